@@ -1,0 +1,284 @@
+"""Everything between the prior's ε and x_{t-1}, in plain PyTorch.
+
+This is the path of the CPU and the oracle of every kernel. With x = f̃₀ − v and y = i − v
+(luma planes in [−1, 1]) one EM iteration of the paper's hierarchical Bayesian model is
+
+    E-step    m̄ = √(2/γ) / |y − x|,  n̄ = √(2/ρ) / |x|
+    scales    γ ← mean(|y − x| √(γ/2) + γ/2),  ρ ← mean(|x| √(ρ/2) + ρ/2)
+    k-step    (I + ∇ᵀ∇) k = x + ∇ᵀu,  u = η / (2ψ + η) · ∇k of the iteration before
+    x-step    x = (2 m̄ y + η k) / (2 m̄ + 2 n̄ + η)
+
+and f̂₀ = x + v. The code works with p = 1/m̄ and q = 1/n̄, which stay finite where the paper's
+weights do not, and multiplies the x-step through by p·q. The carried state of an image is the
+plane k and the two scalars γ and ρ. Images are taken one at a time: a batch gives every image
+the bytes it gets alone, and the planes of one image stay in the cache.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .schedule import StepRow
+
+OFFICIAL_EPS = 1e-6
+"""the constant that the authors' code adds to y − x and to x²"""
+PAPER_FLOOR = 1e-6
+"""least |y − x| and |x| of the paper's E-step: below float32's resolution in [−1, 1]"""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One reading of the method; ``rectify_plane`` says where they differ."""
+
+    name: str
+    summary: str
+    luma_weights: tuple[float, float, float]
+    luma_offset: float
+    writeback: float
+    """adding writeback · (Y_new − Y_old) to R, G and B replaces Y and keeps the chroma"""
+
+
+_BT601 = (0.299, 0.587, 0.114)
+_STUDIO = (65.481 / 255, 128.553 / 255, 24.966 / 255)
+
+VARIANTS = {
+    v.name: v
+    for v in (
+        Variant(
+            "official",
+            "the authors' code, quirk for quirk: balanced, a little flat",
+            _STUDIO,
+            16 / 255,
+            255 / 219,
+        ),
+        Variant(
+            "paper",
+            "the equations of the paper: sharp, drifts towards one source",
+            _BT601,
+            0.0,
+            1.0,
+        ),
+        Variant(
+            "printed",
+            "the paper with its E-step as printed (weights grow with distance): for study",
+            _BT601,
+            0.0,
+            1.0,
+        ),
+    )
+}
+
+
+def get_variant(name: str) -> Variant:
+    """The variant of that name; ValueError with the list of names otherwise."""
+    if name not in VARIANTS:
+        raise ValueError(f"variant is {name!r}; expected one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+class KSolver:
+    """(I + ∇ᵀ∇)⁻¹ on a periodic [H, W] grid: one real FFT, a real scale, one inverse.
+
+    ∇ holds forward differences, whose spectrum gives ∇ᵀ∇ = 4 − 2cos(2πr/H) − 2cos(2πs/W).
+    """
+
+    def __init__(self, height: int, width: int, dtype: torch.dtype, device: torch.device):
+        self.size = (height, width)
+        rows = 2 * torch.cos(2 * math.pi * torch.arange(height, dtype=torch.float64) / height)
+        cols = torch.arange(width // 2 + 1, dtype=torch.float64)
+        cols = 2 * torch.cos(2 * math.pi * cols / width)
+        self.inverse = (1 / (5 - rows[:, None] - cols)).to(device=device, dtype=dtype)
+
+    def __call__(self, rhs: Tensor) -> Tensor:
+        """k for the right-hand side ``rhs`` [..., H, W], float32 or float64; same shape."""
+        return torch.fft.irfft2(torch.fft.rfft2(rhs).mul_(self.inverse), s=self.size)
+
+
+@lru_cache(maxsize=16)
+def get_solver(height: int, width: int, dtype: torch.dtype, device: torch.device) -> KSolver:
+    return KSolver(height, width, dtype, device)
+
+
+def add_divergence_(rhs: Tensor, k: Tensor, ratio: float, official: bool) -> Tensor:
+    """rhs += ∇ᵀu for u = ratio · ∇k, in place; [..., H, W] both.
+
+    The paper's ∇ is periodic, so ∇ᵀ∇k is minus the five-point Laplacian. The official ∇ has the
+    opposite sign and ends in k itself, while its adjoint is periodic: plus the Laplacian, with
+    the first row and column in place of what wraps into the last.
+    """
+    r = ratio if official else -ratio
+    rhs.add_(k, alpha=-4 * r)
+    rhs[..., 1:].add_(k[..., :-1], alpha=r)
+    rhs[..., :-1].add_(k[..., 1:], alpha=r)
+    rhs[..., 1:, :].add_(k[..., :-1, :], alpha=r)
+    rhs[..., :-1, :].add_(k[..., 1:, :], alpha=r)
+    rhs[..., 0].add_(k[..., -1], alpha=r)
+    rhs[..., 0, :].add_(k[..., -1, :], alpha=r)
+    col, row = (0, 0) if official else (-1, -1)
+    rhs[..., col].add_(k[..., 0], alpha=r)
+    rhs[..., row, :].add_(k[..., 0, :], alpha=r)
+    return rhs
+
+
+def e_step(x: Tensor, y: Tensor, gamma: Tensor, rho: Tensor, official: bool):
+    """Inverse weights p = 1/m̄ and q = 1/n̄ of Proposition 1, guarded; [..., H, W] each.
+
+    E[m] is p + γ/2 and E[n] is q + ρ/2. The official code caps n̄ at 2 m̄, that is q ≥ p/2.
+    """
+    if official:
+        p = torch.sub(y, x).add_(OFFICIAL_EPS).abs_().mul_((gamma / 2).sqrt())
+        q = torch.square(x).add_(OFFICIAL_EPS).mul_(rho / 2).sqrt_()
+        return p, torch.maximum(q, p / 2, out=q)
+    p = torch.sub(y, x).abs_().clamp_(min=PAPER_FLOOR).mul_((gamma / 2).sqrt())
+    q = torch.abs(x).clamp_(min=PAPER_FLOOR).mul_((rho / 2).sqrt())
+    return p, q
+
+
+def mean_inverse(p: Tensor, official: bool) -> Tensor:
+    """mean(1/m̄) of p = 1/m̄, 0-dim; the official code has 1/(m̄ + 1e-10).
+
+    m̄ is above 0.3, so float32 cannot tell the two apart and only float64 pays for the division.
+    """
+    if official and p.dtype == torch.float64:
+        p = p / (1 + 1e-10 * p)
+    return p.mean()
+
+
+def x_step(y: Tensor, k: Tensor, p: Tensor, q: Tensor, eta: float, official: bool) -> Tensor:
+    """x = (2 m̄ y + η k) / (2 m̄ + 2 n̄ + η), through p·q; the official code has y − k for k."""
+    e = torch.mul(p, q).mul_(eta)
+    if official:
+        weight = torch.add(e, q, alpha=2)
+        x = torch.mul(weight, y).addcmul_(e, k, value=-1)
+    else:
+        weight = torch.mul(q, 2)
+        x = torch.mul(weight, y).addcmul_(e, k)
+        weight.add_(e)
+    return x.div_(weight.add_(p, alpha=2))
+
+
+def x_step_printed(y, k, p, q, gamma, rho, eta: float) -> Tensor:
+    """The x-step with m̄ = √(2(y − x)²/γ) = 2p/γ and n̄ = 2q/ρ, as the paper prints them."""
+    weight = p * (4 / gamma)
+    x = torch.mul(weight, y).add_(k, alpha=eta)
+    return x.div_(weight.add_(q * (4 / rho)).add_(eta))
+
+
+@dataclass
+class EMState:
+    """What an image carries from one step to the next: k [H, W] and the 0-dim scales γ, ρ."""
+
+    k: Tensor
+    gamma: Tensor
+    rho: Tensor
+
+
+def rectify_plane(
+    f: Tensor,
+    v: Tensor,
+    y: Tensor,
+    state: EMState,
+    solve: KSolver,
+    *,
+    variant: str = "official",
+    psi: float = 0.5,
+    eta: float = 0.001,
+    update_scales: bool = True,
+) -> Tensor:
+    """One EM iteration for one image: f̃₀'s luma in, f̂₀'s luma out; ``state`` is replaced.
+
+    f, v, y = i − v: [H, W], in [−1, 1] (y in [−2, 2]). The official code solves k from y − x,
+    and returns i − x where the paper has x + v.
+    """
+    official = variant == "official"
+    x = f - v
+    p, q = e_step(x, y, state.gamma, state.rho, official)
+    gamma, rho = state.gamma, state.rho
+    if update_scales:
+        state.gamma = mean_inverse(p, official) + gamma / 2
+        state.rho = mean_inverse(q, official) + rho / 2
+    rhs = torch.sub(y, x, out=x) if official else x
+    state.k = solve(add_divergence_(rhs, state.k, eta / (2 * psi + eta), official))
+    if variant == "printed":
+        x = x_step_printed(y, state.k, p, q, gamma, rho, eta)
+    else:
+        x = x_step(y, state.k, p, q, eta, official)
+    if official:
+        return torch.sub(y, x, out=x).add_(v)
+    return x.add_(v)
+
+
+class Rectifier:
+    """The EM state of a batch of pairs and the reverse step that follows the prior.
+
+    i, v: luma planes [N, 1, H, W] in [−1, 1], float32 or float64, on one device; i is the
+    infrared (or first) source. ψ and η are the paper's; images share nothing.
+    """
+
+    def __init__(
+        self,
+        i: Tensor,
+        v: Tensor,
+        *,
+        variant: str = "official",
+        psi: float = 0.5,
+        eta: float = 0.001,
+        update_scales: bool = True,
+    ):
+        if i.shape != v.shape or i.ndim != 4 or i.shape[1] != 1:
+            raise ValueError(
+                f"i has shape {tuple(i.shape)} and v {tuple(v.shape)}; "
+                "expected the same [N, 1, H, W] for both"
+            )
+        self.variant = get_variant(variant)
+        self.settings = dict(variant=variant, psi=psi, eta=eta, update_scales=update_scales)
+        self.v = v[:, 0].contiguous()
+        self.y = (i - v)[:, 0].contiguous()
+        self.luma_weights = torch.tensor(self.variant.luma_weights, dtype=v.dtype, device=v.device)
+        self.solver = get_solver(*v.shape[-2:], v.dtype, v.device)
+        self.x0 = torch.empty(len(v), 3, *v.shape[-2:], dtype=v.dtype, device=v.device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the state before the first step: k = 0, γ = ρ = 1."""
+        one = torch.ones((), dtype=self.v.dtype, device=self.v.device)
+        self.states = [EMState(torch.zeros_like(v), one, one) for v in self.v]
+
+    def step_(self, x_t: Tensor, eps: Tensor, row: StepRow, noise: Tensor | None = None) -> Tensor:
+        """x_t → x_{t-1} in place: predict, rectify, and the sampler's update.
+
+        x_t [N, 3, H, W] contiguous; eps of the same shape in any memory format; ``noise`` is
+        σ·z, broadcastable to x_t. ``self.x0`` holds f̂₀ afterwards.
+        """
+        for n, x in enumerate(x_t):
+            x0 = self.x0[n]
+            previous = x0.clone() if row.c else None
+            torch.mul(x, row.recip, out=x0).sub_(eps[n], alpha=row.recipm1).clamp_(-1, 1)
+            self._rectify_image_(n, x0)
+            x.mul_(row.a).add_(x0, alpha=row.b)
+            if previous is not None:
+                x.add_(previous, alpha=row.c)
+        return x_t if noise is None else x_t.add_(noise)
+
+    def rectify_(self, x0: Tensor) -> Tensor:
+        """f̃₀ → f̂₀ in place, RGB [N, 3, H, W] contiguous in [−1, 1]."""
+        for n, image in enumerate(x0):
+            self._rectify_image_(n, image)
+        return x0
+
+    def _rectify_image_(self, n: int, image: Tensor) -> None:
+        f = self.luma(image)
+        fused = rectify_plane(
+            f, self.v[n], self.y[n], self.states[n], self.solver, **self.settings
+        )
+        image.add_(fused.sub_(f), alpha=self.variant.writeback)
+
+    def luma(self, image: Tensor) -> Tensor:
+        """The variant's luma [H, W] of an RGB image [3, H, W]: what is compared with i and v."""
+        flat = torch.mv(image.reshape(3, -1).t(), self.luma_weights)
+        return flat.add_(self.variant.luma_offset).view(image.shape[-2:])
