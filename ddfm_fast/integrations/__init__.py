@@ -1,0 +1,1 @@
+"""Adapters that put ddfm_fast behind other projects' interfaces."""
