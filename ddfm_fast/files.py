@@ -1,0 +1,401 @@
+"""Image files: careful reading, atomic writing, and pairing two folders by stem.
+
+Reads PNG, JPEG, TIFF and BMP by content, whatever the suffix; writes them by suffix. Pillow
+identifies and decodes. Colour of more than 8 bits, which Pillow reduces to 8, is decoded by OpenCV
+and held against Pillow's 8 bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+DEFAULT_MAX_PIXELS = 2**28
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_DEEP_SUFFIXES = (".png", ".tif", ".tiff")
+_ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 274, 258, 262
+_WHITE_IS_ZERO = 0
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_UPRIGHT = {
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+class ImageFileError(ValueError):
+    """A file or folder that cannot be read, written or paired; the message names it and the fix."""
+
+
+def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Read an image file as [H, W] (grey) or [H, W, 3] (RGB), uint8 or uint16, upright by EXIF.
+
+    Alpha is dropped, with a warning where it is not fully opaque; of several pictures in a file
+    the first is read, with a warning. Palettes become RGB, or grey where they hold only grey;
+    CMYK becomes RGB; 1-bit images become 0 and 255.
+
+    max_pixels: refuse larger images before decoding them (H * W; default 2**28).
+
+    Raises ImageFileError (a ValueError) for anything that is not a whole, readable image of 8 or
+    16 bits, TypeError for a path or max_pixels of the wrong type.
+    """
+    path = _check_path(path)
+    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
+        raise TypeError(f"max_pixels: got {max_pixels!r}, expected an int of at least 1")
+    if max_pixels < 1:
+        raise ValueError(f"max_pixels: got {max_pixels}, expected at least 1")
+    with _open(path) as file, _pillow_limit_lifted():
+        try:
+            return _decode(file, path, max_pixels)
+        except (ImageFileError, MemoryError):
+            raise
+        except UnidentifiedImageError as error:
+            raise ImageFileError(
+                f"{path}: not a PNG, JPEG, TIFF or BMP image that can be read; export it as PNG"
+            ) from error
+        except Exception as error:  # decoders fail on damaged files in every way there is
+            raise ImageFileError(
+                f"{path}: cannot be decoded ({error}); the file is damaged or cut short, or of a "
+                "rare kind: copy it again or export it as PNG"
+            ) from error
+
+
+def write_image(path: str | os.PathLike[str], array: np.ndarray, *, quality: int = 95) -> Path:
+    """Write [H, W], [H, W, 1] or RGB [H, W, 3] atomically, in the format that the suffix names.
+
+    array: uint8 (.png, .jpg, .jpeg, .tif, .tiff, .bmp) or uint16 (.png, .tif, .tiff).
+    quality: JPEG quality, 1 to 100; from 90 on chroma is not subsampled.
+
+    Makes the folder where it is missing and returns the path. Raises ValueError (ImageFileError
+    where the file or folder is at fault) or TypeError.
+    """
+    path = _check_path(path)
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise ImageFileError(
+            f"{path}: suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}; choose one"
+        )
+    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
+        raise ValueError(f"quality: got {quality!r}, expected an int from 1 to 100")
+    array = _check_array(array)
+    if array.dtype == np.uint16 and suffix not in _DEEP_SUFFIXES:
+        raise ImageFileError(
+            f"{path}: {suffix} holds 8 bits and the image is uint16; write .png or .tif, or "
+            "convert it: (array // 257).astype('uint8')"
+        )
+    return atomic_write_bytes(path, _encode(array, suffix, quality, path))
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write data so that the path holds the old or the new file, never a part; returns the path.
+
+    Makes the folder where it is missing, follows symbolic links, refuses to replace anything but a
+    regular file. Raises ImageFileError naming what could not be written.
+    """
+    path = _check_path(path)
+    target = Path(os.path.realpath(path))
+    _make_dir(target.parent)
+    if target.exists() and not target.is_file():
+        raise ImageFileError(f"{path}: exists and is not a regular file; choose another name")
+    temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ImageFileError(
+            f"{path}: cannot be written in {target.parent} ({error.strerror}); choose a folder "
+            "that you may write to and that has room"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    _sync_dir(target.parent)
+    return path
+
+
+def match_pairs(
+    ir_dir: str | os.PathLike[str], vis_dir: str | os.PathLike[str]
+) -> list[tuple[str, Path, Path]]:
+    """Pair the images of two folders by stem: (stem, infrared path, visible path), sorted by stem.
+
+    Takes files with a suffix of SUFFIXES, in any case, not hidden and not in subfolders; suffixes
+    may differ within a pair. Raises ImageFileError for a folder that is missing, the same twice or
+    without images, for two files of one stem in a folder, and for stems without a partner.
+    """
+    ir, vis = _images_by_stem(ir_dir), _images_by_stem(vis_dir)
+    if Path(ir_dir).samefile(vis_dir):
+        raise ImageFileError(f"{ir_dir}: given for infrared and for visible; give two folders")
+    if ir.keys() != vis.keys():
+        raise ImageFileError(
+            "files without a partner of the same stem: "
+            f"only in {ir_dir}: {_few(ir.keys() - vis.keys())}; "
+            f"only in {vis_dir}: {_few(vis.keys() - ir.keys())}; rename or remove them"
+        )
+    return [(stem, ir[stem], vis[stem]) for stem in sorted(ir)]
+
+
+def ensure_writable_dir(path: str | os.PathLike[str]) -> Path:
+    """Make the folder where it is missing and prove by a file that it can be written to.
+
+    Raises ImageFileError naming the folder otherwise.
+    """
+    path = _check_path(path)
+    _make_dir(path)
+    probe = path / f".{secrets.token_hex(8)}.tmp"
+    try:
+        probe.touch(exist_ok=False)
+        probe.unlink()
+    except OSError as error:
+        raise ImageFileError(
+            f"{path}: the folder cannot be written to ({error.strerror}); choose another"
+        ) from error
+    return path
+
+
+def _check_path(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: got {type(path).__name__}, expected a str or pathlib.Path")
+    if not os.fspath(path) or "\0" in str(path):
+        raise ImageFileError(f"path: got {path!r}, expected the name of a file or folder")
+    return Path(path)
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        if path.is_dir():
+            raise ImageFileError(f"{path}: is a folder, expected an image file")
+        if not path.exists():
+            raise ImageFileError(f"{path}: no such file; check the name")
+        if not path.is_file():
+            raise ImageFileError(f"{path}: not a regular file; save the image to one")
+        if path.stat().st_size == 0:
+            raise ImageFileError(f"{path}: the file is empty; copy or export it again")
+        return path.open("rb")
+    except OSError as error:
+        raise ImageFileError(
+            f"{path}: cannot be opened ({error.strerror}); check its name and its permissions"
+        ) from error
+
+
+_limit_lock = threading.Lock()
+_limit_users = 0
+_limit_saved: int | None = None
+
+
+@contextlib.contextmanager
+def _pillow_limit_lifted() -> Iterator[None]:
+    """Lift Pillow's own pixel limit, which max_pixels replaces, until the last reader is done.
+
+    The limit is a global of Pillow; counting readers restores it whatever order threads end in.
+    """
+    global _limit_users, _limit_saved
+    with _limit_lock:
+        if _limit_users == 0:
+            _limit_saved, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _limit_users += 1
+    try:
+        yield
+    finally:
+        with _limit_lock:
+            _limit_users -= 1
+            if _limit_users == 0:
+                Image.MAX_IMAGE_PIXELS = _limit_saved
+
+
+def _decode(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
+    image = Image.open(file, formats=_FORMATS)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageFileError(
+            f"{path}: {width}x{height} is {width * height} pixels, more than the limit of "
+            f"{max_pixels}; if the file is to be trusted, raise it with max_pixels= "
+            "(command line: --max-pixels)"
+        )
+    if getattr(image, "n_frames", 1) > 1:
+        _warn(f"{path}: holds {image.n_frames} pictures; the first is used")
+    raw_mode = str(image.tile[0].args) if image.tile else ""
+    deep = _is_deep_colour(image, raw_mode)
+    inverted = _tiff_tag(image, _PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
+    image.load()
+    # Pillow turns TIFFs upright as it loads them, and so does OpenCV; the tag is gone by here.
+    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
+    ImageOps.exif_transpose(image, in_place=True)
+    if _is_transparent(image):
+        _warn(f"{path}: has transparent parts; alpha is dropped")
+    if deep:
+        rgb = _decode_deep(file, np.asarray(image.convert("RGB")), orientation, path)
+        return np.ascontiguousarray(rgb[..., 0] if "LA;16" in raw_mode else rgb)
+    array = _to_array(image, path)
+    # Pillow inverts 8-bit TIFFs whose zero is white, but not those of 16 bits.
+    return 65535 - array if inverted and array.dtype == np.uint16 else array
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> int | tuple[int, ...] | None:
+    return image.tag_v2.get(tag) if image.format == "TIFF" else None
+
+
+def _is_deep_colour(image: Image.Image, raw_mode: str) -> bool:
+    if image.mode.startswith(("I", "F")):
+        return False
+    if image.format == "TIFF":
+        return max(_tiff_tag(image, _BITS_TAG) or (1,)) > 8
+    return ";16" in raw_mode
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if not image.has_transparency_data or image.mode.startswith("I"):
+        return False
+    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+
+
+def _decode_deep(file: BinaryIO, coarse: np.ndarray, orientation: int, path: Path) -> np.ndarray:
+    """All 16 bits of a colour image by OpenCV; `coarse` is Pillow's upright 8-bit RGB of it."""
+    file.seek(0)
+    data = file.read()
+    if data.startswith(_PNG_SIGNATURE):
+        _check_png_chunks(data, path)
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is not None and pixels.ndim == 3 and pixels.dtype == np.uint16:
+        rgb = _UPRIGHT.get(orientation, np.asarray)(pixels[..., 2::-1])
+        # OpenCV misreads some layouts of TIFF and fills up truncated files, both in silence.
+        if rgb.shape == coarse.shape and np.array_equal(rgb >> 8, coarse):
+            return rgb
+    raise ImageFileError(
+        f"{path}: colour of 16 bits in a layout that cannot be read safely (planar, CMYK or "
+        "premultiplied); export it as 16-bit RGB PNG"
+    )
+
+
+def _check_png_chunks(data: bytes, path: Path) -> None:
+    """Refuse chunks longer than the file: OpenCV allocates what they claim, up to 4 GiB."""
+    start = len(_PNG_SIGNATURE)
+    while start < len(data):
+        kind = data[start + 4 : start + 8]
+        start += 12 + int.from_bytes(data[start : start + 4], "big")
+        if kind == b"IEND":  # what follows belongs to nobody, and decoders stop here
+            return
+    raise ImageFileError(f"{path}: the file is damaged or cut short; copy it again")
+
+
+def _to_array(image: Image.Image, path: Path) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    if image.mode == "I":
+        array = np.asarray(image)
+        if array.min() < 0 or array.max() > 65535:
+            raise ImageFileError(
+                f"{path}: integers from {array.min()} to {array.max()}, expected 0 to 65535; "
+                "load it yourself and pass the array as float32 with value_range=(lo, hi)"
+            )
+        return array.astype(np.uint16)
+    if image.mode == "F":
+        raise ImageFileError(
+            f"{path}: floating-point pixels, whose black and white no file tells; load it "
+            "yourself (tifffile.imread) and pass the array with value_range=(lo, hi)"
+        )
+    if image.mode in ("1", "L", "LA", "La"):
+        return np.array(image.convert("L"))
+    array = np.array(image.convert("RGB"))
+    is_palette = image.mode in ("P", "PA")
+    is_grey = is_palette and (array == array[..., :1]).all()
+    return np.ascontiguousarray(array[..., 0]) if is_grey else array
+
+
+def _check_array(array: np.ndarray) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"array: got {type(array).__name__}, expected a NumPy array")
+    if array.dtype.name not in ("uint8", "uint16"):
+        raise TypeError(
+            f"array: got dtype {array.dtype}, expected uint8 or uint16; for floats in 0..1: "
+            "(array * 255 + 0.5).astype('uint8')"
+        )
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))) or 0 in array.shape:
+        raise ValueError(f"array: got shape {array.shape}, expected [H, W] or [H, W, 3], not empty")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _encode(array: np.ndarray, suffix: str, quality: int, path: Path) -> bytes:
+    options = []
+    if suffix in (".jpg", ".jpeg"):
+        options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+        if quality >= 90:
+            options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    bgr = np.ascontiguousarray(array[..., ::-1] if array.ndim == 3 else array)
+    try:
+        done, data = cv2.imencode(suffix, bgr, options)
+    except cv2.error as error:
+        raise ImageFileError(f"{path}: cannot be encoded ({error.err})") from error
+    if not done:
+        height, width = array.shape[:2]
+        raise ImageFileError(f"{path}: {width}x{height} cannot be encoded as {suffix}; write .png")
+    return data.tobytes()
+
+
+def _make_dir(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageFileError(
+            f"{path}: the folder cannot be made ({error.strerror}); choose another"
+        ) from error
+
+
+def _sync_dir(path: Path) -> None:
+    """Make the new name last through a crash, where the system can sync a folder at all."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _images_by_stem(folder: str | os.PathLike[str]) -> dict[str, Path]:
+    folder = _check_path(folder)
+    if not folder.is_dir():
+        raise ImageFileError(f"{folder}: not a folder; check the name")
+    try:
+        files = sorted(folder.iterdir())
+    except OSError as error:
+        raise ImageFileError(f"{folder}: cannot be listed ({error.strerror})") from error
+    found: dict[str, Path] = {}
+    for file in files:
+        if file.name.startswith(".") or file.suffix.lower() not in SUFFIXES or not file.is_file():
+            continue
+        if file.stem in found:
+            raise ImageFileError(
+                f"{folder}: {found[file.stem].name} and {file.name} have the same stem; keep one"
+            )
+        found[file.stem] = file
+    if not found:
+        raise ImageFileError(f"{folder}: no images in it ({', '.join(SUFFIXES)})")
+    return found
+
+
+def _few(stems: Iterable[str], limit: int = 5) -> str:
+    stems = sorted(stems)
+    more = f" and {len(stems) - limit} more" if len(stems) > limit else ""
+    return (", ".join(stems[:limit]) or "none") + more
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
