@@ -186,8 +186,8 @@ class ReferenceUNet:
         h = F.silu(self._norm(f"{key}.in_layers.0", x))
         h, x = self._resample(key, h), self._resample(key, x)
         h = self._conv(f"{key}.in_layers.2", h, 1)
-        emb = F.silu(emb)
-        emb = F.linear(emb, self.w[f"{key}.emb_layers.1.weight"], self.w[f"{key}.emb_layers.1.bias"])
+        w, b = self.w[f"{key}.emb_layers.1.weight"], self.w[f"{key}.emb_layers.1.bias"]
+        emb = F.linear(F.silu(emb), w, b)
         scale, shift = emb.type(h.dtype)[..., None, None].chunk(2, dim=1)
         h = F.silu(self._norm(f"{key}.out_layers.0", h) * (1 + scale) + shift)
         h = self._conv(f"{key}.out_layers.3", h, 1)

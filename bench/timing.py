@@ -65,9 +65,7 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         fields = dict(line.split(":", 1) for line in lines if ":" in line)
         named = {k.strip(): v.strip() for k, v in fields.items()}
-        return (
-            f"{named['model name']} (family {named['cpu family']}, model {named['model']})"
-        )
+        return f"{named['model name']} (family {named['cpu family']}, model {named['model']})"
     except (OSError, KeyError):
         return platform.processor() or platform.machine()
 

@@ -179,7 +179,7 @@ class Fuser:
         return results
 
     def _fuse_lumas(self, ir: Tensor, vis: Tensor, run: dict) -> Tensor:
-        """Luma planes [N, 1, H, W] in [0, 1] → the fused luma in [0, 1], cropped or of that size."""
+        """Luma planes [N, 1, H, W] in [0, 1] → the fused luma in [0, 1], cropped if so set."""
         config = self.config
         height, width = (n - n % config.crop_multiple for n in ir.shape[-2:])
         planes = [images.crop(p, height, width) for p in (ir, vis)]

@@ -273,9 +273,7 @@ class Rectifier:
 
     def _rectify_image_(self, n: int, image: Tensor) -> None:
         f = self.luma(image)
-        fused = rectify_plane(
-            f, self.v[n], self.y[n], self.states[n], self.solver, **self.settings
-        )
+        fused = rectify_plane(f, self.v[n], self.y[n], self.states[n], self.solver, **self.settings)
         image.add_(fused.sub_(f), alpha=self.variant.writeback)
 
     def luma(self, image: Tensor) -> Tensor:

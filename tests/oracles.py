@@ -51,7 +51,13 @@ def official_em(f, i, v, state, psi, eta):
     ratio = eta / (2 * psi + eta)
     x = (2 * c * y + eta * (y - h)) / (2 * c + 2 * d + eta)
     return i - x, {
-        "C": c, "D": d, "F1": ratio * a1, "F2": ratio * a2, "H": h, "tau_a": tau_a, "tau_b": tau_b,
+        "C": c,
+        "D": d,
+        "F1": ratio * a1,
+        "F2": ratio * a2,
+        "H": h,
+        "tau_a": tau_a,
+        "tau_b": tau_b,
     }
 
 

@@ -113,7 +113,8 @@ def test_padding_reflects_before_the_loop_and_is_cut_after_it():
     ir, vis = picture(20, 30), picture(20, 30, seed=1)
     padded = [np.pad(p, ((0, 12), (0, 2)), mode="reflect") for p in (ir, vis)]
     whole = fuse(*padded, prior=tanh_prior, steps=3, stretch="none")
-    assert np.array_equal(fuse(ir, vis, prior=padded_prior, steps=3, stretch="none"), whole[:20, :30])
+    cut = fuse(ir, vis, prior=padded_prior, steps=3, stretch="none")
+    assert np.array_equal(cut, whole[:20, :30])
 
 
 def test_lists_of_mixed_sizes_equal_single_calls():
@@ -210,12 +211,8 @@ def test_stretch_fills_the_range_and_none_does_not():
 
 
 def test_overrides_change_the_preset():
-    fuser = Fuser(
-        **FAST, variant="paper", sampler="ddpm", psi=0.1, eta=0.2, stretch="none"
-    )
-    wanted = FuseConfig(
-        variant="paper", sampler="ddpm", steps=3, psi=0.1, eta=0.2, stretch="none"
-    )
+    fuser = Fuser(**FAST, variant="paper", sampler="ddpm", psi=0.1, eta=0.2, stretch="none")
+    wanted = FuseConfig(variant="paper", sampler="ddpm", steps=3, psi=0.1, eta=0.2, stretch="none")
     assert fuser.config == wanted
     assert Fuser(prior=tanh_prior, preset=wanted).config == wanted
 

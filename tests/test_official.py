@@ -109,9 +109,7 @@ def test_p_sample_steps_match_the_authors_loop():
             tanh_prior, x, torch.tensor([index]), state, tensors["I"], tensors["V"], **weights
         )
         x = out["sample"]
-        np.testing.assert_allclose(
-            x, golden[f"s10/x_after_step_{index:04d}"], rtol=0, atol=1e-3
-        )
+        np.testing.assert_allclose(x, golden[f"s10/x_after_step_{index:04d}"], rtol=0, atol=1e-3)
     torch.testing.assert_close(out["pred_xstart"], x, rtol=0, atol=1e-6)
 
 

@@ -110,7 +110,7 @@ def test_ddim_rows_equal_the_published_update(ddim_eta):
 
 
 def test_ddpm_rows_are_the_gaussian_posterior():
-    """q(x_{t-1} | x_t, x_0) by combining the two Gaussians q(x_t | x_{t-1}) and q(x_{t-1} | x_0)."""
+    """q(x_{t-1} | x_t, x_0) is the product of q(x_t | x_{t-1}) and q(x_{t-1} | x_0)."""
     schedule = make_schedule(15)
     rows = step_rows(schedule, "ddpm")
     for row, s in zip(rows, reversed(range(len(schedule))), strict=True):

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from ..config import FuseConfig
 from ..priors import Prior, load_prior
+from ..priors.checkpoint import load_checkpoint
 from ..priors.unet import UNet
 from ..rectify import e_step, get_solver, get_variant, mean_inverse, x_step
-from ..schedule import StepRow
 from ..sampler import StepInfo, prior_rows, sample
+from ..schedule import StepRow
 
 _STUDIO = (
     (65.481, 128.553, 24.966),
@@ -150,8 +151,6 @@ def create_model(
     ``attention_resolutions`` are feature sizes at ``image_size``, as in their YAML file.
     ValueError if the checkpoint is missing or does not fit; no network has random weights.
     """
-    from ..priors.checkpoint import load_checkpoint
-
     if channel_mult == "":
         if image_size not in _CHANNEL_MULT:
             raise ValueError(
@@ -182,8 +181,12 @@ def create_model(
         resblock_updown=resblock_updown,
         use_new_attention_order=use_new_attention_order,
     )
-    model, _ = load_checkpoint(model_path, config)
-    return model
+    if not model_path:
+        raise ValueError(
+            "model_path is empty; expected the path of a .pt or .safetensors checkpoint"
+        )
+    unet, _ = load_checkpoint(model_path, config)
+    return unet.float().to(memory_format=torch.channels_last)
 
 
 def create_sampler(

@@ -1,0 +1,50 @@
+# `make` lists the targets. PYTHON picks the interpreter, PIP_ARGS and ARGS are handed through.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_ARGS ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint bench clean
+
+help:
+	@echo "make venv    a virtual environment in .venv with all that the rest needs"
+	@echo "make demo    fuse two example pairs, pictures in out/"
+	@echo "make test    run the tests            (ARGS='-k cli' chooses, ARGS=-x stops early)"
+	@echo "make lint    check the style"
+	@echo "make bench   time this machine against the reference path   (ARGS=--help lists options)"
+	@echo "make clean   remove .venv, out/ and everything built"
+
+venv: $(STAMP)
+
+$(STAMP): setup.py pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || { echo "ddfm_fast needs Python 3.10 or newer; say which: make venv PYTHON=python3.12"; exit 1; }
+	@echo "venv: making $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "venv: installing ddfm_fast and its dependencies (PyTorch is large: minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -c constraints.txt setuptools wheel
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -c constraints.txt --no-build-isolation -e '.[test,diffusers]'
+	@touch $@
+	@echo "venv: ready"
+
+demo: venv
+	@$(BIN)/python -m ddfm_fast demo --out out $(ARGS)
+
+test: venv
+	@echo "test: running"
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: venv
+	@$(BIN)/python -m ruff check .
+
+bench: venv
+	@$(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,72 @@
+"""Fuse infrared and visible (or two medical) images with a diffusion prior and no training.
+
+>>> import ddfm_fast
+>>> fused = ddfm_fast.fuse(infrared, visible)          # doctest: +SKIP
+
+Names are loaded on first use, so importing the package costs milliseconds and needs no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ddfm_fast.api import Fuser, fuse
+    from ddfm_fast.config import PRESETS, FuseConfig
+    from ddfm_fast.priors import load_prior
+
+__version__ = "0.1.0"
+
+__all__ = ["PRESETS", "FuseConfig", "Fuser", "__version__", "fuse", "load_prior"]
+
+_HOME = {
+    "PRESETS": "ddfm_fast.config",
+    "FuseConfig": "ddfm_fast.config",
+    "Fuser": "ddfm_fast.api",
+    "fuse": "ddfm_fast.api",
+    "load_prior": "ddfm_fast.priors",
+}
+
+
+class _KernelsFinder:
+    """Finds ``ddfm_fast.kernels`` in the checkout's ``kernels/`` folder, beside this package.
+
+    A wheel has the folder inside the package and never gets here. In a checkout, installed as
+    editable or not, this answers before any other finder, so that the kernels always come from
+    the same checkout as the package itself.
+    """
+
+    folder = Path(__file__).resolve().parent.parent / "kernels"
+
+    @classmethod
+    def find_spec(cls, name: str, path=None, target=None) -> ModuleSpec | None:
+        if name != f"{__name__}.kernels":
+            return None
+        from importlib.util import spec_from_file_location
+
+        return spec_from_file_location(
+            name, cls.folder / "__init__.py", submodule_search_locations=[str(cls.folder)]
+        )
+
+
+if (
+    not (Path(__file__).resolve().parent / "kernels").is_dir()
+    and (_KernelsFinder.folder / "__init__.py").is_file()
+):
+    sys.meta_path.insert(0, _KernelsFinder)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,409 @@
+"""The ``ddfm-fast`` command. Heavy imports happen inside the commands, so ``--help`` is quick."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+import warnings
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="ddfm-fast",
+    help="Fuse infrared and visible (or two medical) images with a diffusion prior.\n\n"
+    "Start with:  ddfm-fast demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+prior_app = typer.Typer(
+    help="Look into prior files (checkpoints) and convert them.", no_args_is_help=True
+)
+app.add_typer(prior_app, name="prior")
+
+OK, SOME_FAILED, BAD_INPUT = 0, 1, 2
+
+
+class ColorFrom(str, Enum):
+    auto = "auto"
+    ir = "ir"
+    vis = "vis"
+
+
+class Stretch(str, Enum):
+    none = "none"
+    minmax = "minmax"
+
+
+class DType(str, Enum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def main() -> None:
+    """Entry point: exit code 0 ok, 1 something failed, 2 bad usage or input."""
+    # OpenMP's threads spin while they wait, which starves them where other programs run too: the
+    # demo on two busy cores took up to ten times as long. Torch reads this when it loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    app()
+
+
+def _friendly(command):
+    """Errors become one or two lines on stderr; ``DDFM_FAST_DEBUG=1`` lets the traceback out."""
+
+    @functools.wraps(command)
+    def wrapper(*args, **kwargs):
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception as error:
+            if os.environ.get("DDFM_FAST_DEBUG"):
+                raise
+            message = _message(error)
+            if kwargs.get("as_json"):
+                typer.echo(json.dumps({"ok": False, "error": message}))
+            typer.echo(f"error: {message}", err=True)
+            known = isinstance(error, (ValueError, TypeError, ImportError, OSError))
+            raise typer.Exit(BAD_INPUT if known else SOME_FAILED) from None
+
+    return wrapper
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, (ValueError, TypeError, ImportError, OSError)):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error} (DDFM_FAST_DEBUG=1 shows where)"
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    typer.echo(f"warning: {message}", err=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from ddfm_fast import __version__
+
+        typer.echo(f"ddfm-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _json_object(text: str | None, option: str) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    if not text.lstrip().startswith("{"):
+        path = Path(text)
+        if not path.is_file():
+            raise ValueError(
+                f"{option} is {text!r}; expected a JSON object such as "
+                "'{\"num_head_channels\": 64}' or the path of a file that holds one"
+            )
+        text = path.read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{option} holds a JSON {type(found).__name__}; expected an object")
+    return found
+
+
+def _color(gray: bool, color_from: ColorFrom) -> bool | str:
+    if gray and color_from is not ColorFrom.auto:
+        raise ValueError(f"--gray and --color-from {color_from.value} exclude each other")
+    if gray:
+        return False
+    return True if color_from is ColorFrom.auto else color_from.value
+
+
+def _steps(text: str | None) -> int | str | None:
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return text
+
+
+@app.command(epilog="Example:  `ddfm-fast fuse ir/ visible/ -o fused/ --steps 50 --panel`")
+@_friendly
+def fuse(
+    ir: Annotated[
+        Path, typer.Argument(metavar="IR", help="Infrared (or first) image, or a folder of them.")
+    ],
+    vis: Annotated[
+        Path, typer.Argument(metavar="VIS", help="Visible (or second) image, or a folder of them.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", help="File or folder to write; an output there is replaced."),
+    ],
+    preset: Annotated[
+        str, typer.Option(help="A row of `ddfm-fast presets`; the options below override it.")
+    ] = "official",
+    variant: Annotated[
+        str | None, typer.Option(help="Rectification: official, paper or printed.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim or ddpm.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Steps (1 to 1000), ddimN, or sections such as 10,20,30.")
+    ] = None,
+    psi: Annotated[float | None, typer.Option(help="The method's ψ, weight of the prior.")] = None,
+    eta: Annotated[float | None, typer.Option(help="The method's η, weight of smoothness.")] = None,
+    stretch: Annotated[
+        Stretch | None, typer.Option(help="Stretch the result's luma to the full range, or not.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first noise.")] = 3407,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA where there is one by default.")
+    ] = None,
+    prior: Annotated[
+        str, typer.Option(help="embedded, a .pt or .safetensors file, or a diffusers folder.")
+    ] = "embedded",
+    prior_config: Annotated[
+        str | None, typer.Option(help="JSON (or a file of it) with what the prior's file lacks.")
+    ] = None,
+    gray: Annotated[bool, typer.Option("--gray", help="Write grey images.")] = False,
+    color_from: Annotated[
+        ColorFrom, typer.Option(help="Which source gives the colour.")
+    ] = ColorFrom.auto,
+    format: Annotated[
+        str | None, typer.Option(help="png, jpg, tif or bmp, for outputs in a folder.")
+    ] = None,
+    panel: Annotated[
+        bool, typer.Option("--panel", help="Also write NAME.panel.png, sources beside result.")
+    ] = False,
+    skip_existing: Annotated[
+        bool, typer.Option("--skip-existing", help="Leave pairs whose output is there already.")
+    ] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse larger input files (default 2^28 pixels).")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
+) -> None:
+    """Fuse two image files, or two folders whose files have the same stems.
+
+    8-bit images give 8-bit images and 16-bit images give 16-bit images. In folders a pair that
+    fails is reported and the others go on. Exit code: 0 all fused, 1 some failed, 2 bad input.
+    """
+    started = time.perf_counter()
+    color = _color(gray, color_from)
+    config = _json_object(prior_config, "--prior-config")
+    from ddfm_fast.cli_fuse import plan_jobs, run_jobs
+
+    jobs = plan_jobs(ir, vis, out, format=format, panel=panel)
+    from ddfm_fast.api import Fuser
+    from ddfm_fast.files import DEFAULT_MAX_PIXELS
+    from ddfm_fast.priors import load_prior
+
+    fuser = Fuser(
+        prior=prior if config is None else load_prior(prior, config),
+        preset=preset,
+        variant=variant,
+        sampler=sampler,
+        steps=_steps(steps),
+        psi=psi,
+        eta=eta,
+        stretch=None if stretch is None else stretch.value,
+        seed=seed,
+        device=device,
+        color=color,
+    )
+    reports = run_jobs(
+        jobs,
+        fuser,
+        max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+        progress=not quiet and sys.stderr.isatty(),
+        skip_existing=skip_existing,
+        on_error=lambda job, error: typer.echo(
+            f"error: {job.output.stem}: {_message(error)}", err=True
+        ),
+    )
+    _report_fuse(reports, fuser, preset, time.perf_counter() - started, as_json, quiet)
+    failed = sum(not report["ok"] for report in reports)
+    if failed:
+        # a single pair that is refused is bad input; in a folder some of many failed
+        raise typer.Exit(BAD_INPUT if len(jobs) == 1 else SOME_FAILED)
+
+
+def _report_fuse(reports, fuser, preset, seconds, as_json, quiet) -> None:
+    import dataclasses
+
+    from ddfm_fast import __version__
+
+    if as_json:
+        prior = fuser.prior
+        whole = {
+            "ok": all(report["ok"] for report in reports),
+            "version": __version__,
+            "preset": preset,
+            "config": dataclasses.asdict(fuser.config),
+            "prior": {"name": prior.name, "fingerprint": prior.fingerprint},
+            "device": str(prior.device),
+            "seconds": seconds,
+            "results": reports,
+        }
+        typer.echo(json.dumps(whole, default=str))
+    elif not quiet:
+        for report in reports:
+            _echo_result(report)
+        done = sum(report["ok"] for report in reports)
+        if len(reports) > 1:
+            typer.echo(f"{done} of {len(reports)} pairs in {seconds:.1f} s")
+
+
+def _echo_result(report: dict[str, Any]) -> None:
+    if report["skipped"]:
+        typer.echo(f"{report['output']}  (there already)")
+    elif report["ok"]:
+        size = f"{report['width']}x{report['height']}"
+        typer.echo(f"{report['output']}  {size} {report['dtype']}, {report['seconds']:.1f} s")
+        if report["panel"]:
+            typer.echo(report["panel"])
+
+
+@app.command(epilog="Example:  `ddfm-fast presets`")
+@_friendly
+def presets(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the presets: their settings and what each is for."""
+    import dataclasses
+
+    from ddfm_fast.config import PRESETS
+
+    if as_json:
+        table = {name: dataclasses.asdict(config) for name, config in PRESETS.items()}
+        typer.echo(json.dumps(table, indent=2, default=str))
+        return
+    for name, config in PRESETS.items():
+        settings = dataclasses.asdict(config)
+        typer.echo(f"{name}: {settings.pop('summary')}")
+        typer.echo("    " + "  ".join(f"{key}={value}" for key, value in settings.items()))
+
+
+@app.command(epilog="Example:  `ddfm-fast doctor`")
+@_friendly
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what this machine can do, test it, and what to install for more."""
+    from ddfm_fast.doctor import examine, render
+
+    report = examine()
+    typer.echo(json.dumps(report, indent=2) if as_json else render(report))
+    if not report["ok"]:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command(epilog="Example:  `ddfm-fast demo --out out`")
+@_friendly
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")] = Path("out"),
+    steps: Annotated[
+        str | None, typer.Option(help="Fewer steps for a quicker look (default 100).")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA where there is one by default.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bars.")] = False,
+) -> None:
+    """Fuse the two pairs that come with the package: satellite (colour) and brain MRI (grey)."""
+    from ddfm_fast.demo import run
+
+    run(out, steps=_steps(steps), device=device, progress=not quiet and sys.stderr.isatty())
+
+
+@prior_app.command("info", epilog="Example:  `ddfm-fast prior info embedded`")
+@_friendly
+def prior_info(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A .pt or .safetensors file, or `embedded`.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print what a prior's file holds: parameters, configuration, data type, hash."""
+    from ddfm_fast.priors import checkpoint
+
+    if file == "embedded":
+        file = str(Path(checkpoint.__file__).with_name("embedded.safetensors"))
+    found = checkpoint.describe(file)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, default=str))
+        return
+    for line in _table(found):
+        typer.echo(line)
+
+
+def _table(values: dict[str, Any], indent: str = "") -> list[str]:
+    """``key  value`` lines; a dictionary inside becomes an indented table of its own."""
+    width = max(map(len, values), default=0)
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{key}", *_table(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key:<{width}}  {_plain(value)}")
+    return lines
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+@prior_app.command(
+    "convert",
+    epilog="Example:  `ddfm-fast prior convert 256x256_diffusion_uncond.pt prior.safetensors "
+    "--dtype float16`",
+)
+@_friendly
+def prior_convert(
+    src: Annotated[Path, typer.Argument(metavar="SRC", help="A .pt or .safetensors checkpoint.")],
+    dst: Annotated[Path, typer.Argument(metavar="DST", help="The .safetensors file to write.")],
+    dtype: Annotated[
+        DType | None, typer.Option(help="Data type of the weights; kept by default.")
+    ] = None,
+    config: Annotated[
+        str | None, typer.Option(help="JSON (or a file of it) with what the file's shapes lack.")
+    ] = None,
+) -> None:
+    """Turn a checkpoint into safetensors with its configuration inside.
+
+    The result loads faster, cannot carry code, and needs no --prior-config.
+    """
+    from ddfm_fast.priors import checkpoint
+
+    checkpoint.convert(
+        src,
+        dst,
+        dtype=None if dtype is None else dtype.value,
+        config=_json_object(config, "--config"),
+    )
+    typer.echo(f"{dst}  {dst.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""Priors: unconditional noise predictors eps(x_t, t), whatever they come from, behind one class.
+
+:func:`load_prior` turns the embedded network, a checkpoint, a diffusers folder, an ``nn.Module``
+or a callable into a :class:`Prior`, which is all that the sampler knows.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import (
+    PRIOR_KEYWORDS,
+    build_unet,
+    check_dtype,
+    load_checkpoint,
+    split_config,
+    weights_sha256,
+)
+from .unet import UNet
+
+__all__ = ["CallablePrior", "Prior", "UNetPrior", "load_prior"]
+
+EMBEDDED = Path(__file__).with_name("embedded.safetensors")
+NOISE_SCHEDULES = ("linear", "cosine")
+ACCEPTED = (
+    '"embedded", the path of a .pt or .safetensors checkpoint, the folder of a diffusers '
+    "UNet2DModel, an nn.Module or callable eps(x, t), or a Prior"
+)
+
+
+class Prior:
+    """A noise predictor as the sampler sees it.
+
+    Attributes: ``multiple`` (height and width handed in are multiples of it),
+    ``num_train_timesteps``, ``noise_schedule`` ("linear" or "cosine" betas of its training),
+    ``rescale_timesteps`` (the network is given t * 1000 / num_train_timesteps, not t),
+    ``has_variance`` (can return the learned-range half), ``name``, ``fingerprint`` (sha256 of the
+    weights, "" for callables), ``device`` and ``dtype`` of the weights.
+    """
+
+    fingerprint: str = ""
+    has_variance: bool = False
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        multiple: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        noise_schedule: str = "linear",
+        num_train_timesteps: int = 1000,
+        rescale_timesteps: bool = False,
+    ):
+        if noise_schedule not in NOISE_SCHEDULES:
+            raise ValueError(
+                f"config: noise_schedule={noise_schedule!r}, expected one of "
+                f"{', '.join(NOISE_SCHEDULES)}"
+            )
+        for key, value in (("num_train_timesteps", num_train_timesteps), ("multiple", multiple)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"config: {key}={value!r}, expected an integer of at least 1")
+        if not isinstance(rescale_timesteps, bool):
+            raise ValueError(f"config: rescale_timesteps={rescale_timesteps!r}, expected a bool")
+        self.name, self.multiple = name, multiple
+        self.noise_schedule, self.num_train_timesteps = noise_schedule, num_train_timesteps
+        self.rescale_timesteps = rescale_timesteps
+        self.device, self.dtype = device, dtype
+
+    def to(self, device: str | torch.device) -> Prior:
+        """This prior on a device: itself if it is there, else a new one; never moved in place."""
+        raise NotImplementedError
+
+    def conditioning(self, timesteps: Tensor) -> Sequence:
+        """One item for each of the training timesteps [S], to hand to ``eps``."""
+        raise NotImplementedError
+
+    def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
+        """Predicted noise [N, 3, H, W] float32 of x [N, 3, H, W] float32, no autograd.
+
+        ``cond`` is an item of ``conditioning``. With ``variance`` [N, 6, H, W], the second half
+        the learned-range interpolation weight v in [-1, 1] (Nichol and Dhariwal 2021, eq. 15).
+        """
+        raise NotImplementedError
+
+    def _network_timesteps(self, timesteps: Tensor) -> Tensor:
+        timesteps = torch.as_tensor(timesteps, device=self.device)
+        if self.rescale_timesteps:
+            return timesteps.float() * (1000.0 / self.num_train_timesteps)
+        return timesteps
+
+    def _check_input(self, x: Tensor, variance: bool) -> None:
+        multiple = self.multiple
+        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % multiple or x.shape[3] % multiple:
+            raise ValueError(
+                f"x: shape {tuple(x.shape)}, expected [N, 3, H, W] with H and W multiples of "
+                f"{multiple} for prior {self.name!r}; pad it"
+            )
+        if variance and not self.has_variance:
+            raise ValueError(
+                f"variance: prior {self.name!r} predicts no variance; "
+                "use a sampler with a fixed one"
+            )
+
+    def _keywords(self) -> dict[str, Any]:
+        return {k: getattr(self, k) for k in ("name", *PRIOR_KEYWORDS)}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.dtype}, device={str(self.device)!r})"
+
+
+class UNetPrior(Prior):
+    """Our own network engine; ``unet`` is used as it is and never changed.
+
+    ``load_prior`` gives it a copy laid out for speed.
+    """
+
+    def __init__(self, unet: UNet, *, name: str = "unet", multiple: int | None = None, **keywords):
+        config = unet.config
+        if config.in_channels != 3 or config.out_channels not in (3, 6):
+            raise ValueError(
+                f"prior: the network maps {config.in_channels} to {config.out_channels} channels, "
+                "expected 3 to 3 or 6 (an RGB noise predictor, without or with learned variance)"
+            )
+        multiple = config.multiple if multiple is None else multiple
+        if isinstance(multiple, int) and multiple % config.multiple:
+            raise ValueError(
+                f"config: multiple={multiple}, expected a multiple of {config.multiple}, "
+                "which the network needs"
+            )
+        weight = unet.out[2].weight
+        super().__init__(
+            name=name, multiple=multiple, device=weight.device, dtype=weight.dtype, **keywords
+        )
+        self.unet = unet
+        self.has_variance = config.out_channels == 6
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return weights_sha256(self.unet.state_dict())
+
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> UNetPrior:
+        """This prior on a device (and in a dtype); a new one unless nothing changes."""
+        device = self.device if device is None else torch.device(device)
+        dtype = dtype or self.dtype
+        if _same_device(device, self.device) and dtype == self.dtype:
+            return self
+        return UNetPrior(_optimised(self.unet, device, dtype), **self._keywords())
+
+    @torch.no_grad()
+    def conditioning(self, timesteps: Tensor) -> Sequence:
+        return self.unet.conditioning(self._network_timesteps(timesteps))
+
+    @torch.no_grad()
+    def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
+        self._check_input(x, variance)
+        return self.unet.run(x.to(self.dtype), cond, None if variance else 3).float()
+
+
+def _optimised(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
+    """A copy of the network, fast on the device; tensors that fit already are shared, not copied.
+
+    Convolutions are in channels_last. Upsampling is folded on CPUs, where it was measured to win.
+    """
+    tensors = {
+        k: v.to(device, dtype, memory_format=torch.channels_last)
+        if v.ndim == 4
+        else v.to(device, dtype)
+        for k, v in unet.state_dict().items()
+    }
+    optimised = build_unet(unet.config, tensors)
+    return optimised.fold_upsampling() if device.type == "cpu" else optimised
+
+
+def _same_device(a: torch.device, b: torch.device) -> bool:
+    return a.type == b.type and (a.index == b.index or a.type == "cpu")
+
+
+class CallablePrior(Prior):
+    """Any ``eps(x, t)``: x [N, 3, H, W], t [N] training timesteps (int64 unless rescaled).
+
+    It returns [N, 3, H, W], or [N, 6, H, W] with the variance half, or an object with such a
+    tensor as ``.sample`` (diffusers). ``multiple`` is the callable's attribute of that name,
+    else 32; ``has_variance`` its attribute, or ``out_channels == 6``, else found by one evaluation
+    on zeros when first asked for.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        *,
+        name: str | None = None,
+        multiple: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **keywords,
+    ):
+        parameter = None
+        if isinstance(function, nn.Module):
+            parameter = next((p for p in function.parameters() if p.is_floating_point()), None)
+        if parameter is not None:
+            device, dtype = parameter.device, dtype or parameter.dtype
+        if multiple is None:
+            multiple = getattr(function, "multiple", None) or 32
+        super().__init__(
+            name=name or getattr(function, "__name__", type(function).__name__),
+            multiple=multiple,
+            device=torch.device(device or "cpu"),
+            dtype=dtype or torch.float32,
+            **keywords,
+        )
+        self.function = function
+
+    @functools.cached_property
+    def has_variance(self) -> bool:
+        known = getattr(self.function, "has_variance", None)
+        if known is None:
+            # A module's own attribute; diffusers keeps it in .config and warns about the shortcut.
+            holder = getattr(self.function, "config", self.function)
+            channels = getattr(holder, "out_channels", None)
+            known = None if channels is None else channels == 6
+        if known is None:
+            side = -(-64 // self.multiple) * self.multiple
+            zeros = torch.zeros(1, 3, side, side, device=self.device)
+            known = self._call(zeros, self.conditioning(torch.tensor([0]))[0]).shape[1] == 6
+        return bool(known)
+
+    def to(self, device: str | torch.device) -> CallablePrior:
+        """This prior on a device; modules are copied, plain callables get x on that device."""
+        device = torch.device(device)
+        if _same_device(device, self.device):
+            return self
+        function = self.function
+        if isinstance(function, nn.Module):
+            function = copy.deepcopy(function).to(device)
+        return CallablePrior(function, device=device, dtype=self.dtype, **self._keywords())
+
+    def conditioning(self, timesteps: Tensor) -> Sequence:
+        timesteps = self._network_timesteps(timesteps)
+        if not timesteps.is_floating_point():
+            timesteps = timesteps.long()
+        return list(timesteps)
+
+    @torch.no_grad()
+    def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
+        self._check_input(x, variance)
+        out = self._call(x, cond)
+        if variance and out.shape[1] != 6:
+            raise ValueError("prior: the callable returned no variance half, expected 6 channels")
+        return (out if variance else out[:, :3]).float()
+
+    @torch.no_grad()
+    def _call(self, x: Tensor, cond: Tensor) -> Tensor:
+        out = self.function(x.to(self.dtype), cond.repeat(len(x)))
+        if not isinstance(out, Tensor):
+            out = getattr(out, "sample", out)
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            what = f"a tensor of {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+            raise TypeError(
+                f"prior: eps(x, t) returned {what}, expected a floating-point tensor "
+                "[N, 3, H, W] or [N, 6, H, W]"
+            )
+        n, _, height, width = x.shape
+        if tuple(out.shape) not in ((n, 3, height, width), (n, 6, height, width)):
+            raise ValueError(
+                f"prior: eps(x, t) returned shape {tuple(out.shape)} for x {tuple(x.shape)}, "
+                f"expected {(n, 3, height, width)} or {(n, 6, height, width)}"
+            )
+        if out.device != x.device:
+            raise ValueError(
+                f"prior: eps(x, t) returned a tensor on {out.device} for x on {x.device}; "
+                "keep it on one device"
+            )
+        return out
+
+
+def load_prior(
+    spec: Any,
+    config: dict[str, Any] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Prior:
+    """A :class:`Prior` from ``"embedded"``, a checkpoint path, a folder, a module or a callable.
+
+    ``spec``: "embedded" (the small network that comes with the package, read once a process), the
+    path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint, the folder of a
+    diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
+    (:class:`CallablePrior`), or a :class:`Prior`, which comes back as it is.
+    ``config``: guided-diffusion's ``UNetModel`` keywords for what a checkpoint does not tell
+    (mostly ``num_head_channels`` or ``num_heads``), and the prior's own: ``noise_schedule``
+    ("linear" | "cosine"), ``num_train_timesteps``, ``rescale_timesteps``, ``multiple``.
+    ``device``: where to put it (default: CPU, or where a module is). ``dtype``: of the weights,
+    float32 by default; for modules and callables, of the x they are given.
+
+    ValueError or TypeError, naming what is wrong, for anything else; ImportError when diffusers
+    is needed and absent.
+    """
+    dtype = check_dtype(dtype)
+    if isinstance(spec, Prior):
+        if config:
+            raise ValueError("config: a Prior is taken as it is; pass config where it is made")
+        prior: Prior = spec
+    elif isinstance(spec, str) and spec == "embedded":
+        if config:
+            raise ValueError('config: the prior "embedded" brings its own; leave config out')
+        prior = _embedded()
+    elif isinstance(spec, str | os.PathLike):
+        return _from_path(Path(spec), config, device, dtype)
+    elif isinstance(spec, UNet):
+        weight = spec.out[2].weight
+        unet = _optimised(spec, torch.device(device or weight.device), dtype or weight.dtype)
+        return UNetPrior(unet, **_prior_keywords(config))
+    elif callable(spec) and not isinstance(spec, type):
+        prior = CallablePrior(spec, dtype=dtype, **_prior_keywords(config))
+    else:
+        raise TypeError(f"prior: got {type(spec).__name__}, expected {ACCEPTED}")
+    if dtype is not None and isinstance(prior, UNetPrior):
+        return prior.to(device, dtype)
+    return prior if device is None else prior.to(device)
+
+
+def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
+    network, prior = split_config(config)
+    if network:
+        raise ValueError(
+            f"config: {', '.join(map(repr, network))} has no effect on this kind of prior; "
+            f"expected {', '.join(PRIOR_KEYWORDS)}"
+        )
+    return prior
+
+
+@functools.cache
+def _embedded() -> UNetPrior:
+    if not EMBEDDED.is_file():
+        raise ValueError(
+            'prior: the file of "embedded" is missing from this installation; install ddfm_fast '
+            "again or give the path of a checkpoint"
+        )
+    return _checkpoint_prior(EMBEDDED, None, torch.device("cpu"), torch.float32, "embedded")
+
+
+def _checkpoint_prior(
+    path: Path, config: dict[str, Any] | None, device: torch.device, dtype: torch.dtype, name: str
+) -> UNetPrior:
+    unet, info = load_checkpoint(path, config)
+    return UNetPrior(_optimised(unet, device, dtype), name=name, **info["prior"])
+
+
+def _from_path(
+    path: Path,
+    config: dict[str, Any] | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | None,
+) -> Prior:
+    device = torch.device(device or "cpu")
+    if path.is_dir():
+        from .hf import load_diffusers
+
+        model, found = load_diffusers(path)
+        keywords = {**found, **_prior_keywords(config)}
+        model = model.to(device, dtype or torch.float32)
+        return CallablePrior(model, name=path.name, **keywords)
+    if not path.exists():
+        raise ValueError(f"prior: there is no file or folder {str(path)!r}; expected {ACCEPTED}")
+    return _checkpoint_prior(path, config, device, dtype or torch.float32, path.stem)
