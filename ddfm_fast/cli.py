@@ -166,8 +166,12 @@ def fuse(
     steps: Annotated[
         str | None, typer.Option(help="Steps (1 to 1000), ddimN, or sections such as 10,20,30.")
     ] = None,
-    psi: Annotated[float | None, typer.Option(help="The method's ψ, weight of the prior.")] = None,
-    eta: Annotated[float | None, typer.Option(help="The method's η, weight of smoothness.")] = None,
+    psi: Annotated[
+        float | None, typer.Option(help="The method's ψ, weight of the total variation.")
+    ] = None,
+    eta: Annotated[
+        float | None, typer.Option(help="The method's η, coupling of the split variables.")
+    ] = None,
     stretch: Annotated[
         Stretch | None, typer.Option(help="Stretch the result's luma to the full range, or not.")
     ] = None,

@@ -25,6 +25,11 @@ class FuseConfig:
     """"ddim" or "ddpm" (Algorithm 1 of the paper)"""
     steps: int | str = 100
     """prior evaluations: a count, or a respacing such as "ddim50" or "10,20,30" """
+    start: int | None = None
+    """first timestep: the loop starts from the mean of the sources noised to it, and ``steps`` is
+    a count of timesteps from there to 0; None starts from pure noise at the last timestep"""
+    spacing: float = 1.0
+    """with ``start``: timestep j of n is start · (j / (n − 1))^spacing; above 1 for low noise"""
     ddim_eta: float = 0.0
     """η of DDIM, 0 (deterministic) to 1; other samplers ignore it"""
     variance: str = "auto"
@@ -52,6 +57,7 @@ class FuseConfig:
         _require_choice("sampler", self.sampler, SAMPLER_NAMES)
         _require_choice("variance", self.variance, VARIANCES)
         _require_choice("stretch", self.stretch, STRETCHES)
+        _require_number("spacing", self.spacing, 0.1, 10)
         _require_number("ddim_eta", self.ddim_eta, 0, 1)
         _require_number("psi", self.psi, 0, 1e6)
         _require_number("eta", self.eta, 0, 1e6)
@@ -65,6 +71,14 @@ class FuseConfig:
         if isinstance(self.steps, int) and self.steps < 1:
             raise ValueError(
                 f"steps is {self.steps}; expected 1 to the prior's timesteps, mostly 1000"
+            )
+        if self.start is not None and (
+            isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 1
+        ):
+            raise ValueError(f"start is {self.start!r}; expected a timestep from 1, or None")
+        if self.start is not None and isinstance(self.steps, str):
+            raise ValueError(
+                f"steps is {self.steps!r} and start is {self.start}; expected a count with start"
             )
         if isinstance(self.crop_multiple, bool) or self.crop_multiple not in range(1, 1025):
             raise ValueError(f"crop_multiple is {self.crop_multiple!r}; expected an int, 1 to 1024")

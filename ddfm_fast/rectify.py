@@ -276,6 +276,11 @@ class Rectifier:
         fused = rectify_plane(f, self.v[n], self.y[n], self.states[n], self.solver, **self.settings)
         image.add_(fused.sub_(f), alpha=self.variant.writeback)
 
+    def grey(self, luma: Tensor) -> Tensor:
+        """The grey RGB images [N, 3, H, W] whose ``luma`` is the given [N, 1, H, W]."""
+        level = (luma - self.variant.luma_offset) * self.variant.writeback
+        return level.repeat(1, 3, 1, 1)
+
     def luma(self, image: Tensor) -> Tensor:
         """The variant's luma [H, W] of an RGB image [3, H, W]: what is compared with i and v."""
         flat = torch.mv(image.reshape(3, -1).t(), self.luma_weights)

@@ -50,6 +50,9 @@ def sample(
 ) -> Sampled:
     """Draw the fused image of each pair.
 
+    The loop starts from pure noise, or with ``config.start`` from the mean of the sources noised
+    to that timestep (what is below it in the schedule is all that is sampled).
+
     i, v: luma planes [N, 1, H, W] float32 in [−1, 1] on the prior's device, H and W multiples of
     ``prior.multiple``. x_T (``x_start`` unless given) and every z come from one CPU generator
     seeded with ``seed``, one image's worth, given to each image: the same on every device and in
@@ -59,11 +62,13 @@ def sample(
     learned = uses_learned_variance(prior, config)
     generator = torch.Generator().manual_seed(seed)
     noise_shape = (1, 3, *i.shape[-2:])
-    if x_start is None:
-        x_start = torch.randn(noise_shape, generator=generator).to(i.device, i.dtype)
     with torch.inference_mode():
-        x_t = x_start.repeat(len(i), 1, 1, 1) if len(x_start) == 1 else x_start.clone()
         rectifier = make_rectifier(i, v, config)
+        if x_start is None:
+            x_start = torch.randn(noise_shape, generator=generator).to(i.device, i.dtype)
+            if config.start is not None:
+                x_start = noised(rectifier.grey((i + v) / 2), x_start, rows[0])
+        x_t = x_start.repeat(len(i) // len(x_start), 1, 1, 1)
         conditioning = prior.conditioning(torch.tensor([row.timestep for row in rows]))
         for s, row in enumerate(_progress(rows, progress)):
             eps = prior.eps(x_t, conditioning[s], variance=learned)
@@ -81,6 +86,11 @@ def sample(
             "expected finite eps(x, t): check the checkpoint, or use a wider dtype"
         )
     return Sampled(x_t, luma)
+
+
+def noised(x0: Tensor, z: Tensor, row: StepRow) -> Tensor:
+    """A sample of q(x_t | x_0): √ᾱ · x0 + √(1 − ᾱ) · z at the step's noise level."""
+    return (x0 + row.recipm1 * z) / row.recip
 
 
 def make_rectifier(i: Tensor, v: Tensor, config: FuseConfig) -> Rectifier:
@@ -101,6 +111,8 @@ def prior_rows(prior: Prior, config: FuseConfig) -> list[StepRow]:
         config.steps,
         noise_schedule=prior.noise_schedule,
         num_train_timesteps=prior.num_train_timesteps,
+        start=config.start,
+        spacing=config.spacing,
     )
     return step_rows(schedule, config.sampler, config.ddim_eta)
 

@@ -114,19 +114,52 @@ class Schedule:
         return len(self.timesteps)
 
 
+def spread(start: int, steps: int, power: float = 1.0) -> np.ndarray:
+    """``steps`` timesteps from 0 to ``start``, ascending int64: start · (j / (steps − 1))^power.
+
+    A power above 1 spends more of them at low noise. ValueError where they would not be distinct.
+    """
+    if steps == 1:
+        return np.array([start], dtype=np.int64)
+    kept = np.rint(start * (np.arange(steps) / (steps - 1)) ** power).astype(np.int64)
+    if len(np.unique(kept)) < steps:
+        raise ValueError(
+            f"steps is {steps}, more than fit below start={start} with spacing={power}; "
+            "expected fewer steps, a higher start or a spacing nearer to 1"
+        )
+    return kept
+
+
 def make_schedule(
-    steps: int | str = 100, *, noise_schedule: str = "linear", num_train_timesteps: int = 1000
+    steps: int | str = 100,
+    *,
+    noise_schedule: str = "linear",
+    num_train_timesteps: int = 1000,
+    start: int | None = None,
+    spacing: float = 1.0,
 ) -> Schedule:
     """Respace the forward process so that ᾱ is unchanged at the kept timesteps.
 
-    ``steps`` as in :func:`respace`. β of the shorter process is 1 − ᾱ_t / ᾱ of the kept
-    timestep before it.
+    ``steps`` as in :func:`respace`; with ``start``, a count of timesteps from ``start`` down to 0
+    as in :func:`spread`. β of the shorter process is 1 − ᾱ_t / ᾱ of the kept timestep before it.
     """
     betas = make_betas(noise_schedule, num_train_timesteps)
-    timesteps = respace(num_train_timesteps, steps)
+    if start is None:
+        timesteps = respace(num_train_timesteps, steps)
+    else:
+        start = _checked_start(start, num_train_timesteps)
+        timesteps = spread(start, _as_count(steps, steps), spacing)
     kept = np.cumprod(1.0 - betas)[timesteps]
     new_betas = 1.0 - kept / np.append(1.0, kept[:-1])
     return Schedule(timesteps, new_betas, np.cumprod(1.0 - new_betas))
+
+
+def _checked_start(start: int, num_train_timesteps: int) -> int:
+    if isinstance(start, bool) or start not in range(1, num_train_timesteps):
+        raise ValueError(
+            f"start is {start!r}; expected a timestep from 1 to {num_train_timesteps - 1}"
+        )
+    return start
 
 
 @dataclass(frozen=True)

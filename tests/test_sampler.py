@@ -152,3 +152,24 @@ def test_luma_is_in_the_scale_of_the_sources():
     v = torch.full((1, 1, 16, 16), -0.5)
     luma = sample(load_prior(tanh_prior), i, v, FuseConfig(steps=20)).luma
     assert -0.75 < float(luma.mean()) < 0.75
+
+
+@pytest.mark.parametrize("variant", ["official", "paper"])
+def test_start_begins_at_the_noised_mean_of_the_sources(variant):
+    i, v = pair()
+    seen = []
+
+    def spy(x, t):
+        seen.append((x.clone(), int(t[0])))
+        return tanh_prior(x, t)
+
+    config = FuseConfig(variant=variant, steps=4, start=200)
+    sample(load_prior(spy, {"multiple": 1}), i, v, config, seed=5)
+    x, t = seen[0]
+    assert (t, len(seen)) == (200, 4)
+    alpha = make_schedule(1000).alphas_cumprod[200]
+    z = torch.randn(1, 3, 20, 24, generator=torch.Generator().manual_seed(5))
+    x0 = (x - np.sqrt(1 - alpha) * z) / np.sqrt(alpha)
+    got = oracles.replace_luma(x0[0].double().numpy(), None, official=variant == "official")
+    np.testing.assert_allclose(got, (i + v)[0, 0] / 2, atol=1e-5)
+    np.testing.assert_allclose(x0[0, 0], x0[0, 2], atol=1e-5)

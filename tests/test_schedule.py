@@ -6,7 +6,7 @@ from conftest import shared
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddfm_fast.schedule import make_betas, make_schedule, respace, step_rows
+from ddfm_fast.schedule import make_betas, make_schedule, respace, spread, step_rows
 
 SPECS = [8, 10, 25, 50, 100, 250, 1000, "ddim50", "10,20,30"]
 
@@ -133,3 +133,30 @@ def test_one_step_has_finite_rows():
         (row,) = step_rows(make_schedule(1), sampler)
         assert np.isfinite([row.a, row.sigma, row.log_var_min, row.log_var_max]).all()
         assert row.b == pytest.approx(1.0)
+
+
+@given(start=st.integers(1, 999), steps=st.integers(1, 10), power=st.floats(0.5, 3))
+def test_spread_runs_from_zero_to_start(start, steps, power):
+    try:
+        kept = spread(start, steps, power)
+    except ValueError as error:
+        assert "more than fit" in str(error)
+        return
+    assert len(kept) == steps
+    assert kept[-1] == start
+    assert steps == 1 or kept[0] == 0
+    assert (np.diff(kept) > 0).all()
+
+
+def test_start_keeps_the_noise_levels_of_its_timesteps():
+    full = np.cumprod(1 - make_betas())
+    schedule = make_schedule(5, start=200, spacing=2.0)
+    assert schedule.timesteps.tolist() == [0, 12, 50, 112, 200]
+    np.testing.assert_allclose(schedule.alphas_cumprod, full[schedule.timesteps], rtol=1e-12)
+
+
+def test_bad_starts_are_refused():
+    with pytest.raises(ValueError, match="start is 1000; expected a timestep from 1 to 999"):
+        make_schedule(5, start=1000)
+    with pytest.raises(ValueError, match="more than fit below start=3"):
+        make_schedule(5, start=3)
