@@ -16,6 +16,11 @@ from .priors import load_prior
 from .sampler import Sampled, StepInfo, make_rectifier, prior_rows, sample
 
 COLORS = (True, False, "ir", "vis")
+STRETCH: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y.clamp(0, 1),
+    "minmax": images.stretch_minmax,
+    "percentile": images.stretch_percentile,
+}
 
 
 class _Pair(NamedTuple):
@@ -190,7 +195,7 @@ class Fuser:
             i, v = v, i
         sampled: Sampled = sample(self.prior, i, v, config, **run)
         y = (images.crop(sampled.luma, height, width) + 1) / 2
-        return images.stretch_minmax(y) if config.stretch == "minmax" else y.clamp(0, 1)
+        return STRETCH[config.stretch](y)
 
 
 def fuse(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, fields, replace
 
-STRETCHES = ("none", "minmax")
-VARIANT_NAMES = ("official", "paper", "printed")
+STRETCHES = ("none", "minmax", "percentile")
+VARIANT_NAMES = ("official", "paper", "printed", "gradient")
 SAMPLER_NAMES = ("ddim", "ddpm")
 VARIANCES = ("auto", "fixed_small", "learned_range")
 
@@ -20,7 +20,7 @@ class FuseConfig:
     """
 
     variant: str = "official"
-    """which reading of the method: "official", "paper" or "printed" (``ddfm_fast.rectify``)"""
+    """which reading of the method: one of VARIANT_NAMES, see ``ddfm_fast.rectify``"""
     sampler: str = "ddim"
     """"ddim" or "ddpm" (Algorithm 1 of the paper)"""
     steps: int | str = 100
@@ -41,7 +41,8 @@ class FuseConfig:
     update_scales: bool = True
     """re-estimate γ and ρ at every step; False keeps them at 1"""
     stretch: str = "minmax"
-    """"minmax" stretches each fused luma to the full range, "none" keeps its values"""
+    """"minmax" stretches each fused luma to the full range, "percentile" its 0.1 % to 99.9 %,
+    "none" keeps its values"""
     color: bool = True
     """keep the colour source's chroma; False: the result is grey whatever the call asks for"""
     swap_sources: bool = False

@@ -177,6 +177,23 @@ def stretch_minmax(y: Tensor) -> Tensor:
     return torch.where(flat, y.clamp(0, 1), (y - low) / span.masked_fill(flat, 1))
 
 
+def stretch_percentile(y: Tensor, share: float = 0.001) -> Tensor:
+    """Stretch each image of [N, 1, H, W] to [0, 1], but for its darkest and brightest share.
+
+    ``share`` of the pixels clip at either end (order statistics, no interpolation): a single hot
+    pixel does not decide the contrast. An image that is flat in between is only clamped.
+    """
+    _check_planes(y, "y")
+    values = y.flatten(1)
+    rank = int(share * (values.shape[1] - 1))
+    low = values.kthvalue(rank + 1, dim=1).values
+    high = values.kthvalue(values.shape[1] - rank, dim=1).values
+    low, high = low.view(-1, 1, 1, 1), high.view(-1, 1, 1, 1)
+    span = high - low
+    flat = span <= _FLAT
+    return torch.where(flat, y, (y - low) / span.masked_fill(flat, 1)).clamp(0, 1)
+
+
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad [N, C, H, W] at the bottom and right until H and W are multiples of `multiple`.
 

@@ -8,10 +8,19 @@ This is the path of the CPU and the oracle of every kernel. With x = f̃₀ − 
     k-step    (I + ∇ᵀ∇) k = x + ∇ᵀu,  u = η / (2ψ + η) · ∇k of the iteration before
     x-step    x = (2 m̄ y + η k) / (2 m̄ + 2 n̄ + η)
 
-and f̂₀ = x + v. The code works with p = 1/m̄ and q = 1/n̄, which stay finite where the paper's
-weights do not, and multiplies the x-step through by p·q. The carried state of an image is the
-plane k and the two scalars γ and ρ. Images are taken one at a time: a batch gives every image
-the bytes it gets alone, and the planes of one image stay in the cache.
+and f̂₀ = x + v. The variant ``gradient`` goes beyond the paper inside the same frame:
+
+    weights   m̄ = n̄ = √(2/γ) / (|y| / 2) with γ = 1: the E-step where f is midway between the
+              sources, so that no source gains weight by being copied; exact where they agree
+    target    ψ ‖u − q‖² in place of ψ ‖u‖², with q = ∇(i − v) where the gradient of i is the
+              stronger and 0 where that of v is, hence u = (2ψ q + η ∇k) / (2ψ + η)
+
+of which only the constant plane ∇ᵀq is new to a step.
+
+The code works with p = 1/m̄ and q = 1/n̄, which stay finite where the paper's weights do not, and
+multiplies the x-step through by p·q. The carried state of an image is the plane k and the two
+scalars γ and ρ. Images are taken one at a time: a batch gives every image the bytes it gets
+alone, and the planes of one image stay in the cache.
 """
 
 from __future__ import annotations
@@ -66,6 +75,13 @@ VARIANTS = {
         Variant(
             "printed",
             "the paper with its E-step as printed (weights grow with distance): for study",
+            _BT601,
+            0.0,
+            1.0,
+        ),
+        Variant(
+            "gradient",
+            "the stronger gradient of the two sources, at the mean of their levels",
             _BT601,
             0.0,
             1.0,
@@ -139,6 +155,19 @@ def e_step(x: Tensor, y: Tensor, gamma: Tensor, rho: Tensor, official: bool):
     return p, q
 
 
+def balanced_weights(y: Tensor) -> Tensor:
+    """p = q = 1/m̄ of the variant ``gradient``: the E-step at |x| = |y − x| = |y|/2 with γ = 1."""
+    return y.abs().mul_(0.5).clamp_(min=PAPER_FLOOR).mul_(math.sqrt(0.5))
+
+
+def gradient_target(i: Tensor, v: Tensor) -> Tensor:
+    """∇ᵀq [..., H, W]: q = ∇(i − v) where |∇i| > |∇v|, else 0; periodic forward differences."""
+    di, dv = (torch.stack([plane.roll(-1, axis) - plane for axis in (-1, -2)]) for plane in (i, v))
+    stronger = di.square().sum(0) > dv.square().sum(0)
+    qx, qy = (di - dv) * stronger
+    return qx.roll(1, -1) - qx + qy.roll(1, -2) - qy
+
+
 def mean_inverse(p: Tensor, official: bool) -> Tensor:
     """mean(1/m̄) of p = 1/m̄, 0-dim; the official code has 1/(m̄ + 1e-10).
 
@@ -189,20 +218,27 @@ def rectify_plane(
     psi: float = 0.5,
     eta: float = 0.001,
     update_scales: bool = True,
+    target: Tensor | None = None,
 ) -> Tensor:
     """One EM iteration for one image: f̃₀'s luma in, f̂₀'s luma out; ``state`` is replaced.
 
     f, v, y = i − v: [H, W], in [−1, 1] (y in [−2, 2]). The official code solves k from y − x,
-    and returns i − x where the paper has x + v.
+    and returns i − x where the paper has x + v. ``target``: ∇ᵀq of ``gradient_target``, for the
+    variant ``gradient``, whose scales stay at 1.
     """
-    official = variant == "official"
+    official, balanced = variant == "official", variant == "gradient"
     x = f - v
-    p, q = e_step(x, y, state.gamma, state.rho, official)
+    if balanced:
+        p = q = balanced_weights(y)
+    else:
+        p, q = e_step(x, y, state.gamma, state.rho, official)
     gamma, rho = state.gamma, state.rho
-    if update_scales:
+    if update_scales and not balanced:
         state.gamma = mean_inverse(p, official) + gamma / 2
         state.rho = mean_inverse(q, official) + rho / 2
     rhs = torch.sub(y, x, out=x) if official else x
+    if balanced:
+        rhs.add_(target, alpha=2 * psi / (2 * psi + eta))
     state.k = solve(add_divergence_(rhs, state.k, eta / (2 * psi + eta), official))
     if variant == "printed":
         x = x_step_printed(y, state.k, p, q, gamma, rho, eta)
@@ -240,6 +276,7 @@ class Rectifier:
         self.v = v[:, 0].contiguous()
         self.y = (i - v)[:, 0].contiguous()
         self.luma_weights = torch.tensor(self.variant.luma_weights, dtype=v.dtype, device=v.device)
+        self.targets = gradient_target(i, v)[:, 0] if variant == "gradient" else [None] * len(v)
         self.solver = get_solver(*v.shape[-2:], v.dtype, v.device)
         self.x0 = torch.empty(len(v), 3, *v.shape[-2:], dtype=v.dtype, device=v.device)
         self.reset()
@@ -273,7 +310,15 @@ class Rectifier:
 
     def _rectify_image_(self, n: int, image: Tensor) -> None:
         f = self.luma(image)
-        fused = rectify_plane(f, self.v[n], self.y[n], self.states[n], self.solver, **self.settings)
+        fused = rectify_plane(
+            f,
+            self.v[n],
+            self.y[n],
+            self.states[n],
+            self.solver,
+            target=self.targets[n],
+            **self.settings,
+        )
         image.add_(fused.sub_(f), alpha=self.variant.writeback)
 
     def grey(self, luma: Tensor) -> Tensor:

@@ -81,6 +81,29 @@ def paper_em(f, i, v, state, psi, eta, *, printed=False, update_scales=True, flo
     return x + v, state | {"C": m, "D": n, "F1": u1, "F2": u2, "H": k}
 
 
+def gradient_em(f, i, v, state, psi, eta, floor=1e-6):
+    """One EM iteration of the variant "gradient" on one plane; u in F1 and F2."""
+    y, x = i - v, f - v
+    qx, qy = np.zeros((2, *y.shape))
+    for r in range(y.shape[0]):
+        for c in range(y.shape[1]):
+            below, right = (r + 1) % y.shape[0], (c + 1) % y.shape[1]
+            gi = np.array([i[r, right] - i[r, c], i[below, c] - i[r, c]])
+            gv = np.array([v[r, right] - v[r, c], v[below, c] - v[r, c]])
+            if (gi**2).sum() > (gv**2).sum():
+                qx[r, c], qy[r, c] = gi - gv
+    share = 2 * psi / (2 * psi + eta)
+    if not state["H"].any():
+        state = state | {"F1": share * qx, "F2": share * qy}
+    m = np.sqrt(2.0) / np.maximum(abs(y) / 2, floor)
+    k = solve_k(x, state["F1"], state["F2"])
+    u1, u2 = (
+        share * q + (1 - share) * (np.roll(k, -1, axis) - k) for q, axis in ((qx, 1), (qy, 0))
+    )
+    x = (2 * m * y + eta * k) / (4 * m + eta)
+    return x + v, state | {"F1": u1, "F2": u2, "H": k}
+
+
 def replace_luma(rgb, new_luma, *, official):
     """Swap the luma of [3, H, W] through a full colour conversion and its inverse."""
     if official:
@@ -111,6 +134,8 @@ def ddim_loop(eps, x, i, v, schedule, *, variant, psi, eta, steps=None):
         f = replace_luma(x0, None, official=variant == "official")
         if variant == "official":
             fused, state = official_em(f, i, v, state, psi, eta)
+        elif variant == "gradient":
+            fused, state = gradient_em(f, i, v, state, psi, eta)
         else:
             fused, state = paper_em(f, i, v, state, psi, eta, printed=variant == "printed")
         x0 = replace_luma(x0, fused, official=variant == "official")

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import ddfm_fast
 from ddfm_fast import FuseConfig, Fuser, fuse
+from ddfm_fast.config import VARIANT_NAMES
 from ddfm_fast.schedule import make_schedule
 
 FAST = {"prior": tanh_prior, "steps": 3, "device": "cpu"}
@@ -269,7 +270,7 @@ OK = picture(20, 20)
         (([OK], [OK, OK]), {}, ValueError, "as many"),
         (([OK, NAN], [OK, OK]), {}, ValueError, r"ir\[1\]"),
         ((OK, OK), {"preset": "oficial"}, ValueError, "official, official-script, paper"),
-        ((OK, OK), {"variant": "best"}, ValueError, "official, paper, printed"),
+        ((OK, OK), {"variant": "best"}, ValueError, "official, paper, printed, gradient"),
         ((OK, OK), {"sampler": "euler"}, ValueError, "ddim, ddpm"),
         ((OK, OK), {"steps": 0}, ValueError, "steps"),
         ((OK, OK), {"steps": 1001}, ValueError, "at most 1000"),
@@ -278,7 +279,7 @@ OK = picture(20, 20)
         ((OK, OK), {"psi": "x"}, TypeError, "psi"),
         ((OK, OK), {"eta": float("nan")}, ValueError, "eta"),
         ((OK, OK), {"psi": 0, "eta": 0}, ValueError, "both 0"),
-        ((OK, OK), {"stretch": "max"}, ValueError, "none, minmax"),
+        ((OK, OK), {"stretch": "max"}, ValueError, "none, minmax, percentile"),
         ((OK, OK), {"seed": -1}, ValueError, "seed"),
         ((OK, OK), {"seed": "x"}, TypeError, "seed"),
         ((OK, OK), {"color": "rgb"}, ValueError, "color"),
@@ -313,7 +314,7 @@ def test_cuda_without_a_device_says_so():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("variant", ["official", "paper", "printed"])
+@pytest.mark.parametrize("variant", VARIANT_NAMES)
 def test_cuda_equals_cpu(variant):
     settings = {"prior": tanh_prior, "steps": 10, "variant": variant, "stretch": "none"}
     wanted = fuse(IR / 255, VIS / 255, **settings, device="cpu")

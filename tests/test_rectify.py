@@ -18,6 +18,7 @@ from ddfm_fast.rectify import (
     e_step,
     get_solver,
     get_variant,
+    gradient_target,
     rectify_plane,
 )
 from ddfm_fast.schedule import make_schedule, step_rows
@@ -75,13 +76,18 @@ def test_float64_matches_the_transcribed_equations(variant, psi, eta, size):
     f, i, v = (p[0] for p in planes(1, *size, seed=sum(size)))
     state, solver = fresh_state(v), get_solver(*size, torch.float64, CPU)
     oracle = oracles.official_state(size)
+    target = gradient_target(i, v)
     for call in range(6):
         args = (f.numpy(), i.numpy(), v.numpy(), oracle, psi, eta)
         if variant == "official":
             wanted, oracle = oracles.official_em(*args)
+        elif variant == "gradient":
+            wanted, oracle = oracles.gradient_em(*args)
         else:
             wanted, oracle = oracles.paper_em(*args, printed=variant == "printed")
-        fused = rectify_plane(f, v, i - v, state, solver, variant=variant, psi=psi, eta=eta)
+        fused = rectify_plane(
+            f, v, i - v, state, solver, variant=variant, psi=psi, eta=eta, target=target
+        )
         assert relative(fused, wanted) < 1e-10, call
         assert relative(state.k, oracle["H"]) < 1e-10, call
         assert relative(state.gamma, oracle["tau_a"]) < 1e-10, call
