@@ -13,7 +13,7 @@ from torch import Tensor
 from . import images
 from .config import FuseConfig, get_preset
 from .priors import load_prior
-from .sampler import Sampled, StepInfo, make_rectifier, prior_rows, sample
+from .sampler import StepInfo, make_rectifier, prior_rows, sample
 
 COLORS = (True, False, "ir", "vis")
 STRETCH: dict[str, Callable[[Tensor], Tensor]] = {
@@ -45,6 +45,9 @@ class Fuser:
     visible image, or of the infrared one where only that has any; "ir" or "vis" says which;
     False gives grey. ``seed``: of x_T and the sampler's noise, the same for every image.
     """
+
+    part = "all"
+    """which parts of the method are at work; ``ddfm_fast.ablate`` has fusers with only one"""
 
     def __init__(
         self,
@@ -193,9 +196,12 @@ class Fuser:
         i, v = (images.pad_to_multiple(p * 2 - 1, self.prior.multiple) for p in planes)
         if config.swap_sources:
             i, v = v, i
-        sampled: Sampled = sample(self.prior, i, v, config, **run)
-        y = (images.crop(sampled.luma, height, width) + 1) / 2
+        y = (images.crop(self._sample_luma(i, v, run), height, width) + 1) / 2
         return STRETCH[config.stretch](y)
+
+    def _sample_luma(self, i: Tensor, v: Tensor, run: dict) -> Tensor:
+        """Padded planes in [−1, 1] as the method's i and v → the fused luma of that scale."""
+        return sample(self.prior, i, v, self.config, **run).luma
 
 
 def fuse(

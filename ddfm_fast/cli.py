@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ddfm_fast import cli_evaluate
+
 app = typer.Typer(
     name="ddfm-fast",
     help="Fuse infrared and visible (or two medical) images with a diffusion prior.\n\n"
@@ -41,6 +43,7 @@ class ColorFrom(str, Enum):
 class Stretch(str, Enum):
     none = "none"
     minmax = "minmax"
+    percentile = "percentile"
 
 
 class DType(str, Enum):
@@ -160,7 +163,7 @@ def fuse(
         str, typer.Option(help="A row of `ddfm-fast presets`; the options below override it.")
     ] = "official",
     variant: Annotated[
-        str | None, typer.Option(help="Rectification: official, paper or printed.")
+        str | None, typer.Option(help="Rectification: official, paper, printed or gradient.")
     ] = None,
     sampler: Annotated[str | None, typer.Option(help="ddim or ddpm.")] = None,
     steps: Annotated[
@@ -287,6 +290,116 @@ def _echo_result(report: dict[str, Any]) -> None:
             typer.echo(report["panel"])
 
 
+@app.command(epilog="Example:  `ddfm-fast batch MSRS/test -o fused/ --steps 50`")
+@_friendly
+def batch(
+    root: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ROOT", help="Data set, infrared folder (then VIS), or CSV/JSON list of pairs."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")],
+    vis: Annotated[
+        Path | None, typer.Argument(metavar="VIS", help="Visible folder, for two plain folders.")
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="msrs, roadscene, llvip, …, or two folder names such as lwir,rgb."),
+    ] = None,
+    manifest: Annotated[
+        Path | None, typer.Option(help="CSV or JSON with ir, vis (and name), relative to ROOT.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="A row of `ddfm-fast presets`; the options below override it.")
+    ] = "official",
+    variant: Annotated[
+        str | None, typer.Option(help="Rectification; `ddfm-fast fuse --help` lists them.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddim or ddpm.")] = None,
+    steps: Annotated[
+        str | None, typer.Option(help="Steps (1 to 1000), ddimN, or sections such as 10,20,30.")
+    ] = None,
+    psi: Annotated[float | None, typer.Option(help="The method's ψ.")] = None,
+    eta: Annotated[float | None, typer.Option(help="The method's η.")] = None,
+    stretch: Annotated[
+        Stretch | None, typer.Option(help="Stretch the result's luma to the full range, or not.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the first noise.")] = 3407,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA where there is one by default.")
+    ] = None,
+    prior: Annotated[
+        str, typer.Option(help="embedded, a .pt or .safetensors file, or a diffusers folder.")
+    ] = "embedded",
+    prior_config: Annotated[
+        str | None, typer.Option(help="JSON (or a file of it) with what the prior's file lacks.")
+    ] = None,
+    gray: Annotated[bool, typer.Option("--gray", help="Write grey images.")] = False,
+    color_from: Annotated[
+        ColorFrom, typer.Option(help="Which source gives the colour.")
+    ] = ColorFrom.auto,
+    format: Annotated[str, typer.Option(help="png, jpg, tif or bmp.")] = "png",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Most pairs at once (1 on a CPU, 8 on a GPU).")
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Threads that read, and as many that write.")
+    ] = 2,
+    redo: Annotated[bool, typer.Option("--redo", help="Fuse again what is done already.")] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse larger input files (default 2^28 pixels).")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
+) -> None:
+    """Fuse a data set. Start it again after anything, and it goes on where it was.
+
+    Finds the pairs in the layouts of MSRS, RoadScene, M3FD, TNO, LLVIP, Harvard, M3SVD, VTMOT and
+    their like. A pair that fails is reported and the others go on. What is done already is left
+    alone; changed settings, priors or inputs are done again. Exit code: 0 every pair is fused,
+    1 some failed, 2 bad input, 130 interrupted.
+    """
+    color = _color(gray, color_from)
+    config = _json_object(prior_config, "--prior-config")
+    from ddfm_fast import cli_batch
+
+    items = cli_batch.plan_items(root, vis, layout=layout, manifest=manifest)
+    from ddfm_fast.api import Fuser
+    from ddfm_fast.files import DEFAULT_MAX_PIXELS, ensure_writable_dir
+    from ddfm_fast.priors import load_prior
+
+    ensure_writable_dir(out)
+    fuser = Fuser(
+        prior=prior if config is None else load_prior(prior, config),
+        preset=preset,
+        variant=variant,
+        sampler=sampler,
+        steps=_steps(steps),
+        psi=psi,
+        eta=eta,
+        stretch=None if stretch is None else stretch.value,
+        seed=seed,
+        device=device,
+        color=color,
+    )
+    report = cli_batch.run(
+        items,
+        out,
+        fuser,
+        batch_size=batch_size,
+        format=format,
+        workers=workers,
+        max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
+        redo=redo,
+        progress=not quiet and sys.stderr.isatty(),
+    )
+    cli_batch.echo_report(report, as_json=as_json, quiet=quiet)
+    raise typer.Exit(cli_batch.exit_code(report))
+
+
 @app.command(epilog="Example:  `ddfm-fast presets`")
 @_friendly
 def presets(
@@ -407,6 +520,9 @@ def prior_convert(
         config=_json_object(config, "--config"),
     )
     typer.echo(f"{dst}  {dst.stat().st_size / 1e6:.1f} MB")
+
+
+cli_evaluate.register(app, _friendly)
 
 
 if __name__ == "__main__":

@@ -606,3 +606,24 @@ def test_planes_are_checked(function):
 
 def test_layouts_are_the_documented_ones():
     assert set(images.LAYOUTS) == set(LAYOUTS)
+
+
+@given(st.integers(16, 40), st.integers(16, 40), st.integers(0, 2**16))
+@settings(max_examples=20, deadline=None)
+def test_stretch_percentile_clips_its_share_at_either_end(height, width, seed):
+    y = torch.rand(2, 1, height, width, generator=torch.Generator().manual_seed(seed))
+    y[0, 0, 0, 0] = 7.0
+    out = images.stretch_percentile(y, share=0.01)
+    rank = int(0.01 * (height * width - 1))
+    for n in range(2):
+        ordered = y[n].flatten().sort().values
+        low, high = ordered[rank], ordered[-1 - rank]
+        wanted = ((y[n] - low) / (high - low)).clamp(0, 1)
+        torch.testing.assert_close(out[n], wanted, rtol=0, atol=1e-6)
+    assert torch.equal(images.stretch_percentile(y[1:], share=0.01)[0], out[1])
+
+
+def test_stretch_percentile_leaves_a_flat_image_alone():
+    flat = torch.full((1, 1, 20, 20), 0.25)
+    flat[0, 0, 3, 3] = 1.0
+    assert torch.equal(images.stretch_percentile(flat, share=0.01), flat)

@@ -1,0 +1,158 @@
+"""``python -m bench.pareto``: prior evaluations against quality, over all pairs of data sets.
+
+Fuses every pair with each setting, scores it by ``ddfm_fast.metrics`` (preset cddfuse), and writes
+a Markdown table, the numbers per pair as JSON, and a plot. Settings that are in the JSON already
+are not computed again unless the prior changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bench.timing import machine
+from ddfm_fast import PRESETS, FuseConfig, Fuser
+from ddfm_fast.config import get_preset
+from ddfm_fast.datasets import find_pairs
+from ddfm_fast.evaluate import read_lumas
+from ddfm_fast.files import atomic_write_bytes
+from ddfm_fast.images import stretch_minmax, stretch_percentile
+from ddfm_fast.metrics import compute
+
+RESULTS = Path(__file__).resolve().parent / "results"
+COLUMNS = (
+    "SCD", "CC", "VIF", "VIF_min", "MI", "MI_min", "Qabf", "SSIM", "SSIM_min", "SD", "EN",
+)  # fmt: skip
+NAMES = tuple(c for c in COLUMNS if not c.endswith("_min"))
+
+
+def settings() -> dict[str, FuseConfig | None]:
+    """Row name → configuration; None for the baselines that need no prior."""
+    official = PRESETS["official"]
+    gradient = official.with_overrides(
+        variant="gradient", psi=5.0, eta=10.0, stretch="percentile", start=50, spacing=1.5
+    )
+    rows: dict[str, FuseConfig | None] = {
+        "mean": None,
+        "mean, min-max": None,
+        "mean, percentile": None,
+        "max": None,
+    }
+    for name in ("fast", "balanced"):
+        if name in PRESETS:
+            rows[f"preset {name}"] = get_preset(name)
+    for steps, start, spacing in ((3, 20, 1.5), (5, 50, 1.5), (10, 100, 1.5), (10, 200, 1.0)):
+        where = dict(steps=steps, start=start, spacing=spacing)
+        rows[f"official, from t = {start}"] = official.with_overrides(**where)
+        rows[f"gradient, from t = {start}"] = gradient.with_overrides(**where)
+    rows["official, from t = 50, percentile"] = official.with_overrides(
+        steps=5, start=50, spacing=1.5, stretch="percentile"
+    )
+    rows["official, 25 steps"] = official.with_overrides(steps=25)
+    rows["preset paper"] = PRESETS["paper"]
+    rows["preset official"] = official
+    return rows
+
+
+def baseline(name: str, ir: torch.Tensor, vis: torch.Tensor) -> torch.Tensor:
+    if name == "max":
+        return torch.maximum(ir, vis)
+    mean = (ir + vis) / 510
+    if name == "mean":
+        return torch.floor(mean * 255 + 0.5)
+    stretch = stretch_minmax if name.endswith("min-max") else stretch_percentile
+    return torch.floor(stretch(mean[None, None])[0, 0] * 255 + 0.5)
+
+
+def score(name: str, config: FuseConfig | None, pairs: list) -> dict:
+    """Means and per-pair values of a row; the fused pictures are rounded to 8 bits."""
+    fuser = Fuser(preset=config) if config else None
+    values: dict[str, list[float]] = {c: [] for c in COLUMNS}
+    seconds = 0.0
+    for ir, vis in pairs:
+        start = time.perf_counter()
+        if fuser is None:
+            fused = baseline(name, ir, vis)
+        else:
+            fused = fuser(ir.to(torch.uint8).numpy(), vis.to(torch.uint8).numpy())
+        seconds += time.perf_counter() - start
+        found = compute(fused, ir, vis, names=NAMES)
+        for column in COLUMNS:
+            values[column].append(float(found[column][0]))
+    return {
+        "evaluations": config.steps if config else 0,
+        "settings": repr(config),
+        "prior": fuser.prior.fingerprint if fuser else "",
+        "seconds": seconds,
+        "values": values,
+    }
+
+
+def table(rows: dict[str, dict], pairs: slice) -> str:
+    lines = ["| | prior evaluations | " + " | ".join(COLUMNS) + " |", "|---" * 13 + "|"]
+    for name, row in sorted(rows.items(), key=lambda item: item[1]["evaluations"]):
+        means = (f"{np.mean(row['values'][c][pairs]):.3f}" for c in COLUMNS)
+        lines.append(f"| {name} | {row['evaluations']} | " + " | ".join(means) + " |")
+    return "\n".join(lines)
+
+
+def plot(rows: dict[str, dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), sharex=True)
+    shown = ("SCD", "VIF", "Qabf", "SSIM", "VIF_min", "SSIM_min")
+    for axis, column in zip(axes.flat, shown, strict=True):
+        for name, row in rows.items():
+            family = next((f for f in ("official", "gradient", "paper", "preset") if f in name), "")
+            color = {"official": "C0", "gradient": "C1", "paper": "C2", "preset": "C3"}.get(family)
+            x, y = max(row["evaluations"], 0.7), np.mean(row["values"][column])
+            axis.plot(x, y, "o" if color else "x", color=color or "0.5")
+            axis.annotate(name, (x, y), fontsize=5, xytext=(3, 2), textcoords="offset points")
+        axis.set(xscale="log", title=column)
+    for axis in axes[1]:
+        axis.set_xlabel("prior evaluations (baselines at the left)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.pareto", description=__doc__)
+    parser.add_argument("roots", nargs="+", type=Path, help="data sets, in any known layout")
+    parser.add_argument("--name", default="pareto", help="results/<name>.{json,md,png}")
+    args = parser.parse_args()
+    groups = {root.name: find_pairs(root) for root in args.roots}
+    pairs = [read_lumas(item) for items in groups.values() for item in items]
+    path = RESULTS / f"{args.name}.json"
+    old = json.loads(path.read_text())["rows"] if path.is_file() else {}
+    prior = Fuser().prior.fingerprint
+    rows = {}
+    for name, config in settings().items():
+        known = old.get(name)
+        if known and known["settings"] == repr(config) and known["prior"] in ("", prior):
+            rows[name] = known
+            continue
+        rows[name] = score(name, config, pairs)
+        print(f"{name}: {rows[name]['seconds']:.0f} s", flush=True)
+        report = {"machine": machine(), "groups": {k: len(v) for k, v in groups.items()}}
+        atomic_write_bytes(path, json.dumps({**report, "rows": {**old, **rows}}).encode())
+    text, first = [], 0
+    text.append(f"## All {len(pairs)} pairs\n\n{table(rows, slice(None))}\n")
+    for group, items in groups.items():
+        part = slice(first, first + len(items))
+        text.append(f"## {group}, {len(items)} pairs\n\n{table(rows, part)}\n")
+        first += len(items)
+    atomic_write_bytes(RESULTS / f"{args.name}.md", "\n".join(text).encode())
+    plot(rows, RESULTS / f"{args.name}.png")
+    print("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
