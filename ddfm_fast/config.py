@@ -41,8 +41,8 @@ class FuseConfig:
     update_scales: bool = True
     """re-estimate γ and ρ at every step; False keeps them at 1"""
     stretch: str = "minmax"
-    """"minmax" stretches each fused luma to the full range, "percentile" its 0.1 % to 99.9 %,
-    "none" keeps its values"""
+    """"minmax" stretches each fused luma to the full range, "percentile" all
+    but the darkest and brightest 0.01 % of the pixels, "none" keeps its values"""
     color: bool = True
     """keep the colour source's chroma; False: the result is grey whatever the call asks for"""
     swap_sources: bool = False
@@ -115,6 +115,26 @@ PRESETS: dict[str, FuseConfig] = {
         round_luma=True,
         color=False,
         summary="their script to the pixel: visible as i, cropped to 32, 8-bit luma, grey result",
+    ),
+    "balanced": FuseConfig(
+        variant="gradient",
+        steps=10,
+        start=100,
+        spacing=1.5,
+        psi=5.0,
+        eta=10.0,
+        stretch="percentile",
+        summary="variant gradient, 10 prior evaluations from t = 100",
+    ),
+    "fast": FuseConfig(
+        variant="gradient",
+        steps=3,
+        start=20,
+        spacing=1.5,
+        psi=5.0,
+        eta=10.0,
+        stretch="percentile",
+        summary="variant gradient, 3 prior evaluations from t = 20",
     ),
     "paper": FuseConfig(
         variant="paper",

@@ -177,7 +177,7 @@ def stretch_minmax(y: Tensor) -> Tensor:
     return torch.where(flat, y.clamp(0, 1), (y - low) / span.masked_fill(flat, 1))
 
 
-def stretch_percentile(y: Tensor, share: float = 0.001) -> Tensor:
+def stretch_percentile(y: Tensor, share: float = 0.0001) -> Tensor:
     """Stretch each image of [N, 1, H, W] to [0, 1], but for its darkest and brightest share.
 
     ``share`` of the pixels clip at either end (order statistics, no interpolation): a single hot

@@ -12,8 +12,9 @@ and f̂₀ = x + v. The variant ``gradient`` goes beyond the paper inside the sa
 
     weights   m̄ = n̄ = √(2/γ) / (|y| / 2) with γ = 1: the E-step where f is midway between the
               sources, so that no source gains weight by being copied; exact where they agree
-    target    ψ ‖u − q‖² in place of ψ ‖u‖², with q = ∇(i − v) where the gradient of i is the
-              stronger and 0 where that of v is, hence u = (2ψ q + η ∇k) / (2ψ + η)
+    target    ψ ‖u − q‖² in place of ψ ‖u‖², hence u = (2ψ q + η ∇k) / (2ψ + η), with
+              q = ¾ ∇(i − v) where the gradient of i is the stronger and ¼ ∇(i − v) elsewhere:
+              halfway from the gradient of the mean to the stronger gradient of the two
 
 of which only the constant plane ∇ᵀq is new to a step.
 
@@ -81,7 +82,7 @@ VARIANTS = {
         ),
         Variant(
             "gradient",
-            "the stronger gradient of the two sources, at the mean of their levels",
+            "the mean of the sources with the stronger gradient of the two brought out",
             _BT601,
             0.0,
             1.0,
@@ -161,10 +162,15 @@ def balanced_weights(y: Tensor) -> Tensor:
 
 
 def gradient_target(i: Tensor, v: Tensor) -> Tensor:
-    """∇ᵀq [..., H, W]: q = ∇(i − v) where |∇i| > |∇v|, else 0; periodic forward differences."""
+    """∇ᵀq [..., H, W] of the variant ``gradient``, from luma planes i and v of that shape.
+
+    q = ¾ ∇(i − v) where |∇i| > |∇v|, else ¼ ∇(i − v); periodic forward differences. With q =
+    ∇(i − v) and 0, the whole way to the stronger gradient, Qabf is higher and the worse source's
+    scores fall below those of the variant ``official``.
+    """
     di, dv = (torch.stack([plane.roll(-1, axis) - plane for axis in (-1, -2)]) for plane in (i, v))
     stronger = di.square().sum(0) > dv.square().sum(0)
-    qx, qy = (di - dv) * stronger
+    qx, qy = (di - dv).mul_(torch.where(stronger, 0.75, 0.25))
     return qx.roll(1, -1) - qx + qy.roll(1, -2) - qy
 
 

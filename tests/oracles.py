@@ -90,16 +90,14 @@ def gradient_em(f, i, v, state, psi, eta, floor=1e-6):
             below, right = (r + 1) % y.shape[0], (c + 1) % y.shape[1]
             gi = np.array([i[r, right] - i[r, c], i[below, c] - i[r, c]])
             gv = np.array([v[r, right] - v[r, c], v[below, c] - v[r, c]])
-            if (gi**2).sum() > (gv**2).sum():
-                qx[r, c], qy[r, c] = gi - gv
-    share = 2 * psi / (2 * psi + eta)
+            share = 0.75 if (gi**2).sum() > (gv**2).sum() else 0.25
+            qx[r, c], qy[r, c] = share * (gi - gv)
+    pull = 2 * psi / (2 * psi + eta)
     if not state["H"].any():
-        state = state | {"F1": share * qx, "F2": share * qy}
+        state = state | {"F1": pull * qx, "F2": pull * qy}
     m = np.sqrt(2.0) / np.maximum(abs(y) / 2, floor)
     k = solve_k(x, state["F1"], state["F2"])
-    u1, u2 = (
-        share * q + (1 - share) * (np.roll(k, -1, axis) - k) for q, axis in ((qx, 1), (qy, 0))
-    )
+    u1, u2 = (pull * q + (1 - pull) * (np.roll(k, -1, axis) - k) for q, axis in ((qx, 1), (qy, 0)))
     x = (2 * m * y + eta * k) / (4 * m + eta)
     return x + v, state | {"F1": u1, "F2": u2, "H": k}
 
