@@ -56,7 +56,6 @@ def settings() -> dict[str, FuseConfig | None]:
     rows["gradient, from t = 20, min-max"] = PRESETS["fast"].with_overrides(stretch="minmax")
     rows["official, 25 steps"] = official.with_overrides(steps=25)
     rows["preset official"] = official
-    rows["preset paper"] = PRESETS["paper"]
     return rows
 
 
@@ -115,8 +114,8 @@ def plot(rows: dict[str, dict], path: Path) -> None:
     shown = ("SCD", "VIF", "Qabf", "SSIM", "VIF_min", "SSIM_min")
     for axis, column in zip(axes.flat, shown, strict=True):
         for name, row in rows.items():
-            family = next((f for f in ("official", "gradient", "paper", "preset") if f in name), "")
-            color = {"official": "C0", "gradient": "C1", "paper": "C2", "preset": "C3"}.get(family)
+            family = next((f for f in ("preset", "official", "gradient") if f in name), "")
+            color = {"official": "C0", "gradient": "C1", "preset": "C3"}.get(family)
             x, y = max(row["evaluations"], 0.7), np.mean(row["values"][column])
             axis.plot(x, y, "o" if color else "x", color=color or "0.5")
             axis.annotate(name, (x, y), fontsize=5, xytext=(3, 2), textcoords="offset points")
