@@ -110,20 +110,21 @@ def plot(rows: dict[str, dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.5), sharex=True)
+    figure, axes = plt.subplots(2, 3, figsize=(14, 6.5), sharex=True)
     shown = ("SCD", "VIF", "Qabf", "SSIM", "VIF_min", "SSIM_min")
+    colors = plt.get_cmap("tab10")
     for axis, column in zip(axes.flat, shown, strict=True):
-        for name, row in rows.items():
-            family = next((f for f in ("preset", "official", "gradient") if f in name), "")
-            color = {"official": "C0", "gradient": "C1", "preset": "C3"}.get(family)
+        for n, (name, row) in enumerate(rows.items()):
             x, y = max(row["evaluations"], 0.7), np.mean(row["values"][column])
-            axis.plot(x, y, "o" if color else "x", color=color or "0.5")
-            axis.annotate(name, (x, y), fontsize=5, xytext=(3, 2), textcoords="offset points")
+            marker = "*" if name.startswith("preset") else "os^Dv"[n // 10 + 2 * (n % 2)]
+            size = 13 if marker == "*" else 7
+            axis.plot(x, y, marker, color=colors(n % 10), markersize=size, label=name)
         axis.set(xscale="log", title=column)
     for axis in axes[1]:
-        axis.set_xlabel("prior evaluations (baselines at the left)")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+        axis.set_xlabel("prior evaluations (none: at the left)")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="center right", fontsize=8)
+    figure.tight_layout(rect=(0, 0, 0.82, 1))
+    figure.savefig(path, dpi=90)
 
 
 def main() -> None:
