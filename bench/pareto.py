@@ -143,11 +143,16 @@ def main() -> None:
         if known and known["settings"] == repr(config) and known["prior"] in ("", prior):
             rows[name] = known
             continue
-        rows[name] = score(name, config, pairs)
+        rows[name] = score(name, config, pairs) | {"commit": machine()["commit"]}
         print(f"{name}: {rows[name]['seconds']:.0f} s", flush=True)
         report = {"machine": machine(), "groups": {k: len(v) for k, v in groups.items()}}
         atomic_write_bytes(path, json.dumps({**report, "rows": {**old, **rows}}).encode())
+    commits = sorted({row["commit"] for row in rows.values()})
     text, first = [], 0
+    text.append(
+        f"Metric convention cddfuse, embedded prior {prior[:12]}, seed 3407, commit "
+        f"{', '.join(commits)}; settings and values per pair in {path.name}.\n"
+    )
     text.append(f"## All {len(pairs)} pairs\n\n{table(rows, slice(None))}\n")
     for group, items in groups.items():
         part = slice(first, first + len(items))

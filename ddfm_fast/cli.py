@@ -71,6 +71,9 @@ def _friendly(command):
                 return command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
+        except BrokenPipeError:  # the reader of our output went away, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(OK) from None
         except Exception as error:
             if os.environ.get("DDFM_FAST_DEBUG"):
                 raise
