@@ -18,6 +18,7 @@ def long_description() -> str:
     return readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
 
+LINUX = "; platform_system == 'Linux'"
 TEST = [
     "hypothesis>=6.90",
     "pytest>=8.0",
@@ -25,10 +26,10 @@ TEST = [
     "ruff>=0.6",
     "scikit-image>=0.22",
     "setuptools>=68",  # tests build a wheel without isolation
+    f"triton>=3.5{LINUX}",  # tests interpret and compile the kernels, with no GPU
     "wheel",
 ]
-BENCH = ["nvtx>=0.2.8", "pytest-benchmark>=4.0"]
-LINUX = "; platform_system == 'Linux'"
+BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]
 
 setup(
     name="ddfm_fast",

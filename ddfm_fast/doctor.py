@@ -46,7 +46,9 @@ def render(report: dict[str, Any]) -> str:
     lines += ["", "GPU"]
     for name, found in report["devices"].items():
         lines.append(f"  {name:<12} {found['version'] or 'no: ' + found['reason']}")
-    lines.append(f"  {'kernels':<12} none in this version: on CUDA the plain PyTorch path runs")
+    lines.append(
+        f"  {'kernels':<12} never run on a GPU yet, and not used: the plain PyTorch path runs"
+    )
     lines += ["", "checks"]
     for title, key in (("embedded prior", "prior"), ("self-test", "self_test")):
         check = report[key]

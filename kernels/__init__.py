@@ -1,14 +1,38 @@
 """All device code (Triton, CUDA) lives here; ``ddfm_fast`` calls launchers and nothing else.
 
-Import it as ``ddfm_fast.kernels``, never as ``kernels``. This version holds no kernels yet: on a
-GPU the plain PyTorch path runs. Importing this module needs no GPU, no Triton and no CuPy.
+Import it as ``ddfm_fast.kernels``, never as ``kernels``. Importing this module needs no GPU, no
+Triton and no CuPy: what needs Triton is loaded when it is first asked for.
+
+    rectify   ``TritonRectifier``: two fused kernels around the k-solve, and a small third
+    ksolve    ``solve_k_``: torch.fft and one kernel for the spectral scale
+
+The kernels agree with their twins in Triton's interpreter and compile ahead of time for sm_80,
+sm_90, sm_100 and sm_120. None of them has run on a GPU yet, and neither ``api`` nor ``sampler``
+uses them: on a GPU the plain PyTorch path runs.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 
-__all__ = ["available"]
+__all__ = ["TritonRectifier", "available", "solve_k_"]
+
+_LAZY = {"TritonRectifier": "rectify", "solve_k_": "ksolve"}
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(f".{_LAZY[name]}", __name__)
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise ImportError(
+            f"ddfm_fast.kernels.{name} needs triton, which is not installed; install "
+            "ddfm_fast[cuda12] or ddfm_fast[cuda13] (Linux), or use ddfm_fast.rectify.Rectifier"
+        ) from error
+    return getattr(module, name)
 
 
 def available() -> dict[str, dict[str, str | None]]:

@@ -269,7 +269,12 @@ OK = picture(20, 20)
         (([OK], OK), {}, TypeError, "two lists"),
         (([OK], [OK, OK]), {}, ValueError, "as many"),
         (([OK, NAN], [OK, OK]), {}, ValueError, r"ir\[1\]"),
-        ((OK, OK), {"preset": "oficial"}, ValueError, "official, official-script, balanced, fast, paper"),
+        (
+            (OK, OK),
+            {"preset": "oficial"},
+            ValueError,
+            "official, official-script, balanced, fast, paper",
+        ),
         ((OK, OK), {"variant": "best"}, ValueError, "official, paper, printed, gradient"),
         ((OK, OK), {"sampler": "euler"}, ValueError, "ddim, ddpm"),
         ((OK, OK), {"steps": 0}, ValueError, "steps"),
