@@ -43,7 +43,7 @@ def test_loop_agrees_with_the_twin_in_float64(variant, size):
     rows = step_rows(make_schedule(12), "ddim")
 
     def twin(dtype):
-        y = x.to(dtype)
+        y = x.to(dtype, copy=True)
         rectifier = Rectifier(i.to(dtype), v.to(dtype), variant=variant, eta=0.1)
         for row in rows:
             rectifier.step_(y, torch.tanh(0.5 * y + 0.1 * eps.to(dtype)), row)
