@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-from pathlib import Path
 
 import torch
 
 from bench import cpu
-from bench.timing import machine
-
-RESULTS = Path(__file__).resolve().parent / "results"
+from bench.timing import machine, save
 
 
 def size(text: str) -> tuple[int, int]:
@@ -60,16 +56,12 @@ def main() -> None:
         cpu.step(*args.size, args.repeats),
         cpu.loop(*args.loop_size, args.steps, args.loop_repeats),
     ]
-    report = {"machine": machine(), "results": results}
-    print(json.dumps(report["machine"]))
+    print(json.dumps(machine()))
     print(table(results))
     for result in results:
         print(f"{result['name']}: largest difference {result['largest_difference']:.1e}")
     if args.save:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"cpu-{datetime.date.today()}.json"
-        path.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
+        print(f"wrote {save('cpu', results).name}")
 
 
 if __name__ == "__main__":

@@ -9,20 +9,17 @@ agree. ``tests/test_metrics.py`` uses the baseline as an oracle.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.signal import convolve2d
 from skimage.metrics import structural_similarity
 
-from bench.timing import interleave, machine, summarise
+from bench.timing import interleave, machine, save, summarise
 from ddfm_fast import metrics
 
-RESULTS = Path(__file__).resolve().parent / "results"
 NAMES = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
 PARITY = 1e-4
 
@@ -163,8 +160,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     result = measure(args.height, args.width, args.repeats)
-    report = {"machine": machine(), "results": [result]}
-    print(json.dumps(report["machine"]))
+    print(json.dumps(machine()))
     for name, row in result["rows"].items():
         print(
             f"{name}: median {row['median_ms']:.0f} ms, p20 {row['p20_ms']:.0f}, "
@@ -172,10 +168,7 @@ def main() -> None:
         )
     print(f"largest relative difference {result['largest_relative_difference']:.1e}")
     if args.save:
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"metrics-{datetime.date.today()}.json"
-        path.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"wrote {path.relative_to(RESULTS.parent.parent)}")
+        print(f"wrote {save('metrics', [result]).name}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.timing import machine
+from bench.timing import RESULTS, machine
 from ddfm_fast import PRESETS, FuseConfig, Fuser
 from ddfm_fast.ablate import PartFuser
 from ddfm_fast.datasets import find_pairs
@@ -24,7 +24,6 @@ from ddfm_fast.files import atomic_write_bytes
 from ddfm_fast.images import stretch_minmax, stretch_percentile
 from ddfm_fast.metrics import compute
 
-RESULTS = Path(__file__).resolve().parent / "results"
 COLUMNS = (
     "SCD", "CC", "VIF", "VIF_min", "MI", "MI_min", "Qabf", "SSIM", "SSIM_min", "SD", "EN",
 )  # fmt: skip

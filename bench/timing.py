@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import os
 import platform
 import statistics
@@ -11,6 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from ddfm_fast.files import atomic_write_bytes
+
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def interleave(
@@ -45,6 +51,13 @@ def summarise(samples: dict[str, list[float]], baseline: str) -> dict[str, dict]
             "samples_ms": [s * 1e3 for s in seconds],
         }
     return rows
+
+
+def save(kind: str, results: list[dict]) -> Path:
+    """Write the machine and the results to ``bench/results/<kind>-<date>.json``."""
+    report = {"machine": machine(), "results": results}
+    path = RESULTS / f"{kind}-{datetime.date.today()}.json"
+    return atomic_write_bytes(path, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def machine() -> dict:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from ddfm_fast import cli_evaluate
+from ddfm_fast import cli_options as opt
 
 app = typer.Typer(
     name="ddfm-fast",
@@ -32,18 +33,6 @@ prior_app = typer.Typer(
 app.add_typer(prior_app, name="prior")
 
 OK, SOME_FAILED, BAD_INPUT = 0, 1, 2
-
-
-class ColorFrom(str, Enum):
-    auto = "auto"
-    ir = "ir"
-    vis = "vis"
-
-
-class Stretch(str, Enum):
-    none = "none"
-    minmax = "minmax"
-    percentile = "percentile"
 
 
 class DType(str, Enum):
@@ -134,12 +123,12 @@ def _json_object(text: str | None, option: str) -> dict[str, Any] | None:
     return found
 
 
-def _color(gray: bool, color_from: ColorFrom) -> bool | str:
-    if gray and color_from is not ColorFrom.auto:
+def _color(gray: bool, color_from: opt.ColorFrom) -> bool | str:
+    if gray and color_from is not opt.ColorFrom.auto:
         raise ValueError(f"--gray and --color-from {color_from.value} exclude each other")
     if gray:
         return False
-    return True if color_from is ColorFrom.auto else color_from.value
+    return True if color_from is opt.ColorFrom.auto else color_from.value
 
 
 def _steps(text: str | None) -> int | str | None:
@@ -162,39 +151,19 @@ def fuse(
         Path,
         typer.Option("-o", "--out", help="File or folder to write; an output there is replaced."),
     ],
-    preset: Annotated[
-        str, typer.Option(help="A row of `ddfm-fast presets`; the options below override it.")
-    ] = "official",
-    variant: Annotated[
-        str | None, typer.Option(help="Rectification: official, paper, printed or gradient.")
-    ] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim or ddpm.")] = None,
-    steps: Annotated[
-        str | None, typer.Option(help="Steps (1 to 1000), ddimN, or sections such as 10,20,30.")
-    ] = None,
-    psi: Annotated[
-        float | None, typer.Option(help="The method's ψ, weight of the total variation.")
-    ] = None,
-    eta: Annotated[
-        float | None, typer.Option(help="The method's η, coupling of the split variables.")
-    ] = None,
-    stretch: Annotated[
-        Stretch | None, typer.Option(help="Stretch the result's luma to the full range, or not.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first noise.")] = 3407,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA where there is one by default.")
-    ] = None,
-    prior: Annotated[
-        str, typer.Option(help="embedded, a .pt or .safetensors file, or a diffusers folder.")
-    ] = "embedded",
-    prior_config: Annotated[
-        str | None, typer.Option(help="JSON (or a file of it) with what the prior's file lacks.")
-    ] = None,
-    gray: Annotated[bool, typer.Option("--gray", help="Write grey images.")] = False,
-    color_from: Annotated[
-        ColorFrom, typer.Option(help="Which source gives the colour.")
-    ] = ColorFrom.auto,
+    preset: opt.Preset = "official",
+    variant: opt.Variant = None,
+    sampler: opt.Sampler = None,
+    steps: opt.Steps = None,
+    psi: opt.Psi = None,
+    eta: opt.Eta = None,
+    stretch: opt.StretchChoice = None,
+    seed: opt.Seed = 3407,
+    device: opt.Device = None,
+    prior: opt.Prior = "embedded",
+    prior_config: opt.PriorConfig = None,
+    gray: opt.Gray = False,
+    color_from: opt.ColorSource = opt.ColorFrom.auto,
     format: Annotated[
         str | None, typer.Option(help="png, jpg, tif or bmp, for outputs in a folder.")
     ] = None,
@@ -204,13 +173,9 @@ def fuse(
     skip_existing: Annotated[
         bool, typer.Option("--skip-existing", help="Leave pairs whose output is there already.")
     ] = False,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse larger input files (default 2^28 pixels).")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
+    max_pixels: opt.MaxPixels = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Fuse two image files, or two folders whose files have the same stems.
 
@@ -296,52 +261,24 @@ def _echo_result(report: dict[str, Any]) -> None:
 @app.command(epilog="Example:  `ddfm-fast batch MSRS/test -o fused/ --steps 50`")
 @_friendly
 def batch(
-    root: Annotated[
-        Path,
-        typer.Argument(
-            metavar="ROOT", help="Data set, infrared folder (then VIS), or CSV/JSON list of pairs."
-        ),
-    ],
+    root: opt.Root,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write to.")],
-    vis: Annotated[
-        Path | None, typer.Argument(metavar="VIS", help="Visible folder, for two plain folders.")
-    ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(help="msrs, roadscene, llvip, …, or two folder names such as lwir,rgb."),
-    ] = None,
-    manifest: Annotated[
-        Path | None, typer.Option(help="CSV or JSON with ir, vis (and name), relative to ROOT.")
-    ] = None,
-    preset: Annotated[
-        str, typer.Option(help="A row of `ddfm-fast presets`; the options below override it.")
-    ] = "official",
-    variant: Annotated[
-        str | None, typer.Option(help="Rectification; `ddfm-fast fuse --help` lists them.")
-    ] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddim or ddpm.")] = None,
-    steps: Annotated[
-        str | None, typer.Option(help="Steps (1 to 1000), ddimN, or sections such as 10,20,30.")
-    ] = None,
-    psi: Annotated[float | None, typer.Option(help="The method's ψ.")] = None,
-    eta: Annotated[float | None, typer.Option(help="The method's η.")] = None,
-    stretch: Annotated[
-        Stretch | None, typer.Option(help="Stretch the result's luma to the full range, or not.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first noise.")] = 3407,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA where there is one by default.")
-    ] = None,
-    prior: Annotated[
-        str, typer.Option(help="embedded, a .pt or .safetensors file, or a diffusers folder.")
-    ] = "embedded",
-    prior_config: Annotated[
-        str | None, typer.Option(help="JSON (or a file of it) with what the prior's file lacks.")
-    ] = None,
-    gray: Annotated[bool, typer.Option("--gray", help="Write grey images.")] = False,
-    color_from: Annotated[
-        ColorFrom, typer.Option(help="Which source gives the colour.")
-    ] = ColorFrom.auto,
+    vis: opt.Vis = None,
+    layout: opt.Layout = None,
+    manifest: opt.Manifest = None,
+    preset: opt.Preset = "official",
+    variant: opt.Variant = None,
+    sampler: opt.Sampler = None,
+    steps: opt.Steps = None,
+    psi: opt.Psi = None,
+    eta: opt.Eta = None,
+    stretch: opt.StretchChoice = None,
+    seed: opt.Seed = 3407,
+    device: opt.Device = None,
+    prior: opt.Prior = "embedded",
+    prior_config: opt.PriorConfig = None,
+    gray: opt.Gray = False,
+    color_from: opt.ColorSource = opt.ColorFrom.auto,
     format: Annotated[str, typer.Option(help="png, jpg, tif or bmp.")] = "png",
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Most pairs at once (1 on a CPU, 8 on a GPU).")
@@ -350,13 +287,9 @@ def batch(
         int, typer.Option(min=1, help="Threads that read, and as many that write.")
     ] = 2,
     redo: Annotated[bool, typer.Option("--redo", help="Fuse again what is done already.")] = False,
-    max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse larger input files (default 2^28 pixels).")
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-    ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Errors only.")] = False,
+    max_pixels: opt.MaxPixels = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Fuse a data set. Start it again after anything, and it goes on where it was.
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ddfm_fast import cli_options as opt
+
 if TYPE_CHECKING:
     from ddfm_fast.datasets import PairItem
     from ddfm_fast.evaluate import Evaluation, Method
@@ -22,22 +24,6 @@ class Format(str, Enum):
     markdown = "markdown"
 
 
-Root = Annotated[
-    Path,
-    typer.Argument(
-        metavar="ROOT", help="Data set, infrared folder (then VIS), or CSV/JSON list of pairs."
-    ),
-]
-Vis = Annotated[
-    Path | None, typer.Argument(metavar="VIS", help="Visible folder, for two plain folders.")
-]
-Layout = Annotated[
-    str | None,
-    typer.Option(help="Name of a layout, or two folder names: infrared,visible."),
-]
-Manifest = Annotated[
-    Path | None, typer.Option(help="CSV or JSON list of the pairs (columns ir, vis, name).")
-]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first N pairs.")]
 Baselines = Annotated[
     bool, typer.Option("--baselines", help="Add rows for the mean and the max of the sources.")
@@ -56,16 +42,6 @@ Report = Annotated[
     Path | None, typer.Option(help="Write one HTML page with the table and the pictures.")
 ]
 ReportPairs = Annotated[int, typer.Option(min=1, help="Most pairs with pictures in the report.")]
-MaxPixels = Annotated[
-    int | None, typer.Option(min=1, help="Refuse larger input files (default 2^28 pixels).")
-]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA where there is one by default.")
-]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
-]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors and warnings only.")]
 
 
 def register(app: typer.Typer, wrap: Callable) -> None:
@@ -78,8 +54,8 @@ def register(app: typer.Typer, wrap: Callable) -> None:
 
 
 def evaluate(
-    root: Root,
-    vis: Vis = None,
+    root: opt.Root,
+    vis: opt.Vis = None,
     fused: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=FOLDER", help="Fused pictures of a method; repeatable."),
@@ -95,13 +71,13 @@ def evaluate(
     report_pairs: ReportPairs = 60,
     metrics: Metrics = "cddfuse",
     extra: Extra = None,
-    layout: Layout = None,
-    manifest: Manifest = None,
+    layout: opt.Layout = None,
+    manifest: opt.Manifest = None,
     limit: Limit = None,
-    device: Device = None,
-    max_pixels: MaxPixels = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    device: opt.Device = None,
+    max_pixels: opt.MaxPixels = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Score folders of fused pictures against their sources, several methods side by side.
 
@@ -139,29 +115,23 @@ def evaluate(
 
 
 def ablate(
-    root: Root,
+    root: opt.Root,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="Folder for the rows' pictures and the tables.")
     ],
-    vis: Vis = None,
+    vis: opt.Vis = None,
     preset: Annotated[
         str, typer.Option(help="What to take parts away from: a row of `ddfm-fast presets`.")
     ] = "official",
-    steps: Annotated[
-        str | None, typer.Option(help="Steps (1 to 1000), ddimN, or sections such as 10,20,30.")
-    ] = None,
-    psi: Annotated[float | None, typer.Option(help="The method's ψ.")] = None,
-    eta: Annotated[float | None, typer.Option(help="The method's η.")] = None,
+    steps: opt.Steps = None,
+    psi: opt.Psi = None,
+    eta: opt.Eta = None,
     rows: Annotated[
         str | None, typer.Option(help="Only these rows, such as no-prior,no-em,no-tv.")
     ] = None,
-    prior: Annotated[
-        str, typer.Option(help="embedded, a .pt or .safetensors file, or a diffusers folder.")
-    ] = "embedded",
-    prior_config: Annotated[
-        str | None, typer.Option(help="JSON (or a file of it) with what the prior's file lacks.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the first noise.")] = 3407,
+    prior: opt.Prior = "embedded",
+    prior_config: opt.PriorConfig = None,
+    seed: opt.Seed = 3407,
     format: TableFormat = None,
     baselines: Baselines = False,
     paper: Paper = None,
@@ -170,13 +140,13 @@ def ablate(
     report_pairs: ReportPairs = 60,
     metrics: Metrics = "cddfuse",
     extra: Extra = None,
-    layout: Layout = None,
-    manifest: Manifest = None,
+    layout: opt.Layout = None,
+    manifest: opt.Manifest = None,
     limit: Limit = None,
-    device: Device = None,
-    max_pixels: MaxPixels = None,
-    as_json: AsJson = False,
-    quiet: Quiet = False,
+    device: opt.Device = None,
+    max_pixels: opt.MaxPixels = None,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
 ) -> None:
     """Fuse a data set again and again, each time without one part of the method, and compare.
 
