@@ -117,7 +117,7 @@ def prior_alone(prior: Prior, i: Tensor, v: Tensor, config: FuseConfig, seed: in
     conditioning = prior.conditioning(torch.tensor([row.timestep for row in rows]))
     previous = torch.zeros_like(x_t)
     for row, cond in zip(rows, conditioning, strict=True):
-        x0 = (row.recip * x_t - row.recipm1 * prior.eps(x_t, cond)).clamp(-1, 1)
+        x0 = (row.recip * x_t - row.recipm1 * prior.eps(x_t, cond).float()).clamp(-1, 1)
         x_t = row.a * x_t + row.b * x0 + row.c * previous
         if row.sigma:
             x_t += row.sigma * noise()

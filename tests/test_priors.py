@@ -53,7 +53,7 @@ def test_conditioning_is_one_item_a_step(checkpoint):
 def test_dtype(checkpoint, dtype):
     prior = load_prior(checkpoint[0], dtype=dtype)
     exact, out = evaluate(load_prior(checkpoint[0])), evaluate(prior)
-    assert out.dtype == torch.float32
+    assert out.dtype == prior.dtype
     assert str(prior.dtype).endswith(str(dtype).removeprefix("torch."))
     assert 0 < (out - exact).square().mean().sqrt() / exact.square().mean().sqrt() < 0.05
 
@@ -198,6 +198,21 @@ def test_module_in_half_precision_gets_half_inputs():
     module = Scaled().half()
     prior = load_prior(module)
     assert evaluate(prior).dtype == torch.float32 and module.seen[0] == torch.float16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_eps_is_handed_on_as_it_comes_unless_it_is_float64(dtype):
+    prior = load_prior(lambda x, t: x.to(dtype))
+    assert evaluate(prior).dtype == (torch.float32 if dtype == torch.float64 else dtype)
+
+
+def test_conditioning_by_a_step_on_the_device_is_the_same_item():
+    for prior in (load_prior("embedded"), load_prior(Scaled())):
+        steps = prior.conditioning(torch.tensor([999, 500, 3]))
+        x = torch.randn(1, 3, 32, 32)
+        for s in range(3):
+            wanted = prior.eps(x, steps[s])
+            assert torch.equal(prior.eps(x, steps.at(torch.tensor([s], dtype=torch.int32))), wanted)
 
 
 def test_moving_a_module_copies_it():

@@ -255,7 +255,7 @@ class DDIM:
         prior = self._prior(model)
         index = int(torch.as_tensor(t).reshape(-1)[0])
         row = self._rows(prior, float(eta))[self.num_timesteps - 1 - index]
-        eps = prior.eps(x, prior.conditioning(torch.tensor([row.timestep]))[0])
+        eps = prior.eps(x, prior.conditioning(torch.tensor([row.timestep]))[0]).float()
         x0 = (row.recip * x - row.recipm1 * eps).clamp_(-1, 1)
         variant = get_variant("official")
         weights = torch.tensor(variant.luma_weights).to(x0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,13 @@ from .checkpoint import (
     split_config,
     weights_sha256,
 )
+from .conditioning import Conditioning
 from .unet import UNet
 
-__all__ = ["CallablePrior", "Prior", "UNetPrior", "load_prior"]
+__all__ = ["EPS_DTYPES", "CallablePrior", "Conditioning", "Prior", "UNetPrior", "load_prior"]
+
+EPS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""what a prior may answer in"""
 
 EMBEDDED = Path(__file__).with_name("embedded.safetensors")
 NOISE_SCHEDULES = ("linear", "cosine")
@@ -79,15 +83,17 @@ class Prior:
         """This prior on a device: itself if it is there, else a new one; never moved in place."""
         raise NotImplementedError
 
-    def conditioning(self, timesteps: Tensor) -> Sequence:
+    def conditioning(self, timesteps: Tensor) -> Conditioning:
         """One item for each of the training timesteps [S], to hand to ``eps``."""
         raise NotImplementedError
 
     def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
-        """Predicted noise [N, 3, H, W] float32 of x [N, 3, H, W] float32, no autograd.
+        """Predicted noise [N, 3, H, W] of x [N, 3, H, W] float32, no autograd.
 
         ``cond`` is an item of ``conditioning``. With ``variance`` [N, 6, H, W], the second half
         the learned-range interpolation weight v in [-1, 1] (Nichol and Dhariwal 2021, eq. 15).
+        The result is as the network leaves it, in any memory format, and float32, bfloat16 or
+        float16: compute with it in float32.
         """
         raise NotImplementedError
 
@@ -158,13 +164,13 @@ class UNetPrior(Prior):
         return UNetPrior(_optimised(self.unet, device, dtype), **self._keywords())
 
     @torch.no_grad()
-    def conditioning(self, timesteps: Tensor) -> Sequence:
+    def conditioning(self, timesteps: Tensor) -> Conditioning:
         return self.unet.conditioning(self._network_timesteps(timesteps))
 
     @torch.no_grad()
     def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
         self._check_input(x, variance)
-        return self.unet.run(x.to(self.dtype), cond, None if variance else 3).float()
+        return self.unet.run(x.to(self.dtype), cond, None if variance else 3)
 
 
 def _optimised(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
@@ -245,11 +251,11 @@ class CallablePrior(Prior):
             function = copy.deepcopy(function).to(device)
         return CallablePrior(function, device=device, dtype=self.dtype, **self._keywords())
 
-    def conditioning(self, timesteps: Tensor) -> Sequence:
+    def conditioning(self, timesteps: Tensor) -> Conditioning:
         timesteps = self._network_timesteps(timesteps)
         if not timesteps.is_floating_point():
             timesteps = timesteps.long()
-        return list(timesteps)
+        return Conditioning(timesteps[:, None], lambda row: row[0])
 
     @torch.no_grad()
     def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
@@ -257,7 +263,8 @@ class CallablePrior(Prior):
         out = self._call(x, cond)
         if variance and out.shape[1] != 6:
             raise ValueError("prior: the callable returned no variance half, expected 6 channels")
-        return (out if variance else out[:, :3]).float()
+        out = out if variance else out[:, :3]
+        return out if out.dtype in EPS_DTYPES else out.float()
 
     @torch.no_grad()
     def _call(self, x: Tensor, cond: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .conditioning import Conditioning
+
 GROUPS = 32
 NORM_EPS = 1e-5
 # Wider layers work on small maps, where laying out a 4x4 kernel costs more than it saves.
@@ -439,13 +441,20 @@ class UNet(nn.Module):
                 module.up_kernel = upsampling_kernel(weight)
         return self
 
-    def conditioning(self, timesteps: Tensor) -> list[StepCondition]:
+    def conditioning(self, timesteps: Tensor) -> Conditioning:
         """Everything that depends on t alone, for timesteps [S]: one item a step for ``run``."""
         folded = self._fold(timesteps)
-        return [
-            [BlockCondition(*(p if p.ndim == 1 else p[s] for p in block)) for block in folded]
-            for s in range(len(timesteps))
-        ]
+        by_step = [p for block in folded for p in block if p.ndim == 2]
+        widths = [p.shape[1] for p in by_step]
+
+        def unpack(row: Tensor) -> list[BlockCondition]:
+            parts = iter(row.split(widths))
+            return [
+                BlockCondition(*(p if p.ndim == 1 else next(parts) for p in block))
+                for block in folded
+            ]
+
+        return Conditioning(torch.cat(by_step, dim=1), unpack)
 
     def run(self, x: Tensor, step: StepCondition, out_channels: int | None = None) -> Tensor:
         """Evaluate with an item of ``conditioning``; only the first ``out_channels`` if given."""

@@ -1,0 +1,32 @@
+"""What depends on the timestep alone, for all steps of a run: one table on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+
+class Conditioning(Sequence):
+    """One item for each timestep of a run, to hand to ``Prior.eps``.
+
+    ``table``: [S, P], a row a step, on the prior's device. ``unpack`` makes the item of a row
+    [P] out of views of it, with no work on the device.
+    """
+
+    def __init__(self, table: Tensor, unpack: Callable[[Tensor], Any]):
+        self.table, self.unpack = table, unpack
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, s: int) -> Any:
+        return self.unpack(self.table[s])
+
+    def at(self, step: Tensor) -> Any:
+        """The item of the step that ``step``, int32 or int64 [1] on the device, says: one launch.
+
+        A captured graph reads ``step`` anew at each replay.
+        """
+        return self.unpack(self.table.index_select(0, step)[0])
