@@ -12,8 +12,10 @@ from torch import Tensor
 
 from . import images
 from .config import FuseConfig, get_preset
+from .dispatch import resolve_engine, resolve_graph
+from .graphs import GraphCache
 from .priors import load_prior
-from .sampler import StepInfo, make_rectifier, prior_rows, sample
+from .sampler import StepInfo, prior_rows, sample
 
 COLORS = (True, False, "ir", "vis")
 STRETCH: dict[str, Callable[[Tensor], Tensor]] = {
@@ -44,6 +46,8 @@ class Fuser:
     CPU, where a batch saves nothing, and 8 on a GPU). ``color``: True keeps the chroma of the
     visible image, or of the infrared one where only that has any; "ir" or "vis" says which;
     False gives grey. ``seed``: of x_T and the sampler's noise, the same for every image.
+    ``backend``, ``solver`` and ``graph``: which code runs a step and whether CUDA graphs replay
+    it, see :mod:`ddfm_fast.dispatch`; None takes the environment's word, else chooses.
     """
 
     part = "all"
@@ -65,6 +69,9 @@ class Fuser:
         color: bool | str = True,
         progress: bool = False,
         batch_size: int | None = None,
+        backend: str | None = None,
+        solver: str | None = None,
+        graph: str | None = None,
     ):
         base = preset if isinstance(preset, FuseConfig) else get_preset(preset)
         self.config = base.with_overrides(
@@ -76,6 +83,8 @@ class Fuser:
         self.progress = progress
         self.batch_size = _checked_batch_size(batch_size, self.device)
         self.prior = load_prior(prior, device=self.device)
+        self.engine = resolve_engine(self.device, backend, solver)
+        self.loops = GraphCache(resolve_graph(graph, self.device, self.engine), self.engine)
         prior_rows(self.prior, self.config)  # an impossible number of steps fails here, not later
 
     def __call__(
@@ -125,21 +134,24 @@ class Fuser:
         results = self._fuse_pairs(pairs, run)
         return results if many else results[0]
 
-    def warmup(self, shapes: Iterable[tuple[int, int]]) -> dict[tuple[int, int], float]:
-        """Do the first-call work for each (height, width): one step each; seconds per shape."""
+    def warmup(
+        self, shapes: Iterable[tuple[int, ...]], *, progress: bool = False
+    ) -> dict[tuple[int, ...], float]:
+        """Do the first-call work for each (height, width) or (N, height, width); seconds each.
+
+        On a GPU that captures the graph which calls of N images (1 if not said) of that size then
+        replay; ``progress``: the one for calls with a bar or a callback. Elsewhere it is one step.
+        ValueError for a shape that no image has.
+        """
         seconds = {}
         for shape in shapes:
-            height, width = _checked_shape(shape)
+            count, height, width = _checked_shape(shape)
             start = time.perf_counter()
+            height, width = (n - n % self.config.crop_multiple for n in (height, width))
             plane = torch.zeros(1, 1, height, width, device=self.device)
-            padded = images.pad_to_multiple(plane, self.prior.multiple)
-            rows = prior_rows(self.prior, self.config)[-1:]
-            x_t = torch.zeros(1, 3, *padded.shape[-2:], device=self.device)
-            with torch.inference_mode():
-                conditioning = self.prior.conditioning(torch.tensor([rows[0].timestep]))
-                eps = self.prior.eps(x_t, conditioning[0])
-                make_rectifier(padded, padded, self.config).step_(x_t, eps, rows[0])
-            seconds[height, width] = time.perf_counter() - start
+            padded = images.pad_to_multiple(plane, self.prior.multiple).shape[-2:]
+            self.loops.warm_up(self.prior, self.config, (count, *padded), progress)
+            seconds[tuple(shape)] = time.perf_counter() - start
         return seconds
 
     def _read(self, ir, vis, color, value_range, layout, index: str) -> _Pair:
@@ -201,7 +213,7 @@ class Fuser:
 
     def _sample_luma(self, i: Tensor, v: Tensor, run: dict) -> Tensor:
         """Padded planes in [−1, 1] as the method's i and v → the fused luma of that scale."""
-        return sample(self.prior, i, v, self.config, **run).luma
+        return sample(self.prior, i, v, self.config, loops=self.loops.loop, **run).luma
 
 
 def fuse(
@@ -223,11 +235,15 @@ def fuse(
     callback: Callable[[StepInfo], None] | None = None,
     value_range: tuple[float, float] | None = None,
     layout: str | None = None,
+    backend: str | None = None,
+    solver: str | None = None,
+    graph: str | None = "off",
 ):
     """Fuse an infrared and a visible image (or any two aligned modalities) by DDFM.
 
     The arguments are those of :class:`Fuser` and of its call; build a ``Fuser`` for more than a
-    few images. Returns what came in: an array like ``vis``, or a list for lists.
+    few images, and to replay CUDA graphs (``graph="off"`` here: a capture pays from the second
+    call on). Returns what came in: an array like ``vis``, or a list for lists.
 
     >>> fused = fuse(ir, vis)                        # uint8 HWC in, uint8 HWC out
     >>> grey = fuse(ir, vis, steps=25, color=False)
@@ -245,6 +261,9 @@ def fuse(
         device=device,
         color=color,
         progress=progress,
+        backend=backend,
+        solver=solver,
+        graph=graph,
     )
     return fuser(ir, vis, callback=callback, value_range=value_range, layout=layout)
 
@@ -306,11 +325,14 @@ def _checked_batch_size(batch_size, device: torch.device) -> int:
     return batch_size
 
 
-def _checked_shape(shape) -> tuple[int, int]:
+def _checked_shape(shape) -> tuple[int, int, int]:
     try:
-        height, width = (int(n) for n in shape)
+        *count, height, width = (int(n) for n in shape)
+        (count,) = count or (1,)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"shapes has {shape!r}; expected (height, width) pairs") from error
-    if min(height, width) < 16:
-        raise ValueError(f"shapes has {height}x{width}; expected at least 16x16")
-    return height, width
+        raise ValueError(
+            f"shapes has {shape!r}; expected (height, width) or (N, height, width)"
+        ) from error
+    if min(height, width) < 16 or count < 1:
+        raise ValueError(f"shapes has {shape!r}; expected at least one image of at least 16x16")
+    return count, height, width

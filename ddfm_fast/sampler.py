@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .config import FuseConfig
+from .dispatch import Engine, resolve_engine
+from .profiling import span
 from .rectify import Rectifier
 from .schedule import StepRow, make_schedule, step_rows
 
 if TYPE_CHECKING:
+    from .kernels.rectify import TritonRectifier
     from .priors import Prior
 
 
@@ -37,6 +41,119 @@ class Sampled(NamedTuple):
     """its luma in the scale of i and v, [N, 1, H, W]"""
 
 
+class Loop:
+    """The whole reverse loop of one batch shape, on buffers that stay where they are.
+
+    ``load``, then ``run``: x_T → x_0, in ``x[0]``, and its luma. No step passes anything but the
+    buffers' addresses, so that ``ddfm_fast.graphs`` can capture the work and replay it.
+
+    ``shape``: (N, H, W), H and W multiples of ``prior.multiple``; everything is float32 on the
+    prior's device. ``watched``: keep f̂₀ of every step for a callback.
+    """
+
+    def __init__(
+        self,
+        prior: Prior,
+        config: FuseConfig,
+        shape: tuple[int, int, int],
+        engine: Engine,
+        *,
+        watched: bool = False,
+    ):
+        self.prior, self.config, self.device = prior, config, prior.device
+        self.lock = nullcontext()
+        self.rows = prior_rows(prior, config)
+        self.learned = uses_learned_variance(prior, config) and any(r.sigma for r in self.rows)
+        self.i, self.v, self.luma = torch.zeros(3, shape[0], 1, *shape[1:], device=self.device)
+        self.seeds = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
+        self.rectifier = self._make_rectifier(engine, watched)
+        self.x = [
+            torch.zeros(shape[0], 3, *shape[1:], device=self.device)
+            for _ in range(self.rectifier.period)
+        ]
+        self.conditioning = prior.conditioning(torch.tensor([row.timestep for row in self.rows]))
+
+    def _make_rectifier(self, engine: Engine, watched: bool) -> Rectifier | TritonRectifier:
+        noise = "none"
+        if any(row.sigma for row in self.rows):
+            noise = "learned" if self.learned else "fixed"
+        settings = dict(rows=self.rows, noise=noise, seeds=self.seeds, **em_settings(self.config))
+        if engine.backend == "torch":
+            return Rectifier(self.i, self.v, **settings)
+        from .kernels import TileRectifier, TritonRectifier
+
+        settings["keep_x0"] = watched
+        if engine.solver == "tile":
+            return TileRectifier(self.i, self.v, **settings)
+        return TritonRectifier(self.i, self.v, solver=engine.solver, **settings)
+
+    def load(self, i: Tensor, v: Tensor, seed: int, x_start: Tensor | None = None) -> None:
+        """The sources' luma planes [N, 1, H, W], the seed, and x_T where it is not drawn."""
+        with span("load"):
+            self.i.copy_(i)
+            self.v.copy_(v)
+            self.seeds.fill_(seed)
+            self.x[0].copy_(self._start(seed) if x_start is None else x_start)
+
+    def _start(self, seed: int) -> Tensor:
+        """x_T: CPU noise of the seed, or with ``config.start`` the noised mean of the sources."""
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(1, 3, *self.i.shape[-2:], generator=generator).to(self.device)
+        if self.config.start is None:
+            return z
+        return noised(self.rectifier.grey((self.i + self.v) / 2), z, self.rows[0])
+
+    def run(self, steps: Iterable[int], callback: Callable[[StepInfo], None] | None) -> None:
+        """All of the work after ``load``; ``steps`` counts 0, 1, … to the last."""
+        self.begin()
+        for s in steps:
+            self.step(s)
+            self.report(s, callback)
+        self.finish()
+
+    def begin(self) -> None:
+        """What precedes the first step: the state that EM starts from."""
+        self.rectifier.load_(self.i, self.v, self.seeds)
+
+    def next_conditioning(self):
+        """The prior's conditioning of the next step, by the rectifier's counter on the device."""
+        return self.conditioning.at(self.rectifier.next_step)
+
+    def step(self, s: int, cond=None) -> None:
+        """x_t → x_{t−1}; ``cond``: the prior's conditioning, by default that of step ``s``."""
+        x_t, after = self.x[s % len(self.x)], self.x[(s + 1) % len(self.x)]
+        with span("prior"):
+            cond = self.conditioning[s] if cond is None else cond
+            out = self.prior.eps(x_t, cond, variance=self.learned)
+        if after is x_t:
+            self.rectifier.step_(x_t, out)
+        else:
+            self.rectifier.step_(x_t, out, after)
+
+    def finish(self) -> None:
+        """What follows the last step: x_0 in ``x[0]``, and its luma."""
+        with span("store"):
+            result = self.x[len(self.rows) % len(self.x)]
+            if result is not self.x[0]:
+                self.x[0].copy_(result)
+            for luma, x in zip(self.luma, self.x[0], strict=True):
+                luma[0].copy_(self.rectifier.luma(x))
+
+    def take(self) -> Sampled:
+        """The result of ``run``."""
+        return Sampled(self.x[0], self.luma)
+
+    def report(self, s: int, callback: Callable[[StepInfo], None] | None) -> None:
+        """Tell ``callback`` of step ``s``, which is done."""
+        if callback is not None:
+            x_t, steps = self.x[(s + 1) % len(self.x)], len(self.rows)
+            callback(StepInfo(s + 1, steps, self.rows[s].timestep, x_t, self.rectifier.x0))
+
+
+LoopSource = Callable[["Prior", FuseConfig, tuple[int, int, int], bool], Loop]
+"""(prior, config, (N, H, W), watched) → the loop to use, such as ``graphs.GraphCache.loop``"""
+
+
 def sample(
     prior: Prior,
     i: Tensor,
@@ -47,6 +164,8 @@ def sample(
     progress: bool = False,
     callback: Callable[[StepInfo], None] | None = None,
     x_start: Tensor | None = None,
+    engine: Engine | None = None,
+    loops: LoopSource | None = None,
 ) -> Sampled:
     """Draw the fused image of each pair.
 
@@ -54,38 +173,30 @@ def sample(
     to that timestep (what is below it in the schedule is all that is sampled).
 
     i, v: luma planes [N, 1, H, W] float32 in [−1, 1] on the prior's device, H and W multiples of
-    ``prior.multiple``. x_T (``x_start`` unless given) and every z come from one CPU generator
-    seeded with ``seed``, one image's worth, given to each image: the same on every device and in
-    every batch. ``callback`` may raise to stop. ValueError if the prior yields NaN or inf.
+    ``prior.multiple``. x_T (``x_start`` unless given, [N or 1, 3, H, W]) is drawn by a CPU
+    generator seeded with ``seed``, one image's worth, given to each image, and every z follows
+    from (seed, step, pixel): the same on every device and in every batch. ``callback`` may raise
+    to stop. ``engine``: which code runs the step (:func:`ddfm_fast.dispatch.resolve_engine`);
+    ``loops``: where to get the loop from, by default a new one on that engine. ValueError if the
+    prior yields NaN or inf.
     """
-    rows = prior_rows(prior, config)
-    learned = uses_learned_variance(prior, config)
-    generator = torch.Generator().manual_seed(seed)
-    noise_shape = (1, 3, *i.shape[-2:])
+    shape, watched = (len(i), *i.shape[-2:]), progress or callback is not None
     with torch.inference_mode():
-        rectifier = make_rectifier(i, v, config)
-        if x_start is None:
-            x_start = torch.randn(noise_shape, generator=generator).to(i.device, i.dtype)
-            if config.start is not None:
-                x_start = noised(rectifier.grey((i + v) / 2), x_start, rows[0])
-        x_t = x_start.repeat(len(i) // len(x_start), 1, 1, 1)
-        conditioning = prior.conditioning(torch.tensor([row.timestep for row in rows]))
-        for s, row in enumerate(_progress(rows, progress)):
-            eps = prior.eps(x_t, conditioning[s], variance=learned)
-            z = None
-            if row.sigma:
-                z = torch.randn(noise_shape, generator=generator).to(x_t.device, x_t.dtype)
-                z = z * (_learned_sigma(eps[:, 3:], row) if learned else row.sigma)
-            rectifier.step_(x_t, eps[:, :3], row, z)
-            if callback is not None:
-                callback(StepInfo(s + 1, len(rows), row.timestep, x_t, rectifier.x0))
-        luma = torch.stack([rectifier.luma(x) for x in x_t])[:, None]
-    if not bool(torch.isfinite(luma).all()):
+        if loops is None:
+            engine = engine or resolve_engine(prior.device)
+            loop = Loop(prior, config, shape, engine, watched=watched)
+        else:
+            loop = loops(prior, config, shape, watched)
+        with loop.lock:
+            loop.load(i, v, seed, x_start)
+            loop.run(_progress(len(loop.rows), progress, prior.device), callback)
+            result = loop.take()
+    if not bool(torch.isfinite(result.luma).all()):
         raise ValueError(
             f"prior {prior.name!r} gave NaN or inf during sampling; "
             "expected finite eps(x, t): check the checkpoint, or use a wider dtype"
         )
-    return Sampled(x_t, luma)
+    return result
 
 
 def noised(x0: Tensor, z: Tensor, row: StepRow) -> Tensor:
@@ -93,16 +204,14 @@ def noised(x0: Tensor, z: Tensor, row: StepRow) -> Tensor:
     return (x0 + row.recipm1 * z) / row.recip
 
 
+def em_settings(config: FuseConfig) -> dict:
+    """What a rectifier wants to know of ``config``."""
+    return {name: getattr(config, name) for name in ("variant", "psi", "eta", "update_scales")}
+
+
 def make_rectifier(i: Tensor, v: Tensor, config: FuseConfig) -> Rectifier:
-    """The rectifier that ``config`` asks for."""
-    return Rectifier(
-        i,
-        v,
-        variant=config.variant,
-        psi=config.psi,
-        eta=config.eta,
-        update_scales=config.update_scales,
-    )
+    """The plain rectifier that ``config`` asks for, without steps: for EM alone."""
+    return Rectifier(i, v, **em_settings(config))
 
 
 def prior_rows(prior: Prior, config: FuseConfig) -> list[StepRow]:
@@ -129,15 +238,14 @@ def uses_learned_variance(prior: Prior, config: FuseConfig) -> bool:
     return prior.has_variance
 
 
-def _learned_sigma(w: Tensor, row: StepRow) -> Tensor:
-    """σ of improved DDPM (Nichol 2021, equation 15): log σ² between the posterior's and β's."""
-    half = (row.log_var_max - row.log_var_min) / 4
-    return torch.exp(w * half + (row.log_var_max + row.log_var_min) / 4)
+def _progress(steps: int, progress: bool, device: torch.device) -> Iterable[int]:
+    return _bar(steps, device) if progress else range(steps)
 
 
-def _progress(rows: list[StepRow], progress: bool):
-    if not progress:
-        return rows
+def _bar(steps: int, device: torch.device) -> Iterator[int]:
     from tqdm.auto import tqdm
 
-    return tqdm(rows, desc="fusing", unit="step", leave=False)
+    for s in tqdm(range(steps), desc="fusing", unit="step", leave=False):
+        yield s
+        if device.type == "cuda":  # else the bar shows what was launched, not what was done
+            torch.cuda.current_stream(device).synchronize()

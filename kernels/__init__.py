@@ -3,21 +3,22 @@
 Import it as ``ddfm_fast.kernels``, never as ``kernels``. Importing this module needs no GPU, no
 Triton and no CuPy: what needs Triton is loaded when it is first asked for.
 
-    rectify   ``TritonRectifier``: two fused kernels around the k-solve, and a small third
-    ksolve    ``solve_k_``: torch.fft and one kernel for the spectral scale
+    em        what a pixel goes through, as device functions
+    rectify   ``TritonRectifier``: two fused kernels around the k-solve
+    ksolve    the k-solve by cuFFT, through PyTorch or CuPy, and the kernel for its scale
+    tile      ``TileRectifier``: the whole step in one launch, without an FFT
 
 The kernels agree with their twins in Triton's interpreter and compile ahead of time for sm_80,
-sm_90, sm_100 and sm_120. None of them has run on a GPU yet, and neither ``api`` nor ``sampler``
-uses them: on a GPU the plain PyTorch path runs.
+sm_90, sm_100 and sm_120. None of them has run on a GPU yet.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 
-__all__ = ["TritonRectifier", "available", "solve_k_"]
+__all__ = ["TileRectifier", "TritonRectifier", "available", "module_status"]
 
-_LAZY = {"TritonRectifier": "rectify", "solve_k_": "ksolve"}
+_LAZY = {"TritonRectifier": "rectify", "TileRectifier": "tile"}
 
 
 def __getattr__(name: str):
@@ -43,10 +44,11 @@ def available() -> dict[str, dict[str, str | None]]:
         (``None`` when it cannot be used; for ``"cuda"`` the name and compute capability of the
         first device) and ``"reason"`` (why not, else ``None``).
     """
-    return {"triton": _module("triton"), "cupy": _module("cupy"), "cuda": _cuda()}
+    return {"triton": module_status("triton"), "cupy": module_status("cupy"), "cuda": _cuda()}
 
 
-def _module(name: str) -> dict[str, str | None]:
+def module_status(name: str) -> dict[str, str | None]:
+    """``"version"`` and ``"reason"`` as in :func:`available`, of an importable package."""
     try:
         version = str(import_module(name).__version__)
     except ModuleNotFoundError:

@@ -1,6 +1,13 @@
-"""The k-solve on a GPU: one real FFT, one scale from the closed form, one inverse.
+"""The k-solve by cuFFT: one real FFT, one scale from the closed form, one inverse.
 
-Twin: ``ddfm_fast.rectify.KSolver``. The FFTs are ``torch.fft``'s (cuFFT on a CUDA device).
+Twin: ``ddfm_fast.rectify.KSolver``. Two solvers with one interface: ``solve(rhs, k)`` returns the
+tensor that holds k, which is ``k`` itself or a new one.
+
+    TorchSolver   torch.fft; its inverse copies the spectrum first, since cuFFT overwrites it
+    CupySolver    CuPy's plans, made once: no copy, and the result in ``k``
+
+``TorchSolver`` is the default because PyTorch is always there and its allocator sees every byte;
+which is faster on a GPU, and by how much, was not measured yet.
 """
 
 from __future__ import annotations
@@ -12,25 +19,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .em import _sine
+
 BLOCK_H, BLOCK_W = 4, 128
 
 
 @triton.jit
 def _squared_sine(index, size):
-    """sin²(π·index/size) to float32 accuracy; 0 ≤ index < size.
-
-    The angle is folded into [0, π/2], where the Taylor polynomial of degree 13 is off by 7e-10.
-    Calling the library's sine instead would bring its range reduction, which uses local memory.
-    """
+    """sin²(π·index/size) to float32 accuracy; 0 ≤ index < size."""
     folded = tl.maximum(tl.minimum(index, size - index), 0)  # 0: masked lanes
-    x = folded.to(tl.float32) * 3.14159265358979 / size
-    s = x * x
-    sine = 1.6059043836821613e-10 * s - 2.505210838544172e-08
-    sine = sine * s + 2.755731922398589e-06
-    sine = sine * s - 1.984126984126984e-04
-    sine = sine * s + 8.333333333333333e-03
-    sine = sine * s - 1.6666666666666667e-01
-    sine = x + x * s * sine
+    sine = _sine(folded.to(tl.float32) * 3.14159265358979 / size)
     return sine * sine
 
 
@@ -80,20 +78,84 @@ def spectral_scale_(spectrum: Tensor, height: int, width: int, scale: float = 1.
     return spectrum
 
 
-def solve_k_(rhs: Tensor, k: Tensor) -> Tensor:
-    """k = (I + ∇ᵀ∇)⁻¹ rhs on a periodic grid, written into ``k``; both float32 [N, H, W].
+class TorchSolver:
+    """k = (I + ∇ᵀ∇)⁻¹ rhs on a periodic grid through ``torch.fft``; plans are PyTorch's own.
 
-    ``k`` keeps its address, so that a captured step finds it again. ValueError or TypeError for
-    another dtype, shape, device or layout.
+    ``shape``: (N, H, W) of the float32 planes.
     """
-    if rhs.ndim != 3:
-        raise ValueError(f"rhs has shape {tuple(rhs.shape)}; expected [N, H, W]")
-    check_tensor("rhs", rhs, tuple(rhs.shape), torch.float32)
-    check_tensor("k", k, tuple(rhs.shape), torch.float32, device=rhs.device)
-    height, width = rhs.shape[1:]
-    spectrum = spectral_scale_(torch.fft.rfft2(rhs), height, width, 1 / (height * width))
-    # norm="forward" leaves the division by H W to the scale above: one pass over the plane less
-    return torch.fft.irfft2(spectrum, s=(height, width), norm="forward", out=k)
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device):
+        self.shape = shape
+
+    def __call__(self, rhs: Tensor, k: Tensor) -> Tensor:
+        """A new tensor that holds k; ``rhs`` stays, ``k`` is not written."""
+        height, width = self.shape[1:]
+        spectrum = spectral_scale_(torch.fft.rfft2(rhs), height, width, 1 / (height * width))
+        # norm="forward" leaves the division by H W to the scale above: one pass over the plane less
+        return torch.fft.irfft2(spectrum, s=(height, width), norm="forward")
+
+
+class CupySolver:
+    """The same through cuFFT plans that CuPy makes once, on PyTorch's stream and memory.
+
+    ``shape``: (N, H, W); the work areas come from PyTorch's allocator and live as long as this.
+    ImportError without CuPy. One solver is for one stream at a time.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], device: torch.device):
+        import cupy
+        from cupyx.scipy.fft import get_fft_plan
+
+        self.cupy, self.shape, self.device = cupy, shape, device
+        count, height, width = shape
+        real = torch.empty(shape, device=device)
+        self.spectrum = torch.empty(
+            count, height, width // 2 + 1, dtype=torch.complex64, device=device
+        )
+        allocator = cupy.cuda.PythonFunctionAllocator(_allocate, _release)
+        with self._context(), cupy.cuda.using_allocator(allocator.malloc):
+            self.forward = get_fft_plan(self._view(real), axes=(1, 2), value_type="R2C")
+            self.inverse = get_fft_plan(
+                self._view(self.spectrum), shape=(height, width), axes=(1, 2), value_type="C2R"
+            )
+
+    def __call__(self, rhs: Tensor, k: Tensor) -> Tensor:
+        """``k``, which then holds the solution; both float32 of ``shape``, contiguous."""
+        from cupy.cuda import cufft
+
+        height, width = self.shape[1:]
+        spectrum = self._view(self.spectrum)
+        with self._context():
+            self.forward.fft(self._view(rhs), spectrum, cufft.CUFFT_FORWARD)
+            spectral_scale_(self.spectrum, height, width, 1 / (height * width))
+            self.inverse.fft(spectrum, self._view(k), cufft.CUFFT_INVERSE)
+        return k
+
+    def _context(self):
+        """CuPy on PyTorch's current stream, which a capture makes the captured one."""
+        stream, streams = torch.cuda.current_stream(self.device), self.cupy.cuda
+        if hasattr(streams.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
+            return streams.Stream.from_external(stream)
+        return streams.ExternalStream(stream.cuda_stream, stream.device_index)  # before CuPy 14
+
+    def _view(self, tensor: Tensor):
+        """``tensor`` as a CuPy array; unlike DLPack's exchange it never waits for a stream."""
+        size = tensor.numel() * tensor.element_size()
+        memory = self.cupy.cuda.UnownedMemory(tensor.data_ptr(), size, tensor, tensor.device.index)
+        dtype = "complex64" if tensor.is_complex() else "float32"
+        pointer = self.cupy.cuda.MemoryPointer(memory, 0)
+        return self.cupy.ndarray(tuple(tensor.shape), dtype, pointer)
+
+
+def _allocate(size: int, device: int) -> int:
+    return torch.cuda.caching_allocator_alloc(size, device)
+
+
+def _release(pointer: int, device: int) -> None:
+    torch.cuda.caching_allocator_delete(pointer)
+
+
+SOLVERS = {"torch": TorchSolver, "cupy": CupySolver}
 
 
 def check_tensor(name: str, tensor: Tensor, shape: tuple, dtype, *, device=None, dense=True):

@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddfm_fast.config import VARIANT_NAMES
+from ddfm_fast.noise import normals
 from ddfm_fast.rectify import (
+    NOISES,
     VARIANTS,
     EMState,
     KSolver,
@@ -173,10 +175,11 @@ def test_whole_official_loops_match_the_authors(case):
     golden = np.load(shared("golden/ddim_loop.npz"))
     i, v, x = (torch.tensor(golden[f"{case}/{name}"]) for name in ("I", "V", "x_T"))
     steps = int(golden[f"{case}/steps"])
-    rectifier = Rectifier(i, v, psi=float(golden[f"{case}/lamb"]), eta=float(golden[f"{case}/rho"]))
-    checked = 0
-    for s, row in enumerate(step_rows(make_schedule(steps), "ddim")):
-        rectifier.step_(x, torch.tanh(x * (0.3 + row.timestep / 1500)), row)
+    psi, eta = float(golden[f"{case}/lamb"]), float(golden[f"{case}/rho"])
+    rows = step_rows(make_schedule(steps), "ddim")
+    rectifier, checked = Rectifier(i, v, rows=rows, psi=psi, eta=eta), 0
+    for s, row in enumerate(rows):
+        rectifier.step_(x, torch.tanh(x * (0.3 + row.timestep / 1500)))
         key = f"{case}/x_after_step_{steps - 1 - s:04d}"
         if key in golden.files:
             checked += 1
@@ -194,9 +197,10 @@ def test_float64_loop_matches_the_transcribed_loop(variant):
         lambda x, t: np.tanh(x * (0.3 + t / 1500)), x[0].numpy(), i[0].numpy(), v[0].numpy(),
         (schedule.timesteps, schedule.alphas_cumprod), variant=variant, psi=0.5, eta=0.1,
     )  # fmt: skip
-    rectifier = Rectifier(i[:, None], v[:, None], variant=variant, psi=0.5, eta=0.1)
-    for row in step_rows(schedule, "ddim"):
-        rectifier.step_(x, torch.tanh(x * (0.3 + row.timestep / 1500)), row)
+    rows = step_rows(schedule, "ddim")
+    rectifier = Rectifier(i[:, None], v[:, None], rows=rows, variant=variant, psi=0.5, eta=0.1)
+    for row in rows:
+        rectifier.step_(x, torch.tanh(x * (0.3 + row.timestep / 1500)))
     np.testing.assert_allclose(x[0], wanted, rtol=0, atol=1e-9)
 
 
@@ -216,9 +220,9 @@ def test_a_batch_gives_each_image_its_own_bytes(n, height, width, variant, seed)
 
     def run(keep):
         x = x_t[keep].clone()
-        rectifier = Rectifier(i[keep, None], v[keep, None], variant=variant, eta=0.1)
-        for row in rows:
-            rectifier.step_(x, eps[keep], row)
+        rectifier = Rectifier(i[keep, None], v[keep, None], rows=rows, variant=variant, eta=0.1)
+        for _ in rows:
+            rectifier.step_(x, eps[keep])
         return x
 
     together = run(slice(None))
@@ -230,10 +234,10 @@ def test_a_batch_gives_each_image_its_own_bytes(n, height, width, variant, seed)
 def test_eps_may_come_in_any_memory_format(memory_format):
     _, i, v = planes(2, 20, 28, dtype=torch.float32)
     x, eps = torch.randn(2, 2, 3, 20, 28, generator=torch.Generator().manual_seed(0))
-    row = step_rows(make_schedule(4), "ddim")[1]
-    wanted = Rectifier(i[:, None], v[:, None]).step_(x.clone(), eps, row)
-    got = Rectifier(i[:, None], v[:, None]).step_(
-        x.clone(), eps.contiguous(memory_format=memory_format), row
+    rows = step_rows(make_schedule(4), "ddim")[1:]
+    wanted = Rectifier(i[:, None], v[:, None], rows=rows).step_(x.clone(), eps)
+    got = Rectifier(i[:, None], v[:, None], rows=rows).step_(
+        x.clone(), eps.contiguous(memory_format=memory_format)
     )
     assert torch.equal(got, wanted)
 
@@ -245,12 +249,47 @@ def test_the_previous_prediction_enters_with_its_coefficient():
     )
     first, second = step_rows(make_schedule(4), "ddim")[:2]
     second = second.__class__(**{**vars(second), "c": 0.25})
-    rectifier = Rectifier(i[:, None], v[:, None])
-    x = rectifier.step_(x, eps, first)
+    rectifier = Rectifier(i[:, None], v[:, None], rows=[first, second])
+    x = rectifier.step_(x, eps)
     before, previous = x.clone(), rectifier.x0.clone()
-    after = rectifier.step_(x, eps, second, torch.full((1, 1, 1, 1), 0.125, dtype=torch.float64))
-    wanted = second.a * before + second.b * rectifier.x0 + 0.25 * previous + 0.125
+    after = rectifier.step_(x, eps)
+    wanted = second.a * before + second.b * rectifier.x0 + 0.25 * previous
     torch.testing.assert_close(after, wanted, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("noise", NOISES)
+def test_noise_is_added_with_its_own_sigma(noise, dtype):
+    """Of the second row (there is none after the last): z of step 1 and of the image's seed."""
+    _, i, v = planes(2, 16, 18, dtype=torch.float32)
+    x, eps, w = torch.randn(3, 2, 3, 16, 18, generator=torch.Generator().manual_seed(0))
+    out = torch.cat([eps, w.tanh()], 1).to(dtype)
+    rows, seeds = step_rows(make_schedule(3), "ddpm"), torch.tensor([5, 2**40])
+    plain = Rectifier(i[:, None], v[:, None], rows=rows)
+    noisy = Rectifier(i[:, None], v[:, None], rows=rows, noise=noise, seeds=seeds)
+    plain.step = noisy.step = 1
+    got = noisy.step_(x.clone(), out) - plain.step_(x.clone(), out)
+    z, row = normals(seeds, 1, 16, 18), rows[1]
+    fraction = (out[:, 3:].float() + 1) / 2
+    variance = fraction * row.log_var_max + (1 - fraction) * row.log_var_min
+    wanted = {"none": 0 * z, "fixed": row.sigma * z, "learned": torch.exp(variance / 2) * z}[noise]
+    torch.testing.assert_close(got, wanted, rtol=0, atol=2e-6)
+    assert rows[2].sigma == 0
+    assert torch.equal(noisy.step_(x.clone(), out), plain.step_(x.clone(), out))
+
+
+def test_other_images_of_the_same_shape_take_the_place_of_the_first():
+    _, i, v = planes(2, 16, 18, dtype=torch.float32)
+    rows = step_rows(make_schedule(3), "ddim")
+    for variant in VARIANTS:
+        used = Rectifier(i[:1, None], v[:1, None], rows=rows, variant=variant)
+        fresh = Rectifier(i[1:, None], v[1:, None], rows=rows, variant=variant)
+        x, eps = torch.randn(2, 1, 3, 16, 18, generator=torch.Generator().manual_seed(0))
+        used.step_(x.clone(), eps)
+        address = used.y.data_ptr()
+        used.load_(i[1:, None], v[1:, None])
+        assert torch.equal(used.step_(x.clone(), eps), fresh.step_(x.clone(), eps))
+        assert used.y.data_ptr() == address
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -258,10 +297,11 @@ def test_the_previous_prediction_enters_with_its_coefficient():
 def test_degenerate_sources_stay_finite(variant, level):
     """i = v = f: every weight of the paper is infinite there; with y - x = -1e-6 the code's is."""
     flat = torch.full((1, 1, 16, 16), level)
-    rectifier = Rectifier(flat, flat + torch.tensor(1e-6), variant=variant)
+    rows = step_rows(make_schedule(60), "ddim")
+    rectifier = Rectifier(flat, flat + torch.tensor(1e-6), rows=rows, variant=variant)
     x = torch.full((1, 3, 16, 16), level)
-    for row in step_rows(make_schedule(60), "ddim"):
-        x = rectifier.step_(x, torch.zeros_like(x), row)
+    for _ in rows:
+        x = rectifier.step_(x, torch.zeros_like(x))
         assert torch.isfinite(x).all()
     for state in rectifier.states:
         assert torch.isfinite(state.k).all()
@@ -302,6 +342,8 @@ def test_bad_arguments_are_refused():
         Rectifier(plane, torch.zeros(1, 1, 16, 17))
     with pytest.raises(ValueError, match=r"expected the same \[N, 1, H, W\]"):
         Rectifier(plane[0], plane[0])
+    with pytest.raises(ValueError, match="noise is 'some'; expected one of none, fixed, learned"):
+        Rectifier(plane, plane, noise="some")
 
 
 def test_config_lists_the_variants():

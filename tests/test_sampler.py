@@ -7,6 +7,7 @@ import torch
 from analytic import tanh_prior, tanh_prior_with_variance
 
 from ddfm_fast.config import FuseConfig
+from ddfm_fast.noise import normals
 from ddfm_fast.priors import load_prior
 from ddfm_fast.sampler import sample
 from ddfm_fast.schedule import make_schedule
@@ -20,10 +21,10 @@ def pair(n=1, height=20, width=24, seed=0):
 def ddpm_oracle(prior, i, v, steps, seed, learned):
     """Algorithm 1 in NumPy float64, one image, on the noise that ``seed`` gives."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda: torch.randn(1, 3, *i.shape, generator=generator).numpy()[0].astype(np.float64)  # noqa: E731
     schedule = make_schedule(steps)
     alpha, beta = schedule.alphas_cumprod, schedule.betas
-    x, state = draw(), oracles.official_state(i.shape)
+    x = torch.randn(1, 3, *i.shape, generator=generator).numpy()[0].astype(np.float64)
+    state = oracles.official_state(i.shape)
     for s in reversed(range(steps)):
         out = prior(torch.tensor(x)[None], torch.tensor([schedule.timesteps[s]]))[0].numpy()
         previous = alpha[s - 1] if s else 1.0
@@ -40,7 +41,8 @@ def ddpm_oracle(prior, i, v, steps, seed, learned):
         small = beta[s] * (1 - previous) / (1 - alpha[s])
         fraction = (out[3:] + 1) / 2 if learned else 0.0
         variance = np.exp(fraction * np.log(beta[s]) + (1 - fraction) * np.log(small))
-        x = mean + np.sqrt(variance) * draw()
+        z = normals(torch.tensor([seed]), steps - 1 - s, *i.shape, torch.float64)[0].numpy()
+        x = mean + np.sqrt(variance) * z
 
 
 @pytest.mark.parametrize("learned", [False, True])

@@ -1,0 +1,72 @@
+"""NVTX ranges for Nsight Systems and Nsight Compute: load, prior, rhs, solve, update, store.
+
+Off unless the environment says ``DDFM_FAST_NVTX=1`` or :func:`enable` was called; then ``span``
+marks what the host launches. A replayed CUDA graph has the marks of its capture only, so profile
+with ``graph="off"`` to see each step. Uses the package ``nvtx`` where it is installed, else
+PyTorch's bindings.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+DOMAIN = "ddfm_fast"
+_OFF = nullcontext()
+_annotate = None
+
+
+def span(name: str) -> AbstractContextManager:
+    """A range of that name around the ``with`` block; one shared do-nothing object when off."""
+    return _OFF if _annotate is None else _annotate(name)
+
+
+def enabled() -> bool:
+    """Whether ranges are marked."""
+    return _annotate is not None
+
+
+def enable() -> None:
+    """Mark ranges from now on; ImportError where neither nvtx nor PyTorch's CUDA build is there."""
+    global _annotate
+    _annotate = _nvtx() or _torch_nvtx()
+    if _annotate is None:
+        raise ImportError(
+            "NVTX ranges need the package nvtx, which is not installed, or a CUDA build of "
+            "PyTorch; pip install nvtx, or leave DDFM_FAST_NVTX unset"
+        )
+
+
+def disable() -> None:
+    """Mark nothing from now on."""
+    global _annotate
+    _annotate = None
+
+
+def _nvtx():
+    try:
+        import nvtx
+    except ImportError:
+        return None
+    return lambda name: nvtx.annotate(message=name, domain=DOMAIN)
+
+
+def _torch_nvtx():
+    import torch
+
+    if torch.version.cuda is None:
+        return None
+
+    @contextmanager
+    def annotate(name: str):
+        torch.cuda.nvtx.range_push(f"{DOMAIN}:{name}")
+        try:
+            yield
+        finally:
+            torch.cuda.nvtx.range_pop()
+
+    return annotate
+
+
+if os.environ.get("DDFM_FAST_NVTX", "0") not in ("", "0"):
+    enable()
