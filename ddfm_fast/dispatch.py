@@ -62,9 +62,10 @@ def resolve_engine(
 
 
 def resolve_graph(graph: str | None, device: torch.device | str, engine: Engine) -> str:
-    """The graph mode for a device, "loop", "step" or "off"; None takes the environment's word, else "auto".
+    """The graph mode for a device: "loop", "step" or "off".
 
-    "auto" is "loop" on a CUDA device. ValueError where what was asked for cannot run here.
+    None takes the environment's word, "auto" without one; "auto" is "loop" on a CUDA device.
+    ValueError where what was asked for cannot run here.
     """
     device = torch.device(device)
     graph = _choice("graph", graph, GRAPHS, "DDFM_FAST_GRAPH")

@@ -188,7 +188,7 @@ class GraphCache:
         self._lock = threading.RLock()
         self._graphs: OrderedDict[tuple, CapturedLoop] = OrderedDict()
         self._seen: OrderedDict[tuple, str] = OrderedDict()
-        """keys that ran, and the mode to capture them in: less than was asked for after a failure"""
+        """keys that ran, and the mode to capture them in: a lesser one after a failure"""
 
     def loop(
         self, prior: Prior, config: FuseConfig, shape: tuple[int, int, int], watched: bool

@@ -167,7 +167,7 @@ def _rectify_update_kernel(
     current_ptr = scales_ptr + 2 * (tl.num_programs(1) + n)
     step = tl.load(step_ptr + 1)
     gamma, rho = tl.load(current_ptr), tl.load(current_ptr + 1)
-    if UPDATE_SCALES:
+    if UPDATE_SCALES:  # noqa: SIM102  (known when compiling, unlike the tile)
         if tile == 0:
             sums_ptr, next_ptr = partial_ptr + 2 * n * tiles, scales_ptr + 2 * n
             tl.store(next_ptr, _next_scale(sums_ptr, tiles, plane, gamma, SUM_BLOCK))

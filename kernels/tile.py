@@ -34,8 +34,8 @@ INNER = REGION - 2 * HALO
 CHUNK = 16
 """rows, then columns, of a region that are in registers at once"""
 PRECISION = "ieee"
-"""of the transforms: float32 throughout; "tf32x3", three products on tensor cores, is to be measured
-against it on a GPU"""
+"""of the transforms: float32 throughout; "tf32x3", three products on tensor cores, is to be
+measured against it on a GPU"""
 WARPS = 8
 
 
@@ -46,8 +46,11 @@ def _wrapped(index, size):
 
 
 @triton.jit
-def _inside_of_solution(spectrum, basis_ptr, eigen_ptr, REGION: tl.constexpr, HALO: tl.constexpr,
-                        INNER: tl.constexpr, CHUNK: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def _inside_of_solution(
+    spectrum, basis_ptr, eigen_ptr,
+    REGION: tl.constexpr, HALO: tl.constexpr, INNER: tl.constexpr, CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
     """k [INNER, INNER] from C · rhs [REGION, REGION].
 
     With C the orthonormal cosine transform of type 2, which diagonalises ∇ᵀ∇ between mirrors, and

@@ -2,9 +2,10 @@
 
 Whether kernels are interpreted is settled when triton is first imported, so the tests run in a
 process of their own: ``test_in_the_interpreter`` starts pytest on this file with
-TRITON_INTERPRET=1, under which it collects the classes instead. To see them one by one:
+TRITON_INTERPRET=1, under which it collects the classes instead, and those of test_graphs.py. To
+see them one by one:
 
-    TRITON_INTERPRET=1 python -m pytest tests/test_kernels.py
+    TRITON_INTERPRET=1 python -m pytest tests/test_kernels.py tests/test_graphs.py
 """
 
 import dataclasses
@@ -46,7 +47,8 @@ PSI, ETA = 0.5, 0.3
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that interprets")
 def test_in_the_interpreter():
     pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    files = [__file__, str(Path(__file__).with_name("test_graphs.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parent.parent
     run = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
