@@ -160,6 +160,8 @@ def fuse(
     stretch: opt.StretchChoice = None,
     seed: opt.Seed = 3407,
     device: opt.Device = None,
+    backend: opt.Backend = None,
+    graph: opt.Graph = None,
     prior: opt.Prior = "embedded",
     prior_config: opt.PriorConfig = None,
     gray: opt.Gray = False,
@@ -203,6 +205,8 @@ def fuse(
         stretch=None if stretch is None else stretch.value,
         seed=seed,
         device=device,
+        backend=backend,
+        graph=graph,
         color=color,
     )
     reports = run_jobs(
@@ -275,6 +279,8 @@ def batch(
     stretch: opt.StretchChoice = None,
     seed: opt.Seed = 3407,
     device: opt.Device = None,
+    backend: opt.Backend = None,
+    graph: opt.Graph = None,
     prior: opt.Prior = "embedded",
     prior_config: opt.PriorConfig = None,
     gray: opt.Gray = False,
@@ -319,6 +325,8 @@ def batch(
         stretch=None if stretch is None else stretch.value,
         seed=seed,
         device=device,
+        backend=backend,
+        graph=graph,
         color=color,
     )
     report = cli_batch.run(

@@ -56,6 +56,14 @@ Seed = Annotated[int, typer.Option(help="Seed of the first noise.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA where there is one by default.")
 ]
+Backend = Annotated[
+    str | None,
+    typer.Option(help="auto, triton or torch: what runs a step ($DDFM_FAST_BACKEND).")
+]
+Graph = Annotated[
+    str | None,
+    typer.Option(help="CUDA graphs: auto, loop, step or off ($DDFM_FAST_GRAPH)."),
+]
 Prior = Annotated[
     str, typer.Option(help="embedded, a .pt or .safetensors file, or a diffusers folder.")
 ]

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+KERNELS_NOTE = "the GPU kernels and graphs were never run on a GPU yet: bash bench/gpu_suite.sh"
 
 
 def examine() -> dict[str, Any]:
     """Look at the machine and the installation, and fuse one tiny pair.
 
     Returns:
-        ``ok`` (the package itself works), ``machine``, ``packages``, ``devices``, ``prior``,
-        ``self_test`` and ``advice`` (a list of ``{"install", "brings"}``); JSON-serialisable.
+        ``ok`` (the package itself works), ``machine``, ``packages``, ``devices``, ``engine`` (what
+        runs a step, and why), ``prior``, ``self_test`` and ``advice`` (a list of ``{"install",
+        "brings"}``); JSON-serialisable.
     """
     from ddfm_fast.kernels import available
 
@@ -27,11 +29,12 @@ def examine() -> dict[str, Any]:
         "machine": _machine(),
         "packages": _packages(),
         "devices": available(),
+        "engine": _checked(_engine),
         "prior": _checked(_embedded_prior),
         "self_test": _checked(_self_test),
     }
     report["advice"] = _advice(report)
-    report["ok"] = report["prior"]["ok"] and report["self_test"]["ok"]
+    report["ok"] = all(report[part]["ok"] for part in ("engine", "prior", "self_test"))
     return report
 
 
@@ -46,9 +49,16 @@ def render(report: dict[str, Any]) -> str:
     lines += ["", "GPU"]
     for name, found in report["devices"].items():
         lines.append(f"  {name:<12} {found['version'] or 'no: ' + found['reason']}")
-    lines.append(
-        f"  {'kernels':<12} never run on a GPU yet, and not used: the plain PyTorch path runs"
-    )
+    lines += ["", "a step is run by"]
+    engine = report["engine"]
+    if engine["ok"]:
+        names = ("backend", "solver", "graph", "device")
+        lines += [f"  {name:<12} {engine[name]}" for name in names]
+        lines.append(f"  {'because':<12} {engine['reason']}")
+        lines += [f"  {name}={value}" for name, value in engine["environment"].items()]
+        lines.append(f"  {'note':<12} {KERNELS_NOTE}")
+    else:
+        lines.append(f"  FAIL  {engine['detail']}")
     lines += ["", "checks"]
     for title, key in (("embedded prior", "prior"), ("self-test", "self_test")):
         check = report[key]
@@ -132,6 +142,22 @@ def _checked(check) -> dict[str, Any]:
         return {"ok": False, "detail": f"{type(error).__name__}: {error}"}
 
 
+def _engine() -> dict[str, Any]:
+    """What ``Fuser`` chooses by default, and the environment variables that have a say."""
+    import torch
+
+    from ddfm_fast.dispatch import resolve_engine, resolve_graph
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    engine = resolve_engine(device)
+    return {
+        **engine._asdict(),
+        "graph": resolve_graph(None, device, engine),
+        "device": str(device),
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("DDFM_FAST_")},
+    }
+
+
 def _embedded_prior() -> dict[str, Any]:
     from ddfm_fast import priors
 
@@ -184,7 +210,14 @@ def _advice(report: dict[str, Any]) -> list[dict[str, str]]:
         advice.append(
             {
                 "install": f"pip install cupy-cuda{major}x",
-                "brings": "CuPy arrays in and out; fusion itself gets no faster",
+                "brings": "CuPy arrays in and out, and solver='cupy' for the k-solve",
+            }
+        )
+    if devices["cuda"]["version"] is not None and devices["triton"]["version"] is None:
+        advice.append(
+            {
+                "install": "pip install triton (Linux; PyTorch's CUDA build brings its own)",
+                "brings": "the fused kernels; now the plain PyTorch path runs",
             }
         )
     if report["packages"]["diffusers"] is None:

@@ -1,4 +1,7 @@
-"""NVTX ranges for Nsight Systems and Nsight Compute: load, prior, rhs, solve, update, store.
+"""NVTX ranges for Nsight Systems and Nsight Compute: load, prior, update, store.
+
+"update" is everything between the prior's output and x_{t-1}; inside it lie "rhs" (the first
+kernel) and "solve" (the FFTs), the rest of it is the second kernel. Plain PyTorch has no "rhs".
 
 Off unless the environment says ``DDFM_FAST_NVTX=1`` or :func:`enable` was called; then ``span``
 marks what the host launches. A replayed CUDA graph has the marks of its capture only, so profile

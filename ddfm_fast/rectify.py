@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from .noise import normals
+from .profiling import span
 from .schedule import StepRow
 
 OFFICIAL_EPS = 1e-6
@@ -115,7 +116,8 @@ class KSolver:
 
     def __call__(self, rhs: Tensor) -> Tensor:
         """k for the right-hand side ``rhs`` [..., H, W], float32 or float64; same shape."""
-        return torch.fft.irfft2(torch.fft.rfft2(rhs).mul_(self.inverse), s=self.size)
+        with span("solve"):
+            return torch.fft.irfft2(torch.fft.rfft2(rhs).mul_(self.inverse), s=self.size)
 
 
 @lru_cache(maxsize=16)

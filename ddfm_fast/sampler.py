@@ -125,10 +125,11 @@ class Loop:
         with span("prior"):
             cond = self.conditioning[s] if cond is None else cond
             out = self.prior.eps(x_t, cond, variance=self.learned)
-        if after is x_t:
-            self.rectifier.step_(x_t, out)
-        else:
-            self.rectifier.step_(x_t, out, after)
+        with span("update"):
+            if after is x_t:
+                self.rectifier.step_(x_t, out)
+            else:
+                self.rectifier.step_(x_t, out, after)
 
     def finish(self) -> None:
         """What follows the last step: x_0 in ``x[0]``, and its luma."""

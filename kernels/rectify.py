@@ -316,8 +316,7 @@ class TritonRectifier:
             self.rhs_(x_t, out)
         with span("solve"):
             k = self.solve(self.rhs, self.k)
-        with span("update"):
-            self.update_(x_t, out, k)
+        self.update_(x_t, out, k)
         return x_t
 
     def rhs_(self, x_t: Tensor, out: Tensor) -> None:

@@ -23,8 +23,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ddfm_fast.profiling import span
-
 from .em import _luma, _next_scale, _predicted_rgb, _right_hand_side, _store_sums, _update
 from .ksolve import check_tensor, on_device
 from .rectify import TritonRectifier
@@ -248,7 +246,7 @@ class TileRectifier(TritonRectifier):
             raise ValueError(
                 "after is x_t; expected another tensor: neighbouring tiles still read x_t"
             )
-        with span("update"), on_device(x_t):
+        with on_device(x_t):
             self._launch(x_t, out, after)
         self.turn = 1 - self.turn
         return after

@@ -406,6 +406,7 @@ def test_doctor(call):
     assert result.exit_code == 0, result.output
     assert "ok    embedded prior" in result.stdout and "ok    self-test" in result.stdout
     assert "never run on a GPU yet" in result.stdout
+    assert "backend      torch" in result.stdout and "the device is the CPU" in result.stdout
     report = json.loads(call("doctor", "--json").stdout)
     assert report["ok"] and report["machine"]["cores"] >= 1
     assert report["packages"]["torch"] == torch.__version__
