@@ -1,5 +1,14 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one command of a few minutes: bash bench/gpu_suite.sh [FOLDER]
+# Everything that needs a GPU, in one command of under nine minutes: bash bench/gpu_suite.sh [FOLDER]
+# For a bare CUDA machine with PyTorch, Triton, pytest, hypothesis and safetensors; nothing is
+# installed and nothing fetched. CuPy, ncu and compute-sanitizer are used where they are.
+#
+#   tests.log      the GPU tests, and why any was skipped
+#   gpu.json, .md  the step, its kernels, whole loops, launches: every sample, and a table
+#   sanitizer.log  memcheck and racecheck of the rectification kernels
+#   ncu.csv        counters of the rectification kernels
+#   summary.txt    what ran, what failed, how long each took
+#
 # Results go to FOLDER (default: $OUT, else bench/results/gpu). Exits non-zero if anything failed.
 # Written on a machine without a GPU; the first machine with one may have to mend it.
 set -uo pipefail
@@ -11,21 +20,54 @@ if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2
   exit 0
 fi
 mkdir -p "$out"
+export PYTHONUNBUFFERED=1
+summary=$out/summary.txt
+"$python" - >"$summary" <<'END'
+import torch, triton
+print(torch.cuda.get_device_name(0), "torch", torch.__version__, "triton", triton.__version__)
+END
 failed=0
-run() {
-  local name=$1
-  shift
+
+run() { # run SECONDS NAME LOG COMMAND...: SECONDS at most, output also to LOG
+  local limit=$1 name=$2 log=$3 began=$SECONDS status
+  shift 3
   echo "== $name"
-  timeout 240 "$@" 2>&1 | tee "$out/$name.log" || { echo "== $name: FAILED"; failed=1; }
+  timeout -k 10 "$limit" "$@" 2>&1 | tee -a "$out/$log"
+  status=$?
+  [ "$status" = 0 ] || failed=1
+  echo "$name: exit $status, $((SECONDS - began)) s" | tee -a "$summary"
 }
-run tests "$python" -m pytest -q -m gpu -rs --continue-on-collection-errors tests
-run step "$python" -m bench.gpu --out "$out"
+
+skipped() { echo "$1: skipped, $2 is not installed" | tee -a "$summary"; }
+
+rm -f "$out"/*.log
+run 200 tests tests.log "$python" -m pytest -q -m gpu -rs -p no:cacheprovider \
+  --continue-on-collection-errors tests
+run 150 bench bench.log "$python" -m bench.gpu --out "$out"
+rm -f "$out/bench.log" # its table is gpu.md
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
-    run "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      "$python" -m pytest -q -m gpu tests/test_kernels_gpu.py -k "same_bytes and size0"
+    run 60 "$tool" sanitizer.log compute-sanitizer --tool "$tool" --error-exitcode 1 \
+      "$python" -m pytest -q -m gpu -p no:cacheprovider tests/test_kernels_gpu.py -k for_the_sanitizer
   done
 else
-  echo "compute-sanitizer is not installed: memcheck and racecheck skipped"
+  skipped "memcheck and racecheck" compute-sanitizer
 fi
+if command -v ncu >/dev/null; then
+  echo "== ncu"
+  metrics=gpu__time_duration.sum,dram__bytes_read.sum,dram__bytes_write.sum
+  metrics+=,dram__throughput.avg.pct_of_peak_sustained_elapsed
+  metrics+=,sm__throughput.avg.pct_of_peak_sustained_elapsed
+  metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active
+  metrics+=,lts__t_sector_hit_rate.pct,launch__registers_per_thread,smsp__inst_executed.sum
+  timeout -k 10 60 ncu --csv --page raw --kernel-name 'regex:_rectify_.*|_spectral.*' \
+    --launch-skip 6 --launch-count 12 --cache-control all --clock-control none \
+    --metrics "$metrics" "$python" -m bench.gpu --steps-only >"$out/ncu.csv"
+  status=$?
+  [ "$status" = 0 ] || failed=1
+  echo "ncu: exit $status" | tee -a "$summary"
+else
+  skipped ncu ncu
+fi
+cat "$summary"
 exit "$failed"

@@ -19,19 +19,38 @@ from ddfm_fast.files import atomic_write_bytes
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """Seconds that one call takes on the host's clock."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def gpu_seconds(function: Callable[[], object]) -> float:
+    """Seconds between two events around one call on the current CUDA stream."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    function()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
 def interleave(
-    candidates: dict[str, Callable[[], object]], *, repeats: int, warmup: int = 2
+    candidates: dict[str, Callable[[], object]],
+    *,
+    repeats: int,
+    warmup: int = 2,
+    clock: Callable[[Callable[[], object]], float] = cpu_seconds,
 ) -> dict[str, list[float]]:
-    """Seconds of each call: every round runs each candidate once, in turn."""
+    """Seconds of each call by ``clock``: every round runs each candidate once, in turn."""
     for function in candidates.values():
         for _ in range(warmup):
             function()
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(repeats):
         for name, function in candidates.items():
-            start = time.perf_counter()
-            function()
-            samples[name].append(time.perf_counter() - start)
+            samples[name].append(clock(function))
     return samples
 
 

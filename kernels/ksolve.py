@@ -1,7 +1,8 @@
 """The k-solve by cuFFT: one real FFT, one scale from the closed form, one inverse.
 
 Twin: ``ddfm_fast.rectify.KSolver``. Two solvers with one interface: ``solve(rhs, k)`` returns the
-tensor that holds k, which is ``k`` itself or a new one.
+tensor that holds k, which is ``k`` itself or a new one. Images are transformed one at a time: FFT
+libraries choose their algorithm by the batch, and an image in a batch must get what it gets alone.
 
     TorchSolver   torch.fft; its inverse copies the spectrum first, since cuFFT overwrites it
     CupySolver    CuPy's plans, made once: no copy, and the result in ``k``
@@ -88,7 +89,14 @@ class TorchSolver:
         self.shape = shape
 
     def __call__(self, rhs: Tensor, k: Tensor) -> Tensor:
-        """A new tensor that holds k; ``rhs`` stays, ``k`` is not written."""
+        """k [N, H, W]: a new tensor for one image, ``k`` itself for several; ``rhs`` stays."""
+        if len(rhs) == 1:
+            return self._solved(rhs)
+        for one, target in zip(rhs.split(1), k.split(1), strict=True):
+            target.copy_(self._solved(one))
+        return k
+
+    def _solved(self, rhs: Tensor) -> Tensor:
         height, width = self.shape[1:]
         spectrum = spectral_scale_(torch.fft.rfft2(rhs), height, width, 1 / (height * width))
         # norm="forward" leaves the division by H W to the scale above: one pass over the plane less
@@ -107,11 +115,9 @@ class CupySolver:
         from cupyx.scipy.fft import get_fft_plan
 
         self.cupy, self.shape, self.device = cupy, shape, device
-        count, height, width = shape
-        real = torch.empty(shape, device=device)
-        self.spectrum = torch.empty(
-            count, height, width // 2 + 1, dtype=torch.complex64, device=device
-        )
+        height, width = shape[1:]
+        real = torch.empty(1, height, width, device=device)
+        self.spectrum = torch.empty(1, height, width // 2 + 1, dtype=torch.complex64, device=device)
         allocator = cupy.cuda.PythonFunctionAllocator(_allocate, _release)
         with self._context(), cupy.cuda.using_allocator(allocator.malloc):
             self.forward = get_fft_plan(self._view(real), axes=(1, 2), value_type="R2C")
@@ -126,9 +132,10 @@ class CupySolver:
         height, width = self.shape[1:]
         spectrum = self._view(self.spectrum)
         with self._context():
-            self.forward.fft(self._view(rhs), spectrum, cufft.CUFFT_FORWARD)
-            spectral_scale_(self.spectrum, height, width, 1 / (height * width))
-            self.inverse.fft(spectrum, self._view(k), cufft.CUFFT_INVERSE)
+            for one, target in zip(rhs.split(1), k.split(1), strict=True):
+                self.forward.fft(self._view(one), spectrum, cufft.CUFFT_FORWARD)
+                spectral_scale_(self.spectrum, height, width, 1 / (height * width))
+                self.inverse.fft(spectrum, self._view(target), cufft.CUFFT_INVERSE)
         return k
 
     def _context(self):

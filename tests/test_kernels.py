@@ -8,12 +8,16 @@ see them one by one:
     TRITON_INTERPRET=1 python -m pytest tests/test_kernels.py tests/test_graphs.py
 """
 
+import contextlib
+import ctypes
 import dataclasses
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -203,8 +207,8 @@ class TestKernels:
 
     def test_solve(self, size, one_tile):
         rhs = torch.randn(size, generator=torch.Generator().manual_seed(1))
-        before, unused = rhs.clone(), torch.full(size, float("nan"))
-        k = ksolve.TorchSolver(size, CPU)(rhs, unused)
+        before, k = rhs.clone(), torch.full(size, float("nan"))
+        k = ksolve.TorchSolver(size, CPU)(rhs, k)
         exact = KSolver(*size[1:], torch.float64, CPU)(rhs.double())
         assert float((k - exact).abs().max() / exact.abs().max()) < 1e-6
         assert torch.equal(rhs, before)
@@ -240,6 +244,41 @@ class TestKernels:
             assert_as_good(means[:, 0], plain32["p"], exact["p"], "p")
             assert_as_good(means[:, 1], plain32["q"], exact["q"], "q")
         assert rectifier.next_step.item() == 4
+
+
+def fake_cupy():
+    """Modules cupy, cupy.cuda and cupyx.scipy.fft, as far as ``CupySolver`` uses them."""
+    cupy, cuda, fft = types.ModuleType("cupy"), types.ModuleType("cupy.cuda"), types.ModuleType("f")
+
+    def unowned(pointer, size, owner, device):
+        return (ctypes.c_char * size).from_address(pointer)
+
+    def ndarray(shape, dtype, pointer):
+        return np.frombuffer(pointer, dtype).reshape(shape)
+
+    class Plan:
+        def __init__(self, kind, shape):
+            self.kind, self.shape = kind, shape
+
+        def fft(self, a, out, direction):
+            assert direction == {"R2C": -1, "C2R": 1}[self.kind]
+            if self.kind == "R2C":
+                out[:] = np.fft.rfft2(a)
+            else:
+                out[:] = np.fft.irfft2(a, s=self.shape, norm="forward")
+                a[:] = np.nan  # cuFFT may overwrite the input of this transform
+
+    def get_fft_plan(a, shape=None, axes=None, value_type="C2C"):
+        assert axes == (1, 2) and a.ndim == 3
+        return Plan(value_type, shape)
+
+    cuda.UnownedMemory, cuda.MemoryPointer = unowned, lambda memory, offset: memory
+    cuda.PythonFunctionAllocator = lambda malloc, free: types.SimpleNamespace(malloc=malloc)
+    cuda.using_allocator = lambda allocator: contextlib.nullcontext()
+    cuda.cufft = types.SimpleNamespace(CUFFT_FORWARD=-1, CUFFT_INVERSE=1)
+    cupy.cuda, cupy.ndarray, fft.get_fft_plan = cuda, ndarray, get_fft_plan
+    return {"cupy": cupy, "cupy.cuda": cuda, "cupyx": types.ModuleType("cupyx"),
+            "cupyx.scipy": types.ModuleType("cupyx.scipy"), "cupyx.scipy.fft": fft}  # fmt: skip
 
 
 class TestOneStep:
@@ -293,6 +332,20 @@ class TestOneStep:
                                        cls=cls)  # fmt: skip
             results.append(rectifier.step_(x_t, prior_with_variance(x_t)))
         assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+    def test_cupys_plans_are_asked_the_right_things(self, monkeypatch, one_tile):
+        """CuPy needs a GPU even to make a plan; a stand-in of NumPy takes the same calls."""
+        for name, module in fake_cupy().items():
+            monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setattr(ksolve.CupySolver, "_context", lambda self: contextlib.nullcontext())
+        rhs = torch.randn(3, 17, 31, generator=torch.Generator().manual_seed(1))
+        before, k = rhs.clone(), torch.full(rhs.shape, float("nan"))
+        address = k.data_ptr()
+        solve = ksolve.CupySolver(tuple(rhs.shape), CPU)
+        for _ in range(2):
+            assert solve(rhs, k) is k and k.data_ptr() == address and torch.equal(rhs, before)
+            exact = KSolver(17, 31, torch.float64, CPU)(rhs.double())
+            assert float((k - exact).abs().max() / exact.abs().max()) < 1e-6
 
     def test_scales_are_finished_in_order(self, monkeypatch):
         """Ten tiles an image, four at a time: three rounds, the last one masked; alone or in a
@@ -449,14 +502,15 @@ class TestLoops:
         self.compare(solver, (1, 17, 31), "official", rows)
 
     @pytest.mark.parametrize("variant", ["official", "gradient"])
-    def test_a_batch_gives_each_image_what_it_gets_alone(self, solver, variant):
+    def test_a_batch_gives_each_image_what_it_gets_alone(self, solver, variant, one_tile):
         rows = rows_of("ddpm", steps=3)
-        i, v, x_t = pair(3, 5, 140)
+        i, v, x_t = pair(3, 64, 80)  # a size at which FFTs of a batch round otherwise
         seeds = torch.tensor(SEEDS)
 
         def loop(part):
             settings = dict(rows=rows, variant=variant, eta=ETA, noise="fixed", seeds=seeds[part])
-            return run_loop(self.make(solver, i[part], v[part], **settings), x_t[part], rows)
+            ours = self.make(solver, i[part], v[part], **settings)
+            return run_loop(ours, x_t[part], rows, lambda x: x_t[part] / 2)
 
         together = loop(slice(None))
         for n in range(3):
