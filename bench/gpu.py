@@ -186,9 +186,7 @@ def kernels(bench: Bench, height: int, width: int) -> dict:
         "rfft2": (FFT_PLANES, each(lambda r, s: torch.fft.rfft2(r.rhs))),
         "irfft2": (
             FFT_PLANES,
-            bench.replay(
-                lambda: [torch.fft.irfft2(s, s=size, norm="forward") for s in spectra]
-            ),
+            bench.replay(lambda: [torch.fft.irfft2(s, s=size, norm="forward") for s in spectra]),
         ),
     }
     candidates = {name: work for name, (_, work) in works.items()}

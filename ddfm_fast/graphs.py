@@ -152,14 +152,17 @@ class CapturedLoop:
 
     def run(self, steps: Iterable[int], callback: Callable[[StepInfo], None] | None) -> None:
         """See :meth:`Loop.run`; in mode "loop" ``steps`` and ``callback`` are not looked at."""
-        if self.mode == "loop":
-            self.replays[0]()
-            return
-        self.loop.begin()
-        for s in steps:
-            self.replays[s % len(self.replays)]()
-            self.loop.report(s, callback)
-        self.loop.finish()
+        try:
+            if self.mode == "loop":
+                self.replays[0]()
+                return
+            self.loop.begin()
+            for s in steps:
+                self.replays[s % len(self.replays)]()
+                self.loop.report(s, callback)
+            self.loop.finish()
+        finally:  # a callback may raise
+            self.capture.record()
 
     def take(self) -> Sampled:
         """A copy of the result: the next call overwrites it."""
@@ -289,22 +292,27 @@ class GraphCache:
             capture = self._captures[prior.device] = self._make_capture(prior.device)
         while len(self._graphs) >= self.limit:
             self._drop_oldest()
-        try:
-            captured = CapturedLoop(self._new_loop(prior, config, shape, watched), mode, capture)
-        except torch.OutOfMemoryError:
-            if not self._graphs:
-                raise
-            log.warning("%s: dropping older graphs to make room", _name(shape))
-            self._graphs.clear()
-            capture.release()
-            captured = CapturedLoop(self._new_loop(prior, config, shape, watched), mode, capture)
-        if isinstance(prior, CallablePrior):
-            _require_equal(captured, prior)
+
+        def captured() -> CapturedLoop:
+            return CapturedLoop(self._new_loop(prior, config, shape, watched), mode, capture)
+
+        with capture.lock:  # no other graph of the pool runs meanwhile
+            try:
+                loop = captured()
+            except torch.OutOfMemoryError:
+                if not self._graphs:
+                    raise
+                log.warning("%s: dropping older graphs to make room", _name(shape))
+                self._graphs.clear()
+                capture.release()
+                loop = captured()
+            if isinstance(prior, CallablePrior):
+                _require_equal(loop)
         log.info(
             "captured %s, graph=%r, in %.2f s, %.0f MiB",
-            _name(shape), mode, captured.seconds, captured.bytes / MIB,
+            _name(shape), mode, loop.seconds, loop.bytes / MIB,
         )  # fmt: skip
-        return captured
+        return loop
 
     def _drop_oldest(self) -> None:
         key, captured = self._graphs.popitem(last=False)
@@ -314,7 +322,7 @@ class GraphCache:
         log.info("dropped the graph of %s, the least recently used", _name(key[1]))
 
 
-def _require_equal(captured: CapturedLoop, prior: Prior) -> None:
+def _require_equal(captured: CapturedLoop) -> None:
     """RuntimeError unless a replay gives what the code itself gives.
 
     A callable may keep state or draw numbers on the host, which a capture freezes silently.
