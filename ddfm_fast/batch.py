@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .api import Fuser
     from .priors import Prior
 
-MATHS_VERSION = 1
+MATHS_VERSION = 2
 """Raised whenever the same settings, prior and inputs give another picture: it redoes them."""
 
 MANIFEST, REPORT, STAGING = "ddfm_fast_batch.jsonl", "ddfm_fast_report.json", ".ddfm_fast_staging"

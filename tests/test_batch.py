@@ -247,13 +247,13 @@ def test_the_maths_are_those_of_this_version(sampler):
     """If this fails on purpose, raise ``batch.MATHS_VERSION`` and put in the new numbers."""
     pair = picture(1, 16, 16), picture(2, 16, 16)
     fused = fuse(*pair, prior=tanh_prior, sampler=sampler, steps=4, device="cpu")
-    assert batch.MATHS_VERSION == 1
+    assert batch.MATHS_VERSION == 2
     np.testing.assert_allclose(fused[::5, ::5].astype(int), PINNED[sampler], atol=1)
 
 
 PINNED = {
     "ddim": [[15, 27, 33, 25], [84, 73, 111, 88], [181, 179, 159, 151], [230, 255, 230, 226]],
-    "ddpm": [[15, 27, 32, 26], [92, 77, 112, 88], [174, 184, 161, 149], [239, 243, 231, 229]],
+    "ddpm": [[11, 22, 28, 21], [85, 71, 124, 86], [173, 169, 172, 153], [237, 255, 236, 232]],
 }
 
 
