@@ -45,8 +45,10 @@ setup(
         *find_packages(include=["ddfm_fast", "ddfm_fast.*"]),
         "ddfm_fast.kernels",
         *(f"ddfm_fast.kernels.{name}" for name in find_packages("kernels")),
+        "ddfm_fast.bench",
+        *(f"ddfm_fast.bench.{name}" for name in find_packages("bench")),
     ],
-    package_dir={"ddfm_fast.kernels": "kernels"},
+    package_dir={"ddfm_fast.kernels": "kernels", "ddfm_fast.bench": "bench"},
     package_data={
         "ddfm_fast": ["py.typed", "assets/*.png", "assets/*.md"],
         "ddfm_fast.priors": ["*.safetensors", "*.md", "*.png"],

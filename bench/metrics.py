@@ -17,8 +17,10 @@ import torch
 from scipy.signal import convolve2d
 from skimage.metrics import structural_similarity
 
-from bench.timing import interleave, machine, save, summarise
 from ddfm_fast import metrics
+
+from .machine import machine, save
+from .timing import interleave, summarise
 
 NAMES = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
 PARITY = 1e-4

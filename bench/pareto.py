@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench.timing import RESULTS, machine
 from ddfm_fast import PRESETS, FuseConfig, Fuser
 from ddfm_fast.ablate import PartFuser
 from ddfm_fast.datasets import find_pairs
@@ -23,6 +22,8 @@ from ddfm_fast.evaluate import read_lumas
 from ddfm_fast.files import atomic_write_bytes
 from ddfm_fast.images import stretch_minmax, stretch_percentile
 from ddfm_fast.metrics import compute
+
+from .machine import RESULTS, machine
 
 COLUMNS = (
     "SCD", "CC", "VIF", "VIF_min", "MI", "MI_min", "Qabf", "SSIM", "SSIM_min", "SD", "EN",

@@ -5,17 +5,19 @@ scikit-image twice a step, the k-solve takes three complex FFTs and one inverse,
 are cut from NumPy arrays at every use, the posterior mean and the learned variance are computed
 and not used, attention materialises its weights. Everything the benchmarks print is a ratio to
 this. ``tests/test_reference.py`` checks it against the authors' tensors. The PNG that their
-script writes at every step is left out.
+script writes at every step is written where a folder for it is given.
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from skimage.color import rgb2ycbcr, ycbcr2rgb
+from skimage.io import imsave
 from torch import Tensor
 
 
@@ -94,24 +96,31 @@ class ReferenceLoop:
         return self.split(x, t, out)
 
     def split(self, x: Tensor, t: Tensor, out: Tensor) -> Tensor:
-        eps, values = torch.split(out, x.shape[1], dim=1)
+        eps, *values = torch.split(out, x.shape[1], dim=1)
         x0 = _take(self.recip, t, x) * x - _take(self.recipm1, t, eps) * eps
         x0 = x0.clamp(-1, 1)
         _mean = _take(self.mean_x0, t, x0) * x0 + _take(self.mean_x, t, x) * x
-        fraction = (values + 1.0) / 2.0
-        log_variance = fraction * _take(self.log_max, t, x) + (1 - fraction) * _take(
-            self.log_min, t, x
-        )
-        torch.exp(log_variance)
+        low = _take(self.log_min, t, x)
+        if values:  # a prior without the variance half gets the schedule's own
+            fraction = (values[0] + 1.0) / 2.0
+            low = fraction * _take(self.log_max, t, x) + (1 - fraction) * low
+        torch.exp(low)
         return x0
 
     def after_prior(self, x, t, out, i, v, state, psi, eta):
         """Everything between the prior's output and x_{t-1}: (x_{t-1}, state)."""
-        x0 = self.split(x, t, out)
+        x0, state = self.rectify(self.split(x, t, out), i, v, state, psi, eta)
+        return self.advance(x, x0, t), state
+
+    def rectify(self, x0, i, v, state, psi, eta):
+        """The EM step on x0's luma, between two conversions on the CPU: (x0, state)."""
         ycbcr = _colour(lambda a: rgb2ycbcr(a), x0, double=False) / 255
         luma, state = em_onestep(ycbcr[:, :1], i, v, state, psi, eta)
         ycbcr[:, 0] = luma[:, 0]
-        x0 = _colour(lambda a: ycbcr2rgb(a), ycbcr * 255, double=True)
+        return _colour(lambda a: ycbcr2rgb(a), ycbcr * 255, double=True), state
+
+    def advance(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
+        """x_{t-1} of DDIM with η = 0, its noise drawn and multiplied by 0."""
         eps = (_take(self.recip, t, x) * x - x0) / _take(self.recipm1, t, x)
         alpha, previous = _take(self.alphas, t, x), _take(self.previous, t, x)
         sigma = 0.0 * torch.sqrt((1 - previous) / (1 - alpha)) * torch.sqrt(1 - alpha / previous)
@@ -119,25 +128,41 @@ class ReferenceLoop:
         sample = x0 * torch.sqrt(previous) + torch.sqrt(1 - previous - sigma**2) * eps
         if t[0] != 0:
             sample += sigma * noise
-        return sample, state
+        return sample
 
-    def __call__(self, model, x: Tensor, i: Tensor, v: Tensor, psi=0.5, eta=0.001) -> Tensor:
+    def __call__(
+        self, model, x: Tensor, i: Tensor, v: Tensor, psi=0.5, eta=0.001, png: Path | None = None
+    ) -> Tensor:
+        """x_T → x_0; ``png``: a folder to write the stretched luma of every step to, as theirs."""
         state = em_initial(i)
         for index in reversed(range(len(self.betas))):
             t = torch.tensor([index] * len(x), device=x.device)
             out = model(x, torch.tensor(self.timesteps, device=x.device)[t])
             x, state = self.after_prior(x, t, out, i, v, state, psi, eta)
+            if png is not None:
+                write_progress(png / f"x_{index:04d}.png", x)
         return x
+
+
+def write_progress(path: Path, x: Tensor) -> None:
+    """The first image's luma, stretched to 8 bits, as a PNG."""
+    picture = x.detach().cpu()[0].permute(1, 2, 0).numpy()
+    luma = rgb2ycbcr(picture)[..., 0]
+    luma = (luma - luma.min()) / (luma.max() - luma.min())
+    imsave(path, (luma * 255).astype(np.uint8), check_contrast=False)
 
 
 class ReferenceUNet:
     """The ADM UNet as the authors run it, from a state dict: NCHW, float32, nothing folded.
 
-    ``num_head_channels`` and the legacy qkv order as in the official checkpoint.
+    ``num_head_channels`` and the legacy qkv order as in the official checkpoint;
+    ``pixel_unshuffle`` folds pixels into channels before and after, as the embedded prior needs.
     """
 
-    def __init__(self, state: dict[str, Tensor], num_head_channels: int):
-        self.w, self.head = state, num_head_channels
+    def __init__(
+        self, state: dict[str, Tensor], num_head_channels: int = 64, pixel_unshuffle: int = 1
+    ):
+        self.w, self.head, self.unshuffle = state, num_head_channels, pixel_unshuffle
         self.width = state["time_embed.0.weight"].shape[1]
         layers: dict[str, set[str]] = {}
         for key in state:
@@ -173,7 +198,7 @@ class ReferenceUNet:
 
     def _norm(self, key: str, x: Tensor) -> Tensor:
         weight, bias = self.w[f"{key}.weight"], self.w[f"{key}.bias"]
-        return F.group_norm(x.float(), 32, weight, bias).type(x.dtype)
+        return F.group_norm(x.float(), 32, weight.float(), bias.float()).type(x.dtype)
 
     def _resample(self, key: str, x: Tensor) -> Tensor:
         if key not in self.resamplers:
@@ -218,14 +243,17 @@ class ReferenceUNet:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """x [N, 3, H, W], t [N] → [N, 6, H, W]."""
+        """x [N, 3, H, W], t [N] → [N, 3 or 6, H, W]."""
         half = self.width // 2
         freqs = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
         args = t[:, None].float() * freqs[None].to(x.device)
         emb = torch.cat([torch.cos(args), torch.sin(args)], dim=-1)
         for n in (0, 2):
-            emb = F.linear(emb, self.w[f"time_embed.{n}.weight"], self.w[f"time_embed.{n}.bias"])
+            w, b = self.w[f"time_embed.{n}.weight"], self.w[f"time_embed.{n}.bias"]
+            emb = F.linear(emb.type(w.dtype), w, b)
             emb = F.silu(emb) if n == 0 else emb
+        if self.unshuffle > 1:
+            x = F.pixel_unshuffle(x, self.unshuffle)
         x = self._conv("input_blocks.0.0", x, 1)
         skips = [x]
         for n in range(1, self.inputs):
@@ -234,4 +262,5 @@ class ReferenceUNet:
         x = self._block("middle_block", x, emb)
         for n in range(self.outputs):
             x = self._block(f"output_blocks.{n}", torch.cat([x, skips.pop()], dim=1), emb)
-        return self._conv("out.2", F.silu(self._norm("out.0", x)), 1)
+        x = self._conv("out.2", F.silu(self._norm("out.0", x)), 1)
+        return F.pixel_shuffle(x, self.unshuffle) if self.unshuffle > 1 else x

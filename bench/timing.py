@@ -1,22 +1,17 @@
-"""Interleaved timing: ratios of medians within one run, and the machine they belong to."""
+"""Interleaved timing: every round runs each candidate once, so ratios compare like with like."""
 
 from __future__ import annotations
 
-import datetime
-import json
-import os
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
-from ddfm_fast.files import atomic_write_bytes
+from ddfm_fast.profiling import span
 
-RESULTS = Path(__file__).resolve().parent / "results"
+LEAST_ROUNDS = 3
+"""below that a median and its spread say nothing"""
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
@@ -36,22 +31,50 @@ def gpu_seconds(function: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
+def synchronised_seconds(function: Callable[[], object]) -> float:
+    """Seconds on the host's clock from an idle CUDA device to an idle one: host work counts too."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    function()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def interleave(
     candidates: dict[str, Callable[[], object]],
     *,
     repeats: int,
     warmup: int = 2,
     clock: Callable[[Callable[[], object]], float] = cpu_seconds,
+    seconds: float | None = None,
+    least: int = LEAST_ROUNDS,
+    tick: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of each call by ``clock``: every round runs each candidate once, in turn."""
+    """Seconds of each call by ``clock``: every round runs each candidate once, in turn.
+
+    ``repeats`` rounds, or fewer once ``seconds`` have passed, but at least ``least`` (or
+    ``repeats``). ``tick`` is called after every call. With NVTX on, each call is a range of its
+    name.
+    """
+    start = time.monotonic()
     for function in candidates.values():
         for _ in range(warmup):
             function()
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(repeats):
+    for done in range(repeats):
+        if done >= least and seconds is not None and time.monotonic() - start > seconds:
+            break
         for name, function in candidates.items():
-            samples[name].append(clock(function))
+            with span(f"bench: {name}"):
+                samples[name].append(clock(function))
+            tick()
     return samples
+
+
+def quantile(samples: list[float], share: float) -> float:
+    """The sample below which ``share`` of them lie; the nearest one, not interpolated."""
+    ordered = sorted(samples)
+    return ordered[round(share * (len(ordered) - 1))]
 
 
 def summarise(samples: dict[str, list[float]], baseline: str) -> dict[str, dict]:
@@ -59,56 +82,12 @@ def summarise(samples: dict[str, list[float]], baseline: str) -> dict[str, dict]
     base = statistics.median(samples[baseline])
     rows = {}
     for name, seconds in samples.items():
-        ordered = sorted(seconds)
-        pick = lambda share, s=ordered: s[round(share * (len(s) - 1))] * 1e3  # noqa: E731
         median = statistics.median(seconds)
         rows[name] = {
             "median_ms": median * 1e3,
-            "p20_ms": pick(0.2),
-            "p80_ms": pick(0.8),
+            "p20_ms": quantile(seconds, 0.2) * 1e3,
+            "p80_ms": quantile(seconds, 0.8) * 1e3,
             "times_faster": base / median,
             "samples_ms": [s * 1e3 for s in seconds],
         }
     return rows
-
-
-def save(kind: str, results: list[dict]) -> Path:
-    """Write the machine and the results to ``bench/results/<kind>-<date>.json``."""
-    report = {"machine": machine(), "results": results}
-    path = RESULTS / f"{kind}-{datetime.date.today()}.json"
-    return atomic_write_bytes(path, (json.dumps(report, indent=1) + "\n").encode())
-
-
-def machine() -> dict:
-    """What a reader needs to judge the figures; no host or user names."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "commit": _commit(),
-    }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        fields = dict(line.split(":", 1) for line in lines if ":" in line)
-        named = {k.strip(): v.strip() for k, v in fields.items()}
-        return f"{named['model name']} (family {named['cpu family']}, model {named['model']})"
-    except (OSError, KeyError):
-        return platform.processor() or platform.machine()
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    root = Path(__file__).resolve().parent
-    try:
-        return subprocess.run(
-            command, cwd=root, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

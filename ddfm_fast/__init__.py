@@ -32,32 +32,35 @@ _HOME = {
 }
 
 
-class _KernelsFinder:
-    """Finds ``ddfm_fast.kernels`` in the checkout's ``kernels/`` folder, beside this package.
+class _FolderFinder:
+    """Finds ``ddfm_fast.kernels`` and ``ddfm_fast.bench`` in the checkout, beside this package.
 
-    A wheel has the folder inside the package and never gets here. In a checkout, installed as
-    editable or not, this answers before any other finder, so that the kernels always come from
-    the same checkout as the package itself.
+    A wheel has the folders inside the package and never gets here. In a checkout, installed as
+    editable or not, this answers before any other finder, so that they always come from the same
+    checkout as the package itself.
     """
 
-    folder = Path(__file__).resolve().parent.parent / "kernels"
+    root = Path(__file__).resolve().parent.parent
+    names = ("kernels", "bench")
 
     @classmethod
     def find_spec(cls, name: str, path=None, target=None) -> ModuleSpec | None:
-        if name != f"{__name__}.kernels":
+        parent, _, child = name.rpartition(".")
+        if parent != __name__ or child not in cls.names:
             return None
         from importlib.util import spec_from_file_location
 
+        folder = cls.root / child
         return spec_from_file_location(
-            name, cls.folder / "__init__.py", submodule_search_locations=[str(cls.folder)]
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
 
 
 if (
     not (Path(__file__).resolve().parent / "kernels").is_dir()
-    and (_KernelsFinder.folder / "__init__.py").is_file()
+    and (_FolderFinder.root / "kernels" / "__init__.py").is_file()
 ):
-    sys.meta_path.insert(0, _KernelsFinder)
+    sys.meta_path.insert(0, _FolderFinder)
 
 
 def __getattr__(name: str):

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddfm_fast import cli_evaluate
+from ddfm_fast import cli_bench, cli_evaluate
 from ddfm_fast import cli_options as opt
 
 app = typer.Typer(
@@ -467,6 +467,7 @@ def prior_convert(
 
 
 cli_evaluate.register(app, _friendly)
+cli_bench.register(app, _friendly)
 
 
 if __name__ == "__main__":

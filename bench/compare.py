@@ -1,0 +1,120 @@
+"""Two results side by side: what became slower beyond the noise of both.
+
+A path counts as slower where its median rose by more than the threshold plus what both runs' own
+scatter (p80 − p20, over the median) makes of it, where its samples do not overlap (p20 of the new
+run above p80 of the old), and, if it was timed beside a baseline, where the ratio to that baseline
+fell as far: a machine that is slower today slows both. A measurement with fewer than three samples
+is not judged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .results import Candidate, Measurement, Report
+from .table import seconds
+from .timing import LEAST_ROUNDS
+
+THRESHOLD = 0.10
+SAME = ("cpu", "gpu", "threads", "torch", "driver")
+
+
+@dataclass(frozen=True)
+class Change:
+    """A path in both runs: ``ratio`` of the medians, new over old, and the verdict."""
+
+    key: tuple[str, str, str]
+    path: str
+    old: Candidate
+    new: Candidate
+    ratio: float
+    noise: float
+    verdict: str
+    """"slower", "faster", "same", or "red" (no time in the new run)"""
+
+
+def scatter(candidate: Candidate) -> float:
+    return (candidate.p80 - candidate.p20) / candidate.median
+
+
+def judge(old: Measurement, new: Measurement, path: str, threshold: float) -> Change:
+    """The verdict on one path."""
+    a, b = old.candidates[path], new.candidates[path]
+    ratio = b.median / a.median
+    noise = scatter(a) + scatter(b)
+    verdict = "same"
+    if min(len(a.samples), len(b.samples)) >= LEAST_ROUNDS:
+        relative = ratio
+        before, after = old.times_faster(path), new.times_faster(path)
+        if before and after and path != new.baseline:
+            relative = before / after
+        beyond = 1 + threshold + noise
+        if min(ratio, relative) > beyond and b.p20 > a.p80:
+            verdict = "slower"
+        elif max(ratio, relative) < 1 / beyond and b.p80 < a.p20:
+            verdict = "faster"
+    return Change(new.key, path, a, b, ratio, noise, verdict)
+
+
+def compare(old: Report, new: Report, threshold: float = THRESHOLD) -> list[Change]:
+    """Every path that both runs timed, in the new run's order; what is red in the new run too."""
+    before = {m.key: m for m in old.measurements}
+    changes = []
+    for measurement in new.measurements:
+        known = before.get(measurement.key)
+        if known is None or not known.green:
+            continue
+        if not measurement.green:
+            nothing = Candidate()
+            changes += [
+                Change(measurement.key, path, c, nothing, float("nan"), 0, "red")
+                for path, c in known.candidates.items()
+            ]
+            continue
+        changes += [
+            judge(known, measurement, path, threshold)
+            for path, c in measurement.candidates.items()
+            if c.samples and path in known.candidates and known.candidates[path].samples
+        ]
+    return changes
+
+
+def unmatched(old: Report, new: Report) -> list[str]:
+    """What only one of the two has."""
+    keys = [{(*m.key, path) for m in r.measurements for path in m.candidates} for r in (old, new)]
+    reds = {m.key for m in (*old.measurements, *new.measurements) if not m.green}
+    lines = [(k, "the first") for k in keys[0] - keys[1] if k[:3] not in reds]
+    lines += [(k, "the second") for k in keys[1] - keys[0] if k[:3] not in reds]
+    return [f"only in {where}: {', '.join(key)}" for key, where in sorted(lines)]
+
+
+def text(old: Report, new: Report, changes: list[Change]) -> str:
+    """The comparison for a terminal; regressions are marked and come last again."""
+    lines = []
+    for key in SAME:
+        a, b = old.machine.get(key), new.machine.get(key)
+        if a != b:
+            lines.append(f"warning: {key} is {a!r} in the first and {b!r} in the second")
+    lines += [f"first:  {old.date}, commit {old.machine['commit']}"]
+    lines += [f"second: {new.date}, commit {new.machine['commit']}", ""]
+    last = None
+    for change in changes:
+        if change.key != last:
+            lines.append(", ".join(change.key))
+            last = change.key
+        lines.append(_line(change))
+    lines += unmatched(old, new)
+    slower = [c for c in changes if c.verdict in ("slower", "red")]
+    lines += ["", f"{len(slower)} of {len(changes)} paths are slower beyond noise"]
+    lines += [f"  REGRESSION {', '.join(c.key)}: {c.path}" for c in slower]
+    return "\n".join(lines)
+
+
+def _line(change: Change) -> str:
+    if change.verdict == "red":
+        return f"  {change.path:<38} RED: its results are wrong now, no time was taken"
+    mark = {"slower": "  <-- REGRESSION", "faster": "  faster", "same": ""}[change.verdict]
+    return (
+        f"  {change.path:<38} {seconds(change.old.median):>9} -> {seconds(change.new.median):>9}"
+        f"  x{change.ratio:.2f} (noise {change.noise:.0%}){mark}"
+    )

@@ -1,0 +1,167 @@
+"""The machine that figures belong to: what it is, what runs on it, and what it reaches.
+
+The ceilings are measured in the same run as everything else, so that "of the limit" means what
+this machine gave on that day and not what a data sheet promises.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import ddfm_fast
+from ddfm_fast.files import atomic_write_bytes
+
+from .timing import interleave, quantile
+
+FOLDER = Path(__file__).resolve().parent
+IN_CHECKOUT = (FOLDER.parent / "setup.py").is_file()
+RESULTS = FOLDER / "results" if IN_CHECKOUT else Path("ddfm_fast_bench")
+"""where results go: into the repository, or beside the user where only the package is there"""
+PACKAGES = ("torch", "triton", "cupy-cuda12x", "cupy-cuda13x", "numpy", "scikit-image")
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
+MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+LARGEST_CPU_CACHE = 2**26
+"""of a shared CPU's last cache, whose size counts everybody's cores, this much may be ours"""
+
+
+def machine(device: torch.device | str = "cpu") -> dict:
+    """What a reader needs to judge the figures; no host or user names."""
+    device = torch.device(device)
+    found = {
+        "cpu": _cpu_name(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": _memory(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "ddfm_fast": ddfm_fast.__version__,
+        "commit": commit(),
+    }
+    found |= {name: installed for name in PACKAGES if (installed := _version(name))}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "gpu": properties.name,
+            "gpu_memory_bytes": properties.total_memory,
+            "gpu_l2_bytes": properties.L2_cache_size,
+            "gpu_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+            "driver": _driver(),
+        }
+    return found
+
+
+def device_name(card: dict) -> str:
+    """What a result's file is called after: the GPU's name, or "cpu"."""
+    return re.sub(r"[^a-z0-9]+", "-", card.get("gpu", "cpu").lower()).strip("-")
+
+
+def commit() -> str:
+    """The commit of the checkout, "+changes" where files differ; of a package its version."""
+    if not IN_CHECKOUT:
+        return f"version {ddfm_fast.__version__}"
+    command = ["git", "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(
+            command, cwd=FOLDER, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def save(kind: str, results: list[dict]) -> Path:
+    """Write the machine and other results to ``bench/results/<kind>-<date>.json``."""
+    report = {"machine": machine(), "results": results}
+    path = RESULTS / f"{kind}-{datetime.date.today()}.json"
+    return atomic_write_bytes(path, (json.dumps(report, indent=1) + "\n").encode())
+
+
+def cache_bytes(device: torch.device) -> int:
+    """The last cache before memory: what rotated inputs must exceed."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).L2_cache_size
+    sizes = [2**23]
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = path.read_text().strip()
+        if text.endswith("K"):
+            sizes.append(int(text[:-1]) * 2**10)
+    return min(max(sizes), LARGEST_CPU_CACHE)
+
+
+def ceilings(
+    device: torch.device, clock: Callable, *, scale: int = 1, repeats: int = 7
+) -> dict[str, dict]:
+    """Measured limits, {"copy": …, "float32": …}: ``rate``, the best of the samples, in bytes read
+    plus written or in operations a second, and every sample.
+
+    ``scale`` divides the sizes, for a quick look. Products in bfloat16 and float16 only on a GPU:
+    what a CPU without units for them takes is no ceiling.
+    """
+    count = COPY_BYTES[device.type] // 4 // scale
+    side = MATRIX_SIDE[device.type] // scale
+    source = torch.rand(count, device=device)
+    target = torch.empty_like(source)
+    works = {"copy": (2 * 4 * count, lambda: target.copy_(source))}
+    names = ("float32", "bfloat16", "float16") if device.type == "cuda" else ("float32",)
+    for name in names:
+        a, b = torch.randn(2, side, side, device=device).to(getattr(torch, name)).unbind()
+        works[name] = (2 * side**3, lambda a=a, b=b: a @ b)
+    samples = interleave(
+        {name: work for name, (_, work) in works.items()}, repeats=repeats, clock=clock
+    )
+    return {
+        name: {
+            "rate": works[name][0] / quantile(taken, 0),
+            "samples": [works[name][0] / s for s in taken],
+        }
+        for name, taken in samples.items()
+    }
+
+
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        fields = dict(line.split(":", 1) for line in lines if ":" in line)
+        named = {k.strip(): v.strip() for k, v in fields.items()}
+        return f"{named['model name']} (family {named['cpu family']}, model {named['model']})"
+    except (OSError, KeyError):
+        return platform.processor() or platform.machine()
+
+
+def _memory() -> int | None:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
+        return done.stdout.splitlines()[0].strip()
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"

@@ -1,0 +1,159 @@
+"""Where and how things are timed: one ``Place`` a run, which every section is handed.
+
+A GPU is timed by CUDA events, a CPU by the host's clock. ``rehearse`` runs the GPU's sections on
+the CPU with tiny sizes, the kernels in Triton's interpreter and no graphs: their logic, no figure.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import machine
+from .results import Candidate, Measurement, Parity
+from .timing import cpu_seconds, gpu_seconds, interleave, synchronised_seconds
+
+PLANES_OF_A_STEP = 13
+"""float32 planes that a step must read or write once"""
+MOST_SETS = 32
+
+
+class ParityError(RuntimeError):
+    """Two results that had to agree do not: no speed is told."""
+
+    def __init__(self, parity: list[Parity]):
+        self.parity = parity
+        red = next(p for p in parity if not p.green)
+        super().__init__(
+            f"{red.what}: the results differ by {red.difference:.1e}, more than {red.limit:.0e}; "
+            "no speed-up is reported for a different result"
+        )
+
+
+@dataclass
+class Place:
+    """``seconds``: after so long a measurement starts no new round beyond the third."""
+
+    device: torch.device
+    quick: bool = False
+    rehearse: bool = False
+    repeats: int = 20
+    seconds: float = 20.0
+    size: tuple[int, int] | None = None
+    """of the step, the kernels and the prior, where asked for"""
+    tick: Callable[[], object] = lambda: None
+    note: Callable[[str], object] = lambda text: None
+    ceilings: dict[str, dict] = field(default_factory=dict)
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the GPU's candidates run: on a GPU, or rehearsed."""
+        return self.device.type == "cuda" or self.rehearse
+
+    @property
+    def tiny(self) -> bool:
+        return self.quick or self.rehearse
+
+    @property
+    def clock(self) -> Callable:
+        return gpu_seconds if self.device.type == "cuda" else cpu_seconds
+
+    @property
+    def wall(self) -> Callable:
+        """For what has host work in it: the host's clock, the device idle before and after."""
+        return synchronised_seconds if self.device.type == "cuda" else cpu_seconds
+
+    def command(self, section: str, size: str | None = None) -> str:
+        """How to make a section's measurement again."""
+        words = ["python -m bench" if machine.IN_CHECKOUT else "ddfm-fast bench", section]
+        words += [f"--size {size}"] if size else []
+        words += ["--quick"] if self.quick else ["--rehearse"] if self.rehearse else []
+        return " ".join(words)
+
+    def measure_ceilings(self) -> None:
+        scale = 512 if self.rehearse else 4 if self.quick else 1
+        self.ceilings = machine.ceilings(
+            self.device, self.clock, scale=scale, repeats=2 if self.rehearse else 7
+        )
+
+    def floor(self, moved: float, operations: float = 0.0, precision: str = "float32") -> float:
+        """Least seconds for so many bytes and operations at this run's ceilings."""
+        products = self.ceilings.get(precision, self.ceilings["float32"])
+        return max(moved / self.ceilings["copy"]["rate"], operations / products["rate"])
+
+    def sets(self, height: int, width: int) -> int:
+        """How many sets of a step's buffers exceed the last cache three times: 2 to 32."""
+        if self.tiny:
+            return 2
+        of_one = PLANES_OF_A_STEP * 4 * height * width
+        return max(2, min(MOST_SETS, math.ceil(3 * machine.cache_bytes(self.device) / of_one)))
+
+    def replay(self, work: Callable[[], object]) -> Callable[[], object]:
+        """``work`` as the replay of a CUDA graph; itself where there are none."""
+        if self.device.type != "cuda":
+            return work
+        from ddfm_fast.graphs import CudaCapture
+
+        capture = CudaCapture(self.device)
+        capture.warm_up(work)
+        return capture.capture(work)
+
+    def times(
+        self,
+        candidates: dict[str, Callable[[], object]],
+        *,
+        calls: dict[str, int] | None = None,
+        repeats: int | None = None,
+        clock: Callable | None = None,
+        warmup: int = 1,
+    ) -> dict[str, Candidate]:
+        """Interleaved; seconds a call, where one candidate makes ``calls[name]`` at once."""
+        samples = interleave(
+            candidates,
+            repeats=1 if self.rehearse else min(repeats or self.repeats, self.repeats),
+            warmup=0 if self.rehearse else warmup,
+            clock=clock or self.clock,
+            seconds=self.seconds,
+            tick=self.tick,
+        )
+        return {
+            name: Candidate([s / (calls or {}).get(name, 1) for s in taken])
+            for name, taken in samples.items()
+        }
+
+
+class Task(NamedTuple):
+    """A measurement to make."""
+
+    section: str
+    name: str
+    size: str
+    work: Callable[[], Measurement]
+
+
+def in_turn(works: list[Callable[[], object]]) -> Callable[[], object]:
+    """One call of the next of ``works``, around and around: inputs that have left the cache."""
+    turn = itertools.cycle(works)
+    return lambda: next(turn)()
+
+
+def require(*parity: Parity) -> list[Parity]:
+    """The checks, if all are green; ParityError before anything is timed."""
+    if not all(p.green for p in parity):
+        raise ParityError(list(parity))
+    return list(parity)
+
+
+def largest_difference(a: Tensor, b: Tensor) -> float:
+    """max |a − b|; NaN where either has one, which no limit lets through."""
+    return float((a.float() - b.to(a.device).float()).abs().max())
+
+
+def named(height: int, width: int) -> str:
+    return f"{height}x{width}"

@@ -1,0 +1,204 @@
+"""The one format of results: a machine, its ceilings, and measurements with every sample.
+
+    {"schema": "ddfm_fast bench 1", "date", "machine": {…}, "ceilings": {…}, "settings": {…},
+     "measurements": [{"section", "name", "size", "command", "baseline", "parity": [{"what",
+     "difference", "limit"}], "candidates": {name: {"samples": [seconds], "floor": seconds,
+     "memory": bytes, "quality": {…}, "lossless", "about"}}, "facts": {…}}]}
+
+Where the parity of a measurement is red it holds no samples and no ratio.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import math
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ddfm_fast.files import atomic_write_bytes
+
+from .timing import quantile
+
+SCHEMA = "ddfm_fast bench 1"
+
+
+@dataclass
+class Candidate:
+    """One way to do the work of a measurement."""
+
+    samples: list[float] = field(default_factory=list)
+    """seconds, in the order they were taken"""
+    floor: float | None = None
+    """seconds at the ceilings of the same run: least bytes over the copy, or operations over the
+    matrix product, whichever is longer"""
+    memory: int | None = None
+    """peak bytes above what was there before"""
+    quality: dict[str, float | None] = field(default_factory=dict)
+    lossless: bool | None = None
+    about: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def p20(self) -> float:
+        return quantile(self.samples, 0.2)
+
+    @property
+    def p80(self) -> float:
+        return quantile(self.samples, 0.8)
+
+
+@dataclass
+class Parity:
+    """How far two results of one function are from each other, and how far they may be."""
+
+    what: str
+    difference: float
+    limit: float
+
+    @property
+    def green(self) -> bool:
+        return self.difference <= self.limit  # False for NaN
+
+
+@dataclass
+class Measurement:
+    """Candidates that were timed in turn, and the checks that came before."""
+
+    section: str
+    name: str
+    size: str
+    command: str
+    baseline: str | None = None
+    parity: list[Parity] = field(default_factory=list)
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def green(self) -> bool:
+        return all(p.green for p in self.parity)
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.section, self.name, self.size
+
+    def times_faster(self, name: str) -> float | None:
+        """The baseline's median over this one's; None where there is none or parity is red."""
+        base, candidate = self.candidates.get(self.baseline or ""), self.candidates[name]
+        if not self.green or base is None or not base.samples or not candidate.samples:
+            return None
+        return base.median / candidate.median
+
+
+@dataclass
+class Report:
+    """A whole run."""
+
+    machine: dict[str, Any]
+    ceilings: dict[str, dict]
+    settings: dict[str, Any]
+    measurements: list[Measurement] = field(default_factory=list)
+    date: str = field(default_factory=lambda: datetime.datetime.now().isoformat("T", "seconds"))
+
+    @property
+    def green(self) -> bool:
+        return all(m.green for m in self.measurements)
+
+    def of(self, section: str) -> list[Measurement]:
+        return [m for m in self.measurements if m.section == section]
+
+
+def to_json(report: Report) -> str:
+    """The report as JSON, with medians, percentiles and ratios beside the samples."""
+    whole = {"schema": SCHEMA, **dataclasses.asdict(report)}
+    for measurement, raw in zip(report.measurements, whole["measurements"], strict=True):
+        for name, candidate in measurement.candidates.items():
+            if candidate.samples:
+                raw["candidates"][name]["summary"] = {
+                    "median": candidate.median,
+                    "p20": candidate.p20,
+                    "p80": candidate.p80,
+                    "times_faster": measurement.times_faster(name),
+                }
+    return json.dumps(_finite(whole), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value):
+    """``value`` without NaN and infinity, which JSON does not have: null."""
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def save(report: Report, path: Path) -> Path:
+    """Write the report, making its folder; the file is whole or not there."""
+    return atomic_write_bytes(path, to_json(report).encode())
+
+
+def free_path(folder: Path, device: str, date: str) -> Path:
+    """``<device>-<date>.json``, with a number where that is taken: no result is overwritten."""
+    path, number = folder / f"{device}-{date}.json", 2
+    while path.exists():
+        path, number = folder / f"{device}-{date}-{number}.json", number + 1
+    return path
+
+
+def load(path: str | Path) -> Report:
+    """A report from its file; FileNotFoundError or ValueError, naming it, for anything else."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"there is no file {str(path)!r}; expected a result that --save wrote"
+        )
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{str(path)!r} is not JSON ({error}); expected a result") from None
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        found = raw.get("schema") if isinstance(raw, dict) else type(raw).__name__
+        raise ValueError(
+            f"{str(path)!r} has schema {found!r}; expected {SCHEMA!r}: record it again with --save"
+        )
+    try:
+        measurements = [_measurement(m) for m in raw["measurements"]]
+        return Report(raw["machine"], raw["ceilings"], raw["settings"], measurements, raw["date"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{str(path)!r} is damaged ({type(error).__name__}: {error}); record it again"
+        ) from None
+
+
+def _measurement(raw: dict) -> Measurement:
+    candidates = {
+        name: Candidate(**{k: v for k, v in values.items() if k != "summary"})
+        for name, values in raw["candidates"].items()
+    }
+    parity = [
+        Parity(p["what"], math.nan if p["difference"] is None else p["difference"], p["limit"])
+        for p in raw["parity"]
+    ]
+    return Measurement(**{**raw, "candidates": candidates, "parity": parity})
+
+
+def latest(folder: Path) -> dict[str, tuple[Path, Report]]:
+    """The latest full result of each device in a folder, by device; other files are passed over."""
+    found: dict[str, tuple[Path, Report]] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            report = load(path)
+        except ValueError:  # another kind of result
+            continue
+        name = report.machine.get("gpu", "CPU")
+        if report.settings.get("quick") or report.settings.get("rehearse"):
+            continue
+        if name not in found or found[name][1].date <= report.date:
+            found[name] = path, report
+    return found

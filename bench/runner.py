@@ -1,0 +1,124 @@
+"""A run: choose, check, measure, print, save."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from . import machine
+from .place import ParityError, Place, Task
+from .results import Measurement, Report, free_path, save
+from .sections import SECTIONS
+
+QUICK_S, FULL_S = 0.7, 20.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run. ``seconds``: a measurement starts no round beyond the third after so long."""
+
+    sections: tuple[str, ...] = ()
+    quick: bool = False
+    rehearse: bool = False
+    device: str | None = None
+    size: tuple[int, int] | None = None
+    repeats: int = 40
+    seconds: float | None = None
+    threads: int | None = None
+
+    def __post_init__(self):
+        if unknown := [name for name in self.sections if name not in SECTIONS]:
+            raise ValueError(
+                f"section is {unknown[0]!r}; expected some of {', '.join(SECTIONS)}, "
+                "or none for all"
+            )
+        if self.rehearse and os.environ.get("TRITON_INTERPRET") != "1":
+            raise ValueError(
+                "--rehearse runs the GPU's sections in Triton's interpreter; "
+                "start it with TRITON_INTERPRET=1 in the environment"
+            )
+        if self.size and min(self.size) < 16:
+            raise ValueError(f"--size is {self.size[0]}x{self.size[1]}; expected at least 16x16")
+
+
+def make_place(options: Options) -> Place:
+    """The device and how long things may take on it. ValueError for a device that is not here."""
+    from ddfm_fast.dispatch import resolve_engine
+
+    device = torch.device("cpu" if options.rehearse else options.device or _default_device())
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"--device is {str(device)!r}, but this PyTorch sees no CUDA device; expected cpu"
+        )
+    if device.type == "cuda":
+        resolve_engine(device, "triton")  # says what is missing before anything is timed
+    limit = options.seconds or (QUICK_S if options.quick else FULL_S)
+    return Place(device, options.quick, options.rehearse, options.repeats, limit, options.size)
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def tasks(options: Options, place: Place) -> list[Task]:
+    names = options.sections or tuple(SECTIONS)
+    return [task for name in names for task in SECTIONS[name].tasks(place)]
+
+
+def run(options: Options, *, progress: bool = True) -> Report:
+    """Measure everything asked for. What is red is noted, without times, and the rest goes on."""
+    from tqdm.auto import tqdm
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    place = make_place(options)
+    place.measure_ceilings()
+    report = Report(
+        machine.machine(place.device),
+        place.ceilings,
+        asdict(options) | {"device": str(place.device)},
+    )
+    todo = tasks(options, place)
+    with tqdm(todo, unit="measurement", disable=not progress, file=sys.stderr, leave=False) as bar:
+        place.tick = bar.refresh
+        for task in bar:
+            bar.set_description(f"{task.section}: {task.name}"[:60])
+            report.measurements.append(measure(task, place))
+            if place.device.type == "cuda":
+                torch.cuda.empty_cache()
+    return report
+
+
+def measure(task: Task, place: Place) -> Measurement:
+    """The task's measurement; with red checks and no times where parity fails."""
+    try:
+        return task.work()
+    except ParityError as error:
+        command = place.command(task.section)
+        return Measurement(task.section, task.name, task.size, command, None, error.parity)
+
+
+def write(report: Report, folder: Path) -> Path:
+    """Save the report in the folder, under the device's name and the date."""
+    name = machine.device_name(report.machine)
+    if report.settings.get("rehearse"):
+        name = "rehearsal"
+    elif report.settings.get("quick"):
+        name += "-quick"
+    return save(report, free_path(folder, name, report.date[:10]))
+
+
+def red(measurements: Iterable[Measurement]) -> list[str]:
+    """A line for every check that failed."""
+    return [
+        f"{m.section}, {m.name}, {m.size}: {p.what} differs by {p.difference:.1e}, "
+        f"more than {p.limit:.0e}"
+        for m in measurements
+        for p in m.parity
+        if not p.green
+    ]

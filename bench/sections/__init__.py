@@ -1,0 +1,12 @@
+"""The sections of the benchmark, a module each.
+
+Each has ``ABOUT``, a line for ``--help``, and ``tasks(place)``, what this machine can measure of
+it. A task checks that ours and the baseline agree, times them in turn, and returns a measurement.
+"""
+
+from . import kernels, loop, prior, scaling, startup, step, throughput, waterfall
+
+SECTIONS = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (kernels, step, prior, loop, throughput, scaling, startup, waterfall)
+}

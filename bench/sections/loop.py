@@ -1,0 +1,104 @@
+"""Whole fusions of the demo pair by every preset, against the authors' loop.
+
+Presets other than the authors' own give other pictures by fewer steps: a lossy speed-up, whose
+scores stand beside it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddfm_fast import PRESETS, Fuser
+from ddfm_fast.config import FuseConfig
+from ddfm_fast.priors import load_prior
+from ddfm_fast.sampler import sample
+from ddfm_fast.schedule import make_schedule
+
+from ..data import PAIR, pair, pair_lumas, reference_unet
+from ..place import Place, Task, largest_difference, named, require
+from ..quality import scores
+from ..reference import ReferenceLoop
+from ..results import Candidate, Measurement, Parity
+
+ABOUT = "whole fusions, every preset"
+NAME = f"whole fusion, {PAIR}, embedded prior"
+LIMIT = 1e-3
+"""of x_0 in about [−1, 1] after all steps: what the authors' own tensors are held to"""
+FEW = 5
+"""steps of the long presets in a quick look"""
+
+
+def tasks(place: Place) -> list[Task]:
+    side = side_of(place)
+    return [Task("loop", NAME, named(side, side), lambda: measure(place, side))]
+
+
+def side_of(place: Place) -> int:
+    return 64 if place.tiny else 192
+
+
+def preset(place: Place, name: str) -> FuseConfig:
+    config = PRESETS[name]
+    return config.with_overrides(steps=min(config.steps, FEW)) if place.tiny else config
+
+
+def start(side: int, device: torch.device, seed: int = 3407) -> Tensor:
+    """x_T as ``sample`` draws it."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(1, 3, side, side, generator=generator).to(device)
+
+
+def reference_fusion(place: Place, side: int, steps: int):
+    """The authors' loop with their form of the embedded prior: () → x_0."""
+    unet, (i, v) = reference_unet("embedded", place.device), pair_lumas(side, place.device)
+    schedule, x = make_schedule(steps), start(side, place.device)
+    loop = ReferenceLoop(schedule.timesteps, schedule.betas)
+    return lambda: loop(unet, x, i, v)
+
+
+def our_fusion(place: Place, side: int, steps: int):
+    """Ours by the official preset: () → x_0."""
+    prior = load_prior("embedded", device=place.device)
+    (i, v), config = pair_lumas(side, place.device), FuseConfig(steps=steps)
+    return lambda: sample(prior, i, v, config).x0
+
+
+def modes(place: Place) -> dict[str, dict]:
+    """Ways to run a preset: what each candidate's name ends in → arguments of ``Fuser``."""
+    if place.device.type != "cuda":
+        return {"": {"graph": "off", **({"backend": "triton"} if place.rehearse else {})}}
+    return {", eager": {"graph": "off"}, ", graph": {"graph": "loop"}}
+
+
+def measure(place: Place, side: int) -> Measurement:
+    config = preset(place, "official")
+    theirs = reference_fusion(place, side, config.steps)
+    worst = largest_difference(theirs(), our_fusion(place, side, config.steps)())
+    check = Parity("whole loop, ours against the reference", worst, LIMIT)
+    command = place.command("loop")
+    found = Measurement("loop", NAME, named(side, side), command, "reference", require(check))
+    ir, vis = pair(side)
+    candidates, fusers = {"reference": theirs}, {}
+    for name in PRESETS:
+        for ending, arguments in modes(place).items():
+            fuser = Fuser(preset=preset(place, name), device=place.device, **arguments)
+            if place.device.type == "cuda":
+                fuser.warmup([(side, side)])
+            fusers[name + ending] = fuser
+            candidates[name + ending] = lambda f=fuser: f(ir, vis)
+    found.candidates = place.times(candidates, repeats=5, warmup=0, clock=place.wall)
+    found.candidates["reference"].lossless = True
+    found.candidates["reference"].about = f"{config.steps} steps"
+    for name, fuser in fusers.items():
+        describe(found.candidates[name], name, fuser, fuser(ir, vis), (ir, vis))
+    found.facts = {"graphs": {n: f.loops.summary() for n, f in fusers.items() if len(f.loops)}}
+    return found
+
+
+def describe(candidate: Candidate, name: str, fuser: Fuser, fused, sources) -> None:
+    """Scores and settings of a preset's picture."""
+    candidate.quality = scores(fused, *sources)
+    preset = name.split(",")[0]  # the script's is the same mathematics on other input
+    candidate.lossless = None if preset == "official-script" else preset == "official"
+    candidate.about = f"variant {fuser.config.variant}, {fuser.config.steps} prior evaluations"

@@ -1,0 +1,28 @@
+"""What a first call costs: imports, the prior, the first fusion, a warm-up, a capture.
+
+Each round is a fresh interpreter that times itself, so nothing is warm but the files.
+"""
+
+from __future__ import annotations
+
+from ..place import Place, Task, named
+from ..results import Candidate, Measurement
+from ..worker import in_fresh_process
+
+ABOUT = "import, first call, warm-up, capture, each in a fresh interpreter"
+NAME = "from nothing to a fused picture, preset fast"
+SIDE = 64
+
+
+def tasks(place: Place) -> list[Task]:
+    return [Task("startup", NAME, named(SIDE, SIDE), lambda: measure(place))]
+
+
+def measure(place: Place) -> Measurement:
+    rounds = 1 if place.rehearse else 3 if place.quick else 7
+    found = Measurement("startup", NAME, named(SIDE, SIDE), place.command("startup"))
+    for _ in range(rounds):
+        for name, seconds in in_fresh_process("startup", str(place.device), SIDE).items():
+            found.candidates.setdefault(name, Candidate()).samples.append(seconds)
+        place.tick()
+    return found

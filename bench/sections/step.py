@@ -1,0 +1,228 @@
+"""Everything between the prior's output and x_{t-1}: the authors' path, the twin, the kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ddfm_fast.rectify import Rectifier
+from ddfm_fast.schedule import StepRow, make_schedule, step_rows
+
+from ..data import planes
+from ..place import PLANES_OF_A_STEP, Place, Task, in_turn, largest_difference, named, require
+from ..reference import ReferenceLoop, em_initial
+from ..results import Measurement, Parity
+
+ABOUT = "everything after the prior, one step"
+NAME = "everything after the prior, one step"
+PSI, ETA = 0.5, 0.001
+LIMIT = 1e-4
+"""after ten steps from one x_T, in x of about [−3, 3], float32 on both sides"""
+GPU_SIZES = [(256, 256), (512, 640), (1088, 1920), (2160, 3840)]
+REFERENCE_PIXELS = 2**20
+"""on a GPU the reference is timed up to here: its colour conversion on the CPU takes seconds"""
+INDEX = 60
+"""the step that is timed, of 100"""
+
+
+def tasks(place: Place) -> list[Task]:
+    measure = on_gpu if place.on_gpu else on_cpu
+    return [
+        Task("step", NAME, named(*size), lambda s=size: measure(place, *s)) for size in sizes(place)
+    ]
+
+
+def sizes(place: Place) -> list[tuple[int, int]]:
+    if place.size:
+        return [place.size]
+    if place.rehearse:
+        return [(20, 36)]
+    if place.device.type == "cuda":
+        return GPU_SIZES[:1] if place.quick else GPU_SIZES
+    return [(96, 128)] if place.quick else [(512, 640)]
+
+
+def rows_of(steps: int = 100) -> list[StepRow]:
+    return step_rows(make_schedule(steps), "ddim")
+
+
+def reference_step(i, v, x, out) -> Callable[[int], Tensor]:
+    """The authors' step with its state: index of the schedule (99 first) → x_{t-1}."""
+    schedule = make_schedule(100)
+    loop, now = ReferenceLoop(schedule.timesteps, schedule.betas), [x, em_initial(i)]
+
+    def step(index: int = INDEX) -> Tensor:
+        t = torch.tensor([index], device=x.device)
+        now[:] = loop.after_prior(now[0], t, out, i, v, now[1], PSI, ETA)
+        return now[0]
+
+    return step
+
+
+def twin_step(i, v, x, out) -> Callable[[int], Tensor]:
+    """Ours in plain PyTorch."""
+    rectifier, now = Rectifier(i, v, rows=rows_of(), psi=PSI, eta=ETA), x.clone()
+
+    def step(index: int = INDEX) -> Tensor:
+        rectifier.step = len(rectifier.rows) - 1 - index
+        return rectifier.step_(now, out)
+
+    return step
+
+
+def difference(a: Callable, b: Callable, steps: int = 10) -> float:
+    """The largest difference of x over the first steps."""
+    return max(largest_difference(a(n), b(n)) for n in range(99, 99 - steps, -1))
+
+
+def parity_of_twin(height: int, width: int, device: torch.device) -> Parity:
+    """Ours in plain PyTorch against the authors' step."""
+    data = planes(height, width, device)
+    worst = difference(reference_step(*data), twin_step(*data))
+    return Parity("step after the prior, ours against the reference", worst, LIMIT)
+
+
+def on_cpu(place: Place, height: int, width: int) -> Measurement:
+    """The reference against the plain path, each call on planes that have left the cache."""
+    parity = require(parity_of_twin(height, width, place.device))
+    sets = [planes(height, width, place.device, seed) for seed in range(place.sets(height, width))]
+    candidates = {
+        "reference": in_turn([reference_step(*data) for data in sets]),
+        "ddfm_fast": in_turn([twin_step(*data) for data in sets]),
+    }
+    size = named(height, width)
+    found = Measurement("step", NAME, size, place.command("step", size), "reference", parity)
+    found.candidates = place.times(candidates, repeats=30, warmup=2)
+    found.candidates["ddfm_fast"].floor = floor(place, height, width)
+    found.facts = {"sets of planes": len(sets)}
+    return found
+
+
+def floor(place: Place, height: int, width: int) -> float:
+    return place.floor(PLANES_OF_A_STEP * 4 * height * width)
+
+
+def solvers() -> list[str]:
+    from ddfm_fast.kernels import module_status
+
+    return ["torch", *(["cupy"] if module_status("cupy")["version"] else []), "tile"]
+
+
+def make_rectifier(solver: str, i: Tensor, v: Tensor):
+    """The kernels with one of the solvers."""
+    from ddfm_fast.kernels import TileRectifier, TritonRectifier
+
+    settings = dict(rows=rows_of(), psi=PSI, eta=ETA)
+    if solver == "tile":
+        return TileRectifier(i, v, **settings)
+    return TritonRectifier(i, v, solver=solver, **settings)
+
+
+def kernel_step(solver: str, i, v, x, out) -> Callable[[], Tensor]:
+    """A step by the kernels on planes of its own; the same addresses at every call."""
+    rectifier, now = make_rectifier(solver, i, v), [x.clone(), torch.empty_like(x)]
+    eps = out[:, :3]
+
+    def step() -> Tensor:
+        if rectifier.period == 1:
+            return rectifier.step_(now[0], eps)
+        after = rectifier.step_(now[0], eps, now[1])
+        rectifier.turn = 0  # the same addresses again: a graph of one step, not of two
+        return after
+
+    return step
+
+
+def kernel_difference(solver: str, i, v, x, out, steps: int = 3) -> float:
+    """The kernels against their twin, from the first row on."""
+    rectifier, theirs = make_rectifier(solver, i, v), twin_step(i, v, x, out)
+    now, worst = x.clone(), 0.0
+    for n in range(99, 99 - steps, -1):
+        now = rectifier.step_(now, out[:, :3])
+        worst = max(worst, largest_difference(theirs(n), now))
+    return worst
+
+
+def on_gpu(place: Place, height: int, width: int) -> Measurement:
+    """Reference, twin and kernels; a kernels' call is a graph of a step on each set of planes."""
+    sets = [planes(height, width, place.device, seed) for seed in range(place.sets(height, width))]
+    checks = [
+        Parity(f"step after the prior, {s} against its twin", kernel_difference(s, *sets[0]), LIMIT)
+        for s in solvers()
+    ]
+    parity = require(parity_of_twin(height, width, place.device), *checks)
+    candidates: dict[str, Callable] = {"reference": reference_step(*sets[0])}
+    candidates["twin, eager"] = twin_step(*sets[0])
+    calls = {}
+    if height * width > REFERENCE_PIXELS:
+        del candidates["reference"]
+    for name, work in _kernel_candidates(place, sets).items():
+        candidates[name], calls[name] = work, len(sets)
+    size, baseline = named(height, width), next(iter(candidates))
+    found = Measurement("step", NAME, size, place.command("step", size), baseline, parity)
+    found.candidates = place.times(candidates, calls=calls, repeats=40)
+    for candidate in found.candidates.values():
+        candidate.floor = floor(place, height, width)
+    found.facts = {"sets of planes": len(sets), "launches": launches(place, height, width)}
+    return found
+
+
+def _kernel_candidates(place: Place, sets: list) -> dict[str, Callable]:
+    found = {}
+    for solver in solvers():
+        work = _all([kernel_step(solver, *data) for data in sets])
+        found[f"{solver}, eager"] = work
+        found[f"{solver}, graph"] = place.replay(work)
+    with tile_precision("tf32x3"):
+        work = _all([kernel_step("tile", *data) for data in sets])
+        found["tile in tf32x3, graph"] = place.replay(work)
+    return found
+
+
+def _all(works: list[Callable]) -> Callable:
+    return lambda: [work() for work in works]
+
+
+class tile_precision:
+    """The one-launch kernel's transforms in another precision."""
+
+    def __init__(self, precision: str):
+        from ddfm_fast.kernels import tile
+
+        self.kernel, self.precision, self.usual = tile, precision, tile.PRECISION
+
+    def __enter__(self):
+        self.kernel.PRECISION = self.precision
+
+    def __exit__(self, *error):
+        self.kernel.PRECISION = self.usual
+
+
+def launches(place: Place, height: int, width: int) -> dict[str, list[str]]:
+    """The kernels of one step by name, as the profiler sees them; empty in a rehearsal."""
+    if place.device.type != "cuda":
+        return {}
+    from torch.profiler import ProfilerActivity, profile
+
+    found, data = {}, planes(height, width, place.device)
+    for solver in solvers():
+        step = kernel_step(solver, *data)
+        step()
+        torch.cuda.synchronize()
+        with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
+            step()
+            torch.cuda.synchronize()
+        events = [e for e in profiler.events() if e.device_type.name == "CUDA"]
+        found[solver] = [e.name for e in sorted(events, key=lambda e: e.time_range.start)]
+    return found
+
+
+def eight_steps(place: Place) -> None:
+    """What Nsight Compute looks at: both solvers' kernels, eight steps each."""
+    data = planes(*((20, 36) if place.rehearse else (512, 640)), place.device)
+    for solver in ("torch", "tile"):
+        step = kernel_step(solver, *data)
+        for _ in range(8):
+            step()

@@ -1,0 +1,283 @@
+"""From the authors' path to the shipped default, one optimisation at a time.
+
+Each row keeps what the rows before it brought. Lossless rows compute the same function, to
+rounding: their distance from the exact picture (float64 throughout, but for the time embedding)
+says so. Lossy rows give another picture, and their scores say at what cost.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddfm_fast import PRESETS
+from ddfm_fast.api import STRETCH
+from ddfm_fast.config import FuseConfig
+from ddfm_fast.dispatch import Engine, resolve_engine
+from ddfm_fast.graphs import GraphCache
+from ddfm_fast.priors import Prior, UNetPrior, load_prior
+from ddfm_fast.priors.checkpoint import build_unet
+from ddfm_fast.priors.unet import UNet
+from ddfm_fast.rectify import VARIANTS, EMState, Rectifier, get_solver, rectify_plane
+from ddfm_fast.sampler import em_settings, prior_rows, sample
+from ddfm_fast.schedule import make_schedule
+
+from ..data import PAIR, network, pair, pair_lumas, reference_unet
+from ..place import Place, Task, largest_difference, named, require
+from ..quality import psnr, scores, to_bytes
+from ..reference import ReferenceLoop, em_onestep
+from ..results import Candidate, Measurement, Parity
+from ..worker import in_fresh_process
+from .loop import start
+
+ABOUT = "from the reference path to the shipped default, one optimisation at a time"
+NAME = f"waterfall, {PAIR}, embedded prior"
+LIMIT = 1e-3
+"""of the luma in [−1, 1] after all steps, against float64"""
+PLAIN = Engine("torch", "torch", "asked for")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step of the waterfall. ``build(device, side, steps)`` → the work: () → luma."""
+
+    name: str
+    about: str
+    build: Callable[[torch.device, int, int], Callable[[], Tensor]]
+    lossless: bool = True
+    preset: str = "official"
+    gpu_only: bool = False
+
+
+class ByIdentity(ReferenceLoop):
+    """The authors' loop without colour conversions: R, G and B move with the luma."""
+
+    def rectify(self, x0, i, v, state, psi, eta):
+        variant = VARIANTS["official"]
+        weights = torch.tensor(variant.luma_weights, device=x0.device).view(1, 3, 1, 1)
+        luma = (x0 * weights).sum(1, keepdim=True) + variant.luma_offset
+        fused, state = self.em(luma, i, v, state, psi, eta)
+        return x0 + variant.writeback * (fused - luma), state
+
+    def em(self, luma, i, v, state, psi, eta):
+        return em_onestep(luma, i, v, state, psi, eta)
+
+
+class ByRealFFT(ByIdentity):
+    """And with the EM step whose state is k: one real FFT and one inverse."""
+
+    def em(self, luma, i, v, state, psi, eta):
+        if not isinstance(state, EMState):
+            one = torch.ones((), device=luma.device)
+            state = EMState(torch.zeros_like(luma[0, 0]), one, one)
+        solve = get_solver(*luma.shape[-2:], luma.dtype, luma.device)
+        y = (i - v)[0, 0]
+        fused = rectify_plane(luma[0, 0], v[0, 0], y, state, solve, psi=psi, eta=eta)
+        return fused[None, None], state
+
+
+def _luma_of(x0: Tensor, i: Tensor) -> Tensor:
+    """[1, 1, H, W] in the scale of i and v."""
+    return Rectifier(i, i).luma(x0[0])[None, None]
+
+
+def _their_loop(kind: type[ReferenceLoop], png: bool = False):
+    def build(device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
+        (i, v), x = pair_lumas(side, device), start(side, device)
+        unet, schedule = reference_unet("embedded", device), make_schedule(steps)
+        loop = kind(schedule.timesteps, schedule.betas)
+
+        def work() -> Tensor:
+            if not png:
+                return _luma_of(loop(unet, x, i, v), i)
+            with tempfile.TemporaryDirectory() as folder:
+                return _luma_of(loop(unet, x, i, v, png=Path(folder)), i)
+
+        return work
+
+    return build
+
+
+def _our_loop(make_prior: Callable[[torch.device], Prior], backend: str = "torch", graph="off"):
+    """Our sampler around one of the priors, by the official preset."""
+
+    def build(device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
+        (i, v), config, prior = (
+            pair_lumas(side, device),
+            FuseConfig(steps=steps),
+            make_prior(device),
+        )
+        engine = PLAIN if backend == "torch" else resolve_engine(device, backend)
+        if graph == "off":
+            return lambda: sample(prior, i, v, config, engine=engine).luma
+        cache = GraphCache(graph, engine)
+        cache.warm_up(prior, config, (1, side, side))
+        return lambda: sample(prior, i, v, config, loops=cache.loop).luma
+
+    return build
+
+
+def _preset(name: str):
+    def build(device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
+        (i, v), config = pair_lumas(side, device), PRESETS[name]
+        prior = load_prior("embedded", device=device)
+        return lambda: sample(prior, i, v, config).luma
+
+    return build
+
+
+def plain_unet(device: torch.device, dtype: torch.dtype = torch.float32) -> UNet:
+    """The embedded network with its weights as they are stored: nothing folded."""
+    unet = network("embedded")
+    weights = {k: v.detach().contiguous().to(device, dtype) for k, v in unet.state_dict().items()}
+    return build_unet(unet.config, weights)
+
+
+def _their_prior(device: torch.device) -> Prior:
+    return load_prior(reference_unet("embedded", device), {"multiple": 16}, device=device)
+
+
+def _our_module(device: torch.device) -> Prior:
+    unet = plain_unet(device).to(memory_format=torch.channels_last)
+    return load_prior(lambda x, t: unet(x, t), {"multiple": 16}, device=device)
+
+
+def _our_table(device: torch.device) -> Prior:
+    return UNetPrior(plain_unet(device).to(memory_format=torch.channels_last), name="embedded")
+
+
+def _our_prior(device: torch.device) -> Prior:
+    return load_prior("embedded", device=device)
+
+
+ROWS = [
+    Row("reference", "the authors' script: a PNG a step", _their_loop(ReferenceLoop, png=True)),
+    Row("no PNG a step", "nothing is written but the result", _their_loop(ReferenceLoop)),
+    Row(
+        "luma by an identity",
+        "R, G and B move with the luma: no colour conversion on the CPU",
+        _their_loop(ByIdentity),
+    ),
+    Row(
+        "one real FFT pair",
+        "in place of three complex FFTs and an inverse; the state is one plane",
+        _their_loop(ByRealFFT),
+    ),
+    Row(
+        "coefficients in a table",
+        "our sampler: in place, nothing computed that is not used",
+        _our_loop(_their_prior),
+    ),
+    Row(
+        "prior in channels_last",
+        "our module: no layout changed on the way, activations in place",
+        _our_loop(_our_module),
+    ),
+    Row(
+        "conditioning in a table",
+        "all that depends on the timestep alone is computed once",
+        _our_loop(_our_table),
+    ),
+    Row(
+        "shipped prior",
+        "upsampling folded into the convolution after it (CPU): the default on a CPU",
+        _our_loop(_our_prior),
+    ),
+    Row(
+        "fused kernels", "two kernels around cuFFT", _our_loop(_our_prior, "triton"), gpu_only=True
+    ),
+    Row(
+        "CUDA graph",
+        "the whole loop in one launch: the default on a GPU",
+        _our_loop(_our_prior, "triton", "loop"),
+        gpu_only=True,
+    ),
+    Row("preset balanced", PRESETS["balanced"].summary, _preset("balanced"), False, "balanced"),
+    Row("preset fast", PRESETS["fast"].summary, _preset("fast"), False, "fast"),
+]
+
+
+def rows(place: Place) -> list[Row]:
+    return [row for row in ROWS if place.device.type == "cuda" or not row.gpu_only]
+
+
+def work_of(name: str, device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
+    """The work of the row of that name."""
+    (row,) = (row for row in ROWS if row.name == name)
+    return row.build(device, side, steps)
+
+
+def exact(device: torch.device, side: int, steps: int) -> Tensor:
+    """The official preset's luma in float64, from the same x_T."""
+    (i, v), config = pair_lumas(side, device), FuseConfig(steps=steps)
+    unet, x = plain_unet(device, torch.float64), start(side, device).double()
+    table = prior_rows(load_prior("embedded"), config)
+    rectifier = Rectifier(i.double(), v.double(), rows=table, **em_settings(config))
+    with torch.inference_mode():
+        conditioning = unet.conditioning(torch.tensor([r.timestep for r in table], device=device))
+        for s in range(len(table)):
+            rectifier.step_(x, unet.run(x, conditioning[s], 3))
+        return rectifier.luma(x[0])[None, None]
+
+
+def tasks(place: Place) -> list[Task]:
+    side, steps = (64, 3) if place.tiny else (192, 100)
+    return [Task("waterfall", NAME, named(side, side), lambda: measure(place, side, steps))]
+
+
+def measure(place: Place, side: int, steps: int) -> Measurement:
+    chosen, results = rows(place), {}
+
+    def keeping(row: Row) -> Callable[[], None]:
+        work = row.build(place.device, side, steps)
+
+        def run() -> None:
+            results[row.name] = work()
+
+        return run
+
+    candidates = {row.name: keeping(row) for row in chosen}
+    truth = exact(place.device, side, steps)
+    timed = place.times(candidates, repeats=3, warmup=0, clock=place.wall)
+    checks = [
+        Parity(f"{row.name} against float64", largest_difference(truth, results[row.name]), LIMIT)
+        for row in chosen
+        if row.lossless
+    ]
+    size = named(side, side)
+    found = Measurement(
+        "waterfall", NAME, size, place.command("waterfall"), "reference", require(*checks)
+    )
+    sources, standard = pair(side), picture(truth, "official")
+    for row in chosen:
+        luma = picture(results[row.name], row.preset)
+        describe(timed[row.name], row, luma, psnr(luma, standard), sources)
+        if not place.tiny:  # a fresh process each
+            timed[row.name].memory = peak(row, place, side)
+        place.tick()
+    found.candidates, found.facts = timed, {"steps": steps, "default": default_row(place)}
+    return found
+
+
+def default_row(place: Place) -> str:
+    return [row for row in rows(place) if row.lossless][-1].name
+
+
+def picture(luma: Tensor, preset: str) -> Tensor:
+    """The stretched luma plane [1, 1, H, W] in [0, 1] that the preset writes."""
+    return STRETCH[PRESETS[preset].stretch]((luma + 1) / 2)
+
+
+def describe(candidate: Candidate, row: Row, luma: Tensor, distance: float, sources) -> None:
+    candidate.lossless, candidate.about = row.lossless, row.about
+    candidate.quality = {"PSNR": distance} | scores(to_bytes(luma), *sources)
+
+
+def peak(row: Row, place: Place, side: int) -> int | None:
+    """Bytes above the start, in a fresh process; two steps show it."""
+    return in_fresh_process("memory", place.device, row.name, side, 2)["bytes"]

@@ -1,0 +1,122 @@
+"""Results as text: one table on the terminal, the same as Markdown."""
+
+from __future__ import annotations
+
+from .results import Candidate, Measurement, Report
+
+HEAD = ("what", "path", "median", "p20 - p80", "times faster", "of the limit", "memory", "notes")
+UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+
+
+def seconds(value: float) -> str:
+    """With three digits, in the unit that fits."""
+    for factor, unit in UNITS:
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}" if value < 1000 * factor else f"{value:.0f} s"
+    return f"{value:.1e} s"
+
+
+def size(count: float) -> str:
+    """Bytes in MiB."""
+    return f"{count / 2**20:.3g} MiB" if count < 1000 * 2**20 else f"{count / 2**30:.3g} GiB"
+
+
+def cells(measurement: Measurement, name: str) -> list[str]:
+    """A row: what, path, median, p20 to p80, times faster, share of the limit, memory, notes."""
+    candidate = measurement.candidates[name]
+    faster = measurement.times_faster(name)
+    floor = candidate.floor
+    return [
+        f"{measurement.section}: {measurement.name}, {measurement.size}",
+        name,
+        seconds(candidate.median),
+        f"{seconds(candidate.p20)} - {seconds(candidate.p80)}",
+        "" if faster is None or name == measurement.baseline else f"{faster:.2f}",
+        "" if not floor else f"{floor / candidate.median:.2f}",
+        "" if candidate.memory is None else size(candidate.memory),
+        notes(candidate),
+    ]
+
+
+def notes(candidate: Candidate) -> str:
+    """Lossy or not, and the scores."""
+    words = [] if candidate.lossless is None else [["lossy", "lossless"][candidate.lossless]]
+    for name, value in candidate.quality.items():
+        number = (
+            "equal" if value is None else f"{value:.1f} dB" if name == "PSNR" else f"{value:.3f}"
+        )
+        words.append(f"{name} {number}")
+    return ", ".join(words)
+
+
+def red_cells(measurement: Measurement) -> list[str]:
+    worst = next(p for p in measurement.parity if not p.green)
+    what = f"{measurement.section}: {measurement.name}, {measurement.size}"
+    note = f"RED: {worst.what}: {worst.difference:.1e} > {worst.limit:.0e}; no time is told"
+    return [what, "", "", "", "", "", "", note]
+
+
+def table(report: Report) -> list[list[str]]:
+    rows = [list(HEAD)]
+    for measurement in report.measurements:
+        if not measurement.green:
+            rows.append(red_cells(measurement))
+            continue
+        for n, name in enumerate(measurement.candidates):
+            row = cells(measurement, name)
+            rows.append(row if n == 0 else ["", *row[1:]])
+    return rows
+
+
+def text(report: Report) -> str:
+    """The report for a terminal: a line for a measurement, and one for each of its paths."""
+    lines = [*card_lines(report), ""]
+    rows = [row[1:] for row in table(report)]
+    widths = [max(len(row[n]) for row in rows) for n in range(6)]
+    for whole, row in zip(table(report), rows, strict=True):
+        if whole[0] and whole[0] != HEAD[0]:
+            lines.append(whole[0])
+        columns = (
+            cell.ljust(w) if n == 0 else cell.rjust(w)
+            for n, (cell, w) in enumerate(zip(row[:6], widths, strict=True))
+        )
+        lines.append(("  " + "  ".join(columns) + "  " + row[6]).rstrip())
+    lines += fits(report)
+    return "\n".join(lines)
+
+
+def card_lines(report: Report) -> list[str]:
+    """The machine and its measured limits."""
+    card, limits = report.machine, report.ceilings
+    products = ", ".join(
+        f"{name} products {limit['rate'] / 1e9:,.0f} GFLOP/s"
+        for name, limit in limits.items()
+        if name != "copy"
+    )
+    lines = [
+        f"{card.get('gpu') or card['cpu']}, {card['threads']} threads, torch {card['torch']}, "
+        f"commit {card['commit']}, {report.date.replace('T', ' ')}",
+        f"measured limits: copy {limits['copy']['rate'] / 1e9:,.1f} GB/s, {products}",
+    ]
+    if "gpu" not in card and card["load"] and card["load"] > 1:
+        lines.append(
+            f"warning: other programs ran too (load {card['load']} before the start); "
+            "the ratios hold better than the times"
+        )
+    if report.settings.get("rehearse"):
+        lines.append("a rehearsal on the CPU: its figures mean nothing")
+    return lines
+
+
+def fits(report: Report) -> list[str]:
+    """The fitted exponents."""
+    lines = []
+    for measurement in report.of("scaling"):
+        for group, fit in (measurement.facts.get("fits") or {}).items():
+            if fit:
+                lines.append(
+                    f"{measurement.name}, {group}: cost ~ {measurement.facts['against']}"
+                    f"^{fit['exponent']:.2f} (r2 {fit['r2']:.3f}; upper half "
+                    f"^{fit['exponent_above']:.2f})"
+                )
+    return ["", *lines] if lines else []

@@ -1,0 +1,90 @@
+"""What is measured in a fresh interpreter: this file as a script, with a job and its arguments.
+
+Prints one JSON object. Only the standard library is imported at the top: imports are timed here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LIMIT_S = 600
+RUN = f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r}, run_name='__main__')"
+"""not ``-m``, which would import the package before the clock starts, and not the file's path,
+which would put this folder in front of every other module"""
+
+
+def in_fresh_process(job: str, *arguments) -> dict:
+    """What ``job`` prints. RuntimeError with the end of its error output where it fails."""
+    import ddfm_fast
+
+    home = Path(ddfm_fast.__file__).resolve().parents[1]
+    paths = [str(home), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, job, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    if done.returncode:
+        raise RuntimeError(f"bench worker {job} failed: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def startup(device: str, side: str) -> dict[str, float]:
+    """Seconds of each part, one after the other."""
+    found, last = {}, [time.perf_counter()]
+
+    def note(name: str) -> None:
+        found[name] = time.perf_counter() - last[0]
+        last[0] = time.perf_counter()
+
+    import ddfm_fast  # noqa: F401
+
+    note("import ddfm_fast")
+    import torch
+
+    note("import torch")
+    from ddfm_fast import Fuser
+
+    note("import Fuser")
+    fuser = Fuser(preset="fast", device=device)
+    note("Fuser(): load the prior")
+    from ddfm_fast.bench.data import pair
+
+    ir, vis = pair(int(side))
+    last[0] = time.perf_counter()
+    fuser(ir, vis)
+    note("first call")
+    fuser(ir, vis)
+    note("second call (on a GPU: the capture)")
+    fuser(ir, vis)
+    note("third call")
+    shape = (int(side), 2 * int(side))
+    fuser.warmup([shape])
+    note("warm-up of another size")
+    if torch.cuda.is_available() and device.startswith("cuda"):
+        found |= {f"capture {g['mode']}": g["seconds"] for g in fuser.loops.summary()[-1:]}
+    found["all, to the first picture"] = sum(list(found.values())[:5])
+    return found
+
+
+def memory(device: str, row: str, side: str, steps: str) -> dict[str, int | None]:
+    """Peak bytes above the start of a row of the waterfall."""
+    import torch
+
+    from ddfm_fast.bench.memory import peak_of
+    from ddfm_fast.bench.sections.waterfall import work_of
+
+    work = work_of(row, torch.device(device), int(side), int(steps))
+    return {"bytes": peak_of(work, torch.device(device))}
+
+
+if __name__ == "__main__":
+    jobs = {"startup": startup, "memory": memory}
+    print(json.dumps(jobs[sys.argv[1]](*sys.argv[2:])))
