@@ -1,14 +1,16 @@
 """Two results side by side: what became slower beyond the noise of both.
 
-A path counts as slower where its median rose by more than the threshold plus what both runs' own
-scatter (p80 − p20, over the median) makes of it, where its samples do not overlap (p20 of the new
-run above p80 of the old), and, if it was timed beside a baseline, where the ratio to that baseline
-fell as far: a machine that is slower today slows both. A measurement with fewer than three samples
-is not judged.
+A path counts as slower where its samples do not overlap (p20 of the new run above p80 of the old)
+and where three things rose by more than the threshold and the scatter of both runs (p80 − p20,
+over the median): its median, its median over that of the baseline beside it, and its median over
+that of the yardstick, a fixed piece of work in the same rounds. A machine that is slower today
+slows those two as well. Its fastest sample must have risen beyond the threshold too, which other
+programs on the machine touch least. A measurement with fewer than three samples is not judged.
 """
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
 from .results import Candidate, Measurement, Report
@@ -44,16 +46,25 @@ def judge(old: Measurement, new: Measurement, path: str, threshold: float) -> Ch
     noise = scatter(a) + scatter(b)
     verdict = "same"
     if min(len(a.samples), len(b.samples)) >= LEAST_ROUNDS:
-        relative = ratio
-        before, after = old.times_faster(path), new.times_faster(path)
-        if before and after and path != new.baseline:
-            relative = before / after
+        beside = [1.0, *_drifts(old, new, path)]
         beyond = 1 + threshold + noise
-        if min(ratio, relative) > beyond and b.p20 > a.p80:
+        best = min(b.samples) / min(a.samples)
+        if ratio / max(beside) > beyond and b.p20 > a.p80 and best > 1 + threshold:
             verdict = "slower"
-        elif max(ratio, relative) < 1 / beyond and b.p80 < a.p20:
+        elif ratio / min(beside) < 1 / beyond and b.p80 < a.p20 and best < 1 / (1 + threshold):
             verdict = "faster"
     return Change(new.key, path, a, b, ratio, noise, verdict)
+
+
+def _drifts(old: Measurement, new: Measurement, path: str) -> list[float]:
+    """How much slower what stands beside the path is now: its baseline, and the yardstick."""
+    found = []
+    if old.yardstick and new.yardstick:
+        found.append(statistics.median(new.yardstick) / statistics.median(old.yardstick))
+    name = new.baseline
+    if name and name != path and old.baseline == name:
+        found.append(new.candidates[name].median / old.candidates[name].median)
+    return found
 
 
 def compare(old: Report, new: Report, threshold: float = THRESHOLD) -> list[Change]:

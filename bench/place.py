@@ -22,6 +22,7 @@ from .timing import cpu_seconds, gpu_seconds, interleave, synchronised_seconds
 PLANES_OF_A_STEP = 13
 """float32 planes that a step must read or write once"""
 MOST_SETS = 32
+YARDSTICK = "yardstick"
 
 
 class ParityError(RuntimeError):
@@ -50,6 +51,8 @@ class Place:
     tick: Callable[[], object] = lambda: None
     note: Callable[[str], object] = lambda text: None
     ceilings: dict[str, dict] = field(default_factory=dict)
+    yardstick: list[float] = field(default_factory=list)
+    """of the measurement that was timed last"""
 
     @property
     def on_gpu(self) -> bool:
@@ -87,6 +90,14 @@ class Place:
         products = self.ceilings.get(precision, self.ceilings["float32"])
         return max(moved / self.ceilings["copy"]["rate"], operations / products["rate"])
 
+    def fixed_work(self) -> Callable[[], object]:
+        """Products, a copy and transforms that no change of ours touches; some ms on a CPU."""
+        side = 2048 if self.device.type == "cuda" else 384
+        a, b = torch.ones(2, side, side, device=self.device).unbind()
+        source = torch.ones(2**21, device=self.device)
+        target, plane = torch.empty_like(source), source[: 2**16].view(256, 256)
+        return lambda: (a @ b, target.copy_(source), torch.fft.rfft2(plane))
+
     def sets(self, height: int, width: int) -> int:
         """How many sets of a step's buffers exceed the last cache three times: 2 to 32."""
         if self.tiny:
@@ -113,15 +124,19 @@ class Place:
         clock: Callable | None = None,
         warmup: int = 1,
     ) -> dict[str, Candidate]:
-        """Interleaved; seconds a call, where one candidate makes ``calls[name]`` at once."""
+        """Interleaved; seconds a call, where one candidate makes ``calls[name]`` at once.
+
+        A fixed piece of work takes its turn too, and its samples are ``yardstick``.
+        """
         samples = interleave(
-            candidates,
+            {**candidates, YARDSTICK: self.fixed_work()},
             repeats=1 if self.rehearse else min(repeats or self.repeats, self.repeats),
             warmup=0 if self.rehearse else warmup,
             clock=clock or self.clock,
             seconds=self.seconds,
             tick=self.tick,
         )
+        self.yardstick = samples.pop(YARDSTICK)
         return {
             name: Candidate([s / (calls or {}).get(name, 1) for s in taken])
             for name, taken in samples.items()

@@ -3,7 +3,8 @@
     {"schema": "ddfm_fast bench 1", "date", "machine": {…}, "ceilings": {…}, "settings": {…},
      "measurements": [{"section", "name", "size", "command", "baseline", "parity": [{"what",
      "difference", "limit"}], "candidates": {name: {"samples": [seconds], "floor": seconds,
-     "memory": bytes, "quality": {…}, "lossless", "about"}}, "facts": {…}}]}
+     "memory": bytes, "quality": {…}, "lossless", "about"}}, "yardstick": [seconds],
+     "facts": {…}}]}
 
 Where the parity of a measurement is red it holds no samples and no ratio.
 """
@@ -78,6 +79,8 @@ class Measurement:
     baseline: str | None = None
     parity: list[Parity] = field(default_factory=list)
     candidates: dict[str, Candidate] = field(default_factory=dict)
+    yardstick: list[float] = field(default_factory=list)
+    """seconds of a fixed piece of work in the same rounds: how fast the machine was meanwhile"""
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -96,8 +96,11 @@ def run(options: Options, *, progress: bool = True) -> Report:
 
 def measure(task: Task, place: Place) -> Measurement:
     """The task's measurement; with red checks and no times where parity fails."""
+    place.yardstick = []
     try:
-        return task.work()
+        found = task.work()
+        found.yardstick = place.yardstick
+        return found
     except ParityError as error:
         command = place.command(task.section)
         return Measurement(task.section, task.name, task.size, command, None, error.parity)

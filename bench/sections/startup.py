@@ -21,8 +21,12 @@ def tasks(place: Place) -> list[Task]:
 def measure(place: Place) -> Measurement:
     rounds = 1 if place.rehearse else 3 if place.quick else 7
     found = Measurement("startup", NAME, named(SIDE, SIDE), place.command("startup"))
+    fixed, yardstick = place.fixed_work(), []
+    fixed()
     for _ in range(rounds):
+        yardstick.append(place.wall(fixed))
         for name, seconds in in_fresh_process("startup", str(place.device), SIDE).items():
             found.candidates.setdefault(name, Candidate()).samples.append(seconds)
         place.tick()
+    place.yardstick = yardstick
     return found
