@@ -366,9 +366,7 @@ def apply(
         height, width = height // 2, width // 2
     shape = (n, channels, height, width)
     if out is None:
-        out = torch.empty(
-            shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
-        )
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     _check("out", out, shape, (x.dtype,), x.device)
     pooled = torch.empty_like(out) if pool_input else None
     block_r, block_c = tile(APPLY_ELEMENTS, *(part.shape[1] for part in parts))

@@ -143,7 +143,9 @@ class TestKernels:
             small = (n, c, height // 2, width // 2) if kind == "upsample" else size
             residual = data(*small, dtype=dtype, seed=5)
             exact = residual.double()
-            wanted = wanted + (F.interpolate(exact, scale_factor=2) if kind == "upsample" else exact)
+            wanted = wanted + (
+                F.interpolate(exact, scale_factor=2) if kind == "upsample" else exact
+            )
         if bias is not None:
             wanted = wanted + bias.double()[:, None, None]
         moments = gn.join_(h, bias, residual, upsample=kind == "upsample")

@@ -48,7 +48,9 @@ class Compiled(aot.Compiled):
         assert self.opcodes["LDL"] == self.opcodes["STL"] == 0
 
     def wide(self, opcode):
-        return sum(n for name, n in self.opcodes.items() if name.startswith(opcode) and "128" in name)
+        return sum(
+            n for name, n in self.opcodes.items() if name.startswith(opcode) and "128" in name
+        )
 
     def narrow(self, opcode):
         """Loads or stores of 8 and 16 bits: activations that are moved one by one."""
