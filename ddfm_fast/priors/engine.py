@@ -85,8 +85,10 @@ class Engine:
     def __init__(self, unet: UNet, ops: PlainOps | None = None):
         self.config = unet.config
         names = {module: name for name, module in unet.named_modules()}
-        weight = unet.out[2].weight
-        self.ops = ops_for(weight.device) if ops is None else ops
+        if ops is None:
+            weights = sum(p.numel() for p in unet.parameters())
+            ops = ops_for(unet.out[2].weight.device, weights)
+        self.ops = ops
         self.first = _conv(names, unet.input_blocks[0][0])
         self.down = [self._stage(names, stage) for stage in unet.input_blocks[1:]]
         self.middle = self._stage(names, unet.middle_block.values())

@@ -1,7 +1,7 @@
-"""The network's fused operations: PyTorch's everywhere, Triton's on CUDA.
+"""The network's fused operations: PyTorch's everywhere, oneDNN's on CPUs, Triton's on CUDA.
 
-:class:`PlainOps` says what each operation computes and is the CPU path; :class:`FusedOps` does the
-same with the kernels of ``ddfm_fast.kernels.group_norm``. Activations are channels_last, in the
+:class:`PlainOps` says what each operation computes and runs anywhere; :class:`OneDnnOps` and
+:class:`FusedOps` do the same, the latter with the kernels of ``ddfm_fast.kernels.group_norm``. Activations are channels_last, in the
 dtype of the weights; parameters of norms and the biases that :class:`FusedOps` folds are float32.
 """
 
@@ -100,7 +100,7 @@ class PlainOps:
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
         """The convolution of the input."""
-        return Feature(convolve(x, conv, conv.bias))
+        return Feature(self._conv(x, conv, conv.bias))
 
     def enter(self, parts: Sequence[Feature], norm: Norm, resample: str, conv: Conv):
         """(SiLU(norm(x)) resampled, x for the residual); x is the parts side by side.
@@ -118,7 +118,7 @@ class PlainOps:
 
     def middle(self, h: Tensor, conv: Conv, bias: Tensor, norm: Norm) -> Tensor:
         """SiLU(norm(conv(h) + bias))."""
-        return self._norm_silu(convolve(h, conv, bias), norm)
+        return self._norm_silu(self._conv(h, conv, bias), norm)
 
     def leave(
         self, h: Tensor, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
@@ -127,8 +127,8 @@ class PlainOps:
         (x,) = residual
         x = double(x.data) if up else x.data
         if skip is not None:
-            x = convolve(x, skip, None)
-        return Feature(convolve(h, conv, conv.bias).add_(x))
+            x = self._conv(x, skip, None)
+        return Feature(self._conv(h, conv, conv.bias).add_(x))
 
     def tokens(self, feature: Feature, norm: Norm) -> Tensor:
         """norm(x) as a matrix [N H W, C]."""
@@ -149,11 +149,14 @@ class PlainOps:
             return Feature(F.conv2d(x, conv.weight, conv.bias.to(x.dtype), stride=2, padding=1))
         if conv is None:
             return Feature(double(x))
-        return Feature(convolve(x if conv.up_kernel is not None else double(x), conv, conv.bias))
+        return Feature(self._conv(x if conv.up_kernel is not None else double(x), conv, conv.bias))
 
     def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
         """conv(SiLU(norm(x)))."""
-        return convolve(self._norm_silu(feature.data, norm, in_place=False), conv, conv.bias)
+        return self._conv(self._norm_silu(feature.data, norm, in_place=False), conv, conv.bias)
+
+    def _conv(self, x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
+        return convolve(x, conv, bias)
 
     @staticmethod
     def _norm(x: Tensor, norm: Norm) -> Tensor:
@@ -164,6 +167,59 @@ class PlainOps:
 
     def _norm_silu(self, x: Tensor, norm: Norm, in_place: bool = True) -> Tensor:
         return F.silu(self._norm(x, norm), inplace=True)
+
+
+class OneDnnOps(PlainOps):
+    """The same on a CPU with weights laid out once for oneDNN, and residuals added inside it.
+
+    Uses the operators that PyTorch's own compiler uses. The laid-out weights are a second copy,
+    made when a convolution first runs, so this is for small networks.
+    """
+
+    MOST_WEIGHTS = 2**26
+
+    def __init__(self):
+        self._packed: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
+
+    @staticmethod
+    def available() -> bool:
+        """Whether this PyTorch has oneDNN and its fused operators."""
+        names = "_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight"
+        return torch.backends.mkldnn.is_available() and all(
+            hasattr(torch.ops.mkldnn, name) for name in names
+        )
+
+    def leave(
+        self, h: Tensor, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
+    ) -> Feature:
+        (x,) = residual
+        x = double(x.data) if up else x.data
+        weight, bias = self._weights(conv, h.dtype)
+        pad = [conv.weight.shape[-1] // 2] * 2
+        rest = weight, bias, pad, [1, 1], [1, 1], 1, "add", None, None, [], None
+        if skip is None and not up:  # x is the block's input, which others may read again
+            return Feature(torch.ops.mkldnn._convolution_pointwise.binary(h, x, *rest))
+        x = self._conv(x, skip, None) if skip is not None else x
+        return Feature(torch.ops.mkldnn._convolution_pointwise_.binary(x, h, *rest))
+
+    def _conv(self, x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
+        if conv.up_kernel is not None:
+            return convolve(x, conv, bias)
+        weight, own = self._weights(conv, x.dtype)
+        if bias is not conv.bias:
+            own = None if bias is None else bias.to(x.dtype)
+        pad = [conv.weight.shape[-1] // 2] * 2
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, weight, own, pad, [1, 1], [1, 1], 1, "none", [], ""
+        )
+
+    def _weights(self, conv: Conv, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        key = conv.name, len(conv.weight)
+        if key not in self._packed:
+            pad = [conv.weight.shape[-1] // 2] * 2
+            weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, pad)
+            self._packed[key] = weight, None if conv.bias is None else conv.bias.to(dtype)
+        return self._packed[key]
 
 
 class FusedOps(PlainOps):
@@ -238,11 +294,12 @@ class FusedOps(PlainOps):
         return self.kernels.scale_shift(moments, rows, norm.weight, norm.bias, bias)
 
 
-def ops_for(device: torch.device) -> PlainOps:
-    """Triton's operations on CUDA where Triton is there, PyTorch's elsewhere."""
+def ops_for(device: torch.device, weights: int) -> PlainOps:
+    """What is fastest on a device for a network of so many weights, of what there is."""
     if device.type == "cuda":
         try:
             return FusedOps()
         except ImportError:  # no Triton for this platform: the twin is the path
-            pass
-    return PlainOps()
+            return PlainOps()
+    small = weights <= OneDnnOps.MOST_WEIGHTS
+    return OneDnnOps() if device.type == "cpu" and small and OneDnnOps.available() else PlainOps()
