@@ -26,6 +26,7 @@ from .unet import AttentionBlock, Downsample, ResBlock, StepCondition, UNet, Ups
 class _Residual:
     """norm, SiLU, [resample], conv, norm with the timestep, SiLU, conv; plus the skip."""
 
+    name: str
     index: int
     norm: Norm
     conv: Conv
@@ -46,6 +47,7 @@ class _Residual:
 class _Attention:
     """Self-attention over all positions; rows of qkv as in ``unet.AttentionBlock``."""
 
+    name: str
     norm: Norm
     qkv: Conv
     out: Conv
@@ -68,6 +70,7 @@ class _Attention:
 class _Resize:
     """The layers that only resample, of networks without ``resblock_updown``."""
 
+    name: str
     conv: Conv | None
     direction: str
 
@@ -145,6 +148,7 @@ def _residual(names: dict, block: ResBlock) -> _Residual:
         skip = _conv(names, block.skip_connection)
         out, skip = out._replace(bias=out.bias + skip.bias), skip._replace(bias=None)
     return _Residual(
+        names[block],
         block.index,
         _norm(names, block.in_layers[0]),
         _conv(names, block.in_layers[2], block.up_kernel),
@@ -160,17 +164,20 @@ def _attention(names: dict, block: AttentionBlock) -> _Attention:
         Conv(names[m], m.weight[:, :, 0], bias)
         for m, bias in ((block.qkv, block.qkv.bias), (block.proj_out, block.proj_out.bias.float()))
     )
-    return _Attention(_norm(names, block.norm), qkv, out, block.heads, block.new_order)
+    return _Attention(
+        names[block], _norm(names, block.norm), qkv, out, block.heads, block.new_order
+    )
 
 
 def _upsample(names: dict, layer: Upsample) -> _Resize:
     conv = layer.conv if isinstance(layer.conv, torch.nn.Conv2d) else None
-    return _Resize(None if conv is None else _conv(names, conv, layer.up_kernel), "up")
+    conv = None if conv is None else _conv(names, conv, layer.up_kernel)
+    return _Resize(names[layer], conv, "up")
 
 
 def _downsample(names: dict, layer: Downsample) -> _Resize:
     conv = layer.op if isinstance(layer.op, torch.nn.Conv2d) else None
-    return _Resize(None if conv is None else _conv(names, conv), "down")
+    return _Resize(names[layer], None if conv is None else _conv(names, conv), "down")
 
 
 _LAYERS = {

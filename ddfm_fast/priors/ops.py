@@ -1,8 +1,9 @@
 """The network's fused operations: PyTorch's everywhere, oneDNN's on CPUs, Triton's on CUDA.
 
 :class:`PlainOps` says what each operation computes and runs anywhere; :class:`OneDnnOps` and
-:class:`FusedOps` do the same, the latter with the kernels of ``ddfm_fast.kernels.group_norm``. Activations are channels_last, in the
-dtype of the weights; parameters of norms and the biases that :class:`FusedOps` folds are float32.
+:class:`FusedOps` do the same, the latter with the kernels of ``ddfm_fast.kernels.group_norm``.
+Activations are channels_last, in the dtype of the weights; parameters of norms and biases of
+convolutions are float32.
 """
 
 from __future__ import annotations
@@ -230,10 +231,10 @@ class FusedOps(PlainOps):
     and 1x1 convolutions their products part by part.
     """
 
-    def __init__(self):
-        from ddfm_fast.kernels import group_norm
-
-        self.kernels = group_norm
+    def __init__(self, kernels=None):
+        if kernels is None:
+            from ddfm_fast.kernels import group_norm as kernels
+        self.kernels = kernels
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
         return self._joined(convolve(x, conv, None), conv.bias)
