@@ -123,6 +123,16 @@ def _json_object(text: str | None, option: str) -> dict[str, Any] | None:
     return found
 
 
+def _prior(prior: str, config: dict[str, Any] | None, device: str | None, dtype: opt.Precision):
+    """What ``Fuser`` takes: the name, or the prior itself where it needs a configuration."""
+    if config is None:
+        return prior
+    from ddfm_fast.api import resolve_device
+    from ddfm_fast.priors import load_prior
+
+    return load_prior(prior, config, device=resolve_device(device), dtype=dtype.value)
+
+
 def _color(gray: bool, color_from: opt.ColorFrom) -> bool | str:
     if gray and color_from is not opt.ColorFrom.auto:
         raise ValueError(f"--gray and --color-from {color_from.value} exclude each other")
@@ -160,6 +170,7 @@ def fuse(
     stretch: opt.StretchChoice = None,
     seed: opt.Seed = 3407,
     device: opt.Device = None,
+    dtype: opt.DType = opt.Precision.auto,
     prior: opt.Prior = "embedded",
     prior_config: opt.PriorConfig = None,
     gray: opt.Gray = False,
@@ -190,10 +201,9 @@ def fuse(
     jobs = plan_jobs(ir, vis, out, format=format, panel=panel)
     from ddfm_fast.api import Fuser
     from ddfm_fast.files import DEFAULT_MAX_PIXELS
-    from ddfm_fast.priors import load_prior
 
     fuser = Fuser(
-        prior=prior if config is None else load_prior(prior, config),
+        prior=_prior(prior, config, device, dtype),
         preset=preset,
         variant=variant,
         sampler=sampler,
@@ -203,6 +213,7 @@ def fuse(
         stretch=None if stretch is None else stretch.value,
         seed=seed,
         device=device,
+        dtype=dtype.value,
         color=color,
     )
     reports = run_jobs(
@@ -234,7 +245,11 @@ def _report_fuse(reports, fuser, preset, seconds, as_json, quiet) -> None:
             "version": __version__,
             "preset": preset,
             "config": dataclasses.asdict(fuser.config),
-            "prior": {"name": prior.name, "fingerprint": prior.fingerprint},
+            "prior": {
+                "name": prior.name,
+                "fingerprint": prior.fingerprint,
+                "dtype": prior.precision,
+            },
             "device": str(prior.device),
             "seconds": seconds,
             "results": reports,
@@ -275,6 +290,7 @@ def batch(
     stretch: opt.StretchChoice = None,
     seed: opt.Seed = 3407,
     device: opt.Device = None,
+    dtype: opt.DType = opt.Precision.auto,
     prior: opt.Prior = "embedded",
     prior_config: opt.PriorConfig = None,
     gray: opt.Gray = False,
@@ -305,11 +321,10 @@ def batch(
     items = cli_batch.plan_items(root, vis, layout=layout, manifest=manifest)
     from ddfm_fast.api import Fuser
     from ddfm_fast.files import DEFAULT_MAX_PIXELS, ensure_writable_dir
-    from ddfm_fast.priors import load_prior
 
     ensure_writable_dir(out)
     fuser = Fuser(
-        prior=prior if config is None else load_prior(prior, config),
+        prior=_prior(prior, config, device, dtype),
         preset=preset,
         variant=variant,
         sampler=sampler,
@@ -319,6 +334,7 @@ def batch(
         stretch=None if stretch is None else stretch.value,
         seed=seed,
         device=device,
+        dtype=dtype.value,
         color=color,
     )
     report = cli_batch.run(

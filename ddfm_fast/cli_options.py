@@ -15,6 +15,14 @@ class ColorFrom(str, Enum):
     vis = "vis"
 
 
+class Precision(str, Enum):
+    auto = "auto"
+    float32 = "float32"
+    tf32 = "tf32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class Stretch(str, Enum):
     none = "none"
     minmax = "minmax"
@@ -55,6 +63,10 @@ StretchChoice = Annotated[
 Seed = Annotated[int, typer.Option(help="Seed of the first noise.")]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA where there is one by default.")
+]
+DType = Annotated[
+    Precision,
+    typer.Option(help="Arithmetic of the prior; auto: float32 on a CPU, float16 on a GPU."),
 ]
 Prior = Annotated[
     str, typer.Option(help="embedded, a .pt or .safetensors file, or a diffusers folder.")
