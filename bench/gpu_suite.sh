@@ -20,6 +20,7 @@ run() {
 }
 run tests "$python" -m pytest -q -m gpu -rs --continue-on-collection-errors tests
 run step "$python" -m bench.gpu --out "$out"
+run prior "$python" -m bench.gpu_prior --out "$out"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     run "$tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
