@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 GIB = 2**30
+MEMORY_SIZES = ((512, 640), (2160, 3840))
 
 
 def examine() -> dict[str, Any]:
@@ -19,7 +20,8 @@ def examine() -> dict[str, Any]:
 
     Returns:
         ``ok`` (the package itself works), ``machine``, ``packages``, ``devices``, ``prior``,
-        ``self_test`` and ``advice`` (a list of ``{"install", "brings"}``); JSON-serialisable.
+        ``memory``, ``self_test`` and ``advice`` (a list of ``{"install", "brings"}``);
+        JSON-serialisable.
     """
     from ddfm_fast.kernels import available
 
@@ -28,6 +30,7 @@ def examine() -> dict[str, Any]:
         "packages": _packages(),
         "devices": available(),
         "prior": _checked(_embedded_prior),
+        "memory": _checked(_prior_memory),
         "self_test": _checked(_self_test),
     }
     report["advice"] = _advice(report)
@@ -47,8 +50,17 @@ def render(report: dict[str, Any]) -> str:
     for name, found in report["devices"].items():
         lines.append(f"  {name:<12} {found['version'] or 'no: ' + found['reason']}")
     lines.append(
-        f"  {'kernels':<12} never run on a GPU yet, and not used: the plain PyTorch path runs"
+        f"  {'kernels':<12} never run on a GPU yet; the prior's are in use there, others are not"
     )
+    lines += ["", "memory of a prior, one image at once (estimates; workspaces come on top)"]
+    for row in report["memory"].get("rows", []):
+        sizes = ", ".join(f"{size} {n / GIB:.2f}" for size, n in row["activation_bytes"].items())
+        lines.append(
+            f"  {row['prior']:<12} {row['dtype']}: weights {row['weight_bytes'] / GIB:.2f} GiB, "
+            f"activations {sizes} GiB"
+        )
+    if not report["memory"]["ok"]:
+        lines.append(f"  unknown: {report['memory']['detail']}")
     lines += ["", "checks"]
     for title, key in (("embedded prior", "prior"), ("self-test", "self_test")):
         check = report[key]
@@ -146,6 +158,43 @@ def _embedded_prior() -> dict[str, Any]:
         "detail": f"{prior.name}, hash {prior.fingerprint[:12]}... as in {card.name}",
         "fingerprint": prior.fingerprint,
     }
+
+
+def _prior_memory() -> dict[str, Any]:
+    """Bytes of weights and activations of the embedded and of the official network.
+
+    By a run of the engine on tensors without data, in the precision that this machine's default
+    device takes.
+    """
+    import torch
+
+    from ddfm_fast.api import resolve_device
+    from ddfm_fast.priors import PRECISIONS, load_prior
+    from ddfm_fast.priors.cost import OFFICIAL, engine_cost, parameter_count
+    from ddfm_fast.priors.ops import FusedOps, ops_for
+    from ddfm_fast.priors.precision import default_precision
+
+    device = resolve_device(None)
+    name = default_precision(device)
+    dtype, fused = PRECISIONS[name], isinstance(ops_for(device, 2**62), FusedOps)
+    rows = []
+    configs = {"embedded": load_prior("embedded").unet.config, "256x256 ADM": OFFICIAL}
+    for prior, config in configs.items():
+        activations = {}
+        for height, width in MEMORY_SIZES:
+            padded = (-(-side // config.multiple) * config.multiple for side in (height, width))
+            cost = engine_cost(config, 1, *padded, dtype, fused=fused)
+            activations[f"{height}x{width}"] = cost.peak_bytes
+        weights = parameter_count(config) * torch.empty(0, dtype=dtype).element_size()
+        rows.append(
+            {
+                "prior": prior,
+                "dtype": name,
+                "weight_bytes": weights,
+                "activation_bytes": activations,
+            }
+        )
+    return {"detail": f"on {device}", "rows": rows}
 
 
 def _self_test() -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The norm kernels compiled ahead of time, with no GPU: registers, local memory, width of loads."""
+"""The norm kernels compiled ahead of time, with no GPU: registers, local memory, width of loads.
+
+``python tests/test_group_norm_aot.py`` prints the table of bench/results/norm_kernels_aot.md.
+"""
 
 import pytest
 
@@ -87,15 +90,20 @@ def compile_finish(arch, folder, channels=512, two=True, bias=True):
     return Compiled(gn._finish_kernel, constants, arch, folder)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("form", ["moments", "join", "join up", "apply", "apply up", "apply down"])
-def test_activations_move_128_bits_at_a_time(form, arch, tmp_path):
+FORMS = ["moments", "join", "join up", "apply", "apply up", "apply down"]
+
+
+def compile_form(form, arch, folder, dtype="bf16"):
     if form.startswith("apply"):
-        compiled = compile_apply(arch, tmp_path, resample=form.partition(" ")[2])
-        stores = True
-    else:
-        stores = form != "moments"
-        compiled = compile_moments(arch, tmp_path, join=stores, upsample=form == "join up")
+        return compile_apply(arch, folder, dtype, resample=form.partition(" ")[2])
+    join = form != "moments"
+    return compile_moments(arch, folder, dtype, join=join, upsample=form == "join up")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("form", FORMS)
+def test_activations_move_128_bits_at_a_time(form, arch, tmp_path):
+    compiled, stores = compile_form(form, arch, tmp_path), form != "moments"
     compiled.assert_within(REGISTERS)
     assert compiled.wide("LDG") > 0 and compiled.narrow("LDG") == 0, compiled.opcodes
     assert (compiled.wide("STG") > 0) == stores and compiled.narrow("STG") == 0, compiled.opcodes
@@ -117,3 +125,34 @@ def test_finish(arch, tmp_path):
     compile_finish(arch, tmp_path).assert_within(FINISH_REGISTERS)
     compile_finish(arch, tmp_path, 1536, two=True, bias=False).assert_within(FINISH_REGISTERS)
     compile_finish(arch, tmp_path, 96, two=False).assert_within(FINISH_REGISTERS)
+
+
+def report():
+    """Registers, spills, shared memory and 128-bit accesses of every form, as Markdown."""
+    import tempfile
+    from pathlib import Path
+
+    folder = Path(tempfile.mkdtemp())
+    lines = [
+        "| kernel, form | dtype | target | registers | local | shared | 128-bit loads | stores |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    kernels = [
+        (form, dtype, arch) for form in FORMS for dtype in ("bf16", "fp32") for arch in ARCHS
+    ]
+    for form, dtype, arch in [*kernels, *(("finish", "fp32", arch) for arch in ARCHS)]:
+        if form == "finish":  # sees float32 alone
+            compiled = compile_finish(arch, folder)
+        else:
+            compiled = compile_form(form, arch, folder, dtype)
+        used = compiled.resources()
+        lines.append(
+            f"| {form} | {dtype} | sm_{arch} | {used['REG']} | {used['LOCAL']} "
+            f"| {compiled.shared} | {compiled.wide('LDG')} | {compiled.wide('STG')} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    print("# The norm kernels compiled ahead of time, 256 channels (512 for finish)\n")
+    print("\n".join(report()))

@@ -110,3 +110,17 @@ def test_fuser_goes_on_with_fewer_images():
     fixed = Fuser(prior=prior, steps=2, device="cpu", batch_size=8)
     with pytest.raises(torch.OutOfMemoryError):
         fixed(list(planes), list(planes[::-1]))
+
+
+def test_doctor_prints_the_memory_of_priors(monkeypatch):
+    from ddfm_fast import doctor
+    from ddfm_fast.priors import cost
+
+    report = doctor.examine()
+    embedded, official = report["memory"]["rows"]
+    assert embedded["weight_bytes"] == 4 * cost.parameter_count(load_prior("embedded").unet.config)
+    assert official["weight_bytes"] == 4 * 552_814_086
+    assert 0 < official["activation_bytes"]["512x640"] < official["activation_bytes"]["2160x3840"]
+    assert "256x256 ADM  float32: weights 2.06 GiB" in doctor.render(report)
+    monkeypatch.setattr(doctor, "_prior_memory", lambda: 1 / 0)
+    assert "unknown: ZeroDivisionError" in doctor.render(doctor.examine())
