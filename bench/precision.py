@@ -88,6 +88,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    about = machine() | {"device": args.device, "prior": args.prior}  # of the code as it started
     pairs = []
     for item in find_pairs(args.folder)[: args.limit]:
         ir, vis = read_lumas(item)
@@ -100,7 +101,6 @@ def main() -> None:
         chosen = pairs if most is None else pairs[:: max(1, -(-len(pairs) // most))]
         results[preset] = measure(preset, chosen, precisions, args.device, args.prior)
     table = lines(results)
-    about = machine() | {"device": args.device, "prior": args.prior}
     report = {"machine": about, "date": str(datetime.date.today()), "results": results}
     args.out.mkdir(parents=True, exist_ok=True)
     text = [

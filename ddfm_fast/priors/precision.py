@@ -33,7 +33,7 @@ def default_precision(device: torch.device) -> str:
 
     On a CPU float32, so that one call gives the same picture on every CPU; bfloat16 is the choice
     to make by hand where the CPU multiplies in it. On CUDA float16, from compute capability 7 on,
-    where the matrix units are: as fast as bfloat16 on paper, and in the fused picture it came 17
+    where the matrix units are: as fast as bfloat16 on paper, and in the fused picture it came 20
     dB nearer to float32 (bench/results/precision.md, measured on a CPU; no GPU has run yet).
     What float16 cannot hold ends in an error of the sampler, not in a wrong picture.
     """
