@@ -43,7 +43,8 @@ class Fuser:
     ``psi``, ``eta`` and ``stretch`` override single settings of it. ``device``: where to compute
     (default: CUDA if there is one). ``dtype`` of the prior's arithmetic: "auto" (see
     :func:`ddfm_fast.priors.precision.default_precision`), "float32", "tf32", "bfloat16" or
-    "float16"; a :class:`Prior` or module stays as it is with "auto". ``compile``: run the prior
+    "float16"; with "auto" a :class:`Prior` or module stays as it is, and presets that round luma
+    as the authors' script does take float32. ``compile``: run the prior
     through torch.compile. ``batch_size``: most images in one forward (default 1 on the CPU, where
     a batch saves nothing; on a GPU up to 8, fewer where its free memory holds fewer). ``color``:
     True keeps the chroma of the visible image, or of the infrared one where only that has any;
@@ -83,6 +84,8 @@ class Fuser:
         self.progress = progress
         self.batch_size = _checked_batch_size(batch_size, self.device)
         self.automatic_batch = batch_size is None
+        if dtype == "auto" and self.config.round_luma:
+            dtype = None  # a preset that repeats the authors' script to the pixel: float32
         self.prior = load_prior(prior, device=self.device, dtype=dtype, compile=compile)
         prior_rows(self.prior, self.config)  # an impossible number of steps fails here, not later
 

@@ -16,6 +16,7 @@ import typer
 
 from ddfm_fast import cli_evaluate
 from ddfm_fast import cli_options as opt
+from ddfm_fast.doctor import usable_cores
 
 app = typer.Typer(
     name="ddfm-fast",
@@ -46,6 +47,9 @@ def main() -> None:
     # OpenMP's threads spin while they wait, which starves them where other programs run too: the
     # demo on two busy cores took up to ten times as long. Torch reads this when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A container's share may be smaller than the machine, which OpenMP does not see.
+    if (share := usable_cores()) < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
     app()
 
 
@@ -297,7 +301,7 @@ def batch(
     color_from: opt.ColorSource = opt.ColorFrom.auto,
     format: Annotated[str, typer.Option(help="png, jpg, tif or bmp.")] = "png",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Most pairs at once (1 on a CPU, 8 on a GPU).")
+        int | None, typer.Option(min=1, help="Most pairs at once (a CPU: 1; a GPU: what fits).")
     ] = None,
     workers: Annotated[
         int, typer.Option(min=1, help="Threads that read, and as many that write.")

@@ -8,8 +8,8 @@ Triton and no CuPy: what needs Triton is loaded when it is first asked for.
     group_norm  ``moments``, ``join_``, ``scale_shift``, ``apply``: the prior's norms and residuals
 
 The kernels agree with their twins in Triton's interpreter and compile ahead of time for sm_80,
-sm_90, sm_100 and sm_120. None of them has run on a GPU yet, and neither ``api`` nor ``sampler``
-uses them: on a GPU the plain PyTorch path runs.
+sm_90, sm_100 and sm_120. None of them has run on a GPU yet. ``priors.ops`` uses ``group_norm`` on
+CUDA; neither ``api`` nor ``sampler`` uses the others: there the plain PyTorch path runs.
 """
 
 from __future__ import annotations

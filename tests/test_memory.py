@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -45,7 +47,7 @@ def test_batches_in_order(size):
 @pytest.mark.parametrize("most, sizes", [(3, [8, 4, 2, 2, 2, 2, 2, 1]), (1, [8, 4, 2] + [1] * 11)])
 def test_halved_where_memory_runs_out(most, sizes):
     calls = []
-    with pytest.warns(UserWarning, match="memory ran out with 8 images of 2x3 at once; going on"):
+    with pytest.warns(UserWarning, match="memory ran out with . images of 2x3 at once; going on"):
         results = in_batches(holds(most, calls), (PLANES, PLANES), 8, fallback=True)
     assert torch.equal(torch.cat(results), 2 * PLANES) and calls == sizes
 
@@ -110,6 +112,16 @@ def test_fuser_goes_on_with_fewer_images():
     fixed = Fuser(prior=prior, steps=2, device="cpu", batch_size=8)
     with pytest.raises(torch.OutOfMemoryError):
         fixed(list(planes), list(planes[::-1]))
+
+
+@pytest.mark.parametrize("text, cores", [("max 100000", 8), ("250000 100000", 2), ("1 100000", 1)])
+def test_cores_of_a_container(tmp_path, monkeypatch, text, cores):
+    from ddfm_fast.doctor import usable_cores
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
+    (tmp_path / "cpu.max").write_text(text + "\n")
+    assert usable_cores(tmp_path / "cpu.max") == cores
+    assert usable_cores(tmp_path / "none") == 8
 
 
 def test_doctor_prints_the_memory_of_priors(monkeypatch):

@@ -77,6 +77,22 @@ def test_auto_leaves_what_is_given_as_it_is(monkeypatch):
     assert Fuser(steps=1, device="cpu", dtype="float32").prior.precision == "float32"
 
 
+def test_presets_that_repeat_the_script_stay_in_float32(monkeypatch):
+    monkeypatch.setattr("ddfm_fast.priors.default_precision", lambda device: "float16")
+    assert Fuser(preset="official-script", steps=1, device="cpu").prior.precision == "float32"
+    assert Fuser(preset="official", steps=1, device="cpu").prior.precision == "float16"
+
+
+def test_a_cpu_without_the_arithmetic_is_told(monkeypatch):
+    """Emulated it is slower, hence the warning; oneDNN's operators refuse, so PyTorch's run."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.warns(UserWarning, match="this CPU has no bfloat16 arithmetic"):
+        prior = load_prior("embedded", dtype="bfloat16")
+    assert type(prior.engine.ops) is PlainOps
+    step = prior.conditioning(torch.tensor([500]))[0]
+    assert prior.eps(X, step).isfinite().all()
+
+
 def test_rectification_stays_float32(ramp):
     seen = []
     settings = {"preset": "fast", "device": "cpu", "stretch": "none"}
@@ -121,7 +137,7 @@ def test_operations_of_a_device(monkeypatch):
     assert type(ops_for(torch.device("meta"), 1)) is PlainOps
     assert isinstance(ops_for(CPU, 1), OneDnnOps) == OneDnnOps.available()
     assert type(ops_for(CPU, OneDnnOps.MOST_WEIGHTS + 1)) is PlainOps, "a copy would be too large"
-    monkeypatch.setattr(OneDnnOps, "available", lambda: False)
+    monkeypatch.setattr(OneDnnOps, "available", lambda dtype: False)
     assert type(ops_for(CPU, 1)) is PlainOps
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -27,7 +28,13 @@ from .checkpoint import (
 from .conditioning import Conditioning
 from .engine import Engine
 from .ops import FusedOps, PlainOps
-from .precision import PRECISIONS, check_precision, default_precision, float32_products
+from .precision import (
+    PRECISIONS,
+    check_precision,
+    cpu_has,
+    default_precision,
+    float32_products,
+)
 from .unet import UNet
 
 __all__ = ["EPS_DTYPES", "CallablePrior", "Conditioning", "Prior", "UNetPrior", "load_prior"]
@@ -172,6 +179,12 @@ class UNetPrior(Prior):
         super().__init__(
             name=name, multiple=multiple, device=weight.device, dtype=weight.dtype, **keywords
         )
+        if self.device.type == "cpu" and not cpu_has(self.dtype):
+            warnings.warn(
+                f"dtype: this CPU has no {self.precision} arithmetic, so it is slower than float32 "
+                "here and no truer; use float32",
+                stacklevel=2,
+            )
         self.unet = unet
         self.tf32, self.compiled = tf32 and self.dtype == torch.float32, compiled
         self.engine = Engine(unet, PlainOps() if compiled else None)

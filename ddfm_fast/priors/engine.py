@@ -82,15 +82,15 @@ class Engine:
     """A UNet's function of x and one shared timestep, by the operations ``ops``.
 
     Built from the network as it lies: its device, dtype, memory format and folded upsampling are
-    the engine's. Weights changed in place are seen, except biases and parameters of norms.
+    the engine's. After weights are changed in place, build another.
     """
 
     def __init__(self, unet: UNet, ops: PlainOps | None = None):
         self.config = unet.config
         names = {module: name for name, module in unet.named_modules()}
         if ops is None:
-            weights = sum(p.numel() for p in unet.parameters())
-            ops = ops_for(unet.out[2].weight.device, weights)
+            weights, like = sum(p.numel() for p in unet.parameters()), unet.out[2].weight
+            ops = ops_for(like.device, weights, like.dtype)
         self.ops = ops
         self.first = _conv(names, unet.input_blocks[0][0])
         self.down = [self._stage(names, stage) for stage in unet.input_blocks[1:]]

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .precision import cpu_has
+
 GROUPS = 32
 NORM_EPS = 1e-5
 CONV_ELEMENTS = 2**31 - 1
@@ -183,11 +185,13 @@ class OneDnnOps(PlainOps):
         self._packed: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
 
     @staticmethod
-    def available() -> bool:
-        """Whether this PyTorch has oneDNN and its fused operators."""
+    def available(dtype: torch.dtype = torch.float32) -> bool:
+        """Whether this PyTorch has oneDNN's fused operators, and this CPU the arithmetic."""
         names = "_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight"
-        return torch.backends.mkldnn.is_available() and all(
-            hasattr(torch.ops.mkldnn, name) for name in names
+        return (
+            torch.backends.mkldnn.is_available()
+            and all(hasattr(torch.ops.mkldnn, name) for name in names)
+            and cpu_has(dtype)
         )
 
     def leave(
@@ -295,12 +299,12 @@ class FusedOps(PlainOps):
         return self.kernels.scale_shift(moments, rows, norm.weight, norm.bias, bias)
 
 
-def ops_for(device: torch.device, weights: int) -> PlainOps:
+def ops_for(device: torch.device, weights: int, dtype: torch.dtype = torch.float32) -> PlainOps:
     """What is fastest on a device for a network of so many weights, of what there is."""
     if device.type == "cuda":
         try:
             return FusedOps()
         except ImportError:  # no Triton for this platform: the twin is the path
             return PlainOps()
-    small = weights <= OneDnnOps.MOST_WEIGHTS
-    return OneDnnOps() if device.type == "cpu" and small and OneDnnOps.available() else PlainOps()
+    small = device.type == "cpu" and weights <= OneDnnOps.MOST_WEIGHTS
+    return OneDnnOps() if small and OneDnnOps.available(dtype) else PlainOps()

@@ -28,6 +28,15 @@ def check_precision(dtype: str | torch.dtype | None) -> str | None:
     return names[0]
 
 
+def cpu_has(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies in a dtype itself; else PyTorch converts, slower than float32."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    supported = getattr(torch.ops.mkldnn, name, None)
+    return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
+
+
 def default_precision(device: torch.device) -> str:
     """What ``dtype="auto"`` means on a device.
 
