@@ -110,7 +110,7 @@ def test_activations_move_128_bits_at_a_time(form, arch, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-@pytest.mark.parametrize("channels", [32, 96, 192, 1024])
+@pytest.mark.parametrize("channels", [32, 96, 1024])
 def test_other_dtypes_and_widths(dtype, channels, tmp_path):
     apply = compile_apply(90, tmp_path, dtype, channels=channels)
     apply.assert_within(REGISTERS)
@@ -123,8 +123,11 @@ def test_other_dtypes_and_widths(dtype, channels, tmp_path):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_finish(arch, tmp_path):
     compile_finish(arch, tmp_path).assert_within(FINISH_REGISTERS)
-    compile_finish(arch, tmp_path, 1536, two=True, bias=False).assert_within(FINISH_REGISTERS)
-    compile_finish(arch, tmp_path, 96, two=False).assert_within(FINISH_REGISTERS)
+
+
+def test_finish_of_other_widths(tmp_path):
+    compile_finish(90, tmp_path, 1536, two=True, bias=False).assert_within(FINISH_REGISTERS)
+    compile_finish(90, tmp_path, 96, two=False).assert_within(FINISH_REGISTERS)
 
 
 def report():

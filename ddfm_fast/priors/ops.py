@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .precision import cpu_has
+from .unet import GROUPS, NORM_EPS
 
-GROUPS = 32
-NORM_EPS = 1e-5
 CONV_ELEMENTS = 2**31 - 1
 """what an image may hold before and after a convolution on CUDA: offsets in cuDNN are 32-bit"""
 
@@ -112,7 +111,7 @@ class PlainOps:
         doubles the other unless ``conv``, which comes next, does.
         """
         x = parts[0].data if len(parts) == 1 else torch.cat([p.data for p in parts], 1)
-        h = self._norm_silu(x, norm, in_place=False)
+        h = self._norm_silu(x, norm)
         if resample == "down":
             return F.avg_pool2d(h, 2), (Feature(F.avg_pool2d(x, 2)),)
         if resample == "up" and conv.up_kernel is None:
@@ -156,7 +155,7 @@ class PlainOps:
 
     def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
         """conv(SiLU(norm(x)))."""
-        return self._conv(self._norm_silu(feature.data, norm, in_place=False), conv, conv.bias)
+        return self._conv(self._norm_silu(feature.data, norm), conv, conv.bias)
 
     def _conv(self, x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
         return convolve(x, conv, bias)
@@ -168,7 +167,7 @@ class PlainOps:
             weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         return F.group_norm(x, GROUPS, weight, bias, NORM_EPS)
 
-    def _norm_silu(self, x: Tensor, norm: Norm, in_place: bool = True) -> Tensor:
+    def _norm_silu(self, x: Tensor, norm: Norm) -> Tensor:
         return F.silu(self._norm(x, norm), inplace=True)
 
 
@@ -262,8 +261,9 @@ class FusedOps(PlainOps):
         self, h: Tensor, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
     ) -> Feature:
         h = convolve(h, conv, None)
-        if skip is None:
-            return self._joined(h, conv.bias, residual[0].data, up)
+        if skip is None:  # never of a concatenation, which has more channels than come out
+            (x,) = residual
+            return self._joined(h, conv.bias, x.data, up)
         first = 0
         for part in residual:
             width = part.data.shape[1]
