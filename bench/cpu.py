@@ -30,6 +30,16 @@ SMALL_ADM = dict(
 PARITY = 2e-3
 
 
+def small_adm() -> UNet:
+    """The small ADM with random (seeded) weights, since only the cost matters."""
+    torch.manual_seed(0)
+    unet = UNet(UNetConfig(**SMALL_ADM)).eval().requires_grad_(False)
+    for parameter in unet.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    return unet
+
+
 def sources(height: int, width: int) -> tuple[Tensor, Tensor]:
     """Smooth random luma planes [1, 1, H, W] in [−1, 1]."""
     coarse = torch.rand(2, 1, 12, 15, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -69,15 +79,8 @@ def step(height: int, width: int, repeats: int) -> dict:
 
 
 def loop(height: int, width: int, steps: int, repeats: int) -> dict:
-    """The whole official-preset loop with the same small ADM weights on both sides.
-
-    The weights are random (seeded), since only the cost matters; both sides share them.
-    """
-    torch.manual_seed(0)
-    unet = UNet(UNetConfig(**SMALL_ADM)).eval().requires_grad_(False)
-    for parameter in unet.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    """The whole official-preset loop with the same small ADM weights on both sides."""
+    unet = small_adm()
     reference_unet = ReferenceUNet(unet.state_dict(), SMALL_ADM["num_head_channels"])
     prior = load_prior(unet, device="cpu")
     i, v = sources(height, width)

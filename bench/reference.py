@@ -133,11 +133,14 @@ class ReferenceLoop:
 class ReferenceUNet:
     """The ADM UNet as the authors run it, from a state dict: NCHW, float32, nothing folded.
 
-    ``num_head_channels`` and the legacy qkv order as in the official checkpoint.
+    ``num_head_channels`` and the legacy qkv order as in the official checkpoint;
+    ``pixel_unshuffle`` folds pixels into channels before and after, as the embedded prior needs.
     """
 
-    def __init__(self, state: dict[str, Tensor], num_head_channels: int):
-        self.w, self.head = state, num_head_channels
+    def __init__(
+        self, state: dict[str, Tensor], num_head_channels: int = 64, pixel_unshuffle: int = 1
+    ):
+        self.w, self.head, self.unshuffle = state, num_head_channels, pixel_unshuffle
         self.width = state["time_embed.0.weight"].shape[1]
         layers: dict[str, set[str]] = {}
         for key in state:
@@ -173,7 +176,7 @@ class ReferenceUNet:
 
     def _norm(self, key: str, x: Tensor) -> Tensor:
         weight, bias = self.w[f"{key}.weight"], self.w[f"{key}.bias"]
-        return F.group_norm(x.float(), 32, weight, bias).type(x.dtype)
+        return F.group_norm(x.float(), 32, weight.float(), bias.float()).type(x.dtype)
 
     def _resample(self, key: str, x: Tensor) -> Tensor:
         if key not in self.resamplers:
@@ -218,14 +221,17 @@ class ReferenceUNet:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """x [N, 3, H, W], t [N] → [N, 6, H, W]."""
+        """x [N, 3, H, W], t [N] → [N, 3 or 6, H, W]."""
         half = self.width // 2
         freqs = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
         args = t[:, None].float() * freqs[None].to(x.device)
         emb = torch.cat([torch.cos(args), torch.sin(args)], dim=-1)
         for n in (0, 2):
-            emb = F.linear(emb, self.w[f"time_embed.{n}.weight"], self.w[f"time_embed.{n}.bias"])
+            w, b = self.w[f"time_embed.{n}.weight"], self.w[f"time_embed.{n}.bias"]
+            emb = F.linear(emb.type(w.dtype), w, b)
             emb = F.silu(emb) if n == 0 else emb
+        if self.unshuffle > 1:
+            x = F.pixel_unshuffle(x, self.unshuffle)
         x = self._conv("input_blocks.0.0", x, 1)
         skips = [x]
         for n in range(1, self.inputs):
@@ -234,4 +240,5 @@ class ReferenceUNet:
         x = self._block("middle_block", x, emb)
         for n in range(self.outputs):
             x = self._block(f"output_blocks.{n}", torch.cat([x, skips.pop()], dim=1), emb)
-        return self._conv("out.2", F.silu(self._norm("out.0", x)), 1)
+        x = self._conv("out.2", F.silu(self._norm("out.0", x)), 1)
+        return F.pixel_shuffle(x, self.unshuffle) if self.unshuffle > 1 else x

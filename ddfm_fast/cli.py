@@ -16,6 +16,7 @@ import typer
 
 from ddfm_fast import cli_evaluate
 from ddfm_fast import cli_options as opt
+from ddfm_fast.doctor import usable_cores
 
 app = typer.Typer(
     name="ddfm-fast",
@@ -46,6 +47,9 @@ def main() -> None:
     # OpenMP's threads spin while they wait, which starves them where other programs run too: the
     # demo on two busy cores took up to ten times as long. Torch reads this when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A container's share may be smaller than the machine, which OpenMP does not see.
+    if (share := usable_cores()) < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
     app()
 
 
@@ -123,6 +127,16 @@ def _json_object(text: str | None, option: str) -> dict[str, Any] | None:
     return found
 
 
+def _prior(prior: str, config: dict[str, Any] | None, device: str | None, dtype: opt.Precision):
+    """What ``Fuser`` takes: the name, or the prior itself where it needs a configuration."""
+    if config is None:
+        return prior
+    from ddfm_fast.api import resolve_device
+    from ddfm_fast.priors import load_prior
+
+    return load_prior(prior, config, device=resolve_device(device), dtype=dtype.value)
+
+
 def _color(gray: bool, color_from: opt.ColorFrom) -> bool | str:
     if gray and color_from is not opt.ColorFrom.auto:
         raise ValueError(f"--gray and --color-from {color_from.value} exclude each other")
@@ -162,6 +176,7 @@ def fuse(
     device: opt.Device = None,
     backend: opt.Backend = None,
     graph: opt.Graph = None,
+    dtype: opt.DType = opt.Precision.auto,
     prior: opt.Prior = "embedded",
     prior_config: opt.PriorConfig = None,
     gray: opt.Gray = False,
@@ -192,10 +207,9 @@ def fuse(
     jobs = plan_jobs(ir, vis, out, format=format, panel=panel)
     from ddfm_fast.api import Fuser
     from ddfm_fast.files import DEFAULT_MAX_PIXELS
-    from ddfm_fast.priors import load_prior
 
     fuser = Fuser(
-        prior=prior if config is None else load_prior(prior, config),
+        prior=_prior(prior, config, device, dtype),
         preset=preset,
         variant=variant,
         sampler=sampler,
@@ -207,6 +221,7 @@ def fuse(
         device=device,
         backend=backend,
         graph=graph,
+        dtype=dtype.value,
         color=color,
     )
     reports = run_jobs(
@@ -238,7 +253,11 @@ def _report_fuse(reports, fuser, preset, seconds, as_json, quiet) -> None:
             "version": __version__,
             "preset": preset,
             "config": dataclasses.asdict(fuser.config),
-            "prior": {"name": prior.name, "fingerprint": prior.fingerprint},
+            "prior": {
+                "name": prior.name,
+                "fingerprint": prior.fingerprint,
+                "dtype": prior.precision,
+            },
             "device": str(prior.device),
             "seconds": seconds,
             "results": reports,
@@ -281,13 +300,14 @@ def batch(
     device: opt.Device = None,
     backend: opt.Backend = None,
     graph: opt.Graph = None,
+    dtype: opt.DType = opt.Precision.auto,
     prior: opt.Prior = "embedded",
     prior_config: opt.PriorConfig = None,
     gray: opt.Gray = False,
     color_from: opt.ColorSource = opt.ColorFrom.auto,
     format: Annotated[str, typer.Option(help="png, jpg, tif or bmp.")] = "png",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Most pairs at once (1 on a CPU, 8 on a GPU).")
+        int | None, typer.Option(min=1, help="Most pairs at once (a CPU: 1; a GPU: what fits).")
     ] = None,
     workers: Annotated[
         int, typer.Option(min=1, help="Threads that read, and as many that write.")
@@ -311,11 +331,10 @@ def batch(
     items = cli_batch.plan_items(root, vis, layout=layout, manifest=manifest)
     from ddfm_fast.api import Fuser
     from ddfm_fast.files import DEFAULT_MAX_PIXELS, ensure_writable_dir
-    from ddfm_fast.priors import load_prior
 
     ensure_writable_dir(out)
     fuser = Fuser(
-        prior=prior if config is None else load_prior(prior, config),
+        prior=_prior(prior, config, device, dtype),
         preset=preset,
         variant=variant,
         sampler=sampler,
@@ -327,6 +346,7 @@ def batch(
         device=device,
         backend=backend,
         graph=graph,
+        dtype=dtype.value,
         color=color,
     )
     report = cli_batch.run(
