@@ -188,6 +188,10 @@ class Fuser:
 
     def _fuse_lumas(self, ir: Tensor, vis: Tensor, run: dict) -> Tensor:
         """Luma planes [N, 1, H, W] in [0, 1] → the fused luma in [0, 1], cropped if so set."""
+        return STRETCH[self.config.stretch](self._fuse_unscaled(ir, vis, run))
+
+    def _fuse_unscaled(self, ir: Tensor, vis: Tensor, run: dict) -> Tensor:
+        """As :meth:`_fuse_lumas`, before the stretch."""
         config = self.config
         height, width = (n - n % config.crop_multiple for n in ir.shape[-2:])
         planes = [images.crop(p, height, width) for p in (ir, vis)]
@@ -196,8 +200,7 @@ class Fuser:
         i, v = (images.pad_to_multiple(p * 2 - 1, self.prior.multiple) for p in planes)
         if config.swap_sources:
             i, v = v, i
-        y = (images.crop(self._sample_luma(i, v, run), height, width) + 1) / 2
-        return STRETCH[config.stretch](y)
+        return (images.crop(self._sample_luma(i, v, run), height, width) + 1) / 2
 
     def _sample_luma(self, i: Tensor, v: Tensor, run: dict) -> Tensor:
         """Padded planes in [−1, 1] as the method's i and v → the fused luma of that scale."""
