@@ -15,8 +15,8 @@ from .. import images
 from ..metrics.temporal import warp
 
 CUT_CORRELATION = 0.85
-"""Between frames of one scene the correlation was above 0.94, ten frames apart or panned by 40 pixels;
-between unrelated scenes it was below 0.85 in 98 of 100 pairs. A missed cut costs sharpness of the
+"""Between frames of one scene the correlation was above 0.94, ten frames apart or panned by 40
+pixels; between unrelated scenes it was below 0.85 in 98 of 100 pairs. A missed cut spoils the
 output scale only: where the sources differ, nothing of the frame before is used anyway."""
 _COARSE = 40
 """width in pixels of the pictures that are correlated: noise is averaged away"""

@@ -75,7 +75,9 @@ VIDEO_PRESETS = {
         None,
     ),
     "balanced": VideoPreset(
-        "warm start at t = 20, 3 prior evaluations a frame (default)", replace(_FAST, steps=3)
+        "warm start at t = 20, 3 prior evaluations a frame (default)",
+        replace(_FAST, steps=3),
+        trust=1.0,
     ),
     "realtime": VideoPreset(
         "warm start at t = 20, 1 prior evaluation and 4 EM iterations a frame",
@@ -166,7 +168,7 @@ class TemporalFuser:
         value_range: tuple[float, float] | None = None,
         layout: str | None = None,
     ) -> list:
-        """One frame of each stream; frames of one size go through the prior as a batch.
+        """One frame of each stream; frames of one size go through the prior in batches.
 
         ValueError or TypeError names what is wrong with an image, and where the prior yields NaN.
         """
@@ -182,8 +184,10 @@ class TemporalFuser:
         groups: dict[tuple, list[int]] = {}
         for n, pair in enumerate(read):
             groups.setdefault(tuple(pair.ir.shape[-2:]), []).append(n)
+        size = self.fuser.batch_size
+        batches = [m[n : n + size] for m in groups.values() for n in range(0, len(m), size)]
         with torch.inference_mode():
-            for members in groups.values():
+            for members in batches:
                 lumas = self._lumas(
                     [streams[n] for n in members],
                     *(
