@@ -125,6 +125,20 @@ class Fuser:
         results = self._fuse_pairs(pairs, run)
         return results if many else results[0]
 
+    def stream(self, pairs: Iterable[tuple], *, preset="balanced", **reading):
+        """Fuse (ir, vis) frames as one video: an iterator of results, in order, without flicker.
+
+        ``preset``: "exact", "balanced" or "realtime", see ``ddfm_fast.video.VIDEO_PRESETS``.
+        ``reading``: ``color``, ``value_range`` and ``layout`` as in a call. One image a source;
+        containers, results and errors as in a call. Files: ``ddfm_fast.video.fuse_video``.
+
+        >>> for fused in fuser.stream(zip(thermal_frames, visible_frames)):
+        ...     show(fused)
+        """
+        from .video import fuse_stream
+
+        return fuse_stream(self, pairs, preset=preset, **reading)
+
     def warmup(self, shapes: Iterable[tuple[int, int]]) -> dict[tuple[int, int], float]:
         """Do the first-call work for each (height, width): one step each; seconds per shape."""
         seconds = {}

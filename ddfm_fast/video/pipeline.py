@@ -273,8 +273,8 @@ def fuse_video(
         _refuse_to_replace(out, ir, vis)
         sink = open_sink(out, sources[1], codec=codec, crf=crf)
         run = _Run(temporal, fit, sink, realtime=realtime, side_by_side=side_by_side)
-        total = _expected(*sources, Fraction(offset), *span)
-        report = run(_pairs(*sources, Fraction(offset), *span), sources, total, progress)
+        total = _expected(*sources, _exact(offset), *span)
+        report = run(_pairs(*sources, _exact(offset), *span), sources, total, progress)
     finally:
         for source in sources:
             source.close()
@@ -314,7 +314,12 @@ def _checked_span(start: float, end: float | None) -> tuple[Fraction, Fraction |
         raise ValueError(f"start is {start}; expected seconds from 0")
     if end is not None and not end > start:
         raise ValueError(f"end is {end} and start {start}; expected end after start")
-    return Fraction(start), None if end is None or end == float("inf") else Fraction(end)
+    return _exact(start), None if end is None or end == float("inf") else _exact(end)
+
+
+def _exact(seconds: float) -> Fraction:
+    """The decimal number that was meant: 0.1 as a float is a little later than frame 3 at 30/s."""
+    return Fraction(seconds).limit_denominator(1_000_000)
 
 
 def _refuse_to_replace(out, *inputs) -> None:
@@ -482,7 +487,8 @@ class _Run:
         report.frames, report.dropped = self.sink.frames, read.dropped
         report.evaluations = self.temporal.evaluations
         if self.latencies:
-            report.latency_p50, report.latency_p99 = np.quantile(self.latencies, (0.5, 0.99))
+            p50, p99 = np.quantile(self.latencies, (0.5, 0.99))
+            report.latency_p50, report.latency_p99 = float(p50), float(p99)
         return report
 
     def _prepare(self, jobs: Iterable[_Job]) -> Iterator[_Job]:
@@ -522,7 +528,7 @@ class _Run:
         if part is None or not isinstance(error, Exception):
             return error
         kind = VideoError if isinstance(error, (ValueError, OSError)) else type(error)
-        return kind(f"{error}. The first {self.sink.frames} frames are in {part}, which plays")
+        return kind(f"{error}. {self.sink.frames} frames up to there are in {part}, which plays")
 
 
 def _jobs(pairs: Iterator[Pair], paced: bool) -> Iterator[_Job]:

@@ -111,7 +111,7 @@ class VideoSink(Sink):
         self._colour = like.colour
         self._time_base = like.time_base
         self._rate = like.rate
-        movflags = "+hybrid_fragmented+frag_keyframe"
+        movflags = "+hybrid_fragmented+frag_keyframe+negative_cts_offsets"
         options = {"movflags": movflags} if path.suffix.lower() in _ISO else {}
         options["flush_packets"] = "1"
         try:
