@@ -135,7 +135,7 @@ def fuse_stream(
 
 def _fuse_stream(temporal: TemporalFuser, pairs: Iterable[tuple], reading: dict) -> Iterator:
     stream = temporal.open()
-    analysed = Ahead(_analysed(pairs))
+    analysed = Ahead(_analysed(pairs, reading))
     try:
         for ir, vis, motion in analysed:
             yield temporal.fuse(stream, ir, vis, motion, **reading)
@@ -157,7 +157,7 @@ def fuse_streams(
     Arguments and errors as in :func:`fuse_stream`.
     """
     temporal = TemporalFuser(fuser, preset)
-    return _fuse_streams(temporal, [Ahead(_analysed(pairs)) for pairs in streams], reading)
+    return _fuse_streams(temporal, [Ahead(_analysed(pairs, reading)) for pairs in streams], reading)
 
 
 def _fuse_streams(temporal: TemporalFuser, inputs: list[Ahead], reading: dict) -> Iterator[list]:
@@ -182,8 +182,8 @@ def _fuse_streams(temporal: TemporalFuser, inputs: list[Ahead], reading: dict) -
         close_all(inputs)
 
 
-def _analysed(pairs: Iterable[tuple]) -> Iterator[tuple[Any, Any, Motion]]:
-    find = MotionFinder()
+def _analysed(pairs: Iterable[tuple], reading: dict) -> Iterator[tuple[Any, Any, Motion]]:
+    find = MotionFinder(**{k: v for k, v in reading.items() if k != "color"})
     for ir, vis in pairs:
         yield ir, vis, find(ir, vis)
 
