@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from clips import BT709, pan, quick_fuser, read_clip, texture, write_clip
 from conftest import ROOT
 
 from ddfm_fast.files import read_image
-from ddfm_fast.video import fuse_video
+from ddfm_fast.video import VIDEO_PRESETS, fuse_video, open_source
 from ddfm_fast.video.pipeline import INTERRUPTED, Ahead, beside
 from ddfm_fast.video.sources import VideoError
 
@@ -82,13 +83,22 @@ def test_colours_survive_the_way_through_h264(streams, tmp_path):
     assert np.abs(whole[:, 64:128].astype(int) - vis).mean() < 4
 
 
-@pytest.mark.parametrize("codec", ["h264", "hevc", "ffv1"])
-@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
-def test_codecs_and_containers(streams, tmp_path, codec, suffix):
-    report = run(*streams, tmp_path / f"o{suffix}", codec=codec, end=0.2)
+@pytest.mark.parametrize(
+    "name", ["h264.mp4", "h264.mov", "h264.mkv", "h264.ts", "hevc.mp4", "hevc.ts", "ffv1.mkv"]
+)
+def test_codecs_and_containers(streams, tmp_path, name):
+    codec = name.partition(".")[0]
+    report = run(*streams, tmp_path / name, codec=codec, end=0.2)
     frames, times, facts = read_clip(report.out)
-    assert len(frames) == 5 and times[0] == 0
-    assert codec in facts["codec"] or facts["codec"] in ("hevc", "h264")
+    assert np.diff([0, *np.subtract(times, times[0])]) == pytest.approx([0, *[0.04] * 4])
+    assert len(frames) == 5 and facts["codec"] == codec and facts["audio"] == ["aac"]
+
+
+def test_container_that_does_not_hold_the_codec(streams, tmp_path):
+    for name in ("o.mov", "o.ts"):
+        with pytest.raises(VideoError, match="does not hold ffv1; write .mkv"):
+            run(*streams, tmp_path / name, codec="ffv1")
+    assert leftovers(tmp_path) == []
 
 
 def test_sixteen_bits_stay(tmp_path):
@@ -128,7 +138,7 @@ def test_thermal_counts(tmp_path):
 
 
 def test_start_end_offset_and_rates(tmp_path):
-    ir = write_clip(tmp_path / "ir.mkv", pan(20, 1)[::2], rate=25)
+    ir = write_clip(tmp_path / "ir.mkv", pan(20, 1), rate=25)
     vis = write_clip(tmp_path / "vis.mp4", pan(40, 2, channels=3), rate=50)
     report = run(ir, vis, tmp_path / "o.mp4", start=0.2, end=0.5, offset=0.04)
     _, times, facts = read_clip(report.out)
@@ -210,7 +220,7 @@ def test_interrupt_completes_the_file(tmp_path):
 def test_full_disk_leaves_a_part_that_plays(tmp_path, suffix):
     """A limit on the size of files stands for the disk: writing fails in the same place."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
     try:
         with pytest.raises(VideoError, match="cannot be written after frame") as caught:
             run(endless(1), endless(3), tmp_path / f"o{suffix}")
@@ -218,7 +228,9 @@ def test_full_disk_leaves_a_part_that_plays(tmp_path, suffix):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     part = tmp_path / f"o.part{suffix}"
     assert str(part) in str(caught.value) and not (tmp_path / f"o{suffix}").exists()
-    assert len(read_clip(part)[0]) > 10
+    source = open_source(part, "part")
+    assert len(list(source.frames())) > 10
+    source.close()
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
@@ -431,7 +443,14 @@ def test_memory_is_flat_over_5000_frames(tmp_path):
                 resident[n] = _resident()
             yield frames[n % 50]
 
-    report = run((frames[n % 50] for n in range(5000)), source(), tmp_path / "o.mkv")
+    quick = replace(VIDEO_PRESETS["realtime"], polish=0)
+    report = fuse_video(
+        (frames[n % 50] for n in range(5000)),
+        source(),
+        tmp_path / "o.mkv",
+        fuser=quick_fuser(),
+        preset=quick,
+    )
     assert report.frames == 5000
     assert abs(resident[4999] / resident[1000] - 1) < 0.05
 

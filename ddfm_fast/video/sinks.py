@@ -18,6 +18,7 @@ CRF = {"h264": 18, "hevc": 20}
 
 _ENCODERS = {"h264": "libx264", "hevc": "libx265", "ffv1": "ffv1"}
 _ISO = (".mp4", ".m4v", ".mov")
+_TS_CODECS = ("h264", "hevc", "aac", "mp3", "mp2", "ac3", "eac3", "opus")
 _UNTAGGED = (0, 2)
 _RGB_SPACE = 0
 
@@ -130,6 +131,8 @@ class VideoSink(Sink):
 
     def _check_codecs(self, codec: str, audio: Any) -> None:
         suffix, supported = self.path.suffix, self._container.supported_codecs
+        if suffix.lower() == ".ts":  # FFmpeg has no list for it: it wraps whatever it is given
+            supported = _TS_CODECS
         if codec not in supported:
             raise VideoError(f"out is {self.path}: {suffix} does not hold {codec}; write .mkv")
         if audio is not None and audio.codec_context.name not in supported:
