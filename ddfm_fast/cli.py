@@ -506,9 +506,17 @@ def demo(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA where there is one by default.")
     ] = None,
+    video: Annotated[
+        bool, typer.Option("--video", help="A video instead: a pan over the satellite pair.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Fuse the two pairs that come with the package: satellite (colour) and brain MRI (grey)."""
+    if video:
+        from ddfm_fast.video.demo import run as run_video
+
+        run_video(out, device=device, progress=not quiet and sys.stderr.isatty())
+        return
     from ddfm_fast.demo import run
 
     run(out, steps=_steps(steps), device=device, progress=not quiet and sys.stderr.isatty())
