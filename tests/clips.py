@@ -54,6 +54,8 @@ def write_clip(
             context.colorspace = context.color_primaries = context.color_trc = BT709
             context.color_range = 1
         if rotation:
+            if not hasattr(type(stream), "set_display_rotation"):
+                pytest.skip("this PyAV writes no rotation")
             stream.set_display_rotation(rotation)
         sound = container.add_stream("aac", rate=8000, layout="mono") if audio else None
         for n, image in enumerate(frames):
