@@ -40,6 +40,7 @@ def write_clip(
     tags: bool = False,
     audio: bool = False,
     rotation: int = 0,
+    aspect: Fraction | None = None,
 ) -> Path:
     """A video of uint8 or uint16, grey or RGB frames; ``times`` in frames, 0, 1, 2 … by default."""
     av = pytest.importorskip("av")
@@ -50,6 +51,8 @@ def write_clip(
         stream.pix_fmt = pix_fmt
         context = stream.codec_context
         context.gop_size = 8
+        if aspect:
+            context.sample_aspect_ratio = aspect
         if tags:
             context.colorspace = context.color_primaries = context.color_trc = BT709
             context.color_range = 1
@@ -95,6 +98,7 @@ def read_clip(path: Path) -> tuple[list[np.ndarray], list[float], object]:
             "rate": stream.average_rate,
             "tags": (context.colorspace, context.color_primaries, context.color_trc),
             "range": context.color_range,
+            "aspect": stream.sample_aspect_ratio,
             "audio": [s.codec_context.name for s in container.streams.audio],
         }
         decoded = list(container.decode(stream))

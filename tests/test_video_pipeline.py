@@ -157,6 +157,13 @@ def test_resize(tmp_path):
         assert read_image(out / "000001.png").shape[:2] == ((size, size) if size else (40, 48))
 
 
+def test_pixel_aspect_is_kept(tmp_path):
+    ir = write_clip(tmp_path / "ir.mp4", pan(2, 1))
+    vis = write_clip(tmp_path / "vis.mp4", pan(2, 2, channels=3), aspect=Fraction(4, 3))
+    run(ir, vis, tmp_path / "o.mp4")
+    assert read_clip(tmp_path / "o.mp4")[2]["aspect"] == Fraction(4, 3)
+
+
 def test_odd_sizes_and_grey(tmp_path):
     ir = [f[:33, :47] for f in pan(3, 1)]
     report = run(ir, ir, tmp_path / "o.mp4")

@@ -269,6 +269,8 @@ def fuse_video(
         sources.append(open_source(vis, "vis", rate=rate, faults=faults["vis"], audio=audio))
         span = _checked_span(start, end)
         fit = _Fit(*sources, resize, ir_range)
+        if resize not in (None, "vis"):
+            sources[1].pixel_aspect = None
         temporal = TemporalFuser(Fuser() if fuser is None else fuser, preset)
         _refuse_to_replace(out, ir, vis)
         sink = open_sink(out, sources[1], codec=codec, crf=crf)

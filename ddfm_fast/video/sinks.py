@@ -109,7 +109,7 @@ class VideoSink(Sink):
         self._part = path.with_name(f"{path.stem}.part{path.suffix}")
         ensure_writable_dir(path.parent)
         self._start: Fraction | None = None
-        self._colour = like.colour
+        self._colour, self._pixel_aspect = like.colour, like.pixel_aspect
         self._time_base = like.time_base
         self._rate = like.rate
         movflags = "+hybrid_fragmented+frag_keyframe+negative_cts_offsets"
@@ -152,6 +152,8 @@ class VideoSink(Sink):
         context.gop_size = max(1, round(self._rate))
         if self._codec == "hevc" and self.path.suffix.lower() in _ISO:
             context.codec_tag = "hvc1"  # what Apple's players ask for
+        if self._pixel_aspect:
+            context.sample_aspect_ratio = self._pixel_aspect
         if self._colour and self._format.startswith("yuv"):
             context.color_range = self._colour.range
             if self._colour.space != _RGB_SPACE:

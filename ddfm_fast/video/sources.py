@@ -108,6 +108,8 @@ class Source:
     live = False
     """comes at its own pace"""
     colour: Colour | None = None
+    pixel_aspect: Fraction | None = None
+    """width of a pixel by its height, where it is not square"""
     audio: Any = None
     """a PyAV stream to copy, or None"""
     ended_early: str | None = None
@@ -295,8 +297,11 @@ class VideoSource(Source):
             reason = next(iter(self._awaited.values()), self.ended_early or "it holds none")
             raise VideoError(f"{self.name}: has no frame that can be decoded ({reason})")
         self._first = first
+        aspect = self._stream.sample_aspect_ratio
+        self.pixel_aspect = Fraction(aspect) if aspect and aspect != 1 else None
         if first.rotation % 180:
             self.size = self.size[::-1]
+            self.pixel_aspect = self.pixel_aspect and 1 / self.pixel_aspect
 
     def _length_by_duration(self) -> int | None:
         stream = self._stream
@@ -311,11 +316,6 @@ class VideoSource(Source):
     @property
     def time_base(self) -> Fraction:
         return Fraction(self._stream.time_base)
-
-    @property
-    def duration(self) -> Fraction | None:
-        """Seconds that the file promises, None where it does not say."""
-        return None if self.length is None else self.length / self.rate
 
     def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
         if start > 0 and not self.live:
@@ -334,9 +334,12 @@ class VideoSource(Source):
             image, last = self._picture(frame), time
             if time >= start:
                 yield Frame(image, time, round(time * self.rate), self._take_audio())
-        for _ in self._lost_before(None, start):
+        for bad, again in self._lost_before(None, start):
             if self.faults.stopped:
                 return
+            if self.faults.on_error == "repeat" and image is not None and again > last:
+                yield Frame(image, again, bad.number, self._take_audio())
+                last = again
         self._note_early_end(last)
 
     def _note_early_end(self, last: Fraction | None) -> None:

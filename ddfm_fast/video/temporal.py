@@ -254,9 +254,10 @@ class TemporalFuser:
         x_start = noised(rectifier.grey(start), z, self.rows[0])
         sampled = sample(prior, i, v, self.config, seed=self.fuser.seed, x_start=x_start)
         self.evaluations += len(i) * len(self.rows)
-        luma = sampled.luma
         if self.preset.polish:
             luma = _polished(rectifier, sampled.x0, self.preset.polish)
+        else:
+            luma = sampled.luma.clone()  # the sampler may use its buffers again
         return images.crop(luma, height, width)
 
 
