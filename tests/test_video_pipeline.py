@@ -327,28 +327,27 @@ def test_live_url(tmp_path):
     """Two MPEG transport streams over TCP: what arrives is fused, and the end is an end."""
     import socket
 
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
     clips = [
-        write_clip(tmp_path / "ir.ts", pan(20, 1)),
-        write_clip(tmp_path / "vis.ts", pan(20, 2, channels=3)),
+        write_clip(tmp_path / "ir.ts", pan(60, 1)),
+        write_clip(tmp_path / "vis.ts", pan(60, 2, channels=3)),
     ]
+    servers = [socket.create_server(("127.0.0.1", 0)) for _ in clips]
 
-    def serve(port, path):
-        with socket.create_server(("127.0.0.1", port)) as server:
-            connection, _ = server.accept()
-            with connection:
-                connection.sendall(path.read_bytes())
+    def serve(server, path):
+        with server, server.accept()[0] as connection:
+            connection.sendall(path.read_bytes())
 
-    for port, path in zip(ports, clips, strict=True):
-        threading.Thread(target=serve, args=(port, path), daemon=True).start()
-    time.sleep(0.2)
-    report = run(*(f"tcp://127.0.0.1:{port}" for port in ports), tmp_path / "o.mp4")
-    assert report.frames == 20 and report.ok
-    assert len(read_clip(report.out)[0]) == 20
+    for server, path in zip(servers, clips, strict=True):
+        threading.Thread(target=serve, args=(server, path), daemon=True).start()
+    urls = [f"tcp://127.0.0.1:{server.getsockname()[1]}" for server in servers]
+    report = run(*urls, tmp_path / "o.mp4")
+    assert report.ok and 30 < report.frames <= 60  # less what the second came later
+    assert len(read_clip(report.out)[0]) == report.frames
+
+
+def test_file_by_url_is_not_live(streams, tmp_path):
+    report = run(*(path.as_uri() for path in streams), tmp_path / "o.mp4", start=0.2)
+    assert report.frames == FRAMES - 5
 
 
 # The stages

@@ -245,6 +245,7 @@ def fuse_video(
 
     ir, vis: see `open_source`. They are paired by time as :func:`align` says: the output has the
         visible stream's frames, timestamps, rate, colour tags and audio, upright.
+        Of two live streams the first frames are apart by as much as they arrived apart.
     out, codec, crf: see `open_sink`. offset: seconds by which the infrared stream starts later.
     fuser: its prior, seed, device and colour count (default: the embedded prior); preset: see
         ``VIDEO_PRESETS``. rate: of folders of pictures and arrays, frames a second (default 25).
@@ -275,8 +276,9 @@ def fuse_video(
         _refuse_to_replace(out, ir, vis)
         sink = open_sink(out, sources[1], codec=codec, crf=crf)
         run = _Run(temporal, fit, sink, realtime=realtime, side_by_side=side_by_side)
-        total = _expected(*sources, _exact(offset), *span)
-        report = run(_pairs(*sources, _exact(offset), *span), sources, total, progress)
+        late = _exact(offset) + _arrival_gap(*sources)
+        total = _expected(*sources, late, *span)
+        report = run(_pairs(*sources, late, *span), sources, total, progress)
     finally:
         for source in sources:
             source.close()
@@ -317,6 +319,12 @@ def _checked_span(start: float, end: float | None) -> tuple[Fraction, Fraction |
     if end is not None and not end > start:
         raise ValueError(f"end is {end} and start {start}; expected end after start")
     return _exact(start), None if end is None or end == float("inf") else _exact(end)
+
+
+def _arrival_gap(ir: Source, vis: Source) -> Fraction:
+    """Seconds by which the first frame of a live infrared stream came later than the visible."""
+    both = ir.live and vis.live
+    return _exact(ir.arrived - vis.arrived) if both else Fraction(0)
 
 
 def _exact(seconds: float) -> Fraction:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,7 +107,9 @@ class Source:
     length: int | None = None
     """number of frames, None if unknown"""
     live = False
-    """comes at its own pace"""
+    """comes at its own pace and has no end known beforehand"""
+    arrived = 0.0
+    """of a live stream: when its first frame came, seconds of a steady clock"""
     colour: Colour | None = None
     pixel_aspect: Fraction | None = None
     """width of a pixel by its height, where it is not square"""
@@ -252,13 +255,15 @@ class VideoSource(Source):
     def __init__(self, url: str, name: str, faults: Faults | None = None, *, audio: bool = False):
         super().__init__(faults)
         av = load_av()
-        self._av, self.name, self.live = av, url, "://" in url and not url.startswith("file:")
-        timeout = TIMEOUT if self.live else None
+        self._av, self.name = av, url
+        remote = "://" in url and not url.startswith("file:")
+        options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
         try:
-            self._container = av.open(url, timeout=timeout)
+            self._container = av.open(url, timeout=TIMEOUT if remote else None, options=options)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{name} is {url}: {_why(error, url)}") from error
         try:
+            self.live = remote and self._container.duration is None
             self._open_streams(av, name, audio)
         except BaseException:
             self._container.close()
@@ -296,7 +301,7 @@ class VideoSource(Source):
         if first is None:
             reason = next(iter(self._awaited.values()), self.ended_early or "it holds none")
             raise VideoError(f"{self.name}: has no frame that can be decoded ({reason})")
-        self._first = first
+        self._first, self.arrived = first, monotonic()
         aspect = self._stream.sample_aspect_ratio
         self.pixel_aspect = Fraction(aspect) if aspect and aspect != 1 else None
         if first.rotation % 180:
