@@ -176,7 +176,8 @@ def echo_report(report: VideoReport, *, quiet: bool) -> None:
     if report.bad_count:
         typer.echo(f"{report.out}: {report.bad_count} bad frames", err=True)
     if report.stopped is not None:
-        kept = f"the {report.frames} frames up to there are in {report.out}"
+        kept = f"the frames up to there, {report.frames}, are in {report.out}"
+        kept = kept if report.frames else "nothing was written"
         typer.echo(f"stopped: {report.stopped}; {kept}", err=True)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 
 from .. import images
 from ..metrics.temporal import warp
@@ -27,7 +28,7 @@ _FLAT = 1.0
 class Motion(NamedTuple):
     """A frame against the frame before it."""
 
-    flow: np.ndarray | None
+    flow: np.ndarray | torch.Tensor | None
     """float32 [H, W, 2], (dx, dy) in pixels: pixel (x, y) was at (x + dx, y + dy); None at a cut"""
     cut: bool
     """True for the first frame of a scene, and so for the first of all"""

@@ -506,15 +506,17 @@ class _Run:
         for job in jobs:
             ir, vis = self.fit(job.pair)
             job.motion = find(ir, vis)
-            job.upload = upload(ir, vis)
+            flow = () if job.motion.flow is None else (job.motion.flow,)
+            job.upload = upload(ir, vis, *flow)
             job.shown = (ir, vis) if self.side_by_side else ()
             yield job
 
     def _fuse(self, jobs: Iterable[_Job]) -> Iterator[_Job]:
         stream, download = self.temporal.open(), Downloader(self.temporal.fuser.device)
         for job in jobs:
-            ir, vis = job.upload.images()
-            job.fused = download(self.temporal.fuse(stream, ir, vis, job.motion))
+            ir, vis, *flow = job.upload.images()
+            motion = job.motion._replace(flow=flow[0] if flow else None)
+            job.fused = download(self.temporal.fuse(stream, ir, vis, motion))
             job.upload = None
             yield job
 
@@ -538,7 +540,7 @@ class _Run:
         if part is None or not isinstance(error, Exception):
             return error
         kind = VideoError if isinstance(error, (ValueError, OSError)) else type(error)
-        return kind(f"{error}. {self.sink.frames} frames up to there are in {part}, which plays")
+        return kind(f"{error}. The frames up to there, {self.sink.frames}, are in {part}")
 
 
 def _jobs(pairs: Iterator[Pair], paced: bool) -> Iterator[_Job]:

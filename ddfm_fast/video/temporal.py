@@ -237,8 +237,7 @@ class TemporalFuser:
             return torch.cat([now, now[:1]]), torch.zeros_like(i)
         change = _change(now, kept)
         if motion.flow is not None:
-            flow = torch.from_numpy(motion.flow).to(kept.device, non_blocking=True)
-            moved = _moved(kept, flow)
+            moved = _moved(kept, torch.as_tensor(motion.flow).to(kept.device))
             moved_change = _change(now, moved)
             better = moved_change + _FLOW_MARGIN < change
             kept = torch.where(better, moved, kept)
@@ -250,7 +249,7 @@ class TemporalFuser:
         prior, height, width = self.fuser.prior, *i.shape[-2:]
         i, v, start = (images.pad_to_multiple(p, prior.multiple) for p in (i, v, start))
         rectifier = make_rectifier(i, v, self.config)
-        z = _noise(self.fuser.seed, *i.shape[-2:]).to(i.device, i.dtype)
+        z = _noise(self.fuser.seed, *i.shape[-2:], i.device)
         x_start = noised(rectifier.grey(start), z, self.rows[0])
         sampled = sample(prior, i, v, self.config, seed=self.fuser.seed, x_start=x_start)
         self.evaluations += len(i) * len(self.rows)
@@ -270,9 +269,10 @@ def _polished(rectifier: Rectifier, x0: Tensor, iterations: int) -> Tensor:
 
 
 @lru_cache(maxsize=4)
-def _noise(seed: int, height: int, width: int) -> Tensor:
+def _noise(seed: int, height: int, width: int, device: torch.device) -> Tensor:
     """The z of every frame: what `sample` would draw first for this seed and size."""
-    return torch.randn((1, 3, height, width), generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn((1, 3, height, width), generator=generator).to(device)
 
 
 def _change(now: Tensor, kept: Tensor) -> Tensor:
