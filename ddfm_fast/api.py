@@ -13,7 +13,7 @@ from torch import Tensor
 from . import images
 from .config import FuseConfig, get_preset
 from .priors import load_prior
-from .sampler import StepInfo, make_rectifier, prior_rows, sample
+from .sampler import Sampled, StepInfo, make_rectifier, prior_rows, sample
 
 COLORS = (True, False, "ir", "vis")
 STRETCH: dict[str, Callable[[Tensor], Tensor]] = {
@@ -125,20 +125,6 @@ class Fuser:
         results = self._fuse_pairs(pairs, run)
         return results if many else results[0]
 
-    def stream(self, pairs: Iterable[tuple], *, preset="balanced", **reading):
-        """Fuse (ir, vis) frames as one video: an iterator of results, in order, without flicker.
-
-        ``preset``: "exact", "balanced" or "realtime", see ``ddfm_fast.video.VIDEO_PRESETS``.
-        ``reading``: ``color``, ``value_range`` and ``layout`` as in a call. One image a source;
-        containers, results and errors as in a call. Files: ``ddfm_fast.video.fuse_video``.
-
-        >>> for fused in fuser.stream(zip(thermal_frames, visible_frames)):
-        ...     show(fused)
-        """
-        from .video import fuse_stream
-
-        return fuse_stream(self, pairs, preset=preset, **reading)
-
     def warmup(self, shapes: Iterable[tuple[int, int]]) -> dict[tuple[int, int], float]:
         """Do the first-call work for each (height, width): one step each; seconds per shape."""
         seconds = {}
@@ -155,6 +141,20 @@ class Fuser:
                 make_rectifier(padded, padded, self.config).step_(x_t, eps, rows[0])
             seconds[height, width] = time.perf_counter() - start
         return seconds
+
+    def stream(self, pairs: Iterable[tuple], *, preset="balanced", **reading):
+        """Fuse (ir, vis) frames as one video: an iterator of results, in order, without flicker.
+
+        ``preset``: "exact", "balanced" or "realtime", see ``ddfm_fast.video.VIDEO_PRESETS``.
+        ``reading``: ``color``, ``value_range`` and ``layout`` as in a call. One image a source;
+        containers, results and errors as in a call. Files: ``ddfm_fast.video.fuse_video``.
+
+        >>> for fused in fuser.stream(zip(thermal_frames, visible_frames)):
+        ...     show(fused)
+        """
+        from .video import fuse_stream
+
+        return fuse_stream(self, pairs, preset=preset, **reading)
 
     def _read(self, ir, vis, color, value_range, layout, index: str) -> _Pair:
         a, a_spec = images.to_planes(ir, f"ir{index}", value_range=value_range, layout=layout)
@@ -218,7 +218,11 @@ class Fuser:
 
     def _sample_luma(self, i: Tensor, v: Tensor, run: dict) -> Tensor:
         """Padded planes in [−1, 1] as the method's i and v → the fused luma of that scale."""
-        return sample(self.prior, i, v, self.config, **run).luma
+        return self._sample(i, v, self.config, **run).luma
+
+    def _sample(self, i: Tensor, v: Tensor, config: FuseConfig, **run) -> Sampled:
+        """The sampler on this fuser's prior, with a configuration that may be another's."""
+        return sample(self.prior, i, v, config, **run)
 
 
 def fuse(

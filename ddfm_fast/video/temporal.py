@@ -16,6 +16,9 @@ sources that d compares with are kept by the same rule as f. They say how old th
 slow change adds up in d until the picture follows it, and a picture that repeated moving has
 blurred is no longer trusted. The flow is used only where it explains the sources better than
 standing still by ``_FLOW_MARGIN``, because the jitter of a flow makes still areas swim.
+
+γ and ρ are not carried over: the variant of the warm presets keeps them at 1, and "exact" is the
+image preset, which estimates them for each image.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from .. import images
 from ..api import Fuser, _compose
 from ..config import PRESETS, FuseConfig
 from ..rectify import Rectifier
-from ..sampler import make_rectifier, noised, prior_rows, sample
+from ..sampler import make_rectifier, noised, prior_rows
 from .motion import Motion
 
 _FLOW_MARGIN = 1.0
@@ -251,7 +254,7 @@ class TemporalFuser:
         rectifier = make_rectifier(i, v, self.config)
         z = _noise(self.fuser.seed, *i.shape[-2:], i.device)
         x_start = noised(rectifier.grey(start), z, self.rows[0])
-        sampled = sample(prior, i, v, self.config, seed=self.fuser.seed, x_start=x_start)
+        sampled = self.fuser._sample(i, v, self.config, seed=self.fuser.seed, x_start=x_start)
         self.evaluations += len(i) * len(self.rows)
         if self.preset.polish:
             luma = _polished(rectifier, sampled.x0, self.preset.polish)
