@@ -1,4 +1,4 @@
-"""How steady a fused video is: flicker beyond the sources', and the flow-warped error.
+"""How steady a fused video is: the flow-warped error, and flicker, its part beyond the sources'.
 
 Both are mean absolute grey levels (0..255) a pixel, of each frame against the frame before it; 0 is
 best. They say nothing about sharpness: a grey screen has neither. Read them beside
@@ -30,13 +30,13 @@ def compute(fused: Iterable[Any], ir: Iterable[Any], vis: Iterable[Any]) -> dict
 
     Returns float64 [T − 1] tensors by the names in ``NAMES``:
 
-    ``flicker``: mean of max(0, |ΔF| − max(|ΔI|, |ΔV|)), Δ the difference from the frame before: the
-        change of the fused video that neither source shows. Changes of scale and noise of the
-        method raise it; what moves in a source does not.
     ``warped_error``: mean of |F − ←F| over the pixels that are seen in both frames, ←F the frame
         before moved along the sources' optical flow (Lai et al. 2018, equation 13, with L1). Flow:
         DIS (OpenCV, preset medium) on the mean of the sources; seen in both: the forward and the
         backward flow agree (Sundaram et al. 2010). 0 where no pixel is.
+    ``flicker``: mean of max(0, |F − ←F| − max(|I − ←I|, |V − ←V|)) over the same pixels: the change
+        along the motion that neither source shows. A scale or a noise of the method that changes
+        raises it; noise and light of a source do not.
 
     Raises TypeError or ValueError as ``metrics.compute``, ValueError for fewer than 2 frames and
     for videos of different length.
@@ -46,8 +46,9 @@ def compute(fused: Iterable[Any], ir: Iterable[Any], vis: Iterable[Any]) -> dict
     before = None
     for now in _frames(fused, ir, vis):
         if before is not None:
-            scores["flicker"].append(_flicker(before, now))
-            scores["warped_error"].append(_warped_error(before, now, flow))
+            flicker, error = _changes(before, now, flow)
+            scores["flicker"].append(flicker)
+            scores["warped_error"].append(error)
         before = now
     if not scores["flicker"]:
         raise ValueError("fused: has fewer than 2 frames; expected a video of at least 2")
@@ -79,21 +80,19 @@ def _frames(*videos: Iterable[Any]):
         yield now
 
 
-def _flicker(before: np.ndarray, now: np.ndarray) -> float:
-    change, *of_sources = np.abs(now - before)
-    return float(np.maximum(change - np.maximum(*of_sources), 0).mean(dtype=np.float64))
-
-
-def _warped_error(before: np.ndarray, now: np.ndarray, finder) -> float:
+def _changes(before: np.ndarray, now: np.ndarray, finder) -> tuple[float, float]:
+    """Flicker and warped error of a frame, planes (fused, ir, vis) [3, H, W]."""
     a, b = (np.rint((p[1] + p[2]) / 2).astype(np.uint8) for p in (before, now))
     backward, forward = finder.calc(b, a, None), finder.calc(a, b, None)
     there = warp(forward, backward)
     mismatch = np.square(backward + there).sum(-1)
     seen = mismatch < 0.01 * (np.square(backward) + np.square(there)).sum(-1) + 0.5
     if not seen.any():
-        return 0.0
-    error = np.abs(now[0] - warp(before[0], backward))
-    return float(error[seen].mean(dtype=np.float64))
+        return 0.0, 0.0
+    moved = warp(np.ascontiguousarray(before.transpose(1, 2, 0)), backward)
+    fused, *sources = np.abs(now - moved.transpose(2, 0, 1))
+    excess = np.maximum(fused - np.maximum(*sources), 0)
+    return tuple(float(p[seen].mean(dtype=np.float64)) for p in (excess, fused))
 
 
 def warp(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
