@@ -18,6 +18,9 @@ CRF = {"h264": 18, "hevc": 20}
 
 _ENCODERS = {"h264": "libx264", "hevc": "libx265", "ffv1": "ffv1"}
 _ISO = (".mp4", ".m4v", ".mov")
+_FRAGMENTS = {"movflags": "+hybrid_fragmented+frag_every_frame+negative_cts_offsets"}
+_EVERY_FRAME = {**dict.fromkeys(_ISO, _FRAGMENTS), ".mkv": {"cluster_time_limit": "1"}}
+"""muxer options that bring each encoded frame to the file at once"""
 _TS_CODECS = ("h264", "hevc", "aac", "mp3", "mp2", "ac3", "eac3", "opus")
 _UNTAGGED = (0, 2)
 _RGB_SPACE = 0
@@ -98,8 +101,9 @@ class PictureSink(Sink):
 class VideoSink(Sink):
     """A video file, called NAME.part.SUFFIX until it is complete.
 
-    The part plays at any moment, up to a second or two before the end: MP4 and MOV are written in
-    fragments and turned into ordinary files at the end; Matroska and TS need no end. Time starts
+    The part plays at any moment, but for the last ten frames or so that the encoder still holds:
+    MP4 and MOV are written in fragments, which become an ordinary file at the end; Matroska and TS
+    need no end. Time starts
     at the first frame; one more row or column is repeated where 4:2:0 needs an even size.
     """
 
@@ -112,16 +116,14 @@ class VideoSink(Sink):
         self._colour, self._pixel_aspect = like.colour, like.pixel_aspect
         self._time_base = like.time_base
         self._rate = like.rate
-        movflags = "+hybrid_fragmented+frag_keyframe+negative_cts_offsets"
-        options = {"movflags": movflags} if path.suffix.lower() in _ISO else {}
-        options["flush_packets"] = "1"
+        options = dict(_EVERY_FRAME.get(path.suffix.lower(), {}), flush_packets="1")
         try:
             self._container = av.open(str(self._part), "w", options=options)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{path}: cannot be written ({_reason(error)})") from error
         try:
             self._check_codecs(codec, like.audio)
-            self._options = _encoder_options(codec, crf, like.rate)
+            self._options = _encoder_options(codec, crf)
             self._audio_stream = like.audio
         except BaseException:
             self._container.close()
@@ -245,14 +247,15 @@ def _pixel_format(codec: str, deep: bool, grey: bool) -> str:
     return "gbrp16le" if deep else "bgr0"
 
 
-def _encoder_options(codec: str, crf: int | None, rate: Fraction) -> dict[str, str]:
+def _encoder_options(codec: str, crf: int | None) -> dict[str, str]:
     if codec == "ffv1":
         return {"level": "3", "slicecrc": "1"}
-    look_ahead = str(max(1, min(20, round(rate / 2))))
+    # frames that the encoder still holds are lost when the process is killed
     options = {"preset": "veryfast", "crf": str(crf)}
     if codec == "hevc":
-        return {**options, "x265-params": f"log-level=error:rc-lookahead={look_ahead}"}
-    return {**options, "rc-lookahead": look_ahead}
+        few = "rc-lookahead=5:bframes=2:frame-threads=1"
+        return {**options, "x265-params": f"log-level=error:{few}"}
+    return {**options, "rc-lookahead": "5", "bf": "2"}
 
 
 def _even(image: np.ndarray) -> np.ndarray:
