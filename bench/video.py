@@ -155,11 +155,10 @@ def speed(height: int, width: int, repeats: int, device: str | None, prior: str)
             "times_faster": base / frame,
             "samples": [s / counts[name] for s in seconds],
         }
-    for name, engine in engines.items():
-        if fuser.device.type == "cuda":
-            found[f"video preset {name}"]["gpu_idle_share"] = idle_share(lambda e=engine: e(30))
     for name in engines:
-        found[f"command, preset {name}"] = _command(fuser, name, height, width)
+        found[f"command, preset {name}"] = row = _command(fuser, name, height, width)
+        if fuser.device.type == "cuda":
+            row["gpu_idle_share"] = idle_share(lambda n=name: _command(fuser, n, height, width))
     return {"height": height, "width": width, "prior": prior, "device": str(fuser.device), **found}
 
 
