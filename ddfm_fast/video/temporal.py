@@ -80,7 +80,7 @@ VIDEO_PRESETS = {
     "balanced": VideoPreset(
         "warm start at t = 20, 3 prior evaluations a frame (default)",
         replace(_FAST, steps=3),
-        trust=1.0,
+        trust=1.5,
     ),
     "realtime": VideoPreset(
         "warm start at t = 20, 1 prior evaluation and 4 EM iterations a frame",
