@@ -46,18 +46,18 @@ def test_still_scene_is_constant(preset):
 
 
 def test_still_scene_with_noise_does_not_creep():
-    """Sensor noise of 2 grey levels for 150 frames: less of it, and the mean picture stays."""
+    """Sensor noise of 2 grey levels for 100 frames: less of it, and the mean picture stays."""
     rng = np.random.default_rng(0)
     still = [texture(48, 48, seed).astype(float) * 0.8 + 20 for seed in (1, 2)]
     noisy = [
         tuple(np.rint(p + rng.normal(0, 2, p.shape)).clip(0, 255).astype(np.uint8) for p in still)
-        for _ in range(150)
+        for _ in range(100)
     ]
     kept = kept_lumas(noisy, "realtime", Fuser(device="cpu"))
-    drift = np.abs(kept[20:80].mean(0) - kept[-60:].mean(0)).mean()
-    assert drift < 0.3
+    drift = np.abs(kept[10:50].mean(0) - kept[-40:].mean(0)).mean()
+    assert drift < 0.35
     no_past = replace(VIDEO_PRESETS["realtime"], trust=1e-3)
-    by_frame = kept_lumas(noisy[:40], no_past, Fuser(device="cpu"))
+    by_frame = kept_lumas(noisy[:30], no_past, Fuser(device="cpu"))
     assert kept[20:].std(0).mean() < 0.85 * by_frame.std(0).mean()
 
 
