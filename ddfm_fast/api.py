@@ -16,7 +16,7 @@ from .dispatch import resolve_engine, resolve_graph
 from .graphs import GraphCache
 from .memory import images_that_fit, in_batches
 from .priors import load_prior
-from .sampler import StepInfo, prior_rows, sample
+from .sampler import Sampled, StepInfo, prior_rows, sample
 
 COLORS = (True, False, "ir", "vis")
 STRETCH: dict[str, Callable[[Tensor], Tensor]] = {
@@ -164,6 +164,20 @@ class Fuser:
             seconds[tuple(shape)] = time.perf_counter() - start
         return seconds
 
+    def stream(self, pairs: Iterable[tuple], *, preset="balanced", **reading):
+        """Fuse (ir, vis) frames as one video: an iterator of results, in order, without flicker.
+
+        ``preset``: "exact", "balanced" or "realtime", see ``ddfm_fast.video.VIDEO_PRESETS``.
+        ``reading``: ``color``, ``value_range`` and ``layout`` as in a call. One image a source;
+        containers, results and errors as in a call. Files: ``ddfm_fast.video.fuse_video``.
+
+        >>> for fused in fuser.stream(zip(thermal_frames, visible_frames)):
+        ...     show(fused)
+        """
+        from .video import fuse_stream
+
+        return fuse_stream(self, pairs, preset=preset, **reading)
+
     def _read(self, ir, vis, color, value_range, layout, index: str) -> _Pair:
         a, a_spec = images.to_planes(ir, f"ir{index}", value_range=value_range, layout=layout)
         b, b_spec = images.to_planes(vis, f"vis{index}", value_range=value_range, layout=layout)
@@ -213,6 +227,10 @@ class Fuser:
 
     def _fuse_lumas(self, ir: Tensor, vis: Tensor, run: dict) -> Tensor:
         """Luma planes [N, 1, H, W] in [0, 1] → the fused luma in [0, 1], cropped if so set."""
+        return STRETCH[self.config.stretch](self._fuse_unscaled(ir, vis, run))
+
+    def _fuse_unscaled(self, ir: Tensor, vis: Tensor, run: dict) -> Tensor:
+        """As :meth:`_fuse_lumas`, before the stretch."""
         config = self.config
         height, width = (n - n % config.crop_multiple for n in ir.shape[-2:])
         planes = [images.crop(p, height, width) for p in (ir, vis)]
@@ -221,12 +239,15 @@ class Fuser:
         i, v = (images.pad_to_multiple(p * 2 - 1, self.prior.multiple) for p in planes)
         if config.swap_sources:
             i, v = v, i
-        y = (images.crop(self._sample_luma(i, v, run), height, width) + 1) / 2
-        return STRETCH[config.stretch](y)
+        return (images.crop(self._sample_luma(i, v, run), height, width) + 1) / 2
 
     def _sample_luma(self, i: Tensor, v: Tensor, run: dict) -> Tensor:
         """Padded planes in [−1, 1] as the method's i and v → the fused luma of that scale."""
-        return sample(self.prior, i, v, self.config, loops=self.loops.loop, **run).luma
+        return self._sample(i, v, self.config, **run).luma
+
+    def _sample(self, i: Tensor, v: Tensor, config: FuseConfig, **run) -> Sampled:
+        """The sampler on this fuser's prior, with a configuration that may be another's."""
+        return sample(self.prior, i, v, config, loops=self.loops.loop, **run)
 
 
 def fuse(

@@ -139,7 +139,7 @@ def _packages() -> dict[str, str | None]:
         "ddfm_fast": ddfm_fast.__version__,
         "torch": import_module("torch").__version__,
     }
-    for name in ("numpy", "safetensors", "pillow", "opencv-python-headless", "diffusers"):
+    for name in ("numpy", "safetensors", "pillow", "opencv-python-headless", "diffusers", "av"):
         packages[name.removesuffix("-python-headless")] = _version(name)
     return packages
 
@@ -281,4 +281,6 @@ def _advice(report: dict[str, Any]) -> list[dict[str, str]]:
                 "brings": "priors from folders that hold a diffusers UNet2DModel",
             }
         )
+    if report["packages"]["av"] is None:
+        advice.append({"install": "pip install av", "brings": "reading and writing video files"})
     return advice
