@@ -18,6 +18,7 @@ def long_description() -> str:
     return readme.read_text(encoding="utf-8") if readme.is_file() else ""
 
 
+VIDEO = ["av>=17.1"]
 LINUX = "; platform_system == 'Linux'"
 TEST = [
     "hypothesis>=6.90",
@@ -28,6 +29,7 @@ TEST = [
     "setuptools>=68",  # tests build a wheel without isolation
     f"triton>=3.5{LINUX}",  # tests interpret and compile the kernels, with no GPU
     "wheel",
+    *VIDEO,
 ]
 BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]
 
@@ -68,6 +70,7 @@ setup(
         "cuda12": [f"cupy-cuda12x>=13.0{LINUX}", f"triton>=3.2{LINUX}"],
         "cuda13": [f"cupy-cuda13x>=13.6{LINUX}", f"triton>=3.5{LINUX}"],
         "diffusers": ["diffusers>=0.30"],
+        "video": VIDEO,
         "test": TEST,
         "bench": BENCH,
     },

@@ -41,13 +41,15 @@ run() { # run SECONDS NAME LOG COMMAND...: SECONDS at most, output also to LOG
 skipped() { echo "$1: skipped, $2 is not installed" | tee -a "$summary"; }
 
 rm -f "$out"/*.log
-run 200 tests tests.log "$python" -m pytest -q -m gpu -rs -p no:cacheprovider \
+run 170 tests tests.log "$python" -m pytest -q -m gpu -rs -p no:cacheprovider \
   --continue-on-collection-errors tests
-run 150 bench bench.log "$python" -m bench.gpu --out "$out"
+run 100 bench bench.log "$python" -m bench.gpu --out "$out"
 rm -f "$out/bench.log" # its table is gpu.md
+run 120 prior prior.log "$python" -m bench.gpu_prior --out "$out"
+rm -f "$out/prior.log" # its table is there too
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
-    run 60 "$tool" sanitizer.log compute-sanitizer --tool "$tool" --error-exitcode 1 \
+    run 40 "$tool" sanitizer.log compute-sanitizer --tool "$tool" --error-exitcode 1 \
       "$python" -m pytest -q -m gpu -p no:cacheprovider tests/test_kernels_gpu.py -k for_the_sanitizer
   done
 else
@@ -60,7 +62,7 @@ if command -v ncu >/dev/null; then
   metrics+=,sm__throughput.avg.pct_of_peak_sustained_elapsed
   metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active
   metrics+=,lts__t_sector_hit_rate.pct,launch__registers_per_thread,smsp__inst_executed.sum
-  timeout -k 10 60 ncu --csv --page raw --kernel-name 'regex:_rectify_.*|_spectral.*' \
+  timeout -k 10 50 ncu --csv --page raw --kernel-name 'regex:_rectify_.*|_spectral.*' \
     --launch-skip 6 --launch-count 12 --cache-control all --clock-control none \
     --metrics "$metrics" "$python" -m bench.gpu --steps-only >"$out/ncu.csv"
   status=$?

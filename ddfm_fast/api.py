@@ -14,8 +14,9 @@ from . import images
 from .config import FuseConfig, get_preset
 from .dispatch import resolve_engine, resolve_graph
 from .graphs import GraphCache
+from .memory import images_that_fit, in_batches
 from .priors import load_prior
-from .sampler import StepInfo, prior_rows, sample
+from .sampler import Sampled, StepInfo, prior_rows, sample
 
 COLORS = (True, False, "ir", "vis")
 STRETCH: dict[str, Callable[[Tensor], Tensor]] = {
@@ -42,9 +43,13 @@ class Fuser:
     ``prior``: see :func:`ddfm_fast.load_prior`. ``preset``: a name of
     :data:`ddfm_fast.PRESETS`, or a :class:`FuseConfig`; ``variant``, ``sampler``, ``steps``,
     ``psi``, ``eta`` and ``stretch`` override single settings of it. ``device``: where to compute
-    (default: CUDA if there is one). ``batch_size``: most images in one forward (default 1 on the
-    CPU, where a batch saves nothing, and 8 on a GPU). ``color``: True keeps the chroma of the
-    visible image, or of the infrared one where only that has any; "ir" or "vis" says which;
+    (default: CUDA if there is one). ``dtype`` of the prior's arithmetic: "auto" (see
+    :func:`ddfm_fast.priors.precision.default_precision`), "float32", "tf32", "bfloat16" or
+    "float16"; with "auto" a :class:`Prior` or module stays as it is, and presets that round luma
+    as the authors' script does take float32. ``compile``: run the prior through torch.compile.
+    ``batch_size``: most images in one forward (default 1 on the CPU, where a batch saves nothing;
+    on a GPU up to 8, fewer where its free memory holds fewer). ``color``: True keeps the chroma of
+    the visible image, or of the infrared one where only that has any; "ir" or "vis" says which;
     False gives grey. ``seed``: of x_T and the sampler's noise, the same for every image.
     ``backend``, ``solver`` and ``graph``: which code runs a step and whether CUDA graphs replay
     it, see :mod:`ddfm_fast.dispatch`; None takes the environment's word, else chooses.
@@ -72,17 +77,22 @@ class Fuser:
         backend: str | None = None,
         solver: str | None = None,
         graph: str | None = None,
+        dtype: str | torch.dtype = "auto",
+        compile: bool = False,
     ):
         base = preset if isinstance(preset, FuseConfig) else get_preset(preset)
         self.config = base.with_overrides(
             variant=variant, sampler=sampler, steps=steps, psi=psi, eta=eta, stretch=stretch
         )
-        self.device = _resolve_device(device)
+        self.device = resolve_device(device)
         self.seed = _checked_seed(seed)
         self.color = _checked_color(color)
         self.progress = progress
         self.batch_size = _checked_batch_size(batch_size, self.device)
-        self.prior = load_prior(prior, device=self.device)
+        self.automatic_batch = batch_size is None
+        if dtype == "auto" and self.config.round_luma:
+            dtype = None  # a preset that repeats the authors' script to the pixel: float32
+        self.prior = load_prior(prior, device=self.device, dtype=dtype, compile=compile)
         self.engine = resolve_engine(self.device, backend, solver)
         self.loops = GraphCache(resolve_graph(graph, self.device, self.engine), self.engine)
         prior_rows(self.prior, self.config)  # an impossible number of steps fails here, not later
@@ -154,6 +164,20 @@ class Fuser:
             seconds[tuple(shape)] = time.perf_counter() - start
         return seconds
 
+    def stream(self, pairs: Iterable[tuple], *, preset="balanced", **reading):
+        """Fuse (ir, vis) frames as one video: an iterator of results, in order, without flicker.
+
+        ``preset``: "exact", "balanced" or "realtime", see ``ddfm_fast.video.VIDEO_PRESETS``.
+        ``reading``: ``color``, ``value_range`` and ``layout`` as in a call. One image a source;
+        containers, results and errors as in a call. Files: ``ddfm_fast.video.fuse_video``.
+
+        >>> for fused in fuser.stream(zip(thermal_frames, visible_frames)):
+        ...     show(fused)
+        """
+        from .video import fuse_stream
+
+        return fuse_stream(self, pairs, preset=preset, **reading)
+
     def _read(self, ir, vis, color, value_range, layout, index: str) -> _Pair:
         a, a_spec = images.to_planes(ir, f"ir{index}", value_range=value_range, layout=layout)
         b, b_spec = images.to_planes(vis, f"vis{index}", value_range=value_range, layout=layout)
@@ -186,13 +210,16 @@ class Fuser:
         for members in groups.values():
             ir = torch.cat([images.luma(pairs[n].ir) for n in members])
             vis = torch.cat([images.luma(pairs[n].vis) for n in members])
+            size = self.batch_size
+            if self.automatic_batch:
+                size = images_that_fit(self.prior, *ir.shape[-2:], size)
             fused = torch.cat(
-                [
-                    self._fuse_lumas(a, b, run)
-                    for a, b in zip(
-                        ir.split(self.batch_size), vis.split(self.batch_size), strict=True
-                    )
-                ]
+                in_batches(
+                    lambda a, b: self._fuse_lumas(a, b, run),
+                    (ir, vis),
+                    size,
+                    fallback=self.automatic_batch,
+                )
             )
             for n, y in zip(members, fused.split([len(pairs[n].ir) for n in members]), strict=True):
                 results[n] = _compose(y, pairs[n])
@@ -200,6 +227,10 @@ class Fuser:
 
     def _fuse_lumas(self, ir: Tensor, vis: Tensor, run: dict) -> Tensor:
         """Luma planes [N, 1, H, W] in [0, 1] → the fused luma in [0, 1], cropped if so set."""
+        return STRETCH[self.config.stretch](self._fuse_unscaled(ir, vis, run))
+
+    def _fuse_unscaled(self, ir: Tensor, vis: Tensor, run: dict) -> Tensor:
+        """As :meth:`_fuse_lumas`, before the stretch."""
         config = self.config
         height, width = (n - n % config.crop_multiple for n in ir.shape[-2:])
         planes = [images.crop(p, height, width) for p in (ir, vis)]
@@ -208,12 +239,15 @@ class Fuser:
         i, v = (images.pad_to_multiple(p * 2 - 1, self.prior.multiple) for p in planes)
         if config.swap_sources:
             i, v = v, i
-        y = (images.crop(self._sample_luma(i, v, run), height, width) + 1) / 2
-        return STRETCH[config.stretch](y)
+        return (images.crop(self._sample_luma(i, v, run), height, width) + 1) / 2
 
     def _sample_luma(self, i: Tensor, v: Tensor, run: dict) -> Tensor:
         """Padded planes in [−1, 1] as the method's i and v → the fused luma of that scale."""
-        return sample(self.prior, i, v, self.config, loops=self.loops.loop, **run).luma
+        return self._sample(i, v, self.config, **run).luma
+
+    def _sample(self, i: Tensor, v: Tensor, config: FuseConfig, **run) -> Sampled:
+        """The sampler on this fuser's prior, with a configuration that may be another's."""
+        return sample(self.prior, i, v, config, loops=self.loops.loop, **run)
 
 
 def fuse(
@@ -238,6 +272,8 @@ def fuse(
     backend: str | None = None,
     solver: str | None = None,
     graph: str | None = "off",
+    dtype: str | torch.dtype = "auto",
+    compile: bool = False,
 ):
     """Fuse an infrared and a visible image (or any two aligned modalities) by DDFM.
 
@@ -264,6 +300,8 @@ def fuse(
         backend=backend,
         solver=solver,
         graph=graph,
+        dtype=dtype,
+        compile=compile,
     )
     return fuser(ir, vis, callback=callback, value_range=value_range, layout=layout)
 
@@ -288,7 +326,8 @@ def _size(planes: Tensor) -> str:
     return f"{n} image{'s' * (n != 1)} of {height}x{width}"
 
 
-def _resolve_device(device) -> torch.device:
+def resolve_device(device) -> torch.device:
+    """The device of a name, CUDA where there is one by default; ValueError for what is none."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -43,6 +43,7 @@ from .files import (
     read_image,
     write_image,
 )
+from .memory import is_out_of_memory
 from .priors.checkpoint import file_sha256, weights_sha256
 
 if TYPE_CHECKING:
@@ -58,7 +59,6 @@ STOPPED_BY_USER = "interrupted"
 
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
 
 
 @dataclasses.dataclass
@@ -128,7 +128,8 @@ def run_batch(
     """Fuse every pair into ``out/NAME.format``; pairs that are done already are left alone.
 
     items: from :func:`ddfm_fast.datasets.find_pairs`; pairs of equal size share a batch.
-    batch_size: most pairs at once (default: the fuser's); halved where memory runs out.
+    batch_size: most pairs at once (default: the fuser's, with its own care for memory); halved
+    where memory runs out.
     format: "png", "tif", "jpg" or "bmp". 16-bit sources need one of the first two.
     workers: threads that read, and as many that write, while the fuser computes.
     max_pixels: of an input file, see :func:`ddfm_fast.files.read_image`.
@@ -154,7 +155,7 @@ def run_batch(
             manifest,
             fuser,
             targets,
-            batch_size=batch_size or fuser.batch_size,
+            batch_size=batch_size,
             workers=workers,
             max_pixels=max_pixels,
             redo=redo,
@@ -186,22 +187,13 @@ def describe_settings(fuser: Fuser, suffix: str) -> dict[str, Any]:
         "format": suffix,
         "prior": {
             "weights": _fingerprint(prior) or f"callable {prior.name}",
-            "dtype": str(prior.dtype).removeprefix("torch."),
+            "dtype": prior.precision,
             "multiple": prior.multiple,
             "noise_schedule": prior.noise_schedule,
             "num_train_timesteps": prior.num_train_timesteps,
             "rescale_timesteps": prior.rescale_timesteps,
         },
     }
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on the host or on a device."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(
-        words in str(error).lower() for words in _OUT_OF_MEMORY
-    )
 
 
 class Manifest:
@@ -317,7 +309,7 @@ class _Run:
         fuser: Fuser,
         targets: dict[str, Path],
         *,
-        batch_size: int,
+        batch_size: int | None,
         workers: int,
         max_pixels: int,
         redo: bool,
@@ -326,6 +318,8 @@ class _Run:
     ):
         self.manifest, self.targets = manifest, targets
         self.fuser = copy.copy(fuser)
+        self.fuser.automatic_batch &= batch_size is None
+        batch_size = batch_size or fuser.batch_size
         self.fuser.batch_size = self.batch_size = self.least_batch_size = batch_size
         self.workers, self.max_pixels, self.redo = workers, max_pixels, redo
         self.progress, self.on_error = progress, on_error

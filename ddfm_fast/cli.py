@@ -16,6 +16,9 @@ import typer
 
 from ddfm_fast import cli_bench, cli_evaluate
 from ddfm_fast import cli_options as opt
+from ddfm_fast.cli_video import Codec as VideoCodec
+from ddfm_fast.cli_video import OnError as OnBadFrame
+from ddfm_fast.doctor import usable_cores
 
 app = typer.Typer(
     name="ddfm-fast",
@@ -46,6 +49,9 @@ def main() -> None:
     # OpenMP's threads spin while they wait, which starves them where other programs run too: the
     # demo on two busy cores took up to ten times as long. Torch reads this when it loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # A container's share may be smaller than the machine, which OpenMP does not see.
+    if (share := usable_cores()) < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
     app()
 
 
@@ -123,6 +129,16 @@ def _json_object(text: str | None, option: str) -> dict[str, Any] | None:
     return found
 
 
+def _prior(prior: str, config: dict[str, Any] | None, device: str | None, dtype: opt.Precision):
+    """What ``Fuser`` takes: the name, or the prior itself where it needs a configuration."""
+    if config is None:
+        return prior
+    from ddfm_fast.api import resolve_device
+    from ddfm_fast.priors import load_prior
+
+    return load_prior(prior, config, device=resolve_device(device), dtype=dtype.value)
+
+
 def _color(gray: bool, color_from: opt.ColorFrom) -> bool | str:
     if gray and color_from is not opt.ColorFrom.auto:
         raise ValueError(f"--gray and --color-from {color_from.value} exclude each other")
@@ -162,6 +178,7 @@ def fuse(
     device: opt.Device = None,
     backend: opt.Backend = None,
     graph: opt.Graph = None,
+    dtype: opt.DType = opt.Precision.auto,
     prior: opt.Prior = "embedded",
     prior_config: opt.PriorConfig = None,
     gray: opt.Gray = False,
@@ -192,10 +209,9 @@ def fuse(
     jobs = plan_jobs(ir, vis, out, format=format, panel=panel)
     from ddfm_fast.api import Fuser
     from ddfm_fast.files import DEFAULT_MAX_PIXELS
-    from ddfm_fast.priors import load_prior
 
     fuser = Fuser(
-        prior=prior if config is None else load_prior(prior, config),
+        prior=_prior(prior, config, device, dtype),
         preset=preset,
         variant=variant,
         sampler=sampler,
@@ -207,6 +223,7 @@ def fuse(
         device=device,
         backend=backend,
         graph=graph,
+        dtype=dtype.value,
         color=color,
     )
     reports = run_jobs(
@@ -238,7 +255,11 @@ def _report_fuse(reports, fuser, preset, seconds, as_json, quiet) -> None:
             "version": __version__,
             "preset": preset,
             "config": dataclasses.asdict(fuser.config),
-            "prior": {"name": prior.name, "fingerprint": prior.fingerprint},
+            "prior": {
+                "name": prior.name,
+                "fingerprint": prior.fingerprint,
+                "dtype": prior.precision,
+            },
             "device": str(prior.device),
             "seconds": seconds,
             "results": reports,
@@ -281,13 +302,14 @@ def batch(
     device: opt.Device = None,
     backend: opt.Backend = None,
     graph: opt.Graph = None,
+    dtype: opt.DType = opt.Precision.auto,
     prior: opt.Prior = "embedded",
     prior_config: opt.PriorConfig = None,
     gray: opt.Gray = False,
     color_from: opt.ColorSource = opt.ColorFrom.auto,
     format: Annotated[str, typer.Option(help="png, jpg, tif or bmp.")] = "png",
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Most pairs at once (1 on a CPU, 8 on a GPU).")
+        int | None, typer.Option(min=1, help="Most pairs at once (a CPU: 1; a GPU: what fits).")
     ] = None,
     workers: Annotated[
         int, typer.Option(min=1, help="Threads that read, and as many that write.")
@@ -311,11 +333,10 @@ def batch(
     items = cli_batch.plan_items(root, vis, layout=layout, manifest=manifest)
     from ddfm_fast.api import Fuser
     from ddfm_fast.files import DEFAULT_MAX_PIXELS, ensure_writable_dir
-    from ddfm_fast.priors import load_prior
 
     ensure_writable_dir(out)
     fuser = Fuser(
-        prior=prior if config is None else load_prior(prior, config),
+        prior=_prior(prior, config, device, dtype),
         preset=preset,
         variant=variant,
         sampler=sampler,
@@ -327,6 +348,7 @@ def batch(
         device=device,
         backend=backend,
         graph=graph,
+        dtype=dtype.value,
         color=color,
     )
     report = cli_batch.run(
@@ -342,6 +364,130 @@ def batch(
     )
     cli_batch.echo_report(report, as_json=as_json, quiet=quiet)
     raise typer.Exit(cli_batch.exit_code(report))
+
+
+@app.command(epilog="Example:  `ddfm-fast video thermal.mp4 visible.mp4 -o fused.mp4`")
+@_friendly
+def video(
+    ir: Annotated[
+        str,
+        typer.Argument(
+            metavar="IR", help="Infrared video, URL or folder of pictures; or a data set of both."
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("-o", "--out", help="Video file (.mp4 .mov .mkv .ts), or a folder for PNG."),
+    ],
+    vis: Annotated[
+        str | None, typer.Argument(metavar="VIS", help="Visible video, URL or folder of pictures.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="exact, balanced or realtime: 100, 3 or 1 evaluations a frame.")
+    ] = "balanced",
+    image_preset: Annotated[
+        str, typer.Option(help="With --preset exact: the row of `ddfm-fast presets` to use.")
+    ] = "official",
+    offset: Annotated[
+        float, typer.Option(help="Seconds by which the infrared stream starts later.")
+    ] = 0.0,
+    resize: Annotated[
+        str | None, typer.Option(help="vis, ir or WIDTHxHEIGHT, where the sizes differ.")
+    ] = None,
+    ir_range: Annotated[
+        str | None, typer.Option(help="LO,HI: infrared values that mean black and white.")
+    ] = None,
+    start: Annotated[float, typer.Option(min=0, help="First second of the visible stream.")] = 0.0,
+    end: Annotated[
+        float | None, typer.Option(min=0, help="Second of the visible stream to end before.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Frames a second of picture folders (default 25).")
+    ] = None,
+    codec: Annotated[
+        VideoCodec | None, typer.Option(help="Default: h264 for files, png for folders.")
+    ] = None,
+    crf: Annotated[
+        int | None, typer.Option(min=0, max=51, help="h264 and hevc quality, smaller is better.")
+    ] = None,
+    no_audio: Annotated[
+        bool, typer.Option("--no-audio", help="Leave out the visible stream's audio.")
+    ] = False,
+    side_by_side: Annotated[
+        bool, typer.Option("--side-by-side", help="Write infrared | visible | fused.")
+    ] = False,
+    realtime: Annotated[
+        bool,
+        typer.Option(
+            "--realtime", help="Keep up with the clock: drop the oldest of two waiting pairs."
+        ),
+    ] = False,
+    on_error: Annotated[
+        OnBadFrame, typer.Option(help="A bad frame is left out, shown as the one before, or ends.")
+    ] = OnBadFrame.skip,
+    seed: opt.Seed = 3407,
+    device: opt.Device = None,
+    prior: opt.Prior = "embedded",
+    prior_config: opt.PriorConfig = None,
+    gray: opt.Gray = False,
+    color_from: opt.ColorSource = opt.ColorFrom.auto,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
+) -> None:
+    """Fuse two streams at the visible one's frame rate, without flicker.
+
+    The streams are paired by time, their first frames together unless --offset says otherwise;
+    each visible frame gets the infrared frame nearest to it, over the time both have. Rate,
+    timestamps, colour tags and audio of the visible stream are kept. Ctrl-C ends the file properly;
+    a file being written is called NAME.part.SUFFIX and plays. Exit code: 0 all is well, 1 bad
+    frames, an early end or a failed sequence, 2 bad input, 130 interrupted.
+    """
+    from ddfm_fast import cli_video
+
+    color = _color(gray, color_from)
+    config = _json_object(prior_config, "--prior-config")
+    options = {
+        "resize": cli_video.parse_resize(resize),
+        "ir_range": cli_video.parse_range(ir_range),
+        "codec": None if codec is None else codec.value,
+        "on_error": on_error.value,
+    }
+    tasks = cli_video.plan(ir, vis, out, codec)
+    from ddfm_fast.api import Fuser
+    from ddfm_fast.priors import load_prior
+    from ddfm_fast.video.temporal import get_video_preset
+
+    get_video_preset(preset)
+    fuser = Fuser(
+        prior=prior if config is None else load_prior(prior, config),
+        preset=image_preset,
+        seed=seed,
+        device=device,
+        color=color,
+    )
+    reports, lines = cli_video.run(
+        tasks,
+        as_json=as_json,
+        quiet=quiet,
+        fuser=fuser,
+        preset=preset,
+        offset=offset,
+        start=start,
+        end=end,
+        rate=rate,
+        crf=crf,
+        audio=not no_audio,
+        side_by_side=side_by_side,
+        realtime=realtime,
+        progress=not quiet and sys.stderr.isatty(),
+        **options,
+    )
+    code = cli_video.exit_code(reports, failed=len(lines) - len(reports))
+    if as_json:
+        from ddfm_fast import __version__
+
+        typer.echo(json.dumps({"ok": code == OK, "version": __version__, "videos": lines}))
+    raise typer.Exit(code)
 
 
 @app.command(epilog="Example:  `ddfm-fast presets`")
@@ -388,9 +534,17 @@ def demo(
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA where there is one by default.")
     ] = None,
+    video: Annotated[
+        bool, typer.Option("--video", help="A video instead: a pan over the satellite pair.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="No progress bars.")] = False,
 ) -> None:
     """Fuse the two pairs that come with the package: satellite (colour) and brain MRI (grey)."""
+    if video:
+        from ddfm_fast.video.demo import run as run_video
+
+        run_video(out, device=device, progress=not quiet and sys.stderr.isatty())
+        return
     from ddfm_fast.demo import run
 
     run(out, steps=_steps(steps), device=device, progress=not quiet and sys.stderr.isatty())

@@ -179,7 +179,10 @@ def ablate(
             chosen,
             settings={
                 "prior": load_prior(
-                    prior, _json_object(prior_config, "--prior-config"), device=device
+                    prior,
+                    _json_object(prior_config, "--prior-config"),
+                    device=device,
+                    dtype="auto",
                 ),
                 "seed": seed,
                 "device": device,
@@ -235,9 +238,9 @@ def _paper(name: str | None) -> str | None:
 
 
 def _device(device: str | None):
-    from ddfm_fast.api import _resolve_device
+    from ddfm_fast.api import resolve_device
 
-    return _resolve_device(device)
+    return resolve_device(device)
 
 
 def _max_pixels(max_pixels: int | None) -> int:

@@ -15,6 +15,14 @@ class ColorFrom(str, Enum):
     vis = "vis"
 
 
+class Precision(str, Enum):
+    auto = "auto"
+    float32 = "float32"
+    tf32 = "tf32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class Stretch(str, Enum):
     none = "none"
     minmax = "minmax"
@@ -63,6 +71,10 @@ Backend = Annotated[
 Graph = Annotated[
     str | None,
     typer.Option(help="CUDA graphs: auto, loop, step or off ($DDFM_FAST_GRAPH)."),
+]
+DType = Annotated[
+    Precision,
+    typer.Option(help="Arithmetic of the prior; auto: float32 on a CPU, float16 on a GPU."),
 ]
 Prior = Annotated[
     str, typer.Option(help="embedded, a .pt or .safetensors file, or a diffusers folder.")

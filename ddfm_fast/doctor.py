@@ -13,6 +13,7 @@ from typing import Any
 
 GIB = 2**30
 KERNELS_NOTE = "the GPU kernels and graphs were never run on a GPU yet: bash bench/gpu_suite.sh"
+MEMORY_SIZES = ((512, 640), (2160, 3840))
 
 
 def examine() -> dict[str, Any]:
@@ -20,8 +21,8 @@ def examine() -> dict[str, Any]:
 
     Returns:
         ``ok`` (the package itself works), ``machine``, ``packages``, ``devices``, ``engine`` (what
-        runs a step, and why), ``prior``, ``self_test`` and ``advice`` (a list of ``{"install",
-        "brings"}``); JSON-serialisable.
+        runs a step, and why), ``prior``, ``memory``, ``self_test`` and ``advice`` (a list of
+        ``{"install", "brings"}``); JSON-serialisable.
     """
     from ddfm_fast.kernels import available
 
@@ -31,6 +32,7 @@ def examine() -> dict[str, Any]:
         "devices": available(),
         "engine": _checked(_engine),
         "prior": _checked(_embedded_prior),
+        "memory": _checked(_prior_memory),
         "self_test": _checked(_self_test),
     }
     report["advice"] = _advice(report)
@@ -59,6 +61,15 @@ def render(report: dict[str, Any]) -> str:
         lines.append(f"  {'note':<12} {KERNELS_NOTE}")
     else:
         lines.append(f"  FAIL  {engine['detail']}")
+    lines += ["", "memory of a prior, one image at once (estimates; workspaces come on top)"]
+    for row in report["memory"].get("rows", []):
+        sizes = ", ".join(f"{size} {n / GIB:.2f}" for size, n in row["activation_bytes"].items())
+        lines.append(
+            f"  {row['prior']:<12} {row['dtype']}: weights {row['weight_bytes'] / GIB:.2f} GiB, "
+            f"activations {sizes} GiB"
+        )
+    if not report["memory"]["ok"]:
+        lines.append(f"  unknown: {report['memory']['detail']}")
     lines += ["", "checks"]
     for title, key in (("embedded prior", "prior"), ("self-test", "self_test")):
         check = report[key]
@@ -77,7 +88,7 @@ def _machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "cpu": _cpu_model(),
-        "cores": _usable_cores(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "memory": _memory(),
     }
@@ -93,11 +104,17 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _usable_cores() -> int:
+def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: its affinity, and a container's quota where that is less."""
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = quota_file.read_text().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return cores
 
 
 def _memory() -> str:
@@ -122,7 +139,7 @@ def _packages() -> dict[str, str | None]:
         "ddfm_fast": ddfm_fast.__version__,
         "torch": import_module("torch").__version__,
     }
-    for name in ("numpy", "safetensors", "pillow", "opencv-python-headless", "diffusers"):
+    for name in ("numpy", "safetensors", "pillow", "opencv-python-headless", "diffusers", "av"):
         packages[name.removesuffix("-python-headless")] = _version(name)
     return packages
 
@@ -172,6 +189,43 @@ def _embedded_prior() -> dict[str, Any]:
         "detail": f"{prior.name}, hash {prior.fingerprint[:12]}... as in {card.name}",
         "fingerprint": prior.fingerprint,
     }
+
+
+def _prior_memory() -> dict[str, Any]:
+    """Bytes of weights and activations of the embedded and of the official network.
+
+    By a run of the engine on tensors without data, in the precision that this machine's default
+    device takes.
+    """
+    import torch
+
+    from ddfm_fast.api import resolve_device
+    from ddfm_fast.priors import PRECISIONS, load_prior
+    from ddfm_fast.priors.cost import OFFICIAL, engine_cost, parameter_count
+    from ddfm_fast.priors.ops import FusedOps, ops_for
+    from ddfm_fast.priors.precision import default_precision
+
+    device = resolve_device(None)
+    name = default_precision(device)
+    dtype, fused = PRECISIONS[name], isinstance(ops_for(device, 2**62), FusedOps)
+    rows = []
+    configs = {"embedded": load_prior("embedded").unet.config, "256x256 ADM": OFFICIAL}
+    for prior, config in configs.items():
+        activations = {}
+        for height, width in MEMORY_SIZES:
+            padded = (-(-side // config.multiple) * config.multiple for side in (height, width))
+            cost = engine_cost(config, 1, *padded, dtype, fused=fused)
+            activations[f"{height}x{width}"] = cost.peak_bytes
+        weights = parameter_count(config) * torch.empty(0, dtype=dtype).element_size()
+        rows.append(
+            {
+                "prior": prior,
+                "dtype": name,
+                "weight_bytes": weights,
+                "activation_bytes": activations,
+            }
+        )
+    return {"detail": f"on {device}", "rows": rows}
 
 
 def _self_test() -> dict[str, Any]:
@@ -227,4 +281,6 @@ def _advice(report: dict[str, Any]) -> list[dict[str, str]]:
                 "brings": "priors from folders that hold a diffusers UNet2DModel",
             }
         )
+    if report["packages"]["av"] is None:
+        advice.append({"install": "pip install av", "brings": "reading and writing video files"})
     return advice

@@ -170,11 +170,7 @@ def stretch_minmax(y: Tensor) -> Tensor:
 
     An image that is flat to 1e-6 has no contrast to stretch and is only clamped to [0, 1].
     """
-    _check_planes(y, "y")
-    low, high = y.amin(dim=(1, 2, 3), keepdim=True), y.amax(dim=(1, 2, 3), keepdim=True)
-    span = high - low
-    flat = span <= _FLAT
-    return torch.where(flat, y.clamp(0, 1), (y - low) / span.masked_fill(flat, 1))
+    return stretch_between(y, *stretch_limits(y, "minmax"))
 
 
 def stretch_percentile(y: Tensor, share: float = 0.0001) -> Tensor:
@@ -183,12 +179,32 @@ def stretch_percentile(y: Tensor, share: float = 0.0001) -> Tensor:
     ``share`` of the pixels clip at either end (order statistics, no interpolation): a single hot
     pixel does not decide the contrast. An image that is flat in between is only clamped.
     """
+    return stretch_between(y, *stretch_limits(y, "percentile", share))
+
+
+def stretch_limits(y: Tensor, stretch: str, share: float = 0.0001) -> Tensor:
+    """The values that become 0 and 1, [2, N, 1, 1, 1], of images [N, 1, H, W].
+
+    ``stretch``: "minmax" for the extremes, "percentile" for all but ``share`` at either end.
+    """
     _check_planes(y, "y")
     values = y.flatten(1)
-    rank = int(share * (values.shape[1] - 1))
-    low = values.kthvalue(rank + 1, dim=1).values
-    high = values.kthvalue(values.shape[1] - rank, dim=1).values
-    low, high = low.view(-1, 1, 1, 1), high.view(-1, 1, 1, 1)
+    if stretch == "minmax":
+        limits = values.aminmax(dim=1)
+    else:
+        rank = int(share * (values.shape[1] - 1))
+        limits = (
+            values.kthvalue(rank + 1, dim=1).values,
+            values.kthvalue(values.shape[1] - rank, dim=1).values,
+        )
+    return torch.stack(tuple(limits)).view(2, -1, 1, 1, 1)
+
+
+def stretch_between(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Map low → 0 and high → 1, [N, 1, 1, 1] each, and clamp; [N, 1, H, W].
+
+    Where the two are equal to 1e-6 the image is only clamped.
+    """
     span = high - low
     flat = span <= _FLAT
     return torch.where(flat, y, (y - low) / span.masked_fill(flat, 1)).clamp(0, 1)

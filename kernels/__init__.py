@@ -7,6 +7,7 @@ Triton and no CuPy: what needs Triton is loaded when it is first asked for.
     rectify   ``TritonRectifier``: two fused kernels around the k-solve
     ksolve    the k-solve by cuFFT, through PyTorch or CuPy, and the kernel for its scale
     tile      ``TileRectifier``: the whole step in one launch, without an FFT
+    group_norm  ``moments``, ``join_``, ``scale_shift``, ``apply``: the prior's norms and residuals
 
 The kernels agree with their twins in Triton's interpreter and compile ahead of time for sm_80,
 sm_90, sm_100 and sm_120. None of them has run on a GPU yet.

@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,20 @@ from torch import Tensor, nn
 from .checkpoint import (
     PRIOR_KEYWORDS,
     build_unet,
-    check_dtype,
     load_checkpoint,
     split_config,
     weights_sha256,
 )
 from .conditioning import Conditioning
+from .engine import Engine
+from .ops import FusedOps, PlainOps
+from .precision import (
+    PRECISIONS,
+    check_precision,
+    cpu_has,
+    default_precision,
+    float32_products,
+)
 from .unet import UNet
 
 __all__ = ["EPS_DTYPES", "CallablePrior", "Conditioning", "Prior", "UNetPrior", "load_prior"]
@@ -47,11 +57,23 @@ class Prior:
     ``num_train_timesteps``, ``noise_schedule`` ("linear" or "cosine" betas of its training),
     ``rescale_timesteps`` (the network is given t * 1000 / num_train_timesteps, not t),
     ``has_variance`` (can return the learned-range half), ``name``, ``fingerprint`` (sha256 of the
-    weights, "" for callables), ``device`` and ``dtype`` of the weights.
+    weights, "" for callables), ``device`` and ``dtype`` of the weights, ``tf32`` (float32 matrix
+    products are rounded to TF32 on CUDA), ``compiled`` (by torch.compile).
     """
 
     fingerprint: str = ""
     has_variance: bool = False
+    tf32: bool = False
+    compiled: bool = False
+
+    @property
+    def precision(self) -> str:
+        """The name of the arithmetic: "tf32", or that of ``dtype``."""
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+
+    def activation_bytes(self, n: int, height: int, width: int) -> int | None:
+        """Most bytes of activations during ``eps`` of n such images, or None if unknown."""
+        return None
 
     def __init__(
         self,
@@ -126,10 +148,21 @@ class Prior:
 class UNetPrior(Prior):
     """Our own network engine; ``unet`` is used as it is and never changed.
 
-    ``load_prior`` gives it a copy laid out for speed.
+    ``load_prior`` gives it a copy laid out for speed. ``tf32``: round float32 matrix products on
+    CUDA (a CPU has no TF32: there it is float32). ``compiled``: run PyTorch's plain operators
+    through torch.compile in place of ours.
     """
 
-    def __init__(self, unet: UNet, *, name: str = "unet", multiple: int | None = None, **keywords):
+    def __init__(
+        self,
+        unet: UNet,
+        *,
+        name: str = "unet",
+        multiple: int | None = None,
+        tf32: bool = False,
+        compiled: bool = False,
+        **keywords,
+    ):
         config = unet.config
         if config.in_channels != 3 or config.out_channels not in (3, 6):
             raise ValueError(
@@ -146,7 +179,16 @@ class UNetPrior(Prior):
         super().__init__(
             name=name, multiple=multiple, device=weight.device, dtype=weight.dtype, **keywords
         )
+        if self.device.type == "cpu" and not cpu_has(self.dtype):
+            warnings.warn(
+                f"dtype: this CPU has no {self.precision} arithmetic, so it is slower than float32 "
+                "here and no truer; use float32",
+                stacklevel=2,
+            )
         self.unet = unet
+        self.tf32, self.compiled = tf32 and self.dtype == torch.float32, compiled
+        self.engine = Engine(unet, PlainOps() if compiled else None)
+        self._evaluate = _compiled(self.engine.__call__, self.device) if compiled else self.engine
         self.has_variance = config.out_channels == 6
 
     @functools.cached_property
@@ -154,14 +196,28 @@ class UNetPrior(Prior):
         return weights_sha256(self.unet.state_dict())
 
     def to(
-        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+        self,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        compile: bool | None = None,
     ) -> UNetPrior:
-        """This prior on a device (and in a dtype); a new one unless nothing changes."""
+        """This prior on a device (and in a precision); a new one unless nothing changes."""
         device = self.device if device is None else torch.device(device)
-        dtype = dtype or self.dtype
-        if _same_device(device, self.device) and dtype == self.dtype:
+        precision = check_precision(dtype) or self.precision
+        compiled = self.compiled if compile is None else compile
+        wanted = precision, compiled
+        if _same_device(device, self.device) and wanted == (self.precision, self.compiled):
             return self
-        return UNetPrior(_optimised(self.unet, device, dtype), **self._keywords())
+        unet = _optimised(self.unet, device, PRECISIONS[precision])
+        return UNetPrior(unet, tf32=precision == "tf32", compiled=compiled, **self._keywords())
+
+    def activation_bytes(self, n: int, height: int, width: int) -> int:
+        """Most bytes of activations during ``eps`` of n such images.
+
+        Found on the meta device; convolution libraries' workspaces come on top.
+        """
+        fused = isinstance(self.engine.ops, FusedOps)
+        return _activation_bytes(self.unet.config, n, height, width, self.dtype, fused)
 
     @torch.no_grad()
     def conditioning(self, timesteps: Tensor) -> Conditioning:
@@ -170,13 +226,16 @@ class UNetPrior(Prior):
     @torch.no_grad()
     def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
         self._check_input(x, variance)
-        return self.unet.run(x.to(self.dtype), cond, None if variance else 3)
+        exact = self.device.type == "cuda" and self.dtype == torch.float32
+        with float32_products(self.tf32) if exact else nullcontext():
+            return self._evaluate(x.to(self.dtype), cond, None if variance else 3)
 
 
 def _optimised(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
     """A copy of the network, fast on the device; tensors that fit already are shared, not copied.
 
-    Convolutions are in channels_last. Upsampling is folded on CPUs, where it was measured to win.
+    Convolutions are in channels_last, and qkv in the order in which attention reads it. Upsampling
+    is folded on CPUs, where it was measured to win.
     """
     tensors = {
         k: v.to(device, dtype, memory_format=torch.channels_last)
@@ -184,8 +243,21 @@ def _optimised(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
         else v.to(device, dtype)
         for k, v in unet.state_dict().items()
     }
-    optimised = build_unet(unet.config, tensors)
+    optimised = build_unet(unet.config, tensors).reorder_attention()
     return optimised.fold_upsampling() if device.type == "cpu" else optimised
+
+
+@functools.lru_cache(maxsize=256)
+def _activation_bytes(config, n: int, height: int, width: int, dtype, fused: bool) -> int:
+    from .cost import engine_cost
+
+    return engine_cost(config, n, height, width, dtype, fused=fused).peak_bytes
+
+
+def _compiled(function: Callable, device: torch.device) -> Callable:
+    """The function through torch.compile, one program a size, without CUDA graphs of its own."""
+    mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else None
+    return torch.compile(function, mode=mode, dynamic=False)
 
 
 def _same_device(a: torch.device, b: torch.device) -> bool:
@@ -297,6 +369,7 @@ def load_prior(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    compile: bool = False,
 ) -> Prior:
     """A :class:`Prior` from ``"embedded"``, a checkpoint path, a folder, a module or a callable.
 
@@ -307,13 +380,20 @@ def load_prior(
     ``config``: guided-diffusion's ``UNetModel`` keywords for what a checkpoint does not tell
     (mostly ``num_head_channels`` or ``num_heads``), and the prior's own: ``noise_schedule``
     ("linear" | "cosine"), ``num_train_timesteps``, ``rescale_timesteps``, ``multiple``.
-    ``device``: where to put it (default: CPU, or where a module is). ``dtype``: of the weights,
-    float32 by default; for modules and callables, of the x they are given.
+    ``device``: where to put it (default: CPU, or where a module is). ``dtype``: "float32" (the
+    default), "tf32" (float32 whose matrix products CUDA rounds), "bfloat16", "float16", or "auto"
+    for the device's own (:func:`.precision.default_precision`; networks from a name or a path
+    only, others stay as they are); for modules and callables, the dtype of the x they are given.
+    ``compile``: run the network through torch.compile (Inductor), which costs a minute at each
+    new size and needs a C++ compiler on a CPU; what it gains is in bench/results.
 
     ValueError or TypeError, naming what is wrong, for anything else; ImportError when diffusers
     is needed and absent.
     """
-    dtype = check_dtype(dtype)
+    if dtype == "auto":
+        named = isinstance(spec, str | os.PathLike)
+        dtype = default_precision(torch.device(device or "cpu")) if named else None
+    dtype = check_precision(dtype)
     if isinstance(spec, Prior):
         if config:
             raise ValueError("config: a Prior is taken as it is; pass config where it is made")
@@ -323,17 +403,22 @@ def load_prior(
             raise ValueError('config: the prior "embedded" brings its own; leave config out')
         prior = _embedded()
     elif isinstance(spec, str | os.PathLike):
-        return _from_path(Path(spec), config, device, dtype)
+        prior = _from_path(Path(spec), config, device, dtype)
     elif isinstance(spec, UNet):
         weight = spec.out[2].weight
-        unet = _optimised(spec, torch.device(device or weight.device), dtype or weight.dtype)
-        return UNetPrior(unet, **_prior_keywords(config))
+        to = torch.device(device or weight.device), PRECISIONS.get(dtype, weight.dtype)
+        prior = UNetPrior(_optimised(spec, *to), tf32=dtype == "tf32", **_prior_keywords(config))
     elif callable(spec) and not isinstance(spec, type):
-        prior = CallablePrior(spec, dtype=dtype, **_prior_keywords(config))
+        prior = CallablePrior(spec, dtype=PRECISIONS.get(dtype), **_prior_keywords(config))
     else:
         raise TypeError(f"prior: got {type(spec).__name__}, expected {ACCEPTED}")
-    if dtype is not None and isinstance(prior, UNetPrior):
-        return prior.to(device, dtype)
+    if isinstance(prior, UNetPrior):
+        return prior.to(device, dtype, compile or None)
+    if compile:
+        raise ValueError(
+            f"compile: works on networks of ddfm_fast, and prior {prior.name!r} is a module or "
+            "callable; call torch.compile on it and pass the result"
+        )
     return prior if device is None else prior.to(device)
 
 
@@ -354,30 +439,32 @@ def _embedded() -> UNetPrior:
             'prior: the file of "embedded" is missing from this installation; install ddfm_fast '
             "again or give the path of a checkpoint"
         )
-    return _checkpoint_prior(EMBEDDED, None, torch.device("cpu"), torch.float32, "embedded")
+    return _checkpoint_prior(EMBEDDED, None, torch.device("cpu"), "float32", "embedded")
 
 
 def _checkpoint_prior(
-    path: Path, config: dict[str, Any] | None, device: torch.device, dtype: torch.dtype, name: str
+    path: Path, config: dict[str, Any] | None, device: torch.device, precision: str, name: str
 ) -> UNetPrior:
     unet, info = load_checkpoint(path, config)
-    return UNetPrior(_optimised(unet, device, dtype), name=name, **info["prior"])
+    unet = _optimised(unet, device, PRECISIONS[precision])
+    return UNetPrior(unet, name=name, tf32=precision == "tf32", **info["prior"])
 
 
 def _from_path(
     path: Path,
     config: dict[str, Any] | None,
     device: str | torch.device | None,
-    dtype: torch.dtype | None,
+    precision: str | None,
 ) -> Prior:
     device = torch.device(device or "cpu")
+    precision = precision or "float32"
     if path.is_dir():
         from .hf import load_diffusers
 
         model, found = load_diffusers(path)
         keywords = {**found, **_prior_keywords(config)}
-        model = model.to(device, dtype or torch.float32)
+        model = model.to(device, PRECISIONS[precision])
         return CallablePrior(model, name=path.name, **keywords)
     if not path.exists():
         raise ValueError(f"prior: there is no file or folder {str(path)!r}; expected {ACCEPTED}")
-    return _checkpoint_prior(path, config, device, dtype or torch.float32, path.stem)
+    return _checkpoint_prior(path, config, device, precision, path.stem)

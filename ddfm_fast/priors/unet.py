@@ -166,7 +166,10 @@ def _number_tuple(key: str, value: Any) -> tuple:
 
 
 class BlockCondition(NamedTuple):
-    """What a timestep makes of one residual block: [C] for a shared t, [N, C] for one a sample."""
+    """What a timestep makes of one residual block: [C] for a shared t, [N, C] for one a sample.
+
+    Float32, whatever the dtype of the weights.
+    """
 
     conv_bias: Tensor
     norm_weight: Tensor
@@ -193,12 +196,14 @@ def _silu(x: Tensor) -> Tensor:
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    bias = bias.to(x.dtype)
     if bias.ndim == 1:
         return F.conv2d(x, weight, bias, padding=1)
     return F.conv2d(x, weight, padding=1).add_(bias[:, :, None, None])
 
 
 def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     if weight.ndim == 1:
         return F.group_norm(x, GROUPS, weight, bias, NORM_EPS)
     x = F.group_norm(x, GROUPS, eps=NORM_EPS)
@@ -255,20 +260,19 @@ class ResBlock(nn.Module):
         """Fold activated embeddings [S, 4 * model_channels] (float32) into per-step parameters."""
         conv, norm = self.in_layers[2], self.out_layers[0]
         emb = _linear32(self.emb_layers[1], emb)
+        weight, bias = norm.weight.float(), norm.bias.float()
         if not self.scale_shift:
-            bias = (conv.bias.float() + emb).to(conv.bias.dtype)
-            return BlockCondition(bias, norm.weight, norm.bias)
+            return BlockCondition(conv.bias.float() + emb, weight, bias)
         scale, shift = emb.chunk(2, dim=1)
-        weight = norm.weight.float() * (1 + scale)
-        bias = norm.bias.float() * (1 + scale) + shift
-        return BlockCondition(conv.bias, weight.to(norm.weight.dtype), bias.to(norm.bias.dtype))
+        return BlockCondition(conv.bias.float(), weight * (1 + scale), bias * (1 + scale) + shift)
 
     def forward(self, x: Tensor, step: StepCondition) -> Tensor:
         condition = step[self.index]
         norm, _, conv = self.in_layers
         h = _silu(_norm(x, norm.weight, norm.bias))
         if self.up_kernel is not None and condition.conv_bias.ndim == 1:
-            h = F.conv_transpose2d(h, self.up_kernel, condition.conv_bias, stride=2, padding=1)
+            bias = condition.conv_bias.to(h.dtype)
+            h = F.conv_transpose2d(h, self.up_kernel, bias, stride=2, padding=1)
         else:
             h = _conv(_resample(h, self.resample), conv.weight, condition.conv_bias)
         h = _silu(_norm(h, condition.norm_weight, condition.norm_bias))
@@ -324,6 +328,17 @@ class AttentionBlock(nn.Module):
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = _zeroed(nn.Conv1d(channels, channels, 1))
 
+    @torch.no_grad()
+    def reorder(self) -> None:
+        """Turn the default order into the new one; ``state_dict`` goes on giving the default."""
+        if self.new_order:
+            return
+        for name in ("weight", "bias"):
+            rows = _swapped(getattr(self.qkv, name), self.heads, 3)
+            setattr(self.qkv, name, nn.Parameter(rows, requires_grad=False))
+        self.new_order = True
+        self.register_state_dict_post_hook(_in_default_order)
+
     def forward(self, x: Tensor, step: StepCondition) -> Tensor:
         n, c, height, width = x.shape
         tokens = _norm(x, self.norm.weight, self.norm.bias)
@@ -335,6 +350,17 @@ class AttentionBlock(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
         h = F.linear(h, self.proj_out.weight[:, :, 0], self.proj_out.bias)
         return h.view(n, height, width, c).permute(0, 3, 1, 2).add_(x)
+
+
+def _swapped(rows: Tensor, outer: int, inner: int) -> Tensor:
+    """Rows in order (outer, inner, channel) put in order (inner, outer, channel)."""
+    parts = rows.view(outer, inner, -1, *rows.shape[1:])
+    return parts.transpose(0, 1).reshape(rows.shape)
+
+
+def _in_default_order(block: AttentionBlock, state: dict, prefix: str, metadata: dict) -> None:
+    for key in (f"{prefix}qkv.weight", f"{prefix}qkv.bias"):
+        state[key] = _swapped(state[key], 3, block.heads)
 
 
 class Stage(nn.Sequential):
@@ -439,6 +465,16 @@ class UNet(nn.Module):
                 continue
             if len(weight) <= FOLD_UP_TO_CHANNELS:
                 module.up_kernel = upsampling_kernel(weight)
+        return self
+
+    def reorder_attention(self) -> UNet:
+        """Keep all heads' q together, then k, then v, so that attention reads them in place.
+
+        For inference: ``state_dict`` gives the official order still, but must not be loaded again.
+        """
+        for module in self.modules():
+            if isinstance(module, AttentionBlock):
+                module.reorder()
         return self
 
     def conditioning(self, timesteps: Tensor) -> Conditioning:

@@ -1,0 +1,87 @@
+"""How many images go through the prior at once: what is free decides, and running out teaches."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .priors import Prior
+
+SHARE = 0.8
+"""of the free memory that may be planned with: fragmentation and libraries' workspaces need some"""
+SAMPLER_PLANES = 40
+"""float32 planes an image that the loop and the rectification hold, generously"""
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on the host or on a device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error).lower() for words in _OUT_OF_MEMORY
+    )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What could still be allocated on a CUDA device, PyTorch's own reserve included; else None."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def image_bytes(prior: Prior, height: int, width: int) -> int | None:
+    """What fusing one image needs beside the weights, or None where the prior does not know."""
+    height, width = (-(-n // prior.multiple) * prior.multiple for n in (height, width))
+    activations = prior.activation_bytes(1, height, width)
+    return None if activations is None else activations + SAMPLER_PLANES * 4 * height * width
+
+
+def images_that_fit(
+    prior: Prior, height: int, width: int, most: int, free: int | None = None
+) -> int:
+    """1 to ``most`` images of that size at once, by the memory that is free (``free`` bytes).
+
+    ``most`` where either is unknown: on a CPU, or with a callable for a prior.
+    """
+    free = free_bytes(prior.device) if free is None else free
+    need = None if free is None or most == 1 else image_bytes(prior, height, width)
+    return most if need is None else max(1, min(most, int(SHARE * free) // need))
+
+
+def in_batches(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], size: int, *, fallback: bool
+) -> list[Tensor]:
+    """``function`` of slices of at most ``size`` along the first axis of each input, in order.
+
+    With ``fallback``, a slice for which memory runs out is tried again in halves, and so are those
+    that follow, with a warning; what does not fit alone raises.
+    """
+    results, first = [], 0
+    while first < len(inputs[0]):
+        try:
+            results.append(function(*(x[first : first + size] for x in inputs)))
+        except (RuntimeError, MemoryError) as error:
+            if not fallback or size == 1 or not is_out_of_memory(error):
+                raise
+            size = min(size, len(inputs[0]) - first)
+            shape = "x".join(map(str, inputs[0].shape[-2:]))
+            warnings.warn(
+                f"memory ran out with {size} images of {shape} at once; "
+                f"going on with {max(size // 2, 1)}",
+                stacklevel=2,
+            )
+            size = max(size // 2, 1)
+        else:
+            first += size
+            continue
+        # outside the handler, whose traceback would keep the failed tensors alive
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return results

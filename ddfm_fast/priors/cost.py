@@ -1,0 +1,259 @@
+"""What a forward of the engine costs, found by running it on the meta device: nothing is computed.
+
+The engine runs its own code on tensors without data. Each operator of PyTorch and each kernel of
+ours notes its floating-point operations, the bytes that it must read and write at least once, and
+itself as a launch; the storages that are alive tell the peak of memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from .engine import Engine
+from .ops import FusedOps, PlainOps
+from .unet import UNet, UNetConfig
+
+OFFICIAL = UNetConfig(
+    model_channels=256,
+    num_res_blocks=2,
+    attention_resolutions=(8, 16, 32),
+    channel_mult=(1, 1, 2, 2, 4, 4),
+    num_head_channels=64,
+    use_scale_shift_norm=True,
+    resblock_updown=True,
+)
+"""guided-diffusion's 256x256 unconditional network, 552.8 M parameters"""
+_FREE = ("empty", "empty_like", "empty_strided", "new_empty", "detach", "_unsafe_view", "alias")
+
+
+@dataclass
+class Launch:
+    """One operator: where it stands, what it is, its operations and least bytes."""
+
+    layer: str
+    kind: str
+    flops: int
+    bytes: int
+
+
+@dataclass
+class Cost:
+    """The launches of one forward in their order, and the most bytes of activations at once."""
+
+    launches: list[Launch] = field(default_factory=list)
+    peak_bytes: int = 0
+
+    @property
+    def flops(self) -> int:
+        return sum(launch.flops for launch in self.launches)
+
+    @property
+    def bytes(self) -> int:
+        return sum(launch.bytes for launch in self.launches)
+
+    def by(self, key: str) -> dict[str, Cost]:
+        """Split by "layer" or "kind", in order of first appearance."""
+        groups: dict[str, Cost] = defaultdict(Cost)
+        for launch in self.launches:
+            groups[getattr(launch, key)].launches.append(launch)
+        return dict(groups)
+
+    def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
+        """Roofline on paper: each launch takes the longer of its arithmetic and its traffic."""
+        return sum(
+            max(launch.flops / flops_per_second, launch.bytes / bytes_per_second)
+            for launch in self.launches
+        )
+
+
+def _nbytes(tensors: Iterable) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every operator that does work, and the peak of what is alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.cost, self.layer = Cost(), ""
+        self._alive: list[tuple[StorageWeakRef, int]] = []
+
+    def note(self, kind: str, flops: int, read: Iterable, written: Iterable) -> None:
+        self.cost.launches.append(Launch(self.layer, kind, flops, _nbytes(read) + _nbytes(written)))
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        outs = [o for o in (out if isinstance(out, (tuple, list)) else (out,)) if _is_meta(o)]
+        name = function._schema.name.partition("::")[2]
+        if outs and not function.is_view:
+            self._track(outs, args)
+            if name not in _FREE:
+                read = [a for a in _flat(args) if _is_meta(a)]
+                count = flop_registry.get(function.overloadpacket)
+                flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
+                if name == "addmm_":  # which PyTorch's counter does not know
+                    flops = 2 * args[1].shape[0] * args[1].shape[1] * args[2].shape[1]
+                self.note(_kind(name, args), flops, read, outs)
+        return out
+
+    def _track(self, outs: list[Tensor], args) -> None:
+        given = {a.untyped_storage()._cdata for a in _flat(args) if _is_meta(a)}
+        for out in outs:
+            storage = out.untyped_storage()
+            if storage._cdata not in given:
+                self._alive.append((StorageWeakRef(storage), storage.nbytes()))
+        self._alive = [(ref, size) for ref, size in self._alive if not ref.expired()]
+        self.cost.peak_bytes = max(self.cost.peak_bytes, sum(size for _, size in self._alive))
+
+
+def _is_meta(value) -> bool:
+    return isinstance(value, Tensor) and value.device.type == "meta"
+
+
+def _flat(args) -> list:
+    return [b for a in args for b in (a if isinstance(a, (tuple, list)) else (a,))]
+
+
+def _kind(name: str, args) -> str:
+    if name == "convolution":
+        return "3x3 convolution" if args[1].shape[-1] > 1 else "1x1 convolution"
+    return "matrix product" if name in ("mm", "addmm", "addmm_", "bmm", "baddbmm") else name
+
+
+class _Attention(TorchFunctionMode):
+    """Attention as one operator that keeps no T x T matrix, which its meta version would."""
+
+    def __init__(self, recorder: _Recorder):
+        super().__init__()
+        self.recorder = recorder
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not torch.nn.functional.scaled_dot_product_attention:
+            return function(*args, **(kwargs or {}))
+        q, k, v = args
+        n, heads, tokens, width = q.shape
+        out = q.new_empty(n, tokens, heads, width).transpose(1, 2)
+        self.recorder.note("attention", 4 * n * heads * tokens**2 * width, (q, k, v), (out,))
+        return out
+
+
+class _MetaKernels:
+    """The launchers of ``kernels.group_norm`` without data: allocations and notes alone."""
+
+    def __init__(self, recorder: _Recorder):
+        self.recorder = recorder
+
+    def moments(self, x: Tensor) -> Tensor:
+        return self._moments(x, "moments", (x,), ())
+
+    def join_(self, h: Tensor, bias, residual=None, *, upsample: bool = False) -> Tensor:
+        return self._moments(h, "residual", (h, bias, residual), (h,))
+
+    def scale_shift(self, parts, rows, weight, shift, bias=None) -> Tensor:
+        out = weight.new_empty(len(parts[0]), 2, len(weight), dtype=torch.float32)
+        self.recorder.note("norm, finish", 0, (*parts, weight, shift, bias), (out,))
+        return out
+
+    def apply(self, parts, affine, *, silu=True, resample="", out=None, pool_input=False):
+        n, _, height, width = parts[0].shape
+        if resample == "up":
+            height, width = 2 * height, 2 * width
+        elif resample == "down":
+            height, width = height // 2, width // 2
+        shape = n, affine.shape[2], height, width
+        if out is None:
+            out = torch.empty(
+                shape, dtype=parts[0].dtype, device="meta", memory_format=torch.channels_last
+            )
+        pooled = torch.empty_like(out) if pool_input else None
+        for part in parts:  # one launch each, which writes its own channels
+            written = (out[:, : part.shape[1]], pooled)
+            self.recorder.note("norm, apply", 0, (part,), written)
+        return out, pooled
+
+    def _moments(self, x: Tensor, kind: str, read, written) -> Tensor:
+        rows = x.shape[2] * x.shape[3]
+        chunks = math.ceil(rows / max(128, math.ceil(rows / 512)))
+        out = torch.empty(len(x), chunks, 2, x.shape[1], device="meta")
+        self.recorder.note(kind, 0, read, (*written, out))
+        return out
+
+
+class _Noted(Engine):
+    """An engine that says which of its layers runs."""
+
+    recorder: _Recorder
+
+    def _run(self, stage, parts, step):
+        for layer in stage:
+            self.recorder.layer = layer.name
+            parts = (super()._run([layer], parts, step),)
+        self.recorder.layer = "ends"
+        return parts[0]
+
+
+def engine_cost(
+    config: UNetConfig,
+    n: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype = torch.bfloat16,
+    *,
+    fused: bool = True,
+    out_channels: int | None = 3,
+) -> Cost:
+    """The cost of one forward of a network on n images of height x width.
+
+    ``fused``: with our kernels, as on CUDA; else with PyTorch's operators. Activations only: the
+    weights, cuDNN's workspaces and the sampler's planes come on top.
+    """
+    unet = _meta_unet(config, dtype)
+    recorder = _Recorder()
+    ops: PlainOps = FusedOps(_MetaKernels(recorder)) if fused else PlainOps()
+    engine = _Noted(unet, ops)
+    engine.recorder = recorder
+    with torch.no_grad():
+        step = unet.conditioning(torch.zeros(1, device="meta"))[0]
+        x = torch.empty(n, config.in_channels, height, width, dtype=dtype, device="meta")
+        recorder.layer = "ends"
+        with recorded(recorder):
+            engine(x, step, out_channels)
+    return recorder.cost
+
+
+def recorded(recorder: _Recorder) -> ExitStack:
+    """A context in which everything on the meta device is noted by the recorder."""
+    stack = ExitStack()
+    stack.enter_context(_Attention(recorder))
+    stack.enter_context(recorder)
+    return stack
+
+
+def cost_of(function, *args) -> Cost:
+    """The cost of any function of meta tensors, operator by operator (attention as written)."""
+    recorder = _Recorder()
+    with torch.no_grad(), recorder:
+        function(*args)
+    return recorder.cost
+
+
+def _meta_unet(config: UNetConfig, dtype: torch.dtype) -> UNet:
+    with torch.device("meta"):
+        unet = UNet(config).to(dtype)
+    return unet.requires_grad_(False).reorder_attention()
+
+
+def parameter_count(config: UNetConfig) -> int:
+    """Parameters of a network."""
+    return sum(p.numel() for p in _meta_unet(config, torch.float32).parameters())

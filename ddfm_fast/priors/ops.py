@@ -1,0 +1,310 @@
+"""The network's fused operations: PyTorch's everywhere, oneDNN's on CPUs, Triton's on CUDA.
+
+:class:`PlainOps` says what each operation computes and runs anywhere; :class:`OneDnnOps` and
+:class:`FusedOps` do the same, the latter with the kernels of ``ddfm_fast.kernels.group_norm``.
+Activations are channels_last, in the dtype of the weights; parameters of norms and biases of
+convolutions are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .precision import cpu_has
+from .unet import GROUPS, NORM_EPS
+
+CONV_ELEMENTS = 2**31 - 1
+"""what an image may hold before and after a convolution on CUDA: offsets in cuDNN are 32-bit"""
+
+
+class Feature(NamedTuple):
+    """An activation [N, C, H, W] and, for :class:`FusedOps`, the moments of its channels."""
+
+    data: Tensor
+    moments: Tensor | None = None
+
+
+class Conv(NamedTuple):
+    """A convolution of stride 1 that keeps the size, or doubles it with ``up_kernel``."""
+
+    name: str
+    """its key in the state dict, for reports"""
+    weight: Tensor
+    """[O, I, 3, 3] or [O, I, 1, 1]"""
+    bias: Tensor | None
+    """float32 [O]"""
+    up_kernel: Tensor | None = None
+    """``unet.upsampling_kernel`` of the weight, where doubling is folded into it"""
+
+
+class Norm(NamedTuple):
+    """Scale and shift of a GroupNorm over 32 groups, float32 [C]."""
+
+    name: str
+    weight: Tensor
+    bias: Tensor
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """[N, C, H, W] in channels_last as a matrix [N H W, C], without a copy."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def double(x: Tensor) -> Tensor:
+    """Nearest-neighbour upsampling to twice the size."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def convolve(x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
+    """The convolution with ``bias`` (cast to x's dtype), in strips where it would be too large."""
+    bias = None if bias is None else bias.to(x.dtype)
+    if conv.up_kernel is not None:
+        return F.conv_transpose2d(x, conv.up_kernel, bias, stride=2, padding=1)
+    padding = conv.weight.shape[-1] // 2
+    widest = max(conv.weight.shape[:2])
+    if x.device.type == "cuda" and widest * x.shape[2] * x.shape[3] > CONV_ELEMENTS:
+        return convolve_in_strips(x, conv.weight, bias)
+    return F.conv2d(x, conv.weight, bias, padding=padding)
+
+
+def convolve_in_strips(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``F.conv2d(x, weight, bias)`` that keeps the size, image by image in strips of rows.
+
+    No strip holds more than ``CONV_ELEMENTS`` elements before or after it.
+    """
+    halo = weight.shape[-1] // 2
+    n, _, height, width = x.shape
+    out = torch.empty(
+        (n, len(weight), height, width), dtype=x.dtype, device=x.device,
+        memory_format=torch.channels_last,
+    )  # fmt: skip
+    strip = max(CONV_ELEMENTS // (max(weight.shape[:2]) * width) - 2 * halo, 1)
+    for index in range(n):
+        for top in range(0, height, strip):
+            bottom = min(top + strip, height)
+            above, below = max(top - halo, 0), min(bottom + halo, height)
+            part = x[index : index + 1, :, above:below]
+            # rows of padding only at the image's own border; the others come from the neighbours
+            missing = halo - (top - above), halo - (below - bottom)
+            part = F.pad(part, (0, 0, *missing)) if any(missing) else part
+            part = F.conv2d(part, weight, bias, padding=(0, halo))
+            out[index : index + 1, :, top:bottom] = part
+    return out
+
+
+class PlainOps:
+    """Every operation by PyTorch's own functions, on any device: the twin of :class:`FusedOps`."""
+
+    def first(self, x: Tensor, conv: Conv) -> Feature:
+        """The convolution of the input."""
+        return Feature(self._conv(x, conv, conv.bias))
+
+    def enter(self, parts: Sequence[Feature], norm: Norm, resample: str, conv: Conv):
+        """(SiLU(norm(x)) resampled, x for the residual); x is the parts side by side.
+
+        "down" halves both by 2x2 means. "up" leaves x small, for :meth:`leave` to double, and
+        doubles the other unless ``conv``, which comes next, does.
+        """
+        x = parts[0].data if len(parts) == 1 else torch.cat([p.data for p in parts], 1)
+        h = self._norm_silu(x, norm)
+        if resample == "down":
+            return F.avg_pool2d(h, 2), (Feature(F.avg_pool2d(x, 2)),)
+        if resample == "up" and conv.up_kernel is None:
+            h = double(h)
+        return h, (Feature(x),)
+
+    def middle(self, h: Tensor, conv: Conv, bias: Tensor, norm: Norm) -> Tensor:
+        """SiLU(norm(conv(h) + bias))."""
+        return self._norm_silu(self._conv(h, conv, bias), norm)
+
+    def leave(
+        self, h: Tensor, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
+    ) -> Feature:
+        """conv(h) + residual, the residual doubled with ``up``, or through the 1x1 ``skip``."""
+        (x,) = residual
+        x = double(x.data) if up else x.data
+        if skip is not None:
+            x = self._conv(x, skip, None)
+        return Feature(self._conv(h, conv, conv.bias).add_(x))
+
+    def tokens(self, feature: Feature, norm: Norm) -> Tensor:
+        """norm(x) as a matrix [N H W, C]."""
+        return rows_of(self._norm(feature.data, norm))
+
+    def project(self, h: Tensor, conv: Conv, residual: Feature) -> Feature:
+        """h [N H W, C] times the matrix of ``conv``, plus its bias and the residual."""
+        n, c, height, width = residual.data.shape
+        h = F.linear(h, conv.weight, conv.bias.to(h.dtype)).view(n, height, width, c)
+        return Feature(h.permute(0, 3, 1, 2).add_(residual.data))
+
+    def resize(self, feature: Feature, conv: Conv | None, direction: str) -> Feature:
+        """Layers that only resample: "up" then a convolution, or a strided one, or 2x2 means."""
+        x = feature.data
+        if direction == "down":
+            if conv is None:
+                return Feature(F.avg_pool2d(x, 2))
+            return Feature(F.conv2d(x, conv.weight, conv.bias.to(x.dtype), stride=2, padding=1))
+        if conv is None:
+            return Feature(double(x))
+        return Feature(self._conv(x if conv.up_kernel is not None else double(x), conv, conv.bias))
+
+    def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
+        """conv(SiLU(norm(x)))."""
+        return self._conv(self._norm_silu(feature.data, norm), conv, conv.bias)
+
+    def _conv(self, x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
+        return convolve(x, conv, bias)
+
+    @staticmethod
+    def _norm(x: Tensor, norm: Norm) -> Tensor:
+        weight, bias = norm.weight, norm.bias
+        if x.device.type != "cpu":  # only there may activations and parameters differ in dtype
+            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+        return F.group_norm(x, GROUPS, weight, bias, NORM_EPS)
+
+    def _norm_silu(self, x: Tensor, norm: Norm) -> Tensor:
+        return F.silu(self._norm(x, norm), inplace=True)
+
+
+class OneDnnOps(PlainOps):
+    """The same on a CPU with weights laid out once for oneDNN, and residuals added inside it.
+
+    Uses the operators that PyTorch's own compiler uses. The laid-out weights are a second copy,
+    made when a convolution first runs, so this is for small networks.
+    """
+
+    MOST_WEIGHTS = 2**26
+
+    def __init__(self):
+        self._packed: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
+
+    @staticmethod
+    def available(dtype: torch.dtype = torch.float32) -> bool:
+        """Whether this PyTorch has oneDNN's fused operators, and this CPU the arithmetic."""
+        names = "_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight"
+        return (
+            torch.backends.mkldnn.is_available()
+            and all(hasattr(torch.ops.mkldnn, name) for name in names)
+            and cpu_has(dtype)
+        )
+
+    def leave(
+        self, h: Tensor, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
+    ) -> Feature:
+        (x,) = residual
+        x = double(x.data) if up else x.data
+        weight, bias = self._weights(conv, h.dtype)
+        pad = [conv.weight.shape[-1] // 2] * 2
+        rest = weight, bias, pad, [1, 1], [1, 1], 1, "add", None, None, [], None
+        if skip is None and not up:  # x is the block's input, which others may read again
+            return Feature(torch.ops.mkldnn._convolution_pointwise.binary(h, x, *rest))
+        x = self._conv(x, skip, None) if skip is not None else x
+        return Feature(torch.ops.mkldnn._convolution_pointwise_.binary(x, h, *rest))
+
+    def _conv(self, x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
+        if conv.up_kernel is not None:
+            return convolve(x, conv, bias)
+        weight, own = self._weights(conv, x.dtype)
+        if bias is not conv.bias:
+            own = None if bias is None else bias.to(x.dtype)
+        pad = [conv.weight.shape[-1] // 2] * 2
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, weight, own, pad, [1, 1], [1, 1], 1, "none", [], ""
+        )
+
+    def _weights(self, conv: Conv, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        key = conv.name, len(conv.weight)
+        if key not in self._packed:
+            pad = [conv.weight.shape[-1] // 2] * 2
+            weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, pad)
+            self._packed[key] = weight, None if conv.bias is None else conv.bias.to(dtype)
+        return self._packed[key]
+
+
+class FusedOps(PlainOps):
+    """The same by Triton kernels around cuDNN's convolutions and cuBLAS' products.
+
+    Convolutions run without their bias, which joins what reads their output next: the moments of
+    the norm, or the sum with the residual. Concatenations are not made: norms take their moments
+    and 1x1 convolutions their products part by part.
+    """
+
+    def __init__(self, kernels=None):
+        if kernels is None:
+            from ddfm_fast.kernels import group_norm as kernels
+        self.kernels = kernels
+
+    def first(self, x: Tensor, conv: Conv) -> Feature:
+        return self._joined(convolve(x, conv, None), conv.bias)
+
+    def enter(self, parts: Sequence[Feature], norm: Norm, resample: str, conv: Conv):
+        affine = self._affine(parts, norm)
+        if resample == "up" and conv.up_kernel is not None:
+            resample = ""
+        down = resample == "down"
+        h, pooled = self.kernels.apply(
+            [p.data for p in parts], affine, resample=resample, pool_input=down
+        )
+        return h, (Feature(pooled),) if down else tuple(parts)
+
+    def middle(self, h: Tensor, conv: Conv, bias: Tensor, norm: Norm) -> Tensor:
+        h = convolve(h, conv, None)
+        affine = self._affine([Feature(h, self.kernels.moments(h))], norm, bias)
+        return self.kernels.apply([h], affine, out=h)[0]
+
+    def leave(
+        self, h: Tensor, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
+    ) -> Feature:
+        h = convolve(h, conv, None)
+        if skip is None:  # never of a concatenation, which has more channels than come out
+            (x,) = residual
+            return self._joined(h, conv.bias, x.data, up)
+        first = 0
+        for part in residual:
+            width = part.data.shape[1]
+            weight = skip.weight[:, first : first + width, 0, 0]
+            rows_of(h).addmm_(rows_of(part.data), weight.t())
+            first += width
+        return self._joined(h, conv.bias)
+
+    def tokens(self, feature: Feature, norm: Norm) -> Tensor:
+        return rows_of(
+            self.kernels.apply([feature.data], self._affine([feature], norm), silu=False)[0]
+        )
+
+    def project(self, h: Tensor, conv: Conv, residual: Feature) -> Feature:
+        n, c, height, width = residual.data.shape
+        h = F.linear(h, conv.weight).view(n, height, width, c).permute(0, 3, 1, 2)
+        return self._joined(h, conv.bias, residual.data)
+
+    def resize(self, feature: Feature, conv: Conv | None, direction: str) -> Feature:
+        h = super().resize(Feature(feature.data), conv, direction).data
+        return Feature(h, self.kernels.moments(h))
+
+    def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
+        h, _ = self.kernels.apply([feature.data], self._affine([feature], norm), out=feature.data)
+        return convolve(h, conv, conv.bias)
+
+    def _joined(self, h: Tensor, bias: Tensor, residual=None, up: bool = False) -> Feature:
+        return Feature(h, self.kernels.join_(h, bias, residual, upsample=up))
+
+    def _affine(self, parts: Sequence[Feature], norm: Norm, bias: Tensor | None = None) -> Tensor:
+        rows = parts[0].data.shape[2] * parts[0].data.shape[3]
+        moments = [p.moments for p in parts]
+        return self.kernels.scale_shift(moments, rows, norm.weight, norm.bias, bias)
+
+
+def ops_for(device: torch.device, weights: int, dtype: torch.dtype = torch.float32) -> PlainOps:
+    """What is fastest on a device for a network of so many weights, of what there is."""
+    if device.type == "cuda":
+        try:
+            return FusedOps()
+        except ImportError:  # no Triton for this platform: the twin is the path
+            return PlainOps()
+    small = device.type == "cpu" and weights <= OneDnnOps.MOST_WEIGHTS
+    return OneDnnOps() if small and OneDnnOps.available(dtype) else PlainOps()

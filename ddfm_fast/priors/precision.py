@@ -1,0 +1,73 @@
+"""In which arithmetic the prior runs; the rectification is float32 always."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+PRECISIONS = {
+    "float32": torch.float32,
+    "tf32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""``dtype=`` → dtype of weights and activations; "tf32" rounds only inside matrix products"""
+
+
+def check_precision(dtype: str | torch.dtype | None) -> str | None:
+    """The name of a precision, or None; ValueError for anything that is none."""
+    if dtype is None or dtype in PRECISIONS:
+        return dtype
+    names = [n for n, d in PRECISIONS.items() if n != "tf32" and d == dtype]
+    if not names:
+        raise ValueError(
+            f"dtype: {dtype!r} is not one of {', '.join(PRECISIONS)}, auto or their torch.dtype"
+        )
+    return names[0]
+
+
+def cpu_has(dtype: torch.dtype) -> bool:
+    """Whether this CPU multiplies in a dtype itself; else PyTorch converts, slower than float32."""
+    if dtype not in (torch.bfloat16, torch.float16):
+        return True
+    name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
+    supported = getattr(torch.ops.mkldnn, name, None)
+    return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
+
+
+def default_precision(device: torch.device) -> str:
+    """What ``dtype="auto"`` means on a device.
+
+    On a CPU float32, so that one call gives the same picture on every CPU; bfloat16 is the choice
+    to make by hand where the CPU multiplies in it. On CUDA float16, from compute capability 7 on,
+    where the matrix units are: as fast as bfloat16 on paper, and in the fused picture it came 20
+    dB nearer to float32 (bench/results/precision.md, measured on a CPU; no GPU has run yet).
+    What float16 cannot hold ends in an error of the sampler, not in a wrong picture.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 7:
+        return "float16"
+    return "float32"
+
+
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """Inside, CUDA's float32 matrix products and convolutions run in TF32, or truly in float32.
+
+    PyTorch's own defaults round convolutions to TF32 and leave products alone; whatever they are
+    set to comes back afterwards. The settings are the process's: another thread sees them too.
+    """
+    matmul, conv = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)
+    if hasattr(matmul, "fp32_precision") and hasattr(conv, "fp32_precision"):
+        holders, name, value = (matmul, conv), "fp32_precision", "tf32" if tf32 else "ieee"
+    else:  # PyTorch before 2.9
+        holders, name, value = (matmul, torch.backends.cudnn), "allow_tf32", tf32
+    before = [getattr(holder, name) for holder in holders]
+    try:
+        for holder in holders:
+            setattr(holder, name, value)
+        yield
+    finally:
+        for holder, setting in zip(holders, before, strict=True):
+            setattr(holder, name, setting)

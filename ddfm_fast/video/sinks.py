@@ -1,0 +1,269 @@
+"""Where the fused frames go: a video file that survives interruption, or a folder of PNG files."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import ensure_writable_dir, write_image
+from .sources import Source, VideoError, load_av
+
+CODECS = ("h264", "hevc", "ffv1", "png")
+SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".ts")
+CRF = {"h264": 18, "hevc": 20}
+
+_ENCODERS = {"h264": "libx264", "hevc": "libx265", "ffv1": "ffv1"}
+_ISO = (".mp4", ".m4v", ".mov")
+_FRAGMENTS = {"movflags": "+hybrid_fragmented+frag_every_frame+negative_cts_offsets"}
+_EVERY_FRAME = {**dict.fromkeys(_ISO, _FRAGMENTS), ".mkv": {"cluster_time_limit": "1"}}
+"""muxer options that bring each encoded frame to the file at once"""
+_TS_CODECS = ("h264", "hevc", "aac", "mp3", "mp2", "ac3", "eac3", "opus")
+_UNTAGGED = (0, 2)
+_RGB_SPACE = 0
+
+
+def open_sink(
+    out: str | os.PathLike[str],
+    like: Source,
+    *,
+    codec: str | None = None,
+    crf: int | None = None,
+) -> Sink:
+    """The sink that ``out`` means: a file ending in one of ``SUFFIXES``, else a folder for PNG.
+
+    like: the source whose rate, timestamps, colour tags and audio the output takes.
+    codec: "h264" (the default for files), "hevc", "ffv1" or "png". crf: quality of h264 and hevc,
+    0 to 51, smaller is better (default 18 and 20). ffv1 and png keep uint16 frames whole, hevc
+    keeps 10 bits of them and h264 8.
+
+    Raises VideoError or ImageFileError (ValueErrors) where that does not fit together or the
+    folder cannot be written to; ImportError without PyAV.
+    """
+    out = Path(out)
+    suffix = out.suffix.lower()
+    if codec is None:
+        codec = "h264" if suffix in SUFFIXES else "png"
+    if codec not in CODECS:
+        raise VideoError(f"codec is {codec!r}; expected one of {', '.join(CODECS)}")
+    if crf is not None and (codec not in CRF or not 0 <= crf <= 51):
+        raise VideoError(f"crf is {crf} with codec {codec}; expected 0 to 51 with h264 or hevc")
+    if codec == "png":
+        if suffix and not out.is_dir():
+            raise VideoError(
+                f"out is {out}; expected a file ending in {', '.join(SUFFIXES)}, or a folder "
+                "(a name without suffix) for PNG files"
+            )
+        return PictureSink(out)
+    if suffix not in SUFFIXES or out.is_dir():
+        raise VideoError(
+            f"out is {out} with codec {codec}; expected a file ending in {', '.join(SUFFIXES)}"
+        )
+    return VideoSink(out, like, codec, CRF.get(codec) if crf is None else crf)
+
+
+class Sink:
+    """Takes fused frames in order. ``path``: where the result is, or will be after ``finish``."""
+
+    path: Path
+    frames = 0
+
+    def write(self, image: np.ndarray, time: Fraction, number: int, packets: tuple = ()) -> None:
+        """Add a frame [H, W], [H, W, 1] or [H, W, 3], uint8 or uint16, seen from ``time`` on.
+
+        time: seconds, larger than the one before. packets: what the visible frame brought along.
+        VideoError where it cannot be written.
+        """
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Complete the output under its name. VideoError where that fails."""
+
+    def abandon(self) -> Path | None:
+        """Stop after an error: where a part of the output is, which plays, or None. No error."""
+        return self.path if self.frames else None
+
+
+class PictureSink(Sink):
+    """A folder of PNG files named after the number of the visible frame; each is whole."""
+
+    def __init__(self, folder: Path):
+        self.path = ensure_writable_dir(folder)
+
+    def write(self, image, time, number, packets=()) -> None:
+        write_image(self.path / f"{number:06d}.png", image)
+        self.frames += 1
+
+
+class VideoSink(Sink):
+    """A video file, called NAME.part.SUFFIX until it is complete.
+
+    The part plays at any moment, but for the last ten frames or so that the encoder still holds:
+    MP4 and MOV are written in fragments, which become an ordinary file at the end; Matroska and TS
+    need no end. Time starts
+    at the first frame; one more row or column is repeated where 4:2:0 needs an even size.
+    """
+
+    def __init__(self, path: Path, like: Source, codec: str, crf: int | None):
+        av = load_av()
+        self._av, self.path, self._codec = av, path, codec
+        self._part = path.with_name(f"{path.stem}.part{path.suffix}")
+        ensure_writable_dir(path.parent)
+        self._start: Fraction | None = None
+        self._colour, self._pixel_aspect = like.colour, like.pixel_aspect
+        self._time_base = like.time_base
+        self._rate = like.rate
+        options = dict(_EVERY_FRAME.get(path.suffix.lower(), {}), flush_packets="1")
+        try:
+            self._container = av.open(str(self._part), "w", options=options)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise VideoError(f"{path}: cannot be written ({_reason(error)})") from error
+        try:
+            self._check_codecs(codec, like.audio)
+            self._options = _encoder_options(codec, crf)
+            self._audio_stream = like.audio
+        except BaseException:
+            self._container.close()
+            self._part.unlink(missing_ok=True)
+            raise
+        self._stream = self._audio = None
+
+    def _check_codecs(self, codec: str, audio: Any) -> None:
+        suffix, supported = self.path.suffix, self._container.supported_codecs
+        if suffix.lower() == ".ts":  # FFmpeg has no list for it: it wraps whatever it is given
+            supported = _TS_CODECS
+        if codec not in supported:
+            raise VideoError(f"out is {self.path}: {suffix} does not hold {codec}; write .mkv")
+        if audio is not None and audio.codec_context.name not in supported:
+            name = audio.codec_context.name
+            raise VideoError(
+                f"out is {self.path}: {suffix} does not hold the visible stream's audio ({name}); "
+                "write .mkv, or leave the audio out (command line: --no-audio)"
+            )
+
+    def _open_streams(self, height: int, width: int) -> None:
+        stream = self._container.add_stream(
+            _ENCODERS[self._codec], rate=self._rate, options=self._options
+        )
+        stream.width, stream.height, stream.pix_fmt = width, height, self._format
+        context = stream.codec_context
+        context.time_base = stream.time_base = self._time_base
+        context.gop_size = max(1, round(self._rate))
+        if self._codec == "hevc" and self.path.suffix.lower() in _ISO:
+            context.codec_tag = "hvc1"  # what Apple's players ask for
+        if self._pixel_aspect:
+            context.sample_aspect_ratio = self._pixel_aspect
+        if self._colour and self._format.startswith("yuv"):
+            context.color_range = self._colour.range
+            if self._colour.space != _RGB_SPACE:
+                context.colorspace = self._colour.space
+            context.color_primaries = self._colour.primaries
+            context.color_trc = self._colour.transfer
+        self._stream = stream
+        if self._audio_stream is not None:
+            self._audio = self._container.add_stream_from_template(self._audio_stream)
+
+    def write(self, image, time, number, packets=()) -> None:
+        image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+        if self._codec in CRF:
+            image = _even(image)
+        try:
+            if self._stream is None:
+                self._start = time
+                self._format = _pixel_format(self._codec, image.dtype == np.uint16, image.ndim == 2)
+                self._open_streams(*image.shape[:2])
+            frame = self._frame(image)
+            frame.pts = round((time - self._start) / self._time_base)
+            frame.time_base = self._time_base
+            self._container.mux(self._stream.encode(frame))
+            for packet, seconds in packets:
+                self._mux_audio(packet, seconds)
+        except (self._av.error.FFmpegError, OSError) as error:
+            raise self._failed(error) from error
+        self.frames += 1
+
+    def _frame(self, image: np.ndarray):
+        kind = ("gray", "gray16le") if image.ndim == 2 else ("rgb24", "rgb48le")
+        frame = self._av.VideoFrame.from_ndarray(
+            np.ascontiguousarray(image), kind[image.dtype == np.uint16]
+        )
+        to = {"format": self._format}
+        if self._format.startswith("yuv") and self._colour:
+            if self._colour.space not in (*_UNTAGGED, _RGB_SPACE):
+                to["dst_colorspace"] = self._colour.space
+            if self._colour.range:
+                to["dst_color_range"] = self._colour.range
+        return frame.reformat(**to)
+
+    def _mux_audio(self, packet, seconds: Fraction) -> None:
+        if self._audio is None or seconds < self._start:
+            return
+        dts = round((seconds - self._start) / packet.time_base)
+        if packet.pts is not None:
+            packet.pts += dts - packet.dts
+        packet.dts = dts
+        packet.stream = self._audio
+        self._container.mux(packet)
+
+    def finish(self) -> None:
+        if self._stream is None:
+            self.abandon()
+            return
+        try:
+            self._container.mux(self._stream.encode())
+            self._container.close()
+            os.replace(self._part, self.path)
+        except (self._av.error.FFmpegError, OSError) as error:
+            raise self._failed(error) from error
+
+    def abandon(self) -> Path | None:
+        try:
+            if self._stream is not None:
+                self._container.mux(self._stream.encode())
+            self._container.close()
+        except (self._av.error.FFmpegError, OSError, ValueError):
+            pass  # what is in the file plays without an end
+        if self.frames == 0:
+            self._part.unlink(missing_ok=True)
+        return self._part if self._part.exists() else None
+
+    def _failed(self, error: Exception) -> VideoError:
+        return VideoError(
+            f"{self.path}: cannot be written after frame {self.frames} ({_reason(error)}); "
+            "make room, or choose a folder that you may write to"
+        )
+
+
+def _pixel_format(codec: str, deep: bool, grey: bool) -> str:
+    if codec == "h264":
+        return "yuv420p"
+    if codec == "hevc":
+        return "yuv420p10le" if deep else "yuv420p"
+    if grey:
+        return "gray16le" if deep else "gray"
+    return "gbrp16le" if deep else "bgr0"
+
+
+def _encoder_options(codec: str, crf: int | None) -> dict[str, str]:
+    if codec == "ffv1":
+        return {"level": "3", "slicecrc": "1"}
+    # frames that the encoder still holds are lost when the process is killed
+    options = {"preset": "veryfast", "crf": str(crf)}
+    if codec == "hevc":
+        few = "rc-lookahead=5:bframes=2:frame-threads=1"
+        return {**options, "x265-params": f"log-level=error:{few}"}
+    return {**options, "rc-lookahead": "5", "bf": "2"}
+
+
+def _even(image: np.ndarray) -> np.ndarray:
+    odd = [(0, n % 2) for n in image.shape[:2]]
+    if not any(n for _, n in odd):
+        return image
+    return np.pad(image, [*odd, (0, 0)][: image.ndim], mode="edge")
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,54 @@
+"""Frames to the device and back; the GPU half skips without one and has not run on one yet."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from clips import pan, quick_fuser, read_clip
+
+from ddfm_fast.api import Fuser
+from ddfm_fast.video import fuse_video
+from ddfm_fast.video.transfer import Downloader, Uploader
+
+
+def test_on_the_cpu_nothing_is_copied():
+    image = np.zeros((16, 16), np.uint8)
+    device = torch.device("cpu")
+    assert Uploader(device)(image, image).images()[0] is image
+    assert Downloader(device)(image).image() is image
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_round_trip(dtype):
+    device = torch.device("cuda")
+    upload, download = Uploader(device), Downloader(device)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = rng.integers(0, np.iinfo(dtype).max, (2, 480, 640, 3)).astype(dtype)
+        sent = upload(a, b).images()
+        assert all(t.device.type == "cuda" for t in sent)
+        for image, tensor in zip((a, b), sent, strict=True):
+            np.testing.assert_array_equal(download(tensor).image(), image)
+
+
+@pytest.mark.gpu
+def test_video_equals_the_cpu(tmp_path):
+    ir, vis = pan(8, 1), pan(8, 2, channels=3)
+    for name, fuser in (("cpu", quick_fuser()), ("cuda", Fuser(prior=quick_fuser().prior))):
+        out = tmp_path / f"{name}.mkv"
+        fuse_video(ir, vis, out, fuser=fuser, preset="realtime", codec="ffv1")
+    frames = [read_clip(tmp_path / f"{name}.mkv")[0] for name in ("cpu", "cuda")]
+    assert np.abs(np.subtract(*np.stack(frames).astype(int))).max() <= 2
+
+
+@pytest.mark.gpu
+def test_memory_on_the_device_is_flat():
+    fuser = Fuser(prior=quick_fuser().prior, device="cuda")
+    pairs = list(zip(pan(20, 1), pan(20, 2, channels=3), strict=True))
+    seen = []
+    for n, _ in enumerate(fuser.stream((pairs[n % 20] for n in range(400)), preset="realtime")):
+        if n in (100, 399):
+            seen.append(torch.cuda.memory_allocated())
+    assert seen[1] <= seen[0] * 1.05
