@@ -30,6 +30,7 @@ RESULTS = FOLDER / "results" if IN_CHECKOUT else Path("ddfm_fast_bench")
 PACKAGES = ("torch", "triton", "cupy-cuda12x", "cupy-cuda13x", "numpy", "scikit-image")
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+LAUNCHES = 1000
 LARGEST_CPU_CACHE = 2**26
 """of a shared CPU's last cache, whose size counts everybody's cores, this much may be ours"""
 
@@ -104,7 +105,8 @@ def ceilings(
     device: torch.device, clock: Callable, *, scale: int = 1, repeats: int = 7
 ) -> dict[str, dict]:
     """Measured limits, {"copy": …, "float32": …}: ``rate``, the best of the samples, in bytes read
-    plus written or in operations a second, and every sample.
+    plus written, in operations or in launches (of an operator on 16 numbers) a second, and every
+    sample.
 
     ``scale`` divides the sizes, for a quick look. Products in bfloat16 and float16 only on a GPU:
     what a CPU without units for them takes is no ceiling.
@@ -114,6 +116,8 @@ def ceilings(
     source = torch.rand(count, device=device)
     target = torch.empty_like(source)
     works = {"copy": (2 * 4 * count, lambda: target.copy_(source))}
+    tiny = torch.zeros(16, device=device)
+    works["launch"] = (LAUNCHES, lambda: [tiny.add_(1.0) for _ in range(LAUNCHES)])
     names = ("float32", "bfloat16", "float16") if device.type == "cuda" else ("float32",)
     for name in names:
         a, b = torch.randn(2, side, side, device=device).to(getattr(torch, name)).unbind()

@@ -115,6 +115,23 @@ class Place:
         capture.warm_up(work)
         return capture.capture(work)
 
+    def captured(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        """``replay`` of work that returns a tensor: the same one at every call."""
+        if self.device.type != "cuda":
+            return work
+        result: list[Tensor] = []
+
+        def kept() -> None:
+            result[:] = [work()]
+
+        replay = self.replay(kept)
+
+        def run() -> Tensor:
+            replay()
+            return result[0]
+
+        return run
+
     def times(
         self,
         candidates: dict[str, Callable[[], object]],

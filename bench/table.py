@@ -91,12 +91,13 @@ def card_lines(report: Report) -> list[str]:
     products = ", ".join(
         f"{name} products {limit['rate'] / 1e9:,.0f} GFLOP/s"
         for name, limit in limits.items()
-        if name != "copy"
+        if name not in ("copy", "launch")
     )
     lines = [
         f"{card.get('gpu') or card['cpu']}, {card['threads']} threads, torch {card['torch']}, "
         f"commit {card['commit']}, {report.date.replace('T', ' ')}",
-        f"measured limits: copy {limits['copy']['rate'] / 1e9:,.1f} GB/s, {products}",
+        f"measured limits: copy {limits['copy']['rate'] / 1e9:,.1f} GB/s, {products}, "
+        f"{1e6 / limits['launch']['rate']:.1f} µs a launch",
     ]
     if "gpu" not in card and card["load"] and card["load"] > 1:
         lines.append(

@@ -59,7 +59,7 @@ def reference_fusion(place: Place, side: int, steps: int):
 
 def our_fusion(place: Place, side: int, steps: int):
     """Ours by the official preset: () → x_0."""
-    prior = load_prior("embedded", device=place.device)
+    prior = load_prior("embedded", device=place.device, dtype="float32")
     (i, v), config = pair_lumas(side, place.device), FuseConfig(steps=steps)
     return lambda: sample(prior, i, v, config).x0
 
@@ -92,7 +92,8 @@ def measure(place: Place, side: int) -> Measurement:
     found.candidates["reference"].about = f"{config.steps} steps"
     for name, fuser in fusers.items():
         describe(found.candidates[name], name, fuser, fuser(ir, vis), (ir, vis))
-    found.facts = {"graphs": {n: f.loops.summary() for n, f in fusers.items() if len(f.loops)}}
+    found.facts = {"steps": {n: f.config.steps for n, f in fusers.items()}}
+    found.facts |= {"graphs": {n: f.loops.summary() for n, f in fusers.items() if len(f.loops)}}
     return found
 
 
@@ -100,5 +101,9 @@ def describe(candidate: Candidate, name: str, fuser: Fuser, fused, sources) -> N
     """Scores and settings of a preset's picture."""
     candidate.quality = scores(fused, *sources)
     preset = name.split(",")[0]  # the script's is the same mathematics on other input
-    candidate.lossless = None if preset == "official-script" else preset == "official"
-    candidate.about = f"variant {fuser.config.variant}, {fuser.config.steps} prior evaluations"
+    same = preset == "official" and fuser.prior.precision == "float32"
+    candidate.lossless = None if preset == "official-script" else same
+    candidate.about = (
+        f"variant {fuser.config.variant}, {fuser.config.steps} prior evaluations in "
+        f"{fuser.prior.precision}"
+    )

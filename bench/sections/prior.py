@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ddfm_fast.priors import Prior, load_prior
+from ddfm_fast.priors.precision import cpu_has
 
-from ..cost import forward_flops
 from ..data import network, reference_unet
+from ..model import forward_cost
 from ..place import Place, Task, largest_difference, named, require
 from ..results import Measurement, Parity
 
@@ -57,14 +60,33 @@ def measure(place: Place, name: str, height: int, width: int) -> Measurement:
     candidates = {"reference": lambda: theirs(x, t)}
     exact = theirs(x, t)[:, :3]
     scale = max(1.0, float(exact.abs().max()))
-    ours = forward(load_prior(network(name), device=place.device), x)
-    worst = largest_difference(exact, ours()) / scale
-    parity = require(Parity(f"{name} prior, ours against the reference", worst, LIMIT))
-    candidates["ddfm_fast"] = ours
+    works = ours(place, name, x)
+    errors = {p: largest_difference(exact, work()) / scale for p, work in works.items()}
+    check = Parity(f"{name} prior, ours against the reference", errors["float32"], LIMIT)
+    parity = require(check)
+    names = {p: "ddfm_fast" if p == "float32" else f"ddfm_fast, {p}" for p in works}
+    candidates |= {names[p]: work for p, work in works.items()}
     size = named(height, width)
     found = Measurement("prior", name, size, place.command("prior", size), "reference", parity)
     found.candidates = place.times(candidates, repeats=12)
-    flops = forward_flops(network(name).config, height, width)
-    found.candidates["ddfm_fast"].floor = place.floor(0, flops)
-    found.facts = {"operations": flops}
+    for precision, path in names.items():
+        half = precision in ("float16", "bfloat16")
+        cost = forward_cost(name, height, width, half=half, fused=place.device.type == "cuda")
+        candidate = found.candidates[path]
+        candidate.floor = place.floor(cost.bytes, cost.flops, precision)
+        candidate.lossless = precision == "float32"
+        candidate.quality = {"largest error of eps": errors[precision]}
+    cost = forward_cost(name, height, width)
+    found.facts = {"operations": cost.flops, "bytes": cost.bytes, "launches": len(cost.launches)}
+    return found
+
+
+def ours(place: Place, name: str, x: Tensor) -> dict[str, Callable]:
+    """A forward by each precision that the device multiplies in; in a graph on a GPU."""
+    found = {}
+    for precision in ("float32", "bfloat16", "float16"):
+        if place.device.type == "cpu" and not cpu_has(getattr(torch, precision)):
+            continue
+        prior = load_prior(network(name), device=place.device, dtype=precision)
+        found[precision] = place.captured(forward(prior, x))
     return found

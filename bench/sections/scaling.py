@@ -106,7 +106,7 @@ def _ours_step(place: Place, data) -> Callable:
 
 
 def prior_pixels(place: Place, sizes: list[tuple[int, int]], span: str) -> Measurement:
-    ours = load_prior("embedded", device=place.device)
+    ours = load_prior("embedded", device=place.device, dtype="float32")
     check = _prior_check(place, *sizes[0])
     works = {
         f"ddfm_fast, {named(*size)}": (
@@ -125,7 +125,8 @@ def _prior_check(place: Place, height: int, width: int) -> Parity:
     x, t = prior.noise(height, width, place.device), torch.tensor([prior.TIMESTEP])
     exact = reference_unet("embedded", place.device)(x, t.to(place.device))
     worst = largest_difference(
-        exact, prior.forward(load_prior(network("embedded"), device=place.device), x)()
+        exact,
+        prior.forward(load_prior(network("embedded"), device=place.device, dtype="float32"), x)(),
     )
     scale = max(1.0, float(exact.abs().max()))
     return Parity("embedded prior, ours against the reference", worst / scale, prior.LIMIT)
@@ -145,7 +146,7 @@ def loop_pixels(place: Place, sizes: list[tuple[int, int]], span: str) -> Measur
 
 
 def prior_batch(place: Place, counts: list[int], size: str) -> Measurement:
-    ours = load_prior("embedded", device=place.device)
+    ours = load_prior("embedded", device=place.device, dtype="float32")
     side = STEPS_SIDE
     works = {
         f"ddfm_fast, {n} images": (n, prior.forward(ours, prior.noise(side, side, place.device, n)))

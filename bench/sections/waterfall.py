@@ -22,6 +22,7 @@ from ddfm_fast.dispatch import Engine, resolve_engine
 from ddfm_fast.graphs import GraphCache
 from ddfm_fast.priors import Prior, UNetPrior, load_prior
 from ddfm_fast.priors.checkpoint import build_unet
+from ddfm_fast.priors.precision import cpu_has
 from ddfm_fast.priors.unet import UNet
 from ddfm_fast.rectify import VARIANTS, EMState, Rectifier, get_solver, rectify_plane
 from ddfm_fast.sampler import em_settings, prior_rows, sample
@@ -52,6 +53,8 @@ class Row:
     lossless: bool = True
     preset: str = "official"
     gpu_only: bool = False
+    needs: torch.dtype = torch.float32
+    """what a CPU must multiply in for the row to be of use"""
 
 
 class ByIdentity(ReferenceLoop):
@@ -148,11 +151,19 @@ def _our_module(device: torch.device) -> Prior:
 
 
 def _our_table(device: torch.device) -> Prior:
-    return UNetPrior(plain_unet(device).to(memory_format=torch.channels_last), name="embedded")
+    return TablePrior(plain_unet(device).to(memory_format=torch.channels_last), name="embedded")
 
 
-def _our_prior(device: torch.device) -> Prior:
-    return load_prior("embedded", device=device)
+class TablePrior(UNetPrior):
+    """The network as it is trained, with what depends on the timestep out of the loop."""
+
+    @torch.no_grad()
+    def eps(self, x: Tensor, cond, *, variance: bool = False) -> Tensor:
+        return self.unet.run(x, cond, 3)
+
+
+def _our_prior(precision: str = "float32"):
+    return lambda device: load_prior("embedded", device=device, dtype=precision)
 
 
 ROWS = [
@@ -184,18 +195,33 @@ ROWS = [
         _our_loop(_our_table),
     ),
     Row(
-        "shipped prior",
-        "upsampling folded into the convolution after it (CPU): the default on a CPU",
-        _our_loop(_our_prior),
+        "prior's engine",
+        "norms, biases, residuals and upsampling inside their neighbours, weights laid out once: "
+        "the default on a CPU",
+        _our_loop(_our_prior()),
     ),
     Row(
-        "fused kernels", "two kernels around cuFFT", _our_loop(_our_prior, "triton"), gpu_only=True
+        "fused kernels", "two kernels around cuFFT", _our_loop(_our_prior(), "triton"), gpu_only=True
     ),
     Row(
         "CUDA graph",
-        "the whole loop in one launch: the default on a GPU",
-        _our_loop(_our_prior, "triton", "loop"),
+        "the whole loop in one launch",
+        _our_loop(_our_prior(), "triton", "loop"),
         gpu_only=True,
+    ),
+    Row(
+        "prior in float16",
+        "half the bits in the network: the default on a GPU",
+        _our_loop(_our_prior("float16"), "triton", "loop"),
+        False,
+        gpu_only=True,
+    ),
+    Row(
+        "prior in bfloat16",
+        "half the bits in the network (--dtype bfloat16)",
+        _our_loop(_our_prior("bfloat16")),
+        False,
+        needs=torch.bfloat16,
     ),
     Row("preset balanced", PRESETS["balanced"].summary, _preset("balanced"), False, "balanced"),
     Row("preset fast", PRESETS["fast"].summary, _preset("fast"), False, "fast"),
@@ -203,7 +229,9 @@ ROWS = [
 
 
 def rows(place: Place) -> list[Row]:
-    return [row for row in ROWS if place.device.type == "cuda" or not row.gpu_only]
+    if place.device.type == "cuda":
+        return ROWS
+    return [row for row in ROWS if not row.gpu_only and cpu_has(row.needs)]
 
 
 def work_of(name: str, device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
@@ -265,7 +293,7 @@ def measure(place: Place, side: int, steps: int) -> Measurement:
 
 
 def default_row(place: Place) -> str:
-    return [row for row in rows(place) if row.lossless][-1].name
+    return "prior in float16" if place.device.type == "cuda" else "prior's engine"
 
 
 def picture(luma: Tensor, preset: str) -> Tensor:
