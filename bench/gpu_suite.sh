@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command of under nine minutes: bash bench/gpu_suite.sh [FOLDER]
-# For a bare CUDA machine with PyTorch, Triton, pytest, hypothesis and safetensors; nothing is
-# installed and nothing fetched. CuPy, ncu and compute-sanitizer are used where they are.
+# For a bare CUDA machine with PyTorch, Triton, pytest, hypothesis, scikit-image, tqdm,
+# typer and safetensors; nothing is installed and nothing fetched. CuPy, ncu and compute-sanitizer are used where they are.
 #
 #   tests.log      the GPU tests, and why any was skipped
-#   gpu.json, .md  the step, its kernels, whole loops, launches: every sample, and a table
+#   bench.log      `python -m bench`: kernels, step, prior, loops, scaling, waterfall, as a table
+#   <gpu>-<date>.json  the same with every sample: put it into bench/results
+#   prior.json, .md    the official network's forward, every way
 #   sanitizer.log  memcheck and racecheck of the rectification kernels
 #   ncu.csv        counters of the rectification kernels
 #   summary.txt    what ran, what failed, how long each took
@@ -41,11 +43,12 @@ run() { # run SECONDS NAME LOG COMMAND...: SECONDS at most, output also to LOG
 skipped() { echo "$1: skipped, $2 is not installed" | tee -a "$summary"; }
 
 rm -f "$out"/*.log
-run 170 tests tests.log "$python" -m pytest -q -m gpu -rs -p no:cacheprovider \
+run 160 tests tests.log "$python" -m pytest -q -m gpu -rs -p no:cacheprovider \
   --continue-on-collection-errors tests
-run 100 bench bench.log "$python" -m bench.gpu --out "$out"
-rm -f "$out/bench.log" # its table is gpu.md
-run 120 prior prior.log "$python" -m bench.gpu_prior --out "$out"
+rm -f "$out"/*-20*.json # of a run before
+run 130 bench bench.log "$python" -m bench kernels step prior loop throughput scaling startup \
+  waterfall --seconds 3 --repeats 20 --quiet --save --out "$out"
+run 100 prior prior.log "$python" -m bench.gpu_prior --out "$out"
 rm -f "$out/prior.log" # its table is there too
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
@@ -64,7 +67,7 @@ if command -v ncu >/dev/null; then
   metrics+=,lts__t_sector_hit_rate.pct,launch__registers_per_thread,smsp__inst_executed.sum
   timeout -k 10 50 ncu --csv --page raw --kernel-name 'regex:_rectify_.*|_spectral.*' \
     --launch-skip 6 --launch-count 12 --cache-control all --clock-control none \
-    --metrics "$metrics" "$python" -m bench.gpu --steps-only >"$out/ncu.csv"
+    --metrics "$metrics" "$python" -m bench --for-profiler >"$out/ncu.csv"
   status=$?
   [ "$status" = 0 ] || failed=1
   echo "ncu: exit $status" | tee -a "$summary"

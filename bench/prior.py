@@ -22,6 +22,7 @@ from ddfm_fast.priors.unet import UNet
 
 from .data import SMALL_ADM, small_adm
 from .machine import RESULTS, machine, save
+from .model import GPUS
 from .reference import ReferenceUNet
 from .timing import interleave, summarise
 
@@ -29,16 +30,12 @@ PARITY = 2e-4
 """float32, largest difference of eps; both sides round differently"""
 SIZES = [(64, 64), (256, 320), (512, 640)]
 PAPER_SIZES = [(256, 256), (512, 640), (1088, 1920), (2176, 3840)]
-GPUS = {
-    "A100 SXM 80 GB": (312e12, 2039e9),
-    "H100 SXM": (989.4e12, 3350e9),
-    "H200 SXM": (989.4e12, 4800e9),
-    "B200": (2250e12, 8000e9),
-    "L40S": (362e12, 864e9),
-    "RTX 4090": (165.2e12, 1008e9),
-}
-"""peak dense bfloat16 operations and bytes a second, from the makers' public data sheets"""
 MEASURED = {"H100 SXM, measured elsewhere: 798 TFLOP/s, 3.0 TB/s": (798e12, 3.0e12)}
+
+
+def peaks() -> dict[str, tuple[float, float]]:
+    """Operations and bytes a second by GPU, from the table of the cost model."""
+    return {gpu.name: (gpu.operations, gpu.bandwidth) for gpu in GPUS}
 
 
 def networks() -> dict[str, tuple[UNet, ReferenceUNet]]:
@@ -149,7 +146,7 @@ def _roofline(ours: dict) -> list[str]:
         "| GPU | " + " | ".join(f"{h}x{w}" for h, w in ours) + " |",
         "|---" * (1 + len(ours)) + "|",
     ]
-    for name, (flops, bandwidth) in (GPUS | MEASURED).items():
+    for name, (flops, bandwidth) in (peaks() | MEASURED).items():
         cells = (f"{cost.seconds(flops, bandwidth) * 1e3:.1f}" for cost in ours.values())
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines

@@ -42,9 +42,10 @@ def notes(candidate: Candidate) -> str:
     """Lossy or not, and the scores."""
     words = [] if candidate.lossless is None else [["lossy", "lossless"][candidate.lossless]]
     for name, value in candidate.quality.items():
-        number = (
-            "equal" if value is None else f"{value:.1f} dB" if name == "PSNR" else f"{value:.3f}"
-        )
+        if name == "PSNR":
+            number = "equal" if value is None else f"{value:.1f} dB"
+        else:
+            number = f"{value:.1e}" if 0 < value < 1e-3 else f"{value:.3f}"
         words.append(f"{name} {number}")
     return ", ".join(words)
 

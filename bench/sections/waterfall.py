@@ -116,7 +116,7 @@ def _our_loop(make_prior: Callable[[torch.device], Prior], backend: str = "torch
             make_prior(device),
         )
         engine = PLAIN if backend == "torch" else resolve_engine(device, backend)
-        if graph == "off":
+        if graph == "off" or device.type != "cuda":  # a rehearsal captures nothing
             return lambda: sample(prior, i, v, config, engine=engine).luma
         cache = GraphCache(graph, engine)
         cache.warm_up(prior, config, (1, side, side))
@@ -201,7 +201,10 @@ ROWS = [
         _our_loop(_our_prior()),
     ),
     Row(
-        "fused kernels", "two kernels around cuFFT", _our_loop(_our_prior(), "triton"), gpu_only=True
+        "fused kernels",
+        "two kernels around cuFFT",
+        _our_loop(_our_prior(), "triton"),
+        gpu_only=True,
     ),
     Row(
         "CUDA graph",
@@ -229,7 +232,7 @@ ROWS = [
 
 
 def rows(place: Place) -> list[Row]:
-    if place.device.type == "cuda":
+    if place.on_gpu:
         return ROWS
     return [row for row in ROWS if not row.gpu_only and cpu_has(row.needs)]
 
