@@ -14,7 +14,7 @@ help:
 	@echo "make demo    fuse two example pairs, pictures in out/"
 	@echo "make test    run the tests            (ARGS='-k cli' chooses, ARGS=-x stops early)"
 	@echo "make lint    check the style"
-	@echo "make bench   time this machine against the reference path   (ARGS=--help lists options)"
+	@echo "make bench   time this machine against the reference path (ARGS="--save --report": all of it)"
 	@echo "make clean   remove .venv, out/ and everything built"
 
 venv: $(STAMP)
@@ -28,7 +28,7 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 	  -c constraints.txt setuptools wheel
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt --no-build-isolation -e '.[test,diffusers]'
+	  -c constraints.txt --no-build-isolation -e '.[test,diffusers,bench]'
 	@touch $@
 	@echo "venv: ready"
 

@@ -17,7 +17,8 @@ from .results import Candidate, Measurement, Report
 from .table import seconds
 from .timing import LEAST_ROUNDS
 
-THRESHOLD = 0.10
+THRESHOLD, QUICK_THRESHOLD = 0.10, 0.50
+"""a quick run has few samples of short calls: it tells a catastrophe from noise, no more"""
 SAME = ("cpu", "gpu", "threads", "torch", "driver")
 
 
@@ -67,8 +68,11 @@ def _drifts(old: Measurement, new: Measurement, path: str) -> list[float]:
     return found
 
 
-def compare(old: Report, new: Report, threshold: float = THRESHOLD) -> list[Change]:
+def compare(old: Report, new: Report, threshold: float | None = None) -> list[Change]:
     """Every path that both runs timed, in the new run's order; what is red in the new run too."""
+    if threshold is None:
+        quick = old.settings.get("quick") or new.settings.get("quick")
+        threshold = QUICK_THRESHOLD if quick else THRESHOLD
     before = {m.key: m for m in old.measurements}
     changes = []
     for measurement in new.measurements:

@@ -67,8 +67,12 @@ def bench(
         ),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(min=0, help="With --compare: rise that is no regression yet.")
-    ] = 0.10,
+        float | None,
+        typer.Option(
+            min=0,
+            help="With --compare: the rise that is no regression yet (0.1; of quick runs 0.5).",
+        ),
+    ] = None,
     from_result: Annotated[
         Path | None, typer.Option("--from", help="With --report: run nothing, show this result.")
     ] = None,
@@ -156,7 +160,7 @@ def _require_extra() -> None:
         ) from None
 
 
-def _compare(old: Path, new: Path, threshold: float) -> int:
+def _compare(old: Path, new: Path, threshold: float | None) -> int:
     from ddfm_fast.bench import compare, results
 
     reports = results.load(old), results.load(new)

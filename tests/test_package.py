@@ -126,6 +126,16 @@ def test_kernels_of_this_checkout_win_over_an_editable_install(checkout, tmp_pat
     assert kernels == str(ROOT / "kernels" / "__init__.py")
 
 
+def test_the_benchmark_comes_from_where_the_package_does(wheel):
+    """Without importing it: its dependencies are an extra."""
+    look = "import importlib.util as u; print(u.find_spec('ddfm_fast.bench.runner').origin)"
+    for home, folder in ((ROOT, ROOT / "bench"), (wheel, wheel / "ddfm_fast" / "bench")):
+        (found,) = python(f"import sys; sys.path.insert(0, {str(home)!r}); {look}", "-I", "-S")
+        assert found == str(folder / "runner.py")
+    assert (wheel / "ddfm_fast" / "bench" / "sections" / "waterfall.py").is_file()
+    assert not list((wheel / "ddfm_fast" / "bench").rglob("*.png")), "results stay at home"
+
+
 def test_kernels_say_what_is_available():
     from ddfm_fast.kernels import available
 
@@ -169,7 +179,7 @@ def test_constraints_pin_all_that_make_venv_asks_for(metadata):
     wanted = [
         requirement
         for requirement in metadata.get_all("Requires-Dist")
-        if not re.search(r"extra == .(cuda12|cuda13|bench)", requirement)
+        if not re.search(r"extra == .(cuda12|cuda13)", requirement)
     ]
     names = {re.match(r"[A-Za-z0-9._-]+", r).group().lower().replace("_", "-") for r in wanted}
     assert {"torch", "numpy", "pytest", "diffusers"} <= names <= pinned

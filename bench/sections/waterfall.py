@@ -128,6 +128,7 @@ def _our_loop(make_prior: Callable[[torch.device], Prior], backend: str = "torch
 def _preset(name: str):
     def build(device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
         (i, v), config = pair_lumas(side, device), PRESETS[name]
+        config = config.with_overrides(steps=min(config.steps, steps))  # fewer in a quick look
         prior = load_prior("embedded", device=device)
         return lambda: sample(prior, i, v, config).luma
 
