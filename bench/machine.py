@@ -20,6 +20,7 @@ import torch
 
 import ddfm_fast
 from ddfm_fast.files import atomic_write_bytes
+from ddfm_fast.priors.precision import cpu_has
 
 from .timing import interleave, quantile
 
@@ -27,10 +28,15 @@ FOLDER = Path(__file__).resolve().parent
 IN_CHECKOUT = (FOLDER.parent / "setup.py").is_file()
 RESULTS = FOLDER / "results" if IN_CHECKOUT else Path("ddfm_fast_bench")
 """where results go: into the repository, or beside the user where only the package is there"""
+COMMAND, MODULE = (
+    ("python -m bench", "bench") if IN_CHECKOUT else ("ddfm-fast bench", "ddfm_fast.bench")
+)
+"""how people start the benchmark, and where its modules are"""
 PACKAGES = ("torch", "triton", "cupy-cuda12x", "cupy-cuda13x", "numpy", "scikit-image")
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 LAUNCHES = 1000
+PRODUCTS = ("float32", "bfloat16", "float16")
 LARGEST_CPU_CACHE = 2**26
 """of a shared CPU's last cache, whose size counts everybody's cores, this much may be ours"""
 
@@ -102,14 +108,14 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def ceilings(
-    device: torch.device, clock: Callable, *, scale: int = 1, repeats: int = 7
+    device: torch.device, clock: Callable, *, scale: int = 1, repeats: int = 15
 ) -> dict[str, dict]:
     """Measured limits, {"copy": …, "float32": …}: ``rate``, the best of the samples, in bytes read
     plus written, in operations or in launches (of an operator on 16 numbers) a second, and every
     sample.
 
-    ``scale`` divides the sizes, for a quick look. Products in bfloat16 and float16 only on a GPU:
-    what a CPU without units for them takes is no ceiling.
+    ``scale`` divides the sizes, for a quick look. Products in bfloat16 and float16 only where the
+    device has units for them.
     """
     count = COPY_BYTES[device.type] // 4 // scale
     side = MATRIX_SIDE[device.type] // scale
@@ -118,7 +124,7 @@ def ceilings(
     works = {"copy": (2 * 4 * count, lambda: target.copy_(source))}
     tiny = torch.zeros(16, device=device)
     works["launch"] = (LAUNCHES, lambda: [tiny.add_(1.0) for _ in range(LAUNCHES)])
-    names = ("float32", "bfloat16", "float16") if device.type == "cuda" else ("float32",)
+    names = [n for n in PRODUCTS if device.type == "cuda" or cpu_has(getattr(torch, n))]
     for name in names:
         a, b = torch.randn(2, side, side, device=device).to(getattr(torch, name)).unbind()
         works[name] = (2 * side**3, lambda a=a, b=b: a @ b)

@@ -121,7 +121,8 @@ def _model(report: Report) -> str:
         parts.append(_html_table(model.check_table(report)))
         parts += [f"<p>{escape(text)}</p>" for text in model.WHY]
     parts.append(
-        "<p class='how'>Again: <code>python -m bench.model --price 'H100 SXM=2.5'</code></p>"
+        f"<p class='how'>Again: <code>python -m {machine.MODULE}.model "
+        "--price 'H100 SXM=2.5'</code></p>"
     )
     return "".join(parts)
 

@@ -74,7 +74,7 @@ class Place:
 
     def command(self, section: str, size: str | None = None) -> str:
         """How to make a section's measurement again."""
-        words = ["python -m bench" if machine.IN_CHECKOUT else "ddfm-fast bench", section]
+        words = [machine.COMMAND, section]
         words += [f"--size {size}"] if size else []
         words += ["--quick"] if self.quick else ["--rehearse"] if self.rehearse else []
         return " ".join(words)
@@ -82,7 +82,7 @@ class Place:
     def measure_ceilings(self) -> None:
         scale = 512 if self.rehearse else 4 if self.quick else 1
         self.ceilings = machine.ceilings(
-            self.device, self.clock, scale=scale, repeats=2 if self.rehearse else 7
+            self.device, self.clock, scale=scale, repeats=2 if self.rehearse else 15
         )
 
     def floor(self, moved: float, operations: float = 0.0, precision: str = "float32") -> float:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from . import model
+from .machine import MODULE
 from .results import Measurement, Report
 from .table import seconds
 
@@ -260,4 +261,4 @@ def cost(report: Report) -> Figure | None:
 
     text = "The cost model against the measurements of the same run."
     png = _png(draw, 9, 0.9 + 0.42 * len(found))
-    return Figure("cost_model", "Cost model, checked", text, "python -m bench.model", png)
+    return Figure("cost_model", "Cost model, checked", text, f"python -m {MODULE}.model", png)

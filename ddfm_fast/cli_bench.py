@@ -113,7 +113,7 @@ def bench(
     them in turn; where they do not agree no time is told and the exit code is 1. Limits (copy,
     matrix product) are measured in the same run. Medians, with 20th and 80th percentile.
     """
-    _require_extra()
+    _require_extra(report)
     if compare:
         raise typer.Exit(_compare(*compare, threshold))
     from ddfm_fast.bench import runner
@@ -148,9 +148,13 @@ def bench(
         raise typer.Exit(1)
 
 
-def _require_extra() -> None:
+def _require_extra(report: bool) -> None:
+    """Before anything is measured: ImportError that says what to install."""
     try:
         import ddfm_fast.bench.sections  # noqa: F401
+
+        if report:
+            import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("matplotlib", "skimage", "scipy"):
             raise

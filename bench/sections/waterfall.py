@@ -22,7 +22,7 @@ from ddfm_fast.dispatch import Engine, resolve_engine
 from ddfm_fast.graphs import GraphCache
 from ddfm_fast.priors import Prior, UNetPrior, load_prior
 from ddfm_fast.priors.checkpoint import build_unet
-from ddfm_fast.priors.precision import cpu_has
+from ddfm_fast.priors.precision import cpu_has, float32_products
 from ddfm_fast.priors.unet import UNet
 from ddfm_fast.rectify import VARIANTS, EMState, Rectifier, get_solver, rectify_plane
 from ddfm_fast.sampler import em_settings, prior_rows, sample
@@ -275,9 +275,10 @@ def measure(place: Place, side: int, steps: int) -> Measurement:
 
     candidates = {row.name: keeping(row) for row in chosen}
     truth = exact(place.device, side, steps)
+    checked = unrounded(place, candidates, results)
     timed = place.times(candidates, repeats=3, warmup=0, clock=place.wall)
     checks = [
-        Parity(f"{row.name} against float64", largest_difference(truth, results[row.name]), LIMIT)
+        Parity(f"{row.name} against float64", largest_difference(truth, checked[row.name]), LIMIT)
         for row in chosen
         if row.lossless
     ]
@@ -294,6 +295,17 @@ def measure(place: Place, side: int, steps: int) -> Measurement:
         place.tick()
     found.candidates, found.facts = timed, {"steps": steps, "default": default_row(place)}
     return found
+
+
+def unrounded(place: Place, candidates: dict, results: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What to hold against float64: what is timed, on a CPU. On a GPU PyTorch's own default, with
+    which the authors' module is timed, rounds convolutions, so every row runs once without."""
+    if place.device.type != "cuda":
+        return results
+    with float32_products(tf32=False):
+        for work in candidates.values():
+            work()
+    return {name: luma.clone() for name, luma in results.items()}
 
 
 def default_row(place: Place) -> str:
