@@ -82,7 +82,7 @@ def waterfall(report: Report) -> Figure | None:
         if has_memory:
             memory = [m.candidates[n].memory / 2**20 for n in names]
             axes[1].barh(rows, memory, color=colours, height=0.66)
-            axes[1].set_xlabel("peak memory, MiB above the start")
+            axes[1].set_xlabel("peak memory, MiB")
             for row, value in zip(rows, memory, strict=True):
                 axes[1].text(value, row, f" {value:.0f}", va="center", fontsize=9)
             axes[1].set_xlim(0, max(memory) * 1.2)
@@ -118,11 +118,11 @@ def roofline(report: Report) -> Figure | None:
 
         axis = figure.subplots()
         bandwidth, products = limits["copy"]["rate"], limits["float32"]["rate"]
-        x = np.logspace(-1.5, 3, 200)
+        x = np.logspace(-0.5, 2.5, 200)
         axis.plot(x, np.minimum(x * bandwidth, products) / 1e9, color=INK, lw=1.5)
-        axis.text(0.12, 0.1 * bandwidth / 1e9, f"copy {bandwidth / 1e9:.1f} GB/s",
+        axis.text(0.8, 0.7 * bandwidth / 1e9, f"copy {bandwidth / 1e9:.1f} GB/s",
                   ha="left", va="top", fontsize=9)  # fmt: skip
-        axis.text(1000, products / 1e9 * 1.08, f"float32 product {products / 1e9:.0f} GFLOP/s",
+        axis.text(300, products / 1e9 * 1.08, f"float32 product {products / 1e9:.0f} GFLOP/s",
                   ha="right", fontsize=9)  # fmt: skip
         markers = iter("os^Dv*PXhp<>os^Dv*PXhp<>")
         for label, intensity, rate, ours in points:
@@ -190,10 +190,10 @@ def scaling(report: Report) -> Figure | None:
 
 
 def _plain_numbers(axis) -> None:
-    """1, 2, 5, 10 on a logarithmic axis, not powers of ten."""
+    """1, 3, 10 on a logarithmic axis, not powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
