@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one command of under nine minutes: bash bench/gpu_suite.sh [FOLDER]
 # For a bare CUDA machine with PyTorch, Triton, pytest, hypothesis, scikit-image, tqdm,
-# typer and safetensors; nothing is installed and nothing fetched. CuPy, ncu and compute-sanitizer are used where they are.
+# typer and safetensors; nothing is installed and nothing fetched. CuPy, ncu and
+# compute-sanitizer are used where they are.
 #
 #   tests.log      the GPU tests, and why any was skipped
 #   bench.log      `python -m bench`: kernels, step, prior, loops, scaling, waterfall, as a table
@@ -43,12 +44,12 @@ run() { # run SECONDS NAME LOG COMMAND...: SECONDS at most, output also to LOG
 skipped() { echo "$1: skipped, $2 is not installed" | tee -a "$summary"; }
 
 rm -f "$out"/*.log
-run 160 tests tests.log "$python" -m pytest -q -m gpu -rs -p no:cacheprovider \
+run 150 tests tests.log "$python" -m pytest -q -m gpu -rs -p no:cacheprovider \
   --continue-on-collection-errors tests
 rm -f "$out"/*-20*.json # of a run before
-run 130 bench bench.log "$python" -m bench kernels step prior loop throughput scaling startup \
-  waterfall --seconds 3 --repeats 20 --quiet --save --out "$out"
-run 100 prior prior.log "$python" -m bench.gpu_prior --out "$out"
+run 170 bench bench.log "$python" -m bench kernels step prior loop waterfall scaling throughput \
+  startup --seconds 3 --repeats 20 --quiet --save --out "$out"
+run 80 prior prior.log "$python" -m bench.gpu_prior --out "$out"
 rm -f "$out/prior.log" # its table is there too
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do

@@ -150,10 +150,10 @@ def _check(report: Report, m: Measurement, what: str, cost: Cost, path: str) -> 
 
 WHY = (
     "Below 1, the machine does better than the model: a map that fits the caches is not read from "
-    "memory, and the copy, which must write lines it never read, is no upper limit for work that "
-    "mostly reads.",
+    "memory; the copy, which must write lines it never read, is no upper limit for work that "
+    "mostly reads; and a large convolution can pass the rate of a 2048x2048 product.",
     "Above 1, it does worse: convolutions with few channels do not keep the units as busy as a "
-    "2048x2048 product does; the model charges a transform for its bytes and not for its "
+    "large product does; the model charges a transform for its bytes and not for its "
     "operations; and threads wait for each other at the end of every operator, which small maps "
     "pay most for.",
 )

@@ -65,7 +65,7 @@ def _alarm(report: Report) -> str:
         checks = sum(len(m.parity) for m in report.measurements)
         return f'<p class="ok">All {checks} parity checks were green before anything was timed.</p>'
     return (
-        '<p class="red">Some parity checks were RED: those results are wrong, and no time is told '
+        '<p class="red">Some parity checks were RED, or a measurement failed: no time is told '
         "for them.</p>"
     )
 
@@ -99,7 +99,7 @@ def _rows(rows: list[list[str]]) -> str:
     for row in rows[1:]:
         if row[0]:
             body.append(f'<tr class="what"><th colspan="{width}">{escape(row[0])}</th></tr>')
-        kind = "red" if row[-1].startswith("RED") else ""
+        kind = "red" if row[-1].startswith(("RED", "FAILED")) else ""
         body.append(
             f'<tr class="{kind}">' + "".join(f"<td>{escape(c)}</td>" for c in row[1:]) + "</tr>"
         )

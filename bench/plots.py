@@ -62,7 +62,7 @@ def waterfall(report: Report) -> Figure | None:
     if m is None:
         return None
     names = list(m.candidates)
-    has_memory = all(m.candidates[n].memory is not None for n in names)
+    has_memory = any(m.candidates[n].memory is not None for n in names)
 
     def draw(figure) -> None:
         axes = figure.subplots(1, 2 if has_memory else 1, sharey=True, squeeze=False,
@@ -80,11 +80,12 @@ def waterfall(report: Report) -> Figure | None:
         axes[0].set_xlabel("seconds a fusion, median")
         axes[0].set_title("blue: lossless   orange: lossy (another picture)   grey: reference")
         if has_memory:
-            memory = [m.candidates[n].memory / 2**20 for n in names]
+            memory = [(m.candidates[n].memory or 0) / 2**20 for n in names]
             axes[1].barh(rows, memory, color=colours, height=0.66)
             axes[1].set_xlabel("peak memory, MiB")
             for row, value in zip(rows, memory, strict=True):
-                axes[1].text(value, row, f" {value:.0f}", va="center", fontsize=9)
+                axes[1].text(value, row, f" {value:.0f}" if value else " in the graph", va="center",
+                             fontsize=9)  # fmt: skip
             axes[1].set_xlim(0, max(memory) * 1.2)
 
     text = (
@@ -122,8 +123,8 @@ def roofline(report: Report) -> Figure | None:
         axis.plot(x, np.minimum(x * bandwidth, products) / 1e9, color=INK, lw=1.5)
         axis.text(0.8, 0.7 * bandwidth / 1e9, f"copy {bandwidth / 1e9:.1f} GB/s",
                   ha="left", va="top", fontsize=9)  # fmt: skip
-        axis.text(300, products / 1e9 * 1.08, f"float32 product {products / 1e9:.0f} GFLOP/s",
-                  ha="right", fontsize=9)  # fmt: skip
+        axis.text(300, products / 1e9 * 0.93, f"float32 product {products / 1e9:.0f} GFLOP/s",
+                  ha="right", va="top", fontsize=9)  # fmt: skip
         markers = iter("os^Dv*PXhp<>os^Dv*PXhp<>")
         for label, intensity, rate, ours in points:
             axis.plot(intensity, rate / 1e9, next(markers), ms=8, label=label,

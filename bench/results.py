@@ -6,7 +6,7 @@
      "memory": bytes, "quality": {…}, "lossless", "about"}}, "yardstick": [seconds],
      "facts": {…}}]}
 
-Where the parity of a measurement is red it holds no samples and no ratio.
+Where the parity of a measurement is red, or where it "failed", it holds no samples and no ratio.
 """
 
 from __future__ import annotations
@@ -83,9 +83,12 @@ class Measurement:
     """seconds of a fixed piece of work in the same rounds: how fast the machine was meanwhile"""
     facts: dict[str, Any] = field(default_factory=dict)
 
+    failed: str = ""
+    """what went wrong, where it could not be measured at all"""
+
     @property
     def green(self) -> bool:
-        return all(p.green for p in self.parity)
+        return not self.failed and all(p.green for p in self.parity)
 
     @property
     def key(self) -> tuple[str, str, str]:

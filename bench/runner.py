@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
 from . import machine
 from .place import ParityError, Place, Task
-from .results import Measurement, Report, free_path, save
+from .results import Measurement, Report, free_path
 from .sections import SECTIONS
 
 QUICK_S, FULL_S = 0.7, 20.0
@@ -48,21 +48,14 @@ class Options:
 
 def make_place(options: Options) -> Place:
     """The device and how long things may take on it. ValueError for a device that is not here."""
+    from ddfm_fast.api import resolve_device
     from ddfm_fast.dispatch import resolve_engine
 
-    device = torch.device("cpu" if options.rehearse else options.device or _default_device())
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"--device is {str(device)!r}, but this PyTorch sees no CUDA device; expected cpu"
-        )
+    device = resolve_device("cpu" if options.rehearse else options.device)
     if device.type == "cuda":
         resolve_engine(device, "triton")  # says what is missing before anything is timed
     limit = options.seconds or (QUICK_S if options.quick else FULL_S)
     return Place(device, options.quick, options.rehearse, options.repeats, limit, options.size)
-
-
-def _default_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def tasks(options: Options, place: Place) -> list[Task]:
@@ -70,8 +63,16 @@ def tasks(options: Options, place: Place) -> list[Task]:
     return [task for name in names for task in SECTIONS[name].tasks(place)]
 
 
-def run(options: Options, *, progress: bool = True) -> Report:
-    """Measure everything asked for. What is red is noted, without times, and the rest goes on."""
+def run(
+    options: Options,
+    *,
+    progress: bool = True,
+    keep: Callable[[Report], object] = lambda report: None,
+) -> Report:
+    """Measure everything asked for. What is red or fails is noted, and the rest goes on.
+
+    ``keep`` is called with the report after each measurement.
+    """
     from tqdm.auto import tqdm
 
     if options.threads:
@@ -89,36 +90,43 @@ def run(options: Options, *, progress: bool = True) -> Report:
         for task in bar:
             bar.set_description(f"{task.section}: {task.name}"[:60])
             report.measurements.append(measure(task, place))
+            keep(report)
             if place.device.type == "cuda":
                 torch.cuda.empty_cache()
     return report
 
 
 def measure(task: Task, place: Place) -> Measurement:
-    """The task's measurement; with red checks and no times where parity fails."""
+    """The task's measurement; with red checks, or what failed, and no times where it cannot be."""
     place.yardstick = []
+    nothing = Measurement(task.section, task.name, task.size, place.command(task.section))
     try:
         found = task.work()
         found.yardstick = place.yardstick
         return found
     except ParityError as error:
-        command = place.command(task.section)
-        return Measurement(task.section, task.name, task.size, command, None, error.parity)
+        return replace(nothing, parity=error.parity)
+    except Exception as error:  # what one section cannot do must not cost the others' results
+        if os.environ.get("DDFM_FAST_DEBUG"):
+            raise
+        first = str(error).strip().split("\n")[0]
+        return replace(nothing, failed=f"{type(error).__name__}: {first}")
 
 
-def write(report: Report, folder: Path) -> Path:
-    """Save the report in the folder, under the device's name and the date."""
+def path_for(report: Report, folder: Path) -> Path:
+    """Where to save a report: the device's name and the date, and no file that is there."""
     name = machine.device_name(report.machine)
     if report.settings.get("rehearse"):
         name = "rehearsal"
     elif report.settings.get("quick"):
         name += "-quick"
-    return save(report, free_path(folder, name, report.date[:10]))
+    return free_path(folder, name, report.date[:10])
 
 
-def red(measurements: Iterable[Measurement]) -> list[str]:
-    """A line for every check that failed."""
-    return [
+def red(measurements: Sequence[Measurement]) -> list[str]:
+    """A line for every check or measurement that failed."""
+    broken = [f"{m.section}, {m.name}, {m.size}: {m.failed}" for m in measurements if m.failed]
+    return broken + [
         f"{m.section}, {m.name}, {m.size}: {p.what} differs by {p.difference:.1e}, "
         f"more than {p.limit:.0e}"
         for m in measurements

@@ -27,7 +27,7 @@ def cells(measurement: Measurement, name: str) -> list[str]:
     faster = measurement.times_faster(name)
     floor = candidate.floor
     return [
-        f"{measurement.section}: {measurement.name}, {measurement.size}",
+        _what(measurement),
         name,
         seconds(candidate.median),
         f"{seconds(candidate.p20)} - {seconds(candidate.p80)}",
@@ -51,10 +51,16 @@ def notes(candidate: Candidate) -> str:
 
 
 def red_cells(measurement: Measurement) -> list[str]:
+    """A row without times, and why."""
+    if measurement.failed:
+        return [_what(measurement), *[""] * 6, f"FAILED: {measurement.failed}"]
     worst = next(p for p in measurement.parity if not p.green)
-    what = f"{measurement.section}: {measurement.name}, {measurement.size}"
     note = f"RED: {worst.what}: {worst.difference:.1e} > {worst.limit:.0e}; no time is told"
-    return [what, "", "", "", "", "", "", note]
+    return [_what(measurement), *[""] * 6, note]
+
+
+def _what(measurement: Measurement) -> str:
+    return f"{measurement.section}: {measurement.name}, {measurement.size}"
 
 
 def table(report: Report) -> list[list[str]]:

@@ -137,15 +137,29 @@ def bench(
 
         eight_steps(runner.make_place(options))
         return
-    found = runner.run(options, progress=not quiet and sys.stderr.isatty())
+    keep = _Keep(folder) if save or report else None
+    progress = not quiet and sys.stderr.isatty()
+    found = runner.run(options, progress=progress, keep=keep or (lambda report: None))
     _tell(found)
-    if save or report:
-        path = runner.write(found, folder)
-        typer.echo(f"wrote {path}")
-        if report:
-            _write_report(found, path.with_suffix(".html"), folder)
+    if keep:
+        typer.echo(f"wrote {keep.path}")
+    if report:
+        _write_report(found, keep.path.with_suffix(".html"), folder)
     if not found.green:
         raise typer.Exit(1)
+
+
+class _Keep:
+    """Writes the result after every measurement: a run that is stopped keeps what it has."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.path = folder, None
+
+    def __call__(self, report: Report) -> None:
+        from ddfm_fast.bench import results, runner
+
+        self.path = self.path or runner.path_for(report, self.folder)
+        results.save(report, self.path)
 
 
 def _require_extra(report: bool) -> None:

@@ -19,7 +19,7 @@ def tasks(place: Place) -> list[Task]:
 
 
 def measure(place: Place) -> Measurement:
-    rounds = 1 if place.rehearse else 3 if place.quick else 7
+    rounds = 1 if place.rehearse else 3 if place.quick or place.device.type == "cuda" else 7
     found = Measurement("startup", NAME, named(SIDE, SIDE), place.command("startup"))
     fixed, yardstick = place.fixed_work(), []
     fixed()
