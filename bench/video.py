@@ -247,7 +247,7 @@ def markdown(report: dict) -> str:
     for found in report["speed"]:
         lines.append(
             f"## Speed at {found['width']}x{found['height']}, {found['device']}, "
-            f"prior {found['prior']}\n"
+            f"prior {found['prior']}; {found['made']}\n"
         )
         lines += ["| | frames a second | times faster |", "|---|---|---|"]
         for name, row in found.items():
@@ -294,10 +294,12 @@ def main() -> None:
             write_image(RESULTS / "video.png", strip(next(iter(clips.values())), shown))
     if args.only != "quality":
         found = speed(*args.size, args.repeats, args.device, args.prior)
+        found["made"] = f"commit {machine()['commit']}, {torch.get_num_threads()} threads"
         key = ("height", "width", "device", "prior")
         others = [s for s in report["speed"] if any(s[k] != found[k] for k in key)]
         report["speed"] = [*others, found]
-    report |= {"machine": machine(), "prior": Fuser().prior.fingerprint}
+    if args.only != "speed":
+        report |= {"machine": machine(), "prior": Fuser().prior.fingerprint}
     if args.save:
         atomic_write_bytes(path, (json.dumps(report, indent=1) + "\n").encode())
         atomic_write_bytes(RESULTS / "video.md", markdown(report).encode())
