@@ -116,16 +116,20 @@ def score(frames: list, pairs: list) -> dict[str, float]:
     return {name: float(found[name].mean()) for name in (*steadiness.NAMES, *QUALITY)}
 
 
-def judge(clips: dict[str, list], device: str | None) -> tuple[dict, dict[str, list]]:
+def judge(
+    clips: dict[str, list], chosen: list[str], device: str | None
+) -> tuple[dict, dict[str, list]]:
     """Scores by clip and row, and the frames of the first clip by row."""
     table: dict[str, dict] = {clip: {} for clip in clips}
     shown = {}
-    for name, make in rows().items():
+    for name in chosen:
+        make = rows()[name]
         for clip, pairs in clips.items():
             frames, evaluations = make(pairs, device)
             if clip == next(iter(clips)):
                 shown[name] = frames
-            table[clip][name] = {"evaluations": evaluations} | score(frames, pairs)
+            facts = {"evaluations": evaluations, "commit": machine()["commit"]}
+            table[clip][name] = facts | score(frames, pairs)
             print(f"{clip}, {name}: {table[clip][name]}", flush=True)
     return table, shown
 
@@ -235,7 +239,8 @@ def load_sequence(ir: Path, vis: Path, scale: int) -> list[tuple]:
 def markdown(report: dict) -> str:
     where = report["machine"]
     lines = [
-        f"Made by `python -m bench.video` at commit {where['commit']}, on {where['cores']} cores "
+        f"Made by `python -m bench.video`, last at commit {where['commit']} (every row's is in "
+        f"video.json), on {where['cores']} cores "
         f"of an {where['cpu']}, PyTorch {where['torch']}; prior {report['prior'][:12]}.\n"
     ]
     for clip, table in report["quality"].items():
@@ -249,7 +254,7 @@ def markdown(report: dict) -> str:
     for found in report["speed"]:
         lines.append(
             f"## Speed at {found['width']}x{found['height']}, {found['device']}, "
-            f"prior {found['prior']}\n"
+            f"prior {found['prior']}; {found['made']}\n"
         )
         lines += ["| | frames a second | times faster |", "|---|---|---|"]
         for name, row in found.items():
@@ -282,6 +287,9 @@ def main() -> None:
     parser.add_argument("--device", help="cpu or cuda")
     parser.add_argument("--prior", default="embedded", help="of the speed: embedded or adm")
     parser.add_argument("--only", choices=("quality", "speed"))
+    parser.add_argument(
+        "--row", action="append", choices=list(rows()), help="only this row of the quality tables"
+    )
     parser.add_argument("--save", action="store_true", help="write bench/results/video.*")
     args = parser.parse_args()
     path = RESULTS / "video.json"
@@ -291,15 +299,19 @@ def main() -> None:
         if args.sequence:
             pairs = load_sequence(*args.sequence, args.scale)
             clips[f"sequence, {len(pairs)} frames, 1/{args.scale} size"] = pairs
-        report["quality"], shown = judge(clips, args.device)
-        if args.save:
+        table, shown = judge(clips, args.row or list(rows()), args.device)
+        for clip, found in table.items():
+            report["quality"].setdefault(clip, {}).update(found)
+        if args.save and "video preset realtime" in shown:
             write_image(RESULTS / "video.png", strip(next(iter(clips.values())), shown))
     if args.only != "quality":
         found = speed(*args.size, args.repeats, args.device, args.prior)
+        found["made"] = f"commit {machine()['commit']}, {torch.get_num_threads()} threads"
         key = ("height", "width", "device", "prior")
         others = [s for s in report["speed"] if any(s[k] != found[k] for k in key)]
         report["speed"] = [*others, found]
-    report |= {"machine": machine(), "prior": Fuser().prior.fingerprint}
+    if args.only != "speed":
+        report |= {"machine": machine(), "prior": Fuser().prior.fingerprint}
     if args.save:
         atomic_write_bytes(path, (json.dumps(report, indent=1) + "\n").encode())
         atomic_write_bytes(RESULTS / "video.md", markdown(report).encode())

@@ -14,7 +14,7 @@ def test_every_part_of_the_gpu_benchmark_runs(tmp_path):
     assert gpu_prior.main(["--tiny", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "prior.json").read_text())
     assert found["failed"] == {} and found["left_out"] == []
-    assert {"rates", "layers", "norms", "convolutions", "loop"} <= found.keys()
+    assert {"rates", "layers", "norms", "convolutions", "loop 512x640x1 bfloat16"} <= found.keys()
     assert {f"forward 512x640x1 {p}" for p in gpu_prior.FIRST} <= found.keys()
     text = (tmp_path / "prior.md").read_text()
     assert "| forward 512x640x1 bfloat16 | ours, graph |" in text

@@ -78,8 +78,9 @@ VIDEO_PRESETS = {
         None,
     ),
     "balanced": VideoPreset(
-        "warm start at t = 20, 3 prior evaluations a frame (default)",
+        "warm start at t = 20, 3 prior evaluations and 4 EM iterations a frame (default)",
         replace(_FAST, steps=3),
+        polish=4,
         trust=1.5,
     ),
     "realtime": VideoPreset(
