@@ -49,7 +49,7 @@ run 150 tests tests.log "$python" -m pytest -q -m gpu -rs -p no:cacheprovider \
 rm -f "$out"/*-20*.json # of a run before
 run 170 bench bench.log "$python" -m bench kernels step prior loop waterfall scaling throughput \
   startup --seconds 3 --repeats 20 --quiet --save --out "$out"
-run 80 prior prior.log "$python" -m bench.gpu_prior --out "$out"
+run 80 prior prior.log "$python" -m bench.gpu_prior --seconds 65 --out "$out"
 rm -f "$out/prior.log" # its table is there too
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
