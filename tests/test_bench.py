@@ -172,6 +172,13 @@ def test_compare_does_not_judge_two_samples():
     assert verdicts(report(), few)["ddfm_fast"] == "same"
 
 
+@pytest.mark.parametrize("unit, ours", [(1e-4, "same"), (1e-2, "slower")])
+def test_compare_resolves_a_millisecond_of_what_happens_once(unit, ours):
+    """Three times slower: by 0.2 ms, which is not judged, or by 20 ms."""
+    old, new = (report(value * unit, 4 * unit, unit, section="startup") for value in (1.0, 3.0))
+    assert verdicts(old, new)["ddfm_fast"] == ours
+
+
 def test_compare_calls_red_a_regression():
     red = report(parity=[Parity("x", 1.0, 1e-4)], candidates={})
     assert set(verdicts(report(), red).values()) == {"red"}
