@@ -34,6 +34,7 @@ from ddfm_fast.metrics import compute, to_luma
 from ddfm_fast.metrics import temporal as steadiness
 from ddfm_fast.panel import draw_panel
 from ddfm_fast.priors import load_prior
+from ddfm_fast.priors.cost import OFFICIAL as OFFICIAL_UNET
 from ddfm_fast.video import VIDEO_PRESETS, TemporalFuser, VideoPreset, fuse_video
 from ddfm_fast.video.demo import pan
 from ddfm_fast.video.motion import MotionFinder
@@ -44,17 +45,6 @@ from .timing import interleave
 
 QUALITY = ("SCD", "VIF", "Qabf", "SSIM")
 OFFICIAL = "image preset official, frame by frame"
-ADM = dict(
-    model_channels=256,
-    out_channels=6,
-    num_res_blocks=2,
-    attention_resolutions=(8, 16, 32),
-    channel_mult=(1, 1, 2, 2, 4, 4),
-    num_head_channels=64,
-    use_scale_shift_norm=True,
-    resblock_updown=True,
-)
-"""the architecture of 256x256_diffusion_uncond.pt"""
 
 
 class Remembering(Fuser):
@@ -198,10 +188,10 @@ def _command(fuser: Fuser, preset: str, height: int, width: int) -> dict:
 
 def adm():
     """A prior with the official architecture and random weights: only its cost is real."""
-    from ddfm_fast.priors.unet import UNet, UNetConfig
+    from ddfm_fast.priors.unet import UNet
 
     torch.manual_seed(0)
-    unet = UNet(UNetConfig(**ADM)).eval().requires_grad_(False)
+    unet = UNet(OFFICIAL_UNET).eval().requires_grad_(False)
     return load_prior(unet, device="cuda", dtype="bfloat16")
 
 

@@ -199,7 +199,9 @@ class GraphCache:
         self._lock = threading.RLock()
         self._graphs: OrderedDict[tuple, CapturedLoop] = OrderedDict()
         self._seen: OrderedDict[tuple, str] = OrderedDict()
-        """keys that ran, and the mode to capture them in: a lesser one after a failure"""
+        """keys that ran, and the mode to capture them in: "off" where memory was short"""
+        self._refused: set[Prior] = set()
+        """priors that cannot be captured, at any size"""
 
     def loop(
         self, prior: Prior, config: FuseConfig, shape: tuple[int, int, int], watched: bool
@@ -207,6 +209,8 @@ class GraphCache:
         """The loop for a batch (N, H, W); ``watched``: a callback or a bar follows the steps."""
         key = self._key(prior, config, shape, watched)
         with self._lock:
+            if prior in self._refused:
+                return self._new_loop(prior, config, shape, watched)
             if key in self._graphs:
                 self._graphs.move_to_end(key)
                 return self._graphs[key]
@@ -228,7 +232,8 @@ class GraphCache:
         """Do the first-call work of a shape: capture it, or run one step where nothing is."""
         key = self._key(prior, config, shape, watched)
         with self._lock, torch.inference_mode():
-            if self.mode != "off" and self._seen.get(key) != "off":
+            captures = self.mode != "off" and prior not in self._refused
+            if captures and self._seen.get(key) != "off":
                 self._note(key, self._seen.get(key, self.mode))
                 self.loop(prior, config, shape, watched)
             else:
@@ -241,6 +246,7 @@ class GraphCache:
         with self._lock:
             self._graphs.clear()
             self._seen.clear()
+            self._refused.clear()
             for capture in self._captures.values():
                 capture.release()
 
@@ -288,7 +294,8 @@ class GraphCache:
                     prior.name,
                     str(error).split("\n")[0],
                 )
-                break
+                self._refused.add(prior)
+                return self._new_loop(prior, config, shape, watched)
             self._graphs[key] = captured
             return captured
         self._note(key, "off")

@@ -150,9 +150,13 @@ class TestPlain:
         host.multiple = 1
         cache, prior = Cache(), load_prior(host)
         with caplog.at_level(logging.WARNING, "ddfm_fast"):
-            for seed in range(4):
-                assert torch.equal(draw(cache, prior, seed=seed).x0, eager(prior, seed=seed).x0)
-        assert len(cache) == 0 and len(caplog.records) == 1
+            for seed, size in enumerate([(1, 20, 24)] * 3 + [(1, 24, 20)] * 3):
+                got, wanted = (
+                    draw(cache, prior, CONFIG, size, seed),
+                    eager(prior, CONFIG, size, seed),
+                )
+                assert torch.equal(got.x0, wanted.x0)
+        assert len(cache) == 0 and len(caplog.records) == 1, "once, not for every size"
         assert "prior 'host' cannot be captured" in caplog.text
         assert "operation not permitted when capturing" in caplog.text
 
