@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddfm_fast import PRESETS, FuseConfig, Fuser
+from ddfm_fast import PRESETS, FuseConfig, Fuser, load_prior
 from ddfm_fast.ablate import PartFuser
 from ddfm_fast.datasets import find_pairs
 from ddfm_fast.evaluate import read_lumas
@@ -69,12 +69,13 @@ def baseline(name: str, ir: torch.Tensor, vis: torch.Tensor) -> torch.Tensor:
     return torch.floor(stretch(mean[None, None])[0, 0] * 255 + 0.5)
 
 
-def score(name: str, config: FuseConfig | None, pairs: list) -> dict:
+def score(name: str, config: FuseConfig | None, pairs: list, prior: str = "embedded") -> dict:
     """Means and per-pair values of a row; the fused pictures are rounded to 8 bits."""
     alone = name.endswith("EM alone")
     fuser = None
     if config:
-        fuser = PartFuser("em", preset=config) if alone else Fuser(preset=config)
+        settings = dict(preset=config, prior=prior)
+        fuser = PartFuser("em", **settings) if alone else Fuser(**settings)
     values: dict[str, list[float]] = {c: [] for c in COLUMNS}
     seconds = 0.0
     for ir, vis in pairs:
@@ -131,26 +132,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.pareto", description=__doc__)
     parser.add_argument("roots", nargs="+", type=Path, help="data sets, in any known layout")
     parser.add_argument("--name", default="pareto", help="results/<name>.{json,md,png}")
+    parser.add_argument("--prior", default="embedded", help="as for load_prior")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help="these rows in place of all")
     args = parser.parse_args()
+    wanted = settings()
+    if unknown := set(args.only or ()) - set(wanted):
+        parser.error(f"--only {sorted(unknown)}, expected rows out of {', '.join(wanted)}")
     groups = {root.name: find_pairs(root) for root in args.roots}
     pairs = [read_lumas(item) for items in groups.values() for item in items]
     path = RESULTS / f"{args.name}.json"
     old = json.loads(path.read_text())["rows"] if path.is_file() else {}
-    prior = Fuser().prior.fingerprint
+    prior = load_prior(args.prior).fingerprint
     rows = {}
-    for name, config in settings().items():
+    for name, config in wanted.items():
+        if args.only and name not in args.only:
+            continue
         known = old.get(name)
         if known and known["settings"] == repr(config) and known["prior"] in ("", prior):
             rows[name] = known
             continue
-        rows[name] = score(name, config, pairs) | {"commit": machine()["commit"]}
+        rows[name] = score(name, config, pairs, args.prior) | {"commit": machine()["commit"]}
         print(f"{name}: {rows[name]['seconds']:.0f} s", flush=True)
         report = {"machine": machine(), "groups": {k: len(v) for k, v in groups.items()}}
         atomic_write_bytes(path, json.dumps({**report, "rows": {**old, **rows}}).encode())
     commits = sorted({row["commit"] for row in rows.values()})
     text, first = [], 0
     text.append(
-        f"Metric convention cddfuse, embedded prior {prior[:12]}, seed 3407, commit "
+        f"Metric convention cddfuse, prior {args.prior} ({prior[:12]}), seed 3407, commit "
         f"{', '.join(commits)}; settings and values per pair in {path.name}.\n"
     )
     text.append(f"## All {len(pairs)} pairs\n\n{table(rows, slice(None))}\n")

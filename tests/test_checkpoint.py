@@ -23,7 +23,9 @@ from ddfm_fast.priors.checkpoint import (
 )
 from ddfm_fast.priors.unet import UNet, UNetConfig
 
-NOT_IN_SHAPES = ("num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order")
+NOT_IN_SHAPES = (
+    "num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order", "sigma_data",
+)  # fmt: skip
 PLAIN = {**SMALL, "middle_attention": False}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 
@@ -11,7 +12,7 @@ import torch
 from conftest import shared
 from safetensors.torch import load_file
 
-from ddfm_fast.priors.unet import ResBlock, UNet, UNetConfig, timestep_embedding
+from ddfm_fast.priors.unet import ResBlock, UNet, UNetConfig, mix_at, timestep_embedding
 
 SMALL = {"model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2), "out_channels": 6}
 
@@ -52,6 +53,7 @@ def option_grid() -> list[dict]:
             "resblock_updown": True,
         },
         {**SMALL, "channel_mult": (1,), "num_res_blocks": 2},
+        {**SMALL, "out_channels": 3, "pixel_unshuffle": 2, "sigma_data": 3},
     ]
 
 
@@ -186,6 +188,39 @@ def test_fresh_network_predicts_zero():
     assert not unet(torch.randn(1, 3, 16, 16), torch.tensor([5])).any()
 
 
+@pytest.mark.parametrize("sigma_data", [0.5, 1, 3])
+def test_preconditioning_is_exact_for_gaussian_images(sigma_data):
+    """Images of standard deviation d: skip x_t is the best guess of eps, out the rest's size."""
+    t = torch.tensor([3, 300, 900])
+    alpha_bar = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[t]
+    generator = torch.Generator().manual_seed(0)
+    x0, eps = torch.randn(2, 200_000, generator=generator, dtype=torch.float64)
+    mix = mix_at(t, sigma_data)
+    for a, skip, out in zip(alpha_bar, mix.skip, mix.out, strict=True):
+        x_t = a.sqrt() * sigma_data * x0 + (1 - a).sqrt() * eps
+        rest = eps - skip.item() * x_t
+        assert abs((rest * x_t).mean()) < 5e-3 * x_t.std()
+        assert rest.std().item() == pytest.approx(out.item(), rel=0.01)
+
+
+def test_preconditioning_with_sigma_data_1_is_v_prediction():
+    mix = mix_at(torch.tensor([0.0, 40.0, 40.5, 999.0]), 1)
+    torch.testing.assert_close(mix.skip.square() + mix.out.square(), torch.ones(4, 1))
+    assert mix.skip[0].item() == pytest.approx(0.01)  # sqrt(1 - alpha_bar) of the first beta, 1e-4
+    assert mix.skip[1] < mix.skip[2] < mix.skip[3]
+
+
+def test_preconditioned_eps_is_near_x_at_high_noise_in_any_precision():
+    """What float32 x_t brings is not rounded: there the network itself counts for little."""
+    unet = random_unet({**SMALL, "out_channels": 3, "sigma_data": 1.0})
+    x, t = torch.randn(1, 3, 16, 16), torch.tensor([990])
+    exact = unet(x, t)
+    half = copy.deepcopy(unet).to(torch.bfloat16)(x, t)
+    assert half.dtype == torch.float32
+    assert (exact - x).abs().max() < 0.05
+    assert 0 < (half - exact).abs().max() < 2e-4  # bfloat16 itself steps by 4e-3 at 1
+
+
 def test_config_round_trips_and_drops_what_has_no_effect():
     config = UNetConfig.from_dict(
         {
@@ -218,6 +253,9 @@ def test_config_round_trips_and_drops_what_has_no_effect():
         ({"use_scale_shift_norm": "yes"}, "True or False"),
         ({"num_head_channels": 48}, "num_head_channels=48 does not divide"),
         ({"num_heads": 7}, "num_heads=7 does not divide"),
+        ({"sigma_data": -1, "out_channels": 3}, "sigma_data=-1, expected a number from 0"),
+        ({"sigma_data": "v", "out_channels": 3}, "sigma_data='v', expected a number from 0"),
+        ({"sigma_data": 1}, "sigma_data=1 with 6 channels out of 3"),
     ],
 )
 def test_config_errors_name_the_keyword(change, message):

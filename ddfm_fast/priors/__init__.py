@@ -179,6 +179,13 @@ class UNetPrior(Prior):
         super().__init__(
             name=name, multiple=multiple, device=weight.device, dtype=weight.dtype, **keywords
         )
+        diffusion = self.noise_schedule, self.num_train_timesteps
+        if config.sigma_data and diffusion != ("linear", 1000):
+            raise ValueError(
+                f"config: sigma_data={config.sigma_data} with noise_schedule={diffusion[0]!r} and "
+                f"num_train_timesteps={diffusion[1]}, expected 'linear' and 1000, the only "
+                "process that preconditioned networks know"
+            )
         if self.device.type == "cpu" and not cpu_has(self.dtype):
             warnings.warn(
                 f"dtype: this CPU has no {self.precision} arithmetic, so it is slower than float32 "
@@ -228,7 +235,7 @@ class UNetPrior(Prior):
         self._check_input(x, variance)
         exact = self.device.type == "cuda" and self.dtype == torch.float32
         with float32_products(self.tf32) if exact else nullcontext():
-            return self._evaluate(x.to(self.dtype), cond, None if variance else 3)
+            return self._evaluate(x, cond, None if variance else 3)
 
 
 def _optimised(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:

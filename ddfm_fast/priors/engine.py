@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .ops import Conv, Feature, Norm, PlainOps, ops_for
-from .unet import AttentionBlock, Downsample, ResBlock, StepCondition, UNet, Upsample
+from .unet import AttentionBlock, Downsample, ResBlock, StepCondition, UNet, Upsample, mixed
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,16 @@ class Engine:
         return [_LAYERS[type(layer)](names, layer) for layer in stage]
 
     def __call__(self, x: Tensor, step: StepCondition, out_channels: int | None = None) -> Tensor:
-        """x [N, C, H, W] in the weights' dtype, ``step`` an item of ``UNet.conditioning``.
+        """x [N, C, H, W] in any floating dtype, ``step`` an item of ``UNet.conditioning``.
 
-        [N, out_channels or all, H, W] in the same dtype.
+        [N, out_channels or all, H, W] in the weights' dtype; with ``sigma_data`` in that of x, so
+        that at high noise a float32 x_t passes into eps without a low-precision network's rounding.
         """
         unshuffle = self.config.pixel_unshuffle
+        h = x.to(self.last.weight.dtype)
         if unshuffle > 1:
-            x = F.pixel_unshuffle(x, unshuffle)
-        h = self.ops.first(x.contiguous(memory_format=torch.channels_last), self.first)
+            h = F.pixel_unshuffle(h, unshuffle)
+        h = self.ops.first(h.contiguous(memory_format=torch.channels_last), self.first)
         skips = [h]
         for stage in self.down:
             h = self._run(stage, (h,), step)
@@ -120,7 +122,8 @@ class Engine:
         for stage in self.up:
             h = self._run(stage, (h, skips.pop()), step)
         h = self.ops.last(h, self.norm, self._last(out_channels))
-        return F.pixel_shuffle(h, unshuffle) if unshuffle > 1 else h
+        h = F.pixel_shuffle(h, unshuffle) if unshuffle > 1 else h
+        return mixed(x, h, step[-1]) if self.config.sigma_data else h
 
     def _run(self, stage: list, parts: tuple[Feature, ...], step: StepCondition) -> Feature:
         for layer in stage:

@@ -1,8 +1,9 @@
 """Train a small unconditional prior from photographs: ``python -m ddfm_fast.priors.train --help``.
 
-Standard denoising diffusion training (Ho et al. 2020, eq. 14): uniform t, linear betas, mean
-squared error of eps. Every step draws all of its randomness from (seed, step), so a resumed run
-repeats what an uninterrupted one does without storing generator states.
+Denoising diffusion training (Ho et al. 2020, eq. 14) with linear betas: mean squared error of eps,
+weighted by noise level. Every step draws all of its randomness from (seed, step), and the learning
+rate depends on the step alone, so a run that was killed and resumed gives the weights of one that
+was not.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import argparse
 import copy
 import datetime
-import hashlib
 import json
 import math
 import sys
@@ -18,24 +18,53 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from . import load_prior
+from ..schedule import make_betas
 from .checkpoint import atomic_path, save_unet
+from .photos import Patches, find_photos, hash_files, split_photos
 from .unet import UNet, UNetConfig
 
-SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 T = 1000
 HELDOUT_BUCKETS = (0, 50, 150, 300, 600, T)
-GRID_TIMESTEPS = (50, 150, 300, 500, 800)
-EMA_DECAY = 0.999
+DEFAULT_STEPS = 36000
+WEIGHTINGS = ("eps", "p2-mild", "p2", "min-snr")
+PRECISIONS = ("float32", "bfloat16")
+
+_SHARED = {
+    "out_channels": 3,
+    "use_scale_shift_norm": True,
+    "num_head_channels": 32,
+    "sigma_data": 3.0,
+}
+ARCHITECTURES = {
+    "embedded": UNetConfig.from_dict(
+        {
+            **_SHARED,
+            "model_channels": 32,
+            "num_res_blocks": 2,
+            "channel_mult": (1, 1, 2, 2),
+            "resblock_updown": False,
+            "pixel_unshuffle": 2,
+            "middle_attention": False,
+        }
+    ),
+    "embedded-large": UNetConfig.from_dict(
+        {
+            **_SHARED,
+            "model_channels": 96,
+            "num_res_blocks": 2,
+            "channel_mult": (1, 2, 2, 2),
+            "resblock_updown": False,
+            "pixel_unshuffle": 2,
+            "middle_attention": True,
+        }
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -43,126 +72,77 @@ class Settings:
     """What decides the result of a run, stored in its checkpoints; see ``--help`` for meanings."""
 
     steps: int
-    minutes: float
     batch: int
     patch: int
     lr: float
     seed: int
     holdout: int
+    weighting: str = "eps"
+    precision: str = "float32"
+    ema_decay: float = 0.999
+    compiled: bool = False
+    wide_every: int = 4
+    """every so many updates have patches twice as wide, and a quarter as many of them: the norms'
+    statistics and far structures of whole images differ from those of small patches; 0: never"""
 
 
 def alphas_cumprod() -> Tensor:
     """Cumulative products [1000] of 1 - beta for betas linear from 1e-4 to 0.02, in float64."""
-    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64), 0)
+    return torch.from_numpy(np.cumprod(1 - make_betas()))
 
 
-def find_photos(folder: Path) -> list[Path]:
-    """Photographs in a folder, sorted by name; ValueError when there are fewer than two."""
-    if not folder.is_dir():
-        raise ValueError(f"--data {str(folder)!r} is not a folder; give a folder of photographs")
-    photos = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
-    if len(photos) < 2:
-        raise ValueError(
-            f"--data {str(folder)!r} holds {len(photos)} photographs, expected at least 2 "
-            f"({', '.join(PHOTO_SUFFIXES)})"
-        )
-    return photos
+def loss_weights(weighting: str) -> Tensor:
+    """Weights [1000] of the squared eps error by timestep, float32 of mean 1.
 
-
-def hash_files(paths: list[Path]) -> str:
-    """sha256 over the names and contents of the files, in order."""
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def load_pyramid(path: Path, patch: int) -> list[np.ndarray]:
-    """The photograph as RGB uint8 at every scale of ``SCALES`` that still holds a patch."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"--data: {path.name!r} cannot be read as an image; remove or replace it")
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    height, width = image.shape[:2]
-    pyramid = []
-    for scale in SCALES:
-        size = round(width / scale), round(height / scale)
-        if min(size) >= patch:
-            pyramid.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
-    if not pyramid:
-        raise ValueError(f"--data: {path.name!r} is {width}x{height}, smaller than --patch {patch}")
-    return pyramid
-
-
-def split_photos(photos: list[Path], holdout: int) -> tuple[list[Path], list[Path]]:
-    """Training and held-out photographs: every n-th by name is held out, spread evenly."""
-    holdout = min(holdout, len(photos) - 1)
-    held = {int((i + 0.5) * len(photos) / holdout) for i in range(holdout)}
-    train = [p for i, p in enumerate(photos) if i not in held]
-    return train, [p for i, p in enumerate(photos) if i in held]
-
-
-class Patches:
-    """Random augmented patches of photographs, drawn in proportion to their area."""
-
-    def __init__(self, photos: list[Path], patch: int):
-        self.patch = patch
-        self.pyramids = [load_pyramid(p, patch) for p in photos]
-        # The square root keeps a few large photographs from hiding the small, textured ones.
-        area = np.array([math.sqrt(p[0].shape[0] * p[0].shape[1]) for p in self.pyramids])
-        self.weights = area / area.sum()
-
-    def crop(self, rng: np.random.Generator) -> np.ndarray:
-        """One patch [P, P, 3] uint8; nearly flat ones are mostly drawn again."""
-        for _ in range(8):
-            pyramid = self.pyramids[rng.choice(len(self.pyramids), p=self.weights)]
-            image = pyramid[rng.integers(len(pyramid))]
-            top, left = (rng.integers(n - self.patch + 1) for n in image.shape[:2])
-            tile = image[top : top + self.patch, left : left + self.patch]
-            if tile.std(axis=(0, 1)).mean() > 6 or rng.random() < 0.15:
-                break
-        return tile
-
-    def batch(self, size: int, rng: np.random.Generator, augmented: bool = True) -> Tensor:
-        """[size, 3, P, P] float32 in [-1, 1]."""
-        tiles = [self.crop(rng).astype(np.float32) / 255 for _ in range(size)]
-        if augmented:
-            tiles = [augment(tile, rng) for tile in tiles]
-        return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2) * 2 - 1
-
-
-def augment(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Turn, mirror and recolour a tile [P, P, 3] in [0, 1].
-
-    Infrared and medical images are grey, sometimes inverted and of any gamma, and fused ones lie
-    between those and photographs, so part of the patches is made to look so.
+    "eps": all 1 (Ho et al. 2020). "p2": (1 + SNR)^-1/2, Choi et al. 2022 with k = 1 and gamma 1/2;
+    "p2-mild": the same with gamma 1/4.
+    "min-snr": min(SNR, 5) / SNR, Hang et al. 2023. ValueError for other names.
     """
-    tile = np.rot90(tile, rng.integers(4))
-    if rng.random() < 0.5:
-        tile = tile[:, ::-1]
-    kind = rng.random()
-    if kind < 0.3:
-        grey = tile @ np.array([0.299, 0.587, 0.114], np.float32)
-        tile = np.repeat(grey[..., None], 3, axis=2)
-    elif kind < 0.45:
-        tile = np.repeat(tile[..., rng.integers(3), None], 3, axis=2)
-    elif kind < 0.5:
-        tile = tile[..., rng.permutation(3)]
-    if rng.random() < 0.15:
-        tile = 1 - tile
-    if rng.random() < 0.35:
-        tile = tile ** np.float32(np.exp(rng.uniform(-0.7, 0.7)))
-    return np.ascontiguousarray(tile, dtype=np.float32)
+    alpha_bar = alphas_cumprod()
+    snr = alpha_bar / (1 - alpha_bar)
+    if weighting == "eps":
+        weights = torch.ones_like(snr)
+    elif weighting == "p2":
+        weights = (1 + snr) ** -0.5
+    elif weighting == "p2-mild":
+        weights = (1 + snr) ** -0.25
+    elif weighting == "min-snr":
+        weights = snr.clamp(max=5) / snr
+    else:
+        raise ValueError(f"--weighting {weighting!r}, expected one of {', '.join(WEIGHTINGS)}")
+    return (weights / weights.mean()).float()
+
+
+def diffuse(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise, one float64 alpha_bar a sample."""
+    alpha_bar = alpha_bar[:, None, None, None]
+    return alpha_bar.sqrt().float() * x0 + (1 - alpha_bar).sqrt().float() * noise
+
+
+def keep_float32(layer: torch.nn.Conv2d) -> None:
+    """Have a convolution compute in float32 under autocast too.
+
+    x_t in bfloat16 has errors of the size of the noise at the smallest timesteps.
+    """
+
+    def forward(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x.float(), layer.weight, layer.bias, padding=1)
+
+    layer.forward = forward
 
 
 class Run:
     """Network, averaged network, optimiser and clock of a training run."""
 
-    def __init__(self, config: UNetConfig, settings: Settings, photos: list[Path]):
+    def __init__(
+        self, config: UNetConfig, settings: Settings, photos: list[Path], device: str = "cpu"
+    ):
         torch.manual_seed(settings.seed)
-        self.settings, self.config = settings, config
-        self.model = UNet(config).to(memory_format=torch.channels_last)
+        self.settings, self.config, self.device = settings, config, torch.device(device)
+        self.model = UNet(config).to(self.device, memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
+        keep_float32(self.model.input_blocks[0][0])
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.lr, betas=(0.9, 0.99), weight_decay=1e-3
         )
@@ -173,27 +153,47 @@ class Run:
         self.patches = Patches(train, settings.patch)
         self.heldout = Patches(held, settings.patch)
         self.alphas = alphas_cumprod()
+        self.weights = loss_weights(settings.weighting)
+        # One graph a patch size: sizes known beforehand make the better code.
+        self.loss = torch.compile(self._loss, dynamic=False) if settings.compiled else self._loss
+
+    def _loss(self, x_t: Tensor, t: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
+        low = self.settings.precision == "bfloat16"
+        step = self.model.fold(t)  # outside of autocast: bfloat16 blurs neighbouring timesteps
+        with torch.autocast(x_t.device.type, torch.bfloat16, enabled=low):
+            eps = self.model.run(x_t, step)
+        return ((eps.float() - noise).square().mean((1, 2, 3)) * weight).mean()
 
     def learning_rate(self) -> float:
-        """Linear warm-up, then a cosine to zero by whichever of steps and minutes ends first."""
-        progress = self.step / self.settings.steps
-        if self.settings.minutes:
-            progress = max(progress, self.seconds / (60 * self.settings.minutes))
-        warm_up = min(1.0, (self.step + 1) / min(200, max(1, self.settings.steps // 10)))
-        return self.settings.lr * warm_up * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        """Linear warm-up, then a cosine to zero."""
+        steps = self.settings.steps
+        warm_up = min(1.0, (self.step + 1) / min(500, max(1, steps // 10)))
+        return (
+            self.settings.lr * warm_up * 0.5 * (1 + math.cos(math.pi * min(self.step / steps, 1)))
+        )
 
     def finished(self) -> bool:
-        limit = 60 * self.settings.minutes
-        return self.step >= self.settings.steps or bool(limit and self.seconds >= limit)
+        return self.step >= self.settings.steps
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Patches, timesteps and noise of the step; t is stratified, one a 1/N-th of the range."""
+        rng = np.random.default_rng((self.settings.seed, self.step))
+        size, side = self.settings.batch, self.settings.patch
+        wide = self.settings.wide_every
+        if wide and size >= 4 and self.step % wide == wide - 1:
+            size, side = size // 4, 2 * side
+        x0 = self.patches.batch(size, rng, side=side)
+        t = torch.from_numpy(((np.arange(size) + rng.random(size)) * T / size).astype(np.int64))
+        noise = torch.from_numpy(rng.standard_normal(tuple(x0.shape), dtype=np.float32))
+        return x0, t, noise
 
     def train_step(self) -> float:
         """One update; the loss before it. FloatingPointError when it is not finite."""
         began = time.monotonic()
-        rng = np.random.default_rng((self.settings.seed, self.step))
-        x0 = self.patches.batch(self.settings.batch, rng)
-        t = torch.from_numpy(rng.integers(0, T, len(x0)))
-        noise = torch.from_numpy(rng.standard_normal(tuple(x0.shape), dtype=np.float32))
-        loss = F.mse_loss(self.model(diffuse(x0, noise, self.alphas[t]), t), noise)
+        x0, t, noise = self.draw()
+        x_t = diffuse(x0, noise, self.alphas[t]).contiguous(memory_format=torch.channels_last)
+        batch = (x.to(self.device) for x in (x_t, t, noise, self.weights[t]))
+        loss = self.loss(*batch)
         if not math.isfinite(value := loss.item()):
             raise FloatingPointError(
                 f"the loss became {value} at step {self.step}; train again with a lower --lr "
@@ -206,7 +206,7 @@ class Run:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        decay = min(EMA_DECAY, (self.step + 1) / (self.step + 10))
+        decay = min(self.settings.ema_decay, (self.step + 1) / (self.step + 10))
         torch._foreach_lerp_(
             list(self.ema.parameters()), [p.data for p in self.model.parameters()], 1 - decay
         )
@@ -223,7 +223,8 @@ class Run:
         for part in t[torch.from_numpy(rng.permutation(count))].split(25):
             x0 = self.heldout.batch(len(part), rng, augmented=False)
             noise = torch.from_numpy(rng.standard_normal(tuple(x0.shape), dtype=np.float32))
-            eps = self.ema(diffuse(x0, noise, self.alphas[part]), part)
+            x_t = diffuse(x0, noise, self.alphas[part])
+            eps = self.ema(x_t.to(self.device), part.to(self.device)).cpu()
             errors += zip(
                 part.tolist(), (eps - noise).square().mean((1, 2, 3)).tolist(), strict=True
             )
@@ -249,8 +250,9 @@ class Run:
         training = {
             **asdict(self.settings),
             "steps_done": self.step,
-            "cpu_minutes": round(self.seconds / 60, 1),
-            "ema_decay": EMA_DECAY,
+            "minutes": round(self.seconds / 60, 1),
+            "threads": torch.get_num_threads(),
+            "device": self.device.type,
             "photos": len(self.names),
             "heldout_photos": self.heldout_names,
             "data_sha256": self.data_sha256,
@@ -283,18 +285,41 @@ class Run:
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def diffuse(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise, one float64 alpha_bar a sample."""
-    alpha_bar = alpha_bar[:, None, None, None]
-    return alpha_bar.sqrt().float() * x0 + (1 - alpha_bar).sqrt().float() * noise
-
-
 def state_path(out: Path) -> Path:
     return out.with_suffix(".state.pt")
 
 
 def log_path(out: Path) -> Path:
     return out.with_suffix(".log.jsonl")
+
+
+def curve_path(out: Path) -> Path:
+    return out.with_suffix(".curve.png")
+
+
+def draw_curve(log: Path, target: Path) -> bool:
+    """Draw the held-out losses of a log by step; False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    if not lines:
+        return False
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.add_subplot(
+        xlabel="updates", ylabel="mean squared error of eps", title="held-out loss by range of t"
+    )
+    steps = [line["step"] for line in lines]
+    for key in lines[0]["heldout"]:
+        losses = [line["heldout"][key] for line in lines]
+        style = {"color": "black", "linewidth": 2} if key == "all" else {}
+        axis.loglog(steps, losses, label="all t" if key == "all" else f"t {key}", **style)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    return True
 
 
 def trim_log(path: Path, step: int) -> None:
@@ -350,63 +375,7 @@ def train(
                 run.save(out, heldout)
                 saved = time.monotonic()
     run.save(out, heldout)
-
-
-def grid_images(size: int) -> list[np.ndarray]:
-    """Crops of scikit-image's astronaut, camera, chelsea and coffee, [size, size, 3] uint8."""
-    try:
-        from skimage import data
-    except ImportError as error:
-        raise ImportError('--grid needs scikit-image: pip install "ddfm_fast[test]"') from error
-    images = []
-    for name in ("astronaut", "camera", "chelsea", "coffee"):
-        image = getattr(data, name)()
-        image = np.repeat(image[..., None], 3, axis=2) if image.ndim == 2 else image
-        top, left = ((n - min(image.shape[:2])) // 2 for n in image.shape[:2])
-        side = min(image.shape[:2])
-        image = image[top : top + side, left : left + side]
-        images.append(cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA))
-    return images
-
-
-@torch.inference_mode()
-def write_grid(prior: Path, target: Path, size: int = 96, seed: int = 0) -> list[float]:
-    """Draw clean | noisy | predicted x0 for each image and timestep; PSNR of x0 a timestep."""
-    loaded = load_prior(prior)
-    size = -(-size // loaded.multiple) * loaded.multiple
-    clean = np.stack([i.astype(np.float32) for i in grid_images(size)])
-    clean = torch.from_numpy(clean).permute(0, 3, 1, 2) / 127.5 - 1
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
-    columns, psnr = [clean], []
-    conditioning = loaded.conditioning(torch.tensor(GRID_TIMESTEPS))
-    for t, step in zip(GRID_TIMESTEPS, conditioning, strict=True):
-        alpha_bar = alphas_cumprod()[t].expand(len(clean))
-        noisy = diffuse(clean, noise, alpha_bar)
-        eps = loaded.eps(noisy, step)
-        a = alpha_bar[0].item()
-        x0 = ((noisy - math.sqrt(1 - a) * eps) / math.sqrt(a)).clamp(-1, 1)
-        psnr.append(-10 * math.log10((x0 - clean).square().mean().item() / 4))
-        columns += [noisy.clamp(-1, 1), x0]
-    picture = torch.cat([torch.cat(list(c), dim=1) for c in columns], dim=2)
-    picture = ((picture + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    header = np.full((20, picture.shape[1], 3), 255, np.uint8)
-    titles = ["clean"] + [f"{kind} t={t}" for t in GRID_TIMESTEPS for kind in ("noisy", "x0")]
-    for i, title in enumerate(titles):
-        cv2.putText(
-            header,
-            title,
-            (i * size + 3, 14),
-            cv2.FONT_HERSHEY_SIMPLEX,
-            0.42,
-            (0, 0, 0),
-            1,
-            cv2.LINE_AA,
-        )
-    # Noise does not compress: a palette keeps the file small.
-    image = Image.fromarray(np.vstack([header, picture]))
-    with atomic_path(target) as temporary:
-        image.quantize(256, dither=Image.Dither.NONE).save(temporary, "PNG", optimize=True)
-    return psnr
+    draw_curve(log_path(out), curve_path(out))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -415,66 +384,97 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Train a small unconditional diffusion prior on a folder of photographs.",
         epilog="""examples:
-  an hour on one core, as the embedded prior was made:
-    python -m ddfm_fast.priors.train --data photos --out prior.safetensors --minutes 60
-  go on after an interruption (same options as before):
-    python -m ddfm_fast.priors.train --data photos --out prior.safetensors --minutes 60 --resume
+  as the embedded prior was made (its model card tells how long that takes):
+    python -m ddfm_fast.priors.train --data photos --out prior.safetensors
+  go on after an interruption (same options as before; the result is the same):
+    python -m ddfm_fast.priors.train --data photos --out prior.safetensors --resume
+  try the path in a minute:
+    python -m ddfm_fast.priors.train --data photos --out prior.safetensors --steps 200 --no-compile
   look at what it learnt:
-    python -m ddfm_fast.priors.train --grid grid.png --out prior.safetensors
+    python -m ddfm_fast.priors.evaluate prior.safetensors --out looks
   use it:
     ddfm-fast fuse ir.png vis.png -o fused.png --prior prior.safetensors
 
-beside prior.safetensors (float16, averaged weights) lie prior.state.pt, to resume from, and
-prior.log.jsonl, one line of losses every --log-every steps.""",
+beside prior.safetensors (float16, averaged weights) lie prior.state.pt, to resume from,
+prior.log.jsonl, one line of losses every --log-every steps, and, with matplotlib installed,
+prior.curve.png, drawn from it at the end.""",
     )
     add = parser.add_argument
     add("--data", type=Path, metavar="FOLDER", help="folder of photographs")
     add("--out", type=Path, metavar="FILE", required=True, help="the prior, a .safetensors file")
-    add("--grid", type=Path, metavar="PNG", help="draw denoisings of the prior in --out, then end")
-    add("--steps", type=int, default=6000, help="updates (default %(default)s)")
-    add(
-        "--minutes",
-        type=float,
-        default=0,
-        help="end after this much training time if steps take longer (0: no limit)",
-    )
+    add("--steps", type=int, default=DEFAULT_STEPS, help="updates (default %(default)s)")
     add("--batch", type=int, default=16, help="patches an update (default %(default)s)")
     add("--patch", type=int, default=64, help="side of a patch in pixels (default %(default)s)")
-    add("--lr", type=float, default=1e-3, help="peak learning rate (default %(default)s)")
+    add("--lr", type=float, default=3e-3, help="peak learning rate (default %(default)s)")
     add("--seed", type=int, default=0, help="decides weights, patches and noise (default 0)")
     add("--holdout", type=int, default=3, help="photographs kept for the held-out loss (default 3)")
+    add(
+        "--weighting",
+        default="p2-mild",
+        choices=WEIGHTINGS,
+        help="of the loss by noise level (default %(default)s)",
+    )
+    add(
+        "--precision",
+        default="bfloat16",
+        choices=PRECISIONS,
+        help="of the convolutions; weights and norms' statistics stay in float32 "
+        "(default %(default)s)",
+    )
+    add("--ema", type=float, default=0.9995, help="decay of the averaged weights (default .9995)")
+    add("--device", default="auto", help='"cpu", "cuda", or "auto": CUDA where there is one')
     add("--threads", type=int, default=0, help="CPU threads (0: PyTorch's choice)")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compile the step: minutes at the start, then about twice as fast (default: yes)",
+    )
     add("--resume", action="store_true", help="go on from the state beside --out")
     add("--save-minutes", type=float, default=4, help="minutes between checkpoints (default 4)")
     add("--log-every", type=int, default=250, help="steps between log lines (default 250)")
-    group = parser.add_argument_group("architecture (defaults: those of the embedded prior)")
+    group = parser.add_argument_group("architecture")
     arch = group.add_argument
-    arch("--unshuffle", type=int, default=2, help="fold u x u pixels into channels (default 2)")
-    arch("--channels", type=int, default=32, help="base channels, a multiple of 32 (default 32)")
-    arch("--channel-mult", default="1,2,2,2", help="a multiplier a level (default %(default)s)")
-    arch("--blocks", type=int, default=1, help="residual blocks a level (default 1)")
+    arch(
+        "--arch",
+        default="embedded",
+        choices=tuple(ARCHITECTURES),
+        help="what the options below start from (default %(default)s)",
+    )
+    arch("--unshuffle", type=int, help="fold u x u pixels into channels")
+    arch("--channels", type=int, help="base channels, a multiple of 32")
+    arch("--channel-mult", help="a multiplier a level, such as 1,2,2,2")
+    arch("--blocks", type=int, help="residual blocks a level")
+    arch("--attention", help="downsampling rates with attention, such as 8,16, or none")
+    arch(
+        "--residual-resampling",
+        action=argparse.BooleanOptionalAction,
+        help="resample in residual blocks instead of by a convolution",
+    )
     return parser
 
 
 def config_from_options(options: argparse.Namespace) -> UNetConfig:
+    """The architecture of ``--arch`` with the other options' changes; ValueError if impossible."""
+    changes = {
+        "pixel_unshuffle": options.unshuffle,
+        "model_channels": options.channels,
+        "channel_mult": _numbers("--channel-mult", options.channel_mult),
+        "num_res_blocks": options.blocks,
+        "attention_resolutions": _numbers("--attention", options.attention),
+        "resblock_updown": options.residual_resampling,
+    }
+    changes = {key: value for key, value in changes.items() if value is not None}
+    return UNetConfig.from_dict({**ARCHITECTURES[options.arch].to_dict(), **changes})
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None or text == "none":
+        return None if text is None else ()
     try:
-        mult = tuple(float(m) for m in options.channel_mult.split(","))
+        return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise ValueError(
-            f"--channel-mult {options.channel_mult!r}, expected numbers such as 1,2,2"
-        ) from error
-    return UNetConfig.from_dict(
-        {
-            "model_channels": options.channels,
-            "num_res_blocks": options.blocks,
-            "channel_mult": mult,
-            "out_channels": 3,
-            "use_scale_shift_norm": True,
-            "resblock_updown": True,
-            "pixel_unshuffle": options.unshuffle,
-            "middle_attention": False,
-        }
-    )
+        raise ValueError(f"{option} {text!r}, expected numbers such as 1,2,2") from error
 
 
 def check_options(options: argparse.Namespace, config: UNetConfig) -> None:
@@ -489,8 +489,22 @@ def check_options(options: argparse.Namespace, config: UNetConfig) -> None:
         raise ValueError(
             f"--patch {options.patch}, expected a multiple of {config.multiple} for this network"
         )
-    if not options.lr > 0 or options.minutes < 0:
-        raise ValueError("--lr must be above 0 and --minutes not below 0")
+    if not options.lr > 0:
+        raise ValueError(f"--lr {options.lr}, expected a number above 0")
+    if not 0 <= options.ema < 1:
+        raise ValueError(f"--ema {options.ema}, expected at least 0 and below 1")
+
+
+def pick_device(name: str) -> str:
+    """The device of ``--device``; ValueError for one that this machine does not have."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
+        raise ValueError(
+            f"--device {name!r}, expected cpu, or cuda where PyTorch finds a GPU (here it does "
+            f"{'' if torch.cuda.is_available() else 'not'}); leave it out to have one picked"
+        )
+    return name
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -500,24 +514,24 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        if options.grid:
-            for t, psnr in zip(GRID_TIMESTEPS, write_grid(options.out, options.grid), strict=True):
-                print(f"t = {t}: predicted x0 {psnr:.2f} dB")
-            return 0
         if options.data is None:
             raise ValueError("--data is missing; give a folder of photographs")
         config = config_from_options(options)
         check_options(options, config)
         settings = Settings(
-            options.steps,
-            options.minutes,
-            options.batch,
-            options.patch,
-            options.lr,
-            options.seed,
-            options.holdout,
+            steps=options.steps,
+            batch=options.batch,
+            patch=options.patch,
+            lr=options.lr,
+            seed=options.seed,
+            holdout=options.holdout,
+            weighting=options.weighting,
+            precision=options.precision,
+            ema_decay=options.ema,
+            compiled=options.compile,
         )
-        run = Run(config, settings, find_photos(options.data))
+        device = pick_device(options.device)
+        run = Run(config, settings, find_photos(options.data), device)
         train(
             run,
             options.out,

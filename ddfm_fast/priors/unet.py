@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..schedule import make_betas
 from .conditioning import Conditioning
 
 GROUPS = 32
@@ -30,12 +32,15 @@ _IGNORED_KEYWORDS = ("image_size", "dropout", "use_checkpoint", "use_fp16")
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """What shapes the network; the names are ``UNetModel``'s, the last two are extensions.
+    """What shapes the network; the names are ``UNetModel``'s, the last three are extensions.
 
     ``attention_resolutions`` holds downsampling rates (4 means: attention where the feature map
     is 4 times smaller than the input). ``num_head_channels`` above 0 overrides ``num_heads``.
     ``pixel_unshuffle`` = u folds u x u pixels into channels before the first convolution and
     unfolds them after the last; ``in_channels`` and ``out_channels`` count image channels.
+    ``sigma_data`` above 0 preconditions as Karras et al. 2022, see :func:`mix_at`: at high noise
+    eps is x_t but for a little, and a small network spends itself on that identity unless it is
+    given. 0: the last convolution answers eps, as in the published networks; 1: it answers v.
     """
 
     model_channels: int
@@ -53,6 +58,7 @@ class UNetConfig:
     use_new_attention_order: bool = False
     pixel_unshuffle: int = 1
     middle_attention: bool = True
+    sigma_data: float = 0.0
 
     @classmethod
     def from_dict(cls, config: dict[str, Any]) -> UNetConfig:
@@ -107,6 +113,14 @@ class UNetConfig:
         for key in ("num_head_channels", "num_heads_upsample"):
             if not isinstance(getattr(self, key), int):
                 raise ValueError(f"config: {key}={getattr(self, key)!r}, expected an integer")
+        sigma = self.sigma_data
+        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma < 1e6:
+            raise ValueError(f"config: sigma_data={sigma!r}, expected a number from 0")
+        if sigma and self.out_channels != self.in_channels:
+            raise ValueError(
+                f"config: sigma_data={sigma} with {self.out_channels} channels out of "
+                f"{self.in_channels}, expected as many; a learned variance needs sigma_data=0"
+            )
         if not self.channel_mult:
             raise ValueError("config: channel_mult is empty, expected one multiplier a level")
         rates = {2**i for i in range(self.levels)}
@@ -176,7 +190,40 @@ class BlockCondition(NamedTuple):
     norm_bias: Tensor
 
 
-StepCondition = Sequence[BlockCondition]
+class Mix(NamedTuple):
+    """eps = skip · x_t + out · F of a preconditioned network F; [1] for a shared t, [N, 1] else.
+
+    Float32, whatever the dtype of the weights.
+    """
+
+    skip: Tensor
+    out: Tensor
+
+
+StepCondition = Sequence[BlockCondition | Mix]
+"""of each residual block by its ``index``; of preconditioned networks a ``Mix`` comes at the end"""
+
+
+def mix_at(timesteps: Tensor, sigma_data: float) -> Mix:
+    """The factors for timesteps [S] of 0 to 999; between whole ones ᾱ is interpolated.
+
+    Karras et al. 2022, table 1, written for eps and x_t with s² = 1 − ᾱ and d = sigma_data:
+    skip = s / (s² + ᾱ d²) and out = √ᾱ d / √(s² + ᾱ d²) (their F has the opposite sign). Then F has
+    unit power to predict at every t if images have the standard deviation d.
+    """
+    alphas = torch.from_numpy(np.cumprod(1 - make_betas())).to(timesteps.device)
+    t = timesteps.double().clamp(0, len(alphas) - 1)
+    low = t.long().clamp(max=len(alphas) - 2)
+    alpha_bar = torch.lerp(alphas[low], alphas[low + 1], t - low)[:, None]
+    power = 1 - alpha_bar + alpha_bar * sigma_data**2
+    skip, out = (1 - alpha_bar).sqrt() / power, sigma_data * (alpha_bar / power).sqrt()
+    return Mix(skip.float(), out.float())
+
+
+def mixed(x: Tensor, out: Tensor, mix: Mix) -> Tensor:
+    """eps [N, C, H, W], in the dtype of x_t, of x_t and the network's answer of that shape."""
+    of_x, of_out = (factor.to(x.dtype).view(-1, 1, 1, 1) for factor in mix)
+    return torch.addcmul(out.to(x.dtype) * of_out, x, of_x)
 
 
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
@@ -377,7 +424,7 @@ class UNet(nn.Module):
 
     A fresh network has zero residual branches and a zero output, the start of training. Input
     [N, in_channels, H, W] with H and W multiples of ``config.multiple``, output
-    [N, out_channels, H, W]; both in the dtype of the weights.
+    [N, out_channels, H, W] in the dtype of the weights, with ``sigma_data`` in that of x.
     """
 
     def __init__(self, config: UNetConfig):
@@ -444,11 +491,14 @@ class UNet(nn.Module):
                 channels = out
         return nn.ModuleList(stages)
 
-    def _fold(self, timesteps: Tensor) -> list[BlockCondition]:
+    def fold(self, timesteps: Tensor) -> list[BlockCondition | Mix]:
+        """What timesteps [S] make of each residual block, rows [S, C]: a condition for ``run``."""
         first, _, last = self.time_embed
         emb = timestep_embedding(timesteps, self.config.model_channels)
         emb = F.silu(_linear32(last, F.silu(_linear32(first, emb))))
-        return [block.condition(emb) for block in self._residual]
+        folded = [block.condition(emb) for block in self._residual]
+        sigma = self.config.sigma_data
+        return [*folded, mix_at(timesteps, sigma)] if sigma else folded
 
     @torch.no_grad()
     def fold_upsampling(self) -> UNet:
@@ -479,15 +529,14 @@ class UNet(nn.Module):
 
     def conditioning(self, timesteps: Tensor) -> Conditioning:
         """Everything that depends on t alone, for timesteps [S]: one item a step for ``run``."""
-        folded = self._fold(timesteps)
+        folded = self.fold(timesteps)
         by_step = [p for block in folded for p in block if p.ndim == 2]
         widths = [p.shape[1] for p in by_step]
 
         def unpack(row: Tensor) -> list[BlockCondition]:
             parts = iter(row.split(widths))
             return [
-                BlockCondition(*(p if p.ndim == 1 else next(parts) for p in block))
-                for block in folded
+                type(block)(*(p if p.ndim == 1 else next(parts) for p in block)) for block in folded
             ]
 
         return Conditioning(torch.cat(by_step, dim=1), unpack)
@@ -495,9 +544,10 @@ class UNet(nn.Module):
     def run(self, x: Tensor, step: StepCondition, out_channels: int | None = None) -> Tensor:
         """Evaluate with an item of ``conditioning``; only the first ``out_channels`` if given."""
         unshuffle = self.config.pixel_unshuffle
+        h = x.to(self.out[2].weight.dtype)
         if unshuffle > 1:
-            x = F.pixel_unshuffle(x, unshuffle)
-        h = x.contiguous(memory_format=torch.channels_last)
+            h = F.pixel_unshuffle(h, unshuffle)
+        h = h.contiguous(memory_format=torch.channels_last)
         skips = []
         for stage in self.input_blocks:
             h = stage(h, step)
@@ -510,13 +560,14 @@ class UNet(nn.Module):
         h = _silu(_norm(h, norm.weight, norm.bias))
         rows = None if out_channels is None else out_channels * unshuffle**2
         h = F.conv2d(h, conv.weight[:rows], conv.bias[:rows], padding=1)
-        return F.pixel_shuffle(h, unshuffle) if unshuffle > 1 else h
+        h = F.pixel_shuffle(h, unshuffle) if unshuffle > 1 else h
+        return mixed(x, h, step[-1]) if self.config.sigma_data else h
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
         """Evaluate with one timestep a sample: x [N, C, H, W], timesteps [N] (fractional too)."""
-        step = self._fold(timesteps)
+        step = self.fold(timesteps)
         if len(timesteps) == 1:
-            step = [BlockCondition(*(p if p.ndim == 1 else p[0] for p in b)) for b in step]
+            step = [type(b)(*(p if p.ndim == 1 else p[0] for p in b)) for b in step]
         return self.run(x, step)
 
 

@@ -1,0 +1,153 @@
+"""Training patches: a folder of photographs made to look like the images that get fused.
+
+Infrared and medical images are grey, often soft, sometimes inverted, of any gamma, and medical
+ones stand on black ground; fused ones lie between those and photographs. No such image is needed:
+photographs are turned into likely stand-ins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
+FLAT_STD = 6.0
+"""grey levels of standard deviation below which a tile counts as flat"""
+FLAT_KEPT = 0.15
+"""chance that a flat tile is used all the same: skies and black ground exist"""
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def find_photos(folder: Path) -> list[Path]:
+    """Photographs in a folder, sorted by name; ValueError when there are fewer than two."""
+    if not folder.is_dir():
+        raise ValueError(f"--data {str(folder)!r} is not a folder; give a folder of photographs")
+    photos = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
+    if len(photos) < 2:
+        raise ValueError(
+            f"--data {str(folder)!r} holds {len(photos)} photographs, expected at least 2 "
+            f"({', '.join(PHOTO_SUFFIXES)})"
+        )
+    return photos
+
+
+def hash_files(paths: list[Path]) -> str:
+    """sha256 over the names and contents of the files, in order."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def split_photos(photos: list[Path], holdout: int) -> tuple[list[Path], list[Path]]:
+    """Training and held-out photographs: every n-th by name is held out, spread evenly."""
+    holdout = min(holdout, len(photos) - 1)
+    held = {int((i + 0.5) * len(photos) / holdout) for i in range(holdout)}
+    train = [p for i, p in enumerate(photos) if i not in held]
+    return train, [p for i, p in enumerate(photos) if i in held]
+
+
+def load_pyramid(path: Path, patch: int) -> list[np.ndarray]:
+    """The photograph as RGB uint8 at every scale of ``SCALES`` that still holds a patch."""
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ValueError(f"--data: {path.name!r} cannot be read as an image; remove or replace it")
+    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    height, width = image.shape[:2]
+    pyramid = []
+    for scale in SCALES:
+        size = round(width / scale), round(height / scale)
+        if min(size) >= patch:
+            pyramid.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
+    if not pyramid:
+        raise ValueError(f"--data: {path.name!r} is {width}x{height}, smaller than --patch {patch}")
+    return pyramid
+
+
+class Patches:
+    """Random patches of photographs, drawn in proportion to the square root of their area."""
+
+    def __init__(self, photos: list[Path], patch: int):
+        self.patch = patch
+        self.pyramids = [load_pyramid(p, patch) for p in photos]
+        # The square root keeps a few large photographs from hiding the small, textured ones.
+        area = np.array([math.sqrt(p[0].shape[0] * p[0].shape[1]) for p in self.pyramids])
+        self.weights = area / area.sum()
+
+    def crop(self, rng: np.random.Generator, side: int | None = None) -> np.ndarray:
+        """One patch [P, P, 3] uint8; nearly flat ones are mostly drawn again.
+
+        ``side``: P, by default the patch of the constructor. A level of the pyramid that is
+        smaller is left for the next larger one that holds it.
+        """
+        side = side or self.patch
+        for _ in range(8):
+            pyramid = self.pyramids[rng.choice(len(self.pyramids), p=self.weights)]
+            image = pyramid[rng.integers(len(pyramid))]
+            if min(image.shape[:2]) < side:
+                image = next((i for i in reversed(pyramid) if min(i.shape[:2]) >= side), None)
+                if image is None:
+                    continue
+            top, left = (rng.integers(n - side + 1) for n in image.shape[:2])
+            tile = image[top : top + side, left : left + side]
+            if tile.std(axis=(0, 1)).mean() > FLAT_STD or rng.random() < FLAT_KEPT:
+                break
+        return tile
+
+    def batch(
+        self, size: int, rng: np.random.Generator, augmented: bool = True, side: int | None = None
+    ) -> Tensor:
+        """[size, 3, P, P] float32 in [-1, 1]; ``side``: P, see ``crop``."""
+        tiles = []
+        for _ in range(size):
+            tile = self.crop(rng, side).astype(np.float32) / 255
+            tiles.append(augment(tile, rng) if augmented else tile)
+        return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2) * 2 - 1
+
+
+def augment(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Turn, mirror, soften and recolour a tile [P, P, 3] in [0, 1]; some stand on black ground."""
+    tile = np.rot90(tile, rng.integers(4))
+    if rng.random() < 0.5:
+        tile = tile[:, ::-1]
+    if rng.random() < 0.12:
+        tile = enlarge(tile, rng.uniform(1.3, 3.0), rng)
+    kind = rng.random()
+    if kind < 0.35:
+        tile = np.repeat((tile @ _LUMA)[..., None], 3, axis=2)
+    elif kind < 0.5:
+        tile = np.repeat(tile[..., rng.integers(3), None], 3, axis=2)
+    elif kind < 0.55:
+        tile = tile[..., rng.permutation(3)]
+    if rng.random() < 0.15:
+        tile = 1 - tile
+    if rng.random() < 0.35:
+        tile = tile ** np.float32(np.exp(rng.uniform(-0.7, 0.7)))
+    if rng.random() < 0.06:
+        tile = tile * black_ground(len(tile), rng)[..., None]
+    return np.ascontiguousarray(tile, dtype=np.float32)
+
+
+def enlarge(tile: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
+    """A part of the tile enlarged to its size: as soft as thermal and medical images are."""
+    side = len(tile)
+    part = max(2, round(side / factor))
+    top, left = rng.integers(side - part + 1, size=2)
+    small = np.ascontiguousarray(tile[top : top + part, left : left + part])
+    return cv2.resize(small, (side, side), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+
+
+def black_ground(side: int, rng: np.random.Generator) -> np.ndarray:
+    """A mask [side, side], 1 inside a large ellipse and 0 outside, with an edge of a few pixels."""
+    rows, columns = np.mgrid[:side, :side].astype(np.float32) / side
+    centre, radii = rng.uniform(-0.2, 1.2, 2), rng.uniform(0.4, 1.0, 2)
+    distance = np.hypot((rows - centre[0]) / radii[0], (columns - centre[1]) / radii[1])
+    edge = rng.uniform(1, 4) / side / radii.mean()
+    return np.clip((1 - distance) / edge + 0.5, 0, 1).astype(np.float32)
