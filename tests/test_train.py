@@ -68,8 +68,9 @@ def make_run(photos, **changes):
     return Run(small_config(), settings, find_photos(photos))
 
 
-def test_resumed_run_equals_an_uninterrupted_one(photos, tmp_path):
-    whole, first, second = (make_run(photos) for _ in range(3))
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resumed_run_equals_an_uninterrupted_one(photos, tmp_path, precision):
+    whole, first, second = (make_run(photos, precision=precision) for _ in range(3))
     train(whole, tmp_path / "whole.safetensors", log_every=2, progress=False)
     train(first, tmp_path / "cut.safetensors", log_every=2, stop_at=3, progress=False)
     train(second, tmp_path / "cut.safetensors", log_every=2, resume=True, progress=False)

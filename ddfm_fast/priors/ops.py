@@ -30,7 +30,7 @@ class Feature(NamedTuple):
 
 
 class Conv(NamedTuple):
-    """A convolution of stride 1 that keeps the size, or doubles it with ``up_kernel``."""
+    """A convolution that keeps the size, halves it (``resize``), or doubles it by ``up_kernel``."""
 
     name: str
     """its key in the state dict, for reports"""
@@ -146,9 +146,7 @@ class PlainOps:
         """Layers that only resample: "up" then a convolution, or a strided one, or 2x2 means."""
         x = feature.data
         if direction == "down":
-            if conv is None:
-                return Feature(F.avg_pool2d(x, 2))
-            return Feature(F.conv2d(x, conv.weight, conv.bias.to(x.dtype), stride=2, padding=1))
+            return Feature(F.avg_pool2d(x, 2) if conv is None else self._halved(x, conv))
         if conv is None:
             return Feature(double(x))
         return Feature(self._conv(x if conv.up_kernel is not None else double(x), conv, conv.bias))
@@ -159,6 +157,9 @@ class PlainOps:
 
     def _conv(self, x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
         return convolve(x, conv, bias)
+
+    def _halved(self, x: Tensor, conv: Conv) -> Tensor:
+        return F.conv2d(x, conv.weight, conv.bias.to(x.dtype), stride=2, padding=1)
 
     @staticmethod
     def _norm(x: Tensor, norm: Norm) -> Tensor:
@@ -217,11 +218,19 @@ class OneDnnOps(PlainOps):
             x, weight, own, pad, [1, 1], [1, 1], 1, "none", [], ""
         )
 
-    def _weights(self, conv: Conv, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    def _halved(self, x: Tensor, conv: Conv) -> Tensor:
+        weight, bias = self._weights(conv, x.dtype, stride=2)
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, weight, bias, [1, 1], [2, 2], [1, 1], 1, "none", [], ""
+        )
+
+    def _weights(
+        self, conv: Conv, dtype: torch.dtype, stride: int = 1
+    ) -> tuple[Tensor, Tensor | None]:
         key = conv.name, len(conv.weight)
         if key not in self._packed:
             pad = [conv.weight.shape[-1] // 2] * 2
-            weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, pad)
+            weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, pad, [stride] * 2)
             self._packed[key] = weight, None if conv.bias is None else conv.bias.to(dtype)
         return self._packed[key]
 
