@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -16,6 +17,7 @@ from .dispatch import resolve_engine, resolve_graph
 from .graphs import GraphCache
 from .memory import images_that_fit, in_batches
 from .priors import load_prior
+from .priors.precision import default_precision
 from .sampler import Sampled, StepInfo, prior_rows, sample
 
 COLORS = (True, False, "ir", "vis")
@@ -90,12 +92,19 @@ class Fuser:
         self.progress = progress
         self.batch_size = _checked_batch_size(batch_size, self.device)
         self.automatic_batch = batch_size is None
-        if dtype == "auto" and self.config.round_luma:
-            dtype = None  # a preset that repeats the authors' script to the pixel: float32
+        if dtype == "auto":
+            dtype = self._default_precision(prior)
         self.prior = load_prior(prior, device=self.device, dtype=dtype, compile=compile)
         self.engine = resolve_engine(self.device, backend, solver)
         self.loops = GraphCache(resolve_graph(graph, self.device, self.engine), self.engine)
         prior_rows(self.prior, self.config)  # an impossible number of steps fails here, not later
+
+    def _default_precision(self, prior) -> str | None:
+        """None, which leaves a prior as it is and means float32 for a name or a path."""
+        exact = self.config.round_luma  # a preset that repeats the authors' script to the pixel
+        if exact or not isinstance(prior, str | os.PathLike):
+            return None
+        return default_precision(self.device, self.config.start)
 
     def __call__(
         self,

@@ -15,6 +15,9 @@ PRECISIONS = {
 }
 """``dtype=`` → dtype of weights and activations; "tf32" rounds only inside matrix products"""
 
+LATE_START = 100
+"""timestep up to which low precision of the prior does not show in the picture"""
+
 
 def check_precision(dtype: str | torch.dtype | None) -> str | None:
     """The name of a precision, or None; ValueError for anything that is none."""
@@ -37,18 +40,20 @@ def cpu_has(dtype: torch.dtype) -> bool:
     return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
 
 
-def default_precision(device: torch.device) -> str:
-    """What ``dtype="auto"`` means on a device.
+def default_precision(device: torch.device, start: int | None = None) -> str:
+    """What ``dtype="auto"`` means on a device, for sampling that begins at timestep ``start``.
 
-    On a CPU float32, so that one call gives the same picture on every CPU; bfloat16 is the choice
-    to make by hand where the CPU multiplies in it. On CUDA float16, from compute capability 7 on,
-    where the matrix units are: as fast as bfloat16 on paper, and in the fused picture it came 20
-    dB nearer to float32 (bench/results/precision.md, measured on a CPU; no GPU has run yet).
-    What float16 cannot hold ends in an error of the sampler, not in a wrong picture.
+    On a CPU float32, or bfloat16 where the CPU multiplies in it and sampling begins at
+    ``LATE_START`` or later: ε counts for little there, and the fused picture changes by less than
+    a tenth of a grey level (bench/results/precision.md). On CUDA float16, from compute capability 7
+    on, where the matrix units are: as fast as bfloat16 on paper, and in the fused picture it came
+    nearer to float32 (measured on a CPU; no GPU has run yet). What float16 cannot hold ends in an
+    error of the sampler, not in a wrong picture.
     """
     if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 7:
         return "float16"
-    return "float32"
+    late = start is not None and start <= LATE_START
+    return "bfloat16" if device.type == "cpu" and late and cpu_has(torch.bfloat16) else "float32"
 
 
 @contextmanager
