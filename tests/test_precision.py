@@ -68,8 +68,19 @@ def test_default_of_a_device(monkeypatch, capability, name):
     assert precision.default_precision(CPU) == "float32"
 
 
+@pytest.mark.parametrize("has", [False, True])
+def test_default_of_a_cpu_is_low_only_for_late_steps_and_where_it_is_fast(monkeypatch, has):
+    monkeypatch.setattr(precision, "cpu_has", lambda dtype: has)
+    late = "bfloat16" if has else "float32"
+    for start, name in ((None, "float32"), (20, late), (100, late), (101, "float32")):
+        assert precision.default_precision(CPU, start) == name
+    for preset, name in (("official", "float32"), ("fast", late), ("balanced", late)):
+        assert Fuser(preset=preset, device="cpu").prior.precision == name
+    assert load_prior("embedded", dtype="auto").precision == "float32"
+
+
 def test_auto_leaves_what_is_given_as_it_is(monkeypatch):
-    monkeypatch.setattr("ddfm_fast.priors.default_precision", lambda device: "bfloat16")
+    monkeypatch.setattr("ddfm_fast.api.default_precision", lambda device, start: "bfloat16")
     assert Fuser(steps=1, device="cpu").prior.precision == "bfloat16"
     own = load_prior("embedded")
     assert Fuser(prior=own, steps=1, device="cpu").prior is own
@@ -78,7 +89,7 @@ def test_auto_leaves_what_is_given_as_it_is(monkeypatch):
 
 
 def test_presets_that_repeat_the_script_stay_in_float32(monkeypatch):
-    monkeypatch.setattr("ddfm_fast.priors.default_precision", lambda device: "float16")
+    monkeypatch.setattr("ddfm_fast.api.default_precision", lambda device, start: "float16")
     assert Fuser(preset="official-script", steps=1, device="cpu").prior.precision == "float32"
     assert Fuser(preset="official", steps=1, device="cpu").prior.precision == "float16"
 
@@ -100,7 +111,7 @@ def test_rectification_stays_float32(ramp):
     fused = fuser(ramp, ramp[::-1].copy(), callback=lambda info: seen.append(info))
     assert fuser.prior.dtype == torch.bfloat16
     assert {info.x_t.dtype for info in seen} == {info.x0.dtype for info in seen} == {torch.float32}
-    exact = Fuser(**settings)(ramp, ramp[::-1].copy())
+    exact = Fuser(dtype="float32", **settings)(ramp, ramp[::-1].copy())
     assert 0 < abs(fused - exact).max() < 0.5 / 255
 
 
