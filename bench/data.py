@@ -77,4 +77,4 @@ def reference_unet(name: str, device: torch.device) -> ReferenceUNet:
     unet = network(name)
     state = {k: v.detach().contiguous().to(device) for k, v in unet.state_dict().items()}
     head = max(unet.config.num_head_channels, 1)
-    return ReferenceUNet(state, head, unet.config.pixel_unshuffle)
+    return ReferenceUNet(state, head, unet.config.pixel_unshuffle, unet.config.sigma_data)

@@ -43,10 +43,10 @@ def networks() -> dict[str, tuple[UNet, ReferenceUNet]]:
     small = small_adm()
     embedded = load_prior("embedded").unet
     plain = {k: v.contiguous() for k, v in embedded.state_dict().items()}
-    unshuffle = embedded.config.pixel_unshuffle
+    options = embedded.config.pixel_unshuffle, embedded.config.sigma_data
     return {
         "small ADM": (small, ReferenceUNet(small.state_dict(), SMALL_ADM["num_head_channels"])),
-        "embedded": (embedded, ReferenceUNet(plain, pixel_unshuffle=unshuffle)),
+        "embedded": (embedded, ReferenceUNet(plain, 64, *options)),
     }
 
 

@@ -156,13 +156,19 @@ class ReferenceUNet:
     """The ADM UNet as the authors run it, from a state dict: NCHW, float32, nothing folded.
 
     ``num_head_channels`` and the legacy qkv order as in the official checkpoint;
-    ``pixel_unshuffle`` folds pixels into channels before and after, as the embedded prior needs.
+    ``pixel_unshuffle`` folds pixels into channels before and after, and ``sigma_data`` puts x_t
+    and the network's answer together, as the embedded prior needs.
     """
 
     def __init__(
-        self, state: dict[str, Tensor], num_head_channels: int = 64, pixel_unshuffle: int = 1
+        self,
+        state: dict[str, Tensor],
+        num_head_channels: int = 64,
+        pixel_unshuffle: int = 1,
+        sigma_data: float = 0,
     ):
         self.w, self.head, self.unshuffle = state, num_head_channels, pixel_unshuffle
+        self.sigma_data = sigma_data
         self.width = state["time_embed.0.weight"].shape[1]
         layers: dict[str, set[str]] = {}
         for key in state:
@@ -188,6 +194,8 @@ class ReferenceUNet:
             if len(names := self.layers[f"output_blocks.{n}"]) > 1
             and f"{names[-1]}.in_layers.0.weight" in self.w
         ]
+        if not ups:  # resampled by layers of their own, which their keys tell
+            return set()
         per_level = ups[0][0] + 1
         return {name for _, name in ups} | {
             f"input_blocks.{n}.0" for n in range(per_level, self.inputs, per_level)
@@ -237,6 +245,12 @@ class ReferenceUNet:
         for layer in self.layers[block]:
             if f"{layer}.qkv.weight" in self.w:
                 x = self._attention(layer, x)
+            elif f"{layer}.op.weight" in self.w:
+                weight, bias = self.w[f"{layer}.op.weight"], self.w[f"{layer}.op.bias"]
+                x = F.conv2d(x, weight, bias, stride=2, padding=1)
+            elif f"{layer}.conv.weight" in self.w:
+                doubled = F.interpolate(x, scale_factor=2, mode="nearest")
+                x = self._conv(f"{layer}.conv", doubled, 1)
             else:
                 x = self._resblock(layer, x, emb)
         return x
@@ -244,6 +258,15 @@ class ReferenceUNet:
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """x [N, 3, H, W], t [N] → [N, 3 or 6, H, W]."""
+        if self.sigma_data:
+            a = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
+            a = a.to(x.device)[t][:, None, None, None]
+            power = 1 - a + a * self.sigma_data**2
+            skip, out = (1 - a).sqrt() / power, self.sigma_data * (a / power).sqrt()
+            return skip.type(x.dtype) * x + out.type(x.dtype) * self._network(x, t)
+        return self._network(x, t)
+
+    def _network(self, x: Tensor, t: Tensor) -> Tensor:
         half = self.width // 2
         freqs = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32) / half)
         args = t[:, None].float() * freqs[None].to(x.device)
