@@ -43,7 +43,7 @@ from .files import (
     read_image,
     write_image,
 )
-from .memory import is_out_of_memory
+from .memory import is_out_of_memory, pages_kept
 from .priors.checkpoint import file_sha256, weights_sha256
 
 if TYPE_CHECKING:
@@ -336,7 +336,9 @@ class _Run:
         self.readers = ThreadPoolExecutor(self.workers, "ddfm-read")
         self.writers = ThreadPoolExecutor(self.workers, "ddfm-write")
         try:
-            self._work(self._pending(items))
+            pending = self._pending(items)
+            with pages_kept(self.fuser.device):
+                self._work(pending)
         except KeyboardInterrupt:
             self.stopped = STOPPED_BY_USER
         finally:

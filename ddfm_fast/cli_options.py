@@ -65,8 +65,7 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA where there is one by default.")
 ]
 Backend = Annotated[
-    str | None,
-    typer.Option(help="auto, triton or torch: what runs a step ($DDFM_FAST_BACKEND).")
+    str | None, typer.Option(help="auto, triton or torch: what runs a step ($DDFM_FAST_BACKEND).")
 ]
 Graph = Annotated[
     str | None,

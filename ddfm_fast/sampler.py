@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .config import FuseConfig
 from .dispatch import Engine, resolve_engine
+from .memory import pages_kept
 from .profiling import span
 from .rectify import Rectifier
 from .schedule import StepRow, make_schedule, step_rows
@@ -188,7 +189,7 @@ def sample(
             loop = Loop(prior, config, shape, engine, watched=watched)
         else:
             loop = loops(prior, config, shape, watched)
-        with loop.lock:
+        with loop.lock, pages_kept(prior.device):
             loop.load(i, v, seed, x_start)
             loop.run(_progress(len(loop.rows), progress, prior.device), callback)
             result = loop.take()

@@ -67,12 +67,29 @@ def random_unet_copy(unet: UNet) -> UNet:
 
 
 @pytest.mark.parametrize("config", option_grid(), ids=option_id)
-def test_same_function_as_the_plain_network(config):
+def test_same_function_as_the_plain_network(config, monkeypatch):
+    monkeypatch.setattr(ops.OneDnnOps, "SMALL", 0)
     unet, x, step = example(config)
     with torch.no_grad():
         plain, got = unet.run(x, step), Engine(unet)(x, step)
         torch.testing.assert_close(got, plain, rtol=1e-4, atol=2e-5)
         torch.testing.assert_close(Engine(unet)(x, step, 3), plain[:, :3], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.skipif(not ops.OneDnnOps.available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("small", [0, 1500, ops.OneDnnOps.SMALL])
+@torch.no_grad()
+def test_onednn_at_changing_sizes(small, monkeypatch):
+    """Layouts are for one size each; small inputs, here some of the layers, do without."""
+    monkeypatch.setattr(ops.OneDnnOps, "SMALL", small)
+    unet, _, step = example({**SMALL, "resblock_updown": False})
+    fast = Engine(unet)
+    for shape in [(1, 16, 24), (3, 16, 24), (1, 64, 40), (1, 16, 24), (2, 40, 64)]:
+        n, height, width = shape
+        x = torch.randn(n, 3, height, width)
+        torch.testing.assert_close(fast(x, step), unet.run(x, step), rtol=1e-4, atol=2e-5)
+    kept = [len(sizes) for sizes in fast.ops._packed.values()]
+    assert kept and max(kept) <= ops.OneDnnOps.SIZES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

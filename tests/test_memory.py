@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 import torch
 
+import ddfm_fast.memory
 from ddfm_fast import Fuser
 from ddfm_fast.memory import (
     SAMPLER_PLANES,
@@ -15,6 +19,7 @@ from ddfm_fast.memory import (
     image_bytes,
     images_that_fit,
     in_batches,
+    pages_kept,
 )
 from ddfm_fast.priors import load_prior
 
@@ -136,3 +141,77 @@ def test_doctor_prints_the_memory_of_priors(monkeypatch):
     assert "256x256 ADM  float32: weights 2.06 GiB" in doctor.render(report)
     monkeypatch.setattr(doctor, "_prior_memory", lambda: 1 / 0)
     assert "unknown: ZeroDivisionError" in doctor.render(doctor.examine())
+
+
+FAULTS = """
+import resource, sys, torch
+from ddfm_fast.memory import pages_kept
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        torch.empty(96, 1024, 1024, dtype=torch.uint8).fill_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults()
+with pages_kept(torch.device("cpu")):
+    faults()
+    with pages_kept(torch.device("cpu")):
+        pass
+    within = faults()
+print(before, within, faults())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "confstr"), reason="no glibc on this platform")
+@pytest.mark.parametrize("tuned", [{}, {"MALLOC_ARENA_MAX": "4"}])
+def test_pages_stay_within_and_go_after(tuned):
+    """Blocks of 96 MiB are 24576 pages each; where the allocator is tuned nothing changes."""
+    try:
+        libc = os.confstr("CS_GNU_LIBC_VERSION")
+    except (ValueError, OSError):
+        libc = None
+    if not libc:
+        pytest.skip("no glibc on this platform")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], env=env | tuned, capture_output=True, text=True, check=True
+    )
+    before, within, after = map(int, done.stdout.split())
+    page = os.sysconf("SC_PAGE_SIZE")
+    least = 0 if before < 1000 else 7 * (96 << 20) // page * 0.9  # huge pages fault rarely
+    assert before >= least
+    if least:
+        assert within > least if tuned else within < least / 50
+        assert after > least * 0.9
+
+
+def test_pages_kept_counts_its_users(monkeypatch):
+    calls = []
+
+    class Library:
+        @staticmethod
+        def mallopt(parameter, value):
+            calls.append((parameter, value))
+
+    monkeypatch.setattr(ddfm_fast.memory, "_glibc", lambda: Library)
+    inside, leave = threading.Event(), threading.Event()
+
+    def other():
+        with pages_kept(CPU):
+            inside.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with pytest.raises(KeyError), pages_kept(CPU):
+        entered = len(calls)
+        thread.start()
+        assert inside.wait(10)
+        raise KeyError
+    assert len(calls) == entered == 2  # the other thread is still within
+    leave.set()
+    thread.join()
+    assert calls[entered:] == [(-1, 64 << 20), (-3, 32 << 20), (-4, 65536)]
+    with pages_kept(torch.device("meta")):
+        pass
+    assert len(calls) == 5

@@ -175,14 +175,19 @@ class PlainOps:
 class OneDnnOps(PlainOps):
     """The same on a CPU with weights laid out once for oneDNN, and residuals added inside it.
 
-    Uses the operators that PyTorch's own compiler uses. The laid-out weights are a second copy,
-    made when a convolution first runs, so this is for small networks.
+    Uses the operators that PyTorch's own compiler uses. Which layout oneDNN wants depends on the
+    input's size, and another one is laid out anew on every call; so weights are laid out when a
+    convolution first sees a size, and the copies for the last ``SIZES`` sizes are kept. That takes
+    memory, so this is for small networks.
     """
 
     MOST_WEIGHTS = 2**26
+    SIZES = 2
+    SMALL = 2**13
+    """float32 inputs up to here go by PyTorch's own loops: a call of oneDNN costs some 50 us"""
 
     def __init__(self):
-        self._packed: dict[tuple[str, int], tuple[Tensor, Tensor | None]] = {}
+        self._packed: dict[tuple[str, int], dict[torch.Size, tuple[Tensor, Tensor | None]]] = {}
 
     @staticmethod
     def available(dtype: torch.dtype = torch.float32) -> bool:
@@ -197,9 +202,11 @@ class OneDnnOps(PlainOps):
     def leave(
         self, h: Tensor, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
     ) -> Feature:
+        if self._small(h):
+            return super().leave(h, conv, residual, skip, up)
         (x,) = residual
         x = double(x.data) if up else x.data
-        weight, bias = self._weights(conv, h.dtype)
+        weight, bias = self._weights(conv, h)
         pad = [conv.weight.shape[-1] // 2] * 2
         rest = weight, bias, pad, [1, 1], [1, 1], 1, "add", None, None, [], None
         if skip is None and not up:  # x is the block's input, which others may read again
@@ -208,9 +215,9 @@ class OneDnnOps(PlainOps):
         return Feature(torch.ops.mkldnn._convolution_pointwise_.binary(x, h, *rest))
 
     def _conv(self, x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
-        if conv.up_kernel is not None:
+        if conv.up_kernel is not None or self._small(x):
             return convolve(x, conv, bias)
-        weight, own = self._weights(conv, x.dtype)
+        weight, own = self._weights(conv, x)
         if bias is not conv.bias:
             own = None if bias is None else bias.to(x.dtype)
         pad = [conv.weight.shape[-1] // 2] * 2
@@ -219,20 +226,28 @@ class OneDnnOps(PlainOps):
         )
 
     def _halved(self, x: Tensor, conv: Conv) -> Tensor:
-        weight, bias = self._weights(conv, x.dtype, stride=2)
+        if self._small(x):
+            return super()._halved(x, conv)
+        weight, bias = self._weights(conv, x, stride=2)
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, bias, [1, 1], [2, 2], [1, 1], 1, "none", [], ""
         )
 
-    def _weights(
-        self, conv: Conv, dtype: torch.dtype, stride: int = 1
-    ) -> tuple[Tensor, Tensor | None]:
-        key = conv.name, len(conv.weight)
-        if key not in self._packed:
+    def _small(self, x: Tensor) -> bool:
+        return x.dtype == torch.float32 and x.numel() <= self.SMALL
+
+    def _weights(self, conv: Conv, x: Tensor, stride: int = 1) -> tuple[Tensor, Tensor | None]:
+        """Weight laid out for inputs of x's size, and the bias in x's dtype."""
+        sizes = self._packed.setdefault((conv.name, len(conv.weight)), {})
+        if x.shape not in sizes:
+            if len(sizes) == self.SIZES:
+                del sizes[next(iter(sizes))]
             pad = [conv.weight.shape[-1] // 2] * 2
-            weight = torch.ops.mkldnn._reorder_convolution_weight(conv.weight, pad, [stride] * 2)
-            self._packed[key] = weight, None if conv.bias is None else conv.bias.to(dtype)
-        return self._packed[key]
+            weight = torch.ops.mkldnn._reorder_convolution_weight(
+                conv.weight, pad, [stride] * 2, [1, 1], 1, list(x.shape)
+            )
+            sizes[x.shape] = weight, None if conv.bias is None else conv.bias.to(x.dtype)
+        return sizes[x.shape]
 
 
 class FusedOps(PlainOps):

@@ -24,6 +24,7 @@ import numpy as np
 from .. import images
 from ..api import Fuser
 from ..cli_fuse import same_depth
+from ..memory import pages_kept
 from .motion import Motion, MotionFinder
 from .sinks import Sink, open_sink
 from .sources import BadFrame, Faults, Frame, Pair, Source, VideoError, align, open_source
@@ -278,7 +279,8 @@ def fuse_video(
         run = _Run(temporal, fit, sink, realtime=realtime, side_by_side=side_by_side)
         late = _exact(offset) + _arrival_gap(*sources)
         total = _expected(*sources, late, *span)
-        report = run(_pairs(*sources, late, *span), sources, total, progress)
+        with pages_kept(temporal.fuser.device):
+            report = run(_pairs(*sources, late, *span), sources, total, progress)
     finally:
         for source in sources:
             source.close()
