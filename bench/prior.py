@@ -1,11 +1,11 @@
 """``python -m bench.prior``: the prior's forward against the official module, on this CPU.
 
 Two networks, the small ADM of the test data (random weights) and the embedded prior, at several
-sizes; ours in float32, bfloat16 and float16 against a transcription of the official module in
-float32, interleaved in one run. As in a fusion each runs several times in a row, ours with the
-pages of one forward kept for the next as the sampler does; times are of one forward. With
-``--paper`` nothing runs: what a forward of the official 256x256 network costs is counted by the
-engine itself on the meta device, and set against public data sheets of GPUs.
+sizes; ours in float32, and in bfloat16 and float16 where the CPU has them, against a transcription
+of the official module in float32, interleaved in one run. As in a fusion each runs several times
+in a row, ours with the pages of one forward kept for the next as the sampler does; times are of
+one forward. With ``--paper`` nothing runs: what a forward of the official 256x256 network costs is
+counted by the engine itself on the meta device, and set against public data sheets of GPUs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from ddfm_fast.files import atomic_write_bytes
 from ddfm_fast.memory import pages_kept
 from ddfm_fast.priors import Prior, load_prior
 from ddfm_fast.priors.cost import OFFICIAL, Cost, cost_of, engine_cost, parameter_count
+from ddfm_fast.priors.precision import cpu_has
 from ddfm_fast.priors.unet import UNet
 
 from .data import SMALL_ADM, small_adm
@@ -31,9 +32,13 @@ from .timing import interleave, summarise
 
 PARITY = 2e-4
 """float32, largest difference of eps; both sides round differently"""
+PRECISIONS = ("float32", "bfloat16", "float16")
+"""of which those that this CPU multiplies in are run"""
 IN_A_ROW = 3
 """forwards; the fewest that a preset runs"""
 SIZES = [(64, 64), (256, 320), (512, 640)]
+LARGE = [(1088, 1920)]
+"""where the official module of the small ADM would take an attention matrix of 68 GB a head"""
 PAPER_SIZES = [(256, 256), (512, 640), (1088, 1920), (2176, 3840)]
 MEASURED = {"H100 SXM, measured elsewhere: 798 TFLOP/s, 3.0 TB/s": (798e12, 3.0e12)}
 
@@ -60,7 +65,7 @@ def forward(name: str, size: tuple[int, int], repeats: int, compiled: bool) -> d
     unet, reference = networks()[name]
     x, t = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
     candidates = {"official module, float32": lambda: _in_a_row(lambda: reference(x, t))}
-    priors = {p: load_prior(unet, dtype=p) for p in ("float32", "bfloat16", "float16")}
+    priors = {p: load_prior(unet, dtype=p) for p in PRECISIONS if cpu_has(getattr(torch, p))}
     if compiled:
         priors |= {f"{p}, compiled": load_prior(unet, dtype=p, compile=True) for p in list(priors)}
     steps = {p: prior.conditioning(t)[0] for p, prior in priors.items()}
@@ -209,7 +214,7 @@ def size(text: str) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.prior", description=__doc__)
     parser.add_argument("--paper", action="store_true", help="count, do not run")
-    parser.add_argument("--sizes", type=size, nargs="+", default=SIZES, help="HxW")
+    parser.add_argument("--sizes", type=size, nargs="+", help="HxW")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, help="CPU threads for PyTorch")
     parser.add_argument("--compile", action="store_true", help="also through torch.compile")
@@ -225,9 +230,10 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     results = []
     for name in ("embedded", "small ADM"):
-        for shape in args.sizes:
+        for shape in args.sizes or SIZES + LARGE * (name == "embedded"):
             # attention over 512x640 takes the official module many seconds
-            repeats = 3 if name == "small ADM" and shape[0] > 256 else args.repeats
+            slow = shape[0] > (256 if name == "small ADM" else 512)
+            repeats = 3 if slow else args.repeats
             results.append(forward(name, shape, repeats, args.compile))
             print("\n".join(table(results[-1:])), flush=True)
     print(machine())

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ddfm_fast.priors.checkpoint import atomic_path
 from ddfm_fast.priors.cost import engine_cost, parameter_count
 from ddfm_fast.priors.photos import find_photos
-from ddfm_fast.priors.train import WEIGHTINGS, Run, Settings
+from ddfm_fast.priors.train import PRECISIONS, WEIGHTINGS, Run, Settings
 from ddfm_fast.priors.unet import UNetConfig
 
 OPTIONS = (
@@ -33,6 +33,8 @@ CANDIDATES = {
     "c": (3.0, 2, 32, (1, 1, 2, 2), 2, (), False),
     "f": (3.0, 4, 64, (1, 2), 1, (), False),
     "h": (3.0, 2, 32, (1, 1, 2, 2), 3, (), False),
+    "c8": (3.0, 2, 32, (1, 1, 2, 2), 2, (8,), False),
+    "c48": (3.0, 2, 32, (1, 1, 2, 2), 2, (4, 8), False),
 }
 HELDOUT_COUNT = 400
 
@@ -55,19 +57,18 @@ def config_of(name: str) -> UNetConfig:
     )
 
 
-def train_one(
-    name: str, weighting: str, photos: list[Path], steps: int, lr: float, seed: int
-) -> dict:
+def train_one(name: str, weighting: str, photos: list[Path], options: argparse.Namespace) -> dict:
     """Train a candidate and measure it; the row of the table."""
+    steps, lr = options.steps, options.lr
     settings = Settings(
         steps=steps,
         batch=16,
         patch=64,
         lr=lr,
-        seed=seed,
+        seed=options.seed,
         holdout=3,
         weighting=weighting,
-        precision="bfloat16",
+        precision=options.precision,
         ema_decay=0.998,
         compiled=True,
         wide_every=0,
@@ -84,6 +85,7 @@ def train_one(
         "weighting": weighting,
         "steps": steps,
         "lr": lr,
+        "precision": options.precision,
         **dict(zip(OPTIONS, CANDIDATES[name], strict=True)),
         "parameters": parameter_count(config),
         "kflop_a_pixel": round(cost.flops / 256**2 / 1e3, 1),
@@ -147,6 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--steps", type=int, default=1500, help="updates of each (default %(default)s)")
     add("--lr", type=float, default=1e-3, help="peak learning rate (default %(default)s)")
     add("--seed", type=int, default=0)
+    add("--precision", default="bfloat16", choices=PRECISIONS, help="of the convolutions")
     add("--threads", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.threads:
@@ -159,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"RUN {text!r}, expected one of {', '.join(CANDIDATES)} and, after a colon, "
                 f"nothing or one of {', '.join(WEIGHTINGS)}"
             )
-        row = train_one(name, weighting or "eps", photos, options.steps, options.lr, options.seed)
+        row = train_one(name, weighting or "eps", photos, options)
         rows = json.loads(options.out.read_text()) if options.out.is_file() else []
         with atomic_path(options.out) as temporary:
             temporary.write_text(json.dumps([*rows, row], indent=1) + "\n")

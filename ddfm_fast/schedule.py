@@ -35,6 +35,11 @@ def make_betas(noise_schedule: str = "linear", num_train_timesteps: int = 1000) 
     )
 
 
+def trained_alphas() -> np.ndarray:
+    """ᾱ_t, float64 [1000], of the linear process that ADM networks and ours are trained on."""
+    return np.cumprod(1 - make_betas())
+
+
 def respace(num_train_timesteps: int, steps: int | str) -> np.ndarray:
     """The timesteps to keep, ascending int64, by guided-diffusion's three rules.
 

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ..schedule import make_betas
+from ..schedule import trained_alphas
 from .checkpoint import atomic_path, save_unet
 from .photos import Patches, find_photos, hash_files, split_photos
 from .unet import UNet, UNetConfig
@@ -87,8 +87,8 @@ class Settings:
 
 
 def alphas_cumprod() -> Tensor:
-    """Cumulative products [1000] of 1 - beta for betas linear from 1e-4 to 0.02, in float64."""
-    return torch.from_numpy(np.cumprod(1 - make_betas()))
+    """``schedule.trained_alphas`` as a tensor: float64 [1000]."""
+    return torch.from_numpy(trained_alphas())
 
 
 def loss_weights(weighting: str) -> Tensor:

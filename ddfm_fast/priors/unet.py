@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..schedule import make_betas
+from ..schedule import trained_alphas
 from .conditioning import Conditioning
 
 GROUPS = 32
@@ -211,7 +210,7 @@ def mix_at(timesteps: Tensor, sigma_data: float) -> Mix:
     skip = s / (s² + ᾱ d²) and out = √ᾱ d / √(s² + ᾱ d²) (their F has the opposite sign). Then F has
     unit power to predict at every t if images have the standard deviation d.
     """
-    alphas = torch.from_numpy(np.cumprod(1 - make_betas())).to(timesteps.device)
+    alphas = torch.from_numpy(trained_alphas()).to(timesteps.device)
     t = timesteps.double().clamp(0, len(alphas) - 1)
     low = t.long().clamp(max=len(alphas) - 2)
     alpha_bar = torch.lerp(alphas[low], alphas[low + 1], t - low)[:, None]
