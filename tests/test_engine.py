@@ -76,6 +76,25 @@ def test_same_function_as_the_plain_network(config, monkeypatch):
         torch.testing.assert_close(Engine(unet)(x, step, 3), plain[:, :3], rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("n, channels, height, width", [(1, 32, 640, 512), (3, 96, 96, 131)])
+def test_group_norm_of_large_maps_is_exact(n, channels, height, width, monkeypatch):
+    """Bounds that PyTorch's channels_last group norm misses on a CPU, and its own layout keeps."""
+    monkeypatch.setattr(ops, "IN_CACHE", 2**16 + 1)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, channels, height, width, generator=generator) + 2
+    x = x.to(memory_format=torch.channels_last)
+    weight, bias = torch.randn(2, channels, generator=generator)
+    exact = F.group_norm(x.double(), 32, weight.double(), bias.double(), 1e-5)
+    assert height * width > ops.NAIVE_SUMS
+    norm = ops.Norm("", weight, bias)
+    got = ops.PlainOps._norm(x, norm)
+    assert got.is_contiguous(memory_format=torch.channels_last)
+    bound = 3e-6 * exact.abs().max()
+    assert (got - exact).abs().max() < bound
+    contiguous = F.group_norm(x.contiguous(), 32, weight, bias, 1e-5)
+    assert (contiguous - exact).abs().max() < bound
+
+
 @pytest.mark.skipif(not ops.OneDnnOps.available(), reason="this PyTorch has no oneDNN")
 @pytest.mark.parametrize("small", [0, 1500, ops.OneDnnOps.SMALL])
 @torch.no_grad()

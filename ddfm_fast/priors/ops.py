@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +19,10 @@ from torch import Tensor
 from .precision import cpu_has
 from .unet import GROUPS, NORM_EPS
 
+NAIVE_SUMS = 2**13
+"""pixels up to which PyTorch's group norm of channels_last maps on a CPU is as exact as float32"""
+IN_CACHE = 2**20
+"""elements that are read twice before the next ones are"""
 CONV_ELEMENTS = 2**31 - 1
 """what an image may hold before and after a convolution on CUDA: offsets in cuDNN are 32-bit"""
 
@@ -97,6 +102,32 @@ def convolve_in_strips(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     return out
 
 
+def exact_group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``F.group_norm`` of float32 channels_last maps, with sums that do not lose digits.
+
+    PyTorch's own adds pixel by pixel in float32 there (2.13, CPU): over 544x960 pixels its error
+    is 2e-4, and eps of the embedded prior was wrong by 2.6e-3, ten times as much as in the official
+    layout. Here sums are PyTorch's, which cascade, and their combination is in float64, by NumPy,
+    whose calls cost a tenth for so few numbers.
+    """
+    n, channels = x.shape[:2]
+    sums = np.zeros((2, n, channels))
+    for part in x.split(max(1, IN_CACHE // (channels * x.shape[3])), 2):
+        sums[0] += part.sum((2, 3)).numpy()
+        sums[1] += (part * part).sum((2, 3)).numpy()
+    groups = GROUPS, channels // GROUPS
+    count = x[0, 0].numel() * groups[1]
+    mean, square = sums.reshape(2, n, *groups).sum(-1, keepdims=True) / count
+    scale = weight.detach().numpy().reshape(groups) / np.sqrt(
+        np.maximum(square - mean * mean, 0) + NORM_EPS
+    )
+    shift = bias.detach().numpy().reshape(groups) - mean * scale
+    scale, shift = (
+        torch.from_numpy(a.astype(np.float32)).view(n, channels, 1, 1) for a in (scale, shift)
+    )
+    return torch.addcmul(shift, x, scale)
+
+
 class PlainOps:
     """Every operation by PyTorch's own functions, on any device: the twin of :class:`FusedOps`."""
 
@@ -164,6 +195,9 @@ class PlainOps:
     @staticmethod
     def _norm(x: Tensor, norm: Norm) -> Tensor:
         weight, bias = norm.weight, norm.bias
+        naive = x.device.type == "cpu" and x.dtype == torch.float32
+        if naive and x[0, 0].numel() > NAIVE_SUMS and not torch.compiler.is_compiling():
+            return exact_group_norm(x, weight, bias)
         if x.device.type != "cpu":  # only there may activations and parameters differ in dtype
             weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         return F.group_norm(x, GROUPS, weight, bias, NORM_EPS)
