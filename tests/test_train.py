@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import cv2
 import numpy as np
@@ -68,9 +69,20 @@ def make_run(photos, **changes):
     return Run(small_config(), settings, find_photos(photos))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_resumed_run_equals_an_uninterrupted_one(photos, tmp_path, precision):
-    whole, first, second = (make_run(photos, precision=precision) for _ in range(3))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "float32"},
+        {"precision": "bfloat16"},
+        pytest.param(
+            {"precision": "bfloat16", "compiled": True, "wide_every": 0},
+            marks=pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs a compiler"),
+        ),
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_resumed_run_equals_an_uninterrupted_one(photos, tmp_path, changes):
+    whole, first, second = (make_run(photos, **changes) for _ in range(3))
     train(whole, tmp_path / "whole.safetensors", log_every=2, progress=False)
     train(first, tmp_path / "cut.safetensors", log_every=2, stop_at=3, progress=False)
     train(second, tmp_path / "cut.safetensors", log_every=2, resume=True, progress=False)
