@@ -195,7 +195,7 @@ class PlainOps:
     @staticmethod
     def _norm(x: Tensor, norm: Norm) -> Tensor:
         weight, bias = norm.weight, norm.bias
-        naive = x.device.type == "cpu" and x.dtype == torch.float32
+        naive = x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
         if naive and x[0, 0].numel() > NAIVE_SUMS and not torch.compiler.is_compiling():
             return exact_group_norm(x, weight, bias)
         if x.device.type != "cpu":  # only there may activations and parameters differ in dtype
