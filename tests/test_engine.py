@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,14 +23,9 @@ TINY = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that interprets")
-def test_with_kernels_in_the_interpreter():
-    pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    command += ["-k", "TestWithKernels"]
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).resolve().parent.parent
-    run = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
-    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-20000:] + run.stderr[-2000:]
+@pytest.mark.interpreted("tests/test_engine.py", "-k", "TestWithKernels")
+def test_with_kernels_in_the_interpreter(assert_interpreted):
+    assert_interpreted()
 
 
 def channels_last(unet: UNet) -> UNet:

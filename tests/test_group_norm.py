@@ -1,9 +1,6 @@
 """The norm kernels in Triton's interpreter, on the CPU, against PyTorch; as in test_kernels.py."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -22,13 +19,9 @@ truncates to bfloat16, which is two of them"""
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that interprets")
-def test_in_the_interpreter():
-    pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).resolve().parent.parent
-    run = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
-    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-20000:] + run.stderr[-2000:]
+@pytest.mark.interpreted("tests/test_group_norm.py")
+def test_in_the_interpreter(assert_interpreted):
+    assert_interpreted()
 
 
 def guarded(n, c, height, width, dtype):

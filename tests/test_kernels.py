@@ -12,10 +12,8 @@ import contextlib
 import ctypes
 import dataclasses
 import os
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,14 +47,9 @@ PSI, ETA = 0.5, 0.3
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that interprets")
-def test_in_the_interpreter():
-    pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
-    files = [__file__, str(Path(__file__).with_name("test_graphs.py"))]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).resolve().parent.parent
-    run = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
-    assert run.returncode == 0 and " passed" in run.stdout, run.stdout[-20000:] + run.stderr[-2000:]
+@pytest.mark.interpreted("tests/test_kernels.py", "tests/test_graphs.py")
+def test_in_the_interpreter(assert_interpreted):
+    assert_interpreted()
 
 
 def guarded(*shape, dtype=torch.float32):
