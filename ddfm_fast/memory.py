@@ -122,9 +122,9 @@ def pages_kept(device: torch.device) -> Iterator[None]:
     """Within it, memory that is freed on a CPU stays with the process, up to 2 GiB.
 
     By default glibc hands large blocks back to the system at once, and every activation of every
-    step then costs a page fault per 4 KiB. Afterwards blocks of 32 MiB and more come from the
-    system again and more than 64 MiB of free memory goes back to it, which are the largest values
-    that glibc chooses by itself. Nests, and may be entered in several threads. Does nothing for
+    step then costs a page fault per 4 KiB. Afterwards what is free goes back but for 64 MiB, and
+    blocks of 32 MiB and more come from the system again; these are the largest values that glibc
+    chooses by itself. Nests, and may be entered in several threads. Does nothing for
     other devices and C libraries, nor where ``MALLOC_*`` or ``GLIBC_TUNABLES`` tune the allocator.
     """
     library = _glibc() if device.type == "cpu" else None
@@ -149,3 +149,4 @@ def _count_keepers(library: ctypes.CDLL, change: int) -> None:
             library.mallopt(_TRIM_THRESHOLD, 64 << 20)
             library.mallopt(_MMAP_THRESHOLD, 32 << 20)
             library.mallopt(_MMAP_MAX, 1 << 16)
+            library.malloc_trim(64 << 20)

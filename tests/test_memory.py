@@ -155,7 +155,8 @@ def faults():
 
 before = faults()
 with pages_kept(torch.device("cpu")):
-    faults()
+    for _ in range(3):  # alignment costs glibc a few blocks before they fit
+        faults()
     with pages_kept(torch.device("cpu")):
         pass
     within = faults()
@@ -178,12 +179,12 @@ def test_pages_stay_within_and_go_after(tuned):
         [sys.executable, "-c", FAULTS], env=env | tuned, capture_output=True, text=True, check=True
     )
     before, within, after = map(int, done.stdout.split())
-    page = os.sysconf("SC_PAGE_SIZE")
-    least = 0 if before < 1000 else 7 * (96 << 20) // page * 0.9  # huge pages fault rarely
-    assert before >= least
-    if least:
-        assert within > least if tuned else within < least / 50
-        assert after > least * 0.9
+    block = 0.9 * (96 << 20) // os.sysconf("SC_PAGE_SIZE")
+    if before < block:
+        pytest.skip(f"{before} page faults: this system's pages are huge")
+    assert before > 7 * block
+    assert within > 7 * block if tuned else within < block / 10
+    assert after > (7 * block if tuned else block)
 
 
 def test_pages_kept_counts_its_users(monkeypatch):
@@ -193,6 +194,10 @@ def test_pages_kept_counts_its_users(monkeypatch):
         @staticmethod
         def mallopt(parameter, value):
             calls.append((parameter, value))
+
+        @staticmethod
+        def malloc_trim(kept):
+            calls.append(("trim", kept))
 
     monkeypatch.setattr(ddfm_fast.memory, "_glibc", lambda: Library)
     inside, leave = threading.Event(), threading.Event()
@@ -211,7 +216,8 @@ def test_pages_kept_counts_its_users(monkeypatch):
     assert len(calls) == entered == 2  # the other thread is still within
     leave.set()
     thread.join()
-    assert calls[entered:] == [(-1, 64 << 20), (-3, 32 << 20), (-4, 65536)]
+    restored = [(-1, 64 << 20), (-3, 32 << 20), (-4, 65536), ("trim", 64 << 20)]
+    assert calls[entered:] == restored
     with pages_kept(torch.device("meta")):
         pass
-    assert len(calls) == 5
+    assert len(calls) == entered + len(restored)
