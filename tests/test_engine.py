@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -66,6 +67,21 @@ def test_same_function_as_the_plain_network(config, monkeypatch):
         plain, got = unet.run(x, step), Engine(unet)(x, step)
         torch.testing.assert_close(got, plain, rtol=1e-4, atol=2e-5)
         torch.testing.assert_close(Engine(unet)(x, step, 3), plain[:, :3], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.skipif(not ops.OneDnnOps.available(), reason="this PyTorch has no oneDNN")
+def test_onednn_in_threads_of_different_sizes(monkeypatch):
+    monkeypatch.setattr(ops.OneDnnOps, "SMALL", 0)
+    unet, _, step = example(SMALL)
+    fast = Engine(unet)
+
+    def run(side):
+        with torch.no_grad():
+            x = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(side))
+            return max(float((fast(x, step) - unet.run(x, step)).abs().max()) for _ in range(20))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert max(pool.map(run, [8, 16, 24, 32])) < 2e-4
 
 
 @pytest.mark.parametrize("n, channels, height, width", [(1, 32, 640, 512), (3, 96, 96, 131)])

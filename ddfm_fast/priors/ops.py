@@ -273,15 +273,17 @@ class OneDnnOps(PlainOps):
     def _weights(self, conv: Conv, x: Tensor, stride: int = 1) -> tuple[Tensor, Tensor | None]:
         """Weight laid out for inputs of x's size, and the bias in x's dtype."""
         sizes = self._packed.setdefault((conv.name, len(conv.weight)), {})
-        if x.shape not in sizes:
-            if len(sizes) == self.SIZES:
-                del sizes[next(iter(sizes))]
+        found = sizes.get(x.shape)
+        if found is None:
             pad = [conv.weight.shape[-1] // 2] * 2
             weight = torch.ops.mkldnn._reorder_convolution_weight(
                 conv.weight, pad, [stride] * 2, [1, 1], 1, list(x.shape)
             )
-            sizes[x.shape] = weight, None if conv.bias is None else conv.bias.to(x.dtype)
-        return sizes[x.shape]
+            found = weight, None if conv.bias is None else conv.bias.to(x.dtype)
+            for oldest in list(sizes)[: max(len(sizes) + 1 - self.SIZES, 0)]:
+                sizes.pop(oldest, None)  # another thread may have been here
+            sizes[x.shape] = found
+        return found
 
 
 class FusedOps(PlainOps):
