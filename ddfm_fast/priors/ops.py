@@ -9,7 +9,7 @@ convolutions are float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -286,6 +286,104 @@ class OneDnnOps(PlainOps):
         return found
 
 
+class _Waiting(NamedTuple):
+    """What a convolution of :class:`NativeOps` reads: SiLU(norm(parts)), resampled."""
+
+    parts: list[Tensor]
+    norm: Tensor
+    resample: str = ""
+
+
+class NativeOps(PlainOps):
+    """The same on a CPU in float32, each layer in one pass, by ``ddfm_fast.kernels.cpu``.
+
+    Norms, SiLU and resampling happen as a convolution reads, biases, residuals and the next norm's
+    sums as it writes. Weights are laid out when first used, 3x3 ones in four times their size, so
+    this is for small networks.
+    """
+
+    MOST_WEIGHTS = 2**26
+
+    def __init__(self, kernels=None):
+        if kernels is None:
+            from ddfm_fast.kernels import cpu as kernels
+        self.kernels = kernels
+        self._packed: dict[tuple[str, int, bool], Any] = {}
+
+    @staticmethod
+    def available(dtype: torch.dtype = torch.float32) -> bool:
+        """Whether they can run here; compiles them the first time."""
+        from ddfm_fast.kernels import cpu
+
+        return dtype == torch.float32 and cpu.status() is None
+
+    def first(self, x: Tensor, conv: Conv) -> Feature:
+        return self._layer([x], conv, conv.bias)
+
+    def enter(self, parts: Sequence[Feature], norm: Norm, resample: str, conv: Conv):
+        waiting = _Waiting([p.data for p in parts], self._affine(parts, norm), resample)
+        if resample != "down":
+            return waiting, tuple(parts)
+        return waiting, tuple(Feature(F.avg_pool2d(p.data, 2)) for p in parts)
+
+    def middle(self, h: _Waiting, conv: Conv, bias: Tensor, norm: Norm) -> _Waiting:
+        h = self._layer(h.parts, conv, bias, norm=h.norm, silu=True, resample=h.resample)
+        return _Waiting([h.data], self._affine([h], norm))
+
+    def leave(
+        self, h: _Waiting, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
+    ) -> Feature:
+        if skip is not None:
+            parts = [p.data for p in residual]
+            x = self._layer(parts, skip, None, want_sums=False).data
+        else:
+            (x,) = (p.data for p in residual)
+        sizes = dict(residual=x, residual_up=up, out=x if skip is not None and not up else None)
+        return self._layer(h.parts, conv, conv.bias, norm=h.norm, silu=True, **sizes)
+
+    def tokens(self, feature: Feature, norm: Norm) -> Tensor:
+        scale, shift = self._affine([feature], norm)[:, :, :, None, None]
+        return rows_of(torch.addcmul(shift, feature.data, scale))
+
+    def project(self, h: Tensor, conv: Conv, residual: Feature) -> Feature:
+        n, c, height, width = residual.data.shape
+        h = h.view(n, height, width, c).permute(0, 3, 1, 2)
+        return self._layer([h], conv, conv.bias, residual=residual.data)
+
+    def resize(self, feature: Feature, conv: Conv | None, direction: str) -> Feature:
+        if conv is None:
+            x = super().resize(feature, None, direction).data
+            sums = torch.stack([x.sum((2, 3)), (x * x).sum((2, 3))], 1)
+            return Feature(x, sums[:, None].contiguous())
+        down = direction == "down"
+        options = dict(stride=2) if down else dict(resample="up")
+        return self._layer([feature.data], conv, conv.bias, **options)
+
+    def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
+        norm = self._affine([feature], norm)
+        return self._layer(
+            [feature.data], conv, conv.bias, norm=norm, silu=True, want_sums=False
+        ).data
+
+    def _layer(self, parts, conv: Conv, bias: Tensor | None, **options) -> Feature:
+        n, _, height, width = parts[0].shape
+        weight = self._weight(conv, [p.shape[1] for p in parts], options.get("stride", 1))
+        return Feature(*self.kernels.layer(parts, weight, bias=bias, **options))
+
+    def _weight(self, conv: Conv, channels: list[int], stride: int):
+        winograd = self.kernels.suits_winograd(channels, conv.weight.shape[-1], stride)
+        key = conv.name, len(conv.weight), winograd
+        found = self._packed.get(key)
+        if found is None:
+            found = self._packed[key] = self.kernels.pack(conv.weight, winograd)
+        return found
+
+    def _affine(self, parts: Sequence[Feature], norm: Norm) -> Tensor:
+        pixels = parts[0].data[0, 0].numel()
+        sums = [p.moments for p in parts]
+        return self.kernels.affine(sums, pixels, GROUPS, NORM_EPS, norm.weight, norm.bias)
+
+
 class FusedOps(PlainOps):
     """The same by Triton kernels around cuDNN's convolutions and cuBLAS' products.
 
@@ -366,5 +464,7 @@ def ops_for(device: torch.device, weights: int, dtype: torch.dtype = torch.float
             return FusedOps()
         except ImportError:  # no Triton for this platform: the twin is the path
             return PlainOps()
+    if device.type == "cpu" and weights <= NativeOps.MOST_WEIGHTS and NativeOps.available(dtype):
+        return NativeOps()
     small = device.type == "cpu" and weights <= OneDnnOps.MOST_WEIGHTS
     return OneDnnOps() if small and OneDnnOps.available(dtype) else PlainOps()
