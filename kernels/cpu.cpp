@@ -48,19 +48,27 @@ typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned);  // as GOMP_
 
 enum Resample { NONE, UP, DOWN };
 
+struct Input {
+    const float *data;  // [n, h, w, channels]
+    const float *sums;  // [n, blocks, 2, channels]: of its values and their squares; or null
+    int64_t channels, blocks;
+};
+
 struct Layer {
-    const float *part[2];      // inputs side by side: [n, source_h, source_w, channels[i]]
-    const float *scale;        // [n, all channels], or null: input = SiLU(input * scale + shift)
-    const float *shift;
+    Input part[2];             // side by side; the second may have no channels
+    Input skip[2];             // the same, of the output's size
+    const float *norm_weight;  // [all channels], or null; with a norm input = SiLU(norm(input))
+    const float *norm_bias;
     const float *weight;       // as kernels/cpu.py packs it
+    const float *skip_weight;  // of a 1x1 convolution of `skip` that is added, or null
     const float *bias;         // [out_channels], or null
-    const float *residual;     // as out, or half its size with residual_up; or null; may be out
+    const float *residual;     // as out, or half its size with residual_up; or null
     float *out;                // [n, out_h, out_w, out_channels]
-    float *sums;               // [n, blocks, 2, out_channels]: of outputs and squares; or null
+    float *sums;               // [n, blocks, 2, out_channels], or null
     Team team;                 // runs a function on several threads, or null
-    int64_t n, source_h, source_w, h, w, out_h, out_w;  // h, w: after resampling
-    int64_t channels[2], out_channels;
-    int64_t side, stride, winograd, silu, resample, residual_up, block_h, block_w, threads;
+    double epsilon;
+    int64_t n, source_h, source_w, h, w, out_h, out_w, out_channels;  // h, w: after resampling
+    int64_t side, stride, winograd, groups, silu, resample, residual_up, block_h, block_w, threads;
 };
 }
 
@@ -74,6 +82,8 @@ static inline vec load_some(const float *p, int count) {
     memcpy(&v, p, 4 * count);
     return v;
 }
+
+static inline void store_some(float *p, vec v, int count) { memcpy(p, &v, 4 * count); }
 
 // x / (1 + exp(-x)), to 2 ulp; NaN stays.
 static inline vec silu(vec x) {
@@ -114,127 +124,185 @@ struct Scratch {
 };
 static thread_local Scratch scratch;
 
-// What reading an input does to it; channel by channel of one image.
+struct Block {
+    int64_t image, index, y, x;
+    int rows, columns;  // of outputs
+};
+
+static int depth_of(const Input *parts) { return (int)(parts[0].channels + parts[1].channels); }
+
+static int64_t blocks_of(const Layer &layer) {
+    return ((layer.out_h + layer.block_h - 1) / layer.block_h) *
+           ((layer.out_w + layer.block_w - 1) / layer.block_w);
+}
+
+// Reads an image as a convolution sees it: normalised, resampled, with zeros around it.
+template <bool NORM, bool SILU>
 struct Reader {
     const Layer &layer;
-    int64_t image;
+    const Input &input;
+    const float *image, *scale, *shift;  // scale and shift of the first channel that is read
+    int first, count;                    // channels
 
-    // count channels from first on, of source pixel (y, x), to dst.
-    template <bool AFFINE, bool SILU>
-    inline void pixel(const float *src, const float *scale, const float *shift, int count,
-                      float *dst, float factor, bool add) const {
-        for (int c = 0; c < count; c += VL) {
-            bool whole = c + VL <= count;
-            vec v = whole ? load(src + c) : load_some(src + c, count - c);
-            if (AFFINE) {
-                v = whole ? v * load(scale + c) + load(shift + c)
-                          : v * load_some(scale + c, count - c) + load_some(shift + c, count - c);
+    Reader(const Layer &layer, const float *scales, int part, int64_t n, int first, int count)
+        : layer(layer), input(layer.part[part]), first(first), count(count) {
+        image = input.data + n * layer.source_h * layer.source_w * input.channels + first;
+        const int all = depth_of(layer.part);
+        scale = NORM ? scales + n * 2 * all + (part ? layer.part[0].channels : 0) + first : nullptr;
+        shift = NORM ? scale + all : nullptr;
+    }
+
+    inline vec value(const float *from, int c) const {
+        vec v = load(from + c);
+        if (NORM) v = v * load(scale + c) + load(shift + c);
+        return SILU ? silu(v) : v;
+    }
+
+    inline vec some(const float *from, int c) const {
+        vec v = load_some(from + c, count - c);
+        if (NORM) v = v * load_some(scale + c, count - c) + load_some(shift + c, count - c);
+        return SILU ? silu(v) : v;
+    }
+
+    inline const float *source(int64_t y, int64_t x) const {
+        return image + (y * layer.source_w + x) * input.channels;
+    }
+
+    inline void one(int64_t y, int64_t x, float *to) const {
+        const float *from = source(y, x);
+        int c = 0;
+        for (; c + VL <= count; c += VL) store(to + c, value(from, c));
+        if (c < count) store_some(to + c, some(from, c), count - c);
+    }
+
+    inline void mean(int64_t y, int64_t x, float *to) const {
+        const float *a = source(2 * y, 2 * x), *b = source(2 * y + 1, 2 * x);
+        const int64_t next = input.channels;
+        int c = 0;
+        for (; c + VL <= count; c += VL)
+            store(to + c, 0.25f * (value(a, c) + value(a + next, c) + value(b, c) +
+                                   value(b + next, c)));
+        if (c < count)
+            store_some(to + c, 0.25f * (some(a, c) + some(a + next, c) + some(b, c) +
+                                        some(b + next, c)), count - c);
+    }
+
+    // Pixels [y0, y0 + rows) x [x0, x0 + columns) to `to`, each `pitch` floats after the last.
+    void window(int64_t y0, int64_t x0, int rows, int columns, float *to, int pitch) const {
+        const int before = x0 < 0 ? (int)-x0 : 0;
+        const int64_t left = layer.w - x0;
+        const int end = left < columns ? (int)left : columns;
+        for (int row = 0; row < rows; row++, to += columns * pitch) {
+            const int64_t y = y0 + row;
+            if (y < 0 || y >= layer.h) {
+                for (int x = 0; x < columns; x++) memset(to + x * pitch, 0, 4 * count);
+                continue;
             }
-            if (SILU) v = silu(v);
-            v = v * factor;
-            if (whole) {
-                store(dst + c, add ? load(dst + c) + v : v);
+            for (int x = 0; x < before; x++) memset(to + x * pitch, 0, 4 * count);
+            if (layer.resample == UP && row && y % 2 && y > 0) {
+                // the row above is the same one of the source
+                for (int x = before; x < end; x++)
+                    memcpy(to + x * pitch, to + (x - columns) * pitch, 4 * count);
             } else {
-                for (int i = c; i < count; i++) dst[i] = add ? dst[i] + v[i - c] : v[i - c];
+                read_row(y, x0, before, end, to, pitch);
             }
+            for (int x = end; x < columns; x++) memset(to + x * pitch, 0, 4 * count);
         }
     }
 
-    // Pixels [y0, y0 + rows) x [x0, x0 + columns) after resampling, zero outside the image, to
-    // dst[row][column], pixels `pitch` floats apart; `count` channels from `first` of a part.
-    template <bool AFFINE, bool SILU>
-    void window(int part, int first, int count, int64_t y0, int64_t x0, int rows, int columns,
-                float *dst, int pitch) const {
-        const int64_t channels = layer.channels[part], width = layer.source_w;
-        const float *src = layer.part[part] + image * layer.source_h * width * channels + first;
-        const int64_t all = layer.channels[0] + layer.channels[1];
-        const int64_t at = image * all + (part ? layer.channels[0] : 0) + first;
-        const float *scale = AFFINE ? layer.scale + at : nullptr;
-        const float *shift = AFFINE ? layer.shift + at : nullptr;
-        for (int row = 0; row < rows; row++) {
-            for (int column = 0; column < columns; column++) {
-                const int64_t y = y0 + row, x = x0 + column;
-                float *to = dst + ((int64_t)row * columns + column) * pitch;
-                if (y < 0 || y >= layer.h || x < 0 || x >= layer.w) {
-                    memset(to, 0, 4 * count);
-                } else if (layer.resample == DOWN) {
-                    for (int i = 0; i < 4; i++) {
-                        const float *from = src + ((2 * y + i / 2) * width + 2 * x + i % 2) * channels;
-                        pixel<AFFINE, SILU>(from, scale, shift, count, to, 0.25f, i > 0);
-                    }
-                } else {
-                    const int half = layer.resample == UP;
-                    const float *from = src + ((y >> half) * width + (x >> half)) * channels;
-                    pixel<AFFINE, SILU>(from, scale, shift, count, to, 1.0f, false);
-                }
+    inline void read_row(int64_t y, int64_t x0, int begin, int end, float *to, int pitch) const {
+        if (layer.resample == DOWN) {
+            for (int x = begin; x < end; x++) mean(y, x0 + x, to + x * pitch);
+        } else if (layer.resample == UP) {
+            for (int x = begin; x < end; x++) {
+                if (x > begin && (x0 + x) % 2)
+                    memcpy(to + x * pitch, to + (x - 1) * pitch, 4 * count);
+                else
+                    one(y / 2, (x0 + x) / 2, to + x * pitch);
             }
-        }
-    }
-
-    void read(int part, int first, int count, int64_t y0, int64_t x0, int rows, int columns,
-              float *dst, int pitch) const {
-        if (!layer.scale) {
-            window<false, false>(part, first, count, y0, x0, rows, columns, dst, pitch);
-        } else if (layer.silu) {
-            window<true, true>(part, first, count, y0, x0, rows, columns, dst, pitch);
+        } else if (!NORM && pitch == input.channels) {
+            memcpy(to + begin * pitch, source(y, x0 + begin), (int64_t)4 * (end - begin) * pitch);
         } else {
-            window<true, false>(part, first, count, y0, x0, rows, columns, dst, pitch);
+            for (int x = begin; x < end; x++) one(y, x0 + x, to + x * pitch);
         }
     }
 };
 
-// What becomes of outputs of channels [first, first + NR): bias, residual, sums.
+static void read(const Layer &layer, const float *scales, int part, int64_t n, int first, int count,
+                 int64_t y, int64_t x, int rows, int columns, float *to, int pitch) {
+    if (!scales)
+        Reader<false, false>(layer, scales, part, n, first, count).window(y, x, rows, columns, to, pitch);
+    else if (layer.silu)
+        Reader<true, true>(layer, scales, part, n, first, count).window(y, x, rows, columns, to, pitch);
+    else
+        Reader<true, false>(layer, scales, part, n, first, count).window(y, x, rows, columns, to, pitch);
+}
+
+// What becomes of a block's outputs, of channels [first, first + NR): bias, residual, sums.
 struct Writer {
     const Layer &layer;
-    int64_t image;
-    int first, count;
+    const Block &block;
+    const float *skip;  // [rows, columns, NR] of the block, or null
+    const int first, count;
     vec bias[2], sum[2], square[2];
+    float *out;
+    const float *extra;
+    int64_t extra_pitch;
+    int up;
 
-    Writer(const Layer &layer, int64_t image, int first) : layer(layer), image(image), first(first) {
-        const int left = (int)layer.out_channels - first;
-        count = left < NR ? left : NR;
+    Writer(const Layer &layer, const Block &block, int group, const float *skip)
+        : layer(layer), block(block), skip(skip), first(group * NR),
+          count((int)(layer.out_channels - group * NR < NR ? layer.out_channels - group * NR : NR)) {
         for (int i = 0; i < 2; i++) {
-            const int here = width(i);
-            bias[i] = layer.bias && here > 0 ? load_some(layer.bias + first + i * VL, here) : vec{};
+            bias[i] = layer.bias && width(i) > 0
+                          ? load_some(layer.bias + first + i * VL, width(i)) : vec{};
             sum[i] = square[i] = vec{};
         }
+        extra_pitch = skip ? NR : layer.out_channels;
+        up = !skip && layer.residual && layer.residual_up;
+        out = nullptr, extra = nullptr;
     }
 
-    int width(int i) const {
-        const int left = count - i * VL;
-        return left < VL ? left : VL;
-    }
+    inline int width(int i) const { return count - i * VL < VL ? count - i * VL : VL; }
 
-    inline void put(int64_t y, int64_t x, int i, vec value) {
-        const int here = width(i);
-        if (here <= 0) return;
-        const int64_t channels = layer.out_channels, offset = first + i * VL;
-        const int64_t at = ((image * layer.out_h + y) * layer.out_w + x) * channels + offset;
-        const float *from = layer.residual ? layer.residual + at : nullptr;
-        if (from && layer.residual_up) {
-            const int64_t row = image * (layer.out_h / 2) + y / 2;
-            from = layer.residual + (row * (layer.out_w / 2) + x / 2) * channels + offset;
+    // Outputs that follow are in this row of the block.
+    inline void row(int y) {
+        const int64_t channels = layer.out_channels;
+        const int64_t at = (block.image * layer.out_h + block.y + y) * layer.out_w + block.x;
+        out = layer.out + at * channels + first;
+        if (skip) {
+            extra = skip + (int64_t)y * block.columns * NR;
+        } else if (up) {  // blocks begin at even pixels
+            const int64_t half = block.image * (layer.out_h / 2) + (block.y + y) / 2;
+            extra = layer.residual + (half * (layer.out_w / 2) + block.x / 2) * channels + first;
+        } else if (layer.residual) {
+            extra = layer.residual + at * channels + first;
         }
+    }
+
+    inline void put(int x, int i, vec value) {
+        float *to = out + x * layer.out_channels + i * VL;
+        const float *from = extra ? extra + (x >> up) * extra_pitch + i * VL : nullptr;
         value += bias[i];
-        if (here == VL) {
+        if (count == NR) {
             if (from) value += load(from);
-            store(layer.out + at, value);
+            store(to, value);
         } else {
-            if (from) value += load_some(from, here);
-            memcpy(layer.out + at, &value, 4 * here);
+            if (width(i) <= 0) return;
+            if (from) value += load_some(from, width(i));
+            store_some(to, value, width(i));
         }
         sum[i] += value;
         square[i] += value * value;
     }
 
-    void finish(int64_t block, int64_t blocks) {
+    void finish() {
         if (!layer.sums) return;
-        float *to = layer.sums + (image * blocks + block) * 2 * layer.out_channels + first;
-        for (int i = 0; i < 2; i++) {
-            const int here = width(i);
-            if (here <= 0) continue;
-            memcpy(to + i * VL, &sum[i], 4 * here);
-            memcpy(to + layer.out_channels + i * VL, &square[i], 4 * here);
+        const int64_t channels = layer.out_channels;
+        float *to = layer.sums + (block.image * blocks_of(layer) + block.index) * 2 * channels + first;
+        for (int i = 0; i < 2 && width(i) > 0; i++) {
+            store_some(to + i * VL, sum[i], width(i));
+            store_some(to + channels + i * VL, square[i], width(i));
         }
     }
 };
@@ -253,30 +321,31 @@ __attribute__((always_inline)) static inline void multiply(int depth, const floa
     }
 }
 
-// to[j] = a[j] times the matrix b [depth][NR], for M rows that are `pitch` apart.
+// Runs `call<M>(first, ...)` over `count` rows, MR at a time and then the rest.
+#define IN_ROWS(count, call, ...)                                    \
+    do {                                                             \
+        int row_ = 0;                                                \
+        for (; row_ + MR <= (count); row_ += MR) call<MR>(row_, __VA_ARGS__); \
+        switch ((count) - row_) {                                    \
+            case 5: call<5>(row_, __VA_ARGS__); break;               \
+            case 4: call<4>(row_, __VA_ARGS__); break;               \
+            case 3: call<3>(row_, __VA_ARGS__); break;               \
+            case 2: call<2>(row_, __VA_ARGS__); break;               \
+            case 1: call<1>(row_, __VA_ARGS__); break;               \
+        }                                                            \
+    } while (0)
+
+// Rows [at, at + M) of `to` [.., NR] = rows of a [.., depth] times b [depth, NR].
 template <int M>
-static void product(int depth, const float *a, int64_t pitch, const float *b, float *to) {
+static void product(int at, int depth, const float *a, const float *b, float *to) {
     vec acc[M][2] = {};
     const float *rows[M];
-    for (int j = 0; j < M; j++) rows[j] = a + j * pitch;
+    for (int j = 0; j < M; j++) rows[j] = a + (int64_t)(at + j) * depth;
     multiply<M>(depth, rows, b, acc);
 #pragma GCC unroll 8
     for (int j = 0; j < M; j++) {
-        store(to + j * NR, acc[j][0]);
-        store(to + j * NR + VL, acc[j][1]);
-    }
-}
-
-static void products(int rows, int depth, const float *a, const float *b, float *to) {
-    int j = 0;
-    for (; j + MR <= rows; j += MR) product<MR>(depth, a + (int64_t)j * depth, depth, b, to + j * NR);
-    a += (int64_t)j * depth, to += j * NR;
-    switch (rows - j) {
-        case 5: product<5>(depth, a, depth, b, to); break;
-        case 4: product<4>(depth, a, depth, b, to); break;
-        case 3: product<3>(depth, a, depth, b, to); break;
-        case 2: product<2>(depth, a, depth, b, to); break;
-        case 1: product<1>(depth, a, depth, b, to); break;
+        store(to + (at + j) * NR, acc[j][0]);
+        store(to + (at + j) * NR + VL, acc[j][1]);
     }
 }
 
@@ -305,21 +374,14 @@ static inline void from_points(const float *m, int64_t pitch, vec *y) {
     y[3] = (A * A * A) * d + (B * B * B) * e + m5;
 }
 
-struct Block {
-    int64_t image, index, y, x;
-    int rows, columns;  // of outputs
-};
-
 // Tiles' inputs at all points: points[point][tile][channel].
-static void transform_inputs(const Layer &layer, const Block &block, int down, int across,
-                             float *window, float *points, int64_t plane) {
-    const Reader reader{layer, block.image};
-    const int depth = (int)(layer.channels[0] + layer.channels[1]);
-    const int rows = down * TILE + 2, columns = across * TILE + 2;
-    int base = 0;
-    for (int part = 0; part < 2; part++) {
-        for (int first = 0; first < layer.channels[part]; first += SLAB) {
-            reader.read(part, first, SLAB, block.y - 1, block.x - 1, rows, columns, window, SLAB);
+static void transform_inputs(const Layer &layer, const Block &block, const float *scales, int down,
+                             int across, float *window, float *points, int64_t plane) {
+    const int rows = down * TILE + 2, columns = across * TILE + 2, depth = depth_of(layer.part);
+    for (int part = 0, base = 0; part < 2; base += (int)layer.part[part++].channels) {
+        for (int first = 0; first < layer.part[part].channels; first += SLAB) {
+            read(layer, scales, part, block.image, first, SLAB, block.y - 1, block.x - 1, rows,
+                 columns, window, SLAB);
             for (int tile = 0; tile < down * across; tile++) {
                 const float *corner =
                     window + ((tile / across) * TILE * columns + (tile % across) * TILE) * SLAB;
@@ -338,7 +400,6 @@ static void transform_inputs(const Layer &layer, const Block &block, int down, i
                 }
             }
         }
-        base += (int)layer.channels[part];
     }
 }
 
@@ -346,6 +407,8 @@ static void transform_outputs(const Block &block, int across, int tiles, const f
                               int64_t plane, Writer &writer) {
     for (int tile = 0; tile < tiles; tile++) {
         const int top = tile / across * TILE, left = tile % across * TILE;
+        const int rows = block.rows - top < TILE ? block.rows - top : TILE;
+        const int columns = block.columns - left < TILE ? block.columns - left : TILE;
         for (int i = 0; i < 2; i++) {
             const float *from = points + (int64_t)tile * NR + i * VL;
             alignas(64) float half[TILE * WIDE * VL];
@@ -354,102 +417,150 @@ static void transform_outputs(const Block &block, int across, int tiles, const f
                 from_points(from + x * plane, WIDE * plane, y);
                 for (int j = 0; j < TILE; j++) store(half + (j * WIDE + x) * VL, y[j]);
             }
-            for (int j = 0; j < TILE && top + j < block.rows; j++) {
+            for (int j = 0; j < rows; j++) {
                 from_points(half + j * WIDE * VL, VL, y);
-                for (int x = 0; x < TILE && left + x < block.columns; x++)
-                    writer.put(block.y + top + j, block.x + left + x, i, y[x]);
+                writer.row(top + j);
+                for (int x = 0; x < columns; x++) writer.put(left + x, i, y[x]);
             }
         }
     }
 }
 
-static int64_t blocks_of(const Layer &layer) {
-    return ((layer.out_h + layer.block_h - 1) / layer.block_h) *
-           ((layer.out_w + layer.block_w - 1) / layer.block_w);
+// M outputs of the 1x1 convolution of `skip` at a block's pixels from `at` on.
+template <int M>
+static void skip_some(int at, const Layer &layer, const Block &block, const float *weight,
+                      float *to) {
+    vec acc[M][2] = {};
+    for (int part = 0; part < 2; part++) {
+        const Input &input = layer.skip[part];
+        const float *a[M];
+        for (int j = 0; j < M; j++) {
+            const int y = (at + j) / block.columns, x = (at + j) % block.columns;
+            const int64_t row = block.image * layer.out_h + block.y + y;
+            a[j] = input.data + (row * layer.out_w + block.x + x) * input.channels;
+        }
+        multiply<M>((int)input.channels, a, weight, acc);
+        weight += input.channels * NR;
+    }
+#pragma GCC unroll 8
+    for (int j = 0; j < M; j++) {
+        store(to + (at + j) * NR, acc[j][0]);
+        store(to + (at + j) * NR + VL, acc[j][1]);
+    }
 }
 
-// Output channels [first_group, last_group) in groups of NR, of one block, by Winograd.
-static bool winograd(const Layer &layer, const Block &block, int first_group, int last_group) {
+
+static const float *skip_products(const Layer &layer, const Block &block, int group, float *to) {
+    if (!layer.skip_weight) return nullptr;
+    const float *weight = layer.skip_weight + (int64_t)group * depth_of(layer.skip) * NR;
+    IN_ROWS(block.rows * block.columns, skip_some, layer, block, weight, to);
+    return to;
+}
+
+// Output channels [first, last) in groups of NR, of one block, by Winograd.
+static bool winograd(const Layer &layer, const Block &block, const float *scales, int first,
+                     int last) {
     const int down = (block.rows + TILE - 1) / TILE, across = (block.columns + TILE - 1) / TILE;
-    const int tiles = down * across, depth = (int)(layer.channels[0] + layer.channels[1]);
+    const int tiles = down * across, depth = depth_of(layer.part);
     const int64_t in_plane = (int64_t)tiles * depth + SKEW, out_plane = (int64_t)tiles * NR + SKEW;
     const int64_t window_size = (int64_t)(down * TILE + 2) * (across * TILE + 2) * SLAB;
-    float *memory = scratch.floats(window_size + POINTS * (in_plane + out_plane));
-    if (!memory) return false;
-    float *in = memory + window_size, *out = in + POINTS * in_plane;
-    transform_inputs(layer, block, down, across, memory, in, in_plane);
-    for (int group = first_group; group < last_group; group++) {
+    const int64_t skip_size = (int64_t)block.rows * block.columns * NR;
+    float *window = scratch.floats(window_size + skip_size + POINTS * (in_plane + out_plane));
+    if (!window) return false;
+    float *skip = window + window_size, *in = skip + skip_size, *out = in + POINTS * in_plane;
+    transform_inputs(layer, block, scales, down, across, window, in, in_plane);
+    for (int group = first; group < last; group++) {
         const float *weight = layer.weight + (int64_t)group * POINTS * depth * NR;
         for (int p = 0; p < POINTS; p++)
-            products(tiles, depth, in + p * in_plane, weight + (int64_t)p * depth * NR,
-                     out + p * out_plane);
-        Writer writer(layer, block.image, group * NR);
+            IN_ROWS(tiles, product, depth, in + p * in_plane, weight + (int64_t)p * depth * NR,
+                    out + p * out_plane);
+        Writer writer(layer, block, group, skip_products(layer, block, group, skip));
         transform_outputs(block, across, tiles, out, out_plane, writer);
-        writer.finish(block.index, blocks_of(layer));
+        writer.finish();
     }
     return true;
 }
 
-// M outputs in a row of pixels of a block from output `at` on.
+// M outputs of a block from `at` on; the window's pixels have no gaps, so that a kernel's row is
+// one product.
 template <int M>
-static void direct_some(const Layer &layer, const Block &block, int at, const float *window,
-                        int columns, int pitch, const float *weight, Writer &writer) {
-    const int side = (int)layer.side, stride = (int)layer.stride;
-    const float *corner[M], *a[M];
+static void direct_some(int at, const Layer &layer, const Block &block, const float *window,
+                        int columns, const float *weight, Writer &writer) {
+    const int side = (int)layer.side, stride = (int)layer.stride, depth = depth_of(layer.part);
+    const float *a[M];
     for (int j = 0; j < M; j++) {
         const int y = (at + j) / block.columns, x = (at + j) % block.columns;
-        corner[j] = window + (int64_t)(y * stride * columns + x * stride) * pitch;
+        a[j] = window + (int64_t)(y * stride * columns + x * stride) * depth;
     }
     vec acc[M][2] = {};
-    const int depth = (int)(layer.channels[0] + layer.channels[1]);
-    for (int tap = 0; tap < side * side; tap++) {
-        const int64_t offset = (int64_t)(tap / side * columns + tap % side) * pitch;
-        for (int j = 0; j < M; j++) a[j] = corner[j] + offset;
-        multiply<M>(depth, a, weight + (int64_t)tap * depth * NR, acc);
+    for (int row = 0; row < side; row++) {
+        multiply<M>(side * depth, a, weight + (int64_t)row * side * depth * NR, acc);
+        for (int j = 0; j < M; j++) a[j] += columns * depth;
     }
 #pragma GCC unroll 8
     for (int j = 0; j < M; j++) {
-        const int64_t y = block.y + (at + j) / block.columns, x = block.x + (at + j) % block.columns;
-        writer.put(y, x, 0, acc[j][0]);
-        writer.put(y, x, 1, acc[j][1]);
+        writer.row((at + j) / block.columns);
+        writer.put((at + j) % block.columns, 0, acc[j][0]);
+        writer.put((at + j) % block.columns, 1, acc[j][1]);
     }
 }
 
 // The same as winograd(), for kernels of side 1 or 3 and any stride, by their definition.
-static bool direct(const Layer &layer, const Block &block, int first_group, int last_group) {
-    const int side = (int)layer.side, stride = (int)layer.stride, outputs = block.rows * block.columns;
-    const int depth = (int)(layer.channels[0] + layer.channels[1]);
+static bool direct(const Layer &layer, const Block &block, const float *scales, int first,
+                   int last) {
+    const int side = (int)layer.side, stride = (int)layer.stride, depth = depth_of(layer.part);
     const int rows = (block.rows - 1) * stride + side, columns = (block.columns - 1) * stride + side;
-    float *window = scratch.floats((size_t)rows * columns * depth);
+    const int outputs = block.rows * block.columns;
+    float *window = scratch.floats((size_t)rows * columns * depth + (size_t)outputs * NR);
     if (!window) return false;
-    const Reader reader{layer, block.image};
-    for (int part = 0; part < 2; part++) {
-        if (layer.channels[part])
-            reader.read(part, 0, (int)layer.channels[part], block.y * stride - side / 2,
-                        block.x * stride - side / 2, rows, columns,
-                        window + (part ? layer.channels[0] : 0), depth);
+    float *skip = window + (size_t)rows * columns * depth;
+    for (int part = 0, base = 0; part < 2; base += (int)layer.part[part++].channels) {
+        const int count = (int)layer.part[part].channels;
+        if (count)
+            read(layer, scales, part, block.image, 0, count, block.y * stride - side / 2,
+                 block.x * stride - side / 2, rows, columns, window + base, depth);
     }
-    for (int group = first_group; group < last_group; group++) {
+    for (int group = first; group < last; group++) {
         const float *weight = layer.weight + (int64_t)group * side * side * depth * NR;
-        Writer writer(layer, block.image, group * NR);
-        int at = 0;
-        for (; at + MR <= outputs; at += MR)
-            direct_some<MR>(layer, block, at, window, columns, depth, weight, writer);
-        switch (outputs - at) {
-            case 5: direct_some<5>(layer, block, at, window, columns, depth, weight, writer); break;
-            case 4: direct_some<4>(layer, block, at, window, columns, depth, weight, writer); break;
-            case 3: direct_some<3>(layer, block, at, window, columns, depth, weight, writer); break;
-            case 2: direct_some<2>(layer, block, at, window, columns, depth, weight, writer); break;
-            case 1: direct_some<1>(layer, block, at, window, columns, depth, weight, writer); break;
-        }
-        writer.finish(block.index, blocks_of(layer));
+        Writer writer(layer, block, group, skip_products(layer, block, group, skip));
+        IN_ROWS(outputs, direct_some, layer, block, window, columns, weight, writer);
+        writer.finish();
     }
     return true;
+}
+
+// scale * x + shift = (x - mean) / sqrt(variance + epsilon) * weight + bias: for each image the
+// scales of all channels and then the shifts. Everything in float64; `total` is for 2 * channels.
+static void find_scales(const Layer &layer, double *total, float *scales) {
+    const int all = depth_of(layer.part), size = all / (int)layer.groups;
+    for (int64_t image = 0; image < layer.n; image++, scales += 2 * all) {
+        memset(total, 0, 16 * all);
+        for (int part = 0, base = 0; part < 2; base += (int)layer.part[part++].channels) {
+            const Input &input = layer.part[part];
+            const float *from = input.sums + image * input.blocks * 2 * input.channels;
+            for (int64_t row = 0; row < 2 * input.blocks; row++, from += input.channels)
+                for (int64_t c = 0; c < input.channels; c++)
+                    total[row % 2 * all + base + c] += from[c];
+        }
+        for (int start = 0; start < all; start += size) {
+            double sum = 0, square = 0;
+            for (int c = start; c < start + size; c++) sum += total[c], square += total[all + c];
+            const double count = (double)layer.source_h * layer.source_w * size;
+            const double mean = sum / count, variance = square / count - mean * mean;
+            // rounding may take it below zero; NaN has to stay
+            const double inverse = 1 / sqrt((variance < 0 ? 0 : variance) + layer.epsilon);
+            for (int c = start; c < start + size; c++) {
+                scales[c] = (float)(layer.norm_weight[c] * inverse);
+                scales[all + c] = (float)(layer.norm_bias[c] - mean * inverse * layer.norm_weight[c]);
+            }
+        }
+    }
 }
 
 // Work is handed out one block (or, of few blocks, one block's share of channels) at a time.
 struct Job {
     const Layer &layer;
+    const float *scales;
     int64_t blocks, groups, shares;
     std::atomic<int64_t> next{0};
     std::atomic<bool> failed{false};
@@ -459,12 +570,14 @@ struct Job {
         const int64_t across = (layer.out_w + layer.block_w - 1) / layer.block_w;
         Block block;
         block.image = number / blocks, block.index = number % blocks;
-        block.y = block.index / across * layer.block_h, block.x = block.index % across * layer.block_w;
-        block.rows = (int)(layer.out_h - block.y < layer.block_h ? layer.out_h - block.y : layer.block_h);
-        block.columns = (int)(layer.out_w - block.x < layer.block_w ? layer.out_w - block.x : layer.block_w);
+        block.y = block.index / across * layer.block_h;
+        block.x = block.index % across * layer.block_w;
+        const int64_t below = layer.out_h - block.y, beside = layer.out_w - block.x;
+        block.rows = (int)(below < layer.block_h ? below : layer.block_h);
+        block.columns = (int)(beside < layer.block_w ? beside : layer.block_w);
         const int first = (int)(groups * share / shares), last = (int)(groups * (share + 1) / shares);
-        const bool done = layer.winograd ? winograd(layer, block, first, last)
-                                         : direct(layer, block, first, last);
+        const bool done = layer.winograd ? winograd(layer, block, scales, first, last)
+                                         : direct(layer, block, scales, first, last);
         if (!done) failed = true;
     }
 };
@@ -481,7 +594,16 @@ int64_t ddfm_group() { return NR; }
 
 // 0, or 1 where there was no memory.
 int ddfm_layer(const Layer *layer) {
-    Job job{*layer, blocks_of(*layer), (layer->out_channels + NR - 1) / NR, 1};
+    static thread_local Scratch norms;
+    const int all = depth_of(layer->part);
+    float *scales = nullptr;
+    if (layer->norm_weight) {
+        double *total = (double *)norms.floats(4 * all + layer->n * 2 * all);
+        if (!total) return 1;
+        scales = (float *)(total + 2 * all);
+        find_scales(*layer, total, scales);
+    }
+    Job job{*layer, scales, blocks_of(*layer), (layer->out_channels + NR - 1) / NR, 1};
     const int64_t threads = layer->team ? layer->threads : 1;
     if (layer->n * job.blocks < 2 * threads) job.shares = job.groups < threads ? job.groups : threads;
     if (threads > 1 && layer->n * job.blocks * job.shares > 1)
@@ -489,41 +611,5 @@ int ddfm_layer(const Layer *layer) {
     else
         work(&job);
     return job.failed;
-}
-
-// scale, shift [n, channels] of a group norm, from its inputs' sums [n, blocks[i], 2, channels[i]]:
-// scale * x + shift = (x - mean) / sqrt(variance + epsilon) * weight + bias. 0, or 1: no memory.
-int ddfm_affine(const float *sums0, const float *sums1, int64_t blocks0, int64_t blocks1,
-                int64_t channels0, int64_t channels1, int64_t n, int64_t pixels, int64_t groups,
-                double epsilon, const float *weight, const float *bias, float *scale,
-                float *shift) {
-    const float *sums[2] = {sums0, sums1};
-    const int64_t blocks[2] = {blocks0, blocks1}, channels[2] = {channels0, channels1};
-    const int64_t all = channels0 + channels1, size = all / groups;
-    double *total = (double *)scratch.floats(4 * all);
-    if (!total) return 1;
-    for (int64_t image = 0; image < n; image++, scale += all, shift += all) {
-        memset(total, 0, 16 * all);
-        for (int part = 0, base = 0; part < 2; base += (int)channels[part++]) {
-            const float *from = sums[part] + image * blocks[part] * 2 * channels[part];
-            for (int64_t block = 0; block < blocks[part]; block++)
-                for (int i = 0; i < 2; i++, from += channels[part])
-                    for (int64_t c = 0; c < channels[part]; c++) total[i * all + base + c] += from[c];
-        }
-        for (int64_t group = 0; group < groups; group++) {
-            double sum = 0, square = 0;
-            for (int64_t c = group * size; c < (group + 1) * size; c++)
-                sum += total[c], square += total[all + c];
-            const double count = (double)pixels * size, mean = sum / count;
-            const double variance = square / count - mean * mean;
-            // not "> 0 ? variance : 0": NaN has to stay
-            const double inverse = 1 / sqrt((variance < 0 ? 0 : variance) + epsilon);
-            for (int64_t c = group * size; c < (group + 1) * size; c++) {
-                scale[c] = (float)(weight[c] * inverse);
-                shift[c] = (float)(bias[c] - mean * inverse * weight[c]);
-            }
-        }
-    }
-    return 0;
 }
 }

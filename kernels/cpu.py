@@ -1,6 +1,6 @@
 """The prior's layers on a CPU: builds, loads and calls ``cpu.cpp``. float32 only.
 
-:func:`layer` is a convolution with what surrounds it, :func:`affine` the norm between two of them.
+:func:`layer` is a convolution with all that surrounds it in the network.
 The source is compiled when first asked for, by the machine's C++ compiler and for its processor,
 as Triton compiles its launchers; the library is kept in the user's cache and found there
 afterwards. Where that cannot be, :func:`status` says why, and PyTorch's operations are the path.
@@ -38,16 +38,30 @@ DIRECT_BLOCK = {1: (8, 24), 2: (8, 12)}
 RESAMPLE = {"": 0, "up": 1, "down": 2}
 
 
-class _Layer(ctypes.Structure):
-    """``struct Layer`` of cpu.cpp, field by field."""
+class _Input(ctypes.Structure):
+    """``struct Input`` of cpu.cpp."""
 
     _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("sums", ctypes.c_void_p),
+        ("channels", ctypes.c_int64),
+        ("blocks", ctypes.c_int64),
+    ]
+
+
+class _Layer(ctypes.Structure):
+    """``struct Layer`` of cpu.cpp."""
+
+    _fields_ = [
+        *((name, _Input) for name in ("part0", "part1", "skip0", "skip1")),
         *((name, ctypes.c_void_p) for name in (
-            "part0", "part1", "scale", "shift", "weight", "bias", "residual", "out", "sums", "team"
+            "norm_weight", "norm_bias", "weight", "skip_weight", "bias", "residual", "out", "sums",
+            "team",
         )),
+        ("epsilon", ctypes.c_double),
         *((name, ctypes.c_int64) for name in (
-            "n", "source_h", "source_w", "h", "w", "out_h", "out_w", "channels0", "channels1",
-            "out_channels", "side", "stride", "winograd", "silu", "resample", "residual_up",
+            "n", "source_h", "source_w", "h", "w", "out_h", "out_w", "out_channels",
+            "side", "stride", "winograd", "groups", "silu", "resample", "residual_up",
             "block_h", "block_w", "threads",
         )),
     ]  # fmt: skip
@@ -67,13 +81,9 @@ class _Library:
 
     def __init__(self, path: Path):
         library = ctypes.CDLL(str(path))
-        self.layer, self.affine = library.ddfm_layer, library.ddfm_affine
+        self.layer = library.ddfm_layer
         self.layer.argtypes = [ctypes.POINTER(_Layer)]
-        pointer, integer = ctypes.c_void_p, ctypes.c_int64
-        self.affine.argtypes = [
-            *[pointer] * 2, *[integer] * 7, ctypes.c_double, *[pointer] * 4,
-        ]  # fmt: skip
-        library.ddfm_group.restype = integer
+        library.ddfm_group.restype = ctypes.c_int64
         self.group = int(library.ddfm_group())
         """output channels that are computed together"""
         self.team = _team()
@@ -226,93 +236,90 @@ def suits_winograd(channels: Sequence[int], side: int, stride: int) -> bool:
     return side == 3 and stride == 1 and not any(c % SLAB for c in channels)
 
 
+Part = tuple[Tensor, Tensor | None]
+"""an input [N, C, H, W], float32 and channels_last, and the sums that :func:`layer` returned"""
+
+
 def layer(
-    parts: Sequence[Tensor],
+    parts: Sequence[Part],
     weight: Weight,
     *,
     bias: Tensor | None = None,
-    norm: Tensor | None = None,
+    norm: tuple[Tensor, Tensor] | None = None,
+    groups: int = 1,
+    epsilon: float = 0.0,
     silu: bool = False,
     resample: str = "",
     stride: int = 1,
+    skip: tuple[Sequence[Part], Weight] | None = None,
     residual: Tensor | None = None,
     residual_up: bool = False,
     out: Tensor | None = None,
     want_sums: bool = True,
-) -> tuple[Tensor, Tensor | None]:
+) -> Part:
     """One or two inputs side by side, normalised, resampled, convolved; plus bias and residual.
 
     Args:
-        parts: one or two [N, C, H, W], float32, channels_last.
+        parts: the inputs, of one size; with sums where there is a norm.
         weight: of :func:`pack`, over all their channels; padded by half its side.
         bias: [O].
-        norm: [2, N, all channels], scale and shift of :func:`affine`, or None.
-        silu: after the norm; only with one.
+        norm: weight and bias [all channels] of a group norm of ``groups`` and ``epsilon``, whose
+            statistics are combined in float64; or None.
+        silu: after the norm, and only with one.
         resample: then "up" doubles by repetition, "down" halves by 2x2 means, "" leaves as is.
-        residual: added, like the result; with ``residual_up`` of half its size, doubled.
-        out: to write to; may be the residual.
+        stride: 1 or 2.
+        skip: inputs of the result's size and the weight of a 1x1 convolution to add; or
+        residual: to add, like the result; with ``residual_up`` of half its size, doubled.
+        out: to write to.
         want_sums: whether to return sums.
 
     Returns:
-        The result [N, O, H', W'], channels_last, and float32 [N, blocks, 2, O]: sums of its values
-        and of their squares over parts of each image, whose sum :func:`affine` takes.
+        The result [N, O, H', W'], channels_last, and float32 [N, blocks, 2, O]: the sums of its
+        values and of their squares over parts of each image.
     """
     library = _library()
-    n, _, source_h, source_w = parts[0].shape
+    (n, _, source_h, source_w), out_channels = parts[0][0].shape, weight.out_channels
     h, w = (_resampled(size, resample) for size in (source_h, source_w))
     pad = weight.side // 2
     out_h, out_w = ((size + 2 * pad - weight.side) // stride + 1 for size in (h, w))
     if out is None:
-        out = torch.empty_strided(
-            (n, weight.out_channels, out_h, out_w),
-            (out_h * out_w * weight.out_channels, 1, out_w * weight.out_channels,
-             weight.out_channels),
-        )  # fmt: skip
+        strides = out_h * out_w * out_channels, 1, out_w * out_channels, out_channels
+        out = torch.empty_strided((n, out_channels, out_h, out_w), strides)
     block_h, block_w = WINOGRAD_BLOCK if weight.winograd else DIRECT_BLOCK[stride]
     blocks = -(-out_h // block_h) * -(-out_w // block_w)
-    sums = torch.empty(n, blocks, 2, weight.out_channels) if want_sums else None
+    sums = torch.empty(n, blocks, 2, out_channels) if want_sums else None
+    norm_weight, norm_bias = norm or (None, None)
+    skip_parts, skip_weight = skip or ((), None)
     call = _Layer(
-        parts[0].data_ptr(),
-        parts[1].data_ptr() if len(parts) > 1 else None,
-        None if norm is None else norm[0].data_ptr(),
-        None if norm is None else norm[1].data_ptr(),
-        weight.data.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        None if residual is None else residual.data_ptr(),
-        out.data_ptr(),
-        None if sums is None else sums.data_ptr(),
-        library.team,
-        n, source_h, source_w, h, w, out_h, out_w,
-        parts[0].shape[1], parts[1].shape[1] if len(parts) > 1 else 0, weight.out_channels,
-        weight.side, stride, weight.winograd, silu, RESAMPLE[resample], residual_up,
+        *_inputs(parts), *_inputs(skip_parts),
+        _address(norm_weight), _address(norm_bias), weight.data.data_ptr(),
+        None if skip_weight is None else skip_weight.data.data_ptr(),
+        _address(bias), _address(residual), out.data_ptr(), _address(sums), library.team,
+        epsilon, n, source_h, source_w, h, w, out_h, out_w, out_channels,
+        weight.side, stride, weight.winograd, groups, silu, RESAMPLE[resample], residual_up,
         block_h, block_w, torch.get_num_threads(),
     )  # fmt: skip
-    if library.layer(ctypes.byref(call)):
+    if library.layer(call):
         raise MemoryError("not enough memory for a layer of the prior")
     return out, sums
 
 
+_NOTHING = _Input()
+
+
+def _inputs(parts: Sequence[Part]) -> list[_Input]:
+    found = [
+        _Input(x.data_ptr(), None, x.shape[1], 0)
+        if sums is None
+        else _Input(x.data_ptr(), sums.data_ptr(), x.shape[1], sums.shape[1])
+        for x, sums in parts
+    ]
+    return found + [_NOTHING] * (2 - len(found))
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
 def _resampled(size: int, resample: str) -> int:
     return 2 * size if resample == "up" else size // 2 if resample == "down" else size
-
-
-def affine(
-    sums: Sequence[Tensor], pixels: int, groups: int, epsilon: float, weight: Tensor, bias: Tensor
-) -> Tensor:
-    """Scale and shift [2, N, C] of a group norm over inputs side by side, from :func:`layer`'s sums.
-
-    ``pixels`` of one channel of an image; ``weight`` and ``bias`` [C]. Sums of sums and what
-    follows are in float64.
-    """
-    first, second = sums[0], sums[1] if len(sums) > 1 else None
-    channels = first.shape[3], 0 if second is None else second.shape[3]
-    out = torch.empty(2, len(first), sum(channels))
-    failed = _library().affine(
-        first.data_ptr(), None if second is None else second.data_ptr(),
-        first.shape[1], 0 if second is None else second.shape[1], *channels,
-        len(first), pixels, groups, epsilon,
-        weight.data_ptr(), bias.data_ptr(), out[0].data_ptr(), out[1].data_ptr(),
-    )  # fmt: skip
-    if failed:
-        raise MemoryError("not enough memory for a norm of the prior")
-    return out

@@ -58,7 +58,7 @@ class _Attention:
         (x,) = parts
         n, c, height, width = x.data.shape
         split = (3, self.heads) if self.new_order else (self.heads, 3)
-        qkv = F.linear(ops.tokens(x, self.norm), self.qkv.weight, self.qkv.bias)
+        qkv = ops.queries(x, self.norm, self.qkv)
         qkv = qkv.view(n, height * width, *split, c // self.heads)
         # views of [N, heads, T, channels of a head]: nothing is moved
         q, k, v = (a.transpose(1, 2) for a in qkv.unbind(2 if self.new_order else 3))

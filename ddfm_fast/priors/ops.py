@@ -163,9 +163,9 @@ class PlainOps:
             x = self._conv(x, skip, None)
         return Feature(self._conv(h, conv, conv.bias).add_(x))
 
-    def tokens(self, feature: Feature, norm: Norm) -> Tensor:
-        """norm(x) as a matrix [N H W, C]."""
-        return rows_of(self._norm(feature.data, norm))
+    def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
+        """norm(x) times the matrix of ``conv``, plus its bias: [N H W, O]."""
+        return F.linear(self._tokens(feature, norm), conv.weight, conv.bias)
 
     def project(self, h: Tensor, conv: Conv, residual: Feature) -> Feature:
         """h [N H W, C] times the matrix of ``conv``, plus its bias and the residual."""
@@ -185,6 +185,10 @@ class PlainOps:
     def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
         """conv(SiLU(norm(x)))."""
         return self._conv(self._norm_silu(feature.data, norm), conv, conv.bias)
+
+    def _tokens(self, feature: Feature, norm: Norm) -> Tensor:
+        """norm(x) as a matrix [N H W, C]."""
+        return rows_of(self._norm(feature.data, norm))
 
     def _conv(self, x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
         return convolve(x, conv, bias)
@@ -289,17 +293,17 @@ class OneDnnOps(PlainOps):
 class _Waiting(NamedTuple):
     """What a convolution of :class:`NativeOps` reads: SiLU(norm(parts)), resampled."""
 
-    parts: list[Tensor]
-    norm: Tensor
+    parts: Sequence[Feature]
+    norm: Norm
     resample: str = ""
 
 
 class NativeOps(PlainOps):
     """The same on a CPU in float32, each layer in one pass, by ``ddfm_fast.kernels.cpu``.
 
-    Norms, SiLU and resampling happen as a convolution reads, biases, residuals and the next norm's
-    sums as it writes. Weights are laid out when first used, 3x3 ones in four times their size, so
-    this is for small networks.
+    Norms, SiLU and resampling happen as a convolution reads; biases, residuals and skips, and the
+    sums for the next norm, as it writes. Weights are laid out when first used, 3x3 ones in four
+    times their size, so this is for small networks.
     """
 
     MOST_WEIGHTS = 2**26
@@ -318,70 +322,64 @@ class NativeOps(PlainOps):
         return dtype == torch.float32 and cpu.status() is None
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
-        return self._layer([x], conv, conv.bias)
+        return self._layer([Feature(x)], conv, conv.bias)
 
     def enter(self, parts: Sequence[Feature], norm: Norm, resample: str, conv: Conv):
-        waiting = _Waiting([p.data for p in parts], self._affine(parts, norm), resample)
+        waiting = _Waiting(parts, norm, resample)
         if resample != "down":
-            return waiting, tuple(parts)
+            return waiting, parts
         return waiting, tuple(Feature(F.avg_pool2d(p.data, 2)) for p in parts)
 
     def middle(self, h: _Waiting, conv: Conv, bias: Tensor, norm: Norm) -> _Waiting:
-        h = self._layer(h.parts, conv, bias, norm=h.norm, silu=True, resample=h.resample)
-        return _Waiting([h.data], self._affine([h], norm))
+        return _Waiting((self._after_norm(h, conv, bias),), norm)
 
     def leave(
         self, h: _Waiting, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
     ) -> Feature:
-        if skip is not None:
-            parts = [p.data for p in residual]
-            x = self._layer(parts, skip, None, want_sums=False).data
-        else:
-            (x,) = (p.data for p in residual)
-        sizes = dict(residual=x, residual_up=up, out=x if skip is not None and not up else None)
-        return self._layer(h.parts, conv, conv.bias, norm=h.norm, silu=True, **sizes)
+        if skip is None:
+            (x,) = residual
+            return self._after_norm(h, conv, conv.bias, residual=x.data, residual_up=up)
+        if up:
+            residual = [Feature(double(x.data)) for x in residual]
+        weight = self._weight(skip, [x.data.shape[1] for x in residual], 1)
+        return self._after_norm(h, conv, conv.bias, skip=(residual, weight))
 
-    def tokens(self, feature: Feature, norm: Norm) -> Tensor:
-        scale, shift = self._affine([feature], norm)[:, :, :, None, None]
-        return rows_of(torch.addcmul(shift, feature.data, scale))
+    def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
+        h = _Waiting((feature,), norm)
+        return rows_of(self._after_norm(h, conv, conv.bias, silu=False, want_sums=False).data)
 
     def project(self, h: Tensor, conv: Conv, residual: Feature) -> Feature:
         n, c, height, width = residual.data.shape
         h = h.view(n, height, width, c).permute(0, 3, 1, 2)
-        return self._layer([h], conv, conv.bias, residual=residual.data)
+        return self._layer([Feature(h)], conv, conv.bias, residual=residual.data)
 
     def resize(self, feature: Feature, conv: Conv | None, direction: str) -> Feature:
         if conv is None:
             x = super().resize(feature, None, direction).data
             sums = torch.stack([x.sum((2, 3)), (x * x).sum((2, 3))], 1)
             return Feature(x, sums[:, None].contiguous())
-        down = direction == "down"
-        options = dict(stride=2) if down else dict(resample="up")
-        return self._layer([feature.data], conv, conv.bias, **options)
+        options = dict(stride=2) if direction == "down" else dict(resample="up")
+        return self._layer([feature], conv, conv.bias, **options)
 
     def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
-        norm = self._affine([feature], norm)
-        return self._layer(
-            [feature.data], conv, conv.bias, norm=norm, silu=True, want_sums=False
-        ).data
+        return self._after_norm(_Waiting((feature,), norm), conv, conv.bias, want_sums=False).data
 
-    def _layer(self, parts, conv: Conv, bias: Tensor | None, **options) -> Feature:
-        n, _, height, width = parts[0].shape
-        weight = self._weight(conv, [p.shape[1] for p in parts], options.get("stride", 1))
+    def _after_norm(self, h: _Waiting, conv: Conv, bias: Tensor, silu=True, **options) -> Feature:
+        norm = dict(norm=h.norm[1:], groups=GROUPS, epsilon=NORM_EPS, silu=silu)
+        return self._layer(h.parts, conv, bias, resample=h.resample, **norm, **options)
+
+    def _layer(self, parts: Sequence[Feature], conv: Conv, bias: Tensor, **options) -> Feature:
+        weight = self._weight(conv, [p.data.shape[1] for p in parts], options.get("stride", 1))
         return Feature(*self.kernels.layer(parts, weight, bias=bias, **options))
 
     def _weight(self, conv: Conv, channels: list[int], stride: int):
-        winograd = self.kernels.suits_winograd(channels, conv.weight.shape[-1], stride)
+        side = conv.weight.shape[-1] if conv.weight.ndim == 4 else 1
+        winograd = self.kernels.suits_winograd(channels, side, stride)
         key = conv.name, len(conv.weight), winograd
         found = self._packed.get(key)
         if found is None:
             found = self._packed[key] = self.kernels.pack(conv.weight, winograd)
         return found
-
-    def _affine(self, parts: Sequence[Feature], norm: Norm) -> Tensor:
-        pixels = parts[0].data[0, 0].numel()
-        sums = [p.moments for p in parts]
-        return self.kernels.affine(sums, pixels, GROUPS, NORM_EPS, norm.weight, norm.bias)
 
 
 class FusedOps(PlainOps):
@@ -430,7 +428,7 @@ class FusedOps(PlainOps):
             first += width
         return self._joined(h, conv.bias)
 
-    def tokens(self, feature: Feature, norm: Norm) -> Tensor:
+    def _tokens(self, feature: Feature, norm: Norm) -> Tensor:
         return rows_of(
             self.kernels.apply([feature.data], self._affine([feature], norm), silu=False)[0]
         )
