@@ -76,34 +76,49 @@ static inline vec load(const float *p) { return *(const loose *)p; }
 static inline void store(float *p, vec v) { *(loose *)p = v; }
 static inline vec same(float x) { return vec{} + x; }
 
-// Up to VL floats, the rest zero.
-static inline vec load_some(const float *p, int count) {
-    vec v = {};
-    memcpy(&v, p, 4 * count);
-    return v;
+// Of fewer floats than a vector has; by halves, as a copy of any length is slow to start.
+static inline void copy_some(float *to, const float *from, int count) {
+    for (int part = VL; part; part /= 2) {
+        if (count & part) {
+            memcpy(to, from, 4 * part);
+            to += part, from += part;
+        }
+    }
 }
 
-static inline void store_some(float *p, vec v, int count) { memcpy(p, &v, 4 * count); }
+// Up to VL floats, the rest zero.
+static inline vec load_some(const float *p, int count) {
+    alignas(64) float v[VL] = {};
+    copy_some(v, p, count);
+    return load(v);
+}
 
-// x / (1 + exp(-x)), to 2 ulp; NaN stays.
+static inline void store_some(float *p, vec value, int count) {
+    alignas(64) float v[VL];
+    store(v, value);
+    copy_some(p, v, count);
+}
+
+// 2^f for |f| <= 1/2: the polynomial of degree 5 whose largest relative error, 7.5e-8, is least.
+constexpr float EXP2[] = {1.00000007f,   0.693146967f,   0.240221197f,
+                          0.0555071327f, 0.00967554133f, 0.00132764718f};
+
+static inline vec least(vec a, float b) { return a > b ? same(b) : a; }
+static inline vec most(vec a, float b) { return a < b ? same(b) : a; }
+
+// x / (1 + exp(-x)), to 2 ulp while |x| < 10; NaN stays.
 static inline vec silu(vec x) {
-    vec y = -x;
-    y = y > same(88.0f) ? same(88.0f) : y;
-    y = y < same(-87.0f) ? same(-87.0f) : y;
-    // exp(y) = 2^k exp(r), |r| <= ln 2 / 2; adding and taking away 1.5 * 2^23 rounds
-    const float magic = 12582912.0f;
-    vec shifted = y * 1.44269504088896341f + magic;
-    vec k = shifted - magic;
-    vec r = y - k * 0.693359375f;
-    r = r + k * 2.12194440e-4f;
-    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    ivec power = ((ivec)shifted << 23) + 0x3f800000;  // the integer k is in the lowest bits
-    return x / (1.0f + p * (vec)power);
+    // exp(-x) = 2^t = 2^k 2^f with k an integer, which adding and taking away 1.5 * 2^23 rounds to
+    const float log2e = -1.44269504088896341f, magic = 12582912.0f;
+    const vec y = most(least(x, 87.0f), -87.0f);
+    const vec shifted = y * log2e + magic, k = shifted - magic, f = y * log2e - k;
+    vec p = f * EXP2[5] + EXP2[4];
+    p = p * f + EXP2[3];
+    p = p * f + EXP2[2];
+    p = p * f + EXP2[1];
+    p = p * f + EXP2[0];
+    // k is in the lowest bits of `shifted`, and goes to the exponent
+    return x / (1.0f + (vec)((ivec)p + ((ivec)shifted << 23)));
 }
 
 // Memory that a thread keeps from call to call.
@@ -242,58 +257,81 @@ static void read(const Layer &layer, const float *scales, int part, int64_t n, i
 struct Writer {
     const Layer &layer;
     const Block &block;
-    const float *skip;  // [rows, columns, NR] of the block, or null
     const int first, count;
     vec bias[2], sum[2], square[2];
-    float *out;
-    const float *extra;
-    int64_t extra_pitch;
+    float *out;          // the block's first pixel
+    const float *extra;  // what is added there, or null
+    int64_t out_row, extra_row, extra_pitch;
     int up;
 
+    // skip: [rows, columns, NR] of the block, or null
     Writer(const Layer &layer, const Block &block, int group, const float *skip)
-        : layer(layer), block(block), skip(skip), first(group * NR),
+        : layer(layer), block(block), first(group * NR),
           count((int)(layer.out_channels - group * NR < NR ? layer.out_channels - group * NR : NR)) {
         for (int i = 0; i < 2; i++) {
             bias[i] = layer.bias && width(i) > 0
                           ? load_some(layer.bias + first + i * VL, width(i)) : vec{};
             sum[i] = square[i] = vec{};
         }
-        extra_pitch = skip ? NR : layer.out_channels;
-        up = !skip && layer.residual && layer.residual_up;
-        out = nullptr, extra = nullptr;
+        const int64_t channels = layer.out_channels;
+        out_row = layer.out_w * channels;
+        out = layer.out + (block.image * layer.out_h + block.y) * out_row + block.x * channels + first;
+        extra = skip, extra_row = block.columns * NR, extra_pitch = NR, up = 0;
+        if (!skip && layer.residual) {  // blocks begin at even pixels
+            up = layer.residual_up != 0;
+            extra_row = (layer.out_w >> up) * channels, extra_pitch = channels;
+            extra = layer.residual + first + (block.x >> up) * channels +
+                    (block.image * (layer.out_h >> up) + (block.y >> up)) * extra_row;
+        }
     }
 
     inline int width(int i) const { return count - i * VL < VL ? count - i * VL : VL; }
 
-    // Outputs that follow are in this row of the block.
-    inline void row(int y) {
-        const int64_t channels = layer.out_channels;
-        const int64_t at = (block.image * layer.out_h + block.y + y) * layer.out_w + block.x;
-        out = layer.out + at * channels + first;
-        if (skip) {
-            extra = skip + (int64_t)y * block.columns * NR;
-        } else if (up) {  // blocks begin at even pixels
-            const int64_t half = block.image * (layer.out_h / 2) + (block.y + y) / 2;
-            extra = layer.residual + (half * (layer.out_w / 2) + block.x / 2) * channels + first;
-        } else if (layer.residual) {
-            extra = layer.residual + at * channels + first;
+    inline float *output(int y, int x, int i) const {
+        return out + y * out_row + x * layer.out_channels + i * VL;
+    }
+
+    inline const float *addend(int y, int x, int i) const {
+        return extra + (y >> up) * extra_row + (x >> up) * extra_pitch + i * VL;
+    }
+
+    // Vector i of `many` pixels of row y from x on: values[0], values[step], ...
+    inline void put(int y, int x, int i, const vec *values, int step, int many) {
+        const int here = width(i);
+        if (here <= 0) return;
+        for (int j = 0; j < many; j++) {
+            vec v = values[j * step] + bias[i];
+            if (extra) v += load_some(addend(y, x + j, i), here);
+            store_some(output(y, x + j, i), v, here);
+            sum[i] += v;
+            square[i] += v * v;
         }
     }
 
-    inline void put(int x, int i, vec value) {
-        float *to = out + x * layer.out_channels + i * VL;
-        const float *from = extra ? extra + (x >> up) * extra_pitch + i * VL : nullptr;
-        value += bias[i];
-        if (count == NR) {
-            if (from) value += load(from);
-            store(to, value);
-        } else {
-            if (width(i) <= 0) return;
-            if (from) value += load_some(from, width(i));
-            store_some(to, value, width(i));
+    // The same of a whole vector of M pixels, without branches.
+    template <int M>
+    __attribute__((always_inline)) inline void put_whole(int y, int x, int i, const vec *values,
+                                                         int step) {
+        const int64_t pitch = layer.out_channels;
+        float *to = output(y, x, i);
+        vec v[M];
+#pragma GCC unroll 8
+        for (int j = 0; j < M; j++) v[j] = values[j * step] + bias[i];
+        if (extra) {
+            const float *from = addend(y, 0, i);
+#pragma GCC unroll 8
+            for (int j = 0; j < M; j++) v[j] += load(from + ((x + j) >> up) * extra_pitch);
         }
-        sum[i] += value;
-        square[i] += value * value;
+        vec s = v[0], q = v[0] * v[0];
+        store(to, v[0]);
+#pragma GCC unroll 8
+        for (int j = 1; j < M; j++) {
+            store(to + j * pitch, v[j]);
+            s += v[j];
+            q += v[j] * v[j];
+        }
+        sum[i] += s;
+        square[i] += q;
     }
 
     void finish() {
@@ -374,30 +412,38 @@ static inline void from_points(const float *m, int64_t pitch, vec *y) {
     y[3] = (A * A * A) * d + (B * B * B) * e + m5;
 }
 
-// Tiles' inputs at all points: points[point][tile][channel].
+// One row of tiles and one vector of channels of it.
+static void transform_row(const float *window, int columns, int across, int depth, float *half,
+                          float *to, int64_t plane) {
+    vec v[WIDE];
+    for (int x = 0; x < columns; x++) {
+        to_points(window + x * SLAB, columns * SLAB, v);
+#pragma GCC unroll 6
+        for (int i = 0; i < WIDE; i++) store(half + (x * WIDE + i) * VL, v[i]);
+    }
+    for (int tile = 0; tile < across; tile++, to += depth) {
+        for (int i = 0; i < WIDE; i++) {
+            to_points(half + (tile * TILE * WIDE + i) * VL, WIDE * VL, v);
+#pragma GCC unroll 6
+            for (int j = 0; j < WIDE; j++) store(to + (i * WIDE + j) * plane, v[j]);
+        }
+    }
+}
+
+// Tiles' inputs at all points: points[point][tile][channel]. Neighbours share columns.
 static void transform_inputs(const Layer &layer, const Block &block, const float *scales, int down,
-                             int across, float *window, float *points, int64_t plane) {
+                             int across, float *window, float *half, float *points,
+                             int64_t plane) {
     const int rows = down * TILE + 2, columns = across * TILE + 2, depth = depth_of(layer.part);
     for (int part = 0, base = 0; part < 2; base += (int)layer.part[part++].channels) {
         for (int first = 0; first < layer.part[part].channels; first += SLAB) {
             read(layer, scales, part, block.image, first, SLAB, block.y - 1, block.x - 1, rows,
                  columns, window, SLAB);
-            for (int tile = 0; tile < down * across; tile++) {
-                const float *corner =
-                    window + ((tile / across) * TILE * columns + (tile % across) * TILE) * SLAB;
-                float *to = points + (int64_t)tile * depth + base + first;
-                for (int c = 0; c < SLAB; c += VL) {
-                    alignas(64) float half[WIDE * WIDE * VL];
-                    vec v[WIDE];
-                    for (int x = 0; x < WIDE; x++) {
-                        to_points(corner + x * SLAB + c, columns * SLAB, v);
-                        for (int i = 0; i < WIDE; i++) store(half + (i * WIDE + x) * VL, v[i]);
-                    }
-                    for (int i = 0; i < WIDE; i++) {
-                        to_points(half + i * WIDE * VL, VL, v);
-                        for (int j = 0; j < WIDE; j++) store(to + (i * WIDE + j) * plane + c, v[j]);
-                    }
-                }
+            for (int row = 0; row < down; row++) {
+                float *to = points + (int64_t)row * across * depth + base + first;
+                for (int c = 0; c < SLAB; c += VL)
+                    transform_row(window + row * TILE * columns * SLAB + c, columns, across, depth,
+                                  half, to + c, plane);
             }
         }
     }
@@ -405,55 +451,56 @@ static void transform_inputs(const Layer &layer, const Block &block, const float
 
 static void transform_outputs(const Block &block, int across, int tiles, const float *points,
                               int64_t plane, Writer &writer) {
-    for (int tile = 0; tile < tiles; tile++) {
+    for (int tile = 0; tile < tiles; tile++, points += NR) {
         const int top = tile / across * TILE, left = tile % across * TILE;
         const int rows = block.rows - top < TILE ? block.rows - top : TILE;
         const int columns = block.columns - left < TILE ? block.columns - left : TILE;
         for (int i = 0; i < 2; i++) {
-            const float *from = points + (int64_t)tile * NR + i * VL;
             alignas(64) float half[TILE * WIDE * VL];
             vec y[TILE];
             for (int x = 0; x < WIDE; x++) {
-                from_points(from + x * plane, WIDE * plane, y);
+                from_points(points + i * VL + x * plane, WIDE * plane, y);
+#pragma GCC unroll 4
                 for (int j = 0; j < TILE; j++) store(half + (j * WIDE + x) * VL, y[j]);
             }
+            const bool whole = columns == TILE && writer.width(i) == VL;
             for (int j = 0; j < rows; j++) {
                 from_points(half + j * WIDE * VL, VL, y);
-                writer.row(top + j);
-                for (int x = 0; x < columns; x++) writer.put(left + x, i, y[x]);
+                if (whole)
+                    writer.put_whole<TILE>(top + j, left, i, y, 1);
+                else
+                    writer.put(top + j, left, i, y, 1, columns);
             }
         }
     }
 }
 
-// M outputs of the 1x1 convolution of `skip` at a block's pixels from `at` on.
+// M outputs in row y of the 1x1 convolution of `skip`, from x on: to[y][x].
 template <int M>
-static void skip_some(int at, const Layer &layer, const Block &block, const float *weight,
+static void skip_some(int x, int y, const Layer &layer, const Block &block, const float *weight,
                       float *to) {
     vec acc[M][2] = {};
+    const int64_t row = (block.image * layer.out_h + block.y + y) * layer.out_w + block.x;
     for (int part = 0; part < 2; part++) {
         const Input &input = layer.skip[part];
         const float *a[M];
-        for (int j = 0; j < M; j++) {
-            const int y = (at + j) / block.columns, x = (at + j) % block.columns;
-            const int64_t row = block.image * layer.out_h + block.y + y;
-            a[j] = input.data + (row * layer.out_w + block.x + x) * input.channels;
-        }
+        for (int j = 0; j < M; j++) a[j] = input.data + (row + x + j) * input.channels;
         multiply<M>((int)input.channels, a, weight, acc);
         weight += input.channels * NR;
     }
+    to += (y * block.columns + x) * NR;
 #pragma GCC unroll 8
     for (int j = 0; j < M; j++) {
-        store(to + (at + j) * NR, acc[j][0]);
-        store(to + (at + j) * NR + VL, acc[j][1]);
+        store(to + j * NR, acc[j][0]);
+        store(to + j * NR + VL, acc[j][1]);
     }
 }
-
 
 static const float *skip_products(const Layer &layer, const Block &block, int group, float *to) {
     if (!layer.skip_weight) return nullptr;
     const float *weight = layer.skip_weight + (int64_t)group * depth_of(layer.skip) * NR;
-    IN_ROWS(block.rows * block.columns, skip_some, layer, block, weight, to);
+    for (int y = 0; y < block.rows; y++)
+        IN_ROWS(block.columns, skip_some, y, layer, block, weight, to);
     return to;
 }
 
@@ -465,43 +512,46 @@ static bool winograd(const Layer &layer, const Block &block, const float *scales
     const int64_t in_plane = (int64_t)tiles * depth + SKEW, out_plane = (int64_t)tiles * NR + SKEW;
     const int64_t window_size = (int64_t)(down * TILE + 2) * (across * TILE + 2) * SLAB;
     const int64_t skip_size = (int64_t)block.rows * block.columns * NR;
-    float *window = scratch.floats(window_size + skip_size + POINTS * (in_plane + out_plane));
+    const int64_t half_size = (int64_t)(across * TILE + 2) * WIDE * VL;
+    float *window =
+        scratch.floats(window_size + half_size + skip_size + POINTS * (in_plane + out_plane));
     if (!window) return false;
-    float *skip = window + window_size, *in = skip + skip_size, *out = in + POINTS * in_plane;
-    transform_inputs(layer, block, scales, down, across, window, in, in_plane);
+    float *half = window + window_size, *skip = half + half_size;
+    float *in = skip + skip_size, *out = in + POINTS * in_plane;
+    transform_inputs(layer, block, scales, down, across, window, half, in, in_plane);
     for (int group = first; group < last; group++) {
         const float *weight = layer.weight + (int64_t)group * POINTS * depth * NR;
-        for (int p = 0; p < POINTS; p++)
+        Writer writer(layer, block, group, skip_products(layer, block, group, skip));
+        for (int p = 0; p < POINTS; p++) {
             IN_ROWS(tiles, product, depth, in + p * in_plane, weight + (int64_t)p * depth * NR,
                     out + p * out_plane);
-        Writer writer(layer, block, group, skip_products(layer, block, group, skip));
+        }
         transform_outputs(block, across, tiles, out, out_plane, writer);
         writer.finish();
     }
     return true;
 }
 
-// M outputs of a block from `at` on; the window's pixels have no gaps, so that a kernel's row is
-// one product.
+// M outputs in row y of a block, from x on; the window's pixels have no gaps, so that a row of the
+// kernel is one product.
 template <int M>
-static void direct_some(int at, const Layer &layer, const Block &block, const float *window,
-                        int columns, const float *weight, Writer &writer) {
+static void direct_some(int x, int y, const Layer &layer, const float *window, int columns,
+                        const float *weight, Writer &writer) {
     const int side = (int)layer.side, stride = (int)layer.stride, depth = depth_of(layer.part);
     const float *a[M];
-    for (int j = 0; j < M; j++) {
-        const int y = (at + j) / block.columns, x = (at + j) % block.columns;
-        a[j] = window + (int64_t)(y * stride * columns + x * stride) * depth;
-    }
+    for (int j = 0; j < M; j++)
+        a[j] = window + (int64_t)(y * stride * columns + (x + j) * stride) * depth;
     vec acc[M][2] = {};
     for (int row = 0; row < side; row++) {
         multiply<M>(side * depth, a, weight + (int64_t)row * side * depth * NR, acc);
         for (int j = 0; j < M; j++) a[j] += columns * depth;
     }
-#pragma GCC unroll 8
-    for (int j = 0; j < M; j++) {
-        writer.row((at + j) / block.columns);
-        writer.put((at + j) % block.columns, 0, acc[j][0]);
-        writer.put((at + j) % block.columns, 1, acc[j][1]);
+    if (writer.count == NR) {
+        writer.put_whole<M>(y, x, 0, &acc[0][0], 2);
+        writer.put_whole<M>(y, x, 1, &acc[0][1], 2);
+    } else {
+        writer.put(y, x, 0, &acc[0][0], 2, M);
+        writer.put(y, x, 1, &acc[0][1], 2, M);
     }
 }
 
@@ -523,7 +573,8 @@ static bool direct(const Layer &layer, const Block &block, const float *scales, 
     for (int group = first; group < last; group++) {
         const float *weight = layer.weight + (int64_t)group * side * side * depth * NR;
         Writer writer(layer, block, group, skip_products(layer, block, group, skip));
-        IN_ROWS(outputs, direct_some, layer, block, window, columns, weight, writer);
+        for (int y = 0; y < block.rows; y++)
+            IN_ROWS(block.columns, direct_some, y, layer, window, columns, weight, writer);
         writer.finish();
     }
     return true;
