@@ -60,9 +60,7 @@ class _Attention:
         split = (3, self.heads) if self.new_order else (self.heads, 3)
         qkv = ops.queries(x, self.norm, self.qkv)
         qkv = qkv.view(n, height * width, *split, c // self.heads)
-        # views of [N, heads, T, channels of a head]: nothing is moved
-        q, k, v = (a.transpose(1, 2) for a in qkv.unbind(2 if self.new_order else 3))
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, c)
+        h = ops.attend(*qkv.unbind(2 if self.new_order else 3)).reshape(-1, c)
         return ops.project(h, self.out, x)
 
 

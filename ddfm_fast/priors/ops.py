@@ -1,7 +1,8 @@
-"""The network's fused operations: PyTorch's everywhere, oneDNN's on CPUs, Triton's on CUDA.
+"""The network's fused operations: PyTorch's everywhere, ours and oneDNN's on CPUs, Triton's on CUDA.
 
-:class:`PlainOps` says what each operation computes and runs anywhere; :class:`OneDnnOps` and
-:class:`FusedOps` do the same, the latter with the kernels of ``ddfm_fast.kernels.group_norm``.
+:class:`PlainOps` says what each operation computes and runs anywhere. The others do the same:
+:class:`NativeOps` with the kernels of ``ddfm_fast.kernels.cpu``, for float32; :class:`OneDnnOps`
+where these cannot be, and for bfloat16; :class:`FusedOps` with ``ddfm_fast.kernels.group_norm``.
 Activations are channels_last, in the dtype of the weights; parameters of norms and biases of
 convolutions are float32.
 """
@@ -9,12 +10,14 @@ convolutions are float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ddfm_fast.kernels import cpu
 
 from .precision import cpu_has
 from .unet import GROUPS, NORM_EPS
@@ -28,7 +31,10 @@ CONV_ELEMENTS = 2**31 - 1
 
 
 class Feature(NamedTuple):
-    """An activation [N, C, H, W] and, for :class:`FusedOps`, the moments of its channels."""
+    """An activation [N, C, H, W] and what the operations know of its channels' moments, if they do.
+
+    :class:`FusedOps` and :class:`NativeOps` have their kernels keep them, each in a form of theirs.
+    """
 
     data: Tensor
     moments: Tensor | None = None
@@ -166,6 +172,12 @@ class PlainOps:
     def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
         """norm(x) times the matrix of ``conv``, plus its bias: [N H W, O]."""
         return F.linear(self._tokens(feature, norm), conv.weight, conv.bias)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Softmax attention over T; views and result [N, T, heads, channels of a head]."""
+        # views of [N, heads, T, channels]: nothing is moved
+        q, k, v = (a.transpose(1, 2) for a in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
     def project(self, h: Tensor, conv: Conv, residual: Feature) -> Feature:
         """h [N H W, C] times the matrix of ``conv``, plus its bias and the residual."""
@@ -307,22 +319,20 @@ class NativeOps(PlainOps):
     """
 
     MOST_WEIGHTS = 2**26
+    MOST_LAYERS = 2**13
+    """prepared ones that are kept, of a kilobyte or so: one for each convolution and size"""
 
-    def __init__(self, kernels=None):
-        if kernels is None:
-            from ddfm_fast.kernels import cpu as kernels
-        self.kernels = kernels
-        self._packed: dict[tuple[str, int, bool], Any] = {}
+    def __init__(self):
+        self._weights: dict[tuple[str, int, bool], cpu.Weight] = {}
+        self._layers: dict[tuple, cpu.Layer] = {}
 
     @staticmethod
     def available(dtype: torch.dtype = torch.float32) -> bool:
         """Whether they can run here; compiles them the first time."""
-        from ddfm_fast.kernels import cpu
-
         return dtype == torch.float32 and cpu.status() is None
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
-        return self._layer([Feature(x)], conv, conv.bias)
+        return self._run([Feature(x)], conv, {}, bias=conv.bias)
 
     def enter(self, parts: Sequence[Feature], norm: Norm, resample: str, conv: Conv):
         waiting = _Waiting(parts, norm, resample)
@@ -338,20 +348,22 @@ class NativeOps(PlainOps):
     ) -> Feature:
         if skip is None:
             (x,) = residual
-            return self._after_norm(h, conv, conv.bias, residual=x.data, residual_up=up)
+            return self._after_norm(h, conv, conv.bias, up=up, residual=x.data)
         if up:
             residual = [Feature(double(x.data)) for x in residual]
-        weight = self._weight(skip, [x.data.shape[1] for x in residual], 1)
-        return self._after_norm(h, conv, conv.bias, skip=(residual, weight))
+        return self._after_norm(h, conv, conv.bias, skip_conv=skip, skip=residual)
 
     def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
         h = _Waiting((feature,), norm)
         return rows_of(self._after_norm(h, conv, conv.bias, silu=False, want_sums=False).data)
 
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return cpu.attention(q, k, v)
+
     def project(self, h: Tensor, conv: Conv, residual: Feature) -> Feature:
         n, c, height, width = residual.data.shape
-        h = h.view(n, height, width, c).permute(0, 3, 1, 2)
-        return self._layer([Feature(h)], conv, conv.bias, residual=residual.data)
+        h = h.contiguous().view(n, height, width, c).permute(0, 3, 1, 2)
+        return self._run([Feature(h)], conv, {}, bias=conv.bias, residual=residual.data)
 
     def resize(self, feature: Feature, conv: Conv | None, direction: str) -> Feature:
         if conv is None:
@@ -359,26 +371,61 @@ class NativeOps(PlainOps):
             sums = torch.stack([x.sum((2, 3)), (x * x).sum((2, 3))], 1)
             return Feature(x, sums[:, None].contiguous())
         options = dict(stride=2) if direction == "down" else dict(resample="up")
-        return self._layer([feature], conv, conv.bias, **options)
+        return self._run([feature], conv, options, bias=conv.bias)
 
     def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
         return self._after_norm(_Waiting((feature,), norm), conv, conv.bias, want_sums=False).data
 
-    def _after_norm(self, h: _Waiting, conv: Conv, bias: Tensor, silu=True, **options) -> Feature:
-        norm = dict(norm=h.norm[1:], groups=GROUPS, epsilon=NORM_EPS, silu=silu)
-        return self._layer(h.parts, conv, bias, resample=h.resample, **norm, **options)
+    def _after_norm(
+        self,
+        h: _Waiting,
+        conv: Conv,
+        bias: Tensor,
+        *,
+        silu: bool = True,
+        want_sums: bool = True,
+        up: bool = False,
+        skip_conv: Conv | None = None,
+        skip: Sequence[Feature] = (),
+        residual: Tensor | None = None,
+    ) -> Feature:
+        options = dict(
+            groups=GROUPS, epsilon=NORM_EPS, silu=silu, resample=h.resample, want_sums=want_sums,
+            residual_up=up,
+        )  # fmt: skip
+        norm = h.norm[1:]
+        if skip_conv is not None:
+            options["skip"] = skip_conv, skip
+        return self._run(
+            h.parts, conv, options, bias=bias, norm=norm, skip=skip, residual=residual
+        )
 
-    def _layer(self, parts: Sequence[Feature], conv: Conv, bias: Tensor, **options) -> Feature:
-        weight = self._weight(conv, [p.data.shape[1] for p in parts], options.get("stride", 1))
-        return Feature(*self.kernels.layer(parts, weight, bias=bias, **options))
+    def _run(self, parts: Sequence[Feature], conv: Conv, options: dict, **tensors) -> Feature:
+        """A layer, prepared when its convolution first sees a size. It has the same options always."""
+        key = conv.name, len(conv.weight), *parts[0].data.shape
+        layer = self._layers.get(key)
+        if layer is None:
+            layer = self._prepared([p.data.shape for p in parts], conv, **options)
+            if len(self._layers) >= self.MOST_LAYERS:
+                self._layers.clear()
+            self._layers[key] = layer
+        return Feature(*layer(parts, **tensors))
 
-    def _weight(self, conv: Conv, channels: list[int], stride: int):
+    def _prepared(self, shapes: list, conv: Conv, skip=None, **options) -> cpu.Layer:
+        if skip is not None:
+            skip_conv, skip_parts = skip
+            channels = [p.data.shape[1] for p in skip_parts]
+            options["skip"] = self._weight(skip_conv, channels, 1), channels
+        weight = self._weight(conv, [s[1] for s in shapes], options.get("stride", 1))
+        return cpu.Layer(weight, shapes, **options)
+
+    def _weight(self, conv: Conv, channels: list[int], stride: int) -> cpu.Weight:
         side = conv.weight.shape[-1] if conv.weight.ndim == 4 else 1
-        winograd = self.kernels.suits_winograd(channels, side, stride)
+        winograd = cpu.suits_winograd(channels, side, stride)
         key = conv.name, len(conv.weight), winograd
-        found = self._packed.get(key)
+        found = self._weights.get(key)
         if found is None:
-            found = self._packed[key] = self.kernels.pack(conv.weight, winograd)
+            found = self._weights[key] = cpu.pack(conv.weight, winograd)
         return found
 
 

@@ -8,30 +8,10 @@
 //
 // Activations are [n, h, w, c] without gaps. Nothing here allocates but scratch memory, which
 // each thread keeps. Blocks, and the order of sums, do not depend on the number of threads.
-// Compiled at first use by kernels/cpu.py, which mirrors struct Layer and checks shapes.
+// layers.py fills struct Layer and checks shapes; build.py compiles.
 
-#include <atomic>
-#include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
+#include "vectors.h"
 
-#ifndef VL  // floats in a vector register
-#if defined(__AVX512F__)
-#define VL 16
-#elif defined(__AVX__)
-#define VL 8
-#else
-#define VL 4
-#endif
-#endif
-
-typedef float vec __attribute__((vector_size(4 * VL)));
-typedef float loose __attribute__((vector_size(4 * VL), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(4 * VL)));
-
-// Products are computed for MR pixels times NR channels at once: 12 accumulators.
-constexpr int MR = 6, NR = 2 * VL;
 // Winograd: tiles of TILE x TILE outputs from WIDE x WIDE inputs, at POINTS points.
 constexpr int TILE = 4, WIDE = 6, POINTS = 36;
 // Points that are exact in binary, as are their products below. With the usual 1 and 2 the result
@@ -44,107 +24,37 @@ constexpr int SKEW = 16;
 
 extern "C" {
 
-typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned);  // as GOMP_parallel
-
 enum Resample { NONE, UP, DOWN };
 
-struct Input {
-    const float *data;  // [n, h, w, channels]
-    const float *sums;  // [n, blocks, 2, channels]: of its values and their squares; or null
-    int64_t channels, blocks;
-};
-
 struct Layer {
-    Input part[2];             // side by side; the second may have no channels
-    Input skip[2];             // the same, of the output's size
+    // Two inputs side by side, [n, source_h, source_w, channels[i]], the second perhaps without
+    // channels; two of the skip, of the output's size; and the sums of the inputs' values and of
+    // their squares, [n, blocks[i], 2, channels[i]], where there is a norm.
+    const float *part[2], *skip[2], *part_sums[2];
     const float *norm_weight;  // [all channels], or null; with a norm input = SiLU(norm(input))
     const float *norm_bias;
-    const float *weight;       // as kernels/cpu.py packs it
+    const float *weight;       // as layers.py packs it
     const float *skip_weight;  // of a 1x1 convolution of `skip` that is added, or null
     const float *bias;         // [out_channels], or null
     const float *residual;     // as out, or half its size with residual_up; or null
     float *out;                // [n, out_h, out_w, out_channels]
     float *sums;               // [n, blocks, 2, out_channels], or null
     Team team;                 // runs a function on several threads, or null
+    int64_t part_blocks[2];
+    // What comes before changes from call to call, what follows does not.
     double epsilon;
+    int64_t channels[2], skip_channels[2];
     int64_t n, source_h, source_w, h, w, out_h, out_w, out_channels;  // h, w: after resampling
-    int64_t side, stride, winograd, groups, silu, resample, residual_up, block_h, block_w, threads;
+    int64_t side, stride, winograd, groups, silu, resample, residual_up, block_h, block_w;
 };
 }
-
-static inline vec load(const float *p) { return *(const loose *)p; }
-static inline void store(float *p, vec v) { *(loose *)p = v; }
-static inline vec same(float x) { return vec{} + x; }
-
-// Of fewer floats than a vector has; by halves, as a copy of any length is slow to start.
-static inline void copy_some(float *to, const float *from, int count) {
-    for (int part = VL; part; part /= 2) {
-        if (count & part) {
-            memcpy(to, from, 4 * part);
-            to += part, from += part;
-        }
-    }
-}
-
-// Up to VL floats, the rest zero.
-static inline vec load_some(const float *p, int count) {
-    alignas(64) float v[VL] = {};
-    copy_some(v, p, count);
-    return load(v);
-}
-
-static inline void store_some(float *p, vec value, int count) {
-    alignas(64) float v[VL];
-    store(v, value);
-    copy_some(p, v, count);
-}
-
-// 2^f for |f| <= 1/2: the polynomial of degree 5 whose largest relative error, 7.5e-8, is least.
-constexpr float EXP2[] = {1.00000007f,   0.693146967f,   0.240221197f,
-                          0.0555071327f, 0.00967554133f, 0.00132764718f};
-
-static inline vec least(vec a, float b) { return a > b ? same(b) : a; }
-static inline vec most(vec a, float b) { return a < b ? same(b) : a; }
-
-// x / (1 + exp(-x)), to 2 ulp while |x| < 10; NaN stays.
-static inline vec silu(vec x) {
-    // exp(-x) = 2^t = 2^k 2^f with k an integer, which adding and taking away 1.5 * 2^23 rounds to
-    const float log2e = -1.44269504088896341f, magic = 12582912.0f;
-    const vec y = most(least(x, 87.0f), -87.0f);
-    const vec shifted = y * log2e + magic, k = shifted - magic, f = y * log2e - k;
-    vec p = f * EXP2[5] + EXP2[4];
-    p = p * f + EXP2[3];
-    p = p * f + EXP2[2];
-    p = p * f + EXP2[1];
-    p = p * f + EXP2[0];
-    // k is in the lowest bits of `shifted`, and goes to the exponent
-    return x / (1.0f + (vec)((ivec)p + ((ivec)shifted << 23)));
-}
-
-// Memory that a thread keeps from call to call.
-struct Scratch {
-    float *memory = nullptr;
-    size_t size = 0;
-    ~Scratch() { free(memory); }
-    float *floats(size_t count) {
-        if (count > size) {
-            free(memory);
-            void *found = nullptr;
-            if (posix_memalign(&found, 64, 4 * count)) found = nullptr;
-            memory = (float *)found;
-            size = memory ? count : 0;
-        }
-        return memory;
-    }
-};
-static thread_local Scratch scratch;
 
 struct Block {
     int64_t image, index, y, x;
     int rows, columns;  // of outputs
 };
 
-static int depth_of(const Input *parts) { return (int)(parts[0].channels + parts[1].channels); }
+static int depth_of(const int64_t *channels) { return (int)(channels[0] + channels[1]); }
 
 static int64_t blocks_of(const Layer &layer) {
     return ((layer.out_h + layer.block_h - 1) / layer.block_h) *
@@ -155,15 +65,15 @@ static int64_t blocks_of(const Layer &layer) {
 template <bool NORM, bool SILU>
 struct Reader {
     const Layer &layer;
-    const Input &input;
+    const int64_t pitch_in;              // of the source's pixels
     const float *image, *scale, *shift;  // scale and shift of the first channel that is read
-    int first, count;                    // channels
+    const int count;                     // channels
 
     Reader(const Layer &layer, const float *scales, int part, int64_t n, int first, int count)
-        : layer(layer), input(layer.part[part]), first(first), count(count) {
-        image = input.data + n * layer.source_h * layer.source_w * input.channels + first;
-        const int all = depth_of(layer.part);
-        scale = NORM ? scales + n * 2 * all + (part ? layer.part[0].channels : 0) + first : nullptr;
+        : layer(layer), pitch_in(layer.channels[part]), count(count) {
+        image = layer.part[part] + n * layer.source_h * layer.source_w * pitch_in + first;
+        const int all = depth_of(layer.channels);
+        scale = NORM ? scales + n * 2 * all + (part ? layer.channels[0] : 0) + first : nullptr;
         shift = NORM ? scale + all : nullptr;
     }
 
@@ -180,7 +90,7 @@ struct Reader {
     }
 
     inline const float *source(int64_t y, int64_t x) const {
-        return image + (y * layer.source_w + x) * input.channels;
+        return image + (y * layer.source_w + x) * pitch_in;
     }
 
     inline void one(int64_t y, int64_t x, float *to) const {
@@ -192,7 +102,7 @@ struct Reader {
 
     inline void mean(int64_t y, int64_t x, float *to) const {
         const float *a = source(2 * y, 2 * x), *b = source(2 * y + 1, 2 * x);
-        const int64_t next = input.channels;
+        const int64_t next = pitch_in;
         int c = 0;
         for (; c + VL <= count; c += VL)
             store(to + c, 0.25f * (value(a, c) + value(a + next, c) + value(b, c) +
@@ -235,7 +145,7 @@ struct Reader {
                 else
                     one(y / 2, (x0 + x) / 2, to + x * pitch);
             }
-        } else if (!NORM && pitch == input.channels) {
+        } else if (!NORM && pitch == pitch_in) {
             memcpy(to + begin * pitch, source(y, x0 + begin), (int64_t)4 * (end - begin) * pitch);
         } else {
             for (int x = begin; x < end; x++) one(y, x0 + x, to + x * pitch);
@@ -345,34 +255,6 @@ struct Writer {
     }
 };
 
-// acc[j] += a[j][0..depth) times depth rows of NR weights.
-template <int M>
-__attribute__((always_inline)) static inline void multiply(int depth, const float *const *a, const float *b, vec (*acc)[2]) {
-    for (int k = 0; k < depth; k++) {
-        const vec b0 = load(b + k * NR), b1 = load(b + k * NR + VL);
-#pragma GCC unroll 8
-        for (int j = 0; j < M; j++) {
-            const float x = a[j][k];
-            acc[j][0] += x * b0;
-            acc[j][1] += x * b1;
-        }
-    }
-}
-
-// Runs `call<M>(first, ...)` over `count` rows, MR at a time and then the rest.
-#define IN_ROWS(count, call, ...)                                    \
-    do {                                                             \
-        int row_ = 0;                                                \
-        for (; row_ + MR <= (count); row_ += MR) call<MR>(row_, __VA_ARGS__); \
-        switch ((count) - row_) {                                    \
-            case 5: call<5>(row_, __VA_ARGS__); break;               \
-            case 4: call<4>(row_, __VA_ARGS__); break;               \
-            case 3: call<3>(row_, __VA_ARGS__); break;               \
-            case 2: call<2>(row_, __VA_ARGS__); break;               \
-            case 1: call<1>(row_, __VA_ARGS__); break;               \
-        }                                                            \
-    } while (0)
-
 // Rows [at, at + M) of `to` [.., NR] = rows of a [.., depth] times b [depth, NR].
 template <int M>
 static void product(int at, int depth, const float *a, const float *b, float *to) {
@@ -434,9 +316,9 @@ static void transform_row(const float *window, int columns, int across, int dept
 static void transform_inputs(const Layer &layer, const Block &block, const float *scales, int down,
                              int across, float *window, float *half, float *points,
                              int64_t plane) {
-    const int rows = down * TILE + 2, columns = across * TILE + 2, depth = depth_of(layer.part);
-    for (int part = 0, base = 0; part < 2; base += (int)layer.part[part++].channels) {
-        for (int first = 0; first < layer.part[part].channels; first += SLAB) {
+    const int rows = down * TILE + 2, columns = across * TILE + 2, depth = depth_of(layer.channels);
+    for (int part = 0, base = 0; part < 2; base += (int)layer.channels[part++]) {
+        for (int first = 0; first < layer.channels[part]; first += SLAB) {
             read(layer, scales, part, block.image, first, SLAB, block.y - 1, block.x - 1, rows,
                  columns, window, SLAB);
             for (int row = 0; row < down; row++) {
@@ -482,11 +364,11 @@ static void skip_some(int x, int y, const Layer &layer, const Block &block, cons
     vec acc[M][2] = {};
     const int64_t row = (block.image * layer.out_h + block.y + y) * layer.out_w + block.x;
     for (int part = 0; part < 2; part++) {
-        const Input &input = layer.skip[part];
+        const int64_t channels = layer.skip_channels[part];
         const float *a[M];
-        for (int j = 0; j < M; j++) a[j] = input.data + (row + x + j) * input.channels;
-        multiply<M>((int)input.channels, a, weight, acc);
-        weight += input.channels * NR;
+        for (int j = 0; j < M; j++) a[j] = layer.skip[part] + (row + x + j) * channels;
+        multiply<M>((int)channels, a, weight, acc);
+        weight += channels * NR;
     }
     to += (y * block.columns + x) * NR;
 #pragma GCC unroll 8
@@ -498,7 +380,7 @@ static void skip_some(int x, int y, const Layer &layer, const Block &block, cons
 
 static const float *skip_products(const Layer &layer, const Block &block, int group, float *to) {
     if (!layer.skip_weight) return nullptr;
-    const float *weight = layer.skip_weight + (int64_t)group * depth_of(layer.skip) * NR;
+    const float *weight = layer.skip_weight + (int64_t)group * depth_of(layer.skip_channels) * NR;
     for (int y = 0; y < block.rows; y++)
         IN_ROWS(block.columns, skip_some, y, layer, block, weight, to);
     return to;
@@ -508,7 +390,7 @@ static const float *skip_products(const Layer &layer, const Block &block, int gr
 static bool winograd(const Layer &layer, const Block &block, const float *scales, int first,
                      int last) {
     const int down = (block.rows + TILE - 1) / TILE, across = (block.columns + TILE - 1) / TILE;
-    const int tiles = down * across, depth = depth_of(layer.part);
+    const int tiles = down * across, depth = depth_of(layer.channels);
     const int64_t in_plane = (int64_t)tiles * depth + SKEW, out_plane = (int64_t)tiles * NR + SKEW;
     const int64_t window_size = (int64_t)(down * TILE + 2) * (across * TILE + 2) * SLAB;
     const int64_t skip_size = (int64_t)block.rows * block.columns * NR;
@@ -537,7 +419,7 @@ static bool winograd(const Layer &layer, const Block &block, const float *scales
 template <int M>
 static void direct_some(int x, int y, const Layer &layer, const float *window, int columns,
                         const float *weight, Writer &writer) {
-    const int side = (int)layer.side, stride = (int)layer.stride, depth = depth_of(layer.part);
+    const int side = (int)layer.side, stride = (int)layer.stride, depth = depth_of(layer.channels);
     const float *a[M];
     for (int j = 0; j < M; j++)
         a[j] = window + (int64_t)(y * stride * columns + (x + j) * stride) * depth;
@@ -558,14 +440,14 @@ static void direct_some(int x, int y, const Layer &layer, const float *window, i
 // The same as winograd(), for kernels of side 1 or 3 and any stride, by their definition.
 static bool direct(const Layer &layer, const Block &block, const float *scales, int first,
                    int last) {
-    const int side = (int)layer.side, stride = (int)layer.stride, depth = depth_of(layer.part);
+    const int side = (int)layer.side, stride = (int)layer.stride, depth = depth_of(layer.channels);
     const int rows = (block.rows - 1) * stride + side, columns = (block.columns - 1) * stride + side;
     const int outputs = block.rows * block.columns;
     float *window = scratch.floats((size_t)rows * columns * depth + (size_t)outputs * NR);
     if (!window) return false;
     float *skip = window + (size_t)rows * columns * depth;
-    for (int part = 0, base = 0; part < 2; base += (int)layer.part[part++].channels) {
-        const int count = (int)layer.part[part].channels;
+    for (int part = 0, base = 0; part < 2; base += (int)layer.channels[part++]) {
+        const int count = (int)layer.channels[part];
         if (count)
             read(layer, scales, part, block.image, 0, count, block.y * stride - side / 2,
                  block.x * stride - side / 2, rows, columns, window + base, depth);
@@ -583,15 +465,14 @@ static bool direct(const Layer &layer, const Block &block, const float *scales, 
 // scale * x + shift = (x - mean) / sqrt(variance + epsilon) * weight + bias: for each image the
 // scales of all channels and then the shifts. Everything in float64; `total` is for 2 * channels.
 static void find_scales(const Layer &layer, double *total, float *scales) {
-    const int all = depth_of(layer.part), size = all / (int)layer.groups;
+    const int all = depth_of(layer.channels), size = all / (int)layer.groups;
     for (int64_t image = 0; image < layer.n; image++, scales += 2 * all) {
         memset(total, 0, 16 * all);
-        for (int part = 0, base = 0; part < 2; base += (int)layer.part[part++].channels) {
-            const Input &input = layer.part[part];
-            const float *from = input.sums + image * input.blocks * 2 * input.channels;
-            for (int64_t row = 0; row < 2 * input.blocks; row++, from += input.channels)
-                for (int64_t c = 0; c < input.channels; c++)
-                    total[row % 2 * all + base + c] += from[c];
+        for (int part = 0, base = 0; part < 2; base += (int)layer.channels[part++]) {
+            const int64_t channels = layer.channels[part], rows = 2 * layer.part_blocks[part];
+            const float *from = layer.part_sums[part] + image * rows * channels;
+            for (int64_t row = 0; row < rows; row++, from += channels)
+                for (int64_t c = 0; c < channels; c++) total[row % 2 * all + base + c] += from[c];
         }
         for (int start = 0; start < all; start += size) {
             double sum = 0, square = 0;
@@ -642,11 +523,12 @@ static void work(void *argument) {
 extern "C" {
 
 int64_t ddfm_group() { return NR; }
+int64_t ddfm_layer_bytes() { return sizeof(Layer); }
 
 // 0, or 1 where there was no memory.
-int ddfm_layer(const Layer *layer) {
+int ddfm_layer(const Layer *layer, int64_t threads) {
     static thread_local Scratch norms;
-    const int all = depth_of(layer->part);
+    const int all = depth_of(layer->channels);
     float *scales = nullptr;
     if (layer->norm_weight) {
         double *total = (double *)norms.floats(4 * all + layer->n * 2 * all);
@@ -655,7 +537,7 @@ int ddfm_layer(const Layer *layer) {
         find_scales(*layer, total, scales);
     }
     Job job{*layer, scales, blocks_of(*layer), (layer->out_channels + NR - 1) / NR, 1};
-    const int64_t threads = layer->team ? layer->threads : 1;
+    if (!layer->team) threads = 1;
     if (layer->n * job.blocks < 2 * threads) job.shares = job.groups < threads ? job.groups : threads;
     if (threads > 1 && layer->n * job.blocks * job.shares > 1)
         layer->team(work, &job, (unsigned)threads, 0);

@@ -1,0 +1,169 @@
+"""Compiles, loads and calls the C++ of this folder.
+
+It is compiled when first asked for, by the machine's C++ compiler and for its processor, as Triton
+compiles its launchers; the library is kept in the user's cache and found there afterwards.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+SOURCES = HERE / "layer.cpp", HERE / "attention.cpp"
+HEADERS = (HERE / "vectors.h",)
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno",
+         "-fno-trapping-math", "-fPIC", "-shared")  # fmt: skip
+SWITCH = "DDFM_FAST_CPU_KERNELS"
+"""environment variable; "0" turns these kernels off"""
+COMPILE_SECONDS = 300
+# struct Layer, what changes from call to call and what a prepared layer fixes; struct Attention
+LAYER_CALL, LAYER_FIXED = struct.Struct("15P2q"), struct.Struct("d21q")
+ATTENTION = struct.Struct("6P7q")
+
+
+class Library:
+    """The compiled functions, and what runs them on several threads."""
+
+    def __init__(self, path: Path):
+        library = ctypes.CDLL(str(path))
+        self.layer, self.attention = library.ddfm_layer, library.ddfm_attention
+        for function in (self.layer, self.attention):
+            function.argtypes = [ctypes.c_char_p, ctypes.c_int64]
+        self.attention_floats = library.ddfm_attention_floats
+        self.attention_floats.argtypes = [ctypes.c_int64] * 2
+        numbers = library.ddfm_group, library.ddfm_layer_bytes, library.ddfm_attention_bytes
+        for function in (self.attention_floats, *numbers):
+            function.restype = ctypes.c_int64
+        self.group, *sizes = (int(number()) for number in numbers)
+        """output channels that are computed together"""
+        if sizes != [LAYER_CALL.size + LAYER_FIXED.size, ATTENTION.size]:
+            raise RuntimeError("structs of the compiled code have other sizes than here")
+        self.team = _team() or 0
+
+
+def status() -> str | None:
+    """Why these kernels cannot be used here, or None where they can; compiles them if need be."""
+    return _load()[1]
+
+
+def library() -> Library:
+    """The compiled kernels; RuntimeError with the reason where :func:`status` has one."""
+    found, reason = _load()
+    if found is None:
+        raise RuntimeError(f"the CPU kernels cannot be used: {reason}")
+    return found
+
+
+_lock = threading.Lock()
+
+
+def _load() -> tuple[Library | None, str | None]:
+    with _lock:
+        return _load_once()
+
+
+@lru_cache(maxsize=1)
+def _load_once() -> tuple[Library | None, str | None]:
+    if os.environ.get(SWITCH) == "0":
+        return None, f"{SWITCH}=0"
+    if not sys.platform.startswith("linux"):
+        return None, f"built for Linux only, and this is {sys.platform}"
+    try:
+        folder = cache_folder()
+        if folder is not None:
+            return Library(build(folder)), None
+        with tempfile.TemporaryDirectory(prefix="ddfm_fast-") as once:  # loaded, it is not needed
+            return Library(build(Path(once))), None
+    except Exception as error:  # a compiler can fail in any way: PyTorch's path is there
+        return None, str(error)
+
+
+def cache_folder() -> Path | None:
+    """Where compiled libraries are kept; None where there is no such place."""
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(base) / "ddfm_fast"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+def build(folder: Path, flags: Sequence[str] = ()) -> Path:
+    """The compiled library in ``folder``, made if it is not there.
+
+    ``flags`` are added for the compiler. RuntimeError without a compiler, or with its complaint.
+    """
+    compiler = _compiler()
+    command = [compiler, *FLAGS, *flags]
+    key = hashlib.sha256("\0".join([*command, _version(compiler), _processor()]).encode())
+    for file in (*SOURCES, *HEADERS):
+        key.update(file.read_bytes())
+    name = f"cpu-{key.hexdigest()[:24]}.so"
+    target = folder / name
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        _run([*command, *map(str, SOURCES), "-o", str(partial)])
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _compiler() -> str:
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    for name in names:
+        if found := shutil.which(name):
+            return found
+    raise RuntimeError(f"no C++ compiler ({', '.join(names)}); install g++")
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()[-2000:]}")
+    return done.stdout
+
+
+def _version(compiler: str) -> str:
+    return _run([compiler, "--version"])
+
+
+def _processor() -> str:
+    """What -march=native looks at: a cache may be shared by machines."""
+    lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    wanted = "vendor_id", "cpu family", "model", "flags", "Features", "CPU part"
+    return "\n".join(line for line in lines if line.split("\t")[0].split(":")[0] in wanted)
+
+
+def _team() -> int | None:
+    """Address of ``GOMP_parallel`` in the OpenMP library that PyTorch runs on, else None.
+
+    A library of our own would bring threads of its own, and PyTorch's, which spin for a while
+    after each operation, would be in their way.
+    """
+    paths = {line.split(maxsplit=5)[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    names = "libgomp", "libiomp5", "libomp"
+    found = [Path(p) for p in paths if Path(p).name.startswith(names)]
+    home = Path(torch.__file__).parent
+    for path in sorted(found, key=lambda p: (home not in p.parents, p)):
+        function = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
+        if function is not None:
+            return ctypes.cast(function, ctypes.c_void_p).value
+    return None
