@@ -1,4 +1,4 @@
-"""The network's fused operations: PyTorch's everywhere, ours and oneDNN's on CPUs, Triton's on CUDA.
+"""The network's fused operations: PyTorch's everywhere, ours on CPUs, Triton's on CUDA.
 
 :class:`PlainOps` says what each operation computes and runs anywhere. The others do the same:
 :class:`NativeOps` with the kernels of ``ddfm_fast.kernels.cpu``, for float32; :class:`OneDnnOps`
@@ -396,12 +396,10 @@ class NativeOps(PlainOps):
         norm = h.norm[1:]
         if skip_conv is not None:
             options["skip"] = skip_conv, skip
-        return self._run(
-            h.parts, conv, options, bias=bias, norm=norm, skip=skip, residual=residual
-        )
+        return self._run(h.parts, conv, options, bias=bias, norm=norm, skip=skip, residual=residual)
 
     def _run(self, parts: Sequence[Feature], conv: Conv, options: dict, **tensors) -> Feature:
-        """A layer, prepared when its convolution first sees a size. It has the same options always."""
+        """A layer, prepared when its convolution first sees a size; its options never change."""
         key = conv.name, len(conv.weight), *parts[0].data.shape
         layer = self._layers.get(key)
         if layer is None:

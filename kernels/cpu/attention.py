@@ -35,4 +35,3 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if library.attention(call, torch.get_num_threads()):
         raise MemoryError("not enough memory for attention")
     return out
-

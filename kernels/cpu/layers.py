@@ -157,7 +157,7 @@ class Layer:
         if out is None:
             out = torch.empty_strided(self.shape, self.strides, dtype=torch.float32)
         sums = None if self.sums_shape is None else torch.empty(self.sums_shape)
-        self._check(parts, skip, residual, out)
+        self._check(parts, norm, skip, residual, out)
         norm_weight, norm_bias = norm if self.groups else (None, None)
         data, part_sums, blocks = [], [], []
         for x, s in parts:
@@ -174,8 +174,12 @@ class Layer:
             raise MemoryError("not enough memory for a layer of the prior")
         return out, sums
 
-    def _check(self, parts, skip, residual, out) -> None:
+    def _check(self, parts, norm, skip, residual, out) -> None:
         """What the compiled code would read wrongly, or outside of a tensor."""
+        if self.groups and norm is None:
+            raise ValueError("norm: None, prepared for a norm")
+        if self.groups and any(sums is None for _, sums in parts):
+            raise ValueError("parts: without the sums that a norm needs")
         expected = [*self.shapes, *self.skip_shapes, self.shape]
         tensors = [*(x for x, _ in parts), *(x for x, _ in skip), out]
         if residual is not None:
