@@ -59,21 +59,26 @@ def random_unet_copy(unet: UNet) -> UNet:
     return copy
 
 
+@pytest.mark.parametrize("kind", [ops.PlainOps, ops.OneDnnOps, ops.NativeOps])
 @pytest.mark.parametrize("config", option_grid(), ids=option_id)
-def test_same_function_as_the_plain_network(config, monkeypatch):
+def test_same_function_as_the_plain_network(config, kind, monkeypatch):
+    if kind is not ops.PlainOps and not kind.available():
+        pytest.skip(f"{kind.__name__} cannot be used here")
     monkeypatch.setattr(ops.OneDnnOps, "SMALL", 0)
     unet, x, step = example(config)
     with torch.no_grad():
-        plain, got = unet.run(x, step), Engine(unet)(x, step)
-        torch.testing.assert_close(got, plain, rtol=1e-4, atol=2e-5)
-        torch.testing.assert_close(Engine(unet)(x, step, 3), plain[:, :3], rtol=1e-4, atol=2e-5)
+        plain, engine = unet.run(x, step), Engine(unet, kind())
+        torch.testing.assert_close(engine(x, step), plain, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(engine(x, step, 3), plain[:, :3], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.skipif(not ops.OneDnnOps.available(), reason="this PyTorch has no oneDNN")
-def test_onednn_in_threads_of_different_sizes(monkeypatch):
+@pytest.mark.parametrize("kind", [ops.OneDnnOps, ops.NativeOps])
+def test_in_threads_of_different_sizes(kind, monkeypatch):
+    if not kind.available():
+        pytest.skip(f"{kind.__name__} cannot be used here")
     monkeypatch.setattr(ops.OneDnnOps, "SMALL", 0)
     unet, _, step = example(SMALL)
-    fast = Engine(unet)
+    fast = Engine(unet, kind())
 
     def run(side):
         with torch.no_grad():
@@ -110,7 +115,7 @@ def test_onednn_at_changing_sizes(small, monkeypatch):
     """Layouts are for one size each; small inputs, here some of the layers, do without."""
     monkeypatch.setattr(ops.OneDnnOps, "SMALL", small)
     unet, _, step = example({**SMALL, "resblock_updown": False})
-    fast = Engine(unet)
+    fast = Engine(unet, ops.OneDnnOps())
     for shape in [(1, 16, 24), (3, 16, 24), (1, 64, 40), (1, 16, 24), (2, 40, 64)]:
         n, height, width = shape
         x = torch.randn(n, 3, height, width)

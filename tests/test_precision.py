@@ -11,7 +11,7 @@ from ddfm_fast import Fuser
 from ddfm_fast.memory import image_bytes
 from ddfm_fast.priors import load_prior, ops, precision
 from ddfm_fast.priors.engine import Engine
-from ddfm_fast.priors.ops import OneDnnOps, PlainOps, ops_for
+from ddfm_fast.priors.ops import NativeOps, OneDnnOps, PlainOps, ops_for
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 X = torch.randn(1, 3, 32, 48, generator=torch.Generator().manual_seed(0))
@@ -147,8 +147,12 @@ def test_compile_is_handed_on(monkeypatch):
 
 def test_operations_of_a_device(monkeypatch):
     assert type(ops_for(torch.device("meta"), 1)) is PlainOps
+    assert isinstance(ops_for(CPU, 1), NativeOps) == NativeOps.available()
+    assert not isinstance(ops_for(CPU, 1, torch.bfloat16), NativeOps), "it is for float32"
+    most = max(NativeOps.MOST_WEIGHTS, OneDnnOps.MOST_WEIGHTS)
+    assert type(ops_for(CPU, most + 1)) is PlainOps, "a copy would be too large"
+    monkeypatch.setattr(NativeOps, "available", lambda dtype: False)
     assert isinstance(ops_for(CPU, 1), OneDnnOps) == OneDnnOps.available()
-    assert type(ops_for(CPU, OneDnnOps.MOST_WEIGHTS + 1)) is PlainOps, "a copy would be too large"
     monkeypatch.setattr(OneDnnOps, "available", lambda dtype: False)
     assert type(ops_for(CPU, 1)) is PlainOps
 
