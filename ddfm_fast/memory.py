@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,6 +48,22 @@ def free_bytes(device: torch.device) -> int | None:
         return None
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def free_host_bytes() -> int | None:
+    """What this process could still allocate on the host, by Linux and its container; else None."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    try:
+        limit, used = (
+            Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current")
+        )
+        return max(0, min(free, int(limit) - int(used)))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return free
 
 
 def image_bytes(prior: Prior, height: int, width: int) -> int | None:

@@ -16,12 +16,14 @@ from ddfm_fast.memory import (
     SAMPLER_PLANES,
     SHARE,
     free_bytes,
+    free_host_bytes,
     image_bytes,
     images_that_fit,
     in_batches,
     pages_kept,
 )
 from ddfm_fast.priors import load_prior
+from ddfm_fast.priors.ops import NativeOps, ops_for
 
 CPU = torch.device("cpu")
 
@@ -139,8 +141,18 @@ def test_doctor_prints_the_memory_of_priors(monkeypatch):
     assert official["weight_bytes"] == 4 * 552_814_086
     assert 0 < official["activation_bytes"]["512x640"] < official["activation_bytes"]["2160x3840"]
     assert "256x256 ADM  float32: weights 2.06 GiB" in doctor.render(report)
+    laid_out = 16 * 552_814_086 if isinstance(ops_for(CPU, 552_814_086), NativeOps) else 0
+    assert official["layout_bytes"] == laid_out
+    laid_out = "as the CPU kernels read them" in doctor.render(report)
+    assert laid_out == bool(embedded["layout_bytes"])
     monkeypatch.setattr(doctor, "_prior_memory", lambda: 1 / 0)
     assert "unknown: ZeroDivisionError" in doctor.render(doctor.examine())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")
+def test_free_memory_of_the_host():
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 2**20 < free_host_bytes() <= total
 
 
 FAULTS = """

@@ -149,8 +149,12 @@ def test_operations_of_a_device(monkeypatch):
     assert type(ops_for(torch.device("meta"), 1)) is PlainOps
     assert isinstance(ops_for(CPU, 1), NativeOps) == NativeOps.available()
     assert not isinstance(ops_for(CPU, 1, torch.bfloat16), NativeOps), "it is for float32"
-    most = max(NativeOps.MOST_WEIGHTS, OneDnnOps.MOST_WEIGHTS)
-    assert type(ops_for(CPU, most + 1)) is PlainOps, "a copy would be too large"
+    monkeypatch.setattr(ops, "free_host_bytes", lambda: 2**34)
+    assert isinstance(ops_for(CPU, 2**29), NativeOps) == NativeOps.available()
+    assert type(ops_for(CPU, 2**29 + 1)) is PlainOps, "half of the memory is not enough"
+    monkeypatch.setattr(ops, "free_host_bytes", lambda: None)
+    assert isinstance(ops_for(CPU, 2**26), NativeOps) == NativeOps.available()
+    assert type(ops_for(CPU, 2**26 + 1)) is PlainOps, "nobody knows whether there is memory"
     monkeypatch.setattr(NativeOps, "available", lambda dtype: False)
     assert isinstance(ops_for(CPU, 1), OneDnnOps) == OneDnnOps.available()
     monkeypatch.setattr(OneDnnOps, "available", lambda dtype: False)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddfm_fast.kernels import cpu
+from ddfm_fast.memory import free_host_bytes
 
 from .precision import cpu_has
 from .unet import GROUPS, NORM_EPS
@@ -315,10 +316,15 @@ class NativeOps(PlainOps):
 
     Norms, SiLU and resampling happen as a convolution reads; biases, residuals and skips, and the
     sums for the next norm, as it writes. Weights are laid out when first used, 3x3 ones in four
-    times their size, so this is for small networks.
+    times their size, so a large network has to find memory for it.
     """
 
-    MOST_WEIGHTS = 2**26
+    WEIGHT_BYTES = 16
+    """of memory for each weight, at most"""
+    SMALL_BYTES = 2**30
+    """that are taken without asking"""
+    SHARE = 0.5
+    """of the free memory that may be taken beyond"""
     MOST_LAYERS = 2**13
     """prepared ones that are kept, of a kilobyte or so: one for each convolution and size"""
 
@@ -330,6 +336,12 @@ class NativeOps(PlainOps):
     def available(dtype: torch.dtype = torch.float32) -> bool:
         """Whether they can run here; compiles them the first time."""
         return dtype == torch.float32 and cpu.status() is None
+
+    @classmethod
+    def fits(cls, weights: int) -> bool:
+        """Whether there is memory to lay out so many weights."""
+        need, free = cls.WEIGHT_BYTES * weights, free_host_bytes()
+        return need <= cls.SMALL_BYTES or (free is not None and need <= cls.SHARE * free)
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
         return self._run([Feature(x)], conv, {}, bias=conv.bias)
@@ -507,7 +519,7 @@ def ops_for(device: torch.device, weights: int, dtype: torch.dtype = torch.float
             return FusedOps()
         except ImportError:  # no Triton for this platform: the twin is the path
             return PlainOps()
-    if device.type == "cpu" and weights <= NativeOps.MOST_WEIGHTS and NativeOps.available(dtype):
+    if device.type == "cpu" and NativeOps.fits(weights) and NativeOps.available(dtype):
         return NativeOps()
     small = device.type == "cpu" and weights <= OneDnnOps.MOST_WEIGHTS
     return OneDnnOps() if small and OneDnnOps.available(dtype) else PlainOps()

@@ -49,15 +49,15 @@ def pack(weight: Tensor, winograd: bool) -> Weight:
     """
     out_channels, channels = weight.shape[:2]
     side = weight.shape[2] if weight.ndim == 4 else 1
-    taps = weight.detach().reshape(out_channels, channels, side, side)
-    if winograd:
-        g = _transform()
-        taps = torch.einsum("ai,ocij,bj->ocab", g, taps.double(), g)
-    group = build.library().group
-    missing = -out_channels % group
-    taps = torch.cat([taps, taps.new_zeros(missing, *taps.shape[1:])])
-    packed = taps.reshape(-1, group, channels, taps[0, 0].numel()).permute(0, 3, 2, 1)
-    return Weight(packed.float().contiguous(), channels, out_channels, side, winograd)
+    taps = weight.detach().reshape(out_channels, channels, side * side)
+    transform = torch.kron(_transform(), _transform()).T if winograd else None
+    group, points = build.library().group, len(_transform()) ** 2 if winograd else side * side
+    packed = torch.zeros(-(-out_channels // group), points, channels, group)
+    for index in range(len(packed)):  # in pieces: float64 of a large weight takes much memory
+        rows = taps[index * group : (index + 1) * group]
+        rows = rows if transform is None else rows.double() @ transform
+        packed[index, :, :, : len(rows)] = rows.permute(2, 1, 0)
+    return Weight(packed, channels, out_channels, side, winograd)
 
 
 def suits_winograd(channels: Sequence[int], side: int, stride: int) -> bool:
