@@ -27,7 +27,7 @@ from ddfm_fast.files import atomic_write_bytes
 from ddfm_fast.priors import PRECISIONS, Prior, load_prior
 from ddfm_fast.priors.cost import OFFICIAL, engine_cost
 from ddfm_fast.priors.engine import Engine
-from ddfm_fast.priors.ops import PlainOps
+from ddfm_fast.priors.ops import FusedOps, PlainOps
 from ddfm_fast.priors.unet import UNet, UNetConfig, upsampling_kernel
 from ddfm_fast.sampler import sample
 from ddfm_fast.schedule import make_schedule
@@ -156,6 +156,9 @@ def forwards(bench: Bench, shape: tuple[int, int, int], precision: str) -> dict:
         "ours, eager": lambda: prior.eps(x, item),
         "ours, graph": bench.captured(lambda: prior.eps(x, item)),
     }
+    if bench.device.type == "cuda":
+        thin = Engine(prior.unet, FusedOps(thin_convs=True))
+        functions["ours, Triton ends, graph"] = bench.captured(lambda: thin(x, item, 3))
     found = {"shape": shape, "precision": precision}
     if precision in ("float32", "bfloat16"):
         theirs = official(bench, precision, x)
@@ -273,6 +276,8 @@ def convolutions(bench: Bench, precision: str) -> dict:
             "heuristic": _with_benchmark(False, lambda x=x, w=weight: _conv(x, w)),
             "benchmark": _with_benchmark(True, lambda x=x, w=weight: _conv(x, w)),
         }
+        if bench.device.type == "cuda" and kernel == 3:
+            functions |= _thin(x, weight)
         if kernel == 1:
             rows, matrix = x.permute(0, 2, 3, 1).reshape(-1, channels), weight[:, :, 0, 0].t()
             functions["matrix product"] = lambda r=rows, m=matrix: r @ m
@@ -311,6 +316,16 @@ def convolution_shapes(bench: Bench) -> dict[tuple, int]:
     height, width = (32, 32) if bench.tiny else SHAPES[0][:2]
     Engine(unet, Counting())(torch.empty(1, 3, height, width, device="meta"), step, 3)
     return counted
+
+
+def _thin(x: torch.Tensor, weight: torch.Tensor) -> dict[str, Callable]:
+    """Our convolution, where it is one for such a weight."""
+    from ddfm_fast.kernels import conv
+
+    if not conv.suits(weight):
+        return {}
+    packed = conv.pack(weight)
+    return {"Triton": lambda: conv.thin_conv(x, packed)}
 
 
 def _conv(x, weight):

@@ -1,4 +1,4 @@
-"""All device code (Triton, CUDA) lives here; ``ddfm_fast`` calls launchers and nothing else.
+"""All kernels (Triton, C++) live here; ``ddfm_fast`` calls launchers and nothing else.
 
 Import it as ``ddfm_fast.kernels``, never as ``kernels``. Importing this module needs no GPU, no
 Triton and no CuPy: what needs Triton is loaded when it is first asked for.
@@ -8,9 +8,11 @@ Triton and no CuPy: what needs Triton is loaded when it is first asked for.
     ksolve    the k-solve by cuFFT, through PyTorch or CuPy, and the kernel for its scale
     tile      ``TileRectifier``: the whole step in one launch, without an FFT
     group_norm  ``moments``, ``join_``, ``scale_shift``, ``apply``: the prior's norms and residuals
+    conv      ``thin_conv``: convolutions with few channels on one side; opt-in, not measured yet
+    cpu       the prior's layers and attention on a CPU: C++, compiled when first used
 
-The kernels agree with their twins in Triton's interpreter and compile ahead of time for sm_80,
-sm_90, sm_100 and sm_120. None of them has run on a GPU yet.
+The Triton kernels agree with their twins in Triton's interpreter and compile ahead of time for
+sm_80, sm_90, sm_100 and sm_120. None of them has run on a GPU yet.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from ddfm_fast import PRESETS, cli, fuse
 from ddfm_fast.cli import app
 from ddfm_fast.cli_fuse import plan_jobs, same_depth
 from ddfm_fast.files import read_image, write_image
+from ddfm_fast.kernels import cpu
 from ddfm_fast.panel import draw_panel, to_rgb8
 from ddfm_fast.priors.checkpoint import save_unet
 from ddfm_fast.priors.unet import UNet, UNetConfig
@@ -407,6 +408,9 @@ def test_doctor(call):
     assert "ok    embedded prior" in result.stdout and "ok    self-test" in result.stdout
     assert "never run on a GPU yet" in result.stdout
     assert "backend      torch" in result.stdout and "the device is the CPU" in result.stdout
+    missing = cpu.status()
+    expected = f"PyTorch's operations: {missing}" if missing else "our kernels, compiled here"
+    assert f"CPU prior    {expected}" in result.stdout
     report = json.loads(call("doctor", "--json").stdout)
     assert report["ok"] and report["machine"]["cores"] >= 1
     assert report["packages"]["torch"] == torch.__version__

@@ -160,3 +160,34 @@ def test_engine_with_pytorch_alone_works_on_a_gpu_too():
         plain = Engine(prior.unet, ops.PlainOps())(x, steps[0], 3)
     # PyTorch alone rounds convolutions to TF32 by default
     torch.testing.assert_close(prior.eps(x, steps[0]), plain, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels, outs", [(3, 256), (256, 3), (256, 6), (12, 32)])
+def test_thin_convolutions(channels, outs, dtype):
+    from ddfm_fast.kernels import conv
+
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, channels, 67, 101, generator=generator).cuda().to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(outs, channels, 3, 3, generator=generator).cuda() / channels**0.5
+    weight, bias = weight.to(dtype), torch.randn(outs, generator=generator).cuda()
+    got = conv.thin_conv(x, conv.pack(weight), bias)
+    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    plain = F.conv2d(x, weight, bias.to(dtype), padding=1)
+    allowed = 2 * (plain - exact).abs().max() + TINY[dtype] * exact.abs().max()
+    assert (got - exact).abs().max() <= allowed
+
+
+def test_thin_convolutions_in_the_engine_and_in_a_graph():
+    unet = load_prior(random_unet(CONFIG).cuda()).unet
+    step = unet.conditioning(torch.tensor([431], device="cuda"))[0]
+    engine, x = Engine(unet, ops.FusedOps(thin_convs=True)), images(1, 64, 64)
+    with torch.no_grad():
+        plain = Engine(unet, ops.FusedOps())(x, step, 3)
+        torch.testing.assert_close(engine(x, step, 3), plain, rtol=1e-3, atol=1e-4)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = engine(x, step, 3)
+        graph.replay()
+        torch.testing.assert_close(captured, plain, rtol=1e-3, atol=1e-4)

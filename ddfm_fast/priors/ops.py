@@ -444,16 +444,18 @@ class FusedOps(PlainOps):
 
     Convolutions run without their bias, which joins what reads their output next: the moments of
     the norm, or the sum with the residual. Concatenations are not made: norms take their moments
-    and 1x1 convolutions their products part by part.
+    and 1x1 convolutions their products part by part. With ``thin_convs`` the first and the last
+    convolution are ``ddfm_fast.kernels.conv``'s; whether that is faster no GPU has said yet.
     """
 
-    def __init__(self, kernels=None):
+    def __init__(self, kernels=None, *, thin_convs: bool = False):
         if kernels is None:
             from ddfm_fast.kernels import group_norm as kernels
-        self.kernels = kernels
+        self.kernels, self.thin_convs = kernels, thin_convs
+        self.packed: dict[tuple[str, int], Tensor] = {}
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
-        return self._joined(convolve(x, conv, None), conv.bias)
+        return self._joined(self._thin(x, conv, None), conv.bias)
 
     def enter(self, parts: Sequence[Feature], norm: Norm, resample: str, conv: Conv):
         affine = self._affine(parts, norm)
@@ -501,7 +503,21 @@ class FusedOps(PlainOps):
 
     def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
         h, _ = self.kernels.apply([feature.data], self._affine([feature], norm), out=feature.data)
-        return convolve(h, conv, conv.bias)
+        return self._thin(h, conv, conv.bias)
+
+    def _thin(self, x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
+        """A convolution with few channels on one side."""
+        if not self.thin_convs:
+            return convolve(x, conv, bias)
+        from ddfm_fast.kernels import conv as thin
+
+        pixels, widest = x.shape[2] * x.shape[3], max(conv.weight.shape[:2])
+        if not thin.suits(conv.weight) or pixels * widest > thin.MOST_ELEMENTS:
+            return convolve(x, conv, bias)
+        key = conv.name, len(conv.weight)
+        if key not in self.packed:
+            self.packed[key] = thin.pack(conv.weight)
+        return thin.thin_conv(x, self.packed[key], bias)
 
     def _joined(self, h: Tensor, bias: Tensor, residual=None, up: bool = False) -> Feature:
         return Feature(h, self.kernels.join_(h, bias, residual, upsample=up))
