@@ -18,6 +18,7 @@ from ddfm_fast.config import FuseConfig
 from ddfm_fast.dispatch import Engine
 from ddfm_fast.graphs import GraphCache
 from ddfm_fast.priors import load_prior
+from ddfm_fast.priors.ops import NativeOps
 from ddfm_fast.sampler import sample
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -48,6 +49,12 @@ def draw(cache, prior, config=CONFIG, size=(1, 20, 24), seed=0, **options):
 
 def eager(prior, config=CONFIG, size=(1, 20, 24), seed=0, engine=PLAIN):
     return sample(prior, *pair(*size, seed=seed), config, seed=seed, engine=engine)
+
+
+@pytest.fixture(autouse=True)
+def operators_that_can_be_recorded(monkeypatch):
+    """The recorder sees PyTorch's operators and Triton's kernels, and of C++ on a CPU nothing."""
+    monkeypatch.setattr(NativeOps, "available", lambda dtype: False)
 
 
 def unet_prior(**changes):
