@@ -3,8 +3,8 @@
 // A layer of the network is norm, SiLU, resampling, convolution, bias, residual, and the sums that
 // the next norm needs. Here all of it happens while a block of pixels is in the cache: what comes
 // in is normalised as it is read, what goes out is summed as it is written. 3x3 convolutions are
-// done by Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray 2016), or directly where an
-// image is small; products are by a register-tiled kernel over packed weights.
+// done by Winograd's minimal filtering F(4x4, 3x3) (Lavin and Gray 2016), others directly; products
+// are by a register-tiled kernel over packed weights.
 //
 // Activations are [n, h, w, c] without gaps. Nothing here allocates but scratch memory, which
 // each thread keeps. Blocks, and the order of sums, do not depend on the number of threads.
