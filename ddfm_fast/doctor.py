@@ -58,7 +58,11 @@ def render(report: dict[str, Any]) -> str:
         lines += [f"  {name:<12} {engine[name]}" for name in names]
         lines.append(f"  {'because':<12} {engine['reason']}")
         missing = engine["cpu_kernels"]
-        prior = f"PyTorch's operations: {missing}" if missing else "our kernels, compiled here"
+        prior = (
+            f"PyTorch's operations: {missing.splitlines()[0]}"
+            if missing
+            else "our kernels, compiled here"
+        )
         lines.append(f"  {'CPU prior':<12} {prior}")
         lines += [f"  {name}={value}" for name, value in engine["environment"].items()]
         lines.append(f"  {'note':<12} {KERNELS_NOTE}")

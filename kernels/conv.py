@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .group_norm import DTYPES
+from .group_norm import DTYPES, check_device
 from .ksolve import INTERPRETED, on_device
 
 TAPS = 9
@@ -124,8 +124,8 @@ def thin_conv(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
     if height * width * max(channels, outs) > MOST_ELEMENTS:
         raise ValueError(f"x has {height}x{width} pixels; expected fewer, or strips of rows")
     for name, tensor in (("x", x), ("packed", packed), ("bias", bias)):
-        if tensor is not None and tensor.device.type != ("cpu" if INTERPRETED else "cuda"):
-            raise ValueError(f"{name} is on {tensor.device}; expected a CUDA device")
+        if tensor is not None:
+            check_device(name, tensor, x.device)
     y = torch.empty(
         (n, outs, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
     )

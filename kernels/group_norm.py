@@ -399,7 +399,7 @@ def _check(name: str, x: Tensor, shape, dtypes: tuple, device=None) -> None:
             f"{name} has strides {x.stride()}; expected channels_last: "
             "call .contiguous(memory_format=torch.channels_last)"
         )
-    _check_device(name, x, device)
+    check_device(name, x, device)
 
 
 def _check_vector(name: str, x: Tensor, shape: tuple, device) -> None:
@@ -410,10 +410,10 @@ def _check_vector(name: str, x: Tensor, shape: tuple, device) -> None:
             f"{name} has shape {tuple(x.shape)} and strides {x.stride()}; "
             f"expected {shape}, contiguous"
         )
-    _check_device(name, x, device)
+    check_device(name, x, device)
 
 
-def _check_device(name: str, x: Tensor, device) -> None:
+def check_device(name: str, x: Tensor, device) -> None:
     if device is not None and x.device != device:
         raise ValueError(f"{name} is on {x.device}; expected {device}, as the others: move it")
     if x.device.type != ("cpu" if INTERPRETED else "cuda"):
