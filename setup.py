@@ -54,7 +54,8 @@ setup(
     package_data={
         "ddfm_fast": ["py.typed", "assets/*.png", "assets/*.md"],
         "ddfm_fast.kernels.cpu": ["*.cpp", "*.h"],
-        "ddfm_fast.priors": ["*.safetensors", "*.md", "*.png"],
+        "ddfm_fast.priors": ["*.safetensors", "*.md"],
+        "ddfm_fast.priors.training": ["*.jsonl", "*.png"],
     },
     include_package_data=False,
     zip_safe=False,
@@ -75,7 +76,7 @@ setup(
         "test": TEST,
         "bench": BENCH,
     },
-    entry_points={"console_scripts": ["ddfm-fast = ddfm_fast.cli:main"]},
+    entry_points={"console_scripts": ["ddfm-fast = ddfm_fast.cli.app:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

@@ -7,9 +7,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ddfm_fast.demo import asset
-from ddfm_fast.images import luma, to_planes
-from ddfm_fast.priors import load_prior
+from ddfm_fast.datasets.demo import asset
+from ddfm_fast.images.color import luma
+from ddfm_fast.images.planes import to_planes
+from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.unet import UNet, UNetConfig
 
 from .reference import ReferenceUNet

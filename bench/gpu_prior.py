@@ -23,11 +23,13 @@ import torch
 import torch.nn.functional as F
 
 from ddfm_fast.config import FuseConfig
-from ddfm_fast.files import atomic_write_bytes
-from ddfm_fast.priors import PRECISIONS, Prior, load_prior
+from ddfm_fast.images.files import atomic_write_bytes
 from ddfm_fast.priors.cost import OFFICIAL, engine_cost
 from ddfm_fast.priors.engine import Engine
+from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.ops import FusedOps, PlainOps
+from ddfm_fast.priors.precision import PRECISIONS
+from ddfm_fast.priors.prior import Prior
 from ddfm_fast.priors.unet import UNet, UNetConfig, upsampling_kernel
 from ddfm_fast.sampler import sample
 from ddfm_fast.schedule import make_schedule

@@ -54,7 +54,7 @@ rm -f "$out/prior.log" # its table is there too
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     run 40 "$tool" sanitizer.log compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      "$python" -m pytest -q -m gpu -p no:cacheprovider tests/test_kernels_gpu.py -k for_the_sanitizer
+      "$python" -m pytest -q -m gpu -p no:cacheprovider tests/kernels/test_kernels_gpu.py -k for_the_sanitizer
   done
 else
   skipped "memcheck and racecheck" compute-sanitizer

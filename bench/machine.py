@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 import ddfm_fast
-from ddfm_fast.files import atomic_write_bytes
+from ddfm_fast.images.files import atomic_write_bytes
 from ddfm_fast.priors.precision import cpu_has
 
 from .timing import interleave, quantile

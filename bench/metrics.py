@@ -3,7 +3,7 @@
 The baseline is written anew from what the community's evaluator computes, with its costs on
 purpose: two-dimensional windows by ``convolve2d``, float64 VIF, boolean masks, label counting
 for mutual information. Both sides are timed in turn in one run, after they have been checked to
-agree. ``tests/test_metrics.py`` uses the baseline as an oracle.
+agree. ``tests/metrics/test_metrics.py`` uses the baseline as an oracle.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import torch
 
 from ddfm_fast.priors.cost import OFFICIAL, Cost, cost_of, engine_cost
 from ddfm_fast.priors.unet import UNetConfig
-from ddfm_fast.rectify import Rectifier
 from ddfm_fast.schedule import make_schedule, step_rows
+from ddfm_fast.step import ReverseStep
 
 from .data import network
 from .place import PLANES_OF_A_STEP
@@ -82,7 +82,7 @@ def step_cost(height: int, width: int) -> Cost:
     """The operators of a step after the prior in plain PyTorch (transforms count bytes alone)."""
     rows = step_rows(make_schedule(100), "ddim")
     plane = torch.empty(1, 1, height, width, device="meta")
-    rectifier = Rectifier(plane, plane, rows=rows)
+    rectifier = ReverseStep(plane, plane, rows=rows)
     x = torch.empty(1, 3, height, width, device="meta")
     return cost_of(rectifier.step_, x, torch.empty_like(x))
 

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from ddfm_fast import PRESETS, FuseConfig, Fuser, load_prior
-from ddfm_fast.ablate import PartFuser
-from ddfm_fast.datasets import find_pairs
-from ddfm_fast.evaluate import read_lumas
-from ddfm_fast.files import atomic_write_bytes
-from ddfm_fast.images import stretch_minmax, stretch_percentile
+from ddfm_fast.datasets.pairs import find_pairs
+from ddfm_fast.images.files import atomic_write_bytes
+from ddfm_fast.images.stretch import stretch_minmax, stretch_percentile
 from ddfm_fast.metrics import compute
+from ddfm_fast.metrics.ablation import PartFuser
+from ddfm_fast.metrics.evaluation import read_lumas
 
 from .machine import RESULTS, machine
 

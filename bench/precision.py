@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from ddfm_fast import Fuser
-from ddfm_fast.datasets import find_pairs
-from ddfm_fast.evaluate import read_lumas
-from ddfm_fast.files import atomic_write_bytes
+from ddfm_fast.datasets.pairs import find_pairs
+from ddfm_fast.images.files import atomic_write_bytes
 from ddfm_fast.metrics import compute
+from ddfm_fast.metrics.evaluation import read_lumas
 
 from .machine import RESULTS, machine
 

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 
-from ddfm_fast.files import atomic_write_bytes
-from ddfm_fast.memory import pages_kept
-from ddfm_fast.priors import Prior, load_prior
+from ddfm_fast.images.files import atomic_write_bytes
 from ddfm_fast.priors.cost import OFFICIAL, Cost, cost_of, engine_cost, parameter_count
+from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.precision import cpu_has
+from ddfm_fast.priors.prior import Prior
 from ddfm_fast.priors.unet import UNet
+from ddfm_fast.runtime.memory import pages_kept
 
 from .data import SMALL_ADM, small_adm
 from .machine import RESULTS, machine, save

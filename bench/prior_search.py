@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from ddfm_fast.priors.checkpoint import atomic_path
 from ddfm_fast.priors.cost import engine_cost, parameter_count
-from ddfm_fast.priors.photos import find_photos
-from ddfm_fast.priors.train import PRECISIONS, WEIGHTINGS, Run, Settings
+from ddfm_fast.priors.training.photos import find_photos
+from ddfm_fast.priors.training.train import PRECISIONS, WEIGHTINGS, Run, Settings
 from ddfm_fast.priors.unet import UNetConfig
 
 OPTIONS = (

@@ -4,7 +4,7 @@ Written anew from its behaviour, with its costs on purpose: the luma goes throug
 scikit-image twice a step, the k-solve takes three complex FFTs and one inverse, coefficients
 are cut from NumPy arrays at every use, the posterior mean and the learned variance are computed
 and not used, attention materialises its weights. Everything the benchmarks print is a ratio to
-this. ``tests/test_reference.py`` checks it against the authors' tensors. The PNG that their
+this. ``tests/bench/test_reference.py`` checks it against the authors' tensors. The PNG that their
 script writes at every step is written where a folder for it is given.
 """
 

@@ -49,11 +49,11 @@ class Options:
 def make_place(options: Options) -> Place:
     """The device and how long things may take on it. ValueError for a device that is not here."""
     from ddfm_fast.api import resolve_device
-    from ddfm_fast.dispatch import resolve_engine
+    from ddfm_fast.runtime.dispatch import resolve_backend
 
     device = resolve_device("cpu" if options.rehearse else options.device)
     if device.type == "cuda":
-        resolve_engine(device, "triton")  # says what is missing before anything is timed
+        resolve_backend(device, "triton")  # says what is missing before anything is timed
     limit = options.seconds or (QUICK_S if options.quick else FULL_S)
     return Place(device, options.quick, options.rehearse, options.repeats, limit, options.size)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from ddfm_fast.profiling import span
+from ddfm_fast.runtime.profiling import span
 
 LEAST_ROUNDS = 3
 """below that a median and its spread say nothing"""

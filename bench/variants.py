@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ddfm_fast import Fuser
 from ddfm_fast.config import VARIANT_NAMES
-from ddfm_fast.demo import asset
-from ddfm_fast.files import write_image
-from ddfm_fast.panel import draw_panel
+from ddfm_fast.datasets.demo import asset
+from ddfm_fast.images.files import write_image
+from ddfm_fast.images.panel import draw_panel
 
 OUT = Path(__file__).resolve().parent / "results" / "variants.png"
 

@@ -29,12 +29,12 @@ import numpy as np
 import torch
 
 from ddfm_fast import Fuser
-from ddfm_fast.files import atomic_write_bytes, read_image, write_image
+from ddfm_fast.images.files import atomic_write_bytes, read_image, write_image
+from ddfm_fast.images.panel import draw_panel
 from ddfm_fast.metrics import compute, to_luma
 from ddfm_fast.metrics import temporal as steadiness
-from ddfm_fast.panel import draw_panel
-from ddfm_fast.priors import load_prior
 from ddfm_fast.priors.cost import OFFICIAL as OFFICIAL_UNET
+from ddfm_fast.priors.load import load_prior
 from ddfm_fast.video import VIDEO_PRESETS, TemporalFuser, VideoPreset, fuse_video
 from ddfm_fast.video.demo import pan
 from ddfm_fast.video.motion import MotionFinder

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ddfm_fast.api import Fuser, fuse
     from ddfm_fast.config import PRESETS, FuseConfig
-    from ddfm_fast.priors import load_prior
+    from ddfm_fast.priors.load import load_prior
 
 __version__ = "0.1.0"
 

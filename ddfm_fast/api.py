@@ -11,20 +11,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import images
 from .config import FuseConfig, get_preset
-from .dispatch import resolve_engine, resolve_graph
 from .graphs import GraphCache
-from .memory import images_that_fit, in_batches
-from .priors import load_prior
+from .images.color import has_chroma, luma, with_luma
+from .images.planes import ImageSpec, crop, from_planes, pad_to_multiple, to_planes
+from .images.stretch import stretch_minmax, stretch_percentile
+from .priors.load import load_prior
 from .priors.precision import default_precision
+from .runtime.dispatch import resolve_backend, resolve_graph
+from .runtime.memory import images_that_fit, in_batches
 from .sampler import Sampled, StepInfo, prior_rows, sample
 
 COLORS = (True, False, "ir", "vis")
 STRETCH: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y.clamp(0, 1),
-    "minmax": images.stretch_minmax,
-    "percentile": images.stretch_percentile,
+    "minmax": stretch_minmax,
+    "percentile": stretch_percentile,
 }
 
 
@@ -36,7 +38,7 @@ class _Pair(NamedTuple):
     chroma: Tensor | None
     """RGB [N, 3, H, W] whose chroma the result takes, or None for grey"""
     channels: int
-    spec: images.ImageSpec
+    spec: ImageSpec
 
 
 class Fuser:
@@ -54,11 +56,11 @@ class Fuser:
     the visible image, or of the infrared one where only that has any; "ir" or "vis" says which;
     False gives grey. ``seed``: of x_T and the sampler's noise, the same for every image.
     ``backend``, ``solver`` and ``graph``: which code runs a step and whether CUDA graphs replay
-    it, see :mod:`ddfm_fast.dispatch`; None takes the environment's word, else chooses.
+    it, see :mod:`ddfm_fast.runtime.dispatch`; None takes the environment's word, else chooses.
     """
 
     part = "all"
-    """which parts of the method are at work; ``ddfm_fast.ablate`` has fusers with only one"""
+    """which parts of the method are at work; ``metrics.ablation`` has fusers with one"""
 
     def __init__(
         self,
@@ -95,8 +97,8 @@ class Fuser:
         if dtype == "auto":
             dtype = self._default_precision(prior)
         self.prior = load_prior(prior, device=self.device, dtype=dtype, compile=compile)
-        self.engine = resolve_engine(self.device, backend, solver)
-        self.loops = GraphCache(resolve_graph(graph, self.device, self.engine), self.engine)
+        self.backend = resolve_backend(self.device, backend, solver)
+        self.loops = GraphCache(resolve_graph(graph, self.device, self.backend), self.backend)
         prior_rows(self.prior, self.config)  # an impossible number of steps fails here, not later
 
     def _default_precision(self, prior) -> str | None:
@@ -120,7 +122,7 @@ class Fuser:
     ):
         """Fuse ``ir`` and ``vis``: two images, two batches, or two lists of images of any sizes.
 
-        Containers, layouts, dtypes and ranges: :func:`ddfm_fast.images.to_planes`. Each result
+        Containers, layouts, dtypes and ranges: :func:`ddfm_fast.to_planes`. Each result
         has the container, dtype, device and layout of the source whose colour it keeps (of
         ``vis`` where it is grey); grey results have one channel where that layout has a channel
         axis. ``callback`` gets a :class:`StepInfo` after every step. ValueError or TypeError
@@ -168,7 +170,7 @@ class Fuser:
             start = time.perf_counter()
             height, width = (n - n % self.config.crop_multiple for n in (height, width))
             plane = torch.zeros(1, 1, height, width, device=self.device)
-            padded = images.pad_to_multiple(plane, self.prior.multiple).shape[-2:]
+            padded = pad_to_multiple(plane, self.prior.multiple).shape[-2:]
             self.loops.warm_up(self.prior, self.config, (count, *padded), progress)
             seconds[tuple(shape)] = time.perf_counter() - start
         return seconds
@@ -188,8 +190,8 @@ class Fuser:
         return fuse_stream(self, pairs, preset=preset, **reading)
 
     def _read(self, ir, vis, color, value_range, layout, index: str) -> _Pair:
-        a, a_spec = images.to_planes(ir, f"ir{index}", value_range=value_range, layout=layout)
-        b, b_spec = images.to_planes(vis, f"vis{index}", value_range=value_range, layout=layout)
+        a, a_spec = to_planes(ir, f"ir{index}", value_range=value_range, layout=layout)
+        b, b_spec = to_planes(vis, f"vis{index}", value_range=value_range, layout=layout)
         if len(a) != len(b) or a.shape[-2:] != b.shape[-2:]:
             raise ValueError(
                 f"ir{index} has {_size(a)} and vis{index} {_size(b)}; "
@@ -217,8 +219,8 @@ class Fuser:
             groups[pair.ir.shape[-2:]].append(n)
         results: list = [None] * len(pairs)
         for members in groups.values():
-            ir = torch.cat([images.luma(pairs[n].ir) for n in members])
-            vis = torch.cat([images.luma(pairs[n].vis) for n in members])
+            ir = torch.cat([luma(pairs[n].ir) for n in members])
+            vis = torch.cat([luma(pairs[n].vis) for n in members])
             size = self.batch_size
             if self.automatic_batch:
                 size = images_that_fit(self.prior, *ir.shape[-2:], size)
@@ -242,13 +244,13 @@ class Fuser:
         """As :meth:`_fuse_lumas`, before the stretch."""
         config = self.config
         height, width = (n - n % config.crop_multiple for n in ir.shape[-2:])
-        planes = [images.crop(p, height, width) for p in (ir, vis)]
+        planes = [crop(p, height, width) for p in (ir, vis)]
         if config.round_luma:
             planes = [torch.round(p * 255) / 255 for p in planes]
-        i, v = (images.pad_to_multiple(p * 2 - 1, self.prior.multiple) for p in planes)
+        i, v = (pad_to_multiple(p * 2 - 1, self.prior.multiple) for p in planes)
         if config.swap_sources:
             i, v = v, i
-        return (images.crop(self._sample_luma(i, v, run), height, width) + 1) / 2
+        return (crop(self._sample_luma(i, v, run), height, width) + 1) / 2
 
     def _sample_luma(self, i: Tensor, v: Tensor, run: dict) -> Tensor:
         """Padded planes in [−1, 1] as the method's i and v → the fused luma of that scale."""
@@ -319,15 +321,15 @@ def _chroma_source(ir: Tensor, vis: Tensor, color: bool | str) -> Tensor:
     """RGB [N, 3, H, W] to take the chroma from, chosen image by image."""
     ir, vis = (p.expand(-1, 3, -1, -1) for p in (ir, vis))
     if color is True:
-        return torch.where(images.has_chroma(vis)[:, None, None, None], vis, ir)
+        return torch.where(has_chroma(vis)[:, None, None, None], vis, ir)
     return ir if color == "ir" else vis
 
 
 def _compose(y: Tensor, pair: _Pair):
     """Fused luma [N, 1, H, W] in [0, 1] → the container that came in."""
     if pair.chroma is not None and pair.channels == 3:
-        y = images.with_luma(y, images.crop(pair.chroma, *y.shape[-2:]))
-    return images.from_planes(y, pair.spec)
+        y = with_luma(y, crop(pair.chroma, *y.shape[-2:]))
+    return from_planes(y, pair.spec)
 
 
 def _size(planes: Tensor) -> str:

@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterable
 import torch
 
 from .config import FuseConfig
-from .dispatch import Engine
-from .priors import CallablePrior, Prior
+from .priors.callable import CallablePrior
+from .priors.prior import Prior
+from .runtime.dispatch import Backend
 from .sampler import Loop, Sampled, StepInfo
 
 log = logging.getLogger(__name__)
@@ -150,7 +151,7 @@ class CapturedLoop:
         loop.begin()
         return [
             self.capture.capture(lambda s=s: loop.step(s, loop.next_conditioning()))
-            for s in range(loop.rectifier.period)
+            for s in range(loop.reverse.period)
         ]
 
     def load(self, *arguments) -> None:
@@ -189,12 +190,12 @@ class GraphCache:
     def __init__(
         self,
         mode: str,
-        engine: Engine,
+        backend: Backend,
         *,
         limit: int | None = None,
         capture: Callable[[torch.device], CudaCapture] = CudaCapture,
     ):
-        self.mode, self.engine, self.limit = mode, engine, _checked_limit(limit)
+        self.mode, self.backend, self.limit = mode, backend, _checked_limit(limit)
         self._make_capture, self._captures = capture, {}
         self._lock = threading.RLock()
         self._graphs: OrderedDict[tuple, CapturedLoop] = OrderedDict()
@@ -262,10 +263,10 @@ class GraphCache:
 
     def _key(self, prior: Prior, config: FuseConfig, shape: tuple, watched: bool) -> tuple:
         # the prior itself: it hashes by identity, and its weights' addresses are frozen in
-        return str(prior.device), tuple(shape), prior, config, self.engine[:2], watched
+        return str(prior.device), tuple(shape), prior, config, self.backend[:2], watched
 
     def _new_loop(self, prior, config, shape, watched) -> Loop:
-        return Loop(prior, config, shape, self.engine, watched=watched)
+        return Loop(prior, config, shape, self.backend, watched=watched)
 
     def _note(self, key: tuple, mode: str) -> None:
         self._seen[key] = mode
@@ -278,7 +279,7 @@ class GraphCache:
         modes = {"loop": ("loop", "step"), "step": ("step",)}[self._seen[key]]
         if watched:
             modes = ("step",)
-        if self.engine.backend == "torch":
+        if self.backend.name == "torch":
             modes = tuple(mode for mode in modes if mode == "loop")
         for mode in modes:
             try:

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from .config import FuseConfig
-from .dispatch import Engine, resolve_engine
-from .memory import pages_kept
-from .profiling import span
-from .rectify import Rectifier
+from .runtime.dispatch import Backend, resolve_backend
+from .runtime.memory import pages_kept
+from .runtime.profiling import span
 from .schedule import StepRow, make_schedule, step_rows
+from .step import Step
 
 if TYPE_CHECKING:
-    from .kernels.rectify import TritonRectifier
-    from .priors import Prior
+    from .priors.prior import Prior
 
 
 class StepInfo(NamedTuple):
@@ -57,7 +56,7 @@ class Loop:
         prior: Prior,
         config: FuseConfig,
         shape: tuple[int, int, int],
-        engine: Engine,
+        backend: Backend,
         *,
         watched: bool = False,
     ):
@@ -67,26 +66,21 @@ class Loop:
         self.learned = uses_learned_variance(prior, config) and any(r.sigma for r in self.rows)
         self.i, self.v, self.luma = torch.zeros(3, shape[0], 1, *shape[1:], device=self.device)
         self.seeds = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
-        self.rectifier = self._make_rectifier(engine, watched)
+        self.reverse = self._make_step(backend, watched)
         self.x = [
             torch.zeros(shape[0], 3, *shape[1:], device=self.device)
-            for _ in range(self.rectifier.period)
+            for _ in range(self.reverse.period)
         ]
         self.conditioning = prior.conditioning(torch.tensor([row.timestep for row in self.rows]))
 
-    def _make_rectifier(self, engine: Engine, watched: bool) -> Rectifier | TritonRectifier:
+    def _make_step(self, backend: Backend, watched: bool) -> Step:
         noise = "none"
         if any(row.sigma for row in self.rows):
             noise = "learned" if self.learned else "fixed"
-        settings = dict(rows=self.rows, noise=noise, seeds=self.seeds, **em_settings(self.config))
-        if engine.backend == "torch":
-            return Rectifier(self.i, self.v, **settings)
-        from .kernels import TileRectifier, TritonRectifier
-
-        settings["keep_x0"] = watched
-        if engine.solver == "tile":
-            return TileRectifier(self.i, self.v, **settings)
-        return TritonRectifier(self.i, self.v, solver=engine.solver, **settings)
+        return backend.make_step(
+            self.i, self.v, self.config, rows=self.rows, noise=noise, seeds=self.seeds,
+            keep_x0=watched,
+        )  # fmt: skip
 
     def load(self, i: Tensor, v: Tensor, seed: int, x_start: Tensor | None = None) -> None:
         """The sources' luma planes [N, 1, H, W], the seed, and x_T where it is not drawn."""
@@ -102,7 +96,7 @@ class Loop:
         z = torch.randn(1, 3, *self.i.shape[-2:], generator=generator).to(self.device)
         if self.config.start is None:
             return z
-        return noised(self.rectifier.grey((self.i + self.v) / 2), z, self.rows[0])
+        return noised(self.reverse.grey((self.i + self.v) / 2), z, self.rows[0])
 
     def run(self, steps: Iterable[int], callback: Callable[[StepInfo], None] | None) -> None:
         """All of the work after ``load``; ``steps`` counts 0, 1, … to the last."""
@@ -114,11 +108,11 @@ class Loop:
 
     def begin(self) -> None:
         """What precedes the first step: the state that EM starts from."""
-        self.rectifier.load_(self.i, self.v, self.seeds)
+        self.reverse.load_(self.i, self.v, self.seeds)
 
     def next_conditioning(self):
-        """The prior's conditioning of the next step, by the rectifier's counter on the device."""
-        return self.conditioning.at(self.rectifier.next_step)
+        """The prior's conditioning of the next step, by the step's counter on the device."""
+        return self.conditioning.at(self.reverse.next_step)
 
     def step(self, s: int, cond=None) -> None:
         """x_t → x_{t−1}; ``cond``: the prior's conditioning, by default that of step ``s``."""
@@ -127,10 +121,7 @@ class Loop:
             cond = self.conditioning[s] if cond is None else cond
             out = self.prior.eps(x_t, cond, variance=self.learned)
         with span("update"):
-            if after is x_t:
-                self.rectifier.step_(x_t, out)
-            else:
-                self.rectifier.step_(x_t, out, after)
+            self.reverse.step_(x_t, out, after)
 
     def finish(self) -> None:
         """What follows the last step: x_0 in ``x[0]``, and its luma."""
@@ -139,7 +130,7 @@ class Loop:
             if result is not self.x[0]:
                 self.x[0].copy_(result)
             for luma, x in zip(self.luma, self.x[0], strict=True):
-                luma[0].copy_(self.rectifier.luma(x))
+                luma[0].copy_(self.reverse.luma(x))
 
     def take(self) -> Sampled:
         """The result of ``run``."""
@@ -149,7 +140,7 @@ class Loop:
         """Tell ``callback`` of step ``s``, which is done."""
         if callback is not None:
             x_t, steps = self.x[(s + 1) % len(self.x)], len(self.rows)
-            callback(StepInfo(s + 1, steps, self.rows[s].timestep, x_t, self.rectifier.x0))
+            callback(StepInfo(s + 1, steps, self.rows[s].timestep, x_t, self.reverse.x0))
 
 
 LoopSource = Callable[["Prior", FuseConfig, tuple[int, int, int], bool], Loop]
@@ -166,7 +157,7 @@ def sample(
     progress: bool = False,
     callback: Callable[[StepInfo], None] | None = None,
     x_start: Tensor | None = None,
-    engine: Engine | None = None,
+    backend: Backend | None = None,
     loops: LoopSource | None = None,
 ) -> Sampled:
     """Draw the fused image of each pair.
@@ -178,15 +169,15 @@ def sample(
     ``prior.multiple``. x_T (``x_start`` unless given, [N or 1, 3, H, W]) is drawn by a CPU
     generator seeded with ``seed``, one image's worth, given to each image, and every z follows
     from (seed, step, pixel): the same on every device and in every batch. ``callback`` may raise
-    to stop. ``engine``: which code runs the step (:func:`ddfm_fast.dispatch.resolve_engine`);
-    ``loops``: where to get the loop from, by default a new one on that engine. ValueError if the
+    to stop. ``backend``: which code runs the step (:func:`.dispatch.resolve_backend`);
+    ``loops``: where to get the loop from, by default a new one on that backend. ValueError if the
     prior yields NaN or inf.
     """
     shape, watched = (len(i), *i.shape[-2:]), progress or callback is not None
     with torch.inference_mode():
         if loops is None:
-            engine = engine or resolve_engine(prior.device)
-            loop = Loop(prior, config, shape, engine, watched=watched)
+            backend = backend or resolve_backend(prior.device)
+            loop = Loop(prior, config, shape, backend, watched=watched)
         else:
             loop = loops(prior, config, shape, watched)
         with loop.lock, pages_kept(prior.device):
@@ -204,16 +195,6 @@ def sample(
 def noised(x0: Tensor, z: Tensor, row: StepRow) -> Tensor:
     """A sample of q(x_t | x_0): √ᾱ · x0 + √(1 − ᾱ) · z at the step's noise level."""
     return (x0 + row.recipm1 * z) / row.recip
-
-
-def em_settings(config: FuseConfig) -> dict:
-    """What a rectifier wants to know of ``config``."""
-    return {name: getattr(config, name) for name in ("variant", "psi", "eta", "update_scales")}
-
-
-def make_rectifier(i: Tensor, v: Tensor, config: FuseConfig) -> Rectifier:
-    """The plain rectifier that ``config`` asks for, without steps: for EM alone."""
-    return Rectifier(i, v, **em_settings(config))
 
 
 def prior_rows(prior: Prior, config: FuseConfig) -> list[StepRow]:

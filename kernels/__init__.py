@@ -3,10 +3,10 @@
 Import it as ``ddfm_fast.kernels``, never as ``kernels``. Importing this module needs no GPU, no
 Triton and no CuPy: what needs Triton is loaded when it is first asked for.
 
-    em        what a pixel goes through, as device functions
-    rectify   ``TritonRectifier``: two fused kernels around the k-solve
+    pixel     what a pixel goes through, as device functions
+    step      ``TritonStep``: two fused kernels around the k-solve
     ksolve    the k-solve by cuFFT, through PyTorch or CuPy, and the kernel for its scale
-    tile      ``TileRectifier``: the whole step in one launch, without an FFT
+    tile      ``TileStep``: the whole step in one launch, without an FFT
     group_norm  ``moments``, ``join_``, ``scale_shift``, ``apply``: the prior's norms and residuals
     conv      ``thin_conv``: convolutions with few channels on one side; opt-in, not measured yet
     cpu       the prior's layers and attention on a CPU: C++, compiled when first used
@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-__all__ = ["TileRectifier", "TritonRectifier", "available", "module_status"]
+__all__ = ["TileStep", "TritonStep", "available", "module_status"]
 
-_LAZY = {"TritonRectifier": "rectify", "TileRectifier": "tile"}
+_LAZY = {"TritonStep": "step", "TileStep": "tile"}
 
 
 def __getattr__(name: str):
@@ -34,7 +34,7 @@ def __getattr__(name: str):
             raise
         raise ImportError(
             f"ddfm_fast.kernels.{name} needs triton, which is not installed; install "
-            "ddfm_fast[cuda12] or ddfm_fast[cuda13] (Linux), or use ddfm_fast.rectify.Rectifier"
+            "ddfm_fast[cuda12] or ddfm_fast[cuda13] (Linux), or use ddfm_fast.rectify.ReverseStep"
         ) from error
     return getattr(module, name)
 

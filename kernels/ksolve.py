@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .em import _sine
+from .pixel import _sine
 
 BLOCK_H, BLOCK_W = 4, 128
 
@@ -196,7 +196,7 @@ def check_tensor(name: str, tensor: Tensor, shape: tuple, dtype, *, device=None,
         raise ValueError(
             f"{name} is on {tensor.device}; expected a CUDA device, or the CPU with "
             "TRITON_INTERPRET=1 set before triton is imported; without either use "
-            "ddfm_fast.rectify.Rectifier"
+            "ddfm_fast.rectify.ReverseStep"
         )
 
 

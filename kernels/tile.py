@@ -3,7 +3,7 @@
 (I + ∇ᵀ∇)⁻¹ is local: its Green's function falls by 0.38 a pixel, and the part of it beyond 16
 pixels sums to 2e-7. So a program solves k on its own region, INNER pixels and HALO more on each
 side (wrapped around the image, which is periodic), with two small dense cosine transforms, and
-keeps the inside; whatever the region's edges do has died out there. See ``TileRectifier``.
+keeps the inside; whatever the region's edges do has died out there. See ``TileStep``.
 
 Twin: ``ddfm_fast.rectify``, to 2e-6 of k's largest value and not to rounding.
 
@@ -23,9 +23,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .em import _luma, _next_scale, _predicted_rgb, _right_hand_side, _store_sums, _update
 from .ksolve import check_tensor, on_device
-from .rectify import TritonRectifier
+from .pixel import _luma, _next_scale, _predicted_rgb, _right_hand_side, _store_sums, _update
+from .step import TritonStep
 
 REGION, HALO = 64, 16
 INNER = REGION - 2 * HALO
@@ -187,8 +187,8 @@ def cosine_basis(size: int, device: torch.device | str = "cpu") -> tuple[Tensor,
     return basis.float().to(device), eigen.float().to(device)
 
 
-class TileRectifier(TritonRectifier):
-    """``TritonRectifier`` in one launch a step: ``step_`` writes x_{t-1} to another tensor.
+class TileStep(TritonStep):
+    """``TritonStep`` in one launch a step: ``step_`` writes x_{t-1} to another tensor.
 
     Arguments as there, without ``solver``. Agrees with the FFT to 2e-6. Two tensors for x take
     turns: a step reads one and writes the other, and after ``period`` steps it is as before.
@@ -237,7 +237,7 @@ class TileRectifier(TritonRectifier):
         """x_t → x_{t-1} by the next row, into ``after`` (a new tensor where None).
 
         x_t and ``after``: float32 [N, 3, H, W] contiguous, not the same memory; ``out`` as for
-        ``TritonRectifier``.
+        ``TritonStep``.
         """
         after = torch.empty_like(x_t) if after is None else after
         self._check_step(x_t, out)

@@ -14,7 +14,6 @@ from skimage.color import rgb2ycbcr, ycbcr2rgb
 from torch import Tensor
 
 from ddfm_fast.rectify import (
-    Rectifier,
     add_divergence_,
     e_step,
     get_solver,
@@ -23,6 +22,7 @@ from ddfm_fast.rectify import (
     x_step,
 )
 from ddfm_fast.schedule import make_schedule
+from ddfm_fast.step import ReverseStep
 
 from ..data import planes
 from ..place import Place, Task, in_turn, largest_difference, named, require
@@ -88,7 +88,7 @@ def predict(i, v, x, out):
 
 def colour(i, v, x, out):
     """Luma out of an RGB image, and another luma put in its place."""
-    rectifier, image = Rectifier(i, v), x.clamp(-1, 1)
+    rectifier, image = ReverseStep(i, v), x.clamp(-1, 1)
 
     def theirs() -> Tensor:
         ycbcr = _colour(lambda a: rgb2ycbcr(a), image, double=False) / 255
@@ -148,7 +148,7 @@ PARTS = [
 ]
 
 
-def _weights(rectifier: Rectifier, x: Tensor, out: Tensor):
+def _weights(rectifier: ReverseStep, x: Tensor, out: Tensor):
     """What both twins begin with, for one image: f̃₀, its luma, x, and the inverse weights."""
     row, state = rectifier.rows[rectifier.step], rectifier.states[0]
     x0 = torch.mul(x[0], row.recip).sub_(out[0, :3], alpha=row.recipm1).clamp_(-1, 1)
@@ -158,7 +158,7 @@ def _weights(rectifier: Rectifier, x: Tensor, out: Tensor):
     return row, x0, f, d, p, q
 
 
-def twin_rhs(rectifier: Rectifier, x: Tensor, out: Tensor) -> Tensor:
+def twin_rhs(rectifier: ReverseStep, x: Tensor, out: Tensor) -> Tensor:
     """The right-hand side of the k-solve, and the sums for γ and ρ."""
     _, _, _, d, p, q = _weights(rectifier, x, out)
     mean_inverse(p, True), mean_inverse(q, True)
@@ -166,7 +166,7 @@ def twin_rhs(rectifier: Rectifier, x: Tensor, out: Tensor) -> Tensor:
     return add_divergence_(rhs, rectifier.states[0].k, RATIO, True)
 
 
-def twin_update(rectifier: Rectifier, x: Tensor, out: Tensor, k: Tensor) -> Tensor:
+def twin_update(rectifier: ReverseStep, x: Tensor, out: Tensor, k: Tensor) -> Tensor:
     """x-step, luma written back, and the sampler's update: a new x."""
     row, x0, f, _, p, q = _weights(rectifier, x, out)
     fused = torch.sub(rectifier.y[0], x_step(rectifier.y[0], k, p, q, ETA, True))
@@ -178,7 +178,8 @@ def kernel_parity(i, v, x, out) -> list[Parity]:
     """Each kernel against its twin, at the second step, whose k, γ and ρ are not the first's."""
     from ddfm_fast.kernels.ksolve import spectral_scale_
 
-    kernels, twin = make_rectifier("torch", i, v), Rectifier(i, v, rows=rows_of(), psi=PSI, eta=ETA)
+    kernels = make_rectifier("torch", i, v)
+    twin = ReverseStep(i, v, rows=rows_of(), psi=PSI, eta=ETA)
     eps, a, b = out[:, :3], x.clone(), x.clone()
     kernels.step_(a, eps)
     twin.step_(b, eps)
@@ -207,7 +208,7 @@ def on_gpu(place: Place, name: str, height: int, width: int) -> Measurement:
     sets = [planes(height, width, place.device, n) for n in range(place.sets(height, width))]
     parity = require(*kernel_parity(*sets[0]))
     rectifiers = [make_rectifier("torch", i, v) for i, v, _, _ in sets]
-    twins = [Rectifier(i, v, rows=rows_of(), psi=PSI, eta=ETA) for i, v, _, _ in sets]
+    twins = [ReverseStep(i, v, rows=rows_of(), psi=PSI, eta=ETA) for i, v, _, _ in sets]
     pairs = list(zip(rectifiers, twins, [s[2:] for s in sets], strict=True))
     size, spectra = (height, width), [torch.fft.rfft2(r.rhs.normal_()) for r in rectifiers]
 

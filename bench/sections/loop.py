@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddfm_fast import PRESETS, Fuser
 from ddfm_fast.config import FuseConfig
-from ddfm_fast.priors import load_prior
+from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.precision import float32_products
 from ddfm_fast.sampler import sample
 from ddfm_fast.schedule import make_schedule

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddfm_fast.priors import Prior, load_prior
+from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.precision import cpu_has, float32_products
+from ddfm_fast.priors.prior import Prior
 
 from ..data import network, reference_unet
 from ..model import forward_cost

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ddfm_fast import PRESETS, Fuser
-from ddfm_fast.priors import load_prior
+from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.precision import float32_products
 
 from ..data import network, pair, planes, reference_unet

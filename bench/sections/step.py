@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ddfm_fast.rectify import Rectifier
 from ddfm_fast.schedule import StepRow, make_schedule, step_rows
+from ddfm_fast.step import ReverseStep
 
 from ..data import planes
 from ..place import PLANES_OF_A_STEP, Place, Task, in_turn, largest_difference, named, require
@@ -63,7 +63,7 @@ def reference_step(i, v, x, out) -> Callable[[int], Tensor]:
 
 def twin_step(i, v, x, out) -> Callable[[int], Tensor]:
     """Ours in plain PyTorch."""
-    rectifier, now = Rectifier(i, v, rows=rows_of(), psi=PSI, eta=ETA), x.clone()
+    rectifier, now = ReverseStep(i, v, rows=rows_of(), psi=PSI, eta=ETA), x.clone()
 
     def step(index: int = INDEX) -> Tensor:
         rectifier.step = len(rectifier.rows) - 1 - index
@@ -112,12 +112,12 @@ def solvers() -> list[str]:
 
 def make_rectifier(solver: str, i: Tensor, v: Tensor):
     """The kernels with one of the solvers."""
-    from ddfm_fast.kernels import TileRectifier, TritonRectifier
+    from ddfm_fast.kernels import TileStep, TritonStep
 
     settings = dict(rows=rows_of(), psi=PSI, eta=ETA)
     if solver == "tile":
-        return TileRectifier(i, v, **settings)
-    return TritonRectifier(i, v, solver=solver, **settings)
+        return TileStep(i, v, **settings)
+    return TritonStep(i, v, solver=solver, **settings)
 
 
 def kernel_step(solver: str, i, v, x, out) -> Callable[[], Tensor]:

@@ -18,15 +18,18 @@ from torch import Tensor
 from ddfm_fast import PRESETS
 from ddfm_fast.api import STRETCH
 from ddfm_fast.config import FuseConfig
-from ddfm_fast.dispatch import Engine, resolve_engine
 from ddfm_fast.graphs import GraphCache
-from ddfm_fast.priors import Prior, UNetPrior, load_prior
 from ddfm_fast.priors.checkpoint import build_unet
+from ddfm_fast.priors.load import load_prior
+from ddfm_fast.priors.network import UNetPrior
 from ddfm_fast.priors.precision import cpu_has, float32_products
+from ddfm_fast.priors.prior import Prior
 from ddfm_fast.priors.unet import UNet
-from ddfm_fast.rectify import VARIANTS, EMState, Rectifier, get_solver, rectify_plane
-from ddfm_fast.sampler import em_settings, prior_rows, sample
+from ddfm_fast.rectify import VARIANTS, EMState, get_solver, rectify_plane
+from ddfm_fast.runtime.dispatch import Backend, resolve_backend
+from ddfm_fast.sampler import prior_rows, sample
 from ddfm_fast.schedule import make_schedule
+from ddfm_fast.step import ReverseStep, em_settings
 
 from ..data import PAIR, network, pair, pair_lumas, reference_unet
 from ..memory import peak_of
@@ -41,7 +44,7 @@ ABOUT = "from the reference path to the shipped default, one optimisation at a t
 NAME = f"waterfall, {PAIR}, embedded prior"
 LIMIT = 1e-3
 """of the luma in [−1, 1] after all steps, against float64"""
-PLAIN = Engine("torch", "torch", "asked for")
+PLAIN = Backend("torch", "torch", "asked for")
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class ByRealFFT(ByIdentity):
 
 def _luma_of(x0: Tensor, i: Tensor) -> Tensor:
     """[1, 1, H, W] in the scale of i and v."""
-    return Rectifier(i, i).luma(x0[0])[None, None]
+    return ReverseStep(i, i).luma(x0[0])[None, None]
 
 
 def _their_loop(kind: type[ReferenceLoop], png: bool = False):
@@ -118,10 +121,10 @@ def _our_loop(make_prior: Callable[[torch.device], Prior], backend: str = "torch
             FuseConfig(steps=steps),
             make_prior(device),
         )
-        engine = PLAIN if backend == "torch" else resolve_engine(device, backend)
+        chosen = PLAIN if backend == "torch" else resolve_backend(device, backend)
         if graph == "off" or device.type != "cuda":  # a rehearsal captures nothing
-            return lambda: sample(prior, i, v, config, engine=engine).luma
-        cache = GraphCache(graph, engine)
+            return lambda: sample(prior, i, v, config, backend=chosen).luma
+        cache = GraphCache(graph, chosen)
         cache.warm_up(prior, config, (1, side, side))
         return lambda: sample(prior, i, v, config, loops=cache.loop).luma
 
@@ -254,7 +257,7 @@ def exact(device: torch.device, side: int, steps: int) -> Tensor:
     (i, v), config = pair_lumas(side, device), FuseConfig(steps=steps)
     unet, x = plain_unet(device, torch.float64), start(side, device).double()
     table = prior_rows(load_prior("embedded"), config)
-    rectifier = Rectifier(i.double(), v.double(), rows=table, **em_settings(config))
+    rectifier = ReverseStep(i.double(), v.double(), rows=table, **em_settings(config))
     with torch.inference_mode():
         conditioning = unet.conditioning(torch.tensor([r.timestep for r in table], device=device))
         for s in range(len(table)):

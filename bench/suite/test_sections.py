@@ -17,7 +17,7 @@ from ddfm_fast.bench.data import network, pair, planes, reference_unet
 from ddfm_fast.bench.place import Place, require
 from ddfm_fast.bench.sections import kernels, loop, prior, scaling, step
 from ddfm_fast.bench.worker import in_fresh_process
-from ddfm_fast.priors import load_prior
+from ddfm_fast.priors.load import load_prior
 
 CPU = torch.device("cpu")
 PLACE = Place(CPU, quick=True)

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ..config import FuseConfig
-from ..priors import Prior, load_prior
 from ..priors.checkpoint import load_checkpoint
+from ..priors.load import load_prior
+from ..priors.prior import Prior
 from ..priors.unet import UNet
 from ..rectify import e_step, get_solver, get_variant, mean_inverse, x_step
 from ..sampler import StepInfo, prior_rows, sample
@@ -293,8 +294,8 @@ class DDIM:
 
 
 def _save_progress(path: Path, x: Tensor) -> None:
-    from ..files import write_image
-    from ..images import luma
+    from ..images.color import luma
+    from ..images.files import write_image
 
     grey = luma(x[None])[0, 0].double().cpu().numpy()
     span = max(grey.max() - grey.min(), np.finfo(np.float64).tiny)

@@ -11,22 +11,21 @@ SCD, CC and the worse source (``_min``), and see `near_copy`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from .._face import face
 
-from . import measures
-from .guard import near_copy
-from .inputs import MIN_SIZE, to_luma, to_triple
-from .presets import NAMES, PRESETS, SINGLE, MetricPreset, SsimWindow
+if TYPE_CHECKING:
+    from .conventions import NAMES, PRESETS, SINGLE, MetricPreset, SsimWindow
+    from .guard import near_copy
+    from .inputs import to_luma
+    from .scores import compute, smallest_size
 
 __all__ = [
+    "MetricPreset",
     "NAMES",
     "PRESETS",
     "SINGLE",
-    "MetricPreset",
     "SsimWindow",
     "compute",
     "near_copy",
@@ -34,108 +33,17 @@ __all__ = [
     "to_luma",
 ]
 
-_CUDA_CHUNK = 1 << 24
-
-_ALONE = {
-    "EN": measures.fused_entropy,
-    "SD": measures.standard_deviation,
-    "SF": measures.spatial_frequency,
-    "AG": measures.average_gradient,
-}
-_PER_SOURCE = {
-    "MI": measures.mutual_information,
-    "VIF": measures.visual_information_fidelity,
-    "SSIM": measures.structural_similarity,
-    "MS-SSIM": measures.multi_scale_similarity,
-    "SCD": measures.correlation_of_differences,
-    "CC": measures.source_correlation,
-}
-_PAIR_AND_SOURCES = {"Qabf": measures.edge_preservation, "PSNR": measures.peak_ratio}
-
-
-@torch.no_grad()
-def compute(
-    fused: Any,
-    ir: Any,
-    vis: Any,
-    *,
-    preset: str = "cddfuse",
-    names: Iterable[str] | None = None,
-) -> dict[str, Tensor]:
-    """Score fused images against their two sources.
-
-    fused, ir, vis: luma in 0..255 (`to_luma` makes it from a file's pixels), uint8 or float,
-        NumPy arrays or torch tensors, all of one shape [H, W], [N, H, W] or [N, 1, H, W], at
-        least 16 × 16. Computed on fused's device, in float64.
-    preset: a key of `PRESETS`; ``PRESETS[preset].definitions[name]`` is the definition in words.
-    names: which of `NAMES`, in any order; None for all that images of this size have
-        (`smallest_size`: VIF needs 41 pixels a side, MS-SSIM 176).
-
-    Returns float64 [N] tensors in the order of `NAMES`. A metric of both sources comes as
-    ``name`` (the preset's combination of the two), ``name_ir``, ``name_vis`` and ``name_min``
-    (the worse source). All are finite: a correlation with a constant image is 0, VIF and Qabf of
-    a flat source are 1, PSNR is kept in ±100 dB. On a CPU a batch gives each image the bytes it
-    gets alone.
-
-    Raises TypeError for other containers and dtypes; ValueError for other or differing shapes,
-    NaN, infinity, values outside 0..255 or in 0..1, an unknown preset or name, and for a named
-    metric that images of this size do not have.
-    """
-    chosen = _preset(preset)
-    planes = to_triple(fused, ir, vis)
-    wanted = _names(names, min(planes[0].shape[-2:]))
-    images, _, height, width = planes[0].shape
-    device = planes[0].device
-    chunk = 1 if device.type == "cpu" else max(1, _CUDA_CHUNK // (height * width))
-    parts = []
-    for start in range(0, images, chunk):
-        triple = torch.cat([p[start : start + chunk].double() for p in planes], 1)
-        parts.append(_score(triple.clamp_(0, 255), chosen, wanted))
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-
-
-def smallest_size(name: str) -> int:
-    """The least height and width, in pixels, that metric ``name`` is defined for."""
-    return measures.SMALLEST.get(name, MIN_SIZE)
-
-
-def _score(planes: Tensor, preset: MetricPreset, names: list[str]) -> dict[str, Tensor]:
-    scores = {}
-    for name in names:
-        if name in _ALONE:
-            scores[name] = _ALONE[name](planes, preset)
-            continue
-        if name in _PAIR_AND_SOURCES:
-            pair, each = _PAIR_AND_SOURCES[name](planes, preset)
-        else:
-            each = _PER_SOURCE[name](planes, preset)
-            pair = each.mean(1) if name in preset.averaged else each.sum(1)
-        scores[name] = pair
-        scores[f"{name}_ir"], scores[f"{name}_vis"] = each.unbind(1)
-        scores[f"{name}_min"] = each.amin(1)
-    return scores
-
-
-def _preset(name: str) -> MetricPreset:
-    if name not in PRESETS:
-        raise ValueError(f"preset: got {name!r}, expected one of {', '.join(PRESETS)}")
-    return PRESETS[name]
-
-
-def _names(names: Iterable[str] | None, side: int) -> list[str]:
-    if names is None:
-        return [name for name in NAMES if smallest_size(name) <= side]
-    if isinstance(names, str):
-        raise TypeError(f"names: got the string {names!r}, expected several: names=[{names!r}]")
-    asked = set(names)
-    unknown = asked - set(NAMES)
-    if unknown:
-        listed = ", ".join(sorted(map(repr, unknown)))
-        raise ValueError(f"names: {listed} unknown, expected names among {', '.join(NAMES)}")
-    for name in asked:
-        if smallest_size(name) > side:
-            raise ValueError(
-                f"names: {name} needs at least {smallest_size(name)} pixels a side, these images "
-                f"have {side}; leave it out, or pass names=None for the metrics that fit"
-            )
-    return [name for name in NAMES if name in asked]
+__getattr__, __dir__ = face(
+    __name__,
+    {
+        "NAMES": "conventions",
+        "PRESETS": "conventions",
+        "SINGLE": "conventions",
+        "MetricPreset": "conventions",
+        "SsimWindow": "conventions",
+        "compute": "scores",
+        "near_copy": "guard",
+        "smallest_size": "scores",
+        "to_luma": "inputs",
+    },
+)

@@ -20,7 +20,7 @@ _TOLERANCE = 1e-3
 def to_luma(image: np.ndarray) -> Tensor:
     """The luma plane that metrics are computed on, in whole grey levels.
 
-    image: what `ddfm_fast.files.read_image` returns: uint8 or uint16, [H, W] or [H, W, 3] (RGB).
+    image: what `images.files.read_image` returns: uint8 or uint16, [H, W] or [H, W, 3] (RGB).
 
     Returns float64 [H, W], 0..255: BT.601 weights in float32 by OpenCV, then rounded half to
     even, as the community's evaluator does; uint16 is divided by 257 before it is rounded.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .presets import MetricPreset, SsimWindow
+from .conventions import MetricPreset, SsimWindow
 
 SMALLEST = {"VIF": 41, "MS-SSIM": 176}
 """least height and width that leave a whole window at the coarsest scale; others: MIN_SIZE"""

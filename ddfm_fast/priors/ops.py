@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddfm_fast.kernels import cpu
-from ddfm_fast.memory import free_host_bytes
+from ddfm_fast.runtime.memory import free_host_bytes
 
 from .precision import cpu_has
 from .unet import GROUPS, NORM_EPS

@@ -9,31 +9,41 @@ it keeps of the frame before, ``sinks`` encodes. Only ``sources`` and ``sinks`` 
 
 from __future__ import annotations
 
-from importlib import import_module
+from typing import TYPE_CHECKING
 
-_HOME = {
-    "VIDEO_PRESETS": "temporal",
-    "VideoPreset": "temporal",
-    "TemporalFuser": "temporal",
-    "fuse_stream": "pipeline",
-    "fuse_streams": "pipeline",
-    "fuse_video": "pipeline",
-    "VideoReport": "pipeline",
-    "open_source": "sources",
-    "align": "sources",
-    "open_sink": "sinks",
-}
+from .._face import face
 
-__all__ = sorted(_HOME)
+if TYPE_CHECKING:
+    from .pipeline import VideoReport, fuse_stream, fuse_streams, fuse_video
+    from .sinks import open_sink
+    from .sources import align, open_source
+    from .temporal import VIDEO_PRESETS, TemporalFuser, VideoPreset
 
+__all__ = [
+    "TemporalFuser",
+    "VIDEO_PRESETS",
+    "VideoPreset",
+    "VideoReport",
+    "align",
+    "fuse_stream",
+    "fuse_streams",
+    "fuse_video",
+    "open_sink",
+    "open_source",
+]
 
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = face(
+    __name__,
+    {
+        "VIDEO_PRESETS": "temporal",
+        "VideoPreset": "temporal",
+        "TemporalFuser": "temporal",
+        "fuse_stream": "pipeline",
+        "fuse_streams": "pipeline",
+        "fuse_video": "pipeline",
+        "VideoReport": "pipeline",
+        "open_source": "sources",
+        "align": "sources",
+        "open_sink": "sinks",
+    },
+)

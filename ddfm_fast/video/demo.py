@@ -10,8 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..demo import asset
-from ..files import ensure_writable_dir
+from ..datasets.demo import asset
+from ..images.files import ensure_writable_dir
 from .pipeline import fuse_video
 from .sinks import open_sink
 from .sources import ArraySource

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import torch
 
-from .. import images
+from ..images.color import luma
+from ..images.planes import to_planes
 from ..metrics.temporal import warp
 
 CUT_CORRELATION = 0.85
@@ -45,13 +46,13 @@ class MotionFinder:
     """
 
     def __init__(self, **reading):
-        """``reading``: ``value_range`` and ``layout`` for `images.to_planes`."""
+        """``reading``: ``value_range`` and ``layout`` for `to_planes`."""
         self._reading = reading
         self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._before: np.ndarray | None = None
 
     def __call__(self, ir: Any, vis: Any) -> Motion:
-        """The motion of the next pair; images of any container `images.to_planes` reads.
+        """The motion of the next pair; images of any container `to_planes` reads.
 
         A pair of unequal sizes is left to the fusion to refuse.
         """
@@ -77,8 +78,8 @@ def grey8(image: Any, name: str, **reading) -> np.ndarray:
         if image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 1):
             image = image.reshape(image.shape[:2])
             return image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
-    planes, _ = images.to_planes(image, name, **reading)
-    return (images.luma(planes)[0, 0] * 255).round().byte().cpu().numpy()
+    planes, _ = to_planes(image, name, **reading)
+    return (luma(planes)[0, 0] * 255).round().byte().cpu().numpy()
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:

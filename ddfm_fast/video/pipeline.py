@@ -21,10 +21,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .. import images
 from ..api import Fuser
-from ..cli_fuse import same_depth
-from ..memory import pages_kept
+from ..datasets.jobs import same_depth
+from ..images.planes import MIN_SIZE, to_planes
+from ..runtime.memory import pages_kept
 from .motion import Motion, MotionFinder
 from .sinks import Sink, open_sink
 from .sources import BadFrame, Faults, Frame, Pair, Source, VideoError, align, open_source
@@ -405,7 +405,7 @@ def _pixels(image: Any, name: str) -> np.ndarray:
     """An image of any container as NumPy uint8 or uint16; floats become uint16."""
     if isinstance(image, np.ndarray) and image.dtype in (np.uint8, np.uint16):
         return image
-    planes, spec = images.to_planes(image, name)
+    planes, spec = to_planes(image, name)
     channels = planes[0].permute(1, 2, 0)
     top = 255 if str(spec.dtype) == "torch.uint8" else 65535
     values = (channels * top).round().cpu().numpy()
@@ -428,8 +428,8 @@ def _target_size(ir: Source, vis: Source, resize) -> tuple[int, int] | None:
         height, width = (int(n) for n in resize)
     except (TypeError, ValueError):
         raise ValueError(f'resize is {resize!r}; expected "vis", "ir" or (height, width)') from None
-    if min(height, width) < images.MIN_SIZE:
-        raise ValueError(f"resize is {resize!r}; expected at least {images.MIN_SIZE} a side")
+    if min(height, width) < MIN_SIZE:
+        raise ValueError(f"resize is {resize!r}; expected at least {MIN_SIZE} a side")
     return height, width
 
 

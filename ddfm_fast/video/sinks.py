@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import ensure_writable_dir, write_image
+from ..images.files import ensure_writable_dir, write_image
 from .sources import Source, VideoError, load_av
 
 CODECS = ("h264", "hevc", "ffv1", "png")

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files import SUFFIXES, ImageFileError, read_image
+from ..images.files import SUFFIXES, ImageFileError, read_image
 
 DEFAULT_RATE = Fraction(25)
 """frames a second of what has no rate of its own: folders of pictures and arrays"""
@@ -145,7 +145,7 @@ def open_source(
     """The source that ``spec`` means.
 
     spec: a video file or URL that FFmpeg reads (extra ``video``), a folder of pictures, a list of
-        picture files, any iterable of images (see `ddfm_fast.images.to_planes`), or a Source.
+        picture files, any iterable of images (see `images.planes.to_planes`), or a Source.
     name: "ir" or "vis", for errors.
     rate: frames a second of pictures and arrays (default 25); videos bring their own.
 
@@ -224,7 +224,7 @@ class PictureSource(Source):
         self._probe()
 
     def _probe(self) -> None:
-        from ..datasets import image_size
+        from ..datasets.pairs import image_size
 
         for path in self.paths:
             self.size = image_size(path)

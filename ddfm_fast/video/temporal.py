@@ -31,11 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import images
 from ..api import Fuser, _compose
 from ..config import PRESETS, FuseConfig
-from ..rectify import Rectifier
-from ..sampler import make_rectifier, noised, prior_rows
+from ..images.color import luma
+from ..images.planes import crop, pad_to_multiple
+from ..images.stretch import stretch_between, stretch_limits
+from ..sampler import noised, prior_rows
+from ..step import ReverseStep, plain_em
 from .motion import Motion
 
 _FLOW_MARGIN = 1.0
@@ -116,14 +118,14 @@ class RunningScale:
         """Count one frame's luma [1, 1, H, W] in and return it scaled and clamped to [0, 1]."""
         if self.stretch == "none":
             return y.clamp(0, 1)
-        limits = images.stretch_limits(y, self.stretch)
+        limits = stretch_limits(y, self.stretch)
         self.frames += 1
         if self.limits is None:
             self.limits = limits
         else:
             self.limits = self.limits.lerp(limits, 1 / min(self.frames, _SCALE_FRAMES))
         low, high = self.limits
-        return images.stretch_between(y, low.view(1, 1, 1, 1), high.view(1, 1, 1, 1))
+        return stretch_between(y, low.view(1, 1, 1, 1), high.view(1, 1, 1, 1))
 
 
 class Stream:
@@ -195,7 +197,7 @@ class TemporalFuser:
                 lumas = self._lumas(
                     [streams[n] for n in members],
                     *(
-                        torch.cat([images.luma(getattr(read[n], k)) for n in members])
+                        torch.cat([luma(getattr(read[n], k)) for n in members])
                         for k in ("ir", "vis")
                     ),
                     [motions[n] for n in members],
@@ -251,8 +253,8 @@ class TemporalFuser:
     def _sample(self, i: Tensor, v: Tensor, start: Tensor) -> Tensor:
         """Fused luma [N, 1, H, W] in [−1, 1] of sources i, v from the luma ``start``, all alike."""
         prior, height, width = self.fuser.prior, *i.shape[-2:]
-        i, v, start = (images.pad_to_multiple(p, prior.multiple) for p in (i, v, start))
-        rectifier = make_rectifier(i, v, self.config)
+        i, v, start = (pad_to_multiple(p, prior.multiple) for p in (i, v, start))
+        rectifier = plain_em(i, v, self.config)
         z = _noise(self.fuser.seed, *i.shape[-2:], i.device)
         x_start = noised(rectifier.grey(start), z, self.rows[0])
         sampled = self.fuser._sample(i, v, self.config, seed=self.fuser.seed, x_start=x_start)
@@ -261,10 +263,10 @@ class TemporalFuser:
             luma = _polished(rectifier, sampled.x0, self.preset.polish)
         else:
             luma = sampled.luma.clone()  # the sampler may use its buffers again
-        return images.crop(luma, height, width)
+        return crop(luma, height, width)
 
 
-def _polished(rectifier: Rectifier, x0: Tensor, iterations: int) -> Tensor:
+def _polished(rectifier: ReverseStep, x0: Tensor, iterations: int) -> Tensor:
     """EM iterations on the sample x0 [N, 3, H, W]; its luma [N, 1, H, W]."""
     x0 = x0.clone()
     for _ in range(iterations):

@@ -1,0 +1,5 @@
+"""The ``ddfm-fast`` command: a module per command. Heavy imports happen inside the commands."""
+
+from .app import main
+
+__all__ = ["main"]

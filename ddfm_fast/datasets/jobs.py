@@ -1,0 +1,180 @@
+"""The work behind ``ddfm-fast fuse``: from paths to pairs, from pairs to files and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ddfm_fast.images.files import (
+    SUFFIXES,
+    ensure_writable_dir,
+    match_pairs,
+    read_image,
+    write_image,
+)
+from ddfm_fast.images.panel import draw_panel
+
+if TYPE_CHECKING:
+    from ddfm_fast.api import Fuser
+
+SUFFIXES_16_BIT = (".png", ".tif", ".tiff")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One pair: two files in, one file (and perhaps a panel) out."""
+
+    ir: Path
+    vis: Path
+    output: Path
+    panel: Path | None = None
+
+
+def plan_jobs(
+    ir: Path, vis: Path, out: Path, *, format: str | None = None, panel: bool = False
+) -> list[Job]:
+    """The pairs that ``IR VIS -o OUT`` means, with every output folder made and writable.
+
+    Two files give one job, two folders one job for each stem. ``out`` is a file for two files
+    when it has a suffix and is no folder; otherwise it is a folder, and outputs are called
+    after the infrared file's stem with the suffix ``format`` (default ``png``).
+
+    Raises:
+        ValueError: a file beside a folder, stems without a partner, an output that cannot be
+            written, or an output that would replace an input.
+    """
+    for name, path in (("IR", ir), ("VIS", vis)):
+        if not path.exists():
+            raise ValueError(f"{name} is {path}, which does not exist; give a file or a folder")
+    if ir.is_dir() != vis.is_dir():
+        folder, file = (ir, vis) if ir.is_dir() else (vis, ir)
+        raise ValueError(
+            f"IR and VIS must be two files or two folders; {folder} is a folder and {file} a file"
+        )
+    pairs = [(a, b) for _, a, b in match_pairs(ir, vis)] if ir.is_dir() else [(ir, vis)]
+    suffix = _suffix(format)
+    if not ir.is_dir() and out.suffix and not out.is_dir():
+        outputs = [_single_output(out, suffix)]
+    else:
+        if out.suffix.lower() in SUFFIXES and not out.is_dir():
+            raise ValueError(f"--out is {out}, a file; two folders need a folder to write to")
+        outputs = [out / f"{a.stem}{suffix or '.png'}" for a, _ in pairs]
+    jobs = [
+        Job(a, b, output, output.with_name(f"{output.stem}.panel.png") if panel else None)
+        for (a, b), output in zip(pairs, outputs, strict=True)
+    ]
+    _check_outputs(jobs)
+    return jobs
+
+
+def _suffix(format: str | None) -> str | None:
+    if format is None:
+        return None
+    suffix = "." + format.lower().lstrip(".")
+    if suffix not in SUFFIXES:
+        raise ValueError(f"--format is {format}; expected one of {_names(SUFFIXES)}")
+    return suffix
+
+
+def _single_output(out: Path, suffix: str | None) -> Path:
+    if out.suffix.lower() not in SUFFIXES:
+        raise ValueError(
+            f"--out is {out}: images are not written as {out.suffix}; "
+            f"expected a folder or a file ending in {_names(SUFFIXES)}"
+        )
+    if suffix is not None and out.suffix.lower() != suffix:
+        raise ValueError(f"--out is {out} but --format says {suffix}; leave out one of them")
+    return out
+
+
+def _names(suffixes: tuple[str, ...]) -> str:
+    return ", ".join(suffix.lstrip(".") for suffix in suffixes)
+
+
+def _check_outputs(jobs: list[Job]) -> None:
+    inputs = {path.resolve() for job in jobs for path in (job.ir, job.vis)}
+    outputs = set()
+    for job in jobs:
+        for path in filter(None, (job.output, job.panel)):
+            if path.resolve() in outputs:
+                raise ValueError(f"output {path} would be written twice; rename one of the inputs")
+            outputs.add(path.resolve())
+            if path.resolve() in inputs:
+                raise ValueError(f"output {path} would replace an input; choose another --out")
+            if path.is_dir():
+                raise ValueError(f"output {path} is a folder; choose another --out")
+    for folder in {job.output.parent for job in jobs}:
+        ensure_writable_dir(folder)
+
+
+def run_jobs(
+    jobs: list[Job],
+    fuser: Fuser,
+    *,
+    max_pixels: int,
+    progress: bool,
+    skip_existing: bool = False,
+    on_error: Callable[[Job, Exception], None],
+) -> list[dict[str, Any]]:
+    """Fuse every pair and report on each; a pair that fails does not stop the others.
+
+    Args:
+        progress: bars on stderr, over pairs when there are several and over steps.
+        on_error: told of each failure as it happens.
+
+    Returns:
+        One dictionary a job: ``ir``, ``vis``, ``output``, ``panel``, ``ok``, ``skipped``,
+        ``error``, ``height``, ``width``, ``dtype``, ``seconds`` (fusion alone, without files).
+    """
+    from tqdm import tqdm
+
+    reports = []
+    bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
+    for job in bar:
+        report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
+        report = {k: str(v) if isinstance(v, Path) else v for k, v in report.items()}
+        try:
+            if skip_existing and job.output.is_file():
+                report["skipped"] = True
+            else:
+                report |= _run_job(job, fuser, max_pixels=max_pixels, progress=progress)
+        except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
+            if os.environ.get("DDFM_FAST_DEBUG"):
+                raise
+            report |= {"ok": False, "error": str(error) or type(error).__name__}
+            with bar.external_write_mode(file=sys.stderr):
+                on_error(job, error)
+        reports.append(report)
+    return reports
+
+
+def _run_job(job: Job, fuser: Fuser, *, max_pixels: int, progress: bool) -> dict[str, Any]:
+    ir, vis = (read_image(path, max_pixels=max_pixels) for path in (job.ir, job.vis))
+    ir, vis = same_depth(ir, vis)
+    if ir.dtype == np.uint16 and job.output.suffix.lower() not in SUFFIXES_16_BIT:
+        raise ValueError(
+            f"output {job.output} would lose the 16 bits of the input; "
+            f"write to {_names(SUFFIXES_16_BIT)}"
+        )
+    started = time.perf_counter()
+    fused = fuser(ir, vis, progress=progress)
+    seconds = time.perf_counter() - started
+    write_image(job.output, fused)
+    if job.panel is not None:
+        write_image(job.panel, draw_panel([[("infrared", ir), ("visible", vis), ("fused", fused)]]))
+    height, width = fused.shape[:2]
+    return {"height": height, "width": width, "dtype": str(fused.dtype), "seconds": seconds}
+
+
+def same_depth(ir: np.ndarray, vis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both images as uint16 when one is: 8 bits become 16 exactly (257 · 255 = 65535)."""
+    if ir.dtype == vis.dtype:
+        return ir, vis
+    return tuple(x if x.dtype == np.uint16 else x.astype(np.uint16) * 257 for x in (ir, vis))

@@ -1,0 +1,374 @@
+"""Images of any container as float planes and back, and the plane operations around the sampler.
+
+`to_planes` turns what a caller holds into float32 planes [N, C, H, W] in [0, 1] plus an
+`ImageSpec`; `from_planes` gives the result back in that container, dtype, device and layout.
+
+Containers
+    NumPy arrays, torch tensors and PIL images come back as what they were. An array of another
+    library is taken through DLPack and goes back through the `from_dlpack` of its array namespace
+    (`__array_namespace__`) or of the top module of its type (CuPy, JAX). Everything else that has
+    `__dlpack__`, `__cuda_array_interface__`, `__array_interface__` or `__array__` comes back as a
+    NumPy array when its data are on the CPU and as a torch tensor when they are not.
+
+Layout
+    Channels are 1 or 3 and both sizes are at least 16, so the axis of the channels shows itself:
+
+    ====  ==========================================  ==========================================
+    rank  torch tensors                               every other container
+    ====  ==========================================  ==========================================
+    2     HW                                          HW
+    3     CHW if axis 0 is 1 or 3, else HWC if the     HWC if the last axis is 1 or 3, else NHW
+          last is 1 or 3, else NHW
+    4     NCHW if axis 1 is 1 or 3, else NHWC          NHWC if the last axis is 1 or 3, else NCHW
+    ====  ==========================================  ==========================================
+
+    A 4 in the place of the channels is refused, since alpha cannot be told from a fourth image;
+    `layout=` overrides the rule (a torch batch of 1, 3 or 4 grey images needs `layout="NHW"`).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MIN_SIZE = 16
+LAYOUTS = ("HW", "HWC", "NHW", "NHWC", "CHW", "NCHW")
+
+_CHANNELS = (1, 3)
+_INTEGER_MAX = {torch.uint8: 255, torch.uint16: 65535}
+_DTYPES = (*_INTEGER_MAX, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_NUMPY_DTYPES = {str(dtype).removeprefix("torch.") for dtype in _DTYPES} - {"bfloat16"}
+_RANGE_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What `from_planes` needs to give back what came in.
+
+    container: "numpy", "torch", "pil", or the name of the module whose `from_dlpack` makes one.
+    dtype: the torch dtype of the same name (NumPy arrays come back in native byte order).
+    device: where the image was.
+    layout: one of `LAYOUTS`.
+    value_range: (lo, hi) as given by the caller, or None for the natural range of the dtype.
+    """
+
+    container: str
+    dtype: torch.dtype
+    device: torch.device
+    layout: str
+    value_range: tuple[float, float] | None = None
+
+
+def to_planes(
+    image: Any,
+    name: str,
+    *,
+    value_range: tuple[float, float] | None = None,
+    layout: str | None = None,
+) -> tuple[Tensor, ImageSpec]:
+    """Turn an image or a batch of images into planes.
+
+    image: uint8 (0..255), uint16 (0..65535), float16, bfloat16, float32 or float64 (0..1), in any
+        container and layout of the module's rules; H and W at least 16, channels 1 or 3.
+    name: the argument's name, for errors.
+    value_range: (lo, hi), the values that mean black and white, where they are not those above
+        (12 bits in uint16: (0, 4095); a float image in 8-bit units: (0, 255)).
+    layout: one of "HW", "HWC", "NHW", "NHWC", "CHW", "NCHW" where the rule would read it wrongly.
+
+    Returns contiguous float32 planes [N, C, H, W] in [0, 1] on the image's device, never sharing
+    the caller's memory, and the ImageSpec. Values beyond the range by at most 1e-4 of it are
+    clamped. Float images and images with a value_range cost one host synchronisation.
+
+    Raises TypeError for a container or dtype that is not supported, ValueError for a shape, layout
+    or value_range that does not fit, values out of range, NaN and infinity.
+    """
+    limits = _check_value_range(value_range)
+    tensor, container = _as_tensor(image, name)
+    layout = _resolve_layout(tuple(tensor.shape), container, layout, name)
+    spec = ImageSpec(container, tensor.dtype, tensor.device, layout, limits)
+    return _as_nchw(_to_unit(tensor, limits, name), layout).contiguous(), spec
+
+
+def from_planes(planes: Tensor, spec: ImageSpec) -> Any:
+    """Give planes back in the container, dtype, device, layout and value range of `spec`.
+
+    planes: float [N, C, H, W]; clamped to [0, 1]. N must be 1 where the layout has no N, C must be
+    1 where it has no channels. Integers are rounded half up, so uint8 and uint16 images that went
+    through `to_planes` come back exactly.
+
+    Raises ValueError where N or C does not fit the layout.
+    """
+    check_planes(planes, "planes")
+    images, channels = planes.shape[:2]
+    if "N" not in spec.layout and images != 1:
+        raise ValueError(f"planes: {images} images do not fit layout {spec.layout}, which holds 1")
+    if "C" not in spec.layout and channels != 1:
+        raise ValueError(
+            f"planes: {channels} channels do not fit layout {spec.layout}, which holds 1; "
+            "use the ImageSpec of an image with a channel axis"
+        )
+    values = _as_layout(_from_unit(planes.detach(), spec), spec.layout)
+    return _pack(values.to(spec.device).contiguous(), spec.container)
+
+
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad [N, C, H, W] at the bottom and right until H and W are multiples of `multiple`.
+
+    Reflects without repeating the edge, again and again where the padding is longer than the
+    image, as numpy.pad(mode="reflect") does. Returns x itself where nothing is missing.
+    """
+    if isinstance(multiple, bool) or not isinstance(multiple, int):
+        raise TypeError(f"multiple: got {type(multiple).__name__}, expected an int of at least 1")
+    if multiple < 1:
+        raise ValueError(f"multiple: got {multiple}, expected at least 1")
+    for axis in (-2, -1):
+        size = x.shape[axis]
+        target = -(-size // multiple) * multiple
+        if target != size:
+            x = x.index_select(x.ndim + axis, _reflected(size, target, x.device))
+    return x
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The top left [..., height, width] of x as a view: the inverse of `pad_to_multiple`."""
+    if not (0 < height <= x.shape[-2] and 0 < width <= x.shape[-1]):
+        raise ValueError(
+            f"crop: {height}x{width} does not fit in {x.shape[-2]}x{x.shape[-1]} (height x width)"
+        )
+    return x[..., :height, :width]
+
+
+def _reflected(size: int, target: int, device: torch.device) -> Tensor:
+    """Indices 0..size-1, size-2..0, 1.. and so on, `target` of them."""
+    period = max(2 * (size - 1), 1)
+    index = torch.arange(target, device=device) % period
+    return torch.minimum(index, period - index)
+
+
+def check_planes(planes: Tensor, name: str) -> int:
+    """The channels of planes [N, C, H, W]; ValueError unless they are 1 or 3."""
+    if planes.ndim != 4 or planes.shape[1] not in _CHANNELS:
+        raise ValueError(
+            f"{name}: got shape {tuple(planes.shape)}, expected [N, C, H, W] with C 1 or 3"
+        )
+    return planes.shape[1]
+
+
+def _check_value_range(value_range: Any) -> tuple[float, float] | None:
+    if value_range is None:
+        return None
+    try:
+        low, high = (float(limit) for limit in value_range)
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(
+            f"value_range: got {value_range!r}, expected two finite numbers (lo, hi) with lo < hi, "
+            "such as (0, 255)"
+        )
+    return low, high
+
+
+def _as_tensor(image: Any, name: str) -> tuple[Tensor, str]:
+    """The image as a tensor that may share its memory, and the container to give back."""
+    pil = sys.modules.get("PIL.Image")
+    if isinstance(image, Tensor):
+        if image.layout != torch.strided or image.dtype not in _DTYPES:
+            raise _dtype_error(name, image.dtype, image.layout)
+        return image.detach(), "torch"
+    if pil is not None and isinstance(image, pil.Image):
+        if image.mode not in ("L", "RGB", "I;16", "F"):
+            target = "L" if image.mode == "1" else "RGB"
+            raise TypeError(
+                f"{name}: PIL image of mode {image.mode}, expected L, RGB, I;16 or F; "
+                f"convert it: image.convert({target!r})"
+            )
+        return _numpy_tensor(image, name), "pil"
+    if isinstance(image, np.ndarray):
+        return _numpy_tensor(image, name), "numpy"
+    if hasattr(image, "__dlpack__") or hasattr(image, "__cuda_array_interface__"):
+        return _foreign_tensor(image, name)
+    if hasattr(image, "__array_interface__") or hasattr(image, "__array__"):
+        return _numpy_tensor(image, name), "numpy"
+    raise TypeError(
+        f"{name}: got {type(image).__name__}, expected an image as NumPy array, torch tensor, PIL "
+        "image, CuPy array or anything with __dlpack__ or __array_interface__; read files with "
+        "ddfm_fast.images.files.read_image"
+    )
+
+
+def _numpy_tensor(image: Any, name: str) -> Tensor:
+    if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
+        raise ValueError(f"{name}: the array has masked values; fill them: image.filled(0)")
+    array = np.asarray(image)
+    if array.dtype.name not in _NUMPY_DTYPES:
+        raise _dtype_error(name, array.dtype)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    # torch shares only writable memory with ordinary strides; require() copies nothing else.
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+
+
+def _foreign_tensor(image: Any, name: str) -> tuple[Tensor, str]:
+    if hasattr(image, "__dlpack__"):
+        tensor = torch.from_dlpack(image)
+    else:
+        tensor = torch.as_tensor(image, device="cuda")
+    if tensor.dtype not in _DTYPES:
+        raise _dtype_error(name, tensor.dtype)
+    fallback = "numpy" if tensor.device.type == "cpu" else "torch"
+    return tensor.detach(), _home(image) or fallback
+
+
+def _home(image: Any) -> str | None:
+    """The module whose from_dlpack makes arrays of the image's kind, if there is one."""
+    namespace = getattr(image, "__array_namespace__", None)
+    names = [getattr(namespace(), "__name__", "")] if namespace is not None else []
+    names.append(type(image).__module__.partition(".")[0])
+    return next((n for n in names if hasattr(sys.modules.get(n), "from_dlpack")), None)
+
+
+def _dtype_error(name: str, dtype: Any, layout: torch.layout = torch.strided) -> TypeError:
+    if layout != torch.strided:
+        return TypeError(f"{name}: got a {layout} tensor, expected a dense one: image.to_dense()")
+    kind = str(dtype).removeprefix("torch.")
+    if kind == "bool":
+        fix = "turn it into uint8: 0 where False, 255 where True"
+    elif kind.startswith("complex"):
+        fix = "take its magnitude: abs(image)"
+    else:
+        fix = "convert it to float32 and say what is black and white with value_range=(lo, hi)"
+    return TypeError(
+        f"{name}: got dtype {kind}, expected uint8, uint16, float16, bfloat16, float32 or float64; "
+        f"{fix}"
+    )
+
+
+def _resolve_layout(shape: tuple[int, ...], container: str, layout: str | None, name: str) -> str:
+    """The layout of a shape by the module's rule or as given, after checking that it fits."""
+    if layout is None:
+        layout = _guess_layout(shape, container, name)
+    elif layout not in LAYOUTS:
+        raise ValueError(f"layout: got {layout!r}, expected one of {', '.join(LAYOUTS)}")
+    elif len(layout) != len(shape):
+        raise ValueError(f"{name}: shape {shape} does not fit layout={layout!r}")
+    sizes = dict(zip(layout, shape, strict=True))
+    if 0 in shape:
+        raise ValueError(f"{name}: the image is empty, shape {shape}")
+    if sizes.get("C", 1) not in _CHANNELS:
+        fix = "drop alpha: image[..., :3]" if sizes["C"] == 4 else "take 1 or 3 of them"
+        raise ValueError(f"{name}: got {sizes['C']} channels, expected 1 or 3; {fix}")
+    if sizes["H"] < MIN_SIZE or sizes["W"] < MIN_SIZE:
+        raise ValueError(
+            f"{name}: shape {shape}, read as {layout}, has H = {sizes['H']} and W = {sizes['W']}, "
+            f"expected at least {MIN_SIZE}; if the layout is another, pass layout="
+        )
+    return layout
+
+
+def _guess_layout(shape: tuple[int, ...], container: str, name: str) -> str:
+    rank = len(shape)
+    if rank == 2:
+        return "HW"
+    if rank not in (3, 4):
+        raise ValueError(f"{name}: got {rank} dimensions, shape {shape}, expected 2, 3 or 4")
+    first, last = ("CHW", "HWC") if rank == 3 else ("NCHW", "NHWC")
+    choices = [(first, shape[-3]), (last, shape[-1])]
+    if container != "torch":
+        choices.reverse()
+        if rank == 3:
+            choices.pop()
+    for layout, channels in choices:
+        if channels in _CHANNELS:
+            return layout
+    if any(channels == 4 for _, channels in choices):
+        grey = "; for four grey images pass layout='NHW'" if rank == 3 else ""
+        alpha = "image[..., :3]" if shape[-1] == 4 else "image[..., :3, :, :]"
+        raise ValueError(
+            f"{name}: shape {shape} has 4 channels, expected 1 or 3; drop alpha: {alpha}{grey}"
+        )
+    return "NHW" if rank == 3 else choices[0][0]
+
+
+def _as_nchw(x: Tensor, layout: str) -> Tensor:
+    if layout.endswith("HWC"):
+        x = x.movedim(-1, -3)
+    elif "C" not in layout:
+        x = x.unsqueeze(-3)
+    return x if "N" in layout else x.unsqueeze(0)
+
+
+def _as_layout(planes: Tensor, layout: str) -> Tensor:
+    x = planes if "N" in layout else planes.squeeze(0)
+    if layout.endswith("HWC"):
+        return x.movedim(-3, -1)
+    return x if "C" in layout else x.squeeze(-3)
+
+
+def _to_unit(x: Tensor, limits: tuple[float, float] | None, name: str) -> Tensor:
+    """Values as a new float32 tensor in [0, 1]; the image's own shape, so errors can point in."""
+    if limits is None and x.dtype in _INTEGER_MAX:
+        return x.to(torch.float32).div_(_INTEGER_MAX[x.dtype])
+    low, high = limits or (0.0, 1.0)
+    values = x if x.dtype == torch.float64 else x.to(torch.float32)
+    _check_values(values, low, high, name)
+    if limits is not None:
+        values = (values - low) / (high - low)
+    return values.to(torch.float32).clamp(0, 1)
+
+
+def _check_values(values: Tensor, low: float, high: float, name: str) -> None:
+    least, most = torch.stack(torch.aminmax(values)).tolist()
+    if not (math.isfinite(least) and math.isfinite(most)):
+        bad = (~torch.isfinite(values)).nonzero()
+        first = tuple(bad[0].tolist())
+        raise ValueError(
+            f"{name}: {len(bad)} of {values.numel()} values are NaN or infinite, the first at "
+            f"index {first}; replace them, for example with numpy.nan_to_num"
+        )
+    slack = _RANGE_TOLERANCE * (high - low)
+    if least < low - slack or most > high + slack:
+        raise ValueError(
+            f"{name}: values from {least:g} to {most:g}, expected {low:g} to {high:g}; say what is "
+            f"black and white with value_range=, perhaps {_likely_range(least, most)}"
+        )
+
+
+def _likely_range(least: float, most: float) -> str:
+    for low, high in ((-1, 1), (0, 255), (0, 4095), (0, 65535)):
+        if low <= least and most <= high:
+            return f"value_range=({low}, {high})"
+    return f"value_range=({least:g}, {most:g})"
+
+
+def _from_unit(planes: Tensor, spec: ImageSpec) -> Tensor:
+    if spec.dtype == torch.float64:
+        # Moved while still narrow, and some devices have no float64.
+        values = planes.to(spec.device).to(torch.float64).clamp(0, 1)
+    else:
+        values = planes.to(torch.float32).clamp(0, 1)
+    white = _INTEGER_MAX.get(spec.dtype)
+    low, high = spec.value_range or (0.0, float(white or 1))
+    if (low, high) != (0.0, 1.0):
+        values = values.mul_(high - low).add_(low).clamp_(low, high)
+    if white is not None:
+        values = values.add_(0.5).floor_().clamp_(0, white)
+    return values.to(spec.dtype)
+
+
+def _pack(values: Tensor, container: str) -> Any:
+    if container == "torch":
+        return values
+    if container == "numpy":
+        return values.numpy()
+    if container == "pil":
+        from PIL import Image
+
+        array = values.numpy()
+        return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
+    return sys.modules[container].from_dlpack(values)

@@ -1,0 +1,55 @@
+"""Stretching a fused luma to the full range."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .planes import check_planes
+
+_FLAT = 1e-6
+
+
+def stretch_minmax(y: Tensor) -> Tensor:
+    """Stretch each image of [N, 1, H, W] so that its minimum is 0 and its maximum is 1.
+
+    An image that is flat to 1e-6 has no contrast to stretch and is only clamped to [0, 1].
+    """
+    return stretch_between(y, *stretch_limits(y, "minmax"))
+
+
+def stretch_percentile(y: Tensor, share: float = 0.0001) -> Tensor:
+    """Stretch each image of [N, 1, H, W] to [0, 1], but for its darkest and brightest share.
+
+    ``share`` of the pixels clip at either end (order statistics, no interpolation): a single hot
+    pixel does not decide the contrast. An image that is flat in between is only clamped.
+    """
+    return stretch_between(y, *stretch_limits(y, "percentile", share))
+
+
+def stretch_limits(y: Tensor, stretch: str, share: float = 0.0001) -> Tensor:
+    """The values that become 0 and 1, [2, N, 1, 1, 1], of images [N, 1, H, W].
+
+    ``stretch``: "minmax" for the extremes, "percentile" for all but ``share`` at either end.
+    """
+    check_planes(y, "y")
+    values = y.flatten(1)
+    if stretch == "minmax":
+        limits = values.aminmax(dim=1)
+    else:
+        rank = int(share * (values.shape[1] - 1))
+        limits = (
+            values.kthvalue(rank + 1, dim=1).values,
+            values.kthvalue(values.shape[1] - rank, dim=1).values,
+        )
+    return torch.stack(tuple(limits)).view(2, -1, 1, 1, 1)
+
+
+def stretch_between(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Map low → 0 and high → 1, [N, 1, 1, 1] each, and clamp; [N, 1, H, W].
+
+    Where the two are equal to 1e-6 the image is only clamped.
+    """
+    span = high - low
+    flat = span <= _FLAT
+    return torch.where(flat, y, (y - low) / span.masked_fill(flat, 1)).clamp(0, 1)

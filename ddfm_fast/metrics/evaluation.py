@@ -1,0 +1,350 @@
+"""Fused folders scored against their sources, several methods side by side, as one table.
+
+A metric alone is easily gamed: the copy of one source has a high VIF, MI and Qabf. So every table
+has SCD, CC and the worse source's VIF, MI and SSIM beside the six of the paper, and a method whose
+pictures are nearly one of their sources is named in a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..datasets.pairs import PairItem
+from ..images.files import DEFAULT_MAX_PIXELS, SUFFIXES, read_image
+from . import NAMES, PRESETS, compute, near_copy, to_luma
+
+CORE = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM", "SCD", "CC")
+GUARDS = ("VIF_min", "MI_min", "SSIM_min")
+"""scores against the worse of the two sources: a copy of one source cannot hide here"""
+SOURCES = {"ir": "first (infrared)", "vis": "second (visible)"}
+
+_PIXELS_AT_ONCE = 2**21
+
+PAPER_COLUMNS = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
+PAPER = {
+    "MSRS": (6.88, 40.75, 2.35, 0.81, 0.58, 0.94),
+    "RoadScene": (7.41, 52.61, 2.35, 0.75, 0.65, 0.98),
+    "M3FD": (6.86, 38.95, 2.52, 0.80, 0.49, 0.95),
+    "TNO": (7.06, 51.42, 2.21, 0.81, 0.49, 0.95),
+    "Harvard": (4.64, 63.11, 1.99, 0.76, 0.60, 1.41),
+}
+"""the DDFM rows of the ICCV 2023 paper's tables, by data set"""
+PUBLIC_CODE = {"RoadScene": (7.19, 40.95, 1.97, 0.57, 0.47, 0.98)}
+"""the authors' public code on the same pairs, as its users measured it (MMIF-DDFM, issue 17)"""
+PAPER_NOTE = (
+    "rows of the paper are as printed; the authors' public code does not reproduce them "
+    "(RoadScene, 221 pairs: EN 7.19, SD 40.95, MI 1.97, VIF 0.57, Qabf 0.47, SSIM 0.98)"
+)
+
+
+def _mean(ir: Tensor, vis: Tensor) -> Tensor:
+    return torch.floor((ir + vis) / 2 + 0.5)
+
+
+BASELINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": _mean, "max": torch.maximum}
+"""fusions of two luma planes in whole grey levels that need no method at all"""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table: a folder of fused pictures, or with none the baseline of that name."""
+
+    name: str
+    folder: Path | None = None
+    about: str = ""
+    """what it is, in a few words, where the name alone does not say it"""
+
+
+@dataclass
+class MethodScores:
+    """What one method scored: ``values`` holds a float64 array over ``Evaluation.pairs`` each."""
+
+    name: str
+    folder: str | None
+    values: dict[str, np.ndarray]
+    near_copies: dict[str, str]
+    """pairs whose result is nearly one of its sources → "ir" or "vis" """
+    about: str = ""
+
+    def mean(self, name: str) -> float:
+        return float(np.mean(self.values[name]))
+
+    def std(self, name: str) -> float:
+        """Population standard deviation over the pairs."""
+        with np.errstate(invalid="ignore"):
+            return float(np.std(self.values[name]))
+
+
+@dataclass
+class Evaluation:
+    """Scores of several methods over the same pairs."""
+
+    preset: str
+    pairs: list[str]
+    """pairs that every method has a result for, in order: all means are over these"""
+    methods: list[MethodScores]
+    failures: dict[str, str] = field(default_factory=dict)
+    """pair → why it was left out, for every method alike"""
+    paper: str | None = None
+    """the data set of the paper's table to print beside"""
+    remarks: list[str] = field(default_factory=list)
+    """further warnings, sentences without a full stop"""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The table's columns: the core, the guards, then whatever else was computed of NAMES."""
+        found = self.methods[0].values
+        extra = (n for n in NAMES if n not in CORE)
+        return tuple(n for n in (*CORE, *GUARDS, *extra) if n in found)
+
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence for each thing that a reader of the table must know."""
+        lines = list(self.remarks)
+        for method in self.methods:
+            for source, label in SOURCES.items():
+                pairs = [p for p, s in method.near_copies.items() if s == source]
+                if pairs:
+                    lines.append(
+                        f"{method.name}: {len(pairs)} of {len(self.pairs)} results are nearly a "
+                        f"copy of the {label} source ({_few(pairs)}); high VIF, MI and Qabf "
+                        "mean nothing there"
+                    )
+        if self.failures:
+            total = len(self.pairs) + len(self.failures)
+            lines.append(
+                f"{len(self.failures)} of {total} pairs are left out of every row: "
+                + _few([f"{pair} ({why})" for pair, why in self.failures.items()], "; ")
+            )
+        if self.paper and self.preset != "cddfuse":
+            lines.append(
+                f"the paper's rows follow the conventions of preset cddfuse, not {self.preset}"
+            )
+        return lines
+
+    @property
+    def definitions(self) -> dict[str, str]:
+        """What each of the columns is, by the preset's own words."""
+        texts = PRESETS[self.preset].definitions
+        worse = {f"{n}_min": f"{n} against the source where it is lower" for n in texts}
+        return {n: (texts | worse)[n] for n in self.columns}
+
+    def paper_rows(self) -> list[tuple[str, dict[str, float]]]:
+        """(label, values) of the paper's row, and of its public code's where it is known."""
+        if self.paper is None:
+            return []
+        rows = [(f"paper, {self.paper}", PAPER[self.paper])]
+        if self.paper in PUBLIC_CODE:
+            rows.append((f"public code, {self.paper}", PUBLIC_CODE[self.paper]))
+        return [(label, dict(zip(PAPER_COLUMNS, row, strict=True))) for label, row in rows]
+
+
+def evaluate(
+    items: Sequence[PairItem],
+    methods: Sequence[Method],
+    *,
+    preset: str = "cddfuse",
+    names: Sequence[str] = CORE,
+    paper: str | None = None,
+    device: str | torch.device = "cpu",
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    progress: bool = False,
+) -> Evaluation:
+    """Score every method's result of every pair, on luma in 0..255.
+
+    ``names``: of :data:`ddfm_fast.metrics.NAMES`. ``paper``: a key of :data:`PAPER`. A pair that
+    some method has no readable result of the sources' size for is left out of all rows and
+    reported in ``failures``, so that means stay comparable. :class:`Results` says what files are
+    called. ValueError when nothing is left, for a folder with no result at all, and for unknown
+    names.
+    """
+    check_scoring(preset=preset, names=names, paper=paper)
+    _check_methods(items, methods)
+    results = [Results(m, items) for m in methods]
+    pairs, failures = [], {}
+    values: dict[str, list[dict[str, float]]] = {m.name: [] for m in methods}
+    copies: dict[str, dict[str, str]] = {m.name: {} for m in methods}
+    for item in _progress(items, progress):
+        try:
+            rows, sources = _score_pair(
+                item, results, preset=preset, names=names, device=device, max_pixels=max_pixels
+            )
+        except (ValueError, TypeError, OSError, MemoryError) as error:
+            failures[item.name] = str(error) or type(error).__name__
+            continue
+        pairs.append(item.name)
+        for method, row, source in zip(methods, rows, sources, strict=True):
+            values[method.name].append(row)
+            if source is not None:
+                copies[method.name][item.name] = source
+    if not pairs:
+        raise ValueError(
+            f"none of the {len(failures)} pairs could be scored: "
+            + _few([f"{pair} ({why})" for pair, why in failures.items()], "; ", 2)
+        )
+    scores = [
+        MethodScores(
+            m.name,
+            None if m.folder is None else str(m.folder),
+            {n: np.array([row[n] for row in values[m.name]]) for n in values[m.name][0]},
+            copies[m.name],
+            m.about,
+        )
+        for m in methods
+    ]
+    return Evaluation(preset, pairs, scores, failures, paper)
+
+
+def parse_method(text: str) -> Method:
+    """``name=folder``, or a folder that is named after itself; ValueError when it is no folder."""
+    name, separator, folder = text.partition("=")
+    if not separator or Path(text).is_dir():
+        folder, name = text, Path(text).resolve().name
+    if not name.strip() or not folder or not Path(folder).is_dir():
+        raise ValueError(f"--fused is {text!r}; expected NAME=FOLDER with a folder that exists")
+    return Method(name.strip(), Path(folder))
+
+
+class Results:
+    """Where a method keeps its pictures of a data set's pairs.
+
+    A pair's picture is ``<name>`` with any image suffix, ``name`` being the pair's with its
+    subfolder; where stems are unique in the data set also ``<stem>`` and, as VIFB has it,
+    ``<stem>_<METHOD>``. ValueError for a folder that has none of any pair.
+    """
+
+    def __init__(self, method: Method, items: Sequence[PairItem]):
+        self.method = method
+        if method.folder is None:
+            return
+        self.files = _listing(method.folder)
+        stems = [_stem(item) for item in items]
+        self.flat = len(set(stems)) == len(stems)
+        if not any(self._candidates(item) for item in items):
+            raise ValueError(
+                f"{method.folder}: no result of any of the {len(items)} pairs; expected files "
+                f"such as {items[0].name}.png"
+            )
+
+    def path(self, item: PairItem) -> Path:
+        """The file of a pair; ValueError when there is none, or more than one."""
+        found = self._candidates(item)
+        if len(found) > 1:
+            names = _few([f.name for f in found])
+            raise ValueError(f"{self.method.folder}: {names} are one pair's; keep one")
+        if not found:
+            raise ValueError(f"{self.method.folder}: no result, such as {item.name}.png")
+        return found[0]
+
+    def picture(self, item: PairItem, ir: Tensor, vis: Tensor, max_pixels=DEFAULT_MAX_PIXELS):
+        """The result as a file holds it, [H, W] or [H, W, 3]; baselines are made from the lumas.
+
+        ValueError where its size is not the sources'.
+        """
+        if self.method.folder is None:
+            fused = BASELINES[self.method.name](ir, vis)
+            return fused.to(torch.uint8).cpu().numpy()
+        path = self.path(item)
+        picture = read_image(path, max_pixels=max_pixels)
+        if picture.shape[:2] != ir.shape:
+            raise ValueError(
+                f"{path} is {_size(picture)} and its sources are {_size(ir)}; expected equal sizes"
+            )
+        return picture
+
+    def _candidates(self, item: PairItem) -> list[Path]:
+        names = [item.name]
+        if self.flat:
+            names += [_stem(item), f"{_stem(item)}_{self.method.name}"]
+        return next((self.files[name] for name in names if name in self.files), [])
+
+
+def read_lumas(item: PairItem, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Tensor, Tensor]:
+    """Luma of both sources, float64 [H, W] in 0..255; ValueError where their sizes differ."""
+    ir, vis = (to_luma(read_image(p, max_pixels=max_pixels)) for p in (item.ir, item.vis))
+    if ir.shape != vis.shape:
+        raise ValueError(f"{item.ir} is {_size(ir)} and {item.vis} {_size(vis)}")
+    return ir, vis
+
+
+def check_scoring(
+    *, preset: str = "cddfuse", names: Sequence[str] = CORE, paper: str | None = None
+) -> None:
+    """ValueError unless :func:`evaluate` knows these: to be called before long work."""
+    for what, given, known in (
+        ("preset", [preset], PRESETS),
+        ("names", names, NAMES),
+        ("paper", [] if paper is None else [paper], PAPER),
+    ):
+        for one in given:
+            if one not in known:
+                raise ValueError(f"{what} is {one!r}; expected of {', '.join(known)}")
+
+
+def _check_methods(items: Sequence[PairItem], methods: Sequence[Method]) -> None:
+    if not items:
+        raise ValueError("items is empty; expected at least one pair")
+    if not methods:
+        raise ValueError("methods is empty; give --fused NAME=FOLDER or --baselines")
+    labels = [m.name for m in methods]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"two methods are called {label!r}; give --fused another NAME=")
+    for method in methods:
+        if method.folder is None and method.name not in BASELINES:
+            raise ValueError(
+                f"method {method.name!r} has no folder; baselines are {', '.join(BASELINES)}"
+            )
+
+
+def _listing(folder: Path) -> dict[str, list[Path]]:
+    """Images in a folder and below, by relative path without the suffix."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    if not found:
+        raise ValueError(f"{folder}: no images in it ({', '.join(SUFFIXES)})")
+    return found
+
+
+def _score_pair(item: PairItem, results: list[Results], *, preset, names, device, max_pixels):
+    """([{metric: value} a method], [near copy or None a method]) of one pair."""
+    ir, vis = read_lumas(item, max_pixels)
+    fused = torch.stack([to_luma(r.picture(item, ir, vis, max_pixels)) for r in results])
+    fused, ir, vis = (x.to(device) for x in (fused, ir, vis))
+    rows: list[dict[str, float]] = []
+    for chunk in fused.split(max(1, _PIXELS_AT_ONCE // ir.numel())):
+        sources = (x.expand(len(chunk), -1, -1) for x in (ir, vis))
+        scores = compute(chunk, *sources, preset=preset, names=tuple(names))
+        columns = {name: column.tolist() for name, column in scores.items()}
+        rows += [{name: column[n] for name, column in columns.items()} for n in range(len(chunk))]
+    return rows, [near_copy(luma, ir, vis) for luma in fused]
+
+
+def _progress(items: Sequence[PairItem], progress: bool):
+    if not progress:
+        return items
+    from tqdm.auto import tqdm
+
+    return tqdm(items, desc="scoring", unit="pair", leave=False)
+
+
+def _stem(item: PairItem) -> str:
+    return item.name.rpartition("/")[2]
+
+
+def _size(image: Tensor | np.ndarray) -> str:
+    height, width = image.shape[:2]
+    return f"{width}x{height}"
+
+
+def _few(names: Sequence[str], separator: str = ", ", limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more

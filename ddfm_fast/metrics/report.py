@@ -1,0 +1,436 @@
+"""An evaluation as text (terminal, CSV, JSON, Markdown) and as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from .. import __version__
+from ..datasets.pairs import PairItem
+from ..images.files import DEFAULT_MAX_PIXELS, atomic_write_bytes, read_image
+from ..images.panel import to_rgb8
+from .evaluation import PAPER_NOTE, SOURCES, Evaluation, Method, MethodScores, Results, read_lumas
+
+FORMATS = {"table": ".txt", "csv": ".csv", "json": ".json", "markdown": ".md"}
+"""what ``render`` writes, and the suffix of a file that holds it"""
+
+_COARSE = ("SD", "SF", "AG", "PSNR")
+_JPEG_QUALITY = 90
+
+
+def render(evaluation: Evaluation, format: str = "table", *, per_image: bool = False) -> str:
+    """The table as text: "table" (terminal), "csv", "json" or "markdown"; ends in a newline.
+
+    CSV and JSON hold everything that was computed, per source too; the others hold ``columns``.
+    ``per_image`` adds a row for each pair and method.
+    """
+    renderers = {"table": _text, "csv": _csv, "json": _json, "markdown": _markdown}
+    if format not in renderers:
+        raise ValueError(f"format is {format!r}; expected one of {', '.join(renderers)}")
+    return renderers[format](evaluation, per_image)
+
+
+def format_value(value: float | None, column: str) -> str:
+    """Two digits after the point for what is in grey levels or dB, else three; a dash for None."""
+    if value is None or not math.isfinite(value):
+        return "–" if value is None or math.isnan(value) else "∞"
+    return f"{value:.2f}" if column in _COARSE else f"{value:.3f}"
+
+
+def table_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, list[str]]]:
+    """(kind, label, cells) of the summary: a "mean" and a "std" row a method, then "paper" rows."""
+    columns = evaluation.columns
+    for method in evaluation.methods:
+        yield "mean", method.name, [format_value(method.mean(c), c) for c in columns]
+        yield "std", "", ["±" + format_value(method.std(c), c) for c in columns]
+    for label, row in evaluation.paper_rows():
+        yield "paper", label, [format_value(row.get(c), c) for c in columns]
+
+
+def image_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, list[str]]]:
+    """(pair, method, cells), pair by pair."""
+    for n, pair in enumerate(evaluation.pairs):
+        for method in evaluation.methods:
+            cells = [format_value(method.values[c][n], c) for c in evaluation.columns]
+            yield pair, method.name, cells
+
+
+def caption(evaluation: Evaluation) -> str:
+    """What the numbers are: pairs, conventions, version."""
+    count = len(evaluation.pairs)
+    return (
+        f"{count} pair{'s' * (count != 1)}, metric preset {evaluation.preset}: mean ± standard "
+        f"deviation; _min is the worse source's score (ddfm-fast {__version__})"
+    )
+
+
+def _text(evaluation: Evaluation, per_image: bool) -> str:
+    head = ["", *evaluation.columns]
+    rows = [head] + [[label, *cells] for _, label, cells in table_rows(evaluation)]
+    lines = [caption(evaluation), "", *_aligned(rows)]
+    abouts = [[m.name, m.about] for m in evaluation.methods if m.about]
+    if abouts:
+        lines += ["", *_aligned(abouts, 2)]
+    if evaluation.paper:
+        lines += ["", f"note: {PAPER_NOTE}"]
+    if per_image:
+        head = ["pair", "method", *evaluation.columns]
+        rows = [head] + [[p, m, *cells] for p, m, cells in image_rows(evaluation)]
+        lines += ["", *_aligned(rows, 2)]
+    return "\n".join(lines) + "\n"
+
+
+def _aligned(rows: list[list[str]], labels: int = 1) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if n < labels else cell.rjust(width)
+            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _markdown(evaluation: Evaluation, per_image: bool) -> str:
+    def table(head: list[str], labels: int, rows) -> list[str]:
+        rule = ["---"] * labels + ["---:"] * (len(head) - labels)
+        cells = [[c.replace("|", "\\|") for c in row] for row in rows]
+        return ["| " + " | ".join(row) + " |" for row in (head, rule, *cells)]
+
+    columns = list(evaluation.columns)
+    rows = [[label, *cells] for _, label, cells in table_rows(evaluation)]
+    lines = [caption(evaluation) + ".", "", *table(["", *columns], 1, rows)]
+    abouts = [f"- `{m.name}`: {m.about}" for m in evaluation.methods if m.about]
+    lines += ["", *abouts] if abouts else []
+    notes = [*evaluation.warnings, *([PAPER_NOTE] if evaluation.paper else [])]
+    lines += [line for note in notes for line in ("", f"**Note:** {note}.")]
+    if per_image:
+        rows = [[p, m, *cells] for p, m, cells in image_rows(evaluation)]
+        lines += ["", *table(["pair", "method", *columns], 2, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _csv(evaluation: Evaluation, per_image: bool) -> str:
+    names = list(evaluation.methods[0].values)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["method", "pair", "near_copy", *names])
+    for m in evaluation.methods:
+        copies = len(m.near_copies)
+        writer.writerow([m.name, "mean", copies, *(m.mean(n) for n in names)])
+        writer.writerow([m.name, "std", copies, *(m.std(n) for n in names)])
+    for label, row in evaluation.paper_rows():
+        writer.writerow([label, "mean", "", *(row.get(n, "") for n in names)])
+    for n, pair in enumerate(evaluation.pairs if per_image else ()):
+        for m in evaluation.methods:
+            cells = (float(m.values[c][n]) for c in names)
+            writer.writerow([m.name, pair, m.near_copies.get(pair, ""), *cells])
+    return out.getvalue()
+
+
+def _json(evaluation: Evaluation, per_image: bool) -> str:
+    return json.dumps(as_dict(evaluation, per_image=per_image), indent=2) + "\n"
+
+
+def as_dict(evaluation: Evaluation, *, per_image: bool = False) -> dict[str, Any]:
+    """Everything, for JSON; what is not finite is None."""
+
+    def finite(value: float) -> float | None:
+        return float(value) if math.isfinite(value) else None
+
+    def method(m: MethodScores) -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "name": m.name,
+            "folder": m.folder,
+            "about": m.about,
+            "mean": {n: finite(m.mean(n)) for n in m.values},
+            "std": {n: finite(m.std(n)) for n in m.values},
+            "near_copies": m.near_copies,
+        }
+        if per_image:
+            found["per_image"] = {
+                pair: {n: finite(v[k]) for n, v in m.values.items()}
+                for k, pair in enumerate(evaluation.pairs)
+            }
+        return found
+
+    paper = [{"name": label, "mean": row} for label, row in evaluation.paper_rows()]
+    return {
+        "ok": not evaluation.failures,
+        "version": __version__,
+        "preset": evaluation.preset,
+        "definitions": evaluation.definitions,
+        "columns": list(evaluation.columns),
+        "pairs": evaluation.pairs,
+        "methods": [method(m) for m in evaluation.methods],
+        "paper": {"note": PAPER_NOTE, "rows": paper} if paper else None,
+        "warnings": evaluation.warnings,
+        "failures": evaluation.failures,
+    }
+
+
+def write_report(
+    path: Path,
+    evaluation: Evaluation,
+    items: Sequence[PairItem],
+    methods: Sequence[Method],
+    *,
+    title: str = "Fusion results",
+    max_pairs: int = 60,
+    max_width: int = 480,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> Path:
+    """Write one HTML file that needs nothing else: the table, and a panel of pictures a pair.
+
+    ``items`` and ``methods`` are those of the evaluation. Pictures are embedded as JPEG, at most
+    ``max_width`` pixels wide. Of more than ``max_pairs`` pairs the page shows that many, those with
+    a near copy first and the rest evenly spread, and says so. Written atomically.
+    """
+    shown = _shown(evaluation, max_pairs)
+    by_name = {item.name: item for item in items}
+    results = [Results(m, items) for m in methods]
+    panels = []
+    for number, pair in enumerate(shown, 1):
+        pictures = _pictures(evaluation, by_name[pair], results, max_width, max_pixels)
+        panels.append(_panel(evaluation, pair, pictures, f"Pair {number} of {len(shown)}"))
+    page = _page(evaluation, title, shown, panels)
+    return atomic_write_bytes(path, page.encode("utf-8"))
+
+
+def _shown(evaluation: Evaluation, limit: int) -> list[str]:
+    """The pairs to show, in the evaluation's order."""
+    pairs = evaluation.pairs
+    if len(pairs) <= limit:
+        return pairs
+    suspects = {p for m in evaluation.methods for p in m.near_copies}
+    chosen = [p for p in pairs if p in suspects][:limit]
+    rest = [p for p in pairs if p not in suspects]
+    room = limit - len(chosen)
+    chosen += [rest[n * len(rest) // room] for n in range(room)]
+    return sorted(chosen, key=pairs.index)
+
+
+def _pictures(
+    evaluation: Evaluation, item: PairItem, results: list[Results], max_width: int, max_pixels: int
+) -> str:
+    """A figure for each source and each method's result."""
+    ir, vis = read_lumas(item, max_pixels)
+    figures = []
+    for label, path in zip(SOURCES.values(), (item.ir, item.vis), strict=True):
+        picture = read_image(path, max_pixels=max_pixels)
+        figures.append(_figure(escape(label), f"{item.name}, {label} source", picture, max_width))
+    for result, scores in zip(results, evaluation.methods, strict=True):
+        name, baseline = result.method.name, result.method.folder is None
+        label = escape(f"{name} of the sources" if baseline else name) + _flag(scores, item.name)
+        picture = result.picture(item, ir, vis, max_pixels)
+        figures.append(_figure(label, f"{item.name}, fused by {name}", picture, max_width))
+    return "".join(figures)
+
+
+def _figure(label: str, alt: str, picture: np.ndarray, max_width: int) -> str:
+    return (
+        f'<figure><img src="{_uri(picture, max_width)}" alt="{escape(alt)}">'
+        f"<figcaption>{label}</figcaption></figure>"
+    )
+
+
+def _flag(scores: MethodScores, pair: str) -> str:
+    source = scores.near_copies.get(pair)
+    if source is None:
+        return ""
+    return f' <strong class="flag">nearly the {escape(SOURCES[source])} source</strong>'
+
+
+def _uri(picture: np.ndarray, max_width: int) -> str:
+    image = Image.fromarray(to_rgb8(picture))
+    if image.width > max_width:
+        height = max(1, round(image.height * max_width / image.width))
+        image = image.resize((max_width, height), Image.Resampling.LANCZOS)
+    if (np.ptp(np.asarray(image), axis=2) == 0).all():
+        image = image.convert("L")
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode("ascii")
+
+
+def _panel(evaluation: Evaluation, pair: str, pictures: str, position: str) -> str:
+    index = evaluation.pairs.index(pair)
+    rows = []
+    for m in evaluation.methods:
+        cells = [format_value(m.values[c][index], c) for c in evaluation.columns]
+        rows.append(("", escape(m.name) + _flag(m, pair), cells))
+    return (
+        f'<section class="panel" aria-label="{position}: {escape(pair)}"><h2>{escape(pair)}</h2>'
+        f'<div class="pictures">{pictures}</div>'
+        f"{_html_table(evaluation, rows, f'Scores of {pair}')}</section>"
+    )
+
+
+def _html_table(evaluation: Evaluation, rows, label: str) -> str:
+    """``rows``: (class, label as HTML, cells as text)."""
+    texts = evaluation.definitions
+    head = "".join(
+        f'<th scope="col" title="{escape(texts.get(c, ""))}">{escape(c)}</th>'
+        for c in evaluation.columns
+    )
+    body = "".join(
+        f'<tr class="{kind}"><th scope="row">{name}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for kind, name, cells in rows
+    )
+    return (
+        f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0"><table>'
+        f'<thead><tr><th scope="col">method</th>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _page(evaluation: Evaluation, title: str, shown: list[str], panels: list[str]) -> str:
+    rows = [(kind, escape(label), cells) for kind, label, cells in table_rows(evaluation)]
+    notes = [("warning", note) for note in evaluation.warnings]
+    notes += [("note", PAPER_NOTE)] if evaluation.paper else []
+    if len(shown) < len(evaluation.pairs):
+        notes.append(
+            ("note", f"{len(shown)} of {len(evaluation.pairs)} pairs are shown; the table has all")
+        )
+    options = "".join(
+        f'<option value="{n}">{escape(pair)}</option>' for n, pair in enumerate(shown, 1)
+    )
+    parts = {
+        "title": escape(title),
+        "style": _STYLE,
+        "caption": escape(caption(evaluation)),
+        "notes": "".join(f'<p class="{k}"><b>{k}:</b> {escape(t)}.</p>' for k, t in notes),
+        "table": _html_table(evaluation, rows, "Summary"),
+        "abouts": "".join(
+            f"<li><b>{escape(m.name)}</b>: {escape(m.about)}</li>"
+            for m in evaluation.methods
+            if m.about
+        ),
+        "definitions": "".join(
+            f"<dt>{escape(n)}</dt><dd>{escape(t)}</dd>" for n, t in evaluation.definitions.items()
+        ),
+        "options": options,
+        "panels": "".join(panels),
+        "script": _SCRIPT,
+    }
+    return re.sub("@([a-z]+)@", lambda found: parts[found[1]], _PAGE)
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>@title@</title>
+<style>@style@</style>
+</head>
+<body>
+<header><h1>@title@</h1><p>@caption@</p></header>
+<main>
+@notes@
+@table@
+<ul>@abouts@</ul>
+<details><summary>What the columns are</summary><dl>@definitions@</dl></details>
+<nav aria-label="Pairs" hidden>
+<button type="button" id="previous" aria-label="Previous pair">&larr;</button>
+<label>Pair <select id="choice">@options@</select></label>
+<button type="button" id="next" aria-label="Next pair">&rarr;</button>
+<span id="position" role="status"></span>
+<span class="hint">arrow keys leaf through</span>
+</nav>
+@panels@
+</main>
+<script>@script@</script>
+</body>
+</html>
+"""
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1e23; --paper: #fff; --soft: #5c6470; --line: #d5d9df;
+  --wash: #f3f5f7; --warn: #8a4b00; --warn-wash: #fff3df; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --paper: #15171a; --soft: #9aa3af;
+  --line: #353a41; --wash: #1e2125; --warn: #ffc46b; --warn-wash: #33260f; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1500px; padding: 1rem 1.5rem 3rem; color: var(--ink);
+  background: var(--paper); font: 16px/1.45 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: .5rem 0 0; }
+h2 { font-size: 1.15rem; margin: 1rem 0 .5rem; overflow-wrap: anywhere; }
+header p, .hint, figcaption, .note { color: var(--soft); }
+header p { margin: .25rem 0 1rem; }
+.warning { color: var(--warn); background: var(--warn-wash); border-left: 4px solid currentColor;
+  padding: .5rem .75rem; }
+.flag { color: var(--warn); font-weight: 600; font-size: .85em; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .55rem; text-align: right; white-space: nowrap; }
+tbody th, thead th:first-child { text-align: left; }
+thead th { border-bottom: 2px solid var(--line); }
+tbody th { font-weight: 600; }
+tr.std td { color: var(--soft); font-size: .85em; padding-top: 0; }
+tr.paper th, tr.paper td { color: var(--soft); font-weight: 400; font-style: italic; }
+tr:not(.std) + tr:not(.std) > *, tr.std + tr:not(.std) > * { border-top: 1px solid var(--line); }
+details { margin: 1rem 0; }
+dt { font-weight: 600; }
+dd { margin: 0 0 .4rem 1.2rem; color: var(--soft); }
+ul:empty { display: none; }
+nav { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: .6rem;
+  align-items: center; padding: .6rem 0; background: var(--paper);
+  border-bottom: 1px solid var(--line); }
+nav[hidden] { display: none; }
+button, select { font: inherit; color: inherit; background: var(--wash); padding: .3rem .8rem;
+  border: 1px solid var(--line); border-radius: 6px; }
+select { max-width: 60vw; }
+:focus-visible { outline: 3px solid #4c8dff; outline-offset: 2px; }
+.pictures { display: grid; gap: .8rem; margin-bottom: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
+figure { margin: 0; }
+img { display: block; width: 100%; height: auto; background: var(--wash); border-radius: 3px; }
+figcaption { padding-top: .2rem; }
+"""
+
+_SCRIPT = """
+const panels = [...document.querySelectorAll('.panel')];
+const choice = document.getElementById('choice');
+let current = 0;
+function show(n, note = true) {
+  current = (n + panels.length) % panels.length;
+  panels.forEach((panel, k) => { panel.hidden = k !== current; });
+  choice.value = String(current + 1);
+  document.getElementById('position').textContent = `${current + 1} of ${panels.length}`;
+  if (note) history.replaceState(null, '', `#pair-${current + 1}`);
+}
+function fromAddress(note) {
+  const found = /^#pair-(\\d+)$/.exec(location.hash);
+  show(found ? Math.min(Number(found[1]), panels.length) - 1 : 0, note);
+}
+document.querySelector('nav').hidden = false;
+document.getElementById('previous').addEventListener('click', () => show(current - 1));
+document.getElementById('next').addEventListener('click', () => show(current + 1));
+choice.addEventListener('change', () => show(Number(choice.value) - 1));
+addEventListener('hashchange', () => fromAddress(true));
+addEventListener('keydown', (event) => {
+  if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  if (event.target.closest?.('select, .scroll')) return;
+  if (event.key === 'ArrowLeft') show(current - 1);
+  else if (event.key === 'ArrowRight') show(current + 1);
+  else return;
+  event.preventDefault();
+});
+fromAddress(false);
+"""

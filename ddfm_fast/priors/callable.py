@@ -1,0 +1,113 @@
+"""Any module or callable eps(x, t) as a prior."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .conditioning import Conditioning
+from .prior import EPS_DTYPES, Prior, _same_device
+
+
+class CallablePrior(Prior):
+    """Any ``eps(x, t)``: x [N, 3, H, W], t [N] training timesteps (int64 unless rescaled).
+
+    It returns [N, 3, H, W], or [N, 6, H, W] with the variance half, or an object with such a
+    tensor as ``.sample`` (diffusers). ``multiple`` is the callable's attribute of that name,
+    else 32; ``has_variance`` its attribute, or ``out_channels == 6``, else found by one evaluation
+    on zeros when first asked for.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        *,
+        name: str | None = None,
+        multiple: int | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **keywords,
+    ):
+        parameter = None
+        if isinstance(function, nn.Module):
+            parameter = next((p for p in function.parameters() if p.is_floating_point()), None)
+        if parameter is not None:
+            device, dtype = parameter.device, dtype or parameter.dtype
+        if multiple is None:
+            multiple = getattr(function, "multiple", None) or 32
+        super().__init__(
+            name=name or getattr(function, "__name__", type(function).__name__),
+            multiple=multiple,
+            device=torch.device(device or "cpu"),
+            dtype=dtype or torch.float32,
+            **keywords,
+        )
+        self.function = function
+
+    @functools.cached_property
+    def has_variance(self) -> bool:
+        known = getattr(self.function, "has_variance", None)
+        if known is None:
+            # A module's own attribute; diffusers keeps it in .config and warns about the shortcut.
+            holder = getattr(self.function, "config", self.function)
+            channels = getattr(holder, "out_channels", None)
+            known = None if channels is None else channels == 6
+        if known is None:
+            side = -(-64 // self.multiple) * self.multiple
+            zeros = torch.zeros(1, 3, side, side, device=self.device)
+            known = self._call(zeros, self.conditioning(torch.tensor([0]))[0]).shape[1] == 6
+        return bool(known)
+
+    def to(self, device: str | torch.device) -> CallablePrior:
+        """This prior on a device; modules are copied, plain callables get x on that device."""
+        device = torch.device(device)
+        if _same_device(device, self.device):
+            return self
+        function = self.function
+        if isinstance(function, nn.Module):
+            function = copy.deepcopy(function).to(device)
+        return CallablePrior(function, device=device, dtype=self.dtype, **self._keywords())
+
+    def conditioning(self, timesteps: Tensor) -> Conditioning:
+        timesteps = self._network_timesteps(timesteps)
+        if not timesteps.is_floating_point():
+            timesteps = timesteps.long()
+        return Conditioning(timesteps[:, None], lambda row: row[0])
+
+    @torch.no_grad()
+    def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
+        self._check_input(x, variance)
+        out = self._call(x, cond)
+        if variance and out.shape[1] != 6:
+            raise ValueError("prior: the callable returned no variance half, expected 6 channels")
+        out = out if variance else out[:, :3]
+        return out if out.dtype in EPS_DTYPES else out.float()
+
+    @torch.no_grad()
+    def _call(self, x: Tensor, cond: Tensor) -> Tensor:
+        out = self.function(x.to(self.dtype), cond.repeat(len(x)))
+        if not isinstance(out, Tensor):
+            out = getattr(out, "sample", out)
+        if not isinstance(out, Tensor) or not out.is_floating_point():
+            what = f"a tensor of {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+            raise TypeError(
+                f"prior: eps(x, t) returned {what}, expected a floating-point tensor "
+                "[N, 3, H, W] or [N, 6, H, W]"
+            )
+        n, _, height, width = x.shape
+        if tuple(out.shape) not in ((n, 3, height, width), (n, 6, height, width)):
+            raise ValueError(
+                f"prior: eps(x, t) returned shape {tuple(out.shape)} for x {tuple(x.shape)}, "
+                f"expected {(n, 3, height, width)} or {(n, 6, height, width)}"
+            )
+        if out.device != x.device:
+            raise ValueError(
+                f"prior: eps(x, t) returned a tensor on {out.device} for x on {x.device}; "
+                "keep it on one device"
+            )
+        return out

@@ -1,0 +1,131 @@
+"""From a name, a path, a module or a callable to a :class:`Prior`."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .callable import CallablePrior
+from .checkpoint import PRIOR_KEYWORDS, load_checkpoint, split_config
+from .network import UNetPrior, _optimised
+from .precision import PRECISIONS, check_precision, default_precision
+from .prior import Prior
+from .unet import UNet
+
+EMBEDDED = Path(__file__).with_name("embedded.safetensors")
+
+ACCEPTED = (
+    '"embedded", the path of a .pt or .safetensors checkpoint, the folder of a diffusers '
+    "UNet2DModel, an nn.Module or callable eps(x, t), or a Prior"
+)
+
+
+def load_prior(
+    spec: Any,
+    config: dict[str, Any] | None = None,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    compile: bool = False,
+) -> Prior:
+    """A :class:`Prior` from ``"embedded"``, a checkpoint path, a folder, a module or a callable.
+
+    ``spec``: "embedded" (the small network that comes with the package, read once a process), the
+    path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint, the folder of a
+    diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
+    (:class:`CallablePrior`), or a :class:`Prior`, which comes back as it is.
+    ``config``: guided-diffusion's ``UNetModel`` keywords for what a checkpoint does not tell
+    (mostly ``num_head_channels`` or ``num_heads``), and the prior's own: ``noise_schedule``
+    ("linear" | "cosine"), ``num_train_timesteps``, ``rescale_timesteps``, ``multiple``.
+    ``device``: where to put it (default: CPU, or where a module is). ``dtype``: "float32" (the
+    default), "tf32" (float32 whose matrix products CUDA rounds), "bfloat16", "float16", or "auto"
+    for the device's own (:func:`.precision.default_precision`; networks from a name or a path
+    only, others stay as they are); for modules and callables, the dtype of the x they are given.
+    ``compile``: run the network through torch.compile (Inductor), which costs a minute at each
+    new size and needs a C++ compiler on a CPU; what it gains is in bench/results.
+
+    ValueError or TypeError, naming what is wrong, for anything else; ImportError when diffusers
+    is needed and absent.
+    """
+    if dtype == "auto":
+        named = isinstance(spec, str | os.PathLike)
+        dtype = default_precision(torch.device(device or "cpu")) if named else None
+    dtype = check_precision(dtype)
+    if isinstance(spec, Prior):
+        if config:
+            raise ValueError("config: a Prior is taken as it is; pass config where it is made")
+        prior: Prior = spec
+    elif isinstance(spec, str) and spec == "embedded":
+        if config:
+            raise ValueError('config: the prior "embedded" brings its own; leave config out')
+        prior = _embedded()
+    elif isinstance(spec, str | os.PathLike):
+        prior = _from_path(Path(spec), config, device, dtype)
+    elif isinstance(spec, UNet):
+        weight = spec.out[2].weight
+        to = torch.device(device or weight.device), PRECISIONS.get(dtype, weight.dtype)
+        prior = UNetPrior(_optimised(spec, *to), tf32=dtype == "tf32", **_prior_keywords(config))
+    elif callable(spec) and not isinstance(spec, type):
+        prior = CallablePrior(spec, dtype=PRECISIONS.get(dtype), **_prior_keywords(config))
+    else:
+        raise TypeError(f"prior: got {type(spec).__name__}, expected {ACCEPTED}")
+    if isinstance(prior, UNetPrior):
+        return prior.to(device, dtype, compile or None)
+    if compile:
+        raise ValueError(
+            f"compile: works on networks of ddfm_fast, and prior {prior.name!r} is a module or "
+            "callable; call torch.compile on it and pass the result"
+        )
+    return prior if device is None else prior.to(device)
+
+
+def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
+    network, prior = split_config(config)
+    if network:
+        raise ValueError(
+            f"config: {', '.join(map(repr, network))} has no effect on this kind of prior; "
+            f"expected {', '.join(PRIOR_KEYWORDS)}"
+        )
+    return prior
+
+
+@functools.cache
+def _embedded() -> UNetPrior:
+    if not EMBEDDED.is_file():
+        raise ValueError(
+            'prior: the file of "embedded" is missing from this installation; install ddfm_fast '
+            "again or give the path of a checkpoint"
+        )
+    return _checkpoint_prior(EMBEDDED, None, torch.device("cpu"), "float32", "embedded")
+
+
+def _checkpoint_prior(
+    path: Path, config: dict[str, Any] | None, device: torch.device, precision: str, name: str
+) -> UNetPrior:
+    unet, info = load_checkpoint(path, config)
+    unet = _optimised(unet, device, PRECISIONS[precision])
+    return UNetPrior(unet, name=name, tf32=precision == "tf32", **info["prior"])
+
+
+def _from_path(
+    path: Path,
+    config: dict[str, Any] | None,
+    device: str | torch.device | None,
+    precision: str | None,
+) -> Prior:
+    device = torch.device(device or "cpu")
+    precision = precision or "float32"
+    if path.is_dir():
+        from .hf import load_diffusers
+
+        model, found = load_diffusers(path)
+        keywords = {**found, **_prior_keywords(config)}
+        model = model.to(device, PRECISIONS[precision])
+        return CallablePrior(model, name=path.name, **keywords)
+    if not path.exists():
+        raise ValueError(f"prior: there is no file or folder {str(path)!r}; expected {ACCEPTED}")
+    return _checkpoint_prior(path, config, device, precision, path.stem)

@@ -1,0 +1,142 @@
+"""A UNet of ours as a prior: laid out for the device, run by the engine."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checkpoint import build_unet, weights_sha256
+from .conditioning import Conditioning
+from .engine import Engine
+from .ops import FusedOps, PlainOps
+from .precision import PRECISIONS, check_precision, cpu_has, float32_products
+from .prior import Prior, _same_device
+from .unet import UNet
+
+
+class UNetPrior(Prior):
+    """Our own network engine; ``unet`` is used as it is and never changed.
+
+    ``load_prior`` gives it a copy laid out for speed. ``tf32``: round float32 matrix products on
+    CUDA (a CPU has no TF32: there it is float32). ``compiled``: run PyTorch's plain operators
+    through torch.compile in place of ours.
+    """
+
+    def __init__(
+        self,
+        unet: UNet,
+        *,
+        name: str = "unet",
+        multiple: int | None = None,
+        tf32: bool = False,
+        compiled: bool = False,
+        **keywords,
+    ):
+        config = unet.config
+        if config.in_channels != 3 or config.out_channels not in (3, 6):
+            raise ValueError(
+                f"prior: the network maps {config.in_channels} to {config.out_channels} channels, "
+                "expected 3 to 3 or 6 (an RGB noise predictor, without or with learned variance)"
+            )
+        multiple = config.multiple if multiple is None else multiple
+        if isinstance(multiple, int) and multiple % config.multiple:
+            raise ValueError(
+                f"config: multiple={multiple}, expected a multiple of {config.multiple}, "
+                "which the network needs"
+            )
+        weight = unet.out[2].weight
+        super().__init__(
+            name=name, multiple=multiple, device=weight.device, dtype=weight.dtype, **keywords
+        )
+        diffusion = self.noise_schedule, self.num_train_timesteps
+        if config.sigma_data and diffusion != ("linear", 1000):
+            raise ValueError(
+                f"config: sigma_data={config.sigma_data} with noise_schedule={diffusion[0]!r} and "
+                f"num_train_timesteps={diffusion[1]}, expected 'linear' and 1000, the only "
+                "process that preconditioned networks know"
+            )
+        if self.device.type == "cpu" and not cpu_has(self.dtype):
+            warnings.warn(
+                f"dtype: this CPU has no {self.precision} arithmetic, so it is slower than float32 "
+                "here and no truer; use float32",
+                stacklevel=2,
+            )
+        self.unet = unet
+        self.tf32, self.compiled = tf32 and self.dtype == torch.float32, compiled
+        self.engine = Engine(unet, PlainOps() if compiled else None)
+        self._evaluate = _compiled(self.engine.__call__, self.device) if compiled else self.engine
+        self.has_variance = config.out_channels == 6
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        return weights_sha256(self.unet.state_dict())
+
+    def to(
+        self,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+        compile: bool | None = None,
+    ) -> UNetPrior:
+        """This prior on a device (and in a precision); a new one unless nothing changes."""
+        device = self.device if device is None else torch.device(device)
+        precision = check_precision(dtype) or self.precision
+        compiled = self.compiled if compile is None else compile
+        wanted = precision, compiled
+        if _same_device(device, self.device) and wanted == (self.precision, self.compiled):
+            return self
+        unet = _optimised(self.unet, device, PRECISIONS[precision])
+        return UNetPrior(unet, tf32=precision == "tf32", compiled=compiled, **self._keywords())
+
+    def activation_bytes(self, n: int, height: int, width: int) -> int:
+        """Most bytes of activations during ``eps`` of n such images.
+
+        Found on the meta device; convolution libraries' workspaces come on top.
+        """
+        fused = isinstance(self.engine.ops, FusedOps)
+        return _activation_bytes(self.unet.config, n, height, width, self.dtype, fused)
+
+    @torch.no_grad()
+    def conditioning(self, timesteps: Tensor) -> Conditioning:
+        return self.unet.conditioning(self._network_timesteps(timesteps))
+
+    @torch.no_grad()
+    def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
+        self._check_input(x, variance)
+        exact = self.device.type == "cuda" and self.dtype == torch.float32
+        with float32_products(self.tf32) if exact else nullcontext():
+            return self._evaluate(x, cond, None if variance else 3)
+
+
+def _optimised(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
+    """A copy of the network, fast on the device; tensors that fit already are shared, not copied.
+
+    Convolutions are in channels_last, and qkv in the order in which attention reads it. Upsampling
+    is folded on CPUs, where it was measured to win.
+    """
+    tensors = {
+        k: v.to(device, dtype, memory_format=torch.channels_last)
+        if v.ndim == 4
+        else v.to(device, dtype)
+        for k, v in unet.state_dict().items()
+    }
+    optimised = build_unet(unet.config, tensors).reorder_attention()
+    return optimised.fold_upsampling() if device.type == "cpu" else optimised
+
+
+@functools.lru_cache(maxsize=256)
+def _activation_bytes(config, n: int, height: int, width: int, dtype, fused: bool) -> int:
+    from .cost import engine_cost
+
+    return engine_cost(config, n, height, width, dtype, fused=fused).peak_bytes
+
+
+def _compiled(function: Callable, device: torch.device) -> Callable:
+    """The function through torch.compile, one program a size, without CUDA graphs of its own."""
+    mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else None
+    return torch.compile(function, mode=mode, dynamic=False)

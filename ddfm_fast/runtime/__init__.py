@@ -1,0 +1,1 @@
+"""What the method runs on: backends, memory, profiling, the environment, the doctor."""

@@ -1,0 +1,171 @@
+"""Which code runs a step: chosen once, from what was asked for, the device and what is installed.
+
+``backend``
+    "triton": the fused kernels of ``ddfm_fast.kernels``; "torch": plain PyTorch
+    (``ddfm_fast.rectify``), the path of the CPU and the kernels' oracle.
+``solver``
+    How the kernels get k: "torch" (torch.fft), "cupy" (CuPy's cuFFT plans) or "tile" (no FFT, the
+    whole step in one launch). The backend "torch" always has torch.fft.
+``graph``
+    "loop": one CUDA graph for all steps; "step": one for a step, replayed; "off": no graph.
+
+Each is "auto" unless given, and then what the environment says: DDFM_FAST_BACKEND,
+DDFM_FAST_SOLVER, DDFM_FAST_GRAPH.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import FuseConfig
+from ..schedule import StepRow
+from ..step import ReverseStep, Step, em_settings
+
+BACKENDS = ("auto", "triton", "torch")
+SOLVERS = ("auto", "torch", "cupy", "tile")
+GRAPHS = ("auto", "loop", "step", "off")
+LEAST_CAPABILITY = (7, 0)
+"""of a GPU, for the kernels: what Triton compiles for"""
+
+
+class Backend(NamedTuple):
+    """What runs a step, and makes it."""
+
+    name: str
+    """"triton" or "torch" """
+    solver: str
+    reason: str
+    """why this backend, for people"""
+
+    def make_step(
+        self,
+        i: Tensor,
+        v: Tensor,
+        config: FuseConfig,
+        *,
+        rows: Sequence[StepRow],
+        noise: str = "none",
+        seeds: Tensor | None = None,
+        keep_x0: bool = False,
+    ) -> Step:
+        """The steps ``rows`` of a batch: luma planes i, v [N, 1, H, W] float32 on one device.
+
+        ``noise``: the source of σ, one of ``step.NOISES``. ``seeds``: int64 [N], of each image's
+        noise. ``keep_x0``: f̂₀ of each step can be asked for. ValueError or TypeError as the
+        constructors raise them.
+        """
+        settings = dict(rows=rows, noise=noise, seeds=seeds, **em_settings(config))
+        if self.name == "torch":
+            return ReverseStep(i, v, **settings)
+        from ..kernels import TileStep, TritonStep
+
+        if self.solver == "tile":
+            return TileStep(i, v, keep_x0=keep_x0, **settings)
+        return TritonStep(i, v, keep_x0=keep_x0, solver=self.solver, **settings)
+
+
+def resolve_backend(
+    device: torch.device | str, backend: str | None = None, solver: str | None = None
+) -> Backend:
+    """The backend for a device. None takes the environment's word, "auto" without one.
+
+    ValueError or ImportError where what was asked for by name cannot run here.
+    """
+    device = torch.device(device)
+    backend = _choice("backend", backend, BACKENDS, "DDFM_FAST_BACKEND")
+    solver = _choice("solver", solver, SOLVERS, "DDFM_FAST_SOLVER")
+    if backend == "torch":
+        return Backend("torch", _torch_solver(solver, "backend is 'torch'"), "asked for")
+    obstacle = triton_obstacle(device)
+    if backend == "triton" and obstacle:
+        raise ValueError(
+            f"backend is 'triton', but {obstacle}; expected backend='torch' or 'auto' here"
+        )
+    if obstacle:
+        return Backend("torch", _torch_solver(solver, obstacle), obstacle)
+    if solver == "cupy":
+        _require_cupy()
+    reason = "asked for" if backend == "triton" else f"{device.type} device, and triton imports"
+    return Backend("triton", "torch" if solver == "auto" else solver, reason)
+
+
+def resolve_graph(graph: str | None, device: torch.device | str, backend: Backend) -> str:
+    """The graph mode for a device: "loop", "step" or "off".
+
+    None takes the environment's word, "auto" without one; "auto" is "loop" on a CUDA device.
+    ValueError where what was asked for cannot run here.
+    """
+    device = torch.device(device)
+    graph = _choice("graph", graph, GRAPHS, "DDFM_FAST_GRAPH")
+    if device.type != "cuda":
+        if graph in ("loop", "step"):
+            raise ValueError(
+                f"graph is {graph!r}, but the device is {device}; CUDA graphs need a CUDA device: "
+                "expected 'off' or 'auto'"
+            )
+        return "off"
+    if graph == "step" and backend.name == "torch":
+        raise ValueError(
+            "graph is 'step' with backend 'torch', whose steps have their coefficients frozen in; "
+            "expected graph='loop' or 'off', or backend='triton'"
+        )
+    return "loop" if graph == "auto" else graph
+
+
+def triton_obstacle(device: torch.device) -> str | None:
+    """Why the kernels cannot run on ``device``, or None where they can."""
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "the device is the CPU"
+    from ..kernels import module_status
+
+    triton = module_status("triton")
+    if triton["version"] is None:
+        return f"triton: {triton['reason']}"
+    if device.type == "cpu":
+        from ..kernels.ksolve import INTERPRETED
+
+        return None if INTERPRETED else "triton was imported before TRITON_INTERPRET=1 was set"
+    if device.type != "cuda":
+        return f"the device is {device.type}"
+    if torch.version.hip is not None:
+        return "this PyTorch is built for ROCm, where the kernels were never tried"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        return "the GPU has compute capability {}.{}, below {}.{}".format(
+            *capability, *LEAST_CAPABILITY
+        )
+    return None
+
+
+def _torch_solver(solver: str, because: str) -> str:
+    if solver in ("cupy", "tile"):
+        raise ValueError(
+            f"solver is {solver!r}, which the Triton kernels need, and {because}; "
+            "expected solver='torch' or 'auto'"
+        )
+    return "torch"
+
+
+def _require_cupy() -> None:
+    from ..kernels import module_status
+
+    cupy = module_status("cupy")
+    if cupy["version"] is None:
+        raise ImportError(
+            f"solver is 'cupy', but CuPy: {cupy['reason']}; install ddfm_fast[cuda12] or "
+            "ddfm_fast[cuda13], or take solver='torch'"
+        )
+
+
+def _choice(name: str, value: str | None, choices: tuple[str, ...], variable: str) -> str:
+    source = name
+    if value is None:
+        value, source = os.environ.get(variable) or "auto", f"environment variable {variable}"
+    if value not in choices:
+        raise ValueError(f"{source} is {value!r}; expected one of {', '.join(choices)}")
+    return value

@@ -1,0 +1,169 @@
+"""How many images go through the prior at once, and what becomes of the memory in between.
+
+What is free decides the batch, and running out teaches. On a CPU a loop keeps the pages of one
+step for the next.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..priors.prior import Prior
+
+SHARE = 0.8
+"""of the free memory that may be planned with: fragmentation and libraries' workspaces need some"""
+SAMPLER_PLANES = 40
+"""float32 planes an image that the loop and the rectification hold, generously"""
+# Numbers of mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
+_INT_MAX = 2**31 - 1
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on the host or on a device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error).lower() for words in _OUT_OF_MEMORY
+    )
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What could still be allocated on a CUDA device, PyTorch's own reserve included; else None."""
+    if device.type != "cuda":
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def free_host_bytes() -> int | None:
+    """What this process could still allocate on the host, by Linux and its container; else None."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+    try:
+        limit, used = (
+            Path(f"/sys/fs/cgroup/memory.{name}").read_text() for name in ("max", "current")
+        )
+        return max(0, min(free, int(limit) - int(used)))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        return free
+
+
+def image_bytes(prior: Prior, height: int, width: int) -> int | None:
+    """What fusing one image needs beside the weights, or None where the prior does not know."""
+    height, width = (-(-n // prior.multiple) * prior.multiple for n in (height, width))
+    activations = prior.activation_bytes(1, height, width)
+    return None if activations is None else activations + SAMPLER_PLANES * 4 * height * width
+
+
+def images_that_fit(
+    prior: Prior, height: int, width: int, most: int, free: int | None = None
+) -> int:
+    """1 to ``most`` images of that size at once, by the memory that is free (``free`` bytes).
+
+    ``most`` where either is unknown: on a CPU, or with a callable for a prior.
+    """
+    free = free_bytes(prior.device) if free is None else free
+    need = None if free is None or most == 1 else image_bytes(prior, height, width)
+    return most if need is None else max(1, min(most, int(SHARE * free) // need))
+
+
+def in_batches(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], size: int, *, fallback: bool
+) -> list[Tensor]:
+    """``function`` of slices of at most ``size`` along the first axis of each input, in order.
+
+    With ``fallback``, a slice for which memory runs out is tried again in halves, and so are those
+    that follow, with a warning; what does not fit alone raises.
+    """
+    results, first = [], 0
+    while first < len(inputs[0]):
+        try:
+            results.append(function(*(x[first : first + size] for x in inputs)))
+        except (RuntimeError, MemoryError) as error:
+            if not fallback or size == 1 or not is_out_of_memory(error):
+                raise
+            size = min(size, len(inputs[0]) - first)
+            shape = "x".join(map(str, inputs[0].shape[-2:]))
+            warnings.warn(
+                f"memory ran out with {size} images of {shape} at once; "
+                f"going on with {max(size // 2, 1)}",
+                stacklevel=2,
+            )
+            size = max(size // 2, 1)
+        else:
+            first += size
+            continue
+        # outside the handler, whose traceback would keep the failed tensors alive
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return results
+
+
+_keepers = 0
+_keepers_lock = threading.Lock()
+
+
+@lru_cache
+def _glibc() -> ctypes.CDLL | None:
+    """The C library, if it is glibc and nobody has tuned its allocator from outside."""
+    tuned = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
+        name.startswith("MALLOC_") for name in os.environ
+    )
+    if tuned or not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    known = hasattr(library, "gnu_get_libc_version") and hasattr(library, "mallopt")
+    return library if known else None
+
+
+@contextmanager
+def pages_kept(device: torch.device) -> Iterator[None]:
+    """Within it, memory that is freed on a CPU stays with the process, up to 2 GiB.
+
+    By default glibc hands large blocks back to the system at once, and every activation of every
+    step then costs a page fault per 4 KiB. Afterwards what is free goes back but for 64 MiB, and
+    blocks of 32 MiB and more come from the system again; these are the largest values that glibc
+    chooses by itself. Nests, and may be entered in several threads. Does nothing for
+    other devices and C libraries, nor where ``MALLOC_*`` or ``GLIBC_TUNABLES`` tune the allocator.
+    """
+    library = _glibc() if device.type == "cpu" else None
+    if library is None:
+        yield
+        return
+    _count_keepers(library, 1)
+    try:
+        yield
+    finally:
+        _count_keepers(library, -1)
+
+
+def _count_keepers(library: ctypes.CDLL, change: int) -> None:
+    global _keepers
+    with _keepers_lock:
+        before, _keepers = _keepers, _keepers + change
+        if before == 0:
+            library.mallopt(_TRIM_THRESHOLD, _INT_MAX)
+            library.mallopt(_MMAP_MAX, 0)
+        elif _keepers == 0:
+            library.mallopt(_TRIM_THRESHOLD, 64 << 20)
+            library.mallopt(_MMAP_THRESHOLD, 32 << 20)
+            library.mallopt(_MMAP_MAX, 1 << 16)
+            library.malloc_trim(64 << 20)

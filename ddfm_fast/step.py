@@ -1,0 +1,206 @@
+"""A reverse step after the prior's ε: predict f̃₀, rectify it, and the sampler's update.
+
+``Step`` is what the loop asks of whoever runs it. :class:`ReverseStep` is the plain one: the path
+of the CPU, and the twin of ``TritonStep`` and ``TileStep`` in ``ddfm_fast.kernels``. Which one runs
+is for ``ddfm_fast.runtime.dispatch`` to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .config import FuseConfig
+from .noise import normals
+from .rectify import EMState, get_solver, get_variant, gradient_target, rectify_plane
+from .schedule import StepRow
+
+
+class Step(Protocol):
+    """The reverse steps of a batch of pairs, with the state that EM carries between them."""
+
+    period: int
+    """steps after which x_t is in the same memory again: 1 in place, 2 where buffers alternate"""
+    x0: Tensor | None
+    """f̂₀ of the last step, [N, 3, H, W], or None where it is not kept"""
+
+    @property
+    def next_step(self) -> Tensor:
+        """int32 or int64 [1] on the device: the row of the next step."""
+        ...
+
+    def load_(self, i: Tensor, v: Tensor, seeds: Tensor | None = None) -> None:
+        """Take the luma planes i, v [N, 1, H, W] and begin before the first row."""
+        ...
+
+    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:
+        """x_t → x_{t−1} by the next row; returns the tensor that holds it.
+
+        ``out`` is the prior's output. ``after`` is where x_{t−1} goes if ``period`` is 2, a new
+        tensor by default; with period 1 it is x_t itself.
+        """
+        ...
+
+    def luma(self, image: Tensor) -> Tensor:
+        """The variant's luma [H, W] of an RGB image [3, H, W]."""
+        ...
+
+    def grey(self, luma: Tensor) -> Tensor:
+        """The gray RGB images [N, 3, H, W] whose ``luma`` is the given [N, 1, H, W]."""
+        ...
+
+
+def em_settings(config: FuseConfig) -> dict:
+    """What a step wants to know of ``config`` beside the schedule."""
+    return {name: getattr(config, name) for name in ("variant", "psi", "eta", "update_scales")}
+
+
+def plain_em(i: Tensor, v: Tensor, config: FuseConfig) -> ReverseStep:
+    """The plain step without rows: for EM iterations (``rectify_``) without the prior."""
+    return ReverseStep(i, v, **em_settings(config))
+
+
+NOISES = ("none", "fixed", "learned")
+"""whose σ a step's noise has: no noise, the row's, or one between the row's two variances"""
+
+
+def check_noise(noise: str) -> str:
+    """``noise`` if it is one of NOISES, else ValueError."""
+    if noise not in NOISES:
+        raise ValueError(f"noise is {noise!r}; expected one of {', '.join(NOISES)}")
+    return noise
+
+
+def learned_sigma(w: Tensor, row: StepRow) -> Tensor:
+    """σ of improved DDPM (Nichol 2021, equation 15) for the prior's variance half w in [−1, 1].
+
+    log σ² lies between the logarithms of the posterior's variance (w = −1) and of β (w = 1).
+    """
+    half = (row.log_var_max - row.log_var_min) / 4
+    return torch.exp(w * half + (row.log_var_max + row.log_var_min) / 4)
+
+
+class ReverseStep:
+    """The EM state of a batch of pairs and the reverse steps that follow the prior.
+
+    i, v: luma planes [N, 1, H, W] in [−1, 1], float32 or float64, on one device; i is the
+    infrared (or first) source. ``rows``: the steps, in sampling order. ``noise``: whose σ the
+    rows' noise has, one of NOISES. ``seeds``: int64 [N], of each image's noise, on that device
+    (default 0). ψ and η are the paper's; images share nothing.
+
+    Implements :class:`Step`; float64 too, for tests.
+    """
+
+    period = 1
+    counts_on_device = False
+    """whether a captured step may be replayed for the next row: here the row is frozen into it"""
+
+    def __init__(
+        self,
+        i: Tensor,
+        v: Tensor,
+        *,
+        rows: Sequence[StepRow] = (),
+        noise: str = "none",
+        seeds: Tensor | None = None,
+        variant: str = "official",
+        psi: float = 0.5,
+        eta: float = 0.001,
+        update_scales: bool = True,
+    ):
+        if i.shape != v.shape or i.ndim != 4 or i.shape[1] != 1:
+            raise ValueError(
+                f"i has shape {tuple(i.shape)} and v {tuple(v.shape)}; "
+                "expected the same [N, 1, H, W] for both"
+            )
+        self.variant = get_variant(variant)
+        self.settings = dict(variant=variant, psi=psi, eta=eta, update_scales=update_scales)
+        self.rows, self.noise = list(rows), check_noise(noise)
+        self.seeds = torch.zeros(len(v), dtype=torch.int64, device=v.device)
+        self.luma_weights = torch.tensor(self.variant.luma_weights, dtype=v.dtype, device=v.device)
+        self.solver = get_solver(*v.shape[-2:], v.dtype, v.device)
+        self.v, self.y = torch.empty_like(v[:, 0]), torch.empty_like(v[:, 0])
+        self.targets = torch.empty_like(self.v) if variant == "gradient" else [None] * len(v)
+        self.x0 = torch.empty(len(v), 3, *v.shape[-2:], dtype=v.dtype, device=v.device)
+        self.load_(i, v, seeds)
+
+    def load_(self, i: Tensor, v: Tensor, seeds: Tensor | None = None) -> None:
+        """Take other images of the same shape, in place, and start anew: ``reset``."""
+        self.v.copy_(v[:, 0])
+        torch.sub(i[:, 0], v[:, 0], out=self.y)
+        if self.variant.name == "gradient":
+            self.targets.copy_(gradient_target(i, v)[:, 0])
+        if seeds is not None:
+            self.seeds.copy_(seeds)
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the state before the first step: k = 0, γ = ρ = 1, the first row next."""
+        one = torch.ones((), dtype=self.v.dtype, device=self.v.device)
+        self.states = [EMState(torch.zeros_like(v), one, one) for v in self.v]
+        self.step = 0
+
+    @property
+    def next_step(self) -> Tensor:
+        """int64 [1] on the device: the row of the next step, as the host knows it now."""
+        return torch.tensor([self.step], device=self.v.device)
+
+    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:
+        """x_t → x_{t-1} in place by the next row: predict, rectify, and the sampler's update.
+
+        x_t [N, 3, H, W] contiguous; ``out`` is the prior's output [N, 3, H, W], ε, or
+        [N, 6, H, W], with the variance half that noise "learned" needs, in any memory format and
+        floating dtype. ``self.x0`` holds f̂₀ afterwards. After the last row comes the first.
+        """
+        row = self.rows[self.step]
+        for n, x in enumerate(x_t):
+            x0 = self.x0[n]
+            previous = x0.clone() if row.c else None
+            torch.mul(x, row.recip, out=x0).sub_(out[n, :3], alpha=row.recipm1).clamp_(-1, 1)
+            self._rectify_image_(n, x0)
+            x.mul_(row.a).add_(x0, alpha=row.b)
+            if previous is not None:
+                x.add_(previous, alpha=row.c)
+        if self.noise != "none" and row.sigma:
+            x_t.add_(self._noise(out, row))
+        self.step = (self.step + 1) % len(self.rows)
+        return x_t
+
+    def _noise(self, out: Tensor, row: StepRow) -> Tensor:
+        """σ·z of the step, [N, 3, H, W]."""
+        z = normals(self.seeds, self.step, *self.v.shape[-2:], self.v.dtype)
+        if self.noise == "fixed":
+            return z.mul_(row.sigma)
+        return z.mul_(learned_sigma(out[:, 3:].to(z.dtype), row))
+
+    def rectify_(self, x0: Tensor) -> Tensor:
+        """f̃₀ → f̂₀ in place, RGB [N, 3, H, W] contiguous in [−1, 1]."""
+        for n, image in enumerate(x0):
+            self._rectify_image_(n, image)
+        return x0
+
+    def _rectify_image_(self, n: int, image: Tensor) -> None:
+        f = self.luma(image)
+        fused = rectify_plane(
+            f,
+            self.v[n],
+            self.y[n],
+            self.states[n],
+            self.solver,
+            target=self.targets[n],
+            **self.settings,
+        )
+        image.add_(fused.sub_(f), alpha=self.variant.writeback)
+
+    def grey(self, luma: Tensor) -> Tensor:
+        """The grey RGB images [N, 3, H, W] whose ``luma`` is the given [N, 1, H, W]."""
+        level = (luma - self.variant.luma_offset) * self.variant.writeback
+        return level.repeat(1, 3, 1, 1)
+
+    def luma(self, image: Tensor) -> Tensor:
+        """The variant's luma [H, W] of an RGB image [3, H, W]: what is compared with i and v."""
+        flat = torch.mv(image.reshape(3, -1).t(), self.luma_weights)
+        return flat.add_(self.variant.luma_offset).view(image.shape[-2:])

@@ -1,0 +1,372 @@
+"""Everything between the prior's ε and x_{t-1} on a GPU: two fused kernels around the k-solve.
+
+Twin: ``ddfm_fast.rectify``, whose module docstring has the equations. A step is
+
+    _rectify_rhs_kernel      x_t, ε, v, y, k → right-hand side, sums of p and q tile by tile
+    ksolve.TorchSolver       right-hand side → k
+    _rectify_update_kernel   x_t, ε, v, y, k → x_{t-1} in place, and f̂₀ where it is kept; from
+                             the tiles' sums, in their order, γ and ρ of the next step
+
+What is pointwise is computed twice, so that between the two kernels only the right-hand side
+and k go through memory. The coefficients lie in a table on the device, and a counter there says
+which row is next: the host passes nothing that changes from step to step. Counter and scales are
+kept twice, "next" and "current": the first kernel copies next to current, which the second reads
+while one of its programs writes next. So no program reads what another one of its launch writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ddfm_fast.rectify import Variant, get_variant, gradient_target
+from ddfm_fast.runtime.profiling import span
+from ddfm_fast.schedule import StepRow
+from ddfm_fast.step import ReverseStep, check_noise
+
+from .ksolve import SOLVERS, check_tensor, on_device
+from .pixel import (
+    TABLE_COLUMNS,
+    _inverse_weights,
+    _luma,
+    _next_scale,
+    _predicted_rgb,
+    _right_hand_side,
+    _store_sums,
+    _update,
+)
+
+OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""of a prior's output: read as it comes"""
+BLOCK_H, BLOCK_W = 4, 128
+"""the tile of a program: four neighbouring elements a thread, one 128-bit load each plane"""
+SUM_BLOCK = 1024
+
+
+@triton.jit
+def _tile(width, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Rows [BLOCK_H, 1] and columns [1, BLOCK_W] of this program's tile."""
+    tile, tiles = tl.program_id(0), tl.cdiv(width, BLOCK_W)
+    row = (tile // tiles) * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]
+    col = (tile % tiles) * BLOCK_W + tl.arange(0, BLOCK_W)[None, :]
+    return row, col
+
+
+@triton.jit
+def _rectify_rhs_kernel(
+    x_t_ptr,  # float32 [N, 3, H, W] contiguous
+    eps_ptr,  # float32, bfloat16 or float16 [N, 3, H, W] by the strides below
+    v_ptr,  # float32 [N, H, W], as every plane that follows
+    y_ptr,  # i − v
+    k_ptr,  # of the step before
+    target_ptr,  # ∇ᵀq of the variant "gradient", else None
+    scales_ptr,  # float32 [2, N, 2]: γ and ρ, next (in) and current (out)
+    table_ptr,  # float32 [S, 8]: the columns TABLE_COLUMNS
+    step_ptr,  # int32 [2]: the row of this step, next (in) and current (out)
+    rhs_ptr,  # out
+    partial_ptr,  # out: float32 [N, 2, tiles], the sums of p and q
+    height,  # H
+    width,  # W
+    eps_n_stride,
+    eps_c_stride,
+    eps_h_stride,
+    eps_w_stride,
+    ratio,  # η / (2ψ + η)
+    target_weight,  # 2ψ / (2ψ + η)
+    VARIANT: tl.constexpr,
+    LUMA: tl.constexpr,
+    UPDATE_SCALES: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """x + ∇ᵀu with x = f̃₀ − v and u = ratio · ∇k, and the E-step's sums, tile by tile.
+
+    Grid: (tiles of one image, N); nothing here depends on N.
+    """
+    tile, n = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    row, col = _tile(width, BLOCK_H, BLOCK_W)
+    inside = (row < height) & (col < width)
+    plane = height * width
+    at, image = row * width + col, n * plane
+    step = tl.load(step_ptr)
+    row_ptr = table_ptr + step * 8
+    x_r, x_g, x_b, r, g, b = _predicted_rgb(
+        x_t_ptr + 3 * image,
+        eps_ptr + n * eps_n_stride,
+        at,
+        row * eps_h_stride + col * eps_w_stride,
+        plane,
+        eps_c_stride,
+        tl.load(row_ptr),
+        tl.load(row_ptr + 1),
+        inside,
+    )
+    y = tl.load(y_ptr + image + at, inside)
+    x = _luma(r, g, b, LUMA) - tl.load(v_ptr + image + at, inside)
+    if target_ptr is not None:
+        target_ptr += image
+    rhs = _right_hand_side(
+        x, y, k_ptr + image, target_ptr, row, col, height, width, inside, ratio, target_weight,
+        VARIANT,
+    )  # fmt: skip
+    tl.store(rhs_ptr + image + at, rhs, inside)
+    if UPDATE_SCALES:
+        gamma, rho = tl.load(scales_ptr + 2 * n), tl.load(scales_ptr + 2 * n + 1)
+        p, q = _inverse_weights(x, y, gamma, rho, VARIANT)
+        _store_sums(partial_ptr, p, q, inside, n, tile, tl.num_programs(0))
+        if tile == 0:
+            current_ptr = scales_ptr + 2 * (tl.num_programs(1) + n)
+            tl.store(current_ptr, gamma)
+            tl.store(current_ptr + 1, rho)
+    if tile + tl.program_id(1) == 0:
+        tl.store(step_ptr + 1, step)
+
+
+@triton.jit
+def _rectify_update_kernel(
+    x_t_ptr,  # float32 [N, 3, H, W] contiguous, in place
+    eps_ptr,  # float32, bfloat16 or float16 [N, 3 or 6, H, W] by the strides below
+    v_ptr,  # float32 [N, H, W], as every plane that follows
+    y_ptr,  # i − v
+    k_ptr,  # of this step
+    k_next_ptr,  # where the next step looks for it, or None if it is there
+    partial_ptr,  # float32 [N, 2, tiles], this step's sums of p and q
+    scales_ptr,  # float32 [2, N, 2]: γ and ρ, next (out) and current (in)
+    table_ptr,  # float32 [S, 8]: the columns TABLE_COLUMNS
+    step_ptr,  # int32 [2]: the row of this step, next (out) and current (in)
+    seeds_ptr,  # int64 [N]
+    x0_ptr,  # f̂₀ [N, 3, H, W]: the step before's in, this one's out; or None
+    height,  # H
+    width,  # W
+    steps,  # S
+    eps_n_stride,
+    eps_c_stride,
+    eps_h_stride,
+    eps_w_stride,
+    eta,  # η
+    VARIANT: tl.constexpr,
+    LUMA: tl.constexpr,
+    NOISE: tl.constexpr,
+    UPDATE_SCALES: tl.constexpr,
+    KEEP_X0: tl.constexpr,
+    MULTISTEP: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    SUM_BLOCK: tl.constexpr,
+):
+    """f̂₀ = f̃₀ + s · (Y_new − Y_old) on R, G and B, and x_{t-1} = a x_t + b f̂₀ + c f̂₀prev + σz.
+
+    The first tile of an image also finishes its γ and ρ, the first of all the counter.
+    Grid: (tiles of one image, N); nothing here depends on N.
+    """
+    tile, n = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    tiles, plane = tl.num_programs(0), height * width
+    current_ptr = scales_ptr + 2 * (tl.num_programs(1) + n)
+    step = tl.load(step_ptr + 1)
+    gamma, rho = tl.load(current_ptr), tl.load(current_ptr + 1)
+    if UPDATE_SCALES:  # noqa: SIM102  (known when compiling, unlike the tile)
+        if tile == 0:
+            sums_ptr, next_ptr = partial_ptr + 2 * n * tiles, scales_ptr + 2 * n
+            tl.store(next_ptr, _next_scale(sums_ptr, tiles, plane, gamma, SUM_BLOCK))
+            tl.store(next_ptr + 1, _next_scale(sums_ptr + tiles, tiles, plane, rho, SUM_BLOCK))
+    if tile + tl.program_id(1) == 0:
+        tl.store(step_ptr, (step + 1) % steps)
+
+    row, col = _tile(width, BLOCK_H, BLOCK_W)
+    inside = (row < height) & (col < width)
+    at, image = row * width + col, n * plane
+    k = tl.load(k_ptr + image + at, inside)
+    if k_next_ptr is not None:
+        tl.store(k_next_ptr + image + at, k, inside)
+    _update(
+        x_t_ptr, x_t_ptr, eps_ptr + n * eps_n_stride, x0_ptr, table_ptr + step * 8,
+        tl.load(seeds_ptr + n), step, tl.load(v_ptr + image + at, inside),
+        tl.load(y_ptr + image + at, inside), k, gamma, rho, eta,
+        at, row * eps_h_stride + col * eps_w_stride, 3 * image, plane, eps_c_stride, inside,
+        VARIANT, LUMA, NOISE, KEEP_X0, MULTISTEP,
+    )  # fmt: skip
+
+
+def coefficient_table(rows: Sequence[StepRow], device) -> Tensor:
+    """The rows as the kernels read them: float32 [S, 8], the columns TABLE_COLUMNS."""
+    if not rows:
+        raise ValueError("rows is empty; expected at least one StepRow, from schedule.step_rows")
+    values = [[getattr(row, column) for column in TABLE_COLUMNS] for row in rows]
+    return torch.tensor(values, dtype=torch.float32, device=device)
+
+
+def luma_constants(variant: Variant) -> tuple[float, ...]:
+    """LUMA of the kernels: three weights, the offset and the write-back factor."""
+    return (*variant.luma_weights, variant.luma_offset, variant.writeback)
+
+
+class TritonStep:
+    """``ddfm_fast.rectify.ReverseStep`` on a GPU, with the state and the schedule on the device.
+
+    i, v: luma planes [N, 1, H, W] float32 in [−1, 1] on one CUDA device; i is the infrared (or
+    first) source. ``solver``: "torch" or "cupy", see ``ksolve``. The other arguments are those of
+    ``ReverseStep``, from which this differs so:
+
+    - float32 only, and ``step_`` finds its row by a counter on the device;
+    - ``x0`` is kept only with ``keep_x0=True``, or where a row has c ≠ 0 (three planes a step);
+    - coefficients are rounded to float32 once, and a step's sums are added tile by tile, so that
+      results agree with ``ReverseStep`` to rounding, not bit for bit.
+
+    ValueError or TypeError where an argument is of another device, dtype, shape or layout.
+    """
+
+    period = 1
+    counts_on_device = True
+    luma = ReverseStep.luma
+    grey = ReverseStep.grey
+
+    def __init__(
+        self,
+        i: Tensor,
+        v: Tensor,
+        *,
+        rows: Sequence[StepRow],
+        noise: str = "none",
+        seeds: Tensor | None = None,
+        variant: str = "official",
+        psi: float = 0.5,
+        eta: float = 0.001,
+        update_scales: bool = True,
+        keep_x0: bool = False,
+        solver: str = "torch",
+    ):
+        if v.ndim != 4 or v.shape[1] != 1:
+            raise ValueError(f"v has shape {tuple(v.shape)}; expected [N, 1, H, W]")
+        self._check_sources(i, v, v.shape, v.device)
+        count, _, height, width = v.shape
+        if count > 65535:
+            raise ValueError(f"v holds {count} images; expected at most 65535: take fewer a batch")
+        self.variant = get_variant(variant)
+        self.noise = check_noise(noise)
+        self.eta = eta
+        self.ratio = eta / (2 * psi + eta)
+        self.target_weight = 2 * psi / (2 * psi + eta)
+        self.update_scales = update_scales and variant != "gradient"
+        self.luma_weights = torch.tensor(self.variant.luma_weights, device=v.device)
+        self.table = coefficient_table(rows, v.device)
+        self.multistep = any(row.c for row in rows)
+        self.seeds = torch.zeros(count, dtype=torch.int64, device=v.device)
+        self.v, self.y = torch.empty_like(v[:, 0]), torch.empty_like(v[:, 0])
+        self.target = torch.empty_like(self.v) if variant == "gradient" else None
+        self.x0 = None
+        if keep_x0 or self.multistep:
+            self.x0 = torch.empty(count, 3, height, width, device=v.device)
+        self._allocate(count, height, width, solver)
+        self.load_(i, v, seeds)
+
+    def _allocate(self, count: int, height: int, width: int, solver: str) -> None:
+        """What a step carries on, and what it needs in between."""
+        if solver not in SOLVERS:
+            raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}")
+        device = self.v.device
+        tiles = triton.cdiv(height, BLOCK_H) * triton.cdiv(width, BLOCK_W)
+        self.solve = SOLVERS[solver]((count, height, width), device)
+        self.k, self.rhs = torch.empty_like(self.v), torch.empty_like(self.v)
+        self.partial = torch.empty(count, 2, tiles, device=device)
+        self.scale_pair = torch.empty(2, count, 2, device=device)
+        self.step_pair = torch.empty(2, dtype=torch.int32, device=device)
+
+    @property
+    def next_step(self) -> Tensor:
+        """int32 [1] on the device: the row of the next step."""
+        return self.step_pair[:1]
+
+    @property
+    def scales(self) -> Tensor:
+        """γ and ρ [N, 2] that the next step starts from."""
+        return self.scale_pair[0]
+
+    def load_(self, i: Tensor, v: Tensor, seeds: Tensor | None = None) -> None:
+        """Take other images of the same shape, in place, and start anew: ``reset``."""
+        count, height, width = self.v.shape
+        self._check_sources(i, v, (count, 1, height, width), self.v.device)
+        self.v.copy_(v[:, 0])
+        torch.sub(i[:, 0], v[:, 0], out=self.y)
+        if self.target is not None:
+            self.target.copy_(gradient_target(i, v)[:, 0])
+        if seeds is not None:
+            check_tensor("seeds", seeds, (count,), torch.int64, device=self.v.device)
+            self.seeds.copy_(seeds)
+        self.reset()
+
+    def reset(self) -> None:
+        """Back to the state before the first step: k = 0, γ = ρ = 1, the first row next."""
+        self.k.zero_()
+        self.scale_pair.fill_(1)
+        self.step_pair.zero_()
+
+    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:
+        """x_t → x_{t-1} in place by the next row: predict, rectify, and the sampler's update.
+
+        x_t float32 [N, 3, H, W] contiguous; ``out`` is the prior's output [N, 3, H, W], ε, or
+        [N, 6, H, W], with the variance half that noise "learned" needs, in float32, bfloat16 or
+        float16 with any strides (channels-last, part of a wider output). After the last row
+        comes the first.
+        """
+        self._check_step(x_t, out)
+        with span("rhs"):
+            self.rhs_(x_t, out)
+        with span("solve"):
+            k = self.solve(self.rhs, self.k)
+        self.update_(x_t, out, k)
+        return x_t
+
+    def rhs_(self, x_t: Tensor, out: Tensor) -> None:
+        """Launches ``_rectify_rhs_kernel``: fills ``rhs`` and ``partial``."""
+        with on_device(x_t):
+            _rectify_rhs_kernel[self._grid()](
+                x_t, out, self.v, self.y, self.k, self.target, self.scale_pair, self.table,
+                self.step_pair, self.rhs, self.partial, *self.v.shape[1:], *out.stride(),
+                self.ratio, self.target_weight, VARIANT=self.variant.name,
+                LUMA=luma_constants(self.variant), UPDATE_SCALES=self.update_scales,
+                BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W,
+            )  # fmt: skip
+
+    def update_(self, x_t: Tensor, out: Tensor, k: Tensor) -> None:
+        """Launches ``_rectify_update_kernel``: x_t in place, ``x0`` where it is kept, the scales.
+
+        ``k`` [N, H, W], this step's, ends up in ``self.k``.
+        """
+        with on_device(x_t):
+            _rectify_update_kernel[self._grid()](
+                x_t, out, self.v, self.y, k, None if k is self.k else self.k, self.partial,
+                self.scale_pair, self.table, self.step_pair, self.seeds, self.x0,
+                *self.v.shape[1:], len(self.table), *out.stride(), self.eta,
+                **self._update_constants(), BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W,
+            )  # fmt: skip
+
+    def _update_constants(self) -> dict:
+        return dict(
+            VARIANT=self.variant.name,
+            LUMA=luma_constants(self.variant),
+            NOISE=self.noise,
+            UPDATE_SCALES=self.update_scales,
+            KEEP_X0=self.x0 is not None,
+            MULTISTEP=self.multistep,
+            SUM_BLOCK=SUM_BLOCK,
+        )
+
+    def _grid(self) -> tuple[int, int]:
+        return self.partial.shape[2], len(self.v)
+
+    @staticmethod
+    def _check_sources(i: Tensor, v: Tensor, shape: tuple, device: torch.device) -> None:
+        check_tensor("v", v, shape, torch.float32, device=device, dense=False)
+        check_tensor("i", i, shape, torch.float32, device=device, dense=False)
+
+    def _check_step(self, x_t: Tensor, out: Tensor) -> None:
+        count, height, width = self.v.shape
+        shape, device = (count, 3, height, width), self.v.device
+        check_tensor("x_t", x_t, shape, torch.float32, device=device)
+        if self.noise == "learned" or out.shape[1:2] == (6,):
+            shape = (count, 6, height, width)
+        check_tensor("out", out, shape, OUT_DTYPES, device=device, dense=False)

@@ -1,0 +1,162 @@
+"""Which code runs a step, and the marks for profilers."""
+
+import sys
+import types
+
+import pytest
+import torch
+
+from ddfm_fast.api import Fuser, fuse
+from ddfm_fast.runtime import dispatch, profiling
+from ddfm_fast.runtime.dispatch import Backend, resolve_backend, resolve_graph
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+PLAIN, KERNELS = Backend("torch", "torch", ""), Backend("triton", "torch", "")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As on a machine with an H100, Triton and no CuPy; nothing can run there, only be chosen."""
+    from ddfm_fast import kernels
+
+    found = {"triton": {"version": "3.6.0", "reason": None}}
+    missing = {"version": None, "reason": "not installed"}
+    monkeypatch.setattr(kernels, "module_status", lambda name: found.get(name, missing))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def no_wishes(monkeypatch):
+    for name in ("BACKEND", "SOLVER", "GRAPH"):
+        monkeypatch.delenv(f"DDFM_FAST_{name}", raising=False)
+
+
+def test_the_cpu_gets_plain_pytorch():
+    assert resolve_backend(CPU) == Backend("torch", "torch", "the device is the CPU")
+    assert resolve_backend("cpu", "torch").backend == "torch"
+    assert resolve_graph(None, CPU, PLAIN) == "off"
+
+
+def test_a_gpu_gets_the_kernels_and_a_graph_of_the_loop(gpu):
+    backend = resolve_backend(GPU)
+    assert backend[:2] == ("triton", "torch") and "triton imports" in backend.reason
+    assert resolve_backend(GPU, solver="tile").solver == "tile"
+    assert resolve_backend(GPU, "torch")[:2] == ("torch", "torch")
+    assert resolve_graph(None, GPU, backend) == "loop"
+    assert resolve_graph("step", GPU, backend) == "step"
+    assert resolve_graph("off", GPU, backend) == "off"
+
+
+def test_an_old_gpu_or_none_of_triton_means_plain_pytorch(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
+    backend = resolve_backend(GPU)
+    assert backend.name == "torch" and "capability 6.1, below 7.0" in backend.reason
+    gpu.clear()
+    assert resolve_backend(GPU).reason == "triton: not installed"
+    with pytest.raises(ValueError, match="backend is 'triton', but triton: not installed"):
+        resolve_backend(GPU, "triton")
+
+
+@pytest.mark.parametrize(
+    "wish, words",
+    [
+        (dict(backend="cuda"), "backend is 'cuda'; expected one of auto, triton, torch"),
+        (dict(backend="triton"), "but the device is the CPU; expected backend='torch'"),
+        (dict(solver="fft"), "solver is 'fft'; expected one of auto, torch, cupy, tile"),
+        (dict(solver="tile"), "solver is 'tile', which the Triton kernels need, and the device"),
+        (dict(graph="always"), "graph is 'always'; expected one of auto, loop, step, off"),
+        (dict(graph="loop"), "graph is 'loop', but the device is cpu; CUDA graphs need"),
+    ],
+)
+def test_what_cannot_run_here_is_refused(wish, words):
+    with pytest.raises(ValueError, match=words):
+        Fuser(prior=lambda x, t: x, device="cpu", **wish)
+
+
+def test_what_cannot_run_on_a_gpu_is_refused(gpu):
+    with pytest.raises(ImportError, match="solver is 'cupy', but CuPy: not installed; install"):
+        resolve_backend(GPU, solver="cupy")
+    with pytest.raises(ValueError, match="solver is 'tile'.*backend is 'torch'"):
+        resolve_backend(GPU, "torch", "tile")
+    with pytest.raises(ValueError, match="graph is 'step' with backend 'torch'"):
+        resolve_graph("step", GPU, PLAIN)
+
+
+def test_the_environment_has_a_say_and_arguments_have_the_last(gpu, monkeypatch):
+    monkeypatch.setenv("DDFM_FAST_BACKEND", "torch")
+    monkeypatch.setenv("DDFM_FAST_GRAPH", "off")
+    assert resolve_backend(GPU).backend == "torch"
+    assert resolve_backend(GPU, "triton").backend == "triton"
+    assert resolve_graph(None, GPU, KERNELS) == "off"
+    assert resolve_graph("auto", GPU, KERNELS) == "loop"
+    monkeypatch.setenv("DDFM_FAST_BACKEND", "")
+    monkeypatch.setenv("DDFM_FAST_SOLVER", "tile")
+    assert resolve_backend(GPU)[:2] == ("triton", "tile")
+    monkeypatch.setenv("DDFM_FAST_GRAPH", "on")
+    with pytest.raises(ValueError, match="environment variable DDFM_FAST_GRAPH is 'on'; expected"):
+        resolve_graph(None, GPU, KERNELS)
+
+
+class FakeNvtx(types.ModuleType):
+    def __init__(self):
+        super().__init__("nvtx")
+        self.names, self.depth = [], 0
+
+    def annotate(self, message, domain):
+        assert domain == "ddfm_fast"
+        outer = self
+
+        class Range:
+            def __enter__(self):
+                outer.names.append((message, outer.depth))
+                outer.depth += 1
+
+            def __exit__(self, *error):
+                outer.depth -= 1
+
+        return Range()
+
+
+@pytest.fixture
+def nvtx(monkeypatch):
+    module = FakeNvtx()
+    monkeypatch.setitem(sys.modules, "nvtx", module)
+    yield module
+    profiling.disable()
+
+
+def test_ranges_follow_the_loop(nvtx, ramp):
+    profiling.enable()
+    assert profiling.enabled()
+    fuse(*ramp, prior=lambda x, t: x, steps=2, device="cpu")
+    step = [("prior", 0), ("update", 0), ("solve", 1)]
+    assert nvtx.names == [("load", 0), *step, *step, ("store", 0)]
+
+
+def test_nothing_is_marked_when_off(nvtx, ramp):
+    assert not profiling.enabled()
+    assert profiling.span("prior") is profiling.span("load")
+    fuse(*ramp, prior=lambda x, t: x, steps=2, device="cpu")
+    assert not nvtx.names
+
+
+def test_ranges_need_a_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvtx", None)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ImportError, match="pip install nvtx"):
+        profiling.enable()
+    assert not profiling.enabled()
+
+
+@pytest.fixture
+def ramp():
+    plane = torch.linspace(0, 1, 32 * 32).view(32, 32)
+    return plane, plane.T.contiguous()
+
+
+def test_lists_of_choices_agree_with_the_kernels():
+    pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
+    from ddfm_fast.kernels.ksolve import SOLVERS
+
+    assert {"auto", "tile", *SOLVERS} == set(dispatch.SOLVERS)
