@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,28 +11,39 @@ from torch import Tensor
 from ddfm_fast.datasets.demo import asset
 from ddfm_fast.images.color import luma
 from ddfm_fast.images.planes import to_planes
+from ddfm_fast.priors.cost import OFFICIAL
 from ddfm_fast.priors.load import load_prior
-from ddfm_fast.priors.unet import UNet, UNetConfig
+from ddfm_fast.priors.unet import UNet
+from ddfm_fast.priors.unet_config import UNetConfig
 
 from .reference import ReferenceUNet
 
-SMALL_ADM = dict(
-    in_channels=3,
-    model_channels=32,
-    out_channels=6,
-    num_res_blocks=1,
-    attention_resolutions=(4, 8),
-    channel_mult=(1, 2, 2, 4),
-    num_head_channels=32,
-    use_scale_shift_norm=True,
-    resblock_updown=True,
-)
-"""the architecture of the small ADM UNet in the test data: attention and a variance half"""
+CPU = torch.device("cpu")
+_ADM = dict(num_head_channels=32, use_scale_shift_norm=True, resblock_updown=True)
+NETWORKS = {
+    "small ADM": UNetConfig(32, 1, (4, 8), channel_mult=(1, 2, 2, 4), **_ADM),
+    "official": OFFICIAL,
+    "tiny": UNetConfig(32, 1, (2,), channel_mult=(1, 2), **_ADM),
+}
+"""architectures that get random weights: that of the test data's small ADM (attention and a
+variance half), the authors' 256x256 network, and one for rehearsals"""
 PAIR = "Sentinel-2 demo pair"
 
 
-def planes(height: int, width: int, device: torch.device, seed: int = 0) -> tuple[Tensor, ...]:
-    """i, v [1, 1, H, W] in [−1, 1], x_t [1, 3, H, W] and a prior's output [1, 6, H, W]; seeded.
+class Planes(NamedTuple):
+    """What a step works on."""
+
+    i: Tensor
+    v: Tensor
+    """[1, 1, H, W] in [−1, 1]"""
+    x: Tensor
+    """x_t, [1, 3, H, W]"""
+    out: Tensor
+    """a prior's output, [1, 6, H, W]"""
+
+
+def planes(height: int, width: int, device: torch.device, seed: int = 0) -> Planes:
+    """Seeded planes.
 
     The sources are smooth, as pictures are, so that no pixel of the E-step is extreme.
     """
@@ -40,7 +52,7 @@ def planes(height: int, width: int, device: torch.device, seed: int = 0) -> tupl
     fine = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
     x = torch.randn(1, 3, height, width, generator=generator)
     out = torch.cat([torch.randn(x.shape, generator=generator), 0.1 * x], 1)
-    return tuple(t.contiguous().to(device) for t in (fine[:1], fine[1:], x, out))
+    return Planes(*(t.contiguous().to(device) for t in (fine[:1], fine[1:], x, out)))
 
 
 def pair(side: int) -> tuple[Tensor, Tensor]:
@@ -56,26 +68,34 @@ def pair_lumas(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return tuple(plane.to(device) for plane in found)
 
 
-@lru_cache(maxsize=1)
-def small_adm() -> UNet:
-    """The small ADM with random (seeded) weights, since only the cost matters."""
-    generator = torch.Generator().manual_seed(0)
-    unet = UNet(UNetConfig(**SMALL_ADM)).eval().requires_grad_(False)
+def random_unet(config: UNetConfig, device: torch.device) -> UNet:
+    """A network with random (seeded) weights, since only the cost matters.
+
+    They are scaled so that activations stay finite in float16 too.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    with torch.device(device):
+        unet = UNet(config).eval().requires_grad_(False)
     for parameter in unet.parameters():
         if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5, generator=generator)
+            parameter.normal_(0, 0.5 * parameter[0].numel() ** -0.5, generator=generator)
     return unet
 
 
 @lru_cache(maxsize=4)
-def network(name: str) -> UNet:
-    """The network called "embedded" or "small ADM", on the CPU, as it is trained and stored."""
-    return small_adm() if name == "small ADM" else load_prior("embedded").unet
+def network(name: str, device: torch.device = CPU) -> UNet:
+    """A network of ``NETWORKS`` on a device, or "embedded", which is on the CPU."""
+    return load_prior(name).unet if name == "embedded" else random_unet(NETWORKS[name], device)
+
+
+def config_of(name: str) -> UNetConfig:
+    """The architecture of the network of that name."""
+    return NETWORKS[name] if name in NETWORKS else network(name).config
 
 
 def reference_unet(name: str, device: torch.device) -> ReferenceUNet:
     """The authors' form of a network, with the same weights."""
-    unet = network(name)
+    unet = network(name, device)
     state = {k: v.detach().contiguous().to(device) for k, v in unet.state_dict().items()}
     head = max(unet.config.num_head_channels, 1)
     return ReferenceUNet(state, head, unet.config.pixel_unshuffle, unet.config.sigma_data)

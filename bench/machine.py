@@ -6,8 +6,6 @@ this machine gave on that day and not what a data sheet promises.
 
 from __future__ import annotations
 
-import datetime
-import json
 import os
 import platform
 import re
@@ -19,7 +17,6 @@ from pathlib import Path
 import torch
 
 import ddfm_fast
-from ddfm_fast.images.files import atomic_write_bytes
 from ddfm_fast.priors.precision import cpu_has
 
 from .timing import interleave, quantile
@@ -28,10 +25,7 @@ FOLDER = Path(__file__).resolve().parent
 IN_CHECKOUT = (FOLDER.parent / "setup.py").is_file()
 RESULTS = FOLDER / "results" if IN_CHECKOUT else Path("ddfm_fast_bench")
 """where results go: into the repository, or beside the user where only the package is there"""
-COMMAND, MODULE = (
-    ("python -m bench", "bench") if IN_CHECKOUT else ("ddfm-fast bench", "ddfm_fast.bench")
-)
-"""how people start the benchmark, and where its modules are"""
+COMMAND = "python -m bench" if IN_CHECKOUT else "ddfm-fast bench"
 PACKAGES = ("torch", "triton", "cupy-cuda12x", "cupy-cuda13x", "numpy", "scikit-image")
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
@@ -88,13 +82,6 @@ def commit() -> str:
         return "unknown"
 
 
-def save(kind: str, results: list[dict]) -> Path:
-    """Write the machine and other results to ``bench/results/<kind>-<date>.json``."""
-    report = {"machine": machine(), "results": results}
-    path = RESULTS / f"{kind}-{datetime.date.today()}.json"
-    return atomic_write_bytes(path, (json.dumps(report, indent=1) + "\n").encode())
-
-
 def cache_bytes(device: torch.device) -> int:
     """The last cache before memory: what rotated inputs must exceed."""
     if device.type == "cuda":
@@ -110,10 +97,9 @@ def cache_bytes(device: torch.device) -> int:
 def ceilings(
     device: torch.device, clock: Callable, *, scale: int = 1, repeats: int = 15
 ) -> dict[str, dict]:
-    """Measured limits, {"copy": …, "float32": …}: ``rate``, the best of the samples, in bytes read
-    plus written, in operations or in launches (of an operator on 16 numbers) a second, and every
-    sample.
+    """Measured limits, {"copy": …, "float32": …}: ``rate``, the best, and every sample.
 
+    In bytes read plus written, operations, or launches (of an operator on 16 numbers) per second.
     ``scale`` divides the sizes, for a quick look. Products in bfloat16 and float16 only where the
     device has units for them.
     """

@@ -1,29 +1,17 @@
-"""``python -m bench.metrics``: the six metrics of the paper against a plain NumPy transcription.
+"""The paper's six metrics as a plain NumPy transcription: the baseline of section ``metrics``.
 
-The baseline is written anew from what the community's evaluator computes, with its costs on
-purpose: two-dimensional windows by ``convolve2d``, float64 VIF, boolean masks, label counting
-for mutual information. Both sides are timed in turn in one run, after they have been checked to
-agree. ``tests/metrics/test_metrics.py`` uses the baseline as an oracle.
+Written from what the community's evaluator computes, with its costs on purpose: two-dimensional
+windows by ``convolve2d``, float64 VIF, boolean masks, label counting for mutual information.
+``tests/metrics/test_metrics.py`` uses it as an oracle.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 
 import numpy as np
-import torch
 from scipy.signal import convolve2d
 from skimage.metrics import structural_similarity
-
-from ddfm_fast import metrics
-
-from .machine import machine, save
-from .timing import interleave, summarise
-
-NAMES = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
-PARITY = 1e-4
 
 
 def entropy(fused: np.ndarray) -> float:
@@ -102,7 +90,7 @@ def qabf(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> float:
 
 
 def baseline(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> dict[str, float]:
-    """The six metrics of preset cddfuse, of float32 [H, W] luma in whole grey levels."""
+    """The six metrics in convention cddfuse, of float32 [H, W] luma in whole grey levels."""
     sources = (ir, vis)
     return {
         "EN": entropy(fused),
@@ -112,66 +100,3 @@ def baseline(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> dict[str, fl
         "Qabf": qabf(fused, ir, vis),
         "SSIM": float(sum(structural_similarity(fused, s, data_range=2) for s in sources)),
     }
-
-
-def triple(height: int, width: int) -> list[np.ndarray]:
-    """Fused, infrared, visible: seeded random texture, float32, whole grey levels."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(2, 1, height // 4, width // 4, generator=generator) * 255
-    ir, vis = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[:, 0]
-    fused = 0.6 * ir + 0.4 * vis + 3 * torch.randn(height, width, generator=generator)
-    return [plane.clamp(0, 255).round().numpy() for plane in (fused, ir, vis)]
-
-
-def measure(height: int, width: int, repeats: int) -> dict:
-    """Time both sides in turn. Raises RuntimeError where they disagree by more than 1e-4."""
-    images = triple(height, width)
-    theirs = baseline(*images)
-    scores = metrics.compute(*images, names=NAMES)
-    worst = max(abs(float(scores[n]) - theirs[n]) / abs(theirs[n]) for n in NAMES)
-    if not worst <= PARITY:
-        raise RuntimeError(f"the two sides differ by {worst:.1e}, more than {PARITY:.0e}")
-    samples = interleave(
-        {
-            "NumPy transcription, 6 metrics": lambda: baseline(*images),
-            "ddfm_fast.metrics, 6 metrics": lambda: metrics.compute(*images, names=NAMES),
-            "ddfm_fast.metrics, all 12": lambda: metrics.compute(*images),
-        },
-        repeats=repeats,
-        warmup=1,
-    )
-    return {
-        "name": "metrics",
-        "height": height,
-        "width": width,
-        "largest_relative_difference": worst,
-        "rows": summarise(samples, "NumPy transcription, 6 metrics"),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.metrics", description=__doc__)
-    parser.add_argument("--height", type=int, default=480)
-    parser.add_argument("--width", type=int, default=640)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="CPU threads for PyTorch")
-    parser.add_argument(
-        "--save", action="store_true", help="write bench/results/metrics-<date>.json"
-    )
-    args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    result = measure(args.height, args.width, args.repeats)
-    print(json.dumps(machine()))
-    for name, row in result["rows"].items():
-        print(
-            f"{name}: median {row['median_ms']:.0f} ms, p20 {row['p20_ms']:.0f}, "
-            f"p80 {row['p80_ms']:.0f}, {row['times_faster']:.1f} times faster"
-        )
-    print(f"largest relative difference {result['largest_relative_difference']:.1e}")
-    if args.save:
-        print(f"wrote {save('metrics', [result]).name}")
-
-
-if __name__ == "__main__":
-    main()

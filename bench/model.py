@@ -1,4 +1,4 @@
-"""``python -m bench.model``: what a fusion costs on paper, and how far that is from what was timed.
+"""What a fusion costs on paper, and how far that is from what was timed: the page's last part.
 
 Every operator of a forward is counted on the meta device (``ddfm_fast.priors.cost``): operations,
 least bytes, and itself as a launch. On paper each takes the longest of its operations at the peak
@@ -9,20 +9,20 @@ GPUs that nobody here has run on, and this run's own ceilings where the model is
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 
-from ddfm_fast.priors.cost import OFFICIAL, Cost, cost_of, engine_cost
-from ddfm_fast.priors.unet import UNetConfig
+from ddfm_fast.priors.cost import Cost, cost_of, engine_cost
+from ddfm_fast.priors.unet import UNet
 from ddfm_fast.schedule import make_schedule, step_rows
 from ddfm_fast.step import ReverseStep
 
-from .data import network
+from .data import config_of
 from .place import PLANES_OF_A_STEP
-from .results import Measurement, Report, latest
+from .reference import ReferenceUNet
+from .results import Measurement, Report
 
 LAUNCHES_OF_A_STEP = 8
 """after the prior, with torch.fft: see the README"""
@@ -36,10 +36,9 @@ class Gpu:
     operations: float
     bandwidth: float
     price: float
-    """US dollars an hour: an assumption, see ``PRICES``"""
+    """US dollars an hour, on demand: an assumption"""
 
 
-PRICES = "assumed on-demand prices in US dollars an hour; put in your own with --price NAME=USD"
 GPUS = (
     Gpu("L40S", 362e12, 864e9, 1.0),
     Gpu("RTX 4090", 165.2e12, 1008e9, 0.5),
@@ -54,18 +53,10 @@ REACHED = 0.6
 LAUNCH_S = 2e-6
 """of a kernel inside a CUDA graph, a guess"""
 SIZE = (512, 640)
-CASES = (
-    ("ADM 256x256, preset official", "adm", 100),
-    ("ADM 256x256, preset balanced", "adm", 10),
-    ("ADM 256x256, preset fast", "adm", 3),
-    ("embedded, preset official", "embedded", 100),
-    ("embedded, preset balanced", "embedded", 10),
-    ("embedded, preset fast", "embedded", 3),
-)
-
-
-def config_of(prior: str) -> UNetConfig:
-    return OFFICIAL if prior == "adm" else network(prior).config
+EVALUATIONS = {"official": 100, "balanced": 10, "fast": 3}
+"""of the prior, by preset"""
+FORWARD_SIZES = [(256, 256), (512, 640), (1088, 1920), (2176, 3840)]
+MEASURED = Gpu("H100 at 798 TFLOP/s and 3.0 TB/s, measured elsewhere", 798e12, 3.0e12, 3.0)
 
 
 @lru_cache(maxsize=64)
@@ -163,82 +154,80 @@ def check_table(report: Report) -> list[list[str]]:
     """Head and rows of the check."""
     rows = [["what", "on paper", "measured", "measured / paper"]]
     for c in checks(report):
-        rows.append(
-            [c.what, f"{c.predicted * 1e3:.1f} ms", f"{c.measured * 1e3:.1f} ms", f"{c.ratio:.2f}"]
+        times = (f"{seconds * 1e3:.1f} ms" for seconds in (c.predicted, c.measured))
+        rows.append([c.what, *times, f"{c.ratio:.2f}"])
+    return rows
+
+
+def gpu_table() -> list[list[str]]:
+    """Head and rows: images a second and dollars for a million frames at ``SIZE``."""
+    rows = [["{}x{}".format(*SIZE), *(f"{g.name}, {g.price:g} $/h" for g in GPUS)]]
+    for prior in ("official", "embedded"):
+        for preset, evaluations in EVALUATIONS.items():
+            times = [(on_gpu(gpu, prior, evaluations, *SIZE), gpu.price) for gpu in GPUS]
+            cells = [f"{1 / s:.3g} /s, ${s * 1e6 / 3600 * price:,.0f}" for s, price in times]
+            rows.append([f"{prior} prior, preset {preset}", *cells])
+    return rows
+
+
+def reference_cost(height: int, width: int) -> Cost:
+    """The authors' module, operator by operator, in float32 as their script runs it."""
+    config = config_of("official")
+    with torch.device("meta"):
+        module = ReferenceUNet(UNet(config).state_dict(), config.num_head_channels)
+        x, t = torch.empty(1, 3, height, width), torch.empty(1, dtype=torch.long)
+    return cost_of(module, x, t)
+
+
+def forward_table() -> list[list[str]]:
+    """Head and rows: what a forward of the authors' network is, by our kernels and without.
+
+    The roofline takes for each launch the longer of its operations and its bytes.
+    """
+    rows = [["size", "path", "TFLOP", "GB", "launches", "peak GiB", f"ms, {MEASURED.name}"]]
+    for size in FORWARD_SIZES:
+        costs = {
+            "ours, bfloat16": forward_cost("official", *size, half=True, fused=True),
+            "our plain operators, bfloat16": forward_cost("official", *size, half=True),
+        }
+        if size in FORWARD_SIZES[:2]:  # beyond, its attention alone takes 68 GB a head
+            costs["authors' module, float32"] = reference_cost(*size)
+        for path, cost in costs.items():
+            roof = "" if "float32" in path else f"{_roofline(cost) * 1e3:.1f}"
+            rows.append(
+                ["{}x{}".format(*size), path, f"{cost.flops / 1e12:.2f}", f"{cost.bytes / 1e9:.1f}",
+                 str(len(cost.launches)), f"{cost.peak_bytes / 2**30:.2f}", roof]
+            )  # fmt: skip
+    return rows
+
+
+def kind_table() -> list[list[str]]:
+    """Head and rows: the launches of that forward by kind, at ``SIZE`` in bfloat16."""
+    rows = [["kind", "launches", "GFLOP", "GB", f"ms, {MEASURED.name}"]]
+    for kind, cost in forward_cost("official", *SIZE, half=True, fused=True).by("kind").items():
+        numbers = (
+            f"{cost.flops / 1e9:.1f}",
+            f"{cost.bytes / 1e9:.3f}",
+            f"{_roofline(cost) * 1e3:.2f}",
         )
+        rows.append([kind, str(len(cost.launches)), *numbers])
     return rows
 
 
-def gpu_table(gpus: tuple[Gpu, ...] = GPUS, size: tuple[int, int] = SIZE) -> list[list[str]]:
-    """Head and rows: images a second and dollars for a million frames."""
-    head = [f"{size[0]}x{size[1]}", *(f"{g.name}, {g.price:g} $/h" for g in gpus)]
-    rows = [head]
-    for label, prior, evaluations in CASES:
-        cells = []
-        for gpu in gpus:
-            each = on_gpu(gpu, prior, evaluations, *size)
-            cells.append(f"{1 / each:.3g} /s, ${each * 1e6 / 3600 * gpu.price:,.0f}")
-        rows.append([label, *cells])
-    return rows
+def _roofline(cost: Cost) -> float:
+    return cost.seconds(MEASURED.operations, MEASURED.bandwidth)
 
 
-def assumptions(size: tuple[int, int] = SIZE) -> str:
-    """What the GPU table stands on, in words."""
-    adm = forward_cost("adm", *size, half=True, fused=True)
-    small = forward_cost("embedded", *size, half=True, fused=True)
+def assumptions() -> str:
+    """What the table of GPUs stands on, in words."""
     return (
-        "On paper; no GPU has run this. Images a second and US dollars for a million frames. "
-        f"A forward at {size[0]}x{size[1]}: ADM {adm.flops / 1e12:.2f} TFLOP, "
-        f"{adm.bytes / 1e9:.1f} GB, {len(adm.launches)} launches; embedded "
-        f"{small.flops / 1e9:.1f} GFLOP, {small.bytes / 1e9:.2f} GB, {len(small.launches)} "
-        f"launches; 16-bit, batch 1. {REACHED:.0%} of both data-sheet peaks and "
-        f"{LAUNCH_S * 1e6:g} µs a launch are assumed, and so are the prices."
+        "On paper; no GPU has run this. Images a second and US dollars for a million frames, "
+        f"16-bit, batch 1. {REACHED:.0%} of both data-sheet peaks and {LAUNCH_S * 1e6:g} µs per "
+        "launch are assumed, and so are the prices."
     )
 
 
 def markdown_table(rows: list[list[str]]) -> list[str]:
+    """Rows as lines of Markdown, the first one the head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
-
-
-def markdown(report: Report | None, gpus: tuple[Gpu, ...] = GPUS) -> list[str]:
-    """The model, and its check against a report where there is one."""
-    lines = [assumptions(), "", *markdown_table(gpu_table(gpus)), ""]
-    if report is not None and checks(report):
-        lines += ["Checked on the CPU of the latest result, at its own ceilings:", ""]
-        lines += [*markdown_table(check_table(report)), "", *WHY]
-    return lines
-
-
-def with_prices(texts: list[str]) -> tuple[Gpu, ...]:
-    """The GPUs with prices from texts such as "H100 SXM=2.5"; ValueError for anything else."""
-    found = {gpu.name: gpu for gpu in GPUS}
-    for text in texts:
-        name, _, price = text.partition("=")
-        try:
-            found[name] = replace(found[name], price=float(price))
-        except (KeyError, ValueError):
-            raise ValueError(
-                f"--price is {text!r}; expected NAME=USD with a name out of {', '.join(found)}"
-            ) from None
-    return tuple(found.values())
-
-
-def main(argv: list[str] | None = None) -> None:
-    from .machine import RESULTS
-
-    parser = argparse.ArgumentParser(prog="python -m bench.model", description=__doc__)
-    parser.add_argument(
-        "--price", action="append", default=[], metavar="NAME=USD", help="dollars an hour"
-    )
-    args = parser.parse_args(argv)
-    try:
-        gpus = with_prices(args.price)
-    except ValueError as error:
-        parser.error(str(error))
-    found = latest(RESULTS).get("CPU")
-    print("\n".join(markdown(found[1] if found else None, gpus)))
-
-
-if __name__ == "__main__":
-    main()

@@ -26,20 +26,12 @@ def write_all(report: Report, page: Path, folder: Path) -> Iterator[Path]:
     drawn = figures(report)
     recorded = latest(folder)
     yield atomic_write_bytes(page, render(report, drawn, recorded).encode())
-    stem = page.with_suffix("").name
-    partial = report.settings.get("quick") or report.settings.get("rehearse")
-    ours = machine.IN_CHECKOUT and folder.resolve() == machine.RESULTS.resolve()
+    ours = machine.IN_CHECKOUT and folder.resolve() == machine.RESULTS.resolve() and report.full
+    stem = machine.device_name(report.machine) if ours else page.with_suffix("").name
     for figure in drawn:
-        name = (
-            f"{stem}-{figure.name}" if partial or not ours else f"{_device(report)}-{figure.name}"
-        )
-        yield atomic_write_bytes(folder / f"{name}.png", figure.png)
-    if ours and not partial:
+        yield atomic_write_bytes(folder / f"{stem}-{figure.name}.png", figure.png)
+    if ours:
         yield readme.update(recorded)
-
-
-def _device(report: Report) -> str:
-    return machine.device_name(report.machine)
 
 
 def render(report: Report, drawn: list[Figure], recorded: dict) -> str:
@@ -116,14 +108,12 @@ def _waterfall_table(report: Report) -> str:
 
 def _model(report: Report) -> str:
     parts = [f"<p>{escape(model.assumptions())}</p>", _html_table(model.gpu_table())]
+    parts.append("<p>A forward of the authors' network, and its launches by kind at 512x640:</p>")
+    parts += [_html_table(model.forward_table()), _html_table(model.kind_table())]
     if model.checks(report):
         parts.append("<p>The same model on this CPU, at the limits of this run:</p>")
         parts.append(_html_table(model.check_table(report)))
         parts += [f"<p>{escape(text)}</p>" for text in model.WHY]
-    parts.append(
-        f"<p class='how'>Again: <code>python -m {machine.MODULE}.model "
-        "--price 'H100 SXM=2.5'</code></p>"
-    )
     return "".join(parts)
 
 

@@ -17,16 +17,18 @@ from torch import Tensor
 
 from . import machine
 from .results import Candidate, Measurement, Parity
-from .timing import cpu_seconds, gpu_seconds, interleave, synchronised_seconds
+from .timing import cpu_seconds, gpu_seconds, interleave, synchronized_seconds
 
 PLANES_OF_A_STEP = 13
 """float32 planes that a step must read or write once"""
 MOST_SETS = 32
 YARDSTICK = "yardstick"
+SIZED = ("kernels", "step", "prior")
+"""sections that ``--size`` is for"""
 
 
 class ParityError(RuntimeError):
-    """Two results that had to agree do not: no speed is told."""
+    """Two results that had to agree do not: no timing is reported."""
 
     def __init__(self, parity: list[Parity]):
         self.parity = parity
@@ -49,7 +51,6 @@ class Place:
     size: tuple[int, int] | None = None
     """of the step, the kernels and the prior, where asked for"""
     tick: Callable[[], object] = lambda: None
-    note: Callable[[str], object] = lambda text: None
     ceilings: dict[str, dict] = field(default_factory=dict)
     yardstick: list[float] = field(default_factory=list)
     """of the measurement that was timed last"""
@@ -70,12 +71,12 @@ class Place:
     @property
     def wall(self) -> Callable:
         """For what has host work in it: the host's clock, the device idle before and after."""
-        return synchronised_seconds if self.device.type == "cuda" else cpu_seconds
+        return synchronized_seconds if self.device.type == "cuda" else cpu_seconds
 
-    def command(self, section: str, size: str | None = None) -> str:
+    def command(self, section: str, size: str) -> str:
         """How to make a section's measurement again."""
         words = [machine.COMMAND, section]
-        words += [f"--size {size}"] if size else []
+        words += [f"--size {size}"] if section in SIZED else []
         words += ["--quick"] if self.quick else ["--rehearse"] if self.rehearse else []
         return " ".join(words)
 
@@ -132,6 +133,26 @@ class Place:
 
         return run
 
+    def measure(
+        self,
+        candidates: dict[str, Callable[[], object]],
+        *checks: Parity,
+        baseline: str | None = "reference",
+        floors: dict[str, float] | None = None,
+        facts: dict | None = None,
+        **timing,
+    ) -> Measurement:
+        """The candidates timed in turn (``times``) once all checks are green, else ParityError.
+
+        ``floors``: least seconds by candidate. ``facts``: what else a reader wants to know.
+        """
+        parity = require(*checks)
+        found = Measurement(baseline=baseline, parity=parity, facts=facts or {})
+        found.candidates = self.times(candidates, **timing)
+        for name, least in (floors or {}).items():
+            found.candidates[name].floor = least
+        return found
+
     def times(
         self,
         candidates: dict[str, Callable[[], object]],
@@ -161,7 +182,7 @@ class Place:
 
 
 class Task(NamedTuple):
-    """A measurement to make."""
+    """A measurement to make. ``work`` leaves section, name, size and command to the runner."""
 
     section: str
     name: str

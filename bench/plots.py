@@ -6,8 +6,6 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import model
-from .machine import MODULE
 from .results import Measurement, Report
 from .table import seconds
 
@@ -28,7 +26,7 @@ class Figure:
 
 def figures(report: Report) -> list[Figure]:
     """Every figure that the result has the numbers for."""
-    made = (draw(report) for draw in (waterfall, roofline, scaling, pareto, cost))
+    made = (draw(report) for draw in (waterfall, scaling, pareto))
     return [figure for figure in made if figure is not None]
 
 
@@ -68,10 +66,10 @@ def waterfall(report: Report) -> Figure | None:
         axes = figure.subplots(1, 2 if has_memory else 1, sharey=True, squeeze=False,
                                width_ratios=[3, 1] if has_memory else [1])[0]  # fmt: skip
         rows = range(len(names))[::-1]
-        colours = [OURS if m.candidates[n].lossless else LOSSY for n in names]
-        colours[0] = THEIRS
+        colors = [OURS if m.candidates[n].lossless else LOSSY for n in names]
+        colors[0] = THEIRS
         times = [m.candidates[n].median for n in names]
-        axes[0].barh(rows, times, color=colours, height=0.66)
+        axes[0].barh(rows, times, color=colors, height=0.66)
         for row, name in zip(rows, names, strict=True):
             axes[0].text(
                 times[len(names) - 1 - row], row, _beside(m, name), va="center", fontsize=9
@@ -81,7 +79,7 @@ def waterfall(report: Report) -> Figure | None:
         axes[0].set_title("blue: lossless   orange: lossy (another picture)   grey: reference")
         if has_memory:
             memory = [(m.candidates[n].memory or 0) / 2**20 for n in names]
-            axes[1].barh(rows, memory, color=colours, height=0.66)
+            axes[1].barh(rows, memory, color=colors, height=0.66)
             axes[1].set_xlabel("peak memory, MiB")
             for row, value in zip(rows, memory, strict=True):
                 axes[1].text(value, row, f" {value:.0f}" if value else " in the graph", va="center",
@@ -108,55 +106,6 @@ def _beside(m: Measurement, name: str) -> str:
     return ", ".join(words)
 
 
-def roofline(report: Report) -> Figure | None:
-    points = _points(report)
-    if not points:
-        return None
-    limits = report.ceilings
-
-    def draw(figure) -> None:
-        import numpy as np
-
-        axis = figure.subplots()
-        bandwidth, products = limits["copy"]["rate"], limits["float32"]["rate"]
-        x = np.logspace(-0.5, 2.5, 200)
-        axis.plot(x, np.minimum(x * bandwidth, products) / 1e9, color=INK, lw=1.5)
-        axis.text(0.8, 0.7 * bandwidth / 1e9, f"copy {bandwidth / 1e9:.1f} GB/s",
-                  ha="left", va="top", fontsize=9)  # fmt: skip
-        axis.text(300, products / 1e9 * 0.93, f"float32 product {products / 1e9:.0f} GFLOP/s",
-                  ha="right", va="top", fontsize=9)  # fmt: skip
-        markers = iter("os^Dv*PXhp<>os^Dv*PXhp<>")
-        for label, intensity, rate, ours in points:
-            axis.plot(intensity, rate / 1e9, next(markers), ms=8, label=label,
-                      color=OURS if ours else THEIRS)  # fmt: skip
-        axis.set(xscale="log", yscale="log", xlabel="operations a byte (least bytes, by operator)",
-                 ylabel="GFLOP/s")  # fmt: skip
-        axis.grid(True)
-        axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-
-    text = (
-        "What the prior's forward reaches (blue: ours, grey: the authors' module on the same "
-        "operation count) under this run's own limits."
-    )
-    command = _one(report, "prior").command.split(" --size")[0]
-    return Figure("roofline", "Roofline", text, command, _png(draw, 9.5, 4.6))
-
-
-def _points(report: Report) -> list[tuple[str, float, float, bool]]:
-    """(label, operations a byte, operations a second, ours) of every forward in float32."""
-    found = []
-    for m in report.of("prior"):
-        flops = m.facts.get("operations")
-        if not m.green or not flops:
-            continue
-        for path in ("ddfm_fast", "reference"):
-            if path in m.candidates:
-                rate = flops / m.candidates[path].median
-                label = f"{m.name} {m.size}, {path}"
-                found.append((label, flops / m.facts["bytes"], rate, path == "ddfm_fast"))
-    return found
-
-
 def scaling(report: Report) -> Figure | None:
     found = [m for m in report.of("scaling") if m.green and len(m.candidates) > 2]
     if not found:
@@ -172,8 +121,8 @@ def scaling(report: Report) -> Figure | None:
                 low = [(m.candidates[n].median - m.candidates[n].p20) * 1e3 for n in names]
                 high = [(m.candidates[n].p80 - m.candidates[n].median) * 1e3 for n in names]
                 label = f"{group}: ^{fit['exponent']:.2f}" if fit else group
-                colour = OURS if group == "ddfm_fast" else THEIRS
-                axis.errorbar(x, y, [low, high], fmt="o-", ms=4, color=colour, label=label)
+                color = OURS if group == "ddfm_fast" else THEIRS
+                axis.errorbar(x, y, [low, high], fmt="o-", ms=4, color=color, label=label)
             axis.set(xscale="log", yscale="log", xlabel=m.facts["against"])
             axis.set_title(_wrapped(m.name), fontsize=9)
             if m.facts["against"] != "pixels":
@@ -216,8 +165,8 @@ def pareto(report: Report) -> Figure | None:
         for axis, metric in zip(axes, shown, strict=True):
             for name in names:
                 candidate = m.candidates[name]
-                colour = LOSSY if candidate.lossless is False else OURS
-                axis.plot(candidate.median, candidate.quality[metric], "o", ms=7, color=colour)
+                color = LOSSY if candidate.lossless is False else OURS
+                axis.plot(candidate.median, candidate.quality[metric], "o", ms=7, color=color)
                 below = name.startswith("official-script")
                 axis.annotate(
                     name,
@@ -238,28 +187,3 @@ def pareto(report: Report) -> Figure | None:
         "one pair proves nothing: bench/results/pareto.md has 16."
     )
     return Figure("speed_quality", "Speed against quality", text, m.command, _png(draw, 13, 3.4))
-
-
-def cost(report: Report) -> Figure | None:
-    found = model.checks(report)
-    if not found:
-        return None
-
-    def draw(figure) -> None:
-        axis = figure.subplots()
-        rows = range(len(found))[::-1]
-        axis.barh([r + 0.2 for r in rows], [c.predicted * 1e3 for c in found], 0.36, color=THEIRS,
-                  label="on paper, at this run's limits")  # fmt: skip
-        axis.barh([r - 0.2 for r in rows], [c.measured * 1e3 for c in found], 0.36, color=OURS,
-                  label="measured")  # fmt: skip
-        for row, c in zip(rows, found, strict=True):
-            axis.text(
-                c.measured * 1e3, row - 0.2, f" {c.ratio:.2f} of paper", va="center", fontsize=8
-            )
-        axis.set(yticks=list(rows), yticklabels=[c.what for c in found], xscale="log", xlabel="ms")
-        axis.set_xlim(right=axis.get_xlim()[1] * 2)
-        axis.legend(fontsize=8, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
-
-    text = "The cost model against the measurements of the same run."
-    png = _png(draw, 9, 0.9 + 0.42 * len(found))
-    return Figure("cost_model", "Cost model, checked", text, f"python -m {MODULE}.model", png)

@@ -14,8 +14,10 @@ METRICS = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
 
 
 def scores(fused, ir, vis) -> dict[str, float]:
-    """The six metrics in the convention ``cddfuse``, of three 8-bit pictures, and the worse
-    source's VIF: a high VIF alone may be a copy of one source."""
+    """The six metrics in the convention ``cddfuse``, of three 8-bit pictures.
+
+    And the worse source's VIF: a high VIF alone may be a copy of one source.
+    """
     fused = fused[..., 0] if fused.ndim == 3 and fused.shape[-1] == 1 else fused
     found = compute(*(to_luma(image) for image in (fused, ir, vis)), names=METRICS)
     return {name: float(found[name][0]) for name in (*METRICS, "VIF_min")}

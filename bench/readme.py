@@ -9,7 +9,7 @@ from ddfm_fast.images.files import atomic_write_bytes
 from . import machine
 from .model import markdown_table
 from .quality import METRICS
-from .results import Measurement, Report
+from .results import SHOWN, Measurement, Report
 from .table import seconds, size
 
 README = machine.FOLDER.parent / "README.md"
@@ -79,7 +79,7 @@ def _rows(report: Report) -> list[list[str]]:
     """The measurements that have a baseline, ours beside it; lossy ones say so."""
     rows = []
     for m in report.measurements:
-        if m.section not in ("step", "prior", "loop", "throughput") or not m.green:
+        if m.section not in {*SHOWN, "throughput", "video", "metrics"} or not m.green:
             continue
         base = m.candidates.get(m.baseline or "")
         for path in PATHS if base else ():

@@ -1,6 +1,6 @@
 """The baseline: what the authors' published code computes, operation by operation.
 
-Written anew from its behaviour, with its costs on purpose: the luma goes through NumPy and
+Written from its behavior, with its costs on purpose: the luma goes through NumPy and
 scikit-image twice a step, the k-solve takes three complex FFTs and one inverse, coefficients
 are cut from NumPy arrays at every use, the posterior mean and the learned variance are computed
 and not used, attention materialises its weights. Everything the benchmarks print is a ratio to
@@ -11,6 +11,7 @@ script writes at every step is written where a folder for it is given.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ def _take(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
     return value.view(-1, *[1] * (like.ndim - 1)).expand_as(like)
 
 
-def _colour(convert, image: Tensor, double: bool) -> Tensor:
+def convert_colors(convert: Callable, image: Tensor, double: bool) -> Tensor:
+    """Give ``convert`` of scikit-image the image [N, 3, H, W] on the host, and take its result."""
     array = image.cpu()
     array = (array.double() if double else array).permute(0, 2, 3, 1).numpy()
     return torch.from_numpy(convert(array)).float().permute(0, 3, 1, 2).to(image.device)
@@ -75,11 +77,22 @@ def em_onestep(f: Tensor, i: Tensor, v: Tensor, state: dict, psi: float, eta: fl
     return i - x, {**state, **after}
 
 
-class ReferenceLoop:
-    """DDIM (η = 0) with the EM rectification, over a respaced schedule (timesteps, betas)."""
+def rectify(x0: Tensor, i: Tensor, v: Tensor, state: dict, psi: float, eta: float):
+    """The EM step on x0's luma, between two conversions on the CPU: (x0, state)."""
+    ycbcr = convert_colors(rgb2ycbcr, x0, double=False) / 255
+    luma, state = em_onestep(ycbcr[:, :1], i, v, state, psi, eta)
+    ycbcr[:, 0] = luma[:, 0]
+    return convert_colors(ycbcr2rgb, ycbcr * 255, double=True), state
 
-    def __init__(self, timesteps: np.ndarray, betas: np.ndarray):
-        self.timesteps, self.betas = timesteps, betas
+
+class ReferenceLoop:
+    """DDIM (η = 0) with the EM rectification, over a respaced schedule (timesteps, betas).
+
+    ``rectify``: (x0, i, v, state, psi, eta) → (x0, state); the waterfall puts faster ones here.
+    """
+
+    def __init__(self, timesteps: np.ndarray, betas: np.ndarray, rectify: Callable = rectify):
+        self.timesteps, self.betas, self.rectify = timesteps, betas, rectify
         alphas = np.cumprod(1.0 - betas)
         previous = np.append(1.0, alphas[:-1])
         variance = betas * (1 - previous) / (1 - alphas)
@@ -111,13 +124,6 @@ class ReferenceLoop:
         """Everything between the prior's output and x_{t-1}: (x_{t-1}, state)."""
         x0, state = self.rectify(self.split(x, t, out), i, v, state, psi, eta)
         return self.advance(x, x0, t), state
-
-    def rectify(self, x0, i, v, state, psi, eta):
-        """The EM step on x0's luma, between two conversions on the CPU: (x0, state)."""
-        ycbcr = _colour(lambda a: rgb2ycbcr(a), x0, double=False) / 255
-        luma, state = em_onestep(ycbcr[:, :1], i, v, state, psi, eta)
-        ycbcr[:, 0] = luma[:, 0]
-        return _colour(lambda a: ycbcr2rgb(a), ycbcr * 255, double=True), state
 
     def advance(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """x_{t-1} of DDIM with η = 0, its noise drawn and multiplied by 0."""

@@ -1,12 +1,13 @@
 """The one format of results: a machine, its ceilings, and measurements with every sample.
 
-    {"schema": "ddfm_fast bench 1", "date", "machine": {…}, "ceilings": {…}, "settings": {…},
-     "measurements": [{"section", "name", "size", "command", "baseline", "parity": [{"what",
-     "difference", "limit"}], "candidates": {name: {"samples": [seconds], "floor": seconds,
-     "memory": bytes, "quality": {…}, "lossless", "about"}}, "yardstick": [seconds],
-     "facts": {…}}]}
+    {"schema": "ddfm_fast bench 1", "units": {…}, "date", "machine": {…}, "ceilings": {…},
+     "settings": {…}, "measurements": [{"section", "name", "size", "command", "baseline",
+     "parity": [{"what", "difference", "limit"}], "candidates": {name: {"samples", "floor",
+     "memory", "quality": {…}, "lossless", "about", "summary": {"median", "p20", "p80",
+     "times_faster"}}}, "yardstick": [seconds], "facts": {…}}]}
 
 Where the parity of a measurement is red, or where it "failed", it holds no samples and no ratio.
+A study of quality alone has candidates without samples.
 """
 
 from __future__ import annotations
@@ -25,6 +26,15 @@ from ddfm_fast.images.files import atomic_write_bytes
 from .timing import quantile
 
 SCHEMA = "ddfm_fast bench 1"
+UNITS = {
+    "samples": "seconds",
+    "floor": "seconds",
+    "memory": "bytes",
+    "ceilings": "bytes, operations or launches per second",
+    "times_faster": "the baseline's median over this one's, in one interleaved run",
+}
+SHOWN = frozenset({"step", "prior", "loop", "waterfall"})
+"""sections that a run must have to stand for its device in the README"""
 
 
 @dataclass
@@ -72,10 +82,10 @@ class Parity:
 class Measurement:
     """Candidates that were timed in turn, and the checks that came before."""
 
-    section: str
-    name: str
-    size: str
-    command: str
+    section: str = ""
+    name: str = ""
+    size: str = ""
+    command: str = ""
     baseline: str | None = None
     parity: list[Parity] = field(default_factory=list)
     candidates: dict[str, Candidate] = field(default_factory=dict)
@@ -116,13 +126,20 @@ class Report:
     def green(self) -> bool:
         return all(m.green for m in self.measurements)
 
+    @property
+    def full(self) -> bool:
+        """Whether it may stand for its device: no quick look, rehearsal or part of a run."""
+        partial = any(self.settings.get(name) for name in ("quick", "rehearse", "size"))
+        sections = self.settings.get("sections")
+        return not partial and (not sections or set(sections) >= SHOWN)
+
     def of(self, section: str) -> list[Measurement]:
         return [m for m in self.measurements if m.section == section]
 
 
 def to_json(report: Report) -> str:
     """The report as JSON, with medians, percentiles and ratios beside the samples."""
-    whole = {"schema": SCHEMA, **dataclasses.asdict(report)}
+    whole = {"schema": SCHEMA, "units": UNITS, **dataclasses.asdict(report)}
     for measurement, raw in zip(report.measurements, whole["measurements"], strict=True):
         for name, candidate in measurement.candidates.items():
             if candidate.samples:
@@ -200,11 +217,9 @@ def latest(folder: Path) -> dict[str, tuple[Path, Report]]:
     for path in sorted(folder.glob("*.json")):
         try:
             report = load(path)
-        except ValueError:  # another kind of result
+        except ValueError:  # a file of somebody else's
             continue
         name = report.machine.get("gpu", "CPU")
-        if report.settings.get("quick") or report.settings.get("rehearse"):
-            continue
-        if name not in found or found[name][1].date <= report.date:
+        if report.full and (name not in found or found[name][1].date <= report.date):
             found[name] = path, report
     return found

@@ -48,8 +48,7 @@ class Options:
 
 def make_place(options: Options) -> Place:
     """The device and how long things may take on it. ValueError for a device that is not here."""
-    from ddfm_fast.api import resolve_device
-    from ddfm_fast.runtime.dispatch import resolve_backend
+    from ddfm_fast.runtime.dispatch import resolve_backend, resolve_device
 
     device = resolve_device("cpu" if options.rehearse else options.device)
     if device.type == "cuda":
@@ -67,11 +66,12 @@ def run(
     options: Options,
     *,
     progress: bool = True,
-    keep: Callable[[Report], object] = lambda report: None,
+    keep: Callable[[Report], object] = lambda _: None,
 ) -> Report:
-    """Measure everything asked for. What is red or fails is noted, and the rest goes on.
+    """Measure everything chosen. What is red or fails is noted; the rest is still measured.
 
-    ``keep`` is called with the report after each measurement.
+    ``keep`` is called with the report after each measurement. What a run that is stopped did not
+    come to is in ``settings["left_out"]``.
     """
     from tqdm.auto import tqdm
 
@@ -85,11 +85,13 @@ def run(
         asdict(options) | {"device": str(place.device)},
     )
     todo = tasks(options, place)
+    left = [f"{task.section}: {task.name}, {task.size}" for task in todo]
     with tqdm(todo, unit="measurement", disable=not progress, file=sys.stderr, leave=False) as bar:
         place.tick = bar.refresh
         for task in bar:
             bar.set_description(f"{task.section}: {task.name}"[:60])
             report.measurements.append(measure(task, place))
+            report.settings["left_out"] = left[len(report.measurements) :]
             keep(report)
             if place.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -99,11 +101,14 @@ def run(
 def measure(task: Task, place: Place) -> Measurement:
     """The task's measurement; with red checks, or what failed, and no times where it cannot be."""
     place.yardstick = []
-    nothing = Measurement(task.section, task.name, task.size, place.command(task.section))
+    command = place.command(task.section, task.size)
+    nothing = Measurement(task.section, task.name, task.size, command)
     try:
         found = task.work()
-        found.yardstick = place.yardstick
-        return found
+        return replace(
+            found, section=task.section, name=task.name, size=task.size, command=command,
+            yardstick=place.yardstick,
+        )  # fmt: skip
     except ParityError as error:
         return replace(nothing, parity=error.parity)
     except Exception as error:  # what one section cannot do must not cost the others' results

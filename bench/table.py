@@ -26,6 +26,8 @@ def cells(measurement: Measurement, name: str) -> list[str]:
     candidate = measurement.candidates[name]
     faster = measurement.times_faster(name)
     floor = candidate.floor
+    if not candidate.samples:
+        return [_what(measurement), name, *[""] * 5, notes(candidate)]
     return [
         _what(measurement),
         name,
@@ -55,7 +57,7 @@ def red_cells(measurement: Measurement) -> list[str]:
     if measurement.failed:
         return [_what(measurement), *[""] * 6, f"FAILED: {measurement.failed}"]
     worst = next(p for p in measurement.parity if not p.green)
-    note = f"RED: {worst.what}: {worst.difference:.1e} > {worst.limit:.0e}; no time is told"
+    note = f"RED: {worst.what}: {worst.difference:.1e} > {worst.limit:.0e}; no timing is reported"
     return [_what(measurement), *[""] * 6, note]
 
 
@@ -95,22 +97,27 @@ def text(report: Report) -> str:
 def card_lines(report: Report) -> list[str]:
     """The machine and its measured limits."""
     card, limits = report.machine, report.ceilings
-    products = ", ".join(
-        f"{name} products {limit['rate'] / 1e9:,.0f} GFLOP/s"
-        for name, limit in limits.items()
-        if name not in ("copy", "launch")
-    )
     lines = [
         f"{card.get('gpu') or card['cpu']}, {card['threads']} threads, torch {card['torch']}, "
-        f"commit {card['commit']}, {report.date.replace('T', ' ')}",
-        f"measured limits: copy {limits['copy']['rate'] / 1e9:,.1f} GB/s, {products}, "
-        f"{1e6 / limits['launch']['rate']:.1f} µs a launch",
+        f"commit {card['commit']}, {report.date.replace('T', ' ')}"
     ]
-    if "gpu" not in card and card["load"] and card["load"] > 1:
+    if limits:
+        products = ", ".join(
+            f"{name} products {limit['rate'] / 1e9:,.0f} GFLOP/s"
+            for name, limit in limits.items()
+            if name not in ("copy", "launch")
+        )
+        lines.append(
+            f"measured limits: copy {limits['copy']['rate'] / 1e9:,.1f} GB/s, {products}, "
+            f"{1e6 / limits['launch']['rate']:.1f} µs per launch"
+        )
+    if "gpu" not in card and (card.get("load") or 0) > 1:
         lines.append(
             f"warning: other programs ran too (load {card['load']} before the start); "
             "the ratios hold better than the times"
         )
+    if left := report.settings.get("left_out"):
+        lines.append(f"stopped early: {len(left)} measurements are missing, from {left[0]!r} on")
     if report.settings.get("rehearse"):
         lines.append("a rehearsal on the CPU: its figures mean nothing")
     return lines

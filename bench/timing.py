@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -31,7 +30,7 @@ def gpu_seconds(function: Callable[[], object]) -> float:
     return start.elapsed_time(end) / 1e3
 
 
-def synchronised_seconds(function: Callable[[], object]) -> float:
+def synchronized_seconds(function: Callable[[], object]) -> float:
     """Seconds on the host's clock from an idle CUDA device to an idle one: host work counts too."""
     torch.cuda.synchronize()
     start = time.perf_counter()
@@ -75,19 +74,3 @@ def quantile(samples: list[float], share: float) -> float:
     """The sample below which ``share`` of them lie; the nearest one, not interpolated."""
     ordered = sorted(samples)
     return ordered[round(share * (len(ordered) - 1))]
-
-
-def summarise(samples: dict[str, list[float]], baseline: str) -> dict[str, dict]:
-    """Median, 20th and 80th percentile in ms, and the ratio to the baseline's median."""
-    base = statistics.median(samples[baseline])
-    rows = {}
-    for name, seconds in samples.items():
-        median = statistics.median(seconds)
-        rows[name] = {
-            "median_ms": median * 1e3,
-            "p20_ms": quantile(seconds, 0.2) * 1e3,
-            "p80_ms": quantile(seconds, 0.8) * 1e3,
-            "times_faster": base / median,
-            "samples_ms": [s * 1e3 for s in seconds],
-        }
-    return rows

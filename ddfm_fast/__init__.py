@@ -9,27 +9,29 @@ Names are loaded on first use, so importing the package costs milliseconds and n
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddfm_fast._face import face
+
 if TYPE_CHECKING:
-    from ddfm_fast.api import Fuser, fuse
+    from ddfm_fast.api import Fuser, clear_cache, fuse
     from ddfm_fast.config import PRESETS, FuseConfig
     from ddfm_fast.priors.load import load_prior
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
-__all__ = ["PRESETS", "FuseConfig", "Fuser", "__version__", "fuse", "load_prior"]
+__all__ = [
+    "PRESETS",
+    "FuseConfig",
+    "Fuser",
+    "__version__",
+    "clear_cache",
+    "fuse",
+    "load_prior",
+]
 
-_HOME = {
-    "PRESETS": "ddfm_fast.config",
-    "FuseConfig": "ddfm_fast.config",
-    "Fuser": "ddfm_fast.api",
-    "fuse": "ddfm_fast.api",
-    "load_prior": "ddfm_fast.priors",
-}
 
 
 class _FolderFinder:
@@ -44,7 +46,7 @@ class _FolderFinder:
     names = ("kernels", "bench")
 
     @classmethod
-    def find_spec(cls, name: str, path=None, target=None) -> ModuleSpec | None:
+    def find_spec(cls, name: str, _path=None, _target=None) -> ModuleSpec | None:
         parent, _, child = name.rpartition(".")
         if parent != __name__ or child not in cls.names:
             return None
@@ -63,13 +65,14 @@ if (
     sys.meta_path.insert(0, _FolderFinder)
 
 
-def __getattr__(name: str):
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+__getattr__, __dir__ = face(
+    __name__,
+    {
+        "PRESETS": "config",
+        "FuseConfig": "config",
+        "Fuser": "api",
+        "clear_cache": "api",
+        "fuse": "api",
+        "load_prior": "priors.load",
+    },
+)

@@ -84,6 +84,14 @@ class FuseConfig:
         if isinstance(self.crop_multiple, bool) or self.crop_multiple not in range(1, 1025):
             raise ValueError(f"crop_multiple is {self.crop_multiple!r}; expected an int, 1 to 1024")
 
+    @staticmethod
+    def from_preset(preset: str | FuseConfig) -> FuseConfig:
+        """The preset of that name, or the configuration given; ValueError lists the names."""
+        if isinstance(preset, FuseConfig):
+            return preset
+        _require_choice("preset", preset, tuple(PRESETS))
+        return PRESETS[preset]
+
     def with_overrides(self, **overrides) -> FuseConfig:
         """A copy with the given fields changed; None leaves a field as it is."""
         known = {f.name for f in fields(self)}
@@ -144,8 +152,3 @@ PRESETS: dict[str, FuseConfig] = {
     ),
 }
 
-
-def get_preset(name: str) -> FuseConfig:
-    """The preset of that name; ValueError with the list of names otherwise."""
-    _require_choice("preset", name, tuple(PRESETS))
-    return PRESETS[name]

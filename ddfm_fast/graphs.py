@@ -16,18 +16,22 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import threading
 import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from .config import FuseConfig
 from .priors.callable import CallablePrior
 from .priors.prior import Prior
+from .runtime import environment
 from .runtime.dispatch import Backend
 from .sampler import Loop, Sampled, StepInfo
 
@@ -50,7 +54,8 @@ class CudaCapture:
     def __init__(self, device: torch.device):
         self.device = device
         self.lock = threading.RLock()
-        self.pool, self.graphs = None, weakref.WeakSet()
+        self.pool: Any = None
+        self.graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
         with torch.cuda.device(device):
             self.stream, self.done = torch.cuda.Stream(), torch.cuda.Event()
 
@@ -124,7 +129,8 @@ class CapturedLoop:
 
     def __init__(self, loop: Loop, mode: str, capture: CudaCapture):
         self.loop, self.mode, self.capture = loop, mode, capture
-        self.rows, self.lock = loop.rows, capture.lock
+        self.rows = loop.rows
+        self.lock: AbstractContextManager = capture.lock
         started, before = time.perf_counter(), capture.memory()
         capture.warm_up(self._some_steps)
         if mode == "loop":
@@ -149,15 +155,16 @@ class CapturedLoop:
         """A graph for each place that x_t can be in: step s replays number s modulo their count."""
         loop = self.loop
         loop.begin()
-        return [
-            self.capture.capture(lambda s=s: loop.step(s, loop.next_conditioning()))
-            for s in range(loop.reverse.period)
-        ]
 
-    def load(self, *arguments) -> None:
+        def step(s: int) -> None:
+            loop.step(s, loop.next_conditioning())
+
+        return [self.capture.capture(partial(step, s)) for s in range(loop.reverse.period)]
+
+    def load(self, i: Tensor, v: Tensor, seed: int, x_start: Tensor | None = None) -> None:
         """See :meth:`Loop.load`; the device first finishes the call before."""
         self.capture.wait()
-        self.loop.load(*arguments)
+        self.loop.load(i, v, seed, x_start)
 
     def run(self, steps: Iterable[int], callback: Callable[[StepInfo], None] | None) -> None:
         """See :meth:`Loop.run`; in mode "loop" ``steps`` and ``callback`` are not looked at."""
@@ -196,7 +203,8 @@ class GraphCache:
         capture: Callable[[torch.device], CudaCapture] = CudaCapture,
     ):
         self.mode, self.backend, self.limit = mode, backend, _checked_limit(limit)
-        self._make_capture, self._captures = capture, {}
+        self._make_capture = capture
+        self._captures: dict[torch.device, CudaCapture] = {}
         self._lock = threading.RLock()
         self._graphs: OrderedDict[tuple, CapturedLoop] = OrderedDict()
         self._seen: OrderedDict[tuple, str] = OrderedDict()
@@ -348,7 +356,8 @@ def _require_equal(captured: CapturedLoop) -> None:
     planes = torch.rand(2, *loop.i.shape, generator=generator) * 2 - 1
     results = []
     for run in (loop, captured):
-        loop.load(*planes.to(loop.device), 1)
+        i, v = planes.to(loop.device)
+        loop.load(i, v, 1)
         run.run(range(len(loop.rows)), None)
         results.append(loop.x[0].clone())
     scale = results[0].abs().max().clamp(min=1)
@@ -361,13 +370,14 @@ def _name(shape: tuple) -> str:
 
 
 def _checked_limit(limit: int | None) -> int:
-    source = "limit"
+    source, value = "limit", str(limit)
     if limit is None:
-        limit, source = os.environ.get("DDFM_FAST_GRAPHS") or DEFAULT_LIMIT, "DDFM_FAST_GRAPHS"
+        source = "DDFM_FAST_GRAPHS"
+        value = environment.get(source)
     try:
-        number = int(limit)
-    except (TypeError, ValueError):
+        number = int(value)
+    except ValueError:
         number = 0
     if number < 1:
-        raise ValueError(f"{source} is {limit!r}; expected how many graphs to keep, at least 1")
+        raise ValueError(f"{source} is {value!r}; expected how many graphs to keep, at least 1")
     return number

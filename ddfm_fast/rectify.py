@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -205,6 +206,15 @@ def x_step_printed(y, k, p, q, gamma, rho, eta: float) -> Tensor:
     return x.div_(weight.add_(q * (4 / rho)).add_(eta))
 
 
+class EMSettings(TypedDict):
+    """What an EM iteration wants to know of a ``FuseConfig``."""
+
+    variant: str
+    psi: float
+    eta: float
+    update_scales: bool
+
+
 @dataclass
 class EMState:
     """What an image carries from one step to the next: k [H, W] and the 0-dim scales γ, ρ."""
@@ -244,7 +254,7 @@ def rectify_plane(
         state.gamma = mean_inverse(p, official) + gamma / 2
         state.rho = mean_inverse(q, official) + rho / 2
     rhs = torch.sub(y, x, out=x) if official else x
-    if balanced:
+    if balanced and target is not None:
         rhs.add_(target, alpha=2 * psi / (2 * psi + eta))
     state.k = solve(add_divergence_(rhs, state.k, eta / (2 * psi + eta), official))
     if variant == "printed":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Loop:
         watched: bool = False,
     ):
         self.prior, self.config, self.device = prior, config, prior.device
-        self.lock = nullcontext()
+        self.lock: AbstractContextManager = nullcontext()
         self.rows = prior_rows(prior, config)
         self.learned = uses_learned_variance(prior, config) and any(r.sigma for r in self.rows)
         self.i, self.v, self.luma = torch.zeros(3, shape[0], 1, *shape[1:], device=self.device)
@@ -140,10 +140,33 @@ class Loop:
         """Tell ``callback`` of step ``s``, which is done."""
         if callback is not None:
             x_t, steps = self.x[(s + 1) % len(self.x)], len(self.rows)
-            callback(StepInfo(s + 1, steps, self.rows[s].timestep, x_t, self.reverse.x0))
+            x0 = self.reverse.x0
+            if x0 is None:
+                raise RuntimeError("the loop keeps no x0 for a callback; make it with watched=True")
+            callback(StepInfo(s + 1, steps, self.rows[s].timestep, x_t, x0))
 
 
-LoopSource = Callable[["Prior", FuseConfig, tuple[int, int, int], bool], Loop]
+class AnyLoop(Protocol):
+    """What :func:`sample` asks of a loop: :class:`Loop`, or one that replays CUDA graphs."""
+
+    lock: AbstractContextManager
+    """held from ``load`` to ``take``"""
+    rows: list[StepRow]
+
+    def load(self, i: Tensor, v: Tensor, seed: int, x_start: Tensor | None = None) -> None:
+        """Take a batch of pairs."""
+        ...
+
+    def run(self, steps: Iterable[int], callback: Callable[[StepInfo], None] | None) -> None:
+        """Sample."""
+        ...
+
+    def take(self) -> Sampled:
+        """Give the result, valid until the next ``load``."""
+        ...
+
+
+LoopSource = Callable[["Prior", FuseConfig, tuple[int, int, int], bool], AnyLoop]
 """(prior, config, (N, H, W), watched) → the loop to use, such as ``graphs.GraphCache.loop``"""
 
 
@@ -177,7 +200,7 @@ def sample(
     with torch.inference_mode():
         if loops is None:
             backend = backend or resolve_backend(prior.device)
-            loop = Loop(prior, config, shape, backend, watched=watched)
+            loop: AnyLoop = Loop(prior, config, shape, backend, watched=watched)
         else:
             loop = loops(prior, config, shape, watched)
         with loop.lock, pages_kept(prior.device):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .config import FuseConfig
 from .noise import normals
-from .rectify import EMState, get_solver, get_variant, gradient_target, rectify_plane
+from .rectify import EMSettings, EMState, get_solver, get_variant, gradient_target, rectify_plane
 from .schedule import StepRow
 
 
@@ -24,8 +24,11 @@ class Step(Protocol):
 
     period: int
     """steps after which x_t is in the same memory again: 1 in place, 2 where buffers alternate"""
-    x0: Tensor | None
-    """f̂₀ of the last step, [N, 3, H, W], or None where it is not kept"""
+
+    @property
+    def x0(self) -> Tensor | None:
+        """f̂₀ of the last step, [N, 3, H, W], or None where it is not kept."""
+        ...
 
     @property
     def next_step(self) -> Tensor:
@@ -53,9 +56,14 @@ class Step(Protocol):
         ...
 
 
-def em_settings(config: FuseConfig) -> dict:
+def em_settings(config: FuseConfig) -> EMSettings:
     """What a step wants to know of ``config`` beside the schedule."""
-    return {name: getattr(config, name) for name in ("variant", "psi", "eta", "update_scales")}
+    return EMSettings(
+        variant=config.variant,
+        psi=config.psi,
+        eta=config.eta,
+        update_scales=config.update_scales,
+    )
 
 
 def plain_em(i: Tensor, v: Tensor, config: FuseConfig) -> ReverseStep:
@@ -117,13 +125,15 @@ class ReverseStep:
                 "expected the same [N, 1, H, W] for both"
             )
         self.variant = get_variant(variant)
-        self.settings = dict(variant=variant, psi=psi, eta=eta, update_scales=update_scales)
+        self.settings = EMSettings(
+            variant=variant, psi=psi, eta=eta, update_scales=update_scales
+        )
         self.rows, self.noise = list(rows), check_noise(noise)
         self.seeds = torch.zeros(len(v), dtype=torch.int64, device=v.device)
         self.luma_weights = torch.tensor(self.variant.luma_weights, dtype=v.dtype, device=v.device)
         self.solver = get_solver(*v.shape[-2:], v.dtype, v.device)
         self.v, self.y = torch.empty_like(v[:, 0]), torch.empty_like(v[:, 0])
-        self.targets = torch.empty_like(self.v) if variant == "gradient" else [None] * len(v)
+        self.targets = torch.empty_like(self.v) if variant == "gradient" else None
         self.x0 = torch.empty(len(v), 3, *v.shape[-2:], dtype=v.dtype, device=v.device)
         self.load_(i, v, seeds)
 
@@ -131,7 +141,7 @@ class ReverseStep:
         """Take other images of the same shape, in place, and start anew: ``reset``."""
         self.v.copy_(v[:, 0])
         torch.sub(i[:, 0], v[:, 0], out=self.y)
-        if self.variant.name == "gradient":
+        if self.targets is not None:
             self.targets.copy_(gradient_target(i, v)[:, 0])
         if seeds is not None:
             self.seeds.copy_(seeds)
@@ -148,7 +158,7 @@ class ReverseStep:
         """int64 [1] on the device: the row of the next step, as the host knows it now."""
         return torch.tensor([self.step], device=self.v.device)
 
-    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:
+    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """x_t → x_{t-1} in place by the next row: predict, rectify, and the sampler's update.
 
         x_t [N, 3, H, W] contiguous; ``out`` is the prior's output [N, 3, H, W], ε, or
@@ -171,7 +181,8 @@ class ReverseStep:
 
     def _noise(self, out: Tensor, row: StepRow) -> Tensor:
         """σ·z of the step, [N, 3, H, W]."""
-        z = normals(self.seeds, self.step, *self.v.shape[-2:], self.v.dtype)
+        height, width = self.v.shape[-2:]
+        z = normals(self.seeds, self.step, height, width, self.v.dtype)
         if self.noise == "fixed":
             return z.mul_(row.sigma)
         return z.mul_(learned_sigma(out[:, 3:].to(z.dtype), row))
@@ -190,7 +201,7 @@ class ReverseStep:
             self.y[n],
             self.states[n],
             self.solver,
-            target=self.targets[n],
+            target=None if self.targets is None else self.targets[n],
             **self.settings,
         )
         image.add_(fused.sub_(f), alpha=self.variant.writeback)

@@ -6,68 +6,65 @@ kernel, they are the parts of the plain path beside what the authors' code does 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from skimage.color import rgb2ycbcr, ycbcr2rgb
 from torch import Tensor
 
 from ddfm_fast.rectify import (
+    EMState,
     add_divergence_,
     e_step,
     get_solver,
     mean_inverse,
     rectify_plane,
     x_step,
-)
+)  # fmt: skip
 from ddfm_fast.schedule import make_schedule
 from ddfm_fast.step import ReverseStep
 
-from ..data import planes
+from ..data import Planes, planes
 from ..place import Place, Task, in_turn, largest_difference, named, require
-from ..reference import ReferenceLoop, _colour, em_initial, em_onestep
-from ..results import Candidate, Measurement, Parity
+from ..reference import ReferenceLoop, convert_colors, em_initial, em_onestep
+from ..results import Measurement, Parity
 from .step import ETA, PSI, make_rectifier, rows_of, sizes
 
 ABOUT = "each kernel (on a CPU: each part of the plain path) against its twin and its floor"
 RHS_PLANES, UPDATE_PLANES, SCALE_PLANES, FFT_PLANES = 10, 12, 2, 2
 """float32 planes that each must read or write once; a spectrum counts as one"""
-PREDICT_PLANES, COLOUR_PLANES, EM_PLANES, SOLVE_PLANES = 9, 8, 6, 3
 LIMIT = 1e-4
 RATIO = ETA / (2 * PSI + ETA)
 ROW = 40
 
 
 def tasks(place: Place) -> list[Task]:
-    found = {"kernels of a step": on_gpu} if place.on_gpu else dict(PARTS)
+    """Every part at every size of a step."""
+    works: dict[str, Callable] = {"kernels of a step": on_gpu}
+    if not place.on_gpu:
+        works = {n: partial(on_cpu, n, build, moved) for n, (build, moved) in PARTS.items()}
     return [
-        Task("kernels", name, named(*size), lambda s=size, n=name, w=work: w(place, n, *s))
+        Task("kernels", name, named(*size), partial(work, place, *size))
         for size in sizes(place)
-        for name, work in found.items()
+        for name, work in works.items()
     ]
 
 
-def _part(name: str, build: Callable, moved: int) -> tuple[str, Callable]:
-    """``build(i, v, x, out)`` → the reference's and our function, which give equal tensors."""
-
-    def measure(place: Place, name: str, height: int, width: int) -> Measurement:
-        sets = [planes(height, width, place.device, n) for n in range(place.sets(height, width))]
-        pairs = [build(*data) for data in sets]
-        theirs, ours = pairs[0]
-        check = Parity(f"{name}, ours against the reference", difference(theirs(), ours()), LIMIT)
-        size = named(height, width)
-        command = place.command("kernels", size)
-        found = Measurement("kernels", name, size, command, "reference", require(check))
-        candidates = {
-            "reference": in_turn([a for a, _ in pairs]),
-            "ddfm_fast": in_turn([b for _, b in pairs]),
-        }
-        found.candidates = place.times(candidates, repeats=15)
-        found.candidates["ddfm_fast"].floor = place.floor(moved * 4 * height * width)
-        return found
-
-    return name, measure
+def on_cpu(
+    name: str, build: Callable, moved: int, place: Place, height: int, width: int
+) -> Measurement:
+    """``build(planes)`` → the reference's and our function, which give equal tensors."""
+    sets = [planes(height, width, place.device, n) for n in range(place.sets(height, width))]
+    pairs = [build(data) for data in sets]
+    theirs, ours = pairs[0]
+    check = Parity(f"{name}, ours against the reference", difference(theirs(), ours()), LIMIT)
+    works = {
+        "reference": in_turn([a for a, _ in pairs]),
+        "ddfm_fast": in_turn([b for _, b in pairs]),
+    }
+    floors = {"ddfm_fast": place.floor(moved * 4 * height * width)}
+    return place.measure(works, check, floors=floors, repeats=15)
 
 
 def difference(a: Tensor, b: Tensor) -> float:
@@ -75,25 +72,28 @@ def difference(a: Tensor, b: Tensor) -> float:
     return largest_difference(a, b) / max(1.0, float(a.abs().max()))
 
 
-def predict(i, v, x, out):
+def predict(d: Planes):
     """f̃₀ from x_t and ε."""
     schedule = make_schedule(100)
     loop, row = ReferenceLoop(schedule.timesteps, schedule.betas), rows_of()[ROW]
-    t, x0 = torch.tensor([99 - ROW]), torch.empty_like(x)
+    t, x0 = torch.tensor([99 - ROW]), torch.empty_like(d.x)
     return (
-        lambda: loop.split(x, t, out),
-        lambda: torch.mul(x, row.recip, out=x0).sub_(out[:, :3], alpha=row.recipm1).clamp_(-1, 1),
+        lambda: loop.split(d.x, t, d.out),
+        lambda: (
+            torch.mul(d.x, row.recip, out=x0).sub_(d.out[:, :3], alpha=row.recipm1).clamp_(-1, 1)
+        ),
     )
 
 
-def colour(i, v, x, out):
+def color(d: Planes):
     """Luma out of an RGB image, and another luma put in its place."""
+    i, v, x, _ = d
     rectifier, image = ReverseStep(i, v), x.clamp(-1, 1)
 
     def theirs() -> Tensor:
-        ycbcr = _colour(lambda a: rgb2ycbcr(a), image, double=False) / 255
+        ycbcr = convert_colors(rgb2ycbcr, image, double=False) / 255
         ycbcr[:, 0] = i[:, 0]
-        return _colour(lambda a: ycbcr2rgb(a), ycbcr * 255, double=True)
+        return convert_colors(ycbcr2rgb, ycbcr * 255, double=True)
 
     def ours() -> Tensor:
         luma = rectifier.luma(image[0])
@@ -102,29 +102,26 @@ def colour(i, v, x, out):
     return theirs, ours
 
 
-def em(i, v, x, out):
+def em(d: Planes):
     """One EM step on the luma plane, from the first state."""
+    i, v, x, _ = d
     f, y, one = x.mean(1, keepdim=True).clamp(-1, 1), (i - v)[0, 0], torch.ones(())
-    state = em_initial(i)
+    state, zero = em_initial(i), torch.zeros_like(y)
     solve = get_solver(*i.shape[-2:], i.dtype, i.device)
 
-    class State:
-        k, gamma, rho = torch.zeros_like(y), one, one
+    def ours() -> Tensor:
+        first = EMState(zero, one, one)
+        return rectify_plane(f[0, 0], v[0, 0], y, first, solve, psi=PSI, eta=ETA)[None, None]
 
-    return (
-        lambda: em_onestep(f, i, v, state, PSI, ETA)[0],
-        lambda: rectify_plane(f[0, 0], v[0, 0], y, State(), solve, psi=PSI, eta=ETA)[None, None],
-    )
+    return lambda: em_onestep(f, i, v, state, PSI, ETA)[0], ours
 
 
-def k_solve(i, v, x, out):
+def k_solve(d: Planes):
     """k from the right-hand side and the k before: four complex FFTs, and two real ones."""
+    i, v, x, _ = d
     state, before, y = em_initial(i), x[0, 0], (i - v)[0, 0]
-    solve, down, right = (
-        get_solver(*i.shape[-2:], i.dtype, i.device),
-        before.clone(),
-        before.clone(),
-    )
+    solve = get_solver(*i.shape[-2:], i.dtype, i.device)
+    down, right = before.clone(), before.clone()
     right[:, :-1] -= before[:, 1:]
     down[:-1] -= before[1:]
     f1, f2, rhs = RATIO * right, RATIO * down, torch.empty_like(y)
@@ -140,12 +137,13 @@ def k_solve(i, v, x, out):
     return theirs, lambda: solve(add_divergence_(rhs.copy_(y), before, RATIO, True))
 
 
-PARTS = [
-    _part("x0 from x_t and eps", predict, PREDICT_PLANES),
-    _part("luma out and back in", colour, COLOUR_PLANES),
-    _part("k-solve", k_solve, SOLVE_PLANES),
-    _part("EM step on the luma", em, EM_PLANES),
-]
+PARTS: dict[str, tuple[Callable, int]] = {
+    "x0 from x_t and eps": (predict, 9),
+    "luma out and back in": (color, 8),
+    "k-solve": (k_solve, 3),
+    "EM step on the luma": (em, 6),
+}
+"""each with the float32 planes that it must read or write once"""
 
 
 def _weights(rectifier: ReverseStep, x: Tensor, out: Tensor):
@@ -201,7 +199,7 @@ def kernel_parity(i, v, x, out) -> list[Parity]:
     return [Parity(f"{name} against its twin", worst, LIMIT) for name, worst in found.items()]
 
 
-def on_gpu(place: Place, name: str, height: int, width: int) -> Measurement:
+def on_gpu(place: Place, height: int, width: int) -> Measurement:
     """Each kernel and each FFT alone, in graphs over sets of planes that exceed the cache."""
     from ddfm_fast.kernels.ksolve import spectral_scale_
 
@@ -209,42 +207,33 @@ def on_gpu(place: Place, name: str, height: int, width: int) -> Measurement:
     parity = require(*kernel_parity(*sets[0]))
     rectifiers = [make_rectifier("torch", i, v) for i, v, _, _ in sets]
     twins = [ReverseStep(i, v, rows=rows_of(), psi=PSI, eta=ETA) for i, v, _, _ in sets]
-    pairs = list(zip(rectifiers, twins, [s[2:] for s in sets], strict=True))
     size, spectra = (height, width), [torch.fft.rfft2(r.rhs.normal_()) for r in rectifiers]
+    x_out = [(s.x, s.out) for s in sets]
 
-    def each(function: Callable) -> Callable:
-        return place.replay(lambda: [function(r, t, *data) for r, t, data in pairs])
+    def each(function: Callable, *arguments: list) -> Callable:
+        columns = list(zip(*arguments, strict=True))
+        return place.replay(lambda: [function(*row) for row in columns])
 
+    irfft = partial(torch.fft.irfft2, s=size, norm="forward")
     works = {
-        "rhs kernel": (RHS_PLANES, each(lambda r, t, x, o: r.rhs_(x, o))),
-        "rhs, twin": (RHS_PLANES, each(lambda r, t, x, o: twin_rhs(t, x, o))),
-        "update kernel": (UPDATE_PLANES, each(lambda r, t, x, o: r.update_(x, o, r.k))),
-        "update, twin": (UPDATE_PLANES, each(lambda r, t, x, o: twin_update(t, x, o, r.k[0]))),
-        "spectral scale": (
-            SCALE_PLANES,
-            place.replay(lambda: [spectral_scale_(s, *size) for s in spectra]),
+        "rhs kernel": (RHS_PLANES, each(lambda r, d: r.rhs_(*d), rectifiers, x_out)),
+        "rhs, twin": (RHS_PLANES, each(lambda t, d: twin_rhs(t, *d), twins, x_out)),
+        "update kernel": (UPDATE_PLANES, each(lambda r, d: r.update_(*d, r.k), rectifiers, x_out)),
+        "update, twin": (
+            UPDATE_PLANES,
+            each(lambda t, r, d: twin_update(t, *d, r.k[0]), twins, rectifiers, x_out),
         ),
-        "rfft2": (FFT_PLANES, each(lambda r, t, x, o: torch.fft.rfft2(r.rhs))),
-        "irfft2": (
-            FFT_PLANES,
-            place.replay(lambda: [torch.fft.irfft2(s, s=size, norm="forward") for s in spectra]),
-        ),
+        "spectral scale": (SCALE_PLANES, each(lambda f: spectral_scale_(f, *size), spectra)),
+        "rfft2": (FFT_PLANES, each(lambda r: torch.fft.rfft2(r.rhs), rectifiers)),
+        "irfft2": (FFT_PLANES, each(irfft, spectra)),
     }
-    text = named(height, width)
-    found = Measurement("kernels", name, text, place.command("kernels", text), None, parity)
     candidates = {key: work for key, (_, work) in works.items()}
-    found.candidates = place.times(
-        candidates, calls=dict.fromkeys(candidates, len(sets)), repeats=40
+    floors = {key: place.floor(moved * 4 * height * width) for key, (moved, _) in works.items()}
+    calls = dict.fromkeys(candidates, len(sets))
+    found = place.measure(
+        candidates, *parity, baseline=None, floors=floors, calls=calls, repeats=40
     )
-    for key, (moved, _) in works.items():
-        found.candidates[key].floor = place.floor(moved * 4 * height * width)
-    found.facts = {"sets of planes": len(sets), "times faster than the twin": _ratios(found)}
+    times = {key: candidate.median for key, candidate in found.candidates.items()}
+    ratios = {n: times[f"{n}, twin"] / times[f"{n} kernel"] for n in ("rhs", "update")}
+    found.facts = {"sets of planes": len(sets), "times faster than the twin": ratios}
     return found
-
-
-def _ratios(found: Measurement) -> dict[str, float]:
-    def median(name: str) -> float:
-        candidate: Candidate = found.candidates[name]
-        return candidate.median if candidate.samples else math.nan
-
-    return {n: median(f"{n}, twin") / median(f"{n} kernel") for n in ("rhs", "update")}

@@ -17,13 +17,12 @@ from ddfm_fast.sampler import sample
 from ddfm_fast.schedule import make_schedule
 
 from ..data import PAIR, pair, pair_lumas, reference_unet
-from ..place import Place, Task, largest_difference, named, require
+from ..place import Place, Task, largest_difference, named
 from ..quality import scores
 from ..reference import ReferenceLoop
-from ..results import Candidate, Measurement, Parity
+from ..results import Measurement, Parity
 
 ABOUT = "whole fusions, every preset"
-NAME = f"whole fusion, {PAIR}, embedded prior"
 LIMIT = 1e-3
 """of x_0 in about [−1, 1] after all steps: what the authors' own tensors are held to"""
 FEW = 5
@@ -31,15 +30,19 @@ FEW = 5
 
 
 def tasks(place: Place) -> list[Task]:
+    """All presets on the demo pair."""
     side = side_of(place)
-    return [Task("loop", NAME, named(side, side), lambda: measure(place, side))]
+    name = f"whole fusion, {PAIR}, embedded prior"
+    return [Task("loop", name, named(side, side), lambda: measure(place, side))]
 
 
 def side_of(place: Place) -> int:
+    """Height and width of the crop that is fused."""
     return 64 if place.tiny else 192
 
 
 def preset(place: Place, name: str) -> FuseConfig:
+    """The preset, with few steps in a quick look."""
     config = PRESETS[name]
     return config.with_overrides(steps=min(config.steps, FEW)) if place.tiny else config
 
@@ -58,11 +61,14 @@ def reference_fusion(place: Place, side: int, steps: int):
     return lambda: loop(unet, x, i, v)
 
 
-def our_fusion(place: Place, side: int, steps: int):
-    """Ours by the official preset: () → x_0."""
+def parity(place: Place, side: int, steps: int) -> Parity:
+    """Our whole loop by the official preset against the authors'."""
     prior = load_prior("embedded", device=place.device, dtype="float32")
-    (i, v), config = pair_lumas(side, place.device), FuseConfig(steps=steps)
-    return lambda: sample(prior, i, v, config).x0
+    with float32_products(tf32=False):  # PyTorch's own default rounds a GPU's convolutions
+        theirs = reference_fusion(place, side, steps)()
+        ours = sample(prior, *pair_lumas(side, place.device), FuseConfig(steps=steps)).x0
+    worst = largest_difference(theirs, ours)
+    return Parity("whole loop, ours against the reference", worst, LIMIT)
 
 
 def modes(place: Place) -> dict[str, dict]:
@@ -73,15 +79,10 @@ def modes(place: Place) -> dict[str, dict]:
 
 
 def measure(place: Place, side: int) -> Measurement:
-    config = preset(place, "official")
-    theirs = reference_fusion(place, side, config.steps)
-    with float32_products(tf32=False):  # PyTorch's own default rounds a GPU's convolutions
-        worst = largest_difference(theirs(), our_fusion(place, side, config.steps)())
-    check = Parity("whole loop, ours against the reference", worst, LIMIT)
-    command = place.command("loop")
-    found = Measurement("loop", NAME, named(side, side), command, "reference", require(check))
-    ir, vis = pair(side)
-    candidates, fusers = {"reference": theirs}, {}
+    """Every preset in every mode, and its picture's scores."""
+    steps, (ir, vis) = preset(place, "official").steps, pair(side)
+    check = parity(place, side, steps)
+    fusers, candidates = {}, {"reference": reference_fusion(place, side, steps)}
     for name in PRESETS:
         for ending, arguments in modes(place).items():
             fuser = Fuser(preset=preset(place, name), device=place.device, **arguments)
@@ -89,23 +90,17 @@ def measure(place: Place, side: int) -> Measurement:
                 fuser.warmup([(side, side)])
             fusers[name + ending] = fuser
             candidates[name + ending] = lambda f=fuser: f(ir, vis)
-    found.candidates = place.times(candidates, repeats=5, warmup=0, clock=place.wall)
+    found = place.measure(candidates, check, repeats=5, warmup=0, clock=place.wall)
     found.candidates["reference"].lossless = True
-    found.candidates["reference"].about = f"{config.steps} steps"
-    for name, fuser in fusers.items():
-        describe(found.candidates[name], name, fuser, fuser(ir, vis), (ir, vis))
+    found.candidates["reference"].about = f"{steps} steps"
+    for path, fuser in fusers.items():
+        candidate, name = found.candidates[path], path.split(",")[0]
+        precision = fuser.prior.precision
+        candidate.quality = scores(fuser(ir, vis), ir, vis)
+        if name != "official-script":  # the same mathematics on other input
+            candidate.lossless = name == "official" and precision == "float32"
+        variant, evaluations = fuser.config.variant, fuser.config.steps
+        candidate.about = f"variant {variant}, {evaluations} prior evaluations in {precision}"
     found.facts = {"steps": {n: f.config.steps for n, f in fusers.items()}}
     found.facts |= {"graphs": {n: f.loops.summary() for n, f in fusers.items() if len(f.loops)}}
     return found
-
-
-def describe(candidate: Candidate, name: str, fuser: Fuser, fused, sources) -> None:
-    """Scores and settings of a preset's picture."""
-    candidate.quality = scores(fused, *sources)
-    preset = name.split(",")[0]  # the script's is the same mathematics on other input
-    same = preset == "official" and fuser.prior.precision == "float32"
-    candidate.lossless = None if preset == "official-script" else same
-    candidate.about = (
-        f"variant {fuser.config.variant}, {fuser.config.steps} prior evaluations in "
-        f"{fuser.prior.precision}"
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.precision import cpu_has, float32_products
 from ddfm_fast.priors.prior import Prior
 
-from ..data import network, reference_unet
+from ..data import config_of, network, reference_unet
 from ..model import forward_cost
-from ..place import Place, Task, largest_difference, named, require
+from ..place import Place, Task, largest_difference, named
 from ..results import Measurement, Parity
 
 ABOUT = "a forward of the prior"
@@ -23,11 +24,15 @@ TIMESTEP = 500
 
 
 def tasks(place: Place) -> list[Task]:
-    return [
-        Task("prior", name, named(*size), lambda n=name, s=size: measure(place, n, *s))
-        for name, sizes in wanted(place).items()
-        for size in sizes
-    ]
+    """Each network at each of its sizes, rounded up to what it takes."""
+    found = []
+    for name, sizes in wanted(place).items():
+        multiple = config_of(name).multiple
+        for size in sizes:
+            height, width = (-(-n // multiple) * multiple for n in size)
+            work = partial(measure, place, name, height, width)
+            found.append(Task("prior", name, named(height, width), work))
+    return found
 
 
 def wanted(place: Place) -> dict[str, list[tuple[int, int]]]:
@@ -43,52 +48,58 @@ def wanted(place: Place) -> dict[str, list[tuple[int, int]]]:
 
 
 def noise(height: int, width: int, device: torch.device, count: int = 1) -> Tensor:
+    """x_t [count, 3, height, width], seeded."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, 3, height, width, generator=generator).to(device)
 
 
-def forward(prior: Prior, x: Tensor):
+def forward(prior: Prior, x: Tensor) -> Callable[[], Tensor]:
     """A call of ``eps`` at one timestep."""
     step = prior.conditioning(torch.tensor([TIMESTEP]))[0]
     return lambda: prior.eps(x, step)
 
 
-def measure(place: Place, name: str, height: int, width: int) -> Measurement:
-    theirs = reference_unet(name, place.device)
-    multiple = network(name).config.multiple
-    height, width = (-(-n // multiple) * multiple for n in (height, width))
-    x, t = noise(height, width, place.device), torch.tensor([TIMESTEP], device=place.device)
-    candidates = {"reference": lambda: theirs(x, t)}
+def reference_forward(name: str, x: Tensor) -> tuple[Callable[[], Tensor], Tensor]:
+    """The authors' module as a call, and its eps without TF32, by which ours are judged."""
+    module, t = reference_unet(name, x.device), torch.full((len(x),), TIMESTEP, device=x.device)
     with float32_products(tf32=False):  # PyTorch's own default rounds a GPU's convolutions
-        exact = theirs(x, t)[:, :3].clone()
-    scale = max(1.0, float(exact.abs().max()))
-    works = ours(place, name, x)
-    errors = {p: largest_difference(exact, work()) / scale for p, work in works.items()}
-    check = Parity(f"{name} prior, ours against the reference", errors["float32"], LIMIT)
-    parity = require(check)
-    names = {p: "ddfm_fast" if p == "float32" else f"ddfm_fast, {p}" for p in works}
-    candidates |= {names[p]: work for p, work in works.items()}
-    size = named(height, width)
-    found = Measurement("prior", name, size, place.command("prior", size), "reference", parity)
-    found.candidates = place.times(candidates, repeats=12)
-    for precision, path in names.items():
-        half = precision in ("float16", "bfloat16")
-        cost = forward_cost(name, height, width, half=half, fused=place.device.type == "cuda")
-        candidate = found.candidates[path]
-        candidate.floor = place.floor(cost.bytes, cost.flops, precision)
-        candidate.lossless = precision == "float32"
-        candidate.quality = {"largest error of eps": errors[precision]}
-    cost = forward_cost(name, height, width)
-    found.facts = {"operations": cost.flops, "bytes": cost.bytes, "launches": len(cost.launches)}
-    return found
+        exact = module(x, t)[:, :3].clone()
+    return lambda: module(x, t), exact
 
 
-def ours(place: Place, name: str, x: Tensor) -> dict[str, Callable]:
-    """A forward by each precision that the device multiplies in; in a graph on a GPU."""
-    found = {}
+def error(exact: Tensor, eps: Tensor) -> float:
+    """The largest difference, relative to the largest value where that is above 1."""
+    return largest_difference(exact, eps) / max(1.0, float(exact.abs().max()))
+
+
+def parity(name: str, place: Place, height: int, width: int) -> Parity:
+    """Our float32 forward against the authors' module."""
+    x = noise(height, width, place.device)
+    ours = load_prior(network(name, place.device), device=place.device, dtype="float32")
+    worst = error(reference_forward(name, x)[1], forward(ours, x)())
+    return Parity(f"{name} prior, ours against the reference", worst, LIMIT)
+
+
+def measure(place: Place, name: str, height: int, width: int) -> Measurement:
+    """Every precision that the device multiplies in, in a graph on a GPU, beside the module."""
+    x = noise(height, width, place.device)
+    theirs, exact = reference_forward(name, x)
+    works, errors, floors = {"reference": theirs}, {}, {}
     for precision in ("float32", "bfloat16", "float16"):
         if place.device.type == "cpu" and not cpu_has(getattr(torch, precision)):
             continue
-        prior = load_prior(network(name), device=place.device, dtype=precision)
-        found[precision] = place.captured(forward(prior, x))
+        path = "ddfm_fast" if precision == "float32" else f"ddfm_fast, {precision}"
+        prior = load_prior(network(name, place.device), device=place.device, dtype=precision)
+        works[path] = place.captured(forward(prior, x))
+        errors[path] = error(exact, works[path]())
+        half, fused = precision != "float32", place.device.type == "cuda"
+        cost = forward_cost(name, height, width, half=half, fused=fused)
+        floors[path] = place.floor(cost.bytes, cost.flops, precision)
+    check = Parity(f"{name} prior, ours against the reference", errors["ddfm_fast"], LIMIT)
+    found = place.measure(works, check, floors=floors, repeats=12)
+    for path, worst in errors.items():
+        found.candidates[path].lossless = path == "ddfm_fast"
+        found.candidates[path].quality = {"largest error of eps": worst}
+    cost = forward_cost(name, height, width)
+    found.facts = {"operations": cost.flops, "bytes": cost.bytes, "launches": len(cost.launches)}
     return found

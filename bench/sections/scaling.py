@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
+import torch
 
 from ddfm_fast import PRESETS, Fuser
 from ddfm_fast.priors.load import load_prior
-from ddfm_fast.priors.precision import float32_products
 
-from ..data import network, pair, planes, reference_unet
-from ..place import Place, Task, largest_difference, named, require
+from ..data import pair, planes
+from ..place import Place, Task, named
 from ..results import Measurement, Parity
 from . import loop, prior, step
 
@@ -19,31 +20,29 @@ ABOUT = "cost against pixels (64x64 to 2160x3840), batch and steps: fitted expon
 STEP_SIZES = [(64, 64), (128, 128), (256, 256), (512, 640), (1088, 1920), (2160, 3840)]
 PRIOR_SIZES = [(64, 64), (128, 128), (256, 256), (512, 640)]
 BATCHES, STEPS = [1, 2, 4, 8], [2, 4, 8, 16, 32]
-STEPS_SIDE = 64
+SIDE = 64
 
 
 def tasks(place: Place) -> list[Task]:
+    """Each part of a fusion against what it grows with."""
     few = slice(2) if place.quick else slice(1) if place.rehearse else slice(None)
-    steps, priors = STEP_SIZES[few], PRIOR_SIZES[few]
-    span = f"{named(*steps[0])} to {named(*steps[-1])}"
-    prior_span = f"{named(*priors[0])} to {named(*priors[-1])}"
-    side = named(STEPS_SIDE, STEPS_SIDE)
+    one = f"{SIDE}x{SIDE}"
+
+    def task(name: str, work: Callable, values: list, size: str = "") -> Task:
+        size = size or f"{named(*values[0])} to {named(*values[-1])}"
+        return Task("scaling", name, size, partial(work, place, values))
+
     return [
-        Task("scaling", "step after the prior against pixels", span,
-             lambda: step_pixels(place, steps, span)),
-        Task("scaling", "forward of the prior against pixels", prior_span,
-             lambda: prior_pixels(place, priors, prior_span)),
-        Task("scaling", "whole fusion against pixels, preset fast", prior_span,
-             lambda: loop_pixels(place, priors, prior_span)),
-        Task("scaling", "forward of the prior against batch", side,
-             lambda: prior_batch(place, BATCHES[few], side)),
-        Task("scaling", "whole fusion against steps", side,
-             lambda: loop_steps(place, STEPS[few], side)),
-    ]  # fmt: skip
+        task("step after the prior against pixels", step_pixels, STEP_SIZES[few]),
+        task("forward of the prior against pixels", prior_pixels, PRIOR_SIZES[few]),
+        task("whole fusion against pixels, preset fast", loop_pixels, PRIOR_SIZES[few]),
+        task("forward of the prior against batch", prior_batch, BATCHES[few], one),
+        task("whole fusion against steps", loop_steps, STEPS[few], one),
+    ]
 
 
 def fit(x: list[float], seconds: list[float]) -> dict[str, float]:
-    """seconds ≈ factor · x^exponent by least squares on the logarithms; r² tells how well.
+    """seconds ≈ factor · x^exponent by least squares on the logarithms; r² says how well.
 
     ``exponent_above``: over the upper half of x alone, where overheads weigh less.
     """
@@ -62,18 +61,13 @@ def fit(x: list[float], seconds: list[float]) -> dict[str, float]:
     }
 
 
-def _measure(
-    place: Place,
-    name: str,
-    size: str,
-    against: str,
-    works: dict[str, tuple[float, Callable]],
-    checks: list[Parity],
-    **options,
-) -> Measurement:
-    """``works``: label → (what the cost is fitted against, the work)."""
-    found = Measurement("scaling", name, size, place.command("scaling"), None, require(*checks))
-    found.candidates = place.times({n: w for n, (_, w) in works.items()}, **options)
+Works = dict[str, tuple[float, Callable[[], object]]]
+"""label → (what the cost is fitted against, the work)"""
+
+
+def _fitted(place: Place, against: str, works: Works, check: Parity, **timing) -> Measurement:
+    candidates = {label: work for label, (_, work) in works.items()}
+    found = place.measure(candidates, check, baseline=None, **timing)
     groups: dict[str, dict[str, float]] = {}
     for label, (x, _) in works.items():
         groups.setdefault(label.split(", ")[0], {})[label] = x
@@ -88,86 +82,59 @@ def _measure(
     return found
 
 
-def step_pixels(place: Place, sizes: list[tuple[int, int]], span: str) -> Measurement:
-    checks = [step.parity_of_twin(*sizes[0], place.device)]
-    works: dict[str, tuple[float, Callable]] = {}
+def step_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
+    """Everything after the prior, ours and theirs."""
+    works: Works = {}
     for size in sizes:
         data, pixels = planes(*size, place.device), size[0] * size[1]
-        works[f"ddfm_fast, {named(*size)}"] = pixels, _ours_step(place, data)
-        if place.device.type == "cpu" or pixels <= step.REFERENCE_PIXELS:
+        on_gpu = place.device.type == "cuda"
+        ours = place.replay(step.kernel_step("torch", *data)) if on_gpu else step.twin_step(*data)
+        works[f"ddfm_fast, {named(*size)}"] = pixels, ours
+        if not on_gpu or pixels <= step.REFERENCE_PIXELS:
             works[f"reference, {named(*size)}"] = pixels, step.reference_step(*data)
-    name = "step after the prior against pixels"
-    return _measure(place, name, span, "pixels", works, checks, repeats=7)
+    check = step.parity_of_twin(*sizes[0], place.device)
+    return _fitted(place, "pixels", works, check, repeats=7)
 
 
-def _ours_step(place: Place, data) -> Callable:
-    if place.device.type == "cuda":
-        return place.replay(step.kernel_step("torch", *data))
-    return step.twin_step(*data)
-
-
-def prior_pixels(place: Place, sizes: list[tuple[int, int]], span: str) -> Measurement:
+def _forward(place: Place, *shape: int) -> Callable[[], torch.Tensor]:
     ours = load_prior("embedded", device=place.device, dtype="float32")
-    check = _prior_check(place, *sizes[0])
-    works = {
-        f"ddfm_fast, {named(*size)}": (
-            size[0] * size[1],
-            prior.forward(ours, prior.noise(*size, place.device)),
-        )
-        for size in sizes
+    height, width, *count = shape
+    return prior.forward(ours, prior.noise(height, width, place.device, *count))
+
+
+def prior_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
+    """A forward of the embedded prior."""
+    works: Works = {
+        f"ddfm_fast, {named(*size)}": (size[0] * size[1], _forward(place, *size)) for size in sizes
     }
-    name = "forward of the prior against pixels"
-    return _measure(place, name, span, "pixels", works, [check], repeats=7)
+    check = prior.parity("embedded", place, *sizes[0])
+    return _fitted(place, "pixels", works, check, repeats=7)
 
 
-def _prior_check(place: Place, height: int, width: int) -> Parity:
-    import torch
-
-    x, t = prior.noise(height, width, place.device), torch.tensor([prior.TIMESTEP])
-    with float32_products(tf32=False):
-        exact = reference_unet("embedded", place.device)(x, t.to(place.device))
-    worst = largest_difference(
-        exact,
-        prior.forward(load_prior(network("embedded"), device=place.device, dtype="float32"), x)(),
-    )
-    scale = max(1.0, float(exact.abs().max()))
-    return Parity("embedded prior, ours against the reference", worst / scale, prior.LIMIT)
-
-
-def loop_pixels(place: Place, sizes: list[tuple[int, int]], span: str) -> Measurement:
-    import torch
-
+def loop_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
+    """Whole fusions of noise by preset fast."""
     fuser = Fuser(preset="fast", device=place.device, graph="off")
     generator, works = torch.Generator().manual_seed(0), {}
     for size in sizes:
-        ir, vis = torch.rand(2, *size, generator=generator).to(place.device)
-        works[f"ddfm_fast, {named(*size)}"] = size[0] * size[1], lambda a=ir, b=vis: fuser(a, b)
-    name = "whole fusion against pixels, preset fast"
-    checks = [_prior_check(place, *sizes[0])]
-    return _measure(place, name, span, "pixels", works, checks, repeats=5, clock=place.wall)
+        pair_of_noise = torch.rand(2, *size, generator=generator).to(place.device)
+        works[f"ddfm_fast, {named(*size)}"] = size[0] * size[1], partial(fuser, *pair_of_noise)
+    check = prior.parity("embedded", place, *sizes[0])
+    return _fitted(place, "pixels", works, check, repeats=5, clock=place.wall)
 
 
-def prior_batch(place: Place, counts: list[int], size: str) -> Measurement:
-    ours = load_prior("embedded", device=place.device, dtype="float32")
-    side = STEPS_SIDE
-    works = {
-        f"ddfm_fast, {n} images": (n, prior.forward(ours, prior.noise(side, side, place.device, n)))
-        for n in counts
-    }
-    name, checks = "forward of the prior against batch", [_prior_check(place, side, side)]
-    return _measure(place, name, size, "images", works, checks, repeats=10)
+def prior_batch(place: Place, counts: list[int]) -> Measurement:
+    """A forward of several images."""
+    works: Works = {f"ddfm_fast, {n} images": (n, _forward(place, SIDE, SIDE, n)) for n in counts}
+    check = prior.parity("embedded", place, SIDE, SIDE)
+    return _fitted(place, "images", works, check, repeats=10)
 
 
-def loop_steps(place: Place, counts: list[int], size: str) -> Measurement:
-    ir, vis = pair(STEPS_SIDE)
-    works = {}
+def loop_steps(place: Place, counts: list[int]) -> Measurement:
+    """Whole fusions of the demo pair in more or fewer steps."""
+    works: Works = {}
     for n in counts:
         config = PRESETS["official"].with_overrides(steps=n)
         fuser = Fuser(preset=config, device=place.device, graph="off")
-        works[f"ddfm_fast, {n} steps"] = n, lambda f=fuser: f(ir, vis)
-    with float32_products(tf32=False):
-        theirs = loop.reference_fusion(place, STEPS_SIDE, counts[0])()
-    worst = largest_difference(theirs, loop.our_fusion(place, STEPS_SIDE, counts[0])())
-    checks = [Parity("whole loop, ours against the reference", worst, loop.LIMIT)]
-    name = "whole fusion against steps"
-    return _measure(place, name, size, "steps", works, checks, repeats=7, clock=place.wall)
+        works[f"ddfm_fast, {n} steps"] = n, partial(fuser, *pair(SIDE))
+    check = loop.parity(place, SIDE, counts[0])
+    return _fitted(place, "steps", works, check, repeats=7, clock=place.wall)

@@ -10,23 +10,23 @@ from ..results import Candidate, Measurement
 from ..worker import in_fresh_process
 
 ABOUT = "import, first call, warm-up, capture, each in a fresh interpreter"
-NAME = "from nothing to a fused picture, preset fast"
 SIDE = 64
 
 
 def tasks(place: Place) -> list[Task]:
-    return [Task("startup", NAME, named(SIDE, SIDE), lambda: measure(place))]
+    """From nothing to a fused picture."""
+    name = "from nothing to a fused picture, preset fast"
+    return [Task("startup", name, named(SIDE, SIDE), lambda: measure(place))]
 
 
 def measure(place: Place) -> Measurement:
+    """Seconds of each part, by a process that measures itself."""
     rounds = 1 if place.rehearse else 3 if place.quick or place.device.type == "cuda" else 7
-    found = Measurement("startup", NAME, named(SIDE, SIDE), place.command("startup"))
-    fixed, yardstick = place.fixed_work(), []
+    found, fixed = Measurement(), place.fixed_work()
     fixed()
     for _ in range(rounds):
-        yardstick.append(place.wall(fixed))
+        place.yardstick.append(place.wall(fixed))
         for name, seconds in in_fresh_process("startup", str(place.device), SIDE).items():
             found.candidates.setdefault(name, Candidate()).samples.append(seconds)
         place.tick()
-    place.yardstick = yardstick
     return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +18,6 @@ from ..reference import ReferenceLoop, em_initial
 from ..results import Measurement, Parity
 
 ABOUT = "everything after the prior, one step"
-NAME = "everything after the prior, one step"
 PSI, ETA = 0.5, 0.001
 LIMIT = 1e-4
 """after ten steps from one x_T, in x of about [−3, 3], float32 on both sides"""
@@ -28,13 +29,15 @@ INDEX = 60
 
 
 def tasks(place: Place) -> list[Task]:
+    """One step at each size."""
     measure = on_gpu if place.on_gpu else on_cpu
     return [
-        Task("step", NAME, named(*size), lambda s=size: measure(place, *s)) for size in sizes(place)
+        Task("step", ABOUT, named(*size), partial(measure, place, *size)) for size in sizes(place)
     ]
 
 
 def sizes(place: Place) -> list[tuple[int, int]]:
+    """Heights and widths of a step, and of its parts."""
     if place.size:
         return [place.size]
     if place.rehearse:
@@ -44,8 +47,9 @@ def sizes(place: Place) -> list[tuple[int, int]]:
     return [(96, 128)] if place.quick else [(512, 640)]
 
 
-def rows_of(steps: int = 100) -> list[StepRow]:
-    return step_rows(make_schedule(steps), "ddim")
+def rows_of() -> list[StepRow]:
+    """The steps of the official preset."""
+    return step_rows(make_schedule(100), "ddim")
 
 
 def reference_step(i, v, x, out) -> Callable[[int], Tensor]:
@@ -86,25 +90,23 @@ def parity_of_twin(height: int, width: int, device: torch.device) -> Parity:
 
 def on_cpu(place: Place, height: int, width: int) -> Measurement:
     """The reference against the plain path, each call on planes that have left the cache."""
-    parity = require(parity_of_twin(height, width, place.device))
+    check = parity_of_twin(height, width, place.device)
     sets = [planes(height, width, place.device, seed) for seed in range(place.sets(height, width))]
     candidates = {
         "reference": in_turn([reference_step(*data) for data in sets]),
         "ddfm_fast": in_turn([twin_step(*data) for data in sets]),
     }
-    size = named(height, width)
-    found = Measurement("step", NAME, size, place.command("step", size), "reference", parity)
-    found.candidates = place.times(candidates, repeats=30, warmup=2)
-    found.candidates["ddfm_fast"].floor = floor(place, height, width)
-    found.facts = {"sets of planes": len(sets)}
-    return found
+    floors, facts = {"ddfm_fast": floor(place, height, width)}, {"sets of planes": len(sets)}
+    return place.measure(candidates, check, floors=floors, facts=facts, repeats=30, warmup=2)
 
 
 def floor(place: Place, height: int, width: int) -> float:
+    """Least seconds of a step."""
     return place.floor(PLANES_OF_A_STEP * 4 * height * width)
 
 
 def solvers() -> list[str]:
+    """The k-solvers that are installed."""
     from ddfm_fast.kernels import module_status
 
     return ["torch", *(["cupy"] if module_status("cupy")["version"] else []), "tile"]
@@ -152,21 +154,19 @@ def on_gpu(place: Place, height: int, width: int) -> Measurement:
         Parity(f"step after the prior, {s} against its twin", kernel_difference(s, *sets[0]), LIMIT)
         for s in solvers()
     ]
-    parity = require(parity_of_twin(height, width, place.device), *checks)
-    candidates: dict[str, Callable] = {"reference": reference_step(*sets[0])}
-    candidates["twin, eager"] = twin_step(*sets[0])
-    calls = {}
+    require(check := parity_of_twin(height, width, place.device), *checks)
+    works = {"reference": reference_step(*sets[0]), "twin, eager": twin_step(*sets[0])}
     if height * width > REFERENCE_PIXELS:
-        del candidates["reference"]
-    for name, work in _kernel_candidates(place, sets).items():
-        candidates[name], calls[name] = work, len(sets)
-    size, baseline = named(height, width), next(iter(candidates))
-    found = Measurement("step", NAME, size, place.command("step", size), baseline, parity)
-    found.candidates = place.times(candidates, calls=calls, repeats=40)
-    for candidate in found.candidates.values():
-        candidate.floor = floor(place, height, width)
-    found.facts = {"sets of planes": len(sets), "launches": launches(place, height, width)}
-    return found
+        del works["reference"]
+    baseline, kernels = next(iter(works)), _kernel_candidates(place, sets)
+    works |= kernels
+    floors = dict.fromkeys(works, floor(place, height, width))
+    calls = dict.fromkeys(kernels, len(sets))
+    facts = {"sets of planes": len(sets), "launches": launches(place, height, width)}
+    return place.measure(
+        works, check, *checks, baseline=baseline, floors=floors, facts=facts, calls=calls,
+        repeats=40,
+    )  # fmt: skip
 
 
 def _kernel_candidates(place: Place, sets: list) -> dict[str, Callable]:
@@ -185,19 +185,16 @@ def _all(works: list[Callable]) -> Callable:
     return lambda: [work() for work in works]
 
 
-class tile_precision:
+@contextmanager
+def tile_precision(precision: str) -> Iterator[None]:
     """The one-launch kernel's transforms in another precision."""
+    from ddfm_fast.kernels import tile
 
-    def __init__(self, precision: str):
-        from ddfm_fast.kernels import tile
-
-        self.kernel, self.precision, self.usual = tile, precision, tile.PRECISION
-
-    def __enter__(self):
-        self.kernel.PRECISION = self.precision
-
-    def __exit__(self, *error):
-        self.kernel.PRECISION = self.usual
+    usual, tile.PRECISION = tile.PRECISION, precision
+    try:
+        yield
+    finally:
+        tile.PRECISION = usual
 
 
 def launches(place: Place, height: int, width: int) -> dict[str, list[str]]:

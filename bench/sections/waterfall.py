@@ -11,14 +11,15 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ddfm_fast import PRESETS
-from ddfm_fast.api import STRETCH
 from ddfm_fast.config import FuseConfig
 from ddfm_fast.graphs import GraphCache
+from ddfm_fast.images.stretch import STRETCH
 from ddfm_fast.priors.checkpoint import build_unet
 from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.network import UNetPrior
@@ -26,7 +27,7 @@ from ddfm_fast.priors.precision import cpu_has, float32_products
 from ddfm_fast.priors.prior import Prior
 from ddfm_fast.priors.unet import UNet
 from ddfm_fast.rectify import VARIANTS, EMState, get_solver, rectify_plane
-from ddfm_fast.runtime.dispatch import Backend, resolve_backend
+from ddfm_fast.runtime.dispatch import resolve_backend
 from ddfm_fast.sampler import prior_rows, sample
 from ddfm_fast.schedule import make_schedule
 from ddfm_fast.step import ReverseStep, em_settings
@@ -35,16 +36,14 @@ from ..data import PAIR, network, pair, pair_lumas, reference_unet
 from ..memory import peak_of
 from ..place import Place, Task, largest_difference, named, require
 from ..quality import psnr, scores, to_bytes
-from ..reference import ReferenceLoop, em_onestep
-from ..results import Candidate, Measurement, Parity
+from ..reference import ReferenceLoop, em_onestep, rectify
+from ..results import Measurement, Parity
 from ..worker import in_fresh_process
 from .loop import start
 
 ABOUT = "from the reference path to the shipped default, one optimisation at a time"
-NAME = f"waterfall, {PAIR}, embedded prior"
 LIMIT = 1e-3
 """of the luma in [−1, 1] after all steps, against float64"""
-PLAIN = Backend("torch", "torch", "asked for")
 
 
 @dataclass(frozen=True)
@@ -63,31 +62,28 @@ class Row:
     """what a CPU must multiply in for the row to be of use"""
 
 
-class ByIdentity(ReferenceLoop):
-    """The authors' loop without colour conversions: R, G and B move with the luma."""
-
-    def rectify(self, x0, i, v, state, psi, eta):
-        variant = VARIANTS["official"]
-        weights = torch.tensor(variant.luma_weights, device=x0.device).view(1, 3, 1, 1)
-        luma = (x0 * weights).sum(1, keepdim=True) + variant.luma_offset
-        fused, state = self.em(luma, i, v, state, psi, eta)
-        return x0 + variant.writeback * (fused - luma), state
-
-    def em(self, luma, i, v, state, psi, eta):
-        return em_onestep(luma, i, v, state, psi, eta)
+def by_identity(x0, i, v, state, psi, eta, em=em_onestep):
+    """The authors' step without color conversions: R, G and B move with the luma."""
+    variant = VARIANTS["official"]
+    weights = torch.tensor(variant.luma_weights, device=x0.device).view(1, 3, 1, 1)
+    luma = (x0 * weights).sum(1, keepdim=True) + variant.luma_offset
+    fused, state = em(luma, i, v, state, psi, eta)
+    return x0 + variant.writeback * (fused - luma), state
 
 
-class ByRealFFT(ByIdentity):
+def by_real_fft(x0, i, v, state, psi, eta):
     """And with the EM step whose state is k: one real FFT and one inverse."""
+    return by_identity(x0, i, v, state, psi, eta, _em_of_one_plane)
 
-    def em(self, luma, i, v, state, psi, eta):
-        if not isinstance(state, EMState):
-            one = torch.ones((), device=luma.device)
-            state = EMState(torch.zeros_like(luma[0, 0]), one, one)
-        solve = get_solver(*luma.shape[-2:], luma.dtype, luma.device)
-        y = (i - v)[0, 0]
-        fused = rectify_plane(luma[0, 0], v[0, 0], y, state, solve, psi=psi, eta=eta)
-        return fused[None, None], state
+
+def _em_of_one_plane(luma, i, v, state, psi, eta):
+    if not isinstance(state, EMState):
+        one = torch.ones((), device=luma.device)
+        state = EMState(torch.zeros_like(luma[0, 0]), one, one)
+    solve = get_solver(*luma.shape[-2:], luma.dtype, luma.device)
+    y = (i - v)[0, 0]
+    fused = rectify_plane(luma[0, 0], v[0, 0], y, state, solve, psi=psi, eta=eta)
+    return fused[None, None], state
 
 
 def _luma_of(x0: Tensor, i: Tensor) -> Tensor:
@@ -95,11 +91,11 @@ def _luma_of(x0: Tensor, i: Tensor) -> Tensor:
     return ReverseStep(i, i).luma(x0[0])[None, None]
 
 
-def _their_loop(kind: type[ReferenceLoop], png: bool = False):
+def _their_loop(rectify: Callable = rectify, png: bool = False):
     def build(device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
         (i, v), x = pair_lumas(side, device), start(side, device)
         unet, schedule = reference_unet("embedded", device), make_schedule(steps)
-        loop = kind(schedule.timesteps, schedule.betas)
+        loop = ReferenceLoop(schedule.timesteps, schedule.betas, rectify)
 
         def work() -> Tensor:
             if not png:
@@ -112,16 +108,12 @@ def _their_loop(kind: type[ReferenceLoop], png: bool = False):
     return build
 
 
-def _our_loop(make_prior: Callable[[torch.device], Prior], backend: str = "torch", graph="off"):
+def _our_loop(make_prior: Callable[[torch.device], Any], backend: str = "torch", graph="off"):
     """Our sampler around one of the priors, by the official preset."""
 
     def build(device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
-        (i, v), config, prior = (
-            pair_lumas(side, device),
-            FuseConfig(steps=steps),
-            make_prior(device),
-        )
-        chosen = PLAIN if backend == "torch" else resolve_backend(device, backend)
+        (i, v), config = pair_lumas(side, device), FuseConfig(steps=steps)
+        prior, chosen = make_prior(device), resolve_backend(device, backend, "auto")
         if graph == "off" or device.type != "cuda":  # a rehearsal captures nothing
             return lambda: sample(prior, i, v, config, backend=chosen).luma
         cache = GraphCache(graph, chosen)
@@ -157,15 +149,22 @@ def _our_module(device: torch.device) -> Prior:
     return load_prior(lambda x, t: unet(x, t), {"multiple": 16}, device=device)
 
 
-def _our_table(device: torch.device) -> Prior:
-    return TablePrior(plain_unet(device).to(memory_format=torch.channels_last), name="embedded")
+class TablePrior:
+    """The network as it is trained, with what depends on the timestep out of the loop.
 
+    All but the forward is that of ``like``, the prior around the same network.
+    """
 
-class TablePrior(UNetPrior):
-    """The network as it is trained, with what depends on the timestep out of the loop."""
+    def __init__(self, device: torch.device):
+        self.unet = plain_unet(device).to(memory_format=torch.channels_last)
+        self.like = UNetPrior(self.unet, name="embedded")
+
+    def __getattr__(self, name: str):
+        return getattr(self.like, name)
 
     @torch.no_grad()
-    def eps(self, x: Tensor, cond, *, variance: bool = False) -> Tensor:
+    def eps(self, x: Tensor, cond, **_variance) -> Tensor:
+        """Predicted noise by the plain network; a variance half is not there."""
         return self.unet.run(x, cond, 3)
 
 
@@ -174,17 +173,17 @@ def _our_prior(precision: str = "float32"):
 
 
 ROWS = [
-    Row("reference", "the authors' script: a PNG a step", _their_loop(ReferenceLoop, png=True)),
-    Row("no PNG a step", "nothing is written but the result", _their_loop(ReferenceLoop)),
+    Row("reference", "the authors' script: a PNG a step", _their_loop(png=True)),
+    Row("no PNG a step", "nothing is written but the result", _their_loop()),
     Row(
         "luma by an identity",
-        "R, G and B move with the luma: no colour conversion on the CPU",
-        _their_loop(ByIdentity),
+        "R, G and B move with the luma: no color conversion on the CPU",
+        _their_loop(by_identity),
     ),
     Row(
         "one real FFT pair",
         "in place of three complex FFTs and an inverse; the state is one plane",
-        _their_loop(ByRealFFT),
+        _their_loop(by_real_fft),
     ),
     Row(
         "coefficients in a table",
@@ -199,7 +198,7 @@ ROWS = [
     Row(
         "conditioning in a table",
         "all that depends on the timestep alone is computed once",
-        _our_loop(_our_table),
+        _our_loop(TablePrior),
     ),
     Row(
         "prior's engine",
@@ -266,11 +265,14 @@ def exact(device: torch.device, side: int, steps: int) -> Tensor:
 
 
 def tasks(place: Place) -> list[Task]:
+    """All rows in turn."""
     side, steps = (64, 3) if place.tiny else (192, 100)
-    return [Task("waterfall", NAME, named(side, side), lambda: measure(place, side, steps))]
+    name = f"waterfall, {PAIR}, embedded prior"
+    return [Task("waterfall", name, named(side, side), lambda: measure(place, side, steps))]
 
 
 def measure(place: Place, side: int, steps: int) -> Measurement:
+    """Each row's time, memory, and distance from the exact picture; checked after it has run."""
     chosen, results = rows(place), {}
 
     def keeping(row: Row) -> Callable[[], None]:
@@ -290,24 +292,27 @@ def measure(place: Place, side: int, steps: int) -> Measurement:
         for row in chosen
         if row.lossless
     ]
-    size = named(side, side)
+    facts = {"steps": steps, "default": default_row(place)}
     found = Measurement(
-        "waterfall", NAME, size, place.command("waterfall"), "reference", require(*checks)
+        baseline="reference", parity=require(*checks), candidates=timed, facts=facts
     )
-    sources, standard = pair(side), picture(truth, "official")
+    standard = picture(truth, "official")
     for row in chosen:
-        luma = picture(results[row.name], row.preset)
-        describe(timed[row.name], row, luma, psnr(luma, standard), sources)
+        candidate, luma = timed[row.name], picture(results[row.name], row.preset)
+        candidate.lossless, candidate.about = row.lossless, row.about
+        candidate.quality = {"PSNR": psnr(luma, standard)} | scores(to_bytes(luma), *pair(side))
         if not place.tiny:
-            timed[row.name].memory = peak(row, place, side, candidates[row.name])
+            candidate.memory = peak(row, place, side, candidates[row.name])
         place.tick()
-    found.candidates, found.facts = timed, {"steps": steps, "default": default_row(place)}
     return found
 
 
 def unrounded(place: Place, candidates: dict, results: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What to hold against float64: what is timed, on a CPU. On a GPU PyTorch's own default, with
-    which the authors' module is timed, rounds convolutions, so every row runs once without."""
+    """What to hold against float64: on a CPU what is timed.
+
+    On a GPU PyTorch's own default, with which the authors' module is timed, rounds convolutions,
+    so every row runs once without.
+    """
     if place.device.type != "cuda":
         return results
     with float32_products(tf32=False):
@@ -317,17 +322,13 @@ def unrounded(place: Place, candidates: dict, results: dict[str, Tensor]) -> dic
 
 
 def default_row(place: Place) -> str:
+    """The row that is the shipped default on the device."""
     return "prior in float16" if place.device.type == "cuda" else "prior's engine"
 
 
 def picture(luma: Tensor, preset: str) -> Tensor:
     """The stretched luma plane [1, 1, H, W] in [0, 1] that the preset writes."""
     return STRETCH[PRESETS[preset].stretch]((luma + 1) / 2)
-
-
-def describe(candidate: Candidate, row: Row, luma: Tensor, distance: float, sources) -> None:
-    candidate.lossless, candidate.about = row.lossless, row.about
-    candidate.quality = {"PSNR": distance} | scores(to_bytes(luma), *sources)
 
 
 def peak(row: Row, place: Place, side: int, work: Callable[[], object]) -> int | None:

@@ -19,7 +19,8 @@ from ddfm_fast.cli import evaluate as cli_evaluate
 from ddfm_fast.cli import options as opt
 from ddfm_fast.cli.video import Codec as VideoCodec
 from ddfm_fast.cli.video import OnError as OnBadFrame
-from ddfm_fast.runtime.doctor import usable_cores
+from ddfm_fast.runtime import environment
+from ddfm_fast.runtime.machine import usable_cores
 
 app = typer.Typer(
     name="ddfm-fast",
@@ -71,7 +72,7 @@ def _friendly(command):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(OK) from None
         except Exception as error:
-            if os.environ.get("DDFM_FAST_DEBUG"):
+            if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
             message = _message(error)
             if kwargs.get("as_json"):
@@ -134,8 +135,8 @@ def _prior(prior: str, config: dict[str, Any] | None, device: str | None, dtype:
     """What ``Fuser`` takes: the name, or the prior itself where it needs a configuration."""
     if config is None:
         return prior
-    from ddfm_fast.api import resolve_device
     from ddfm_fast.priors.load import load_prior
+    from ddfm_fast.runtime.dispatch import resolve_device
 
     return load_prior(prior, config, device=resolve_device(device), dtype=dtype.value)
 

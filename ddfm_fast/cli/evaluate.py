@@ -98,7 +98,7 @@ def evaluate(
     evaluation = score(
         items,
         methods,
-        preset=metrics,
+        convention=metrics,
         names=_names(extra),
         paper=_paper(paper),
         device=_device(device),
@@ -157,7 +157,7 @@ def ablate(
     """
     from ddfm_fast.cli.app import _json_object, _steps
     from ddfm_fast.cli.batch import INTERRUPTED
-    from ddfm_fast.config import get_preset
+    from ddfm_fast.config import FuseConfig
     from ddfm_fast.datasets.batch import BatchInterrupted
     from ddfm_fast.metrics.ablation import ablate as run
     from ddfm_fast.metrics.ablation import ablation_rows, choose_rows
@@ -165,7 +165,7 @@ def ablate(
     from ddfm_fast.metrics.report import FORMATS
     from ddfm_fast.priors.load import load_prior
 
-    config = get_preset(preset).with_overrides(steps=_steps(steps), psi=psi, eta=eta)
+    config = FuseConfig.from_preset(preset).with_overrides(steps=_steps(steps), psi=psi, eta=eta)
     wanted = None if rows is None else [name.strip() for name in rows.split(",")]
     chosen = choose_rows(ablation_rows(config, preset), wanted)
     items = _pairs(root, vis, layout, manifest, limit)
@@ -193,7 +193,7 @@ def ablate(
             progress=not quiet and sys.stderr.isatty(),
             on_row=lambda row: typer.echo(f"{row.name}: {row.meaning}", err=True) if loud else None,
             on_error=lambda failed: typer.echo(f"error: {failed.name}: {failed.error}", err=True),
-            preset=metrics,
+            convention=metrics,
             names=_names(extra),
             paper=_paper(paper),
         )
@@ -238,7 +238,7 @@ def _paper(name: str | None) -> str | None:
 
 
 def _device(device: str | None):
-    from ddfm_fast.api import resolve_device
+    from ddfm_fast.runtime.dispatch import resolve_device
 
     return resolve_device(device)
 

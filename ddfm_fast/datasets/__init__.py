@@ -1,9 +1,10 @@
 """Folders of pairs: finding them, fusing all of them, and the examples of the package.
 
-    pairs  pairs in the layouts of known data sets, in two folders or in a manifest
-    jobs   pairs of files, each fused into a file
-    batch  a whole data set, safe to interrupt and to run again
-    demo   the two example pairs that come with the package
+pairs    pairs in the layouts of known data sets, in two folders or in a manifest
+jobs     pairs of files, each fused into a file
+batch    a whole data set, safe to interrupt; rerun to resume
+history  what each picture of an output folder was made from
+demo     the two example pairs that come with the package
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from .._face import face
 
 if TYPE_CHECKING:
     from .batch import BatchInterrupted, BatchReport, run_batch
+    from .jobs import fuse_files
     from .pairs import PairItem, find_pairs
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "BatchReport",
     "PairItem",
     "find_pairs",
+    "fuse_files",
     "run_batch",
 ]
 
@@ -29,6 +32,7 @@ __getattr__, __dir__ = face(
     {
         "PairItem": "pairs",
         "find_pairs": "pairs",
+        "fuse_files": "jobs",
         "run_batch": "batch",
         "BatchReport": "batch",
         "BatchInterrupted": "batch",

@@ -1,26 +1,19 @@
 """Fuse a whole data set so that nothing is lost, half-written or done twice, whatever happens.
 
-The output folder carries its own history, ``ddfm_fast_batch.jsonl``: a line for the settings of
-each run and a line for each picture with the hashes of its inputs and of the output file. A
-picture is written in full to a staging folder, its line is appended, and then it is moved into
-place. So a file in place always has its line, and a line whose file is absent or different means
-that the work was cut off there and is to be done again. A pair counts as done when settings,
-prior, both inputs and the output file are all what the line says.
+The output folder carries its own history (:mod:`.history`), which says what is done already.
+Threads read and write while the fuser computes.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import errno
 import functools
-import hashlib
 import json
 import os
 import secrets
 import shutil
-import threading
 import time
 import warnings
 from collections import deque
@@ -31,29 +24,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from ..images.depth import same_depth
 from ..images.files import (
+    DEEP_SUFFIXES,
     DEFAULT_MAX_PIXELS,
     SUFFIXES,
     ImageFileError,
     atomic_write_bytes,
     ensure_writable_dir,
+    image_size,
     read_image,
     write_image,
 )
-from ..priors.checkpoint import file_sha256, weights_sha256
+from ..runtime import environment
 from ..runtime.memory import is_out_of_memory, pages_kept
-from .jobs import SUFFIXES_16_BIT, same_depth
-from .pairs import PairItem, image_size
+from .history import History, describe_settings, input_hashes
+from .pairs import PairItem
 
 if TYPE_CHECKING:
     from ..api import Fuser
-    from ..priors.prior import Prior
 
-MATHS_VERSION = 2
-"""Raised whenever the same settings, prior and inputs give another picture: it redoes them."""
-
-MANIFEST, REPORT, STAGING = "ddfm_fast_batch.jsonl", "ddfm_fast_report.json", ".ddfm_fast_staging"
+REPORT, STAGING = "ddfm_fast_report.json", ".ddfm_fast_staging"
 DONE, SKIPPED, FAILED, PENDING = "done", "skipped", "failed", "pending"
 STOPPED_BY_USER = "interrupted"
 
@@ -99,7 +92,7 @@ class BatchReport:
         return self.count(DONE) + self.count(SKIPPED) == len(self.results)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types: ``ok``, the counts, ``settings``, ``results``, …"""
+        """Return ``ok``, the counts, ``settings``, ``results``, … as JSON types."""
         counts = {status: self.count(status) for status in (DONE, SKIPPED, FAILED, PENDING)}
         return {"ok": self.ok, **counts, **dataclasses.asdict(self), "out": str(self.out)}
 
@@ -127,19 +120,30 @@ def run_batch(
 ) -> BatchReport:
     """Fuse every pair into ``out/NAME.format``; pairs that are done already are left alone.
 
-    items: from :func:`ddfm_fast.datasets.pairs.find_pairs`; pairs of equal size share a batch.
-    batch_size: most pairs at once (default: the fuser's, with its own care for memory); halved
-    where memory runs out.
-    format: "png", "tif", "jpg" or "bmp". 16-bit sources need one of the first two.
-    workers: threads that read, and as many that write, while the fuser computes.
-    max_pixels: of an input file, see :func:`ddfm_fast.images.files.read_image`.
-    redo: fuse again what is done already. progress: bars with an estimate of the end, on stderr.
-    on_error: told of each pair that fails, as it happens; the others go on.
-
     The report is also written to ``out/ddfm_fast_report.json``. A full disk ends the run, with
-    the rest "pending". Raises ValueError or TypeError for arguments that are wrong, an output
-    folder that cannot be written or that another run is writing to, and BatchInterrupted on
-    Ctrl-C.
+    the rest "pending". Safe to interrupt; rerun to resume.
+
+    Args:
+        items: From :func:`.pairs.find_pairs`; pairs of equal size share a batch.
+        out: Folder to write to, made where it is missing.
+        fuser: What fuses them; its settings are part of the history.
+        batch_size: Most pairs at once, halved on out-of-memory; None for the fuser's own.
+        format: A suffix of ``images.files.SUFFIXES`` without its point; 16-bit sources need one of
+            ``DEEP_SUFFIXES``.
+        workers: Threads that read, and as many that write, while the fuser computes.
+        max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+        redo: Fuse what is done already once more.
+        progress: Show bars with an estimate of the end, on stderr.
+        on_error: Called with each pair that fails, as it happens; the others continue.
+
+    Returns:
+        What became of each pair.
+
+    Raises:
+        ValueError: Arguments that are wrong, an output folder that cannot be written or that
+            another run is writing to.
+        TypeError: ``batch_size`` or ``workers`` is not an int.
+        BatchInterrupted: Ctrl-C; it carries the report.
     """
     suffix = _checked_suffix(format)
     for name, value in (("batch_size", batch_size), ("workers", workers)):
@@ -150,9 +154,9 @@ def run_batch(
     targets = _checked_targets(items, Path(out), suffix)
     ensure_writable_dir(out)
     settings = describe_settings(fuser, suffix)
-    with Manifest(Path(out), settings) as manifest:
+    with History(Path(out), settings) as history:
         run = _Run(
-            manifest,
+            history,
             fuser,
             targets,
             batch_size=batch_size,
@@ -167,125 +171,6 @@ def run_batch(
     if report.stopped == STOPPED_BY_USER:
         raise BatchInterrupted(report)
     return report
-
-
-def describe_settings(fuser: Fuser, suffix: str) -> dict[str, Any]:
-    """Everything but the inputs that decides the bytes of an output file, as JSON types.
-
-    A callable prior is known by its name only, having no weights to hash; change the name, or
-    pass ``redo``, when its function changes.
-    """
-    prior = fuser.prior
-    config = dataclasses.asdict(fuser.config)
-    del config["summary"]
-    return {
-        "maths": MATHS_VERSION,
-        "config": config,
-        "part": fuser.part,
-        "seed": fuser.seed,
-        "color": fuser.color,
-        "format": suffix,
-        "prior": {
-            "weights": _fingerprint(prior) or f"callable {prior.name}",
-            "dtype": prior.precision,
-            "multiple": prior.multiple,
-            "noise_schedule": prior.noise_schedule,
-            "num_train_timesteps": prior.num_train_timesteps,
-            "rescale_timesteps": prior.rescale_timesteps,
-        },
-    }
-
-
-class Manifest:
-    """The history of an output folder; open in one process at a time."""
-
-    def __init__(self, out: Path, settings: dict[str, Any]):
-        self.out = out
-        self.settings = settings
-        self.key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        self._lock = threading.Lock()
-        self._records: dict[str, dict[str, Any]] = {}
-
-    def __enter__(self) -> Manifest:
-        path = self.out / MANIFEST
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        except OSError as error:
-            raise ImageFileError(f"{path}: cannot be written ({error.strerror})") from error
-        try:
-            _lock_file(self._file, self.out)
-            self._load(path)
-        except BaseException as error:
-            os.close(self._file)
-            if not isinstance(error, OSError):
-                raise
-            raise ImageFileError(
-                f"{path}: cannot be written ({error.strerror}); choose a folder that has room"
-            ) from error
-        return self
-
-    def __exit__(self, *_) -> None:
-        os.close(self._file)
-
-    def _load(self, path: Path) -> None:
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        os.ftruncate(self._file, whole)  # what a crash left of a line that was being appended
-        known_settings, unreadable = set(), 0
-        for line in data[:whole].splitlines():
-            try:
-                record = json.loads(line)
-                if "run" in record:
-                    known_settings.add(record["run"])
-                else:
-                    record["files"] = [*record["inputs"], record["sha256"]]
-                    self._records[record["name"]] = record
-            except (ValueError, KeyError, TypeError):
-                unreadable += 1
-        if unreadable:
-            warnings.warn(
-                f"{path}: {unreadable} lines cannot be read; their pairs are done again",
-                stacklevel=4,
-            )
-        if self.key not in known_settings:
-            self._append({"run": self.key, "settings": self.settings})
-
-    def is_done(self, item: PairItem, target: Path) -> dict[str, Any] | None:
-        """The pair's line if settings, inputs and output are still what it says, else None."""
-        record = self._records.get(item.name)
-        if record is None or record.get("settings") != self.key:
-            return None
-        try:
-            found = [*_input_hashes(item), file_sha256(target)]
-        except OSError:
-            return None
-        return record if found == record["files"] else None
-
-    def commit(self, item: PairItem, inputs: list[str], staged: Path, target: Path, facts) -> None:
-        """Append the pair's line, then move the staged file into place."""
-        record = {
-            "name": item.name,
-            "settings": self.key,
-            "inputs": inputs,
-            "output": target.relative_to(self.out).as_posix(),
-            "sha256": file_sha256(staged),
-            **facts,
-        }
-        self._append(record)
-        os.replace(staged, target)
-
-    def _append(self, record: dict[str, Any]) -> None:
-        line = json.dumps(record).encode() + b"\n"
-        with self._lock:
-            end = os.fstat(self._file).st_size
-            try:
-                written = os.write(self._file, line)
-                while written < len(line):
-                    written += os.write(self._file, line[written:])
-                os.fsync(self._file)
-            except OSError:
-                os.ftruncate(self._file, end)
-                raise
 
 
 @dataclasses.dataclass
@@ -305,7 +190,7 @@ class _Run:
 
     def __init__(
         self,
-        manifest: Manifest,
+        history: History,
         fuser: Fuser,
         targets: dict[str, Path],
         *,
@@ -316,19 +201,17 @@ class _Run:
         progress: bool,
         on_error: Callable[[PairResult], None] | None,
     ):
-        self.manifest, self.targets = manifest, targets
-        self.fuser = copy.copy(fuser)
-        self.fuser.automatic_batch &= batch_size is None
-        batch_size = batch_size or fuser.batch_size
-        self.fuser.batch_size = self.batch_size = self.least_batch_size = batch_size
+        self.history, self.targets = history, targets
+        self.fuser = fuser if batch_size is None else fuser.with_options(batch_size=batch_size)
+        self.batch_size = self.least_batch_size = self.fuser.batch_size
         self.workers, self.max_pixels, self.redo = workers, max_pixels, redo
         self.progress, self.on_error = progress, on_error
-        self.staging = manifest.out / STAGING
+        self.staging = history.out / STAGING
         self.results: dict[str, PairResult] = {}
         self.writes: deque[Future[PairResult]] = deque()
         self.too_many_pixels = float("inf")
         self.stopped: str | None = None
-        self.bar = None
+        self.bar: tqdm | None = None
 
     def run(self, items: list[PairItem]) -> BatchReport:
         started = time.perf_counter()
@@ -349,8 +232,8 @@ class _Run:
                 self.bar.close()
             shutil.rmtree(self.staging, ignore_errors=True)
         return BatchReport(
-            out=self.manifest.out,
-            settings=self.manifest.settings,
+            out=self.history.out,
+            settings=self.history.settings,
             results=[self.results.get(item.name, PairResult(item.name)) for item in items],
             seconds=time.perf_counter() - started,
             batch_size=self.least_batch_size,
@@ -359,9 +242,7 @@ class _Run:
 
     def _pending(self, items: list[PairItem]) -> list[PairItem]:
         """The items still to do, equal sizes together, in the order in which sizes first occur."""
-        from tqdm import tqdm
-
-        inspected = _prefetch(self.readers, self._inspect, items, 4 * self.workers)
+        inspected = prefetch(self.readers, self._inspect, items, 4 * self.workers)
         bar = tqdm(
             inspected, "checking", len(items), leave=False, unit="pair", disable=not self.progress
         )
@@ -376,18 +257,16 @@ class _Run:
 
     def _inspect(self, item: PairItem) -> tuple[PairResult | None, tuple[int, int] | None]:
         target = self.targets[item.name]
-        record = None if self.redo else self.manifest.is_done(item, target)
+        record = None if self.redo else self.history.is_done(item, target)
         if record is None:
             return None, image_size(item.ir)
         facts = {key: record.get(key) for key in ("height", "width", "dtype", "seconds")}
         return PairResult(item.name, SKIPPED, str(target), **facts), None
 
     def _work(self, items: list[PairItem]) -> None:
-        from tqdm import tqdm
-
         self.bar = tqdm(total=len(items), desc="pairs", unit="pair", disable=not self.progress)
         chunk: list[_Loaded] = []
-        for loaded in _prefetch(self.readers, self._load, items, self.batch_size + self.workers):
+        for loaded in prefetch(self.readers, self._load, items, self.batch_size + self.workers):
             if self.stopped:
                 return
             if isinstance(loaded, PairResult):
@@ -407,7 +286,7 @@ class _Run:
         """In a reading thread."""
         try:
             # Before decoding: a file that changes meanwhile is then redone, never taken as done.
-            inputs = _input_hashes(item)
+            inputs = input_hashes(item)
             ir, vis = (read_image(p, max_pixels=self.max_pixels) for p in (item.ir, item.vis))
             if ir.shape[:2] != vis.shape[:2]:
                 raise ValueError(
@@ -416,7 +295,7 @@ class _Run:
                 )
             ir, vis = same_depth(ir, vis)
             target = self.targets[item.name]
-            if ir.dtype == np.uint16 and target.suffix not in SUFFIXES_16_BIT:
+            if ir.dtype == np.uint16 and target.suffix not in DEEP_SUFFIXES:
                 raise ValueError(
                     f"output {target.name} would lose the 16 bits of the input; write png or tif"
                 )
@@ -456,7 +335,7 @@ class _Run:
             )
         except _EXPECTED as error:
             no_memory = is_out_of_memory(error)
-            if os.environ.get("DDFM_FAST_DEBUG") and not no_memory:
+            if environment.is_on("DDFM_FAST_DEBUG") and not no_memory:
                 raise
             return _failure(part[0].item, error), no_memory
         seconds = (time.perf_counter() - started) / len(part)
@@ -486,10 +365,10 @@ class _Run:
         try:
             write_image(staged, picture)
             target.parent.mkdir(parents=True, exist_ok=True)
-            self.manifest.commit(pair.item, pair.inputs, staged, target, facts)
+            self.history.commit(pair.item, pair.inputs, staged, target, facts)
         except _EXPECTED as error:
             if no_room := _no_room(error):
-                self.stopped = f"{self.manifest.out}: {no_room}"
+                self.stopped = f"{self.history.out}: {no_room}"
             return _failure(pair.item, error)
         finally:
             with contextlib.suppress(OSError):
@@ -506,13 +385,14 @@ class _Run:
         if result.name in self.results:
             return
         self.results[result.name] = result
-        self.bar.update()
+        if self.bar is not None:
+            self.bar.update()
         if result.status == FAILED and self.on_error is not None:
-            with self.bar.external_write_mode():
+            with tqdm.external_write_mode():
                 self.on_error(result)
 
 
-def _prefetch(pool: ThreadPoolExecutor, function, items: Iterable, ahead: int) -> Iterator:
+def prefetch(pool: ThreadPoolExecutor, function, items: Iterable, ahead: int) -> Iterator:
     """``function(item)`` of each item in order, at most ``ahead`` of them in the background."""
     waiting: deque[Future] = deque()
     for item in items:
@@ -521,11 +401,6 @@ def _prefetch(pool: ThreadPoolExecutor, function, items: Iterable, ahead: int) -
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def _input_hashes(item: PairItem) -> list[str]:
-    """sha256 of both files; "" for what is no file, which reading then refuses in plain words."""
-    return [file_sha256(path) if path.is_file() else "" for path in (item.ir, item.vis)]
 
 
 def _failure(item: PairItem, error: BaseException) -> PairResult:
@@ -542,29 +417,6 @@ def _no_room(error: BaseException | None) -> str | None:
             return error.strerror
         error = error.__cause__
     return None
-
-
-def _fingerprint(prior: Prior) -> str:
-    module = getattr(prior, "function", None)
-    if not prior.fingerprint and isinstance(module, torch.nn.Module):
-        return weights_sha256(module.state_dict())
-    return prior.fingerprint
-
-
-def _lock_file(file: int, out: Path) -> None:
-    """Keep a second run out of the folder; the lock ends with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ImageFileError(
-            f"{out}: another run is writing there; wait for it, or choose another --out"
-        ) from None
-    except OSError:  # file systems that have no locks
-        return
 
 
 def _checked_suffix(format: str) -> str:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddfm_fast.images.files import ensure_writable_dir, read_image, write_image
-from ddfm_fast.images.panel import draw_panel
+from ..images.files import ensure_writable_dir, read_image, write_image
+from ..images.panel import draw_panel
 
 
 class Pair(NamedTuple):
@@ -52,7 +52,7 @@ PAIRS = (
 
 
 def asset(name: str) -> np.ndarray:
-    """An example image of the package: uint8, HW or HW3."""
+    """Read an example image of the package: uint8, HW or HW3."""
     with as_file(files("ddfm_fast") / "assets" / name) as path:
         return read_image(path)
 
@@ -67,19 +67,20 @@ def run(
     """Fuse the example pairs and write the results and a labelled panel.
 
     Args:
-        out: folder to write to, made if it is not there.
-        steps: as in :func:`ddfm_fast.fuse`; ``None`` takes the preset's 100.
-        progress: bars over the steps on stderr.
+        out: Folder to write to, made if it is not there.
+        steps: As in :func:`ddfm_fast.fuse`; ``None`` for the preset's 100.
+        device: Where to fuse; ``None`` for CUDA where there is one.
+        progress: Show bars over the steps on stderr.
 
     Returns:
-        The files written: one fused picture a pair, then ``panel.png``.
+        The files written: one fused picture per pair, then ``panel.png``.
 
     Raises:
         ValueError: ``out`` cannot be written, or ``steps`` or ``device`` is refused.
     """
     out = ensure_writable_dir(out)
     started = time.perf_counter()
-    from ddfm_fast.api import Fuser
+    from ..api import Fuser
 
     fuser = Fuser(prior="embedded", preset="official", steps=steps, device=device)
     print(

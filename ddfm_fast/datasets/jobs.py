@@ -1,4 +1,7 @@
-"""The work behind ``ddfm-fast fuse``: from paths to pairs, from pairs to files and a report."""
+"""Pairs of image files fused into files: from paths to jobs, from jobs to pictures and a report.
+
+`fuse_files` does it all; `plan_jobs` and `run_jobs` are its two halves.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
-from ddfm_fast.images.files import (
+from ..images.depth import same_depth
+from ..images.files import (
+    DEEP_SUFFIXES,
+    DEFAULT_MAX_PIXELS,
     SUFFIXES,
     ensure_writable_dir,
     match_pairs,
     read_image,
     write_image,
 )
-from ddfm_fast.images.panel import draw_panel
+from ..images.panel import draw_panel
+from ..runtime import environment
 
 if TYPE_CHECKING:
-    from ddfm_fast.api import Fuser
-
-SUFFIXES_16_BIT = (".png", ".tif", ".tiff")
+    from ..api import Fuser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +43,68 @@ class Job:
     panel: Path | None = None
 
 
+def fuse_files(
+    ir: str | os.PathLike[str],
+    vis: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    fuser: Fuser,
+    *,
+    format: str | None = None,
+    panel: bool = False,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    progress: bool = False,
+    skip_existing: bool = False,
+    on_error: Callable[[Job, Exception], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Fuse two files, or the files of two folders with equal stems, into files.
+
+    Args:
+        ir: Infrared (first) image, or a folder of them.
+        vis: Visible (second) image, or a folder of them.
+        out: File or folder to write to, see :func:`plan_jobs`.
+        fuser: What fuses them.
+        format: Suffix of the files in a folder; None for png.
+        panel: Write a labeled picture of sources and result beside each file.
+        max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+        progress: Show bars on stderr, over pairs when there are several and over steps.
+        skip_existing: Leave pairs alone whose output file exists.
+        on_error: Called with each job that fails, as it happens; the others continue. Without
+            it the report alone has the error.
+
+    Returns:
+        A report per pair, see :func:`run_jobs`.
+
+    Raises:
+        ValueError: Paths that do not make pairs, or outputs that cannot be written.
+    """
+    return run_jobs(
+        plan_jobs(Path(ir), Path(vis), Path(out), format=format, panel=panel),
+        fuser,
+        max_pixels=max_pixels,
+        progress=progress,
+        skip_existing=skip_existing,
+        on_error=on_error,
+    )
+
+
 def plan_jobs(
     ir: Path, vis: Path, out: Path, *, format: str | None = None, panel: bool = False
 ) -> list[Job]:
-    """The pairs that ``IR VIS -o OUT`` means, with every output folder made and writable.
+    """Find the pairs that ``IR VIS -o OUT`` means, with every output folder made and writable.
 
     Two files give one job, two folders one job for each stem. ``out`` is a file for two files
     when it has a suffix and is no folder; otherwise it is a folder, and outputs are called
     after the infrared file's stem with the suffix ``format`` (default ``png``).
 
+    Args:
+        ir: Infrared file or folder.
+        vis: Visible file or folder.
+        out: File or folder to write to.
+        format: Suffix of the files, with or without its point; None for png, or for ``out``'s.
+        panel: Plan a panel beside each file.
+
     Raises:
-        ValueError: a file beside a folder, stems without a partner, an output that cannot be
+        ValueError: A file beside a folder, stems without a partner, an output that cannot be
             written, or an output that would replace an input.
     """
     for name, path in (("IR", ir), ("VIS", vis)):
@@ -118,23 +175,25 @@ def run_jobs(
     jobs: list[Job],
     fuser: Fuser,
     *,
-    max_pixels: int,
-    progress: bool,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    progress: bool = False,
     skip_existing: bool = False,
-    on_error: Callable[[Job, Exception], None],
+    on_error: Callable[[Job, Exception], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Fuse every pair and report on each; a pair that fails does not stop the others.
 
     Args:
-        progress: bars on stderr, over pairs when there are several and over steps.
-        on_error: told of each failure as it happens.
+        jobs: From :func:`plan_jobs`.
+        fuser: What fuses them.
+        max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+        progress: Show bars on stderr, over pairs when there are several and over steps.
+        skip_existing: Leave jobs alone whose output file exists.
+        on_error: Called with each failure as it happens.
 
     Returns:
-        One dictionary a job: ``ir``, ``vis``, ``output``, ``panel``, ``ok``, ``skipped``,
+        One dictionary per job: ``ir``, ``vis``, ``output``, ``panel``, ``ok``, ``skipped``,
         ``error``, ``height``, ``width``, ``dtype``, ``seconds`` (fusion alone, without files).
     """
-    from tqdm import tqdm
-
     reports = []
     bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
     for job in bar:
@@ -146,11 +205,12 @@ def run_jobs(
             else:
                 report |= _run_job(job, fuser, max_pixels=max_pixels, progress=progress)
         except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
-            if os.environ.get("DDFM_FAST_DEBUG"):
+            if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
             report |= {"ok": False, "error": str(error) or type(error).__name__}
-            with bar.external_write_mode(file=sys.stderr):
-                on_error(job, error)
+            if on_error is not None:
+                with bar.external_write_mode(file=sys.stderr):
+                    on_error(job, error)
         reports.append(report)
     return reports
 
@@ -158,10 +218,10 @@ def run_jobs(
 def _run_job(job: Job, fuser: Fuser, *, max_pixels: int, progress: bool) -> dict[str, Any]:
     ir, vis = (read_image(path, max_pixels=max_pixels) for path in (job.ir, job.vis))
     ir, vis = same_depth(ir, vis)
-    if ir.dtype == np.uint16 and job.output.suffix.lower() not in SUFFIXES_16_BIT:
+    if ir.dtype == np.uint16 and job.output.suffix.lower() not in DEEP_SUFFIXES:
         raise ValueError(
             f"output {job.output} would lose the 16 bits of the input; "
-            f"write to {_names(SUFFIXES_16_BIT)}"
+            f"write to {_names(DEEP_SUFFIXES)}"
         )
     started = time.perf_counter()
     fused = fuser(ir, vis, progress=progress)
@@ -171,10 +231,3 @@ def _run_job(job: Job, fuser: Fuser, *, max_pixels: int, progress: bool) -> dict
         write_image(job.panel, draw_panel([[("infrared", ir), ("visible", vis), ("fused", fused)]]))
     height, width = fused.shape[:2]
     return {"height": height, "width": width, "dtype": str(fused.dtype), "seconds": seconds}
-
-
-def same_depth(ir: np.ndarray, vis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both images as uint16 when one is: 8 bits become 16 exactly (257 · 255 = 65535)."""
-    if ir.dtype == vis.dtype:
-        return ir, vis
-    return tuple(x if x.dtype == np.uint16 else x.astype(np.uint16) * 257 for x in (ir, vis))

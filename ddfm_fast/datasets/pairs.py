@@ -1,16 +1,8 @@
 """Where the pairs of a data set lie: folder layouts, aliases, lists; nothing is decoded here.
 
 A tree is searched for folders that hold an infrared and a visible folder side by side; below the
-two, files pair up by their path without suffix. That one rule covers the published layouts:
-
-    MSRS                    {train,test}/{ir,vi}/NAME
-    RoadScene               {cropinfrared,crop_LR_visible}/NAME
-    M3FD                    {Ir,Vis}/NAME or fusion/{ir,vis}/NAME
-    TNO                     {ir,vi}/NAME
-    LLVIP                   {infrared,visible}/{train,test}/NAME
-    Harvard                 MRI_CT/{MRI,CT}/NAME, with PET and SPECT alike; MRI is the first source
-    M3SVD                   {train,val,test}/{ir,vi}/SEQUENCE/NAME
-    VTMOT, LasHeR, VTUAV    SEQUENCE/{infrared,visible}/NAME
+two, files pair up by their path without suffix. That one rule covers the published layouts of
+`LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -20,34 +12,49 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from PIL import Image
-
-from ..images.files import SUFFIXES, ImageFileError, _pillow_limit_lifted
+from ..images.files import SUFFIXES, VIDEO_SUFFIXES, ImageFileError, few, image_size
 
 INFRARED = ("ir", "infrared", "cropinfrared", "t", "thermal", "lwir", "infrared_enhance")
 VISIBLE = ("vi", "vis", "visible", "rgb", "crop_lr_visible", "visible_enhance")
 MRI, WITH_MRI = ("mri",), ("ct", "pet", "spect")
 
 Roles = tuple[tuple[str, ...], tuple[str, ...]]
+"""lower-case folder names of the first and of the second source"""
 
-LAYOUTS: dict[str, tuple[Roles, ...]] = {
-    "auto": ((INFRARED, VISIBLE), (MRI, WITH_MRI)),
-    "msrs": ((("ir",), ("vi",)),),
-    "roadscene": ((("cropinfrared",), ("crop_lr_visible",)),),
-    "m3fd": ((("ir",), ("vis",)),),
-    "tno": ((("ir",), ("vi", "vis")),),
-    "llvip": ((("infrared",), ("visible",)),),
-    "harvard": ((MRI, WITH_MRI),),
-    "m3svd": ((("ir",), ("vi",)),),
-    "vtmot": ((("infrared",), ("visible",)),),
-    "lasher": ((("infrared",), ("visible",)),),
-    "vtuav": ((("ir", "infrared"), ("rgb", "visible")),),
+
+class Layout(NamedTuple):
+    """How a data set lies on disk."""
+
+    tree: str
+    """as published, below the data set's folder"""
+    roles: tuple[Roles, ...]
+    """the folders it accepts for the two sources"""
+
+
+LAYOUTS = {
+    "auto": Layout("any of these", ((INFRARED, VISIBLE), (MRI, WITH_MRI))),
+    "msrs": Layout("{train,test}/{ir,vi}/NAME", ((("ir",), ("vi",)),)),
+    "roadscene": Layout(
+        "{cropinfrared,crop_LR_visible}/NAME", ((("cropinfrared",), ("crop_lr_visible",)),)
+    ),
+    "m3fd": Layout("{Ir,Vis}/NAME or fusion/{ir,vis}/NAME", ((("ir",), ("vis",)),)),
+    "tno": Layout("{ir,vi}/NAME", ((("ir",), ("vi", "vis")),)),
+    "llvip": Layout("{infrared,visible}/{train,test}/NAME", ((("infrared",), ("visible",)),)),
+    "harvard": Layout(
+        "MRI_CT/{MRI,CT}/NAME, with PET and SPECT alike; MRI is the first source",
+        ((MRI, WITH_MRI),),
+    ),
+    "m3svd": Layout("{train,val,test}/{ir,vi}/SEQUENCE/NAME", ((("ir",), ("vi",)),)),
+    "vtmot": Layout("SEQUENCE/{infrared,visible}/NAME", ((("infrared",), ("visible",)),)),
+    "lasher": Layout("SEQUENCE/{infrared,visible}/NAME", ((("infrared",), ("visible",)),)),
+    "vtuav": Layout("SEQUENCE/{ir,rgb}/NAME", ((("ir", "infrared"), ("rgb", "visible")),)),
 }
-"""Layout name → the lower-case folder names of the first and the second source it accepts."""
+"""the published data sets by name; "auto" accepts every alias, in any case"""
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 _COLUMNS = {
@@ -55,10 +62,7 @@ _COLUMNS = {
     "vis": ("vis", "vi", "visible", "rgb", "source2"),
     "name": ("name", "stem"),
 }
-_VIDEOS = (".avi", ".mp4", ".mkv", ".mov")
-_WIDTH_TAG, _HEIGHT_TAG, _ORIENTATION_TAG = 256, 257, 274
 _PLAIN_NAME = re.compile(r"[^.\\:\0][^\\:\0]*")
-_FEW = 5
 
 
 @dataclass(frozen=True)
@@ -71,52 +75,42 @@ class PairItem:
 
 
 def find_pairs(
-    root: str | os.PathLike[str] | tuple | None,
+    root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
     *,
     layout: str | tuple[str, str] | None = None,
     manifest: str | os.PathLike[str] | None = None,
     check_sizes: bool = True,
 ) -> list[PairItem]:
-    """All pairs of a data set, sorted by name (in the order of the list, for a manifest).
+    """Find all pairs of a data set, sorted by name (in the order of the list, for a manifest).
 
-    root: the folder of the data set or of a part of it; or two folders (infrared, visible) of any
-        name; or a manifest file.
-    layout: a name of `LAYOUTS`, or two folder names such as ("lwir", "rgb") or "lwir,rgb". By
-        default every alias of the module counts, in any case.
-    manifest: a list of the pairs. CSV (or TSV) with the columns ir, vis and perhaps name; JSON or
-        JSON lines of {"ir": …, "vis": …, "name": …} or [ir, vis]. Paths are relative to ``root``,
-        or to the list's folder where there is no root; names default to the infrared file's stem.
-    check_sizes: read every header and compare the two sizes of a pair. Headers that cannot be
-        read are left for whoever decodes the file.
+    Args:
+        root: The folder of the data set or of a part of it; or two folders (infrared, visible) of
+            any name; or a manifest file.
+        layout: A name of `LAYOUTS`, or two folder names such as ("lwir", "rgb") or "lwir,rgb";
+            None for "auto".
+        manifest: A list of the pairs. CSV (or TSV) with the columns ir, vis and perhaps name; JSON
+            or JSON lines of {"ir": …, "vis": …, "name": …} or [ir, vis]. Paths are relative to
+            ``root``, or to the list's folder where there is no root; names default to the infrared
+            file's stem.
+        check_sizes: Read every header and compare the two sizes of a pair. Headers that cannot be
+            read are left for whoever decodes the file.
 
-    Raises ImageFileError (a ValueError) that names the first few of what is wrong: no pairs, files
-    without a partner, sizes that differ, names that occur twice, folders that could be either.
+    Raises:
+        ImageFileError: No pairs, files without a partner, sizes that differ, names that occur
+            twice, folders that could be either; the message names the first few.
     """
     if manifest is None and isinstance(root, (str, os.PathLike)) and Path(root).is_file():
         root, manifest = None, root
     if manifest is not None:
         if layout is not None:
             raise ValueError("layout and manifest exclude each other; leave out one")
-        items = _read_manifest(Path(manifest), None if root is None else Path(root))
+        items = _read_manifest(Path(manifest), root)
     else:
         items = _from_folders(root, layout)
     _require_unique(items)
     if check_sizes:
         _require_equal_sizes(items)
     return items
-
-
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """(height, width), upright by EXIF, from the file's header; None where that cannot be read."""
-    try:
-        with _pillow_limit_lifted(), Image.open(path) as image:
-            width, height = image.size
-            if image.format == "TIFF":  # Pillow's versions differ in when they turn these
-                width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
-            turned = image.getexif().get(_ORIENTATION_TAG, 1) in (5, 6, 7, 8)
-    except Exception:  # decoders fail on damaged files in every way there is
-        return None
-    return (width, height) if turned else (height, width)
 
 
 # Folders
@@ -136,7 +130,8 @@ def _from_folders(root, layout) -> list[PairItem]:
     else:
         folder = _require_folder(root)
         roles = _roles(layout)
-        found, halves = [], []
+        found = []
+        halves: list[Path] = []
         _search(folder, "", roles, found, halves, ())
         if not found or halves:
             raise _nothing_found(folder, layout, roles, halves)
@@ -153,9 +148,9 @@ def _require_folder(root) -> Path:
 
 def _roles(layout) -> tuple[Roles, ...]:
     if layout is None:
-        return LAYOUTS["auto"]
+        return LAYOUTS["auto"].roles
     if isinstance(layout, str) and layout.lower() in LAYOUTS:
-        return LAYOUTS[layout.lower()]
+        return LAYOUTS[layout.lower()].roles
     names = layout.split(",") if isinstance(layout, str) else layout
     names = [n.strip().casefold() for n in names] if all(isinstance(n, str) for n in names) else []
     if len(names) != 2 or not all(names) or names[0] == names[1]:
@@ -170,15 +165,16 @@ def _search(folder, prefix, roles, found, halves, above) -> bool:
     """Collect (prefix, first, second) below the folder; True if there are any or images are."""
     folders, files = _listing(folder, above)
     above = (*above, os.path.realpath(folder))
-    taken, alone = set(), set()
+    taken: set[Path] = set()
+    alone: set[Path] = set()
     for first_names, second_names in roles:
         first = [f for f in folders if f.name.casefold() in first_names]
         second = [f for f in folders if f.name.casefold() in second_names]
         if first and second:
             if len(first) + len(second) > 2:
                 raise ImageFileError(
-                    f"{folder}: holds {_few(f.name for f in first)} for one source and "
-                    f"{_few(f.name for f in second)} for the other; say which by layout "
+                    f"{folder}: holds {few([f.name for f in first])} for one source and "
+                    f"{few([f.name for f in second])} for the other; say which by layout "
                     f'(command line: --layout "{first[0].name},{second[0].name}")'
                 )
             found.append((prefix, first[0], second[0]))
@@ -220,12 +216,12 @@ def _nothing_found(root, layout, roles, halves) -> ImageFileError:
     if halves:
         return ImageFileError(
             f"{root}: images with no folder of the other source beside them in "
-            f"{_few(str(h.relative_to(root)) for h in halves)}; add or rename the other folder, "
+            f"{few([str(h.relative_to(root)) for h in halves])}; add or rename the other folder, "
             "give a folder further down, or say by layout which two folders count"
         )
     folders, files = _listing(root, ())
     names = "; or ".join(f"{' or '.join(a)} beside {' or '.join(b)}" for a, b in roles)
-    seen = _few([f"{f.name}/" for f in folders] + [f.name for f in files])
+    seen = few([f"{f.name}/" for f in folders] + [f.name for f in files])
     videos = " (videos are no image pairs)" if any(_has_videos(f) for f in (root, *folders)) else ""
     return ImageFileError(
         f"{root}: no pairs found with layout {layout or 'auto'}, which means folders {names}; "
@@ -235,7 +231,7 @@ def _nothing_found(root, layout, roles, halves) -> ImageFileError:
 
 
 def _has_videos(folder: Path) -> bool:
-    return any(path.suffix.lower() in _VIDEOS for path in folder.iterdir())
+    return any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.iterdir())
 
 
 def _match(found: list[tuple[str, Path, Path]]) -> list[PairItem]:
@@ -250,8 +246,8 @@ def _match(found: list[tuple[str, Path, Path]]) -> list[PairItem]:
     if only_ir or only_vis:
         raise ImageFileError(
             f"{len(only_ir) + len(only_vis)} images without a partner of the same stem: "
-            f"infrared alone: {_few(sorted(map(str, only_ir)))}; "
-            f"visible alone: {_few(sorted(map(str, only_vis)))}; rename or remove them"
+            f"infrared alone: {few(sorted(map(str, only_ir)))}; "
+            f"visible alone: {few(sorted(map(str, only_vis)))}; rename or remove them"
         )
     return sorted(items, key=lambda item: item.name)
 
@@ -276,7 +272,7 @@ def _stems(folder: Path) -> Iterator[tuple[str, Path]]:
 # Lists
 
 
-def _read_manifest(path: Path, root: Path | None) -> list[PairItem]:
+def _read_manifest(path: Path, root) -> list[PairItem]:
     if path.suffix.lower() not in MANIFEST_SUFFIXES:
         raise ImageFileError(
             f"{path}: not a list of pairs; expected a folder or one of "
@@ -295,7 +291,7 @@ def _read_manifest(path: Path, root: Path | None) -> list[PairItem]:
     missing = [str(p) for item in items for p in (item.ir, item.vis) if not p.is_file()]
     if missing:
         raise ImageFileError(
-            f"{path}: {len(missing)} files are not there: {_few(missing)}; "
+            f"{path}: {len(missing)} files are not there: {few(missing)}; "
             f"paths are relative to {base}"
         )
     return items
@@ -312,7 +308,7 @@ def _table_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
     }
     if chosen["ir"] is None or chosen["vis"] is None:
         raise ImageFileError(
-            f"{path}: columns are {_few(columns)}; expected a first line with ir and vis "
+            f"{path}: columns are {few([*columns])}; expected a first line with ir and vis "
             "(and perhaps name)"
         )
     for row in reader:
@@ -379,7 +375,7 @@ def _require_unique(items: list[PairItem]) -> None:
             twice.append(f"{item.name} ({first[item.name].ir} and {item.ir})")
     if twice:
         raise ImageFileError(
-            f"{len(twice)} names occur twice: {_few(twice)}; give a part of the data set, "
+            f"{len(twice)} names occur twice: {few(twice)}; give a part of the data set, "
             "or a manifest with a column name"
         )
 
@@ -393,11 +389,5 @@ def _require_equal_sizes(items: list[PairItem]) -> None:
     if unequal:
         raise ImageFileError(
             f"{len(unequal)} of {len(items)} pairs have sources of different height x width: "
-            f"{_few(unequal)}; register and resize them first"
+            f"{few(unequal)}; register and resize them first"
         )
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
-    return (", ".join(names[:_FEW]) or "none") + more

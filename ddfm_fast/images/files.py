@@ -1,7 +1,7 @@
 """Image files: careful reading, atomic writing, and pairing two folders by stem.
 
 Reads PNG, JPEG, TIFF and BMP by content, whatever the suffix; writes them by suffix. Pillow
-identifies and decodes. Colour of more than 8 bits, which Pillow reduces to 8, is decoded by OpenCV
+identifies and decodes. Color of more than 8 bits, which Pillow reduces to 8, is decoded by OpenCV
 and held against Pillow's 8 bits.
 """
 
@@ -12,23 +12,31 @@ import os
 import secrets
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 DEFAULT_MAX_PIXELS = 2**28
+"""of an image file, before it is decoded"""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+"""of image files, in lower case"""
+DEEP_SUFFIXES = (".png", ".tif", ".tiff")
+"""those that hold 16 bits"""
+VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".m4v", ".ts")
+"""of video files, which are not images"""
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-_DEEP_SUFFIXES = (".png", ".tif", ".tiff")
+_WIDTH_TAG, _HEIGHT_TAG = 256, 257
 _ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 274, 258, 262
+_TRANSPOSED = (5, 6, 7, 8)
 _WHITE_IS_ZERO = 0
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_UPRIGHT = {
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: np.fliplr,
     3: lambda a: np.rot90(a, 2),
     4: np.flipud,
@@ -44,23 +52,27 @@ class ImageFileError(ValueError):
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
-    """Read an image file as [H, W] (grey) or [H, W, 3] (RGB), uint8 or uint16, upright by EXIF.
+    """Read an image file as [H, W] (gray) or [H, W, 3] (RGB), uint8 or uint16, upright by EXIF.
 
-    Alpha is dropped, with a warning where it is not fully opaque; of several pictures in a file
-    the first is read, with a warning. Palettes become RGB, or grey where they hold only grey;
+    Alpha is dropped, with a warning where it is not fully opaque. Of several pictures in a file
+    the first is read, with a warning. Palettes become RGB, or gray where they hold only gray;
     CMYK becomes RGB; 1-bit images become 0 and 255.
 
-    max_pixels: refuse larger images before decoding them (H * W; default 2**28).
+    Args:
+        path: The file; its content decides the format, not its suffix.
+        max_pixels: Refuse larger images (H * W) before decoding them.
 
-    Raises ImageFileError (a ValueError) for anything that is not a whole, readable image of 8 or
-    16 bits, TypeError for a path or max_pixels of the wrong type.
+    Raises:
+        ImageFileError: Anything that is not a whole, readable image of 8 or 16 bits.
+        TypeError: A path or max_pixels of the wrong type.
+        ValueError: max_pixels below 1.
     """
     path = _check_path(path)
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
         raise TypeError(f"max_pixels: got {max_pixels!r}, expected an int of at least 1")
     if max_pixels < 1:
         raise ValueError(f"max_pixels: got {max_pixels}, expected at least 1")
-    with _open(path) as file, _pillow_limit_lifted():
+    with _open(path) as file, pillow_limit_lifted():
         try:
             return _decode(file, path, max_pixels)
         except (ImageFileError, MemoryError):
@@ -79,11 +91,18 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PI
 def write_image(path: str | os.PathLike[str], array: np.ndarray, *, quality: int = 95) -> Path:
     """Write [H, W], [H, W, 1] or RGB [H, W, 3] atomically, in the format that the suffix names.
 
-    array: uint8 (.png, .jpg, .jpeg, .tif, .tiff, .bmp) or uint16 (.png, .tif, .tiff).
-    quality: JPEG quality, 1 to 100; from 90 on chroma is not subsampled.
+    Args:
+        path: The file to write; its folder is made where it is missing.
+        array: uint8 for any of ``SUFFIXES``, or uint16 for one of ``DEEP_SUFFIXES``.
+        quality: JPEG quality, 1 to 100; from 90 on chroma is not subsampled.
 
-    Makes the folder where it is missing and returns the path. Raises ValueError (ImageFileError
-    where the file or folder is at fault) or TypeError.
+    Returns:
+        The path.
+
+    Raises:
+        ImageFileError: The file or folder cannot be written, or its suffix does not fit.
+        ValueError: An array of another shape, or a quality out of range.
+        TypeError: Another container or dtype.
     """
     path = _check_path(path)
     suffix = path.suffix.lower()
@@ -94,7 +113,7 @@ def write_image(path: str | os.PathLike[str], array: np.ndarray, *, quality: int
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
         raise ValueError(f"quality: got {quality!r}, expected an int from 1 to 100")
     array = _check_array(array)
-    if array.dtype == np.uint16 and suffix not in _DEEP_SUFFIXES:
+    if array.dtype == np.uint16 and suffix not in DEEP_SUFFIXES:
         raise ImageFileError(
             f"{path}: {suffix} holds 8 bits and the image is uint16; write .png or .tif, or "
             "convert it: (array // 257).astype('uint8')"
@@ -103,10 +122,13 @@ def write_image(path: str | os.PathLike[str], array: np.ndarray, *, quality: int
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write data so that the path holds the old or the new file, never a part; returns the path.
+    """Write data so that the path holds the old or the new file, never a part; return the path.
 
-    Makes the folder where it is missing, follows symbolic links, refuses to replace anything but a
-    regular file. Raises ImageFileError naming what could not be written.
+    Makes the folder where it is missing, follows symbolic links and refuses to replace anything
+    but a regular file.
+
+    Raises:
+        ImageFileError: What could not be written.
     """
     path = _check_path(path)
     target = Path(os.path.realpath(path))
@@ -137,9 +159,12 @@ def match_pairs(
 ) -> list[tuple[str, Path, Path]]:
     """Pair the images of two folders by stem: (stem, infrared path, visible path), sorted by stem.
 
-    Takes files with a suffix of SUFFIXES, in any case, not hidden and not in subfolders; suffixes
-    may differ within a pair. Raises ImageFileError for a folder that is missing, the same twice or
-    without images, for two files of one stem in a folder, and for stems without a partner.
+    Takes files with a suffix of ``SUFFIXES``, in any case, not hidden and not in subfolders.
+    Suffixes may differ within a pair.
+
+    Raises:
+        ImageFileError: A folder that is missing, given twice or without images; two files of one
+            stem in a folder; stems without a partner.
     """
     ir, vis = _images_by_stem(ir_dir), _images_by_stem(vis_dir)
     if Path(ir_dir).samefile(vis_dir):
@@ -147,8 +172,8 @@ def match_pairs(
     if ir.keys() != vis.keys():
         raise ImageFileError(
             "files without a partner of the same stem: "
-            f"only in {ir_dir}: {_few(ir.keys() - vis.keys())}; "
-            f"only in {vis_dir}: {_few(vis.keys() - ir.keys())}; rename or remove them"
+            f"only in {ir_dir}: {few(sorted(ir.keys() - vis.keys()))}; "
+            f"only in {vis_dir}: {few(sorted(vis.keys() - ir.keys()))}; rename or remove them"
         )
     return [(stem, ir[stem], vis[stem]) for stem in sorted(ir)]
 
@@ -156,7 +181,8 @@ def match_pairs(
 def ensure_writable_dir(path: str | os.PathLike[str]) -> Path:
     """Make the folder where it is missing and prove by a file that it can be written to.
 
-    Raises ImageFileError naming the folder otherwise.
+    Raises:
+        ImageFileError: The folder cannot be made or written to.
     """
     path = _check_path(path)
     _make_dir(path)
@@ -169,6 +195,25 @@ def ensure_writable_dir(path: str | os.PathLike[str]) -> Path:
             f"{path}: the folder cannot be written to ({error.strerror}); choose another"
         ) from error
     return path
+
+
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Read (height, width), upright by EXIF, from a file's header; None where that fails."""
+    try:
+        with pillow_limit_lifted(), Image.open(path) as image:
+            width, height = image.size
+            if isinstance(image, TiffImageFile):  # Pillow's versions differ in when they turn these
+                width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
+            turned = image.getexif().get(_ORIENTATION_TAG, 1) in _TRANSPOSED
+    except Exception:  # decoders fail on damaged files in every way there is
+        return None
+    return (width, height) if turned else (height, width)
+
+
+def few(names: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
+    """Join the first names for an error message, with a count of the others; "none" for none."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (separator.join(names[:limit]) or "none") + more
 
 
 def _check_path(path: str | os.PathLike[str]) -> Path:
@@ -202,7 +247,7 @@ _limit_saved: int | None = None
 
 
 @contextlib.contextmanager
-def _pillow_limit_lifted() -> Iterator[None]:
+def pillow_limit_lifted() -> Iterator[None]:
     """Lift Pillow's own pixel limit, which max_pixels replaces, until the last reader is done.
 
     The limit is a global of Pillow; counting readers restores it whatever order threads end in.
@@ -230,10 +275,11 @@ def _decode(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
             f"{max_pixels}; if the file is to be trusted, raise it with max_pixels= "
             "(command line: --max-pixels)"
         )
-    if getattr(image, "n_frames", 1) > 1:
-        _warn(f"{path}: holds {image.n_frames} pictures; the first is used")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        _warn(f"{path}: holds {frames} pictures; the first is used")
     raw_mode = str(image.tile[0].args) if image.tile else ""
-    deep = _is_deep_colour(image, raw_mode)
+    deep = _is_deep_color(image, raw_mode)
     inverted = _tiff_tag(image, _PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
     image.load()
     # Pillow turns TIFFs upright as it loads them, and so does OpenCV; the tag is gone by here.
@@ -249,14 +295,14 @@ def _decode(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
     return 65535 - array if inverted and array.dtype == np.uint16 else array
 
 
-def _tiff_tag(image: Image.Image, tag: int) -> int | tuple[int, ...] | None:
-    return image.tag_v2.get(tag) if image.format == "TIFF" else None
+def _tiff_tag(image: Image.Image, tag: int) -> Any:
+    return image.tag_v2.get(tag) if isinstance(image, TiffImageFile) else None
 
 
-def _is_deep_colour(image: Image.Image, raw_mode: str) -> bool:
+def _is_deep_color(image: Image.Image, raw_mode: str) -> bool:
     if image.mode.startswith(("I", "F")):
         return False
-    if image.format == "TIFF":
+    if isinstance(image, TiffImageFile):
         return max(_tiff_tag(image, _BITS_TAG) or (1,)) > 8
     return ";16" in raw_mode
 
@@ -264,11 +310,11 @@ def _is_deep_colour(image: Image.Image, raw_mode: str) -> bool:
 def _is_transparent(image: Image.Image) -> bool:
     if not image.has_transparency_data or image.mode.startswith("I"):
         return False
-    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
+    return bool(np.asarray(image.convert("RGBA").getchannel("A")).min() < 255)
 
 
 def _decode_deep(file: BinaryIO, coarse: np.ndarray, orientation: int, path: Path) -> np.ndarray:
-    """All 16 bits of a colour image by OpenCV; `coarse` is Pillow's upright 8-bit RGB of it."""
+    """Decode all 16 bits of a color image; `coarse` is Pillow's upright 8-bit RGB of it."""
     file.seek(0)
     data = file.read()
     if data.startswith(_PNG_SIGNATURE):
@@ -316,8 +362,8 @@ def _to_array(image: Image.Image, path: Path) -> np.ndarray:
         return np.array(image.convert("L"))
     array = np.array(image.convert("RGB"))
     is_palette = image.mode in ("P", "PA")
-    is_grey = is_palette and (array == array[..., :1]).all()
-    return np.ascontiguousarray(array[..., 0]) if is_grey else array
+    is_gray = is_palette and (array == array[..., :1]).all()
+    return np.ascontiguousarray(array[..., 0]) if is_gray else array
 
 
 def _check_array(array: np.ndarray) -> np.ndarray:
@@ -389,12 +435,6 @@ def _images_by_stem(folder: str | os.PathLike[str]) -> dict[str, Path]:
     if not found:
         raise ImageFileError(f"{folder}: no images in it ({', '.join(SUFFIXES)})")
     return found
-
-
-def _few(stems: Iterable[str], limit: int = 5) -> str:
-    stems = sorted(stems)
-    more = f" and {len(stems) - limit} more" if len(stems) > limit else ""
-    return (", ".join(stems[:limit]) or "none") + more
 
 
 def _warn(message: str) -> None:

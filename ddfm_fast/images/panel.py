@@ -13,10 +13,10 @@ _GAP = 8
 
 
 def to_rgb8(image: np.ndarray) -> np.ndarray:
-    """An HW or HW3 image of uint8 or uint16 as HW3 uint8, for display.
+    """Convert an HW or HW3 image of uint8 or uint16 to HW3 uint8, for display.
 
     Raises:
-        TypeError: another dtype.
+        TypeError: Another dtype.
     """
     if image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -26,18 +26,19 @@ def to_rgb8(image: np.ndarray) -> np.ndarray:
 
 
 def draw_panel(rows: Sequence[Sequence[tuple[str, np.ndarray]]], height: int | None = None):
-    """One RGB picture of labelled images, a list of ``(label, image)`` a row.
+    """Draw one RGB picture of labeled images.
 
     Args:
-        rows: images are HW or HW3, uint8 or uint16, of any sizes.
-        height: every row is resized to this height in pixels; ``None`` keeps the images' sizes.
+        rows: A list of ``(label, image)`` per row; images are HW or HW3, uint8 or uint16, of any
+            sizes.
+        height: Height in pixels to which every row is resized; ``None`` keeps the images' sizes.
 
     Returns:
         uint8 array [H, W, 3].
     """
     tiles = [[(label, _fit(image, height)) for label, image in row] for row in rows]
     font = ImageFont.load_default(size=_font_size(tiles))
-    bar = font.getbbox("Ag|")[3] + _GAP
+    bar = int(font.getbbox("Ag|")[3]) + _GAP
     width = max(_row_width(row) for row in tiles)
     total = _GAP + sum(bar + max(t.height for _, t in row) + _GAP for row in tiles)
     canvas = Image.new("RGB", (width, total), _BACKGROUND)

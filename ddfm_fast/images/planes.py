@@ -23,7 +23,7 @@ Layout
     ====  ==========================================  ==========================================
 
     A 4 in the place of the channels is refused, since alpha cannot be told from a fourth image;
-    `layout=` overrides the rule (a torch batch of 1, 3 or 4 grey images needs `layout="NHW"`).
+    `layout=` overrides the rule (a torch batch of 1, 3 or 4 gray images needs `layout="NHW"`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 MIN_SIZE = 16
+"""least height and width of an image, in pixels"""
 LAYOUTS = ("HW", "HWC", "NHW", "NHWC", "CHW", "NCHW")
 
 _CHANNELS = (1, 3)
@@ -74,19 +75,26 @@ def to_planes(
 ) -> tuple[Tensor, ImageSpec]:
     """Turn an image or a batch of images into planes.
 
-    image: uint8 (0..255), uint16 (0..65535), float16, bfloat16, float32 or float64 (0..1), in any
-        container and layout of the module's rules; H and W at least 16, channels 1 or 3.
-    name: the argument's name, for errors.
-    value_range: (lo, hi), the values that mean black and white, where they are not those above
-        (12 bits in uint16: (0, 4095); a float image in 8-bit units: (0, 255)).
-    layout: one of "HW", "HWC", "NHW", "NHWC", "CHW", "NCHW" where the rule would read it wrongly.
+    Values beyond the range by at most 1e-4 of it are clamped. Float images and images with a
+    value_range cost one host synchronization.
 
-    Returns contiguous float32 planes [N, C, H, W] in [0, 1] on the image's device, never sharing
-    the caller's memory, and the ImageSpec. Values beyond the range by at most 1e-4 of it are
-    clamped. Float images and images with a value_range cost one host synchronisation.
+    Args:
+        image: uint8 (0..255), uint16 (0..65535), float16, bfloat16, float32 or float64 (0..1), in
+            any container and layout of the module's rules; H and W at least ``MIN_SIZE``, channels
+            1 or 3.
+        name: The argument's name, for errors.
+        value_range: (lo, hi), the values that mean black and white, where they are not those above
+            (12 bits in uint16: (0, 4095); a float image in 8-bit units: (0, 255)).
+        layout: One of ``LAYOUTS``, where the rule would read the image wrongly.
 
-    Raises TypeError for a container or dtype that is not supported, ValueError for a shape, layout
-    or value_range that does not fit, values out of range, NaN and infinity.
+    Returns:
+        Contiguous float32 planes [N, C, H, W] in [0, 1] on the image's device, never sharing the
+        caller's memory, and the ImageSpec.
+
+    Raises:
+        TypeError: A container or dtype that is not supported.
+        ValueError: A shape, layout or value_range that does not fit; values out of range, NaN and
+            infinity.
     """
     limits = _check_value_range(value_range)
     tensor, container = _as_tensor(image, name)
@@ -98,11 +106,16 @@ def to_planes(
 def from_planes(planes: Tensor, spec: ImageSpec) -> Any:
     """Give planes back in the container, dtype, device, layout and value range of `spec`.
 
-    planes: float [N, C, H, W]; clamped to [0, 1]. N must be 1 where the layout has no N, C must be
-    1 where it has no channels. Integers are rounded half up, so uint8 and uint16 images that went
-    through `to_planes` come back exactly.
+    Integers are rounded half up, so uint8 and uint16 images that went through `to_planes` come
+    back exactly.
 
-    Raises ValueError where N or C does not fit the layout.
+    Args:
+        planes: Float [N, C, H, W]; clamped to [0, 1]. N must be 1 where the layout has no N, C
+            must be 1 where it has no channels.
+        spec: What `to_planes` returned beside the planes.
+
+    Raises:
+        ValueError: N or C does not fit the layout.
     """
     check_planes(planes, "planes")
     images, channels = planes.shape[:2]
@@ -136,7 +149,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
-    """The top left [..., height, width] of x as a view: the inverse of `pad_to_multiple`."""
+    """Return the top left [..., height, width] of x as a view: undoes `pad_to_multiple`."""
     if not (0 < height <= x.shape[-2] and 0 < width <= x.shape[-1]):
         raise ValueError(
             f"crop: {height}x{width} does not fit in {x.shape[-2]}x{x.shape[-1]} (height x width)"
@@ -152,7 +165,7 @@ def _reflected(size: int, target: int, device: torch.device) -> Tensor:
 
 
 def check_planes(planes: Tensor, name: str) -> int:
-    """The channels of planes [N, C, H, W]; ValueError unless they are 1 or 3."""
+    """Return the channels of planes [N, C, H, W]; ValueError unless they are 1 or 3."""
     if planes.ndim != 4 or planes.shape[1] not in _CHANNELS:
         raise ValueError(
             f"{name}: got shape {tuple(planes.shape)}, expected [N, C, H, W] with C 1 or 3"
@@ -287,10 +300,10 @@ def _guess_layout(shape: tuple[int, ...], container: str, name: str) -> str:
         if channels in _CHANNELS:
             return layout
     if any(channels == 4 for _, channels in choices):
-        grey = "; for four grey images pass layout='NHW'" if rank == 3 else ""
+        four_gray = "; for four grey images pass layout='NHW'" if rank == 3 else ""
         alpha = "image[..., :3]" if shape[-1] == 4 else "image[..., :3, :, :]"
         raise ValueError(
-            f"{name}: shape {shape} has 4 channels, expected 1 or 3; drop alpha: {alpha}{grey}"
+            f"{name}: shape {shape} has 4 channels, expected 1 or 3; drop alpha: {alpha}{four_gray}"
         )
     return "NHW" if rank == 3 else choices[0][0]
 

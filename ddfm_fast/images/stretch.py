@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -35,14 +37,12 @@ def stretch_limits(y: Tensor, stretch: str, share: float = 0.0001) -> Tensor:
     check_planes(y, "y")
     values = y.flatten(1)
     if stretch == "minmax":
-        limits = values.aminmax(dim=1)
+        low, high = values.aminmax(dim=1)
     else:
         rank = int(share * (values.shape[1] - 1))
-        limits = (
-            values.kthvalue(rank + 1, dim=1).values,
-            values.kthvalue(values.shape[1] - rank, dim=1).values,
-        )
-    return torch.stack(tuple(limits)).view(2, -1, 1, 1, 1)
+        low = values.kthvalue(rank + 1, dim=1).values
+        high = values.kthvalue(values.shape[1] - rank, dim=1).values
+    return torch.stack((low, high)).view(2, -1, 1, 1, 1)
 
 
 def stretch_between(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -53,3 +53,11 @@ def stretch_between(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
     span = high - low
     flat = span <= _FLAT
     return torch.where(flat, y, (y - low) / span.masked_fill(flat, 1)).clamp(0, 1)
+
+
+STRETCH: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y.clamp(0, 1),
+    "minmax": stretch_minmax,
+    "percentile": stretch_percentile,
+}
+"""what ``FuseConfig.stretch`` names: luma [N, 1, H, W] to luma in [0, 1]"""

@@ -1,4 +1,4 @@
-"""The interface of the authors' repository (MMIF-DDFM) on this package's engine.
+"""The interface of the authors' repository (MMIF-DDFM) on this package's loop.
 
 In their ``sample.py`` replace three imports and keep the rest:
 
@@ -27,6 +27,7 @@ from ..rectify import e_step, get_solver, get_variant, mean_inverse, x_step
 from ..sampler import StepInfo, prior_rows, sample
 from ..schedule import StepRow
 
+RESCALE = "rescale_timesteps"
 _STUDIO = (
     (65.481, 128.553, 24.966),
     (-37.797, -74.203, 112.0),
@@ -187,7 +188,7 @@ def create_model(
             "model_path is empty; expected the path of a .pt or .safetensors checkpoint"
         )
     unet, _ = load_checkpoint(model_path, config)
-    return unet.float().to(memory_format=torch.channels_last)
+    return unet.float().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def create_sampler(
@@ -195,7 +196,7 @@ def create_sampler(
     steps,
     noise_schedule,
     model_mean_type,
-    model_var_type,
+    model_var_type,  # noqa: ARG001
     dynamic_threshold,
     clip_denoised,
     rescale_timesteps,
@@ -203,7 +204,7 @@ def create_sampler(
 ) -> DDIM:
     """The authors' DDIM sampler with EM rectification.
 
-    Their configuration (``ddim``, ``epsilon``, no dynamic threshold, clipped) is what the engine
+    Their configuration (``ddim``, ``epsilon``, no dynamic threshold, clipped) is what the loop
     does; anything else is a ValueError. ``model_var_type`` has no effect on DDIM with η = 0.
     """
     expected = {
@@ -234,14 +235,25 @@ class DDIM:
             "rescale_timesteps": rescale_timesteps,
         }
         self._wrapped: tuple = (None, None)
-        self.num_timesteps = len(self._rows(load_prior(lambda x, t: x, self.prior_config)))
+        self.num_timesteps = len(self._rows(load_prior(lambda x, _t: x, self.prior_config)))
 
     def _prior(self, model) -> Prior:
         if self._wrapped[0] is not model:
-            # a callable of unknown needs gets x as it comes, like the authors' loop hands it on
-            own = {} if isinstance(model, UNet) else {"multiple": 1}
-            self._wrapped = (model, load_prior(model, {**self.prior_config, **own}))
+            self._wrapped = (model, self._as_prior(model))
         return self._wrapped[1]
+
+    def _as_prior(self, model) -> Prior:
+        """``model`` as it is if it is a prior of this sampler's process, else as a callable."""
+        config = self.prior_config
+        if isinstance(model, Prior):
+            process = {name: getattr(model, name) for name in config if name != RESCALE}
+            if process == {name: config[name] for name in process}:
+                return model
+            own = {RESCALE: False, "multiple": model.multiple}  # its call takes whole timesteps
+            return load_prior(model.__call__, {**config, **own})
+        # a callable of unknown needs gets x as it comes, like the authors' loop hands it on
+        own = {} if isinstance(model, UNet) else {"multiple": 1}
+        return load_prior(model, {**config, **own})
 
     def _rows(self, prior: Prior, eta: float = 0.0) -> list[StepRow]:
         return prior_rows(prior, FuseConfig(steps=self.respacing, ddim_eta=eta))
@@ -276,7 +288,7 @@ class DDIM:
         With ``record`` every step's stretched luma is saved as
         ``save_root/progress/<img_index>/x_<step>.png`` (first image of a batch).
         """
-        folder = Path(save_root) / "progress" / str(img_index) if record else None
+        folder = Path(save_root) / "progress" / str(img_index)
 
         def save(info: StepInfo) -> None:
             _save_progress(folder / f"x_{info.steps - info.step:04d}.png", info.x_t[0])

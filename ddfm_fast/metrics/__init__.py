@@ -3,7 +3,7 @@
 >>> from ddfm_fast import metrics
 >>> scores = metrics.compute(fused, ir, vis)                    # doctest: +SKIP
 >>> scores["VIF"], scores["VIF_min"]                            # doctest: +SKIP
->>> print(metrics.PRESETS["cddfuse"].definitions["VIF"])        # doctest: +SKIP
+>>> print(metrics.CONVENTIONS["cddfuse"].definitions["VIF"])    # doctest: +SKIP
 
 A high MI, VIF or Qabf can mean that the fused image is a copy of one source: read them beside
 SCD, CC and the worse source (``_min``), and see `near_copy`.
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING
 from .._face import face
 
 if TYPE_CHECKING:
-    from .conventions import NAMES, PRESETS, SINGLE, MetricPreset, SsimWindow
+    from .conventions import CONVENTIONS, NAMES, SINGLE, Convention, SsimWindow
     from .guard import near_copy
     from .inputs import to_luma
     from .scores import compute, smallest_size
 
 __all__ = [
-    "MetricPreset",
+    "CONVENTIONS",
+    "Convention",
     "NAMES",
-    "PRESETS",
     "SINGLE",
     "SsimWindow",
     "compute",
@@ -36,10 +36,10 @@ __all__ = [
 __getattr__, __dir__ = face(
     __name__,
     {
+        "CONVENTIONS": "conventions",
+        "Convention": "conventions",
         "NAMES": "conventions",
-        "PRESETS": "conventions",
         "SINGLE": "conventions",
-        "MetricPreset": "conventions",
         "SsimWindow": "conventions",
         "compute": "scores",
         "near_copy": "guard",

@@ -21,32 +21,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from ..api import Fuser
 from ..config import SAMPLER_NAMES, VARIANT_NAMES, FuseConfig
 from ..datasets.batch import FAILED, PairResult, run_batch
 from ..datasets.pairs import PairItem
-from ..images.color import luma
-from ..priors.prior import Prior
+from ..method import PRIOR_ALONE_START, Diffusion, EMAlone, MethodMaker, PriorAlone
 from ..rectify import get_variant
-from ..sampler import noised, prior_rows
-from ..step import plain_em
 from .evaluation import Evaluation, Method, check_scoring, evaluate
-
-PRIOR_ALONE_START = 200
-"""first timestep of the prior-alone row: above it a picture's layout drowns in the noise"""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the ablation; ``parts``: "all" of the method, or "em" or "prior" alone."""
+    """A row of the ablation: a configuration, and the method or the half of it that runs."""
 
     name: str
     config: FuseConfig
     meaning: str
-    parts: str = "all"
+    method: MethodMaker = Diffusion
 
 
 def ablation_rows(config: FuseConfig, name: str = "preset") -> list[Row]:
@@ -64,13 +55,18 @@ def ablation_rows(config: FuseConfig, name: str = "preset") -> list[Row]:
     ]
     return [
         Row(name, config, "the whole method"),
-        Row("no-prior", config, "without the prior: EM alone, from the mean of the sources", "em"),
+        Row(
+            "no-prior",
+            config,
+            "without the prior: EM alone, from the mean of the sources",
+            EMAlone,
+        ),
         Row(
             "no-em",
             config,
             "without EM: the prior alone, from the mean of the sources noised to t = "
             f"{config.start or PRIOR_ALONE_START}",
-            "prior",
+            PriorAlone,
         ),
         *(row for row in changed if row.config != config),
     ]
@@ -85,71 +81,9 @@ def choose_rows(rows: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
     return [row for row in rows if not names or row.name in names]
 
 
-def em_alone(i: Tensor, v: Tensor, config: FuseConfig, iterations: int) -> Tensor:
-    """Iterate EM on the mean of the sources; luma [N, 1, H, W] in the scale of i and v.
-
-    i, v: luma planes [N, 1, H, W] in [−1, 1]. Each iteration is what a reverse step does to f̃₀,
-    clamp included.
-    """
-    rectifier = plain_em(i, v, config)
-    x0 = rectifier.grey((i + v) / 2)
-    for _ in range(iterations):
-        rectifier.rectify_(x0.clamp_(-1, 1))
-    return torch.stack([rectifier.luma(x) for x in x0])[:, None]
-
-
-def prior_alone(prior: Prior, i: Tensor, v: Tensor, config: FuseConfig, seed: int) -> Tensor:
-    """Sample without rectification from the noised mean; luma [N, 1, H, W] in [−1, 1].
-
-    i, v as for :func:`em_alone`, height and width multiples of ``prior.multiple``. The noise of
-    "ddpm" has its fixed small variance.
-    """
-    if config.start is None:
-        steps = min(len(prior_rows(prior, config)), PRIOR_ALONE_START + 1)
-        config = replace(config, start=PRIOR_ALONE_START, steps=steps, spacing=1.0)
-    rows = prior_rows(prior, config)
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise() -> Tensor:
-        return torch.randn((1, 3, *i.shape[-2:]), generator=generator).to(i.device, i.dtype)
-
-    mean = ((i + v) / 2).expand(-1, 3, -1, -1)
-    x_t = noised(mean, noise(), rows[0])
-    conditioning = prior.conditioning(torch.tensor([row.timestep for row in rows]))
-    previous = torch.zeros_like(x_t)
-    for row, cond in zip(rows, conditioning, strict=True):
-        x0 = (row.recip * x_t - row.recipm1 * prior.eps(x_t, cond).float()).clamp(-1, 1)
-        x_t = row.a * x_t + row.b * x0 + row.c * previous
-        if row.sigma:
-            x_t += row.sigma * noise()
-        previous = x0
-    return luma(x_t)
-
-
-class PartFuser(Fuser):
-    """A :class:`Fuser` with only one of the method's two parts at work: "em" or "prior"."""
-
-    def __init__(self, part: str, **settings):
-        super().__init__(**settings)
-        self.part = part
-
-    def _sample_luma(self, i: Tensor, v: Tensor, run: dict) -> Tensor:
-        config = self.config
-        with torch.inference_mode():
-            if self.part == "em":
-                luma = em_alone(i, v, config, len(prior_rows(self.prior, config)))
-            else:
-                luma = prior_alone(self.prior, i, v, config, run["seed"])
-        if not bool(torch.isfinite(luma).all()):
-            raise ValueError(f"part {self.part!r} alone gave NaN or inf; expected finite values")
-        return luma
-
-
 def make_fuser(row: Row, **settings) -> Fuser:
-    """The fuser of a row; ``settings`` are those of :class:`Fuser` but for ``preset``."""
-    if row.parts == "all":
-        return Fuser(preset=row.config, **settings)
-    return PartFuser(row.parts, preset=row.config, **settings)
+    """The fuser of a row; ``settings`` are the options of :class:`Fuser` but for ``preset``."""
+    return Fuser(method=row.method, preset=row.config, **settings)
 
 
 def ablate(
@@ -161,13 +95,13 @@ def ablate(
     baselines: Sequence[str] = (),
     max_pixels: int,
     progress: bool = False,
-    on_row: Callable[[Row], None] = lambda row: None,
+    on_row: Callable[[Row], None] = lambda _row: None,
     on_error: Callable[[PairResult], None] | None = None,
     **scoring,
 ) -> tuple[Evaluation, list[Method]]:
     """Fuse the data set once a row, into ``out/<row>``, and score the rows side by side.
 
-    ``settings``: of :func:`make_fuser`. ``scoring``: ``preset``, ``names`` and ``paper`` of
+    ``settings``: of :func:`make_fuser`. ``scoring``: ``convention``, ``names`` and ``paper`` of
     :func:`.evaluation.evaluate`. What is done already is not done again: each folder is
     one of :func:`.datasets.batch.run_batch`. A pair that some row cannot fuse is left out of all
     rows; a row that can fuse none is left out itself, with a remark. Returns the evaluation and

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 SINGLE = ("EN", "SD", "SF", "AG")
 """metrics of the fused image alone; every other one compares it with both sources"""
 
+DEFAULT = "cddfuse"
+"""the convention that scores follow unless another is named"""
+
 NAMES = ("EN", "SD", "SF", "AG", "MI", "VIF", "Qabf", "SSIM", "MS-SSIM", "SCD", "CC", "PSNR")
 
 
@@ -31,7 +34,7 @@ class SsimWindow:
 
 
 @dataclass(frozen=True)
-class MetricPreset:
+class Convention:
     """One toolbox's choices; ``definitions`` says each metric in words, the rest is what runs.
 
     entropy_floor: EN counts floor(x) where the others count round(x).
@@ -120,10 +123,10 @@ _SANE = _CDDFUSE | {
     "PSNR": "10 log10(255² / mean of the two mean squared errors), dB, at most 100",
 }
 
-PRESETS: dict[str, MetricPreset] = {
-    preset.name: preset
-    for preset in (
-        MetricPreset(
+CONVENTIONS: dict[str, Convention] = {
+    convention.name: convention
+    for convention in (
+        Convention(
             "cddfuse",
             "the evaluator of the DDFM authors' group (MMIF-CDDFuse), as their tables use it",
             _CDDFUSE,
@@ -131,7 +134,7 @@ PRESETS: dict[str, MetricPreset] = {
             averaged=frozenset({"MS-SSIM", "CC"}),
             psnr_peak=None,
         ),
-        MetricPreset(
+        Convention(
             "vifb",
             "the VIFB benchmark's MATLAB toolbox, on luma (the toolbox averages colour channels)",
             _VIFB,
@@ -144,7 +147,7 @@ PRESETS: dict[str, MetricPreset] = {
             gradient_cells=True,
             frequency_pixels=True,
         ),
-        MetricPreset(
+        Convention(
             "tang",
             "the MATLAB toolbox Evaluation-for-Image-Fusion of Linfeng Tang",
             _TANG,
@@ -154,7 +157,7 @@ PRESETS: dict[str, MetricPreset] = {
             psnr_unit=255.0,
             gradient_cells=True,
         ),
-        MetricPreset(
+        Convention(
             "sane",
             "cddfuse with data range 255, the mean of the sources, and Qabf's equality fixed",
             _SANE,
@@ -164,4 +167,4 @@ PRESETS: dict[str, MetricPreset] = {
         ),
     )
 }
-"""Each a toolbox people compare by, or ``sane``; ``PRESETS[name].definitions`` has the words."""
+"""each a toolbox people compare by, or ``sane``; ``definitions`` has the words"""

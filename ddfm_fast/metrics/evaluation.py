@@ -7,7 +7,7 @@ pictures are nearly one of their sources is named in a warning.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +16,12 @@ import torch
 from torch import Tensor
 
 from ..datasets.pairs import PairItem
-from ..images.files import DEFAULT_MAX_PIXELS, SUFFIXES, read_image
-from . import NAMES, PRESETS, compute, near_copy, to_luma
+from ..images.files import DEFAULT_MAX_PIXELS, SUFFIXES, few, read_image
+from ..method import BASELINES
+from .conventions import CONVENTIONS, DEFAULT, NAMES
+from .guard import near_copy
+from .inputs import to_luma
+from .scores import compute
 
 CORE = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM", "SCD", "CC")
 GUARDS = ("VIF_min", "MI_min", "SSIM_min")
@@ -26,6 +30,7 @@ SOURCES = {"ir": "first (infrared)", "vis": "second (visible)"}
 
 _PIXELS_AT_ONCE = 2**21
 
+PAPER_CONVENTION = "cddfuse"
 PAPER_COLUMNS = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
 PAPER = {
     "MSRS": (6.88, 40.75, 2.35, 0.81, 0.58, 0.94),
@@ -41,14 +46,6 @@ PAPER_NOTE = (
     "rows of the paper are as printed; the authors' public code does not reproduce them "
     "(RoadScene, 221 pairs: EN 7.19, SD 40.95, MI 1.97, VIF 0.57, Qabf 0.47, SSIM 0.98)"
 )
-
-
-def _mean(ir: Tensor, vis: Tensor) -> Tensor:
-    return torch.floor((ir + vis) / 2 + 0.5)
-
-
-BASELINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mean": _mean, "max": torch.maximum}
-"""fusions of two luma planes in whole grey levels that need no method at all"""
 
 
 @dataclass(frozen=True)
@@ -85,7 +82,8 @@ class MethodScores:
 class Evaluation:
     """Scores of several methods over the same pairs."""
 
-    preset: str
+    convention: str
+    """a key of ``CONVENTIONS``"""
     pairs: list[str]
     """pairs that every method has a result for, in order: all means are over these"""
     methods: list[MethodScores]
@@ -113,25 +111,26 @@ class Evaluation:
                 if pairs:
                     lines.append(
                         f"{method.name}: {len(pairs)} of {len(self.pairs)} results are nearly a "
-                        f"copy of the {label} source ({_few(pairs)}); high VIF, MI and Qabf "
+                        f"copy of the {label} source ({few(pairs, 3)}); high VIF, MI and Qabf "
                         "mean nothing there"
                     )
         if self.failures:
             total = len(self.pairs) + len(self.failures)
             lines.append(
                 f"{len(self.failures)} of {total} pairs are left out of every row: "
-                + _few([f"{pair} ({why})" for pair, why in self.failures.items()], "; ")
+                + few([f"{pair} ({why})" for pair, why in self.failures.items()], 3, "; ")
             )
-        if self.paper and self.preset != "cddfuse":
+        if self.paper and self.convention != PAPER_CONVENTION:
             lines.append(
-                f"the paper's rows follow the conventions of preset cddfuse, not {self.preset}"
+                f"the paper's rows follow the conventions of preset {PAPER_CONVENTION}, "
+                f"not {self.convention}"
             )
         return lines
 
     @property
     def definitions(self) -> dict[str, str]:
-        """What each of the columns is, by the preset's own words."""
-        texts = PRESETS[self.preset].definitions
+        """What each of the columns is, in the convention's own words."""
+        texts = CONVENTIONS[self.convention].definitions
         worse = {f"{n}_min": f"{n} against the source where it is lower" for n in texts}
         return {n: (texts | worse)[n] for n in self.columns}
 
@@ -149,7 +148,7 @@ def evaluate(
     items: Sequence[PairItem],
     methods: Sequence[Method],
     *,
-    preset: str = "cddfuse",
+    convention: str = DEFAULT,
     names: Sequence[str] = CORE,
     paper: str | None = None,
     device: str | torch.device = "cpu",
@@ -158,13 +157,23 @@ def evaluate(
 ) -> Evaluation:
     """Score every method's result of every pair, on luma in 0..255.
 
-    ``names``: of :data:`ddfm_fast.metrics.NAMES`. ``paper``: a key of :data:`PAPER`. A pair that
-    some method has no readable result of the sources' size for is left out of all rows and
-    reported in ``failures``, so that means stay comparable. :class:`Results` says what files are
-    called. ValueError when nothing is left, for a folder with no result at all, and for unknown
-    names.
+    A pair that some method has no readable result of the sources' size for is left out of all rows
+    and reported in ``failures``, so that means stay comparable.
+
+    Args:
+        items: The pairs, from :func:`.pairs.find_pairs`.
+        methods: Folders and baselines; :class:`Results` describes what files are called.
+        convention: A key of ``CONVENTIONS``.
+        names: Metrics, of ``NAMES``.
+        paper: A key of `PAPER`, whose rows are printed beside.
+        device: Where to compute.
+        max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+        progress: Show a bar on stderr.
+
+    Raises:
+        ValueError: Nothing is left, a folder has no result at all, or a name is unknown.
     """
-    check_scoring(preset=preset, names=names, paper=paper)
+    check_scoring(convention=convention, names=names, paper=paper)
     _check_methods(items, methods)
     results = [Results(m, items) for m in methods]
     pairs, failures = [], {}
@@ -173,7 +182,12 @@ def evaluate(
     for item in _progress(items, progress):
         try:
             rows, sources = _score_pair(
-                item, results, preset=preset, names=names, device=device, max_pixels=max_pixels
+                item,
+                results,
+                convention=convention,
+                names=names,
+                device=device,
+                max_pixels=max_pixels,
             )
         except (ValueError, TypeError, OSError, MemoryError) as error:
             failures[item.name] = str(error) or type(error).__name__
@@ -186,7 +200,7 @@ def evaluate(
     if not pairs:
         raise ValueError(
             f"none of the {len(failures)} pairs could be scored: "
-            + _few([f"{pair} ({why})" for pair, why in failures.items()], "; ", 2)
+            + few([f"{pair} ({why})" for pair, why in failures.items()], 2, "; ")
         )
     scores = [
         MethodScores(
@@ -198,7 +212,7 @@ def evaluate(
         )
         for m in methods
     ]
-    return Evaluation(preset, pairs, scores, failures, paper)
+    return Evaluation(convention, pairs, scores, failures, paper)
 
 
 def parse_method(text: str) -> Method:
@@ -236,7 +250,7 @@ class Results:
         """The file of a pair; ValueError when there is none, or more than one."""
         found = self._candidates(item)
         if len(found) > 1:
-            names = _few([f.name for f in found])
+            names = few([f.name for f in found], 3)
             raise ValueError(f"{self.method.folder}: {names} are one pair's; keep one")
         if not found:
             raise ValueError(f"{self.method.folder}: no result, such as {item.name}.png")
@@ -248,7 +262,7 @@ class Results:
         ValueError where its size is not the sources'.
         """
         if self.method.folder is None:
-            fused = BASELINES[self.method.name](ir, vis)
+            fused = torch.floor(BASELINES[self.method.name](ir, vis) + 0.5)
             return fused.to(torch.uint8).cpu().numpy()
         path = self.path(item)
         picture = read_image(path, max_pixels=max_pixels)
@@ -274,11 +288,11 @@ def read_lumas(item: PairItem, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Te
 
 
 def check_scoring(
-    *, preset: str = "cddfuse", names: Sequence[str] = CORE, paper: str | None = None
+    *, convention: str = DEFAULT, names: Sequence[str] = CORE, paper: str | None = None
 ) -> None:
     """ValueError unless :func:`evaluate` knows these: to be called before long work."""
     for what, given, known in (
-        ("preset", [preset], PRESETS),
+        ("convention", [convention], CONVENTIONS),
         ("names", names, NAMES),
         ("paper", [] if paper is None else [paper], PAPER),
     ):
@@ -314,7 +328,7 @@ def _listing(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _score_pair(item: PairItem, results: list[Results], *, preset, names, device, max_pixels):
+def _score_pair(item: PairItem, results: list[Results], *, convention, names, device, max_pixels):
     """([{metric: value} a method], [near copy or None a method]) of one pair."""
     ir, vis = read_lumas(item, max_pixels)
     fused = torch.stack([to_luma(r.picture(item, ir, vis, max_pixels)) for r in results])
@@ -322,7 +336,7 @@ def _score_pair(item: PairItem, results: list[Results], *, preset, names, device
     rows: list[dict[str, float]] = []
     for chunk in fused.split(max(1, _PIXELS_AT_ONCE // ir.numel())):
         sources = (x.expand(len(chunk), -1, -1) for x in (ir, vis))
-        scores = compute(chunk, *sources, preset=preset, names=tuple(names))
+        scores = compute(chunk, *sources, convention=convention, names=tuple(names))
         columns = {name: column.tolist() for name, column in scores.items()}
         rows += [{name: column[n] for name, column in columns.items()} for n in range(len(chunk))]
     return rows, [near_copy(luma, ir, vis) for luma in fused]
@@ -343,8 +357,3 @@ def _stem(item: PairItem) -> str:
 def _size(image: Tensor | np.ndarray) -> str:
     height, width = image.shape[:2]
     return f"{width}x{height}"
-
-
-def _few(names: Sequence[str], separator: str = ", ", limit: int = 3) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return separator.join(names[:limit]) + more

@@ -22,15 +22,22 @@ def near_copy(fused: Any, ir: Any, vis: Any) -> str | None:
     The images are those of `compute`, one triple only. A source counts as copied when all hold:
 
     - its linear correlation with fused is positive and at least 0.99;
-    - after the best affine fit a·source + b, fused differs from it by an RMS of at most 5.1 grey
+    - after the best affine fit a·source + b, fused differs from it by an RMS of at most 5.1 gray
       levels: a PSNR of at least 34 dB, at peak 255;
     - the other source's fit is at least 6 dB worse, so that two sources that look alike are not
       an alarm.
 
     The fit forgives a changed contrast and brightness, the limits a gamma of 1.1 and noise of
-    2 grey levels. Where one source is nearly flat, any fusion of the pair is nearly the other.
+    2 gray levels. Where one source is nearly flat, any fusion of the pair is nearly the other.
 
-    Raises as `compute` does, and ValueError for more than one triple.
+    Args:
+        fused: Luma as `compute` takes it, one image.
+        ir: The first source.
+        vis: The second source.
+
+    Raises:
+        ValueError: More than one triple, and as `compute` raises it.
+        TypeError: As `compute` raises it.
     """
     planes = to_triple(fused, ir, vis)
     if len(planes[0]) != 1:

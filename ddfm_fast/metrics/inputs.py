@@ -10,22 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-MIN_SIZE = 16
-"""least height and width of any metric, in pixels"""
+from ..images.planes import MIN_SIZE
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _TOLERANCE = 1e-3
 
 
 def to_luma(image: np.ndarray) -> Tensor:
-    """The luma plane that metrics are computed on, in whole grey levels.
+    """Make the luma plane that metrics are computed on, in whole gray levels.
 
-    image: what `images.files.read_image` returns: uint8 or uint16, [H, W] or [H, W, 3] (RGB).
+    BT.601 weights in float32 by OpenCV, then rounded half to even, as the community's evaluator
+    does; uint16 is divided by 257 before it is rounded.
 
-    Returns float64 [H, W], 0..255: BT.601 weights in float32 by OpenCV, then rounded half to
-    even, as the community's evaluator does; uint16 is divided by 257 before it is rounded.
+    Args:
+        image: What `images.files.read_image` returns: uint8 or uint16, [H, W] or [H, W, 3] (RGB).
 
-    Raises TypeError for another container or dtype, ValueError for another shape.
+    Returns:
+        Float64 [H, W], 0..255.
+
+    Raises:
+        TypeError: Another container or dtype.
+        ValueError: Another shape.
     """
     if not isinstance(image, np.ndarray):
         raise TypeError(
@@ -35,7 +40,7 @@ def to_luma(image: np.ndarray) -> Tensor:
         raise TypeError(f"image: got dtype {image.dtype}, expected uint8 or uint16")
     if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)) or image.size == 0:
         raise ValueError(f"image: got shape {image.shape}, expected [H, W] or [H, W, 3]")
-    values = image.astype(np.float32)
+    values: np.ndarray = image.astype(np.float32)
     if image.ndim == 3:
         values = cv2.cvtColor(values, cv2.COLOR_RGB2GRAY)
     if image.dtype == np.uint16:
@@ -44,7 +49,7 @@ def to_luma(image: np.ndarray) -> Tensor:
 
 
 def to_triple(fused: Any, ir: Any, vis: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Three checked tensors [N, 1, H, W] on fused's device, of their own dtypes."""
+    """Check three images; tensors [N, 1, H, W] on fused's device, of their own dtypes."""
     given = {"fused": fused, "ir": ir, "vis": vis}
     tensors = {name: _to_tensor(image, name) for name, image in given.items()}
     shape = tensors["fused"].shape
@@ -58,9 +63,9 @@ def to_triple(fused: Any, ir: Any, vis: Any) -> tuple[Tensor, Tensor, Tensor]:
     for name, tensor in tensors.items():
         _check_values(tensor, name)
     height, width = shape[-2:]
-    return tuple(
-        t.reshape(-1, 1, height, width).to(tensors["fused"].device) for t in tensors.values()
-    )
+    device = tensors["fused"].device
+    f, i, v = (t.reshape(-1, 1, height, width).to(device) for t in tensors.values())
+    return f, i, v
 
 
 def _to_tensor(image: Any, name: str) -> Tensor:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial, reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .conventions import MetricPreset, SsimWindow
+from .conventions import Convention, SsimWindow
 
 SMALLEST = {"VIF": 41, "MS-SSIM": 176}
 """least height and width that leave a whole window at the coarsest scale; others: MIN_SIZE"""
@@ -33,11 +33,17 @@ _TINY = 1e-300
 def filter_valid(planes: Tensor, size: int, sigma: float | None, step: int = 1) -> Tensor:
     """Average over size × size windows, whole windows only, keeping every step-th value.
 
-    planes: [N, C, H, W]; sigma: of Gaussian weights, or None for equal ones. Returns
-    [N, C, (H − size) // step + 1, (W − size) // step + 1].
-
     The weights are separable, and each block of outputs is a product with a small banded matrix:
     PyTorch's CPU convolution of float64 planes takes 20 times longer at size 17.
+
+    Args:
+        planes: [N, C, H, W].
+        size: Side of the window.
+        sigma: Standard deviation of Gaussian weights, or None for equal ones.
+        step: Distance between the values kept.
+
+    Returns:
+        [N, C, (H − size) // step + 1, (W − size) // step + 1].
     """
     images, channels, height, width = planes.shape
     rows, columns = (height - size) // step + 1, (width - size) // step + 1
@@ -81,13 +87,17 @@ def _sum_over_strips(term: Callable[[Tensor], Tensor], planes: Tensor, size: int
     rows = height - size + 1
     strip = rows if planes.is_cuda else max(_BLOCK, _STRIP_PIXELS // width // _BLOCK * _BLOCK)
     starts = range(0, rows, strip)
-    return sum(term(planes[..., start : start + strip + size - 1, :]) for start in starts)
+    return _sum([term(planes[..., start : start + strip + size - 1, :]) for start in starts])
+
+
+def _sum(terms: list[Tensor]) -> Tensor:
+    return reduce(torch.add, terms)
 
 
 def _local_moments(planes: Tensor, size: int, sigma: float | None) -> tuple[Tensor, ...]:
     """Local means, variances and covariances: mean_f, mean_s, var_f, var_s, cov.
 
-    planes must be near 0 (see ``_centred``): E[x²] − E[x]² loses the digits of a large mean.
+    planes must be near 0 (see ``_centered``): E[x²] − E[x]² loses the digits of a large mean.
     """
     products = torch.cat([planes, planes**2, planes[:, :1] * planes[:, 1:]], 1)
     mean, square, product = filter_valid(products, size, sigma).split([3, 3, 2], 1)
@@ -96,8 +106,8 @@ def _local_moments(planes: Tensor, size: int, sigma: float | None) -> tuple[Tens
     return mean_f, mean_s, variance[:, :1], variance[:, 1:], product - mean_f * mean_s
 
 
-def _centred(planes: Tensor) -> tuple[Tensor, Tensor]:
-    """Planes less their rounded mean, and that mean [N, 3, 1, 1]: whole grey levels stay whole."""
+def _centered(planes: Tensor) -> tuple[Tensor, Tensor]:
+    """Planes less their rounded mean, and that mean [N, 3, 1, 1]: whole gray levels stay whole."""
     middle = planes.mean((-2, -1), keepdim=True).round()
     return planes - middle, middle
 
@@ -117,38 +127,39 @@ def entropy(counts: Tensor, base: float) -> Tensor:
     return torch.special.entr(share).sum(-1) / math.log(base)
 
 
-def fused_entropy(planes: Tensor, preset: MetricPreset) -> Tensor:
+def fused_entropy(planes: Tensor, convention: Convention) -> Tensor:
     fused = planes[:, 0]
-    levels = fused.floor() if preset.entropy_floor else fused.round()
+    levels = fused.floor() if convention.entropy_floor else fused.round()
     return entropy(histograms(levels.long(), 256), 2.0)
 
 
-def standard_deviation(planes: Tensor, preset: MetricPreset) -> Tensor:
+def standard_deviation(planes: Tensor, _convention: Convention) -> Tensor:
     return planes[:, 0].var((-2, -1), correction=0).sqrt()
 
 
-def spatial_frequency(planes: Tensor, preset: MetricPreset) -> Tensor:
+def spatial_frequency(planes: Tensor, convention: Convention) -> Tensor:
     fused = planes[:, 0]
     squares = fused.diff(dim=-1).square(), fused.diff(dim=-2).square()
-    if preset.frequency_pixels:
-        return (sum(s.sum((-2, -1)) for s in squares) / fused[0].numel()).sqrt()
-    return sum(s.mean((-2, -1)) for s in squares).sqrt()
+    if convention.frequency_pixels:
+        return (_sum([s.sum((-2, -1)) for s in squares]) / fused[0].numel()).sqrt()
+    return _sum([s.mean((-2, -1)) for s in squares]).sqrt()
 
 
-def average_gradient(planes: Tensor, preset: MetricPreset) -> Tensor:
+def average_gradient(planes: Tensor, convention: Convention) -> Tensor:
     d_rows, d_columns = torch.gradient(planes[:, 0], dim=(-2, -1))
     total = ((d_rows**2 + d_columns**2) / 2).sqrt().sum((-2, -1))
     height, width = planes.shape[-2:]
-    cells = (height - 1) * (width - 1) if preset.gradient_cells else height * width
+    cells = (height - 1) * (width - 1) if convention.gradient_cells else height * width
     return total / cells
 
 
-def mutual_information(planes: Tensor, preset: MetricPreset) -> Tensor:
-    levels = _levels(planes, preset.mi_rescale)
+def mutual_information(planes: Tensor, convention: Convention) -> Tensor:
+    levels = _levels(planes, convention.mi_rescale)
     joint = histograms((levels[:, :1] * 256 + levels[:, 1:]).flatten(0, 1), 256 * 256)
     joint = joint.view(-1, 2, 256, 256)
-    marginals = entropy(joint.sum(-1), preset.mi_base) + entropy(joint.sum(-2), preset.mi_base)
-    return (marginals - entropy(joint.flatten(-2), preset.mi_base)).clamp(min=0)
+    base = convention.mi_base
+    marginals = entropy(joint.sum(-1), base) + entropy(joint.sum(-2), base)
+    return (marginals - entropy(joint.flatten(-2), base)).clamp(min=0)
 
 
 def _levels(planes: Tensor, rescale: bool) -> Tensor:
@@ -159,15 +170,16 @@ def _levels(planes: Tensor, rescale: bool) -> Tensor:
     return ((planes - low) / span * 255 + 0.5).floor().long()
 
 
-def visual_information_fidelity(planes: Tensor, preset: MetricPreset) -> Tensor:
+def visual_information_fidelity(planes: Tensor, _convention: Convention) -> Tensor:
     """Sheikh and Bovik 2006, the pixel-domain form; 1 for a source without any structure."""
-    planes, _ = _centred(planes)
-    sums = 0.0
+    planes, _ = _centered(planes)
+    sums = []
     for size in (17, 9, 5, 3):
         if size < 17:
             planes = filter_valid(planes, size, size / 5, step=2)
-        sums = sums + _sum_over_strips(lambda strip, n=size: _vif_terms(strip, n), planes, size)
-    return _share(*sums)
+        sums.append(_sum_over_strips(partial(_vif_terms, size=size), planes, size))
+    kept, there = _sum(sums)
+    return _share(kept, there)
 
 
 def _vif_terms(planes: Tensor, size: int) -> Tensor:
@@ -183,20 +195,20 @@ def _vif_terms(planes: Tensor, size: int) -> Tensor:
 
 
 def _share(part: Tensor, whole: Tensor) -> Tensor:
-    """part / whole, and 1 where there is nothing to have a part of."""
+    """Divide part by whole; 1 where there is nothing to have a part of."""
     return torch.where(whole > 0, part / whole.clamp(min=_TINY), 1.0)
 
 
-def edge_preservation(planes: Tensor, preset: MetricPreset) -> tuple[Tensor, Tensor]:
+def edge_preservation(planes: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
     """Qabf of the pair [N] and of each source [N, 2]: edges preserved, weighted by their strength.
 
     1 for sources without any edge, which leave nothing to preserve. In float32, as in the
-    community's evaluator: gradients of whole grey levels and their squares are exact in it, so
+    community's evaluator: gradients of whole gray levels and their squares are exact in it, so
     that "equal strength" is too. Only the sums need float64.
     """
 
     def terms(padded: Tensor) -> Tensor:
-        return _edge_terms(*_sobel(padded), preset.qabf_equal)
+        return _edge_terms(*_sobel(padded), convention.qabf_equal)
 
     parts, weights = _sum_over_strips(terms, F.pad(planes.float(), (1, 1, 1, 1)), 3)
     return _share(parts.sum(1), weights.sum(1)), _share(parts, weights)
@@ -226,22 +238,23 @@ def _edge_terms(strength: Tensor, angle: Tensor, equal: float | None) -> Tensor:
     return torch.stack([0.9994 * 0.9879 * kept, there])
 
 
-def structural_similarity(planes: Tensor, preset: MetricPreset) -> Tensor:
-    return _ssim(planes, preset.ssim)[0]
+def structural_similarity(planes: Tensor, convention: Convention) -> Tensor:
+    return _ssim(planes, convention.ssim)[0]
 
 
-def multi_scale_similarity(planes: Tensor, preset: MetricPreset) -> Tensor:
+def multi_scale_similarity(planes: Tensor, _convention: Convention) -> Tensor:
     """Wang, Simoncelli and Bovik 2003: luminance at the last scale, the rest at all five."""
-    product = 1.0
+    factors = []
     for weight in _MS_SSIM_WEIGHTS[:-1]:
-        product = product * _ssim(planes, _MS_SSIM_WINDOW)[1].clamp(min=0) ** weight
+        factors.append(_ssim(planes, _MS_SSIM_WINDOW)[1].clamp(min=0) ** weight)
         planes = F.avg_pool2d(planes, 2)
-    return product * _ssim(planes, _MS_SSIM_WINDOW)[0].clamp(min=0) ** _MS_SSIM_WEIGHTS[-1]
+    factors.append(_ssim(planes, _MS_SSIM_WINDOW)[0].clamp(min=0) ** _MS_SSIM_WEIGHTS[-1])
+    return reduce(torch.mul, factors)
 
 
 def _ssim(planes: Tensor, window: SsimWindow) -> Tensor:
     """Mean SSIM and the mean of its contrast-structure factor, [2, N, 2]."""
-    planes, middle = _centred(planes)
+    planes, middle = _centered(planes)
     if window.replicate:
         planes = F.pad(planes, (window.size // 2,) * 4, mode="replicate")
     total = _sum_over_strips(lambda strip: _ssim_terms(strip, middle, window), planes, window.size)
@@ -268,26 +281,26 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(defined, (a * b).sum((-2, -1)) / norm.clamp(min=_TINY), 0.0)
 
 
-def source_correlation(planes: Tensor, preset: MetricPreset) -> Tensor:
+def source_correlation(planes: Tensor, _convention: Convention) -> Tensor:
     return correlation(planes[:, 1:], planes[:, :1])
 
 
-def correlation_of_differences(planes: Tensor, preset: MetricPreset) -> Tensor:
+def correlation_of_differences(planes: Tensor, _convention: Convention) -> Tensor:
     """Aslantas and Bendes 2015: each source against what the fused image adds to the other."""
     return correlation(planes[:, 1:], planes[:, :1] - planes[:, 1:].flip(1))
 
 
-def peak_ratio(planes: Tensor, preset: MetricPreset) -> tuple[Tensor, Tensor]:
+def peak_ratio(planes: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
     """PSNR of the pair [N] (from the mean of the two errors) and of each source [N, 2], in dB.
 
     Kept in ±100 dB, where an identical image would give infinity.
     """
-    squares = (planes[:, :1] - planes[:, 1:]).div_(preset.psnr_unit).square_()
-    if preset.psnr_root:
+    squares = (planes[:, :1] - planes[:, 1:]).div_(convention.psnr_unit).square_()
+    if convention.psnr_root:
         error = squares.sum((-2, -1)).sqrt() / squares.shape[-2:].numel()
     else:
         error = squares.mean((-2, -1))
-    peak = planes[:, 0].amax((-2, -1)) if preset.psnr_peak is None else preset.psnr_peak
+    peak = planes[:, 0].amax((-2, -1)) if convention.psnr_peak is None else convention.psnr_peak
     peak = torch.as_tensor(peak, dtype=torch.float64, device=planes.device)[..., None]
 
     def decibels(error: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,34 +22,37 @@ from ..images.files import DEFAULT_MAX_PIXELS, atomic_write_bytes, read_image
 from ..images.panel import to_rgb8
 from .evaluation import PAPER_NOTE, SOURCES, Evaluation, Method, MethodScores, Results, read_lumas
 
-FORMATS = {"table": ".txt", "csv": ".csv", "json": ".json", "markdown": ".md"}
-"""what ``render`` writes, and the suffix of a file that holds it"""
-
 _COARSE = ("SD", "SF", "AG", "PSNR")
 _JPEG_QUALITY = 90
 
 
 def render(evaluation: Evaluation, format: str = "table", *, per_image: bool = False) -> str:
-    """The table as text: "table" (terminal), "csv", "json" or "markdown"; ends in a newline.
+    """Write the table as text that ends in a newline.
 
     CSV and JSON hold everything that was computed, per source too; the others hold ``columns``.
-    ``per_image`` adds a row for each pair and method.
+
+    Args:
+        evaluation: From :func:`.evaluation.evaluate`.
+        format: A key of ``FORMATS``; "table" is for a terminal.
+        per_image: Add a row for each pair and method.
+
+    Raises:
+        ValueError: An unknown format.
     """
-    renderers = {"table": _text, "csv": _csv, "json": _json, "markdown": _markdown}
-    if format not in renderers:
-        raise ValueError(f"format is {format!r}; expected one of {', '.join(renderers)}")
-    return renderers[format](evaluation, per_image)
+    if format not in _RENDERERS:
+        raise ValueError(f"format is {format!r}; expected one of {', '.join(_RENDERERS)}")
+    return _RENDERERS[format].render(evaluation, per_image)
 
 
 def format_value(value: float | None, column: str) -> str:
-    """Two digits after the point for what is in grey levels or dB, else three; a dash for None."""
+    """Format with two digits for what is in gray levels or dB, else three; a dash for None."""
     if value is None or not math.isfinite(value):
         return "–" if value is None or math.isnan(value) else "∞"
     return f"{value:.2f}" if column in _COARSE else f"{value:.3f}"
 
 
 def table_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, list[str]]]:
-    """(kind, label, cells) of the summary: a "mean" and a "std" row a method, then "paper" rows."""
+    """Yield (kind, label, cells): a "mean" and a "std" row per method, then "paper" rows."""
     columns = evaluation.columns
     for method in evaluation.methods:
         yield "mean", method.name, [format_value(method.mean(c), c) for c in columns]
@@ -59,7 +62,7 @@ def table_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def image_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, list[str]]]:
-    """(pair, method, cells), pair by pair."""
+    """Yield (pair, method, cells), pair by pair."""
     for n, pair in enumerate(evaluation.pairs):
         for method in evaluation.methods:
             cells = [format_value(method.values[c][n], c) for c in evaluation.columns]
@@ -67,10 +70,10 @@ def image_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def caption(evaluation: Evaluation) -> str:
-    """What the numbers are: pairs, conventions, version."""
+    """Describe the numbers: pairs, convention, version."""
     count = len(evaluation.pairs)
     return (
-        f"{count} pair{'s' * (count != 1)}, metric preset {evaluation.preset}: mean ± standard "
+        f"{count} pair{'s' * (count != 1)}, metric preset {evaluation.convention}: mean ± standard "
         f"deviation; _min is the worse source's score (ddfm-fast {__version__})"
     )
 
@@ -143,8 +146,23 @@ def _json(evaluation: Evaluation, per_image: bool) -> str:
     return json.dumps(as_dict(evaluation, per_image=per_image), indent=2) + "\n"
 
 
+class _Renderer(NamedTuple):
+    suffix: str
+    render: Callable[[Evaluation, bool], str]
+
+
+_RENDERERS = {
+    "table": _Renderer(".txt", _text),
+    "csv": _Renderer(".csv", _csv),
+    "json": _Renderer(".json", _json),
+    "markdown": _Renderer(".md", _markdown),
+}
+FORMATS = {name: renderer.suffix for name, renderer in _RENDERERS.items()}
+"""what ``render`` writes, and the suffix of a file that holds it"""
+
+
 def as_dict(evaluation: Evaluation, *, per_image: bool = False) -> dict[str, Any]:
-    """Everything, for JSON; what is not finite is None."""
+    """Collect everything, for JSON; what is not finite is None."""
 
     def finite(value: float) -> float | None:
         return float(value) if math.isfinite(value) else None
@@ -169,7 +187,7 @@ def as_dict(evaluation: Evaluation, *, per_image: bool = False) -> dict[str, Any
     return {
         "ok": not evaluation.failures,
         "version": __version__,
-        "preset": evaluation.preset,
+        "preset": evaluation.convention,
         "definitions": evaluation.definitions,
         "columns": list(evaluation.columns),
         "pairs": evaluation.pairs,
@@ -191,11 +209,23 @@ def write_report(
     max_width: int = 480,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Path:
-    """Write one HTML file that needs nothing else: the table, and a panel of pictures a pair.
+    """Write one HTML file that needs nothing else: the table, and a panel of pictures per pair.
 
-    ``items`` and ``methods`` are those of the evaluation. Pictures are embedded as JPEG, at most
-    ``max_width`` pixels wide. Of more than ``max_pairs`` pairs the page shows that many, those with
-    a near copy first and the rest evenly spread, and says so. Written atomically.
+    Of more than ``max_pairs`` pairs the page shows that many, those with a near copy first and the
+    rest evenly spread, and says so. Written atomically.
+
+    Args:
+        path: The file to write.
+        evaluation: What to show.
+        items: The pairs of the evaluation.
+        methods: The methods of the evaluation.
+        title: Heading of the page.
+        max_pairs: Most pairs to show.
+        max_width: Most pixels across of a picture, which is embedded as JPEG.
+        max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+
+    Returns:
+        The path.
     """
     shown = _shown(evaluation, max_pairs)
     by_name = {item.name: item for item in items}

@@ -1,13 +1,4 @@
-"""The field's image fusion metrics, each under a named convention, batched on CPU or GPU.
-
->>> from ddfm_fast import metrics
->>> scores = metrics.compute(fused, ir, vis)                    # doctest: +SKIP
->>> scores["VIF"], scores["VIF_min"]                            # doctest: +SKIP
->>> print(metrics.PRESETS["cddfuse"].definitions["VIF"])        # doctest: +SKIP
-
-A high MI, VIF or Qabf can mean that the fused image is a copy of one source: read them beside
-SCD, CC and the worse source (``_min``), and see `near_copy`.
-"""
+"""Fused images scored against their two sources, by name and convention."""
 
 from __future__ import annotations
 
@@ -17,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..images.planes import MIN_SIZE
 from . import measures
-from .conventions import NAMES, PRESETS, MetricPreset
-from .inputs import MIN_SIZE, to_triple
+from .conventions import CONVENTIONS, DEFAULT, NAMES, Convention
+from .inputs import to_triple
 
 _CUDA_CHUNK = 1 << 24
 
@@ -46,29 +38,35 @@ def compute(
     ir: Any,
     vis: Any,
     *,
-    preset: str = "cddfuse",
+    convention: str = DEFAULT,
     names: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
     """Score fused images against their two sources.
 
-    fused, ir, vis: luma in 0..255 (`to_luma` makes it from a file's pixels), uint8 or float,
-        NumPy arrays or torch tensors, all of one shape [H, W], [N, H, W] or [N, 1, H, W], at
-        least 16 × 16. Computed on fused's device, in float64.
-    preset: a key of `PRESETS`; ``PRESETS[preset].definitions[name]`` is the definition in words.
-    names: which of `NAMES`, in any order; None for all that images of this size have
-        (`smallest_size`: VIF needs 41 pixels a side, MS-SSIM 176).
+    Computed on fused's device, in float64. On a CPU a batch gives each image the bytes it gets
+    alone.
 
-    Returns float64 [N] tensors in the order of `NAMES`. A metric of both sources comes as
-    ``name`` (the preset's combination of the two), ``name_ir``, ``name_vis`` and ``name_min``
-    (the worse source). All are finite: a correlation with a constant image is 0, VIF and Qabf of
-    a flat source are 1, PSNR is kept in ±100 dB. On a CPU a batch gives each image the bytes it
-    gets alone.
+    Args:
+        fused: Luma in 0..255 (`to_luma` makes it from a file's pixels), uint8 or float, a NumPy
+            array or torch tensor of shape [H, W], [N, H, W] or [N, 1, H, W], at least 16 × 16.
+        ir: The first source, of fused's shape.
+        vis: The second source, of fused's shape.
+        convention: A key of `CONVENTIONS`, whose ``definitions[name]`` are the words.
+        names: Which of `NAMES`, in any order; None for all that images of this size have
+            (`smallest_size`).
 
-    Raises TypeError for other containers and dtypes; ValueError for other or differing shapes,
-    NaN, infinity, values outside 0..255 or in 0..1, an unknown preset or name, and for a named
-    metric that images of this size do not have.
+    Returns:
+        Float64 [N] tensors in the order of `NAMES`. A metric of both sources comes as ``name``
+        (the convention's combination of the two), ``name_ir``, ``name_vis`` and ``name_min`` (the
+        worse source). All are finite: a correlation with a constant image is 0, VIF and Qabf of a
+        flat source are 1, PSNR is kept in ±100 dB.
+
+    Raises:
+        TypeError: Other containers and dtypes.
+        ValueError: Other or differing shapes, NaN, infinity, values outside 0..255 or in 0..1, an
+            unknown convention or name, or a named metric that images of this size do not have.
     """
-    chosen = _preset(preset)
+    chosen = _convention(convention)
     planes = to_triple(fused, ir, vis)
     wanted = _names(names, min(planes[0].shape[-2:]))
     images, _, height, width = planes[0].shape
@@ -82,31 +80,31 @@ def compute(
 
 
 def smallest_size(name: str) -> int:
-    """The least height and width, in pixels, that metric ``name`` is defined for."""
+    """Return the least height and width, in pixels, that metric ``name`` is defined for."""
     return measures.SMALLEST.get(name, MIN_SIZE)
 
 
-def _score(planes: Tensor, preset: MetricPreset, names: list[str]) -> dict[str, Tensor]:
+def _score(planes: Tensor, convention: Convention, names: list[str]) -> dict[str, Tensor]:
     scores = {}
     for name in names:
         if name in _ALONE:
-            scores[name] = _ALONE[name](planes, preset)
+            scores[name] = _ALONE[name](planes, convention)
             continue
         if name in _PAIR_AND_SOURCES:
-            pair, each = _PAIR_AND_SOURCES[name](planes, preset)
+            pair, each = _PAIR_AND_SOURCES[name](planes, convention)
         else:
-            each = _PER_SOURCE[name](planes, preset)
-            pair = each.mean(1) if name in preset.averaged else each.sum(1)
+            each = _PER_SOURCE[name](planes, convention)
+            pair = each.mean(1) if name in convention.averaged else each.sum(1)
         scores[name] = pair
         scores[f"{name}_ir"], scores[f"{name}_vis"] = each.unbind(1)
         scores[f"{name}_min"] = each.amin(1)
     return scores
 
 
-def _preset(name: str) -> MetricPreset:
-    if name not in PRESETS:
-        raise ValueError(f"preset: got {name!r}, expected one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+def _convention(name: str) -> Convention:
+    if name not in CONVENTIONS:
+        raise ValueError(f"convention: got {name!r}, expected one of {', '.join(CONVENTIONS)}")
+    return CONVENTIONS[name]
 
 
 def _names(names: Iterable[str] | None, side: int) -> list[str]:

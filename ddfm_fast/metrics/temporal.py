@@ -1,7 +1,7 @@
 """How steady a fused video is: the flow-warped error, and flicker, its part beyond the sources'.
 
-Both are mean absolute grey levels (0..255) a pixel, of each frame against the frame before it; 0 is
-best. They say nothing about sharpness: a grey screen has neither. Read them beside
+Both are mean absolute gray levels (0..255) per pixel, of each frame against the frame before it; 0
+is best. They say nothing about sharpness: a gray screen has neither. Read them beside
 ``metrics.compute`` of single frames.
 """
 
@@ -24,12 +24,6 @@ NAMES = ("flicker", "warped_error")
 def compute(fused: Iterable[Any], ir: Iterable[Any], vis: Iterable[Any]) -> dict[str, Tensor]:
     """Score a fused video against its two sources, frame by frame.
 
-    fused, ir, vis: as many frames each, at least 2, in order: luma in 0..255 (`metrics.to_luma`
-        makes it from a file's pixels), uint8 or float, [H, W], NumPy or torch; arrays [T, H, W] or
-        any iterables, of which two frames at a time are held.
-
-    Returns float64 [T − 1] tensors by the names in ``NAMES``:
-
     ``warped_error``: mean of |F − ←F| over the pixels that are seen in both frames, ←F the frame
         before moved along the sources' optical flow (Lai et al. 2018, equation 13, with L1). Flow:
         DIS (OpenCV, preset medium) on the mean of the sources; seen in both: the forward and the
@@ -38,11 +32,22 @@ def compute(fused: Iterable[Any], ir: Iterable[Any], vis: Iterable[Any]) -> dict
         along the motion that neither source shows. A scale or a noise of the method that changes
         raises it; noise and light of a source do not.
 
-    Raises TypeError or ValueError as ``metrics.compute``, ValueError for fewer than 2 frames and
-    for videos of different length.
+    Args:
+        fused: The frames in order, at least 2: luma in 0..255 (`metrics.to_luma` makes it from a
+            file's pixels), uint8 or float, [H, W], NumPy or torch; an array [T, H, W] or any
+            iterable, of which two frames at a time are held.
+        ir: As many frames of the first source.
+        vis: As many frames of the second source.
+
+    Returns:
+        Float64 [T − 1] tensors by the names in ``NAMES``.
+
+    Raises:
+        ValueError: Fewer than 2 frames, videos of different length, and as ``metrics.compute``.
+        TypeError: As ``metrics.compute``.
     """
     scores: dict[str, list[float]] = {name: [] for name in NAMES}
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     before = None
     for now in _frames(fused, ir, vis):
         if before is not None:
@@ -92,7 +97,8 @@ def _changes(before: np.ndarray, now: np.ndarray, finder) -> tuple[float, float]
     moved = warp(np.ascontiguousarray(before.transpose(1, 2, 0)), backward)
     fused, *sources = np.abs(now - moved.transpose(2, 0, 1))
     excess = np.maximum(fused - np.maximum(*sources), 0)
-    return tuple(float(p[seen].mean(dtype=np.float64)) for p in (excess, fused))
+    flicker, error = (float(p[seen].mean(dtype=np.float64)) for p in (excess, fused))
+    return flicker, error
 
 
 def warp(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:

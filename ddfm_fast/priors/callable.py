@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .conditioning import Conditioning
-from .prior import EPS_DTYPES, Prior, _same_device
+from .prior import EPS_DTYPES, Prior, same_device
 
 
 class CallablePrior(Prior):
@@ -33,7 +33,7 @@ class CallablePrior(Prior):
         dtype: torch.dtype | None = None,
         **keywords,
     ):
-        parameter = None
+        parameter: Tensor | None = None
         if isinstance(function, nn.Module):
             parameter = next((p for p in function.parameters() if p.is_floating_point()), None)
         if parameter is not None:
@@ -41,7 +41,7 @@ class CallablePrior(Prior):
         if multiple is None:
             multiple = getattr(function, "multiple", None) or 32
         super().__init__(
-            name=name or getattr(function, "__name__", type(function).__name__),
+            name=name or str(getattr(function, "__name__", type(function).__name__)),
             multiple=multiple,
             device=torch.device(device or "cpu"),
             dtype=dtype or torch.float32,
@@ -51,6 +51,7 @@ class CallablePrior(Prior):
 
     @functools.cached_property
     def has_variance(self) -> bool:
+        """Whether the callable returns 6 channels, by its attributes or an evaluation."""
         known = getattr(self.function, "has_variance", None)
         if known is None:
             # A module's own attribute; diffusers keeps it in .config and warns about the shortcut.
@@ -64,24 +65,24 @@ class CallablePrior(Prior):
         return bool(known)
 
     def to(self, device: str | torch.device) -> CallablePrior:
-        """This prior on a device; modules are copied, plain callables get x on that device."""
+        """Give this prior on a device; modules are copied, plain callables get x on that device."""
         device = torch.device(device)
-        if _same_device(device, self.device):
+        if same_device(device, self.device):
             return self
         function = self.function
         if isinstance(function, nn.Module):
             function = copy.deepcopy(function).to(device)
-        return CallablePrior(function, device=device, dtype=self.dtype, **self._keywords())
+        return CallablePrior(function, device=device, dtype=self.dtype, **self.keywords())
 
     def conditioning(self, timesteps: Tensor) -> Conditioning:
-        timesteps = self._network_timesteps(timesteps)
+        timesteps = self.network_timesteps(timesteps)
         if not timesteps.is_floating_point():
             timesteps = timesteps.long()
         return Conditioning(timesteps[:, None], lambda row: row[0])
 
     @torch.no_grad()
     def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
-        self._check_input(x, variance)
+        self.check_input(x, variance)
         out = self._call(x, cond)
         if variance and out.shape[1] != 6:
             raise ValueError("prior: the callable returned no variance half, expected 6 channels")

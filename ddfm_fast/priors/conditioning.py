@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
 
 
-class Conditioning(Sequence):
+class Conditioning:
     """One item for each timestep of a run, to hand to ``Prior.eps``.
 
-    ``table``: [S, P], a row a step, on the prior's device. ``unpack`` makes the item of a row
-    [P] out of views of it, with no work on the device.
+    Attributes:
+        table: [S, P], a row per step, on the prior's device.
+        unpack: Makes the item of a row [P] out of views of it, with no work on the device.
     """
 
     def __init__(self, table: Tensor, unpack: Callable[[Tensor], Any]):
@@ -24,9 +25,12 @@ class Conditioning(Sequence):
     def __getitem__(self, s: int) -> Any:
         return self.unpack(self.table[s])
 
-    def at(self, step: Tensor) -> Any:
-        """The item of the step that ``step``, int32 or int64 [1] on the device, says: one launch.
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.unpack, self.table)
 
-        A captured graph reads ``step`` anew at each replay.
+    def at(self, step: Tensor) -> Any:
+        """Make the item of the step that ``step``, int32 or int64 [1] on the device, holds.
+
+        One launch; a captured graph reads ``step`` again at each replay.
         """
         return self.unpack(self.table.index_select(0, step)[0])

@@ -20,9 +20,12 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from .engine import Engine
-from .ops import FusedOps, PlainOps
-from .unet import UNet, UNetConfig
+from .engine import Blocks, Engine, Layer
+from .ops.base import Feature, Ops
+from .ops.fused import FusedOps
+from .ops.plain import PlainOps
+from .unet import UNet
+from .unet_config import UNetConfig
 
 OFFICIAL = UNetConfig(
     model_channels=256,
@@ -157,15 +160,15 @@ class _MetaKernels:
     def moments(self, x: Tensor) -> Tensor:
         return self._moments(x, "moments", (x,), ())
 
-    def join_(self, h: Tensor, bias, residual=None, *, upsample: bool = False) -> Tensor:
+    def join_(self, h: Tensor, bias, residual=None, **_options) -> Tensor:
         return self._moments(h, "residual", (h, bias, residual), (h,))
 
-    def scale_shift(self, parts, rows, weight, shift, bias=None) -> Tensor:
+    def scale_shift(self, parts, _rows, weight, shift, bias=None) -> Tensor:
         out = weight.new_empty(len(parts[0]), 2, len(weight), dtype=torch.float32)
         self.recorder.note("norm, finish", 0, (*parts, weight, shift, bias), (out,))
         return out
 
-    def apply(self, parts, affine, *, silu=True, resample="", out=None, pool_input=False):
+    def apply(self, parts, affine, *, resample="", out=None, pool_input=False, **_options):
         n, _, height, width = parts[0].shape
         if resample == "up":
             height, width = 2 * height, 2 * width
@@ -195,10 +198,10 @@ class _Noted(Engine):
 
     recorder: _Recorder
 
-    def _run(self, stage, parts, step):
+    def run_stage(self, stage: list[Layer], parts: tuple[Feature, ...], blocks: Blocks) -> Feature:
         for layer in stage:
             self.recorder.layer = layer.name
-            parts = (super()._run([layer], parts, step),)
+            parts = (super().run_stage([layer], parts, blocks),)
         self.recorder.layer = "ends"
         return parts[0]
 
@@ -220,7 +223,7 @@ def engine_cost(
     """
     unet = _meta_unet(config, dtype)
     recorder = _Recorder()
-    ops: PlainOps = FusedOps(_MetaKernels(recorder)) if fused else PlainOps()
+    ops: Ops = FusedOps(_MetaKernels(recorder)) if fused else PlainOps()
     engine = _Noted(unet, ops)
     engine.recorder = recorder
     with torch.no_grad():

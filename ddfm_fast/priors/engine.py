@@ -6,25 +6,43 @@ for one timestep shared by the batch. It keeps no copy of a large weight. What i
 - time embedding, scales and shifts of all steps are one table (``UNet.conditioning``);
 - the learned variance's half of the output convolution is not computed unless asked for;
 - biases of a block's last convolution and of its skip are one vector;
-- the rest is in the operations (``ops.py``): norms fused with what surrounds them, no
+- the rest is in the operations (``ops``): norms fused with what surrounds them, no
   concatenation, nearest upsampling and 2x2 means inside their neighbours.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from .ops import Conv, Feature, Norm, PlainOps, ops_for
-from .unet import AttentionBlock, Downsample, ResBlock, StepCondition, UNet, Upsample, mixed
+from .ops.base import Conv, Feature, Norm, Ops
+from .ops.choice import ops_for
+from .timesteps import BlockCondition, StepCondition, mixed
+from .unet import AttentionBlock, Downsample, ResBlock, Stage, UNet, Upsample
+
+Blocks = Sequence[BlockCondition]
+Names = dict[nn.Module, str]
+
+
+class Layer(Protocol):
+    """A layer of the plan."""
+
+    @property
+    def name(self) -> str:
+        """Its key in the state dict, for reports."""
+
+    def __call__(self, ops: Ops[Any], parts: tuple[Feature, ...], blocks: Blocks, /) -> Feature:
+        """Give its result for the parts side by side."""
 
 
 @dataclass(frozen=True)
 class _Residual:
-    """norm, SiLU, [resample], conv, norm with the timestep, SiLU, conv; plus the skip."""
+    """Norm, SiLU, [resample], conv, norm with the timestep, SiLU, conv; plus the skip."""
 
     name: str
     index: int
@@ -35,8 +53,8 @@ class _Residual:
     skip: Conv | None
     resample: str
 
-    def __call__(self, ops: PlainOps, parts: tuple[Feature, ...], step: StepCondition) -> Feature:
-        condition = step[self.index]
+    def __call__(self, ops: Ops[Any], parts: tuple[Feature, ...], blocks: Blocks) -> Feature:
+        condition = blocks[self.index]
         norm = Norm(self.norm_name, condition.norm_weight, condition.norm_bias)
         h, residual = ops.enter(parts, self.norm, self.resample, self.conv)
         h = ops.middle(h, self.conv, condition.conv_bias, norm)
@@ -54,7 +72,7 @@ class _Attention:
     heads: int
     new_order: bool
 
-    def __call__(self, ops: PlainOps, parts: tuple[Feature, ...], step: StepCondition) -> Feature:
+    def __call__(self, ops: Ops[Any], parts: tuple[Feature, ...], _blocks: Blocks) -> Feature:
         (x,) = parts
         n, c, height, width = x.data.shape
         split = (3, self.heads) if self.new_order else (self.heads, 3)
@@ -72,7 +90,7 @@ class _Resize:
     conv: Conv | None
     direction: str
 
-    def __call__(self, ops: PlainOps, parts: tuple[Feature, ...], step: StepCondition) -> Feature:
+    def __call__(self, ops: Ops[Any], parts: tuple[Feature, ...], _blocks: Blocks) -> Feature:
         return ops.resize(parts[0], self.conv, self.direction)
 
 
@@ -83,49 +101,46 @@ class Engine:
     the engine's. After weights are changed in place, build another.
     """
 
-    def __init__(self, unet: UNet, ops: PlainOps | None = None):
+    def __init__(self, unet: UNet, ops: Ops[Any] | None = None):
         self.config = unet.config
         names = {module: name for name, module in unet.named_modules()}
         if ops is None:
-            weights, like = sum(p.numel() for p in unet.parameters()), unet.out[2].weight
-            ops = ops_for(like.device, weights, like.dtype)
+            weights = sum(p.numel() for p in unet.parameters())
+            ops = ops_for(unet.device, weights, unet.dtype)
         self.ops = ops
-        self.first = _conv(names, unet.input_blocks[0][0])
-        self.down = [self._stage(names, stage) for stage in unet.input_blocks[1:]]
-        self.middle = self._stage(names, unet.middle_block.values())
-        self.up = [self._stage(names, stage) for stage in unet.output_blocks]
-        self.norm = _norm(names, unet.out[0])
-        self.last = _conv(names, unet.out[2])
-
-    @staticmethod
-    def _stage(names: dict, stage) -> list:
-        return [_LAYERS[type(layer)](names, layer) for layer in stage]
+        self.first = _conv(names, unet.input_conv)
+        self.down = [_stage(names, cast(Stage, stage)) for stage in unet.input_blocks[1:]]
+        self.middle = _stage(names, unet.middle_block.values())
+        self.up = [_stage(names, cast(Stage, stage)) for stage in unet.output_blocks]
+        self.norm = _norm(names, unet.output_norm)
+        self.last = _conv(names, unet.output_conv)
 
     def __call__(self, x: Tensor, step: StepCondition, out_channels: int | None = None) -> Tensor:
-        """x [N, C, H, W] in any floating dtype, ``step`` an item of ``UNet.conditioning``.
+        """Evaluate x [N, C, H, W] in any floating dtype at ``step``, an item of ``conditioning``.
 
         [N, out_channels or all, H, W] in the weights' dtype; with ``sigma_data`` in that of x, so
         that at high noise a float32 x_t passes into eps without a low-precision network's rounding.
         """
         unshuffle = self.config.pixel_unshuffle
-        h = x.to(self.last.weight.dtype)
+        pixels = x.to(self.last.weight.dtype)
         if unshuffle > 1:
-            h = F.pixel_unshuffle(h, unshuffle)
-        h = self.ops.first(h.contiguous(memory_format=torch.channels_last), self.first)
-        skips = [h]
+            pixels = F.pixel_unshuffle(pixels, unshuffle)
+        h = self.ops.first(pixels.contiguous(memory_format=torch.channels_last), self.first)
+        blocks, skips = step.blocks, [h]
         for stage in self.down:
-            h = self._run(stage, (h,), step)
+            h = self.run_stage(stage, (h,), blocks)
             skips.append(h)
-        h = self._run(self.middle, (h,), step)
+        h = self.run_stage(self.middle, (h,), blocks)
         for stage in self.up:
-            h = self._run(stage, (h, skips.pop()), step)
-        h = self.ops.last(h, self.norm, self._last(out_channels))
-        h = F.pixel_shuffle(h, unshuffle) if unshuffle > 1 else h
-        return mixed(x, h, step[-1]) if self.config.sigma_data else h
+            h = self.run_stage(stage, (h, skips.pop()), blocks)
+        out = self.ops.last(h, self.norm, self._last(out_channels))
+        out = F.pixel_shuffle(out, unshuffle) if unshuffle > 1 else out
+        return out if step.mix is None else mixed(x, out, step.mix)
 
-    def _run(self, stage: list, parts: tuple[Feature, ...], step: StepCondition) -> Feature:
+    def run_stage(self, stage: list[Layer], parts: tuple[Feature, ...], blocks: Blocks) -> Feature:
+        """Run layers in order; the first of them reads all parts."""
         for layer in stage:
-            parts = (layer(self.ops, parts, step),)
+            parts = (layer(self.ops, parts, blocks),)
         return parts[0]
 
     def _last(self, out_channels: int | None) -> Conv:
@@ -135,55 +150,66 @@ class Engine:
         return self.last._replace(weight=self.last.weight[:rows], bias=self.last.bias[:rows])
 
 
-def _conv(names: dict, module, up_kernel: Tensor | None = None) -> Conv:
-    return Conv(names[module], module.weight, module.bias.float(), up_kernel)
+def _stage(names: Names, layers: Iterable[nn.Module]) -> list[Layer]:
+    return [_layer(names, layer) for layer in layers]
 
 
-def _norm(names: dict, module) -> Norm:
+def _layer(names: Names, layer: nn.Module) -> Layer:
+    if isinstance(layer, ResBlock):
+        return _residual(names, layer)
+    if isinstance(layer, AttentionBlock):
+        return _attention(names, layer)
+    if isinstance(layer, Upsample):
+        conv = layer.conv if isinstance(layer.conv, nn.Conv2d) else None
+        return _resize(names, layer, conv, "up", layer.up_kernel)
+    if isinstance(layer, Downsample):
+        conv = layer.op if isinstance(layer.op, nn.Conv2d) else None
+        return _resize(names, layer, conv, "down")
+    raise TypeError(f"unet: the engine knows no layer of {type(layer).__name__}")
+
+
+def _conv(names: Names, module: nn.Conv2d, up_kernel: Tensor | None = None) -> Conv:
+    return Conv(names[module], module.weight, cast(Tensor, module.bias).float(), up_kernel)
+
+
+def _norm(names: Names, module: nn.GroupNorm) -> Norm:
     return Norm(names[module], module.weight.float(), module.bias.float())
 
 
-def _residual(names: dict, block: ResBlock) -> _Residual:
-    out, skip = _conv(names, block.out_layers[3]), None
-    if block.skip_connection.__class__ is not torch.nn.Identity:
-        skip = _conv(names, block.skip_connection)
-        out, skip = out._replace(bias=out.bias + skip.bias), skip._replace(bias=None)
+def _residual(names: Names, block: ResBlock) -> _Residual:
+    out, skip = _conv(names, block.out_conv), None
+    if block.skip_conv is not None:
+        skip = _conv(names, block.skip_conv)
+        out = out._replace(bias=out.bias + skip.bias)
     return _Residual(
         names[block],
         block.index,
-        _norm(names, block.in_layers[0]),
-        _conv(names, block.in_layers[2], block.up_kernel),
-        names[block.out_layers[0]],
+        _norm(names, block.in_norm),
+        _conv(names, block.in_conv, block.up_kernel),
+        names[block.out_norm],
         out,
         skip,
         block.resample,
     )
 
 
-def _attention(names: dict, block: AttentionBlock) -> _Attention:
-    qkv, out = (
-        Conv(names[m], m.weight[:, :, 0], bias)
-        for m, bias in ((block.qkv, block.qkv.bias), (block.proj_out, block.proj_out.bias.float()))
-    )
+def _attention(names: Names, block: AttentionBlock) -> _Attention:
+    qkv, out = block.qkv, block.proj_out
     return _Attention(
-        names[block], _norm(names, block.norm), qkv, out, block.heads, block.new_order
+        names[block],
+        _norm(names, block.norm),
+        Conv(names[qkv], qkv.weight[:, :, 0], cast(Tensor, qkv.bias)),
+        Conv(names[out], out.weight[:, :, 0], cast(Tensor, out.bias).float()),
+        block.heads,
+        block.new_order,
     )
 
 
-def _upsample(names: dict, layer: Upsample) -> _Resize:
-    conv = layer.conv if isinstance(layer.conv, torch.nn.Conv2d) else None
-    conv = None if conv is None else _conv(names, conv, layer.up_kernel)
-    return _Resize(names[layer], conv, "up")
-
-
-def _downsample(names: dict, layer: Downsample) -> _Resize:
-    conv = layer.op if isinstance(layer.op, torch.nn.Conv2d) else None
-    return _Resize(names[layer], None if conv is None else _conv(names, conv), "down")
-
-
-_LAYERS = {
-    ResBlock: _residual,
-    AttentionBlock: _attention,
-    Upsample: _upsample,
-    Downsample: _downsample,
-}
+def _resize(
+    names: Names,
+    layer: nn.Module,
+    conv: nn.Conv2d | None,
+    direction: str,
+    up_kernel: Tensor | None = None,
+) -> _Resize:
+    return _Resize(names[layer], None if conv is None else _conv(names, conv, up_kernel), direction)

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from .callable import CallablePrior
-from .checkpoint import PRIOR_KEYWORDS, load_checkpoint, split_config
-from .network import UNetPrior, _optimised
+from .checkpoint import load_checkpoint, split_config
+from .network import UNetPrior, optimized
 from .precision import PRECISIONS, check_precision, default_precision
-from .prior import Prior
+from .prior import PRIOR_KEYWORDS, Prior
 from .unet import UNet
 
 EMBEDDED = Path(__file__).with_name("embedded.safetensors")
@@ -32,20 +32,20 @@ def load_prior(
     dtype: str | torch.dtype | None = None,
     compile: bool = False,
 ) -> Prior:
-    """A :class:`Prior` from ``"embedded"``, a checkpoint path, a folder, a module or a callable.
+    """Load a :class:`Prior` from "embedded", a checkpoint path, a folder, a module or a callable.
 
-    ``spec``: "embedded" (the small network that comes with the package, read once a process), the
+    ``spec``: "embedded" (the small network that comes with the package, read once per process), the
     path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint, the folder of a
     diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
     (:class:`CallablePrior`), or a :class:`Prior`, which comes back as it is.
-    ``config``: guided-diffusion's ``UNetModel`` keywords for what a checkpoint does not tell
+    ``config``: guided-diffusion's ``UNetModel`` keywords for what a checkpoint does not say
     (mostly ``num_head_channels`` or ``num_heads``), and the prior's own: ``noise_schedule``
     ("linear" | "cosine"), ``num_train_timesteps``, ``rescale_timesteps``, ``multiple``.
     ``device``: where to put it (default: CPU, or where a module is). ``dtype``: "float32" (the
     default), "tf32" (float32 whose matrix products CUDA rounds), "bfloat16", "float16", or "auto"
     for the device's own (:func:`.precision.default_precision`; networks from a name or a path
     only, others stay as they are); for modules and callables, the dtype of the x they are given.
-    ``compile``: run the network through torch.compile (Inductor), which costs a minute at each
+    ``compile``: run the network through torch.compile (Inductor), which costs a minute per
     new size and needs a C++ compiler on a CPU; what it gains is in bench/results.
 
     ValueError or TypeError, naming what is wrong, for anything else; ImportError when diffusers
@@ -66,11 +66,12 @@ def load_prior(
     elif isinstance(spec, str | os.PathLike):
         prior = _from_path(Path(spec), config, device, dtype)
     elif isinstance(spec, UNet):
-        weight = spec.out[2].weight
-        to = torch.device(device or weight.device), PRECISIONS.get(dtype, weight.dtype)
-        prior = UNetPrior(_optimised(spec, *to), tf32=dtype == "tf32", **_prior_keywords(config))
+        unet_dtype = spec.dtype if dtype is None else PRECISIONS[dtype]
+        unet = optimized(spec, torch.device(device or spec.device), unet_dtype)
+        prior = UNetPrior(unet, tf32=dtype == "tf32", **_prior_keywords(config))
     elif callable(spec) and not isinstance(spec, type):
-        prior = CallablePrior(spec, dtype=PRECISIONS.get(dtype), **_prior_keywords(config))
+        input_dtype = None if dtype is None else PRECISIONS[dtype]
+        prior = CallablePrior(spec, dtype=input_dtype, **_prior_keywords(config))
     else:
         raise TypeError(f"prior: got {type(spec).__name__}, expected {ACCEPTED}")
     if isinstance(prior, UNetPrior):
@@ -107,7 +108,7 @@ def _checkpoint_prior(
     path: Path, config: dict[str, Any] | None, device: torch.device, precision: str, name: str
 ) -> UNetPrior:
     unet, info = load_checkpoint(path, config)
-    unet = _optimised(unet, device, PRECISIONS[precision])
+    unet = optimized(unet, device, PRECISIONS[precision])
     return UNetPrior(unet, name=name, tf32=precision == "tf32", **info["prior"])
 
 

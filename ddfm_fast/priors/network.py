@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import build_unet, weights_sha256
+from .checkpoint import build_unet
 from .conditioning import Conditioning
 from .engine import Engine
-from .ops import FusedOps, PlainOps
+from .ops.fused import FusedOps
+from .ops.plain import PlainOps
 from .precision import PRECISIONS, check_precision, cpu_has, float32_products
-from .prior import Prior, _same_device
+from .prior import Prior, same_device
+from .state_dict import weights_sha256
 from .unet import UNet
 
 
@@ -50,9 +52,8 @@ class UNetPrior(Prior):
                 f"config: multiple={multiple}, expected a multiple of {config.multiple}, "
                 "which the network needs"
             )
-        weight = unet.out[2].weight
         super().__init__(
-            name=name, multiple=multiple, device=weight.device, dtype=weight.dtype, **keywords
+            name=name, multiple=multiple, device=unet.device, dtype=unet.dtype, **keywords
         )
         diffusion = self.noise_schedule, self.num_train_timesteps
         if config.sigma_data and diffusion != ("linear", 1000):
@@ -64,17 +65,22 @@ class UNetPrior(Prior):
         if self.device.type == "cpu" and not cpu_has(self.dtype):
             warnings.warn(
                 f"dtype: this CPU has no {self.precision} arithmetic, so it is slower than float32 "
-                "here and no truer; use float32",
+                "here and no more accurate; use float32",
                 stacklevel=2,
             )
         self.unet = unet
         self.tf32, self.compiled = tf32 and self.dtype == torch.float32, compiled
         self.engine = Engine(unet, PlainOps() if compiled else None)
         self._evaluate = _compiled(self.engine.__call__, self.device) if compiled else self.engine
-        self.has_variance = config.out_channels == 6
+
+    @functools.cached_property
+    def has_variance(self) -> bool:
+        """Whether there are 6 channels out."""
+        return self.unet.config.out_channels == 6
 
     @functools.cached_property
     def fingerprint(self) -> str:
+        """The sha256 of names, shapes and float32 values of the weights."""
         return weights_sha256(self.unet.state_dict())
 
     def to(
@@ -83,18 +89,18 @@ class UNetPrior(Prior):
         dtype: str | torch.dtype | None = None,
         compile: bool | None = None,
     ) -> UNetPrior:
-        """This prior on a device (and in a precision); a new one unless nothing changes."""
+        """Give this prior on a device and in a precision; a new one unless nothing changes."""
         device = self.device if device is None else torch.device(device)
         precision = check_precision(dtype) or self.precision
         compiled = self.compiled if compile is None else compile
         wanted = precision, compiled
-        if _same_device(device, self.device) and wanted == (self.precision, self.compiled):
+        if same_device(device, self.device) and wanted == (self.precision, self.compiled):
             return self
-        unet = _optimised(self.unet, device, PRECISIONS[precision])
-        return UNetPrior(unet, tf32=precision == "tf32", compiled=compiled, **self._keywords())
+        unet = optimized(self.unet, device, PRECISIONS[precision])
+        return UNetPrior(unet, tf32=precision == "tf32", compiled=compiled, **self.keywords())
 
     def activation_bytes(self, n: int, height: int, width: int) -> int:
-        """Most bytes of activations during ``eps`` of n such images.
+        """Find the most bytes of activations during ``eps`` of n such images.
 
         Found on the meta device; convolution libraries' workspaces come on top.
         """
@@ -103,18 +109,18 @@ class UNetPrior(Prior):
 
     @torch.no_grad()
     def conditioning(self, timesteps: Tensor) -> Conditioning:
-        return self.unet.conditioning(self._network_timesteps(timesteps))
+        return self.unet.conditioning(self.network_timesteps(timesteps))
 
     @torch.no_grad()
     def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
-        self._check_input(x, variance)
+        self.check_input(x, variance)
         exact = self.device.type == "cuda" and self.dtype == torch.float32
         with float32_products(self.tf32) if exact else nullcontext():
             return self._evaluate(x, cond, None if variance else 3)
 
 
-def _optimised(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
-    """A copy of the network, fast on the device; tensors that fit already are shared, not copied.
+def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
+    """Lay a network out for a device; tensors that fit already are shared, not copied.
 
     Convolutions are in channels_last, and qkv in the order in which attention reads it. Upsampling
     is folded on CPUs, where it was measured to win.
@@ -125,8 +131,8 @@ def _optimised(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
         else v.to(device, dtype)
         for k, v in unet.state_dict().items()
     }
-    optimised = build_unet(unet.config, tensors).reorder_attention()
-    return optimised.fold_upsampling() if device.type == "cpu" else optimised
+    result = build_unet(unet.config, tensors).reorder_attention()
+    return result.fold_upsampling() if device.type == "cpu" else result
 
 
 @functools.lru_cache(maxsize=256)
@@ -137,6 +143,6 @@ def _activation_bytes(config, n: int, height: int, width: int, dtype, fused: boo
 
 
 def _compiled(function: Callable, device: torch.device) -> Callable:
-    """The function through torch.compile, one program a size, without CUDA graphs of its own."""
+    """Pass the function through torch.compile, one program per size, without own CUDA graphs."""
     mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else None
     return torch.compile(function, mode=mode, dynamic=False)

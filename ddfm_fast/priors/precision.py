@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -20,8 +21,8 @@ LATE_START = 100
 
 
 def check_precision(dtype: str | torch.dtype | None) -> str | None:
-    """The name of a precision, or None; ValueError for anything that is none."""
-    if dtype is None or dtype in PRECISIONS:
+    """Give the name of a precision, or None; ValueError for anything else."""
+    if dtype is None or isinstance(dtype, str) and dtype in PRECISIONS:
         return dtype
     names = [n for n, d in PRECISIONS.items() if n != "tf32" and d == dtype]
     if not names:
@@ -41,11 +42,11 @@ def cpu_has(dtype: torch.dtype) -> bool:
 
 
 def default_precision(device: torch.device, start: int | None = None) -> str:
-    """What ``dtype="auto"`` means on a device, for sampling that begins at timestep ``start``.
+    """Resolve ``dtype="auto"`` on a device, for sampling that begins at timestep ``start``.
 
     On a CPU float32, or bfloat16 where the CPU multiplies in it and sampling begins at
     ``LATE_START`` or later: ε counts for little there, and the fused picture changes by less than
-    a tenth of a grey level (bench/results/precision.md). On CUDA float16, from compute capability 7
+    a tenth of a gray level (bench/results/precision.md). On CUDA float16, from compute capability 7
     on, where the matrix units are: as fast as bfloat16 on paper, and in the fused picture it came
     nearer to float32 (measured on a CPU; no GPU has run yet). What float16 cannot hold ends in an
     error of the sampler, not in a wrong picture.
@@ -64,9 +65,10 @@ def float32_products(tf32: bool) -> Iterator[None]:
     set to comes back afterwards. The settings are the process's: another thread sees them too.
     """
     matmul, conv = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)
-    if hasattr(matmul, "fp32_precision") and hasattr(conv, "fp32_precision"):
-        holders, name, value = (matmul, conv), "fp32_precision", "tf32" if tf32 else "ieee"
-    else:  # PyTorch before 2.9
+    holders: tuple[Any, Any] = (matmul, conv)
+    name = "fp32_precision"
+    value: str | bool = "tf32" if tf32 else "ieee"
+    if not all(hasattr(holder, name) for holder in holders):  # PyTorch before 2.9
         holders, name, value = (matmul, torch.backends.cudnn), "allow_tf32", tf32
     before = [getattr(holder, name) for holder in holders]
     try:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checkpoint import PRIOR_KEYWORDS
 from .conditioning import Conditioning
 
 EPS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -15,31 +16,30 @@ EPS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 NOISE_SCHEDULES = ("linear", "cosine")
 
+PRIOR_KEYWORDS = ("noise_schedule", "num_train_timesteps", "rescale_timesteps", "multiple")
+"""keywords of ``config=`` that describe the prior, not its network"""
+
 
 class Prior:
     """A noise predictor as the sampler sees it.
 
-    Attributes: ``multiple`` (height and width handed in are multiples of it),
-    ``num_train_timesteps``, ``noise_schedule`` ("linear" or "cosine" betas of its training),
-    ``rescale_timesteps`` (the network is given t * 1000 / num_train_timesteps, not t),
-    ``has_variance`` (can return the learned-range half), ``name``, ``fingerprint`` (sha256 of the
-    weights, "" for callables), ``device`` and ``dtype`` of the weights, ``tf32`` (float32 matrix
-    products are rounded to TF32 on CUDA), ``compiled`` (by torch.compile).
+    ``prior(x, t)`` gives what its network gives. A sampler takes the faster way: everything that
+    depends on the timestep once for all steps (``conditioning``), then ``eps`` per step.
+
+    Attributes:
+        name: A name for reports.
+        multiple: Height and width handed in are multiples of it.
+        num_train_timesteps: Timesteps of its training, 0 to this less 1.
+        noise_schedule: "linear" or "cosine" betas of its training.
+        rescale_timesteps: Whether the network is given t * 1000 / num_train_timesteps, not t.
+        device: Where the weights are.
+        dtype: That of the weights.
+        tf32: Whether float32 matrix products are rounded to TF32 on CUDA.
+        compiled: Whether it runs through torch.compile.
     """
 
-    fingerprint: str = ""
-    has_variance: bool = False
     tf32: bool = False
     compiled: bool = False
-
-    @property
-    def precision(self) -> str:
-        """The name of the arithmetic: "tf32", or that of ``dtype``."""
-        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
-
-    def activation_bytes(self, n: int, height: int, width: int) -> int | None:
-        """Most bytes of activations during ``eps`` of n such images, or None if unknown."""
-        return None
 
     def __init__(
         self,
@@ -67,31 +67,112 @@ class Prior:
         self.rescale_timesteps = rescale_timesteps
         self.device, self.dtype = device, dtype
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The sha256 of the weights, "" for callables."""
+        return ""
+
+    @functools.cached_property
+    def has_variance(self) -> bool:
+        """Whether the network predicts the learned-range half too."""
+        return False
+
+    @property
+    def precision(self) -> str:
+        """The name of the arithmetic: "tf32", or that of ``dtype``."""
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
+
+    def activation_bytes(self, n: int, height: int, width: int) -> int | None:
+        """Find the most bytes of activations during ``eps`` of n such images; None if unknown."""
+        del n, height, width  # for subclasses, which may know
+        return None
+
     def to(self, device: str | torch.device) -> Prior:
-        """This prior on a device: itself if it is there, else a new one; never moved in place."""
+        """Give this prior on a device: itself if it is there, else a new one."""
         raise NotImplementedError
 
     def conditioning(self, timesteps: Tensor) -> Conditioning:
-        """One item for each of the training timesteps [S], to hand to ``eps``."""
+        """Make one item for each of the training timesteps [S], to hand to ``eps``."""
         raise NotImplementedError
 
     def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
-        """Predicted noise [N, 3, H, W] of x [N, 3, H, W] float32, no autograd.
+        """Predict the noise [N, 3, H, W] of x [N, 3, H, W] float32, without autograd.
 
-        ``cond`` is an item of ``conditioning``. With ``variance`` [N, 6, H, W], the second half
-        the learned-range interpolation weight v in [-1, 1] (Nichol and Dhariwal 2021, eq. 15).
-        The result is as the network leaves it, in any memory format, and float32, bfloat16 or
-        float16: compute with it in float32.
+        Args:
+            x: Noisy images x_t, on the prior's device.
+            cond: An item of ``conditioning``.
+            variance: Return [N, 6, H, W]; the second half is the learned-range interpolation
+                weight v in [-1, 1] (Nichol and Dhariwal 2021, eq. 15).
+
+        Returns:
+            The prediction as the network leaves it, in any memory format, and float32, bfloat16
+            or float16: compute with it in float32.
         """
         raise NotImplementedError
 
-    def _network_timesteps(self, timesteps: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: int | Tensor) -> Tensor:
+        """Evaluate the network at training timesteps t, each image at its own.
+
+        Images are evaluated in groups of equal t.
+
+        Args:
+            x: Noisy images x_t [N, 3, H, W], a floating dtype; H and W multiples of ``multiple``.
+            t: Training timesteps, 0 to ``num_train_timesteps`` - 1: an int or an integer tensor
+                [] for all images, or an integer tensor [N]. They are read on the host.
+
+        Returns:
+            eps [N, 3, H, W], or [N, 6, H, W] with the variance half where the prior has one
+            (``has_variance``); float32, on the prior's device, without autograd.
+
+        Raises:
+            TypeError: x is not a floating-point tensor, or t neither an int nor an integer tensor.
+            ValueError: x or t has another shape, or t is outside the training.
+        """
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise TypeError(f"x: got {_kind(x)}, expected a floating-point tensor [N, 3, H, W]")
+        self.check_input(x, False)
+        steps = self._timestep_list(t, len(x))
+        x = x.to(self.device, torch.float32)
+        distinct = sorted(set(steps))
+        items = self.conditioning(torch.tensor(distinct, dtype=torch.int64))
+        if len(distinct) == 1:
+            return self.eps(x, items[0], variance=self.has_variance).float()
+        out = x.new_empty(len(x), 6 if self.has_variance else 3, *x.shape[2:])
+        for step, item in zip(distinct, items, strict=True):
+            rows = [row for row, own in enumerate(steps) if own == step]
+            out[rows] = self.eps(x[rows], item, variance=self.has_variance).float()
+        return out
+
+    def _timestep_list(self, t: int | Tensor, n: int) -> list[int]:
+        """The timesteps of n images, checked."""
+        if isinstance(t, Tensor):
+            if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+                raise TypeError(f"t: got {_kind(t)}, expected an integer tensor, [] or [N]")
+            if t.shape not in ((), (n,)):
+                raise ValueError(
+                    f"t: shape {tuple(t.shape)}, expected [] or [{n}], one timestep per image of x"
+                )
+            steps = t.expand(n).tolist()
+        elif isinstance(t, Integral) and not isinstance(t, bool):
+            steps = [int(t)] * n
+        else:
+            raise TypeError(f"t: got {_kind(t)}, expected an int or an integer tensor, [] or [N]")
+        last = self.num_train_timesteps - 1
+        if outside := [step for step in steps if not 0 <= step <= last]:
+            raise ValueError(
+                f"t: {outside[0]}, expected training timesteps from 0 to {last}, not rescaled"
+            )
+        return steps
+
+    def network_timesteps(self, timesteps: Tensor) -> Tensor:
+        """Give what the network takes for training timesteps, on its device."""
         timesteps = torch.as_tensor(timesteps, device=self.device)
         if self.rescale_timesteps:
             return timesteps.float() * (1000.0 / self.num_train_timesteps)
         return timesteps
 
-    def _check_input(self, x: Tensor, variance: bool) -> None:
+    def check_input(self, x: Tensor, variance: bool) -> None:
+        """Raise a ValueError for arguments that ``eps`` cannot take."""
         multiple = self.multiple
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % multiple or x.shape[3] % multiple:
             raise ValueError(
@@ -104,12 +185,18 @@ class Prior:
                 "use a sampler with a fixed one"
             )
 
-    def _keywords(self) -> dict[str, Any]:
+    def keywords(self) -> dict[str, Any]:
+        """Give the name and the ``PRIOR_KEYWORDS``, to make another like this one."""
         return {k: getattr(self, k) for k in ("name", *PRIOR_KEYWORDS)}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.dtype}, device={str(self.device)!r})"
 
 
-def _same_device(a: torch.device, b: torch.device) -> bool:
+def same_device(a: torch.device, b: torch.device) -> bool:
+    """Whether two devices are one; every index of a CPU is the same."""
     return a.type == b.type and (a.index == b.index or a.type == "cpu")
+
+
+def _kind(value: Any) -> str:
+    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

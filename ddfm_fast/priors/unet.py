@@ -9,228 +9,25 @@ through ``scaled_dot_product_attention``.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..schedule import trained_alphas
 from .conditioning import Conditioning
+from .timesteps import BlockCondition, StepCondition, mix_at, mixed, timestep_embedding
+from .unet_config import GROUPS, UNetConfig
 
-GROUPS = 32
 NORM_EPS = 1e-5
 # Wider layers work on small maps, where laying out a 4x4 kernel costs more than it saves.
 FOLD_UP_TO_CHANNELS = 512
 
-_IGNORED_KEYWORDS = ("image_size", "dropout", "use_checkpoint", "use_fp16")
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class UNetConfig:
-    """What shapes the network; the names are ``UNetModel``'s, the last three are extensions.
-
-    ``attention_resolutions`` holds downsampling rates (4 means: attention where the feature map
-    is 4 times smaller than the input). ``num_head_channels`` above 0 overrides ``num_heads``.
-    ``pixel_unshuffle`` = u folds u x u pixels into channels before the first convolution and
-    unfolds them after the last; ``in_channels`` and ``out_channels`` count image channels.
-    ``sigma_data`` above 0 preconditions as Karras et al. 2022, see :func:`mix_at`: at high noise
-    eps is x_t but for a little, and a small network spends itself on that identity unless it is
-    given. 0: the last convolution answers eps, as in the published networks; 1: it answers v.
-    """
-
-    model_channels: int
-    num_res_blocks: int
-    attention_resolutions: tuple[int, ...] = ()
-    in_channels: int = 3
-    out_channels: int = 6
-    channel_mult: tuple[float, ...] = (1, 2, 4, 8)
-    conv_resample: bool = True
-    num_heads: int = 1
-    num_head_channels: int = -1
-    num_heads_upsample: int = -1
-    use_scale_shift_norm: bool = False
-    resblock_updown: bool = False
-    use_new_attention_order: bool = False
-    pixel_unshuffle: int = 1
-    middle_attention: bool = True
-    sigma_data: float = 0.0
-
-    @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> UNetConfig:
-        """Check and take ``UNetModel`` keywords.
-
-        Keywords without effect on inference (image_size, dropout, use_checkpoint, use_fp16) are
-        accepted and dropped. ValueError for unknown keywords, ``dims`` other than 2,
-        class-conditional networks and values that no network can have.
-        """
-        values = {k: v for k, v in config.items() if k not in _IGNORED_KEYWORDS}
-        if (dims := values.pop("dims", 2)) != 2:
-            raise ValueError(f"config: dims={dims!r}, but only two-dimensional priors work")
-        if (classes := values.pop("num_classes", None)) is not None:
-            raise ValueError(
-                f"config: num_classes={classes!r} makes the prior class-conditional, but DDFM "
-                "needs an unconditional one; use an unconditional checkpoint"
-            )
-        known = [f.name for f in fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise ValueError(
-                f"config: unknown keyword {', '.join(map(repr, unknown))}; expected keywords of "
-                f"guided-diffusion's UNetModel: {', '.join(known)}"
-            )
-        if missing := [k for k in ("model_channels", "num_res_blocks") if k not in values]:
-            raise ValueError(f"config: {' and '.join(missing)} missing; add them to config")
-        for key in ("attention_resolutions", "channel_mult"):
-            if key in values:
-                values[key] = _number_tuple(key, values[key])
-        return cls(**values)
-
-    def __post_init__(self) -> None:
-        for key in (
-            "model_channels",
-            "num_res_blocks",
-            "in_channels",
-            "out_channels",
-            "num_heads",
-            "pixel_unshuffle",
-        ):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"config: {key}={value!r}, expected an integer of at least 1")
-        for key in (
-            "conv_resample",
-            "use_scale_shift_norm",
-            "resblock_updown",
-            "use_new_attention_order",
-            "middle_attention",
-        ):
-            if not isinstance(getattr(self, key), bool):
-                raise ValueError(f"config: {key}={getattr(self, key)!r}, expected True or False")
-        for key in ("num_head_channels", "num_heads_upsample"):
-            if not isinstance(getattr(self, key), int):
-                raise ValueError(f"config: {key}={getattr(self, key)!r}, expected an integer")
-        sigma = self.sigma_data
-        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma < 1e6:
-            raise ValueError(f"config: sigma_data={sigma!r}, expected a number from 0")
-        if sigma and self.out_channels != self.in_channels:
-            raise ValueError(
-                f"config: sigma_data={sigma} with {self.out_channels} channels out of "
-                f"{self.in_channels}, expected as many; a learned variance needs sigma_data=0"
-            )
-        if not self.channel_mult:
-            raise ValueError("config: channel_mult is empty, expected one multiplier a level")
-        rates = {2**i for i in range(self.levels)}
-        if bad := [r for r in self.attention_resolutions if r not in rates]:
-            raise ValueError(
-                f"config: attention_resolutions holds {bad}, expected downsampling rates out of "
-                f"{sorted(rates)} (for a 256-pixel model, resolution 32 is rate 8)"
-            )
-        for channels in self.level_channels:
-            if channels < GROUPS or channels % GROUPS:
-                raise ValueError(
-                    f"config: model_channels={self.model_channels} and channel_mult="
-                    f"{self.channel_mult} give a level {channels} channels, expected multiples "
-                    f"of {GROUPS} (GroupNorm has {GROUPS} groups)"
-                )
-
-    @property
-    def levels(self) -> int:
-        return len(self.channel_mult)
-
-    @property
-    def level_channels(self) -> list[int]:
-        return [int(mult * self.model_channels) for mult in self.channel_mult]
-
-    @property
-    def multiple(self) -> int:
-        """Height and width of an input must be multiples of this many pixels."""
-        return self.pixel_unshuffle * 2 ** (self.levels - 1)
-
-    def heads(self, channels: int, *, up: bool) -> int:
-        """Attention heads of a block of that many channels in the down or the up path."""
-        if self.num_head_channels > 0:
-            heads, rest = divmod(channels, self.num_head_channels)
-            source = f"num_head_channels={self.num_head_channels}"
-        else:
-            use_up = up and self.num_heads_upsample > 0
-            heads = self.num_heads_upsample if use_up else self.num_heads
-            rest, source = channels % heads, f"num_heads={heads}"
-        if heads < 1 or rest:
-            raise ValueError(
-                f"config: {source} does not divide the {channels} channels of an attention block"
-            )
-        return heads
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; ``from_dict`` gives the same configuration back."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-
-def _number_tuple(key: str, value: Any) -> tuple:
-    if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
-        raise TypeError(f"config: {key}={value!r}, expected a list of numbers")
-    if not all(isinstance(v, int | float) and v > 0 for v in value):
-        raise ValueError(f"config: {key}={value!r}, expected positive numbers")
-    numbers = [int(v) if float(v).is_integer() else v for v in value]
-    return tuple(sorted(numbers) if key == "attention_resolutions" else numbers)
-
-
-class BlockCondition(NamedTuple):
-    """What a timestep makes of one residual block: [C] for a shared t, [N, C] for one a sample.
-
-    Float32, whatever the dtype of the weights.
-    """
-
-    conv_bias: Tensor
-    norm_weight: Tensor
-    norm_bias: Tensor
-
-
-class Mix(NamedTuple):
-    """eps = skip · x_t + out · F of a preconditioned network F; [1] for a shared t, [N, 1] else.
-
-    Float32, whatever the dtype of the weights.
-    """
-
-    skip: Tensor
-    out: Tensor
-
-
-StepCondition = Sequence[BlockCondition | Mix]
-"""of each residual block by its ``index``; of preconditioned networks a ``Mix`` comes at the end"""
-
-
-def mix_at(timesteps: Tensor, sigma_data: float) -> Mix:
-    """The factors for timesteps [S] of 0 to 999; between whole ones ᾱ is interpolated.
-
-    Karras et al. 2022, table 1, written for eps and x_t with s² = 1 − ᾱ and d = sigma_data:
-    skip = s / (s² + ᾱ d²) and out = √ᾱ d / √(s² + ᾱ d²) (their F has the opposite sign). Then F has
-    unit power to predict at every t if images have the standard deviation d.
-    """
-    alphas = torch.from_numpy(trained_alphas()).to(timesteps.device)
-    t = timesteps.double().clamp(0, len(alphas) - 1)
-    low = t.long().clamp(max=len(alphas) - 2)
-    alpha_bar = torch.lerp(alphas[low], alphas[low + 1], t - low)[:, None]
-    power = 1 - alpha_bar + alpha_bar * sigma_data**2
-    skip, out = (1 - alpha_bar).sqrt() / power, sigma_data * (alpha_bar / power).sqrt()
-    return Mix(skip.float(), out.float())
-
-
-def mixed(x: Tensor, out: Tensor, mix: Mix) -> Tensor:
-    """eps [N, C, H, W], in the dtype of x_t, of x_t and the network's answer of that shape."""
-    of_x, of_out = (factor.to(x.dtype).view(-1, 1, 1, 1) for factor in mix)
-    return torch.addcmul(out.to(x.dtype) * of_out, x, of_x)
-
-
-def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
-    """Sinusoidal embedding [S, dim] in float32 of timesteps [S], cosines first, base 10000."""
-    half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
-    angles = timesteps.float()[:, None] * torch.exp(-math.log(10000.0) * exponents)
-    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, dim % 2))
+def _bias32(conv: nn.Conv2d) -> Tensor:
+    return cast(Tensor, conv.bias).float()
 
 
 def _linear32(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -256,7 +53,7 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return torch.addcmul(bias[:, :, None, None], x, weight[:, :, None, None])
 
 
-def _zeroed(layer: nn.Module) -> nn.Module:
+def _zeroed(layer: Layer) -> Layer:
     """Residual branches start at zero, which training needs; loading overwrites it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -264,12 +61,12 @@ def _zeroed(layer: nn.Module) -> nn.Module:
 
 
 def upsampling_kernel(weight: Tensor) -> Tensor:
-    """Kernel [I, O, 4, 4] that upsamples and convolves in one go.
+    """Make the kernel [I, O, 4, 4] that upsamples and convolves in one go.
 
     Nearest-neighbour doubling followed by a 3x3 convolution with ``weight`` [O, I, 3, 3] equals a
     transposed convolution of stride 2 and padding 1 with this kernel: doubling is a transposed
     convolution with 2x2 ones, so the kernel is the flipped weight summed over a 2x2 window. It
-    takes 4 multiplications an output value instead of 9.
+    takes 4 multiplications per output value instead of 9.
     """
     k = F.pad(weight.float(), (1, 1, 1, 1))
     k = k[..., :-1, :] + k[..., 1:, :]
@@ -278,7 +75,9 @@ def upsampling_kernel(weight: Tensor) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """norm, SiLU, [resample], conv, norm with the timestep, SiLU, conv; plus the skip."""
+    """Norm, SiLU, [resample], conv, norm with the timestep, SiLU, conv; plus the skip."""
+
+    up_kernel: Tensor | None
 
     def __init__(self, channels: int, out_channels: int, config: UNetConfig, resample: str = ""):
         super().__init__()
@@ -302,28 +101,53 @@ class ResBlock(nn.Module):
         same = out_channels == channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
+    @property
+    def in_norm(self) -> nn.GroupNorm:
+        """The first norm."""
+        return cast(nn.GroupNorm, self.in_layers[0])
+
+    @property
+    def in_conv(self) -> nn.Conv2d:
+        """The first convolution."""
+        return cast(nn.Conv2d, self.in_layers[2])
+
+    @property
+    def out_norm(self) -> nn.GroupNorm:
+        """The norm that the timestep scales and shifts."""
+        return cast(nn.GroupNorm, self.out_layers[0])
+
+    @property
+    def out_conv(self) -> nn.Conv2d:
+        """The last convolution."""
+        return cast(nn.Conv2d, self.out_layers[3])
+
+    @property
+    def skip_conv(self) -> nn.Conv2d | None:
+        """The 1x1 convolution of the skip, where channels change."""
+        skip = self.skip_connection
+        return skip if isinstance(skip, nn.Conv2d) else None
+
     def condition(self, emb: Tensor) -> BlockCondition:
         """Fold activated embeddings [S, 4 * model_channels] (float32) into per-step parameters."""
-        conv, norm = self.in_layers[2], self.out_layers[0]
-        emb = _linear32(self.emb_layers[1], emb)
+        emb = _linear32(cast(nn.Linear, self.emb_layers[1]), emb)
+        conv_bias, norm = _bias32(self.in_conv), self.out_norm
         weight, bias = norm.weight.float(), norm.bias.float()
         if not self.scale_shift:
-            return BlockCondition(conv.bias.float() + emb, weight, bias)
+            return BlockCondition(conv_bias + emb, weight, bias)
         scale, shift = emb.chunk(2, dim=1)
-        return BlockCondition(conv.bias.float(), weight * (1 + scale), bias * (1 + scale) + shift)
+        return BlockCondition(conv_bias, weight * (1 + scale), bias * (1 + scale) + shift)
 
     def forward(self, x: Tensor, step: StepCondition) -> Tensor:
-        condition = step[self.index]
-        norm, _, conv = self.in_layers
-        h = _silu(_norm(x, norm.weight, norm.bias))
+        condition = step.blocks[self.index]
+        h = _silu(_norm(x, self.in_norm.weight, self.in_norm.bias))
         if self.up_kernel is not None and condition.conv_bias.ndim == 1:
             bias = condition.conv_bias.to(h.dtype)
             h = F.conv_transpose2d(h, self.up_kernel, bias, stride=2, padding=1)
         else:
-            h = _conv(_resample(h, self.resample), conv.weight, condition.conv_bias)
+            h = _conv(_resample(h, self.resample), self.in_conv.weight, condition.conv_bias)
         h = _silu(_norm(h, condition.norm_weight, condition.norm_bias))
         x = self.skip_connection(_resample(x, self.resample))
-        return self.out_layers[3](h).add_(x)
+        return self.out_conv(h).add_(x)
 
 
 def _resample(x: Tensor, direction: str) -> Tensor:
@@ -335,19 +159,24 @@ def _resample(x: Tensor, direction: str) -> Tensor:
 class Upsample(nn.Module):
     """Nearest-neighbour doubling, then a 3x3 convolution if ``conv_resample``."""
 
+    conv: nn.Conv2d | nn.Identity
+    up_kernel: Tensor | None
+
     def __init__(self, channels: int, use_conv: bool):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else nn.Identity()
         self.register_buffer("up_kernel", None, persistent=False)  # see UNet.fold_upsampling
 
-    def forward(self, x: Tensor, step: StepCondition) -> Tensor:
-        if self.up_kernel is not None:
+    def forward(self, x: Tensor) -> Tensor:
+        if self.up_kernel is not None and isinstance(self.conv, nn.Conv2d):
             return F.conv_transpose2d(x, self.up_kernel, self.conv.bias, stride=2, padding=1)
         return self.conv(_resample(x, "up"))
 
 
 class Downsample(nn.Module):
     """A strided 3x3 convolution, or 2x2 means without ``conv_resample``."""
+
+    op: nn.Conv2d | nn.AvgPool2d
 
     def __init__(self, channels: int, use_conv: bool):
         super().__init__()
@@ -356,7 +185,7 @@ class Downsample(nn.Module):
         else:
             self.op = nn.AvgPool2d(2)
 
-    def forward(self, x: Tensor, step: StepCondition) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.op(x)
 
 
@@ -385,7 +214,7 @@ class AttentionBlock(nn.Module):
         self.new_order = True
         self.register_state_dict_post_hook(_in_default_order)
 
-    def forward(self, x: Tensor, step: StepCondition) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         n, c, height, width = x.shape
         tokens = _norm(x, self.norm.weight, self.norm.bias)
         tokens = tokens.permute(0, 2, 3, 1).reshape(n, height * width, c)
@@ -399,23 +228,27 @@ class AttentionBlock(nn.Module):
 
 
 def _swapped(rows: Tensor, outer: int, inner: int) -> Tensor:
-    """Rows in order (outer, inner, channel) put in order (inner, outer, channel)."""
+    """Put rows in order (outer, inner, channel) into order (inner, outer, channel)."""
     parts = rows.view(outer, inner, -1, *rows.shape[1:])
     return parts.transpose(0, 1).reshape(rows.shape)
 
 
-def _in_default_order(block: AttentionBlock, state: dict, prefix: str, metadata: dict) -> None:
+def _in_default_order(block: AttentionBlock, state: dict, prefix: str, _metadata: dict) -> None:
     for key in (f"{prefix}qkv.weight", f"{prefix}qkv.bias"):
         state[key] = _swapped(state[key], 3, block.heads)
 
 
-class Stage(nn.Sequential):
+class Stage(nn.ModuleList):
     """Layers of one entry of input_blocks or output_blocks, run in order with the condition."""
 
     def forward(self, x: Tensor, step: StepCondition) -> Tensor:
         for layer in self:
-            x = layer(x) if isinstance(layer, nn.Conv2d) else layer(x, step)
+            x = _evaluate(layer, x, step)
         return x
+
+
+def _evaluate(layer: nn.Module, x: Tensor, step: StepCondition) -> Tensor:
+    return layer(x, step) if isinstance(layer, ResBlock) else layer(x)
 
 
 class UNet(nn.Module):
@@ -454,27 +287,28 @@ class UNet(nn.Module):
     def _down_path(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
         channels = config.level_channels[0]
         inputs = config.in_channels * config.pixel_unshuffle**2
-        stages = [Stage(nn.Conv2d(inputs, channels, 3, padding=1))]
+        stages = [Stage([nn.Conv2d(inputs, channels, 3, padding=1)])]
         skips = [channels]
         for level, out in enumerate(config.level_channels):
             for _ in range(config.num_res_blocks):
                 layers: list[nn.Module] = [ResBlock(channels, out, config)]
                 if 2**level in config.attention_resolutions:
                     layers.append(_attention(out, config, up=False))
-                stages.append(Stage(*layers))
+                stages.append(Stage(layers))
                 channels = out
                 skips.append(out)
             if level < config.levels - 1:
                 if config.resblock_updown:
-                    stages.append(Stage(ResBlock(out, out, config, "down")))
+                    stages.append(Stage([ResBlock(out, out, config, "down")]))
                 else:
-                    stages.append(Stage(Downsample(out, config.conv_resample)))
+                    stages.append(Stage([Downsample(out, config.conv_resample)]))
                 skips.append(out)
         return nn.ModuleList(stages), skips
 
     @staticmethod
     def _up_path(config: UNetConfig, skips: list[int]) -> nn.ModuleList:
-        channels, stages, skips = skips[-1], [], list(skips)
+        channels, skips = skips[-1], list(skips)
+        stages: list[Stage] = []
         for level in reversed(range(config.levels)):
             out = config.level_channels[level]
             for i in range(config.num_res_blocks + 1):
@@ -486,18 +320,45 @@ class UNet(nn.Module):
                         layers.append(ResBlock(out, out, config, "up"))
                     else:
                         layers.append(Upsample(out, config.conv_resample))
-                stages.append(Stage(*layers))
+                stages.append(Stage(layers))
                 channels = out
         return nn.ModuleList(stages)
 
-    def fold(self, timesteps: Tensor) -> list[BlockCondition | Mix]:
-        """What timesteps [S] make of each residual block, rows [S, C]: a condition for ``run``."""
-        first, _, last = self.time_embed
+    @property
+    def input_conv(self) -> nn.Conv2d:
+        """The first convolution."""
+        return cast(nn.Conv2d, cast(Stage, self.input_blocks[0])[0])
+
+    @property
+    def output_norm(self) -> nn.GroupNorm:
+        """The norm before the last convolution."""
+        return cast(nn.GroupNorm, self.out[0])
+
+    @property
+    def output_conv(self) -> nn.Conv2d:
+        """The last convolution."""
+        return cast(nn.Conv2d, self.out[2])
+
+    @property
+    def device(self) -> torch.device:
+        """That of the weights."""
+        return self.output_conv.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weights."""
+        return self.output_conv.weight.dtype
+
+    def fold(self, timesteps: Tensor) -> StepCondition:
+        """Fold timesteps [S] into rows [S, C] for each residual block: a condition for ``run``."""
+        first, _, last = (cast(nn.Linear, layer) for layer in self.time_embed)
         emb = timestep_embedding(timesteps, self.config.model_channels)
         emb = F.silu(_linear32(last, F.silu(_linear32(first, emb))))
-        folded = [block.condition(emb) for block in self._residual]
         sigma = self.config.sigma_data
-        return [*folded, mix_at(timesteps, sigma)] if sigma else folded
+        return StepCondition(
+            [block.condition(emb) for block in self._residual],
+            mix_at(timesteps, sigma) if sigma else None,
+        )
 
     @torch.no_grad()
     def fold_upsampling(self) -> UNet:
@@ -507,7 +368,7 @@ class UNet(nn.Module):
         """
         for module in self.modules():
             if isinstance(module, ResBlock) and module.resample == "up":
-                weight = module.in_layers[2].weight
+                weight = module.in_conv.weight
             elif isinstance(module, Upsample) and isinstance(module.conv, nn.Conv2d):
                 weight = module.conv.weight
             else:
@@ -527,23 +388,20 @@ class UNet(nn.Module):
         return self
 
     def conditioning(self, timesteps: Tensor) -> Conditioning:
-        """Everything that depends on t alone, for timesteps [S]: one item a step for ``run``."""
+        """Compute all that depends on t alone, for timesteps [S]: one item per step for ``run``."""
         folded = self.fold(timesteps)
-        by_step = [p for block in folded for p in block if p.ndim == 2]
+        by_step = folded.rows()
         widths = [p.shape[1] for p in by_step]
 
-        def unpack(row: Tensor) -> list[BlockCondition]:
-            parts = iter(row.split(widths))
-            return [
-                type(block)(*(p if p.ndim == 1 else next(parts) for p in block)) for block in folded
-            ]
+        def unpack(row: Tensor) -> StepCondition:
+            return folded.with_rows(iter(row.split(widths)))
 
         return Conditioning(torch.cat(by_step, dim=1), unpack)
 
     def run(self, x: Tensor, step: StepCondition, out_channels: int | None = None) -> Tensor:
         """Evaluate with an item of ``conditioning``; only the first ``out_channels`` if given."""
         unshuffle = self.config.pixel_unshuffle
-        h = x.to(self.out[2].weight.dtype)
+        h = x.to(self.dtype)
         if unshuffle > 1:
             h = F.pixel_unshuffle(h, unshuffle)
         h = h.contiguous(memory_format=torch.channels_last)
@@ -552,21 +410,21 @@ class UNet(nn.Module):
             h = stage(h, step)
             skips.append(h)
         for layer in self.middle_block.values():
-            h = layer(h, step)
+            h = _evaluate(layer, h, step)
         for stage in self.output_blocks:
             h = stage(torch.cat([h, skips.pop()], dim=1), step)
-        norm, _, conv = self.out
-        h = _silu(_norm(h, norm.weight, norm.bias))
+        h = _silu(_norm(h, self.output_norm.weight, self.output_norm.bias))
         rows = None if out_channels is None else out_channels * unshuffle**2
-        h = F.conv2d(h, conv.weight[:rows], conv.bias[:rows], padding=1)
+        weight, bias = self.output_conv.weight, cast(Tensor, self.output_conv.bias)
+        h = F.conv2d(h, weight[:rows], bias[:rows], padding=1)
         h = F.pixel_shuffle(h, unshuffle) if unshuffle > 1 else h
-        return mixed(x, h, step[-1]) if self.config.sigma_data else h
+        return h if step.mix is None else mixed(x, h, step.mix)
 
     def forward(self, x: Tensor, timesteps: Tensor) -> Tensor:
-        """Evaluate with one timestep a sample: x [N, C, H, W], timesteps [N] (fractional too)."""
+        """Evaluate with one timestep per sample: x [N, C, H, W], timesteps [N], fractional too."""
         step = self.fold(timesteps)
         if len(timesteps) == 1:
-            step = [type(b)(*(p if p.ndim == 1 else p[0] for p in b)) for b in step]
+            step = step.with_rows(rows[0] for rows in step.rows())
         return self.run(x, step)
 
 

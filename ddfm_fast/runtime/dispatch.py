@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from ..config import FuseConfig
 from ..schedule import StepRow
 from ..step import ReverseStep, Step, em_settings
+from . import environment
 
 BACKENDS = ("auto", "triton", "torch")
 SOLVERS = ("auto", "torch", "cupy", "tile")
@@ -59,14 +61,29 @@ class Backend(NamedTuple):
         noise. ``keep_x0``: f̂₀ of each step can be asked for. ValueError or TypeError as the
         constructors raise them.
         """
-        settings = dict(rows=rows, noise=noise, seeds=seeds, **em_settings(config))
+        em = em_settings(config)
         if self.name == "torch":
-            return ReverseStep(i, v, **settings)
+            return ReverseStep(i, v, rows=rows, noise=noise, seeds=seeds, **em)
         from ..kernels import TileStep, TritonStep
 
-        if self.solver == "tile":
-            return TileStep(i, v, keep_x0=keep_x0, **settings)
-        return TritonStep(i, v, keep_x0=keep_x0, solver=self.solver, **settings)
+        make = TileStep if self.solver == "tile" else partial(TritonStep, solver=self.solver)
+        return make(i, v, rows=rows, noise=noise, seeds=seeds, keep_x0=keep_x0, **em)
+
+
+def resolve_device(device) -> torch.device:
+    """The device of a name, CUDA where there is one by default; ValueError for what is none."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f'device is {device!r}; expected "cpu", "cuda" or "cuda:0"') from error
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device is {device!r}, but this PyTorch sees no CUDA device; "
+            'expected device="cpu", or a CUDA build of PyTorch and its driver'
+        )
+    return resolved
 
 
 def resolve_backend(
@@ -165,7 +182,7 @@ def _require_cupy() -> None:
 def _choice(name: str, value: str | None, choices: tuple[str, ...], variable: str) -> str:
     source = name
     if value is None:
-        value, source = os.environ.get(variable) or "auto", f"environment variable {variable}"
+        value, source = environment.get(variable), f"environment variable {variable}"
     if value not in choices:
         raise ValueError(f"{source} is {value!r}; expected one of {', '.join(choices)}")
     return value

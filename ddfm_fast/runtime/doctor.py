@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from . import environment
+from .machine import cpu_model, total_bytes, usable_cores
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..priors.unet_config import UNetConfig
 
 GIB = 2**30
 KERNELS_NOTE = "the GPU kernels and graphs were never run on a GPU yet: bash bench/gpu_suite.sh"
@@ -20,56 +27,90 @@ def examine() -> dict[str, Any]:
     """Look at the machine and the installation, and fuse one tiny pair.
 
     Returns:
-        ``ok`` (the package itself works), ``machine``, ``packages``, ``devices``, ``engine`` (what
-        runs a step, and why), ``prior``, ``memory``, ``self_test`` and ``advice`` (a list of
-        ``{"install", "brings"}``); JSON-serialisable.
+        ``ok`` (the package itself works), ``machine``, ``packages``, ``devices``, ``backend`` (what
+        runs a step, and why), ``environment`` (the variables that are read, and unknown ones),
+        ``prior``, ``memory``, ``self_test`` and ``advice`` (a list of ``{"install", "brings"}``);
+        JSON-serializable.
     """
-    from ddfm_fast.kernels import available
+    from ..kernels import available
 
-    report = {
+    report: dict[str, Any] = {
         "machine": _machine(),
         "packages": _packages(),
         "devices": available(),
-        "engine": _checked(_engine),
+        "backend": _checked(_backend),
+        "environment": _environment(),
         "prior": _checked(_embedded_prior),
         "memory": _checked(_prior_memory),
         "self_test": _checked(_self_test),
     }
     report["advice"] = _advice(report)
-    report["ok"] = all(report[part]["ok"] for part in ("engine", "prior", "self_test"))
+    report["ok"] = all(report[part]["ok"] for part in ("backend", "prior", "self_test"))
     return report
 
 
 def render(report: dict[str, Any]) -> str:
-    """The report of :func:`examine` as text for people."""
-    lines = [f"ddfm_fast {report['packages']['ddfm_fast']}", "", "machine"]
-    lines += [f"  {key:<12} {value}" for key, value in report["machine"].items()]
-    lines += ["", "packages"]
+    """Write the report of :func:`examine` as text for people."""
+    packages = {n: v or "not installed" for n, v in report["packages"].items()}
+    devices = {n: d["version"] or f"no: {d['reason']}" for n, d in report["devices"].items()}
+    lines = [f"ddfm_fast {packages['ddfm_fast']}"]
+    sections = {
+        "machine": _pairs(report["machine"]),
+        "packages": _pairs(packages),
+        "GPU": _pairs(devices),
+        "a step is run by": _backend_lines(report["backend"]),
+        "environment": _environment_lines(report["environment"]),
+        "memory of a prior, one image at once (estimates; workspaces come on top)": _memory_lines(
+            report["memory"]
+        ),
+        "checks": _check_lines(report),
+        "for more": [
+            line
+            for hint in report["advice"]
+            for line in (f"  {hint['install']}", f"      {hint['brings']}")
+        ],
+    }
+    for title, section in sections.items():
+        lines += ["", title, *section] if section else []
+    return "\n".join(lines)
+
+
+def _pairs(values: dict[str, Any]) -> list[str]:
+    return [f"  {name:<12} {value}" for name, value in values.items()]
+
+
+def _backend_lines(backend: dict[str, Any]) -> list[str]:
+    if not backend["ok"]:
+        return [f"  FAIL  {backend['detail']}"]
+    missing = backend["cpu_kernels"]
+    values = {
+        "backend": backend["name"],
+        "solver": backend["solver"],
+        "graph": backend["graph"],
+        "device": backend["device"],
+        "because": backend["reason"],
+        "CPU prior": f"PyTorch's operations: {missing.splitlines()[0]}"
+        if missing
+        else "our kernels, compiled here",
+        "note": KERNELS_NOTE,
+    }
+    return _pairs(values)
+
+
+def _environment_lines(found: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, variable in found["variables"].items():
+        value = variable["value"] if variable["set"] else f"{variable['value']} (default)"
+        lines.append(f"  {name:<22} {value:<16} {variable['meaning']}")
     lines += [
-        f"  {name:<12} {version or 'not installed'}" for name, version in report["packages"].items()
+        f"  {name:<22} is set, but nothing in the package reads it" for name in found["unknown"]
     ]
-    lines += ["", "GPU"]
-    for name, found in report["devices"].items():
-        lines.append(f"  {name:<12} {found['version'] or 'no: ' + found['reason']}")
-    lines += ["", "a step is run by"]
-    engine = report["engine"]
-    if engine["ok"]:
-        names = ("backend", "solver", "graph", "device")
-        lines += [f"  {name:<12} {engine[name]}" for name in names]
-        lines.append(f"  {'because':<12} {engine['reason']}")
-        missing = engine["cpu_kernels"]
-        prior = (
-            f"PyTorch's operations: {missing.splitlines()[0]}"
-            if missing
-            else "our kernels, compiled here"
-        )
-        lines.append(f"  {'CPU prior':<12} {prior}")
-        lines += [f"  {name}={value}" for name, value in engine["environment"].items()]
-        lines.append(f"  {'note':<12} {KERNELS_NOTE}")
-    else:
-        lines.append(f"  FAIL  {engine['detail']}")
-    lines += ["", "memory of a prior, one image at once (estimates; workspaces come on top)"]
-    for row in report["memory"].get("rows", []):
+    return lines
+
+
+def _memory_lines(memory: dict[str, Any]) -> list[str]:
+    lines = []
+    for row in memory.get("rows", []):
         sizes = ", ".join(f"{size} {n / GIB:.2f}" for size, n in row["activation_bytes"].items())
         layout = row["layout_bytes"] / GIB
         lines.append(
@@ -77,75 +118,36 @@ def render(report: dict[str, Any]) -> str:
             f"{f' and {layout:.2f} GiB as the CPU kernels read them' if layout else ''}, "
             f"activations {sizes} GiB"
         )
-    if not report["memory"]["ok"]:
-        lines.append(f"  unknown: {report['memory']['detail']}")
-    lines += ["", "checks"]
-    for title, key in (("embedded prior", "prior"), ("self-test", "self_test")):
-        check = report[key]
-        lines.append(f"  {'ok  ' if check['ok'] else 'FAIL'}  {title}: {check['detail']}")
-    if report["advice"]:
-        lines += ["", "for more"]
-        for hint in report["advice"]:
-            lines += [f"  {hint['install']}", f"      {hint['brings']}"]
-    return "\n".join(lines)
+    return lines if memory["ok"] else [*lines, f"  unknown: {memory['detail']}"]
+
+
+def _check_lines(report: dict[str, Any]) -> list[str]:
+    checks = {"embedded prior": report["prior"], "self-test": report["self_test"]}
+    return [
+        f"  {'ok  ' if check['ok'] else 'FAIL'}  {title}: {check['detail']}"
+        for title, check in checks.items()
+    ]
 
 
 def _machine() -> dict[str, Any]:
     import torch
 
+    total = total_bytes()
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": usable_cores(),
         "threads": torch.get_num_threads(),
-        "memory": _memory(),
+        "memory": "unknown" if total is None else f"{total / GIB:.1f} GiB",
     }
 
 
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may use: its affinity, and a container's quota where that is less."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        cores = os.cpu_count() or 1
-    try:
-        quota, period = quota_file.read_text().split()
-        return max(1, min(cores, round(int(quota) / int(period))))
-    except (OSError, ValueError):  # no such file, or "max": no limit
-        return cores
-
-
-def _memory() -> str:
-    """Total memory, or the container's limit where that is lower."""
-    try:
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return "unknown"
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-    except OSError:
-        limit = "max"
-    if limit.isdigit():
-        total = min(total, int(limit))
-    return f"{total / GIB:.1f} GiB"
-
-
 def _packages() -> dict[str, str | None]:
-    import ddfm_fast
+    from .. import __version__
 
-    packages = {
-        "ddfm_fast": ddfm_fast.__version__,
+    packages: dict[str, str | None] = {
+        "ddfm_fast": __version__,
         "torch": import_module("torch").__version__,
     }
     for name in ("numpy", "safetensors", "pillow", "opencv-python-headless", "diffusers", "av"):
@@ -168,32 +170,41 @@ def _checked(check) -> dict[str, Any]:
         return {"ok": False, "detail": f"{type(error).__name__}: {error}"}
 
 
-def _engine() -> dict[str, Any]:
-    """What ``Fuser`` chooses by default, and the environment variables that have a say.
+def _backend() -> dict[str, Any]:
+    """What ``Fuser`` chooses by default.
 
     ``cpu_kernels``: why the prior on a CPU has to do without them, or None.
     """
-    import torch
+    from ..kernels.cpu.build import status
+    from .dispatch import resolve_backend, resolve_device, resolve_graph
 
-    from ddfm_fast.kernels import cpu
-    from ddfm_fast.runtime.dispatch import resolve_backend, resolve_graph
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    engine = resolve_backend(device)
+    device = resolve_device(None)
+    backend = resolve_backend(device)
     return {
-        **engine._asdict(),
-        "graph": resolve_graph(None, device, engine),
+        **backend._asdict(),
+        "graph": resolve_graph(None, device, backend),
         "device": str(device),
-        "cpu_kernels": cpu.status(),
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith("DDFM_FAST_")},
+        "cpu_kernels": status(),
+    }
+
+
+def _environment() -> dict[str, Any]:
+    """The table of the variables with their values, and the names that nothing reads."""
+    given = environment.set_values()
+    return {
+        "variables": {
+            name: {"value": environment.get(name), "set": name in given, **variable._asdict()}
+            for name, variable in environment.VARIABLES.items()
+        },
+        "unknown": environment.unknown(),
     }
 
 
 def _embedded_prior() -> dict[str, Any]:
-    from ddfm_fast import priors
+    from ..priors import load
 
-    prior = priors.load_prior("embedded")
-    card = Path(priors.__file__).with_name("MODEL_CARD.md")
+    prior = load.load_prior("embedded")
+    card = Path(load.__file__).with_name("MODEL_CARD.md")
     if prior.fingerprint not in card.read_text(encoding="utf-8"):
         raise ValueError(
             f"the weights' hash {prior.fingerprint} is not the one in {card.name}: "
@@ -211,45 +222,55 @@ def _prior_memory() -> dict[str, Any]:
     By a run of the engine on tensors without data, in the precision that this machine's default
     device takes.
     """
-    import torch
-
-    from ddfm_fast.api import resolve_device
-    from ddfm_fast.priors.cost import OFFICIAL, engine_cost, parameter_count
-    from ddfm_fast.priors.load import load_prior
-    from ddfm_fast.priors.ops import FusedOps, NativeOps, ops_for
-    from ddfm_fast.priors.precision import PRECISIONS, default_precision
+    from ..priors.cost import OFFICIAL
+    from ..priors.load import load_prior
+    from ..priors.network import UNetPrior
+    from ..priors.precision import default_precision
+    from .dispatch import resolve_device
 
     device = resolve_device(None)
-    name = default_precision(device)
-    dtype, fused = PRECISIONS[name], isinstance(ops_for(device, 2**62), FusedOps)
-    rows = []
-    configs = {"embedded": load_prior("embedded").unet.config, "256x256 ADM": OFFICIAL}
-    for prior, config in configs.items():
-        activations = {}
-        for height, width in MEMORY_SIZES:
-            padded = (-(-side // config.multiple) * config.multiple for side in (height, width))
-            cost = engine_cost(config, 1, *padded, dtype, fused=fused)
-            activations[f"{height}x{width}"] = cost.peak_bytes
-        count = parameter_count(config)
-        weights = count * torch.empty(0, dtype=dtype).element_size()
-        native = isinstance(ops_for(device, count, dtype), NativeOps)
-        rows.append(
-            {
-                "prior": prior,
-                "dtype": name,
-                "weight_bytes": weights,
-                "layout_bytes": count * NativeOps.WEIGHT_BYTES if native else 0,
-                "activation_bytes": activations,
-            }
-        )
+    precision = default_precision(device)
+    embedded = load_prior("embedded")
+    assert isinstance(embedded, UNetPrior)
+    configs = {"embedded": embedded.unet.config, "256x256 ADM": OFFICIAL}
+    rows = [
+        {"prior": name, **_network_memory(config, device, precision)}
+        for name, config in configs.items()
+    ]
     return {"detail": f"on {device}", "rows": rows}
+
+
+def _network_memory(config: UNetConfig, device: torch.device, precision: str) -> dict[str, Any]:
+    import torch
+
+    from ..priors.cost import engine_cost, parameter_count
+    from ..priors.ops.choice import ops_for
+    from ..priors.ops.fused import FusedOps
+    from ..priors.ops.native import NativeOps
+    from ..priors.precision import PRECISIONS
+
+    dtype = PRECISIONS[precision]
+    fused = isinstance(ops_for(device, 2**62), FusedOps)
+    activations = {}
+    for height, width in MEMORY_SIZES:
+        rows, columns = (-(-side // config.multiple) * config.multiple for side in (height, width))
+        cost = engine_cost(config, 1, rows, columns, dtype, fused=fused)
+        activations[f"{height}x{width}"] = cost.peak_bytes
+    count = parameter_count(config)
+    native = isinstance(ops_for(device, count, dtype), NativeOps)
+    return {
+        "dtype": precision,
+        "weight_bytes": count * torch.empty(0, dtype=dtype).element_size(),
+        "layout_bytes": count * NativeOps.WEIGHT_BYTES if native else 0,
+        "activation_bytes": activations,
+    }
 
 
 def _self_test() -> dict[str, Any]:
     """Fuse a 32x32 pair in two steps on the device that a fusion takes by default."""
     import numpy as np
 
-    from ddfm_fast.api import Fuser
+    from ..api import Fuser
 
     ramp = np.linspace(0, 255, 32 * 32).reshape(32, 32).astype(np.uint8)
     fuser = Fuser(prior="embedded", steps=2)
@@ -269,7 +290,7 @@ def _self_test() -> dict[str, Any]:
 
 def _advice(report: dict[str, Any]) -> list[dict[str, str]]:
     devices, advice = report["devices"], []
-    missing = report["engine"].get("cpu_kernels")
+    missing = report["backend"].get("cpu_kernels")
     if missing and "compiler" in missing:
         advice.append(
             {

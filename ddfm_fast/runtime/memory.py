@@ -1,7 +1,7 @@
 """How many images go through the prior at once, and what becomes of the memory in between.
 
-What is free decides the batch, and running out teaches. On a CPU a loop keeps the pages of one
-step for the next.
+Batch size follows free memory and is halved on out-of-memory. On a CPU a loop keeps the pages of
+one step for the next.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory",
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on the host or on a device."""
+    """Tell whether an exception means that memory ran out, on the host or on a device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
@@ -43,7 +43,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """What could still be allocated on a CUDA device, PyTorch's own reserve included; else None."""
+    """Count what can still be allocated on a CUDA device, PyTorch's reserve included; else None."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -51,7 +51,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def free_host_bytes() -> int | None:
-    """What this process could still allocate on the host, by Linux and its container; else None."""
+    """Count what the host can still allocate, by Linux and its container; None where unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
@@ -67,7 +67,7 @@ def free_host_bytes() -> int | None:
 
 
 def image_bytes(prior: Prior, height: int, width: int) -> int | None:
-    """What fusing one image needs beside the weights, or None where the prior does not know."""
+    """Estimate what fusing one image needs beside the weights; None where the prior cannot."""
     height, width = (-(-n // prior.multiple) * prior.multiple for n in (height, width))
     activations = prior.activation_bytes(1, height, width)
     return None if activations is None else activations + SAMPLER_PLANES * 4 * height * width
@@ -76,19 +76,22 @@ def image_bytes(prior: Prior, height: int, width: int) -> int | None:
 def images_that_fit(
     prior: Prior, height: int, width: int, most: int, free: int | None = None
 ) -> int:
-    """1 to ``most`` images of that size at once, by the memory that is free (``free`` bytes).
+    """Choose 1 to ``most`` images of that size at once, by the memory that is free.
 
-    ``most`` where either is unknown: on a CPU, or with a callable for a prior.
+    ``free`` is in bytes, None for what the prior's device has. The result is ``most`` where either
+    is unknown: on a CPU, or with a callable for a prior.
     """
     free = free_bytes(prior.device) if free is None else free
-    need = None if free is None or most == 1 else image_bytes(prior, height, width)
+    if free is None or most == 1:
+        return most
+    need = image_bytes(prior, height, width)
     return most if need is None else max(1, min(most, int(SHARE * free) // need))
 
 
 def in_batches(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], size: int, *, fallback: bool
 ) -> list[Tensor]:
-    """``function`` of slices of at most ``size`` along the first axis of each input, in order.
+    """Apply ``function`` to slices of at most ``size`` along the first axis of each input.
 
     With ``fallback``, a slice for which memory runs out is tried again in halves, and so are those
     that follow, with a warning; what does not fit alone raises.
@@ -136,7 +139,7 @@ def _glibc() -> ctypes.CDLL | None:
 
 @contextmanager
 def pages_kept(device: torch.device) -> Iterator[None]:
-    """Within it, memory that is freed on a CPU stays with the process, up to 2 GiB.
+    """Keep memory that is freed on a CPU with the process, up to 2 GiB, within the ``with`` block.
 
     By default glibc hands large blocks back to the system at once, and every activation of every
     step then costs a page fault per 4 KiB. Afterwards what is free goes back but for 64 MiB, and

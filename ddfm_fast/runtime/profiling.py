@@ -3,7 +3,7 @@
 "update" is everything between the prior's output and x_{t-1}; inside it lie "rhs" (the first
 kernel) and "solve" (the FFTs), the rest of it is the second kernel. Plain PyTorch has no "rhs".
 
-Off unless the environment says ``DDFM_FAST_NVTX=1`` or :func:`enable` was called; then ``span``
+Off unless ``DDFM_FAST_NVTX=1`` is set or :func:`enable` was called; then ``span``
 marks what the host launches. A replayed CUDA graph has the marks of its capture only, so profile
 with ``graph="off"`` to see each step. Uses the package ``nvtx`` where it is installed, else
 PyTorch's bindings.
@@ -11,8 +11,9 @@ PyTorch's bindings.
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from . import environment
 
 DOMAIN = "ddfm_fast"
 _OFF = nullcontext()
@@ -20,7 +21,7 @@ _annotate = None
 
 
 def span(name: str) -> AbstractContextManager:
-    """A range of that name around the ``with`` block; one shared do-nothing object when off."""
+    """Mark the ``with`` block as a range; one shared do-nothing object when off."""
     return _OFF if _annotate is None else _annotate(name)
 
 
@@ -71,5 +72,5 @@ def _torch_nvtx():
     return annotate
 
 
-if os.environ.get("DDFM_FAST_NVTX", "0") not in ("", "0"):
+if environment.is_on("DDFM_FAST_NVTX"):
     enable()

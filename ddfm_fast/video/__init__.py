@@ -1,10 +1,13 @@
 """Video: two streams in, one fused stream out, at a few prior evaluations a frame.
 
-    sources → (align) → motion → temporal → sinks, joined by ``pipeline``
+    sources (decoding) → pairing → fitting, motion → temporal → sinks
 
-``sources`` decodes and aligns, ``motion`` looks at the sources alone, ``temporal`` fuses with what
-it keeps of the frame before, ``sinks`` encodes. Only ``sources`` and ``sinks`` know PyAV (extra
-``video``), and both load it on first use: everything here imports without it.
+``sources`` opens streams of ``frames``, ``decoding`` reads videos, ``pairing`` aligns two streams
+in time, ``fitting`` brings pictures to one size and depth, ``motion`` looks at the sources alone,
+``temporal`` fuses with what it keeps of the frame before, ``sinks`` encodes. ``stream`` does this
+for images, ``pipeline`` for files, each stage in a thread (``ahead``), and ``tasks`` for many
+files. Only ``decoding`` and ``sinks`` know PyAV (extra ``video``), and both load it on first use:
+everything here imports without it.
 """
 
 from __future__ import annotations
@@ -14,9 +17,12 @@ from typing import TYPE_CHECKING
 from .._face import face
 
 if TYPE_CHECKING:
-    from .pipeline import VideoReport, fuse_stream, fuse_streams, fuse_video
+    from .pairing import align
+    from .pipeline import fuse_video
+    from .report import VideoReport
     from .sinks import open_sink
-    from .sources import align, open_source
+    from .sources import open_source
+    from .stream import fuse_stream, fuse_streams
     from .temporal import VIDEO_PRESETS, TemporalFuser, VideoPreset
 
 __all__ = [
@@ -38,12 +44,12 @@ __getattr__, __dir__ = face(
         "VIDEO_PRESETS": "temporal",
         "VideoPreset": "temporal",
         "TemporalFuser": "temporal",
-        "fuse_stream": "pipeline",
-        "fuse_streams": "pipeline",
+        "fuse_stream": "stream",
+        "fuse_streams": "stream",
         "fuse_video": "pipeline",
-        "VideoReport": "pipeline",
+        "VideoReport": "report",
         "open_source": "sources",
-        "align": "sources",
+        "align": "pairing",
         "open_sink": "sinks",
     },
 )

@@ -6,7 +6,7 @@ GPU it costs no time of the loop.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,6 +15,10 @@ import torch
 from ..images.color import luma
 from ..images.planes import to_planes
 from ..metrics.temporal import warp
+from ..options import ReadingOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 CUT_CORRELATION = 0.85
 """Between frames of one scene the correlation was above 0.93, ten frames apart or panned by 40
@@ -23,7 +27,7 @@ output scale only: where the sources differ, nothing of the frame before is used
 _COARSE = 40
 """width in pixels of the pictures that are correlated: noise is averaged away"""
 _FLAT = 1.0
-"""grey levels of standard deviation below which a picture has nothing to correlate"""
+"""gray levels of standard deviation below which a picture has nothing to correlate"""
 
 
 class Motion(NamedTuple):
@@ -45,18 +49,18 @@ class MotionFinder:
     a cut.
     """
 
-    def __init__(self, **reading):
+    def __init__(self, **reading: Unpack[ReadingOptions]):
         """``reading``: ``value_range`` and ``layout`` for `to_planes`."""
         self._reading = reading
-        self._flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._before: np.ndarray | None = None
 
     def __call__(self, ir: Any, vis: Any) -> Motion:
-        """The motion of the next pair; images of any container `to_planes` reads.
+        """Find the motion of the next pair: images of any container `to_planes` reads.
 
         A pair of unequal sizes is left to the fusion to refuse.
         """
-        a, b = grey8(ir, "ir", **self._reading), grey8(vis, "vis", **self._reading)
+        a, b = gray8(ir, "ir", **self._reading), gray8(vis, "vis", **self._reading)
         if a.shape != b.shape:
             return Motion(None, True)
         now = cv2.addWeighted(a, 0.5, b, 0.5, 0)
@@ -69,8 +73,8 @@ class MotionFinder:
         return Motion(flow, False)
 
 
-def grey8(image: Any, name: str, **reading) -> np.ndarray:
-    """The luma of one image as uint8 [H, W]; the fast way for NumPy, by `to_planes` otherwise."""
+def gray8(image: Any, name: str, **reading: Unpack[ReadingOptions]) -> np.ndarray:
+    """Read the luma of one image as uint8 [H, W]: NumPy the fast way, all else by `to_planes`."""
     plain = all(value is None for value in reading.values())
     if plain and isinstance(image, np.ndarray) and image.dtype in (np.uint8, np.uint16):
         if image.ndim == 3 and image.shape[2] == 3:
@@ -83,9 +87,9 @@ def grey8(image: Any, name: str, **reading) -> np.ndarray:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's rank correlation of two grey pictures [H, W] at a width of 40 pixels, −1 to 1.
+    """Return Spearman's rank correlation of two gray pictures [H, W] at a width of 40 pixels.
 
-    1 where both are flat, 0 where only one is.
+    From −1 to 1; 1 where both are flat, 0 where only one is.
     """
     height = max(8, round(_COARSE * a.shape[0] / a.shape[1]))
     a, b = (
@@ -95,5 +99,5 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
     flat = a.std() < _FLAT, b.std() < _FLAT
     if any(flat):
         return float(all(flat))
-    ranks = [p.argsort(kind="stable").argsort() for p in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    a, b = (p.argsort(kind="stable").argsort() for p in (a, b))
+    return float(np.corrcoef(a, b)[0, 1])

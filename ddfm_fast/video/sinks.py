@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..images.files import ensure_writable_dir, write_image
-from .sources import Source, VideoError, load_av
+from .decoding import load_av
+from .frames import Source, VideoError
 
 CODECS = ("h264", "hevc", "ffv1", "png")
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".ts")
@@ -33,15 +34,19 @@ def open_sink(
     codec: str | None = None,
     crf: int | None = None,
 ) -> Sink:
-    """The sink that ``out`` means: a file ending in one of ``SUFFIXES``, else a folder for PNG.
+    """Open the sink that ``out`` means.
 
-    like: the source whose rate, timestamps, colour tags and audio the output takes.
-    codec: "h264" (the default for files), "hevc", "ffv1" or "png". crf: quality of h264 and hevc,
-    0 to 51, smaller is better (default 18 and 20). ffv1 and png keep uint16 frames whole, hevc
-    keeps 10 bits of them and h264 8.
+    Args:
+        out: A file ending in one of ``SUFFIXES``, else a folder for PNG.
+        like: The source whose rate, timestamps, color tags and audio the output takes.
+        codec: "h264" (the default for files), "hevc", "ffv1" or "png". ffv1 and png keep uint16
+            frames whole, hevc keeps 10 bits of them and h264 8.
+        crf: Quality of h264 and hevc, 0 to 51, smaller is better (default 18 and 20).
 
-    Raises VideoError or ImageFileError (ValueErrors) where that does not fit together or the
-    folder cannot be written to; ImportError without PyAV.
+    Raises:
+        ValueError: The arguments do not fit together (VideoError), or the folder cannot be
+            written to (ImageFileError).
+        ImportError: PyAV is needed and absent.
     """
     out = Path(out)
     suffix = out.suffix.lower()
@@ -72,10 +77,16 @@ class Sink:
     frames = 0
 
     def write(self, image: np.ndarray, time: Fraction, number: int, packets: tuple = ()) -> None:
-        """Add a frame [H, W], [H, W, 1] or [H, W, 3], uint8 or uint16, seen from ``time`` on.
+        """Add a frame.
 
-        time: seconds, larger than the one before. packets: what the visible frame brought along.
-        VideoError where it cannot be written.
+        Args:
+            image: [H, W], [H, W, 1] or [H, W, 3], uint8 or uint16.
+            time: Seconds from which it is seen, larger than of the frame before.
+            number: Of the visible frame.
+            packets: What the visible frame brought along.
+
+        Raises:
+            VideoError: It cannot be written.
         """
         raise NotImplementedError
 
@@ -83,7 +94,7 @@ class Sink:
         """Complete the output under its name. VideoError where that fails."""
 
     def abandon(self) -> Path | None:
-        """Stop after an error: where a part of the output is, which plays, or None. No error."""
+        """Stop after an error; return where a part of the output is that plays. Raises nothing."""
         return self.path if self.frames else None
 
 
@@ -93,7 +104,9 @@ class PictureSink(Sink):
     def __init__(self, folder: Path):
         self.path = ensure_writable_dir(folder)
 
-    def write(self, image, time, number, packets=()) -> None:
+    def write(self, image: np.ndarray, time: Fraction, number: int, packets: tuple = ()) -> None:
+        """Add a frame; PNG files have neither time nor audio."""
+        del time, packets
         write_image(self.path / f"{number:06d}.png", image)
         self.frames += 1
 
@@ -103,8 +116,8 @@ class VideoSink(Sink):
 
     The part plays at any moment, but for the last ten frames or so that the encoder still holds:
     MP4 and MOV are written in fragments, which become an ordinary file at the end; Matroska and TS
-    need no end. Time starts
-    at the first frame; one more row or column is repeated where 4:2:0 needs an even size.
+    need no end. Time starts at the first frame; one more row or column is repeated where 4:2:0
+    needs an even size.
     """
 
     def __init__(self, path: Path, like: Source, codec: str, crf: int | None):
@@ -112,8 +125,8 @@ class VideoSink(Sink):
         self._av, self.path, self._codec = av, path, codec
         self._part = path.with_name(f"{path.stem}.part{path.suffix}")
         ensure_writable_dir(path.parent)
-        self._start: Fraction | None = None
-        self._colour, self._pixel_aspect = like.colour, like.pixel_aspect
+        self._start = Fraction(0)
+        self._color_tags, self._pixel_aspect = like.color_tags, like.pixel_aspect
         self._time_base = like.time_base
         self._rate = like.rate
         options = dict(_EVERY_FRAME.get(path.suffix.lower(), {}), flush_packets="1")
@@ -129,7 +142,8 @@ class VideoSink(Sink):
             self._container.close()
             self._part.unlink(missing_ok=True)
             raise
-        self._stream = self._audio = None
+        self._stream: Any = None
+        self._audio: Any = None
 
     def _check_codecs(self, codec: str, audio: Any) -> None:
         suffix, supported = self.path.suffix, self._container.supported_codecs
@@ -156,17 +170,19 @@ class VideoSink(Sink):
             context.codec_tag = "hvc1"  # what Apple's players ask for
         if self._pixel_aspect:
             context.sample_aspect_ratio = self._pixel_aspect
-        if self._colour and self._format.startswith("yuv"):
-            context.color_range = self._colour.range
-            if self._colour.space != _RGB_SPACE:
-                context.colorspace = self._colour.space
-            context.color_primaries = self._colour.primaries
-            context.color_trc = self._colour.transfer
+        if self._color_tags and self._format.startswith("yuv"):
+            context.color_range = self._color_tags.range
+            if self._color_tags.space != _RGB_SPACE:
+                context.colorspace = self._color_tags.space
+            context.color_primaries = self._color_tags.primaries
+            context.color_trc = self._color_tags.transfer
         self._stream = stream
         if self._audio_stream is not None:
             self._audio = self._container.add_stream_from_template(self._audio_stream)
 
-    def write(self, image, time, number, packets=()) -> None:
+    def write(self, image: np.ndarray, time: Fraction, number: int, packets: tuple = ()) -> None:
+        """Add a frame; videos count their own."""
+        del number
         image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
         if self._codec in CRF:
             image = _even(image)
@@ -185,20 +201,20 @@ class VideoSink(Sink):
             raise self._failed(error) from error
         self.frames += 1
 
-    def _frame(self, image: np.ndarray):
+    def _frame(self, image: np.ndarray) -> Any:
         kind = ("gray", "gray16le") if image.ndim == 2 else ("rgb24", "rgb48le")
         frame = self._av.VideoFrame.from_ndarray(
             np.ascontiguousarray(image), kind[image.dtype == np.uint16]
         )
-        to = {"format": self._format}
-        if self._format.startswith("yuv") and self._colour:
-            if self._colour.space not in (*_UNTAGGED, _RGB_SPACE):
-                to["dst_colorspace"] = self._colour.space
-            if self._colour.range:
-                to["dst_color_range"] = self._colour.range
+        to: dict[str, Any] = {"format": self._format}
+        if self._format.startswith("yuv") and self._color_tags:
+            if self._color_tags.space not in (*_UNTAGGED, _RGB_SPACE):
+                to["dst_colorspace"] = self._color_tags.space
+            if self._color_tags.range:
+                to["dst_color_range"] = self._color_tags.range
         return frame.reformat(**to)
 
-    def _mux_audio(self, packet, seconds: Fraction) -> None:
+    def _mux_audio(self, packet: Any, seconds: Fraction) -> None:
         if self._audio is None or seconds < self._start:
             return
         dts = round((seconds - self._start) / packet.time_base)
@@ -209,6 +225,7 @@ class VideoSink(Sink):
         self._container.mux(packet)
 
     def finish(self) -> None:
+        """Write the end, and give the file its name. VideoError where that fails."""
         if self._stream is None:
             self.abandon()
             return
@@ -220,6 +237,7 @@ class VideoSink(Sink):
             raise self._failed(error) from error
 
     def abandon(self) -> Path | None:
+        """Stop after an error; return where a part of the output is that plays. Raises nothing."""
         try:
             if self._stream is not None:
                 self._container.mux(self._stream.encode())
@@ -237,12 +255,12 @@ class VideoSink(Sink):
         )
 
 
-def _pixel_format(codec: str, deep: bool, grey: bool) -> str:
+def _pixel_format(codec: str, deep: bool, gray: bool) -> str:
     if codec == "h264":
         return "yuv420p"
     if codec == "hevc":
         return "yuv420p10le" if deep else "yuv420p"
-    if grey:
+    if gray:
         return "gray16le" if deep else "gray"
     return "gbrp16le" if deep else "bgr0"
 

@@ -26,19 +26,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..api import Fuser, _compose
 from ..config import PRESETS, FuseConfig
-from ..images.color import luma
+from ..images.pair import Pair
 from ..images.planes import crop, pad_to_multiple
 from ..images.stretch import stretch_between, stretch_limits
+from ..method import Diffusion, Method
+from ..options import ReadingOptions
+from ..priors.prior import Prior
 from ..sampler import noised, prior_rows
 from ..step import ReverseStep, plain_em
 from .motion import Motion
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _FLOW_MARGIN = 1.0
 _SCALE_FRAMES = 50
@@ -137,6 +143,30 @@ class Stream:
         """i, v and f of the frame before, [3, H, W] in [−1, 1]; None before the first"""
 
 
+class FrameFuser(Protocol):
+    """What the fusion of frames asks of a ``Fuser``: settings, reading, and its method."""
+
+    config: FuseConfig
+    device: torch.device
+    seed: int
+    color: bool | str
+    batch_size: int
+    prior: Prior
+    method: Method
+
+    def read(
+        self,
+        ir: Any,
+        vis: Any,
+        *,
+        color: bool | str | None = None,
+        index: str = "",
+        **reading: Unpack[ReadingOptions],
+    ) -> Pair:
+        """Read a frame of both streams."""
+        ...
+
+
 class TemporalFuser:
     """A :class:`Fuser` for the frames of streams, one or several at a time.
 
@@ -145,12 +175,15 @@ class TemporalFuser:
     bring their own. ``evaluations`` counts the evaluations of the prior, image by image.
     """
 
-    def __init__(self, fuser: Fuser, preset: str | VideoPreset = "balanced"):
+    def __init__(self, fuser: FrameFuser, preset: str | VideoPreset = "balanced"):
         self.fuser = fuser
         self.preset = get_video_preset(preset)
         self.config = fuser.config if self.preset.config is None else self.preset.config
         self.rows = prior_rows(fuser.prior, self.config)
         self.evaluations = 0
+        self._warm: Diffusion | None = None
+        if self.preset.config is not None:
+            self._warm = _diffusion(fuser.method).with_config(self.preset.config)
 
     def open(self) -> Stream:
         """The state of a new stream."""
@@ -178,9 +211,15 @@ class TemporalFuser:
 
         ValueError or TypeError names what is wrong with an image, and where the prior yields NaN.
         """
-        color = self.fuser.color if color is None else color
         read = [
-            self.fuser._read(ir, vis, color, value_range, layout, f"[{n}]" * (len(pairs) > 1))
+            self.fuser.read(
+                ir,
+                vis,
+                color=color,
+                index=f"[{n}]" * (len(pairs) > 1),
+                value_range=value_range,
+                layout=layout,
+            )
             for n, (ir, vis) in enumerate(pairs)
         ]
         for pair in read:
@@ -189,35 +228,32 @@ class TemporalFuser:
         results: list = [None] * len(read)
         groups: dict[tuple, list[int]] = {}
         for n, pair in enumerate(read):
-            groups.setdefault(tuple(pair.ir.shape[-2:]), []).append(n)
+            groups.setdefault(pair.size, []).append(n)
         size = self.fuser.batch_size
         batches = [m[n : n + size] for m in groups.values() for n in range(0, len(m), size)]
         with torch.inference_mode():
             for members in batches:
                 lumas = self._lumas(
                     [streams[n] for n in members],
-                    *(
-                        torch.cat([luma(getattr(read[n], k)) for n in members])
-                        for k in ("ir", "vis")
-                    ),
+                    torch.cat([read[n].ir for n in members]),
+                    torch.cat([read[n].vis for n in members]),
                     [motions[n] for n in members],
                 )
                 for n, y in zip(members, lumas.split(1), strict=True):
                     if motions[n].cut:
                         streams[n].scale = RunningScale(self.config.stretch)
-                    results[n] = _compose(streams[n].scale(y), read[n])
+                    results[n] = read[n].give_back(streams[n].scale(y))
         return results
 
     def _lumas(
         self, streams: list[Stream], ir: Tensor, vis: Tensor, motions: list[Motion]
     ) -> Tensor:
         """Sources' luma [N, 1, H, W] in [0, 1] → fused luma of that range, not yet scaled."""
-        run = {"seed": self.fuser.seed}
-        if self.preset.config is None:
+        if self._warm is None:
             self.evaluations += len(ir) * len(self.rows)
             return torch.cat(
                 [
-                    self.fuser._fuse_unscaled(a, b, run)
+                    self.fuser.method(a, b, seed=self.fuser.seed)
                     for a, b in zip(ir.split(1), vis.split(1), strict=True)
                 ]
             )
@@ -252,26 +288,37 @@ class TemporalFuser:
 
     def _sample(self, i: Tensor, v: Tensor, start: Tensor) -> Tensor:
         """Fused luma [N, 1, H, W] in [−1, 1] of sources i, v from the luma ``start``, all alike."""
+        assert self._warm is not None
         prior, height, width = self.fuser.prior, *i.shape[-2:]
         i, v, start = (pad_to_multiple(p, prior.multiple) for p in (i, v, start))
-        rectifier = plain_em(i, v, self.config)
+        em = plain_em(i, v, self.config)
         z = _noise(self.fuser.seed, *i.shape[-2:], i.device)
-        x_start = noised(rectifier.grey(start), z, self.rows[0])
-        sampled = self.fuser._sample(i, v, self.config, seed=self.fuser.seed, x_start=x_start)
+        x_start = noised(em.grey(start), z, self.rows[0])
+        sampled = self._warm.sample(i, v, seed=self.fuser.seed, x_start=x_start)
         self.evaluations += len(i) * len(self.rows)
         if self.preset.polish:
-            luma = _polished(rectifier, sampled.x0, self.preset.polish)
+            luma = _polished(em, sampled.x0, self.preset.polish)
         else:
             luma = sampled.luma.clone()  # the sampler may use its buffers again
         return crop(luma, height, width)
 
 
-def _polished(rectifier: ReverseStep, x0: Tensor, iterations: int) -> Tensor:
+def _polished(em: ReverseStep, x0: Tensor, iterations: int) -> Tensor:
     """EM iterations on the sample x0 [N, 3, H, W]; its luma [N, 1, H, W]."""
     x0 = x0.clone()
     for _ in range(iterations):
-        rectifier.rectify_(x0.clamp_(-1, 1))
-    return torch.stack([rectifier.luma(image) for image in x0])[:, None]
+        em.rectify_(x0.clamp_(-1, 1))
+    return torch.stack([em.luma(image) for image in x0])[:, None]
+
+
+def _diffusion(method: Method) -> Diffusion:
+    """``method`` where it can be sampled from, else ValueError."""
+    if not isinstance(method, Diffusion):
+        raise ValueError(
+            f"fuser has the method {method.part!r}; expected the whole one for a video preset that "
+            'starts from the frame before, or preset="exact"'
+        )
+    return method
 
 
 @lru_cache(maxsize=4)

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import torch
 
+from ddfm_fast.runtime import environment
+
 HERE = Path(__file__).parent
 SOURCES = HERE / "layer.cpp", HERE / "attention.cpp"
 HEADERS = (HERE / "vectors.h",)
@@ -77,7 +79,7 @@ def _load() -> tuple[Library | None, str | None]:
 
 @lru_cache(maxsize=1)
 def _load_once() -> tuple[Library | None, str | None]:
-    if os.environ.get(SWITCH) == "0":
+    if not environment.is_on(SWITCH):
         return None, f"{SWITCH}=0"
     if not sys.platform.startswith("linux"):
         return None, f"built for Linux only, and this is {sys.platform}"

@@ -17,12 +17,14 @@ from typer.testing import CliRunner
 from ddfm_fast import PRESETS, fuse
 from ddfm_fast.cli import app as cli
 from ddfm_fast.cli.app import app
-from ddfm_fast.datasets.jobs import plan_jobs, same_depth
+from ddfm_fast.datasets.jobs import plan_jobs
+from ddfm_fast.images.depth import same_depth
 from ddfm_fast.images.files import read_image, write_image
 from ddfm_fast.images.panel import draw_panel, to_rgb8
 from ddfm_fast.kernels import cpu
 from ddfm_fast.priors.checkpoint import save_unet
-from ddfm_fast.priors.unet import UNet, UNetConfig
+from ddfm_fast.priors.unet import UNet
+from ddfm_fast.priors.unet_config import UNetConfig
 
 SIZE = 32
 

@@ -9,9 +9,8 @@ import sys
 import numpy as np
 import pytest
 from conftest import shared
-from PIL import Image
 
-from ddfm_fast.datasets.pairs import LAYOUTS, PairItem, find_pairs, image_size
+from ddfm_fast.datasets.pairs import LAYOUTS, PairItem, find_pairs
 from ddfm_fast.images.files import ImageFileError, write_image
 
 
@@ -308,30 +307,3 @@ def test_a_list_that_is_no_text(listed):
     refused(listed, "lost.csv", manifest=listed / "lost.csv")
     with pytest.raises(ValueError, match="exclude"):
         find_pairs(listed, manifest=listed / "x.csv", layout="tno")
-
-
-# Headers
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "bmp"])
-def test_image_size(tmp_path, suffix):
-    touch(tmp_path, f"a.{suffix}", size=(17, 30))
-    assert image_size(tmp_path / f"a.{suffix}") == (17, 30)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
-@pytest.mark.parametrize(("orientation", "size"), [(1, (17, 30)), (3, (17, 30)), (6, (30, 17))])
-def test_image_size_is_upright(tmp_path, suffix, orientation, size):
-    from ddfm_fast.images.files import read_image
-
-    exif = Image.Exif()
-    exif[274] = orientation
-    path = tmp_path / f"a.{suffix}"
-    Image.new("L", (30, 17)).save(path, exif=exif)
-    assert image_size(path) == size == read_image(path).shape
-
-
-def test_image_size_of_what_is_no_image(tmp_path):
-    assert image_size(tmp_path / "none.png") is None
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n junk")
-    assert image_size(tmp_path / "a.png") is None

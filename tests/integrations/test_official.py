@@ -1,4 +1,4 @@
-"""The authors' interface on our engine, against the authors' own tensors."""
+"""The authors' interface on our loop, against the authors' own tensors."""
 
 import json
 
@@ -18,6 +18,7 @@ from ddfm_fast.integrations.official import (
     rgb_to_ycbcr,
     ycbcr_to_rgb,
 )
+from ddfm_fast.priors.load import load_prior
 
 AUTHORS = dict(
     sampler="ddim",
@@ -194,3 +195,30 @@ def test_create_model_loads_the_published_layout(tmp_path):
 def test_settings_outside_the_authors_configuration_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         create_sampler(**{**AUTHORS, **change}, timestep_respacing=10)
+
+
+def loop_of(model, schedule="linear", steps=1000):
+    sampler = create_sampler(
+        "ddim", steps, schedule, "epsilon", "learned_range", False, True, False, 5
+    )
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 3, 32, 48, generator=generator)
+    i, v = torch.tanh(torch.randn(2, 1, 1, 32, 48, generator=generator))
+    return sampler.p_sample_loop(model, x, False, i, v, "", 0, 0.5, 0.001)
+
+
+def test_a_prior_is_a_model_of_the_loop():
+    """A Prior of the sampler's own process runs as it is; its network's function is the same."""
+    prior = load_prior("embedded", dtype="float32")
+    # embeddings of five timesteps at once round otherwise than those of one
+    torch.testing.assert_close(
+        loop_of(prior), loop_of(lambda x, t: prior(x, t)), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("schedule, steps", [("cosine", 1000), ("linear", 500)])
+def test_a_prior_of_another_process_is_taken_as_any_callable(schedule, steps):
+    prior = load_prior(tanh_prior, {"multiple": 1})
+    found = loop_of(prior, schedule, steps)
+    assert torch.equal(found, loop_of(tanh_prior, schedule, steps))
+    assert not torch.equal(found, loop_of(prior))

@@ -19,7 +19,10 @@ from networks import SMALL, random_unet
 from ddfm_fast.kernels import cpu
 from ddfm_fast.kernels.cpu import build
 from ddfm_fast.priors.engine import Engine
-from ddfm_fast.priors.ops import NativeOps, OneDnnOps, PlainOps, ops_for
+from ddfm_fast.priors.ops.choice import ops_for
+from ddfm_fast.priors.ops.native import NativeOps
+from ddfm_fast.priors.ops.onednn import OneDnnOps
+from ddfm_fast.priors.ops.plain import PlainOps
 
 needs_kernels = pytest.mark.skipif(
     cpu.status() is not None, reason=f"no CPU kernels here: {cpu.status()}"

@@ -80,7 +80,7 @@ class TestKernel:
         from networks import SMALL, random_unet
 
         from ddfm_fast.priors.engine import Engine
-        from ddfm_fast.priors.ops import FusedOps
+        from ddfm_fast.priors.ops.fused import FusedOps
 
         unet = random_unet({**SMALL, "pixel_unshuffle": 2}, 0)
         unet = unet.to(memory_format=torch.channels_last)

@@ -17,7 +17,7 @@ from recorder import RecordingCapture
 from ddfm_fast.config import FuseConfig
 from ddfm_fast.graphs import GraphCache
 from ddfm_fast.priors.load import load_prior
-from ddfm_fast.priors.ops import NativeOps
+from ddfm_fast.priors.ops.native import NativeOps
 from ddfm_fast.runtime.dispatch import Backend
 from ddfm_fast.sampler import sample
 
@@ -54,7 +54,7 @@ def eager(prior, config=CONFIG, size=(1, 20, 24), seed=0, backend=PLAIN):
 @pytest.fixture(autouse=True)
 def operators_that_can_be_recorded(monkeypatch):
     """The recorder sees PyTorch's operators and Triton's kernels, and of C++ on a CPU nothing."""
-    monkeypatch.setattr(NativeOps, "available", lambda dtype: False)
+    monkeypatch.setattr(NativeOps, "available", lambda _dtype: False)
 
 
 def unet_prior(**changes):
@@ -182,7 +182,7 @@ class TestPlain:
         assert len(cache) == 0 and "a replay differs from the code" in caplog.text
 
     def test_errors_of_the_prior_come_through(self):
-        def broken(x, t):
+        def broken(_x, _t):
             raise KeyError("lost")
 
         broken.multiple = 1

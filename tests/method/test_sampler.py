@@ -121,7 +121,7 @@ def test_callback_sees_every_step_and_may_stop():
     class Stop(Exception):
         pass
 
-    def stop(info):
+    def stop(_info):
         raise Stop
 
     with pytest.raises(Stop):
@@ -130,7 +130,7 @@ def test_callback_sees_every_step_and_may_stop():
 
 def test_a_prior_that_yields_nan_is_named():
     i, v = pair()
-    broken = load_prior(lambda x, t: x * float("nan"), {"multiple": 1})
+    broken = load_prior(lambda x, _t: x * float("nan"), {"multiple": 1})
     with pytest.raises(ValueError, match="NaN or inf"):
         sample(broken, i, v, FuseConfig(steps=2))
 

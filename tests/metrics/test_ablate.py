@@ -18,7 +18,8 @@ from ddfm_fast.datasets.pairs import find_pairs
 from ddfm_fast.images.files import DEFAULT_MAX_PIXELS, read_image, write_image
 from ddfm_fast.metrics import ablation
 from ddfm_fast.priors.checkpoint import save_unet
-from ddfm_fast.priors.unet import UNet, UNetConfig
+from ddfm_fast.priors.unet import UNet
+from ddfm_fast.priors.unet_config import UNetConfig
 from ddfm_fast.rectify import EMState, get_solver, rectify_plane
 from ddfm_fast.schedule import make_schedule
 

@@ -12,16 +12,11 @@ from networks import SMALL, option_grid, option_id, random_unet
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from ddfm_fast.priors.checkpoint import (
-    convert,
-    describe,
-    infer_config,
-    load_checkpoint,
-    read_tensors,
-    save_unet,
-    weights_sha256,
-)
-from ddfm_fast.priors.unet import UNet, UNetConfig
+from ddfm_fast.priors.architecture import infer_config
+from ddfm_fast.priors.checkpoint import convert, describe, load_checkpoint, save_unet
+from ddfm_fast.priors.state_dict import read_tensors, weights_sha256
+from ddfm_fast.priors.unet import UNet
+from ddfm_fast.priors.unet_config import UNetConfig
 
 NOT_IN_SHAPES = (
     "num_heads", "num_head_channels", "num_heads_upsample", "use_new_attention_order", "sigma_data",
@@ -79,7 +74,7 @@ def test_small_official_checkpoint():
 
 @pytest.mark.parametrize("mult", [(1, 1, 2, 2, 4, 4), (0.5, 1, 1, 2, 2, 4, 4)])
 def test_published_networks_need_no_configuration(mult):
-    from ddfm_fast.priors.checkpoint import complete_config
+    from ddfm_fast.priors.architecture import complete_config
 
     config = {
         "model_channels": 256,

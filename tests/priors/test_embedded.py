@@ -10,8 +10,9 @@ import torch
 
 from ddfm_fast.priors.checkpoint import describe
 from ddfm_fast.priors.load import EMBEDDED, load_prior
+from ddfm_fast.priors.training.architectures import ARCHITECTURES
 from ddfm_fast.priors.training.evaluate import noisy, to_x0
-from ddfm_fast.priors.training.train import ARCHITECTURES, DEFAULT_STEPS, build_parser
+from ddfm_fast.priors.training.train import DEFAULT_STEPS, build_parser
 
 CARD = EMBEDDED.with_name("MODEL_CARD.md").read_text()
 GOLDEN = {

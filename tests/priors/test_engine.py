@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from ddfm_fast.priors import ops
 from ddfm_fast.priors.engine import Engine
 from ddfm_fast.priors.load import load_prior
-from ddfm_fast.priors.unet import UNet, UNetConfig
+from ddfm_fast.priors.unet import UNet
+from ddfm_fast.priors.unet_config import UNetConfig
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TINY = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}

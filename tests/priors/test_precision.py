@@ -10,7 +10,10 @@ from ddfm_fast import Fuser
 from ddfm_fast.priors import ops, precision
 from ddfm_fast.priors.engine import Engine
 from ddfm_fast.priors.load import load_prior
-from ddfm_fast.priors.ops import NativeOps, OneDnnOps, PlainOps, ops_for
+from ddfm_fast.priors.ops.choice import ops_for
+from ddfm_fast.priors.ops.native import NativeOps
+from ddfm_fast.priors.ops.onednn import OneDnnOps
+from ddfm_fast.priors.ops.plain import PlainOps
 from ddfm_fast.runtime.memory import image_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

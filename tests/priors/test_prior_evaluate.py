@@ -12,7 +12,7 @@ import torch
 
 from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.training import evaluate as ev
-from ddfm_fast.priors.training.train import alphas_cumprod
+from ddfm_fast.priors.training.diffusion import alphas_cumprod
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,9 @@ from safetensors.torch import load_file
 
 from ddfm_fast.priors.checkpoint import describe
 from ddfm_fast.priors.load import load_prior
+from ddfm_fast.priors.training.architectures import ARCHITECTURES
+from ddfm_fast.priors.training.diffusion import WEIGHTINGS, T, alphas_cumprod, diffuse, loss_weights
+from ddfm_fast.priors.training.log import draw_curve
 from ddfm_fast.priors.training.photos import (
     Patches,
     augment,
@@ -22,22 +25,8 @@ from ddfm_fast.priors.training.photos import (
     find_photos,
     split_photos,
 )
-from ddfm_fast.priors.training.train import (
-    ARCHITECTURES,
-    WEIGHTINGS,
-    Run,
-    Settings,
-    T,
-    alphas_cumprod,
-    build_parser,
-    config_from_options,
-    diffuse,
-    draw_curve,
-    loss_weights,
-    main,
-    state_path,
-    train,
-)
+from ddfm_fast.priors.training.run import Run, Settings, state_path, train
+from ddfm_fast.priors.training.train import build_parser, config_from_options, main
 
 SETTINGS = Settings(
     steps=6, batch=4, patch=16, lr=1e-3, seed=3, holdout=1, weighting="p2", wide_every=2

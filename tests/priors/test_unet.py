@@ -12,7 +12,9 @@ from conftest import shared
 from networks import SMALL, option_grid, option_id, random_unet
 from safetensors.torch import load_file
 
-from ddfm_fast.priors.unet import ResBlock, UNet, UNetConfig, mix_at, timestep_embedding
+from ddfm_fast.priors.timesteps import mix_at, timestep_embedding
+from ddfm_fast.priors.unet import ResBlock, UNet
+from ddfm_fast.priors.unet_config import UNetConfig
 
 
 @pytest.mark.parametrize("case", ["b1", "b2_rect"])

@@ -13,7 +13,8 @@ import torch
 import ddfm_fast.runtime.memory
 from ddfm_fast import Fuser
 from ddfm_fast.priors.load import load_prior
-from ddfm_fast.priors.ops import NativeOps, ops_for
+from ddfm_fast.priors.ops.choice import ops_for
+from ddfm_fast.priors.ops.native import NativeOps
 from ddfm_fast.runtime.memory import (
     SAMPLER_PLANES,
     SHARE,
@@ -123,7 +124,7 @@ def test_fuser_goes_on_with_fewer_images():
 
 @pytest.mark.parametrize("text, cores", [("max 100000", 8), ("250000 100000", 2), ("1 100000", 1)])
 def test_cores_of_a_container(tmp_path, monkeypatch, text, cores):
-    from ddfm_fast.runtime.doctor import usable_cores
+    from ddfm_fast.runtime.machine import usable_cores
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
     (tmp_path / "cpu.max").write_text(text + "\n")

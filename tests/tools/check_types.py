@@ -1,7 +1,7 @@
-"""Check the types of ``ddfm_fast`` and ``kernels``: ``python tests/tools/check_types.py [MYPY OPTION]...``.
+"""Check the types of ``ddfm_fast`` and ``kernels``; options are handed to mypy.
 
-In a checkout ``kernels`` and ``bench`` lie beside the package and an import hook joins them, which a
-type checker does not run. Here they are joined by links in a scratch folder.
+In a checkout ``kernels`` and ``bench`` lie beside the package, joined by an import hook that a type
+checker does not run. Here they are joined by links in a scratch folder.
 """
 
 from __future__ import annotations

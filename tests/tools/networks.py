@@ -6,7 +6,8 @@ import itertools
 
 import torch
 
-from ddfm_fast.priors.unet import UNet, UNetConfig
+from ddfm_fast.priors.unet import UNet
+from ddfm_fast.priors.unet_config import UNetConfig
 
 SMALL = {"model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2), "out_channels": 6}
 

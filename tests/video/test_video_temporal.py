@@ -17,7 +17,7 @@ from ddfm_fast.images.files import read_image
 from ddfm_fast.images.stretch import stretch_minmax, stretch_percentile
 from ddfm_fast.metrics import temporal as steadiness
 from ddfm_fast.video import VIDEO_PRESETS, TemporalFuser, VideoPreset, fuse_stream, fuse_streams
-from ddfm_fast.video.motion import Motion, MotionFinder, correlation, grey8
+from ddfm_fast.video.motion import Motion, MotionFinder, correlation, gray8
 from ddfm_fast.video.temporal import RunningScale, _change, _moved
 
 WARM = ("balanced", "realtime")
@@ -192,7 +192,7 @@ def test_correlation_and_grey():
     assert correlation(flat, flat) == 1 and correlation(flat, a) == 0
     rgb = np.dstack([a] * 3)
     for image in (a, a[..., None], rgb, rgb.astype(np.uint16) * 257, rgb / 255, torch.tensor(a)):
-        assert np.abs(grey8(image, "ir").astype(int) - a).max() <= 1
+        assert np.abs(gray8(image, "ir").astype(int) - a).max() <= 1
 
 
 def test_change_is_the_worse_source_in_grey_levels():

@@ -1,6 +1,6 @@
 """Training patches: a folder of photographs made to look like the images that get fused.
 
-Infrared and medical images are grey, often soft, sometimes inverted, of any gamma, and medical
+Infrared and medical images are gray, often soft, sometimes inverted, of any gamma, and medical
 ones stand on black ground; fused ones lie between those and photographs. No such image is needed:
 photographs are turned into likely stand-ins.
 """
@@ -19,14 +19,14 @@ from torch import Tensor
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 FLAT_STD = 6.0
-"""grey levels of standard deviation below which a tile counts as flat"""
+"""gray levels of standard deviation below which a tile counts as flat"""
 FLAT_KEPT = 0.15
 """chance that a flat tile is used all the same: skies and black ground exist"""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def find_photos(folder: Path) -> list[Path]:
-    """Photographs in a folder, sorted by name; ValueError when there are fewer than two."""
+    """Find the photographs in a folder, by name; ValueError when there are fewer than two."""
     if not folder.is_dir():
         raise ValueError(f"--data {str(folder)!r} is not a folder; give a folder of photographs")
     photos = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
@@ -39,7 +39,7 @@ def find_photos(folder: Path) -> list[Path]:
 
 
 def hash_files(paths: list[Path]) -> str:
-    """sha256 over the names and contents of the files, in order."""
+    """Hash the names and contents of the files, in order: sha256."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
@@ -47,7 +47,7 @@ def hash_files(paths: list[Path]) -> str:
 
 
 def split_photos(photos: list[Path], holdout: int) -> tuple[list[Path], list[Path]]:
-    """Training and held-out photographs: every n-th by name is held out, spread evenly."""
+    """Split into training and held-out photographs: every n-th by name is held out."""
     holdout = min(holdout, len(photos) - 1)
     held = {int((i + 0.5) * len(photos) / holdout) for i in range(holdout)}
     train = [p for i, p in enumerate(photos) if i not in held]
@@ -55,7 +55,7 @@ def split_photos(photos: list[Path], holdout: int) -> tuple[list[Path], list[Pat
 
 
 def load_pyramid(path: Path, patch: int) -> list[np.ndarray]:
-    """The photograph as RGB uint8 at every scale of ``SCALES`` that still holds a patch."""
+    """Read a photograph as RGB uint8 at every scale of ``SCALES`` that still holds a patch."""
     image = cv2.imread(str(path), cv2.IMREAD_COLOR)
     if image is None:
         raise ValueError(f"--data: {path.name!r} cannot be read as an image; remove or replace it")
@@ -82,7 +82,7 @@ class Patches:
         self.weights = area / area.sum()
 
     def crop(self, rng: np.random.Generator, side: int | None = None) -> np.ndarray:
-        """One patch [P, P, 3] uint8; nearly flat ones are mostly drawn again.
+        """Draw a patch [P, P, 3] uint8; nearly flat ones are mostly drawn again.
 
         ``side``: P, by default the patch of the constructor. A level of the pyramid that is
         smaller is left for the next larger one that holds it.
@@ -92,9 +92,10 @@ class Patches:
             pyramid = self.pyramids[rng.choice(len(self.pyramids), p=self.weights)]
             image = pyramid[rng.integers(len(pyramid))]
             if min(image.shape[:2]) < side:
-                image = next((i for i in reversed(pyramid) if min(i.shape[:2]) >= side), None)
-                if image is None:
+                larger = [i for i in pyramid if min(i.shape[:2]) >= side]
+                if not larger:
                     continue
+                image = larger[-1]
             top, left = (rng.integers(n - side + 1) for n in image.shape[:2])
             tile = image[top : top + side, left : left + side]
             if tile.std(axis=(0, 1)).mean() > FLAT_STD or rng.random() < FLAT_KEPT:
@@ -104,7 +105,7 @@ class Patches:
     def batch(
         self, size: int, rng: np.random.Generator, augmented: bool = True, side: int | None = None
     ) -> Tensor:
-        """[size, 3, P, P] float32 in [-1, 1]; ``side``: P, see ``crop``."""
+        """Draw [size, 3, P, P] float32 in [-1, 1]; ``side``: P, see ``crop``."""
         tiles = []
         for _ in range(size):
             tile = self.crop(rng, side).astype(np.float32) / 255
@@ -113,8 +114,8 @@ class Patches:
 
 
 def augment(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Turn, mirror, soften and recolour a tile [P, P, 3] in [0, 1]; some stand on black ground."""
-    tile = np.rot90(tile, rng.integers(4))
+    """Turn, mirror, soften and recolor a tile [P, P, 3] in [0, 1]; some stand on black ground."""
+    tile = np.rot90(tile, int(rng.integers(4)))
     if rng.random() < 0.5:
         tile = tile[:, ::-1]
     if rng.random() < 0.12:
@@ -136,7 +137,7 @@ def augment(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def enlarge(tile: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
-    """A part of the tile enlarged to its size: as soft as thermal and medical images are."""
+    """Enlarge a part of the tile to its size: as soft as thermal and medical images are."""
     side = len(tile)
     part = max(2, round(side / factor))
     top, left = rng.integers(side - part + 1, size=2)
@@ -145,9 +146,9 @@ def enlarge(tile: np.ndarray, factor: float, rng: np.random.Generator) -> np.nda
 
 
 def black_ground(side: int, rng: np.random.Generator) -> np.ndarray:
-    """A mask [side, side], 1 inside a large ellipse and 0 outside, with an edge of a few pixels."""
+    """Draw a mask [side, side], 1 inside a large ellipse, 0 outside, its edge a few pixels."""
     rows, columns = np.mgrid[:side, :side].astype(np.float32) / side
-    centre, radii = rng.uniform(-0.2, 1.2, 2), rng.uniform(0.4, 1.0, 2)
-    distance = np.hypot((rows - centre[0]) / radii[0], (columns - centre[1]) / radii[1])
+    center, radii = rng.uniform(-0.2, 1.2, 2), rng.uniform(0.4, 1.0, 2)
+    distance = np.hypot((rows - center[0]) / radii[0], (columns - center[1]) / radii[1])
     edge = rng.uniform(1, 4) / side / radii.mean()
     return np.clip((1 - distance) / edge + 0.5, 0, 1).astype(np.float32)

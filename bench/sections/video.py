@@ -1,0 +1,132 @@
+"""Video: seconds a frame, how steady the result is, and how good.
+
+The image presets frame by frame and the video presets, on the pan over the demo pair. Steadiness
+is flicker and flow-warped error of ``ddfm_fast.metrics.temporal``; quality is the mean over the
+frames. Video presets carry pictures over from frame to frame, and share a scale: lossy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ddfm_fast import PRESETS, Fuser
+from ddfm_fast.metrics import compute, temporal, to_luma
+from ddfm_fast.video import VIDEO_PRESETS, TemporalFuser, fuse_video
+from ddfm_fast.video.demo import pan
+from ddfm_fast.video.motion import MotionFinder
+
+from ..data import PAIR
+from ..place import Place, Task, largest_difference, named, require
+from ..results import Measurement, Parity
+from .loop import preset
+from .throughput import side_of
+
+ABOUT = "seconds a frame, flicker and quality, image presets frame by frame and video presets"
+LIMIT = 1.0
+"""gray levels: the first frame of "exact" against the image preset, the prior's rounding apart"""
+QUALITY = ("SCD", "VIF", "Qabf", "SSIM")
+BASELINE = "image preset official"
+
+
+def tasks(place: Place) -> list[Task]:
+    """The engine frame by frame, and the whole command where PyAV is installed."""
+    side = side_of(place)
+    name = f"seconds a frame of a video, pan over the {PAIR}"
+    found = [Task("video", name, named(side, side), lambda: frames(place, side))]
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        return found
+    name = f"seconds a frame of a file, pan over the {PAIR}"
+    return [*found, Task("video", name, named(side, side), lambda: files(place, side))]
+
+
+class _Clip:
+    """Fuses one frame of a clip after the other; ``open`` makes what fuses from the first on."""
+
+    def __init__(self, open_stream: Callable[[], Callable], pairs: list):
+        self.open, self.pairs = open_stream, pairs
+        around = itertools.cycle(pairs + pairs[-2:0:-1])
+        fuse = open_stream()
+        self.next: Callable[[], object] = lambda: fuse(*next(around))
+
+    def whole(self) -> list:
+        """Every frame of the clip, once."""
+        fuse = self.open()
+        return [fuse(*pair) for pair in self.pairs]
+
+
+def _streams(place: Place) -> dict[str, Callable[[], Callable]]:
+    """What opens a stream, (ir, vis) → the fused frame, by the name of its row."""
+    rows: dict[str, Callable[[], Callable]] = {}
+    for name in ("official", "balanced", "fast") if not place.tiny else ("official", "fast"):
+        fuser = Fuser(preset=preset(place, name), device=place.device)
+        rows[f"image preset {name}"] = lambda f=fuser: f
+    fuser = Fuser(preset=preset(place, "official"), device=place.device)
+    for name in VIDEO_PRESETS:
+        rows[f"video preset {name}"] = partial(_video, fuser, name)
+    return rows
+
+
+def _video(fuser: Fuser, name: str) -> Callable:
+    engine, find = TemporalFuser(fuser, name), MotionFinder()
+    stream = engine.open()
+    return lambda ir, vis: engine.fuse(stream, ir, vis, find(ir, vis))
+
+
+def frames(place: Place, side: int) -> Measurement:
+    """Frames that keep coming, as a live source gives them, motion included.
+
+    Each call is the next frame of a clip that goes to and fro.
+    """
+    pairs = list(zip(*pan(3 if place.tiny else 24, side, side), strict=True))
+    clips = {name: _Clip(stream, pairs) for name, stream in _streams(place).items()}
+    fused = {name: clip.whole() for name, clip in clips.items()}
+    a, b = (torch.as_tensor(fused[n][0]) for n in (BASELINE, "video preset exact"))
+    what = "first frame of video preset exact against the image preset, gray levels"
+    check = Parity(what, largest_difference(a, b), LIMIT)
+    works = {name: clip.next for name, clip in clips.items()}
+    found = place.measure(works, check, baseline=BASELINE, repeats=10, clock=place.wall)
+    evaluations = {f"image preset {name}": preset(place, name).steps for name in PRESETS}
+    for name, video in VIDEO_PRESETS.items():
+        config = video.config or preset(place, "official")
+        evaluations[f"video preset {name}"] = config.steps
+    for name, candidate in found.candidates.items():
+        candidate.lossless = name == BASELINE
+        candidate.quality = score(fused[name], pairs)
+        candidate.about = f"{evaluations[name]} prior evaluations a frame"
+    found.facts = {"frames a second": {n: 1 / c.median for n, c in found.candidates.items()}}
+    return found
+
+
+def score(fused: list, pairs: list) -> dict[str, float]:
+    """Means over the frames of the steadiness and the quality of a fused video."""
+    lumas = [[to_luma(image) for image in video] for video in (fused, *zip(*pairs, strict=True))]
+    found = temporal.compute(*lumas) | compute(*map(torch.stack, lumas), names=QUALITY)
+    return {name: float(found[name].mean()) for name in (*temporal.NAMES, *QUALITY)}
+
+
+def files(place: Place, side: int) -> Measurement:
+    """The whole command with its decoding, encoding and cold start; calls of one clip each."""
+    count = 3 if place.tiny else 300 if place.device.type == "cuda" else 16
+    clip, fuser = pan(count, side, side), Fuser(device=place.device, preset=preset(place, "fast"))
+    latency, missing = {}, {}
+
+    def work(name: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            report = fuse_video(*clip, Path(folder) / "out.mp4", fuser=fuser, preset=name)
+        latency[name] = {"p50": report.latency_p50, "p99": report.latency_p99}
+        missing[name] = count - report.frames
+
+    works = {f"video preset {name}": partial(work, name) for name in ("balanced", "realtime")}
+    timing = {"calls": dict.fromkeys(works, count), "repeats": 3, "clock": place.wall}
+    found = place.measure(works, baseline=None, warmup=0, **timing)
+    found.parity = require(Parity("frames missing in the file", max(missing.values()), 0))
+    found.facts = {"latency of the last call, seconds": latency}
+    return found

@@ -1,0 +1,112 @@
+"""Two sources read for fusion, and the fused luma given back as what came in."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .color import has_chroma, luma, with_luma
+from .planes import ImageSpec, crop, from_planes, to_planes
+
+COLORS = (True, False, "ir", "vis")
+"""``color=``: the visible image's chroma, or the infrared one's where only that has any; gray; or
+that of the named source"""
+
+
+class Pair(NamedTuple):
+    """One image or batch of each source, on the device that fuses them."""
+
+    ir: Tensor
+    """luma [N, 1, H, W] float32 in [0, 1]"""
+    vis: Tensor
+    """likewise"""
+    chroma: Tensor | None
+    """RGB [N, 3, H, W] whose chroma the result takes, or None for gray"""
+    spec: ImageSpec
+    """of the source whose container, dtype, device and layout the result has"""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        height, width = self.ir.shape[-2:]
+        return height, width
+
+    def give_back(self, y: Tensor) -> Any:
+        """Turn the fused luma into the container that came in.
+
+        Args:
+            y: [N, 1, H, W] in [0, 1]; H and W may have been cropped at the bottom and right.
+        """
+        if self.chroma is not None:
+            y = with_luma(y, crop(self.chroma, *y.shape[-2:]))
+        return from_planes(y, self.spec)
+
+
+def read_pair(
+    ir: Any,
+    vis: Any,
+    *,
+    device: torch.device,
+    color: bool | str = True,
+    value_range: tuple[float, float] | None = None,
+    layout: str | None = None,
+    least: int = 1,
+    index: str = "",
+) -> Pair:
+    """Read an image, or a batch in one array, of each source.
+
+    Args:
+        ir: First source, in any container, dtype and layout of :func:`.planes.to_planes`.
+        vis: Second source, of the same size.
+        device: Where to put the planes.
+        color: One of ``COLORS``.
+        value_range: The values that mean black and white; None for the dtype's own.
+        layout: Where the rule would read it wrongly.
+        least: Smallest height and width that leave something of the picture.
+        index: Appended to the arguments' names in errors, such as "[3]".
+
+    Raises:
+        ValueError: Sizes that differ or are too small, and what ``to_planes`` refuses.
+        TypeError: What ``to_planes`` refuses.
+    """
+    a, a_spec = to_planes(ir, f"ir{index}", value_range=value_range, layout=layout)
+    b, b_spec = to_planes(vis, f"vis{index}", value_range=value_range, layout=layout)
+    if len(a) != len(b) or a.shape[-2:] != b.shape[-2:]:
+        raise ValueError(
+            f"ir{index} has {_size(a)} and vis{index} {_size(b)}; "
+            "expected aligned images of equal size: register and resize them first"
+        )
+    if min(a.shape[-2:]) < least:
+        raise ValueError(
+            f"ir{index} has {_size(a)}, which cropping to multiples of {least} leaves "
+            f"empty; expected at least {least}x{least}, or a preset that does not crop"
+        )
+    a, b = a.to(device), b.to(device)
+    if not color:
+        return Pair(luma(a), luma(b), None, b_spec)
+    from_ir = color == "ir" or (color is True and b.shape[1] == 1 and a.shape[1] == 3)
+    spec, channels = (a_spec, a.shape[1]) if from_ir else (b_spec, b.shape[1])
+    chroma = _chroma_source(a, b, color) if channels == 3 else None
+    return Pair(luma(a), luma(b), chroma, spec)
+
+
+def checked_color(color: Any) -> bool | str:
+    """Return ``color`` if it is one of ``COLORS``, else raise ValueError."""
+    if not any(color is c or (isinstance(color, str) and color == c) for c in COLORS):
+        raise ValueError(f'color is {color!r}; expected True, False, "ir" or "vis"')
+    return color
+
+
+def _chroma_source(ir: Tensor, vis: Tensor, color: bool | str) -> Tensor:
+    """RGB [N, 3, H, W] to take the chroma from, chosen image by image."""
+    ir, vis = (p.expand(-1, 3, -1, -1) for p in (ir, vis))
+    if color is True:
+        return torch.where(has_chroma(vis)[:, None, None, None], vis, ir)
+    return ir if color == "ir" else vis
+
+
+def _size(planes: Tensor) -> str:
+    n, _, height, width = planes.shape
+    return f"{n} image{'s' * (n != 1)} of {height}x{width}"

@@ -1,0 +1,241 @@
+"""Methods: what maps two lumas to one. ``Fuser`` is given one, and can be asked for it.
+
+:class:`Diffusion` is the whole method. The others are what an ablation sets beside it: each of its
+two halves alone, and fusions that need no method at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .config import FuseConfig
+from .graphs import GraphCache
+from .images.color import luma
+from .images.planes import crop, pad_to_multiple
+from .priors.prior import Prior
+from .sampler import Sampled, StepInfo, noised, prior_rows, sample
+from .step import plain_em
+
+Callback = Callable[[StepInfo], None]
+
+PRIOR_ALONE_START = 200
+"""first timestep of the prior alone: above it a picture's layout drowns in the noise"""
+
+
+class Method(Protocol):
+    """What maps two lumas to one."""
+
+    part: str
+    """a short name for reports, "all" for the whole method"""
+
+    def __call__(
+        self,
+        ir: Tensor,
+        vis: Tensor,
+        *,
+        seed: int,
+        progress: bool = False,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """Fuse luma planes [N, 1, H, W] float32 in [0, 1], of any size.
+
+        Returns the fused luma of that range, not yet stretched, and cropped at the bottom and right
+        where the configuration crops. ``seed`` is of all noise; a bar and a callback follow
+        the reverse steps of a method that has any.
+        """
+        ...
+
+
+MethodMaker = Callable[[Prior, FuseConfig, GraphCache], Method]
+"""makes a method of a prior, a configuration and the loops to run"""
+
+
+class Diffusion:
+    """The method: reverse steps of the prior, each rectified by an EM iteration (Algorithm 1)."""
+
+    part = "all"
+
+    def __init__(self, prior: Prior, config: FuseConfig, loops: GraphCache):
+        self.prior, self.config, self.loops = prior, config, loops
+        self.rows = prior_rows(prior, config)  # an impossible number of steps fails here, not later
+
+    def __call__(
+        self,
+        ir: Tensor,
+        vis: Tensor,
+        *,
+        seed: int,
+        progress: bool = False,
+        callback: Callback | None = None,
+    ) -> Tensor:
+        """See :class:`Method`."""
+
+        def fused(i: Tensor, v: Tensor) -> Tensor:
+            return self.sample(i, v, seed=seed, progress=progress, callback=callback).luma
+
+        return on_padded_planes(fused, ir, vis, self.config, self.prior.multiple)
+
+    def sample(
+        self,
+        i: Tensor,
+        v: Tensor,
+        *,
+        seed: int,
+        x_start: Tensor | None = None,
+        progress: bool = False,
+        callback: Callback | None = None,
+    ) -> Sampled:
+        """Sample planes in [−1, 1] that fit the prior: :func:`ddfm_fast.sampler.sample`."""
+        return sample(
+            self.prior,
+            i,
+            v,
+            self.config,
+            seed=seed,
+            x_start=x_start,
+            progress=progress,
+            callback=callback,
+            loops=self.loops.loop,
+        )
+
+    def with_config(self, config: FuseConfig) -> Diffusion:
+        """The method of another configuration on the same prior and loops."""
+        return Diffusion(self.prior, config, self.loops)
+
+
+class EMAlone:
+    """EM without the prior: f̃₀ of each step is the rectified f̂₀ of the step before."""
+
+    part = "em"
+
+    def __init__(self, prior: Prior, config: FuseConfig, _loops: GraphCache | None = None):
+        self.prior, self.config = prior, config
+        self.iterations = len(prior_rows(prior, config))
+
+    def __call__(self, ir: Tensor, vis: Tensor, **_run) -> Tensor:
+        """See :class:`Method`; no noise enters."""
+
+        def fused(i: Tensor, v: Tensor) -> Tensor:
+            return em_alone(i, v, self.config, self.iterations)
+
+        return _finite(fused, self, ir, vis)
+
+
+class PriorAlone:
+    """The prior without EM: sampling, not rectified, from the noised mean of the sources."""
+
+    part = "prior"
+
+    def __init__(self, prior: Prior, config: FuseConfig, _loops: GraphCache | None = None):
+        self.prior, self.config = prior, config
+
+    def __call__(self, ir: Tensor, vis: Tensor, *, seed: int, **_run) -> Tensor:
+        """See :class:`Method`."""
+
+        def fused(i: Tensor, v: Tensor) -> Tensor:
+            return prior_alone(self.prior, i, v, self.config, seed)
+
+        return _finite(fused, self, ir, vis)
+
+
+BASELINES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mean": lambda ir, vis: (ir + vis) / 2,
+    "max": torch.maximum,
+}
+"""fusions of two luma planes that need no method at all"""
+
+
+class Baseline:
+    """A row of ``BASELINES`` as a method: ``Fuser(method=Baseline("mean").of)``."""
+
+    def __init__(self, name: str):
+        if name not in BASELINES:
+            raise ValueError(f"name is {name!r}; expected one of {', '.join(BASELINES)}")
+        self.part = name
+
+    def of(self, _prior: Prior, _config: FuseConfig, _loops: GraphCache) -> Baseline:
+        """The maker: a baseline needs neither prior nor configuration."""
+        return self
+
+    def __call__(self, ir: Tensor, vis: Tensor, **_run) -> Tensor:
+        """See :class:`Method`."""
+        return BASELINES[self.part](ir, vis)
+
+
+def on_padded_planes(
+    function: Callable[[Tensor, Tensor], Tensor],
+    ir: Tensor,
+    vis: Tensor,
+    config: FuseConfig,
+    multiple: int,
+) -> Tensor:
+    """Give ``function`` the planes i and v of the method, and take its result back to [0, 1].
+
+    Between the lumas [N, 1, H, W] in [0, 1] of the sources and the planes in [−1, 1] lie the crop,
+    the rounding to 8 bits, the order of the sources and the reflected margin up to a multiple.
+    """
+    height, width = (n - n % config.crop_multiple for n in ir.shape[-2:])
+    planes = [crop(p, height, width) for p in (ir, vis)]
+    if config.round_luma:
+        planes = [torch.round(p * 255) / 255 for p in planes]
+    i, v = (pad_to_multiple(p * 2 - 1, multiple) for p in planes)
+    if config.swap_sources:
+        i, v = v, i
+    return (crop(function(i, v), height, width) + 1) / 2
+
+
+def em_alone(i: Tensor, v: Tensor, config: FuseConfig, iterations: int) -> Tensor:
+    """Iterate EM on the mean of the sources; luma [N, 1, H, W] in the scale of i and v.
+
+    i, v: luma planes [N, 1, H, W] in [−1, 1]. Each iteration is what a reverse step does to f̃₀,
+    clamp included.
+    """
+    em = plain_em(i, v, config)
+    x0 = em.grey((i + v) / 2)
+    for _ in range(iterations):
+        em.rectify_(x0.clamp_(-1, 1))
+    return torch.stack([em.luma(x) for x in x0])[:, None]
+
+
+def prior_alone(prior: Prior, i: Tensor, v: Tensor, config: FuseConfig, seed: int) -> Tensor:
+    """Sample without rectification from the noised mean; luma [N, 1, H, W] in [−1, 1].
+
+    i, v as for :func:`em_alone`, height and width multiples of ``prior.multiple``. From pure noise
+    such a sample would have nothing to do with the sources; it starts from the preset's own
+    ``start``, else from ``PRIOR_ALONE_START``. The noise of "ddpm" has its fixed small variance.
+    """
+    if config.start is None:
+        steps = min(len(prior_rows(prior, config)), PRIOR_ALONE_START + 1)
+        config = replace(config, start=PRIOR_ALONE_START, steps=steps, spacing=1.0)
+    rows = prior_rows(prior, config)
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise() -> Tensor:
+        return torch.randn((1, 3, *i.shape[-2:]), generator=generator).to(i.device, i.dtype)
+
+    mean = ((i + v) / 2).expand(-1, 3, -1, -1)
+    x_t = noised(mean, noise(), rows[0])
+    conditioning = prior.conditioning(torch.tensor([row.timestep for row in rows]))
+    previous = torch.zeros_like(x_t)
+    for row, cond in zip(rows, conditioning, strict=True):
+        x0 = (row.recip * x_t - row.recipm1 * prior.eps(x_t, cond).float()).clamp(-1, 1)
+        x_t = row.a * x_t + row.b * x0 + row.c * previous
+        if row.sigma:
+            x_t += row.sigma * noise()
+        previous = x0
+    return luma(x_t)
+
+
+def _finite(
+    function: Callable[[Tensor, Tensor], Tensor], method: EMAlone | PriorAlone, ir, vis
+) -> Tensor:
+    with torch.inference_mode():
+        y = on_padded_planes(function, ir, vis, method.config, method.prior.multiple)
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError(f"part {method.part!r} alone gave NaN or inf; expected finite values")
+    return y

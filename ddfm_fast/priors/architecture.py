@@ -1,0 +1,172 @@
+"""The network of a checkpoint, from the shapes of its tensors and what is known besides."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .state_dict import some
+from .unet_config import UNetConfig
+
+HEAD_KEYWORDS = ("num_heads", "num_head_channels")
+
+# (model_channels, channel_mult) of published unconditional networks -> channels of a head.
+_KNOWN_HEAD_CHANNELS = {
+    (256, (1, 1, 2, 2, 4, 4)): 64,
+    (256, (0.5, 1, 1, 2, 2, 4, 4)): 64,
+}
+_REQUIRED_KEYS = (
+    "time_embed.0.weight",
+    "input_blocks.0.0.weight",
+    "input_blocks.1.0.in_layers.2.weight",
+    "output_blocks.0.0.in_layers.2.weight",
+    "out.2.weight",
+)
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def infer_config(shapes: Shapes, pixel_unshuffle: int | None = None) -> dict[str, Any]:
+    """Infer the ``UNetModel`` keywords that the shapes of a state dict determine.
+
+    Not determined by shapes, so never in the result: ``num_heads``, ``num_head_channels``,
+    ``num_heads_upsample`` and ``use_new_attention_order``; ``conv_resample`` where residual blocks
+    resample; both resampling keywords where there is a single level. Images are taken to have
+    three channels where that leaves a whole ``pixel_unshuffle``, unless it is given.
+    ValueError if the keys are not those of an unconditional guided-diffusion UNet.
+    """
+    if "label_emb.weight" in shapes:
+        raise ValueError(
+            f"the checkpoint is class-conditional (label_emb.weight {shapes['label_emb.weight']}), "
+            "but DDFM needs an unconditional prior; use an unconditional checkpoint"
+        )
+    if missing := [k for k in _REQUIRED_KEYS if k not in shapes]:
+        raise ValueError(
+            f"the tensors are not those of a guided-diffusion UNet: {', '.join(missing)} missing, "
+            f"found {some(sorted(shapes))}; give a state dict of guided-diffusion's UNetModel"
+        )
+    width = shapes["time_embed.0.weight"][1]
+    config: dict[str, Any] = {
+        "model_channels": width,
+        **_infer_image_channels(shapes, pixel_unshuffle),
+    }
+    stages = 1 + max(_index(k) for k in shapes if k.startswith("output_blocks."))
+    resampling, levels = _infer_resampling(shapes, stages)
+    if stages % levels or stages // levels < 2:
+        raise ValueError(
+            f"the checkpoint has {stages} output blocks and {levels} levels, which no "
+            "num_res_blocks gives; is the file complete?"
+        )
+    config |= resampling
+    config["num_res_blocks"] = stages // levels - 1
+    firsts = [1 + level * (stages // levels) for level in range(levels)]
+    outs = []
+    for i in firsts:
+        key = f"input_blocks.{i}.0.in_layers.2.weight"
+        if key not in shapes:
+            raise ValueError(f"the checkpoint lacks {key}; is the file complete?")
+        outs.append(shapes[key][0])
+    config["channel_mult"] = tuple(_multiplier(out, width) for out in outs)
+    config["attention_resolutions"] = tuple(
+        2**level for level, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in shapes
+    )
+    config["middle_attention"] = "middle_block.1.qkv.weight" in shapes
+    emb = shapes.get("input_blocks.1.0.emb_layers.1.weight", (0,))[0]
+    config["use_scale_shift_norm"] = emb == 2 * outs[0]
+    return config
+
+
+def _index(key: str) -> int:
+    part = key.split(".")[1]
+    return int(part) if part.isdigit() else 0
+
+
+def _infer_image_channels(shapes: Shapes, unshuffle: int | None) -> dict[str, int]:
+    inputs = shapes["input_blocks.0.0.weight"][1]
+    outputs = shapes["out.2.weight"][0]
+    if unshuffle is None:
+        root = math.isqrt(inputs // 3)
+        unshuffle = root if 3 * root**2 == inputs and outputs % root**2 == 0 else 1
+    if inputs % unshuffle**2 or outputs % unshuffle**2:
+        raise ValueError(
+            f"config: pixel_unshuffle={unshuffle} contradicts the checkpoint, whose first "
+            f"convolution has {inputs} inputs and whose last has {outputs} outputs; leave it out"
+        )
+    return {
+        "in_channels": inputs // unshuffle**2,
+        "out_channels": outputs // unshuffle**2,
+        "pixel_unshuffle": unshuffle,
+    }
+
+
+def _infer_resampling(shapes: Shapes, stages: int) -> tuple[dict[str, bool], int]:
+    """Find resampling keywords and the number of levels; all levels but one end in resampling."""
+    blocks = range(stages)
+    up_blocks = sum(
+        any(f"output_blocks.{i}.{j}.in_layers.2.weight" in shapes for j in (1, 2)) for i in blocks
+    )
+    if up_blocks:
+        return {"resblock_updown": True}, up_blocks + 1
+    if convolutions := sum(f"input_blocks.{i}.0.op.weight" in shapes for i in blocks):
+        return {"resblock_updown": False, "conv_resample": True}, convolutions + 1
+    pools = sum(f"input_blocks.{i}.0.in_layers.2.weight" not in shapes for i in range(1, stages))
+    return ({"resblock_updown": False, "conv_resample": False} if pools else {}), pools + 1
+
+
+def _multiplier(channels: int, width: int) -> float:
+    if channels % width == 0:
+        return channels // width
+    mult = channels / width
+    return mult if int(mult * width) == channels else math.nextafter(mult, math.inf)
+
+
+def complete_config(
+    shapes: Shapes, given: dict[str, Any] | None = None, metadata: dict[str, Any] | None = None
+) -> UNetConfig:
+    """Complete the configuration: caller's keywords, then metadata, shapes and known networks.
+
+    ValueError if a given value contradicts the shapes, or if a network with attention leaves the
+    number of heads unknown.
+    """
+    found = None
+    merged: dict[str, Any] = {}
+    for source, values in (("metadata", metadata), ("config", given)):
+        if not values:
+            continue
+        found = infer_config(shapes, values.get("pixel_unshuffle", merged.get("pixel_unshuffle")))
+        _check_agreement(source, values, found)
+        if source == "config" and any(k in values for k in HEAD_KEYWORDS):
+            merged = {k: v for k, v in merged.items() if k not in HEAD_KEYWORDS}
+        merged |= values
+    merged = {**(found or infer_config(shapes)), **merged}
+    if uses_attention(merged) and not any(k in merged for k in HEAD_KEYWORDS):
+        if (channels := known_head_channels(merged)) is None:
+            raise ValueError(
+                "config: the number of attention heads cannot be told from the tensors; pass "
+                "config={'num_head_channels': ...} or config={'num_heads': ...} as the network "
+                "was trained with (and use_new_attention_order=True if it was)"
+            )
+        merged["num_head_channels"] = channels
+    return UNetConfig.from_dict(merged)
+
+
+def _check_agreement(source: str, values: dict[str, Any], found: dict[str, Any]) -> None:
+    # Through UNetConfig, so that lists, sets and unknown keywords are treated as everywhere.
+    checked = UNetConfig.from_dict({**found, **values}).to_dict()
+    for key, value in found.items():
+        expected = list(value) if isinstance(value, tuple) else value
+        if key in values and checked[key] != expected:
+            raise ValueError(
+                f"{source}: {key}={values[key]!r} contradicts the checkpoint, whose tensors "
+                f"have {key}={value!r}; leave it out or use the checkpoint that it belongs to"
+            )
+
+
+def known_head_channels(config: dict[str, Any]) -> int | None:
+    """Look up the channels of a head of a published network; None for others."""
+    return _KNOWN_HEAD_CHANNELS.get((config["model_channels"], tuple(config["channel_mult"])))
+
+
+def uses_attention(config: dict[str, Any]) -> bool:
+    """Whether a network has attention anywhere."""
+    return bool(config["attention_resolutions"]) or config["middle_attention"]

@@ -1,0 +1,26 @@
+"""Which operations run a network: the fastest of those that there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .base import Ops
+from .fused import FusedOps
+from .native import NativeOps
+from .onednn import OneDnnOps
+from .plain import PlainOps
+
+
+def ops_for(device: torch.device, weights: int, dtype: torch.dtype = torch.float32) -> Ops[Any]:
+    """Choose the fastest on a device for a network of so many weights."""
+    if device.type == "cuda":
+        try:
+            return FusedOps()
+        except ImportError:  # no Triton for this platform: the twin is the path
+            return PlainOps()
+    if device.type == "cpu" and NativeOps.fits(weights) and NativeOps.available(dtype):
+        return NativeOps()
+    small = device.type == "cpu" and weights <= OneDnnOps.MOST_WEIGHTS
+    return OneDnnOps() if small and OneDnnOps.available(dtype) else PlainOps()

@@ -1,0 +1,158 @@
+"""The operations on a CPU in float32 by our C++, ``ddfm_fast.kernels.cpu``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddfm_fast.kernels.cpu.attention import attention
+from ddfm_fast.kernels.cpu.build import status
+from ddfm_fast.kernels.cpu.layers import Layer, Weight, pack, suits_winograd
+from ddfm_fast.runtime.memory import free_host_bytes
+
+from ..unet import NORM_EPS
+from ..unet_config import GROUPS
+from .base import Conv, Feature, Norm, Ops, double, rows_of
+
+
+class Waiting(NamedTuple):
+    """What a convolution of :class:`NativeOps` reads: SiLU(norm(parts)), resampled."""
+
+    parts: Sequence[Feature]
+    norm: Norm
+    resample: str = ""
+
+
+class NativeOps(Ops[Waiting]):
+    """The same on a CPU in float32, each layer in one pass, by ``ddfm_fast.kernels.cpu``.
+
+    Norms, SiLU and resampling happen as a convolution reads; biases, residuals and skips, and the
+    sums for the next norm, as it writes. Weights are laid out when first used, 3x3 ones in four
+    times their size, so a large network has to find memory for it.
+    """
+
+    WEIGHT_BYTES = 16
+    """of memory for each weight, at most"""
+    SMALL_BYTES = 2**30
+    """that are taken whatever is free"""
+    SHARE = 0.5
+    """of the free memory that may be taken beyond"""
+    MOST_LAYERS = 2**13
+    """prepared ones that are kept, of about a kilobyte: one for each convolution and size"""
+
+    def __init__(self):
+        self._weights: dict[tuple[str, int, bool], Weight] = {}
+        self._layers: dict[tuple, Layer] = {}
+
+    @staticmethod
+    def available(dtype: torch.dtype = torch.float32) -> bool:
+        """Whether they can run here; compiles them the first time."""
+        return dtype == torch.float32 and status() is None
+
+    @classmethod
+    def fits(cls, weights: int) -> bool:
+        """Whether there is memory to lay out so many weights."""
+        need, free = cls.WEIGHT_BYTES * weights, free_host_bytes()
+        return need <= cls.SMALL_BYTES or (free is not None and need <= cls.SHARE * free)
+
+    def first(self, x: Tensor, conv: Conv) -> Feature:
+        return self._run([Feature(x)], conv, {}, bias=conv.bias)
+
+    def enter(
+        self, parts: Sequence[Feature], norm: Norm, resample: str, _conv: Conv
+    ) -> tuple[Waiting, tuple[Feature, ...]]:
+        waiting = Waiting(parts, norm, resample)
+        if resample != "down":
+            return waiting, tuple(parts)
+        return waiting, tuple(Feature(F.avg_pool2d(p.data, 2)) for p in parts)
+
+    def middle(self, h: Waiting, conv: Conv, bias: Tensor, norm: Norm) -> Waiting:
+        return Waiting((self._after_norm(h, conv, bias),), norm)
+
+    def leave(
+        self, h: Waiting, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
+    ) -> Feature:
+        if skip is None:
+            (x,) = residual
+            return self._after_norm(h, conv, conv.bias, up=up, residual=x.data)
+        if up:
+            residual = [Feature(double(x.data)) for x in residual]
+        return self._after_norm(h, conv, conv.bias, skip_conv=skip, skip=residual)
+
+    def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
+        h = Waiting((feature,), norm)
+        return rows_of(self._after_norm(h, conv, conv.bias, silu=False, want_sums=False).data)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v)
+
+    def project(self, h: Tensor, conv: Conv, residual: Feature) -> Feature:
+        n, c, height, width = residual.data.shape
+        h = h.contiguous().view(n, height, width, c).permute(0, 3, 1, 2)
+        return self._run([Feature(h)], conv, {}, bias=conv.bias, residual=residual.data)
+
+    def resize(self, feature: Feature, conv: Conv | None, direction: str) -> Feature:
+        if conv is None:
+            x = feature.data
+            x = F.avg_pool2d(x, 2) if direction == "down" else double(x)
+            sums = torch.stack([x.sum((2, 3)), (x * x).sum((2, 3))], 1)
+            return Feature(x, sums[:, None].contiguous())
+        options: dict[str, Any] = {"stride": 2} if direction == "down" else {"resample": "up"}
+        return self._run([feature], conv, options, bias=conv.bias)
+
+    def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
+        return self._after_norm(Waiting((feature,), norm), conv, conv.bias, want_sums=False).data
+
+    def _after_norm(
+        self,
+        h: Waiting,
+        conv: Conv,
+        bias: Tensor,
+        *,
+        silu: bool = True,
+        want_sums: bool = True,
+        up: bool = False,
+        skip_conv: Conv | None = None,
+        skip: Sequence[Feature] = (),
+        residual: Tensor | None = None,
+    ) -> Feature:
+        options: dict[str, Any] = dict(
+            groups=GROUPS, epsilon=NORM_EPS, silu=silu, resample=h.resample, want_sums=want_sums,
+            residual_up=up,
+        )  # fmt: skip
+        norm = h.norm[1:]
+        if skip_conv is not None:
+            options["skip"] = skip_conv, skip
+        return self._run(h.parts, conv, options, bias=bias, norm=norm, skip=skip, residual=residual)
+
+    def _run(self, parts: Sequence[Feature], conv: Conv, options: dict, **tensors) -> Feature:
+        """Run a layer, prepared when its convolution first sees a size; options never change."""
+        key = conv.name, len(conv.weight), *parts[0].data.shape
+        layer = self._layers.get(key)
+        if layer is None:
+            layer = self._prepared([p.data.shape for p in parts], conv, **options)
+            if len(self._layers) >= self.MOST_LAYERS:
+                self._layers.clear()
+            self._layers[key] = layer
+        return Feature(*layer(parts, **tensors))
+
+    def _prepared(self, shapes: list, conv: Conv, skip=None, **options) -> Layer:
+        if skip is not None:
+            skip_conv, skip_parts = skip
+            channels = [p.data.shape[1] for p in skip_parts]
+            options["skip"] = self._weight(skip_conv, channels, 1), channels
+        weight = self._weight(conv, [s[1] for s in shapes], options.get("stride", 1))
+        return Layer(weight, shapes, **options)
+
+    def _weight(self, conv: Conv, channels: list[int], stride: int) -> Weight:
+        side = conv.weight.shape[-1] if conv.weight.ndim == 4 else 1
+        winograd = suits_winograd(channels, side, stride)
+        key = conv.name, len(conv.weight), winograd
+        found = self._weights.get(key)
+        if found is None:
+            found = self._weights[key] = pack(conv.weight, winograd)
+        return found

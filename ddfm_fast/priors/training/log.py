@@ -1,0 +1,51 @@
+"""What a training run leaves to look at: its log of losses and the curve drawn from it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..atomic import atomic_path
+
+
+def log_path(out: Path) -> Path:
+    """Where the losses of the run that makes ``out`` are logged."""
+    return out.with_suffix(".log.jsonl")
+
+
+def curve_path(out: Path) -> Path:
+    """Where the curve of the run that makes ``out`` is drawn."""
+    return out.with_suffix(".curve.png")
+
+
+def draw_curve(log: Path, target: Path) -> bool:
+    """Draw the held-out losses of a log by step; False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    if not lines:
+        return False
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.add_subplot(
+        xlabel="updates", ylabel="mean squared error of eps", title="held-out loss by range of t"
+    )
+    steps = [line["step"] for line in lines]
+    for key in lines[0]["heldout"]:
+        losses = [line["heldout"][key] for line in lines]
+        style = {"color": "black", "linewidth": 2} if key == "all" else {}
+        axis.loglog(steps, losses, label="all t" if key == "all" else f"t {key}", **style)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    with atomic_path(target) as temporary:
+        figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
+    return True
+
+
+def trim_log(path: Path, step: int) -> None:
+    """Drop the log lines past a step, which a resumed run writes again."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept))

@@ -1,0 +1,276 @@
+"""Frames of a video file or URL, by PyAV: upright, with exact times, past damaged packets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+
+from .frames import DEFAULT_RATE, BadFrame, ColorTags, Faults, Frame, Source, VideoError
+
+TIMEOUT = 15.0
+"""seconds without data after which a network stream counts as ended"""
+
+_HIDDEN_FRAMES = ("vp8",)
+"""codecs with packets that show no frame, so that a packet without one is no fault"""
+_JUMP = 10
+"""seconds; timestamps that go back, or on by more, have restarted and are joined up"""
+
+
+def load_av() -> Any:
+    """Return PyAV. ImportError with the command that installs it, where it is absent."""
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError(
+            'reading and writing video needs PyAV; install it: pip install "ddfm_fast[video]"'
+        ) from error
+    av.logging.set_level(None)  # FFmpeg's own lines would run into the progress bar
+    return av
+
+
+class VideoSource(Source):
+    """The first video stream of a file or URL, upright, on request with its audio."""
+
+    # state of the decoder, filled by _decode as packets pass
+    _origin = Fraction(0)
+    """seconds of the stream's clock at its first frame"""
+    _clock_started = False
+    _first: Any = None
+    """the frame that was decoded to look at it, until it is taken"""
+    _reading = False
+
+    def __init__(self, url: str, name: str, faults: Faults | None = None, *, audio: bool = False):
+        super().__init__(faults)
+        av = load_av()
+        self._av, self.name = av, url
+        self._audio: list = []
+        self._awaited: dict[int, str] = {}
+        remote = "://" in url and not url.startswith("file:")
+        options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
+        try:
+            self._container = av.open(url, timeout=TIMEOUT if remote else None, options=options)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise VideoError(f"{name} is {url}: {_why(error, url)}") from error
+        try:
+            self.live = remote and self._container.duration is None
+            self._open_streams(name, audio)
+        except BaseException:
+            self._container.close()
+            raise
+
+    def _open_streams(self, name: str, audio: bool) -> None:
+        streams = self._container.streams
+        if not streams.video:
+            kinds = ", ".join(s.type for s in streams) or "nothing"
+            raise VideoError(
+                f"{name} is {self.name}: has no video stream ({kinds}); give a file that has one"
+            )
+        self._stream = stream = streams.video[0]
+        # one packet at a time, so that an error is known to be that packet's
+        stream.thread_type = "SLICE"
+        context = stream.codec_context
+        if context is None or not context.width or context.format is None:
+            raise VideoError(
+                f"{name} is {self.name}: the video stream cannot be decoded "
+                "(damaged, or a codec that this FFmpeg lacks)"
+            )
+        self.rate = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
+        self.length = stream.frames or self._length_by_duration()
+        self.color_tags = ColorTags(
+            context.colorspace, context.color_range, context.color_primaries, context.color_trc
+        )
+        self.audio = streams.audio[0] if audio and streams.audio else None
+        self._peek(context.height, context.width)
+
+    def _peek(self, height: int, width: int) -> None:
+        """Decode up to the first frame: its turned size, and where time starts."""
+        self._decoded = self._decode()
+        first = next(self._decoded, None)
+        if first is None:
+            reason = next(iter(self._awaited.values()), self.ended_early or "it holds none")
+            raise VideoError(f"{self.name}: has no frame that can be decoded ({reason})")
+        self._first, self.arrived = first, monotonic()
+        aspect = self._stream.sample_aspect_ratio
+        self.pixel_aspect = Fraction(aspect) if aspect and aspect != 1 else None
+        self.size = (height, width)
+        if first.rotation % 180:
+            self.size = (width, height)
+            self.pixel_aspect = self.pixel_aspect and 1 / self.pixel_aspect
+
+    def _length_by_duration(self) -> int | None:
+        stream = self._stream
+        if stream.duration:
+            seconds = stream.duration * stream.time_base
+        elif self._container.duration:
+            seconds = Fraction(self._container.duration, 1_000_000)
+        else:
+            return None
+        return max(1, round(seconds * self.rate))
+
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds that all timestamps are multiples of."""
+        return Fraction(self._stream.time_base)
+
+    def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
+        """Yield the frames from ``start`` seconds on, once."""
+        if start > 0 and not self.live:
+            self._seek(start)
+        image: np.ndarray | None = None
+        last: Fraction | None = None
+        for frame in self._all_decoded():
+            self._start_clock(frame.pts)
+            time = self._seconds(frame.pts, last)
+            for bad, again in self._lost_before(frame.pts, start):
+                if self.faults.stopped:
+                    return
+                fits = (last is None or again > last) and start <= again < time
+                if self._repeats(image) and fits:
+                    yield Frame(image, again, bad.number, self._take_audio())
+                    last = again
+            image, last = self._picture(frame), time
+            if time >= start:
+                yield Frame(image, time, round(time * self.rate), self._take_audio())
+        for bad, again in self._lost_before(None, start):
+            if self.faults.stopped:
+                return
+            if self._repeats(image) and last is not None and again > last:
+                yield Frame(image, again, bad.number, self._take_audio())
+                last = again
+        self._note_early_end(last)
+
+    def _repeats(self, image: np.ndarray | None) -> bool:
+        return self.faults.on_error == "repeat" and image is not None
+
+    def _note_early_end(self, last: Fraction | None) -> None:
+        """Note where a file holds less than it promises, by more than a second."""
+        if self.ended_early is None and self.length and last is not None and not self.live:
+            here = round(last * self.rate) + 1
+            if self.length - here > self.rate:
+                self.ended_early = f"ends after frame {here} of {self.length}"
+
+    def _start_clock(self, pts: int | None) -> None:
+        """Start time at the first frame, or at a damaged one before it."""
+        if self._clock_started:
+            return
+        times = [p for p in self._awaited if not self.live and pts is not None and p < pts]
+        self._origin = min([*times, pts or 0]) * self.time_base
+        self._clock_started = True
+
+    def _seconds(self, pts: int | None, last: Fraction | None) -> Fraction:
+        """Time of a frame since the first; timestamps that are absent or restart are continued."""
+        following = Fraction(0) if last is None else last + 1 / self.rate
+        if pts is None:
+            return following
+        time = pts * self.time_base - self._origin
+        if last is not None and (time <= last or (self.live and time > last + _JUMP)):
+            self._origin += time - following
+            return following
+        return time
+
+    def _all_decoded(self) -> Iterator:
+        if self._first is not None:
+            first, self._first = self._first, None
+            yield first
+        yield from self._decoded
+
+    def _seek(self, start: Fraction) -> None:
+        self._start_clock(self._first.pts)
+        self._first = None
+        target = int((self._origin + start) / self.time_base)
+        try:
+            self._container.seek(target, stream=self._stream, backward=True)
+        except self._av.error.FFmpegError as error:
+            raise VideoError(f"{self.name}: cannot be searched for {float(start):g} s") from error
+        self._decoded = self._decode()
+
+    def _decode(self) -> Iterator:
+        """Decoded frames; audio packets and the timestamps still without a frame are set aside."""
+        self._audio = []
+        self._awaited = {}
+        tracked = self._stream.codec_context.name not in _HIDDEN_FRAMES
+        for packet in self._packets():
+            if packet.stream is self.audio:
+                if packet.dts is not None:
+                    self._audio.append(packet)
+                continue
+            if tracked and packet.size and packet.pts is not None and not packet.is_discard:
+                self._awaited[packet.pts] = "no frame came out of its data"
+            try:
+                frames = packet.decode()
+            except self._av.error.FFmpegError as error:
+                if packet.pts is not None:
+                    self._awaited[packet.pts] = f"cannot be decoded ({error.strerror})"
+                continue
+            for frame in frames:
+                if frame.is_corrupt and frame.pts is not None:
+                    self._awaited[frame.pts] = "the decoder marks it as corrupt"
+                    continue
+                self._awaited.pop(frame.pts, None)
+                yield frame
+
+    def _packets(self) -> Iterator:
+        """Packets up to the end, or to where the data break off."""
+        wanted = [s for s in (self._stream, self.audio) if s is not None]
+        packets = self._container.demux(*wanted)
+        while True:
+            self._reading = True
+            try:
+                packet = next(packets, None)
+            except self._av.error.FFmpegError as error:  # torn off, or the network went away
+                self.ended_early = str(error)
+                return
+            finally:
+                self._reading = False
+            if packet is None:
+                return
+            yield packet
+
+    def _lost_before(self, pts: int | None, start: Fraction) -> Iterator[tuple[BadFrame, Fraction]]:
+        """Count and yield, with their time, the frames that should have come before ``pts``.
+
+        A decoder gives its frames in order, so what is missing then will not come. What is missing
+        before the first frame of a live stream, or before ``start``, was never to be seen.
+        """
+        for lost in sorted(p for p in self._awaited if pts is None or p < pts):
+            reason = self._awaited.pop(lost)
+            time = lost * self.time_base - self._origin
+            if time >= max(start, Fraction(0)):
+                bad = BadFrame(self.name, round(time * self.rate), reason)
+                self.faults.add(bad)
+                yield bad, time
+
+    def _take_audio(self) -> tuple:
+        """(packet, seconds since the first frame) of the audio read so far."""
+        taken, self._audio = self._audio, []
+        return tuple((p, p.dts * Fraction(p.time_base) - self._origin) for p in taken)
+
+    def _picture(self, frame: Any) -> np.ndarray:
+        name = frame.format.name
+        deep = max(c.bits for c in frame.format.components) > 8
+        if name.startswith("gray") or name in ("monow", "monob"):
+            target = "gray16le" if deep else "gray"
+        else:
+            target = "rgb48le" if deep else "rgb24"
+        image = frame.to_ndarray(format=target)
+        turns = (frame.rotation // 90) % 4
+        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+    def close(self) -> None:
+        """Let go of the file. Safe to call twice."""
+        if not self._reading:  # a thread still waits for the network; it has its timeout
+            self._container.close()
+
+
+def _why(error: Exception, url: str) -> str:
+    if "://" not in url and not Path(url).exists():
+        return "no such file or folder; check the name"
+    if "://" not in url and Path(url).stat().st_size == 0:
+        return "the file is empty; copy or record it again"
+    reason = getattr(error, "strerror", None) or str(error)
+    return f"cannot be opened as video ({reason}); check that it plays"

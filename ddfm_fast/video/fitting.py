@@ -1,0 +1,123 @@
+"""The pictures of a pair brought to one size and depth, and beside their fusion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..images.depth import same_depth
+from ..images.planes import MIN_SIZE, to_planes
+from .frames import Frame, Source, VideoError
+from .pairing import FramePair
+
+Resize = str | tuple[int, int] | None
+
+
+class Fit:
+    """Brings the pictures of a pair to one size and depth."""
+
+    def __init__(
+        self,
+        ir: Source,
+        vis: Source,
+        resize: Resize = None,
+        ir_range: tuple[float, float] | None = None,
+    ):
+        """See ``resize`` and ``ir_range`` of `fuse_video`.
+
+        Raises:
+            VideoError: The sizes differ and ``resize`` is None.
+            ValueError: An argument out of range.
+        """
+        self.size = _target_size(ir, vis, resize)
+        self.ir_range = _checked_range(ir_range)
+        self._resized = resize is not None
+        self._shapes: dict[str, tuple] = {}
+
+    def __call__(self, pair: FramePair) -> tuple[np.ndarray, np.ndarray]:
+        """Return (infrared, visible), uint8 or both uint16, [H, W] or [H, W, 3]."""
+        ir, vis = self._picture(pair.ir, "ir"), self._picture(pair.vis, "vis")
+        if self.ir_range is not None:
+            low, high = self.ir_range
+            scaled = (ir.astype(np.float32) - low) * (65535 / (high - low))
+            ir = np.rint(scaled.clip(0, 65535)).astype(np.uint16)
+        return same_depth(ir, vis)
+
+    def _picture(self, frame: Frame, name: str) -> np.ndarray:
+        image = _pixels(frame.image, name)
+        if self._resized:
+            if self.size is None:
+                raise VideoError(
+                    f"resize needs the size of {name}, which an iterator does not tell"
+                )
+            if image.shape[:2] != self.size:
+                return _resized(image, self.size)
+        first = self._shapes.setdefault(name, image.shape)
+        if image.shape != first:
+            raise VideoError(
+                f"{name}: frame {frame.number} has shape {image.shape} after {first}; expected "
+                "frames of one size, or --resize"
+            )
+        return image
+
+
+def beside(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarray:
+    """Put infrared | visible | fused in one picture, RGB where any is; uint8 or uint16, all alike.
+
+    The sources are cropped at the bottom and right to the size of the fused picture.
+    """
+    pictures = [p[..., 0] if p.ndim == 3 and p.shape[2] == 1 else p for p in (ir, vis, fused)]
+    height, width = fused.shape[:2]
+    pictures = [p[:height, :width] for p in pictures]
+    if any(p.ndim == 3 for p in pictures):
+        pictures = [np.dstack([p] * 3) if p.ndim == 2 else p for p in pictures]
+    return np.concatenate(pictures, axis=1)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    height, width = size
+    how = cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_CUBIC
+    return cv2.resize(image, (width, height), interpolation=how)
+
+
+def _pixels(image: Any, name: str) -> np.ndarray:
+    """An image of any container as NumPy uint8 or uint16; floats become uint16."""
+    if isinstance(image, np.ndarray) and image.dtype in (np.uint8, np.uint16):
+        return image
+    planes, spec = to_planes(image, name)
+    channels = planes[0].permute(1, 2, 0)
+    top = 255 if str(spec.dtype) == "torch.uint8" else 65535
+    values = (channels * top).round().cpu().numpy()
+    values = values.astype(np.uint8 if top == 255 else np.uint16)
+    return values[..., 0] if values.shape[2] == 1 else values
+
+
+def _target_size(ir: Source, vis: Source, resize: Resize) -> tuple[int, int] | None:
+    if resize is None:
+        if ir.size and vis.size and ir.size != vis.size:
+            (a, b), (c, d) = ir.size, vis.size
+            raise VideoError(
+                f"ir has {b}x{a} pixels and vis {d}x{c}; expected aligned streams of one size: "
+                "register them first, or let --resize vis bring infrared to the visible size"
+            )
+        return vis.size
+    if resize in ("ir", "vis"):
+        return (ir if resize == "ir" else vis).size
+    try:
+        height, width = (int(n) for n in resize)
+    except (TypeError, ValueError):
+        raise ValueError(f'resize is {resize!r}; expected "vis", "ir" or (height, width)') from None
+    if min(height, width) < MIN_SIZE:
+        raise ValueError(f"resize is {resize!r}; expected at least {MIN_SIZE} a side")
+    return height, width
+
+
+def _checked_range(ir_range: tuple[float, float] | None) -> tuple[float, float] | None:
+    if ir_range is None:
+        return None
+    low, high = (float(n) for n in ir_range)
+    if not low < high:
+        raise ValueError(f"ir_range is {ir_range!r}; expected two numbers (lo, hi) with lo < hi")
+    return low, high

@@ -1,0 +1,117 @@
+"""Two streams side by side in time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+from .frames import DEFAULT_RATE, Frame, Source
+
+
+class FramePair(NamedTuple):
+    """A visible frame and the infrared frame nearest to it in time."""
+
+    ir: Frame
+    vis: Frame
+
+
+def align(
+    ir: Iterable[Frame],
+    vis: Iterable[Frame],
+    *,
+    offset: Fraction = Fraction(0),
+    period: Fraction = 1 / DEFAULT_RATE,
+) -> Iterator[FramePair]:
+    """Pair two streams by time: the visible frames are kept, each with the nearest infrared one.
+
+    Of two infrared frames equally near the earlier is taken. Infrared frames are used again where
+    that stream is slower or has a gap, and left out where it is faster. The output is the common
+    time: visible frames further than ``period`` before the first or after the last infrared frame
+    have no partner and are left out. Both streams are read in step, one infrared frame ahead.
+
+    Args:
+        ir: Infrared frames in time order.
+        vis: Visible frames in time order.
+        offset: Seconds by which the infrared stream starts later (negative: earlier); without it
+            the first frames of both count as simultaneous.
+        period: Seconds of one infrared frame.
+    """
+    stream = iter(ir)
+    before: Frame | None = None
+    after = next(stream, None)
+    packets: tuple = ()
+    for frame in vis:
+        packets += frame.packets
+        while after is not None and after.time + offset < frame.time:
+            before, after = after, next(stream, None)
+        choice = _nearest(before, after, frame.time - offset)
+        if choice is None:
+            return
+        if abs(choice.time + offset - frame.time) > period and None in (before, after):
+            if after is None:
+                return
+            continue
+        yield FramePair(choice, frame._replace(packets=packets))
+        packets = ()
+
+
+def _nearest(before: Frame | None, after: Frame | None, time: Fraction) -> Frame | None:
+    if before is None or after is None:
+        return after or before
+    return before if time - before.time <= after.time - time else after
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Which part of two streams is fused, and how far apart they start."""
+
+    ir: Source
+    vis: Source
+    offset: Fraction
+    """seconds by which the infrared stream starts later"""
+    start: Fraction
+    """seconds of the visible stream"""
+    end: Fraction | None
+
+    @classmethod
+    def of(
+        cls, ir: Source, vis: Source, *, offset: float, start: float, end: float | None
+    ) -> Timeline:
+        """Check the numbers and make them exact; two live streams also start as they arrived.
+
+        Raises:
+            ValueError: A start before 0, or an end that is not after it.
+        """
+        if not 0 <= start < float("inf"):
+            raise ValueError(f"start is {start}; expected seconds from 0")
+        if end is not None and not end > start:
+            raise ValueError(f"end is {end} and start {start}; expected end after start")
+        gap = _exact(ir.arrived - vis.arrived) if ir.live and vis.live else Fraction(0)
+        until = None if end is None or end == float("inf") else _exact(end)
+        return cls(ir, vis, _exact(offset) + gap, _exact(start), until)
+
+    def pairs(self) -> Iterator[FramePair]:
+        """Read both streams and pair their frames."""
+        period = 1 / self.ir.rate
+        ir_start = max(Fraction(0), self.start - self.offset - 2 * period)
+        ir, vis = self.ir.frames(ir_start), self.vis.frames(self.start)
+        for pair in align(ir, vis, offset=self.offset, period=period):
+            if self.end is not None and pair.vis.time >= self.end:
+                return
+            yield pair
+
+    def expected(self) -> int | None:
+        """Return about how many pairs there will be, None if nobody knows."""
+        ends = [] if self.end is None else [self.end]
+        if self.vis.length is not None:
+            ends.append(self.vis.length / self.vis.rate)
+        if self.ir.length is not None:
+            ends.append(self.ir.length / self.ir.rate + self.offset)
+        return max(0, round((min(ends) - self.start) * self.vis.rate)) if ends else None
+
+
+def _exact(seconds: float) -> Fraction:
+    """The decimal number that was meant: 0.1 as a float is a little later than frame 3 at 30/s."""
+    return Fraction(seconds).limit_denominator(1_000_000)

@@ -1,0 +1,77 @@
+"""What became of a video, and why it ended early or never began."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .frames import BadFrame, Source
+
+INTERRUPTED = "interrupted"
+"""``VideoReport.stopped`` after Ctrl-C"""
+
+
+@dataclass
+class VideoReport:
+    """What became of a video."""
+
+    out: Path
+    """the output: its own name where it is complete, a part's where the disk was full"""
+    frames: int = 0
+    dropped: int = 0
+    """pairs left out by ``realtime`` because fusion was not ready for them"""
+    bad: list[BadFrame] = field(default_factory=list)
+    """the first 1000 frames of each stream that could not be read"""
+    bad_count: int = 0
+    evaluations: int = 0
+    """of the prior, in all"""
+    seconds: float = 0.0
+    latency_p50: float = 0.0
+    """seconds from a pair's decoding to its encoding: median, and 99th percentile of the last
+    1000 frames"""
+    latency_p99: float = 0.0
+    stopped: str | None = None
+    """why it ended before its time: "interrupted", or what was wrong with a stream"""
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, from opening the streams to closing the output."""
+        return self.frames / self.seconds if self.seconds else 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether every frame was read, fused and written."""
+        return self.stopped is None and not self.bad_count
+
+    def take_faults(self, sources: Sequence[Source]) -> None:
+        """Add what was wrong with the sources."""
+        self.bad = [bad for source in sources for bad in source.faults.frames]
+        self.bad_count = sum(source.faults.count for source in sources)
+        if self.stopped is None:
+            self.stopped = why_early(sources)
+
+
+def why_early(sources: Sequence[Source]) -> str | None:
+    """Describe what cut a source short; None where nothing did."""
+    for source in sources:
+        if source.faults.stopped:
+            bad = source.faults.stopped
+            return f"{bad.stream}: frame {bad.number}: {bad.reason}"
+        if source.ended_early:
+            return f"{source.name}: {source.ended_early}"
+    return None
+
+
+def why_nothing(sources: Sequence[Source]) -> str:
+    """Describe why two sources gave not a single pair."""
+    early = why_early(sources)
+    if early:
+        return f"no frame could be fused: {early}"
+    bad = [b for source in sources for b in source.faults.frames]
+    if bad:
+        return f"no frame could be fused; {bad[0].stream}: frame {bad[0].number}: {bad[0].reason}"
+    return (
+        f"{sources[0].name} and {sources[1].name} have no time in common; "
+        "check --offset, --start and --end, and that neither is empty"
+    )

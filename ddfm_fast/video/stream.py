@@ -1,0 +1,114 @@
+"""Frames in, fused frames out: streams of images that are in memory or come one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ..options import ReadingOptions
+from .ahead import Ahead, close_all
+from .motion import Motion, MotionFinder
+from .temporal import FrameFuser, TemporalFuser, VideoPreset
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Color = bool | str | None
+
+
+def fuse_stream(
+    fuser: FrameFuser,
+    pairs: Iterable[tuple],
+    *,
+    preset: str | VideoPreset = "balanced",
+    color: Color = None,
+    **reading: Unpack[ReadingOptions],
+) -> Iterator[Any]:
+    """Fuse an iterable of (ir, vis) images as one video, lazily and in order.
+
+    Pairs are taken from the iterable in another thread, up to two ahead. Close the iterator to stop
+    early.
+
+    Args:
+        fuser: A ``Fuser``: its prior, seed, device and color count.
+        pairs: Images as in the call of ``Fuser``, one per source.
+        preset: A name of ``VIDEO_PRESETS``, or a preset.
+        color: In place of the fuser's, as in its call.
+        **reading: ``value_range`` and ``layout`` as in the call of ``Fuser``.
+
+    Raises:
+        ValueError: Names what is wrong; or TypeError.
+    """
+    temporal = TemporalFuser(fuser, preset)
+    return _fuse_stream(temporal, pairs, color, reading)
+
+
+def _fuse_stream(
+    temporal: TemporalFuser, pairs: Iterable[tuple], color: Color, reading: ReadingOptions
+) -> Iterator[Any]:
+    stream = temporal.open()
+    analyzed = Ahead(_analyzed(pairs, reading))
+    try:
+        for ir, vis, motion in analyzed:
+            yield temporal.fuse(stream, ir, vis, motion, color=color, **reading)
+    finally:
+        analyzed.close()
+
+
+def fuse_streams(
+    fuser: FrameFuser,
+    streams: Sequence[Iterable[tuple]],
+    *,
+    preset: str | VideoPreset = "balanced",
+    color: Color = None,
+    **reading: Unpack[ReadingOptions],
+) -> Iterator[list]:
+    """Fuse several streams in step: each item is a list with the next result of every stream.
+
+    None stands for a stream that has ended; the iterator ends with the last. Frames of one size go
+    through the prior together, up to the fuser's ``batch_size``, and come out as they would alone.
+
+    Args:
+        fuser: As in :func:`fuse_stream`.
+        streams: An iterable of pairs for each stream.
+        preset: As in :func:`fuse_stream`.
+        color: As in :func:`fuse_stream`.
+        **reading: As in :func:`fuse_stream`.
+
+    Raises:
+        ValueError: Names what is wrong; or TypeError.
+    """
+    temporal = TemporalFuser(fuser, preset)
+    inputs = [Ahead(_analyzed(pairs, reading)) for pairs in streams]
+    return _fuse_streams(temporal, inputs, color, reading)
+
+
+def _fuse_streams(
+    temporal: TemporalFuser, inputs: list[Ahead], color: Color, reading: ReadingOptions
+) -> Iterator[list]:
+    states = [temporal.open() for _ in inputs]
+    try:
+        while True:
+            items = [next(source, None) for source in inputs]
+            here = [(n, item) for n, item in enumerate(items) if item is not None]
+            if not here:
+                return
+            fused = temporal.fuse_many(
+                [states[n] for n, _ in here],
+                [(ir, vis) for _, (ir, vis, _) in here],
+                [motion for _, (_, _, motion) in here],
+                color=color,
+                **reading,
+            )
+            results: list = [None] * len(items)
+            for (n, _), image in zip(here, fused, strict=True):
+                results[n] = image
+            yield results
+    finally:
+        close_all(inputs)
+
+
+def _analyzed(pairs: Iterable[tuple], reading: ReadingOptions) -> Iterator[tuple[Any, Any, Motion]]:
+    find = MotionFinder(**reading)
+    for ir, vis in pairs:
+        yield ir, vis, find(ir, vis)

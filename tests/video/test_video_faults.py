@@ -1,0 +1,151 @@
+"""Whole videos that go wrong: what is reported, what is left, and that it plays."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clips import endless, pan, read_clip
+from conftest import ROOT
+from fusing import leftovers, run, stream_files
+
+from ddfm_fast.images.files import write_image
+from ddfm_fast.video import open_source
+from ddfm_fast.video.frames import VideoError
+from ddfm_fast.video.report import INTERRUPTED
+
+
+@pytest.fixture
+def streams(tmp_path) -> tuple[Path, Path]:
+    return stream_files(tmp_path)
+
+
+# In the input
+
+
+def test_bad_frames_are_reported_and_the_rest_goes_on(tmp_path):
+    for name, channels in (("ir", 1), ("vi", 3)):
+        for n, image in enumerate(pan(6, channels, channels=channels)):
+            write_image(tmp_path / name / f"{n}.png", image)
+    (tmp_path / "vi" / "3.png").write_bytes(b"no picture")
+    heard = []
+    report = run(tmp_path / "ir", tmp_path / "vi", tmp_path / "o", on_bad=heard.append)
+    assert report.bad_count == 1 and report.bad == heard and not report.ok
+    assert heard[0].number == 3 and heard[0].stream == str(tmp_path / "vi")
+    assert sorted(p.stem for p in (tmp_path / "o").iterdir()) == [
+        f"{n:06d}" for n in (0, 1, 2, 4, 5)
+    ]
+    report = run(tmp_path / "ir", tmp_path / "vi", tmp_path / "r.mp4", on_error="repeat")
+    assert report.frames == 6 and len(read_clip(report.out)[0]) == 6
+    report = run(tmp_path / "ir", tmp_path / "vi", tmp_path / "s.mp4", on_error="stop")
+    assert report.frames == 3 and "frame 3" in report.stopped
+    assert len(read_clip(report.out)[0]) == 3
+
+
+def test_an_error_while_fusing_names_the_part(tmp_path):
+    def vis():
+        for n, image in enumerate(endless(3)):
+            yield image if n < 40 else image[:32]
+
+    with pytest.raises(VideoError, match="frame 40 has shape.*are in .*o.part.mp4$") as caught:
+        run(endless(1), vis(), tmp_path / "o.mp4")
+    frames = read_clip(tmp_path / "o.part.mp4")[0]
+    assert 30 <= len(frames) <= 40 and f"up to there, {len(frames)}," in str(caught.value)
+
+
+def test_nothing_is_left_where_nothing_was_fused(streams, tmp_path):
+    for options, words in (
+        ({"offset": 50.0}, "no time in common"),
+        ({"start": 50.0}, "no time in common"),
+        ({"start": 2.0, "end": 1.0}, "expected end after start"),
+        ({"codec": "vp9"}, "codec is 'vp9'"),
+        ({"crf": 99}, "crf is 99"),
+        ({"resize": "huge"}, "resize is 'huge'"),
+        ({"on_error": "cry"}, "on_error is 'cry'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(*streams, tmp_path / "o.mp4", **options)
+        assert not (tmp_path / "o.mp4").exists() and leftovers(tmp_path) == []
+    for out, words in (("o.gif", "ending in .mp4"), ("ir.mp4", "which is an input")):
+        with pytest.raises(ValueError, match=words):
+            run(*streams, tmp_path / out)
+    with pytest.raises(VideoError, match="no time in common"):
+        run(iter(()), iter(()), tmp_path / "o.mp4")
+
+
+def test_container_that_does_not_hold_the_codec(streams, tmp_path):
+    for name in ("o.mov", "o.ts"):
+        with pytest.raises(VideoError, match="does not hold ffv1; write .mkv"):
+            run(*streams, tmp_path / name, codec="ffv1")
+    assert leftovers(tmp_path) == []
+
+
+# From outside
+
+
+def test_interrupt_completes_the_file(tmp_path):
+    def vis():
+        for n, image in enumerate(endless(3)):
+            if n == 40:
+                os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does: the main thread is told
+            yield image
+
+    report = run(endless(1), vis(), tmp_path / "o.mp4")
+    assert report.stopped == INTERRUPTED and 25 <= report.frames < 200
+    assert len(read_clip(report.out)[0]) == report.frames
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_full_disk_leaves_a_part_that_plays(tmp_path, suffix):
+    """A limit on the size of files stands for the disk: writing fails in the same place."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    try:
+        with pytest.raises(VideoError, match="cannot be written after frame") as caught:
+            run(endless(1), endless(3), tmp_path / f"o{suffix}", crf=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    part = tmp_path / f"o.part{suffix}"
+    assert str(part) in str(caught.value) and not (tmp_path / f"o{suffix}").exists()
+    source = open_source(part, "part")
+    assert len(list(source.frames())) > 10
+    source.close()
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])
+def test_killed_process_leaves_a_part_that_plays(tmp_path, suffix):
+    code = f"""
+import os, signal, sys
+sys.path[:0] = [{str(ROOT / "tests" / "tools")!r}, {str(ROOT)!r}]
+from clips import endless, quick_fuser
+from ddfm_fast.video import fuse_video
+def frames():
+    for n, image in enumerate(endless(3)):
+        if n == 80:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield image
+fuse_video(endless(1), frames(), sys.argv[1], fuser=quick_fuser(), preset="realtime")
+"""
+    out = tmp_path / f"o{suffix}"
+    done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not out.exists()
+    frames, times, _ = read_clip(tmp_path / f"o.part{suffix}")
+    assert 55 <= len(frames) < 80  # seven are in the queues, the rest in the encoder
+    assert np.ptp(frames[-1]) > 50
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(streams, tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir(mode=0o500)
+    with pytest.raises(ValueError, match="cannot be written"):
+        run(*streams, folder / "o.mp4")
