@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..api import Fuser
 from ..datasets.pairs import find_pairs
-from .pipeline import VideoOptions, fuse_video
+from ..options import check_names
+from .pipeline import VIDEO_DEFAULTS, VideoOptions, fuse_video
 from .report import INTERRUPTED, VideoReport
 from .temporal import FrameFuser
 
@@ -140,7 +142,12 @@ def run_tasks(
 
     Returns:
         A result for each task, in order; fewer after Ctrl-C.
+
+    Raises:
+        TypeError: An option that there is not.
     """
+    check_names(options, VIDEO_DEFAULTS)
+    fuser = Fuser() if fuser is None else fuser
     results = []
     for task in tasks:
         try:

@@ -147,7 +147,7 @@ def test_parsing():
 def test_demo_video(tmp_path, monkeypatch):
     from ddfm_fast.video import demo
 
-    monkeypatch.setattr(demo, "_LAP", 6)
+    monkeypatch.setattr(demo, "LAP", 6)
     result = call("demo", "--video", "-o", tmp_path / "demo")
     assert result.exit_code == 0, result.output
     names = ["pan_fused.mp4", "pan_ir.mp4", "pan_vis.mp4"]

@@ -246,7 +246,7 @@ def test_bad_arguments(root, both, tmp_path):
     ):
         with pytest.raises(ValueError, match=words):
             evaluate(items, methods)
-    for wrong in ({"preset": "mine"}, {"names": ["LPIPS"]}, {"paper": "KAIST"}):
+    for wrong in ({"convention": "mine"}, {"names": ["LPIPS"]}, {"paper": "KAIST"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             evaluate(items, both, **wrong)
     with pytest.raises(ValueError, match="items"):

@@ -41,7 +41,7 @@ def test_golden_of_the_community_evaluator():
         )
         fused = torch.maximum(ir, vis) if rule == "max" else ((ir + vis) / 2).round()
         scores = values(metrics.compute(fused, ir, vis, names=SIX))
-        sane = values(metrics.compute(fused, ir, vis, preset="sane", names=["SSIM"]))
+        sane = values(metrics.compute(fused, ir, vis, convention="sane", names=["SSIM"]))
         scores["SSIM_data_range_2"] = scores["SSIM"]
         scores["SSIM_data_range_255"] = 2 * sane["SSIM"]
         for name, value in expected.items():
@@ -81,10 +81,10 @@ def test_plain_formulas():
     assert scores["PSNR_ir"] == pytest.approx(10 * math.log10(f.max() ** 2 / errors[0]))
 
 
-def test_preset_differences():
+def test_convention_differences():
     f, a, b = triple(48, 61)
-    by_preset = {p: values(metrics.compute(f, a, b, preset=p)) for p in metrics.PRESETS}
-    base, vifb, tang, sane = (by_preset[p] for p in ("cddfuse", "vifb", "tang", "sane"))
+    by_convention = {p: values(metrics.compute(f, a, b, convention=p)) for p in metrics.CONVENTIONS}
+    base, vifb, tang, sane = (by_convention[p] for p in ("cddfuse", "vifb", "tang", "sane"))
     pixels, cells = 48 * 61, 47 * 60
     assert vifb["AG"] == pytest.approx(base["AG"] * pixels / cells)
     rows, columns = np.diff(f, axis=0), np.diff(f, axis=1)
@@ -105,7 +105,7 @@ def test_preset_differences():
 
 def test_vifb_floors_and_rescales():
     f, a, b = (p * 0.5 + 20.7 for p in triple(48, 61))
-    vifb = values(metrics.compute(f, a, b, preset="vifb", names=["EN", "MI"]))
+    vifb = values(metrics.compute(f, a, b, convention="vifb", names=["EN", "MI"]))
     share = np.bincount(np.floor(f).astype(int).ravel()) / f.size
     share = share[share > 0]
     assert vifb["EN"] == pytest.approx(-np.sum(share * np.log2(share)))
@@ -119,17 +119,17 @@ def test_qabf_of_an_identical_image():
     """A perfect copy keeps every edge: the ratio of equal gradients is 1, and sane says so."""
     _, a, _ = triple()
     limit = 0.9994 / (1 + math.exp(-7.5)) * 0.9879 / (1 + math.exp(-4.4))
-    scores = values(metrics.compute(a, a, a, preset="sane", names=["Qabf"]))
+    scores = values(metrics.compute(a, a, a, convention="sane", names=["Qabf"]))
     assert scores["Qabf"] == pytest.approx(limit, rel=1e-6)
 
 
-def test_qabf_presets_differ_only_where_gradients_are_equal():
+def test_qabf_conventions_differ_only_where_gradients_are_equal():
     """Gradients below one half are where taking g for the ratio of equals costs most."""
     faint = 100 + 0.05 * np.add.outer(np.arange(32), np.arange(32)) / 2
     faint[[0, -1]] = faint[:, [0, -1]] = 0
     scores = {
-        p: values(metrics.compute(faint, faint, faint, preset=p, names=["Qabf"]))["Qabf"]
-        for p in metrics.PRESETS
+        p: values(metrics.compute(faint, faint, faint, convention=p, names=["Qabf"]))["Qabf"]
+        for p in metrics.CONVENTIONS
     }
     assert scores["cddfuse"] == scores["tang"] < scores["sane"]
     assert scores["cddfuse"] < scores["vifb"]
@@ -139,7 +139,7 @@ def test_scikit_image():
     similarity = pytest.importorskip("skimage.metrics").structural_similarity
     shannon = pytest.importorskip("skimage.measure").shannon_entropy
     f, a, b = triple()
-    sane = values(metrics.compute(f, a, b, preset="sane", names=["SSIM", "EN", "PSNR"]))
+    sane = values(metrics.compute(f, a, b, convention="sane", names=["SSIM", "EN", "PSNR"]))
     assert sane["SSIM_ir"] == pytest.approx(similarity(f, a, data_range=255), rel=1e-9)
     assert sane["SSIM_vis"] == pytest.approx(similarity(f, b, data_range=255), rel=1e-9)
     assert sane["EN"] == pytest.approx(shannon(f.astype(np.uint8)), rel=1e-9)
@@ -152,10 +152,10 @@ def test_gaussian_ssim_of_scikit_image_and_matlabs_edges():
     similarity = pytest.importorskip("skimage.metrics").structural_similarity
     f, a, b = triple()
     options = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
-    vifb = values(metrics.compute(f, a, b, preset="vifb", names=["SSIM"]))
+    vifb = values(metrics.compute(f, a, b, convention="vifb", names=["SSIM"]))
     expected = similarity(f, a, data_range=255, **options)
     assert vifb["SSIM_ir"] == pytest.approx(expected, rel=1e-9)
-    tang = values(metrics.compute(f, a, b, preset="tang", names=["SSIM"]))
+    tang = values(metrics.compute(f, a, b, convention="tang", names=["SSIM"]))
     padded = [np.pad(p, 5, mode="edge") for p in (f, a)]
     assert tang["SSIM_ir"] == pytest.approx(similarity(*padded, data_range=1, **options), rel=1e-9)
     assert tang["SSIM"] == pytest.approx((tang["SSIM_ir"] + tang["SSIM_vis"]) / 2)
@@ -240,12 +240,12 @@ def test_swapping_the_sources_swaps_their_scores():
         assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-12)
 
 
-@pytest.mark.parametrize("preset", metrics.PRESETS)
-def test_a_batch_gives_each_image_what_it_gets_alone(preset):
+@pytest.mark.parametrize("convention", metrics.CONVENTIONS)
+def test_a_batch_gives_each_image_what_it_gets_alone(convention):
     batch = [np.stack(planes) for planes in zip(*(triple(seed=s) for s in range(3)), strict=True)]
-    together = metrics.compute(*batch, preset=preset)
+    together = metrics.compute(*batch, convention=convention)
     for index in range(3):
-        alone = metrics.compute(*(p[index] for p in batch), preset=preset)
+        alone = metrics.compute(*(p[index] for p in batch), convention=convention)
         for name, value in alone.items():
             assert torch.equal(together[name][index : index + 1], value), name
 
@@ -281,11 +281,11 @@ def test_inputs_are_left_alone():
     assert all(np.array_equal(p, c) for p, c in zip(images, copies, strict=True))
 
 
-@pytest.mark.parametrize("preset", metrics.PRESETS)
+@pytest.mark.parametrize("convention", metrics.CONVENTIONS)
 @pytest.mark.parametrize("levels", [(0, 0, 0), (255, 255, 255), (90, 90, 12), (100.3, 7.7, 0)])
-def test_flat_images_score_finite(preset, levels):
+def test_flat_images_score_finite(convention, levels):
     flat = [np.full((41, 48), level, np.float64) for level in levels]
-    scores = values(metrics.compute(*flat, preset=preset))
+    scores = values(metrics.compute(*flat, convention=convention))
     assert all(math.isfinite(v) for v in scores.values())
     assert scores["EN"] == scores["MI"] == scores["CC"] == scores["SCD"] == 0
     assert scores["SD"] == pytest.approx(0, abs=1e-12)
@@ -316,11 +316,11 @@ def test_names_choose_and_sizes_limit():
     assert metrics.smallest_size("VIF") == 41 and metrics.smallest_size("EN") == 16
 
 
-def test_every_preset_defines_every_metric_in_words():
-    assert list(metrics.PRESETS) == ["cddfuse", "vifb", "tang", "sane"]
-    for preset in metrics.PRESETS.values():
-        assert tuple(preset.definitions) == metrics.NAMES
-        assert all(len(text) > 20 for text in preset.definitions.values())
+def test_every_convention_defines_every_metric_in_words():
+    assert list(metrics.CONVENTIONS) == ["cddfuse", "vifb", "tang", "sane"]
+    for convention in metrics.CONVENTIONS.values():
+        assert tuple(convention.definitions) == metrics.NAMES
+        assert all(len(text) > 20 for text in convention.definitions.values())
 
 
 def broken(change) -> list[np.ndarray]:
@@ -364,8 +364,8 @@ def test_bad_images_are_refused(change, error, message):
 
 def test_bad_choices_are_refused():
     images = triple(32, 32)
-    with pytest.raises(ValueError, match="preset: got 'matlab', expected one of cddfuse"):
-        metrics.compute(*images, preset="matlab")
+    with pytest.raises(ValueError, match="convention: got 'matlab', expected one of cddfuse"):
+        metrics.compute(*images, convention="matlab")
     with pytest.raises(ValueError, match="names: 'Q' unknown"):
         metrics.compute(*images, names=["Q", "EN"])
     with pytest.raises(TypeError, match=r"names: got the string 'EN'.*\['EN'\]"):
@@ -426,9 +426,11 @@ def test_near_copy_needs_two_sources_that_differ():
 @pytest.mark.gpu
 def test_cuda_agrees():
     batch = [np.stack(p) for p in zip(*(triple(176, 181, s) for s in range(3)), strict=True)]
-    for preset in metrics.PRESETS:
-        expected = metrics.compute(*batch, preset=preset)
-        scores = metrics.compute(*(torch.from_numpy(p).cuda() for p in batch), preset=preset)
+    for convention in metrics.CONVENTIONS:
+        expected = metrics.compute(*batch, convention=convention)
+        scores = metrics.compute(
+            *(torch.from_numpy(p).cuda() for p in batch), convention=convention
+        )
         for name, value in expected.items():
             assert scores[name].is_cuda
             torch.testing.assert_close(scores[name].cpu(), value, rtol=1e-5, atol=1e-7)

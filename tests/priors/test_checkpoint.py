@@ -300,7 +300,7 @@ def test_failed_convert_leaves_the_old_file(tmp_path, plain_pt, monkeypatch):
     dst = tmp_path / "b.safetensors"
     dst.write_bytes(b"old")
 
-    def fail(tensors, path, metadata):
+    def fail(_tensors, path, _metadata):
         path.write_bytes(b"half")
         raise OSError("disk full")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 
 import pytest
@@ -11,8 +12,8 @@ import torch
 from ddfm_fast.priors.checkpoint import describe
 from ddfm_fast.priors.load import EMBEDDED, load_prior
 from ddfm_fast.priors.training.architectures import ARCHITECTURES
-from ddfm_fast.priors.training.evaluate import noisy, to_x0
-from ddfm_fast.priors.training.train import DEFAULT_STEPS, build_parser
+from ddfm_fast.priors.training.measures import noisy, to_x0
+from ddfm_fast.priors.training.train import command
 
 CARD = EMBEDDED.with_name("MODEL_CARD.md").read_text()
 GOLDEN = {
@@ -34,11 +35,12 @@ def test_hashes_are_the_cards():
 
 def test_it_was_trained_by_the_documented_defaults():
     training = describe(EMBEDDED)["training"]
-    options = build_parser().parse_args(["--out", "a.safetensors"])
-    assert training["steps"] == training["steps_done"] == DEFAULT_STEPS
-    for key in ("batch", "patch", "lr", "seed", "holdout", "weighting", "precision"):
-        assert training[key] == getattr(options, key), key
-    assert training["ema_decay"] == options.ema and training["compiled"] is options.compile
+    options = {k: p.default for k, p in inspect.signature(command).parameters.items()}
+    for key in ("steps", "batch", "patch", "lr", "seed", "holdout", "weighting", "precision"):
+        assert training[key] == options[key], key
+    assert training["steps_done"] == options["steps"] and options["arch"] == "embedded"
+    assert training["ema_decay"] == options["ema"]
+    assert training["compiled"] is options["compile"]
     assert load_prior("embedded").unet.config == ARCHITECTURES["embedded"]
 
 

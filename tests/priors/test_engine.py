@@ -14,9 +14,13 @@ from conftest import shared
 from networks import SMALL, channels_last, option_grid, option_id, random_unet
 from safetensors.torch import load_file
 
-from ddfm_fast.priors import ops
 from ddfm_fast.priors.engine import Engine
 from ddfm_fast.priors.load import load_prior
+from ddfm_fast.priors.ops import base, plain
+from ddfm_fast.priors.ops.fused import FusedOps
+from ddfm_fast.priors.ops.native import NativeOps
+from ddfm_fast.priors.ops.onednn import OneDnnOps
+from ddfm_fast.priors.ops.plain import PlainOps
 from ddfm_fast.priors.unet import UNet
 from ddfm_fast.priors.unet_config import UNetConfig
 
@@ -57,12 +61,12 @@ def random_unet_copy(unet: UNet) -> UNet:
     return copy
 
 
-@pytest.mark.parametrize("kind", [ops.PlainOps, ops.OneDnnOps, ops.NativeOps])
+@pytest.mark.parametrize("kind", [PlainOps, OneDnnOps, NativeOps])
 @pytest.mark.parametrize("config", option_grid(), ids=option_id)
 def test_same_function_as_the_plain_network(config, kind, monkeypatch):
-    if kind is not ops.PlainOps and not kind.available():
+    if kind is not PlainOps and not kind.available():
         pytest.skip(f"{kind.__name__} cannot be used here")
-    monkeypatch.setattr(ops.OneDnnOps, "SMALL", 0)
+    monkeypatch.setattr(OneDnnOps, "SMALL", 0)
     unet, x, step = example(config)
     with torch.no_grad():
         plain, engine = unet.run(x, step), Engine(unet, kind())
@@ -70,11 +74,11 @@ def test_same_function_as_the_plain_network(config, kind, monkeypatch):
         torch.testing.assert_close(engine(x, step, 3), plain[:, :3], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("kind", [ops.OneDnnOps, ops.NativeOps])
+@pytest.mark.parametrize("kind", [OneDnnOps, NativeOps])
 def test_in_threads_of_different_sizes(kind, monkeypatch):
     if not kind.available():
         pytest.skip(f"{kind.__name__} cannot be used here")
-    monkeypatch.setattr(ops.OneDnnOps, "SMALL", 0)
+    monkeypatch.setattr(OneDnnOps, "SMALL", 0)
     unet, _, step = example(SMALL)
     fast = Engine(unet, kind())
 
@@ -90,15 +94,15 @@ def test_in_threads_of_different_sizes(kind, monkeypatch):
 @pytest.mark.parametrize("n, channels, height, width", [(1, 32, 640, 512), (3, 96, 96, 131)])
 def test_group_norm_of_large_maps_is_exact(n, channels, height, width, monkeypatch):
     """Bounds that PyTorch's channels_last group norm misses on a CPU, and its own layout keeps."""
-    monkeypatch.setattr(ops, "IN_CACHE", 2**16 + 1)
+    monkeypatch.setattr(plain, "IN_CACHE", 2**16 + 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, channels, height, width, generator=generator) + 2
     x = x.to(memory_format=torch.channels_last)
     weight, bias = torch.randn(2, channels, generator=generator)
     exact = F.group_norm(x.double(), 32, weight.double(), bias.double(), 1e-5)
-    assert height * width > ops.NAIVE_SUMS
-    norm = ops.Norm("", weight, bias)
-    got = ops.PlainOps._norm(x, norm)
+    assert height * width > plain.NAIVE_SUMS
+    norm = base.Norm("", weight, bias)
+    got = PlainOps.norm(x, norm)
     assert got.is_contiguous(memory_format=torch.channels_last)
     bound = 3e-6 * exact.abs().max()
     assert (got - exact).abs().max() < bound
@@ -106,20 +110,20 @@ def test_group_norm_of_large_maps_is_exact(n, channels, height, width, monkeypat
     assert (contiguous - exact).abs().max() < bound
 
 
-@pytest.mark.skipif(not ops.OneDnnOps.available(), reason="this PyTorch has no oneDNN")
-@pytest.mark.parametrize("small", [0, 1500, ops.OneDnnOps.SMALL])
+@pytest.mark.skipif(not OneDnnOps.available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("small", [0, 1500, OneDnnOps.SMALL])
 @torch.no_grad()
 def test_onednn_at_changing_sizes(small, monkeypatch):
     """Layouts are for one size each; small inputs, here some of the layers, do without."""
-    monkeypatch.setattr(ops.OneDnnOps, "SMALL", small)
+    monkeypatch.setattr(OneDnnOps, "SMALL", small)
     unet, _, step = example({**SMALL, "resblock_updown": False})
-    fast = Engine(unet, ops.OneDnnOps())
+    fast = Engine(unet, OneDnnOps())
     for shape in [(1, 16, 24), (3, 16, 24), (1, 64, 40), (1, 16, 24), (2, 40, 64)]:
         n, height, width = shape
         x = torch.randn(n, 3, height, width)
         torch.testing.assert_close(fast(x, step), unet.run(x, step), rtol=1e-4, atol=2e-5)
     kept = [len(sizes) for sizes in fast.ops._packed.values()]
-    assert kept and max(kept) <= ops.OneDnnOps.SIZES
+    assert kept and max(kept) <= OneDnnOps.SIZES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -196,11 +200,11 @@ def test_large_weights_are_not_copied():
 @pytest.mark.parametrize("limit", [1, 8 * 11 * 5, 10**9])
 def test_convolution_in_strips(monkeypatch, size, limit):
     """Strips of one row, of three, and a single one; the border rows are padded with zeros."""
-    monkeypatch.setattr(ops, "CONV_ELEMENTS", limit)
+    monkeypatch.setattr(base, "CONV_ELEMENTS", limit)
     x = torch.randn(2, 5, 9, 11).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(8, 5, size, size), torch.randn(8)
     wanted = F.conv2d(x, weight, bias, padding=size // 2)
-    got = ops.convolve_in_strips(x, weight, bias)
+    got = base.convolve_in_strips(x, weight, bias)
     assert got.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
 
@@ -228,15 +232,15 @@ class TestWithKernels:
     def test_residual_blocks_that_resample_in_float32(self):
         unet, x, step = example(KERNEL_CONFIGS[0])
         before = x.clone()
-        assert_as_good(lambda u: Engine(u, ops.FusedOps()), unet, x[:1], torch.float32)
+        assert_as_good(lambda u: Engine(u, FusedOps()), unet, x[:1], torch.float32)
         assert torch.equal(x, before)
 
     def test_other_layers_in_bfloat16(self):
         unet, x, _ = example(KERNEL_CONFIGS[1])
-        assert_as_good(lambda u: Engine(u, ops.FusedOps()), unet, x[:1], torch.bfloat16, 3)
+        assert_as_good(lambda u: Engine(u, FusedOps()), unet, x[:1], torch.bfloat16, 3)
 
     def test_folded_upsampling_in_float16(self):
         unet, x, _ = example(KERNEL_CONFIGS[2])
         assert_as_good(
-            lambda u: Engine(u.fold_upsampling(), ops.FusedOps()), unet, x[:1], torch.float16
+            lambda u: Engine(u.fold_upsampling(), FusedOps()), unet, x[:1], torch.float16
         )

@@ -7,9 +7,11 @@ from networks import SMALL, random_unet
 
 pytest.importorskip("triton", reason="the kernels need Triton")
 
-from ddfm_fast.priors import ops
 from ddfm_fast.priors.engine import Engine
 from ddfm_fast.priors.load import load_prior
+from ddfm_fast.priors.ops import base
+from ddfm_fast.priors.ops.fused import FusedOps
+from ddfm_fast.priors.ops.plain import PlainOps
 from ddfm_fast.runtime.memory import images_that_fit
 
 pytestmark = pytest.mark.gpu
@@ -38,7 +40,7 @@ def test_as_good_as_the_plain_network_in_the_same_dtype(size, dtype):
     """err(ours against float64) <= 2 err(plain low precision against float64) + a rounding."""
     unet = random_unet(CONFIG).cuda()
     prior = load_prior(unet, dtype=dtype)
-    assert isinstance(prior.engine.ops, ops.FusedOps)
+    assert isinstance(prior.engine.ops, FusedOps)
     x, steps = images(*size), prior.conditioning(torch.tensor([431]))
     with torch.no_grad():
         exact = random_unet(CONFIG).cuda().double().run(x.double(), steps[0])
@@ -115,7 +117,7 @@ def test_convolutions_in_strips_are_the_same(monkeypatch, dtype):
     prior = load_prior(unet, dtype=dtype)
     x, steps = images(1, 128, 128), prior.conditioning(torch.tensor([500]))
     whole = prior.eps(x, steps[0])
-    monkeypatch.setattr(ops, "CONV_ELEMENTS", 64 * 128 * 20)
+    monkeypatch.setattr(base, "CONV_ELEMENTS", 64 * 128 * 20)
     torch.testing.assert_close(
         prior.eps(x, steps[0]), whole, rtol=0, atol=2 * TINY[dtype] * float(whole.abs().max())
     )
@@ -158,7 +160,7 @@ def test_engine_with_pytorch_alone_works_on_a_gpu_too():
     prior = load_prior(unet)
     x, steps = images(1, 64, 64), prior.conditioning(torch.tensor([500]))
     with torch.no_grad():
-        plain = Engine(prior.unet, ops.PlainOps())(x, steps[0], 3)
+        plain = Engine(prior.unet, PlainOps())(x, steps[0], 3)
     # PyTorch alone rounds convolutions to TF32 by default
     torch.testing.assert_close(prior.eps(x, steps[0]), plain, rtol=2e-2, atol=2e-2)
 
@@ -183,9 +185,9 @@ def test_thin_convolutions(channels, outs, dtype):
 def test_thin_convolutions_in_the_engine_and_in_a_graph():
     unet = load_prior(random_unet(CONFIG).cuda()).unet
     step = unet.conditioning(torch.tensor([431], device="cuda"))[0]
-    engine, x = Engine(unet, ops.FusedOps(thin_convs=True)), images(1, 64, 64)
+    engine, x = Engine(unet, FusedOps(thin_convs=True)), images(1, 64, 64)
     with torch.no_grad():
-        plain = Engine(unet, ops.FusedOps())(x, step, 3)
+        plain = Engine(unet, FusedOps())(x, step, 3)
         torch.testing.assert_close(engine(x, step, 3), plain, rtol=1e-3, atol=1e-4)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

@@ -205,7 +205,7 @@ def test_module_in_half_precision_gets_half_inputs():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_eps_is_handed_on_as_it_comes_unless_it_is_float64(dtype):
-    prior = load_prior(lambda x, t: x.to(dtype))
+    prior = load_prior(lambda x, _t: x.to(dtype))
     assert evaluate(prior).dtype == (torch.float32 if dtype == torch.float64 else dtype)
 
 
@@ -239,8 +239,8 @@ def test_callable_with_fractional_timesteps_and_sample_attribute():
 
 
 def test_variance_of_a_callable_is_found_by_a_call():
-    assert load_prior(lambda x, t: torch.cat([x, x], 1)).has_variance
-    three = load_prior(lambda x, t: x)
+    assert load_prior(lambda x, _t: torch.cat([x, x], 1)).has_variance
+    three = load_prior(lambda x, _t: x)
     assert not three.has_variance
     with pytest.raises(ValueError, match="predicts no variance"):
         evaluate(three, variance=True)
@@ -249,12 +249,12 @@ def test_variance_of_a_callable_is_found_by_a_call():
 @pytest.mark.parametrize(
     ("function", "error", "message"),
     [
-        (lambda x, t: None, TypeError, "returned NoneType"),
-        (lambda x, t: x.numpy(), TypeError, "returned ndarray"),
-        (lambda x, t: x.long(), TypeError, "tensor of torch.int64"),
-        (lambda x, t: x[:, :1], ValueError, r"shape \(2, 1, 32, 64\)"),
-        (lambda x, t: x[..., ::2], ValueError, r"shape \(2, 3, 32, 32\)"),
-        (lambda x, t: x.to("meta"), ValueError, "on meta for x on cpu"),
+        (lambda _x, _t: None, TypeError, "returned NoneType"),
+        (lambda x, _t: x.numpy(), TypeError, "returned ndarray"),
+        (lambda x, _t: x.long(), TypeError, "tensor of torch.int64"),
+        (lambda x, _t: x[:, :1], ValueError, r"shape \(2, 1, 32, 64\)"),
+        (lambda x, _t: x[..., ::2], ValueError, r"shape \(2, 3, 32, 32\)"),
+        (lambda x, _t: x.to("meta"), ValueError, "on meta for x on cpu"),
     ],
 )
 def test_wrong_results_of_a_callable_are_named(function, error, message):
@@ -264,7 +264,7 @@ def test_wrong_results_of_a_callable_are_named(function, error, message):
 
 def test_network_keywords_make_no_sense_for_a_callable():
     with pytest.raises(ValueError, match="'model_channels' has no effect"):
-        load_prior(lambda x, t: x, {"model_channels": 3})
+        load_prior(lambda x, _t: x, {"model_channels": 3})
 
 
 @pytest.mark.parametrize("spec", [None, 3, torch.zeros(3), Scaled, ["embedded"]])
@@ -280,7 +280,7 @@ def test_missing_path_is_named():
 
 def test_config_for_a_prior_is_refused():
     with pytest.raises(ValueError, match="taken as it is"):
-        load_prior(CallablePrior(lambda x, t: x), {"multiple": 8})
+        load_prior(CallablePrior(lambda x, _t: x), {"multiple": 8})
 
 
 MODEL = {

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from ddfm_fast.priors.checkpoint import describe
 from ddfm_fast.priors.load import load_prior
-from ddfm_fast.priors.training.architectures import ARCHITECTURES
+from ddfm_fast.priors.training.architectures import ARCHITECTURES, architecture
 from ddfm_fast.priors.training.diffusion import WEIGHTINGS, T, alphas_cumprod, diffuse, loss_weights
 from ddfm_fast.priors.training.log import draw_curve
 from ddfm_fast.priors.training.photos import (
@@ -26,7 +27,7 @@ from ddfm_fast.priors.training.photos import (
     split_photos,
 )
 from ddfm_fast.priors.training.run import Run, Settings, state_path, train
-from ddfm_fast.priors.training.train import build_parser, config_from_options, main
+from ddfm_fast.priors.training.train import app
 
 SETTINGS = Settings(
     steps=6, batch=4, patch=16, lr=1e-3, seed=3, holdout=1, weighting="p2", wide_every=2
@@ -46,11 +47,11 @@ def photos(tmp_path_factory):
 
 
 def small_config():
-    return config_from_options(
-        build_parser().parse_args(
-            ["--out", "a.safetensors", "--channel-mult", "1,1", "--unshuffle", "2"]
-        )
-    )
+    return architecture("embedded", channel_mult=(1, 1), pixel_unshuffle=2)
+
+
+def run_command(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def make_run(photos, **changes):
@@ -253,13 +254,13 @@ def test_patches_of_a_wider_side_come_from_levels_that_hold_them(photos):
     assert {patches.crop(rng, 64).shape for _ in range(40)} == {(64, 64, 3)}
 
 
-def test_augmentation_makes_grey_and_black_grounded_ones_among_others():
+def test_augmentation_makes_gray_and_black_grounded_ones_among_others():
     tile = np.random.default_rng(0).random((16, 16, 3), dtype=np.float32) * 0.8 + 0.1
     rng = np.random.default_rng(1)
     tiles = [augment(tile, rng) for _ in range(600)]
-    grey = [bool(np.ptp(t, axis=2).max() < 1e-6) for t in tiles]
+    gray = [bool(np.ptp(t, axis=2).max() < 1e-6) for t in tiles]
     black = [bool((t == 0).all(axis=2).mean() > 0.05) for t in tiles]
-    assert 0.4 < np.mean(grey) < 0.6
+    assert 0.4 < np.mean(gray) < 0.6
     assert 0 < np.mean(black) < 0.12
     assert all(t.min() >= 0 and t.max() <= 1 and t.dtype == np.float32 for t in tiles)
 
@@ -289,24 +290,10 @@ def test_holdout_is_spread_and_never_everything(photos):
 
 def test_command_line_trains(photos, tmp_path):
     out = tmp_path / "a.safetensors"
-    arguments = [
-        "--out",
-        str(out),
-        "--data",
-        str(photos),
-        "--steps",
-        "3",
-        "--batch",
-        "2",
-        "--patch",
-        "16",
-        "--channel-mult",
-        "1,1",
-        "--unshuffle",
-        "2",
-        "--no-compile",
-    ]
-    assert main(arguments) == 0
+    options = ["--steps", 3, "--batch", 2, "--patch", 16, "--no-compile"]
+    network = ["--channel-mult", "1,1", "--unshuffle", 2]
+    result = run_command("--out", out, "--data", photos, *options, *network)
+    assert result.exit_code == 0, result.output
     assert load_prior(out).multiple == 4
     training = describe(out)["training"]
     assert training["weighting"] == "p2-mild" and training["precision"] == "bfloat16"
@@ -325,18 +312,31 @@ def test_command_line_trains(photos, tmp_path):
         (["--attention", "3"], "attention_resolutions holds [3]"),
         (["--channel-mult", "one"], "--channel-mult 'one'"),
         (["--channels", "20"], "multiples of 32"),
+        (["--weighting", "snr"], "--weighting 'snr', expected one of eps, p2-mild, p2, min-snr"),
+        (["--precision", "float16"], "--precision 'float16', expected one of float32, bfloat16"),
+        (["--arch", "large"], "--arch 'large', expected one of embedded, embedded-large"),
+        (["--log-every", "0"], "--log-every 0, expected 1 or more"),
         (["--patch", "512"], "smaller than --patch 512"),
     ],
 )
-def test_command_line_errors(photos, tmp_path, capsys, extra, message):
-    arguments = ["--out", str(tmp_path / "a.safetensors"), "--data", str(photos), *extra]
-    assert main(arguments) == 2
-    assert message in capsys.readouterr().err
+def test_command_line_errors(photos, tmp_path, extra, message):
+    result = run_command("--out", tmp_path / "a.safetensors", "--data", photos, *extra)
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
     assert not list(tmp_path.iterdir())
 
 
-def test_command_line_refuses_other_suffixes_and_no_data(tmp_path, capsys):
-    assert main(["--out", str(tmp_path / "a.pt"), "--data", "x"]) == 2
-    assert "must end in .safetensors" in capsys.readouterr().err
-    assert main(["--out", str(tmp_path / "a.safetensors")]) == 2
-    assert "--data is missing" in capsys.readouterr().err
+def test_command_line_refuses_other_suffixes_and_no_data(tmp_path):
+    result = run_command("--out", tmp_path / "a.pt", "--data", "x")
+    assert result.exit_code == 2 and "must end in .safetensors" in result.stderr
+    result = run_command("--out", tmp_path / "a.safetensors")
+    assert result.exit_code == 2 and "--data is missing" in result.stderr
+
+
+def test_command_line_has_help_and_names_what_is_missing():
+    result = run_command("--help")
+    assert result.exit_code == 0 and "--no-residual-resampling" in result.stdout
+    assert "train --data photos --out prior.safetensors --resume\n" in result.stdout
+    result = run_command("--data", "x")
+    assert result.exit_code == 2 and "Missing option '--out'" in result.stderr

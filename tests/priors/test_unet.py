@@ -12,7 +12,7 @@ from conftest import shared
 from networks import SMALL, option_grid, option_id, random_unet
 from safetensors.torch import load_file
 
-from ddfm_fast.priors.timesteps import mix_at, timestep_embedding
+from ddfm_fast.priors.timesteps import StepCondition, mix_at, timestep_embedding
 from ddfm_fast.priors.unet import ResBlock, UNet
 from ddfm_fast.priors.unet_config import UNetConfig
 
@@ -65,7 +65,7 @@ def test_attention_equals_softmax_written_out(new_order):
     weights = torch.softmax(torch.einsum("nhct,nhcs->nhts", q, k) / 4, dim=-1)
     h = torch.einsum("nhts,nhcs->nhct", weights, v).reshape(2, 64, 24)
     expected = x + block.proj_out(h).view_as(x)
-    torch.testing.assert_close(block(x, []), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(block(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale_shift", [False, True])
@@ -92,7 +92,9 @@ def test_residual_block_equals_its_layers_in_order(scale_shift, resample):
         h = block.out_layers(h + extra)
     expected = block.skip_connection(change(x)) + h
     condition = block.condition(torch.nn.functional.silu(emb))
-    torch.testing.assert_close(block(x, [condition]), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        block(x, StepCondition([condition], None)), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_input_is_not_changed():

@@ -13,8 +13,6 @@ import torch
 import ddfm_fast.runtime.memory
 from ddfm_fast import Fuser
 from ddfm_fast.priors.load import load_prior
-from ddfm_fast.priors.ops.choice import ops_for
-from ddfm_fast.priors.ops.native import NativeOps
 from ddfm_fast.runtime.memory import (
     SAMPLER_PLANES,
     SHARE,
@@ -120,34 +118,6 @@ def test_fuser_goes_on_with_fewer_images():
     fixed = Fuser(prior=prior, steps=2, device="cpu", batch_size=8)
     with pytest.raises(torch.OutOfMemoryError):
         fixed(list(planes), list(planes[::-1]))
-
-
-@pytest.mark.parametrize("text, cores", [("max 100000", 8), ("250000 100000", 2), ("1 100000", 1)])
-def test_cores_of_a_container(tmp_path, monkeypatch, text, cores):
-    from ddfm_fast.runtime.machine import usable_cores
-
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(8), raising=False)
-    (tmp_path / "cpu.max").write_text(text + "\n")
-    assert usable_cores(tmp_path / "cpu.max") == cores
-    assert usable_cores(tmp_path / "none") == 8
-
-
-def test_doctor_prints_the_memory_of_priors(monkeypatch):
-    from ddfm_fast.priors import cost
-    from ddfm_fast.runtime import doctor
-
-    report = doctor.examine()
-    embedded, official = report["memory"]["rows"]
-    assert embedded["weight_bytes"] == 4 * cost.parameter_count(load_prior("embedded").unet.config)
-    assert official["weight_bytes"] == 4 * 552_814_086
-    assert 0 < official["activation_bytes"]["512x640"] < official["activation_bytes"]["2160x3840"]
-    assert "256x256 ADM  float32: weights 2.06 GiB" in doctor.render(report)
-    laid_out = 16 * 552_814_086 if isinstance(ops_for(CPU, 552_814_086), NativeOps) else 0
-    assert official["layout_bytes"] == laid_out
-    laid_out = "as the CPU kernels read them" in doctor.render(report)
-    assert laid_out == bool(embedded["layout_bytes"])
-    monkeypatch.setattr(doctor, "_prior_memory", lambda: 1 / 0)
-    assert "unknown: ZeroDivisionError" in doctor.render(doctor.examine())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="read from /proc")

@@ -110,3 +110,8 @@ def test_an_interrupt_ends_the_run(tmp_path):
     (result,) = fuse_all([first, second])
     assert not result.ok and result.report.stopped == "interrupted"
     assert len(read_clip(first.out)[0]) == result.report.frames and not second.out.exists()
+
+
+def test_an_unknown_option_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(TypeError, match="'offfset' is no option"):
+        fuse_all([Task("a", pan(2, 1), pan(2, 2), tmp_path / "o.mp4")], offfset=1.0)

@@ -25,7 +25,7 @@ BORDER = 16
 
 
 def center(image: np.ndarray, multiple: int, side: int = 256) -> Tensor:
-    """Cut the middle of an image out, as [1, 3, H, W] in [-1, 1], H and W multiples, at most ``side``."""
+    """Cut the middle of an image out: [1, 3, H, W] in [-1, 1], multiples, at most ``side``."""
     height, width = (min(n, side) // multiple * multiple for n in image.shape[:2])
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     tile = image[top : top + height, left : left + width]

@@ -88,6 +88,7 @@ class Patches:
         smaller is left for the next larger one that holds it.
         """
         side = side or self.patch
+        tile: np.ndarray | None = None
         for _ in range(8):
             pyramid = self.pyramids[rng.choice(len(self.pyramids), p=self.weights)]
             image = pyramid[rng.integers(len(pyramid))]
@@ -100,6 +101,10 @@ class Patches:
             tile = image[top : top + side, left : left + side]
             if tile.std(axis=(0, 1)).mean() > FLAT_STD or rng.random() < FLAT_KEPT:
                 break
+        if tile is None:
+            raise ValueError(
+                f"--data: the photographs are smaller than patches of {side} pixels; lower --patch"
+            )
         return tile
 
     def batch(
