@@ -53,6 +53,7 @@ setup(
     package_dir={"ddfm_fast.kernels": "kernels", "ddfm_fast.bench": "bench"},
     package_data={
         "ddfm_fast": ["py.typed", "assets/*.png", "assets/*.md"],
+        "ddfm_fast.bench": ["page.html"],
         "ddfm_fast.kernels.cpu": ["*.cpp", "*.h"],
         "ddfm_fast.priors": ["*.safetensors", "*.md"],
         "ddfm_fast.priors.training": ["*.jsonl", "*.png"],

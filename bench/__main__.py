@@ -1,6 +1,9 @@
-"""``python -m bench``: the command ``ddfm-fast bench``, from a checkout."""
+"""``python -m bench``: the command ``ddfm-fast bench``, from a checkout.
 
-from ddfm_fast.cli.bench import main
+By its name, not by an import: the command knows the benchmarks, and never the other way.
+"""
+
+from runpy import run_module
 
 if __name__ == "__main__":
-    main("python -m bench")
+    run_module("ddfm_fast.cli.bench", run_name="__main__")

@@ -84,18 +84,13 @@ def compare(old: Report, new: Report, threshold: float | None = None) -> list[Ch
         known = before.get(measurement.key)
         if known is None or not known.green:
             continue
-        if not measurement.green:
-            nothing = Candidate()
-            changes += [
-                Change(measurement.key, path, c, nothing, float("nan"), 0, "red")
-                for path, c in known.candidates.items()
-            ]
-            continue
-        changes += [
-            judge(known, measurement, path, threshold)
-            for path, c in measurement.candidates.items()
-            if c.samples and path in known.candidates and known.candidates[path].samples
-        ]
+        for path, before_it in known.candidates.items():
+            now = measurement.candidates.get(path, Candidate())
+            if not measurement.green:
+                red = Change(measurement.key, path, before_it, now, float("nan"), 0, "red")
+                changes.append(red)
+            elif before_it.samples and now.samples:
+                changes.append(judge(known, measurement, path, threshold))
     return changes
 
 

@@ -31,15 +31,12 @@ PAIR = "Sentinel-2 demo pair"
 
 
 class Planes(NamedTuple):
-    """What a step works on."""
+    """i, v [1, 1, H, W] in [−1, 1], x_t [1, 3, H, W] and a prior's output [1, 6, H, W]."""
 
     i: Tensor
     v: Tensor
-    """[1, 1, H, W] in [−1, 1]"""
     x: Tensor
-    """x_t, [1, 3, H, W]"""
     out: Tensor
-    """a prior's output, [1, 6, H, W]"""
 
 
 def planes(height: int, width: int, device: torch.device, seed: int = 0) -> Planes:
@@ -69,16 +66,13 @@ def pair_lumas(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def random_unet(config: UNetConfig, device: torch.device) -> UNet:
-    """A network with random (seeded) weights, since only the cost matters.
-
-    They are scaled so that activations stay finite in float16 too.
-    """
-    generator = torch.Generator(device).manual_seed(0)
-    with torch.device(device):
+    """A network with random (seeded) weights, finite in float16 too: only the cost matters."""
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(0)
         unet = UNet(config).eval().requires_grad_(False)
-    for parameter in unet.parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(0, 0.5 * parameter[0].numel() ** -0.5, generator=generator)
+        for parameter in unet.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.5 * parameter[0].numel() ** -0.5)
     return unet
 
 

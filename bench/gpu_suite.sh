@@ -5,15 +5,16 @@
 # compute-sanitizer are used where they are.
 #
 #   tests.log      the GPU tests, and why any was skipped
-#   bench.log      `python -m bench`: kernels, step, prior, loops, scaling, waterfall, as a table
+#   bench.log      `python -m bench`: kernels, step, prior, loops, waterfall, video, as a table
 #   <gpu>-<date>.json  the same with every sample: put it into bench/results
-#   prior.json, .md    the official network's forward, every way
+#   <gpu>-<date>-2.json  the official network, every way; a limit of time may cut it short: `python
+#                  -m bench --report --from FILE` makes a page of what is there, and says what is not
 #   sanitizer.log  memcheck and racecheck of the rectification kernels
 #   ncu.csv        counters of the rectification kernels
 #   summary.txt    what ran, what failed, how long each took
 #
 # Results go to FOLDER (default: $OUT, else bench/results/gpu). Exits non-zero if anything failed.
-# Written on a machine without a GPU; the first machine with one may have to mend it.
+# Written on a machine without a GPU; the first machine with one may have to correct it.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-${OUT:-bench/results/gpu}}
@@ -37,7 +38,8 @@ run() { # run SECONDS NAME LOG COMMAND...: SECONDS at most, output also to LOG
   echo "== $name"
   timeout -k 10 "$limit" "$@" 2>&1 | tee -a "$out/$log"
   status=$?
-  [ "$status" = 0 ] || failed=1
+  # the official network's forms are more than fit: what was measured till then is kept
+  [ "$status" = 0 ] || { [ "$status" = 124 ] && [ "$name" = official ]; } || failed=1
   echo "$name: exit $status, $((SECONDS - began)) s" | tee -a "$summary"
 }
 
@@ -48,9 +50,9 @@ run 150 tests tests.log "$python" -m pytest -q -m gpu -rs -p no:cacheprovider \
   --continue-on-collection-errors tests
 rm -f "$out"/*-20*.json # of a run before
 run 170 bench bench.log "$python" -m bench kernels step prior loop waterfall scaling throughput \
-  startup --seconds 3 --repeats 20 --quiet --save --out "$out"
-run 80 prior prior.log "$python" -m bench.gpu_prior --seconds 65 --out "$out"
-rm -f "$out/prior.log" # its table is there too
+  video startup metrics --seconds 3 --repeats 20 --quiet --save --out "$out"
+run 80 official bench.log "$python" -m bench official --seconds 3 --repeats 20 --quiet --save \
+  --out "$out"
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck; do
     run 40 "$tool" sanitizer.log compute-sanitizer --tool "$tool" --error-exitcode 1 \
@@ -66,7 +68,7 @@ if command -v ncu >/dev/null; then
   metrics+=,sm__throughput.avg.pct_of_peak_sustained_elapsed
   metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active
   metrics+=,lts__t_sector_hit_rate.pct,launch__registers_per_thread,smsp__inst_executed.sum
-  timeout -k 10 50 ncu --csv --page raw --kernel-name 'regex:_rectify_.*|_spectral.*' \
+  timeout -k 10 50 ncu --csv --page raw --kernel-name 'regex:rectify_.*|spectral.*' \
     --launch-skip 6 --launch-count 12 --cache-control all --clock-control none \
     --metrics "$metrics" "$python" -m bench --for-profiler >"$out/ncu.csv"
   status=$?

@@ -1,10 +1,9 @@
-"""What a fusion costs on paper, and how far that is from what was timed: the page's last part.
+"""What a fusion costs on paper: the page's last part.
 
 Every operator of a forward is counted on the meta device (``ddfm_fast.priors.cost``): operations,
 least bytes, and itself as a launch. On paper each takes the longest of its operations at the peak
 rate, its bytes at the peak bandwidth, and a launch; a step after the prior is one pass over its
-planes. On a CPU, where nothing overlaps, the launch comes on top. The rates are a data sheet's for
-GPUs that nobody here has run on, and this run's own ceilings where the model is checked.
+planes. The rates are a data sheet's, for GPUs that nobody here has run on.
 """
 
 from __future__ import annotations
@@ -16,13 +15,10 @@ import torch
 
 from ddfm_fast.priors.cost import Cost, cost_of, engine_cost
 from ddfm_fast.priors.unet import UNet
-from ddfm_fast.schedule import make_schedule, step_rows
-from ddfm_fast.step import ReverseStep
 
 from .data import config_of
 from .place import PLANES_OF_A_STEP
 from .reference import ReferenceUNet
-from .results import Measurement, Report
 
 LAUNCHES_OF_A_STEP = 8
 """after the prior, with torch.fft: see the README"""
@@ -68,16 +64,6 @@ def forward_cost(
     return engine_cost(config_of(prior), batch, height, width, dtype, fused=fused)
 
 
-@lru_cache(maxsize=64)
-def step_cost(height: int, width: int) -> Cost:
-    """The operators of a step after the prior in plain PyTorch (transforms count bytes alone)."""
-    rows = step_rows(make_schedule(100), "ddim")
-    plane = torch.empty(1, 1, height, width, device="meta")
-    rectifier = ReverseStep(plane, plane, rows=rows)
-    x = torch.empty(1, 3, height, width, device="meta")
-    return cost_of(rectifier.step_, x, torch.empty_like(x))
-
-
 def on_gpu(gpu: Gpu, prior: str, evaluations: int, height: int, width: int) -> float:
     """Seconds of a fusion on paper, 16-bit, batch 1, one CUDA graph."""
     rates = gpu.operations * REACHED, gpu.bandwidth * REACHED
@@ -87,76 +73,6 @@ def on_gpu(gpu: Gpu, prior: str, evaluations: int, height: int, width: int) -> f
     )
     planes = PLANES_OF_A_STEP * 4 * height * width / rates[1]
     return evaluations * (forward + max(planes, LAUNCHES_OF_A_STEP * LAUNCH_S))
-
-
-def on_cpu(cost: Cost, ceilings: dict[str, dict]) -> float:
-    """Seconds at the ceilings of a run, every operator started by the host."""
-    start = 1 / ceilings["launch"]["rate"]
-    work = cost.seconds(ceilings["float32"]["rate"], ceilings["copy"]["rate"])
-    return work + start * len(cost.launches)
-
-
-@dataclass(frozen=True)
-class Check:
-    """A prediction beside a measurement of the same run, seconds."""
-
-    what: str
-    predicted: float
-    measured: float
-
-    @property
-    def ratio(self) -> float:
-        return self.measured / self.predicted
-
-
-def checks(report: Report) -> list[Check]:
-    """What the model says of this CPU run, and what was timed; empty for a GPU or a quick run."""
-    if "gpu" in report.machine or "launch" not in report.ceilings:
-        return []
-    found = []
-    for m in report.of("prior"):
-        if m.green and "ddfm_fast" in m.candidates:
-            height, width = map(int, m.size.split("x"))
-            cost = forward_cost(m.name, height, width)
-            found.append(_check(report, m, f"forward, {m.name}, {m.size}", cost, "ddfm_fast"))
-    for m in report.of("step"):
-        if m.green and "ddfm_fast" in m.candidates:
-            cost = step_cost(*map(int, m.size.split("x")))
-            found.append(_check(report, m, f"step after the prior, {m.size}", cost, "ddfm_fast"))
-    for m in report.of("loop"):
-        height, width = map(int, m.size.split("x"))
-        one = [*forward_cost("embedded", height, width).launches]
-        one += step_cost(height, width).launches
-        for preset in ("official", "fast"):
-            if m.green and preset in m.candidates:
-                steps = m.facts["steps"][preset]
-                cost = Cost(one * steps)
-                found.append(_check(report, m, f"fusion, {preset}, {m.size}", cost, preset))
-    return found
-
-
-def _check(report: Report, m: Measurement, what: str, cost: Cost, path: str) -> Check:
-    return Check(what, on_cpu(cost, report.ceilings), m.candidates[path].median)
-
-
-WHY = (
-    "Below 1, the machine does better than the model: a map that fits the caches is not read from "
-    "memory; the copy, which must write lines it never read, is no upper limit for work that "
-    "mostly reads; and a large convolution can pass the rate of a 2048x2048 product.",
-    "Above 1, it does worse: convolutions with few channels do not keep the units as busy as a "
-    "large product does; the model charges a transform for its bytes and not for its "
-    "operations; and threads wait for each other at the end of every operator, which small maps "
-    "pay most for.",
-)
-
-
-def check_table(report: Report) -> list[list[str]]:
-    """Head and rows of the check."""
-    rows = [["what", "on paper", "measured", "measured / paper"]]
-    for c in checks(report):
-        times = (f"{seconds * 1e3:.1f} ms" for seconds in (c.predicted, c.measured))
-        rows.append([c.what, *times, f"{c.ratio:.2f}"])
-    return rows
 
 
 def gpu_table() -> list[list[str]]:

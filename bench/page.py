@@ -15,7 +15,7 @@ from .plots import Figure, figures
 from .results import Report, latest
 from .table import HEAD, card_lines, fits, table
 
-NO_GPU = "No GPU has been recorded yet: bash bench/gpu_suite.sh records the first."
+TEMPLATE = machine.FOLDER / "page.html"
 
 
 def write_all(report: Report, page: Path, folder: Path) -> Iterator[Path]:
@@ -24,17 +24,16 @@ def write_all(report: Report, page: Path, folder: Path) -> Iterator[Path]:
     The README's figures come from full runs only: a quick look or a rehearsal leaves it alone.
     """
     drawn = figures(report)
-    recorded = latest(folder)
-    yield atomic_write_bytes(page, render(report, drawn, recorded).encode())
+    yield atomic_write_bytes(page, render(report, drawn).encode())
     ours = machine.IN_CHECKOUT and folder.resolve() == machine.RESULTS.resolve() and report.full
     stem = machine.device_name(report.machine) if ours else page.with_suffix("").name
     for figure in drawn:
         yield atomic_write_bytes(folder / f"{stem}-{figure.name}.png", figure.png)
     if ours:
-        yield readme.update(recorded)
+        yield readme.update(latest(folder))
 
 
-def render(report: Report, drawn: list[Figure], recorded: dict) -> str:
+def render(report: Report, drawn: list[Figure]) -> str:
     """The whole page; nothing in it points outside."""
     parts = {
         "title": escape(f"ddfm_fast on {report.machine.get('gpu') or report.machine['cpu']}"),
@@ -43,13 +42,11 @@ def render(report: Report, drawn: list[Figure], recorded: dict) -> str:
         "figures": "".join(_figure(f) for f in drawn),
         "rows": _rows(table(report)),
         "fits": "".join(f"<li>{escape(line)}</li>" for line in fits(report) if line),
-        "steps": _waterfall_table(report),
-        "model": _model(report),
+        "model": _model(),
         "card": _card(report),
-        "recorded": _recorded(recorded),
-        "style": _STYLE,
     }
-    return re.sub("@([a-z]+)@", lambda found: parts[found[1]], _PAGE)
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return re.sub("@([a-z]+)@", lambda found: parts[found[1]], template)
 
 
 def _alarm(report: Report) -> str:
@@ -72,13 +69,13 @@ def _figure(figure: Figure) -> str:
     )
 
 
-def _html_table(rows: list[list[str]], kind: str = "") -> str:
+def _html_table(rows: list[list[str]]) -> str:
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0])
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows[1:]
     )
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table class="{kind}">'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="table"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
@@ -101,19 +98,10 @@ def _rows(rows: list[list[str]]) -> str:
     )
 
 
-def _waterfall_table(report: Report) -> str:
-    rows = readme.waterfall_rows(report)
-    return _html_table(rows, "waterfall") if rows else "<p>Not measured in this run.</p>"
-
-
-def _model(report: Report) -> str:
+def _model() -> str:
     parts = [f"<p>{escape(model.assumptions())}</p>", _html_table(model.gpu_table())]
     parts.append("<p>A forward of the authors' network, and its launches by kind at 512x640:</p>")
     parts += [_html_table(model.forward_table()), _html_table(model.kind_table())]
-    if model.checks(report):
-        parts.append("<p>The same model on this CPU, at the limits of this run:</p>")
-        parts.append(_html_table(model.check_table(report)))
-        parts += [f"<p>{escape(text)}</p>" for text in model.WHY]
     return "".join(parts)
 
 
@@ -121,63 +109,3 @@ def _card(report: Report) -> str:
     settings = {k: v for k, v in report.settings.items() if v not in (None, [], (), False)}
     pairs = {**report.machine, "settings": settings}
     return "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in pairs.items())
-
-
-def _recorded(recorded: dict) -> str:
-    rows = [["device", "date", "commit", "file"]]
-    rows += [
-        [name, report.date[:10], report.machine["commit"], path.name]
-        for name, (path, report) in recorded.items()
-    ]
-    text = "" if any(name != "CPU" for name in recorded) else f"<p>{NO_GPU}</p>"
-    return (_html_table(rows) if recorded else "") + text
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>@title@</title>
-<style>@style@</style>
-</head>
-<body>
-<header><h1>@title@</h1><p>@lead@</p>@alarm@</header>
-<main>
-@figures@
-<section><h2>Waterfall, row by row</h2>@steps@</section>
-<section><h2>All measurements</h2>
-<p>Times faster: the median of the first path in a group over that of the row. Of the limit: the
-least time for the bytes and operations at the limits measured in this run, over the median; where
-the caches hold the data it can pass 1. Every sample is in the JSON file beside this page.</p>
-@rows@<ul>@fits@</ul></section>
-<section><h2>Cost on paper</h2>@model@</section>
-<section><h2>Machine card</h2><dl>@card@</dl></section>
-<section><h2>Recorded results</h2>@recorded@</section>
-</main>
-</body>
-</html>
-"""
-
-_STYLE = """
-:root { --ink: #1b1e23; --soft: #5c6470; --line: #d5d9df; --wash: #f3f5f7; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1180px; padding: 1rem 1.5rem 3rem; color: var(--ink);
-  background: #fff; font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .4rem; }
-header p, .how, dd { color: var(--soft); } .how { font-size: .9em; }
-.ok { color: #1e6b3a; } p.red { color: #8f1d1d; font-weight: 700; } tr.red td { color: #8f1d1d; }
-header p.ok { color: #1e6b3a; }
-img { max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 4px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .22rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-td:first-child, th:first-child, td:last-child { text-align: left; }
-tr.what th { text-align: left; background: var(--wash); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; }
-dt { font-weight: 600; } dd { margin: 0; overflow-wrap: anywhere; }
-:focus-visible { outline: 3px solid #4c8dff; outline-offset: 2px; }
-"""

@@ -82,9 +82,8 @@ class Place:
 
     def measure_ceilings(self) -> None:
         scale = 512 if self.rehearse else 4 if self.quick else 1
-        self.ceilings = machine.ceilings(
-            self.device, self.clock, scale=scale, repeats=2 if self.rehearse else 15
-        )
+        repeats = 2 if self.rehearse else 15
+        self.ceilings = machine.ceilings(self.device, self.clock, scale=scale, repeats=repeats)
 
     def floor(self, moved: float, operations: float = 0.0, precision: str = "float32") -> float:
         """Least seconds for so many bytes and operations at this run's ceilings."""
@@ -120,16 +119,12 @@ class Place:
         """``replay`` of work that returns a tensor: the same one at every call."""
         if self.device.type != "cuda":
             return work
-        result: list[Tensor] = []
-
-        def kept() -> None:
-            result[:] = [work()]
-
-        replay = self.replay(kept)
+        kept: dict[str, Tensor] = {}
+        replay = self.replay(lambda: kept.update(out=work()))
 
         def run() -> Tensor:
             replay()
-            return result[0]
+            return kept["out"]
 
         return run
 
@@ -206,6 +201,11 @@ def require(*parity: Parity) -> list[Parity]:
 def largest_difference(a: Tensor, b: Tensor) -> float:
     """max |a − b|; NaN where either has one, which no limit lets through."""
     return float((a.float() - b.to(a.device).float()).abs().max())
+
+
+def relative_difference(a: Tensor, b: Tensor) -> float:
+    """The largest difference over the largest value of ``a``, where that is above 1."""
+    return largest_difference(a, b) / max(1.0, float(a.abs().max()))
 
 
 def named(height: int, width: int) -> str:

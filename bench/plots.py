@@ -60,38 +60,24 @@ def waterfall(report: Report) -> Figure | None:
     if m is None:
         return None
     names = list(m.candidates)
-    has_memory = any(m.candidates[n].memory is not None for n in names)
 
     def draw(figure) -> None:
-        axes = figure.subplots(1, 2 if has_memory else 1, sharey=True, squeeze=False,
-                               width_ratios=[3, 1] if has_memory else [1])[0]  # fmt: skip
-        rows = range(len(names))[::-1]
-        colors = [OURS if m.candidates[n].lossless else LOSSY for n in names]
-        colors[0] = THEIRS
+        axis, rows = figure.subplots(), range(len(names))[::-1]
+        colors = [THEIRS, *(OURS if m.candidates[n].lossless else LOSSY for n in names[1:])]
         times = [m.candidates[n].median for n in names]
-        axes[0].barh(rows, times, color=colors, height=0.66)
-        for row, name in zip(rows, names, strict=True):
-            axes[0].text(
-                times[len(names) - 1 - row], row, _beside(m, name), va="center", fontsize=9
-            )
-        axes[0].set(yticks=list(rows), yticklabels=names, xlim=(0, max(times) * 1.42))
-        axes[0].set_xlabel("seconds a fusion, median")
-        axes[0].set_title("blue: lossless   orange: lossy (another picture)   grey: reference")
-        if has_memory:
-            memory = [(m.candidates[n].memory or 0) / 2**20 for n in names]
-            axes[1].barh(rows, memory, color=colors, height=0.66)
-            axes[1].set_xlabel("peak memory, MiB")
-            for row, value in zip(rows, memory, strict=True):
-                axes[1].text(value, row, f" {value:.0f}" if value else " in the graph", va="center",
-                             fontsize=9)  # fmt: skip
-            axes[1].set_xlim(0, max(memory) * 1.2)
+        axis.barh(rows, times, color=colors, height=0.66)
+        for row, time, name in zip(rows, times, names, strict=True):
+            axis.text(time, row, _beside(m, name), va="center", fontsize=9)
+        axis.set(yticks=list(rows), yticklabels=names, xlim=(0, max(times) * 1.42))
+        axis.set_xlabel("seconds a fusion, median")
+        axis.set_title("blue: lossless   orange: lossy (another picture)   gray: reference")
 
     text = (
-        f"From the reference path to the shipped default ({m.facts['default']}), one optimisation "
+        f"From the reference path to the shipped default ({m.facts['default']}), one optimization "
         f"at a time: {m.facts['steps']} steps at {m.size}, embedded prior. PSNR is against the "
         "exact result (float64)."
     )
-    png = _png(draw, 11, 1.2 + 0.42 * len(names))
+    png = _png(draw, 9, 1.2 + 0.42 * len(names))
     return Figure("waterfall", "Waterfall", text, m.command, png)
 
 
@@ -165,16 +151,11 @@ def pareto(report: Report) -> Figure | None:
         for axis, metric in zip(axes, shown, strict=True):
             for name in names:
                 candidate = m.candidates[name]
+                point = candidate.median, candidate.quality[metric]
                 color = LOSSY if candidate.lossless is False else OURS
-                axis.plot(candidate.median, candidate.quality[metric], "o", ms=7, color=color)
-                below = name.startswith("official-script")
-                axis.annotate(
-                    name,
-                    (candidate.median, candidate.quality[metric]),
-                    fontsize=8,
-                    xytext=(5, -12 if below else 5),
-                    textcoords="offset points",
-                )
+                axis.plot(*point, "o", ms=7, color=color)
+                away = (5, -12 if name.startswith("official-script") else 5)
+                axis.annotate(name, point, away, textcoords="offset points", fontsize=8)
             axis.axvline(m.candidates["reference"].median, color=THEIRS, ls="--", lw=1)
             axis.set(xscale="log", xlabel="seconds a fusion", title=metric)
             _plain_numbers(axis.xaxis)

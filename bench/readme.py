@@ -94,37 +94,22 @@ def _row(m: Measurement, path: str) -> list[str]:
     if candidate.lossless is False:
         words.append("lossy")
     if candidate.lossless is False and "Qabf" in candidate.quality:
-        words.append(
-            f"VIF {candidate.quality['VIF']:.2f}, Qabf {candidate.quality['Qabf']:.2f}, "
-            f"SSIM {candidate.quality['SSIM']:.2f}"
-        )
-    base = m.candidates[m.baseline].median
-    return [
-        ", ".join(words),
-        seconds(base),
-        seconds(candidate.median),
-        f"{m.times_faster(path):.2f}",
-    ]
+        words += [f"{name} {candidate.quality[name]:.2f}" for name in ("VIF", "Qabf", "SSIM")]
+    times = (seconds(c.median) for c in (m.candidates[m.baseline], candidate))
+    return [", ".join(words), *times, f"{m.times_faster(path):.2f}"]
 
 
 def waterfall_rows(report: Report) -> list[list[str]]:
     """Head and rows of the waterfall, [] where it was not measured or is red."""
-    found = [m for m in report.of("waterfall") if m.green and m.candidates]
-    if not found:
+    m = next((m for m in report.of("waterfall") if m.green and m.candidates), None)
+    if m is None:
         return []
-    m = found[0]
     rows = [["", "time", "times faster", "memory", "kind", "PSNR", *METRICS]]
     for name, c in m.candidates.items():
         distance = c.quality.get("PSNR")
-        rows.append(
-            [
-                f"{name} (the default)" if name == m.facts["default"] else name,
-                seconds(c.median),
-                f"{m.times_faster(name):.2f}",
-                "" if c.memory is None else size(c.memory),
-                "lossless" if c.lossless else "lossy",
-                "equal" if distance is None else f"{distance:.1f} dB",
-                *(f"{c.quality[metric]:.3f}" for metric in METRICS),
-            ]
-        )
+        default = " (the default)" if name == m.facts["default"] else ""
+        row = [name + default, seconds(c.median), f"{m.times_faster(name):.2f}"]
+        row += ["" if c.memory is None else size(c.memory), "lossless" if c.lossless else "lossy"]
+        row.append("equal" if distance is None else f"{distance:.1f} dB")
+        rows.append([*row, *(f"{c.quality[metric]:.3f}" for metric in METRICS)])
     return rows

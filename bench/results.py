@@ -143,12 +143,9 @@ def to_json(report: Report) -> str:
     for measurement, raw in zip(report.measurements, whole["measurements"], strict=True):
         for name, candidate in measurement.candidates.items():
             if candidate.samples:
-                raw["candidates"][name]["summary"] = {
-                    "median": candidate.median,
-                    "p20": candidate.p20,
-                    "p80": candidate.p80,
-                    "times_faster": measurement.times_faster(name),
-                }
+                summary = {key: getattr(candidate, key) for key in ("median", "p20", "p80")}
+                summary["times_faster"] = measurement.times_faster(name)
+                raw["candidates"][name]["summary"] = summary
     return json.dumps(_finite(whole), indent=1, allow_nan=False) + "\n"
 
 
@@ -178,9 +175,7 @@ def load(path: str | Path) -> Report:
     """A report from its file; FileNotFoundError or ValueError, naming it, for anything else."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"there is no file {str(path)!r}; expected a result that --save wrote"
-        )
+        raise FileNotFoundError(f"there is no file {str(path)!r}; expected one that --save wrote")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -200,15 +195,14 @@ def load(path: str | Path) -> Report:
 
 
 def _measurement(raw: dict) -> Measurement:
-    candidates = {
-        name: Candidate(**{k: v for k, v in values.items() if k != "summary"})
-        for name, values in raw["candidates"].items()
-    }
-    parity = [
-        Parity(p["what"], math.nan if p["difference"] is None else p["difference"], p["limit"])
-        for p in raw["parity"]
-    ]
-    return Measurement(**{**raw, "candidates": candidates, "parity": parity})
+    found = Measurement(**{**raw, "candidates": {}, "parity": []})
+    for name, values in raw["candidates"].items():
+        values = {key: value for key, value in values.items() if key != "summary"}
+        found.candidates[name] = Candidate(**values)
+    for check in raw["parity"]:
+        worst = check["difference"]
+        found.parity.append(Parity(**{**check, "difference": math.nan if worst is None else worst}))
+    return found
 
 
 def latest(folder: Path) -> dict[str, tuple[Path, Report]]:

@@ -79,11 +79,8 @@ def run(
         torch.set_num_threads(options.threads)
     place = make_place(options)
     place.measure_ceilings()
-    report = Report(
-        machine.machine(place.device),
-        place.ceilings,
-        asdict(options) | {"device": str(place.device)},
-    )
+    settings = asdict(options) | {"device": str(place.device)}
+    report = Report(machine.machine(place.device), place.ceilings, settings)
     todo = tasks(options, place)
     left = [f"{task.section}: {task.name}, {task.size}" for task in todo]
     with tqdm(todo, unit="measurement", disable=not progress, file=sys.stderr, leave=False) as bar:
@@ -101,21 +98,18 @@ def run(
 def measure(task: Task, place: Place) -> Measurement:
     """The task's measurement; with red checks, or what failed, and no times where it cannot be."""
     place.yardstick = []
-    command = place.command(task.section, task.size)
-    nothing = Measurement(task.section, task.name, task.size, command)
+    where = {"section": task.section, "name": task.name, "size": task.size}
+    where["command"] = place.command(task.section, task.size)
     try:
         found = task.work()
-        return replace(
-            found, section=task.section, name=task.name, size=task.size, command=command,
-            yardstick=place.yardstick,
-        )  # fmt: skip
+        return replace(found, **where, yardstick=place.yardstick)
     except ParityError as error:
-        return replace(nothing, parity=error.parity)
+        return Measurement(**where, parity=error.parity)
     except Exception as error:  # what one section cannot do must not cost the others' results
         if os.environ.get("DDFM_FAST_DEBUG"):
             raise
         first = str(error).strip().split("\n")[0]
-        return replace(nothing, failed=f"{type(error).__name__}: {first}")
+        return Measurement(**where, failed=f"{type(error).__name__}: {first}")
 
 
 def path_for(report: Report, folder: Path) -> Path:
@@ -130,10 +124,9 @@ def path_for(report: Report, folder: Path) -> Path:
 
 def red(measurements: Sequence[Measurement]) -> list[str]:
     """A line for every check or measurement that failed."""
-    broken = [f"{m.section}, {m.name}, {m.size}: {m.failed}" for m in measurements if m.failed]
+    broken = [f"{', '.join(m.key)}: {m.failed}" for m in measurements if m.failed]
     return broken + [
-        f"{m.section}, {m.name}, {m.size}: {p.what} differs by {p.difference:.1e}, "
-        f"more than {p.limit:.0e}"
+        f"{', '.join(m.key)}: {p.what} differs by {p.difference:.1e}, more than {p.limit:.0e}"
         for m in measurements
         for p in m.parity
         if not p.green

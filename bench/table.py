@@ -44,8 +44,10 @@ def notes(candidate: Candidate) -> str:
     """Lossy or not, and the scores."""
     words = [] if candidate.lossless is None else [["lossy", "lossless"][candidate.lossless]]
     for name, value in candidate.quality.items():
-        if name == "PSNR":
-            number = "equal" if value is None else f"{value:.1f} dB"
+        if value is None:  # an infinite PSNR
+            number = "equal"
+        elif name == "PSNR":
+            number = f"{value:.1f} dB"
         else:
             number = f"{value:.1e}" if 0 < value < 1e-3 else f"{value:.3f}"
         words.append(f"{name} {number}")
@@ -85,11 +87,8 @@ def text(report: Report) -> str:
     for whole, row in zip(table(report), rows, strict=True):
         if whole[0] and whole[0] != HEAD[0]:
             lines.append(whole[0])
-        columns = (
-            cell.ljust(w) if n == 0 else cell.rjust(w)
-            for n, (cell, w) in enumerate(zip(row[:6], widths, strict=True))
-        )
-        lines.append(("  " + "  ".join(columns) + "  " + row[6]).rstrip())
+        first, *others = (f"{cell:>{width}}" for cell, width in zip(row, widths, strict=False))
+        lines.append("  ".join(["", f"{first.strip():<{widths[0]}}", *others, row[6]]).rstrip())
     lines += fits(report)
     return "\n".join(lines)
 
@@ -125,13 +124,11 @@ def card_lines(report: Report) -> list[str]:
 
 def fits(report: Report) -> list[str]:
     """The fitted exponents."""
-    lines = []
-    for measurement in report.of("scaling"):
-        for group, fit in (measurement.facts.get("fits") or {}).items():
-            if fit:
-                lines.append(
-                    f"{measurement.name}, {group}: cost ~ {measurement.facts['against']}"
-                    f"^{fit['exponent']:.2f} (r2 {fit['r2']:.3f}; upper half "
-                    f"^{fit['exponent_above']:.2f})"
-                )
+    lines = [
+        f"{m.name}, {group}: cost ~ {m.facts['against']}^{fit['exponent']:.2f} "
+        f"(r2 {fit['r2']:.3f}; upper half ^{fit['exponent_above']:.2f})"
+        for m in report.of("scaling")
+        for group, fit in (m.facts.get("fits") or {}).items()
+        if fit
+    ]
     return ["", *lines] if lines else []

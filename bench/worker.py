@@ -24,13 +24,9 @@ def in_fresh_process(job: str, *arguments) -> dict:
 
     home = Path(ddfm_fast.__file__).resolve().parents[1]
     paths = [str(home), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, job, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-    )
+    command = [sys.executable, "-c", RUN, job, *map(str, arguments)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT_S)
     if done.returncode:
         raise RuntimeError(f"bench worker {job} failed: {done.stderr.strip()[-500:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -93,7 +93,7 @@ class Fuser:
         >>> quick = fuser.with_options(preset="fast")    # doctest: +SKIP
         """
         same = {"prior": self.prior, "dtype": "auto", "compile": False}
-        other = Fuser(method=self._make_method, **{**self._options, **same, **options})
+        other = type(self)(method=self._make_method, **{**self._options, **same, **options})
         if (other.backend, other.loops.mode) == (self.backend, self.loops.mode):
             other.loops = self.loops
             other.method = self._make_method(other.prior, other.config, other.loops)

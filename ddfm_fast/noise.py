@@ -3,7 +3,7 @@
 Counter-based, so that no launch shape, batch or device changes it: Philox-4x32-10 (Salmon et al.,
 "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with the seed as key and (pixel, step, 0,
 0) as counter gives four words a pixel, of which the Box-Muller transform makes the three
-channels' normal deviates. ``kernels/rectify.py`` computes the same in registers; what differs is
+channels' normal deviates. ``kernels/pixel.py`` computes the same in registers; what differs is
 the rounding of log and sine. x_T does not come from here: it is ``torch.randn`` on the CPU, as in
 the authors' script.
 """

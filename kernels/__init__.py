@@ -1,15 +1,18 @@
-"""All kernels (Triton, C++) live here; ``ddfm_fast`` calls launchers and nothing else.
+"""All device code (Triton, C++): each module is a faster version of a plain twin that it names.
+
+``ddfm_fast`` calls launchers and nothing else.
 
 Import it as ``ddfm_fast.kernels``, never as ``kernels``. Importing this module needs no GPU, no
-Triton and no CuPy: what needs Triton is loaded when it is first asked for.
+Triton and no CuPy: what needs Triton is loaded on first use.
 
-    pixel     what a pixel goes through, as device functions
-    step      ``TritonStep``: two fused kernels around the k-solve
-    ksolve    the k-solve by cuFFT, through PyTorch or CuPy, and the kernel for its scale
-    tile      ``TileStep``: the whole step in one launch, without an FFT
+    pixel       the method's step at one pixel, as device functions
+    step        ``TritonStep``: two fused kernels around the k-solve
+    ksolve      the k-solve by cuFFT, through PyTorch or CuPy, and the kernel for its scale
+    tile        ``TileStep``: the whole step in one launch, without an FFT
     group_norm  ``moments``, ``join_``, ``scale_shift``, ``apply``: the prior's norms and residuals
-    conv      ``thin_conv``: convolutions with few channels on one side; opt-in, not measured yet
-    cpu       the prior's layers and attention on a CPU: C++, compiled when first used
+    thin_conv   ``thin_conv``: convolutions with few channels on one side; opt-in, not measured yet
+    checks      what launchers ask of their tensors
+    cpu         the prior's layers and attention on a CPU: C++, compiled when first used
 
 The Triton kernels agree with their twins in Triton's interpreter and compile ahead of time for
 sm_80, sm_90, sm_100 and sm_120. None of them has run on a GPU yet.
@@ -34,13 +37,13 @@ def __getattr__(name: str):
             raise
         raise ImportError(
             f"ddfm_fast.kernels.{name} needs triton, which is not installed; install "
-            "ddfm_fast[cuda12] or ddfm_fast[cuda13] (Linux), or use ddfm_fast.rectify.ReverseStep"
+            "ddfm_fast[cuda12] or ddfm_fast[cuda13] (Linux), or use ddfm_fast.step.ReverseStep"
         ) from error
     return getattr(module, name)
 
 
 def available() -> dict[str, dict[str, str | None]]:
-    """What the device code could use on this machine.
+    """Report what the device code could use on this machine.
 
     Returns:
         For each of ``"triton"``, ``"cupy"`` and ``"cuda"`` a dictionary with ``"version"``
@@ -51,7 +54,7 @@ def available() -> dict[str, dict[str, str | None]]:
 
 
 def module_status(name: str) -> dict[str, str | None]:
-    """``"version"`` and ``"reason"`` as in :func:`available`, of an importable package."""
+    """Report ``"version"`` and ``"reason"`` of a package, as :func:`available` does."""
     try:
         version = str(import_module(name).__version__)
     except ModuleNotFoundError:

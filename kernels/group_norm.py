@@ -1,13 +1,13 @@
-"""GroupNorm with everything around it on a GPU, for activations in channels_last.
+"""GroupNorm and what surrounds it on a GPU: a faster version of ``priors.ops.plain.PlainOps``.
 
-Twin: ``ddfm_fast.priors.ops.PlainOps``. A norm is split where statistics meet: what writes an
+Activations are in channels_last. A norm is split where statistics meet: what writes an
 activation also leaves its moments, channel by channel, so that the norm reads it once.
 
-    _moments_kernel   x → moments of each channel in each chunk of rows; as ``join_`` it first
+    moments_kernel   x → moments of each channel in each chunk of rows; as ``join_`` it first
                       adds bias and residual (nearest-upsampled if asked) in place
-    _finish_kernel    moments of one tensor, or of two that stand side by side → a and b of
+    finish_kernel    moments of one tensor, or of two that stand side by side → a and b of
                       y = a · x + b, per image and channel, in one fixed order
-    _apply_kernel     y = a · x + b, SiLU, nearest upsampling or 2x2 means, in place or out
+    apply_kernel     y = a · x + b, SiLU, nearest upsampling or 2x2 means, in place or out
 
 Moments per channel let a consumer group the channels as it likes: a concatenation is never
 made for its norm, and the bias of the convolution before is added to the means, not to the
@@ -28,21 +28,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .ksolve import INTERPRETED, on_device
+from .checks import DTYPES, PRIOR_TWIN, check_device, check_dtype, on_device
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GROUPS = 32
 EPS = 1e-5
 APPLY_ELEMENTS, MOMENTS_ELEMENTS = 4096, 2048
-"""of a tile: 32 a thread with 4 warps, which are four loads of 128 bits in bfloat16; half of that
+"""of a tile: 32 per thread with 4 warps, which are four loads of 128 bits in bfloat16; half of that
 where each element has a mean and a sum of squares of its own"""
 CHUNK_ROWS, MOST_CHUNKS = 128, 512
-"""rows that share one set of moments: at least so many, and at most so many sets an image"""
+"""rows that share one set of moments: at least so many, and at most so many sets per image"""
 FINISH_ELEMENTS = 1024
 
 
 @triton.jit
-def _moments_kernel(
+def moments_kernel(
     x_ptr,  # float32, bfloat16 or float16 [N, R, C]; in place with JOIN
     bias_ptr,  # float32 [C], or None
     residual_ptr,  # as x, or [N, R / 4, C] with UPSAMPLE, or None
@@ -56,7 +55,7 @@ def _moments_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Moments of x, or of x + bias + residual, which takes the place of x.
+    """Find the moments of x, or of x + bias + residual, which takes the place of x.
 
     Each element of the tile follows its own rows by Welford's update; at the end the tile's rows
     are merged (Chan). Grid: (chunks, C / BLOCK_C, N).
@@ -106,7 +105,7 @@ def _moments_kernel(
 def _channel_means(
     a_ptr, b_ptr, bias_ptr, n, s, col, chunks, channels_a, channels, inside, SECOND: tl.constexpr
 ):
-    """Means (SECOND False) or squared deviations [BLOCK_S, BLOCK_G] of channels of a or b."""
+    """Load means (SECOND False) or squared deviations [BLOCK_S, BLOCK_G] of channels of a or b."""
     plane_a = (n * chunks + s) * 2 * channels_a
     plane_b = (n * chunks + s) * 2 * (channels - channels_a)
     if SECOND:
@@ -122,7 +121,7 @@ def _channel_means(
 
 
 @triton.jit
-def _finish_kernel(
+def finish_kernel(
     a_ptr,  # float32 [N, chunks, 2, C_a]: moments of the first C_a channels
     b_ptr,  # float32 [N, chunks, 2, C − C_a]: of the others, or None
     bias_ptr,  # float32 [C] that the activation still lacks, or None
@@ -139,7 +138,7 @@ def _finish_kernel(
     BLOCK_S: tl.constexpr,
     BLOCK_G: tl.constexpr,
 ):
-    """a = weight / √(var + eps), b = shift + (bias − mean) · a, mean and var of each group.
+    """Compute a = weight / √(var + eps) and b = shift + (bias − mean) · a of each group.
 
     Two passes over the moments: mean first, then the deviations from it. Grid: (groups, N).
     """
@@ -189,7 +188,7 @@ def _affine(x, a, b, SILU: tl.constexpr):
 
 
 @triton.jit
-def _apply_kernel(
+def apply_kernel(
     x_ptr,  # float32, bfloat16 or float16 [N, R_x, C]
     scale_shift_ptr,  # float32 [N, 2, C_y]: a and b
     y_ptr,  # out, as x: [N, R, C_y]; x itself is allowed without resampling
@@ -204,7 +203,7 @@ def _apply_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """y[..., first : first + C] = SiLU(a · x + b), nearest-upsampled ("up") or as 2x2 means.
+    """Store y[..., first : first + C] = SiLU(a · x + b), nearest-upsampled ("up") or 2x2 means.
 
     Grid: (tiles of rows, C / BLOCK_C, N).
     """
@@ -240,22 +239,30 @@ def _apply_kernel(
 
 
 def chunking(rows: int) -> tuple[int, int]:
-    """(rows of a chunk, chunks): a function of the size alone, so that every GPU sums alike."""
+    """Give (rows of a chunk, chunks), a function of the size alone: every GPU sums alike."""
     chunk = max(CHUNK_ROWS, triton.cdiv(rows, MOST_CHUNKS))
     chunk = triton.cdiv(chunk, 16) * 16
     return chunk, triton.cdiv(rows, chunk)
 
 
 def tile(elements: int, *channels: int) -> tuple[int, int]:
-    """(BLOCK_R, BLOCK_C) for tensors of these widths: no tile reaches past any one's channels."""
+    """Give (BLOCK_R, BLOCK_C) for these numbers of channels: no tile reaches past one's last."""
     block_c = min(128, math.gcd(*channels) & -math.gcd(*channels))
     return elements // block_c, block_c
 
 
 def moments(x: Tensor) -> Tensor:
-    """Moments of each channel, float32 [N, chunks, 2, C], of x [N, C, H, W] in channels_last.
+    """Find the mean and the sum of squared deviations of each channel, chunk by chunk.
 
-    Float32, bfloat16 or float16, C a multiple of 32. ValueError or TypeError for anything else.
+    Args:
+        x: [N, C, H, W] in channels_last, float32, bfloat16 or float16, C a multiple of 32.
+
+    Returns:
+        float32 [N, chunks, 2, C].
+
+    Raises:
+        TypeError: x is of another dtype.
+        ValueError: x is of another shape, layout or device.
     """
     _check("x", x, x.shape, DTYPES)
     return _launch_moments(x, None, None, join=False, upsample=False)
@@ -264,11 +271,20 @@ def moments(x: Tensor) -> Tensor:
 def join_(
     h: Tensor, bias: Tensor | None, residual: Tensor | None = None, *, upsample: bool = False
 ) -> Tensor:
-    """h ← h + bias + residual in place; the moments of the result as :func:`moments` gives them.
+    """Add bias and residual to h in place, and find the moments of the result.
 
-    h [N, C, H, W] in channels_last; bias float32 [C] or None; residual like h, or with
-    ``upsample`` [N, C, H/2, W/2], each of whose values stands for 2x2. ValueError or TypeError
-    for other shapes, dtypes, devices and layouts.
+    Args:
+        h: [N, C, H, W] in channels_last, as :func:`moments` takes it.
+        bias: float32 [C] or None.
+        residual: Like h, or with ``upsample`` [N, C, H/2, W/2], each value standing for 2x2.
+        upsample: Whether the residual has half the size.
+
+    Returns:
+        The moments as :func:`moments` gives them.
+
+    Raises:
+        TypeError: An argument is of another dtype.
+        ValueError: An argument is of another shape, layout or device.
     """
     _check("h", h, h.shape, DTYPES)
     n, c, height, width = h.shape
@@ -288,7 +304,7 @@ def _launch_moments(x, bias, residual, *, join: bool, upsample: bool) -> Tensor:
     block_r, block_c = tile(MOMENTS_ELEMENTS, c)
     partial = torch.empty(n, chunks, 2, c, device=x.device)
     with on_device(x):
-        _moments_kernel[chunks, c // block_c, n](
+        moments_kernel[chunks, c // block_c, n](
             x, bias, residual, partial, height * width, c, chunk, width,
             JOIN=join, UPSAMPLE=upsample, BLOCK_R=block_r, BLOCK_C=block_c,
         )  # fmt: skip
@@ -302,11 +318,21 @@ def scale_shift(
     shift: Tensor,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """a and b, float32 [N, 2, C], of the norm y = a · x + b over 32 groups of channels.
+    """Turn moments into a and b of the norm y = a · x + b over 32 groups of channels.
 
-    parts: the :func:`moments` of one tensor, or of two whose channels stand side by side, each of
-    ``rows`` = H W; weight, shift and bias float32 [C], where ``bias`` is what x still lacks.
-    ValueError or TypeError for anything else.
+    Args:
+        parts: The :func:`moments` of one tensor, or of two whose channels stand side by side.
+        rows: H W of each.
+        weight: float32 [C] of the norm.
+        shift: float32 [C] of the norm.
+        bias: float32 [C] that x still lacks, or None.
+
+    Returns:
+        float32 [N, 2, C].
+
+    Raises:
+        TypeError: An argument is of another dtype.
+        ValueError: An argument is of another shape, layout or device.
     """
     if len(parts) not in (1, 2):
         raise ValueError(f"parts holds {len(parts)} tensors; expected one or two")
@@ -324,7 +350,7 @@ def scale_shift(
     out = torch.empty(n, 2, channels, device=a.device)
     block_g = triton.next_power_of_2(channels // GROUPS)
     with on_device(a):
-        _finish_kernel[GROUPS, n](
+        finish_kernel[GROUPS, n](
             a, b, bias, weight, shift, out, rows, chunk, chunks, a.shape[-1], channels, EPS,
             GROUP=channels // GROUPS, BLOCK_S=max(FINISH_ELEMENTS // block_g, 1), BLOCK_G=block_g,
         )  # fmt: skip
@@ -340,26 +366,26 @@ def apply(
     out: Tensor | None = None,
     pool_input: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """y = SiLU(a · x + b) of x, or of two tensors side by side, and the 2x2 means of x if asked.
+    """Apply a norm and SiLU to x, or to two tensors side by side: y = SiLU(a · x + b).
 
-    parts: one or two tensors [N, C, H, W] of one dtype in channels_last; affine from
-    :func:`scale_shift`; ``resample``: "", "up" (nearest, twice the size) or "down" (2x2 means of
-    y); ``out``: where to, the single part itself without resampling, or a new tensor by default.
-    ``pool_input`` goes with "down" and a single part. ValueError or TypeError for anything else.
+    Args:
+        parts: One or two tensors [N, C, H, W] of one dtype in channels_last.
+        affine: a and b, from :func:`scale_shift`.
+        silu: Whether SiLU follows the norm.
+        resample: "", "up" (nearest, twice the size) or "down" (2x2 means of y).
+        out: Where y goes, which may be the single part without resampling; a new tensor by default.
+        pool_input: Whether to return the 2x2 means of x, with "down" and a single part.
+
+    Returns:
+        y, and the 2x2 means of x or None.
+
+    Raises:
+        TypeError: An argument is of another dtype.
+        ValueError: An argument is of another shape, layout or device, or does not go with another.
     """
-    x = parts[0]
+    _check_parts(parts, affine, resample, pool_input)
+    x, channels = parts[0], affine.shape[2]
     n, _, height, width = x.shape
-    for index, part in enumerate(parts):
-        shape = (n, part.shape[1], height, width)
-        _check(f"parts[{index}]", part, shape, (x.dtype,) if index else DTYPES, x.device)
-    if resample not in ("", "up", "down"):
-        raise ValueError(f'resample is {resample!r}; expected "", "up" or "down"')
-    if resample == "down" and (height % 2 or width % 2):
-        raise ValueError(f"parts have {height}x{width} pixels; expected even sides to halve")
-    if pool_input and (resample != "down" or len(parts) != 1):
-        raise ValueError('pool_input goes with resample="down" and one part')
-    channels = sum(part.shape[1] for part in parts)
-    _check_vector("affine", affine, (n, 2, channels), x.device)
     if resample == "up":
         height, width = 2 * height, 2 * width
     elif resample == "down":
@@ -376,7 +402,7 @@ def apply(
     for part in parts:
         grid = (triton.cdiv(height * width, block_r), part.shape[1] // block_c, n)
         with on_device(x):
-            _apply_kernel[grid](
+            apply_kernel[grid](
                 part, affine, out, pooled, height * width, width, part.shape[1], channels, first,
                 RESAMPLE=resample, SILU=silu, BLOCK_R=block_r, BLOCK_C=block_c,
             )  # fmt: skip
@@ -384,41 +410,43 @@ def apply(
     return out, pooled
 
 
-def _check(name: str, x: Tensor, shape, dtypes: tuple, device=None) -> None:
+def _check_parts(parts: Sequence[Tensor], affine: Tensor, resample: str, pool_input: bool) -> None:
+    """Raise TypeError or ValueError unless :func:`apply` can take these."""
+    x = parts[0]
+    n, _, height, width = x.shape
+    for index, part in enumerate(parts):
+        shape = (n, part.shape[1], height, width)
+        _check(f"parts[{index}]", part, shape, (x.dtype,) if index else DTYPES, x.device)
+    if resample not in ("", "up", "down"):
+        raise ValueError(f'resample is {resample!r}; expected "", "up" or "down"')
+    if resample == "down" and (height % 2 or width % 2):
+        raise ValueError(f"parts have {height}x{width} pixels; expected even sides to halve")
+    if pool_input and (resample != "down" or len(parts) != 1):
+        raise ValueError('pool_input goes with resample="down" and one part')
+    _check_vector("affine", affine, (n, 2, sum(part.shape[1] for part in parts)), x.device)
+
+
+def _check(name: str, x: Tensor, shape, dtypes: Sequence[torch.dtype], device=None) -> None:
     if x.ndim != 4 or tuple(x.shape) != tuple(shape) or 0 in x.shape or x.shape[1] % GROUPS:
         wanted = "[N, C, H, W]" if x.ndim != 4 else tuple(shape)
         raise ValueError(
             f"{name} has shape {tuple(x.shape)}; expected {wanted}, no side of it 0, "
             f"channels a multiple of {GROUPS}"
         )
-    if x.dtype not in dtypes:
-        expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{name} is {x.dtype}; expected {expected}: convert it with .to()")
+    check_dtype(name, x, dtypes)
     if not x.permute(0, 2, 3, 1).is_contiguous():
         raise ValueError(
             f"{name} has strides {x.stride()}; expected channels_last: "
             "call .contiguous(memory_format=torch.channels_last)"
         )
-    check_device(name, x, device)
+    check_device(name, x, device, PRIOR_TWIN)
 
 
 def _check_vector(name: str, x: Tensor, shape: tuple, device) -> None:
-    if x.dtype != torch.float32:
-        raise TypeError(f"{name} is {x.dtype}; expected float32: convert it with .float()")
+    check_dtype(name, x, [torch.float32])
     if tuple(x.shape) != shape or not x.is_contiguous():
         raise ValueError(
             f"{name} has shape {tuple(x.shape)} and strides {x.stride()}; "
             f"expected {shape}, contiguous"
         )
-    check_device(name, x, device)
-
-
-def check_device(name: str, x: Tensor, device) -> None:
-    if device is not None and x.device != device:
-        raise ValueError(f"{name} is on {x.device}; expected {device}, as the others: move it")
-    if x.device.type != ("cpu" if INTERPRETED else "cuda"):
-        raise ValueError(
-            f"{name} is on {x.device}; expected a CUDA device, or the CPU with "
-            "TRITON_INTERPRET=1 set before triton is imported; without either use "
-            "ddfm_fast.priors.ops.PlainOps"
-        )
+    check_device(name, x, device, PRIOR_TWIN)

@@ -1,6 +1,8 @@
-"""The k-solve by cuFFT: one real FFT, one scale from the closed form, one inverse.
+"""The k-solve by cuFFT: a faster version of ``ddfm_fast.naive.solve``.
 
-Twin: ``ddfm_fast.rectify.KSolver``. Two solvers with one interface: ``solve(rhs, k)`` returns the
+One real FFT, one scale from the closed form, one inverse. Twin: ``ddfm_fast.rectify.KSolver``.
+
+Two solvers with one interface: ``solve(rhs, k)`` returns the
 tensor that holds k, which is ``k`` itself or a new one. Images are transformed one at a time: FFT
 libraries choose their algorithm by the batch, and an image in a batch must get what it gets alone.
 
@@ -8,41 +10,40 @@ libraries choose their algorithm by the batch, and an image in a batch must get 
     CupySolver    CuPy's plans, made once: no copy, and the result in ``k``
 
 ``TorchSolver`` is the default because PyTorch is always there and its allocator sees every byte;
-which is faster on a GPU, and by how much, was not measured yet.
+which is faster on a GPU, and by how much, has not been measured yet.
 """
 
 from __future__ import annotations
-
-from contextlib import nullcontext
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .pixel import _sine
+from .checks import check_plane, on_device
+from .pixel import quarter_sine
 
 BLOCK_H, BLOCK_W = 4, 128
 
 
 @triton.jit
 def _squared_sine(index, size):
-    """sin²(π·index/size) to float32 accuracy; 0 ≤ index < size."""
+    """Compute sin²(π·index/size) to float32 accuracy; 0 ≤ index < size."""
     folded = tl.maximum(tl.minimum(index, size - index), 0)  # 0: masked lanes
-    sine = _sine(folded.to(tl.float32) * 3.14159265358979 / size)
+    sine = quarter_sine(folded.to(tl.float32) * 3.14159265358979 / size)
     return sine * sine
 
 
 @triton.jit
-def _spectral_scale_kernel(
+def spectral_scale_kernel(
     spectrum_ptr,  # float32 [N, H, W // 2 + 1, 2]: real and imaginary parts, scaled in place
     height,  # H
     width,  # W of the planes, not of the spectrum
-    scale,  # what every element is multiplied by besides: 1 / (H W) for an unnormalised inverse
+    scale,  # factor of every element: 1 / (H W) for an unnormalized inverse
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """Multiplies by scale / (5 − 2cos(2πr/H) − 2cos(2πs/W)), r and s the frequencies.
+    """Multiply by scale / (5 − 2cos(2πr/H) − 2cos(2πs/W)), r and s the frequencies.
 
     5 − 2cos(2α) − 2cos(2β) is 1 + 4sin²α + 4sin²β, a sum of positive terms that loses no digits.
     Grid: (tiles of one image, N). A tile's columns count floats, two to a frequency.
@@ -58,22 +59,28 @@ def _spectral_scale_kernel(
     tl.store(image_ptr + row * floats + col, value * tl.div_rn(scale, denominator), inside)
 
 
-INTERPRETED = not isinstance(_spectral_scale_kernel, triton.JITFunction)
-"""whether this process interprets its kernels on the CPU (TRITON_INTERPRET=1 before the import)"""
-
-
 def spectral_scale_(spectrum: Tensor, height: int, width: int, scale: float = 1.0) -> Tensor:
-    """The spectrum times scale / (5 − 2cos(2πr/H) − 2cos(2πs/W)), in place.
+    """Multiply a spectrum by scale / (5 − 2cos(2πr/H) − 2cos(2πs/W)), in place.
 
-    spectrum: complex64 [N, H, W // 2 + 1] contiguous, from ``torch.fft.rfft2`` of [N, H, W].
-    ValueError or TypeError where it is anything else.
+    Args:
+        spectrum: complex64 [N, H, W // 2 + 1] contiguous, from ``torch.fft.rfft2`` of [N, H, W].
+        height: H.
+        width: W.
+        scale: Factor of every element.
+
+    Returns:
+        ``spectrum``.
+
+    Raises:
+        TypeError: The dtype is another one.
+        ValueError: Shape, strides or device are others.
     """
     shape = (spectrum.shape[0], height, width // 2 + 1)
-    check_tensor("spectrum", spectrum, shape, torch.complex64)
+    check_plane("spectrum", spectrum, shape, [torch.complex64])
     floats = 2 * shape[2]
     grid = (triton.cdiv(height, BLOCK_H) * triton.cdiv(floats, BLOCK_W), shape[0])
     with on_device(spectrum):
-        _spectral_scale_kernel[grid](
+        spectral_scale_kernel[grid](
             torch.view_as_real(spectrum), height, width, scale, BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W
         )
     return spectrum
@@ -82,14 +89,16 @@ def spectral_scale_(spectrum: Tensor, height: int, width: int, scale: float = 1.
 class TorchSolver:
     """k = (I + ∇ᵀ∇)⁻¹ rhs on a periodic grid through ``torch.fft``; plans are PyTorch's own.
 
-    ``shape``: (N, H, W) of the float32 planes.
+    Args:
+        shape: (N, H, W) of the float32 planes.
+        device: Where they are.
     """
 
-    def __init__(self, shape: tuple[int, int, int], device: torch.device):
+    def __init__(self, shape: tuple[int, int, int], device: torch.device):  # noqa: ARG002
         self.shape = shape
 
     def __call__(self, rhs: Tensor, k: Tensor) -> Tensor:
-        """k [N, H, W]: a new tensor for one image, ``k`` itself for several; ``rhs`` stays."""
+        """Solve for k [N, H, W]: a new tensor for one image, ``k`` itself for several."""
         if len(rhs) == 1:
             return self._solved(rhs)
         for one, target in zip(rhs.split(1), k.split(1), strict=True):
@@ -106,8 +115,14 @@ class TorchSolver:
 class CupySolver:
     """The same through cuFFT plans that CuPy makes once, on PyTorch's stream and memory.
 
-    ``shape``: (N, H, W); the work areas come from PyTorch's allocator and live as long as this.
-    ImportError without CuPy. One solver is for one stream at a time.
+    One solver is for one stream at a time.
+
+    Args:
+        shape: (N, H, W) of the float32 planes.
+        device: Where they are; work areas come from PyTorch's allocator and live as long as this.
+
+    Raises:
+        ImportError: CuPy is not installed.
     """
 
     def __init__(self, shape: tuple[int, int, int], device: torch.device):
@@ -119,34 +134,34 @@ class CupySolver:
         real = torch.empty(1, height, width, device=device)
         self.spectrum = torch.empty(1, height, width // 2 + 1, dtype=torch.complex64, device=device)
         allocator = cupy.cuda.PythonFunctionAllocator(_allocate, _release)
-        with self._context(), cupy.cuda.using_allocator(allocator.malloc):
+        with self.context(), cupy.cuda.using_allocator(allocator.malloc):
             self.forward = get_fft_plan(self._view(real), axes=(1, 2), value_type="R2C")
             self.inverse = get_fft_plan(
                 self._view(self.spectrum), shape=(height, width), axes=(1, 2), value_type="C2R"
             )
 
     def __call__(self, rhs: Tensor, k: Tensor) -> Tensor:
-        """``k``, which then holds the solution; both float32 of ``shape``, contiguous."""
+        """Solve into ``k`` and return it; both float32 of ``shape``, contiguous."""
         from cupy.cuda import cufft
 
         height, width = self.shape[1:]
         spectrum = self._view(self.spectrum)
-        with self._context():
+        with self.context():
             for one, target in zip(rhs.split(1), k.split(1), strict=True):
                 self.forward.fft(self._view(one), spectrum, cufft.CUFFT_FORWARD)
                 spectral_scale_(self.spectrum, height, width, 1 / (height * width))
                 self.inverse.fft(spectrum, self._view(target), cufft.CUFFT_INVERSE)
         return k
 
-    def _context(self):
-        """CuPy on PyTorch's current stream, which a capture makes the captured one."""
+    def context(self):
+        """Put CuPy on PyTorch's current stream, which a capture makes the captured one."""
         stream, streams = torch.cuda.current_stream(self.device), self.cupy.cuda
         if hasattr(streams.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
             return streams.Stream.from_external(stream)
         return streams.ExternalStream(stream.cuda_stream, stream.device_index)  # before CuPy 14
 
     def _view(self, tensor: Tensor):
-        """``tensor`` as a CuPy array; unlike DLPack's exchange it never waits for a stream."""
+        """Make a CuPy array of ``tensor``; unlike DLPack's exchange it never waits for a stream."""
         size = tensor.numel() * tensor.element_size()
         memory = self.cupy.cuda.UnownedMemory(tensor.data_ptr(), size, tensor, tensor.device.index)
         dtype = "complex64" if tensor.is_complex() else "float32"
@@ -158,48 +173,8 @@ def _allocate(size: int, device: int) -> int:
     return torch.cuda.caching_allocator_alloc(size, device)
 
 
-def _release(pointer: int, device: int) -> None:
+def _release(pointer: int, _device: int) -> None:
     torch.cuda.caching_allocator_delete(pointer)
 
 
-SOLVERS = {"torch": TorchSolver, "cupy": CupySolver}
-
-
-def check_tensor(name: str, tensor: Tensor, shape: tuple, dtype, *, device=None, dense=True):
-    """ValueError or TypeError unless ``tensor`` is what a kernel may be handed.
-
-    ``dtype``: one dtype or a tuple of them; ``device``: where the other arguments are, or None;
-    ``dense``: contiguous. One image's offsets must fit int32; the batch's are 64-bit.
-    """
-    dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
-    if tensor.dtype not in dtypes:
-        expected = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{name} is {tensor.dtype}; expected {expected}: convert it with .to()")
-    if tuple(tensor.shape) != tuple(shape) or 0 in shape:
-        raise ValueError(
-            f"{name} has shape {tuple(tensor.shape)}; expected {tuple(shape)}, no side of it 0"
-        )
-    if device is not None and tensor.device != device:
-        raise ValueError(f"{name} is on {tensor.device}; expected {device}, as the others: move it")
-    if dense and not tensor.is_contiguous():
-        raise ValueError(
-            f"{name} has strides {tensor.stride()}; expected a contiguous tensor: "
-            "call .contiguous() once, outside the loop"
-        )
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
-    if reach >= 2**31:
-        raise ValueError(
-            f"{name} of shape {tuple(tensor.shape)} spans {reach + 1} elements an image; "
-            "expected at most 2**31: fuse the image in parts"
-        )
-    if tensor.device.type != ("cpu" if INTERPRETED else "cuda"):
-        raise ValueError(
-            f"{name} is on {tensor.device}; expected a CUDA device, or the CPU with "
-            "TRITON_INTERPRET=1 set before triton is imported; without either use "
-            "ddfm_fast.rectify.ReverseStep"
-        )
-
-
-def on_device(tensor: Tensor):
-    """A context in which kernels go to the tensor's own GPU."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+SOLVERS: dict[str, type[TorchSolver | CupySolver]] = {"torch": TorchSolver, "cupy": CupySolver}

@@ -1,9 +1,10 @@
-"""What a pixel goes through between the prior's ε and x_{t-1}, as device functions.
+"""The method's step at one pixel: a faster version of the loop body of ``ddfm_fast.naive``.
 
-Twin: ``ddfm_fast.rectify``, whose module docstring has the equations, and ``ddfm_fast.noise``.
-The kernels of ``rectify`` (two around an FFT) and ``tile`` (one, no FFT) are made of these. A
-variant is a name that is known when a kernel is compiled: its weights are a branch of
-``_inverse_weights``, what it pulls the gradient to is a plane that its constructor computes.
+Device functions, of which the kernels of ``step`` (two around an FFT) and ``tile`` (one, no FFT)
+are made. Twins: ``ddfm_fast.rectify``, whose module docstring has the equations, and
+``ddfm_fast.noise``. A variant is a name that is known when a kernel is compiled: its weights are a
+branch of ``inverse_weights``, what it pulls the gradient to is a plane that its constructor
+computes.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ _CELL = tl.constexpr(2.0**-23)
 _ROUNDS = tl.constexpr(ROUNDS)
 
 TABLE_COLUMNS = ("recip", "recipm1", "a", "b", "c", "sigma", "log_var_min", "log_var_max")
-"""fields of a StepRow as they lie in a row of the coefficient table"""
+"""fields of a StepRow, in the order of a row of the coefficient table"""
 
 
 @triton.jit
-def _inverse_weights(x, y, gamma, rho, VARIANT: tl.constexpr):
-    """p = 1/m̄ and q = 1/n̄; twins: ``e_step`` and ``balanced_weights``."""
+def inverse_weights(x, y, gamma, rho, VARIANT: tl.constexpr):
+    """Compute p = 1/m̄ and q = 1/n̄; twins: ``e_step`` and ``balanced_weights``."""
     if VARIANT == "gradient":
         p = tl.maximum(tl.abs(y) * 0.5, _PAPER_FLOOR, propagate_nan=_NAN) * _BALANCED
         q = p
@@ -46,7 +47,7 @@ def _inverse_weights(x, y, gamma, rho, VARIANT: tl.constexpr):
 
 @triton.jit
 def _fused_luma(v, y, k, p, q, gamma, rho, eta, VARIANT: tl.constexpr):
-    """f̂₀'s luma from the weights and the solved k; twins: ``x_step``, ``x_step_printed``."""
+    """Compute the luma of f̂₀ from p, q and the solved k; twins: ``x_step``, ``x_step_printed``."""
     e = p * q * eta
     if VARIANT == "official":
         weight = e + 2 * q
@@ -62,33 +63,33 @@ def _fused_luma(v, y, k, p, q, gamma, rho, eta, VARIANT: tl.constexpr):
 
 @triton.jit
 def _laplacian(k_ptr, row, col, height, width, inside, VARIANT: tl.constexpr):
-    """The five-point Laplacian of k, periodic; twin: ``add_divergence_`` (which has the sign).
+    """Apply the periodic five-point Laplacian to k; twin: ``add_divergence_`` (which has the sign).
 
     In the official code nothing wraps into the last row and column; their own first elements
     come again in the first row and column instead.
     """
-    centre = tl.load(k_ptr + row * width + col, inside)
+    center = tl.load(k_ptr + row * width + col, inside)
     above = tl.load(k_ptr + tl.where(row > 0, row - 1, height - 1) * width + col, inside)
     left = tl.load(k_ptr + row * width + tl.where(col > 0, col - 1, width - 1), inside)
     if VARIANT == "official":
         below = tl.load(k_ptr + (row + 1) * width + col, inside & (row + 1 < height), other=0.0)
         right = tl.load(k_ptr + row * width + col + 1, inside & (col + 1 < width), other=0.0)
-        below += tl.where(row == 0, centre, 0.0)
-        right += tl.where(col == 0, centre, 0.0)
+        below += tl.where(row == 0, center, 0.0)
+        right += tl.where(col == 0, center, 0.0)
     else:
         below = tl.load(k_ptr + tl.where(row + 1 < height, row + 1, 0) * width + col, inside)
         right = tl.load(k_ptr + row * width + tl.where(col + 1 < width, col + 1, 0), inside)
-    return left + right + below + above - 4 * centre
+    return left + right + below + above - 4 * center
 
 
 @triton.jit
-def _right_hand_side(
+def right_hand_side(
     x, y, k_ptr, target_ptr, row, col, height, width, inside, ratio, target_weight,
     VARIANT: tl.constexpr,
 ):  # fmt: skip
-    """x + ∇ᵀu with u = ratio · ∇k of the step before; the official code has y − x for x.
+    """Compute x + ∇ᵀu with u = ratio · ∇k of the step before; the official code has y − x for x.
 
-    With a target plane ∇ᵀq, target_weight · ∇ᵀq besides.
+    A target plane ∇ᵀq adds target_weight · ∇ᵀq.
     """
     laplacian = _laplacian(k_ptr, row, col, height, width, inside, VARIANT)
     rhs = y - x + ratio * laplacian if VARIANT == "official" else x - ratio * laplacian
@@ -98,35 +99,35 @@ def _right_hand_side(
 
 
 @triton.jit
-def _predicted(x_ptr, eps_ptr, at, eps_at, recip, recipm1, inside):
-    """x_t and f̃₀ = clamp(recip · x_t − recipm1 · ε, −1, 1) of one channel; NaN stays NaN."""
+def _predict(x_ptr, eps_ptr, at, eps_at, recip, recipm1, inside):
+    """Load x_t and predict f̃₀ = clamp(recip · x_t − recipm1 · ε, −1, 1) of a channel; NaN stays."""
     x_t = tl.load(x_ptr + at, inside)
     x0 = x_t * recip - tl.load(eps_ptr + eps_at, inside).to(tl.float32) * recipm1
     return x_t, tl.clamp(x0, -1.0, 1.0, propagate_nan=_NAN)
 
 
 @triton.jit
-def _predicted_rgb(x_ptr, eps_ptr, at, eps_at, plane, eps_c_stride, recip, recipm1, inside):
-    """x_t and f̃₀ of the three channels: r, g, b of x_t, then of f̃₀."""
-    x_r, r = _predicted(x_ptr, eps_ptr, at, eps_at, recip, recipm1, inside)
+def predict_rgb(x_ptr, eps_ptr, at, eps_at, plane, eps_c_stride, recip, recipm1, inside):
+    """Load x_t and predict f̃₀ of the three channels; returns r, g, b of x_t, then of f̃₀."""
+    x_r, r = _predict(x_ptr, eps_ptr, at, eps_at, recip, recipm1, inside)
     x_ptr += plane
     eps_ptr += eps_c_stride
-    x_g, g = _predicted(x_ptr, eps_ptr, at, eps_at, recip, recipm1, inside)
+    x_g, g = _predict(x_ptr, eps_ptr, at, eps_at, recip, recipm1, inside)
     x_ptr += plane
     eps_ptr += eps_c_stride
-    x_b, b = _predicted(x_ptr, eps_ptr, at, eps_at, recip, recipm1, inside)
+    x_b, b = _predict(x_ptr, eps_ptr, at, eps_at, recip, recipm1, inside)
     return x_r, x_g, x_b, r, g, b
 
 
 @triton.jit
-def _luma(r, g, b, LUMA: tl.constexpr):
-    """The variant's luma of one pixel; LUMA: three weights, the offset, the write-back factor."""
+def rgb_luma(r, g, b, LUMA: tl.constexpr):
+    """Compute the variant's luma; LUMA: three weights, the offset, the write-back factor."""
     return r * LUMA[0] + g * LUMA[1] + b * LUMA[2] + LUMA[3]
 
 
 @triton.jit
-def _sine(x):
-    """sin x to 7e-10 for x in [0, π/2]: the Taylor polynomial of degree 13.
+def quarter_sine(x):
+    """Compute sin x to 7e-10 for x in [0, π/2] by the Taylor polynomial of degree 13.
 
     The library's sine would bring its range reduction, which uses local memory.
     """
@@ -141,10 +142,10 @@ def _sine(x):
 
 @triton.jit
 def _box_muller(radial, angular):
-    """Two normal deviates of two words; twin: ``ddfm_fast.noise.box_muller``."""
+    """Make two normal deviates of two words; twin: ``ddfm_fast.noise.box_muller``."""
     r = tl.sqrt_rn(-2.0 * tl.log(((radial >> 9).to(tl.float32) + 0.5) * _CELL))
     turn = (((angular & 0x3FFFFFFF) >> 7).to(tl.float32) + 0.5) * _CELL
-    sine, cosine = _sine(turn * _QUARTER_TURN), _sine((1.0 - turn) * _QUARTER_TURN)
+    sine, cosine = quarter_sine(turn * _QUARTER_TURN), quarter_sine((1.0 - turn) * _QUARTER_TURN)
     quadrant = angular >> 30
     odd = (quadrant & 1) == 1
     r = tl.where(quadrant > 1, -r, r)
@@ -153,7 +154,7 @@ def _box_muller(radial, angular):
 
 @triton.jit
 def _normals(seed, step, pixel):
-    """z of a pixel's three channels; twin: ``ddfm_fast.noise.normals``."""
+    """Draw z of a pixel's three channels; twin: ``ddfm_fast.noise.normals``."""
     zero = pixel * 0
     w0, w1, w2, w3 = tl.philox(seed, pixel, zero + step, zero, zero, _ROUNDS)
     r, g = _box_muller(w0, w1)
@@ -166,7 +167,7 @@ def _store_update(
     out_ptr, x_t, x0, x0_ptr, base, at, a, b, c, noise, inside,
     KEEP_X0: tl.constexpr, MULTISTEP: tl.constexpr,
 ):  # fmt: skip
-    """a · x_t + b · f̂₀ + c · f̂₀(previous) + noise of one channel."""
+    """Store a · x_t + b · f̂₀ + c · f̂₀(previous) + noise of one channel."""
     new = x_t * a + x0 * b
     if MULTISTEP:
         # before the first step the plane holds anything, NaN too, and c is 0
@@ -178,7 +179,7 @@ def _store_update(
 
 @triton.jit
 def _sigma(weight_ptr, eps_at, row_ptr, inside, NOISE: tl.constexpr):
-    """σ of one channel: the row's, or by the prior's variance half; twin: ``learned_sigma``."""
+    """Load σ of a channel: the row's, or by the prior's variance half; twin: ``learned_sigma``."""
     sigma = tl.load(row_ptr + 5)
     if NOISE == "learned":
         low, high = tl.load(row_ptr + 6), tl.load(row_ptr + 7)
@@ -189,24 +190,24 @@ def _sigma(weight_ptr, eps_at, row_ptr, inside, NOISE: tl.constexpr):
 
 
 @triton.jit
-def _update(
+def update(
     x_ptr, out_ptr, eps_ptr, x0_ptr, row_ptr, seed, step, v, y, k, gamma, rho, eta,
     at, eps_at, base, plane, eps_c_stride, inside,
     VARIANT: tl.constexpr, LUMA: tl.constexpr, NOISE: tl.constexpr,
     KEEP_X0: tl.constexpr, MULTISTEP: tl.constexpr,
 ):  # fmt: skip
-    """The x-step, the luma write-back and x_{t-1} of the sampler's row; returns p and q.
+    """Take the x-step, write the luma back and store x_{t-1} by the row; returns p and q.
 
     f̂₀ = f̃₀ + s · (Y_new − Y_old) on R, G and B, then a x_t + b f̂₀ + c f̂₀(previous) + σ z.
     ``base``: offset of the image in x_t, x_{t-1} and f̂₀; ``eps_ptr``: the image's ε.
     """
     recip, recipm1 = tl.load(row_ptr), tl.load(row_ptr + 1)
     a, b, c = tl.load(row_ptr + 2), tl.load(row_ptr + 3), tl.load(row_ptr + 4)
-    x_r, x_g, x_b, r, g, bl = _predicted_rgb(
+    x_r, x_g, x_b, r, g, bl = predict_rgb(
         x_ptr + base, eps_ptr, at, eps_at, plane, eps_c_stride, recip, recipm1, inside
     )
-    luma = _luma(r, g, bl, LUMA)
-    p, q = _inverse_weights(luma - v, y, gamma, rho, VARIANT)
+    luma = rgb_luma(r, g, bl, LUMA)
+    p, q = inverse_weights(luma - v, y, gamma, rho, VARIANT)
     change = (_fused_luma(v, y, k, p, q, gamma, rho, eta, VARIANT) - luma) * LUMA[4]
 
     z_r, z_g, z_b = 0.0, 0.0, 0.0
@@ -234,7 +235,7 @@ def _update(
 
 @triton.jit
 def _summed(sums_ptr, tiles, BLOCK: tl.constexpr):
-    """The sum of ``tiles`` floats, always in the same order."""
+    """Add up ``tiles`` floats, always in the same order."""
     at = tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, tiles, BLOCK):
@@ -243,14 +244,14 @@ def _summed(sums_ptr, tiles, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _next_scale(sums_ptr, tiles, pixels, old, BLOCK: tl.constexpr):
-    """γ ← mean(p) + γ/2 (or ρ from q) by the tiles' sums."""
+def next_scale(sums_ptr, tiles, pixels, old, BLOCK: tl.constexpr):
+    """Compute γ ← mean(p) + γ/2 (or ρ from q) by the tiles' sums."""
     return tl.div_rn(_summed(sums_ptr, tiles, BLOCK), pixels.to(tl.float32)) + old * 0.5
 
 
 @triton.jit
-def _store_sums(partial_ptr, p, q, inside, n, tile, tiles):
-    """A tile's sums of p and q, into partial [N, 2, tiles]."""
+def store_sums(partial_ptr, p, q, inside, n, tile, tiles):
+    """Store a tile's sums of p and q into partial [N, 2, tiles]."""
     sums_ptr = partial_ptr + 2 * n * tiles + tile
     tl.store(sums_ptr, tl.sum(tl.where(inside, p, 0.0)))
     tl.store(sums_ptr + tiles, tl.sum(tl.where(inside, q, 0.0)))

@@ -1,10 +1,11 @@
-"""Everything between the prior's ε and x_{t-1} on a GPU: two fused kernels around the k-solve.
+"""The method's step on a GPU: a faster version of the loop body of ``ddfm_fast.naive``.
 
-Twin: ``ddfm_fast.rectify``, whose module docstring has the equations. A step is
+Twin: ``ddfm_fast.step.ReverseStep``; ``ddfm_fast.rectify`` has the equations. All that happens
+between the prior's ε and x_{t-1} is in two fused kernels around the k-solve:
 
-    _rectify_rhs_kernel      x_t, ε, v, y, k → right-hand side, sums of p and q tile by tile
+    rectify_rhs_kernel      x_t, ε, v, y, k → right-hand side, sums of p and q tile by tile
     ksolve.TorchSolver       right-hand side → k
-    _rectify_update_kernel   x_t, ε, v, y, k → x_{t-1} in place, and f̂₀ where it is kept; from
+    rectify_update_kernel   x_t, ε, v, y, k → x_{t-1} in place, and f̂₀ where it is kept; from
                              the tiles' sums, in their order, γ and ρ of the next step
 
 What is pointwise is computed twice, so that between the two kernels only the right-hand side
@@ -28,28 +29,27 @@ from ddfm_fast.runtime.profiling import span
 from ddfm_fast.schedule import StepRow
 from ddfm_fast.step import ReverseStep, check_noise
 
-from .ksolve import SOLVERS, check_tensor, on_device
+from .checks import DTYPES, check_plane, on_device
+from .ksolve import SOLVERS
 from .pixel import (
     TABLE_COLUMNS,
-    _inverse_weights,
-    _luma,
-    _next_scale,
-    _predicted_rgb,
-    _right_hand_side,
-    _store_sums,
-    _update,
+    inverse_weights,
+    next_scale,
+    predict_rgb,
+    rgb_luma,
+    right_hand_side,
+    store_sums,
+    update,
 )
 
-OUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""of a prior's output: read as it comes"""
 BLOCK_H, BLOCK_W = 4, 128
-"""the tile of a program: four neighbouring elements a thread, one 128-bit load each plane"""
+"""the tile of a program: four neighboring elements per thread, one 128-bit load per plane"""
 SUM_BLOCK = 1024
 
 
 @triton.jit
 def _tile(width, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
-    """Rows [BLOCK_H, 1] and columns [1, BLOCK_W] of this program's tile."""
+    """Find rows [BLOCK_H, 1] and columns [1, BLOCK_W] of this program's tile."""
     tile, tiles = tl.program_id(0), tl.cdiv(width, BLOCK_W)
     row = (tile // tiles) * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]
     col = (tile % tiles) * BLOCK_W + tl.arange(0, BLOCK_W)[None, :]
@@ -57,7 +57,7 @@ def _tile(width, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
 
 
 @triton.jit
-def _rectify_rhs_kernel(
+def rectify_rhs_kernel(
     x_t_ptr,  # float32 [N, 3, H, W] contiguous
     eps_ptr,  # float32, bfloat16 or float16 [N, 3, H, W] by the strides below
     v_ptr,  # float32 [N, H, W], as every plane that follows
@@ -83,7 +83,7 @@ def _rectify_rhs_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """x + ∇ᵀu with x = f̃₀ − v and u = ratio · ∇k, and the E-step's sums, tile by tile.
+    """Compute x + ∇ᵀu with x = f̃₀ − v, u = ratio · ∇k, and the E-step's sums tile by tile.
 
     Grid: (tiles of one image, N); nothing here depends on N.
     """
@@ -94,7 +94,7 @@ def _rectify_rhs_kernel(
     at, image = row * width + col, n * plane
     step = tl.load(step_ptr)
     row_ptr = table_ptr + step * 8
-    x_r, x_g, x_b, r, g, b = _predicted_rgb(
+    x_r, x_g, x_b, r, g, b = predict_rgb(
         x_t_ptr + 3 * image,
         eps_ptr + n * eps_n_stride,
         at,
@@ -106,18 +106,18 @@ def _rectify_rhs_kernel(
         inside,
     )
     y = tl.load(y_ptr + image + at, inside)
-    x = _luma(r, g, b, LUMA) - tl.load(v_ptr + image + at, inside)
+    x = rgb_luma(r, g, b, LUMA) - tl.load(v_ptr + image + at, inside)
     if target_ptr is not None:
         target_ptr += image
-    rhs = _right_hand_side(
+    rhs = right_hand_side(
         x, y, k_ptr + image, target_ptr, row, col, height, width, inside, ratio, target_weight,
         VARIANT,
     )  # fmt: skip
     tl.store(rhs_ptr + image + at, rhs, inside)
     if UPDATE_SCALES:
         gamma, rho = tl.load(scales_ptr + 2 * n), tl.load(scales_ptr + 2 * n + 1)
-        p, q = _inverse_weights(x, y, gamma, rho, VARIANT)
-        _store_sums(partial_ptr, p, q, inside, n, tile, tl.num_programs(0))
+        p, q = inverse_weights(x, y, gamma, rho, VARIANT)
+        store_sums(partial_ptr, p, q, inside, n, tile, tl.num_programs(0))
         if tile == 0:
             current_ptr = scales_ptr + 2 * (tl.num_programs(1) + n)
             tl.store(current_ptr, gamma)
@@ -127,7 +127,7 @@ def _rectify_rhs_kernel(
 
 
 @triton.jit
-def _rectify_update_kernel(
+def rectify_update_kernel(
     x_t_ptr,  # float32 [N, 3, H, W] contiguous, in place
     eps_ptr,  # float32, bfloat16 or float16 [N, 3 or 6, H, W] by the strides below
     v_ptr,  # float32 [N, H, W], as every plane that follows
@@ -158,7 +158,7 @@ def _rectify_update_kernel(
     BLOCK_W: tl.constexpr,
     SUM_BLOCK: tl.constexpr,
 ):
-    """f̂₀ = f̃₀ + s · (Y_new − Y_old) on R, G and B, and x_{t-1} = a x_t + b f̂₀ + c f̂₀prev + σz.
+    """Compute f̂₀ = f̃₀ + s · (Y_new − Y_old) and x_{t-1} = a x_t + b f̂₀ + c f̂₀(previous) + σz.
 
     The first tile of an image also finishes its γ and ρ, the first of all the counter.
     Grid: (tiles of one image, N); nothing here depends on N.
@@ -171,8 +171,8 @@ def _rectify_update_kernel(
     if UPDATE_SCALES:  # noqa: SIM102  (known when compiling, unlike the tile)
         if tile == 0:
             sums_ptr, next_ptr = partial_ptr + 2 * n * tiles, scales_ptr + 2 * n
-            tl.store(next_ptr, _next_scale(sums_ptr, tiles, plane, gamma, SUM_BLOCK))
-            tl.store(next_ptr + 1, _next_scale(sums_ptr + tiles, tiles, plane, rho, SUM_BLOCK))
+            tl.store(next_ptr, next_scale(sums_ptr, tiles, plane, gamma, SUM_BLOCK))
+            tl.store(next_ptr + 1, next_scale(sums_ptr + tiles, tiles, plane, rho, SUM_BLOCK))
     if tile + tl.program_id(1) == 0:
         tl.store(step_ptr, (step + 1) % steps)
 
@@ -182,7 +182,7 @@ def _rectify_update_kernel(
     k = tl.load(k_ptr + image + at, inside)
     if k_next_ptr is not None:
         tl.store(k_next_ptr + image + at, k, inside)
-    _update(
+    update(
         x_t_ptr, x_t_ptr, eps_ptr + n * eps_n_stride, x0_ptr, table_ptr + step * 8,
         tl.load(seeds_ptr + n), step, tl.load(v_ptr + image + at, inside),
         tl.load(y_ptr + image + at, inside), k, gamma, rho, eta,
@@ -192,7 +192,7 @@ def _rectify_update_kernel(
 
 
 def coefficient_table(rows: Sequence[StepRow], device) -> Tensor:
-    """The rows as the kernels read them: float32 [S, 8], the columns TABLE_COLUMNS."""
+    """Lay the rows out as the kernels read them: float32 [S, 8], the columns TABLE_COLUMNS."""
     if not rows:
         raise ValueError("rows is empty; expected at least one StepRow, from schedule.step_rows")
     values = [[getattr(row, column) for column in TABLE_COLUMNS] for row in rows]
@@ -200,23 +200,32 @@ def coefficient_table(rows: Sequence[StepRow], device) -> Tensor:
 
 
 def luma_constants(variant: Variant) -> tuple[float, ...]:
-    """LUMA of the kernels: three weights, the offset and the write-back factor."""
+    """Give LUMA of the kernels: three weights, the offset and the write-back factor."""
     return (*variant.luma_weights, variant.luma_offset, variant.writeback)
 
 
 class TritonStep:
-    """``ddfm_fast.rectify.ReverseStep`` on a GPU, with the state and the schedule on the device.
+    """``ddfm_fast.step.ReverseStep`` on a GPU, with the state and the schedule on the device.
 
-    i, v: luma planes [N, 1, H, W] float32 in [−1, 1] on one CUDA device; i is the infrared (or
-    first) source. ``solver``: "torch" or "cupy", see ``ksolve``. The other arguments are those of
-    ``ReverseStep``, from which this differs so:
+    It differs from its twin in that
 
-    - float32 only, and ``step_`` finds its row by a counter on the device;
-    - ``x0`` is kept only with ``keep_x0=True``, or where a row has c ≠ 0 (three planes a step);
+    - it is for float32 only, and ``step_`` finds its row by a counter on the device;
+    - ``x0`` is kept only with ``keep_x0=True``, or where a row has c ≠ 0 (three planes per step);
     - coefficients are rounded to float32 once, and a step's sums are added tile by tile, so that
-      results agree with ``ReverseStep`` to rounding, not bit for bit.
+      results agree to rounding, not bit for bit.
 
-    ValueError or TypeError where an argument is of another device, dtype, shape or layout.
+    Implements ``ddfm_fast.step.Step``.
+
+    Args:
+        i, v: Luma planes [N, 1, H, W] float32 in [−1, 1] on one CUDA device; i is the infrared (or
+            first) source.
+        keep_x0: Whether ``x0`` holds f̂₀ after each step.
+        solver: "torch" or "cupy", see ``ksolve``.
+        rows, noise, seeds, variant, psi, eta, update_scales: As ``ReverseStep`` takes them.
+
+    Raises:
+        TypeError: An argument is of another dtype.
+        ValueError: An argument is of another device, shape or layout, or of an unknown name.
     """
 
     period = 1
@@ -244,7 +253,7 @@ class TritonStep:
         self._check_sources(i, v, v.shape, v.device)
         count, _, height, width = v.shape
         if count > 65535:
-            raise ValueError(f"v holds {count} images; expected at most 65535: take fewer a batch")
+            raise ValueError(f"v holds {count} images; expected at most 65535: split the batch")
         self.variant = get_variant(variant)
         self.noise = check_noise(noise)
         self.eta = eta
@@ -260,16 +269,17 @@ class TritonStep:
         self.x0 = None
         if keep_x0 or self.multistep:
             self.x0 = torch.empty(count, 3, height, width, device=v.device)
-        self._allocate(count, height, width, solver)
+        self.solver = solver
+        self.allocate(count, height, width)
         self.load_(i, v, seeds)
 
-    def _allocate(self, count: int, height: int, width: int, solver: str) -> None:
-        """What a step carries on, and what it needs in between."""
-        if solver not in SOLVERS:
-            raise ValueError(f"solver is {solver!r}; expected one of {', '.join(SOLVERS)}")
+    def allocate(self, count: int, height: int, width: int) -> None:
+        """Make what a step carries on, and what it needs in between."""
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver is {self.solver!r}; expected one of {', '.join(SOLVERS)}")
         device = self.v.device
         tiles = triton.cdiv(height, BLOCK_H) * triton.cdiv(width, BLOCK_W)
-        self.solve = SOLVERS[solver]((count, height, width), device)
+        self.solve = SOLVERS[self.solver]((count, height, width), device)
         self.k, self.rhs = torch.empty_like(self.v), torch.empty_like(self.v)
         self.partial = torch.empty(count, 2, tiles, device=device)
         self.scale_pair = torch.empty(2, count, 2, device=device)
@@ -286,7 +296,7 @@ class TritonStep:
         return self.scale_pair[0]
 
     def load_(self, i: Tensor, v: Tensor, seeds: Tensor | None = None) -> None:
-        """Take other images of the same shape, in place, and start anew: ``reset``."""
+        """Take other images of the same shape, in place, and ``reset``."""
         count, height, width = self.v.shape
         self._check_sources(i, v, (count, 1, height, width), self.v.device)
         self.v.copy_(v[:, 0])
@@ -294,25 +304,32 @@ class TritonStep:
         if self.target is not None:
             self.target.copy_(gradient_target(i, v)[:, 0])
         if seeds is not None:
-            check_tensor("seeds", seeds, (count,), torch.int64, device=self.v.device)
+            check_plane("seeds", seeds, (count,), [torch.int64], device=self.v.device)
             self.seeds.copy_(seeds)
         self.reset()
 
     def reset(self) -> None:
-        """Back to the state before the first step: k = 0, γ = ρ = 1, the first row next."""
+        """Go back to the state before the first step: k = 0, γ = ρ = 1, the first row next."""
         self.k.zero_()
         self.scale_pair.fill_(1)
         self.step_pair.zero_()
 
-    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:
-        """x_t → x_{t-1} in place by the next row: predict, rectify, and the sampler's update.
+    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:  # noqa: ARG002
+        """Take x_t to x_{t-1} in place by the next row: predict, rectify, update.
 
-        x_t float32 [N, 3, H, W] contiguous; ``out`` is the prior's output [N, 3, H, W], ε, or
-        [N, 6, H, W], with the variance half that noise "learned" needs, in float32, bfloat16 or
-        float16 with any strides (channels-last, part of a wider output). After the last row
-        comes the first.
+        After the last row comes the first.
+
+        Args:
+            x_t: float32 [N, 3, H, W] contiguous.
+            out: The prior's output [N, 3, H, W], ε, or [N, 6, H, W], with the variance half that
+                noise "learned" needs, in float32, bfloat16 or float16 with any strides
+                (channels_last, part of a wider output).
+            after: Of no use here, where the result takes the place of x_t.
+
+        Returns:
+            ``x_t``.
         """
-        self._check_step(x_t, out)
+        self.check_step(x_t, out)
         with span("rhs"):
             self.rhs_(x_t, out)
         with span("solve"):
@@ -321,9 +338,9 @@ class TritonStep:
         return x_t
 
     def rhs_(self, x_t: Tensor, out: Tensor) -> None:
-        """Launches ``_rectify_rhs_kernel``: fills ``rhs`` and ``partial``."""
+        """Launch ``rectify_rhs_kernel``: fill ``rhs`` and ``partial``."""
         with on_device(x_t):
-            _rectify_rhs_kernel[self._grid()](
+            rectify_rhs_kernel[self._grid()](
                 x_t, out, self.v, self.y, self.k, self.target, self.scale_pair, self.table,
                 self.step_pair, self.rhs, self.partial, *self.v.shape[1:], *out.stride(),
                 self.ratio, self.target_weight, VARIANT=self.variant.name,
@@ -332,19 +349,20 @@ class TritonStep:
             )  # fmt: skip
 
     def update_(self, x_t: Tensor, out: Tensor, k: Tensor) -> None:
-        """Launches ``_rectify_update_kernel``: x_t in place, ``x0`` where it is kept, the scales.
+        """Launch ``rectify_update_kernel``: x_t in place, ``x0`` where it is kept, the scales.
 
         ``k`` [N, H, W], this step's, ends up in ``self.k``.
         """
         with on_device(x_t):
-            _rectify_update_kernel[self._grid()](
+            rectify_update_kernel[self._grid()](
                 x_t, out, self.v, self.y, k, None if k is self.k else self.k, self.partial,
                 self.scale_pair, self.table, self.step_pair, self.seeds, self.x0,
                 *self.v.shape[1:], len(self.table), *out.stride(), self.eta,
-                **self._update_constants(), BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W,
+                **self.update_constants(), BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W,
             )  # fmt: skip
 
-    def _update_constants(self) -> dict:
+    def update_constants(self) -> dict:
+        """Give the constants of the kernel that updates x_t."""
         return dict(
             VARIANT=self.variant.name,
             LUMA=luma_constants(self.variant),
@@ -360,13 +378,14 @@ class TritonStep:
 
     @staticmethod
     def _check_sources(i: Tensor, v: Tensor, shape: tuple, device: torch.device) -> None:
-        check_tensor("v", v, shape, torch.float32, device=device, dense=False)
-        check_tensor("i", i, shape, torch.float32, device=device, dense=False)
+        check_plane("v", v, shape, [torch.float32], device=device, dense=False)
+        check_plane("i", i, shape, [torch.float32], device=device, dense=False)
 
-    def _check_step(self, x_t: Tensor, out: Tensor) -> None:
+    def check_step(self, x_t: Tensor, out: Tensor) -> None:
+        """Raise TypeError or ValueError unless ``step_`` can take x_t and the prior's output."""
         count, height, width = self.v.shape
         shape, device = (count, 3, height, width), self.v.device
-        check_tensor("x_t", x_t, shape, torch.float32, device=device)
+        check_plane("x_t", x_t, shape, [torch.float32], device=device)
         if self.noise == "learned" or out.shape[1:2] == (6,):
             shape = (count, 6, height, width)
-        check_tensor("out", out, shape, OUT_DTYPES, device=device, dense=False)
+        check_plane("out", out, shape, DTYPES, device=device, dense=False)

@@ -1,13 +1,13 @@
-"""The whole rectification in one launch, without an FFT.
+"""The method's step in one launch: a faster version of the loop body of ``ddfm_fast.naive``.
 
-(I + ∇ᵀ∇)⁻¹ is local: its Green's function falls by 0.38 a pixel, and the part of it beyond 16
-pixels sums to 2e-7. So a program solves k on its own region, INNER pixels and HALO more on each
-side (wrapped around the image, which is periodic), with two small dense cosine transforms, and
-keeps the inside; whatever the region's edges do has died out there. See ``TileStep``.
+(I + ∇ᵀ∇)⁻¹ is local: its Green's function falls by 0.38 per pixel, and the part of it beyond 16
+pixels sums to 2e-7. So a program solves k without an FFT on its own region, INNER pixels and HALO
+more on each side (wrapped around the image, which is periodic), with two small dense cosine
+transforms, and keeps the inside; whatever the region's edges do has died out there.
 
-Twin: ``ddfm_fast.rectify``, to 2e-6 of k's largest value and not to rounding.
+Twin: ``ddfm_fast.step.ReverseStep``, to 2e-6 of k's largest value and not to rounding.
 
-Neighbouring programs read each other's pixels, so nothing that is read may be written in the same
+Neighboring programs read each other's pixels, so nothing that is read may be written in the same
 launch: x_t, k, the scales, their partial sums and the step counter are all held twice and change
 places at every step. x_t and ε are read about four times, mostly from the L2 cache; 13 planes go
 through memory. Every program adds up all tiles' sums of the step before, which is little up to
@@ -23,8 +23,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .ksolve import check_tensor, on_device
-from .pixel import _luma, _next_scale, _predicted_rgb, _right_hand_side, _store_sums, _update
+from .checks import check_plane, on_device
+from .pixel import next_scale, predict_rgb, rgb_luma, right_hand_side, store_sums, update
 from .step import TritonStep
 
 REGION, HALO = 64, 16
@@ -32,14 +32,14 @@ INNER = REGION - 2 * HALO
 CHUNK = 16
 """rows, then columns, of a region that are in registers at once"""
 PRECISION = "ieee"
-"""of the transforms: float32 throughout; "tf32x3", three products on tensor cores, is to be
+"""of the transforms: float32 throughout; "tf32x3", three products on tensor cores, has to be
 measured against it on a GPU"""
 WARPS = 8
 
 
 @triton.jit
 def _wrapped(index, size):
-    """``index`` modulo ``size``, not negative."""
+    """Compute ``index`` modulo ``size``, not negative."""
     return ((index % size) + size) % size
 
 
@@ -49,9 +49,9 @@ def _inside_of_solution(
     REGION: tl.constexpr, HALO: tl.constexpr, INNER: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """k [INNER, INNER] from C · rhs [REGION, REGION].
+    """Solve for k [INNER, INNER] from C · rhs [REGION, REGION].
 
-    With C the orthonormal cosine transform of type 2, which diagonalises ∇ᵀ∇ between mirrors, and
+    With C the orthonormal cosine transform of type 2, which diagonalizes ∇ᵀ∇ between mirrors, and
     λ its eigenvalues: k = Cᵀ (C rhs Cᵀ / (1 + λ + λᵀ)) C, CHUNK columns of the middle at a time.
     """
     mode, inner = tl.arange(0, REGION), tl.arange(0, INNER)
@@ -69,7 +69,7 @@ def _inside_of_solution(
 
 
 @triton.jit
-def _rectify_tile_kernel(
+def rectify_tile_kernel(
     x_t_ptr,  # float32 [N, 3, H, W] contiguous
     out_ptr,  # out: x_{t-1}, another tensor of that shape
     eps_ptr,  # float32, bfloat16 or float16 [N, 3 or 6, H, W] by the strides below
@@ -112,7 +112,7 @@ def _rectify_tile_kernel(
     PRECISION: tl.constexpr,
     SUM_BLOCK: tl.constexpr,
 ):
-    """A whole step of the inside of one region: right-hand side, k, x-step, update, sums.
+    """Take a whole step of the inside of one region: right-hand side, k, x-step, update, sums.
 
     Grid: (tiles of one image, N); nothing here depends on N.
     """
@@ -126,8 +126,8 @@ def _rectify_tile_kernel(
     gamma, rho = tl.load(scales_ptr + 2 * n), tl.load(scales_ptr + 2 * n + 1)
     if UPDATE_SCALES:
         sums_ptr = partial_ptr + 2 * n * tiles
-        gamma = _next_scale(sums_ptr, tiles, plane, gamma, SUM_BLOCK)
-        rho = _next_scale(sums_ptr + tiles, tiles, plane, rho, SUM_BLOCK)
+        gamma = next_scale(sums_ptr, tiles, plane, gamma, SUM_BLOCK)
+        rho = next_scale(sums_ptr + tiles, tiles, plane, rho, SUM_BLOCK)
         if tile == 0:
             tl.store(scales_next_ptr + 2 * n, gamma)
             tl.store(scales_next_ptr + 2 * n + 1, rho)
@@ -144,7 +144,7 @@ def _rectify_tile_kernel(
         row = _wrapped(top - HALO + some, height)[:, None]
         everywhere = (row >= 0) & (col >= 0)
         at = row * width + col
-        x_r, x_g, x_b, r, g, b = _predicted_rgb(
+        x_r, x_g, x_b, r, g, b = predict_rgb(
             x_t_ptr + 3 * image,
             eps_ptr + n * eps_n_stride,
             at,
@@ -155,8 +155,8 @@ def _rectify_tile_kernel(
             tl.load(row_ptr + 1),
             everywhere,
         )
-        x = _luma(r, g, b, LUMA) - tl.load(v_ptr + image + at)
-        rhs = _right_hand_side(
+        x = rgb_luma(r, g, b, LUMA) - tl.load(v_ptr + image + at)
+        rhs = right_hand_side(
             x, tl.load(y_ptr + image + at), k_ptr + image, target_ptr, row, col, height, width,
             everywhere, ratio, target_weight, VARIANT,
         )  # fmt: skip
@@ -168,18 +168,18 @@ def _rectify_tile_kernel(
     inside = (row < height) & (col < width)
     at = row * width + col
     tl.store(k_next_ptr + image + at, k, inside)
-    p, q = _update(
+    p, q = update(
         x_t_ptr, out_ptr, eps_ptr + n * eps_n_stride, x0_ptr, row_ptr, tl.load(seeds_ptr + n),
         step, tl.load(v_ptr + image + at, inside), tl.load(y_ptr + image + at, inside), k,
         gamma, rho, eta, at, row * eps_h_stride + col * eps_w_stride, 3 * image, plane,
         eps_c_stride, inside, VARIANT, LUMA, NOISE, KEEP_X0, MULTISTEP,
     )  # fmt: skip
     if UPDATE_SCALES:
-        _store_sums(partial_next_ptr, p, q, inside, n, tile, tiles)
+        store_sums(partial_next_ptr, p, q, inside, n, tile, tiles)
 
 
 def cosine_basis(size: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """C [size, size] of the orthonormal DCT-II, a mode a row, and λ [size] of ∇ᵀ∇; float32."""
+    """Make C [size, size] of the orthonormal DCT-II, a mode a row, and λ [size] of ∇ᵀ∇; float32."""
     n = torch.arange(size, dtype=torch.float64)
     basis = torch.cos(math.pi / size * n[:, None] * (n + 0.5)) * math.sqrt(2 / size)
     basis[0] /= math.sqrt(2)
@@ -188,15 +188,17 @@ def cosine_basis(size: int, device: torch.device | str = "cpu") -> tuple[Tensor,
 
 
 class TileStep(TritonStep):
-    """``TritonStep`` in one launch a step: ``step_`` writes x_{t-1} to another tensor.
+    """``TritonStep`` in one launch per step: ``step_`` writes x_{t-1} to another tensor.
 
-    Arguments as there, without ``solver``. Agrees with the FFT to 2e-6. Two tensors for x take
-    turns: a step reads one and writes the other, and after ``period`` steps it is as before.
+    Takes the arguments of ``TritonStep`` but ``solver``. Agrees with the FFT to 2e-6. Two tensors
+    for x take turns: a step reads one and writes the other, and after ``period`` steps it is as
+    before.
     """
 
     period = 2
 
-    def _allocate(self, count: int, height: int, width: int, solver: str) -> None:
+    def allocate(self, count: int, height: int, width: int) -> None:
+        """Make what a step carries on, twice."""
         device = self.v.device
         tiles = triton.cdiv(height, INNER) * triton.cdiv(width, INNER)
         self.k_pair = torch.empty(2, count, height, width, device=device)
@@ -213,7 +215,7 @@ class TileStep(TritonStep):
 
     @property
     def k(self) -> Tensor:
-        """k [N, H, W] of the step before."""
+        """What the step before solved for, [N, H, W]."""
         return self.k_pair[self.turn]
 
     @property
@@ -225,7 +227,7 @@ class TileStep(TritonStep):
         return self.partial_pair[self.turn].sum(2) / self.v[0].numel() + old / 2
 
     def reset(self) -> None:
-        """Back to the state before the first step: k = 0, γ = ρ = 1, the first row next."""
+        """Go back to the state before the first step: k = 0, γ = ρ = 1, the first row next."""
         self.turn = 0
         self.k_pair[0].zero_()
         self.scale_pair.fill_(1)
@@ -234,17 +236,22 @@ class TileStep(TritonStep):
         self.step_pair.zero_()
 
     def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:
-        """x_t → x_{t-1} by the next row, into ``after`` (a new tensor where None).
+        """Take x_t to x_{t-1} by the next row, into another tensor.
 
-        x_t and ``after``: float32 [N, 3, H, W] contiguous, not the same memory; ``out`` as for
-        ``TritonStep``.
+        Args:
+            x_t: float32 [N, 3, H, W] contiguous.
+            out: The prior's output, as ``TritonStep`` takes it.
+            after: Like x_t, in other memory; a new tensor by default.
+
+        Returns:
+            ``after``.
         """
         after = torch.empty_like(x_t) if after is None else after
-        self._check_step(x_t, out)
-        check_tensor("after", after, tuple(x_t.shape), torch.float32, device=x_t.device)
+        self.check_step(x_t, out)
+        check_plane("after", after, tuple(x_t.shape), [torch.float32], device=x_t.device)
         if after.data_ptr() == x_t.data_ptr():
             raise ValueError(
-                "after is x_t; expected another tensor: neighbouring tiles still read x_t"
+                "after is x_t; expected another tensor: neighboring tiles still read x_t"
             )
         with on_device(x_t):
             self._launch(x_t, out, after)
@@ -253,12 +260,12 @@ class TileStep(TritonStep):
 
     def _launch(self, x_t: Tensor, out: Tensor, after: Tensor) -> None:
         now, then = self.turn, 1 - self.turn
-        _rectify_tile_kernel[self.partial_pair.shape[3], len(self.v)](
+        rectify_tile_kernel[self.partial_pair.shape[3], len(self.v)](
             x_t, after, out, self.v, self.y, self.k_pair[now], self.k_pair[then], self.target,
             self.partial_pair[now], self.partial_pair[then], self.scale_pair[now],
             self.scale_pair[then], self.table, self.step_pair[now:], self.step_pair[then:],
             self.seeds, self.x0, self.basis, self.eigen, *self.v.shape[1:], len(self.table),
-            *out.stride(), self.ratio, self.target_weight, self.eta, **self._update_constants(),
+            *out.stride(), self.ratio, self.target_weight, self.eta, **self.update_constants(),
             REGION=REGION, HALO=HALO, INNER=INNER, CHUNK=CHUNK, PRECISION=PRECISION,
             num_warps=WARPS, num_stages=1,
         )  # fmt: skip

@@ -4,24 +4,8 @@ Each has ``ABOUT``, a line for ``--list``, and ``tasks(place)``, what this machi
 it. A task checks that ours and the baseline agree, times them in turn, and returns a measurement.
 """
 
-from . import (
-    kernels,
-    loop,
-    metrics,
-    official,
-    prior,
-    scaling,
-    startup,
-    step,
-    throughput,
-    video,
-    waterfall,
-)  # fmt: skip
+from importlib import import_module
 
-SECTIONS = {
-    module.__name__.rpartition(".")[2]: module
-    for module in (
-        kernels, step, prior, official, loop, waterfall, throughput, video, scaling, startup,
-        metrics,
-    )
-}  # fmt: skip
+NAMES = ("kernels", "step", "prior", "official", "loop", "waterfall", "throughput", "video")
+NAMES += ("scaling", "startup", "metrics")
+SECTIONS = {name: import_module(f".{name}", __name__) for name in NAMES}

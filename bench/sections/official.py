@@ -32,15 +32,16 @@ from ddfm_fast.schedule import make_schedule
 from ..data import config_of, network, planes, reference_unet
 from ..memory import peak_of
 from ..model import forward_cost
-from ..place import Place, Task, named
+from ..place import Place, Task, named, relative_difference
 from ..reference import ReferenceLoop, ReferenceUNet
 from ..results import Candidate, Measurement, Parity
-from .prior import TIMESTEP, error, forward, noise, reference_forward
+from .prior import TIMESTEP, forward, noise, reference_forward
 
 ABOUT = "the authors' network on a GPU: forwards, layers, convolutions, norms, loops, torch.compile"
 SIZES = [(512, 640), (256, 256), (1088, 1920)]
-LIMITS = {"float32": 2e-4, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 1e-1}
-"""of eps against float32, over its largest value; about twice what the plain network loses"""
+LIMITS = {"float32": 2e-4, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 5e-2}
+"""of eps against float32, over its largest value: 3.5 times what the plain network lost at 64x64
+on a CPU (float16 5.7e-3, bfloat16 1.5e-2; of TF32 nothing is known)"""
 NORMS = [(256, 512, 640), (512, 512, 640), (512, 128, 160), (1024, 32, 40)]
 LOW = "bfloat16"
 HEAD_START = 4096
@@ -55,11 +56,9 @@ def tasks(place: Place) -> list[Task]:
     first, precisions = sizes[0], (LOW, *(p for p in LIMITS if p != LOW))
     shapes = [(*size, n) for n in (1, 4) for size in sizes][: 1 if place.rehearse else None]
 
-    def task(name: str, work: Callable, height: int, width: int, *more) -> Task:
-        whole = f"official network, {name}"
-        return Task(
-            "official", whole, named(height, width), partial(work, place, height, width, *more)
-        )
+    def task(name: str, work: Callable, *sizes) -> Task:
+        name = f"official network, {name}"
+        return Task("official", name, named(*sizes[:2]), partial(work, place, *sizes))
 
     forward = [
         task(f"forward, {p}, batch {n}", forwards, *size, n, p)
@@ -89,14 +88,15 @@ def which(place: Place) -> str:
 
 
 def our_prior(place: Place, precision: str = LOW):
-    """The network as a prior on the device."""
-    return load_prior(network(which(place), place.device), device=place.device, dtype=precision)
+    """The network as a prior on the device, and what it is conditioned by."""
+    unet = network(which(place), place.device)
+    prior = load_prior(unet, device=place.device, dtype=precision)
+    return prior, prior.conditioning(torch.tensor([TIMESTEP]))[0]
 
 
 def forwards(place: Place, height: int, width: int, n: int, precision: str) -> Measurement:
     """Ours, eager and in a graph and with our own ends; the authors' module where it fits."""
-    prior, x = our_prior(place, precision), noise(height, width, place.device, n)
-    step = prior.conditioning(torch.tensor([TIMESTEP]))[0]
+    (prior, step), x = our_prior(place, precision), noise(height, width, place.device, n)
     eager = forward(prior, x)
     works = {"ddfm_fast": place.captured(eager), "ddfm_fast, eager": eager}
     if precision == LOW:
@@ -112,7 +112,11 @@ def forwards(place: Place, height: int, width: int, n: int, precision: str) -> M
         facts["reference"], exact = "out of memory", eager()
     limit, ours = LIMITS[precision], [path for path in works if path.startswith("ddfm_fast")]
     checks = [
-        Parity(f"{path} in {precision} against the reference", error(exact, works[path]()), limit)
+        Parity(
+            f"{path} in {precision} against the reference",
+            relative_difference(exact, works[path]()),
+            limit,
+        )
         for path in ours
     ]
     half = precision in ("bfloat16", "float16")
@@ -128,8 +132,8 @@ def forwards(place: Place, height: int, width: int, n: int, precision: str) -> M
 
 def _low_module(place: Place, x: Tensor) -> Callable[[], Tensor]:
     """The authors' module in bfloat16 and channels_last, as one would make it faster first."""
-    state = network(which(place), place.device).state_dict()
-    state = {k: _low(v) for k, v in state.items()}
+    unet = network(which(place), place.device)
+    state = {k: _low(v) for k, v in unet.state_dict().items()}
     module = ReferenceUNet(state, config_of(which(place)).num_head_channels)
     x, t = _low(x), torch.full((len(x),), TIMESTEP, device=x.device)
     return lambda: module(x, t)
@@ -143,8 +147,8 @@ def _low(tensor: Tensor) -> Tensor:
 
 def layers(place: Place, height: int, width: int) -> Measurement:
     """Each layer's time inside whole forwards, and its floor."""
-    prior, x = our_prior(place), _low(noise(height, width, place.device))
-    engine, step = Engine(prior.unet), prior.conditioning(torch.tensor([TIMESTEP]))[0]
+    (prior, step), x = our_prior(place), _low(noise(height, width, place.device))
+    engine = Engine(prior.unet)
     marks: list[tuple] = []
 
     def noted(layer: Callable) -> Callable:
@@ -217,6 +221,8 @@ def convolution(
     place: Place, height: int, width: int, channels: int, outs: int, kernel: int
 ) -> Measurement:
     """cuDNN by heuristic and by benchmark, and other forms of the same sum where there are any."""
+    from ddfm_fast.kernels import thin_conv as conv
+
     x = _low(torch.randn(1, channels, height, width, device=place.device))
     weight = torch.randn(outs, channels, kernel, kernel, device=place.device)
     weight = _low(weight / (channels * kernel**2) ** 0.5)
@@ -227,18 +233,21 @@ def convolution(
     if kernel == 1:
         rows, matrix = x.permute(0, 2, 3, 1).reshape(-1, channels), weight[:, :, 0, 0].t()
         works["matrix product"] = lambda: rows @ matrix
-    else:
-        works |= _thin(x, weight)
-        if outs == channels and height <= 256:
-            double, folded = F.interpolate(x, scale_factor=2), upsampling_kernel(weight)
-            works["of the doubled size"] = partial(_conv, double, weight, False)
-            works["doubling folded into it"] = partial(
-                F.conv_transpose2d, x, folded, stride=2, padding=1
-            )
+    elif outs == channels and height <= 256:
+        double, folded = F.interpolate(x, scale_factor=2), upsampling_kernel(weight)
+        works["of the doubled size"] = partial(_conv, double, weight, False)
+        upsample = partial(F.conv_transpose2d, stride=2, padding=1)
+        works["doubling folded into it"] = partial(upsample, x, folded)
+    if conv.suits(weight):
+        works["ddfm_fast"] = partial(conv.thin_conv, x, conv.pack(weight))
     flops = 2 * weight.numel() * height * width
     moved = (x.numel() + outs * height * width + weight.numel()) * x.element_size()
     exact, ours = _conv(x, weight, False), works.get("ddfm_fast")
-    check = [Parity("our own kernel against cuDNN's", error(exact, ours()), 2e-2)] if ours else []
+    check = (
+        [Parity("our own kernel against cuDNN's", relative_difference(exact, ours()), 2e-2)]
+        if ours
+        else []
+    )
     floors = {"cuDNN, heuristic": place.floor(moved, flops, LOW)}
     return place.measure(works, *check, baseline="cuDNN, heuristic", floors=floors, repeats=10)
 
@@ -246,15 +255,6 @@ def convolution(
 def _conv(x: Tensor, weight: Tensor, benchmark: bool) -> Tensor:
     with torch.backends.cudnn.flags(enabled=True, benchmark=benchmark):
         return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
-
-
-def _thin(x: Tensor, weight: Tensor) -> dict[str, Callable]:
-    """Our convolution, where it is one for such a weight."""
-    from ddfm_fast.kernels import conv
-
-    if not conv.suits(weight):
-        return {}
-    return {"ddfm_fast": partial(conv.thin_conv, x, conv.pack(weight))}
 
 
 def norm(place: Place, height: int, width: int, channels: int) -> Measurement:
@@ -289,7 +289,7 @@ def residual(place: Place, height: int, width: int, channels: int) -> Measuremen
 
 def _against_eager(place: Place, x: Tensor, eager: Callable, ours: Callable) -> Measurement:
     """``ours`` against PyTorch eager and compiled; three passes over x are the least."""
-    check = Parity("ours against PyTorch's", error(eager(), ours()), 2e-2)
+    check = Parity("ours against PyTorch's", relative_difference(eager(), ours()), 2e-2)
     backend = {"backend": "eager"} if place.rehearse else {}
     works = {
         "eager": eager,
@@ -308,7 +308,7 @@ def loop(place: Place, height: int, width: int) -> Measurement:
     """
     steps = 2 if place.rehearse else 100
     few = max(steps // 20, 2)  # the transcription takes no single step
-    prior, (i, v, x, _) = our_prior(place), planes(height, width, place.device)
+    (prior, _), (i, v, x, _) = our_prior(place), planes(height, width, place.device)
     schedule = make_schedule(few)
     theirs = ReferenceLoop(schedule.timesteps, schedule.betas)
     unet = reference_unet(which(place), place.device)
@@ -323,13 +323,15 @@ def loop(place: Place, height: int, width: int) -> Measurement:
 
 def compiled(place: Place, height: int, width: int) -> Measurement:
     """torch.compile(mode="max-autotune") of the plain network, the same dtype and layout."""
-    prior, x = our_prior(place), noise(height, width, place.device)
-    step, low = prior.conditioning(torch.tensor([TIMESTEP]))[0], _low(x)
+    (prior, step), x = our_prior(place), noise(height, width, place.device)
+    low = _low(x)
     options = {"backend": "eager"} if place.rehearse else {"mode": "max-autotune"}
     started = time.monotonic()
     theirs = torch.compile(lambda: prior.unet.run(low, step, 3), **options)
     eps = theirs().clone()
     facts = {"seconds to compile": time.monotonic() - started}
     works = {"torch.compile": theirs, "ddfm_fast": place.captured(forward(prior, x))}
-    check = Parity("ours against torch.compile", error(eps, works["ddfm_fast"]()), LIMITS[LOW])
+    check = Parity(
+        "ours against torch.compile", relative_difference(eps, works["ddfm_fast"]()), LIMITS[LOW]
+    )
     return place.measure(works, check, baseline="torch.compile", facts=facts, repeats=20)

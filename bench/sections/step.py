@@ -9,8 +9,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ddfm_fast.schedule import StepRow, make_schedule, step_rows
-from ddfm_fast.step import ReverseStep
+from ddfm_fast.config import FuseConfig
+from ddfm_fast.runtime.dispatch import Backend
+from ddfm_fast.schedule import make_schedule, step_rows
 
 from ..data import planes
 from ..place import PLANES_OF_A_STEP, Place, Task, in_turn, largest_difference, named, require
@@ -47,11 +48,6 @@ def sizes(place: Place) -> list[tuple[int, int]]:
     return [(96, 128)] if place.quick else [(512, 640)]
 
 
-def rows_of() -> list[StepRow]:
-    """The steps of the official preset."""
-    return step_rows(make_schedule(100), "ddim")
-
-
 def reference_step(i, v, x, out) -> Callable[[int], Tensor]:
     """The authors' step with its state: index of the schedule (99 first) → x_{t-1}."""
     schedule = make_schedule(100)
@@ -67,7 +63,7 @@ def reference_step(i, v, x, out) -> Callable[[int], Tensor]:
 
 def twin_step(i, v, x, out) -> Callable[[int], Tensor]:
     """Ours in plain PyTorch."""
-    rectifier, now = ReverseStep(i, v, rows=rows_of(), psi=PSI, eta=ETA), x.clone()
+    rectifier, now = make_step("plain", i, v), x.clone()
 
     def step(index: int = INDEX) -> Tensor:
         rectifier.step = len(rectifier.rows) - 1 - index
@@ -76,15 +72,11 @@ def twin_step(i, v, x, out) -> Callable[[int], Tensor]:
     return step
 
 
-def difference(a: Callable, b: Callable, steps: int = 10) -> float:
-    """The largest difference of x over the first steps."""
-    return max(largest_difference(a(n), b(n)) for n in range(99, 99 - steps, -1))
-
-
 def parity_of_twin(height: int, width: int, device: torch.device) -> Parity:
-    """Ours in plain PyTorch against the authors' step."""
+    """Ours in plain PyTorch against the authors' step, over the first ten."""
     data = planes(height, width, device)
-    worst = difference(reference_step(*data), twin_step(*data))
+    theirs, ours = reference_step(*data), twin_step(*data)
+    worst = max(largest_difference(theirs(n), ours(n)) for n in range(99, 89, -1))
     return Parity("step after the prior, ours against the reference", worst, LIMIT)
 
 
@@ -112,19 +104,16 @@ def solvers() -> list[str]:
     return ["torch", *(["cupy"] if module_status("cupy")["version"] else []), "tile"]
 
 
-def make_rectifier(solver: str, i: Tensor, v: Tensor):
-    """The kernels with one of the solvers."""
-    from ddfm_fast.kernels import TileStep, TritonStep
-
-    settings = dict(rows=rows_of(), psi=PSI, eta=ETA)
-    if solver == "tile":
-        return TileStep(i, v, **settings)
-    return TritonStep(i, v, solver=solver, **settings)
+def make_step(solver: str, i: Tensor, v: Tensor):
+    """The official preset's steps by the kernels with a solver, or by their twin ("plain")."""
+    backend = Backend("torch" if solver == "plain" else "triton", solver, "measured here")
+    rows = step_rows(make_schedule(100), "ddim")
+    return backend.make_step(i, v, FuseConfig(psi=PSI, eta=ETA), rows=rows)
 
 
 def kernel_step(solver: str, i, v, x, out) -> Callable[[], Tensor]:
     """A step by the kernels on planes of its own; the same addresses at every call."""
-    rectifier, now = make_rectifier(solver, i, v), [x.clone(), torch.empty_like(x)]
+    rectifier, now = make_step(solver, i, v), [x.clone(), torch.empty_like(x)]
     eps = out[:, :3]
 
     def step() -> Tensor:
@@ -139,7 +128,7 @@ def kernel_step(solver: str, i, v, x, out) -> Callable[[], Tensor]:
 
 def kernel_difference(solver: str, i, v, x, out, steps: int = 3) -> float:
     """The kernels against their twin, from the first row on."""
-    rectifier, theirs = make_rectifier(solver, i, v), twin_step(i, v, x, out)
+    rectifier, theirs = make_step(solver, i, v), twin_step(i, v, x, out)
     now, worst = x.clone(), 0.0
     for n in range(99, 99 - steps, -1):
         now = rectifier.step_(now, out[:, :3])
@@ -170,19 +159,15 @@ def on_gpu(place: Place, height: int, width: int) -> Measurement:
 
 
 def _kernel_candidates(place: Place, sets: list) -> dict[str, Callable]:
-    found = {}
-    for solver in solvers():
-        work = _all([kernel_step(solver, *data) for data in sets])
-        found[f"{solver}, eager"] = work
-        found[f"{solver}, graph"] = place.replay(work)
+    def on_all_sets(solver: str) -> Callable:
+        steps = [kernel_step(solver, *data) for data in sets]
+        return lambda: [step() for step in steps]
+
+    found = {f"{solver}, eager": on_all_sets(solver) for solver in solvers()}
+    found |= {f"{s}, graph": place.replay(found[f"{s}, eager"]) for s in solvers()}
     with tile_precision("tf32x3"):
-        work = _all([kernel_step("tile", *data) for data in sets])
-        found["tile in tf32x3, graph"] = place.replay(work)
+        found["tile in tf32x3, graph"] = place.replay(on_all_sets("tile"))
     return found
-
-
-def _all(works: list[Callable]) -> Callable:
-    return lambda: [work() for work in works]
 
 
 @contextmanager
@@ -199,20 +184,18 @@ def tile_precision(precision: str) -> Iterator[None]:
 
 def launches(place: Place, height: int, width: int) -> dict[str, list[str]]:
     """The kernels of one step by name, as the profiler sees them; empty in a rehearsal."""
-    if place.device.type != "cuda":
-        return {}
     from torch.profiler import ProfilerActivity, profile
 
     found, data = {}, planes(height, width, place.device)
-    for solver in solvers():
+    for solver in solvers() if place.device.type == "cuda" else ():
         step = kernel_step(solver, *data)
         step()
         torch.cuda.synchronize()
         with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as profiler:
             step()
             torch.cuda.synchronize()
-        events = [e for e in profiler.events() if e.device_type.name == "CUDA"]
-        found[solver] = [e.name for e in sorted(events, key=lambda e: e.time_range.start)]
+        events = sorted(profiler.events(), key=lambda e: e.time_range.start)
+        found[solver] = [e.name for e in events if e.device_type.name == "CUDA"]
     return found
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from ddfm_fast import PRESETS, Fuser
+from ddfm_fast import Fuser
 from ddfm_fast.metrics import compute, temporal, to_luma
 from ddfm_fast.video import VIDEO_PRESETS, TemporalFuser, fuse_video
 from ddfm_fast.video.demo import pan
@@ -31,7 +31,7 @@ ABOUT = "seconds a frame, flicker and quality, image presets frame by frame and 
 LIMIT = 1.0
 """gray levels: the first frame of "exact" against the image preset, the prior's rounding apart"""
 QUALITY = ("SCD", "VIF", "Qabf", "SSIM")
-BASELINE = "image preset official"
+IMAGE_PRESETS, BASELINE = ("official", "balanced", "fast"), "image preset official"
 
 
 def tasks(place: Place) -> list[Task]:
@@ -47,31 +47,12 @@ def tasks(place: Place) -> list[Task]:
     return [*found, Task("video", name, named(side, side), lambda: files(place, side))]
 
 
-class _Clip:
-    """Fuses one frame of a clip after the other; ``open`` makes what fuses from the first on."""
-
-    def __init__(self, open_stream: Callable[[], Callable], pairs: list):
-        self.open, self.pairs = open_stream, pairs
-        around = itertools.cycle(pairs + pairs[-2:0:-1])
-        fuse = open_stream()
-        self.next: Callable[[], object] = lambda: fuse(*next(around))
-
-    def whole(self) -> list:
-        """Every frame of the clip, once."""
-        fuse = self.open()
-        return [fuse(*pair) for pair in self.pairs]
-
-
 def _streams(place: Place) -> dict[str, Callable[[], Callable]]:
     """What opens a stream, (ir, vis) → the fused frame, by the name of its row."""
-    rows: dict[str, Callable[[], Callable]] = {}
-    for name in ("official", "balanced", "fast") if not place.tiny else ("official", "fast"):
-        fuser = Fuser(preset=preset(place, name), device=place.device)
-        rows[f"image preset {name}"] = lambda f=fuser: f
-    fuser = Fuser(preset=preset(place, "official"), device=place.device)
-    for name in VIDEO_PRESETS:
-        rows[f"video preset {name}"] = partial(_video, fuser, name)
-    return rows
+    fusers = {n: Fuser(preset=preset(place, n), device=place.device) for n in IMAGE_PRESETS}
+    rows = {f"image preset {name}": lambda f=fuser: f for name, fuser in fusers.items()}
+    official = fusers["official"]
+    return rows | {f"video preset {n}": partial(_video, official, n) for n in VIDEO_PRESETS}
 
 
 def _video(fuser: Fuser, name: str) -> Callable:
@@ -80,20 +61,25 @@ def _video(fuser: Fuser, name: str) -> Callable:
     return lambda ir, vis: engine.fuse(stream, ir, vis, find(ir, vis))
 
 
+def _endless(fuse: Callable, pairs: list) -> Callable[[], object]:
+    around = itertools.cycle(pairs + pairs[-2:0:-1])
+    return lambda: fuse(*next(around))
+
+
 def frames(place: Place, side: int) -> Measurement:
     """Frames that keep coming, as a live source gives them, motion included.
 
     Each call is the next frame of a clip that goes to and fro.
     """
     pairs = list(zip(*pan(3 if place.tiny else 24, side, side), strict=True))
-    clips = {name: _Clip(stream, pairs) for name, stream in _streams(place).items()}
-    fused = {name: clip.whole() for name, clip in clips.items()}
+    streams = _streams(place)
+    fused = {name: list(itertools.starmap(stream(), pairs)) for name, stream in streams.items()}
     a, b = (torch.as_tensor(fused[n][0]) for n in (BASELINE, "video preset exact"))
     what = "first frame of video preset exact against the image preset, gray levels"
     check = Parity(what, largest_difference(a, b), LIMIT)
-    works = {name: clip.next for name, clip in clips.items()}
+    works = {name: _endless(stream(), pairs) for name, stream in streams.items()}
     found = place.measure(works, check, baseline=BASELINE, repeats=10, clock=place.wall)
-    evaluations = {f"image preset {name}": preset(place, name).steps for name in PRESETS}
+    evaluations = {f"image preset {name}": preset(place, name).steps for name in IMAGE_PRESETS}
     for name, video in VIDEO_PRESETS.items():
         config = video.config or preset(place, "official")
         evaluations[f"video preset {name}"] = config.steps

@@ -1,4 +1,4 @@
-"""From the authors' path to the shipped default, one optimisation at a time.
+"""From the authors' path to the shipped default, one optimization at a time.
 
 Each row keeps what the rows before it brought. Lossless rows compute the same function, to
 rounding: their distance from the exact picture (float64 throughout, but for the time embedding)
@@ -41,7 +41,7 @@ from ..results import Measurement, Parity
 from ..worker import in_fresh_process
 from .loop import start
 
-ABOUT = "from the reference path to the shipped default, one optimisation at a time"
+ABOUT = "from the reference path to the shipped default, one optimization at a time"
 LIMIT = 1e-3
 """of the luma in [−1, 1] after all steps, against float64"""
 
@@ -108,27 +108,20 @@ def _their_loop(rectify: Callable = rectify, png: bool = False):
     return build
 
 
-def _our_loop(make_prior: Callable[[torch.device], Any], backend: str = "torch", graph="off"):
-    """Our sampler around one of the priors, by the official preset."""
+def _our_loop(
+    make_prior: Callable[[torch.device], Any], backend="torch", graph="off", preset="official"
+):
+    """Our sampler around one of the priors."""
 
     def build(device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
-        (i, v), config = pair_lumas(side, device), FuseConfig(steps=steps)
+        (i, v), config = pair_lumas(side, device), PRESETS[preset]
+        config = config.with_overrides(steps=min(config.steps, steps))  # fewer in a quick look
         prior, chosen = make_prior(device), resolve_backend(device, backend, "auto")
         if graph == "off" or device.type != "cuda":  # a rehearsal captures nothing
             return lambda: sample(prior, i, v, config, backend=chosen).luma
         cache = GraphCache(graph, chosen)
         cache.warm_up(prior, config, (1, side, side))
         return lambda: sample(prior, i, v, config, loops=cache.loop).luma
-
-    return build
-
-
-def _preset(name: str):
-    def build(device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
-        (i, v), config = pair_lumas(side, device), PRESETS[name]
-        config = config.with_overrides(steps=min(config.steps, steps))  # fewer in a quick look
-        prior = load_prior("embedded", device=device)
-        return lambda: sample(prior, i, v, config).luma
 
     return build
 
@@ -146,7 +139,7 @@ def _their_prior(device: torch.device) -> Prior:
 
 def _our_module(device: torch.device) -> Prior:
     unet = plain_unet(device).to(memory_format=torch.channels_last)
-    return load_prior(lambda x, t: unet(x, t), {"multiple": 16}, device=device)
+    return load_prior(unet.forward, {"multiple": 16}, device=device)
 
 
 class TablePrior:
@@ -175,71 +168,34 @@ def _our_prior(precision: str = "float32"):
 ROWS = [
     Row("reference", "the authors' script: a PNG a step", _their_loop(png=True)),
     Row("no PNG a step", "nothing is written but the result", _their_loop()),
-    Row(
-        "luma by an identity",
-        "R, G and B move with the luma: no color conversion on the CPU",
-        _their_loop(by_identity),
-    ),
-    Row(
-        "one real FFT pair",
-        "in place of three complex FFTs and an inverse; the state is one plane",
-        _their_loop(by_real_fft),
-    ),
-    Row(
-        "coefficients in a table",
-        "our sampler: in place, nothing computed that is not used",
-        _our_loop(_their_prior),
-    ),
-    Row(
-        "prior in channels_last",
-        "our module: no layout changed on the way, activations in place",
-        _our_loop(_our_module),
-    ),
-    Row(
-        "conditioning in a table",
-        "all that depends on the timestep alone is computed once",
-        _our_loop(TablePrior),
-    ),
-    Row(
-        "prior's engine",
-        "norms, biases, residuals and upsampling inside their neighbours, weights laid out once: "
-        "the default on a CPU",
-        _our_loop(_our_prior()),
-    ),
-    Row(
-        "fused kernels",
-        "two kernels around cuFFT",
-        _our_loop(_our_prior(), "triton"),
-        gpu_only=True,
-    ),
-    Row(
-        "CUDA graph",
-        "the whole loop in one launch",
-        _our_loop(_our_prior(), "triton", "loop"),
-        gpu_only=True,
-        replayed=True,
-    ),
-    Row(
-        "prior in float16",
-        "half the bits in the network: the default on a GPU",
-        _our_loop(_our_prior("float16"), "triton", "loop"),
-        False,
-        gpu_only=True,
-        replayed=True,
-    ),
-    Row(
-        "prior in bfloat16",
-        "half the bits in the network (--dtype bfloat16)",
-        _our_loop(_our_prior("bfloat16")),
-        False,
-        needs=torch.bfloat16,
-    ),
-    Row("preset balanced", PRESETS["balanced"].summary, _preset("balanced"), False, "balanced"),
-    Row("preset fast", PRESETS["fast"].summary, _preset("fast"), False, "fast"),
-]
+    Row("luma by an identity", "R, G and B move with the luma: no color conversion on the CPU",
+        _their_loop(by_identity)),
+    Row("one real FFT pair", "in place of three complex FFTs and an inverse; one plane of state",
+        _their_loop(by_real_fft)),
+    Row("coefficients in a table", "our sampler: in place, nothing computed that is not used",
+        _our_loop(_their_prior)),
+    Row("prior in channels_last", "our module: no layout changed on the way, in place",
+        _our_loop(_our_module)),
+    Row("conditioning in a table", "all that depends on the timestep alone is computed once",
+        _our_loop(TablePrior)),
+    Row("prior's engine", "norms, biases, residuals and upsampling inside their neighbors, weights "
+        "laid out once: the default on a CPU", _our_loop(_our_prior())),
+    Row("fused kernels", "two kernels around cuFFT", _our_loop(_our_prior(), "triton"),
+        gpu_only=True),
+    Row("CUDA graph", "the whole loop in one launch", _our_loop(_our_prior(), "triton", "loop"),
+        gpu_only=True, replayed=True),
+    Row("prior in float16", "half the bits in the network: the default on a GPU",
+        _our_loop(_our_prior("float16"), "triton", "loop"), False, gpu_only=True, replayed=True),
+    Row("prior in bfloat16", "half the bits in the network (--dtype bfloat16)",
+        _our_loop(_our_prior("bfloat16")), False, needs=torch.bfloat16),
+    *(Row(f"preset {name}", PRESETS[name].summary,
+          _our_loop(_our_prior(), "auto", preset=name), False, name)
+      for name in ("balanced", "fast")),
+]  # fmt: skip
 
 
 def rows(place: Place) -> list[Row]:
+    """The rows that the device can run."""
     if place.on_gpu:
         return ROWS
     return [row for row in ROWS if not row.gpu_only and cpu_has(row.needs)]

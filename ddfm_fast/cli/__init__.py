@@ -1,5 +1,10 @@
-"""The ``ddfm-fast`` command: a module per command. Heavy imports happen inside the commands."""
+"""The ``ddfm-fast`` command: a module per command, and one list of options.
 
-from .app import main
+Heavy imports happen inside the commands, so that ``--help`` is quick.
+"""
+
+from .._face import face
 
 __all__ = ["main"]
+
+__getattr__, __dir__ = face(__name__, {"main": "app"})

@@ -1,56 +1,108 @@
-"""The work behind ``ddfm-fast batch``: from folders to pairs, from a report to words."""
+"""``ddfm-fast batch``: a whole data set, safe to interrupt."""
+
+# ruff: noqa: ARG001  (read_settings takes the options of Fuser from the context, by name)
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from . import options as opt
+from .errors import INTERRUPTED, OK, SOME_FAILED
+from .options import default
+from .settings import find_items, pixel_limit, read_settings, show_progress
+
 if TYPE_CHECKING:
-    from ddfm_fast.api import Fuser
-    from ddfm_fast.datasets.batch import BatchReport
-    from ddfm_fast.datasets.pairs import PairItem
+    from ..api import Fuser
+    from ..datasets.batch import BatchReport, PairResult
+    from ..datasets.pairs import PairItem
 
-INTERRUPTED = 130
+EPILOG = "Example:  `ddfm-fast batch MSRS/test -o fused/ --steps 50`"
 
 
-def plan_items(
-    root: Path, vis: Path | None, *, layout: str | None = None, manifest: Path | None = None
-) -> list[PairItem]:
-    """The pairs that ``ROOT [VIS]`` means. ValueError where that is unclear or incomplete.
+def batch(
+    context: typer.Context,
+    root: opt.Root,
+    vis: opt.Vis = None,
+    *,
+    layout: opt.Layout = None,
+    manifest: opt.Manifest = None,
+    preset: opt.Preset = default.preset,
+    steps: opt.Steps = default.steps,
+    stretch: opt.StretchLuma = default.stretch,
+    seed: opt.Seed = default.seed,
+    prior: opt.Prior = default.prior,
+    prior_config: opt.PriorConfig = None,
+    variant: opt.Variant = default.variant,
+    sampler: opt.Sampler = default.sampler,
+    psi: opt.Psi = default.psi,
+    eta: opt.Eta = default.eta,
+    out: opt.OutFolder,
+    format: opt.Format = "png",
+    redo: opt.Redo = False,
+    gray: opt.Gray = False,
+    color_from: opt.ColorSource = opt.ColorFrom.auto,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
+    device: opt.Device = default.device,
+    batch_size: opt.BatchSize = default.batch_size,
+    workers: opt.Workers = 2,
+    dtype: opt.DType = default.dtype,
+    backend: opt.Backend = default.backend,
+    graph: opt.Graph = default.graph,
+    max_pixels: opt.MaxPixels = None,
+) -> None:
+    """Fuse a data set. Safe to interrupt; rerun to resume.
 
-    Sizes are not compared here: the batch reports a pair of unequal sizes and goes on.
+    Finds the pairs in the layouts of MSRS, RoadScene, M3FD, TNO, LLVIP, Harvard, M3SVD, VTMOT and
+    their like. A pair that fails is reported and the others continue. What is done already is left
+    alone; changed settings, priors or inputs are done again. Exit code: 0 every pair is fused, 1
+    some failed, 2 bad input, 130 interrupted.
     """
-    from ddfm_fast.datasets.pairs import find_pairs
+    settings = read_settings(context)
+    items = find_items(root, vis, layout=layout, manifest=manifest)
+    from ..images.files import ensure_writable_dir
 
-    if vis is not None and manifest is not None:
-        raise ValueError(f"VIS is {vis} and --manifest {manifest}; leave out one of them")
-    source = root if vis is None else (root, vis)
-    return find_pairs(source, layout=layout, manifest=manifest, check_sizes=False)
+    ensure_writable_dir(out)
+    report = _run(
+        items,
+        out,
+        settings.fuser(),
+        format=format,
+        workers=workers,
+        max_pixels=pixel_limit(max_pixels),
+        redo=redo,
+        progress=show_progress(quiet),
+    )
+    _echo_report(report, as_json=as_json, quiet=quiet)
+    raise typer.Exit(_exit_code(report))
 
 
-def run(items: list[PairItem], out: Path, fuser: Fuser, **options) -> BatchReport:
+def _run(items: list[PairItem], out: Path, fuser: Fuser, **options: Any) -> BatchReport:
     """:func:`.datasets.batch.run_batch`, with failures on stderr and Ctrl-C as a report."""
-    from ddfm_fast.datasets.batch import BatchInterrupted, run_batch
-
-    def on_error(result) -> None:
-        typer.echo(f"error: {result.name}: {result.error}", err=True)
+    from ..datasets.batch import BatchInterrupted, run_batch
 
     try:
-        return run_batch(items, out, fuser, on_error=on_error, **options)
+        return run_batch(items, out, fuser, on_error=echo_failure, **options)
     except BatchInterrupted as interrupted:
         return interrupted.report
 
 
-def echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> None:
+def echo_failure(result: PairResult) -> None:
+    """Print on stderr what became of a pair that failed."""
+    typer.echo(f"error: {result.name}: {result.error}", err=True)
+
+
+def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> None:
     """Print what was done, as one JSON object or in a line or two."""
-    from ddfm_fast.datasets.batch import REPORT, STOPPED_BY_USER
+    from ..datasets.batch import REPORT, STOPPED_BY_USER
 
     counts = {s: report.count(s) for s in ("done", "skipped", "failed", "pending")}
     if as_json:
-        from ddfm_fast import __version__
+        from .. import __version__
 
         typer.echo(json.dumps({"version": __version__, **report.to_dict()}))
     elif not quiet:
@@ -63,10 +115,10 @@ def echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> None:
         typer.echo(f"{why}: {counts['pending']} pairs not reached; {again}", err=True)
 
 
-def exit_code(report: BatchReport) -> int:
+def _exit_code(report: BatchReport) -> int:
     """0 if every pair has its picture, 130 after Ctrl-C (as shells have it), else 1."""
-    from ddfm_fast.datasets.batch import STOPPED_BY_USER
+    from ..datasets.batch import STOPPED_BY_USER
 
     if report.stopped == STOPPED_BY_USER:
         return INTERRUPTED
-    return 0 if report.ok else 1
+    return OK if report.ok else SOME_FAILED

@@ -1,12 +1,25 @@
-"""Options that several commands share, each said once."""
+"""The options of all commands, each made once, with its help panel.
+
+Those that ``ddfm_fast.fuse`` and ``Fuser`` have too come from ``ddfm_fast.options``. Commands use
+the types of this module in their signatures, and ``default`` for the defaults of that list.
+"""
 
 from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 import typer
+
+from ..options import INPUT, METHOD, OPTIONS, OUTPUT, RUNTIME
+
+INPUT_OPTIONS = f"{INPUT} options"
+"""the panel below that of the arguments"""
+
+default = SimpleNamespace(**{name: option.default for name, option in OPTIONS.items()})
+"""the defaults of ``ddfm_fast.options``, as attributes"""
 
 
 class ColorFrom(str, Enum):
@@ -23,70 +36,296 @@ class Precision(str, Enum):
     float16 = "float16"
 
 
+class WeightType(str, Enum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 class Stretch(str, Enum):
     none = "none"
     minmax = "minmax"
     percentile = "percentile"
 
 
+class TableFormat(str, Enum):
+    table = "table"
+    csv = "csv"
+    json = "json"
+    markdown = "markdown"
+
+
+class OnError(str, Enum):
+    skip = "skip"
+    repeat = "repeat"
+    stop = "stop"
+
+
+class Codec(str, Enum):
+    h264 = "h264"
+    hevc = "hevc"
+    ffv1 = "ffv1"
+    png = "png"
+
+
+def shared(name: str, *flags: str, **more: Any) -> Any:
+    """Make the typer option of an entry of ``ddfm_fast.options.OPTIONS``."""
+    return option(OPTIONS[name].group, OPTIONS[name].help, *flags, **more)
+
+
+def option(panel: str, help: str, *flags: str, **more: Any) -> Any:
+    """Make a typer option in a panel; without ``flags`` it is called after its parameter."""
+    return typer.Option(*flags, help=help, rich_help_panel=panel, **more)
+
+
+def argument(metavar: str, help: str) -> Any:
+    """Make a typer argument, in the panel of the input."""
+    return typer.Argument(metavar=metavar, help=help, rich_help_panel=INPUT)
+
+
+# Shared with the library
+
+Preset = Annotated[str, shared("preset")]
+Steps = Annotated[str | None, shared("steps")]
+StretchLuma = Annotated[Stretch | None, shared("stretch")]
+Variant = Annotated[str | None, shared("variant")]
+Sampler = Annotated[str | None, shared("sampler")]
+Psi = Annotated[float | None, shared("psi")]
+Eta = Annotated[float | None, shared("eta")]
+Seed = Annotated[int, shared("seed")]
+Prior = Annotated[str, shared("prior")]
+ColorSource = Annotated[ColorFrom, shared("color")]
+Device = Annotated[str | None, shared("device")]
+DType = Annotated[Precision, shared("dtype")]
+Backend = Annotated[str | None, shared("backend")]
+Graph = Annotated[str | None, shared("graph")]
+BatchSize = Annotated[int | None, shared("batch_size", min=1)]
+
+# Of several commands
+
+AsJson = Annotated[
+    bool, option(OUTPUT, "Print one JSON object and nothing else on stdout.", "--json")
+]
+JsonInstead = Annotated[bool, option(OUTPUT, "Print JSON.", "--json")]
+Quiet = Annotated[bool, option(OUTPUT, "Errors (and warnings) only.", "-q", "--quiet")]
+Gray = Annotated[bool, option(OUTPUT, "Write gray images.", "--gray")]
+PriorConfig = Annotated[
+    str | None, option(METHOD, "JSON (or a file of it) with what the prior's file lacks.")
+]
+MaxPixels = Annotated[
+    int | None, option(RUNTIME, "Refuse larger input files (default 2^28 pixels).", min=1)
+]
+
+# Data sets
+
 Root = Annotated[
-    Path,
-    typer.Argument(
-        metavar="ROOT", help="Data set, infrared folder (then VIS), or CSV/JSON list of pairs."
-    ),
+    Path, argument("ROOT", "Data set, infrared folder (then VIS), or CSV/JSON list of pairs.")
 ]
-Vis = Annotated[
-    Path | None, typer.Argument(metavar="VIS", help="Visible folder, for two plain folders.")
-]
+Vis = Annotated[Path | None, argument("VIS", "Visible folder, for two plain folders.")]
 Layout = Annotated[
     str | None,
-    typer.Option(help="msrs, roadscene, llvip, …, or two folder names such as lwir,rgb."),
+    option(INPUT_OPTIONS, "msrs, roadscene, llvip, …, or two folder names such as lwir,rgb."),
 ]
 Manifest = Annotated[
-    Path | None, typer.Option(help="CSV or JSON with ir, vis (and name), relative to ROOT.")
+    Path | None,
+    option(INPUT_OPTIONS, "CSV or JSON with ir, vis (and name), relative to ROOT."),
 ]
-Preset = Annotated[
-    str, typer.Option(help="A row of `ddfm-fast presets`; the options below override it.")
+Limit = Annotated[int | None, option(INPUT_OPTIONS, "Take only the first N pairs.", min=1)]
+
+# fuse and batch
+
+Infrared = Annotated[Path, argument("IR", "Infrared (or first) image, or a folder of them.")]
+Visible = Annotated[Path, argument("VIS", "Visible (or second) image, or a folder of them.")]
+OutFileOrFolder = Annotated[
+    Path, option(OUTPUT, "File or folder to write; an output there is replaced.", "-o", "--out")
 ]
-Variant = Annotated[
-    str | None, typer.Option(help="Rectification: official, paper, printed or gradient.")
+OutFolder = Annotated[Path, option(OUTPUT, "Folder to write to.", "-o", "--out")]
+FormatInFolder = Annotated[
+    str | None, option(OUTPUT, "png, jpg, tif or bmp, for outputs in a folder.")
 ]
-Sampler = Annotated[str | None, typer.Option(help="ddim or ddpm.")]
-Steps = Annotated[
-    str | None, typer.Option(help="Steps (1 to 1000), ddimN, or sections such as 10,20,30.")
+Format = Annotated[str, option(OUTPUT, "png, jpg, tif or bmp.")]
+Panel = Annotated[
+    bool, option(OUTPUT, "Also write NAME.panel.png, sources beside result.", "--panel")
 ]
-Psi = Annotated[float | None, typer.Option(help="The method's ψ, weight of the total variation.")]
-Eta = Annotated[float | None, typer.Option(help="The method's η, coupling of the split variables.")]
-StretchChoice = Annotated[
-    Stretch | None, typer.Option(help="Stretch the result's luma to the full range, or not.")
+SkipExisting = Annotated[
+    bool, option(OUTPUT, "Leave pairs whose output is there already.", "--skip-existing")
 ]
-Seed = Annotated[int, typer.Option(help="Seed of the first noise.")]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda or cuda:N; CUDA where there is one by default.")
+Workers = Annotated[int, option(RUNTIME, "Threads that read, and as many that write.", min=1)]
+Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--redo")]
+
+# video
+
+Stream = Annotated[
+    str, argument("IR", "Infrared video, URL or folder of pictures; or a data set of both.")
 ]
-Backend = Annotated[
-    str | None, typer.Option(help="auto, triton or torch: what runs a step ($DDFM_FAST_BACKEND).")
+OtherStream = Annotated[str | None, argument("VIS", "Visible video, URL or folder of pictures.")]
+OutVideo = Annotated[
+    Path,
+    option(OUTPUT, "Video file (.mp4 .mov .mkv .ts), or a folder for PNG.", "-o", "--out"),
 ]
-Graph = Annotated[
+VideoPreset = Annotated[
+    str, option(METHOD, "exact, balanced or realtime: 100, 3 or 1 evaluations per frame.")
+]
+ImagePreset = Annotated[
+    str, option(METHOD, "With --preset exact: the row of `ddfm-fast presets` to use.")
+]
+Offset = Annotated[
+    float, option(INPUT_OPTIONS, "Seconds by which the infrared stream starts later.")
+]
+Resize = Annotated[
+    str | None, option(INPUT_OPTIONS, "vis, ir or WIDTHxHEIGHT, where the sizes differ.")
+]
+IrRange = Annotated[
+    str | None, option(INPUT_OPTIONS, "LO,HI: infrared values that mean black and white.")
+]
+Start = Annotated[float, option(INPUT_OPTIONS, "First second of the visible stream.", min=0)]
+End = Annotated[
+    float | None, option(INPUT_OPTIONS, "Second of the visible stream to end before.", min=0)
+]
+Rate = Annotated[
+    float | None,
+    option(INPUT_OPTIONS, "Frames per second of picture folders (default 25)."),
+]
+OnBadFrame = Annotated[
+    OnError,
+    option(INPUT_OPTIONS, "A bad frame is left out, shown as the one before, or ends."),
+]
+VideoCodec = Annotated[Codec | None, option(OUTPUT, "Default: h264 for files, png for folders.")]
+Crf = Annotated[
+    int | None, option(OUTPUT, "h264 and hevc quality, smaller is better.", min=0, max=51)
+]
+NoAudio = Annotated[bool, option(OUTPUT, "Leave out the visible stream's audio.", "--no-audio")]
+SideBySide = Annotated[bool, option(OUTPUT, "Write infrared | visible | fused.", "--side-by-side")]
+Realtime = Annotated[
+    bool,
+    option(RUNTIME, "Keep up with the clock: drop the oldest of two waiting pairs.", "--realtime"),
+]
+
+# evaluate and ablate
+
+Fused = Annotated[
+    list[str] | None,
+    option(INPUT_OPTIONS, "Fused pictures of a method; repeatable.", metavar="NAME=FOLDER"),
+]
+OutTable = Annotated[
+    Path | None, option(OUTPUT, "Also write the table to this file.", "-o", "--out")
+]
+OutRows = Annotated[
+    Path, option(OUTPUT, "Folder for the rows' pictures and the tables.", "-o", "--out")
+]
+Baselines = Annotated[
+    bool, option(METHOD, "Add rows for the mean and the max of the sources.", "--baselines")
+]
+Paper = Annotated[
     str | None,
-    typer.Option(help="CUDA graphs: auto, loop, step or off ($DDFM_FAST_GRAPH)."),
+    option(METHOD, "Add the paper's row: MSRS, RoadScene, M3FD, TNO or Harvard."),
 ]
-DType = Annotated[
-    Precision,
-    typer.Option(help="Arithmetic of the prior; auto: float32 on a CPU, float16 on a GPU."),
+Metrics = Annotated[str, option(METHOD, "Whose conventions: cddfuse, vifb, tang or sane.")]
+Extra = Annotated[str | None, option(METHOD, "More columns: all, or of SF,AG,MS-SSIM,PSNR.")]
+OfTable = Annotated[
+    TableFormat | None,
+    option(OUTPUT, "Of the table; by the suffix of --out, else a plain table."),
 ]
-Prior = Annotated[
-    str, typer.Option(help="embedded, a .pt or .safetensors file, or a diffusers folder.")
+PerImage = Annotated[bool, option(OUTPUT, "A row for each pair, too.", "--per-image")]
+Report = Annotated[
+    Path | None, option(OUTPUT, "Write one HTML page with the table and the pictures.")
 ]
-PriorConfig = Annotated[
-    str | None, typer.Option(help="JSON (or a file of it) with what the prior's file lacks.")
+ReportPairs = Annotated[int, option(OUTPUT, "Most pairs with pictures in the report.", min=1)]
+AblatedPreset = Annotated[
+    str, option(METHOD, "What to take parts away from: a row of `ddfm-fast presets`.")
 ]
-Gray = Annotated[bool, typer.Option("--gray", help="Write grey images.")]
-ColorSource = Annotated[ColorFrom, typer.Option(help="Which source gives the colour.")]
-MaxPixels = Annotated[
-    int | None, typer.Option(min=1, help="Refuse larger input files (default 2^28 pixels).")
+Rows = Annotated[str | None, option(METHOD, "Only these rows, such as no-prior,no-em,no-tv.")]
+
+# demo
+
+DemoOut = Annotated[Path, option(OUTPUT, "Folder to write to.", "-o", "--out")]
+FewerSteps = Annotated[str | None, option(METHOD, "Fewer steps for a quicker look (default 100).")]
+AsVideo = Annotated[
+    bool, option(OUTPUT, "A video instead: a pan over the satellite pair.", "--video")
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")
+NoBars = Annotated[bool, option(OUTPUT, "No progress bars.", "-q", "--quiet")]
+
+# prior
+
+PriorFile = Annotated[str, argument("FILE", "A .pt or .safetensors file, or `embedded`.")]
+Source = Annotated[Path, argument("SRC", "A .pt or .safetensors checkpoint.")]
+Destination = Annotated[Path, argument("DST", "The .safetensors file to write.")]
+Weights = Annotated[WeightType | None, option(OUTPUT, "Data type of the weights; kept by default.")]
+ShapeConfig = Annotated[
+    str | None, option(INPUT_OPTIONS, "JSON (or a file of it) with what the file's shapes lack.")
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Errors (and warnings) only.")]
+
+# bench
+
+Sections = Annotated[
+    list[str] | None,
+    argument(
+        "[SECTION]...",
+        "kernels, step, prior, official, loop, waterfall, throughput, video, scaling, startup, "
+        "metrics; all by default. `--list` says what each is.",
+    ),
+]
+Quick = Annotated[
+    bool, option(METHOD, "Tiny sizes, under a minute: does it work, and how?", "--quick")
+]
+Size = Annotated[
+    str | None,
+    option(METHOD, "Of kernels, step and prior, such as 512x640.", metavar="HxW"),
+]
+Repeats = Annotated[int, option(METHOD, "Most rounds of a measurement.", min=1)]
+Seconds = Annotated[
+    float | None,
+    option(METHOD, "A measurement starts no round beyond the third after so long.", min=0),
+]
+Rehearse = Annotated[
+    bool,
+    option(METHOD, "The GPU's sections on the CPU, interpreted: no figures.", "--rehearse"),
+]
+ForProfiler = Annotated[
+    bool, option(METHOD, "Eight steps by each solver, for Nsight Compute.", "--for-profiler")
+]
+Compare = Annotated[
+    tuple[Path, Path] | None,
+    option(
+        INPUT_OPTIONS,
+        "Run nothing: compare two results. Exit code 1 where a path is slower beyond the noise "
+        "of both.",
+        metavar="OLD NEW",
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    option(
+        INPUT_OPTIONS,
+        "With --compare: the rise that is no regression yet (0.1; of quick runs 0.5).",
+        min=0,
+    ),
+]
+FromResult = Annotated[
+    Path | None,
+    option(INPUT_OPTIONS, "With --report: run nothing, show this result.", "--from"),
+]
+Save = Annotated[bool, option(OUTPUT, "Write <device>-<date>.json, with every sample.", "--save")]
+WriteReport = Annotated[
+    bool,
+    option(
+        OUTPUT,
+        "Write the page <device>-<date>.html and its plots as PNG; in a checkout also the "
+        "README's figures.",
+        "--report",
+    ),
+]
+OutResults = Annotated[
+    Path | None,
+    option(
+        OUTPUT,
+        "Folder for the files (bench/results in a checkout, else ddfm_fast_bench).",
+        "-o",
+        "--out",
+    ),
+]
+ListSections = Annotated[
+    bool, option(OUTPUT, "Say what each section measures, and stop.", "--list")
+]
+NoBar = Annotated[bool, option(OUTPUT, "No progress bar.", "-q", "--quiet")]
+Threads = Annotated[int | None, option(RUNTIME, "CPU threads for PyTorch.", min=1)]

@@ -1,98 +1,108 @@
-"""The work behind ``ddfm-fast video``: which streams are meant, what to tell about them."""
+"""``ddfm-fast video``: two streams, or a data set of them, to a video each."""
+
+# ruff: noqa: ARG001  (read_settings and _options take options from the context)
 
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from enum import Enum
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import typer
 
+from . import options as opt
+from .errors import INTERRUPTED, OK, SOME_FAILED, termination_is_an_interrupt
+from .options import default
+from .settings import picked, plain, read_settings, show_progress
+
 if TYPE_CHECKING:
-    from ddfm_fast.video.pipeline import VideoReport
-    from ddfm_fast.video.sources import BadFrame
+    from ..video.frames import BadFrame
+    from ..video.pipeline import VideoOptions
+    from ..video.report import VideoReport
+    from ..video.tasks import TaskResult
 
-INTERRUPTED = 130
-INTERRUPTED_WORD = "interrupted"
-_PAIRED_FILES = (("_T", "_RGB"), ("_ir", "_vis"), ("_thermal", "_visible"))
-_VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".m4v", ".ts")
-
-
-class OnError(str, Enum):
-    skip = "skip"
-    repeat = "repeat"
-    stop = "stop"
+EPILOG = "Example:  `ddfm-fast video thermal.mp4 visible.mp4 -o fused.mp4`"
 
 
-class Codec(str, Enum):
-    h264 = "h264"
-    hevc = "hevc"
-    ffv1 = "ffv1"
-    png = "png"
+def video(
+    context: typer.Context,
+    ir: opt.Stream,
+    vis: opt.OtherStream = None,
+    *,
+    resize: opt.Resize = None,
+    ir_range: opt.IrRange = None,
+    offset: opt.Offset = 0.0,
+    start: opt.Start = 0.0,
+    end: opt.End = None,
+    rate: opt.Rate = None,
+    on_error: opt.OnBadFrame = opt.OnError.skip,
+    preset: opt.VideoPreset = "balanced",
+    image_preset: opt.ImagePreset = default.preset,
+    seed: opt.Seed = default.seed,
+    prior: opt.Prior = default.prior,
+    prior_config: opt.PriorConfig = None,
+    out: opt.OutVideo,
+    codec: opt.VideoCodec = None,
+    crf: opt.Crf = None,
+    no_audio: opt.NoAudio = False,
+    side_by_side: opt.SideBySide = False,
+    gray: opt.Gray = False,
+    color_from: opt.ColorSource = opt.ColorFrom.auto,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
+    realtime: opt.Realtime = False,
+    device: opt.Device = default.device,
+) -> None:
+    """Fuse two streams at the visible one's frame rate, without flicker.
 
-
-@dataclass(frozen=True)
-class Task:
-    """Two streams and where their fusion goes."""
-
-    name: str
-    ir: Any
-    vis: Any
-    out: Path
-
-
-def plan(ir: str, vis: str | None, out: Path, codec: Codec | None) -> list[Task]:
-    """What ``IR VIS -o OUT`` or ``ROOT -o OUT`` means.
-
-    Without VIS, IR is a data set: sequences of pictures in a layout of
-    ``ddfm_fast.datasets.pairs``, or pairs of videos NAME_T.avi and NAME_RGB.avi (also _ir and
-    _vis, _thermal and _visible). One sequence goes to OUT, several to OUT/NAME. ValueError
-    where nothing is found.
+    The streams are paired by time, their first frames together unless --offset says otherwise;
+    each visible frame gets the infrared frame nearest to it, over the time both have. Rate,
+    timestamps, color tags and audio of the visible stream are kept. Ctrl-C ends the file properly;
+    a file being written is called NAME.part.SUFFIX and plays. Exit code: 0 all is well, 1 bad
+    frames, an early end or a failed sequence, 2 bad input, 130 interrupted.
     """
-    if vis is not None:
-        return [Task(out.stem, ir, vis, out)]
-    root = Path(ir)
-    if not root.is_dir():
-        raise ValueError(
-            f"IR is {ir} and VIS is missing; give two streams, or the folder of a data set"
-        )
-    found = _video_pairs(root) or _sequences(root)
-    if len(found) == 1 and out.suffix:
-        ((name, pair),) = found.items()
-        return [Task(name, *pair, out)]
-    if out.suffix:
-        raise ValueError(
-            f"--out is {out}, a file, for {len(found)} sequences; give a folder (no suffix)"
-        )
-    suffix = {None: ".mp4", Codec.ffv1: ".mkv", Codec.png: ""}.get(codec, ".mp4")
-    return [Task(name, *pair, out / f"{name}{suffix}") for name, pair in found.items()]
+    settings = read_settings(context)
+    options = _options(context)
+    from ..video.tasks import plan, run_tasks
+    from ..video.temporal import get_video_preset
+
+    tasks = plan(ir, vis, out, plain(codec))
+    get_video_preset(preset)
+    fuser = settings.fuser(preset=image_preset)
+
+    def tell(result: TaskResult) -> None:
+        if result.error is not None and len(tasks) == 1:
+            raise result.error
+        _echo_result(result, quiet=quiet or as_json)
+
+    with termination_is_an_interrupt():
+        results = run_tasks(tasks, fuser=fuser, on_result=tell, **options)
+    code = _exit_code(results)
+    if as_json:
+        from .. import __version__
+
+        videos = [result.as_dict() for result in results]
+        typer.echo(json.dumps({"ok": code == OK, "version": __version__, "videos": videos}))
+    raise typer.Exit(code)
 
 
-def _video_pairs(root: Path) -> dict[str, tuple[str, str]]:
-    files = {p.stem: p for p in sorted(root.iterdir()) if p.suffix.lower() in _VIDEO_SUFFIXES}
-    return {
-        stem.removesuffix(first): (str(path), str(files[partner]))
-        for first, second in _PAIRED_FILES
-        for stem, path in files.items()
-        if stem.endswith(first) and (partner := stem.removesuffix(first) + second) in files
+_PASSED_ON = (
+    *("preset", "offset", "start", "end", "rate"),
+    *("codec", "crf", "side_by_side", "realtime", "on_error"),
+)
+"""options of `fuse_video` that the command line has as they are"""
+
+
+def _options(context: typer.Context) -> VideoOptions:
+    """The options of `fuse_video`; ValueError for text that is none."""
+    given = context.params
+    changed = {
+        "resize": parse_resize(given["resize"]),
+        "ir_range": parse_range(given["ir_range"]),
+        "audio": not given["no_audio"],
+        "progress": show_progress(given["quiet"]),
+        "on_bad": _echo_bad,
     }
-
-
-def _sequences(root: Path) -> dict[str, tuple[list[Path], list[Path]]]:
-    from ddfm_fast.datasets.pairs import find_pairs
-
-    found: dict[str, tuple[list[Path], list[Path]]] = {}
-    for item in find_pairs(root, check_sizes=False):
-        name = item.name.rpartition("/")[0] or root.resolve().name
-        ir, vis = found.setdefault(name, ([], []))
-        ir.append(item.ir)
-        vis.append(item.vis)
-    return found
+    return cast("VideoOptions", {**picked(context, _PASSED_ON), **changed})
 
 
 def parse_resize(text: str | None) -> str | tuple[int, int] | None:
@@ -117,54 +127,18 @@ def parse_range(text: str | None) -> tuple[float, float] | None:
     return low, high
 
 
-@contextmanager
-def termination_is_an_interrupt() -> Iterator[None]:
-    """SIGTERM ends the output as properly as Ctrl-C does."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def run(
-    tasks: list[Task], *, as_json: bool, quiet: bool, **options
-) -> tuple[list[VideoReport], list[dict[str, Any]]]:
-    """Fuse every task; the reports, and a dictionary a task for ``--json``.
-
-    options: of `fuse_video`. Of several tasks, one that fails is told on stderr and the others go
-    on; a single one raises. Ctrl-C ends the task in hand, and no other is begun.
-    """
-    from ddfm_fast.video import fuse_video
-
-    reports, lines = [], []
-    for task in tasks:
-        try:
-            with termination_is_an_interrupt():
-                report = fuse_video(task.ir, task.vis, task.out, on_bad=_echo_bad, **options)
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
-            if len(tasks) == 1:
-                raise
-            typer.echo(f"error: {task.name}: {error}", err=True)
-            lines.append({"name": task.name, "ok": False, "error": str(error)})
-            continue
-        reports.append(report)
-        lines.append(as_dict(task, report))
-        echo_report(report, quiet=quiet or as_json)
-        if report.stopped == INTERRUPTED_WORD:
-            break
-    return reports, lines
-
-
 def _echo_bad(bad: BadFrame) -> None:
     typer.echo(f"bad frame {bad.number} of {bad.stream}: {bad.reason}", err=True)
 
 
-def echo_report(report: VideoReport, *, quiet: bool) -> None:
+def _echo_result(result: TaskResult, *, quiet: bool) -> None:
+    if result.report is None:
+        typer.echo(f"error: {result.task.name}: {result.error}", err=True)
+    else:
+        _echo_report(result.report, quiet=quiet)
+
+
+def _echo_report(report: VideoReport, *, quiet: bool) -> None:
     """Print what was written in a line, and on stderr what went wrong."""
     if not quiet:
         ms = (report.latency_p50 * 1e3, report.latency_p99 * 1e3)
@@ -182,14 +156,10 @@ def echo_report(report: VideoReport, *, quiet: bool) -> None:
         typer.echo(f"stopped: {report.stopped}; {kept}", err=True)
 
 
-def as_dict(task: Task, report: VideoReport) -> dict[str, Any]:
-    """The report for ``--json``."""
-    found = asdict(report) | {"name": task.name, "ok": report.ok, "fps": report.fps}
-    return json.loads(json.dumps(found, default=str))
-
-
-def exit_code(reports: list[VideoReport], failed: int) -> int:
+def _exit_code(results: list[TaskResult]) -> int:
     """0 all is well, 1 bad frames, early ends or failed sequences, 130 after Ctrl-C."""
-    if any(report.stopped == INTERRUPTED_WORD for report in reports):
+    from ..video.report import INTERRUPTED as BY_USER
+
+    if any(result.report is not None and result.report.stopped == BY_USER for result in results):
         return INTERRUPTED
-    return int(failed > 0 or not all(report.ok for report in reports))
+    return OK if all(result.ok for result in results) else SOME_FAILED

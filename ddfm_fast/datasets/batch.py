@@ -128,10 +128,9 @@ def run_batch(
         out: Folder to write to, made where it is missing.
         fuser: What fuses them; its settings are part of the history.
         batch_size: Most pairs at once, halved on out-of-memory; None for the fuser's own.
-        format: A suffix of ``images.files.SUFFIXES`` without its point; 16-bit sources need one of
-            ``DEEP_SUFFIXES``.
+        format: "png", "tif", "jpg" or "bmp"; 16-bit sources need one of the first two.
         workers: Threads that read, and as many that write, while the fuser computes.
-        max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+        max_pixels: Of an input file, see :func:`.images.files.read_image`.
         redo: Fuse what is done already once more.
         progress: Show bars with an estimate of the end, on stderr.
         on_error: Called with each pair that fails, as it happens; the others continue.
@@ -146,15 +145,10 @@ def run_batch(
         BatchInterrupted: Ctrl-C; it carries the report.
     """
     suffix = _checked_suffix(format)
-    for name, value in (("batch_size", batch_size), ("workers", workers)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1")
+    _check_counts(batch_size=batch_size, workers=workers)
     targets = _checked_targets(items, Path(out), suffix)
     ensure_writable_dir(out)
-    settings = describe_settings(fuser, suffix)
-    with History(Path(out), settings) as history:
+    with History(Path(out), describe_settings(fuser, suffix)) as history:
         run = _Run(
             history,
             fuser,
@@ -417,6 +411,14 @@ def _no_room(error: BaseException | None) -> str | None:
             return error.strerror
         error = error.__cause__
     return None
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; expected at least 1")
 
 
 def _checked_suffix(format: str) -> str:

@@ -27,7 +27,7 @@ from ..datasets.batch import FAILED, PairResult, run_batch
 from ..datasets.pairs import PairItem
 from ..method import PRIOR_ALONE_START, Diffusion, EMAlone, MethodMaker, PriorAlone
 from ..rectify import get_variant
-from .evaluation import Evaluation, Method, check_scoring, evaluate
+from .evaluation import Evaluation, MethodPictures, check_scoring, evaluate
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def ablate(
     on_row: Callable[[Row], None] = lambda _row: None,
     on_error: Callable[[PairResult], None] | None = None,
     **scoring,
-) -> tuple[Evaluation, list[Method]]:
+) -> tuple[Evaluation, list[MethodPictures]]:
     """Fuse the data set once a row, into ``out/<row>``, and score the rows side by side.
 
     ``settings``: of :func:`make_fuser`. ``scoring``: ``convention``, ``names`` and ``paper`` of
@@ -129,12 +129,12 @@ def ablate(
         if len(failed) == len(left):
             remarks.append(f"row left out, {next(iter(failed.values()))}")
             continue
-        methods.append(Method(row.name, out / row.name, row.meaning))
+        methods.append(MethodPictures(row.name, out / row.name, row.meaning))
         failures |= failed
         left = [item for item in left if item.name not in failed]
     if not methods:
         raise ValueError("no pair could be fused: " + "; ".join(remarks[:2]))
-    methods += [Method(name) for name in baselines]
+    methods += [MethodPictures(name) for name in baselines]
     evaluation = evaluate(
         left,
         methods,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,7 +50,7 @@ PAPER_NOTE = (
 
 
 @dataclass(frozen=True)
-class Method:
+class MethodPictures:
     """A row of the table: a folder of fused pictures, or with none the baseline of that name."""
 
     name: str
@@ -146,7 +147,7 @@ class Evaluation:
 
 def evaluate(
     items: Sequence[PairItem],
-    methods: Sequence[Method],
+    methods: Sequence[MethodPictures],
     *,
     convention: str = DEFAULT,
     names: Sequence[str] = CORE,
@@ -176,12 +177,11 @@ def evaluate(
     check_scoring(convention=convention, names=names, paper=paper)
     _check_methods(items, methods)
     results = [Results(m, items) for m in methods]
-    pairs, failures = [], {}
-    values: dict[str, list[dict[str, float]]] = {m.name: [] for m in methods}
-    copies: dict[str, dict[str, str]] = {m.name: {} for m in methods}
+    scored: dict[str, _ScoredPair] = {}
+    failures: dict[str, str] = {}
     for item in _progress(items, progress):
         try:
-            rows, sources = _score_pair(
+            scored[item.name] = _score_pair(
                 item,
                 results,
                 convention=convention,
@@ -191,38 +191,23 @@ def evaluate(
             )
         except (ValueError, TypeError, OSError, MemoryError) as error:
             failures[item.name] = str(error) or type(error).__name__
-            continue
-        pairs.append(item.name)
-        for method, row, source in zip(methods, rows, sources, strict=True):
-            values[method.name].append(row)
-            if source is not None:
-                copies[method.name][item.name] = source
-    if not pairs:
+    if not scored:
         raise ValueError(
             f"none of the {len(failures)} pairs could be scored: "
             + few([f"{pair} ({why})" for pair, why in failures.items()], 2, "; ")
         )
-    scores = [
-        MethodScores(
-            m.name,
-            None if m.folder is None else str(m.folder),
-            {n: np.array([row[n] for row in values[m.name]]) for n in values[m.name][0]},
-            copies[m.name],
-            m.about,
-        )
-        for m in methods
-    ]
-    return Evaluation(convention, pairs, scores, failures, paper)
+    scores = [_method_scores(method, n, scored) for n, method in enumerate(methods)]
+    return Evaluation(convention, list(scored), scores, failures, paper)
 
 
-def parse_method(text: str) -> Method:
+def parse_method(text: str) -> MethodPictures:
     """``name=folder``, or a folder that is named after itself; ValueError when it is no folder."""
     name, separator, folder = text.partition("=")
     if not separator or Path(text).is_dir():
         folder, name = text, Path(text).resolve().name
     if not name.strip() or not folder or not Path(folder).is_dir():
         raise ValueError(f"--fused is {text!r}; expected NAME=FOLDER with a folder that exists")
-    return Method(name.strip(), Path(folder))
+    return MethodPictures(name.strip(), Path(folder))
 
 
 class Results:
@@ -233,7 +218,7 @@ class Results:
     ``<stem>_<METHOD>``. ValueError for a folder that has none of any pair.
     """
 
-    def __init__(self, method: Method, items: Sequence[PairItem]):
+    def __init__(self, method: MethodPictures, items: Sequence[PairItem]):
         self.method = method
         if method.folder is None:
             return
@@ -301,7 +286,7 @@ def check_scoring(
                 raise ValueError(f"{what} is {one!r}; expected of {', '.join(known)}")
 
 
-def _check_methods(items: Sequence[PairItem], methods: Sequence[Method]) -> None:
+def _check_methods(items: Sequence[PairItem], methods: Sequence[MethodPictures]) -> None:
     if not items:
         raise ValueError("items is empty; expected at least one pair")
     if not methods:
@@ -328,18 +313,46 @@ def _listing(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _score_pair(item: PairItem, results: list[Results], *, convention, names, device, max_pixels):
-    """([{metric: value} a method], [near copy or None a method]) of one pair."""
+class _ScoredPair(NamedTuple):
+    """What each method scored on a pair."""
+
+    rows: list[dict[str, float]]
+    """metric → value, per method"""
+    copied: list[str | None]
+    """the source that the result nearly is, per method"""
+
+
+def _method_scores(method: MethodPictures, n: int, scored: dict[str, _ScoredPair]) -> MethodScores:
+    """Gather the scores of the ``n``-th method over the pairs."""
+    rows = [pair.rows[n] for pair in scored.values()]
+    return MethodScores(
+        method.name,
+        None if method.folder is None else str(method.folder),
+        {name: np.array([row[name] for row in rows]) for name in rows[0]},
+        {name: source for name, pair in scored.items() if (source := pair.copied[n]) is not None},
+        method.about,
+    )
+
+
+def _score_pair(
+    item: PairItem,
+    results: list[Results],
+    *,
+    convention: str,
+    names: Sequence[str],
+    device: str | torch.device,
+    max_pixels: int,
+) -> _ScoredPair:
     ir, vis = read_lumas(item, max_pixels)
     fused = torch.stack([to_luma(r.picture(item, ir, vis, max_pixels)) for r in results])
     fused, ir, vis = (x.to(device) for x in (fused, ir, vis))
     rows: list[dict[str, float]] = []
     for chunk in fused.split(max(1, _PIXELS_AT_ONCE // ir.numel())):
-        sources = (x.expand(len(chunk), -1, -1) for x in (ir, vis))
-        scores = compute(chunk, *sources, convention=convention, names=tuple(names))
+        i, v = (x.expand(len(chunk), -1, -1) for x in (ir, vis))
+        scores = compute(chunk, i, v, convention=convention, names=tuple(names))
         columns = {name: column.tolist() for name, column in scores.items()}
         rows += [{name: column[n] for name, column in columns.items()} for n in range(len(chunk))]
-    return rows, [near_copy(luma, ir, vis) for luma in fused]
+    return _ScoredPair(rows, [near_copy(luma, ir, vis) for luma in fused])
 
 
 def _progress(items: Sequence[PairItem], progress: bool):

@@ -20,7 +20,15 @@ from .. import __version__
 from ..datasets.pairs import PairItem
 from ..images.files import DEFAULT_MAX_PIXELS, atomic_write_bytes, read_image
 from ..images.panel import to_rgb8
-from .evaluation import PAPER_NOTE, SOURCES, Evaluation, Method, MethodScores, Results, read_lumas
+from .evaluation import (
+    PAPER_NOTE,
+    SOURCES,
+    Evaluation,
+    MethodPictures,
+    MethodScores,
+    Results,
+    read_lumas,
+)
 
 _COARSE = ("SD", "SF", "AG", "PSNR")
 _JPEG_QUALITY = 90
@@ -42,6 +50,14 @@ def render(evaluation: Evaluation, format: str = "table", *, per_image: bool = F
     if format not in _RENDERERS:
         raise ValueError(f"format is {format!r}; expected one of {', '.join(_RENDERERS)}")
     return _RENDERERS[format].render(evaluation, per_image)
+
+
+def write_table(
+    path: Path, evaluation: Evaluation, format: str = "table", *, per_image: bool = False
+) -> Path:
+    """Write what :func:`render` gives to a file, atomically; return its path."""
+    text = render(evaluation, format, per_image=per_image)
+    return atomic_write_bytes(path, text.encode("utf-8"))
 
 
 def format_value(value: float | None, column: str) -> str:
@@ -202,7 +218,7 @@ def write_report(
     path: Path,
     evaluation: Evaluation,
     items: Sequence[PairItem],
-    methods: Sequence[Method],
+    methods: Sequence[MethodPictures],
     *,
     title: str = "Fusion results",
     max_pairs: int = 60,

@@ -133,15 +133,17 @@ class Prior:
         self.check_input(x, False)
         steps = self._timestep_list(t, len(x))
         x = x.to(self.device, torch.float32)
-        distinct = sorted(set(steps))
-        items = self.conditioning(torch.tensor(distinct, dtype=torch.int64))
-        if len(distinct) == 1:
-            return self.eps(x, items[0], variance=self.has_variance).float()
+        if len(distinct := sorted(set(steps))) == 1:
+            return self._eps_at(x, distinct[0])
         out = x.new_empty(len(x), 6 if self.has_variance else 3, *x.shape[2:])
-        for step, item in zip(distinct, items, strict=True):
+        for step in distinct:
             rows = [row for row, own in enumerate(steps) if own == step]
-            out[rows] = self.eps(x[rows], item, variance=self.has_variance).float()
+            out[rows] = self._eps_at(x[rows], step)
         return out
+
+    def _eps_at(self, x: Tensor, step: int) -> Tensor:
+        item = self.conditioning(torch.tensor([step]))[0]
+        return self.eps(x, item, variance=self.has_variance).float()
 
     def _timestep_list(self, t: int | Tensor, n: int) -> list[int]:
         """The timesteps of n images, checked."""

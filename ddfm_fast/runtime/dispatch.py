@@ -144,7 +144,7 @@ def triton_obstacle(device: torch.device) -> str | None:
     if triton["version"] is None:
         return f"triton: {triton['reason']}"
     if device.type == "cpu":
-        from ..kernels.ksolve import INTERPRETED
+        from ..kernels.checks import INTERPRETED
 
         return None if INTERPRETED else "triton was imported before TRITON_INTERPRET=1 was set"
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-// Self-attention on a CPU, in float32, without the matrix of scores.
+// A faster version of F.scaled_dot_product_attention on a CPU, in float32, without a score matrix.
 //
 // softmax(q k^T / sqrt(width)) v for blocks of queries, over the keys in blocks, with the running
 // maximum and sum of Milakov and Gimelshein 2018, as in FlashAttention (Dao et al. 2022). Keys are

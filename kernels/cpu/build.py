@@ -1,6 +1,6 @@
-"""Compiles, loads and calls the C++ of this folder.
+"""Compile and load the C++ of this folder.
 
-It is compiled when first asked for, by the machine's C++ compiler and for its processor, as Triton
+It is compiled on first use, by the machine's C++ compiler and for its processor, as Triton
 compiles its launchers; the library is kept in the user's cache and found there afterwards.
 """
 
@@ -25,7 +25,7 @@ from ddfm_fast.runtime import environment
 
 HERE = Path(__file__).parent
 SOURCES = HERE / "layer.cpp", HERE / "attention.cpp"
-HEADERS = (HERE / "vectors.h",)
+HEADERS = HERE / "vectors.h", HERE / "layer.h", HERE / "winograd.h"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno",
          "-fno-trapping-math", "-fPIC", "-shared")  # fmt: skip
 SWITCH = "DDFM_FAST_CPU_KERNELS"
@@ -57,13 +57,13 @@ class Library:
 
 
 def status() -> str | None:
-    """Why these kernels cannot be used here, or None where they can; compiles them if need be."""
-    return _load()[1]
+    """Say why these kernels cannot be used here, or None where they can; compiles on first use."""
+    return load()[1]
 
 
 def library() -> Library:
-    """The compiled kernels; RuntimeError with the reason where :func:`status` has one."""
-    found, reason = _load()
+    """Give the compiled kernels; RuntimeError with the reason where :func:`status` has one."""
+    found, reason = load()
     if found is None:
         raise RuntimeError(f"the CPU kernels cannot be used: {reason}")
     return found
@@ -72,13 +72,19 @@ def library() -> Library:
 _lock = threading.Lock()
 
 
-def _load() -> tuple[Library | None, str | None]:
+def load() -> tuple[Library | None, str | None]:
+    """Compile and load the kernels once; returns them, or None and the reason."""
     with _lock:
-        return _load_once()
+        return _load_cached()
 
 
 @lru_cache(maxsize=1)
-def _load_once() -> tuple[Library | None, str | None]:
+def _load_cached() -> tuple[Library | None, str | None]:
+    return load_again()
+
+
+def load_again() -> tuple[Library | None, str | None]:
+    """Compile where need be and load, without looking at what this process has loaded."""
     if not environment.is_on(SWITCH):
         return None, f"{SWITCH}=0"
     if not sys.platform.startswith("linux"):
@@ -94,7 +100,7 @@ def _load_once() -> tuple[Library | None, str | None]:
 
 
 def cache_folder() -> Path | None:
-    """Where compiled libraries are kept; None where there is no such place."""
+    """Find where compiled libraries are kept; None where there is no such place."""
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(base) / "ddfm_fast"
@@ -105,9 +111,17 @@ def cache_folder() -> Path | None:
 
 
 def build(folder: Path, flags: Sequence[str] = ()) -> Path:
-    """The compiled library in ``folder``, made if it is not there.
+    """Find the compiled library in ``folder``, or make it.
 
-    ``flags`` are added for the compiler. RuntimeError without a compiler, or with its complaint.
+    Args:
+        folder: Where it lies; its name is a hash of sources, compiler, flags and processor.
+        flags: For the compiler, after FLAGS.
+
+    Returns:
+        Its path.
+
+    Raises:
+        RuntimeError: There is no compiler, or it fails.
     """
     compiler = _compiler()
     command = [compiler, *FLAGS, *flags]
@@ -121,7 +135,7 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        _run([*command, *map(str, SOURCES), "-o", str(partial)])
+        run([*command, *map(str, SOURCES), "-o", str(partial)])
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
@@ -136,7 +150,8 @@ def _compiler() -> str:
     raise RuntimeError(f"no C++ compiler ({', '.join(names)}); install g++")
 
 
-def _run(command: list[str]) -> str:
+def run(command: list[str]) -> str:
+    """Run a command; returns its output, or raises RuntimeError with what it complains of."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()[-2000:]}")
@@ -144,18 +159,18 @@ def _run(command: list[str]) -> str:
 
 
 def _version(compiler: str) -> str:
-    return _run([compiler, "--version"])
+    return run([compiler, "--version"])
 
 
 def _processor() -> str:
-    """What -march=native looks at: a cache may be shared by machines."""
+    """Read what -march=native looks at: a cache may be shared by machines."""
     lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     wanted = "vendor_id", "cpu family", "model", "flags", "Features", "CPU part"
     return "\n".join(line for line in lines if line.split("\t")[0].split(":")[0] in wanted)
 
 
 def _team() -> int | None:
-    """Address of ``GOMP_parallel`` in the OpenMP library that PyTorch runs on, else None.
+    """Find the address of ``GOMP_parallel`` in the OpenMP library that PyTorch runs on, else None.
 
     A library of our own would bring threads of its own, and PyTorch's, which spin for a while
     after each operation, would be in their way.

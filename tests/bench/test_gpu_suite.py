@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_suite_says_that_there_is_no_gpu(tmp_path):
@@ -27,7 +27,8 @@ def test_the_suite_says_that_there_is_no_gpu(tmp_path):
 def test_the_gpu_benchmark_rehearses_on_the_cpu(tmp_path):
     """Every section of a GPU runs and is written down; the figures mean nothing."""
     pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
-    command = [sys.executable, "-m", "bench", "kernels", "step", "prior", "waterfall", "--rehearse"]
+    sections = ["kernels", "step", "prior", "waterfall", "official"]
+    command = [sys.executable, "-m", "bench", *sections, "--rehearse"]
     env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [*command, "--quiet", "--save", "--out", str(tmp_path)],
@@ -37,7 +38,7 @@ def test_the_gpu_benchmark_rehearses_on_the_cpu(tmp_path):
     (path,) = tmp_path.glob("rehearsal-*.json")
     report = json.loads(path.read_text())
     found = {m["section"]: m for m in report["measurements"]}
-    assert {"kernels", "step", "prior", "waterfall"} == found.keys()
+    assert set(sections) == found.keys()
     steps = found["step"]["candidates"]
     assert {"reference", "twin, eager", "torch, graph", "tile, graph"} <= steps.keys()
     assert all(len(c["samples"]) == 1 and c["samples"][0] > 0 for c in steps.values())
@@ -47,19 +48,28 @@ def test_the_gpu_benchmark_rehearses_on_the_cpu(tmp_path):
     assert {"rhs kernel against its twin", "update kernel against its twin"} <= checks
     assert any("tile against its twin" in what for what in checks)
     assert {"fused kernels", "CUDA graph"} <= found["waterfall"]["candidates"].keys()
+    official = {m["name"].removeprefix("official network, "): m for m in report["measurements"]}
+    forward = official["forward, bfloat16, batch 1"]["candidates"]
+    assert {"reference", "ddfm_fast", "ddfm_fast, our own ends"} <= forward.keys()
+    ends = official["convolution 3->32 3x3, 1 in a forward"]["candidates"]
+    assert {"cuDNN, heuristic", "cuDNN, benchmark", "ddfm_fast"} <= ends.keys()
+    norms = official["norm and SiLU, 32 channels"]["candidates"]
+    assert {"eager", "torch.compile", "ddfm_fast"} <= norms.keys()
     assert "gpu" not in report["machine"], "a rehearsal names no GPU"
     assert "its figures mean nothing" in run.stdout
 
 
 def test_the_suite_asks_for_sections_and_options_that_there_are():
-    """The script's own call of the benchmark, but for its folder, is understood."""
-    from ddfm_fast.bench.runner import Options
+    """The script's own calls of the benchmark, but for their folder, are understood."""
+    from ddfm_fast.bench.runner import SECTIONS, Options
 
-    text = (ROOT / "bench" / "gpu_suite.sh").read_text()
-    call = text.partition("-m bench ")[2].partition("--out")[0].replace("\\\n", " ").split()
-    sections = [word for word in call if not word.startswith("--") and not word.isdigit()]
-    assert Options(tuple(sections)).sections == tuple(sections) and len(sections) == 8
-    options = {word for word in call if word.startswith("--")}
-    assert options <= {"--seconds", "--repeats", "--quiet", "--save"}
+    text, asked = (ROOT / "bench" / "gpu_suite.sh").read_text(), []
+    for call in re.findall(r'"\$python" -m bench ((?:.|\\\n)*?)--out', text):
+        words = call.replace("\\\n", " ").split()
+        sections = [word for word in words if not word.startswith("--") and not word.isdigit()]
+        asked += Options(tuple(sections)).sections
+        options = {word for word in words if word.startswith("--")}
+        assert options <= {"--seconds", "--repeats", "--quiet", "--save"}
+    assert sorted(asked) == sorted(SECTIONS), "every section, once"
     limits = [int(n) for n in re.findall(r"^ *run (\d+) \"?\w", text, re.MULTILINE)]
     assert sum(limits) + 40 + 50 < 9 * 60  # memcheck and racecheck share a line, ncu has its own

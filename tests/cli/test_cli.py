@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -15,13 +11,12 @@ import torch
 from typer.testing import CliRunner
 
 from ddfm_fast import PRESETS, fuse
-from ddfm_fast.cli import app as cli
 from ddfm_fast.cli.app import app
 from ddfm_fast.datasets.jobs import plan_jobs
 from ddfm_fast.images.depth import same_depth
 from ddfm_fast.images.files import read_image, write_image
 from ddfm_fast.images.panel import draw_panel, to_rgb8
-from ddfm_fast.kernels import cpu
+from ddfm_fast.kernels.cpu.build import status
 from ddfm_fast.priors.checkpoint import save_unet
 from ddfm_fast.priors.unet import UNet
 from ddfm_fast.priors.unet_config import UNetConfig
@@ -411,7 +406,7 @@ def test_doctor(call):
     assert "ok    embedded prior" in result.stdout and "ok    self-test" in result.stdout
     assert "never run on a GPU yet" in result.stdout
     assert "backend      torch" in result.stdout and "the device is the CPU" in result.stdout
-    missing = cpu.status()
+    missing = status()
     expected = (
         f"PyTorch's operations: {missing.splitlines()[0]}"
         if missing
@@ -426,61 +421,14 @@ def test_doctor(call):
 
 
 def test_doctor_reports_a_broken_prior(call, monkeypatch):
-    from ddfm_fast import priors
+    from ddfm_fast.priors import load
     from ddfm_fast.runtime import doctor
 
     def broken(*args, **kwargs):
         raise ValueError("embedded.safetensors is truncated")
 
-    monkeypatch.setattr(priors, "load_prior", broken)
+    monkeypatch.setattr(load, "load_prior", broken)
     result = call("doctor")
     assert result.exit_code == 1
     assert "FAIL  embedded prior: ValueError: embedded.safetensors is truncated" in result.stdout
     assert doctor.examine()["ok"] is False
-
-
-# As a program
-
-
-def program(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "ddfm_fast", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
-
-
-def test_help_is_quick():
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = program("--help")
-        seconds.append(time.perf_counter() - started)
-        assert done.returncode == 0 and "fuse" in done.stdout
-    assert min(seconds) < 1.0
-
-
-def test_version_and_usage():
-    from ddfm_fast import __version__
-
-    assert program("--version").stdout == f"ddfm-fast {__version__}\n"
-    assert program("fuse").returncode == 2
-    assert program("melt").returncode == 2
-
-
-@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
-def test_threads_wait_without_spinning_unless_told_otherwise(monkeypatch, chosen):
-    monkeypatch.setenv("OMP_WAIT_POLICY", chosen or "")
-    if chosen is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
-    monkeypatch.setattr(cli, "app", lambda: None)
-    cli.main()
-    assert os.environ["OMP_WAIT_POLICY"] == (chosen or "PASSIVE")
-
-
-def test_debug_shows_the_traceback(pair, tmp_path):
-    arguments = ["fuse", *map(str, pair), "-o", str(tmp_path / "o.png"), "--preset", "none"]
-    plain, debug = program(*arguments), program(*arguments, DDFM_FAST_DEBUG="1")
-    assert plain.returncode == 2 and "Traceback" not in plain.stderr
-    assert debug.returncode != 0 and "Traceback" in debug.stderr

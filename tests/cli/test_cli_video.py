@@ -10,7 +10,7 @@ from clips import pan, read_clip, write_clip
 from typer.testing import CliRunner
 
 from ddfm_fast.cli.app import app
-from ddfm_fast.cli.video import Codec, parse_range, parse_resize, plan
+from ddfm_fast.cli.video import parse_range, parse_resize
 from ddfm_fast.images.files import write_image
 
 
@@ -77,24 +77,6 @@ def test_data_set_of_pictures(tmp_path):
     result = call("video", tmp_path / "set", "-o", out, "--preset", "realtime", "--json")
     assert result.exit_code == 1 and "error: one" in result.stderr
     assert [v["ok"] for v in json.loads(result.stdout)["videos"]] == [False, True]
-
-
-def test_plan_of_the_field_s_layouts(tmp_path):
-    sequence(tmp_path / "m3svd" / "test")
-    tasks = plan(str(tmp_path / "m3svd"), None, tmp_path / "out", None)
-    assert [t.name for t in tasks] == ["test/one", "test/two"]
-    assert [t.out for t in tasks] == [tmp_path / f"out/test/{n}.mp4" for n in ("one", "two")]
-    sequence(tmp_path / "vtmot", "{name}/{role}")
-    tasks = plan(str(tmp_path / "vtmot"), None, tmp_path / "out", Codec.png)
-    assert [t.out for t in tasks] == [tmp_path / "out/one", tmp_path / "out/two"]
-    assert [p.name for p in tasks[0].ir] == ["0000.png", "0001.png"]
-    tasks = plan(str(tmp_path / "vtmot" / "one"), None, tmp_path / "single.mkv", None)
-    assert [(t.name, t.out) for t in tasks] == [("one", tmp_path / "single.mkv")]
-
-
-def test_plan_of_ino(streams, tmp_path):
-    (task,) = plan(str(tmp_path / "in"), None, tmp_path / "o.mp4", None)
-    assert task.name == "a" and task.ir.endswith("a_T.mp4") and task.vis.endswith("a_RGB.mp4")
 
 
 def test_bad_frames_and_policies(tmp_path):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from networks import SMALL, random_unet
 from ddfm_fast.kernels import cpu
 from ddfm_fast.kernels.cpu import build
 from ddfm_fast.priors.engine import Engine
+from ddfm_fast.priors.ops import native
 from ddfm_fast.priors.ops.choice import ops_for
 from ddfm_fast.priors.ops.native import NativeOps
 from ddfm_fast.priors.ops.onednn import OneDnnOps
@@ -50,7 +52,7 @@ def libraries(tmp_path_factory):
 @pytest.fixture(params=WIDTHS, ids=lambda w: f"{w or 'native'}")
 def kernels(request, libraries, monkeypatch):
     library = libraries(request.param)
-    monkeypatch.setattr(build, "library", lambda: library)
+    monkeypatch.setattr(build, "load", lambda: (library, None))
     return library
 
 
@@ -282,7 +284,7 @@ def fresh_status(monkeypatch, **environment):
     """``status`` as in a new process with such an environment."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(build, "_load", lambda: build._load_once.__wrapped__())
+    monkeypatch.setattr(build, "load", build.load_again)
     return cpu.status()
 
 
@@ -311,7 +313,7 @@ def test_no_compiler(monkeypatch, tmp_path):
 def quick_compiler(libraries, monkeypatch):
     """The compiler's results without the wait: what it made before."""
     libraries(None)
-    made, run = libraries.folder, build._run
+    made, run = libraries.folder, build.run
     native = build.build(made)
 
     def compile_or_run(command):
@@ -320,7 +322,7 @@ def quick_compiler(libraries, monkeypatch):
         shutil.copy(native, command[-1])
         return ""
 
-    monkeypatch.setattr(build, "_run", compile_or_run)
+    monkeypatch.setattr(build, "run", compile_or_run)
 
 
 @needs_kernels
@@ -336,14 +338,14 @@ def test_compiled_once_for_all_processes(quick_compiler, monkeypatch, tmp_path):
 @needs_kernels
 def test_compiled_by_several_at_once(quick_compiler, tmp_path, monkeypatch):
     """Each writes a file of its own, and the last one renamed stays."""
-    at_once, run = threading.Barrier(2), build._run
+    at_once, run = threading.Barrier(2), build.run
 
     def slowly(command):
         if "-o" in command:
             at_once.wait(60)
         return run(command)
 
-    monkeypatch.setattr(build, "_run", slowly)
+    monkeypatch.setattr(build, "run", slowly)
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: build.build(tmp_path), range(2))
     assert first == second and list(tmp_path.iterdir()) == [first]
@@ -385,14 +387,26 @@ def test_engine_prepares_layers_for_each_size(monkeypatch):
     unet = random_unet(SMALL, 0).to(memory_format=torch.channels_last)
     step = unet.conditioning(torch.tensor([431]))[0]
     engine = Engine(unet, NativeOps())
+    kept = weakref.WeakSet()
+
+    class Noted(cpu.Layer):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            kept.add(self)
+
     monkeypatch.setattr(NativeOps, "MOST_LAYERS", 60)
+    monkeypatch.setattr(native, "Layer", Noted)
     for size in [(16, 24), (64, 40), (16, 24), (8, 8)]:
         x = normal(2, 3, *size)
         torch.testing.assert_close(engine(x, step), unet.run(x, step), rtol=1e-4, atol=2e-5)
-    assert 0 < len(engine.ops._layers) <= 60
+    assert 0 < len(kept) <= 60
 
 
 def test_sources_are_packaged():
     setup = (Path(ROOT) / "setup.py").read_text()
-    for file in (*build.SOURCES, *build.HEADERS):
+    files = [*build.SOURCES, *build.HEADERS]
+    assert {*files} == {*build.HERE.glob("*.cpp"), *build.HERE.glob("*.h")}, (
+        "all count for the name"
+    )
+    for file in files:
         assert file.is_file() and f'"*{file.suffix}"' in setup

@@ -1,4 +1,4 @@
-"""The norm kernels in Triton's interpreter, on the CPU, against PyTorch; as in test_kernels.py."""
+"""The norm kernels in Triton's interpreter against PyTorch (see test_step_kernels.py)."""
 
 import os
 

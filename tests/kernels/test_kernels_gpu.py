@@ -1,7 +1,7 @@
 """On a real GPU: kernels against their twins, whole loops, CUDA graphs, memory, launches.
 
-The same claims that the interpreter (test_kernels.py) and the recorder (test_graphs.py) check on
-a CPU, and those that only a GPU can tell. Written without one.
+The same claims that the interpreter (test_step_kernels.py and others here) and the recorder
+(test_graphs.py) check on a CPU, and those that only a GPU can tell. Written without one.
 """
 
 import threading

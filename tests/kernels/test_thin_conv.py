@@ -1,4 +1,4 @@
-"""The thin convolution in Triton's interpreter against PyTorch, and compiled ahead of time."""
+"""The thin convolution in Triton's interpreter against PyTorch."""
 
 import os
 
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED:
-    from ddfm_fast.kernels import conv
+    from ddfm_fast.kernels import thin_conv as conv
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TINY = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 5e-4}
@@ -89,63 +89,3 @@ class TestKernel:
         got = Engine(unet, ops)(x, step, 3)
         torch.testing.assert_close(got, unet.run(x, step)[:, :3], rtol=1e-4, atol=2e-5)
         assert {rows for _, rows in ops.packed} == {32, 12}, "the first and the last"
-
-
-ARCHS = (80, 90, 100, 120)
-FORMS = {"first": (3, 256), "last": (256, 3)}
-REGISTERS = 168
-"""limit: three blocks of four warps on an SM"""
-SHARED_BYTES = 56 * 1024
-"""limit: four blocks in the 227 KiB of an SM of sm_90, two in the 99 KiB of sm_120"""
-
-
-def compile_form(form, arch, folder, dtype="bf16"):
-    from test_kernels_aot import Compiled as Base
-    from triton import compile as compile_triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from ddfm_fast.kernels import conv
-
-    class Compiled(Base):
-        def __init__(self):
-            kernel, (channels, outs) = conv._thin_conv_kernel, FORMS[form]
-            block_m, block_n, block_k = conv.tiles(channels, outs)
-            constants = dict(
-                CHANNELS=channels, PRECISION="ieee", WIDEN=False,
-                BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
-            )  # fmt: skip
-            if form == "first":
-                constants["bias_ptr"] = None
-            types, attributes = {}, {}
-            for index, name in enumerate(kernel.arg_names):
-                if name in constants:
-                    types[name] = "constexpr"
-                elif name.endswith("_ptr"):
-                    types[name] = "*fp32" if name == "bias_ptr" else f"*{dtype}"
-                    attributes[(index,)] = [["tt.divisibility", 16]]
-                else:
-                    types[name] = "i32"
-                    if name == "outs" and outs % 16 == 0:
-                        attributes[(index,)] = [["tt.divisibility", 16]]
-            source = ASTSource(kernel, types, constants, attributes)
-            compiled = compile_triton(source, target=GPUTarget("cuda", arch, 32))
-            self.shared = compiled.metadata.shared
-            self.cubin = folder / "kernel.cubin"
-            self.cubin.write_bytes(compiled.asm["cubin"])
-
-    return Compiled()
-
-
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-@pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("form", FORMS)
-def test_compiled_within_budgets(form, arch, tmp_path):
-    pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
-    compiled = compile_form(form, arch, tmp_path)
-    used = compiled.resources()
-    assert used["STACK"] == 0 and used["LOCAL"] == 0, used
-    assert 0 < used["REG"] <= REGISTERS, used
-    assert compiled.shared <= SHARED_BYTES
-    products = [name for name in compiled.opcodes if "MMA" in name or "GMMA" in name]
-    assert products, "without the tensor cores"

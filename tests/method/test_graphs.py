@@ -1,7 +1,7 @@
 """Captured loops: what they keep, when they are made, and what happens when they cannot be.
 
 On the CPU a recorder (recorder.py) stands in for CUDA graphs; on a GPU test_kernels_gpu.py uses
-the real ones. The kernels' part runs in Triton's interpreter, started by test_kernels.py.
+the real ones. The kernels' part runs in Triton's interpreter, started by test_step_loops.py.
 """
 
 import logging

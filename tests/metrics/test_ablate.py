@@ -11,7 +11,7 @@ import torch
 from analytic import tanh_prior
 from typer.testing import CliRunner
 
-from ddfm_fast import PRESETS, FuseConfig, Fuser, load_prior
+from ddfm_fast import PRESETS, FuseConfig, Fuser, load_prior, method
 from ddfm_fast.cli.app import app
 from ddfm_fast.config import SAMPLER_NAMES, VARIANT_NAMES
 from ddfm_fast.datasets.pairs import find_pairs
@@ -66,9 +66,8 @@ def test_rows_change_one_thing_each():
         (changed,) = (key for key in whole if row[key] != whole[key])
         field = {"no-tv": "eta", "fixed-scales": "update_scales"}.get(name, name.split("-")[0])
         assert changed == field
-    assert [rows[n].parts for n in ("mine", "no-prior", "no-em", "no-tv")] == [
-        "all", "em", "prior", "all",
-    ]  # fmt: skip
+    made = [rows[n].method for n in ("mine", "no-prior", "no-em", "no-tv")]
+    assert made == [method.Diffusion, method.EMAlone, method.PriorAlone, method.Diffusion]
     assert all(row.meaning for row in rows.values())
 
 
@@ -114,7 +113,7 @@ def test_no_tv_takes_psi_and_k_away(variant):
 def test_em_alone_is_the_em_iteration_on_the_mean(variant):
     i, v = planes(0), planes(1)
     config = FuseConfig(variant=variant, psi=0.5, eta=0.5)
-    found = ablation.em_alone(i, v, config, 5)[0, 0]
+    found = method.em_alone(i, v, config, 5)[0, 0]
     one = torch.ones(())
     f, state = ((i + v) / 2)[0, 0], EMState(torch.zeros(SIZE, SIZE), one, one)
     solve = get_solver(SIZE, SIZE, torch.float32, torch.device("cpu"))
@@ -160,7 +159,7 @@ def test_prior_alone_follows_the_prior(sampler):
     i, v = planes(0), planes(1)
     target, asked = planes(2).double().repeat(1, 3, 1, 1), []
     config = FuseConfig(sampler=sampler, steps=6)
-    found = ablation.prior_alone(denoiser(target, asked), i, v, config, seed=0)
+    found = method.prior_alone(denoiser(target, asked), i, v, config, seed=0)
     torch.testing.assert_close(found.double(), target[:, :1], atol=1e-4, rtol=0)
     assert asked == [200, 160, 120, 80, 40, 0]
 
@@ -168,19 +167,19 @@ def test_prior_alone_follows_the_prior(sampler):
 def test_prior_alone_sees_only_the_mean_of_the_sources():
     prior = load_prior(tanh_prior)
     i, v = planes(0), planes(1)
-    found = ablation.prior_alone(prior, i, v, CONFIG, seed=0)
-    assert torch.equal(found, ablation.prior_alone(prior, v, i, CONFIG, seed=0))
+    found = method.prior_alone(prior, i, v, CONFIG, seed=0)
+    assert torch.equal(found, method.prior_alone(prior, v, i, CONFIG, seed=0))
     mean = (i + v) / 2
-    assert torch.equal(found, ablation.prior_alone(prior, mean, mean, CONFIG, seed=0))
-    assert not torch.equal(found, ablation.prior_alone(prior, i, i, CONFIG, seed=0))
-    assert not torch.equal(found, ablation.prior_alone(prior, i, v, CONFIG, seed=1))
+    assert torch.equal(found, method.prior_alone(prior, mean, mean, CONFIG, seed=0))
+    assert not torch.equal(found, method.prior_alone(prior, i, i, CONFIG, seed=0))
+    assert not torch.equal(found, method.prior_alone(prior, i, v, CONFIG, seed=1))
 
 
 def test_prior_alone_keeps_to_the_presets_own_start():
     asked = []
     prior = denoiser(torch.zeros(1, 3, SIZE, SIZE).double(), asked)
     config = FuseConfig(start=60, steps=3, spacing=2.0)
-    ablation.prior_alone(prior, planes(0), planes(1), config, seed=0)
+    method.prior_alone(prior, planes(0), planes(1), config, seed=0)
     assert asked == [60, 15, 0]
     (row,) = (r for r in ablation.ablation_rows(config) if r.name == "no-em")
     assert "t = 60" in row.meaning
@@ -189,7 +188,7 @@ def test_prior_alone_keeps_to_the_presets_own_start():
 def test_prior_alone_takes_many_or_odd_steps():
     for steps in (1, 1000, "ddim50", "3,2"):
         config = FuseConfig(steps=steps)
-        luma = ablation.prior_alone(load_prior(tanh_prior), planes(0), planes(1), config, seed=0)
+        luma = method.prior_alone(load_prior(tanh_prior), planes(0), planes(1), config, seed=0)
         assert torch.isfinite(luma).all()
 
 
@@ -262,7 +261,7 @@ def test_a_row_that_fails_is_left_out(items, tmp_path, monkeypatch):
     def prior_alone(*_):
         raise ValueError("cannot do that")
 
-    monkeypatch.setattr(ablation, "prior_alone", prior_alone)
+    monkeypatch.setattr(method, "prior_alone", prior_alone)
     rows = ablation.ablation_rows(CONFIG)[:3]
     evaluation, _ = run(items, tmp_path / "out", rows)
     assert [m.name for m in evaluation.methods] == ["preset", "no-prior"]
@@ -274,7 +273,7 @@ def test_a_row_that_fails_is_left_out(items, tmp_path, monkeypatch):
 
 
 def test_wrong_scoring_is_refused_before_the_work(items, tmp_path):
-    for wrong in ({"preset": "mine"}, {"names": ["LPIPS"]}, {"paper": "KAIST"}):
+    for wrong in ({"convention": "mine"}, {"names": ["LPIPS"]}, {"paper": "KAIST"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             run(items, tmp_path / "out", ablation.ablation_rows(CONFIG), **wrong)
     assert not (tmp_path / "out").exists()

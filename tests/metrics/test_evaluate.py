@@ -24,7 +24,7 @@ from ddfm_fast.metrics.evaluation import (
     GUARDS,
     PAPER,
     Evaluation,
-    Method,
+    MethodPictures,
     MethodScores,
     Results,
     evaluate,
@@ -57,7 +57,7 @@ def root(tmp_path):
 
 @pytest.fixture
 def both(root):
-    return [Method("avg", root / "avg"), Method("copy", root / "copy")]
+    return [MethodPictures("avg", root / "avg"), MethodPictures("copy", root / "copy")]
 
 
 def items_of(root) -> list[PairItem]:
@@ -77,7 +77,8 @@ def command(root, *more):
 
 
 def test_numbers_are_those_of_compute(root, both):
-    evaluation = evaluate(items_of(root), [*both, Method("max")], names=metrics.NAMES[:4] + CORE)
+    methods = [*both, MethodPictures("max")]
+    evaluation = evaluate(items_of(root), methods, names=metrics.NAMES[:4] + CORE)
     assert evaluation.pairs == ["a", "b", "c"] and not evaluation.failures
     for n, name in enumerate("abc"):
         ir, vis = (read_image(root / "set" / p) for p in (f"ir/{name}.png", f"vi/{name}.bmp"))
@@ -99,7 +100,7 @@ def test_max_baseline_reproduces_the_community_evaluator():
     folder = shared("data/ivf")
     golden = json.loads(shared("golden/metrics_cddfuse.json").read_text())
     items = find_pairs(folder)[:2]
-    evaluation = evaluate(items, [Method("max")])
+    evaluation = evaluate(items, [MethodPictures("max")])
     for n, item in enumerate(items):
         row = golden[f"ivf/ir/{item.ir.name}|ivf/vi/{item.vis.name}|max"]
         for name in ("EN", "SD", "MI", "VIF", "Qabf"):
@@ -112,7 +113,7 @@ def test_mean_baseline_rounds_half_up(tmp_path):
     write_image(tmp_path / "vi" / "a.png", vis)
     item = find_pairs(tmp_path)[0]
     lumas = [metrics.to_luma(x) for x in (ir, vis)]
-    picture = Results(Method("mean"), [item]).picture(item, *lumas)
+    picture = Results(MethodPictures("mean"), [item]).picture(item, *lumas)
     np.testing.assert_array_equal(picture, (ir.astype(int) + vis + 1) // 2)
     assert picture.dtype == np.uint8
 
@@ -130,7 +131,7 @@ def test_every_table_has_the_guards(root, both):
 
 
 def test_a_copy_is_named(root, both):
-    evaluation = evaluate(items_of(root), [*both, Method("mean"), Method("max")])
+    evaluation = evaluate(items_of(root), [*both, MethodPictures("mean"), MethodPictures("max")])
     copies = {m.name: m.near_copies for m in evaluation.methods}
     assert copies.pop("copy") == dict.fromkeys("abc", "vis")
     assert not any(copies.values())
@@ -203,7 +204,7 @@ def test_results_in_subfolders_flat_and_of_vifb(tmp_path):
     flat = [write_image(tmp_path / "f" / f"{n:04}.jpg", picture) for n in range(2)]
     vifb = [write_image(tmp_path / "v" / f"{n:04}_Ours.bmp", picture) for n in range(2)]
     for folder, expected in (("n", nested), ("f", flat), ("v", vifb)):
-        results = Results(Method("Ours", tmp_path / folder), items)
+        results = Results(MethodPictures("Ours", tmp_path / folder), items)
         assert [results.path(item) for item in items] == expected
 
 
@@ -211,7 +212,7 @@ def test_flat_results_do_not_serve_equal_stems(tmp_path):
     items = [PairItem(f"{s}/0001", tmp_path, tmp_path) for s in "ab"]
     write_image(tmp_path / "f" / "0001.png", texture(0, 0, 255))
     with pytest.raises(ValueError, match=r"no result of any of the 2 pairs.*a/0001\.png"):
-        Results(Method("m", tmp_path / "f"), items)
+        Results(MethodPictures("m", tmp_path / "f"), items)
 
 
 def test_two_files_of_a_pair_are_refused(root, both):
@@ -221,11 +222,11 @@ def test_two_files_of_a_pair_are_refused(root, both):
 
 
 def test_parse_method(root):
-    assert parse_method(f"x={root / 'avg'}") == Method("x", root / "avg")
-    assert parse_method(str(root / "avg")) == Method("avg", root / "avg")
+    assert parse_method(f"x={root / 'avg'}") == MethodPictures("x", root / "avg")
+    assert parse_method(str(root / "avg")) == MethodPictures("avg", root / "avg")
     odd = root / "a=b"
     odd.mkdir()
-    assert parse_method(str(odd)) == Method("a=b", odd)
+    assert parse_method(str(odd)) == MethodPictures("a=b", odd)
     for text in ("x=", "nowhere", f"={root / 'avg'}", f"x={root / 'none'}"):
         with pytest.raises(ValueError, match="NAME=FOLDER"):
             parse_method(text)
@@ -240,9 +241,9 @@ def test_bad_arguments(root, both, tmp_path):
     for methods, words in (
         ([], "--baselines"),
         ([both[0], both[0]], "two methods"),
-        ([Method("median")], "baselines are mean, max"),
-        ([Method("e", tmp_path / "empty")], "no images"),
-        ([Method("s", root / "set" / "nowhere")], "no images"),
+        ([MethodPictures("median")], "baselines are mean, max"),
+        ([MethodPictures("e", tmp_path / "empty")], "no images"),
+        ([MethodPictures("s", root / "set" / "nowhere")], "no images"),
     ):
         with pytest.raises(ValueError, match=words):
             evaluate(items, methods)
@@ -371,7 +372,7 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_whole_and_needs_nothing_else(root, both):
-    methods = [*both, Method("max")]
+    methods = [*both, MethodPictures("max")]
     wide = np.tile(texture(0, 0, 255), (1, 10))
     for folder, suffix in (("set/ir", "png"), ("set/vi", "bmp"), ("avg", "png"), ("copy", "tif")):
         write_image(root / folder / f"d.{suffix}", wide)
@@ -400,7 +401,7 @@ def test_the_page_is_whole_and_needs_nothing_else(root, both):
 def test_names_cannot_inject_into_the_page(root):
     name = '"><img src=x onerror=alert(1)>@script@'
     items = [PairItem(name, i.ir, i.vis) for i in items_of(root)[:1]]
-    methods = [Method("max"), Method("<i>&\"'", root / "inj")]
+    methods = [MethodPictures("max"), MethodPictures("<i>&\"'", root / "inj")]
     write_image(root / "inj" / f"{name}.png", texture(3, 0, 255))
     evaluation = evaluate(items, methods)
     path = write_report(root / "r.html", evaluation, items, methods, title="</script>")
@@ -419,7 +420,8 @@ def test_a_long_page_shows_the_suspects_and_an_even_choice(root, both):
         write_image(root / "m" / f"{item.name}.png", read_image(root / "avg" / "a.png"))
     scores = MethodScores("m", "m", {n: np.ones(40) for n in (*CORE, *GUARDS)}, {"037": "ir"})
     evaluation = Evaluation("cddfuse", [i.name for i in items], [scores])
-    path = write_report(root / "r.html", evaluation, items, [Method("m", root / "m")], max_pairs=5)
+    methods = [MethodPictures("m", root / "m")]
+    path = write_report(root / "r.html", evaluation, items, methods, max_pairs=5)
     text = path.read_text(encoding="utf-8")
     assert Page(text).headings == ["000", "009", "019", "029", "037"]
     assert "5 of 40 pairs are shown" in text

@@ -168,7 +168,7 @@ def test_engine_with_pytorch_alone_works_on_a_gpu_too():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels, outs", [(3, 256), (256, 3), (256, 6), (12, 32)])
 def test_thin_convolutions(channels, outs, dtype):
-    from ddfm_fast.kernels import conv
+    from ddfm_fast.kernels import thin_conv as conv
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, channels, 67, 101, generator=generator).cuda().to(dtype)

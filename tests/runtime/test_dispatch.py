@@ -34,7 +34,7 @@ def no_wishes(monkeypatch):
 
 def test_the_cpu_gets_plain_pytorch():
     assert resolve_backend(CPU) == Backend("torch", "torch", "the device is the CPU")
-    assert resolve_backend("cpu", "torch").backend == "torch"
+    assert resolve_backend("cpu", "torch").name == "torch"
     assert resolve_graph(None, CPU, PLAIN) == "off"
 
 
@@ -86,8 +86,8 @@ def test_what_cannot_run_on_a_gpu_is_refused(gpu):
 def test_the_environment_has_a_say_and_arguments_have_the_last(gpu, monkeypatch):
     monkeypatch.setenv("DDFM_FAST_BACKEND", "torch")
     monkeypatch.setenv("DDFM_FAST_GRAPH", "off")
-    assert resolve_backend(GPU).backend == "torch"
-    assert resolve_backend(GPU, "triton").backend == "triton"
+    assert resolve_backend(GPU).name == "torch"
+    assert resolve_backend(GPU, "triton").name == "triton"
     assert resolve_graph(None, GPU, KERNELS) == "off"
     assert resolve_graph("auto", GPU, KERNELS) == "loop"
     monkeypatch.setenv("DDFM_FAST_BACKEND", "")

@@ -48,7 +48,8 @@ def test_environment(monkeypatch):
     graphs = found["variables"]["DDFM_FAST_GRAPHS"]
     assert (graphs["value"], graphs["set"], graphs["default"]) == ("3", True, "8")
     assert found["unknown"] == ["DDFM_FAST_GRAPS"]
-    lines = [line.split() for line in doctor.render(report).splitlines()]
+    text = doctor.render(report)
+    lines = [line.split() for line in text.splitlines()]
     for name, variable in environment.VARIABLES.items():
         value = ["3"] if name == "DDFM_FAST_GRAPHS" else [variable.default, "(default)"]
         assert [name, *value, *variable.meaning.split()] in lines

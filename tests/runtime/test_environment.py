@@ -1,4 +1,4 @@
-"""The environment variables: one table, read through one module, and no entry that nothing reads."""
+"""The environment variables: one table, one module that reads them, no entry that nothing reads."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ class FusedOps(PlainOps):
     Convolutions run without their bias, which joins what reads their output next: the moments of
     the norm, or the sum with the residual. Concatenations are not made: norms take their moments
     and 1x1 convolutions their products part by part. With ``thin_convs`` the first and the last
-    convolution are ``ddfm_fast.kernels.conv``'s; whether that is faster is not measured yet.
+    convolution are ``ddfm_fast.kernels.thin_conv``'s; whether that is faster is not measured yet.
     """
 
     def __init__(self, kernels=None, *, thin_convs: bool = False):
@@ -82,7 +82,7 @@ class FusedOps(PlainOps):
         """Convolve where there are few channels on one side."""
         if not self.thin_convs:
             return convolve(x, conv, bias)
-        from ddfm_fast.kernels.conv import MOST_ELEMENTS, pack, suits, thin_conv
+        from ddfm_fast.kernels.thin_conv import MOST_ELEMENTS, pack, suits, thin_conv
 
         pixels, widest = x.shape[2] * x.shape[3], max(conv.weight.shape[:2])
         if not suits(conv.weight) or pixels * widest > MOST_ELEMENTS:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddfm_fast.kernels.cpu.attention import attention
 from ddfm_fast.kernels.cpu.build import status
-from ddfm_fast.kernels.cpu.layers import Layer, Weight, pack, suits_winograd
+from ddfm_fast.kernels.cpu.layer import Layer, Weight, pack, suits_winograd
 from ddfm_fast.runtime.memory import free_host_bytes
 
 from ..unet import NORM_EPS

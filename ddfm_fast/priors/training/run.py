@@ -302,21 +302,26 @@ def train(
             bar.update()
             if run.step % log_every == 0 or run.finished():
                 heldout = run.heldout_loss()
-                entry = {
-                    "step": run.step,
-                    "minutes": round(run.seconds / 60, 2),
-                    "lr": round(run.learning_rate(), 7),
-                    "train": round(float(np.mean(losses)), 5),
-                    "heldout": heldout,
-                }
-                print(json.dumps(entry), file=log, flush=True)
-                bar.set_postfix(train=entry["train"], heldout=heldout["all"])
+                loss = round(float(np.mean(losses)), 5)
+                print(_log_line(run, loss, heldout), file=log, flush=True)
+                bar.set_postfix(train=loss, heldout=heldout["all"])
                 losses.clear()
             if time.monotonic() - saved > 60 * save_minutes:
                 run.save(out, heldout)
                 saved = time.monotonic()
     run.save(out, heldout)
     draw_curve(log_path(out), curve_path(out))
+
+
+def _log_line(run: Run, loss: float, heldout: dict[str, float]) -> str:
+    entry = {
+        "step": run.step,
+        "minutes": round(run.seconds / 60, 2),
+        "lr": round(run.learning_rate(), 7),
+        "train": loss,
+        "heldout": heldout,
+    }
+    return json.dumps(entry)
 
 
 def train_prior(

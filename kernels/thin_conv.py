@@ -1,11 +1,11 @@
-"""3x3 convolutions with few channels on one side, on a GPU: a network's first and last layer.
+"""3x3 convolutions with few channels on one side: a faster version of ``F.conv2d`` on a GPU.
 
-Twin: ``torch.nn.functional.conv2d``. Their arithmetic is little and their traffic the whole plane,
-which libraries' tiles, made for many channels, do not come near. An implicit matrix product: a tile
-of pixels times a tile of outputs, over the nine taps and the channels, summed in float32.
+They are a network's first and last layer. Their arithmetic is little and their traffic the whole
+plane, which libraries' tiles, made for many channels, do not come near. An implicit matrix product:
+a tile of pixels times a tile of outputs, over the nine taps and the channels, summed in float32.
 
-Whether it beats cuDNN is not measured: no GPU has run it, nothing uses it by default
-(``FusedOps(thin_convs=True)`` does), and ``bench.gpu_prior`` times both.
+Whether it is faster than cuDNN has not been measured: no GPU has run it, nothing uses it by default
+(``FusedOps(thin_convs=True)`` does), and section ``official`` of the benchmark times both.
 
 N images of H x W pixels in channels_last; 64-bit image offsets.
 """
@@ -17,8 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .group_norm import DTYPES, check_device
-from .ksolve import INTERPRETED, on_device
+from .checks import DTYPES, INTERPRETED, PRIOR_TWIN, check_device, on_device
 
 TAPS = 9
 MOST_THIN = 16
@@ -28,7 +27,7 @@ MOST_ELEMENTS = 2**31 - 1
 
 
 @triton.jit
-def _thin_conv_kernel(
+def thin_conv_kernel(
     x_ptr,  # float32, bfloat16 or float16 [N, H, W, C]
     weight_ptr,  # as x [9, C, O]
     bias_ptr,  # float32 [O], or None
@@ -43,7 +42,7 @@ def _thin_conv_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """y = conv(x) + bias with zeros around x. Grid: (H W / BLOCK_M, O / BLOCK_N, N).
+    """Compute y = conv(x) + bias with zeros around x. Grid: (H W / BLOCK_M, O / BLOCK_N, N).
 
     The sum runs over K = 9 C, tap by tap. Where a block of it lies within one tap, rows are read
     at that tap's offset; where C is smaller, each column finds its own.
@@ -86,30 +85,40 @@ def _thin_conv_kernel(
 
 
 def tiles(channels: int, outs: int) -> tuple[int, int, int]:
-    """BLOCK_M, BLOCK_N and BLOCK_K for C and O: the thin side is one tile of the tensor cores."""
+    """Choose BLOCK_M, BLOCK_N, BLOCK_K for C and O: the thin side is one tile of tensor cores."""
     if channels <= MOST_THIN:
         return 64, min(128, max(16, triton.next_power_of_2(outs))), 32
     return 128, 16, 64 if channels % 64 == 0 else 32
 
 
 def pack(weight: Tensor) -> Tensor:
-    """[O, C, 3, 3] as :func:`thin_conv` reads it: [9, C, O]."""
+    """Lay [O, C, 3, 3] out as :func:`thin_conv` reads it: [9, C, O]."""
     return weight.permute(2, 3, 1, 0).reshape(TAPS, *weight.shape[1::-1]).contiguous()
 
 
 def suits(weight: Tensor) -> bool:
-    """Whether a weight [O, C, k, k] is one that :func:`thin_conv` is for."""
+    """Say whether a weight [O, C, k, k] is one that :func:`thin_conv` is for."""
     outs, channels, kernel, _ = weight.shape
     thin = channels <= MOST_THIN or (outs <= MOST_THIN and channels % 32 == 0)
     return kernel == 3 and thin
 
 
 def thin_conv(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.conv2d(x, weight, bias, padding=1)``, sums in float32.
+    """Compute ``F.conv2d(x, weight, bias, padding=1)`` with sums in float32.
 
-    x: [N, C, H, W] in channels_last, float32, bfloat16 or float16; ``packed`` from :func:`pack`,
-    of x's dtype; bias float32 [O] or None. Where both sides have more than ``MOST_THIN`` channels
-    it is slow. ValueError or TypeError for anything else.
+    Where both sides have more than ``MOST_THIN`` channels it is slow.
+
+    Args:
+        x: [N, C, H, W] in channels_last, float32, bfloat16 or float16.
+        packed: The weight from :func:`pack`, of x's dtype.
+        bias: float32 [O] or None.
+
+    Returns:
+        [N, O, H, W] in channels_last, of x's dtype.
+
+    Raises:
+        TypeError: An argument is of another dtype.
+        ValueError: An argument is of another shape, layout or device.
     """
     n, channels, height, width = x.shape
     outs = packed.shape[2]
@@ -125,14 +134,14 @@ def thin_conv(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
         raise ValueError(f"x has {height}x{width} pixels; expected fewer, or strips of rows")
     for name, tensor in (("x", x), ("packed", packed), ("bias", bias)):
         if tensor is not None:
-            check_device(name, tensor, x.device)
+            check_device(name, tensor, x.device, PRIOR_TWIN)
     y = torch.empty(
         (n, outs, height, width), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
     )
     block_m, block_n, block_k = tiles(channels, outs)
     grid = triton.cdiv(height * width, block_m), triton.cdiv(outs, block_n), n
     with on_device(x):
-        _thin_conv_kernel[grid](
+        thin_conv_kernel[grid](
             x, packed, bias, y, height, width, outs, CHANNELS=channels,
             PRECISION="tf32" if _tf32() else "ieee", WIDEN=INTERPRETED,
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k,
@@ -141,7 +150,7 @@ def thin_conv(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _tf32() -> bool:
-    """Whether float32 convolutions may be rounded to TF32, by PyTorch's setting for cuDNN."""
+    """Say whether float32 convolutions may be rounded to TF32, by PyTorch's setting for cuDNN."""
     setting = getattr(torch.backends.cudnn, "conv", None)
     if hasattr(setting, "fp32_precision"):
         return setting.fp32_precision == "tf32"

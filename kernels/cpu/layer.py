@@ -1,4 +1,7 @@
-"""``layer.cpp``: a convolution of the prior with all that surrounds it, float32 on a CPU."""
+"""``layer.cpp``: a faster version of a layer of ``priors.ops.plain.PlainOps``.
+
+A layer is a convolution with all that surrounds it, float32 on a CPU.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import build
+from .build import LAYER_CALL, LAYER_FIXED, library
 
 SLAB = 32
 """channels that Winograd's transform reads together: every input has a multiple of them"""
@@ -16,7 +19,7 @@ WINOGRAD_BLOCK = 16, 24
 DIRECT_BLOCK = {1: (8, 24), 2: (8, 12)}
 """outputs that a thread does at once, by stride; their inputs fit a core's cache"""
 _POINTS = 0.0, 0.75, -0.75, 1.5, -1.5
-"""of Winograd's filtering, with infinity; as in layer.cpp"""
+"""of Winograd's filtering, with infinity; as in winograd.h"""
 _RESAMPLE = {"": 0, "up": 1, "down": 2}
 
 
@@ -31,7 +34,7 @@ class Weight(NamedTuple):
 
 
 def _transform() -> Tensor:
-    """G of F(4x4, 3x3) [6, 3]: a filter's values at the points, and at infinity its last tap."""
+    """Make G of F(4x4, 3x3) [6, 3]: a filter's values at the points; its last tap at infinity."""
     rows = []
     for p in _POINTS:
         scale = 1.0
@@ -42,7 +45,7 @@ def _transform() -> Tensor:
 
 
 def pack(weight: Tensor, winograd: bool) -> Weight:
-    """Weight [O, I, 3, 3], [O, I, 1, 1] or [O, I] for :class:`Layer`.
+    """Lay a weight [O, I, 3, 3], [O, I, 1, 1] or [O, I] out for :class:`Layer`.
 
     In groups of output channels [groups, taps or points, I, group], the last filled with zeros.
     With ``winograd`` a weight takes four times its size.
@@ -51,7 +54,7 @@ def pack(weight: Tensor, winograd: bool) -> Weight:
     side = weight.shape[2] if weight.ndim == 4 else 1
     taps = weight.detach().reshape(out_channels, channels, side * side)
     transform = torch.kron(_transform(), _transform()).T if winograd else None
-    group, points = build.library().group, len(_transform()) ** 2 if winograd else side * side
+    group, points = library().group, len(_transform()) ** 2 if winograd else side * side
     packed = torch.zeros(-(-out_channels // group), points, channels, group)
     for index in range(len(packed)):  # in pieces: float64 of a large weight takes much memory
         rows = taps[index * group : (index + 1) * group]
@@ -61,7 +64,7 @@ def pack(weight: Tensor, winograd: bool) -> Weight:
 
 
 def suits_winograd(channels: Sequence[int], side: int, stride: int) -> bool:
-    """Whether :class:`Layer` can do such a convolution by Winograd's filtering."""
+    """Say whether :class:`Layer` can do such a convolution by Winograd's filtering."""
     return side == 3 and stride == 1 and not any(c % SLAB for c in channels)
 
 
@@ -70,7 +73,7 @@ Part = tuple[Tensor, Tensor | None]
 
 
 class Layer:
-    """One or two inputs side by side, normalised, resampled, convolved; plus bias and residual.
+    """One or two inputs side by side, normalized, resampled, convolved; plus bias and residual.
 
     Prepared for inputs of one size, so that a call costs little beside its arithmetic.
 
@@ -100,7 +103,7 @@ class Layer:
         residual_up: bool = False,
         want_sums: bool = True,
     ):
-        self.library, self.weight, self.groups = build.library(), weight, groups
+        self.library, self.weight, self.groups = library(), weight, groups
         self.shapes = [tuple(shape) for shape in shapes]
         n, _, source_h, source_w = self.shapes[0]
         channels = [shape[1] for shape in self.shapes]
@@ -124,7 +127,7 @@ class Layer:
         block_h, block_w = WINOGRAD_BLOCK if weight.winograd else DIRECT_BLOCK[stride]
         blocks = -(-out_h // block_h) * -(-out_w // block_w)
         self.sums_shape = (n, blocks, 2, out) if want_sums else None
-        self._fixed = build.LAYER_FIXED.pack(
+        self._fixed = LAYER_FIXED.pack(
             epsilon, *_two(channels), *_two(skip_channels),
             n, source_h, source_w, h, w, out_h, out_w, out, weight.side, stride, weight.winograd,
             groups or 1, silu, _RESAMPLE[resample], residual_up, block_h, block_w,
@@ -140,7 +143,7 @@ class Layer:
         residual: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Part:
-        """The layer of such inputs.
+        """Run the layer on such inputs.
 
         Args:
             parts: the inputs; with sums where there is a norm.
@@ -164,7 +167,7 @@ class Layer:
             data.append(x.data_ptr())
             part_sums.append(s.data_ptr() if self.groups else 0)
             blocks.append(s.shape[1] if self.groups else 0)
-        call = build.LAYER_CALL.pack(
+        call = LAYER_CALL.pack(
             *_two(data), *_two([x.data_ptr() for x, _ in skip]), *_two(part_sums),
             _address(norm_weight), _address(norm_bias), self.weight.data.data_ptr(),
             0 if self.skip is None else self.skip.data.data_ptr(), _address(bias),
@@ -175,7 +178,7 @@ class Layer:
         return out, sums
 
     def _check(self, parts, norm, skip, residual, out) -> None:
-        """What the compiled code would read wrongly, or outside of a tensor."""
+        """Raise ValueError for what the code would read wrongly, or outside of a tensor."""
         if self.groups and norm is None:
             raise ValueError("norm: None, prepared for a norm")
         if self.groups and any(sums is None for _, sums in parts):

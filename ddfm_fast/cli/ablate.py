@@ -1,0 +1,139 @@
+"""``ddfm-fast ablate``: what each part of the method is worth on a data set."""
+
+# ruff: noqa: ARG001  (read_settings takes the options of Fuser from the context, by name)
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from . import options as opt
+from . import tables
+from .batch import echo_failure
+from .errors import INTERRUPTED
+from .options import default
+from .settings import Settings, find_items, pixel_limit, read_settings, show_progress
+
+if TYPE_CHECKING:
+    from ..datasets.pairs import PairItem
+    from ..metrics.ablation import Row
+    from ..metrics.evaluation import Evaluation, MethodPictures
+
+EPILOG = "Example:  `ddfm-fast ablate MSRS/test -o ablation --steps 25`"
+
+
+def ablate(
+    context: typer.Context,
+    root: opt.Root,
+    vis: opt.Vis = None,
+    *,
+    layout: opt.Layout = None,
+    manifest: opt.Manifest = None,
+    limit: opt.Limit = None,
+    preset: opt.AblatedPreset = default.preset,
+    steps: opt.Steps = default.steps,
+    rows: opt.Rows = None,
+    psi: opt.Psi = default.psi,
+    eta: opt.Eta = default.eta,
+    seed: opt.Seed = default.seed,
+    prior: opt.Prior = default.prior,
+    prior_config: opt.PriorConfig = None,
+    baselines: opt.Baselines = False,
+    paper: opt.Paper = None,
+    metrics: opt.Metrics = "cddfuse",
+    extra: opt.Extra = None,
+    out: opt.OutRows,
+    format: opt.OfTable = None,
+    per_image: opt.PerImage = False,
+    report: opt.Report = None,
+    report_pairs: opt.ReportPairs = 60,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
+    device: opt.Device = default.device,
+    max_pixels: opt.MaxPixels = None,
+) -> None:
+    """Fuse a data set again and again, each time without one part of the method, and compare.
+
+    The rows: the preset as it is; EM alone; the prior alone; no TV term; fixed γ and ρ; the other
+    variants; the other samplers. Each row is as much work as a batch of its own. Safe to
+    interrupt; rerun to resume. Pictures are gray. OUT gets a folder per row, and the table as
+    ablation.txt, .csv, .json and .md.
+    """
+    settings = read_settings(context)
+    chosen = _rows(settings, preset, rows)
+    items = find_items(root, vis, layout=layout, manifest=manifest)[:limit]
+    tables.require_writable(out / "ablation.txt", report)
+    most_pixels = pixel_limit(max_pixels)
+    evaluation, methods = _run(
+        items,
+        out,
+        chosen,
+        settings,
+        baselines=baselines,
+        max_pixels=most_pixels,
+        progress=show_progress(quiet),
+        on_row=_ignore if quiet or as_json else _echo_row,
+        **tables.scoring(metrics, extra, paper),
+    )
+    page = {"title": f"Ablation of {preset}: {root.resolve().name}", "max_pairs": report_pairs}
+    tables.write_page(report, evaluation, items, methods, **page, max_pixels=most_pixels)
+    written = _write_tables(out, evaluation, per_image)
+    written += [] if report is None else [report]
+    tables.show(evaluation, format, written, per_image=per_image, as_json=as_json, quiet=quiet)
+
+
+def _rows(settings: Settings, preset: str, names: str | None) -> list[Row]:
+    from ..metrics.ablation import ablation_rows, choose_rows
+
+    wanted = None if names is None else [name.strip() for name in names.split(",")]
+    return choose_rows(ablation_rows(settings.config(), preset), wanted)
+
+
+def _run(
+    items: list[PairItem],
+    out: Path,
+    rows: list[Row],
+    settings: Settings,
+    *,
+    baselines: bool,
+    **options: Any,
+) -> tuple[Evaluation, list[MethodPictures]]:
+    """Fuse and score, with failures on stderr; Ctrl-C ends the command."""
+    from ..datasets.batch import BatchInterrupted
+    from ..metrics.ablation import ablate as run
+    from ..metrics.evaluation import BASELINES
+
+    prior = settings.load_prior("auto")
+    shared = {"seed": settings.options["seed"], "device": settings.device, "color": False}
+    try:
+        return run(
+            items,
+            out,
+            rows,
+            settings={"prior": prior, **shared},
+            baselines=tuple(BASELINES) if baselines else (),
+            on_error=echo_failure,
+            **options,
+        )
+    except BatchInterrupted:
+        typer.echo("interrupted; start the same command again to go on", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _echo_row(row: Row) -> None:
+    typer.echo(f"{row.name}: {row.meaning}", err=True)
+
+
+def _ignore(_row: Row) -> None:
+    pass
+
+
+def _write_tables(out: Path, evaluation: Evaluation, per_image: bool) -> list[Path]:
+    from ..metrics.report import FORMATS, write_table
+
+    return [
+        write_table(out / f"ablation{suffix}", evaluation, name, per_image=per_image)
+        for name, suffix in FORMATS.items()
+    ]

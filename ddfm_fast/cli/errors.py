@@ -1,0 +1,75 @@
+"""What a user sees when something goes wrong: a line on stderr, and an exit code."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from ..runtime import environment
+
+OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""exit codes; the last is what shells give a program after Ctrl-C"""
+
+_EXPECTED = (ValueError, TypeError, ImportError, OSError)
+
+
+def friendly(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn the errors of a command into a line or two on stderr and an exit code.
+
+    ``DDFM_FAST_DEBUG=1`` lets the traceback out.
+    """
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort):
+            raise
+        except BrokenPipeError:  # the reader of our output went away, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(OK) from None
+        except Exception as error:
+            if environment.is_on("DDFM_FAST_DEBUG"):
+                raise
+            if kwargs.get("as_json"):
+                typer.echo(json.dumps({"ok": False, "error": message(error)}))
+            typer.echo(f"error: {message(error)}", err=True)
+            raise typer.Exit(BAD_INPUT if isinstance(error, _EXPECTED) else SOME_FAILED) from None
+
+    return wrapper
+
+
+def message(error: Exception) -> str:
+    """The text of an error, with its type and a hint where the error is not a user's."""
+    if isinstance(error, _EXPECTED):
+        return str(error) or type(error).__name__
+    return f"{type(error).__name__}: {error} (DDFM_FAST_DEBUG=1 shows where)"
+
+
+def _show_warning(message, *_: Any, **__: Any) -> None:
+    typer.echo(f"warning: {message}", err=True)
+
+
+@contextmanager
+def termination_is_an_interrupt() -> Iterator[None]:
+    """Inside, SIGTERM ends the output as properly as Ctrl-C does."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,116 @@
+"""``ddfm-fast fuse``: files or folders in, files out."""
+
+# ruff: noqa: ARG001  (read_settings takes the options of Fuser from the context, by name)
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from . import options as opt
+from .errors import BAD_INPUT, SOME_FAILED, message
+from .options import default
+from .settings import pixel_limit, read_settings, show_progress
+
+if TYPE_CHECKING:
+    from ..api import Fuser
+
+EPILOG = "Example:  `ddfm-fast fuse ir/ visible/ -o fused/ --steps 50 --panel`"
+
+
+def fuse(
+    context: typer.Context,
+    ir: opt.Infrared,
+    vis: opt.Visible,
+    *,
+    preset: opt.Preset = default.preset,
+    steps: opt.Steps = default.steps,
+    stretch: opt.StretchLuma = default.stretch,
+    seed: opt.Seed = default.seed,
+    prior: opt.Prior = default.prior,
+    prior_config: opt.PriorConfig = None,
+    variant: opt.Variant = default.variant,
+    sampler: opt.Sampler = default.sampler,
+    psi: opt.Psi = default.psi,
+    eta: opt.Eta = default.eta,
+    out: opt.OutFileOrFolder,
+    panel: opt.Panel = False,
+    format: opt.FormatInFolder = None,
+    skip_existing: opt.SkipExisting = False,
+    gray: opt.Gray = False,
+    color_from: opt.ColorSource = opt.ColorFrom.auto,
+    as_json: opt.AsJson = False,
+    quiet: opt.Quiet = False,
+    device: opt.Device = default.device,
+    dtype: opt.DType = default.dtype,
+    backend: opt.Backend = default.backend,
+    graph: opt.Graph = default.graph,
+    max_pixels: opt.MaxPixels = None,
+) -> None:
+    """Fuse two image files, or two folders whose files have the same stems.
+
+    8-bit images give 8-bit images and 16-bit images give 16-bit images. In folders a pair that
+    fails is reported and the others continue. Exit code: 0 all fused, 1 some failed, 2 bad input.
+    """
+    started = time.perf_counter()
+    settings = read_settings(context)
+    from ..datasets.jobs import plan_jobs, run_jobs
+
+    jobs = plan_jobs(ir, vis, out, format=format, panel=panel)
+    fuser = settings.fuser()
+    reports = run_jobs(
+        jobs,
+        fuser,
+        max_pixels=pixel_limit(max_pixels),
+        progress=show_progress(quiet),
+        skip_existing=skip_existing,
+        on_error=_echo_error,
+    )
+    seconds = time.perf_counter() - started
+    if as_json:
+        typer.echo(json.dumps(_as_dict(reports, fuser, preset, seconds), default=str))
+    elif not quiet:
+        _echo_results(reports, seconds)
+    if not all(report["ok"] for report in reports):
+        # a single pair that is refused is bad input; in a folder some of many failed
+        raise typer.Exit(BAD_INPUT if len(jobs) == 1 else SOME_FAILED)
+
+
+def _echo_error(job: Any, error: Exception) -> None:
+    typer.echo(f"error: {job.output.stem}: {message(error)}", err=True)
+
+
+def _as_dict(
+    reports: list[dict[str, Any]], fuser: Fuser, preset: str, seconds: float
+) -> dict[str, Any]:
+    from .. import __version__
+
+    prior = fuser.prior
+    return {
+        "ok": all(report["ok"] for report in reports),
+        "version": __version__,
+        "preset": preset,
+        "config": dataclasses.asdict(fuser.config),
+        "prior": {"name": prior.name, "fingerprint": prior.fingerprint, "dtype": prior.precision},
+        "device": str(prior.device),
+        "seconds": seconds,
+        "results": reports,
+    }
+
+
+def _echo_results(reports: list[dict[str, Any]], seconds: float) -> None:
+    for report in reports:
+        if report["skipped"]:
+            typer.echo(f"{report['output']}  (there already)")
+        elif report["ok"]:
+            size = f"{report['width']}x{report['height']}"
+            typer.echo(f"{report['output']}  {size} {report['dtype']}, {report['seconds']:.1f} s")
+            if report["panel"]:
+                typer.echo(report["panel"])
+    done = sum(report["ok"] for report in reports)
+    if len(reports) > 1:
+        typer.echo(f"{done} of {len(reports)} pairs in {seconds:.1f} s")

@@ -1,0 +1,66 @@
+"""``ddfm-fast prior``: look into prior files (checkpoints) and convert them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+
+from . import options as opt
+from .settings import json_object, plain
+
+HELP = "Look into prior files (checkpoints) and convert them."
+EPILOG_INFO = "Example:  `ddfm-fast prior info embedded`"
+EPILOG_CONVERT = (
+    "Example:  `ddfm-fast prior convert 256x256_diffusion_uncond.pt prior.safetensors "
+    "--dtype float16`"
+)
+
+
+def info(file: opt.PriorFile, *, as_json: opt.JsonInstead = False) -> None:
+    """Print what a prior's file holds: parameters, configuration, data type, hash."""
+    from ..priors.checkpoint import describe
+    from ..priors.load import EMBEDDED
+
+    found = describe(EMBEDDED if file == "embedded" else file)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, default=str))
+        return
+    for line in _table(found):
+        typer.echo(line)
+
+
+def _table(values: dict[str, Any], indent: str = "") -> list[str]:
+    """``key  value`` lines; a dictionary inside becomes an indented table of its own."""
+    width = max(map(len, values), default=0)
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            lines += [f"{indent}{key}", *_table(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key:<{width}}  {_text(value)}")
+    return lines
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def convert(
+    src: opt.Source,
+    dst: opt.Destination,
+    *,
+    config: opt.ShapeConfig = None,
+    dtype: opt.Weights = None,
+) -> None:
+    """Turn a checkpoint into safetensors with its configuration inside.
+
+    The result loads faster, cannot carry code, and needs no --prior-config.
+    """
+    from ..priors import checkpoint
+
+    checkpoint.convert(src, dst, dtype=plain(dtype), config=json_object(config, "--config"))
+    typer.echo(f"{dst}  {dst.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,164 @@
+"""From what typer has parsed to the options of ``Fuser``, and to the pairs of a data set."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+
+from ..options import FuserOptions
+
+if TYPE_CHECKING:
+    import torch
+    from typing_extensions import Unpack
+
+    from ..api import Fuser
+    from ..config import FuseConfig
+    from ..datasets.pairs import PairItem
+    from ..priors.prior import Prior
+
+_OVERRIDES = ("steps", "psi", "eta")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of ``Fuser`` from a command line, checked; the prior is not loaded yet."""
+
+    options: FuserOptions
+    prior_config: dict[str, Any] | None
+
+    def prior(self) -> str | Prior:
+        """The prior as ``Fuser`` takes it: its name, or itself where it needs a configuration."""
+        if self.prior_config is None:
+            return self.options["prior"]
+        return self.load_prior(self.options.get("dtype"))
+
+    @property
+    def device(self) -> torch.device:
+        """The device that ``--device`` means; ValueError where it is not here."""
+        from ..runtime.dispatch import resolve_device
+
+        return resolve_device(self.options["device"])
+
+    def load_prior(self, dtype: Any) -> Prior:
+        """Load the prior on the device."""
+        from ..priors.load import load_prior
+
+        name = self.options["prior"]
+        return load_prior(name, self.prior_config, device=self.device, dtype=dtype)
+
+    def fuser(self, **changed: Unpack[FuserOptions]) -> Fuser:
+        """Make the fuser, with some options changed."""
+        from ..api import Fuser
+
+        options: FuserOptions = {**self.options, "prior": self.prior(), **changed}
+        return Fuser(**options)
+
+    def config(self) -> FuseConfig:
+        """The preset, with the overrides that `ablate` takes."""
+        from ..config import FuseConfig
+
+        config = FuseConfig.from_preset(self.options["preset"])
+        return config.with_overrides(**{name: self.options.get(name) for name in _OVERRIDES})
+
+
+def read_settings(context: typer.Context) -> Settings:
+    """Take every parameter of the command that is an option of ``Fuser``, by its name.
+
+    ``--gray`` and ``--color-from`` become ``color``; ``--prior-config`` is read.
+
+    Raises:
+        ValueError: Options that exclude each other, or a configuration that is no JSON object.
+    """
+    given = context.params
+    options = picked(context, FuserOptions.__annotations__)
+    if "steps" in options:
+        options["steps"] = steps(options["steps"])
+    if "gray" in given:
+        options["color"] = _color(given["gray"], plain(given["color_from"]))
+    config = json_object(given.get("prior_config"), "--prior-config")
+    return Settings(cast(FuserOptions, options), config)
+
+
+def picked(context: typer.Context, names: Iterable[str]) -> dict[str, Any]:
+    """Those parameters of the command that have one of the names."""
+    return {name: plain(context.params[name]) for name in names if name in context.params}
+
+
+def plain(value: Any) -> Any:
+    """The text of a choice; anything else as it is."""
+    return getattr(value, "value", value)
+
+
+def steps(text: str | None) -> int | str | None:
+    """``--steps`` as the library takes it: an int where it is one."""
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        return text
+
+
+def _color(gray: bool, color_from: str) -> bool | str:
+    if gray and color_from != "auto":
+        raise ValueError(f"--gray and --color-from {color_from} exclude each other")
+    if gray:
+        return False
+    return True if color_from == "auto" else color_from
+
+
+def json_object(text: str | None, option: str) -> dict[str, Any] | None:
+    """Read a JSON object from the text of an option, or from the file that it names.
+
+    Raises:
+        ValueError: Neither is the case.
+    """
+    if text is None:
+        return None
+    if not text.lstrip().startswith("{"):
+        path = Path(text)
+        if not path.is_file():
+            raise ValueError(
+                f"{option} is {text!r}; expected a JSON object such as "
+                "'{\"num_head_channels\": 64}' or the path of a file that holds one"
+            )
+        text = path.read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{option} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{option} holds a JSON {type(found).__name__}; expected an object")
+    return found
+
+
+def find_items(
+    root: Path, vis: Path | None, *, layout: str | None, manifest: Path | None
+) -> list[PairItem]:
+    """Find the pairs that ``ROOT [VIS]`` means; sizes are left to whoever decodes the files.
+
+    Raises:
+        ValueError: It is unclear or incomplete.
+    """
+    from ..datasets.pairs import find_pairs
+
+    if vis is not None and manifest is not None:
+        raise ValueError(f"VIS is {vis} and --manifest {manifest}; leave out one of them")
+    source = root if vis is None else (root, vis)
+    return find_pairs(source, layout=layout, manifest=manifest, check_sizes=False)
+
+
+def pixel_limit(max_pixels: int | None) -> int:
+    """``--max-pixels``, or the library's limit."""
+    from ..images.files import DEFAULT_MAX_PIXELS
+
+    return max_pixels or DEFAULT_MAX_PIXELS
+
+
+def show_progress(quiet: bool) -> bool:
+    """Whether to draw bars: on a terminal, unless ``--quiet``."""
+    return not quiet and sys.stderr.isatty()

@@ -1,0 +1,201 @@
+"""A step's kernels compiled ahead of time, with no GPU: registers, local memory, width of loads.
+
+What is compiled is what a launch on 512×640 planes would compile: pointers and sizes divisible by
+16 said to be so, a unit stride a constant. Nothing runs here: see test_step_kernels.py.
+"""
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
+from aot import ARCHS, Compiled  # noqa: E402
+
+from ddfm_fast.kernels import checks, ksolve, step, tile  # noqa: E402
+from ddfm_fast.rectify import VARIANTS  # noqa: E402
+
+if checks.INTERPRETED:
+    pytest.skip("TRITON_INTERPRET=1: nothing is compiled", allow_module_level=True)
+
+FLOATS = ("ratio", "target_weight", "eta", "scale")
+NOT_DIVISIBLE = ("tiles", "steps")
+POINTERS = {"seeds_ptr": "*i64", "step_ptr": "*i32", "step_next_ptr": "*i32"}
+"""that are not to float32"""
+REGISTERS = 64
+"""limit of the two rectification kernels: 8 blocks of 4 warps on an SM, half of what it can hold,
+each thread with its loads of 128 bits in flight"""
+ODD_REGISTERS = 96
+"""limit of both where rows are not aligned: an address for each element, 5 blocks on an SM"""
+INSTRUCTIONS = {"rhs": 580, "update": 940}
+"""limit of SASS instructions of the two rectification kernels on sm_90, any variant"""
+SMALL_REGISTERS = 40
+"""limit of the spectral scale"""
+FULL_REGISTERS = 72
+"""limit of the update with noise, f̂₀ and the step before: 15 loads in flight, 7 blocks on an SM"""
+NOISE_REGISTERS = 96
+"""limit of the update with noise: 5 blocks on an SM, whose ten rounds are all arithmetic"""
+SHARED_BYTES = 2048
+"""limit of shared memory: the sums of 4 warps, and the noise of a tile on its way to other lanes"""
+TILE_REGISTERS = 128
+"""limit of the one-launch kernel: 2 blocks of 8 warps on an SM"""
+TILE_SHARED_BYTES = 48 * 1024
+"""limit of its shared memory: operands of the transforms"""
+
+
+def compiled(kernel, constants, arch, folder, *, eps="fp32", divisible=True, **options):
+    """What a launch on planes of such sizes would compile."""
+
+    def typed(name):
+        if name in FLOATS:
+            return "fp32"
+        if not name.endswith("_ptr"):
+            return "i32"
+        return POINTERS.get(name, "*fp32") if name != "eps_ptr" else f"*{eps}"
+
+    aligned = [
+        name
+        for name in kernel.arg_names
+        if name not in (*FLOATS, *NOT_DIVISIBLE) and (divisible or name.endswith("_ptr"))
+    ]
+    return Compiled(
+        kernel, constants, arch, folder, typed=typed, aligned=aligned, options=options or None
+    )
+
+
+def tile_of(module):
+    return dict(BLOCK_H=module.BLOCK_H, BLOCK_W=module.BLOCK_W)
+
+
+def compile_rectify(
+    stage, variant, arch, folder, *, layout="nchw", full=False, noise="none", in_place=False,
+    **options,
+):  # fmt: skip
+    """The kernel before ("rhs") or after ("update") the solve, or the one for both ("tile").
+
+    ``full``: with f̂₀ and the step before.
+    """
+    constants = dict(VARIANT=variant, LUMA=step.luma_constants(VARIANTS[variant]))
+    constants["eps_w_stride" if layout == "nchw" else "eps_c_stride"] = 1
+    constants["UPDATE_SCALES"] = variant != "gradient"
+    if variant != "gradient" and stage != "update":
+        constants["target_ptr"] = None
+    if stage == "rhs":
+        constants |= tile_of(step)
+        return compiled(step.rectify_rhs_kernel, constants, arch, folder, **options)
+    constants.update(NOISE=noise, KEEP_X0=full, MULTISTEP=full, SUM_BLOCK=step.SUM_BLOCK)
+    if not full:
+        constants["x0_ptr"] = None
+    if stage == "update":
+        constants |= tile_of(step)
+        if in_place:
+            constants["k_next_ptr"] = None
+        return compiled(step.rectify_update_kernel, constants, arch, folder, **options)
+    constants.update(REGION=tile.REGION, HALO=tile.HALO, INNER=tile.INNER)
+    constants["CHUNK"] = options.pop("chunk", tile.CHUNK)
+    constants.setdefault("PRECISION", options.pop("precision", tile.PRECISION))
+    options = {"num_warps": tile.WARPS, "num_stages": 1, **options}
+    return compiled(tile.rectify_tile_kernel, constants, arch, folder, **options)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stage, loads, stores", [("rhs", 11, 1), ("update", 9, 4)])
+def test_every_variant_moves_its_planes_128_bits_at_a_time(stage, loads, stores, variant, tmp_path):
+    """Only k's left and right neighbors, the scalars and the first tile's sums are loaded singly.
+
+    Before the solve the planes are x_t, ε, v, y (or the target) and k in three rows; after it x_t,
+    ε, v, y and k, which is stored again, for the next step.
+    """
+    kernel = compile_rectify(stage, variant, 90, tmp_path)
+    kernel.assert_within(REGISTERS, SHARED_BYTES)
+    assert kernel.opcodes["LDG.E.128"] == loads
+    assert kernel.opcodes["STG.E.128"] == stores
+    limits = [opcode for opcode in kernel.opcodes if opcode.startswith("FMNMX")]
+    assert limits and all(opcode.startswith("FMNMX.NAN") for opcode in limits), "NaN must survive"
+    neighbors, scalars, sums = 8, 7, 2 * step.SUM_BLOCK // 128
+    singles = scalars + (neighbors if stage == "rhs" else sums)
+    assert kernel.opcodes["LDG.E"] <= singles
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stage", ["rhs", "update"])
+def test_instructions_of_the_two_kernels(stage, variant, tmp_path):
+    """What no clock is needed for: SASS instructions, a tenth above the pinned Triton's."""
+    kernel = compile_rectify(stage, variant, 90, tmp_path)
+    instructions = sum(kernel.opcodes.values())
+    assert 100 < instructions <= INSTRUCTIONS[stage], instructions
+
+
+def test_a_solver_that_writes_k_in_place_saves_the_store(tmp_path):
+    kernel = compile_rectify("update", "official", 90, tmp_path, in_place=True)
+    assert kernel.opcodes["STG.E.128"] == 3
+
+
+@pytest.mark.parametrize("stage, planes", [("rhs", 8), ("update", 6)])
+@pytest.mark.parametrize(
+    "eps, layout, opcode, times",
+    [
+        ("fp32", "channels_last", "LDG.E.128", 0),
+        ("bf16", "nchw", "LDG.E.64", 3),
+        ("fp16", "nchw", "LDG.E.64", 3),
+        ("bf16", "channels_last", "LDG.E.U16", 12),
+    ],
+)
+def test_eps_is_read_as_it_comes(eps, layout, opcode, times, stage, planes, tmp_path):
+    kernel = compile_rectify(stage, "official", 90, tmp_path, layout=layout, eps=eps)
+    kernel.assert_within(REGISTERS, SHARED_BYTES)
+    assert kernel.opcodes["LDG.E.128"] == planes
+    if times:
+        assert kernel.opcodes[opcode] == times
+
+
+@pytest.mark.parametrize("noise, loads", [("none", 12), ("fixed", 12), ("learned", 15)])
+def test_update_with_noise_and_the_step_before(noise, loads, tmp_path):
+    """Three more planes of the step before in and out, and three of the prior's variance half."""
+    kernel = compile_rectify("update", "official", 90, tmp_path, full=True, noise=noise)
+    kernel.assert_within(FULL_REGISTERS if noise == "none" else NOISE_REGISTERS, SHARED_BYTES)
+    assert (kernel.opcodes["LDG.E.128"], kernel.opcodes["STG.E.128"]) == (loads, 7)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("variant", ["official", "gradient"])
+def test_one_launch_fits_an_sm_twice(variant, arch, tmp_path):
+    kernel = compile_rectify("tile", variant, arch, tmp_path)
+    kernel.assert_within(TILE_REGISTERS, TILE_SHARED_BYTES)
+    assert kernel.opcodes["STG.E.128"] == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(noise="learned", full=True), dict(divisible=False), dict(eps="bf16", layout="last")],
+)
+def test_one_launch_with_all_that_it_can_do(options, tmp_path):
+    kernel = compile_rectify("tile", "official", 90, tmp_path, **options)
+    kernel.assert_within(TILE_REGISTERS, TILE_SHARED_BYTES)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_one_launch_on_tensor_cores(arch, tmp_path):
+    """The other precision, for measurement: once on an SM, and nothing spilled."""
+    kernel = compile_rectify("tile", "official", arch, tmp_path, precision="tf32x3")
+    kernel.assert_within(255, TILE_SHARED_BYTES)
+    assert any(opcode.startswith(("HMMA", "HGMMA", "UTCHMMA")) for opcode in kernel.opcodes)
+
+
+@pytest.mark.parametrize("stage", ["rhs", "update"])
+def test_odd_sizes_need_no_local_memory(stage, tmp_path):
+    compile_rectify(stage, "official", 90, tmp_path, divisible=False).assert_within(
+        ODD_REGISTERS, SHARED_BYTES
+    )
+
+
+@pytest.mark.parametrize("stage", ["rhs", "update"])
+@pytest.mark.parametrize("arch", [80, 100, 120])
+def test_rectification_compiles_for(arch, stage, tmp_path):
+    """On sm_120, whose multiprocessor holds 48 warps and not 64, with a few registers more."""
+    limit = FULL_REGISTERS if arch == 120 else REGISTERS
+    compile_rectify(stage, "official", arch, tmp_path).assert_within(limit, SHARED_BYTES)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_spectral_scale_compiles_for(arch, tmp_path):
+    scale = compiled(ksolve.spectral_scale_kernel, tile_of(ksolve), arch, tmp_path)
+    scale.assert_within(SMALL_REGISTERS, SHARED_BYTES)
+    assert scale.opcodes["LDG.E.64"] + scale.opcodes["LDG.E.128"] > 0
