@@ -7,13 +7,15 @@ PIP_ARGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint bench clean
+.PHONY: help venv demo check quick test lint types bench clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
 	@echo "make demo    fuse two example pairs, pictures in out/"
-	@echo "make test    run the tests            (ARGS='-k cli' chooses, ARGS=-x stops early)"
+	@echo "make check   style, types and the quick tests, under a minute: while you work"
+	@echo "make test    run all the tests        (ARGS='-k cli' chooses, ARGS=-x stops early)"
 	@echo "make lint    check the style"
+	@echo "make types   check the types"
 	@echo "make bench   time this machine against the reference path (ARGS="--save --report": all of it)"
 	@echo "make clean   remove .venv, out/ and everything built"
 
@@ -39,8 +41,17 @@ test: venv
 	@echo "test: running"
 	@$(BIN)/python -m pytest -q $(ARGS)
 
+check: venv
+	@$(MAKE) --no-print-directory -j 2 lint types quick
+
+quick: venv
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" $(ARGS)
+
 lint: venv
 	@$(BIN)/python -m ruff check .
+
+types: venv
+	@$(BIN)/python tests/tools/check_types.py
 
 bench: venv
 	@$(BIN)/python -m bench $(ARGS)

@@ -22,6 +22,7 @@ VIDEO = ["av>=17.1"]
 LINUX = "; platform_system == 'Linux'"
 TEST = [
     "hypothesis>=6.90",
+    "mypy>=1.18",
     "pytest>=8.0",
     "pytest-benchmark>=4.0",
     "ruff>=0.6",

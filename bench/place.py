@@ -203,7 +203,7 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
     return float((a.float() - b.to(a.device).float()).abs().max())
 
 
-def relative_difference(a: Tensor, b: Tensor) -> float:
+def apart(a: Tensor, b: Tensor) -> float:
     """The largest difference over the largest value of ``a``, where that is above 1."""
     return largest_difference(a, b) / max(1.0, float(a.abs().max()))
 

@@ -87,7 +87,23 @@ def pytest_sessionfinish() -> None:
     INTERPRETER.stop()
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+SLOW = (
+    "bench/", "cli/", "kernels/", "house/test_package.py",
+    "datasets/test_batch_command.py", "datasets/test_demo.py", "method/test_graphs.py",
+    "metrics/test_ablate.py", "metrics/test_evaluate.py",
+    "metrics/test_metrics.py::test_golden", "metrics/test_metrics.py::test_near_copy_on_real",
+    "priors/test_engine.py", "priors/test_precision.py", "priors/test_prior_evaluate.py",
+    "priors/test_train.py", "runtime/test_doctor.py", "runtime/test_environment.py",
+    "runtime/test_memory.py", "video/test_video_faults.py", "video/test_video_pipeline.py",
+    "video/test_video_temporal.py",
+)  # fmt: skip
+"""what `make check` leaves out, below tests/"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.removeprefix("tests/").startswith(SLOW):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("interpreted") is not None)
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:

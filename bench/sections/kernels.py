@@ -12,7 +12,7 @@ from ddfm_fast.rectify import add_divergence_, e_step, mean_inverse, x_step
 from ddfm_fast.step import ReverseStep
 
 from ..data import planes
-from ..place import Place, Task, named, relative_difference, require
+from ..place import Place, Task, apart, named, require
 from ..results import Measurement, Parity
 from .step import ETA, PSI, make_step, sizes
 
@@ -75,9 +75,9 @@ def kernel_parity(i, v, x, out) -> list[Parity]:
     spectrum = torch.fft.rfft2(rhs[None])
     scaled = spectral_scale_(spectrum.clone(), *size)
     found = {
-        "rhs kernel": relative_difference(rhs, kernels.rhs[0]),
-        "update kernel": relative_difference(x_next, a),
-        "spectral scale": relative_difference(
+        "rhs kernel": apart(rhs, kernels.rhs[0]),
+        "update kernel": apart(x_next, a),
+        "spectral scale": apart(
             torch.view_as_real(spectrum * twin.solver.inverse), torch.view_as_real(scaled)
         ),
     }

@@ -14,7 +14,7 @@ from ddfm_fast.priors.prior import Prior
 
 from ..data import config_of, network, reference_unet
 from ..model import forward_cost
-from ..place import Place, Task, named, relative_difference
+from ..place import Place, Task, apart, named
 from ..results import Measurement, Parity
 
 ABOUT = "a forward of the prior"
@@ -71,7 +71,7 @@ def parity(name: str, place: Place, height: int, width: int) -> Parity:
     """Our float32 forward against the authors' module."""
     x = noise(height, width, place.device)
     ours = load_prior(network(name, place.device), device=place.device, dtype="float32")
-    worst = relative_difference(reference_forward(name, x)[1], forward(ours, x)())
+    worst = apart(reference_forward(name, x)[1], forward(ours, x)())
     return Parity(f"{name} prior, ours against the reference", worst, LIMIT)
 
 
@@ -86,7 +86,7 @@ def measure(place: Place, name: str, height: int, width: int) -> Measurement:
         path = "ddfm_fast" if precision == "float32" else f"ddfm_fast, {precision}"
         prior = load_prior(network(name, place.device), device=place.device, dtype=precision)
         works[path] = place.captured(forward(prior, x))
-        errors[path] = relative_difference(exact, works[path]())
+        errors[path] = apart(exact, works[path]())
         half, fused = precision != "float32", place.device.type == "cuda"
         cost = forward_cost(name, height, width, half=half, fused=fused)
         floors[path] = place.floor(cost.bytes, cost.flops, precision)

@@ -14,7 +14,7 @@ pytest.importorskip("skimage", reason='pip install "ddfm_fast[bench]"')
 
 from ddfm_fast import PRESETS, Fuser
 from ddfm_fast.bench.data import network, pair, planes
-from ddfm_fast.bench.place import Place, relative_difference, require
+from ddfm_fast.bench.place import Place, apart, require
 from ddfm_fast.bench.sections import loop, prior, step
 from ddfm_fast.priors.load import load_prior
 
@@ -36,7 +36,7 @@ def test_step(benchmark, make):
 def test_prior(benchmark, name, path):
     theirs, exact = prior.reference_forward(name, x := prior.noise(*SIZE, CPU))
     ours = prior.forward(load_prior(network(name)), x)
-    assert relative_difference(exact, ours()) <= prior.LIMIT
+    assert apart(exact, ours()) <= prior.LIMIT
     benchmark({"reference": theirs, "ddfm_fast": ours}[path])
 
 

@@ -102,8 +102,8 @@ def _run(
 ) -> tuple[Evaluation, list[MethodPictures]]:
     """Fuse and score, with failures on stderr; Ctrl-C ends the command."""
     from ..datasets.batch import BatchInterrupted
+    from ..method import BASELINES
     from ..metrics.ablation import ablate as run
-    from ..metrics.evaluation import BASELINES
 
     prior = settings.load_prior("auto")
     shared = {"seed": settings.options["seed"], "device": settings.device, "color": False}

@@ -89,9 +89,9 @@ def bench(
 
 
 def _list_sections() -> None:
-    from ddfm_fast.bench.sections import SECTIONS
+    from ddfm_fast.bench import runner
 
-    for name, module in SECTIONS.items():
+    for name, module in runner.SECTIONS.items():
         typer.echo(f"{name:<11} {module.ABOUT}")
 
 

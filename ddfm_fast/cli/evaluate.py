@@ -40,7 +40,8 @@ def evaluate(
     named: such a copy has the best VIF and MI of all. Exit code: 0 all scored, 1 some pairs left
     out, 2 bad input.
     """
-    from ..metrics.evaluation import BASELINES, MethodPictures, parse_method
+    from ..method import BASELINES
+    from ..metrics.evaluation import MethodPictures, parse_method
     from ..metrics.evaluation import evaluate as score
     from ..metrics.report import write_table
     from ..runtime.dispatch import resolve_device

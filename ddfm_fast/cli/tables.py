@@ -13,7 +13,7 @@ from .options import TableFormat
 
 if TYPE_CHECKING:
     from ..datasets.pairs import PairItem
-    from ..metrics.evaluation import Evaluation, Method
+    from ..metrics.evaluation import Evaluation, MethodPictures
 
 
 def scoring(metrics: str, extra: str | None, paper: str | None) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def write_page(
     path: Path | None,
     evaluation: Evaluation,
     items: Sequence[PairItem],
-    methods: Sequence[Method],
+    methods: Sequence[MethodPictures],
     **layout: Any,
 ) -> None:
     """Write the page of ``--report``, if there is one; ``layout``: of ``write_report``."""

@@ -50,7 +50,7 @@ def test_the_gpu_benchmark_rehearses_on_the_cpu(tmp_path):
     assert {"fused kernels", "CUDA graph"} <= found["waterfall"]["candidates"].keys()
     official = {m["name"].removeprefix("official network, "): m for m in report["measurements"]}
     forward = official["forward, bfloat16, batch 1"]["candidates"]
-    assert {"reference", "ddfm_fast", "ddfm_fast, our own ends"} <= forward.keys()
+    assert {"reference", "reference, bfloat16", "ddfm_fast", "ddfm_fast, eager"} <= forward.keys()
     ends = official["convolution 3->32 3x3, 1 in a forward"]["candidates"]
     assert {"cuDNN, heuristic", "cuDNN, benchmark", "ddfm_fast"} <= ends.keys()
     norms = official["norm and SiLU, 32 channels"]["candidates"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 from ddfm_fast.cli import app as cli
+from ddfm_fast.cli.errors import termination_is_an_interrupt
 from ddfm_fast.images.files import write_image
 
 
@@ -28,13 +30,14 @@ def program(
 
 
 def test_help_is_quick():
+    """In seconds of the processor: others may be busy on this machine."""
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = sum(os.times()[2:4])  # of children
         done = program("--help")
-        seconds.append(time.perf_counter() - started)
+        seconds.append(sum(os.times()[2:4]) - before)
         assert done.returncode == 0 and "fuse" in done.stdout
-    assert min(seconds) < 1.0
+    assert 0 < min(seconds) < 1.0
 
 
 def test_version_and_usage():
@@ -81,3 +84,12 @@ def test_help_loads_nothing_heavy():
     code = f"import sys, ddfm_fast.cli.app; print({heavy!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "set()\n", done.stderr
+
+
+def test_termination_is_an_interrupt():
+    """``kill`` ends a video as properly as Ctrl-C does, and only inside."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), termination_is_an_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...images.files import SUFFIXES
+
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp")
 FLAT_STD = 6.0
 """gray levels of standard deviation below which a tile counts as flat"""
 FLAT_KEPT = 0.15
@@ -29,11 +30,11 @@ def find_photos(folder: Path) -> list[Path]:
     """Find the photographs in a folder, by name; ValueError when there are fewer than two."""
     if not folder.is_dir():
         raise ValueError(f"--data {str(folder)!r} is not a folder; give a folder of photographs")
-    photos = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES)
+    photos = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     if len(photos) < 2:
         raise ValueError(
             f"--data {str(folder)!r} holds {len(photos)} photographs, expected at least 2 "
-            f"({', '.join(PHOTO_SUFFIXES)})"
+            f"({', '.join(SUFFIXES)})"
         )
     return photos
 
