@@ -1,4 +1,4 @@
-"""What is measured in a fresh interpreter: this file as a script, with a job and its arguments.
+"""What is measured in a fresh interpreter: this file as a script (``timing.in_fresh_process``).
 
 Prints one JSON object. Only the standard library is imported at the top: imports are timed here.
 """
@@ -6,30 +6,8 @@ Prints one JSON object. Only the standard library is imported at the top: import
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
-from pathlib import Path
-
-LIMIT_S = 600
-RUN = f"import runpy; runpy.run_path({str(Path(__file__).resolve())!r}, run_name='__main__')"
-"""not ``-m``, which would import the package before the clock starts, and not the file's path,
-which would put this folder in front of every other module"""
-
-
-def in_fresh_process(job: str, *arguments) -> dict:
-    """What ``job`` prints. RuntimeError with the end of its error output where it fails."""
-    import ddfm_fast
-
-    home = Path(ddfm_fast.__file__).resolve().parents[1]
-    paths = [str(home), *filter(None, [os.environ.get("PYTHONPATH")])]
-    command = [sys.executable, "-c", RUN, job, *map(str, arguments)]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=LIMIT_S)
-    if done.returncode:
-        raise RuntimeError(f"bench worker {job} failed: {done.stderr.strip()[-500:]}")
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def startup(device: str, side: str) -> dict[str, float]:

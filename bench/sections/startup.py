@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ..place import Place, Task, named
 from ..results import Candidate, Measurement
-from ..worker import in_fresh_process
+from ..timing import in_fresh_process
 
 ABOUT = "import, first call, warm-up, capture, each in a fresh interpreter"
 SIDE = 64

@@ -38,7 +38,7 @@ from ..place import Place, Task, largest_difference, named, require
 from ..quality import psnr, scores, to_bytes
 from ..reference import ReferenceLoop, em_onestep, rectify
 from ..results import Measurement, Parity
-from ..worker import in_fresh_process
+from ..timing import in_fresh_process
 from .loop import start
 
 ABOUT = "from the reference path to the shipped default, one optimization at a time"

@@ -305,12 +305,12 @@ FromResult = Annotated[
     Path | None,
     option(INPUT_OPTIONS, "With --report: run nothing, show this result.", "--from"),
 ]
-Save = Annotated[bool, option(OUTPUT, "Write <device>-<date>.json, with every sample.", "--save")]
+Save = Annotated[bool, option(OUTPUT, "Write DEVICE-DATE.json, with every sample.", "--save")]
 WriteReport = Annotated[
     bool,
     option(
         OUTPUT,
-        "Write the page <device>-<date>.html and its plots as PNG; in a checkout also the "
+        "Write the page DEVICE-DATE.html and its plots as PNG; in a checkout also the "
         "README's figures.",
         "--report",
     ),
