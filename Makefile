@@ -7,7 +7,7 @@ PIP_ARGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check quick test lint types bench clean
+.PHONY: help venv demo check quick-method quick-rooms test lint types bench clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
@@ -42,10 +42,16 @@ test: venv
 	@$(BIN)/python -m pytest -q $(ARGS)
 
 check: venv
-	@$(MAKE) --no-print-directory -j 2 lint types quick
+	@$(MAKE) --no-print-directory -j 4 lint types quick-method quick-rooms
 
-quick: venv
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow and not gpu" $(ARGS)
+QUICK = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow and not gpu"
+
+quick-method: venv
+	@$(QUICK) tests/method tests/integrations tests/house $(ARGS)
+
+quick-rooms: venv
+	@$(QUICK) tests --ignore=tests/method --ignore=tests/integrations --ignore=tests/house \
+	  --ignore=tests/kernels --ignore=tests/bench --ignore=tests/cli $(ARGS)
 
 lint: venv
 	@$(BIN)/python -m ruff check .

@@ -68,6 +68,7 @@ setup(
         "safetensors>=0.4.3",
         "torch>=2.6",
         "tqdm>=4.66",
+        "typing-extensions>=4.7",
         "typer>=0.12.4",
     ],
     extras_require={

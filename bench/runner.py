@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from ddfm_fast.runtime import environment
+
 from . import machine
 from .place import ParityError, Place, Task
 from .results import Measurement, Report, free_path
@@ -106,7 +108,7 @@ def measure(task: Task, place: Place) -> Measurement:
     except ParityError as error:
         return Measurement(**where, parity=error.parity)
     except Exception as error:  # what one section cannot do must not cost the others' results
-        if os.environ.get("DDFM_FAST_DEBUG"):
+        if environment.is_on("DDFM_FAST_DEBUG"):
             raise
         first = str(error).strip().split("\n")[0]
         return Measurement(**where, failed=f"{type(error).__name__}: {first}")

@@ -13,7 +13,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddfm_fast._face import face
+from ddfm_fast.faces import face
 
 if TYPE_CHECKING:
     from ddfm_fast.api import Fuser, clear_cache, fuse
@@ -31,7 +31,6 @@ __all__ = [
     "fuse",
     "load_prior",
 ]
-
 
 
 class _FolderFinder:

@@ -6,12 +6,13 @@ import os
 import threading
 import time
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from .config import FuseConfig
 from .graphs import GraphCache
@@ -26,9 +27,6 @@ from .priors.prior import Prior
 from .runtime import environment
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.memory import images_that_fit, in_batches
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 KEPT_FUSERS = 4
 """fusers that ``fuse`` keeps for later calls with the same settings"""
@@ -57,43 +55,52 @@ class Fuser:
     def __init__(self, *, method: MethodMaker = Diffusion, **options: Unpack[FuserOptions]):
         given = with_defaults(options)
         self._options, self._make_method = given, method
-        self.config = FuseConfig.from_preset(given["preset"]).with_overrides(
-            **{name: given[name] for name in _OVERRIDES}
-        )
+        self._config = _config(given)
         self.device = resolve_device(given["device"])
         self.seed = _checked_seed(given["seed"])
         self.color = checked_color(given["color"])
         self.progress = given["progress"]
         self.batch_size = _checked_batch_size(given["batch_size"], self.device)
         self.automatic_batch = given["batch_size"] is None
-        prior, dtype = given["prior"], given["dtype"]
-        if dtype == "auto":
-            dtype = self._default_precision(prior)
         self.prior: Prior = load_prior(
-            prior, device=self.device, dtype=dtype, compile=given["compile"]
+            given["prior"],
+            device=self.device,
+            dtype=_precision(given["prior"], given["dtype"], self.device, self.config),
+            compile=given["compile"],
         )
         self.backend = resolve_backend(self.device, given["backend"], given["solver"])
         mode = resolve_graph(given["graph"], self.device, self.backend)
         self.loops = GraphCache(mode, self.backend)
         self.method = method(self.prior, self.config, self.loops)
 
-    def _default_precision(self, prior) -> str | None:
-        """None, which leaves a prior as it is and means float32 for a name or a path."""
-        exact = self.config.round_luma  # a preset that repeats the authors' script to the pixel
-        if exact or not isinstance(prior, str | os.PathLike):
-            return None
-        return default_precision(self.device, self.config.start)
+    @property
+    def config(self) -> FuseConfig:
+        """The settings; another :class:`FuseConfig` may be assigned."""
+        return self._config
+
+    @config.setter
+    def config(self, config: FuseConfig) -> None:
+        self._config = config
+        self.method = self._make_method(self.prior, config, self.loops)
 
     def with_options(self, **options: Unpack[FuserOptions]) -> Fuser:
-        """A second fuser on the same prior, which is not loaded again.
+        """Make a second fuser on the same prior, which is not loaded again.
 
-        Options that are not given stay as they were given to this one; ``dtype`` changes the prior
-        only if it is given. Graphs are shared where device and backend allow.
+        Options that are not given stay as they were given to this one. The prior changes only if
+        ``prior``, ``dtype``, ``device`` or ``compile`` is given, or if a preset that is exact to
+        the pixel needs float32 and the precision was left to choose. Graphs are shared where device
+        and backend allow.
 
         >>> quick = fuser.with_options(preset="fast")    # doctest: +SKIP
         """
-        same = {"prior": self.prior, "dtype": "auto", "compile": False}
-        other = type(self)(method=self._make_method, **{**self._options, **same, **options})
+        check_names(options, FuserOptions.__annotations__)
+        given = {**self._options, **options}
+        exact = _config(given).round_luma and given["dtype"] == "auto"
+        if "prior" not in options and not (exact and self.prior.precision != "float32"):
+            given["prior"] = self.prior
+            if "dtype" not in options:
+                given["dtype"] = "auto"  # leaves a prior as it is
+        other = type(self)(method=self._make_method, **given)
         if (other.backend, other.loops.mode) == (self.backend, self.loops.mode):
             other.loops = self.loops
             other.method = self._make_method(other.prior, other.config, other.loops)
@@ -237,7 +244,32 @@ class Fuser:
         return STRETCH[self.config.stretch](self.method(ir, vis, **run))
 
 
-_OVERRIDES = ("variant", "sampler", "steps", "psi", "eta", "stretch")
+def _config(given: Mapping[str, Any]) -> FuseConfig:
+    """The preset of these options with what they override."""
+    overrides = ("variant", "sampler", "steps", "psi", "eta", "stretch")
+    config = FuseConfig.from_preset(given["preset"])
+    return config.with_overrides(**{name: given[name] for name in overrides})
+
+
+def _precision(prior: Any, dtype: Any, device: torch.device, config: FuseConfig) -> Any:
+    """What ``load_prior`` is asked for; None leaves a prior as it is and means float32 for a path.
+
+    A preset that repeats the authors' script to the pixel is exact.
+    """
+    if dtype != "auto":
+        return dtype
+    if config.round_luma or not isinstance(prior, str | os.PathLike):
+        return None
+    return default_precision(device, config.start)
+
+
+class _Key(NamedTuple):
+    """What decides a fuser that ``fuse`` keeps."""
+
+    prior: tuple
+    """what was loaded: its identity, device, precision, and whether it is compiled"""
+    config: FuseConfig
+    rest: tuple
 
 
 @documented
@@ -262,9 +294,8 @@ def fuse(
         callback: Gets a :class:`StepInfo` after every step; raising stops the fusion.
         value_range: As in the call of :class:`Fuser`.
         layout: As in the call of :class:`Fuser`.
-
-    Options:
-        OPTIONS
+        **options: Those of :class:`Fuser`:
+            OPTIONS
 
     Returns:
         What came in: an array like ``vis``, or a list for lists.
@@ -288,7 +319,7 @@ def fuse(
     )
 
 
-_fusers: OrderedDict[Any, Fuser] = OrderedDict()
+_fusers: OrderedDict[_Key, Fuser] = OrderedDict()
 _fusers_lock = threading.Lock()
 
 
@@ -307,7 +338,11 @@ def _kept_fuser(options: FuserOptions) -> Fuser:
         if key in _fusers:
             _fusers.move_to_end(key)
             return _fusers[key]
-    fuser = Fuser(**options)  # without the lock: loading takes seconds, and others may be kept
+        same = next((f.prior for k, f in _fusers.items() if k.prior == key.prior), None)
+    # without the lock: loading takes seconds, and others may be kept meanwhile
+    if same is not None:
+        options = {**options, "prior": same, "dtype": "auto", "compile": False}
+    fuser = Fuser(**options)
     with _fusers_lock:
         fuser = _fusers.setdefault(key, fuser)
         _fusers.move_to_end(key)
@@ -319,18 +354,23 @@ def _kept_fuser(options: FuserOptions) -> Fuser:
 _PER_CALL = ("seed", "color", "progress")
 
 
-def _key(options: FuserOptions) -> Any | None:
+def _key(options: FuserOptions) -> _Key | None:
     """What decides a fuser, or None where that cannot be told."""
     given = with_defaults(options)
-    prior = given.pop("prior")
-    if isinstance(prior, str) and prior == "embedded" or isinstance(prior, Prior):
+    prior, device = given["prior"], resolve_device(given["device"])
+    if isinstance(prior, Prior) or (isinstance(prior, str) and prior == "embedded"):
         identity: Any = prior
     elif isinstance(prior, str | os.PathLike):
         identity = _file_identity(Path(prior))
     else:
         return None
-    settings = tuple((n, type(value), value) for n, value in given.items() if n not in _PER_CALL)
-    key = identity, settings, tuple(sorted(environment.set_values().items()))
+    config = _config(given)
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    precision = _precision(prior, given["dtype"], device, config)
+    ours = (identity, str(device), str(precision), given["compile"])
+    rest = (given[name] for name in ("backend", "solver", "graph", "batch_size"))
+    key = _Key(ours, config, (*rest, *sorted(environment.set_values().items())))
     try:
         hash(key)
     except TypeError:

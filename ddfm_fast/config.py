@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields, replace
 STRETCHES = ("none", "minmax", "percentile")
 VARIANT_NAMES = ("official", "paper", "printed", "gradient")
 SAMPLER_NAMES = ("ddim", "ddpm")
+DEFAULT_SEED = 3407
+"""the authors' """
 VARIANCES = ("auto", "fixed_small", "learned_range")
 
 
@@ -151,4 +153,3 @@ PRESETS: dict[str, FuseConfig] = {
         summary="Algorithm 1 with DDPM, ψ 0.5, η 0.1: sharp, drifts towards one source",
     ),
 }
-

@@ -1,8 +1,8 @@
 """DDFM on one page: Algorithm 1 of the paper (ICCV 2023, arXiv 2303.06840), for one image.
 
-The rest of the package is a faster version of this page. Luma is in [−1, 1]; x = f̃₀ − v, y = i − v;
-m, n: latent variances of y − x and x, with means γ and ρ; ∇: forward differences; u: the split
-∇k; ψ: weight of the total variation; η: coupling of the split. ``paper`` holds the equations,
+The rest of the package is a faster version of this page. i: infrared, v: visible, luma in [−1, 1];
+x = f̃₀ − v, y = i − v; m, n: latent variances of y − x and x, of means γ and ρ; ∇: differences; u: the
+split ∇k; ψ, η: weight of the variation, coupling of the split. ``paper`` holds the equations,
 ``official`` the same lines as the authors' code has them, each departure marked "quirk".
 """
 
@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 
 @torch.no_grad()
 def ddfm(prior, i, v, noise, *, variant="official", sampler="ddim", steps=100, psi=0.5, eta=0.001):
-    """Return the fused RGB image [3, H, W] of the luma planes i and v [H, W], in their dtype.
+    """Return RGB [3, H, W], whose luma is the fused picture (not stretched), of planes i, v [H, W].
 
     ``prior(f [1, 3, H, W], t [1])`` is ε. ``noise`` yields normal deviates [3, H, W]: f_T and, for
     "ddpm", z of every step. The paper has variant "paper", sampler "ddpm", η = 0.1.
@@ -28,7 +28,7 @@ def ddfm(prior, i, v, noise, *, variant="official", sampler="ddim", steps=100, p
     f = next(noise)  # f_T ~ N(0, I)
     for s in range(steps, 0, -1):
         a, a_prev = alpha_bar[s], alpha_bar[s - 1]  # ᾱ_t, ᾱ_{t−1}
-        eps = prior(f[None], t[s - 1 : s])[0, :3]  # ε(f_t, t), without a variance half
+        eps = prior(f[None], t[s - 1 : s].to(f.device))[0, :3]  # ε(f_t, t), no variance half
         f0 = (f / a.sqrt() - (1 / a - 1).sqrt() * eps).clamp(-1, 1)  # predict: f̃₀
         f0, *state = rectify(f0, i, v, *state, psi, eta)  # rectified: f̂₀, by one EM iteration
         if ddim:  # step: DDIM, σ = 0, with the ε that leads from f_t to f̂₀
@@ -43,17 +43,17 @@ def ddfm(prior, i, v, noise, *, variant="official", sampler="ddim", steps=100, p
 
 def solve(rhs, u):
     """Solve (I + ∇ᵀ∇)k = rhs + ∇ᵀu for k by FFT; a forward difference is e^{iω} − 1 there."""
-    d_y, d_x = (torch.exp(2j * torch.pi * fftfreq(n, dtype=rhs.dtype)) - 1 for n in rhs.shape)
-    d_y = d_y[:, None]
-    rhs = fft2(rhs) + d_x.conj() * fft2(u[0]) + d_y.conj() * fft2(u[1])
-    return ifft2(rhs / (1 + d_x.abs() ** 2 + d_y.abs() ** 2)).real
+    w_y, w_x = (2j * torch.pi * fftfreq(n, dtype=rhs.dtype, device=rhs.device) for n in rhs.shape)
+    d_y, d_x = w_y.exp()[:, None] - 1, w_x.exp() - 1  # the spectrum of ∇
+    rhs = fft2(rhs) + d_x.conj() * fft2(u[0]) + d_y.conj() * fft2(u[1])  # rhs + ∇ᵀu
+    return ifft2(rhs / (1 + d_x.abs() ** 2 + d_y.abs() ** 2)).real  # (I + ∇ᵀ∇)⁻¹
 
 
 def paper(f0, i, v, u, gamma, rho, psi, eta):
     """Return f̂₀ of f̃₀, and u, γ, ρ for the next step: the paper's equations."""
     r, g, b = f0
     f = 0.299 * r + 0.587 * g + 0.114 * b  # luma of f̃₀: BT.601, full range
-    x, y = f - v, i - v
+    x, y = f - v, i - v  # x = f̃₀ − v, y = i − v
     dm, dn = (y - x).abs().clamp(1e-6), x.abs().clamp(1e-6)  # |y − x| and |x|, kept off 1/0
     m_bar, n_bar = (2 / gamma) ** 0.5 / dm, (2 / rho) ** 0.5 / dn  # E-step: E[1/m], E[1/n]
     gamma = (dm * (gamma / 2) ** 0.5 + gamma / 2).mean()  # γ = mean(|y − x|√(γ/2) + γ/2)
@@ -68,7 +68,7 @@ def official(f0, i, v, u, gamma, rho, psi, eta):
     """Return the same by the authors' code, which gives NaN where y − x is exactly −1e-6."""
     r, g, b = f0
     f = (16 + 65.481 * r + 128.553 * g + 24.966 * b) / 255  # quirk: studio range of RGB in [−1, 1]
-    x, y = f - v, i - v
+    x, y = f - v, i - v  # x = f̃₀ − v, y = i − v
     m_bar = (2 / gamma) ** 0.5 / (y - x + 1e-6).abs()  # E-step; quirk: 1e-6 moves the pole
     n_bar = ((2 / rho / (x**2 + 1e-6)) ** 0.5).minimum(2 * m_bar)  # quirks: 1e-6, and n̄ ≤ 2m̄
     gamma = (1 / (m_bar + 1e-10) + gamma / 2).mean()  # γ, as |y − x|√(γ/2) = 1/m̄

@@ -11,10 +11,10 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
+from .config import DEFAULT_SEED, FuseConfig
+
 if TYPE_CHECKING:
     import torch
-
-    from .config import FuseConfig
 
 
 class Option(NamedTuple):
@@ -75,7 +75,7 @@ OPTIONS: dict[str, Option] = {
     "psi": Option(METHOD, None, "The method's ψ, weight of the total variation."),
     "eta": Option(METHOD, None, "The method's η, coupling of the split variables."),
     "seed": Option(
-        METHOD, 3407, "Seed of the first noise.",
+        METHOD, DEFAULT_SEED, "Seed of the first noise.",
         "Of x_T and of the sampler's noise, the same for every image.",
     ),
     "prior": Option(

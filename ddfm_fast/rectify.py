@@ -1,4 +1,4 @@
-"""Everything between the prior's ε and x_{t-1}, in plain PyTorch.
+"""The EM iteration of every variant, in plain PyTorch: a faster version of ``naive.paper``.
 
 This is the path of the CPU and the oracle of every kernel. With x = f̃₀ − v and y = i − v
 (luma planes in [−1, 1]) one EM iteration of the paper's hierarchical Bayesian model is

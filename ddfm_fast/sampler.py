@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from .config import FuseConfig
+from .config import DEFAULT_SEED, FuseConfig
 from .runtime.dispatch import Backend, resolve_backend
 from .runtime.memory import pages_kept
 from .runtime.profiling import span
@@ -176,7 +176,7 @@ def sample(
     v: Tensor,
     config: FuseConfig,
     *,
-    seed: int = 3407,
+    seed: int = DEFAULT_SEED,
     progress: bool = False,
     callback: Callable[[StepInfo], None] | None = None,
     x_start: Tensor | None = None,

@@ -1,5 +1,7 @@
 """A reverse step after the prior's ε: predict f̃₀, rectify it, and the sampler's update.
 
+A faster version of the loop body of ``ddfm_fast.naive``.
+
 ``Step`` is what the loop asks of whoever runs it. :class:`ReverseStep` is the plain one: the path
 of the CPU, and the twin of ``TritonStep`` and ``TileStep`` in ``ddfm_fast.kernels``. Which one runs
 is for ``ddfm_fast.runtime.dispatch`` to say.
@@ -125,9 +127,7 @@ class ReverseStep:
                 "expected the same [N, 1, H, W] for both"
             )
         self.variant = get_variant(variant)
-        self.settings = EMSettings(
-            variant=variant, psi=psi, eta=eta, update_scales=update_scales
-        )
+        self.settings = EMSettings(variant=variant, psi=psi, eta=eta, update_scales=update_scales)
         self.rows, self.noise = list(rows), check_noise(noise)
         self.seeds = torch.zeros(len(v), dtype=torch.int64, device=v.device)
         self.luma_weights = torch.tensor(self.variant.luma_weights, dtype=v.dtype, device=v.device)

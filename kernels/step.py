@@ -280,7 +280,7 @@ class TritonStep:
         device = self.v.device
         tiles = triton.cdiv(height, BLOCK_H) * triton.cdiv(width, BLOCK_W)
         self.solve = SOLVERS[self.solver]((count, height, width), device)
-        self.k, self.rhs = torch.empty_like(self.v), torch.empty_like(self.v)
+        self.k_plane, self.rhs = torch.empty_like(self.v), torch.empty_like(self.v)
         self.partial = torch.empty(count, 2, tiles, device=device)
         self.scale_pair = torch.empty(2, count, 2, device=device)
         self.step_pair = torch.empty(2, dtype=torch.int32, device=device)
@@ -289,6 +289,11 @@ class TritonStep:
     def next_step(self) -> Tensor:
         """int32 [1] on the device: the row of the next step."""
         return self.step_pair[:1]
+
+    @property
+    def k(self) -> Tensor:
+        """What the step before solved for, [N, H, W]."""
+        return self.k_plane
 
     @property
     def scales(self) -> Tensor:

@@ -152,6 +152,7 @@ def thin_conv(x: Tensor, packed: Tensor, bias: Tensor | None = None) -> Tensor:
 def _tf32() -> bool:
     """Say whether float32 convolutions may be rounded to TF32, by PyTorch's setting for cuDNN."""
     setting = getattr(torch.backends.cudnn, "conv", None)
-    if hasattr(setting, "fp32_precision"):
-        return setting.fp32_precision == "tf32"
+    precision = getattr(setting, "fp32_precision", None)
+    if precision is not None:
+        return precision == "tf32"
     return torch.backends.cudnn.allow_tf32  # PyTorch before 2.9

@@ -56,9 +56,9 @@ def _streams(place: Place) -> dict[str, Callable[[], Callable]]:
 
 
 def _video(fuser: Fuser, name: str) -> Callable:
-    engine, find = TemporalFuser(fuser, name), MotionFinder()
-    stream = engine.open()
-    return lambda ir, vis: engine.fuse(stream, ir, vis, find(ir, vis))
+    temporal, find = TemporalFuser(fuser, name), MotionFinder()
+    stream = temporal.open()
+    return lambda ir, vis: temporal.fuse(stream, ir, vis, find(ir, vis))
 
 
 def _endless(fuse: Callable, pairs: list) -> Callable[[], object]:

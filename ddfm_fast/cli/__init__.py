@@ -3,7 +3,7 @@
 Heavy imports happen inside the commands, so that ``--help`` is quick.
 """
 
-from .._face import face
+from ..faces import face
 
 __all__ = ["main"]
 

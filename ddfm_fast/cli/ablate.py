@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..metrics.conventions import DEFAULT
 from . import options as opt
 from . import tables
 from .batch import echo_failure
@@ -42,7 +43,7 @@ def ablate(
     prior_config: opt.PriorConfig = None,
     baselines: opt.Baselines = False,
     paper: opt.Paper = None,
-    metrics: opt.Metrics = "cddfuse",
+    metrics: opt.Metrics = DEFAULT,
     extra: opt.Extra = None,
     out: opt.OutRows,
     format: opt.OfTable = None,

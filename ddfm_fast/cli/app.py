@@ -7,14 +7,20 @@ from typing import Annotated
 
 import typer
 
+from ..runtime import environment
 from ..runtime.machine import usable_cores
 from . import ablate, batch, bench, demo, doctor, evaluate, fuse, presets, prior, video
 from .command import register
+
+_ENVIRONMENT = "\n".join(
+    f"- {name} ({row.default}): {row.meaning}" for name, row in environment.VARIABLES.items()
+)
 
 app = typer.Typer(
     name="ddfm-fast",
     help="Fuse infrared and visible (or two medical) images with a diffusion prior.\n\n"
     "Start with:  ddfm-fast demo",
+    epilog=f"Environment variables (and defaults):\n\n{_ENVIRONMENT}",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..metrics.conventions import DEFAULT
 from . import options as opt
 from . import tables
 from .options import default
@@ -20,7 +21,7 @@ def evaluate(
     limit: opt.Limit = None,
     baselines: opt.Baselines = False,
     paper: opt.Paper = None,
-    metrics: opt.Metrics = "cddfuse",
+    metrics: opt.Metrics = DEFAULT,
     extra: opt.Extra = None,
     out: opt.OutTable = None,
     format: opt.OfTable = None,

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
+from typing_extensions import Unpack
 
 from ..options import FuserOptions
 
 if TYPE_CHECKING:
     import torch
-    from typing_extensions import Unpack
 
     from ..api import Fuser
     from ..config import FuseConfig

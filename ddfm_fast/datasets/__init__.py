@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._face import face
+from ..faces import face
 
 if TYPE_CHECKING:
     from .batch import BatchInterrupted, BatchReport, run_batch

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._face import face
+from ..faces import face
 
 if TYPE_CHECKING:
     from .color import luma, with_luma

@@ -12,6 +12,7 @@ within a step, and ``p_sample_loop`` takes batches (their loop stops at more tha
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,11 @@ class DDIM:
             process = {name: getattr(model, name) for name in config if name != RESCALE}
             if process == {name: config[name] for name in process}:
                 return model
+            warnings.warn(
+                f"model {model.name!r} was trained with {process}, and the sampler has "
+                f"{ ({name: config[name] for name in process}) }; pass the same to create_sampler",
+                stacklevel=4,
+            )
             own = {RESCALE: False, "multiple": model.multiple}  # its call takes whole timesteps
             return load_prior(model.__call__, {**config, **own})
         # a callable of unknown needs gets x as it comes, like the authors' loop hands it on

@@ -123,8 +123,7 @@ class Evaluation:
             )
         if self.paper and self.convention != PAPER_CONVENTION:
             lines.append(
-                f"the paper's rows follow the conventions of preset {PAPER_CONVENTION}, "
-                f"not {self.convention}"
+                f"the paper's rows follow the convention {PAPER_CONVENTION}, not {self.convention}"
             )
         return lines
 

@@ -89,8 +89,8 @@ def caption(evaluation: Evaluation) -> str:
     """Describe the numbers: pairs, convention, version."""
     count = len(evaluation.pairs)
     return (
-        f"{count} pair{'s' * (count != 1)}, metric preset {evaluation.convention}: mean ± standard "
-        f"deviation; _min is the worse source's score (ddfm-fast {__version__})"
+        f"{count} pair{'s' * (count != 1)}, metric convention {evaluation.convention}: mean ± "
+        f"standard deviation; _min is the worse source's score (ddfm-fast {__version__})"
     )
 
 
@@ -203,7 +203,7 @@ def as_dict(evaluation: Evaluation, *, per_image: bool = False) -> dict[str, Any
     return {
         "ok": not evaluation.failures,
         "version": __version__,
-        "preset": evaluation.convention,
+        "convention": evaluation.convention,
         "definitions": evaluation.definitions,
         "columns": list(evaluation.columns),
         "pairs": evaluation.pairs,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._face import face
+from ..faces import face
 
 if TYPE_CHECKING:
     from .callable import CallablePrior

@@ -126,6 +126,7 @@ class Engine:
         if unshuffle > 1:
             pixels = F.pixel_unshuffle(pixels, unshuffle)
         h = self.ops.first(pixels.contiguous(memory_format=torch.channels_last), self.first)
+        del pixels  # a copy of x, which would live as long as the forward
         blocks, skips = step.blocks, [h]
         for stage in self.down:
             h = self.run_stage(stage, (h,), blocks)

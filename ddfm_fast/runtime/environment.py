@@ -9,6 +9,8 @@ import os
 from typing import NamedTuple
 
 PREFIX = "DDFM_FAST_"
+ELSEWHERE = ("DDFM_FAST_SHARED",)
+"""read by the tests of a checkout alone"""
 
 
 class Variable(NamedTuple):
@@ -46,5 +48,5 @@ def set_values() -> dict[str, str]:
 
 def unknown() -> list[str]:
     """Variables of this name space that are set and that nothing reads: perhaps misspelled."""
-    found = (name for name in os.environ if name.startswith(PREFIX) and name not in VARIABLES)
-    return sorted(found)
+    found = (name for name in os.environ if name.startswith(PREFIX))
+    return sorted({*found} - {*VARIABLES, *ELSEWHERE})

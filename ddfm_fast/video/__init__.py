@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .._face import face
+from ..faces import face
 
 if TYPE_CHECKING:
     from .pairing import align

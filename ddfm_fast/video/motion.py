@@ -6,19 +6,17 @@ GPU it costs no time of the loop.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
+from typing_extensions import Unpack
 
 from ..images.color import luma
 from ..images.planes import to_planes
 from ..metrics.temporal import warp
 from ..options import ReadingOptions
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 CUT_CORRELATION = 0.85
 """Between frames of one scene the correlation was above 0.93, ten frames apart or panned by 40

@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
+from typing_extensions import Unpack
 
 from ..api import Fuser
 from ..options import check_names
@@ -31,9 +32,6 @@ from .sinks import Sink, open_sink
 from .sources import open_source
 from .temporal import FrameFuser, TemporalFuser, VideoPreset
 from .transfer import Download, Downloader, Upload, Uploader
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _LATENCIES = 1000
 

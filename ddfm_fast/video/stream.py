@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from typing_extensions import Unpack
 
 from ..options import ReadingOptions
 from .ahead import Ahead, close_all
 from .motion import Motion, MotionFinder
 from .temporal import FrameFuser, TemporalFuser, VideoPreset
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 Color = bool | str | None
 

@@ -26,11 +26,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Unpack
 
 from ..config import PRESETS, FuseConfig
 from ..images.pair import Pair
@@ -42,9 +43,6 @@ from ..priors.prior import Prior
 from ..sampler import noised, prior_rows
 from ..step import ReverseStep, plain_em
 from .motion import Motion
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 _FLOW_MARGIN = 1.0
 _SCALE_FRAMES = 50

@@ -120,7 +120,8 @@ class Layer:
         self.strides = out_h * out_w * out, 1, out_w * out, out
         half = 2 if residual_up else 1
         self.residual_shape = n, out, out_h // half, out_w // half
-        self.skip, skip_channels = skip or (None, ())
+        self.skip = None if skip is None else skip[0]
+        skip_channels: Sequence[int] = () if skip is None else skip[1]
         self.skip_shapes = [(n, c, out_h, out_w) for c in skip_channels]
         if self.skip is not None:
             _check_channels("skip", skip_channels, self.skip)
@@ -161,12 +162,12 @@ class Layer:
             out = torch.empty_strided(self.shape, self.strides, dtype=torch.float32)
         sums = None if self.sums_shape is None else torch.empty(self.sums_shape)
         self._check(parts, norm, skip, residual, out)
-        norm_weight, norm_bias = norm if self.groups else (None, None)
+        norm_weight, norm_bias = norm if self.groups and norm else (None, None)
         data, part_sums, blocks = [], [], []
         for x, s in parts:
             data.append(x.data_ptr())
-            part_sums.append(s.data_ptr() if self.groups else 0)
-            blocks.append(s.shape[1] if self.groups else 0)
+            part_sums.append(_address(s) if self.groups else 0)
+            blocks.append(s.shape[1] if self.groups and s is not None else 0)
         call = LAYER_CALL.pack(
             *_two(data), *_two([x.data_ptr() for x, _ in skip]), *_two(part_sums),
             _address(norm_weight), _address(norm_bias), self.weight.data.data_ptr(),
@@ -208,7 +209,8 @@ def _check_channels(name: str, channels: Sequence[int], weight: Weight) -> None:
 
 
 def _two(values: Sequence[int]) -> tuple[int, int]:
-    return (*values, 0, 0)[:2]
+    first, second, *_ = *values, 0, 0
+    return first, second
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -459,5 +459,5 @@ def test_two_plain_folders_extra_columns_limit_and_report(root):
 def test_json_is_all_there_is_on_stdout(root):
     result = command(root, "--json", "--per-image", "--report", root / "r.html")
     found = json.loads(result.stdout)
-    assert found["ok"] and found["preset"] == "cddfuse" and (root / "r.html").is_file()
+    assert found["ok"] and found["convention"] == "cddfuse" and (root / "r.html").is_file()
     assert found["methods"][0]["per_image"].keys() == set("abc")
