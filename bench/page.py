@@ -19,13 +19,11 @@ TEMPLATE = machine.FOLDER / "page.html"
 
 
 def write_all(report: Report, page: Path, folder: Path) -> Iterator[Path]:
-    """Write the page and its figures; into the README too where it is the repository's folder.
-
-    The README's figures come from full runs only: a quick look or a rehearsal leaves it alone.
-    """
+    """Write the page and its figures; into the README too if it is of the latest full run."""
     drawn = figures(report)
     yield atomic_write_bytes(page, render(report, drawn).encode())
-    ours = machine.IN_CHECKOUT and folder.resolve() == machine.RESULTS.resolve() and report.full
+    newest = [path.with_suffix(".html").resolve() for path, _ in latest(machine.RESULTS).values()]
+    ours = machine.IN_CHECKOUT and page.resolve() in newest
     stem = machine.device_name(report.machine) if ours else page.with_suffix("").name
     for figure in drawn:
         yield atomic_write_bytes(folder / f"{stem}-{figure.name}.png", figure.png)

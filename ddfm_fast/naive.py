@@ -1,8 +1,8 @@
 """DDFM on one page: Algorithm 1 of the paper (ICCV 2023, arXiv 2303.06840), for one image.
 
 The rest of the package is a faster version of this page. i: infrared, v: visible, luma in [−1, 1];
-x = f̃₀ − v, y = i − v; m, n: latent variances of y − x and x, of means γ and ρ; ∇: differences; u: the
-split ∇k; ψ, η: weight of the variation, coupling of the split. ``paper`` holds the equations,
+x = f̃₀ − v, y = i − v; m, n: latent variances of y − x and x, of means γ and ρ; ∇: differences;
+u: the split ∇k; ψ, η: weight of the variation, coupling of the split. ``paper`` has the equations,
 ``official`` the same lines as the authors' code has them, each departure marked "quirk".
 """
 

@@ -4,9 +4,9 @@ Activations are in channels_last. A norm is split where statistics meet: what wr
 activation also leaves its moments, channel by channel, so that the norm reads it once.
 
     moments_kernel   x → moments of each channel in each chunk of rows; as ``join_`` it first
-                      adds bias and residual (nearest-upsampled if asked) in place
+                     adds bias and residual (nearest-upsampled if asked) in place
     finish_kernel    moments of one tensor, or of two that stand side by side → a and b of
-                      y = a · x + b, per image and channel, in one fixed order
+                     y = a · x + b, per image and channel, in one fixed order
     apply_kernel     y = a · x + b, SiLU, nearest upsampling or 2x2 means, in place or out
 
 Moments per channel let a consumer group the channels as it likes: a concatenation is never

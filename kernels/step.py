@@ -4,9 +4,9 @@ Twin: ``ddfm_fast.step.ReverseStep``; ``ddfm_fast.rectify`` has the equations. A
 between the prior's ε and x_{t-1} is in two fused kernels around the k-solve:
 
     rectify_rhs_kernel      x_t, ε, v, y, k → right-hand side, sums of p and q tile by tile
-    ksolve.TorchSolver       right-hand side → k
+    ksolve.TorchSolver      right-hand side → k
     rectify_update_kernel   x_t, ε, v, y, k → x_{t-1} in place, and f̂₀ where it is kept; from
-                             the tiles' sums, in their order, γ and ρ of the next step
+                            the tiles' sums, in their order, γ and ρ of the next step
 
 What is pointwise is computed twice, so that between the two kernels only the right-hand side
 and k go through memory. The coefficients lie in a table on the device, and a counter there says

@@ -217,6 +217,7 @@ def test_a_prior_is_a_model_of_the_loop():
 @pytest.mark.parametrize("schedule, steps", [("cosine", 1000), ("linear", 500)])
 def test_a_prior_of_another_process_is_taken_as_any_callable(schedule, steps):
     prior = load_prior(tanh_prior, {"multiple": 1})
-    found = loop_of(prior, schedule, steps)
+    with pytest.warns(UserWarning, match="pass the same to create_sampler"):
+        found = loop_of(prior, schedule, steps)
     assert torch.equal(found, loop_of(tanh_prior, schedule, steps))
     assert not torch.equal(found, loop_of(prior))

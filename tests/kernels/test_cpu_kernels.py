@@ -174,7 +174,7 @@ def test_layer_is_its_twin(kernels, case, size):
 
 @needs_kernels
 @pytest.mark.parametrize("case", CASES)
-def test_layer_does_not_depend_on_threads_or_neighbours(case, monkeypatch):
+def test_layer_does_not_depend_on_threads_or_neighbors(case, monkeypatch):
     """Bit for bit: one thread or three, alone or in a batch."""
     layer, arguments, _ = make(3, 40, 62, **CASES[case])
     results = []

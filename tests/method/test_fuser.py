@@ -160,6 +160,37 @@ def test_with_options_changes_the_precision_only_if_told():
         fuser.with_options(step=3)
 
 
+def test_with_options_keeps_the_precision_of_a_prior_that_is_named_again():
+    fuser = Fuser(device="cpu", dtype="float32", preset="fast")
+    assert fuser.with_options(prior="embedded").prior.precision == "float32"
+
+
+def test_with_options_is_exact_where_the_preset_is(monkeypatch):
+    """The authors' script to the pixel needs float32, whatever was chosen for a quick preset."""
+    monkeypatch.setattr(api, "default_precision", lambda device, start: "bfloat16")
+    fuser = Fuser(device="cpu", preset="fast")
+    assert fuser.prior.precision == "bfloat16"
+    assert fuser.with_options(preset="balanced").prior is fuser.prior
+    assert fuser.with_options(preset="official-script").prior.precision == "float32"
+    told = Fuser(device="cpu", preset="fast", dtype="bfloat16")
+    assert told.with_options(preset="official-script").prior is told.prior
+
+
+def test_a_subclass_stays_one():
+    class Ours(Fuser):
+        pass
+
+    assert type(Ours(**QUICK).with_options(seed=1)) is Ours
+
+
+def test_another_configuration_may_be_assigned():
+    ir, vis = pair()
+    fuser = Fuser(prior=tanh_prior, device="cpu", steps=2)
+    fuser.config = fuser.config.with_overrides(steps=3, psi=0.1)
+    expected = Fuser(prior=tanh_prior, device="cpu", steps=3, psi=0.1)(ir, vis)
+    assert np.array_equal(fuser(ir, vis), expected)
+
+
 # What fuse keeps
 
 
@@ -171,7 +202,28 @@ def test_a_second_call_loads_nothing(loads):
     fuse(ir, vis, seed=4, progress=False, color=False, **QUICK)  # of a call, not of a fuser
     assert len(loads) == 1
     fuse(ir, vis, psi=0.7, **QUICK)
-    assert len(loads) == 2
+    assert len(loads) == 2 and isinstance(loads[1], UNetPrior)  # one prior for both
+
+
+def test_a_preset_that_changes_counts(monkeypatch):
+    ir, vis = pair()
+    prior = load_prior(tanh_prior)
+    monkeypatch.setitem(PRESETS, "mine", PRESETS["fast"])
+    first = fuse(ir, vis, prior=prior, preset="mine", device="cpu")
+    monkeypatch.setitem(PRESETS, "mine", PRESETS["paper"].with_overrides(steps=3))
+    assert not np.array_equal(fuse(ir, vis, prior=prior, preset="mine", device="cpu"), first)
+
+
+def test_fusers_of_one_file_share_its_prior(tmp_path):
+    from ddfm_fast.priors.load import EMBEDDED
+
+    path = tmp_path / "prior.safetensors"
+    shutil.copy(EMBEDDED, path)
+    for steps in (1, 2, 3):
+        fuse(*pair(), prior=path, preset="fast", steps=steps, device="cpu")
+    fuse(*pair(), prior=path, preset="fast", steps=1, dtype="float16", device="cpu")
+    priors = [fuser.prior for fuser in api._fusers.values()]
+    assert priors[0] is priors[1] is priors[2] and priors[3].precision == "float16"
 
 
 def test_options_of_one_call_do_not_stay_for_the_next():
