@@ -313,7 +313,7 @@ def test_markdown_and_terminal_tables(root, both):
     assert f"{mean:.3f}" in tables[2] and "**Note:** copy: 3 of 3" in markdown
     text = render(evaluation, "table", per_image=True)
     lines = text.splitlines()
-    assert lines[0].startswith("3 pairs, metric preset cddfuse")
+    assert lines[0].startswith("3 pairs, metric convention cddfuse")
     assert lines[3].startswith("avg ") and f"{mean:.3f}" in lines[3]
     assert sum(line.startswith(("a ", "b ", "c ")) for line in lines) == 6
 
@@ -341,7 +341,7 @@ def test_paper_rows(root, both):
         assert "52.61" in text and "40.95" in text, format
         assert format == "csv" or "does not reproduce them" in text, format
     result = command(root, "--paper", "roadscene", "--metrics", "sane")
-    assert "paper, RoadScene" in result.stdout and "conventions of preset cddfuse" in result.stderr
+    assert "paper, RoadScene" in result.stdout and "follow the convention cddfuse" in result.stderr
     for row in PAPER.values():
         assert len(row) == 6
 
