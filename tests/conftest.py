@@ -94,8 +94,9 @@ SLOW = (
     "images/test_files_written.py::test_readers", "metrics/test_metrics.py",
     "priors/test_engine.py", "priors/test_precision.py", "priors/test_prior_evaluate.py",
     "priors/test_priors.py::test_diffusers", "priors/test_priors.py::test_dtype",
-    "priors/test_train.py", "priors/test_unet.py::test_shared_cond", "runtime/test_doctor.py", "runtime/test_environment.py",
-    "runtime/test_memory.py", "video/test_video_faults.py", "video/test_video_pipeline.py",
+    "priors/test_train.py", "priors/test_unet.py::test_shared_cond",
+    "runtime/test_doctor.py", "runtime/test_environment.py", "runtime/test_memory.py",
+    "video/test_video_faults.py", "video/test_video_pipeline.py",
     "video/test_video_temporal.py",
 )  # fmt: skip
 """what `make check` leaves out, below tests/"""
