@@ -13,8 +13,6 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ddfm_fast.faces import face
-
 if TYPE_CHECKING:
     from ddfm_fast.api import Fuser, clear_cache, fuse
     from ddfm_fast.config import PRESETS, FuseConfig
@@ -64,14 +62,25 @@ if (
     sys.meta_path.insert(0, _FolderFinder)
 
 
-__getattr__, __dir__ = face(
-    __name__,
-    {
-        "PRESETS": "config",
-        "FuseConfig": "config",
-        "Fuser": "api",
-        "clear_cache": "api",
-        "fuse": "api",
-        "load_prior": "priors.load",
-    },
-)
+_HOMES = {
+    "PRESETS": "config",
+    "FuseConfig": "config",
+    "Fuser": "api",
+    "clear_cache": "api",
+    "fuse": "api",
+    "load_prior": "priors.load",
+}
+
+
+def __getattr__(name: str):  # as in faces.py, which would double the time of this import
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
