@@ -285,8 +285,8 @@ def fuse(
     """Fuse an infrared and a visible image (or any two aligned modalities) by DDFM.
 
     The last few fusers are kept, so that a second call with the same settings loads nothing and can
-    replay CUDA graphs; :func:`clear_cache` lets go of them. A prior that is a module or a callable
-    is taken anew each time, since its weights may change.
+    replay CUDA graphs; :func:`clear_cache` drops them. A prior that is a module or a callable is
+    wrapped again at each call, since its weights may have changed.
 
     Args:
         ir: An image, a batch or a list of images: :func:`ddfm_fast.images.to_planes`.
@@ -309,7 +309,7 @@ def fuse(
     >>> gray = fuse(ir, vis, steps=25, color=False)            # doctest: +SKIP
     """
     given = with_defaults(options)
-    return _kept_fuser(options)(
+    return _kept_fuser(options, given)(
         ir,
         vis,
         **{name: given[name] for name in _PER_CALL},
@@ -324,14 +324,14 @@ _fusers_lock = threading.Lock()
 
 
 def clear_cache() -> None:
-    """Let go of the fusers that :func:`fuse` keeps, their priors and their graphs."""
+    """Drop the fusers that :func:`fuse` keeps, with their priors and graphs."""
     with _fusers_lock:
         _fusers.clear()
 
 
-def _kept_fuser(options: FuserOptions) -> Fuser:
+def _kept_fuser(options: FuserOptions, given: dict[str, Any]) -> Fuser:
     """The fuser of these options: a kept one, or a new one that is kept if it can be."""
-    key = _key(options)
+    key = _key(given)
     if key is None:
         return Fuser(**options)
     with _fusers_lock:
@@ -354,9 +354,8 @@ def _kept_fuser(options: FuserOptions) -> Fuser:
 _PER_CALL = ("seed", "color", "progress")
 
 
-def _key(options: FuserOptions) -> _Key | None:
+def _key(given: dict[str, Any]) -> _Key | None:
     """What decides a fuser, or None where that cannot be told."""
-    given = with_defaults(options)
     prior, device = given["prior"], resolve_device(given["device"])
     if isinstance(prior, Prior) or (isinstance(prior, str) and prior == "embedded"):
         identity: Any = prior

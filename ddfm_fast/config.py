@@ -9,7 +9,7 @@ STRETCHES = ("none", "minmax", "percentile")
 VARIANT_NAMES = ("official", "paper", "printed", "gradient")
 SAMPLER_NAMES = ("ddim", "ddpm")
 DEFAULT_SEED = 3407
-"""the authors' """
+"""the seed of the authors' script"""
 VARIANCES = ("auto", "fixed_small", "learned_range")
 
 

@@ -37,7 +37,6 @@ from .sampler import Loop, Sampled, StepInfo
 
 log = logging.getLogger(__name__)
 
-DEFAULT_LIMIT = 8
 SEEN_LIMIT = 256
 WARMUPS = 2
 """eager runs before a capture: libraries choose algorithms and make plans and handles in them"""
