@@ -7,16 +7,17 @@ PIP_ARGS ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check quick-method quick-rooms test lint types bench clean
+.PHONY: help venv demo check quick-method quick-rooms test lint types bench quality clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
-	@echo "make demo    fuse two example pairs, pictures in out/"
+	@echo "make demo    fuse three example pairs, pictures in out/"
 	@echo "make check   style, types and the quick tests, under a minute: while you work"
 	@echo "make test    run all the tests        (ARGS='-k cli' chooses, ARGS=-x stops early)"
 	@echo "make lint    check the style"
 	@echo "make types   check the types"
 	@echo "make bench   time this machine against the reference path (ARGS="--save --report": all of it)"
+	@echo "make quality  the pictures against their targets (ARGS=FOLDER with ivf/ and mif/)"
 	@echo "make clean   remove .venv, out/ and everything built"
 
 venv: $(STAMP)
@@ -61,6 +62,9 @@ types: venv
 
 bench: venv
 	@$(BIN)/python -m bench $(ARGS)
+
+quality: venv
+	@$(BIN)/python -m bench.quality $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks

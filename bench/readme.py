@@ -7,8 +7,8 @@ from pathlib import Path
 from ddfm_fast.images.files import atomic_write_bytes
 
 from . import machine
+from .fidelity import METRICS
 from .model import markdown_table
-from .quality import METRICS
 from .results import SHOWN, Measurement, Report
 from .table import seconds, size
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ddfm_fast.config import PRESETS, FuseConfig
     from ddfm_fast.priors.load import load_prior
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "PRESETS",

@@ -14,20 +14,22 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from .config import FuseConfig
+from .config import FuseConfig, default_preset
 from .graphs import GraphCache
 from .images.pair import Pair, checked_color, read_pair
 from .images.planes import pad_to_multiple
 from .images.stretch import STRETCH
 from .method import Callback, Diffusion, MethodMaker
 from .options import FuserOptions, ReadingOptions, check_names, documented, with_defaults
-from .priors.load import load_prior
+from .priors.load import denoiser_of, load_prior
 from .priors.precision import default_precision
 from .priors.prior import Prior
+from .restore.sources import FusionReport, SourceModel
 from .runtime import environment
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.memory import images_that_fit, in_batches
 
+KINDS = ("photographic", "functional")
 KEPT_FUSERS = 4
 """fusers that ``fuse`` keeps for later calls with the same settings"""
 
@@ -71,7 +73,7 @@ class Fuser:
         self.backend = resolve_backend(self.device, given["backend"], given["solver"])
         mode = resolve_graph(given["graph"], self.device, self.backend)
         self.loops = GraphCache(mode, self.backend)
-        self.method = method(self.prior, self.config, self.loops)
+        self._build()
 
     @property
     def config(self) -> FuseConfig:
@@ -81,7 +83,11 @@ class Fuser:
     @config.setter
     def config(self, config: FuseConfig) -> None:
         self._config = config
-        self.method = self._make_method(self.prior, config, self.loops)
+        self._build()
+
+    def _build(self) -> None:
+        self.method = self._make_method(self.prior, self.config, self.loops)
+        self.sources = SourceModel(denoiser_of(self.prior), self.config)
 
     def with_options(self, **options: Unpack[FuserOptions]) -> Fuser:
         """Make a second fuser on the same prior, which is not loaded again.
@@ -116,6 +122,7 @@ class Fuser:
         color: bool | str | None = None,
         progress: bool | None = None,
         callback: Callback | None = None,
+        report: list[FusionReport] | None = None,
         **reading: Unpack[ReadingOptions],
     ) -> Any:
         """Fuse ``ir`` and ``vis``: two images, two batches, or two lists of images of any sizes.
@@ -127,6 +134,8 @@ class Fuser:
             color: See ``seed``.
             progress: See ``seed``.
             callback: Gets a :class:`StepInfo` after every step; raising stops the fusion.
+            report: A list, to which a :class:`FusionReport` is added for each image: what was found
+                in its sources and done about it.
             **reading: How the images are read:
                 READING
 
@@ -149,7 +158,9 @@ class Fuser:
             self.read(a, b, color=color, index=f"[{n}]" if many else "", **reading)
             for n, (a, b) in enumerate(items)
         ]
-        results = self._fuse_pairs(pairs, run)
+        results, reports = self._fuse_pairs(pairs, run)
+        if report is not None:
+            report += reports
         return results if many else results[0]
 
     def read(
@@ -189,8 +200,12 @@ class Fuser:
             start = time.perf_counter()
             height, width = (n - n % self.config.crop_multiple for n in (height, width))
             plane = torch.zeros(1, 1, height, width, device=self.device)
-            height, width = pad_to_multiple(plane, self.prior.multiple).shape[-2:]
-            self.loops.warm_up(self.prior, self.config, (count, height, width), progress)
+            self.sources.warm_up(plane)
+            if getattr(self.method, "rows", True):
+                height, width = pad_to_multiple(plane, self.prior.multiple).shape[-2:]
+                self.loops.warm_up(self.prior, self.config, (count, height, width), progress)
+            else:
+                self.method(plane, plane, seed=self.seed)
             seconds[tuple(shape)] = time.perf_counter() - start
         return seconds
 
@@ -215,39 +230,64 @@ class Fuser:
 
         return fuse_stream(self, pairs, preset=preset, color=color, **reading)
 
-    def _fuse_pairs(self, pairs: list[Pair], run: dict) -> list:
+    def _fuse_pairs(self, pairs: list[Pair], run: dict) -> tuple[list, list[FusionReport]]:
+        """Results of the pairs, and reports of all of their images, in order."""
         groups = defaultdict(list)
         for n, pair in enumerate(pairs):
             groups[pair.size].append(n)
         results: list = [None] * len(pairs)
+        reports: dict[int, list[FusionReport]] = {}
         for (height, width), members in groups.items():
             ir, vis = (
                 torch.cat([getattr(pairs[n], name) for n in members]) for name in ("ir", "vis")
             )
+            functional = torch.tensor([f for n in members for f in self._functional(pairs[n])])
             size = self.batch_size
             if self.automatic_batch:
                 size = images_that_fit(self.prior, height, width, size)
+            found: list[FusionReport] = []
             fused = torch.cat(
                 in_batches(
-                    lambda a, b: self._fuse_lumas(a, b, run),
-                    (ir, vis),
+                    lambda a, b, f, found=found: self._fuse_lumas(a, b, f.tolist(), run, found),
+                    (ir, vis, functional),
                     size,
                     fallback=self.automatic_batch,
                 )
             )
             for n, y in zip(members, fused.split([len(pairs[n].ir) for n in members]), strict=True):
                 results[n] = pairs[n].give_back(y)
-        return results
+                reports[n], found = found[: len(y)], found[len(y) :]
+        return results, [report for n in sorted(reports) for report in reports[n]]
 
-    def _fuse_lumas(self, ir: Tensor, vis: Tensor, run: dict) -> Tensor:
+    def _functional(self, pair: Pair) -> list[bool]:
+        images = self.config.images
+        return pair.functional if images == "auto" else [images == "functional"] * len(pair.ir)
+
+    def _fuse_lumas(
+        self,
+        ir: Tensor,
+        vis: Tensor,
+        functional: list[bool],
+        run: dict,
+        reports: list[FusionReport],
+    ) -> Tensor:
         """Luma planes [N, 1, H, W] in [0, 1] → the fused luma, stretched as configured."""
-        return STRETCH[self.config.stretch](self.method(ir, vis, **run))
+        sources = self.sources(ir, vis, seed=run["seed"])
+        y = self.method(sources.ir, sources.vis, functional=functional, **run)
+        y = STRETCH[self.config.stretch](y, sources.ir, sources.vis)
+        steps = len(getattr(self.method, "rows", ()))
+        reports += [
+            FusionReport(found["ir"], found["vis"], KINDS[is_map], steps)
+            for found, is_map in zip(sources.reports, functional, strict=True)
+        ]
+        return y
 
 
 def _config(given: Mapping[str, Any]) -> FuseConfig:
     """The preset of these options with what they override."""
-    overrides = ("variant", "sampler", "steps", "psi", "eta", "stretch")
-    config = FuseConfig.from_preset(given["preset"])
+    overrides = ("variant", "sampler", "steps", "psi", "eta", "stretch", "denoise", "images")
+    preset = given["preset"]
+    config = FuseConfig.from_preset(default_preset(given) if preset is None else preset)
     return config.with_overrides(**{name: given[name] for name in overrides})
 
 
@@ -260,7 +300,9 @@ def _precision(prior: Any, dtype: Any, device: torch.device, config: FuseConfig)
         return dtype
     if config.round_luma or not isinstance(prior, str | os.PathLike):
         return None
-    return default_precision(device, config.start)
+    # denoising and the few steps of "saliency" are at low noise
+    start = 0 if config.variant == "saliency" else config.start
+    return default_precision(device, start)
 
 
 class _Key(NamedTuple):
@@ -278,6 +320,7 @@ def fuse(
     vis: Any,
     *,
     callback: Callback | None = None,
+    report: list[FusionReport] | None = None,
     value_range: tuple[float, float] | None = None,
     layout: str | None = None,
     **options: Unpack[FuserOptions],
@@ -292,6 +335,7 @@ def fuse(
         ir: An image, a batch or a list of images: :func:`ddfm_fast.images.to_planes`.
         vis: The other source, aligned, of the same size.
         callback: Gets a :class:`StepInfo` after every step; raising stops the fusion.
+        report: As in the call of :class:`Fuser`.
         value_range: As in the call of :class:`Fuser`.
         layout: As in the call of :class:`Fuser`.
         **options: Those of :class:`Fuser`:
@@ -314,6 +358,7 @@ def fuse(
         vis,
         **{name: given[name] for name in _PER_CALL},
         callback=callback,
+        report=report,
         value_range=value_range,
         layout=layout,
     )

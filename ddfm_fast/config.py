@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-STRETCHES = ("none", "minmax", "percentile")
-VARIANT_NAMES = ("official", "paper", "printed", "gradient")
+STRETCHES = ("none", "minmax", "percentile", "sources")
+VARIANT_NAMES = ("official", "paper", "printed", "gradient", "saliency")
+IMAGE_KINDS = ("auto", "photographic", "functional")
+MAX_SIGMA = 100.0
+"""gray levels: noise above it leaves nothing to denoise"""
+MAX_DRAWS = 4
 SAMPLER_NAMES = ("ddim", "ddpm")
 DEFAULT_SEED = 3407
 """the seed of the authors' script"""
@@ -44,7 +50,16 @@ class FuseConfig:
     """re-estimate γ and ρ at every step; False keeps them at 1"""
     stretch: str = "minmax"
     """"minmax" stretches each fused luma to the full range, "percentile" all
-    but the darkest and brightest 0.01 % of the pixels, "none" keeps its values"""
+    but the darkest and brightest 0.01 % of the pixels, "sources" the same to the range that the
+    sources have, "none" keeps its values"""
+    denoise: Any = "off"
+    """noise of the sources to remove first: "auto" estimates it, "off", σ in gray levels of 255
+    for both, or a dict {"ir": …, "vis": …} of these (kept as a tuple of pairs)"""
+    draws: int = 1
+    """prior evaluations per noisy source, 1 to 4: more are averaged"""
+    images: str = "auto"
+    """"photographic", "functional" (PET, SPECT: gray levels mean something) or "auto", which looks;
+    for the variant "saliency" """
     color: bool = True
     """keep the colour source's chroma; False: the result is grey whatever the call asks for"""
     swap_sources: bool = False
@@ -56,6 +71,10 @@ class FuseConfig:
     summary: str = field(default="", compare=False)
 
     def __post_init__(self):
+        object.__setattr__(self, "denoise", _checked_denoise(self.denoise))
+        _require_choice("images", self.images, IMAGE_KINDS)
+        if isinstance(self.draws, bool) or self.draws not in range(1, MAX_DRAWS + 1):
+            raise ValueError(f"draws is {self.draws!r}; expected an int, 1 to {MAX_DRAWS}")
         _require_choice("variant", self.variant, VARIANT_NAMES)
         _require_choice("sampler", self.sampler, SAMPLER_NAMES)
         _require_choice("variance", self.variance, VARIANCES)
@@ -71,9 +90,10 @@ class FuseConfig:
                 f"steps is a {type(self.steps).__name__}; expected an int such as 100, "
                 'or a string such as "ddim50"'
             )
-        if isinstance(self.steps, int) and self.steps < 1:
+        least = 0 if self.variant == "saliency" else 1
+        if isinstance(self.steps, int) and self.steps < least:
             raise ValueError(
-                f"steps is {self.steps}; expected 1 to the prior's timesteps, mostly 1000"
+                f"steps is {self.steps}; expected {least} to the prior's timesteps, mostly 1000"
             )
         if self.start is not None and (
             isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 1
@@ -85,6 +105,13 @@ class FuseConfig:
             )
         if isinstance(self.crop_multiple, bool) or self.crop_multiple not in range(1, 1025):
             raise ValueError(f"crop_multiple is {self.crop_multiple!r}; expected an int, 1 to 1024")
+
+    @property
+    def noise_levels(self) -> dict[str, Any]:
+        """``denoise`` of each source, "ir" and "vis": "auto", "off" or σ in gray levels."""
+        if isinstance(self.denoise, tuple):
+            return {"ir": "off", "vis": "off", **dict(self.denoise)}
+        return {"ir": self.denoise, "vis": self.denoise}
 
     @staticmethod
     def from_preset(preset: str | FuseConfig) -> FuseConfig:
@@ -103,6 +130,32 @@ class FuseConfig:
         return replace(self, **{k: v for k, v in overrides.items() if v is not None})
 
 
+def _checked_denoise(value: Any) -> Any:
+    """``FuseConfig.denoise`` in the form that is kept: hashable, 0 as "off"."""
+    if isinstance(value, dict | tuple):
+        try:
+            levels = dict(value)
+        except (TypeError, ValueError):
+            levels = {None: None}
+        if not levels or not set(levels) <= {"ir", "vis"}:
+            raise ValueError(
+                f"denoise is {value!r}; expected a dict with the keys 'ir', 'vis' or both"
+            )
+        return tuple(sorted((name, _checked_level(level)) for name, level in levels.items()))
+    return _checked_level(value)
+
+
+def _checked_level(value: Any) -> Any:
+    if isinstance(value, str) and value in ("auto", "off"):
+        return value
+    expected = f'expected "auto", "off", or σ from 0 to {MAX_SIGMA:g} gray levels of 255'
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"denoise is {value!r}; {expected}")
+    if not 0 <= value <= MAX_SIGMA:
+        raise ValueError(f"denoise is {value}; {expected}")
+    return float(value) or "off"
+
+
 def _require_choice(name: str, value, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
@@ -115,9 +168,29 @@ def _require_number(name: str, value, low: float, high: float) -> None:
         raise ValueError(f"{name} is {value}; expected {low} to {high:g}")
 
 
+_SALIENCY: dict[str, Any] = {
+    "variant": "saliency",
+    "spacing": 1.5,
+    "psi": 5.0,
+    "eta": 10.0,
+    "update_scales": False,
+    "stretch": "sources",
+}
+
+DEFAULT_PRESET, LOOP_PRESET = "balanced", "official"
+"""of ``fuse``, ``Fuser`` and the commands: the second where an option of the loop is given"""
+LOOP_OPTIONS = ("variant", "sampler", "steps", "psi", "eta")
+
+
+def default_preset(options: Mapping[str, Any]) -> str:
+    """The preset of a call that names none: "balanced", or "official" where it shapes the loop."""
+    shaped = any(options.get(name) is not None for name in LOOP_OPTIONS)
+    return LOOP_PRESET if shaped else DEFAULT_PRESET
+
+
 PRESETS: dict[str, FuseConfig] = {
     "official": FuseConfig(
-        summary="the authors' mathematics, DDIM 100, any size, colour kept (default)",
+        summary="the authors' mathematics, DDIM 100, any size, color kept",
     ),
     "official-script": FuseConfig(
         swap_sources=True,
@@ -127,24 +200,30 @@ PRESETS: dict[str, FuseConfig] = {
         summary="their script to the pixel: visible as i, cropped to 32, 8-bit luma, grey result",
     ),
     "balanced": FuseConfig(
-        variant="gradient",
-        steps=10,
-        start=100,
-        spacing=1.5,
-        psi=5.0,
-        eta=10.0,
-        stretch="percentile",
-        summary="variant gradient, 10 prior evaluations from t = 100",
-    ),
-    "fast": FuseConfig(
-        variant="gradient",
+        **_SALIENCY,
         steps=3,
         start=20,
-        spacing=1.5,
-        psi=5.0,
-        eta=10.0,
-        stretch="percentile",
-        summary="variant gradient, 3 prior evaluations from t = 20",
+        denoise="auto",
+        draws=2,
+        summary="saliency and scales choose; noise removed by 2 prior evaluations a noisy source",
+    ),
+    "fast": FuseConfig(
+        **_SALIENCY,
+        steps=0,
+        denoise="auto",
+        summary="as balanced, with 1 evaluation a noisy source",
+    ),
+    "robust": FuseConfig(
+        **_SALIENCY,
+        steps=0,
+        denoise="auto",
+        draws=4,
+        summary="as balanced, with 4 evaluations a noisy source: for noisy and hard scenes",
+    ),
+    "instant": FuseConfig(
+        **_SALIENCY,
+        steps=0,
+        summary="the closed form alone: no prior evaluation, no denoising",
     ),
     "paper": FuseConfig(
         variant="paper",

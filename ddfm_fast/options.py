@@ -32,13 +32,15 @@ class FuserOptions(TypedDict, total=False):
     """Options of ``Fuser`` and of ``fuse``; defaults and meanings are in ``OPTIONS``."""
 
     prior: Any
-    preset: str | FuseConfig
+    preset: str | FuseConfig | None
     variant: str | None
     sampler: str | None
     steps: int | str | None
     psi: float | None
     eta: float | None
     stretch: str | None
+    denoise: Any
+    images: str | None
     seed: int
     color: bool | str
     device: str | torch.device | None
@@ -62,15 +64,26 @@ INPUT, METHOD, OUTPUT, RUNTIME = "Input", "Method", "Output", "Runtime"
 
 OPTIONS: dict[str, Option] = {
     "preset": Option(
-        METHOD, "official", "A row of `ddfm-fast presets`; the options below override it.",
-        "A name of `ddfm_fast.PRESETS`, or a `FuseConfig`.",
+        METHOD, None, "A row of `ddfm-fast presets`; balanced, or official with --steps.",
+        "A name of `ddfm_fast.PRESETS`, or a `FuseConfig`; other options override it. None: "
+        '"balanced", or "official" where steps, sampler, variant, psi or eta is given.',
+    ),
+    "denoise": Option(
+        METHOD, None, "Remove noise of the sources first: auto, off, σ, or ir=σ,vis=σ.",
+        '"auto" estimates it and also removes stripes and dead pixels; σ is in gray levels of 255; '
+        'a dict {"ir": …, "vis": …} for one source or both. None: as the preset has it.',
+    ),
+    "images": Option(
+        METHOD, None, "functional (PET, SPECT), photographic, or auto.",
+        "\"auto\" looks for false color on black. None: as the preset has it.",
     ),
     "steps": Option(METHOD, None, "Steps (1 to 1000), ddimN, or sections such as 10,20,30."),
     "stretch": Option(
-        METHOD, None, "Stretch the result's luma to the full range, or not.",
-        '"none", "minmax" or "percentile".',
+        METHOD, None, "Stretch of luma: none, minmax, percentile or sources.",
+        'To the full range, but for 0.01 % of the pixels with "percentile", or to the range of '
+        'the sources with "sources".',
     ),
-    "variant": Option(METHOD, None, "Rectification: official, paper, printed or gradient."),
+    "variant": Option(METHOD, None, "official, paper, printed, gradient or saliency."),
     "sampler": Option(METHOD, None, "ddim or ddpm."),
     "psi": Option(METHOD, None, "The method's ψ, weight of the total variation."),
     "eta": Option(METHOD, None, "The method's η, coupling of the split variables."),

@@ -88,6 +88,13 @@ VARIANTS = {
             0.0,
             1.0,
         ),
+        Variant(
+            "saliency",
+            "the paper's equations around a target that chooses by salience, scale and conflict",
+            _BT601,
+            0.0,
+            1.0,
+        ),
     )
 }
 

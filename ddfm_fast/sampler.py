@@ -221,7 +221,9 @@ def noised(x0: Tensor, z: Tensor, row: StepRow) -> Tensor:
 
 
 def prior_rows(prior: Prior, config: FuseConfig) -> list[StepRow]:
-    """The coefficient rows for this prior's training schedule, in sampling order."""
+    """The coefficient rows for this prior's training schedule, in sampling order; 0 steps: none."""
+    if config.steps == 0:
+        return []
     schedule = make_schedule(
         config.steps,
         noise_schedule=prior.noise_schedule,

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-__all__ = ["TileStep", "TritonStep", "available", "module_status"]
+__all__ = ["TileStep", "TritonStep", "available", "choose_planes", "module_status"]
 
-_LAZY = {"TritonStep": "step", "TileStep": "tile"}
+_LAZY = {"TritonStep": "step", "TileStep": "tile", "choose_planes": "saliency"}
 
 
 def __getattr__(name: str):

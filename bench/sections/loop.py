@@ -17,8 +17,8 @@ from ddfm_fast.sampler import sample
 from ddfm_fast.schedule import make_schedule
 
 from ..data import PAIR, pair, pair_lumas, reference_unet
+from ..fidelity import scores
 from ..place import Place, Task, largest_difference, named
-from ..quality import scores
 from ..reference import ReferenceLoop
 from ..results import Measurement, Parity
 

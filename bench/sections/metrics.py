@@ -6,9 +6,9 @@ import torch
 
 from ddfm_fast.metrics import compute
 
+from ..fidelity import METRICS
 from ..metrics import baseline
 from ..place import Place, Task, named
-from ..quality import METRICS
 from ..results import Measurement, Parity
 
 ABOUT = "the paper's six metrics against a NumPy transcription of the community's evaluator"

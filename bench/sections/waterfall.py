@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ddfm_fast import PRESETS
-from ddfm_fast.config import FuseConfig
+from ddfm_fast.config import DEFAULT_SEED, FuseConfig
 from ddfm_fast.graphs import GraphCache
 from ddfm_fast.images.stretch import STRETCH
+from ddfm_fast.method import Diffusion
 from ddfm_fast.priors.checkpoint import build_unet
 from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.network import UNetPrior
@@ -33,9 +34,9 @@ from ddfm_fast.schedule import make_schedule
 from ddfm_fast.step import ReverseStep, em_settings
 
 from ..data import PAIR, network, pair, pair_lumas, reference_unet
+from ..fidelity import psnr, scores, to_bytes
 from ..memory import peak_of
 from ..place import Place, Task, largest_difference, named, require
-from ..quality import psnr, scores, to_bytes
 from ..reference import ReferenceLoop, em_onestep, rectify
 from ..results import Measurement, Parity
 from ..timing import in_fresh_process
@@ -108,13 +109,11 @@ def _their_loop(rectify: Callable = rectify, png: bool = False):
     return build
 
 
-def _our_loop(
-    make_prior: Callable[[torch.device], Any], backend="torch", graph="off", preset="official"
-):
+def _our_loop(make_prior: Callable[[torch.device], Any], backend="torch", graph="off"):
     """Our sampler around one of the priors."""
 
     def build(device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
-        (i, v), config = pair_lumas(side, device), PRESETS[preset]
+        (i, v), config = pair_lumas(side, device), PRESETS["official"]
         config = config.with_overrides(steps=min(config.steps, steps))  # fewer in a quick look
         prior, chosen = make_prior(device), resolve_backend(device, backend, "auto")
         if graph == "off" or device.type != "cuda":  # a rehearsal captures nothing
@@ -122,6 +121,18 @@ def _our_loop(
         cache = GraphCache(graph, chosen)
         cache.warm_up(prior, config, (1, side, side))
         return lambda: sample(prior, i, v, config, loops=cache.loop).luma
+
+    return build
+
+
+def _our_preset(make_prior: Callable[[torch.device], Any], name: str):
+    """A preset's method on the pair, reverse steps or none."""
+
+    def build(device: torch.device, side: int, _steps: int) -> Callable[[], Tensor]:
+        ir, vis = ((plane + 1) / 2 for plane in pair_lumas(side, device))
+        cache = GraphCache("off", resolve_backend(device, "auto", "auto"))
+        method = Diffusion(make_prior(device), PRESETS[name], cache)
+        return lambda: method(ir, vis, seed=DEFAULT_SEED) * 2 - 1
 
     return build
 
@@ -189,7 +200,7 @@ ROWS = [
     Row("prior in bfloat16", "half the bits in the network (--dtype bfloat16)",
         _our_loop(_our_prior("bfloat16")), False, needs=torch.bfloat16),
     *(Row(f"preset {name}", PRESETS[name].summary,
-          _our_loop(_our_prior(), "auto", preset=name), False, name)
+          _our_preset(_our_prior(), name), False, name)
       for name in ("balanced", "fast")),
 ]  # fmt: skip
 
@@ -284,7 +295,8 @@ def default_row(place: Place) -> str:
 
 def picture(luma: Tensor, preset: str) -> Tensor:
     """The stretched luma plane [1, 1, H, W] in [0, 1] that the preset writes."""
-    return STRETCH[PRESETS[preset].stretch]((luma + 1) / 2)
+    ir, vis = ((plane + 1) / 2 for plane in pair_lumas(luma.shape[-1], luma.device))
+    return STRETCH[PRESETS[preset].stretch]((luma + 1) / 2, ir, vis)
 
 
 def peak(row: Row, place: Place, side: int, work: Callable[[], object]) -> int | None:

@@ -63,33 +63,33 @@ def ablate(
     ablation.txt, .csv, .json and .md.
     """
     settings = read_settings(context)
-    chosen = _rows(settings, preset, rows)
+    chosen = _rows(settings, rows)
     items = find_items(root, vis, layout=layout, manifest=manifest)[:limit]
     tables.require_writable(out / "ablation.txt", report)
-    most_pixels = pixel_limit(max_pixels)
     evaluation, methods = _run(
         items,
         out,
         chosen,
         settings,
         baselines=baselines,
-        max_pixels=most_pixels,
+        max_pixels=pixel_limit(max_pixels),
         progress=show_progress(quiet),
         on_row=_ignore if quiet or as_json else _echo_row,
         **tables.scoring(metrics, extra, paper),
     )
-    page = {"title": f"Ablation of {preset}: {root.resolve().name}", "max_pairs": report_pairs}
-    tables.write_page(report, evaluation, items, methods, **page, max_pixels=most_pixels)
+    page: dict[str, Any] = {"max_pairs": report_pairs, "max_pixels": pixel_limit(max_pixels)}
+    page["title"] = f"Ablation of {settings.preset}: {root.resolve().name}"
+    tables.write_page(report, evaluation, items, methods, **page)
     written = _write_tables(out, evaluation, per_image)
     written += [] if report is None else [report]
     tables.show(evaluation, format, written, per_image=per_image, as_json=as_json, quiet=quiet)
 
 
-def _rows(settings: Settings, preset: str, names: str | None) -> list[Row]:
+def _rows(settings: Settings, names: str | None) -> list[Row]:
     from ..metrics.ablation import ablation_rows, choose_rows
 
     wanted = None if names is None else [name.strip() for name in names.split(",")]
-    return choose_rows(ablation_rows(settings.config(), preset), wanted)
+    return choose_rows(ablation_rows(settings.config(), str(settings.preset)), wanted)
 
 
 def _run(

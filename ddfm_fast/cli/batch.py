@@ -31,6 +31,8 @@ def batch(
     layout: opt.Layout = None,
     manifest: opt.Manifest = None,
     preset: opt.Preset = default.preset,
+    denoise: opt.Denoise = default.denoise,
+    images: opt.Images = default.images,
     steps: opt.Steps = default.steps,
     stretch: opt.StretchLuma = default.stretch,
     seed: opt.Seed = default.seed,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..config import default_preset
 from . import options as opt
 from .errors import BAD_INPUT, SOME_FAILED, message
 from .options import default
@@ -28,6 +29,8 @@ def fuse(
     vis: opt.Visible,
     *,
     preset: opt.Preset = default.preset,
+    denoise: opt.Denoise = default.denoise,
+    images: opt.Images = default.images,
     steps: opt.Steps = default.steps,
     stretch: opt.StretchLuma = default.stretch,
     seed: opt.Seed = default.seed,
@@ -72,7 +75,8 @@ def fuse(
     )
     seconds = time.perf_counter() - started
     if as_json:
-        typer.echo(json.dumps(_as_dict(reports, fuser, preset, seconds), default=str))
+        name = preset or default_preset(context.params)
+        typer.echo(json.dumps(_as_dict(reports, fuser, name, seconds), default=str))
     elif not quiet:
         _echo_results(reports, seconds)
     if not all(report["ok"] for report in reports):

@@ -46,6 +46,13 @@ class Stretch(str, Enum):
     none = "none"
     minmax = "minmax"
     percentile = "percentile"
+    sources = "sources"
+
+
+class ImageKind(str, Enum):
+    auto = "auto"
+    photographic = "photographic"
+    functional = "functional"
 
 
 class TableFormat(str, Enum):
@@ -85,9 +92,11 @@ def argument(metavar: str, help: str) -> Any:
 
 # Shared with the library
 
-Preset = Annotated[str, shared("preset")]
+Preset = Annotated[str | None, shared("preset")]
 Steps = Annotated[str | None, shared("steps")]
-StretchLuma = Annotated[Stretch | None, shared("stretch")]
+StretchLuma = Annotated[Stretch | None, shared("stretch", metavar="HOW")]
+Denoise = Annotated[str | None, shared("denoise")]
+Images = Annotated[ImageKind | None, shared("images", metavar="KIND")]
 Variant = Annotated[str | None, shared("variant")]
 Sampler = Annotated[str | None, shared("sampler")]
 Psi = Annotated[float | None, shared("psi")]
@@ -167,7 +176,7 @@ VideoPreset = Annotated[
     str, option(METHOD, "exact, balanced or realtime: 100, 3 or 1 evaluations per frame.")
 ]
 ImagePreset = Annotated[
-    str, option(METHOD, "With --preset exact: the row of `ddfm-fast presets` to use.")
+    str | None, option(METHOD, "With --preset exact: the row of `ddfm-fast presets` to use.")
 ]
 Offset = Annotated[
     float, option(INPUT_OPTIONS, "Seconds by which the infrared stream starts later.")
@@ -232,7 +241,7 @@ Report = Annotated[
 ]
 ReportPairs = Annotated[int, option(OUTPUT, "Most pairs with pictures in the report.", min=1)]
 AblatedPreset = Annotated[
-    str, option(METHOD, "What to take parts away from: a row of `ddfm-fast presets`.")
+    str | None, option(METHOD, "What to take parts away from: a row of `ddfm-fast presets`.")
 ]
 Rows = Annotated[str | None, option(METHOD, "Only these rows, such as no-prior,no-em,no-tv.")]
 

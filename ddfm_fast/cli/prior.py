@@ -21,9 +21,9 @@ EPILOG_CONVERT = (
 def info(file: opt.PriorFile, *, as_json: opt.JsonInstead = False) -> None:
     """Print what a prior's file holds: parameters, configuration, data type, hash."""
     from ..priors.checkpoint import describe
-    from ..priors.load import EMBEDDED
+    from ..priors.load import ASSETS
 
-    found = describe(EMBEDDED if file == "embedded" else file)
+    found = describe(ASSETS.get(str(file), file))
     if as_json:
         typer.echo(json.dumps(found, indent=2, default=str))
         return

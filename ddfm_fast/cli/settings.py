@@ -59,11 +59,18 @@ class Settings:
         options: FuserOptions = {**self.options, "prior": self.prior(), **changed}
         return Fuser(**options)
 
+    @property
+    def preset(self) -> str | FuseConfig:
+        """The preset that was named, or the default of such options."""
+        from ..config import default_preset
+
+        return self.options.get("preset") or default_preset(self.options)
+
     def config(self) -> FuseConfig:
         """The preset, with the overrides that `ablate` takes."""
         from ..config import FuseConfig
 
-        config = FuseConfig.from_preset(self.options["preset"])
+        config = FuseConfig.from_preset(self.preset)
         return config.with_overrides(**{name: self.options.get(name) for name in _OVERRIDES})
 
 
@@ -79,6 +86,8 @@ def read_settings(context: typer.Context) -> Settings:
     options = picked(context, FuserOptions.__annotations__)
     if "steps" in options:
         options["steps"] = steps(options["steps"])
+    if "denoise" in options:
+        options["denoise"] = denoise(options["denoise"])
     if "gray" in given:
         options["color"] = _color(given["gray"], plain(given["color_from"]))
     config = json_object(given.get("prior_config"), "--prior-config")
@@ -99,6 +108,21 @@ def steps(text: str | None) -> int | str | None:
     """``--steps`` as the library takes it: an int where it is one."""
     try:
         return None if text is None else int(text)
+    except ValueError:
+        return text
+
+
+def denoise(text: str | None) -> Any:
+    """``--denoise`` as the library takes it: a word, a number, or ir=…,vis=… as a dict."""
+    if text is None or "=" not in text:
+        return _number(text)
+    pairs = [part.partition("=") for part in text.split(",")]
+    return {name.strip(): _number(level.strip()) for name, _, level in pairs}
+
+
+def _number(text: str | None) -> Any:
+    try:
+        return None if text is None else float(text)
     except ValueError:
         return text
 

@@ -45,6 +45,7 @@ from .pairs import PairItem
 
 if TYPE_CHECKING:
     from ..api import Fuser
+    from ..restore.sources import FusionReport
 
 REPORT, STAGING = "ddfm_fast_report.json", ".ddfm_fast_staging"
 DONE, SKIPPED, FAILED, PENDING = "done", "skipped", "failed", "pending"
@@ -68,6 +69,8 @@ class PairResult:
     dtype: str | None = None
     seconds: float | None = None
     """of fusion, the pair's share of its batch"""
+    report: dict[str, Any] | None = None
+    """what was found in the sources and done about it: ``FusionReport.to_dict``"""
 
 
 @dataclasses.dataclass
@@ -254,7 +257,7 @@ class _Run:
         record = None if self.redo else self.history.is_done(item, target)
         if record is None:
             return None, image_size(item.ir)
-        facts = {key: record.get(key) for key in ("height", "width", "dtype", "seconds")}
+        facts = {key: record.get(key) for key in ("height", "width", "dtype", "seconds", "report")}
         return PairResult(item.name, SKIPPED, str(target), **facts), None
 
     def _work(self, items: list[PairItem]) -> None:
@@ -323,9 +326,13 @@ class _Run:
     def _attempt(self, part: list[_Loaded]) -> tuple[PairResult | None, bool]:
         """(None, False), or the failure and whether it was for want of memory."""
         started = time.perf_counter()
+        found: list[FusionReport] = []
         try:
             fused = self.fuser(
-                [pair.ir for pair in part], [pair.vis for pair in part], progress=self.progress
+                [pair.ir for pair in part],
+                [pair.vis for pair in part],
+                progress=self.progress,
+                report=found,
             )
         except _EXPECTED as error:
             no_memory = is_out_of_memory(error)
@@ -333,8 +340,9 @@ class _Run:
                 raise
             return _failure(part[0].item, error), no_memory
         seconds = (time.perf_counter() - started) / len(part)
-        for pair, picture in zip(part, fused, strict=True):
-            self.writes.append(self.writers.submit(self._write, pair, picture, seconds))
+        for pair, picture, report in zip(part, fused, found, strict=True):
+            args = pair, picture, seconds, report.to_dict()
+            self.writes.append(self.writers.submit(self._write, *args))
         self._collect(2 * self.batch_size + self.workers)
         return None, False
 
@@ -350,12 +358,20 @@ class _Run:
             stacklevel=2,
         )
 
-    def _write(self, pair: _Loaded, picture: np.ndarray, seconds: float) -> PairResult:
+    def _write(
+        self, pair: _Loaded, picture: np.ndarray, seconds: float, report: dict[str, Any]
+    ) -> PairResult:
         """In a writing thread."""
         target = self.targets[pair.item.name]
         staged = self.staging / f"{secrets.token_hex(8)}{target.suffix}"
         height, width = picture.shape[:2]
-        facts = {"height": height, "width": width, "dtype": str(picture.dtype), "seconds": seconds}
+        facts = {
+            "height": height,
+            "width": width,
+            "dtype": str(picture.dtype),
+            "seconds": seconds,
+            "report": report,
+        }
         try:
             write_image(staged, picture)
             target.parent.mkdir(parents=True, exist_ok=True)

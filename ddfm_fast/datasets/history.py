@@ -44,7 +44,15 @@ def describe_settings(fuser: Fuser, suffix: str) -> dict[str, Any]:
     prior = fuser.prior
     config = dataclasses.asdict(fuser.config)
     del config["summary"]
+    denoiser = {}
+    if config["denoise"] == "off":  # settings without effect are left out: older folders stay done
+        del config["denoise"], config["draws"]
+    else:
+        denoiser = {"denoiser": _fingerprint(fuser.sources.prior)}
+    if config["variant"] != "saliency":
+        del config["images"]
     return {
+        **denoiser,
         "maths": MATHS_VERSION,
         "config": config,
         "part": fuser.method.part,

@@ -31,6 +31,7 @@ from ..runtime import environment
 
 if TYPE_CHECKING:
     from ..api import Fuser
+    from ..restore.sources import FusionReport
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,10 +225,17 @@ def _run_job(job: Job, fuser: Fuser, *, max_pixels: int, progress: bool) -> dict
             f"write to {_names(DEEP_SUFFIXES)}"
         )
     started = time.perf_counter()
-    fused = fuser(ir, vis, progress=progress)
+    found: list[FusionReport] = []
+    fused = fuser(ir, vis, progress=progress, report=found)
     seconds = time.perf_counter() - started
     write_image(job.output, fused)
     if job.panel is not None:
         write_image(job.panel, draw_panel([[("infrared", ir), ("visible", vis), ("fused", fused)]]))
     height, width = fused.shape[:2]
-    return {"height": height, "width": width, "dtype": str(fused.dtype), "seconds": seconds}
+    return {
+        "height": height,
+        "width": width,
+        "dtype": str(fused.dtype),
+        "seconds": seconds,
+        "report": found[0].to_dict() if found else None,
+    }

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .color import has_chroma, luma, with_luma
+from .kind import is_functional
 from .planes import ImageSpec, crop, from_planes, to_planes
 
 COLORS = (True, False, "ir", "vis")
@@ -24,6 +26,8 @@ class Pair(NamedTuple):
     """likewise"""
     chroma: Tensor | None
     """RGB [N, 3, H, W] whose chroma the result takes, or None for gray"""
+    functional: list[bool]
+    """of each image: whether a source is a map in false color, such as PET"""
     spec: ImageSpec
     """of the source whose container, dtype, device and layout the result has"""
 
@@ -84,12 +88,30 @@ def read_pair(
             f"empty; expected at least {least}x{least}, or a preset that does not crop"
         )
     a, b = a.to(device), b.to(device)
+    for sentence in unlikely(a, b, index):
+        warnings.warn(sentence, stacklevel=3)
+    functional = [any(found) for found in zip(is_functional(a), is_functional(b), strict=True)]
     if not color:
-        return Pair(luma(a), luma(b), None, b_spec)
+        return Pair(luma(a), luma(b), None, functional, b_spec)
     from_ir = color == "ir" or (color is True and b.shape[1] == 1 and a.shape[1] == 3)
     spec, channels = (a_spec, a.shape[1]) if from_ir else (b_spec, b.shape[1])
     chroma = _chroma_source(a, b, color) if channels == 3 else None
-    return Pair(luma(a), luma(b), chroma, spec)
+    return Pair(luma(a), luma(b), chroma, functional, spec)
+
+
+def unlikely(ir: Tensor, vis: Tensor, index: str = "") -> list[str]:
+    """List what is legal in two sources [N, C, H, W] but surely not meant, a sentence each."""
+    if ir.shape == vis.shape and torch.equal(ir, vis):
+        return [f"ir{index} and vis{index} are the same picture; give two different sources"]
+    found = []
+    for name, planes in (("ir", ir), ("vis", vis)):
+        low, high = (float(x) for x in planes.aminmax())
+        if low == high:
+            found.append(
+                f"{name}{index} is {low:.3g} everywhere, so the result shows the other source "
+                "alone; check the file, or value_range"
+            )
+    return found
 
 
 def checked_color(color: Any) -> bool | str:

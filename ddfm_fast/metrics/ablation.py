@@ -46,8 +46,17 @@ def ablation_rows(config: FuseConfig, name: str = "preset") -> list[Row]:
         Row("no-tv", replace(config, eta=0.0, psi=config.psi or 0.5), "without the TV term: η = 0"),
         Row("fixed-scales", replace(config, update_scales=False), "γ and ρ stay at 1"),
     ]
+    if config.denoise != "off":
+        changed.append(Row("no-denoise", replace(config, denoise="off"), "noise is left in"))
+    stepping = config
+    if config.steps == 0:  # which only "saliency" can do
+        stepping = replace(config, steps=3, start=20)
     changed += [
-        Row(f"variant-{v}", replace(config, variant=v), get_variant(v).summary)
+        Row(
+            f"variant-{v}",
+            config if v == config.variant else replace(stepping, variant=v),
+            get_variant(v).summary,
+        )
         for v in VARIANT_NAMES
     ]
     changed += [

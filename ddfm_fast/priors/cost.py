@@ -231,7 +231,7 @@ def engine_cost(
         x = torch.empty(n, config.in_channels, height, width, dtype=dtype, device="meta")
         recorder.layer = "ends"
         with recorded(recorder):
-            engine(x, step, out_channels)
+            engine(x, step, out_channels and min(out_channels, config.in_channels))
     return recorder.cost
 
 

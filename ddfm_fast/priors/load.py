@@ -16,11 +16,17 @@ from .precision import PRECISIONS, check_precision, default_precision
 from .prior import PRIOR_KEYWORDS, Prior
 from .unet import UNet
 
-EMBEDDED = Path(__file__).with_name("embedded.safetensors")
+ASSETS = {
+    "embedded": Path(__file__).with_name("embedded.safetensors"),
+    "embedded-gray": Path(__file__).with_name("gray.safetensors"),
+}
+"""the networks that come with the package, by name"""
+EMBEDDED = ASSETS["embedded"]
 
 ACCEPTED = (
-    '"embedded", the path of a .pt or .safetensors checkpoint, the folder of a diffusers '
-    "UNet2DModel, an nn.Module or callable eps(x, t), or a Prior"
+    '"embedded", "embedded-gray" (which only denoises), the path of a .pt or .safetensors '
+    "checkpoint, the folder of a diffusers UNet2DModel, an nn.Module or callable eps(x, t), or a "
+    "Prior"
 )
 
 
@@ -59,10 +65,10 @@ def load_prior(
         if config:
             raise ValueError("config: a Prior is taken as it is; pass config where it is made")
         prior: Prior = spec
-    elif isinstance(spec, str) and spec == "embedded":
+    elif isinstance(spec, str) and spec in ASSETS:
         if config:
-            raise ValueError('config: the prior "embedded" brings its own; leave config out')
-        prior = _embedded()
+            raise ValueError(f'config: the prior "{spec}" brings its own; leave config out')
+        prior = _embedded(spec)
     elif isinstance(spec, str | os.PathLike):
         prior = _from_path(Path(spec), config, device, dtype)
     elif isinstance(spec, UNet):
@@ -94,14 +100,28 @@ def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
     return prior
 
 
+def denoiser_of(prior: Prior) -> Prior:
+    """Give the prior that denoises gray sources beside this one: the gray network to the embedded.
+
+    Any other prior denoises by itself.
+    """
+    if (
+        isinstance(prior, UNetPrior)
+        and prior.name == "embedded"
+        and ASSETS["embedded-gray"].is_file()
+    ):
+        return load_prior("embedded-gray", device=prior.device, dtype=prior.precision)
+    return prior
+
+
 @functools.cache
-def _embedded() -> UNetPrior:
-    if not EMBEDDED.is_file():
+def _embedded(name: str) -> UNetPrior:
+    if not ASSETS[name].is_file():
         raise ValueError(
-            'prior: the file of "embedded" is missing from this installation; install ddfm_fast '
+            f'prior: the file of "{name}" is missing from this installation; install ddfm_fast '
             "again or give the path of a checkpoint"
         )
-    return _checkpoint_prior(EMBEDDED, None, torch.device("cpu"), "float32", "embedded")
+    return _checkpoint_prior(ASSETS[name], None, torch.device("cpu"), "float32", name)
 
 
 def _checkpoint_prior(

@@ -41,10 +41,15 @@ class UNetPrior(Prior):
         **keywords,
     ):
         config = unet.config
-        if config.in_channels != 3 or config.out_channels not in (3, 6):
+        self.channels = config.in_channels
+        if config.in_channels not in (1, 3) or config.out_channels not in (
+            config.in_channels,
+            2 * config.in_channels,
+        ):
             raise ValueError(
                 f"prior: the network maps {config.in_channels} to {config.out_channels} channels, "
-                "expected 3 to 3 or 6 (an RGB noise predictor, without or with learned variance)"
+                "expected 3 to 3 or 6, or 1 to 1 or 2 (a noise predictor of color or of gray, "
+                "without or with learned variance)"
             )
         multiple = config.multiple if multiple is None else multiple
         if isinstance(multiple, int) and multiple % config.multiple:
@@ -75,8 +80,8 @@ class UNetPrior(Prior):
 
     @functools.cached_property
     def has_variance(self) -> bool:
-        """Whether there are 6 channels out."""
-        return self.unet.config.out_channels == 6
+        """Whether there are twice as many channels out as in."""
+        return self.unet.config.out_channels == 2 * self.channels
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -116,7 +121,7 @@ class UNetPrior(Prior):
         self.check_input(x, variance)
         exact = self.device.type == "cuda" and self.dtype == torch.float32
         with float32_products(self.tf32) if exact else nullcontext():
-            return self._evaluate(x, cond, None if variance else 3)
+            return self._evaluate(x, cond, None if variance else self.channels)
 
 
 def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:

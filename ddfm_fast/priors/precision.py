@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +39,11 @@ def cpu_has(dtype: torch.dtype) -> bool:
         return True
     name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
     supported = getattr(torch.ops.mkldnn, name, None)
+    if dtype == torch.bfloat16 and platform.machine() in ("x86_64", "AMD64"):
+        # the question above is answered "yes" on any AVX-512, which has no products in bfloat16
+        facts = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        if not any(getattr(torch.cpu, fact, bool)() for fact in facts):
+            return False
     return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
 
 

@@ -36,10 +36,13 @@ class Prior:
         dtype: That of the weights.
         tf32: Whether float32 matrix products are rounded to TF32 on CUDA.
         compiled: Whether it runs through torch.compile.
+        channels: Of its images: 3, or 1 for a prior of gray, which denoises sources but does not
+            stand in the loop.
     """
 
     tf32: bool = False
     compiled: bool = False
+    channels: int = 3
 
     def __init__(
         self,
@@ -176,10 +179,11 @@ class Prior:
     def check_input(self, x: Tensor, variance: bool) -> None:
         """Raise a ValueError for arguments that ``eps`` cannot take."""
         multiple = self.multiple
-        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] % multiple or x.shape[3] % multiple:
+        channels = self.channels
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % multiple or x.shape[3] % multiple:
             raise ValueError(
-                f"x: shape {tuple(x.shape)}, expected [N, 3, H, W] with H and W multiples of "
-                f"{multiple} for prior {self.name!r}; pad it"
+                f"x: shape {tuple(x.shape)}, expected [N, {channels}, H, W] with H and W multiples "
+                f"of {multiple} for prior {self.name!r}; pad it"
             )
         if variance and not self.has_variance:
             raise ValueError(

@@ -4,6 +4,12 @@ With i, v the sources' luma, f the fused luma and ←· the frame before moved a
 flow, a frame of a stream is
 
     trust   m = exp(−d / s),  d = mean over 3×3 pixels of max(|i − ←i|, |v − ←v|) in grey levels
+    keep    i ← i + m (←i − i), v ← v + m (←v − v)
+    fuse    f = the closed form of the variant "saliency" of these, whose noise was taken out before
+            by a running estimate
+
+and, with a preset that has reverse steps,
+
     start   x_t = √ᾱ · (mean + m (←f − mean)) + √(1 − ᾱ) · z,  mean = (i + v) / 2, t small
     sample  f = the few reverse steps below t, then EM iterations without the prior ("polish")
     keep    f ← f + m (←f − f),  and likewise i ← i + m (←i − i), v ← v + m (←v − v)
@@ -17,14 +23,14 @@ slow change adds up in d until the picture follows it, and a picture that repeat
 blurred is no longer trusted. The flow is used only where it explains the sources better than
 standing still by ``_FLOW_MARGIN``, because the jitter of a flow makes still areas swim.
 
-γ and ρ are not carried over: the variant of the warm presets keeps them at 1, and "exact" is the
-image preset, which estimates them for each image.
+γ and ρ are not carried over: warm presets keep them at 1, and "exact" is the image preset, which
+estimates them for each image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -36,16 +42,20 @@ from typing_extensions import Unpack
 from ..config import PRESETS, FuseConfig
 from ..images.pair import Pair
 from ..images.planes import crop, pad_to_multiple
-from ..images.stretch import stretch_between, stretch_limits
+from ..images.stretch import source_limits, stretch_between, stretch_limits
 from ..method import Diffusion, Method
 from ..options import ReadingOptions
 from ..priors.prior import Prior
-from ..sampler import noised, prior_rows
+from ..restore.noise_level import CLEAN, NoiseLevel, noise_level
+from ..restore.sources import SOURCES, SourceModel
+from ..sampler import noised
+from ..schedule import StepRow
 from ..step import ReverseStep, plain_em
 from .motion import Motion
 
 _FLOW_MARGIN = 1.0
 _SCALE_FRAMES = 50
+_NOISE_FRAMES = 8
 _GREY_LEVELS = 127.5
 """of a luma difference of 1 in [−1, 1]"""
 
@@ -71,28 +81,27 @@ class VideoPreset:
                 raise ValueError(f"{name} is {value!r}; expected an int of at least {least}")
         if not 0 < self.trust <= 255:
             raise ValueError(f"trust is {self.trust!r}; expected grey levels above 0, up to 255")
-        if self.config is not None and self.config.start is None:
+        if self.config is not None and self.config.steps != 0 and self.config.start is None:
             raise ValueError("config has start None; expected the timestep of a warm start")
 
 
-_FAST = PRESETS["fast"]
-
 VIDEO_PRESETS = {
     "exact": VideoPreset(
-        "every frame by itself with the image preset (100 prior evaluations by default); only the "
-        "output scale is shared",
+        "every frame by itself with the image preset; only the output scale and the estimate of "
+        "noise are shared",
         None,
     ),
     "balanced": VideoPreset(
-        "warm start at t = 20, 3 prior evaluations and 4 EM iterations a frame (default)",
-        replace(_FAST, steps=3),
-        polish=4,
+        "the image preset fast: 1 prior evaluation per noisy source and frame, none for clean ones "
+        "(default)",
+        PRESETS["fast"],
         trust=1.5,
+        settle=0,
     ),
     "realtime": VideoPreset(
-        "warm start at t = 20, 1 prior evaluation and 4 EM iterations a frame",
-        replace(_FAST, steps=1),
-        polish=4,
+        "the image preset instant: the closed form, no prior evaluation and no denoising",
+        PRESETS["instant"],
+        settle=0,
     ),
 }
 
@@ -118,11 +127,17 @@ class RunningScale:
         self.frames = 0
         self.limits: Tensor | None = None
 
-    def __call__(self, y: Tensor) -> Tensor:
-        """Count one frame's luma [1, 1, H, W] in and return it scaled and clamped to [0, 1]."""
+    def __call__(self, y: Tensor, ir: Tensor, vis: Tensor) -> Tensor:
+        """Count one frame's luma [1, 1, H, W] in and return it scaled and clamped to [0, 1].
+
+        ``ir``, ``vis``: the sources' lumas, of that shape.
+        """
         if self.stretch == "none":
             return y.clamp(0, 1)
-        limits = stretch_limits(y, self.stretch)
+        if self.stretch == "sources":
+            limits = source_limits(y, ir, vis)
+        else:
+            limits = stretch_limits(y, self.stretch)
         self.frames += 1
         if self.limits is None:
             self.limits = limits
@@ -137,8 +152,42 @@ class Stream:
 
     def __init__(self, stretch: str):
         self.scale = RunningScale(stretch)
+        self.noise = {name: RunningNoise() for name in SOURCES}
         self.kept: Tensor | None = None
         """i, v and f of the frame before, [3, H, W] in [−1, 1]; None before the first"""
+
+
+class RunningNoise:
+    """The noise of a source over the frames of a scene: steady, so that denoising does not flicker.
+
+    It is estimated in the first ``_NOISE_FRAMES`` frames and in every one of as many afterwards. A
+    source turns noisy when most estimates say so, and clean again when few do.
+    """
+
+    def __init__(self) -> None:
+        self.frames = self.estimates = 0
+        self.noisy_share = 0.0
+        self.is_noisy = False
+        self.level = CLEAN
+
+    def __call__(self, plane: Tensor) -> NoiseLevel:
+        """Count one frame's luma [1, 1, H, W] in and return the level to denoise it by."""
+        due = self.frames < _NOISE_FRAMES or self.frames % _NOISE_FRAMES == 0
+        self.frames += 1
+        if due:
+            self._count(noise_level(plane)[0])
+        return self.level if self.is_noisy else CLEAN
+
+    def _count(self, found: NoiseLevel) -> None:
+        self.estimates += 1
+        weight = 1 / min(self.estimates, _NOISE_FRAMES)
+        self.noisy_share += weight * (bool(found.sigma) - self.noisy_share)
+        self.is_noisy = self.noisy_share > (0.3 if self.is_noisy else 0.5)
+        if found.sigma and not self.level.sigma:
+            self.level = found
+        elif found.sigma:
+            pairs = zip(self.level, found, strict=True)
+            self.level = NoiseLevel(*(old + weight * (new - old) for old, new in pairs))
 
 
 class FrameFuser(Protocol):
@@ -151,6 +200,7 @@ class FrameFuser(Protocol):
     batch_size: int
     prior: Prior
     method: Method
+    sources: SourceModel
 
     def read(
         self,
@@ -177,11 +227,13 @@ class TemporalFuser:
         self.fuser = fuser
         self.preset = get_video_preset(preset)
         self.config = fuser.config if self.preset.config is None else self.preset.config
-        self.rows = prior_rows(fuser.prior, self.config)
         self.evaluations = 0
         self._warm: Diffusion | None = None
+        self._sources = fuser.sources
         if self.preset.config is not None:
             self._warm = _diffusion(fuser.method).with_config(self.preset.config)
+            self._sources = SourceModel(fuser.sources.prior, self.preset.config)
+        self.rows: list[StepRow] = getattr(self._warm or fuser.method, "rows", [])
 
     def open(self) -> Stream:
         """The state of a new stream."""
@@ -231,39 +283,73 @@ class TemporalFuser:
         batches = [m[n : n + size] for m in groups.values() for n in range(0, len(m), size)]
         with torch.inference_mode():
             for members in batches:
-                lumas = self._lumas(
-                    [streams[n] for n in members],
-                    torch.cat([read[n].ir for n in members]),
-                    torch.cat([read[n].vis for n in members]),
-                    [motions[n] for n in members],
-                )
-                for n, y in zip(members, lumas.split(1), strict=True):
+                for n in members:
                     if motions[n].cut:
                         streams[n].scale = RunningScale(self.config.stretch)
-                    results[n] = read[n].give_back(streams[n].scale(y))
+                        streams[n].noise = {name: RunningNoise() for name in SOURCES}
+                restored = [self._restored(streams[n], read[n]) for n in members]
+                ir, vis = (torch.cat(planes) for planes in zip(*restored, strict=True))
+                lumas = self._lumas(
+                    [streams[n] for n in members],
+                    ir,
+                    vis,
+                    [motions[n] for n in members],
+                    [self._is_functional(read[n]) for n in members],
+                )
+                planes = zip(members, lumas.split(1), ir.split(1), vis.split(1), strict=True)
+                for n, y, a, b in planes:
+                    results[n] = read[n].give_back(streams[n].scale(y, a, b))
         return results
 
+    def _is_functional(self, pair: Pair) -> bool:
+        images = self.config.images
+        return pair.functional[0] if images == "auto" else images == "functional"
+
+    def _restored(self, stream: Stream, pair: Pair) -> tuple[Tensor, Tensor]:
+        """The sources of a frame, denoised by the stream's running estimates."""
+        known = {
+            name: stream.noise[name](getattr(pair, name))
+            for name, wanted in self._sources.wanted.items()
+            if wanted == "auto"
+        }
+        restored = self._sources(pair.ir, pair.vis, seed=self.fuser.seed, known=known)
+        report = restored.reports[0]
+        self.evaluations += sum(found.evaluations for found in report.values())
+        return restored.ir, restored.vis
+
     def _lumas(
-        self, streams: list[Stream], ir: Tensor, vis: Tensor, motions: list[Motion]
+        self,
+        streams: list[Stream],
+        ir: Tensor,
+        vis: Tensor,
+        motions: list[Motion],
+        functional: list[bool],
     ) -> Tensor:
         """Sources' luma [N, 1, H, W] in [0, 1] → fused luma of that range, not yet scaled."""
         if self._warm is None:
             self.evaluations += len(ir) * len(self.rows)
+            pairs = zip(ir.split(1), vis.split(1), functional, strict=True)
             return torch.cat(
                 [
-                    self.fuser.method(a, b, seed=self.fuser.seed)
-                    for a, b in zip(ir.split(1), vis.split(1), strict=True)
+                    self.fuser.method(a, b, seed=self.fuser.seed, functional=[is_map])
+                    for a, b, is_map in pairs
                 ]
             )
         i, v = ir * 2 - 1, vis * 2 - 1
         before = [self._before(*args) for args in zip(streams, i, v, motions, strict=True)]
         kept, trust = (torch.stack(planes) for planes in zip(*before, strict=True))
-        mean = (i + v) / 2
-        f = self._sample(i, v, torch.lerp(mean, kept[:, 2:], trust))
-        cold = [n for n, motion in enumerate(motions) if motion.cut or streams[n].kept is None]
-        for _ in range(self.preset.settle if cold else 0):
-            f[cold] = self._sample(i[cold], v[cold], f[cold])
-        kept = torch.lerp(torch.cat([i, v, f], 1), kept, trust)
+        if self.rows:
+            mean = (i + v) / 2
+            f = self._sample(i, v, torch.lerp(mean, kept[:, 2:], trust))
+            cold = [n for n, motion in enumerate(motions) if motion.cut or streams[n].kept is None]
+            for _ in range(self.preset.settle if cold else 0):
+                f[cold] = self._sample(i[cold], v[cold], f[cold])
+            kept = torch.lerp(torch.cat([i, v, f], 1), kept, trust)
+        else:
+            sources = torch.lerp(torch.cat([i, v], 1), kept[:, :2], trust)
+            ir, vis = ((sources + 1) / 2).split(1, 1)
+            f = self._warm(ir, vis, seed=self.fuser.seed, functional=functional) * 2 - 1
+            kept = torch.cat([sources, f], 1)
         for stream, planes in zip(streams, kept, strict=True):
             stream.kept = planes
         return (kept[:, 2:] + 1) / 2

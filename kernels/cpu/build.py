@@ -24,7 +24,7 @@ import torch
 from ddfm_fast.runtime import environment
 
 HERE = Path(__file__).parent
-SOURCES = HERE / "layer.cpp", HERE / "attention.cpp"
+SOURCES = HERE / "layer.cpp", HERE / "attention.cpp", HERE / "bands.cpp"
 HEADERS = HERE / "vectors.h", HERE / "layer.h", HERE / "winograd.h"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno",
          "-fno-trapping-math", "-fPIC", "-shared")  # fmt: skip

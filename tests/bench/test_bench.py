@@ -383,7 +383,7 @@ def test_options_are_checked():
 
 
 def test_quality_of_equal_pictures():
-    from ddfm_fast.bench.quality import psnr, to_bytes
+    from ddfm_fast.bench.fidelity import psnr, to_bytes
 
     plane = torch.linspace(0, 1, 64 * 64).view(1, 1, 64, 64)
     assert psnr(plane, plane) == float("inf")

@@ -60,10 +60,10 @@ def test_options_reach_the_pipeline(streams, tmp_path):
 
 
 def test_image_preset_of_exact(streams, tmp_path):
-    options = ["--preset", "exact", "--image-preset", "fast", "--end", "0.08", "--json"]
+    options = ["--preset", "exact", "--image-preset", "official", "--end", "0.08", "--json"]
     result = call("video", *streams, "-o", tmp_path / "o", *options)
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["videos"][0]["evaluations"] == 6
+    assert json.loads(result.stdout)["videos"][0]["evaluations"] == 200
 
 
 def test_data_set_of_pictures(tmp_path):

@@ -25,16 +25,18 @@ RECORD = {
     "fuse": """
         --backend: str, None
         --color-from: auto|ir|vis, 'auto'
+        --denoise: str, None
         --device: str, None
         --dtype: auto|float32|tf32|bfloat16|float16, 'auto'
         --eta: float, None
         --format: str, None
         --graph: str, None
         --gray: bool, False
+        --images: auto|photographic|functional, None
         --json: bool, False
         --max-pixels: int min=1, None
         --panel: bool, False
-        --preset: str, 'official'
+        --preset: str, None
         --prior-config: str, None
         --prior: str, 'embedded'
         --psi: float, None
@@ -42,7 +44,7 @@ RECORD = {
         --seed: int, 3407
         --skip-existing: bool, False
         --steps: str, None
-        --stretch: none|minmax|percentile, None
+        --stretch: none|minmax|percentile|sources, None
         --variant: str, None
         -o --out: Path, required
         -q --quiet: bool, False
@@ -53,17 +55,19 @@ RECORD = {
         --backend: str, None
         --batch-size: int min=1, None
         --color-from: auto|ir|vis, 'auto'
+        --denoise: str, None
         --device: str, None
         --dtype: auto|float32|tf32|bfloat16|float16, 'auto'
         --eta: float, None
         --format: str, 'png'
         --graph: str, None
         --gray: bool, False
+        --images: auto|photographic|functional, None
         --json: bool, False
         --layout: str, None
         --manifest: Path, None
         --max-pixels: int min=1, None
-        --preset: str, 'official'
+        --preset: str, None
         --prior-config: str, None
         --prior: str, 'embedded'
         --psi: float, None
@@ -71,7 +75,7 @@ RECORD = {
         --sampler: str, None
         --seed: int, 3407
         --steps: str, None
-        --stretch: none|minmax|percentile, None
+        --stretch: none|minmax|percentile|sources, None
         --variant: str, None
         --workers: int min=1, 2
         -o --out: Path, required
@@ -86,7 +90,7 @@ RECORD = {
         --device: str, None
         --end: float min=0, None
         --gray: bool, False
-        --image-preset: str, 'official'
+        --image-preset: str, None
         --ir-range: str, None
         --json: bool, False
         --no-audio: bool, False
@@ -154,7 +158,7 @@ RECORD = {
         --metrics: str, 'cddfuse'
         --paper: str, None
         --per-image: bool, False
-        --preset: str, 'official'
+        --preset: str, None
         --prior-config: str, None
         --prior: str, 'embedded'
         --psi: float, None
@@ -301,7 +305,7 @@ def test_help_of_fuse():
     first = "\n".join(text[:SCREEN])
     assert all(name in first for name in ("IR", "VIS", "--preset", "--steps", "--out"))
     options = [found[1] for line in text if (found := re.match(r"│ \*? *(--[\w-]+)", line))]
-    assert options[:2] == ["--preset", "--steps"]
+    assert options[:2] == ["--preset", "--denoise"]
     assert [line for line in text if "─ Runtime ─" in line]
     assert options[-1] == "--help"
 

@@ -273,7 +273,7 @@ OK = picture(20, 20)
             (OK, OK),
             {"preset": "oficial"},
             ValueError,
-            "official, official-script, balanced, fast, paper",
+            "official, official-script, balanced, fast, robust, instant, paper",
         ),
         ((OK, OK), {"variant": "best"}, ValueError, "official, paper, printed, gradient"),
         ((OK, OK), {"sampler": "euler"}, ValueError, "ddim, ddpm"),

@@ -80,7 +80,7 @@ def test_half_a_method(maker, part):
 
 def test_a_baseline_is_what_it_says():
     ir, vis = pair()
-    settings = {"prior": tanh_prior, "stretch": "none", "device": "cpu"}
+    settings = {"prior": tanh_prior, "stretch": "none", "denoise": "off", "device": "cpu"}
     mean = Fuser(method=Baseline("mean").of, **settings)(ir, vis)
     half = (ir.astype(np.float32) / 255 + vis.astype(np.float32) / 255) / 2
     assert np.array_equal(mean, np.floor(half * 255 + 0.5).astype(np.uint8))
@@ -98,9 +98,8 @@ def test_any_function_of_two_lumas_is_a_method():
             return torch.minimum(ir, vis)
 
     ir, vis = pair()
-    fuser = Fuser(
-        prior=tanh_prior, method=lambda *_: Darker(), stretch="none", batch_size=2, device="cpu"
-    )
+    settings = {"prior": tanh_prior, "stretch": "none", "denoise": "off", "device": "cpu"}
+    fuser = Fuser(method=lambda *_: Darker(), batch_size=2, **settings)
     for got, a, b in zip(fuser([ir, vis], [vis, ir]), (ir, vis), (vis, ir), strict=True):
         assert np.array_equal(got, np.minimum(a, b))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from networks import SMALL, channels_last, random_unet
 
-from ddfm_fast import Fuser
+from ddfm_fast import FuseConfig, Fuser
 from ddfm_fast.priors import precision
 from ddfm_fast.priors.engine import Engine
 from ddfm_fast.priors.load import load_prior
@@ -110,7 +110,8 @@ def test_a_cpu_without_the_arithmetic_is_told(monkeypatch):
 
 def test_rectification_stays_float32(ramp):
     seen = []
-    settings = {"preset": "fast", "device": "cpu", "stretch": "none"}
+    late = FuseConfig(variant="gradient", steps=3, start=20, spacing=1.5, psi=5.0, eta=10.0)
+    settings = {"preset": late, "device": "cpu", "stretch": "none"}
     fuser = Fuser(dtype="bfloat16", **settings)
     fused = fuser(ramp, ramp[::-1].copy(), callback=lambda info: seen.append(info))
     assert fuser.prior.dtype == torch.bfloat16

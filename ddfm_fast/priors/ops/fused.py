@@ -22,7 +22,9 @@ class FusedOps(PlainOps):
 
     def __init__(self, kernels=None, *, thin_convs: bool = False):
         if kernels is None:
-            from ddfm_fast.kernels import group_norm as kernels
+            from ddfm_fast.kernels import group_norm
+
+            kernels = group_norm
         self.kernels, self.thin_convs = kernels, thin_convs
         self.packed: dict[tuple[str, int], Tensor] = {}
 

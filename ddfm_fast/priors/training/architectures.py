@@ -24,6 +24,19 @@ ARCHITECTURES = {
             "middle_attention": False,
         }
     ),
+    "gray": UNetConfig.from_dict(
+        {
+            **_SHARED,
+            "in_channels": 1,
+            "out_channels": 1,
+            "model_channels": 32,
+            "num_res_blocks": 2,
+            "channel_mult": (1, 1, 2, 2),
+            "resblock_updown": False,
+            "pixel_unshuffle": 2,
+            "middle_attention": False,
+        }
+    ),
     "embedded-large": UNetConfig.from_dict(
         {
             **_SHARED,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -9,6 +12,11 @@ from ...schedule import trained_alphas
 
 T = 1000
 """timesteps"""
+LEVELS = ("uniform", "low")
+LOW_SIGMAS = 1.5, 60.0
+"""gray levels of 255 between which the levels "low" mostly lie: the noise that pictures have"""
+LOW_SHARE = 0.75
+"""share of the levels "low" that lie there"""
 WEIGHTINGS = ("eps", "p2-mild", "p2", "min-snr")
 
 
@@ -37,6 +45,27 @@ def loss_weights(weighting: str) -> Tensor:
     else:
         raise ValueError(f"--weighting {weighting!r}, expected one of {', '.join(WEIGHTINGS)}")
     return (weights / weights.mean()).float()
+
+
+def draw_timesteps(levels: str, size: int, rng: np.random.Generator) -> Tensor:
+    """Draw a timestep per image: int64 [size], one from each size-th of the distribution.
+
+    "uniform": all of 0 to 999 alike. "low": three quarters at noise of ``LOW_SIGMAS``, with a
+    uniform logarithm, the rest as "uniform", so that the network stays a prior of all timesteps.
+    ValueError for other names.
+    """
+    share = (np.arange(size) + rng.random(size)) / size
+    if levels == "uniform":
+        return torch.from_numpy((share * T).astype(np.int64))
+    if levels != "low":
+        raise ValueError(f"--levels {levels!r}, expected one of {', '.join(LEVELS)}")
+    alpha_bar = alphas_cumprod().numpy()
+    noise = np.sqrt(1 / alpha_bar - 1)
+    low, high = (math.log(sigma / 127.5) for sigma in LOW_SIGMAS)
+    wanted = np.exp(low + (high - low) * np.minimum(share / LOW_SHARE, 1))
+    nearest = np.abs(noise[None] - wanted[:, None]).argmin(1)
+    rest = (share - LOW_SHARE) / (1 - LOW_SHARE) * T
+    return torch.from_numpy(np.where(share < LOW_SHARE, nearest, rest).astype(np.int64))
 
 
 def diffuse(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:

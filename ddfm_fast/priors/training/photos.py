@@ -23,6 +23,8 @@ FLAT_STD = 6.0
 """gray levels of standard deviation below which a tile counts as flat"""
 FLAT_KEPT = 0.15
 """chance that a flat tile is used all the same: skies and black ground exist"""
+THERMAL = 0.5
+"""share of gray patches that are made to look like thermal images"""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
@@ -73,10 +75,13 @@ def load_pyramid(path: Path, patch: int) -> list[np.ndarray]:
 
 
 class Patches:
-    """Random patches of photographs, drawn in proportion to the square root of their area."""
+    """Random patches of photographs, drawn in proportion to the square root of their area.
 
-    def __init__(self, photos: list[Path], patch: int):
-        self.patch = patch
+    ``channels``: 3 for color; 1 for luma, half of it made to look like thermal images.
+    """
+
+    def __init__(self, photos: list[Path], patch: int, channels: int = 3):
+        self.patch, self.channels = patch, channels
         self.pyramids = [load_pyramid(p, patch) for p in photos]
         # The square root keeps a few large photographs from hiding the small, textured ones.
         area = np.array([math.sqrt(p[0].shape[0] * p[0].shape[1]) for p in self.pyramids])
@@ -111,12 +116,20 @@ class Patches:
     def batch(
         self, size: int, rng: np.random.Generator, augmented: bool = True, side: int | None = None
     ) -> Tensor:
-        """Draw [size, 3, P, P] float32 in [-1, 1]; ``side``: P, see ``crop``."""
+        """Draw [size, C, P, P] float32 in [-1, 1]; ``side``: P, see ``crop``."""
         tiles = []
         for _ in range(size):
             tile = self.crop(rng, side).astype(np.float32) / 255
             tiles.append(augment(tile, rng) if augmented else tile)
-        return torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2) * 2 - 1
+        x = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2)
+        if self.channels == 1:
+            x = torch.from_numpy(np.stack([self._gray(t, rng, augmented) for t in tiles]))[:, None]
+        return x * 2 - 1
+
+    @staticmethod
+    def _gray(tile: np.ndarray, rng: np.random.Generator, augmented: bool) -> np.ndarray:
+        gray = np.ascontiguousarray(tile @ _LUMA)
+        return thermal(gray, rng) if augmented and rng.random() < THERMAL else gray
 
 
 def augment(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -140,6 +153,28 @@ def augment(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.06:
         tile = tile * black_ground(len(tile), rng)[..., None]
     return np.ascontiguousarray(tile, dtype=np.float32)
+
+
+def thermal(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Make a gray tile [P, P] in [0, 1] look thermal: soft, of low contrast, partly inverted.
+
+    Surfaces have temperatures of their own: what is bright to the eye may be cold. So a smooth,
+    random part of the tile is inverted; then come the blur of a germanium lens, a gamma, and the
+    narrow range that a scene fills.
+    """
+    if rng.random() < 0.5:
+        coarse = rng.standard_normal((3, 3)).astype(np.float32)
+        field = cv2.resize(coarse, tile.shape[::-1], interpolation=cv2.INTER_CUBIC)
+        share = 0.5 + 0.5 * np.tanh(field * rng.uniform(2, 20))
+        tile = share * tile + (1 - share) * (1 - tile)
+    if rng.random() < 0.6:
+        tile = cv2.GaussianBlur(tile, (0, 0), rng.uniform(0.4, 1.6))
+    if rng.random() < 0.5:
+        tile = tile.clip(0, 1) ** np.float32(np.exp(rng.uniform(-0.7, 0.7)))
+    if rng.random() < 0.6:
+        contrast = rng.uniform(0.15, 0.9)
+        tile = contrast * tile + rng.uniform(0, 1 - contrast)
+    return tile.astype(np.float32).clip(0, 1)
 
 
 def enlarge(tile: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:

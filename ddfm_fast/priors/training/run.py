@@ -13,7 +13,7 @@ import datetime
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,15 @@ from tqdm import tqdm
 
 from ..atomic import atomic_path
 from ..checkpoint import save_unet
+from ..load import load_prior
+from ..network import UNetPrior
 from ..unet import Stage, UNet
 from ..unet_config import UNetConfig
 from .architectures import ARCHITECTURES
-from .diffusion import T, alphas_cumprod, diffuse, loss_weights
+from .diffusion import T, alphas_cumprod, diffuse, draw_timesteps, loss_weights
 from .log import curve_path, draw_curve, log_path, trim_log
 from .photos import Patches, find_photos, hash_files, split_photos
+from .start import start_from
 
 HELDOUT_BUCKETS = (0, 50, 150, 300, 600, T)
 PRECISIONS = ("float32", "bfloat16")
@@ -52,6 +55,9 @@ class Settings:
     wide_every: int = 4
     """every so many updates have patches twice as wide, and a quarter as many of them: the norms'
     statistics and far structures of whole images differ from those of small patches; 0: never"""
+    levels: str = "uniform"
+    start: str = ""
+    """sha256 of the prior whose weights the run started from, "" for none"""
 
     def check(self, config: UNetConfig) -> None:
         """Raise a ValueError, which names the option, for what that network cannot train with."""
@@ -67,6 +73,7 @@ class Settings:
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"--ema {self.ema_decay}, expected at least 0 and below 1")
         loss_weights(self.weighting)
+        draw_timesteps(self.levels, 1, np.random.default_rng(0))
         if self.precision not in PRECISIONS:
             raise ValueError(
                 f"--precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}"
@@ -97,13 +104,20 @@ class Run:
     """Network, averaged network, optimizer and clock of a training run."""
 
     def __init__(
-        self, config: UNetConfig, settings: Settings, photos: list[Path], device: str = "cpu"
+        self,
+        config: UNetConfig,
+        settings: Settings,
+        photos: list[Path],
+        device: str = "cpu",
+        start: UNet | None = None,
     ):
         settings.check(config)
         torch.manual_seed(settings.seed)
         self.settings, self.config, self.device = settings, config, torch.device(device)
         # the stub of Module.to knows no memory format
         self.model = UNet(config).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if start is not None:
+            start_from(self.model, start)
         self.ema = copy.deepcopy(self.model).requires_grad_(False)
         keep_float32(self.model)
         self.optimizer = torch.optim.AdamW(
@@ -113,8 +127,8 @@ class Run:
         train, held = split_photos(photos, settings.holdout)
         self.data_sha256, self.names = hash_files(photos), [p.name for p in photos]
         self.heldout_names = [p.name for p in held]
-        self.patches = Patches(train, settings.patch)
-        self.heldout = Patches(held, settings.patch)
+        self.patches = Patches(train, settings.patch, config.in_channels)
+        self.heldout = Patches(held, settings.patch, config.in_channels)
         self.alphas = alphas_cumprod()
         self.weights = loss_weights(settings.weighting)
         # One graph per patch size: sizes known beforehand make the better code.
@@ -147,7 +161,7 @@ class Run:
         if wide and size >= 4 and self.step % wide == wide - 1:
             size, side = size // 4, 2 * side
         x0 = self.patches.batch(size, rng, side=side)
-        t = torch.from_numpy(((np.arange(size) + rng.random(size)) * T / size).astype(np.int64))
+        t = draw_timesteps(self.settings.levels, size, rng)
         noise = torch.from_numpy(rng.standard_normal(tuple(x0.shape), dtype=np.float32))
         return x0, t, noise
 
@@ -335,6 +349,7 @@ def train_prior(
     log_every: int = 250,
     resume: bool = False,
     progress: bool = True,
+    start: str | Path | None = None,
 ) -> Run:
     """Train a prior on a folder of photographs, from the start or from where it stopped.
 
@@ -348,6 +363,7 @@ def train_prior(
         log_every: Steps between log lines.
         resume: Continue from the state beside ``out``.
         progress: Show a bar.
+        start: Prior whose weights to start from: "embedded" or a checkpoint.
 
     Returns:
         The finished run.
@@ -358,8 +374,14 @@ def train_prior(
     """
     config = config or ARCHITECTURES["embedded"]
     _check_outputs(out, log_every)
+    first = None
+    if start:
+        prior = load_prior(start)
+        if not isinstance(prior, UNetPrior):
+            raise ValueError(f"--start {str(start)!r} is no network of ours; give a checkpoint")
+        first, settings = prior.unet, replace(settings, start=prior.fingerprint)
     settings.check(config)
-    run = Run(config, settings, find_photos(data), pick_device(device))
+    run = Run(config, settings, find_photos(data), pick_device(device), first)
     train(
         run, out, save_minutes=save_minutes, log_every=log_every, resume=resume, progress=progress
     )

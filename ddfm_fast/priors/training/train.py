@@ -13,7 +13,7 @@ import typer
 
 from .architectures import ARCHITECTURES, architecture, parse_numbers
 from .command import Threads, make_app
-from .diffusion import WEIGHTINGS
+from .diffusion import LEVELS, WEIGHTINGS
 from .run import PRECISIONS, Settings, train_prior
 
 MODULE = "ddfm_fast.priors.training.train"
@@ -25,6 +25,9 @@ As the embedded prior was made (its model card says how long that takes):
   python -m {MODULE} --data photos --out prior.safetensors
 Resume after an interruption (same options as before; the result is the same):
   python -m {MODULE} --data photos --out prior.safetensors --resume
+As the denoiser of gray sources was made:
+  python -m {MODULE} --data photos --out gray.safetensors --arch gray \
+      --start embedded --levels low --lr 1e-3 --steps STEPS --precision float32
 Try the path in a minute:
   python -m {MODULE} --data photos --out p.safetensors --steps 200 --no-compile
 Look at what it learnt:
@@ -54,6 +57,16 @@ Seed = Annotated[int, typer.Option(help="Decides weights, patches and noise.")]
 Holdout = Annotated[int, typer.Option(help="Photographs kept for the held-out loss.")]
 Weighting = Annotated[
     str, typer.Option(metavar=_of(WEIGHTINGS), help="Weighting of the loss by noise level.")
+]
+Levels = Annotated[
+    str,
+    typer.Option(
+        metavar=_of(LEVELS),
+        help="Noise levels: all alike, or three quarters below 60 of 255, for a denoiser.",
+    ),
+]
+Start = Annotated[
+    str | None, typer.Option(metavar="PRIOR", help="Prior whose weights to start from.")
 ]
 Precision = Annotated[
     str,
@@ -103,6 +116,8 @@ def command(
     seed: Seed = 0,
     holdout: Holdout = 3,
     weighting: Weighting = "p2-mild",
+    levels: Levels = "uniform",
+    start: Start = None,
     precision: Precision = "bfloat16",
     ema: Ema = 0.9995,
     device: Device = "auto",
@@ -134,11 +149,12 @@ def command(
         resblock_updown=residual_resampling,
     )
     settings = Settings(
-        steps, batch, patch, lr, seed, holdout, weighting, precision, ema, compiled=compile
-    )
+        steps, batch, patch, lr, seed, holdout, weighting, precision, ema,
+        compiled=compile, levels=levels,
+    )  # fmt: skip
     train_prior(
         data, out, settings, config,
-        device=device, resume=resume, save_minutes=save_minutes, log_every=log_every,
+        device=device, resume=resume, save_minutes=save_minutes, log_every=log_every, start=start,
     )  # fmt: skip
 
 

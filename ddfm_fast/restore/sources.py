@@ -1,0 +1,144 @@
+"""Both sources of a pair, measured and restored before they are fused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import FuseConfig
+from ..priors.prior import Prior
+from .defects import remove_defects
+from .denoise import denoise
+from .noise_level import NoiseLevel, destabilize, noise_level, stabilize
+
+SOURCES = ("ir", "vis")
+
+
+class SourceReport(NamedTuple):
+    """What was found in a source, and done about it."""
+
+    sigma: float = 0.0
+    """standard deviation of the noise, gray levels of 255; 0 for a source that counts as clean"""
+    gain: float = 0.0
+    """growth of the noise's variance with brightness, gray levels; 0 for uniform noise"""
+    columns: float = 0.0
+    """standard deviation of the column stripes that were removed, gray levels"""
+    rows: float = 0.0
+    """likewise, of the rows"""
+    dead_pixels: int = 0
+    """pixels that were replaced"""
+    evaluations: int = 0
+    """evaluations of the prior that took the noise out"""
+
+
+class FusionReport(NamedTuple):
+    """What was found in the sources of a fused image, and done."""
+
+    ir: SourceReport
+    vis: SourceReport
+    images: str
+    """"photographic" or "functional": what the pair was taken for"""
+    steps: int
+    """reverse steps, each one evaluation of the prior"""
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the prior, of both sources and the steps."""
+        return self.ir.evaluations + self.vis.evaluations + self.steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        sources = {name: getattr(self, name)._asdict() for name in ("ir", "vis")}
+        return {
+            **sources,
+            "images": self.images,
+            "steps": self.steps,
+            "evaluations": self.evaluations,
+        }
+
+
+class Restored(NamedTuple):
+    """A batch of pairs as it goes into the fusion."""
+
+    ir: Tensor
+    vis: Tensor
+    reports: list[dict[str, SourceReport]]
+    """of each pair, by source"""
+
+    @property
+    def noisy(self) -> list[bool]:
+        """Of each pair: whether a source was denoised."""
+        return [any(r.evaluations for r in report.values()) for report in self.reports]
+
+
+class SourceModel:
+    """Restores the sources of pairs as ``FuseConfig.denoise`` says, on a prior.
+
+    Args:
+        prior: What takes the noise out.
+        config: Its ``denoise`` and ``draws``.
+    """
+
+    def __init__(self, prior: Prior, config: FuseConfig):
+        self.prior, self.draws = prior, config.draws
+        self.wanted = config.noise_levels
+
+    def warm_up(self, plane: Tensor) -> None:
+        """Do the first-call work for a luma plane of that size."""
+        if any(wanted != "off" for wanted in self.wanted.values()):
+            denoise(self.prior, plane, 1.0, seed=0)
+
+    def __call__(
+        self, ir: Tensor, vis: Tensor, *, seed: int, known: Mapping[str, NoiseLevel] | None = None
+    ) -> Restored:
+        """Restore luma planes [N, 1, H, W] in [0, 1]; a clean source comes back as it is.
+
+        Args:
+            ir: The infrared sources.
+            vis: The visible ones.
+            seed: Of the noise that denoising adds to chroma.
+            known: Noise levels to use in place of "auto"'s own estimate, by source: a video's
+                running ones.
+
+        Returns:
+            The sources, on the same device, and what was done.
+        """
+        reports: list[dict[str, SourceReport]] = [{} for _ in range(len(ir))]
+        restored: list[Tensor] = []
+        for name, planes in zip(SOURCES, (ir, vis), strict=True):
+            level = None if known is None else known.get(name)
+            done = [self._restore(p, self.wanted[name], seed, level) for p in planes.split(1)]
+            for report, (_, found) in zip(reports, done, strict=True):
+                report[name] = found
+            changed = any(found != SourceReport() for _, found in done)
+            restored.append(torch.cat([p for p, _ in done]) if changed else planes)
+        return Restored(restored[0], restored[1], reports)
+
+    def _restore(
+        self, plane: Tensor, wanted: Any, seed: int, known: NoiseLevel | None
+    ) -> tuple[Tensor, SourceReport]:
+        if wanted == "off":
+            return plane, SourceReport()
+        columns = rows = 0.0
+        dead = 0
+        if wanted == "auto":
+            plane, (defects,) = remove_defects(plane)
+            columns, rows, dead = defects.columns, defects.rows, defects.dead
+            level = noise_level(plane)[0] if known is None else known
+        else:
+            level = NoiseLevel(sigma=float(wanted), plain=float(wanted), gain=0.0, offset=0.0)
+        if not level.sigma:
+            return plane, SourceReport(columns=columns, rows=rows, dead_pixels=dead)
+        plane = self._denoised(plane, level, seed)
+        report = SourceReport(level.sigma, level.gain, columns, rows, dead, self.draws)
+        return plane, report
+
+    def _denoised(self, plane: Tensor, level: NoiseLevel, seed: int) -> Tensor:
+        if not level.gain:
+            return denoise(self.prior, plane, level.sigma, seed=seed, draws=self.draws)
+        flat = stabilize(plane, level.gain, level.offset)
+        done = denoise(self.prior, flat.plane, flat.sigma, seed=seed, draws=self.draws)
+        return destabilize(flat._replace(plane=done)).clamp_(0, 1)

@@ -1,0 +1,250 @@
+"""The fused luma in closed form: what the variant ``saliency`` draws to.
+
+Per level of the sources' Laplacian pyramids, with E = G₁ ∗ L² the local energy of a band:
+
+    share   s = ½ + share · (E_i²/(E_i² + E_v²) − ½): the stronger source, but not it alone
+    coring  L ← L · E/(E + τ²): texture of a sensor's amplitude is no detail; the infrared's
+            τ is larger in sky
+    sky     s ← s · (1 − sky_share · sky): infrared texture adds nothing to a flat bright sky
+    band    gain · (s · L_i + (1 − s) · L_v)
+
+and at the coarsest level w · i + (1 − w) · v by the weight of salience and brightness, its contrast
+about its mean brought up to the sources' own, which averaging opposites takes away. Where the
+sources contradict each other (C), s and w turn to the one that varies more there, at gain 1, by at
+most ``conflict`` of the way: a copy of one source is no fusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .pyramid import bands, depth, down, down_times, smooth, up
+from .terms import base_weight, compiled, conflict, product, sky
+
+LEVELS = 5
+"""bands above the coarsest level"""
+BLACK_MARGIN = 6.0
+"""times the brighter source's gray that a fused pixel may have: black in both stays black"""
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The numbers of the data terms; what they do is in the module's description."""
+
+    share: float
+    gain: float
+    coring: float
+    """τ, gray levels of 255"""
+    sky_coring: float
+    """added to τ in sky, gray levels of 255"""
+    sky_share: float
+    conflict: float
+    salient: float
+    bright: float
+    slope: float
+    contrast: float
+    """of the base: times the sources' root mean square contrast that it is brought up to"""
+    most_contrast: float
+    """most that the base's contrast is multiplied by"""
+
+
+PHOTOGRAPHIC = Terms(
+    share=0.5,
+    gain=1.33,
+    coring=0.3,
+    sky_coring=1.0,
+    sky_share=0.5,
+    conflict=0.4,
+    salient=0.4,
+    bright=0.6,
+    slope=8.0,
+    contrast=1.25,
+    most_contrast=1.8,
+)
+"""for scenes and anatomy"""
+
+FUNCTIONAL = Terms(
+    share=0.1,
+    gain=1.0,
+    coring=0.0,
+    sky_coring=0.0,
+    sky_share=0.0,
+    conflict=0.0,
+    salient=0.0,
+    bright=0.0,
+    slope=8.0,
+    contrast=0.0,
+    most_contrast=1.0,
+)
+"""for PET, SPECT and other maps in false color: close to the mean, whose gray means something"""
+
+
+def choose(
+    ir: Tensor, vis: Tensor, functional: Sequence[bool] | None = None, *, triton: bool = False
+) -> Tensor:
+    """Fuse lumas [N, 1, H, W] float32 in [0, 1] in closed form; the same shape and range.
+
+    Images are taken one at a time, so a batch gives each the bytes that it gets alone.
+
+    Args:
+        ir: The infrared sources, H and W of at least 16.
+        vis: The visible ones.
+        functional: Of each pair, whether a source is a map whose gray levels mean something, such
+            as PET; none by default.
+        triton: Whether the fused kernels may run, on a CUDA device.
+    """
+    functional = functional or [False] * len(ir)
+    if triton and ir.device.type == "cuda":
+        from ..kernels import choose_planes
+
+        return choose_planes(ir, vis, functional)
+    with torch.no_grad():
+        planes = [
+            _choose(i, v, FUNCTIONAL if is_map else PHOTOGRAPHIC)
+            for i, v, is_map in zip(ir[:, 0], vis[:, 0], functional, strict=True)
+        ]
+    together = planes[0][None] if len(planes) == 1 else torch.stack(planes)  # a copy less
+    return together[:, None]
+
+
+def _choose(i: Tensor, v: Tensor, terms: Terms) -> Tensor:
+    levels = depth(i.shape[-2], i.shape[-1], LEVELS)
+    fuse, finest = _level_function(i)
+    i, v = i.contiguous(), v.contiguous()
+    g_i, g_v = down_times(i, levels), down_times(v, levels)
+    maps = _maps(g_i, g_v, v, terms, finest)
+    out = _base(g_i, g_v, maps, terms)
+    for k in reversed(range(levels)):
+        sources, coarse = (g_i[k], g_v[k]), (g_i[k + 1], g_v[k + 1])
+        margin = 0.0 if k else BLACK_MARGIN
+        out = fuse(sources, coarse, out, maps.at(max(k, finest)), terms, margin)
+    return out
+
+
+def _level_function(x: Tensor) -> tuple[Callable[..., Tensor], int]:
+    """What computes a level of the result, and the finest level that it needs maps of."""
+    fast = compiled(x)
+    return (_fuse_level, 0) if fast is None else (fast.fuse_level, 1)
+
+
+def _fuse_level(
+    sources: tuple[Tensor, Tensor],
+    coarse: tuple[Tensor, Tensor],
+    out: Tensor,
+    maps: _Level,
+    terms: Terms,
+    margin: float,
+) -> Tensor:
+    """A level [H, W] of the result from the coarser one; clamped to the sources' where a margin."""
+    a, b = (bands([plane, below])[0] for plane, below in zip(sources, coarse, strict=True))
+    out = up(out, *a.shape).add_(_band(a, b, maps, terms))
+    if not margin:
+        return out
+    highest = torch.maximum(*sources).mul_(margin).clamp_(max=1)
+    return torch.minimum(out, highest).clamp_(min=0)
+
+
+class _Level(NamedTuple):
+    """The maps of a level; None where a term is off."""
+
+    conflict: Tensor | None
+    pick: Tensor | None
+    sky: Tensor | None
+
+
+class _Maps:
+    """Maps of the pyramid's levels, each made from the level where it was computed."""
+
+    def __init__(
+        self, sizes: list[tuple[int, int]], finest: int, *known: tuple[int, Tensor] | None
+    ):
+        self.planes = [None if e is None else _carried(e[1], e[0], sizes, finest) for e in known]
+
+    def at(self, level: int) -> _Level:
+        """Those of a level."""
+        return _Level(*(None if p is None else p[level] for p in self.planes))
+
+
+def _carried(
+    plane: Tensor, level: int, sizes: list[tuple[int, int]], finest: int
+) -> dict[int, Tensor]:
+    """A plane of a level at every one from the finest: doubled to the finer, halved to others."""
+    planes = {level: plane}
+    for k in reversed(range(finest, level)):
+        planes[k] = up(planes[k + 1], *_at_least(sizes, k))
+    for k in range(level + 1, len(sizes)):
+        planes[k] = down(planes[k - 1])
+    return planes
+
+
+def _at_least(sizes: list[tuple[int, int]], k: int) -> tuple[int, int]:
+    """The size of a level, also of those that a small picture's pyramid does not have."""
+    if k < len(sizes):
+        return sizes[k]
+    height, width = _at_least(sizes, k - 1)
+    return (height + 1) // 2, (width + 1) // 2
+
+
+def _maps(g_i: list[Tensor], g_v: list[Tensor], v: Tensor, terms: Terms, finest: int = 0) -> _Maps:
+    sizes = [(plane.shape[-2], plane.shape[-1]) for plane in g_i]
+    disputed = pick = bright = None
+    if terms.conflict and len(g_i) > 1:
+        c, p = conflict(g_i[1], g_v[1])
+        disputed, pick = (2, c.mul_(terms.conflict)), (3, p)
+    if (terms.sky_share or terms.sky_coring) and len(g_v) > 1:
+        bright = (1, sky(g_v[1], down(product(v, v))))
+    return _Maps(sizes, finest, disputed, pick, bright)
+
+
+def _band(a: Tensor, b: Tensor, maps: _Level, terms: Terms) -> Tensor:
+    """The fused band of two bands [H, W], which are used up."""
+    energy_a, energy_b = smooth(a * a), smooth(b * b)
+    s = _share(energy_a, energy_b, terms.share)
+    gain: Tensor | float = terms.gain
+    core_a: Tensor | float = (terms.coring / 255) ** 2 + _TINY
+    core_b = core_a
+    if maps.sky is not None:
+        s.mul_(1 - terms.sky_share * maps.sky)
+        core_a = ((terms.coring + terms.sky_coring * maps.sky) / 255).square_() + _TINY
+    if maps.conflict is not None and maps.pick is not None:
+        s.lerp_(maps.pick, maps.conflict)
+        gain = terms.gain - (terms.gain - 1) * maps.conflict
+    a.mul_(energy_a).div_(energy_a.add_(core_a))
+    b.mul_(energy_b).div_(energy_b.add_(core_b))
+    return b.add_(a.sub_(b).mul_(s)).mul_(gain)
+
+
+def _share(energy_a: Tensor, energy_b: Tensor, share: float) -> Tensor:
+    """½ + share · (E_a²/(E_a² + E_b²) − ½)."""
+    square_a, square_b = energy_a * energy_a, energy_b * energy_b
+    square_a.add_(_TINY)
+    return square_a.div_(square_b.add_(square_a).add_(_TINY)).sub_(0.5).mul_(share).add_(0.5)
+
+
+def _base(g_i: list[Tensor], g_v: list[Tensor], maps: _Maps, terms: Terms) -> Tensor:
+    """The coarsest level of the result."""
+    last = len(g_i) - 1
+    a, b = g_i[last], g_v[last]
+    w = torch.full_like(a, 0.5)
+    if terms.salient or terms.bright:
+        level = min(2, last)
+        w = base_weight(g_i[level], g_v[level], terms.salient, terms.bright, terms.slope)
+        for _ in range(last - level):
+            w = down(w)
+    disputed, pick, _ = maps.at(last)
+    if disputed is not None and pick is not None:
+        w.lerp_(pick, disputed)
+    out = torch.lerp(b, a, w)
+    if not terms.contrast:
+        return out
+    mean = out.mean()
+    own = out.std(correction=0).clamp_(min=1e-4)
+    wanted = (a.var(correction=0) + b.var(correction=0)).div_(2).sqrt_()
+    factor = wanted.mul_(terms.contrast).div_(own).clamp_(1, terms.most_contrast)
+    return out.sub_(mean).mul_(factor).add_(mean)

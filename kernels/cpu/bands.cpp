@@ -1,0 +1,330 @@
+// Faster versions of parts of ddfm_fast/target on a CPU, float32, each in one pass.
+//
+// ddfm_level: from a level of the sources' Gaussian pyramids, the next coarser one, the coarser
+// result and the maps of the data terms to the result at the level: bands, their local energies by
+// the binomial filter over a ring of rows, share, coring, sky, conflict, gain, sum and clamp.
+// ddfm_twice: a plane smoothed twice.
+// ddfm_sky: the sky of local means and mean squares.
+// Rows are done in blocks of a fixed size, so nothing depends on the number of threads. bands.py
+// fills the structs and checks shapes.
+
+#include "vectors.h"
+
+// Rows of a task; pixels that are worth a second thread.
+constexpr int64_t ROWS = 32, MANY_PIXELS = 1 << 17;
+constexpr float SMALL = 1e-12f;
+// Floats before a row, for what is mirrored.
+constexpr int64_t MARGIN = 16;
+// Rows that the filter sees, and that it sees when applied twice.
+constexpr int TAPS = 5, WIDE_TAPS = 9;
+
+extern "C" {
+
+struct Level {
+    const float *sources[2], *coarse[2];  // [height, width] and half of it, rounded up
+    const float *result;                  // of the coarser level
+    const float *conflict, *pick, *sky;   // of the level, or of the coarser one: halved; or null
+    float *out;
+    Team team;
+    int64_t height, width, halved;
+    double share, gain, coring, sky_coring, sky_share;
+    double margin;  // times the brighter source that a result may be at most, clamped to 1; 0: any
+};
+
+struct Twice {
+    const float *plane;  // [height, width]
+    float *out;
+    Team team;
+    int64_t height, width;
+};
+
+struct Sky {
+    const float *mean, *square;  // [height, width]
+    float *out;
+    Team team;
+    int64_t height, width;
+    double luma, slope, deviation, least;  // the least exponent
+};
+}
+
+// Rows [first, end) of a result; false where there is no memory.
+template <class Call>
+using Part = bool (*)(const Call &, int64_t first, int64_t end);
+
+template <class Call>
+struct RowTask {
+    const Call &call;
+    Part<Call> part;
+    int64_t rows;
+    std::atomic<int64_t> next{0};
+    std::atomic<bool> failed{false};
+};
+
+template <class Call>
+static void run_blocks(void *argument) {
+    RowTask<Call> &task = *(RowTask<Call> *)argument;
+    for (int64_t first; (first = ROWS * task.next.fetch_add(1)) < task.rows;) {
+        const int64_t end = first + ROWS;
+        if (!task.part(task.call, first, end < task.rows ? end : task.rows)) task.failed = true;
+    }
+}
+
+// Block after block of the result's rows; 0, or 1 where there was no memory.
+template <class Call>
+static int run(const Call &call, Part<Call> part, int64_t rows, int64_t threads) {
+    RowTask<Call> task{call, part, rows};
+    if (call.team && threads > 1 && call.height * call.width >= MANY_PIXELS)
+        call.team(run_blocks<Call>, &task, (unsigned)threads, 0);
+    else
+        run_blocks<Call>(&task);
+    return task.failed;
+}
+
+static int64_t half(int64_t size) { return (size + 1) / 2; }
+
+static int64_t pitch_of(int64_t width) { return (width + MARGIN) / MARGIN * MARGIN + 2 * MARGIN; }
+
+static int64_t mirrored(int64_t at, int64_t size) {
+    while (at < 0 || at >= size) at = at < 0 ? -at : 2 * (size - 1) - at;
+    return at;
+}
+
+// Row y of a plane [half(height), width] that is doubled; `between` is scratch with a margin.
+static void double_row(const float *__restrict plane, int64_t y, int64_t rows, int64_t width,
+                       float *__restrict between, float *__restrict out) {
+    const int64_t k = y / 2;
+    const float *here = plane + k * width, *after = k + 1 < rows ? here + width : here;
+    if (y % 2) {
+        for (int64_t x = 0; x < width; x++) between[x] = (here[x] + after[x]) * 0.5f;
+    } else {
+        const float *before = k ? here - width : here + width;
+        for (int64_t x = 0; x < width; x++)
+            between[x] = (before[x] + after[x]) * 0.125f + here[x] * 0.75f;
+    }
+    between[-1] = between[1];
+    between[width] = between[width - 1];
+    for (int64_t x = 0; x < width; x++) {
+        out[2 * x] = (between[x - 1] + between[x + 1]) * 0.125f + between[x] * 0.75f;
+        out[2 * x + 1] = (between[x] + between[x + 1]) * 0.5f;
+    }
+}
+
+// A row of a band, and its squares filtered along the row, 16 times too large.
+static void band_row(const float *__restrict source, const float *__restrict coarse, int64_t width,
+                     float *__restrict squares, float *__restrict band, float *__restrict sums) {
+    for (int64_t x = 0; x < width; x++) {
+        const float here = source[x] - coarse[x];
+        band[x] = here;
+        squares[x] = here * here;
+    }
+    squares[-1] = squares[1], squares[-2] = squares[2];
+    squares[width] = squares[width - 2], squares[width + 1] = squares[width - 3];
+    for (int64_t x = 0; x < width; x++)
+        sums[x] = (squares[x - 2] + squares[x + 2]) + 4 * (squares[x - 1] + squares[x + 1]) +
+                  6 * squares[x];
+}
+
+// The local energy: the filter across the rows.
+static void energy_row(const float *__restrict a, const float *__restrict b,
+                       const float *__restrict c, const float *__restrict d,
+                       const float *__restrict e, int64_t width, float *__restrict out) {
+    for (int64_t x = 0; x < width; x++)
+        out[x] = ((a[x] + e[x]) + 4 * (b[x] + d[x]) + 6 * c[x]) * (1 / 256.0f);
+}
+
+struct Row {
+    const float *bands[2], *energies[2], *conflict, *pick, *sky;
+};
+
+// out += the fused band; the first source's coring is stronger in sky.
+template <bool DISPUTED, bool BRIGHT>
+static void fuse_row(const Row &row, const Level &level, float *__restrict out) {
+    const float *__restrict a = row.bands[0], *__restrict b = row.bands[1];
+    const float *__restrict energy_a = row.energies[0], *__restrict energy_b = row.energies[1];
+    const float *__restrict conflict = row.conflict, *__restrict pick = row.pick;
+    const float *__restrict sky = row.sky;
+    const float share = (float)level.share, gain = (float)level.gain;
+    const float coring = (float)(level.coring / 255), sky_coring = (float)(level.sky_coring / 255);
+    const float sky_share = (float)level.sky_share, more = (float)(level.gain - 1);
+    const float core_b = (float)(level.coring / 255 * (level.coring / 255) + 1e-12);
+    for (int64_t x = 0; x < level.width; x++) {
+        const float of_a = energy_a[x], of_b = energy_b[x];
+        const float square = of_a * of_a + SMALL;
+        float s = (square / (of_b * of_b + square + SMALL) - 0.5f) * share + 0.5f;
+        float core_a = core_b, factor = gain;
+        if (BRIGHT) {
+            const float root = coring + sky_coring * sky[x];
+            s *= 1 - sky_share * sky[x];
+            core_a = root * root + SMALL;
+        }
+        if (DISPUTED) {
+            s += conflict[x] * (pick[x] - s);
+            factor = gain - more * conflict[x];
+        }
+        const float cored_a = a[x] * of_a / (of_a + core_a);
+        const float cored_b = b[x] * of_b / (of_b + core_b);
+        out[x] += (cored_b + (cored_a - cored_b) * s) * factor;
+    }
+}
+
+static void clamp_row(const float *__restrict a, const float *__restrict b, int64_t width,
+                      float margin, float *__restrict out) {
+    for (int64_t x = 0; x < width; x++) {
+        const float brighter = (a[x] < b[x] ? b[x] : a[x]) * margin;
+        const float most = brighter < 1 ? brighter : 1, value = out[x];
+        const float below = most < value ? most : value;
+        out[x] = below < 0 ? 0 : below;
+    }
+}
+
+// What a thread has of rows, each with margins.
+struct Rows {
+    float *memory;
+    int64_t pitch;
+    float *at(int64_t row) const { return memory + row * pitch + MARGIN; }
+    float *ring(int kind, int64_t y) const { return at(kind * TAPS + (y + TAPS) % TAPS); }
+};
+enum Kind { BAND_A, BAND_B, SUMS_A, SUMS_B, KINDS };
+enum Single { BETWEEN = KINDS * TAPS, COARSE, SQUARES, ENERGY_A, ENERGY_B, CONFLICT, PICK, SKY,
+              TOGETHER, ALL_ROWS };
+
+// A row of a map of the level.
+static const float *map_row(const Level &level, const float *map, int64_t y, const Rows &rows,
+                            Single where) {
+    if (!map || !level.halved) return map ? map + y * level.width : nullptr;
+    const int64_t height = half(level.height), width = half(level.width);
+    double_row(map, y, height, width, rows.at(BETWEEN), rows.at(where));
+    return rows.at(where);
+}
+
+static void result_row(const Level &level, int64_t y, const Rows &rows) {
+    Row row;
+    for (int source = 0; source < 2; source++) {
+        float *energy = rows.at(ENERGY_A + source);
+        const int sums = SUMS_A + source;
+        energy_row(rows.ring(sums, y - 2), rows.ring(sums, y - 1), rows.ring(sums, y),
+                   rows.ring(sums, y + 1), rows.ring(sums, y + 2), level.width, energy);
+        row.bands[source] = rows.ring(BAND_A + source, y), row.energies[source] = energy;
+    }
+    row.conflict = map_row(level, level.conflict, y, rows, CONFLICT);
+    row.pick = map_row(level, level.pick, y, rows, PICK);
+    row.sky = map_row(level, level.sky, y, rows, SKY);
+    float *together = rows.at(TOGETHER);
+    double_row(level.result, y, half(level.height), half(level.width), rows.at(BETWEEN), together);
+    const bool disputed = row.conflict && row.pick;
+    if (disputed && row.sky) fuse_row<true, true>(row, level, together);
+    if (disputed && !row.sky) fuse_row<true, false>(row, level, together);
+    if (!disputed && row.sky) fuse_row<false, true>(row, level, together);
+    if (!disputed && !row.sky) fuse_row<false, false>(row, level, together);
+    const int64_t at = y * level.width;
+    if (level.margin > 0)
+        clamp_row(level.sources[0] + at, level.sources[1] + at, level.width, (float)level.margin,
+                  together);
+    memcpy(level.out + at, together, 4 * level.width);
+}
+
+// Rows [first, end) of the result.
+static bool fuse_rows(const Level &level, int64_t first, int64_t end) {
+    const int64_t pitch = pitch_of(level.width);
+    const Rows rows{scratch.floats(ALL_ROWS * pitch), pitch};
+    if (!rows.memory) return false;
+    for (int64_t y = first - 2; y < end + 2; y++) {
+        const int64_t from = mirrored(y, level.height);
+        for (int source = 0; source < 2; source++) {
+            double_row(level.coarse[source], from, half(level.height), half(level.width),
+                       rows.at(BETWEEN), rows.at(COARSE));
+            band_row(level.sources[source] + from * level.width, rows.at(COARSE), level.width,
+                     rows.at(SQUARES), rows.ring(BAND_A + source, y),
+                     rows.ring(SUMS_A + source, y));
+        }
+        if (y >= first + 2) result_row(level, y - 2, rows);
+    }
+    return true;
+}
+
+// A row smoothed twice along itself, 256 times too large; `padded` is scratch with a margin.
+static void smooth_along(const float *__restrict row, int64_t width, float *__restrict padded,
+                         float *__restrict out) {
+    memcpy(padded, row, 4 * width);
+    for (int64_t k = 1; k < WIDE_TAPS / 2 + 1; k++) {
+        padded[-k] = row[mirrored(-k, width)];
+        padded[width - 1 + k] = row[mirrored(width - 1 + k, width)];
+    }
+    for (int64_t x = 0; x < width; x++)
+        out[x] = (padded[x - 4] + padded[x + 4]) + 8 * (padded[x - 3] + padded[x + 3]) +
+                 28 * (padded[x - 2] + padded[x + 2]) + 56 * (padded[x - 1] + padded[x + 1]) +
+                 70 * padded[x];
+}
+
+// The same across rows, and the right size.
+static void smooth_across(const float *const *rows, int64_t width, float *__restrict out) {
+    const float *a = rows[0], *b = rows[1], *c = rows[2], *d = rows[3], *e = rows[4];
+    const float *f = rows[5], *g = rows[6], *h = rows[7], *i = rows[8];
+    for (int64_t x = 0; x < width; x++)
+        out[x] = ((a[x] + i[x]) + 8 * (b[x] + h[x]) + 28 * (c[x] + g[x]) + 56 * (d[x] + f[x]) +
+                  70 * e[x]) * (1 / 65536.0f);
+}
+
+// Rows [first, end) of a plane that is smoothed twice.
+static bool twice_rows(const Twice &twice, int64_t first, int64_t end) {
+    const int64_t pitch = pitch_of(twice.width), reach = WIDE_TAPS / 2;
+    const Rows rows{scratch.floats((WIDE_TAPS + 1) * pitch), pitch};
+    if (!rows.memory) return false;
+    for (int64_t y = first - reach; y < end + reach; y++) {
+        const float *from = twice.plane + mirrored(y, twice.height) * twice.width;
+        smooth_along(from, twice.width, rows.at(WIDE_TAPS), rows.at((y + WIDE_TAPS) % WIDE_TAPS));
+        const int64_t middle = y - reach;
+        if (middle < first) continue;
+        const float *seen[WIDE_TAPS];
+        for (int64_t k = 0; k < WIDE_TAPS; k++) seen[k] = rows.at((y + 1 + k) % WIDE_TAPS);
+        smooth_across(seen, twice.width, twice.out + middle * twice.width);
+    }
+    return true;
+}
+
+// Apart from the difference, so that products are rounded as elsewhere: a variance is that small.
+__attribute__((noinline)) static void square_all(const float *__restrict x, int64_t count,
+                                                 float *__restrict out) {
+    for (int64_t i = 0; i < count; i++) out[i] = x[i] * x[i];
+}
+
+// Rows [first, end) of the sky, which are one row here.
+static bool sky_rows(const Sky &sky, int64_t first, int64_t end) {
+    const float luma = (float)sky.luma, slope = (float)sky.slope, least_power = (float)sky.least;
+    const float factor = (float)(-1 / (sky.deviation * sky.deviation));
+    const int64_t from = first * sky.width, count = (end - first) * sky.width;
+    float *squares = scratch.floats(count + VL);
+    if (!squares) return false;
+    square_all(sky.mean + from, count, squares);
+    for (int64_t i = 0; i < count; i += VL) {
+        const vec mean = load_up_to(sky.mean + from + i, count - i);
+        const vec square = load_up_to(sky.square + from + i, count - i);
+        const vec variance = most(square - load_up_to(squares + i, count - i), vec{});
+        const vec flat = exp2_of(most(variance * factor, same(least_power)), LOG2E);
+        const vec bright = least(most((mean - luma) * slope, same(-87.0f)), same(87.0f));
+        const vec value = flat / (1.0f + exp2_of(bright, -LOG2E));
+        if (count - i >= VL)
+            store(sky.out + from + i, value);
+        else
+            store_some(sky.out + from + i, value, (int)(count - i));
+    }
+    return true;
+}
+
+extern "C" {
+
+int64_t ddfm_level_bytes() { return sizeof(Level); }
+int64_t ddfm_twice_bytes() { return sizeof(Twice); }
+int64_t ddfm_sky_bytes() { return sizeof(Sky); }
+
+// 0, or 1 where there was no memory.
+int ddfm_level(const Level *level, int64_t threads) {
+    return run(*level, fuse_rows, level->height, threads);
+}
+
+int ddfm_twice(const Twice *twice, int64_t threads) {
+    return run(*twice, twice_rows, twice->height, threads);
+}
+
+int ddfm_sky(const Sky *sky, int64_t threads) { return run(*sky, sky_rows, sky->height, threads); }
+}
