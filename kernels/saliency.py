@@ -105,14 +105,14 @@ def _choose(sources: Tensor, terms: Terms) -> Tensor:
     """Fuse sources [2, N, H, W] to [N, H, W], all by the same terms."""
     levels, n = depth(sources.shape[2], sources.shape[3], LEVELS), sources.shape[1]
     base = terms.salient, terms.bright
-    with_maps = any((terms.sky_share, terms.sky_coring, terms.conflict, *base))
+    with_maps = any((terms.sky_share, terms.sky_coring, terms.sky_base, terms.conflict, *base))
     levels_g = _gaussians(sources, levels, with_maps)
     maps = _maps(levels_g, terms) if with_maps else [None] * (levels + 1)
     last = levels_g[levels]
     out = last.new_empty(last.shape[1:])
     base_kernel[1, n](
-        last, maps[levels], out, out[0].numel(), terms.contrast, terms.most_contrast,
-        STRETCH=terms.contrast > 0, BLOCK=SUM_BLOCK,
+        last, maps[levels], out, out[0].numel(), terms.sky_base, terms.contrast,
+        terms.most_contrast, STRETCH=terms.contrast > 0, BLOCK=SUM_BLOCK,
     )  # fmt: skip
     for k in reversed(range(levels)):
         fine, coarse = levels_g[k], out

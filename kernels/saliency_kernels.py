@@ -7,6 +7,7 @@ import triton.language as tl
 
 from ddfm_fast.target.choose import BLACK_MARGIN
 from ddfm_fast.target.terms import (
+    CENTER,
     CONFLICT_SLOPE,
     CORRELATION_FLOOR,
     GUIDE_EPS,
@@ -22,6 +23,7 @@ _FLOOR = tl.constexpr(CORRELATION_FLOOR**2)
 _CONFLICT_SLOPE = tl.constexpr(CONFLICT_SLOPE)
 _GUIDE_EPS = tl.constexpr(GUIDE_EPS)
 _SKY_LUMA, _SKY_SLOPE = tl.constexpr(SKY_LUMA), tl.constexpr(SKY_SLOPE)
+_CENTER = tl.constexpr(CENTER)
 _SKY_VAR = tl.constexpr(SKY_STD**2)
 _BLACK_MARGIN = tl.constexpr(BLACK_MARGIN)
 _TINY_SHARE = tl.constexpr(1e-8)
@@ -51,11 +53,12 @@ def _offset(plane, height, width):
 
 
 @triton.jit
-def _mean(x_ptr, y_ptr, row, col, height, width, inside, TAPS: tl.constexpr):
-    """Filter x · y, or x where y_ptr is None, by the binomial filter once (5 taps) or twice (9).
+def _mean(x_ptr, y_ptr, row, col, height, width, inside, TAPS: tl.constexpr, center=0.0):
+    """Filter (x − center)(y − center), or x without y_ptr, by the binomial filter or twice it.
 
-    Along rows and columns the weights are binomial coefficients, here in integers. Places outside
-    are mirrored at the borders: |(place + 5 p) mod 2p − p| with p = size − 1, from −4 on.
+    TAPS: 5 for once, 9 for twice. Along rows and columns the weights are binomial coefficients,
+    here in integers. Places outside are mirrored at the borders: |(place + 5 p) mod 2p − p| with
+    p = size − 1, from −4 on.
     """
     last_row, last_col = height - 1, width - 1
     turn_row, turn_col = 2 * last_row, 2 * last_col
@@ -71,7 +74,7 @@ def _mean(x_ptr, y_ptr, row, col, height, width, inside, TAPS: tl.constexpr):
             at = start + tl.abs((col + m) % turn_col - last_col)
             x = tl.load(x_ptr + at, inside)
             if y_ptr is not None:
-                x *= tl.load(y_ptr + at, inside)
+                x = (x - center) * (tl.load(y_ptr + at, inside) - center)
             line += x * weight
             weight = weight * (TAPS - 1 - m) // (m + 1)
         total += line * weight_row
@@ -111,7 +114,8 @@ def down_kernel(
 ):
     """Smooth the planes from FIRST on and keep every second row and column.
 
-    PRODUCTS: of two planes a, b, what is filtered is a, b, b², ab, a². Grid: (tiles, N, P).
+    PRODUCTS: of two planes a, b, what is filtered is a, b, b², ab, a², the last three of
+    a − ½ and b − ½. Grid: (tiles, N, P).
     """
     plane = FIRST + tl.program_id(2)
     height_out, width_out = (height + 1) // 2, (width + 1) // 2
@@ -121,7 +125,7 @@ def down_kernel(
     if PRODUCTS and plane >= 2:
         a_ptr = x_ptr + _offset((plane == 2).to(tl.int32), height, width)
         b_ptr = x_ptr + _offset((plane < 4).to(tl.int32), height, width)
-        total = _mean(a_ptr, b_ptr, 2 * row, 2 * col, height, width, inside, 5)
+        total = _mean(a_ptr, b_ptr, 2 * row, 2 * col, height, width, inside, 5, _CENTER)
     else:
         x_ptr += _offset(plane, height, width)
         total = _mean(x_ptr, None, 2 * row, 2 * col, height, width, inside, 5)
@@ -188,12 +192,13 @@ def map_kernel(
     at, first = row * width + col, _offset(FIRST, height, width)
     if STAGE == "sky":
         mean = _nine(x_ptr, row, col, height, width, inside, 1, None)
-        var = _nine(x_ptr, row, col, height, width, inside, 2, None) - mean * mean
+        centered = mean - _CENTER
+        var = _nine(x_ptr, row, col, height, width, inside, 2, None) - centered * centered
         flat = tl.exp(-tl.maximum(var, 0.0, propagate_nan=_NAN) / _SKY_VAR)
         out = tl.sigmoid((mean - _SKY_LUMA) * _SKY_SLOPE) * flat
     elif STAGE == "conflict":
-        i = _nine(x_ptr, row, col, height, width, inside, 0, None)
-        v = _nine(x_ptr, row, col, height, width, inside, 1, None)
+        i = _nine(x_ptr, row, col, height, width, inside, 0, None) - _CENTER
+        v = _nine(x_ptr, row, col, height, width, inside, 1, None) - _CENTER
         var_v = _nine(x_ptr, row, col, height, width, inside, 2, None) - v * v
         both = _nine(x_ptr, row, col, height, width, inside, 3, None) - i * v
         var_i = _nine(x_ptr, row, col, height, width, inside, 4, None) - i * i
@@ -285,8 +290,8 @@ def weight_kernel(
 
 
 @triton.jit
-def _base(x_ptr, maps_ptr, at, pixels, inside):
-    """Load i and v, and mix them by the weight, which turns to the pick where they conflict."""
+def _base(x_ptr, maps_ptr, at, pixels, inside, sky_base):
+    """Load i and v, and mix them by the weight: the pick where they conflict, less of i in sky."""
     i = tl.load(x_ptr + _offset(0, 1, pixels) + at, inside, other=0.0)
     v = tl.load(x_ptr + _offset(1, 1, pixels) + at, inside, other=0.0)
     if maps_ptr is None:
@@ -295,7 +300,9 @@ def _base(x_ptr, maps_ptr, at, pixels, inside):
         weight = tl.load(maps_ptr + _offset(_WEIGHT, 1, pixels) + at, inside, other=0.0)
         conflict = tl.load(maps_ptr + _offset(_CONFLICT, 1, pixels) + at, inside, other=0.0)
         pick = tl.load(maps_ptr + _offset(_PICK, 1, pixels) + at, inside, other=0.0)
+        sky = tl.load(maps_ptr + _offset(_SKY, 1, pixels) + at, inside, other=0.0)
         weight += (pick - weight) * conflict
+        weight *= 1 - sky_base * sky
     return i, v, v + (i - v) * weight
 
 
@@ -305,6 +312,7 @@ def base_kernel(
     maps_ptr,  # float32 [4, N, H, W] or None
     out_ptr,  # out: float32 [N, H, W]
     pixels,  # H · W
+    sky_base,
     contrast,
     most_contrast,
     STRETCH: tl.constexpr,
@@ -319,14 +327,16 @@ def base_kernel(
     if STRETCH:
         total_i, total_v, total = lane * 0.0, lane * 0.0, lane * 0.0
         for start in range(0, pixels, BLOCK):
-            i, v, out = _base(x_ptr, maps_ptr, start + lane, pixels, start + lane < pixels)
+            i, v, out = _base(
+                x_ptr, maps_ptr, start + lane, pixels, start + lane < pixels, sky_base
+            )
             total_i, total_v, total = total_i + i, total_v + v, total + out
         mean_i, mean_v = tl.sum(total_i) / pixels, tl.sum(total_v) / pixels
         mean = tl.sum(total) / pixels
         total_both, total = lane * 0.0, lane * 0.0
         for start in range(0, pixels, BLOCK):
             inside = start + lane < pixels
-            i, v, out = _base(x_ptr, maps_ptr, start + lane, pixels, inside)
+            i, v, out = _base(x_ptr, maps_ptr, start + lane, pixels, inside, sky_base)
             both = (i - mean_i) * (i - mean_i) + (v - mean_v) * (v - mean_v)
             total_both += tl.where(inside, both, 0.0)
             total += tl.where(inside, (out - mean) * (out - mean), 0.0)
@@ -335,7 +345,7 @@ def base_kernel(
         factor = tl.clamp(wanted * contrast / own, 1.0, most_contrast, propagate_nan=_NAN)
     for start in range(0, pixels, BLOCK):
         inside = start + lane < pixels
-        _, _, out = _base(x_ptr, maps_ptr, start + lane, pixels, inside)
+        _, _, out = _base(x_ptr, maps_ptr, start + lane, pixels, inside, sky_base)
         if STRETCH:
             out = (out - mean) * factor + mean
         tl.store(out_ptr + _offset(0, 1, pixels) + start + lane, out, inside)

@@ -8,8 +8,9 @@ Per level of the sources' Laplacian pyramids, with E = G₁ ∗ L² the local en
     sky     s ← s · (1 − sky_share · sky): infrared texture adds nothing to a flat bright sky
     band    gain · (s · L_i + (1 − s) · L_v)
 
-and at the coarsest level w · i + (1 − w) · v by the weight of salience and brightness, its contrast
-about its mean brought up to the sources' own, which averaging opposites takes away. Where the
+and at the coarsest level w · i + (1 − w) · v by the weight of salience and brightness, less
+``sky_base`` of it in sky, its contrast about its mean brought up to the sources' own, which
+averaging opposites takes away. Where the
 sources contradict each other (C), s and w turn to the one that varies more there, at gain 1, by at
 most ``conflict`` of the way: a copy of one source is no fusion.
 """
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .pyramid import bands, depth, down, down_times, smooth, up
-from .terms import base_weight, compiled, conflict, product, sky
+from .terms import CENTER, base_weight, compiled, conflict, product, sky
 
 LEVELS = 5
 """bands above the coarsest level"""
@@ -44,6 +45,8 @@ class Terms:
     sky_coring: float
     """added to τ in sky, gray levels of 255"""
     sky_share: float
+    sky_base: float
+    """share of the infrared's weight in the base that it loses in sky"""
     conflict: float
     salient: float
     bright: float
@@ -60,6 +63,7 @@ PHOTOGRAPHIC = Terms(
     coring=0.3,
     sky_coring=1.0,
     sky_share=0.5,
+    sky_base=0.4,
     conflict=0.4,
     salient=0.4,
     bright=0.6,
@@ -75,6 +79,7 @@ FUNCTIONAL = Terms(
     coring=0.0,
     sky_coring=0.0,
     sky_share=0.0,
+    sky_base=0.0,
     conflict=0.0,
     salient=0.0,
     bright=0.0,
@@ -197,8 +202,9 @@ def _maps(g_i: list[Tensor], g_v: list[Tensor], v: Tensor, terms: Terms, finest:
     if terms.conflict and len(g_i) > 1:
         c, p = conflict(g_i[1], g_v[1])
         disputed, pick = (2, c.mul_(terms.conflict)), (3, p)
-    if (terms.sky_share or terms.sky_coring) and len(g_v) > 1:
-        bright = (1, sky(g_v[1], down(product(v, v))))
+    if (terms.sky_share or terms.sky_coring or terms.sky_base) and len(g_v) > 1:
+        centered = v - CENTER
+        bright = (1, sky(g_v[1] - CENTER, down(product(centered, centered))))
     return _Maps(sizes, finest, disputed, pick, bright)
 
 
@@ -237,9 +243,11 @@ def _base(g_i: list[Tensor], g_v: list[Tensor], maps: _Maps, terms: Terms) -> Te
         w = base_weight(g_i[level], g_v[level], terms.salient, terms.bright, terms.slope)
         for _ in range(last - level):
             w = down(w)
-    disputed, pick, _ = maps.at(last)
+    disputed, pick, bright = maps.at(last)
     if disputed is not None and pick is not None:
         w.lerp_(pick, disputed)
+    if bright is not None:
+        w.mul_(1 - terms.sky_base * bright)
     out = torch.lerp(b, a, w)
     if not terms.contrast:
         return out

@@ -20,6 +20,8 @@ CORRELATION_FLOOR = 0.01
 CONFLICT_SLOPE = 1.5
 """sources of local correlation −1/1.5 and below are in full conflict"""
 GUIDE_EPS = 0.01
+CENTER = 0.5
+"""taken from planes whose variance is a difference of squares, which rounds less then"""
 SKY_LUMA, SKY_SLOPE, SKY_STD = 0.65, 20.0, 0.015
 _TINY = 1e-8
 _LEAST_EXPONENT = -50.0
@@ -110,6 +112,7 @@ def conflict(i: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     def local(plane: Tensor) -> Tensor:
         return smooth(smooth(down(plane)))  # 4 + 2 · 16 pixels² of the sources
 
+    i, v = i - CENTER, v - CENTER
     m_i, m_v = local(i), local(v)
     var_i, var_v = (local(product(a, a)).sub_(m * m).clamp_(min=0) for a, m in ((i, m_i), (v, m_v)))
     over = torch.rsqrt((var_i + CORRELATION_FLOOR**2) * (var_v + CORRELATION_FLOOR**2))
@@ -122,12 +125,13 @@ def conflict(i: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def sky(v: Tensor, v_squared: Tensor) -> Tensor:
     """Find what is bright and featureless in the visible image: sky, walls, glare; in [0, 1].
 
-    v, v_squared: the visible image and its square at level 1 [H, W]; mean and standard deviation
-    are over σ = 3 pixels of the source.
+    v, v_squared: the visible image less ``CENTER`` and its square at level 1 [H, W]; mean and
+    standard deviation are over σ = 3 pixels of the source.
     """
     mean, square = smooth(smooth(v)), smooth(smooth(v_squared))
+    luma = SKY_LUMA - CENTER
     if (fast := compiled(v)) is not None:
-        return fast.sky(mean, square, SKY_LUMA, SKY_SLOPE, SKY_STD, _LEAST_EXPONENT)
+        return fast.sky(mean, square, luma, SKY_SLOPE, SKY_STD, _LEAST_EXPONENT)
     variance = square.sub_(mean * mean).clamp_(min=0)
     flat = variance.div_(-(SKY_STD**2)).clamp_(min=_LEAST_EXPONENT).exp_()
-    return torch.sigmoid((mean - SKY_LUMA) * SKY_SLOPE).mul_(flat)
+    return torch.sigmoid((mean - luma) * SKY_SLOPE).mul_(flat)

@@ -314,7 +314,7 @@ def test_command_line_trains(photos, tmp_path):
         (["--channels", "20"], "multiples of 32"),
         (["--weighting", "snr"], "--weighting 'snr', expected one of eps, p2-mild, p2, min-snr"),
         (["--precision", "float16"], "--precision 'float16', expected one of float32, bfloat16"),
-        (["--arch", "large"], "--arch 'large', expected one of embedded, embedded-large"),
+        (["--arch", "large"], "--arch 'large', expected one of embedded, gray, embedded-large"),
         (["--log-every", "0"], "--log-every 0, expected 1 or more"),
         (["--patch", "512"], "smaller than --patch 512"),
     ],

@@ -98,7 +98,7 @@ def test_infrared_texture_is_held_back_in_a_flat_bright_sky(monkeypatch):
     texture = torch.from_numpy(np.random.default_rng(0).normal(0, 0.01, (1, 1, 128, 160))).float()
     vis = torch.full_like(texture, 0.9)
     with_sky = choose(0.3 + texture, vis)
-    changed = dataclasses.replace(PHOTOGRAPHIC, sky_share=0.0, sky_coring=0.0)
+    changed = dataclasses.replace(PHOTOGRAPHIC, sky_share=0.0, sky_coring=0.0, sky_base=0.0)
     monkeypatch.setattr("ddfm_fast.target.choose.PHOTOGRAPHIC", changed)
     assert with_sky.std() < 0.7 * choose(0.3 + texture, vis).std()
 
@@ -128,7 +128,7 @@ def test_conflict_is_where_sources_are_opposites():
 def test_sky_is_bright_and_flat():
     v = torch.full((64, 64), 0.9)
     v[:, 32:] = 0.3
-    found = sky(v, v * v)
+    found = sky(v - 0.5, (v - 0.5).square())
     assert found[32, 8] > 0.95 and found[32, 56] < 0.01
 
 
@@ -138,6 +138,7 @@ def test_terms_change_what_they_say(monkeypatch):
     vis[..., 64:, :] = 0.9
     wanted = choose(ir, vis)
     for name, value in dataclasses.asdict(PHOTOGRAPHIC).items():
-        changed = dataclasses.replace(PHOTOGRAPHIC, **{name: 0.5 * value})
+        factor = 3.0 if name == "contrast" else 0.5
+        changed = dataclasses.replace(PHOTOGRAPHIC, **{name: factor * value})
         monkeypatch.setattr("ddfm_fast.target.choose.PHOTOGRAPHIC", changed)
         assert not torch.equal(choose(ir, vis), wanted), name
