@@ -269,7 +269,7 @@ def test_network_keywords_make_no_sense_for_a_callable():
 
 @pytest.mark.parametrize("spec", [None, 3, torch.zeros(3), Scaled, ["embedded"]])
 def test_unknown_kinds_list_what_is_accepted(spec):
-    with pytest.raises(TypeError, match='expected "embedded", the path'):
+    with pytest.raises(TypeError, match='expected "embedded", "embedded-gray"'):
         load_prior(spec)
 
 
