@@ -21,7 +21,7 @@ from .images.planes import pad_to_multiple
 from .images.stretch import STRETCH
 from .method import Callback, Diffusion, MethodMaker
 from .options import FuserOptions, ReadingOptions, check_names, documented, with_defaults
-from .priors.load import denoiser_of, load_prior
+from .priors.load import load_prior
 from .priors.precision import default_precision
 from .priors.prior import Prior
 from .restore.sources import FusionReport, SourceModel
@@ -87,7 +87,7 @@ class Fuser:
 
     def _build(self) -> None:
         self.method = self._make_method(self.prior, self.config, self.loops)
-        self.sources = SourceModel(denoiser_of(self.prior), self.config)
+        self.sources = SourceModel(self.prior, self.config)
 
     def with_options(self, **options: Unpack[FuserOptions]) -> Fuser:
         """Make a second fuser on the same prior, which is not loaded again.
@@ -241,7 +241,9 @@ class Fuser:
             ir, vis = (
                 torch.cat([getattr(pairs[n], name) for n in members]) for name in ("ir", "vis")
             )
-            functional = torch.tensor([f for n in members for f in self._functional(pairs[n])])
+            functional = torch.tensor(
+                [f for n in members for f in pairs[n].are_functional(self.config.images)]
+            )
             size = self.batch_size
             if self.automatic_batch:
                 size = images_that_fit(self.prior, height, width, size)
@@ -258,10 +260,6 @@ class Fuser:
                 results[n] = pairs[n].give_back(y)
                 reports[n], found = found[: len(y)], found[len(y) :]
         return results, [report for n in sorted(reports) for report in reports[n]]
-
-    def _functional(self, pair: Pair) -> list[bool]:
-        images = self.config.images
-        return pair.functional if images == "auto" else [images == "functional"] * len(pair.ir)
 
     def _fuse_lumas(
         self,

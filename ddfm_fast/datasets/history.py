@@ -48,7 +48,7 @@ def describe_settings(fuser: Fuser, suffix: str) -> dict[str, Any]:
     if config["denoise"] == "off":  # settings without effect are left out: older folders stay done
         del config["denoise"], config["draws"]
     else:
-        denoiser = {"denoiser": _fingerprint(fuser.sources.prior)}
+        denoiser = {"denoiser": _fingerprint(fuser.sources.denoiser)}
     if config["variant"] != "saliency":
         del config["images"]
     return {

@@ -37,6 +37,10 @@ class Pair(NamedTuple):
         height, width = self.ir.shape[-2:]
         return height, width
 
+    def are_functional(self, images: str) -> list[bool]:
+        """Tell which images count as maps by ``FuseConfig.images``: "auto" looks at them."""
+        return self.functional if images == "auto" else [images == "functional"] * len(self.ir)
+
     def give_back(self, y: Tensor) -> Any:
         """Turn the fused luma into the container that came in.
 
@@ -87,10 +91,11 @@ def read_pair(
             f"ir{index} has {_size(a)}, which cropping to multiples of {least} leaves "
             f"empty; expected at least {least}x{least}, or a preset that does not crop"
         )
-    a, b = a.to(device), b.to(device)
+    # where the images are: on a GPU each of these answers would wait for it
     for sentence in unlikely(a, b, index):
         warnings.warn(sentence, stacklevel=3)
     functional = [any(found) for found in zip(is_functional(a), is_functional(b), strict=True)]
+    a, b = a.to(device), b.to(device)
     if not color:
         return Pair(luma(a), luma(b), None, functional, b_spec)
     from_ir = color == "ir" or (color is True and b.shape[1] == 1 and a.shape[1] == 3)
@@ -101,7 +106,7 @@ def read_pair(
 
 def unlikely(ir: Tensor, vis: Tensor, index: str = "") -> list[str]:
     """List what is legal in two sources [N, C, H, W] but surely not meant, a sentence each."""
-    if ir.shape == vis.shape and torch.equal(ir, vis):
+    if ir.device == vis.device and torch.equal(ir, vis):
         return [f"ir{index} and vis{index} are the same picture; give two different sources"]
     found = []
     for name, planes in (("ir", ir), ("vis", vis)):

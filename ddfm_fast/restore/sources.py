@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..config import FuseConfig
+from ..priors.load import denoiser_of
 from ..priors.prior import Prior
 from .defects import remove_defects
 from .denoise import denoise
 from .noise_level import NoiseLevel, destabilize, noise_level, stabilize
 
 SOURCES = ("ir", "vis")
+Estimator = Callable[[Tensor], NoiseLevel]
+"""the noise of a luma plane [1, 1, H, W] whose defects are removed"""
+
+
+def _estimate(plane: Tensor) -> NoiseLevel:
+    return noise_level(plane)[0]
 
 
 class SourceReport(NamedTuple):
@@ -68,17 +76,12 @@ class Restored(NamedTuple):
     reports: list[dict[str, SourceReport]]
     """of each pair, by source"""
 
-    @property
-    def noisy(self) -> list[bool]:
-        """Of each pair: whether a source was denoised."""
-        return [any(r.evaluations for r in report.values()) for report in self.reports]
-
 
 class SourceModel:
     """Restores the sources of pairs as ``FuseConfig.denoise`` says, on a prior.
 
     Args:
-        prior: What takes the noise out.
+        prior: The prior of the fusion; what takes the noise out is ``denoiser_of`` it.
         config: Its ``denoise`` and ``draws``.
     """
 
@@ -86,13 +89,23 @@ class SourceModel:
         self.prior, self.draws = prior, config.draws
         self.wanted = config.noise_levels
 
+    @functools.cached_property
+    def denoiser(self) -> Prior:
+        """The prior that denoises, not loaded before a source needs it."""
+        return denoiser_of(self.prior)
+
     def warm_up(self, plane: Tensor) -> None:
         """Do the first-call work for a luma plane of that size."""
         if any(wanted != "off" for wanted in self.wanted.values()):
-            denoise(self.prior, plane, 1.0, seed=0)
+            denoise(self.denoiser, plane, 1.0, seed=0)
 
     def __call__(
-        self, ir: Tensor, vis: Tensor, *, seed: int, known: Mapping[str, NoiseLevel] | None = None
+        self,
+        ir: Tensor,
+        vis: Tensor,
+        *,
+        seed: int,
+        estimators: Mapping[str, Estimator] | None = None,
     ) -> Restored:
         """Restore luma planes [N, 1, H, W] in [0, 1]; a clean source comes back as it is.
 
@@ -100,8 +113,7 @@ class SourceModel:
             ir: The infrared sources.
             vis: The visible ones.
             seed: Of the noise that denoising adds to chroma.
-            known: Noise levels to use in place of "auto"'s own estimate, by source: a video's
-                running ones.
+            estimators: What estimates the noise for "auto", by source: a video's running ones.
 
         Returns:
             The sources, on the same device, and what was done.
@@ -109,8 +121,8 @@ class SourceModel:
         reports: list[dict[str, SourceReport]] = [{} for _ in range(len(ir))]
         restored: list[Tensor] = []
         for name, planes in zip(SOURCES, (ir, vis), strict=True):
-            level = None if known is None else known.get(name)
-            done = [self._restore(p, self.wanted[name], seed, level) for p in planes.split(1)]
+            estimate = estimators[name] if estimators else _estimate
+            done = [self._restore(p, self.wanted[name], seed, estimate) for p in planes.split(1)]
             for report, (_, found) in zip(reports, done, strict=True):
                 report[name] = found
             changed = any(found != SourceReport() for _, found in done)
@@ -118,7 +130,7 @@ class SourceModel:
         return Restored(restored[0], restored[1], reports)
 
     def _restore(
-        self, plane: Tensor, wanted: Any, seed: int, known: NoiseLevel | None
+        self, plane: Tensor, wanted: Any, seed: int, estimate: Estimator
     ) -> tuple[Tensor, SourceReport]:
         if wanted == "off":
             return plane, SourceReport()
@@ -127,7 +139,7 @@ class SourceModel:
         if wanted == "auto":
             plane, (defects,) = remove_defects(plane)
             columns, rows, dead = defects.columns, defects.rows, defects.dead
-            level = noise_level(plane)[0] if known is None else known
+            level = estimate(plane)
         else:
             level = NoiseLevel(sigma=float(wanted), plain=float(wanted), gain=0.0, offset=0.0)
         if not level.sigma:
@@ -138,7 +150,7 @@ class SourceModel:
 
     def _denoised(self, plane: Tensor, level: NoiseLevel, seed: int) -> Tensor:
         if not level.gain:
-            return denoise(self.prior, plane, level.sigma, seed=seed, draws=self.draws)
+            return denoise(self.denoiser, plane, level.sigma, seed=seed, draws=self.draws)
         flat = stabilize(plane, level.gain, level.offset)
-        done = denoise(self.prior, flat.plane, flat.sigma, seed=seed, draws=self.draws)
+        done = denoise(self.denoiser, flat.plane, flat.sigma, seed=seed, draws=self.draws)
         return destabilize(flat._replace(plane=done)).clamp_(0, 1)

@@ -47,7 +47,7 @@ from ..method import Diffusion, Method
 from ..options import ReadingOptions
 from ..priors.prior import Prior
 from ..restore.noise_level import CLEAN, NoiseLevel, noise_level
-from ..restore.sources import SOURCES, SourceModel
+from ..restore.sources import SOURCES, Estimator, SourceModel
 from ..sampler import noised
 from ..schedule import StepRow
 from ..step import ReverseStep, plain_em
@@ -152,7 +152,7 @@ class Stream:
 
     def __init__(self, stretch: str):
         self.scale = RunningScale(stretch)
-        self.noise = {name: RunningNoise() for name in SOURCES}
+        self.noise: dict[str, Estimator] = {name: RunningNoise() for name in SOURCES}
         self.kept: Tensor | None = None
         """i, v and f of the frame before, [3, H, W] in [−1, 1]; None before the first"""
 
@@ -294,25 +294,16 @@ class TemporalFuser:
                     ir,
                     vis,
                     [motions[n] for n in members],
-                    [self._is_functional(read[n]) for n in members],
+                    [read[n].are_functional(self.config.images)[0] for n in members],
                 )
                 planes = zip(members, lumas.split(1), ir.split(1), vis.split(1), strict=True)
                 for n, y, a, b in planes:
                     results[n] = read[n].give_back(streams[n].scale(y, a, b))
         return results
 
-    def _is_functional(self, pair: Pair) -> bool:
-        images = self.config.images
-        return pair.functional[0] if images == "auto" else images == "functional"
-
     def _restored(self, stream: Stream, pair: Pair) -> tuple[Tensor, Tensor]:
         """The sources of a frame, denoised by the stream's running estimates."""
-        known = {
-            name: stream.noise[name](getattr(pair, name))
-            for name, wanted in self._sources.wanted.items()
-            if wanted == "auto"
-        }
-        restored = self._sources(pair.ir, pair.vis, seed=self.fuser.seed, known=known)
+        restored = self._sources(pair.ir, pair.vis, seed=self.fuser.seed, estimators=stream.noise)
         report = restored.reports[0]
         self.evaluations += sum(found.evaluations for found in report.values())
         return restored.ir, restored.vis
