@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import tempfile
-import threading
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -46,8 +43,7 @@ class Terms(Protocol):
 class Library:
     """The compiled functions, and what runs them on several threads."""
 
-    def __init__(self, path: Path, team: int):
-        library = ctypes.CDLL(str(path))
+    def __init__(self, library: ctypes.CDLL, team: int):
         self.team = team
         self.level, self.twice = library.ddfm_level, library.ddfm_twice
         self.sky = library.ddfm_sky
@@ -60,37 +56,25 @@ class Library:
             raise RuntimeError("structs of the compiled code have other sizes than here")
 
 
-_lock = threading.Lock()
-
-
 def status() -> str | None:
     """Say why this cannot be used here, or None where it can; compiles on first use."""
     return load()[1]
 
 
-def load() -> tuple[Library | None, str | None]:
-    """Compile and load once; returns the functions, or None and the reason."""
-    with _lock:
-        return _load_cached()
-
-
 @lru_cache(maxsize=1)
-def _load_cached() -> tuple[Library | None, str | None]:
+def load() -> tuple[Library | None, str | None]:
+    """Find the functions in the library that ``build`` loads once, or None and the reason."""
     return load_again()
 
 
 def load_again() -> tuple[Library | None, str | None]:
-    """Compile where need be and load, without looking at what this process has loaded."""
+    """Do so without looking at what was found before."""
     found, reason = build.load()
     if found is None:
         return None, reason
     try:
-        folder = build.cache_folder()
-        if folder is not None:
-            return Library(build.build(folder), found.team), None
-        with tempfile.TemporaryDirectory(prefix="ddfm_fast-") as once:  # loaded, it is not needed
-            return Library(build.build(Path(once)), found.team), None
-    except Exception as error:  # a compiler can fail in any way: PyTorch's path is there
+        return Library(found.shared, found.team), None
+    except (AttributeError, RuntimeError) as error:
         return None, str(error)
 
 

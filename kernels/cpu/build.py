@@ -40,7 +40,8 @@ class Library:
     """The compiled functions, and what runs them on several threads."""
 
     def __init__(self, path: Path):
-        library = ctypes.CDLL(str(path))
+        self.shared = library = ctypes.CDLL(str(path))
+        """with the functions of ``bands`` too"""
         self.layer, self.attention = library.ddfm_layer, library.ddfm_attention
         for function in (self.layer, self.attention):
             function.argtypes = [ctypes.c_char_p, ctypes.c_int64]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 
@@ -27,7 +28,7 @@ def narrow(tmp_path_factory):
     compiler = shutil.which(os.environ.get("CXX", "c++")) or pytest.skip("no C++ compiler")
     path = tmp_path_factory.mktemp("bands") / "narrow.so"
     build.run([compiler, *build.FLAGS, "-DVL=4", str(bands.SOURCE), "-o", str(path)])
-    return bands.Library(path, build.library().team)
+    return bands.Library(ctypes.CDLL(str(path)), build.library().team)
 
 
 @pytest.fixture(params=["native", "narrow"])
