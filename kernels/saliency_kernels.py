@@ -172,7 +172,7 @@ def map_kernel(
     x_ptr,  # float32 [·, N, H, W] contiguous: what STAGE needs
     guide_ptr,  # of "guided": float32 [2, N, H, W], plane 1 is the guide; else None
     out_ptr,  # out: float32 [·, N, H, W], planes FIRST and on
-    var_ptr,  # out of "conflict": float32 [2, N, H, W], the sources' variances; else None
+    var_ptr,  # out of "conflict": float32 [2, N, H, W], the sources' variances times C; else None
     most,  # of the way that "conflict" goes
     height,  # H
     width,  # W
@@ -205,9 +205,10 @@ def map_kernel(
         var_i = tl.maximum(var_i, 0.0, propagate_nan=_NAN)
         var_v = tl.maximum(var_v, 0.0, propagate_nan=_NAN)
         correlation = both / tl.sqrt_rn((var_i + _FLOOR) * (var_v + _FLOOR))
-        out = most * tl.clamp(correlation * -_CONFLICT_SLOPE, 0.0, 1.0, propagate_nan=_NAN)
-        tl.store(var_ptr + _offset(0, height, width) + at, var_i, inside)
-        tl.store(var_ptr + _offset(1, height, width) + at, var_v, inside)
+        out = tl.clamp(correlation * -_CONFLICT_SLOPE, 0.0, 1.0, propagate_nan=_NAN)
+        tl.store(var_ptr + _offset(0, height, width) + at, out * var_i, inside)
+        tl.store(var_ptr + _offset(1, height, width) + at, out * var_v, inside)
+        out *= most
     elif STAGE == "pick":
         i = _nine(x_ptr, row, col, height, width, inside, 0, None) + _TINY_SHARE
         v = _nine(x_ptr, row, col, height, width, inside, 1, None) + _TINY_SHARE
@@ -390,7 +391,6 @@ def band_kernel(
         core_a = coring + sky_coring * sky
         core_a = core_a * core_a + _TINY_ENERGY
         s += (pick - s) * conflict
-        gain -= (gain - 1) * conflict
     a = tl.load(a_ptr + at, inside, other=0.0) * energy_a / (energy_a + core_a)
     b = tl.load(b_ptr + at, inside, other=0.0) * energy_b / (energy_b + core_b)
     coarse_ptr += _offset(0, (height + 1) // 2, (width + 1) // 2)

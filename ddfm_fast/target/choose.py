@@ -10,9 +10,8 @@ Per level of the sources' Laplacian pyramids, with E = G₁ ∗ L² the local en
 
 and at the coarsest level w · i + (1 − w) · v by the weight of salience and brightness, less
 ``sky_base`` of it in sky, its contrast about its mean brought up to the sources' own, which
-averaging opposites takes away. Where the
-sources contradict each other (C), s and w turn to the one that varies more there, at gain 1, by at
-most ``conflict`` of the way: a copy of one source is no fusion.
+averaging opposites takes away. Where the sources contradict each other (C), s and w turn to the
+one that varies more there, by at most ``conflict`` of the way: a copy of one source is no fusion.
 """
 
 from __future__ import annotations
@@ -64,11 +63,11 @@ PHOTOGRAPHIC = Terms(
     sky_coring=1.0,
     sky_share=0.5,
     sky_base=0.4,
-    conflict=0.4,
+    conflict=0.5,
     salient=0.4,
     bright=0.6,
     slope=8.0,
-    contrast=1.25,
+    contrast=1.32,
     most_contrast=1.8,
 )
 """for scenes and anatomy"""
@@ -212,7 +211,6 @@ def _band(a: Tensor, b: Tensor, maps: _Level, terms: Terms) -> Tensor:
     """The fused band of two bands [H, W], which are used up."""
     energy_a, energy_b = smooth(a * a), smooth(b * b)
     s = _share(energy_a, energy_b, terms.share)
-    gain: Tensor | float = terms.gain
     core_a: Tensor | float = (terms.coring / 255) ** 2 + _TINY
     core_b = core_a
     if maps.sky is not None:
@@ -220,10 +218,9 @@ def _band(a: Tensor, b: Tensor, maps: _Level, terms: Terms) -> Tensor:
         core_a = ((terms.coring + terms.sky_coring * maps.sky) / 255).square_() + _TINY
     if maps.conflict is not None and maps.pick is not None:
         s.lerp_(maps.pick, maps.conflict)
-        gain = terms.gain - (terms.gain - 1) * maps.conflict
     a.mul_(energy_a).div_(energy_a.add_(core_a))
     b.mul_(energy_b).div_(energy_b.add_(core_b))
-    return b.add_(a.sub_(b).mul_(s)).mul_(gain)
+    return b.add_(a.sub_(b).mul_(s)).mul_(terms.gain)
 
 
 def _share(energy_a: Tensor, energy_b: Tensor, share: float) -> Tensor:

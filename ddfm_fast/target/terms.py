@@ -103,7 +103,8 @@ def conflict(i: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
     i, v: planes of level 1 [H, W] in [0, 1]. With local statistics of σ = 6 pixels of the sources:
     C = clip(−1.5 · correlation, 0, 1), and the pick of the infrared, sigmoid(12 (f − ½)) of its
-    share f of the variance within σ = 12 pixels.
+    share f of Σ C · variance within σ = 12 pixels: what varies outside of the conflict, such as a
+    skull beside a cortex, has no say.
 
     Returns:
         C at level 2 and the pick at level 3.
@@ -117,9 +118,10 @@ def conflict(i: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     var_i, var_v = (local(product(a, a)).sub_(m * m).clamp_(min=0) for a, m in ((i, m_i), (v, m_v)))
     over = torch.rsqrt((var_i + CORRELATION_FLOOR**2) * (var_v + CORRELATION_FLOOR**2))
     correlation = local(product(i, v)).sub_(m_i * m_v).mul_(over)
-    wide_i, wide_v = (smooth(smooth(down(var))) for var in (var_i, var_v))
+    c = correlation.mul_(-CONFLICT_SLOPE).clamp_(0, 1)
+    wide_i, wide_v = (smooth(smooth(down(product(c, var)))) for var in (var_i, var_v))
     share = (wide_i + _TINY) / (wide_i + wide_v + 2 * _TINY)
-    return correlation.mul_(-CONFLICT_SLOPE).clamp_(0, 1), torch.sigmoid((share - 0.5) * 12)
+    return c, torch.sigmoid((share - 0.5) * 12)
 
 
 def sky(v: Tensor, v_squared: Tensor) -> Tensor:

@@ -145,25 +145,23 @@ static void fuse_row(const Row &row, const Level &level, float *__restrict out) 
     const float *__restrict sky = row.sky;
     const float share = (float)level.share, gain = (float)level.gain;
     const float coring = (float)(level.coring / 255), sky_coring = (float)(level.sky_coring / 255);
-    const float sky_share = (float)level.sky_share, more = (float)(level.gain - 1);
+    const float sky_share = (float)level.sky_share;
     const float core_b = (float)(level.coring / 255 * (level.coring / 255) + 1e-12);
     for (int64_t x = 0; x < level.width; x++) {
         const float of_a = energy_a[x], of_b = energy_b[x];
         const float square = of_a * of_a + SMALL;
         float s = (square / (of_b * of_b + square + SMALL) - 0.5f) * share + 0.5f;
-        float core_a = core_b, factor = gain;
+        float core_a = core_b;
         if (BRIGHT) {
             const float root = coring + sky_coring * sky[x];
             s *= 1 - sky_share * sky[x];
             core_a = root * root + SMALL;
         }
-        if (DISPUTED) {
+        if (DISPUTED)
             s += conflict[x] * (pick[x] - s);
-            factor = gain - more * conflict[x];
-        }
         const float cored_a = a[x] * of_a / (of_a + core_a);
         const float cored_b = b[x] * of_b / (of_b + core_b);
-        out[x] += (cored_b + (cored_a - cored_b) * s) * factor;
+        out[x] += (cored_b + (cored_a - cored_b) * s) * gain;
     }
 }
 
