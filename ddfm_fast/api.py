@@ -87,7 +87,12 @@ class Fuser:
 
     def _build(self) -> None:
         self.method = self._make_method(self.prior, self.config, self.loops)
-        self.sources = SourceModel(self.prior, self.config)
+        self.sources = SourceModel(self.prior, self.config, self.loops.evaluate)
+
+    @property
+    def source_options(self) -> dict[str, Any]:
+        """What this fuser was told about sources beside its preset: ``denoise`` and ``images``."""
+        return {name: self._options[name] for name in ("denoise", "images")}
 
     def with_options(self, **options: Unpack[FuserOptions]) -> Fuser:
         """Make a second fuser on the same prior, which is not loaded again.
@@ -109,7 +114,7 @@ class Fuser:
         other = type(self)(method=self._make_method, **given)
         if (other.backend, other.loops.mode) == (self.backend, self.loops.mode):
             other.loops = self.loops
-            other.method = self._make_method(other.prior, other.config, other.loops)
+            other._build()
         return other
 
     @documented
@@ -271,14 +276,16 @@ class Fuser:
     ) -> Tensor:
         """Luma planes [N, 1, H, W] in [0, 1] → the fused luma, stretched as configured."""
         sources = self.sources(ir, vis, seed=run["seed"])
-        y = self.method(sources.ir, sources.vis, functional=functional, **run)
-        y = STRETCH[self.config.stretch](y, sources.ir, sources.vis)
         steps = len(getattr(self.method, "rows", ()))
-        reports += [
-            FusionReport(found["ir"], found["vis"], KINDS[is_map], steps)
-            for found, is_map in zip(sources.reports, functional, strict=True)
+        found = [
+            FusionReport(one["ir"], one["vis"], KINDS[is_map], steps)
+            for one, is_map in zip(sources.reports, functional, strict=True)
         ]
-        return y
+        if (tell := run["callback"]) is not None:
+            run = {**run, "callback": lambda info: tell(info._replace(reports=found))}
+        y = self.method(sources.ir, sources.vis, functional=functional, **run)
+        reports += found
+        return STRETCH[self.config.stretch](y, sources.ir, sources.vis)
 
 
 def _config(given: Mapping[str, Any]) -> FuseConfig:

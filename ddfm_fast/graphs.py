@@ -4,6 +4,8 @@
              and the luma at the end. No host work between the steps.
     "step"   one launch a step; which row it is, a counter on the device says. For callbacks and
              progress bars, and where a graph of all steps takes too much memory.
+    "eps"    one evaluation of the prior outside of the loop, as denoising sources takes them; its
+             timestep is an input like x.
 
 A shape's first call runs eagerly, since most shapes of a mixed folder come once; the second
 captures, or ``Fuser.warmup`` does beforehand. What a graph has frozen in is its key: device,
@@ -30,6 +32,7 @@ from torch import Tensor
 
 from .config import FuseConfig
 from .priors.callable import CallablePrior
+from .priors.conditioning import Conditioning
 from .priors.prior import Prior
 from .runtime import environment
 from .runtime.dispatch import Backend
@@ -186,8 +189,47 @@ class CapturedLoop:
         return result
 
 
+class CapturedEvaluation:
+    """An evaluation of the prior that is replayed, on an x and a timestep of its own.
+
+    ``shape``: that of x. ``conditioning``: any one step's; its layout is that of all. Raises what
+    :class:`CapturedLoop` does.
+    """
+
+    mode = "eps"
+
+    def __init__(
+        self, prior: Prior, shape: tuple[int, ...], conditioning: Conditioning, capture: CudaCapture
+    ):
+        self.capture = capture
+        self.x = torch.zeros(shape, device=prior.device)
+        self.row = conditioning.table[0].clone()
+        self.eps = self.x  # what the work below leaves
+        item = conditioning.unpack(self.row)
+
+        def work() -> None:
+            self.eps = prior.eps(self.x, item).float()
+
+        started, before = time.perf_counter(), capture.memory()
+        capture.warm_up(work)
+        self.replay = capture.capture(work)
+        self.seconds = time.perf_counter() - started
+        self.bytes = capture.memory() - before
+
+    def __call__(self, x: Tensor, conditioning: Conditioning) -> Tensor:
+        """``prior.eps`` of x at the one step of ``conditioning``, float32, a copy."""
+        with self.capture.lock:
+            self.capture.wait()
+            self.x.copy_(x)
+            self.row.copy_(conditioning.table[0])
+            self.replay()
+            result = self.eps.clone()
+            self.capture.record()
+        return result
+
+
 class GraphCache:
-    """Loops by shape and settings for one ``Fuser``: captured ones where it pays.
+    """Loops and evaluations by shape and settings for one ``Fuser``: captured where it pays.
 
     ``mode``: "loop", "step" or "off" (``dispatch.resolve_graph``). ``limit``: graphs kept, by
     default 8 or what the environment variable DDFM_FAST_GRAPHS says.
@@ -205,7 +247,7 @@ class GraphCache:
         self._make_capture = capture
         self._captures: dict[torch.device, CudaCapture] = {}
         self._lock = threading.RLock()
-        self._graphs: OrderedDict[tuple, CapturedLoop] = OrderedDict()
+        self._graphs: OrderedDict[tuple, CapturedLoop | CapturedEvaluation] = OrderedDict()
         self._seen: OrderedDict[tuple, str] = OrderedDict()
         """keys that ran, and the mode to capture them in: "off" where memory was short"""
         self._refused: set[Prior] = set()
@@ -216,23 +258,53 @@ class GraphCache:
     ) -> Loop | CapturedLoop:
         """The loop for a batch (N, H, W); ``watched``: a callback or a bar follows the steps."""
         key = self._key(prior, config, shape, watched)
+
+        def make(mode: str, capture: CudaCapture) -> CapturedLoop:
+            new = CapturedLoop(self._new_loop(prior, config, shape, watched), mode, capture)
+            if isinstance(prior, CallablePrior):
+                _require_equal(new)
+            return new
+
         with self._lock:
-            if prior in self._refused:
-                return self._new_loop(prior, config, shape, watched)
-            if key in self._graphs:
-                self._graphs.move_to_end(key)
-                return self._graphs[key]
-            mode = self._seen.get(key)
-            if mode is None and self.mode != "off":
-                self._note(key, self.mode)
-                log.info(
-                    "%s runs eagerly the first time and is captured the second; "
-                    "Fuser.warmup captures beforehand",
-                    _name(shape),
-                )
-            if mode in (None, "off"):
-                return self._new_loop(prior, config, shape, watched)
-            return self._captured(key, prior, config, shape, watched)
+            found = self._found(key, prior, make)
+        if isinstance(found, CapturedLoop):
+            return found
+        return self._new_loop(prior, config, shape, watched)
+
+    def evaluate(self, prior: Prior, x: Tensor, conditioning: Conditioning) -> Tensor:
+        """Evaluate ``prior.eps`` of x [N, C, H, W] at the one step of ``conditioning``."""
+        key = self._key(prior, None, tuple(x.shape), False)
+
+        def make(_mode: str, capture: CudaCapture) -> CapturedEvaluation:
+            new = CapturedEvaluation(prior, tuple(x.shape), conditioning, capture)
+            if isinstance(prior, CallablePrior):
+                _require_close(prior.eps(x, conditioning[0]).float(), new(x, conditioning))
+            return new
+
+        with self._lock:
+            found = self._found(key, prior, make)
+        if isinstance(found, CapturedEvaluation):
+            return found(x, conditioning)
+        return prior.eps(x, conditioning[0])
+
+    def _found(
+        self, key: tuple, prior: Prior, make: Callable[[str, CudaCapture], Captured]
+    ) -> Captured | None:
+        """What is captured under a key, if need be now; None where the call runs eagerly."""
+        if prior in self._refused:
+            return None
+        if key in self._graphs:
+            self._graphs.move_to_end(key)
+            return self._graphs[key]
+        mode = self._seen.get(key)
+        if mode is None and self.mode != "off":
+            self._note(key, self.mode)
+            log.info(
+                "%s runs eagerly the first time and is captured the second; "
+                "Fuser.warmup captures beforehand",
+                _name(key[1]),
+            )
+        return None if mode in (None, "off") else self._captured(key, prior, make)
 
     def warm_up(
         self, prior: Prior, config: FuseConfig, shape: tuple[int, int, int], watched: bool = False
@@ -268,7 +340,7 @@ class GraphCache:
             for key, g in self._graphs.items()
         ]
 
-    def _key(self, prior: Prior, config: FuseConfig, shape: tuple, watched: bool) -> tuple:
+    def _key(self, prior: Prior, config: FuseConfig | None, shape: tuple, watched: bool) -> tuple:
         # the prior itself: it hashes by identity, and its weights' addresses are frozen in
         return str(prior.device), tuple(shape), prior, config, self.backend[:2], watched
 
@@ -281,18 +353,15 @@ class GraphCache:
         while len(self._seen) > SEEN_LIMIT:
             self._seen.popitem(last=False)
 
-    def _captured(self, key: tuple, prior, config, shape, watched) -> Loop | CapturedLoop:
-        """Capture in the best mode that works, and remember it; eager where none does."""
-        modes = {"loop": ("loop", "step"), "step": ("step",)}[self._seen[key]]
-        if watched:
-            modes = ("step",)
-        if self.backend.name == "torch":
-            modes = tuple(mode for mode in modes if mode == "loop")
-        for mode in modes:
+    def _captured(
+        self, key: tuple, prior: Prior, make: Callable[[str, CudaCapture], Captured]
+    ) -> Captured | None:
+        """Capture in the best mode that works, and remember it; None where none does."""
+        for mode in self._modes(key):
             try:
-                captured = self._capture(mode, prior, config, shape, watched)
+                captured = self._capture(mode, prior, key[1], make)
             except torch.OutOfMemoryError:
-                log.warning("%s: too little memory to capture graph=%r", _name(shape), mode)
+                log.warning("%s: too little memory to capture graph=%r", _name(key[1]), mode)
                 self._captures[prior.device].release()
                 continue
             except RuntimeError as error:
@@ -303,39 +372,51 @@ class GraphCache:
                     str(error).split("\n")[0],
                 )
                 self._refused.add(prior)
-                return self._new_loop(prior, config, shape, watched)
+                return None
             self._graphs[key] = captured
             return captured
         self._note(key, "off")
-        return self._new_loop(prior, config, shape, watched)
+        return None
 
-    def _capture(self, mode: str, prior, config, shape, watched) -> CapturedLoop:
+    def _modes(self, key: tuple) -> tuple[str, ...]:
+        """The modes to try, the best first."""
+        _, _, _, config, _, watched = key
+        if config is None:
+            return ("eps",)
+        modes = {"loop": ("loop", "step"), "step": ("step",)}[self._seen[key]]
+        if watched:
+            modes = ("step",)
+        if self.backend.name == "torch":
+            modes = tuple(mode for mode in modes if mode == "loop")
+        return modes
+
+    def _capture(
+        self,
+        mode: str,
+        prior: Prior,
+        shape: tuple,
+        make: Callable[[str, CudaCapture], Captured],
+    ) -> Captured:
         capture = self._captures.get(prior.device)
         if capture is None:
             capture = self._captures[prior.device] = self._make_capture(prior.device)
         while len(self._graphs) >= self.limit:
             self._drop_oldest()
-
-        def captured() -> CapturedLoop:
-            return CapturedLoop(self._new_loop(prior, config, shape, watched), mode, capture)
-
         with capture.lock:  # no other graph of the pool runs meanwhile
             try:
-                loop = captured()
+                captured = make(mode, capture)
             except torch.OutOfMemoryError:
                 if not self._graphs:
                     raise
                 log.warning("%s: dropping older graphs to make room", _name(shape))
                 self._graphs.clear()
                 capture.release()
-                loop = captured()
-            if isinstance(prior, CallablePrior):
-                _require_equal(loop)
+                captured = make(mode, capture)
         log.info(
             "captured %s, graph=%r, in %.2f s, %.0f MiB",
-            _name(shape), mode, loop.seconds, loop.bytes / MIB,
+            _name(shape), mode, captured.seconds, captured.bytes / MIB,
         )  # fmt: skip
-        return loop
+        return captured
 
     def _drop_oldest(self) -> None:
         key, captured = self._graphs.popitem(last=False)
@@ -343,6 +424,9 @@ class GraphCache:
         del captured
         capture.release()
         log.info("dropped the graph of %s, the least recently used", _name(key[1]))
+
+
+Captured = CapturedLoop | CapturedEvaluation
 
 
 def _require_equal(captured: CapturedLoop) -> None:
@@ -359,8 +443,13 @@ def _require_equal(captured: CapturedLoop) -> None:
         loop.load(i, v, 1)
         run.run(range(len(loop.rows)), None)
         results.append(loop.x[0].clone())
-    scale = results[0].abs().max().clamp(min=1)
-    if not bool((results[0] - results[1]).abs().max() <= 1e-3 * scale):
+    _require_close(*results)
+
+
+def _require_close(eager: Tensor, replayed: Tensor) -> None:
+    """RuntimeError unless both are nearly the same."""
+    scale = eager.abs().max().clamp(min=1)
+    if not bool((eager - replayed).abs().max() <= 1e-3 * scale):
         raise RuntimeError("a replay differs from the code: it has state or host code in it")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -18,6 +18,7 @@ from .step import Step
 
 if TYPE_CHECKING:
     from .priors.prior import Prior
+    from .restore.sources import FusionReport
 
 
 class StepInfo(NamedTuple):
@@ -32,6 +33,8 @@ class StepInfo(NamedTuple):
     """the sample after the step, [N, 3, H, W]"""
     x0: Tensor
     """the rectified prediction f̂₀ of the step, [N, 3, H, W]"""
+    reports: Sequence[FusionReport] = ()
+    """of each image, what was found in its sources and done about it; filled in by ``Fuser``"""
 
 
 class Sampled(NamedTuple):

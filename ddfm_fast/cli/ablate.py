@@ -35,6 +35,8 @@ def ablate(
     limit: opt.Limit = None,
     preset: opt.AblatedPreset = default.preset,
     steps: opt.Steps = default.steps,
+    denoise: opt.Denoise = default.denoise,
+    images: opt.Images = default.images,
     rows: opt.Rows = None,
     psi: opt.Psi = default.psi,
     eta: opt.Eta = default.eta,

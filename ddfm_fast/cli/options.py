@@ -173,7 +173,7 @@ OutVideo = Annotated[
     option(OUTPUT, "Video file (.mp4 .mov .mkv .ts), or a folder for PNG.", "-o", "--out"),
 ]
 VideoPreset = Annotated[
-    str, option(METHOD, "exact, balanced or realtime: 100, 3 or 1 evaluations per frame.")
+    str, option(METHOD, "balanced (denoises), realtime (does not), or exact: by --image-preset.")
 ]
 ImagePreset = Annotated[
     str | None, option(METHOD, "With --preset exact: the row of `ddfm-fast presets` to use.")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..datasets.pairs import PairItem
     from ..priors.prior import Prior
 
-_OVERRIDES = ("steps", "psi", "eta")
+_OVERRIDES = ("steps", "psi", "eta", "denoise", "images")
 
 
 @dataclass(frozen=True)

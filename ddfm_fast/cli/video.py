@@ -37,6 +37,8 @@ def video(
     on_error: opt.OnBadFrame = opt.OnError.skip,
     preset: opt.VideoPreset = "balanced",
     image_preset: opt.ImagePreset = default.preset,
+    denoise: opt.Denoise = default.denoise,
+    images: opt.Images = default.images,
     seed: opt.Seed = default.seed,
     prior: opt.Prior = default.prior,
     prior_config: opt.PriorConfig = None,
@@ -78,11 +80,15 @@ def video(
         results = run_tasks(tasks, fuser=fuser, on_result=tell, **options)
     code = _exit_code(results)
     if as_json:
-        from .. import __version__
-
-        videos = [result.as_dict() for result in results]
-        typer.echo(json.dumps({"ok": code == OK, "version": __version__, "videos": videos}))
+        _echo_json(results, code)
     raise typer.Exit(code)
+
+
+def _echo_json(results: list[TaskResult], code: int) -> None:
+    from .. import __version__
+
+    videos = [result.as_dict() for result in results]
+    typer.echo(json.dumps({"ok": code == OK, "version": __version__, "videos": videos}))
 
 
 _PASSED_ON = (

@@ -11,15 +11,19 @@ added part cancels out. Priors of one channel take y as it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..images.planes import crop, pad_to_multiple
+from ..priors.conditioning import Conditioning
 from ..priors.prior import Prior
 from ..schedule import make_schedule
 
+Evaluate = Callable[[Prior, Tensor, Conditioning], Tensor]
+"""eps of x [N, C, H, W] at the one step of a conditioning"""
 GRAY_LEVELS = 127.5
 """of a difference of 1 in [−1, 1]"""
 CLIPPED = 0.005
@@ -40,7 +44,20 @@ def channel_level(prior: Prior, sigma: float) -> float:
     return sigma / GRAY_LEVELS * (1.0 if prior.channels == 1 else math.sqrt(3))
 
 
-def denoise(prior: Prior, plane: Tensor, sigma: float, *, seed: int, draws: int = 1) -> Tensor:
+def evaluate(prior: Prior, x: Tensor, conditioning: Conditioning) -> Tensor:
+    """Evaluate the prior's ``eps`` of x at the one step of ``conditioning``."""
+    return prior.eps(x, conditioning[0])
+
+
+def denoise(
+    prior: Prior,
+    plane: Tensor,
+    sigma: float,
+    *,
+    seed: int,
+    draws: int = 1,
+    evaluate: Evaluate = evaluate,
+) -> Tensor:
     """Remove white noise from an image's luma by ``draws`` evaluations of the prior.
 
     Args:
@@ -49,6 +66,7 @@ def denoise(prior: Prior, plane: Tensor, sigma: float, *, seed: int, draws: int 
         sigma: Standard deviation of the noise, gray levels of 255, above 0.
         seed: Of the chroma noise.
         draws: 1, or up to 4 to average as many draws, each mirrored or turned in another way.
+        evaluate: What evaluates the prior: ``GraphCache.evaluate`` replays a CUDA graph.
 
     Returns:
         The denoised plane, of the same shape, in [0, 1].
@@ -60,7 +78,7 @@ def denoise(prior: Prior, plane: Tensor, sigma: float, *, seed: int, draws: int 
         y = plane * 2 - 1
         total = torch.zeros_like(y)
         for number, (turns, mirror) in enumerate(_TURNS[:draws]):
-            eps = _luma_noise(prior, _turned(y, turns, mirror), sigma, seed + number)
+            eps = _luma_noise(prior, _turned(y, turns, mirror), sigma, seed + number, evaluate)
             total += _turned(eps, -turns, mirror)
         x0 = unclip((y - total / draws).add_(1).div_(2), plane, sigma / 255)
         if not bool(torch.isfinite(x0).all()):
@@ -101,7 +119,7 @@ def _inverse_of_clipped_mean(y: Tensor, sigma: float) -> Tensor:
     return x * sigma
 
 
-def _luma_noise(prior: Prior, y: Tensor, sigma: float, seed: int) -> Tensor:
+def _luma_noise(prior: Prior, y: Tensor, sigma: float, seed: int, evaluate: Evaluate) -> Tensor:
     """The predicted noise of a luma plane [1, 1, H, W] in [−1, 1], in its units."""
     height, width = y.shape[-2:]
     y = pad_to_multiple(y, prior.multiple)
@@ -114,7 +132,7 @@ def _luma_noise(prior: Prior, y: Tensor, sigma: float, seed: int) -> Tensor:
         n = torch.randn(1, 3, *y.shape[-2:], generator=generator).to(y.device)
         x = y + level * (n - n.mean(1, keepdim=True))
     x_t = x / math.sqrt(1 + level**2)  # √ᾱ = 1/√(1 + level²)
-    eps = prior.eps(x_t.contiguous(), prior.conditioning(torch.tensor([t]))[0])
+    eps = evaluate(prior, x_t.contiguous(), prior.conditioning(torch.tensor([t])))
     return crop(eps.float().mean(1, keepdim=True).mul_(level), height, width)
 
 

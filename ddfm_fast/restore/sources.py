@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,10 +14,12 @@ from ..config import FuseConfig
 from ..priors.load import denoiser_of
 from ..priors.prior import Prior
 from .defects import remove_defects
-from .denoise import denoise
+from .denoise import Evaluate, denoise, evaluate
 from .noise_level import NoiseLevel, destabilize, noise_level, stabilize
 
 SOURCES = ("ir", "vis")
+ALL_NOISE = 0.08
+"""times its noise that a denoised source must vary by, else the noise was all there was"""
 Estimator = Callable[[Tensor], NoiseLevel]
 """the noise of a luma plane [1, 1, H, W] whose defects are removed"""
 
@@ -40,6 +43,27 @@ class SourceReport(NamedTuple):
     """pixels that were replaced"""
     evaluations: int = 0
     """evaluations of the prior that took the noise out"""
+
+
+class SourceTotals:
+    """The reports of a source over the frames of a video, added up."""
+
+    def __init__(self) -> None:
+        self.frames = 0
+        self.sums = [0.0] * len(SourceReport._fields)
+
+    def add(self, report: SourceReport) -> None:
+        """Count a frame in."""
+        self.frames += 1
+        self.sums = [total + value for total, value in zip(self.sums, report, strict=True)]
+
+    def means(self) -> dict[str, float]:
+        """Give the mean of each field of :class:`SourceReport` over the frames."""
+        frames = max(1, self.frames)
+        return {
+            name: round(total / frames, 3)
+            for name, total in zip(SourceReport._fields, self.sums, strict=True)
+        }
 
 
 class FusionReport(NamedTuple):
@@ -83,10 +107,11 @@ class SourceModel:
     Args:
         prior: The prior of the fusion; what takes the noise out is ``denoiser_of`` it.
         config: Its ``denoise`` and ``draws``.
+        evaluate: What evaluates the prior, see :func:`.denoise.denoise`.
     """
 
-    def __init__(self, prior: Prior, config: FuseConfig):
-        self.prior, self.draws = prior, config.draws
+    def __init__(self, prior: Prior, config: FuseConfig, evaluate: Evaluate = evaluate):
+        self.prior, self.draws, self.evaluate = prior, config.draws, evaluate
         self.wanted = config.noise_levels
 
     @functools.cached_property
@@ -97,7 +122,8 @@ class SourceModel:
     def warm_up(self, plane: Tensor) -> None:
         """Do the first-call work for a luma plane of that size."""
         if any(wanted != "off" for wanted in self.wanted.values()):
-            denoise(self.denoiser, plane, 1.0, seed=0)
+            for _ in range(2):  # the second captures
+                self._noise_removed(plane, 1.0, seed=0)
 
     def __call__(
         self,
@@ -122,7 +148,7 @@ class SourceModel:
         restored: list[Tensor] = []
         for name, planes in zip(SOURCES, (ir, vis), strict=True):
             estimate = estimators[name] if estimators else _estimate
-            done = [self._restore(p, self.wanted[name], seed, estimate) for p in planes.split(1)]
+            done = [self._restore(p, name, seed, estimate) for p in planes.split(1)]
             for report, (_, found) in zip(reports, done, strict=True):
                 report[name] = found
             changed = any(found != SourceReport() for _, found in done)
@@ -130,8 +156,9 @@ class SourceModel:
         return Restored(restored[0], restored[1], reports)
 
     def _restore(
-        self, plane: Tensor, wanted: Any, seed: int, estimate: Estimator
+        self, plane: Tensor, name: str, seed: int, estimate: Estimator
     ) -> tuple[Tensor, SourceReport]:
+        wanted = self.wanted[name]
         if wanted == "off":
             return plane, SourceReport()
         columns = rows = 0.0
@@ -145,12 +172,23 @@ class SourceModel:
         if not level.sigma:
             return plane, SourceReport(columns=columns, rows=rows, dead_pixels=dead)
         plane = self._denoised(plane, level, seed)
+        if float(plane.std()) * 255 < max(1.0, ALL_NOISE * level.sigma):
+            warnings.warn(
+                f"{name} is noise all over: nearly nothing is left of it without, and the result "
+                'shows the other source alone; check the file, or pass denoise="off"',
+                stacklevel=2,
+            )
         report = SourceReport(level.sigma, level.gain, columns, rows, dead, self.draws)
         return plane, report
 
     def _denoised(self, plane: Tensor, level: NoiseLevel, seed: int) -> Tensor:
         if not level.gain:
-            return denoise(self.denoiser, plane, level.sigma, seed=seed, draws=self.draws)
+            return self._noise_removed(plane, level.sigma, seed)
         flat = stabilize(plane, level.gain, level.offset)
-        done = denoise(self.denoiser, flat.plane, flat.sigma, seed=seed, draws=self.draws)
+        done = self._noise_removed(flat.plane, flat.sigma, seed)
         return destabilize(flat._replace(plane=done)).clamp_(0, 1)
+
+    def _noise_removed(self, plane: Tensor, sigma: float, seed: int) -> Tensor:
+        return denoise(
+            self.denoiser, plane, sigma, seed=seed, draws=self.draws, evaluate=self.evaluate
+        )

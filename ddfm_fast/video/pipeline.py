@@ -250,6 +250,7 @@ class _Stages:
     def _complete(self, report: VideoReport, dropped: int) -> None:
         report.frames, report.dropped = self.sink.frames, dropped
         report.evaluations = self.temporal.evaluations
+        report.sources = {name: found.means() for name, found in self.temporal.found.items()}
         if self.latencies:
             report.latency_p50, report.latency_p99 = self._percentiles()
 

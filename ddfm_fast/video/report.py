@@ -26,6 +26,9 @@ class VideoReport:
     bad_count: int = 0
     evaluations: int = 0
     """of the prior, in all"""
+    sources: dict[str, dict[str, float]] = field(default_factory=dict)
+    """of "ir" and "vis", what was found in a frame and done about it, means over the frames: the
+    fields of ``ddfm_fast.restore.sources.SourceReport``"""
     seconds: float = 0.0
     latency_p50: float = 0.0
     """seconds from a pair's decoding to its encoding: median, and 99th percentile of the last

@@ -47,7 +47,7 @@ from ..method import Diffusion, Method
 from ..options import ReadingOptions
 from ..priors.prior import Prior
 from ..restore.noise_level import CLEAN, NoiseLevel, noise_level
-from ..restore.sources import SOURCES, Estimator, SourceModel
+from ..restore.sources import SOURCES, Estimator, SourceModel, SourceTotals
 from ..sampler import noised
 from ..schedule import StepRow
 from ..step import ReverseStep, plain_em
@@ -202,6 +202,11 @@ class FrameFuser(Protocol):
     method: Method
     sources: SourceModel
 
+    @property
+    def source_options(self) -> dict[str, Any]:
+        """``denoise`` and ``images`` in place of a preset's; None for its own."""
+        ...
+
     def read(
         self,
         ir: Any,
@@ -219,20 +224,24 @@ class TemporalFuser:
     """A :class:`Fuser` for the frames of streams, one or several at a time.
 
     ``preset``: a name of ``VIDEO_PRESETS`` or a :class:`VideoPreset`. The prior, the seed, the
-    device and the colour are the fuser's; "exact" also takes its configuration, the other presets
-    bring their own. ``evaluations`` counts the evaluations of the prior, image by image.
+    device and the colour are the fuser's, and its ``denoise`` and ``images`` where it was given
+    any; "exact" also takes its configuration, the other presets bring their own. ``evaluations``
+    counts the evaluations of the prior, image by image, and ``found`` adds up what the sources
+    were.
     """
 
     def __init__(self, fuser: FrameFuser, preset: str | VideoPreset = "balanced"):
         self.fuser = fuser
         self.preset = get_video_preset(preset)
-        self.config = fuser.config if self.preset.config is None else self.preset.config
+        self.config = fuser.config
         self.evaluations = 0
+        self.found = {name: SourceTotals() for name in SOURCES}
         self._warm: Diffusion | None = None
         self._sources = fuser.sources
         if self.preset.config is not None:
-            self._warm = _diffusion(fuser.method).with_config(self.preset.config)
-            self._sources = SourceModel(fuser.sources.prior, self.preset.config)
+            self.config = self.preset.config.with_overrides(**fuser.source_options)
+            self._warm = _diffusion(fuser.method).with_config(self.config)
+            self._sources = SourceModel(fuser.sources.prior, self.config, fuser.sources.evaluate)
         self.rows: list[StepRow] = getattr(self._warm or fuser.method, "rows", [])
 
     def open(self) -> Stream:
@@ -304,8 +313,9 @@ class TemporalFuser:
     def _restored(self, stream: Stream, pair: Pair) -> tuple[Tensor, Tensor]:
         """The sources of a frame, denoised by the stream's running estimates."""
         restored = self._sources(pair.ir, pair.vis, seed=self.fuser.seed, estimators=stream.noise)
-        report = restored.reports[0]
-        self.evaluations += sum(found.evaluations for found in report.values())
+        for name, found in restored.reports[0].items():
+            self.evaluations += found.evaluations
+            self.found[name].add(found)
         return restored.ir, restored.vis
 
     def _lumas(

@@ -87,10 +87,12 @@ RECORD = {
         --codec: h264|hevc|ffv1|png, None
         --color-from: auto|ir|vis, 'auto'
         --crf: int min=0 max=51, None
+        --denoise: str, None
         --device: str, None
         --end: float min=0, None
         --gray: bool, False
         --image-preset: str, None
+        --images: auto|photographic|functional, None
         --ir-range: str, None
         --json: bool, False
         --no-audio: bool, False
@@ -146,10 +148,12 @@ RECORD = {
     """,
     "ablate": """
         --baselines: bool, False
+        --denoise: str, None
         --device: str, None
         --eta: float, None
         --extra: str, None
         --format: table|csv|json|markdown, None
+        --images: auto|photographic|functional, None
         --json: bool, False
         --layout: str, None
         --limit: int min=1, None

@@ -18,6 +18,7 @@ from ddfm_fast.config import FuseConfig
 from ddfm_fast.graphs import GraphCache
 from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.ops.native import NativeOps
+from ddfm_fast.restore.sources import SourceModel
 from ddfm_fast.runtime.dispatch import Backend
 from ddfm_fast.sampler import sample
 
@@ -231,6 +232,38 @@ class TestPlain:
             thread.join()
         for seed, found in results.items():
             assert all(torch.equal(x, eager(prior, seed=seed).x0) for x in found)
+
+    def test_an_evaluation_is_captured_once_for_all_timesteps(self):
+        cache, prior = Cache(), unet_prior()
+        x = torch.randn(1, prior.channels, 32, 48)
+        for number, t in enumerate((17, 38, 100, 190)):
+            conditioning = prior.conditioning(torch.tensor([t]))
+            got = cache.evaluate(prior, x * (1 + number), conditioning)
+            assert torch.equal(got, prior.eps(x * (1 + number), conditioning[0]).float())
+        assert [s["mode"] for s in cache.summary()] == ["eps"] and cache.recorder.replays == 3
+
+    def test_denoising_replays_and_gives_the_same_picture(self):
+        cache, prior = Cache(), load_prior("embedded-gray")
+        config = FuseConfig(denoise=20, draws=2)
+        eagerly, replayed = SourceModel(prior, config), SourceModel(prior, config, cache.evaluate)
+        for seed in range(3):
+            planes = pair(1, 40, 48, seed).add(1).div(2)
+            wanted, got = (model(*planes, seed=seed) for model in (eagerly, replayed))
+            assert torch.equal(got.ir, wanted.ir) and torch.equal(got.vis, wanted.vis)
+        assert cache.recorder.captures == 1 and cache.recorder.replays == 11
+
+    def test_an_evaluation_that_cannot_be_captured_runs_as_it_is(self, caplog):
+        def host(x, t):
+            return tanh_prior(x, t) * (1 if float(x.sum()) > -1e9 else 2)
+
+        host.multiple = 1
+        cache, prior = Cache(), load_prior(host)
+        x, conditioning = torch.randn(1, 3, 20, 24), prior.conditioning(torch.tensor([9]))
+        with caplog.at_level(logging.WARNING, "ddfm_fast"):
+            for _ in range(3):
+                got = cache.evaluate(prior, x, conditioning)
+                assert torch.equal(got, prior.eps(x, conditioning[0]))
+        assert len(cache) == 0 and len(caplog.records) == 1
 
     @pytest.mark.parametrize("limit", [0, "many", -1])
     def test_limit_is_checked(self, limit, monkeypatch):
