@@ -168,3 +168,31 @@ def pareto(report: Report) -> Figure | None:
         "one pair proves nothing: bench/results/pareto.md has 16."
     )
     return Figure("speed_quality", "Speed against quality", text, m.command, _png(draw, 13, 3.4))
+
+
+def quality_front(report: Report) -> bytes | None:
+    """Draw quality against time by preset and baseline, a row a corruption: PNG, or None."""
+    shown = ("VIF", "Qabf", "VIF_min", "SSIM_min")
+    found = [m for m in report.measurements if m.name.startswith("infrared")]
+    found = [m for m in found if any(c.samples for c in m.candidates.values())]
+    if not found:
+        return None
+
+    def draw(figure) -> None:
+        axes = figure.subplots(len(found), len(shown), squeeze=False)
+        for row, m in zip(axes, found, strict=True):
+            for axis, metric in zip(row, shown, strict=True):
+                for name, c in m.candidates.items():
+                    if not c.samples:
+                        continue
+                    point, ours = (c.median, c.quality[metric]), name.startswith("preset")
+                    axis.plot(*point, "o", ms=6, color=OURS if ours else THEIRS)
+                    label = name.removeprefix("preset ")
+                    axis.annotate(label, point, (4, 4), textcoords="offset points", fontsize=7)
+                axis.set(xscale="log", title=f"{metric}, {m.name.split(', ')[1]}")
+                axis.margins(0.3, 0.15)
+                axis.grid(True)
+        for axis in axes[-1]:
+            axis.set_xlabel("seconds a picture, median")
+
+    return _png(draw, 14, 3.1 * len(found))

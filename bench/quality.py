@@ -1,5 +1,7 @@
 """``python -m bench.quality``: what our presets' pictures are worth, against stated targets.
 
+``--view`` takes parts and mirrored pairs, ``--prior`` measures reverse steps on clean pictures.
+
 Every set is fused by our presets, by plain baselines, and by what ``balanced`` was in 0.2.0, clean
 and corrupted (``corruptions``), and scored in the convention ``cddfuse`` against the clean sources.
 A target is a ratio to that older preset on the same pairs. Exit code 1 where one is missed.
@@ -7,6 +9,7 @@ A target is a ratio to that older preset on the same pairs. Exit code 1 where on
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -15,7 +18,7 @@ import cv2
 import numpy as np
 import typer
 
-from ddfm_fast import FuseConfig, Fuser
+from ddfm_fast import PRESETS, FuseConfig, Fuser
 from ddfm_fast.images.files import atomic_write_bytes
 
 from .baselines import BASELINES
@@ -23,6 +26,7 @@ from .corruptions import CORRUPTIONS, noise_levels
 from .machine import machine
 from .model import markdown_table
 from .peers import Plane, Row, Scene, chosen, read_scenes
+from .plots import quality_front
 from .results import Candidate, Measurement, Report, free_path, save
 from .table import card_lines
 
@@ -35,6 +39,15 @@ PRESETS_SHOWN = ("balanced", "fast", "robust", "instant")
 METRICS = ("VIF", "Qabf", "SCD", "VIF_min", "SSIM", "SSIM_min", "relief")
 CORRUPTED = (240, 320)
 """central part that is fused where noise is added"""
+VIEWS: dict[str, Callable[[Plane], Plane]] = {
+    "whole": lambda plane: plane,
+    "mirrored": lambda plane: plane[:, ::-1],
+    "turned": lambda plane: np.rot90(plane),
+    "corner": lambda plane: plane[1 : 3 * plane.shape[0] // 4, 1 : 3 * plane.shape[1] // 4],
+}
+"""what is taken of each pair: the presets were tuned on the whole ones"""
+ETAS = (100, 1000, 3000, 10000)
+"""couplings by which the reverse steps are measured, see ``with_steps``"""
 
 
 class Set(NamedTuple):
@@ -122,23 +135,50 @@ def methods(images: str) -> dict[str, Row]:
     return {name: Row(make) for name, make in made.items()}
 
 
-def scenes_of(root: Path, kind: Set, limit: int | None) -> list[Scene]:
+def with_steps(images: str) -> dict[str, Row]:
+    """What the prior adds to clean pictures: the closed form, and reverse steps around it."""
+
+    def preset(**changed: float | int):
+        config = replace(PRESETS["balanced"], denoise="off", **changed)
+        fuser = Fuser(preset=config, images=images, color=False, device="cpu")
+        return lambda scene: fuser(*scene.seen, value_range=(0, 1))
+
+    made = {"closed form": Row(lambda: preset(steps=0))}
+    for eta in ETAS:
+        made[f"3 steps from t = 20, η {eta}"] = Row(lambda eta=eta: preset(eta=eta))
+    made["10 steps from t = 100, η 1000"] = Row(lambda: preset(steps=10, start=100, eta=1000))
+    return made
+
+
+def scenes_of(root: Path, kind: Set, limit: int | None, view: str = "whole") -> list[Scene]:
     """The scenes of a set: clean pairs whole, corrupted ones as their central part."""
     folders = [root / kind.ir, root / kind.vis]
     scenes = read_scenes(folders, ["clean"], None, limit, 64)
     noisy = [name for name in kind.corruptions if name != "clean"]
-    return scenes + (read_scenes(folders, noisy, CORRUPTED, limit, 64) if noisy else [])
+    scenes += read_scenes(folders, noisy, CORRUPTED, limit, 64) if noisy else []
+
+    def viewed(planes: tuple[Plane, Plane]) -> tuple[Plane, Plane]:
+        ir, vis = (np.ascontiguousarray(VIEWS[view](plane)) for plane in planes)
+        return ir, vis
+
+    # relief needs the whole picture, which a row keeps as its crop
+    whole = (slice(None), slice(None))
+    return [replace(s, clean=viewed(s.clean), seen=viewed(s.seen), crop=whole) for s in scenes]
 
 
-def run(root: Path, names: list[str], limit: int | None = None) -> tuple[Values, Report]:
+def run(
+    root: Path,
+    names: list[str],
+    limit: int | None = None,
+    view: str = "whole",
+    rows_of: Callable[[str], dict[str, Row]] = methods,
+) -> tuple[Values, Report]:
     """Fuse and score the sets of those names; the report has one measurement per corruption."""
     values: Values = {}
-    report = Report(machine(), {}, {"sections": ["quality"]})
+    report = Report(machine(), {}, {"sections": ["quality"], "view": view})
     for name in names:
-        scenes = scenes_of(root, SETS[name], limit)
-        # relief needs the whole picture, which a row keeps as its crop
-        scenes = [replace(s, crop=(slice(None), slice(None))) for s in scenes]
-        rows = methods(SETS[name].images)
+        scenes = scenes_of(root, SETS[name], limit, view)
+        rows = rows_of(SETS[name].images)
         for label, row in rows.items():
             row.run(scenes)
             typer.echo(f"{name}: {label}: {row.failed or 'done'}")
@@ -213,20 +253,33 @@ def main(
     ),
     sets: Annotated[str | None, typer.Option(help="With commas; all if left out.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first pairs.", min=1)] = None,
+    view: Annotated[
+        str, typer.Option(help=f"What of each pair: {', '.join(VIEWS)}, or all but whole: others.")
+    ] = "whole",
+    prior: Annotated[
+        bool, typer.Option("--prior", help="Only what reverse steps add to clean pictures.")
+    ] = False,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the results.")] = Path("out"),
 ) -> None:
     """Measure our presets against their targets and plain baselines."""
+    others = [name for name in VIEWS if name != "whole"]
     try:
-        values, report = run(root, chosen(sets, list(SETS), "--sets"), limit)
+        views = others if view == "others" else chosen(view, list(VIEWS), "--view")
+        names = chosen(sets, list(SETS), "--sets")
+        found = [run(root, names, limit, v, with_steps if prior else methods) for v in views]
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    path = free_path(out, "quality", report.date[:10])
-    save(report, path)
-    text = to_markdown(values, report)
-    atomic_write_bytes(path.with_suffix(".md"), text.encode())
-    typer.echo(text)
-    missed = [target for target, _, enough in verdicts(values) if not enough]
+    for name, (values, report) in zip(views, found, strict=True):
+        stem = "quality-prior" if prior else "quality" if name == "whole" else f"quality-{name}"
+        path = free_path(out, stem, report.date[:10])
+        save(report, path)
+        text = to_markdown(values, report)
+        atomic_write_bytes(path.with_suffix(".md"), text.encode())
+        if (figure := quality_front(report)) is not None:
+            atomic_write_bytes(path.with_suffix(".png"), figure)
+        typer.echo(text)
+    missed = [t for values, _ in found for t, _, enough in verdicts(values) if not enough]
     raise typer.Exit(1 if missed else 0)
 
 

@@ -189,6 +189,34 @@ def test_saturated_noise_and_black_are_finite(value):
     assert ddfm_fast.fuse(noise, noise[::-1].copy(), device="cpu").shape == noise.shape
 
 
+def test_a_source_of_noise_alone_gets_a_sentence():
+    rng = np.random.default_rng(0)
+    vis = (scene(120, 140) * 255).astype(np.uint8)
+    for noise in (
+        rng.integers(0, 256, vis.shape, np.uint8),
+        np.clip(128 + 8 * rng.standard_normal(vis.shape), 0, 255).round().astype(np.uint8),
+    ):
+        with pytest.warns(UserWarning, match="ir is noise all over.*pass denoise"):
+            assert ddfm_fast.fuse(noise, vis, device="cpu").std() > 20
+
+
+def test_a_faint_picture_in_noise_gets_none(recwarn):
+    faint = noisy(0.4 + 0.2 * scene(120, 140), 25)[0, 0].numpy()
+    ddfm_fast.fuse(faint, scene(120, 140)[::-1].copy(), device="cpu")
+    assert not recwarn.list
+
+
+def test_a_callback_is_told_about_the_sources():
+    seen = []
+    fuser = Fuser(
+        preset=FuseConfig(steps=2, start=20, variant="gradient", psi=5.0, denoise="auto"),
+        device="cpu",
+    )
+    fuser(noisy(scene(), 20)[0, 0].numpy(), scene() * 0.5, callback=seen.append)
+    assert [info.reports[0].ir.evaluations for info in seen] == [1, 1]
+    assert seen[0].reports[0].steps == 2 and seen[0].reports[0].vis == SourceReport()
+
+
 def test_a_videos_estimate_is_steady():
     running = RunningNoise()
     levels = [running(noisy(scene(), 20, n)) for n in range(24)]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import ddfm_fast
+from ddfm_fast.datasets.demo import asset
 from ddfm_fast.target import pyramid
 from ddfm_fast.target.choose import PHOTOGRAPHIC, choose
 from ddfm_fast.target.terms import conflict, salience, sky
@@ -123,6 +126,21 @@ def test_conflict_is_where_sources_are_opposites():
     assert opposed[8:-8, 8:-8].mean() > 0.9 and pick[4:-4, 4:-4].mean() > 0.9
     agreed, _ = conflict(columns, columns)
     assert agreed.max() == 0
+
+
+def test_two_contrasts_of_a_brain_keep_gray_and_white_apart():
+    """T1 has white matter brighter by 39 gray levels, PD darker by 28: no mean of them."""
+    t1, pd = (asset(f"brain_mri_{name}.png").squeeze() for name in ("t1", "pd"))
+    smooth = cv2.GaussianBlur(t1, (0, 0), 1)
+    rows, columns = np.mgrid[:217, :181]
+    inside = ((rows - 108) / 75) ** 2 + ((columns - 90) / 60) ** 2 < 1
+    white, gray = inside & (smooth > 132) & (smooth < 146), inside & (smooth > 88) & (smooth < 108)
+
+    def contrast(image: np.ndarray) -> float:
+        return float(image[white].mean()) - float(image[gray].mean())
+
+    assert contrast(t1) > 38 and contrast(pd) < -28
+    assert contrast(ddfm_fast.fuse(t1, pd, preset="instant", device="cpu")) > 0.58 * contrast(t1)
 
 
 def test_sky_is_bright_and_flat():

@@ -42,6 +42,7 @@ def test_everything_of_the_visible_stream_is_kept(streams, tmp_path):
     assert frames[0].shape == (64, 64, 3) and np.ptp(frames[0]) > 100
     assert leftovers(tmp_path / "out") == []
     assert report.evaluations == 0 and 0 < report.latency_p50 <= report.latency_p99
+    assert report.sources["ir"]["evaluations"] == 0 == report.sources["vis"]["sigma"]
 
 
 def test_file_holds_what_stream_gives(tmp_path):

@@ -279,6 +279,23 @@ def test_evaluations_a_frame():
         assert engine.evaluations == cold + 5 * warm
 
 
+def test_a_stream_denoises_as_its_fuser_was_told():
+    rng = np.random.default_rng(0)
+    pairs = [(p + 12 * rng.standard_normal(p.shape), v) for p, v in clip(3)]
+    pairs = [(np.clip(p, 0, 255).round().astype(np.uint8), v) for p, v in pairs]
+    rows = (({}, 3), ({"denoise": "off"}, 0), ({"denoise": {"vis": 9}}, 3), ({"denoise": 5}, 6))
+    for options, evaluations in rows:
+        engine = TemporalFuser(Fuser(device="cpu", **options), "balanced")
+        stream, find = engine.open(), MotionFinder()
+        for pair in pairs:
+            engine.fuse(stream, *pair, find(*pair))
+        assert engine.evaluations == evaluations
+        found = engine.found["ir"].means()
+        wanted = {0: 0.0, 6: 5.0}.get(evaluations, 0.0 if "denoise" in options else 12.0)
+        assert found["sigma"] == pytest.approx(wanted, rel=0.15)
+        assert found["evaluations"] in (0.0, 1.0)
+
+
 def test_prior_sees_the_same_noise_in_every_frame():
     seen = []
 
