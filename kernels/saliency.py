@@ -153,7 +153,8 @@ def _maps(levels_g: list[Tensor], terms: Terms) -> list[Tensor]:
     _map_stage("conflict", levels_g[2], second, CONFLICT, var=var, most=terms.conflict)
     _weigh(levels_g[2], second, terms)
     third = _down(second, 3, 4)
-    _map_stage("pick", _down(var, 2, 2), third, PICK)
+    sources = levels_g[3] if len(levels_g) > 3 else _down(levels_g[2], 2, 2)
+    _map_stage("pick", _down(var, 2, 2), third, PICK, guide=sources)
     maps = [first.new_empty(4, *levels_g[0].shape[1:]), first, second, third]
     while len(maps) < len(levels_g):
         maps.append(_down(maps[-1], 4, 4))

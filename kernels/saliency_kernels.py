@@ -8,6 +8,8 @@ import triton.language as tl
 from ddfm_fast.target.choose import BLACK_MARGIN
 from ddfm_fast.target.terms import (
     CENTER,
+    COLD_LUMA,
+    COLD_SKY,
     CONFLICT_SLOPE,
     CORRELATION_FLOOR,
     GUIDE_EPS,
@@ -23,6 +25,7 @@ _FLOOR = tl.constexpr(CORRELATION_FLOOR**2)
 _CONFLICT_SLOPE = tl.constexpr(CONFLICT_SLOPE)
 _GUIDE_EPS = tl.constexpr(GUIDE_EPS)
 _SKY_LUMA, _SKY_SLOPE = tl.constexpr(SKY_LUMA), tl.constexpr(SKY_SLOPE)
+_COLD_LUMA, _COLD_SKY = tl.constexpr(COLD_LUMA), tl.constexpr(COLD_SKY)
 _CENTER = tl.constexpr(CENTER)
 _SKY_VAR = tl.constexpr(SKY_STD**2)
 _BLACK_MARGIN = tl.constexpr(BLACK_MARGIN)
@@ -170,7 +173,7 @@ def _nine(x_ptr, row, col, height, width, inside, A: tl.constexpr, B: tl.constex
 @triton.jit
 def map_kernel(
     x_ptr,  # float32 [·, N, H, W] contiguous: what STAGE needs
-    guide_ptr,  # of "guided": float32 [2, N, H, W], plane 1 is the guide; else None
+    guide_ptr,  # float32 [2, N, H, W]: of "guided" plane 1 is the guide, of "pick" i, v; else None
     out_ptr,  # out: float32 [·, N, H, W], planes FIRST and on
     var_ptr,  # out of "conflict": float32 [2, N, H, W], the sources' variances times C; else None
     most,  # of the way that "conflict" goes
@@ -213,6 +216,10 @@ def map_kernel(
         i = _nine(x_ptr, row, col, height, width, inside, 0, None) + _TINY_SHARE
         v = _nine(x_ptr, row, col, height, width, inside, 1, None) + _TINY_SHARE
         out = tl.sigmoid((i / (i + v) - 0.5) * 12)
+        i = tl.load(guide_ptr + _offset(0, height, width) + at, inside, other=0.0)
+        v = tl.load(guide_ptr + _offset(1, height, width) + at, inside, other=0.0)
+        cold = tl.sigmoid((i - _COLD_LUMA) * -_SKY_SLOPE)
+        out *= 1 - cold * tl.sigmoid((v - _SKY_LUMA) * _SKY_SLOPE) * _COLD_SKY
     elif STAGE == "fit":
         w = _nine(x_ptr, row, col, height, width, inside, 0, None)
         g = _nine(x_ptr, row, col, height, width, inside, 1, None)

@@ -11,7 +11,8 @@ Per level of the sources' Laplacian pyramids, with E = G₁ ∗ L² the local en
 and at the coarsest level w · i + (1 − w) · v by the weight of salience and brightness, less
 ``sky_base`` of it in sky, its contrast about its mean brought up to the sources' own, which
 averaging opposites takes away. Where the sources contradict each other (C), s and w turn to the
-one that varies more there, by at most ``conflict`` of the way: a copy of one source is no fusion.
+one that varies more there, by at most ``conflict`` of the way: a copy of one source is no fusion. Where the visible is bright and the
+infrared cold, that pick turns to the visible: a day's sky is no hole.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Terms:
 
 
 PHOTOGRAPHIC = Terms(
-    share=0.5,
+    share=0.55,
     gain=1.33,
     coring=0.3,
     sky_coring=1.0,
@@ -67,8 +68,8 @@ PHOTOGRAPHIC = Terms(
     salient=0.4,
     bright=0.6,
     slope=8.0,
-    contrast=1.32,
-    most_contrast=1.8,
+    contrast=1.5,
+    most_contrast=1.6,
 )
 """for scenes and anatomy"""
 

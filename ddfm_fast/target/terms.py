@@ -23,6 +23,10 @@ GUIDE_EPS = 0.01
 CENTER = 0.5
 """taken from planes whose variance is a difference of squares, which rounds less then"""
 SKY_LUMA, SKY_SLOPE, SKY_STD = 0.65, 20.0, 0.015
+COLD_LUMA = 0.2
+"""brightest infrared of a cold sky"""
+COLD_SKY = 0.6
+"""of the way that a pick turns to the visible in front of a cold sky"""
 _TINY = 1e-8
 _LEAST_EXPONENT = -50.0
 """e to it is nothing, yet no number below float32's normal ones, with which a CPU is slow"""
@@ -121,7 +125,18 @@ def conflict(i: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     c = correlation.mul_(-CONFLICT_SLOPE).clamp_(0, 1)
     wide_i, wide_v = (smooth(smooth(down(product(c, var)))) for var in (var_i, var_v))
     share = (wide_i + _TINY) / (wide_i + wide_v + 2 * _TINY)
-    return c, torch.sigmoid((share - 0.5) * 12)
+    pick = torch.sigmoid((share - 0.5) * 12)
+    return c, pick.mul_(1 - COLD_SKY * cold_sky(*(down(down(plane)) for plane in (i, v))))
+
+
+def cold_sky(i: Tensor, v: Tensor) -> Tensor:
+    """Find where the infrared is cold and the visible bright, as sky is: in [0, 1].
+
+    i, v: planes less ``CENTER``. The trees and roofs before it make the infrared vary more there,
+    but of the sky it shows nothing.
+    """
+    cold = torch.sigmoid((i - (COLD_LUMA - CENTER)) * -SKY_SLOPE)
+    return torch.sigmoid((v - (SKY_LUMA - CENTER)) * SKY_SLOPE).mul_(cold)
 
 
 def sky(v: Tensor, v_squared: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ FORMS = {
     "bands": ("up_kernel", dict(FIRST=0, **TILE)),
     "sky": ("map_kernel", dict(STAGE="sky", FIRST=saliency.SKY, **UNUSED, **TILE)),
     "conflict": ("map_kernel", dict(STAGE="conflict", FIRST=2, guide_ptr=None, **TILE)),
-    "pick": ("map_kernel", dict(STAGE="pick", FIRST=saliency.PICK, **UNUSED, **TILE)),
+    "pick": ("map_kernel", dict(STAGE="pick", FIRST=saliency.PICK, var_ptr=None, **TILE)),
     "fit": ("map_kernel", dict(STAGE="fit", FIRST=0, **UNUSED, **TILE)),
     "guided": ("map_kernel", dict(STAGE="guided", FIRST=0, var_ptr=None, **TILE)),
     "salience": ("salience_kernel", dict(BLOCK=saliency.COUNT_BLOCK)),

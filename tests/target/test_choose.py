@@ -143,6 +143,18 @@ def test_two_contrasts_of_a_brain_keep_gray_and_white_apart():
     assert contrast(ddfm_fast.fuse(t1, pd, preset="instant", device="cpu")) > 0.58 * contrast(t1)
 
 
+def test_a_days_sky_is_no_hole():
+    """Trees hot before a cold sky, dark before a bright one: the sky stays bright between them."""
+    columns = np.mgrid[:160, :240][1] % 60
+    leaves = np.random.default_rng(0).normal(0.6, 0.25, (160, 240)).clip(0, 1)
+    ir, vis = (
+        torch.from_numpy(np.where(columns < 24, tree, behind).astype(np.float32))[None, None]
+        for tree, behind in ((leaves, 0.08), (0.25, 0.85))
+    )
+    fused = choose(ir, vis)[0, 0].numpy()
+    assert fused[(columns > 30) & (columns < 54)].mean() > 0.7  # without: 0.666
+
+
 def test_sky_is_bright_and_flat():
     v = torch.full((64, 64), 0.9)
     v[:, 32:] = 0.3
