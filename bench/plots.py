@@ -183,11 +183,10 @@ def quality_front(report: Report) -> bytes | None:
         for row, m in zip(axes, found, strict=True):
             for axis, metric in zip(row, shown, strict=True):
                 for name, c in m.candidates.items():
-                    if not c.samples:
-                        continue
-                    point, ours = (c.median, c.quality[metric]), name.startswith("preset")
-                    axis.plot(*point, "o", ms=6, color=OURS if ours else THEIRS)
-                    label = name.removeprefix("preset ")
+                    if c.samples:
+                        color = OURS if name.startswith("preset") else THEIRS
+                        axis.plot(c.median, c.quality[metric], "o", ms=6, color=color)
+                for point, label in _labels(m, metric):
                     axis.annotate(label, point, (4, 4), textcoords="offset points", fontsize=7)
                 axis.set(xscale="log", title=f"{metric}, {m.name.split(', ')[1]}")
                 axis.margins(0.3, 0.15)
@@ -196,3 +195,22 @@ def quality_front(report: Report) -> bytes | None:
             axis.set_xlabel("seconds a picture, median")
 
     return _png(draw, 14, 3.1 * len(found))
+
+
+def _labels(m: Measurement, metric: str) -> list[tuple[tuple[float, float], str]]:
+    """Name the points of a figure; neighbors share a label at the last of them."""
+    points = {n: (c.median, c.quality[metric]) for n, c in m.candidates.items() if c.samples}
+    heights = [y for _, y in points.values()]
+    near = 0.05 * (max(heights) - min(heights))
+    groups: list[list[str]] = []
+    for name in sorted(points, key=lambda n: points[n]):
+        x, y = points[name]
+        for group in groups:
+            if x < 5 * points[group[-1]][0] and abs(y - points[group[-1]][1]) < near:
+                group.append(name)
+                break
+        else:
+            groups.append([name])
+    return [
+        (points[group[-1]], ", ".join(n.removeprefix("preset ") for n in group)) for group in groups
+    ]

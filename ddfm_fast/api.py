@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from .config import FuseConfig, default_preset
+from .config import FuseConfig, default_preset, require_bool
 from .graphs import GraphCache
 from .images.pair import Pair, checked_color, read_pair
 from .images.planes import pad_to_multiple
@@ -56,11 +58,16 @@ class Fuser:
 
     def __init__(self, *, method: MethodMaker = Diffusion, **options: Unpack[FuserOptions]):
         given = with_defaults(options)
+        if not callable(method):
+            raise TypeError(f"method is {method!r}; expected what makes one, as Diffusion does")
         self._options, self._make_method = given, method
         self._config = _config(given)
+        self._named = None if isinstance(given["preset"], FuseConfig) else self._config
         self.device = resolve_device(given["device"])
         self.seed = _checked_seed(given["seed"])
         self.color = checked_color(given["color"])
+        for name in ("progress", "compile"):
+            require_bool(name, given[name])
         self.progress = given["progress"]
         self.batch_size = _checked_batch_size(given["batch_size"], self.device)
         self.automatic_batch = given["batch_size"] is None
@@ -82,6 +89,11 @@ class Fuser:
 
     @config.setter
     def config(self, config: FuseConfig) -> None:
+        if not isinstance(config, FuseConfig):
+            raise TypeError(
+                f"config is {config!r}; expected a FuseConfig, such as "
+                'FuseConfig.from_preset("fast"), or another Fuser: fuser.with_options(preset=…)'
+            )
         self._config = config
         self._build()
 
@@ -91,7 +103,12 @@ class Fuser:
 
     @property
     def source_options(self) -> dict[str, Any]:
-        """What this fuser was told about sources beside its preset: ``denoise`` and ``images``."""
+        """What this fuser was told about sources, for streams: ``denoise`` and ``images``.
+
+        None where it was told nothing but the name of a preset, whose own a stream does not take.
+        """
+        if self._config is not self._named:
+            return {name: getattr(self._config, name) for name in ("denoise", "images")}
         return {name: self._options[name] for name in ("denoise", "images")}
 
     def with_options(self, **options: Unpack[FuserOptions]) -> Fuser:
@@ -158,6 +175,7 @@ class Fuser:
             "progress": self.progress if progress is None else progress,
             "callback": callback,
         }
+        _check_run(run, report)
         many, items = _as_items(ir, vis)
         pairs = [
             self.read(a, b, color=color, index=f"[{n}]" if many else "", **reading)
@@ -200,8 +218,8 @@ class Fuser:
         ValueError for a shape that no image has.
         """
         seconds = {}
-        for shape in shapes:
-            count, height, width = _checked_shape(shape)
+        for shape in _as_shapes(shapes):
+            count, height, width = _checked_shape(shape, self.config.crop_multiple)
             start = time.perf_counter()
             height, width = (n - n % self.config.crop_multiple for n in (height, width))
             plane = torch.zeros(1, 1, height, width, device=self.device)
@@ -262,9 +280,19 @@ class Fuser:
                 )
             )
             for n, y in zip(members, fused.split([len(pairs[n].ir) for n in members]), strict=True):
-                results[n] = pairs[n].give_back(y)
                 reports[n], found = found[: len(y)], found[len(y) :]
+                results[n] = self._colored(pairs[n], y, reports[n]).give_back(y)
         return results, [report for n in sorted(reports) for report in reports[n]]
+
+    def _colored(self, pair: Pair, y: Tensor, reports: list[FusionReport]) -> Pair:
+        """The pair with the noise of its chroma taken out, which its reports then say."""
+        if pair.chroma is None:
+            return pair
+        chroma, found = self.sources.color(pair.chroma_of(y), y, pair.color_from)
+        for n, (sigma, name) in enumerate(zip(found, pair.color_from, strict=True)):
+            source = getattr(reports[n], name)._replace(chroma=sigma)
+            reports[n] = reports[n]._replace(**{name: source})
+        return pair._replace(chroma=chroma)
 
     def _fuse_lumas(
         self,
@@ -453,30 +481,52 @@ def _as_items(ir: Any, vis: Any) -> tuple[bool, list[tuple]]:
     return many, list(zip(ir, vis, strict=True)) if many else [(ir, vis)]
 
 
-def _checked_seed(seed) -> int:
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed is a {type(seed).__name__}; expected an int")
-    if not 0 <= int(seed) < 2**63:
+def _check_run(run: dict[str, Any], report: Any) -> None:
+    require_bool("progress", run["progress"])
+    if run["callback"] is not None and not callable(run["callback"]):
+        raise TypeError(f"callback is {run['callback']!r}; expected a function of a StepInfo")
+    if report is not None and not isinstance(report, list):
+        raise TypeError(f"report is a {type(report).__name__}; expected a list to add to")
+
+
+def _checked_seed(seed: Any) -> int:
+    try:
+        if isinstance(seed, bool) or getattr(seed, "ndim", 0):
+            raise TypeError
+        value = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed is a {type(seed).__name__}; expected an int") from None
+    if not 0 <= value < 2**63:
         raise ValueError(f"seed is {seed}; expected 0 to 2**63 - 1")
-    return int(seed)
+    return value
 
 
-def _checked_batch_size(batch_size, device: torch.device) -> int:
+def _checked_batch_size(batch_size: Any, device: torch.device) -> int:
     if batch_size is None:
         return 1 if device.type == "cpu" else 8
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
         raise ValueError(f"batch_size is {batch_size!r}; expected a positive int, or None")
-    return batch_size
+    return int(batch_size)
 
 
-def _checked_shape(shape) -> tuple[int, int, int]:
+def _as_shapes(shapes: Any) -> list:
     try:
-        *counts, height, width = (int(n) for n in shape)
+        return list(shapes)
+    except TypeError:
+        raise TypeError(
+            f"shapes is a {type(shapes).__name__}; expected a list such as [(480, 640)]"
+        ) from None
+
+
+def _checked_shape(shape: Any, multiple: int) -> tuple[int, int, int]:
+    try:
+        *counts, height, width = (operator.index(n) for n in shape)
         (count,) = counts or (1,)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError):
         raise ValueError(
             f"shapes has {shape!r}; expected (height, width) or (N, height, width)"
-        ) from error
-    if min(height, width) < 16 or count < 1:
-        raise ValueError(f"shapes has {shape!r}; expected at least one image of at least 16x16")
+        ) from None
+    least = max(16, multiple)
+    if min(height, width) < least or count < 1:
+        raise ValueError(f"shapes has {shape!r}; expected at least one image of {least}x{least}")
     return count, height, width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Real
 from typing import Any
 
 STRETCHES = ("none", "minmax", "percentile", "sources")
@@ -72,17 +73,19 @@ class FuseConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "denoise", _checked_denoise(self.denoise))
-        _require_choice("images", self.images, IMAGE_KINDS)
-        if isinstance(self.draws, bool) or self.draws not in range(1, MAX_DRAWS + 1):
-            raise ValueError(f"draws is {self.draws!r}; expected an int, 1 to {MAX_DRAWS}")
-        _require_choice("variant", self.variant, VARIANT_NAMES)
-        _require_choice("sampler", self.sampler, SAMPLER_NAMES)
-        _require_choice("variance", self.variance, VARIANCES)
-        _require_choice("stretch", self.stretch, STRETCHES)
-        _require_number("spacing", self.spacing, 0.1, 10)
-        _require_number("ddim_eta", self.ddim_eta, 0, 1)
-        _require_number("psi", self.psi, 0, 1e6)
-        _require_number("eta", self.eta, 0, 1e6)
+        for name in ("update_scales", "color", "swap_sources", "round_luma"):
+            require_bool(name, getattr(self, name))
+        require_int("draws", self.draws, 1, MAX_DRAWS)
+        require_int("crop_multiple", self.crop_multiple, 1, 1024)
+        require_choice("images", self.images, IMAGE_KINDS)
+        require_choice("variant", self.variant, VARIANT_NAMES)
+        require_choice("sampler", self.sampler, SAMPLER_NAMES)
+        require_choice("variance", self.variance, VARIANCES)
+        require_choice("stretch", self.stretch, STRETCHES)
+        require_number("spacing", self.spacing, 0.1, 10)
+        require_number("ddim_eta", self.ddim_eta, 0, 1)
+        require_number("psi", self.psi, 0, 1e6)
+        require_number("eta", self.eta, 0, 1e6)
         if self.psi == 0 and self.eta == 0:
             raise ValueError("psi and eta are both 0; expected at least one of them above 0")
         if isinstance(self.steps, bool) or not isinstance(self.steps, (int, str)):
@@ -103,8 +106,6 @@ class FuseConfig:
             raise ValueError(
                 f"steps is {self.steps!r} and start is {self.start}; expected a count with start"
             )
-        if isinstance(self.crop_multiple, bool) or self.crop_multiple not in range(1, 1025):
-            raise ValueError(f"crop_multiple is {self.crop_multiple!r}; expected an int, 1 to 1024")
 
     @property
     def noise_levels(self) -> dict[str, Any]:
@@ -118,7 +119,7 @@ class FuseConfig:
         """The preset of that name, or the configuration given; ValueError lists the names."""
         if isinstance(preset, FuseConfig):
             return preset
-        _require_choice("preset", preset, tuple(PRESETS))
+        require_choice("preset", preset, tuple(PRESETS))
         return PRESETS[preset]
 
     def with_overrides(self, **overrides) -> FuseConfig:
@@ -149,20 +150,34 @@ def _checked_level(value: Any) -> Any:
     if isinstance(value, str) and value in ("auto", "off"):
         return value
     expected = f'expected "auto", "off", or σ from 0 to {MAX_SIGMA:g} gray levels of 255'
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"denoise is {value!r}; {expected}")
     if not 0 <= value <= MAX_SIGMA:
         raise ValueError(f"denoise is {value}; {expected}")
     return float(value) or "off"
 
 
-def _require_choice(name: str, value, choices: tuple[str, ...]) -> None:
+def require_bool(name: str, value: Any) -> None:
+    """Raise TypeError, naming the argument, unless it is True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; expected True or False")
+
+
+def require_int(name: str, value: Any, low: int, high: int) -> None:
+    """Raise ValueError, naming the argument, unless it is an int of that range."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; expected an int, {low} to {high}")
+
+
+def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raise ValueError, naming the argument, unless it is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
 
 
-def _require_number(name: str, value, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def require_number(name: str, value: Any, low: float, high: float) -> None:
+    """Raise TypeError or ValueError, naming the argument, unless it is a number of that range."""
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is a {type(value).__name__}; expected a number")
     if not (math.isfinite(value) and low <= value <= high):
         raise ValueError(f"{name} is {value}; expected {low} to {high:g}")

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 NOISE_SCHEDULES = ("linear", "cosine")
+LEAST_LINEAR = 21
+"""timesteps of linear betas: their last is 20 / n"""
 
 
 def make_betas(noise_schedule: str = "linear", num_train_timesteps: int = 1000) -> np.ndarray:
@@ -26,6 +28,11 @@ def make_betas(noise_schedule: str = "linear", num_train_timesteps: int = 1000) 
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"num_train_timesteps is {n!r}; expected a positive int, such as 1000")
     if noise_schedule == "linear":
+        if n < LEAST_LINEAR:
+            raise ValueError(
+                f"num_train_timesteps is {n}; expected at least {LEAST_LINEAR} of linear betas, "
+                "which reach 1 otherwise"
+            )
         return np.linspace(0.1 / n, 20.0 / n, n, dtype=np.float64)
     if noise_schedule == "cosine":
         level = [math.cos((s / n + 0.008) / 1.008 * math.pi / 2) ** 2 for s in range(n + 1)]

@@ -26,6 +26,8 @@ class Pair(NamedTuple):
     """likewise"""
     chroma: Tensor | None
     """RGB [N, 3, H, W] whose chroma the result takes, or None for gray"""
+    color_from: list[str]
+    """of each image: "ir" or "vis", the source that chroma is of"""
     functional: list[bool]
     """of each image: whether a source is a map in false color, such as PET"""
     spec: ImageSpec
@@ -48,8 +50,13 @@ class Pair(NamedTuple):
             y: [N, 1, H, W] in [0, 1]; H and W may have been cropped at the bottom and right.
         """
         if self.chroma is not None:
-            y = with_luma(y, crop(self.chroma, *y.shape[-2:]))
+            y = with_luma(y, self.chroma_of(y))
         return from_planes(y, self.spec)
+
+    def chroma_of(self, y: Tensor) -> Tensor:
+        """``chroma``, which is not None, cropped like y."""
+        assert self.chroma is not None
+        return crop(self.chroma, *y.shape[-2:])
 
 
 def read_pair(
@@ -97,11 +104,14 @@ def read_pair(
     functional = [any(found) for found in zip(is_functional(a), is_functional(b), strict=True)]
     a, b = a.to(device), b.to(device)
     if not color:
-        return Pair(luma(a), luma(b), None, functional, b_spec)
+        return Pair(luma(a), luma(b), None, ["vis"] * len(b), functional, b_spec)
     from_ir = color == "ir" or (color is True and b.shape[1] == 1 and a.shape[1] == 3)
     spec, channels = (a_spec, a.shape[1]) if from_ir else (b_spec, b.shape[1])
-    chroma = _chroma_source(a, b, color) if channels == 3 else None
-    return Pair(luma(a), luma(b), chroma, functional, spec)
+    sources = ["ir" if from_ir else "vis"] * len(b)
+    if color is True and channels == 3:
+        sources = ["vis" if found else "ir" for found in has_chroma(b).tolist()]
+    chroma = _chroma_source(a, b, sources) if channels == 3 else None
+    return Pair(luma(a), luma(b), chroma, sources, functional, spec)
 
 
 def unlikely(ir: Tensor, vis: Tensor, index: str = "") -> list[str]:
@@ -126,12 +136,12 @@ def checked_color(color: Any) -> bool | str:
     return color
 
 
-def _chroma_source(ir: Tensor, vis: Tensor, color: bool | str) -> Tensor:
+def _chroma_source(ir: Tensor, vis: Tensor, sources: list[str]) -> Tensor:
     """RGB [N, 3, H, W] to take the chroma from, chosen image by image."""
     ir, vis = (p.expand(-1, 3, -1, -1) for p in (ir, vis))
-    if color is True:
-        return torch.where(has_chroma(vis)[:, None, None, None], vis, ir)
-    return ir if color == "ir" else vis
+    if len(set(sources)) == 1:
+        return ir if sources[0] == "ir" else vis
+    return torch.stack([{"ir": ir, "vis": vis}[name][n] for n, name in enumerate(sources)])
 
 
 def _size(planes: Tensor) -> str:

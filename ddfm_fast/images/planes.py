@@ -46,6 +46,8 @@ _INTEGER_MAX = {torch.uint8: 255, torch.uint16: 65535}
 _DTYPES = (*_INTEGER_MAX, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _NUMPY_DTYPES = {str(dtype).removeprefix("torch.") for dtype in _DTYPES} - {"bfloat16"}
 _RANGE_TOLERANCE = 1e-4
+_DLPACK_CPU = 1
+"""DLPack's number for memory of the host"""
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,12 @@ def _check_value_range(value_range: Any) -> tuple[float, float] | None:
             f"value_range: got {value_range!r}, expected two finite numbers (lo, hi) with lo < hi, "
             "such as (0, 255)"
         )
+    least, most = (float(n) for n in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+    if not least <= high - low <= most:
+        raise ValueError(
+            f"value_range: got {value_range!r}, a span of {high - low:g}, expected {least:.2g} to "
+            f"{most:.2g}, which float32 holds; scale the image first"
+        )
     return low, high
 
 
@@ -192,8 +200,10 @@ def _as_tensor(image: Any, name: str) -> tuple[Tensor, str]:
     """The image as a tensor that may share its memory, and the container to give back."""
     pil = sys.modules.get("PIL.Image")
     if isinstance(image, Tensor):
-        if image.layout != torch.strided or image.dtype not in _DTYPES:
-            raise _dtype_error(name, image.dtype, image.layout)
+        if image.is_nested or image.layout != torch.strided or image.dtype not in _DTYPES:
+            raise _dtype_error(name, image)
+        if image.device.type == "meta":
+            raise TypeError(f"{name}: got a meta tensor without data, expected one on a device")
         return image.detach(), "torch"
     if pil is not None and isinstance(image, pil.Image):
         if image.mode not in ("L", "RGB", "I;16", "F"):
@@ -219,9 +229,14 @@ def _as_tensor(image: Any, name: str) -> tuple[Tensor, str]:
 def _numpy_tensor(image: Any, name: str) -> Tensor:
     if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
         raise ValueError(f"{name}: the array has masked values; fill them: image.filled(0)")
-    array = np.asarray(image)
+    try:
+        array = np.asarray(image)
+    except OSError as error:  # a PIL image decodes only now
+        raise ValueError(
+            f"{name}: the picture cannot be decoded ({error}), expected a whole file"
+        ) from None
     if array.dtype.name not in _NUMPY_DTYPES:
-        raise _dtype_error(name, array.dtype)
+        raise _dtype_error(name, array)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     # torch shares only writable memory with ordinary strides; require() copies nothing else.
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
@@ -229,13 +244,44 @@ def _numpy_tensor(image: Any, name: str) -> Tensor:
 
 def _foreign_tensor(image: Any, name: str) -> tuple[Tensor, str]:
     if hasattr(image, "__dlpack__"):
-        tensor = torch.from_dlpack(image)
+        tensor = _from_dlpack(image, name)
     else:
         tensor = torch.as_tensor(image, device="cuda")
     if tensor.dtype not in _DTYPES:
-        raise _dtype_error(name, tensor.dtype)
+        raise _dtype_error(name, tensor)
     fallback = "numpy" if tensor.device.type == "cpu" else "torch"
     return tensor.detach(), _home(image) or fallback
+
+
+def _from_dlpack(image: Any, name: str) -> Tensor:
+    """Take an array of another library by DLPack, sharing memory where its strides allow it.
+
+    PyTorch ends the process on strides that are negative; NumPy takes them, and a copy is made.
+    """
+    try:
+        if _dlpack_device(image) == _DLPACK_CPU and not _only_torch_has(image):
+            return _numpy_tensor(np.from_dlpack(image), name)
+        if any(stride < 0 for stride in getattr(image, "strides", None) or ()):
+            raise BufferError("negative strides")
+        return torch.from_dlpack(image)
+    except (BufferError, RuntimeError, NotImplementedError, OverflowError) as error:
+        raise TypeError(
+            f"{name}: {type(image).__name__} cannot be taken by DLPack ({_first_line(error)}); "
+            "expected uint8, uint16 or float in native byte order and ordinary strides: copy it"
+        ) from None
+
+
+def _dlpack_device(image: Any) -> int:
+    return int(image.__dlpack_device__()[0]) if hasattr(image, "__dlpack_device__") else _DLPACK_CPU
+
+
+def _only_torch_has(image: Any) -> bool:
+    """Whether the dtype is one that NumPy has not."""
+    return "bfloat16" in str(getattr(image, "dtype", ""))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
 
 
 def _home(image: Any) -> str | None:
@@ -246,10 +292,14 @@ def _home(image: Any) -> str | None:
     return next((n for n in names if hasattr(sys.modules.get(n), "from_dlpack")), None)
 
 
-def _dtype_error(name: str, dtype: Any, layout: torch.layout = torch.strided) -> TypeError:
-    if layout != torch.strided:
-        return TypeError(f"{name}: got a {layout} tensor, expected a dense one: image.to_dense()")
-    kind = str(dtype).removeprefix("torch.")
+def _dtype_error(name: str, image: Any) -> TypeError:
+    if getattr(image, "is_nested", False):
+        return TypeError(f"{name}: got a nested tensor, expected a list of images: image.unbind()")
+    if getattr(image, "layout", torch.strided) != torch.strided:
+        return TypeError(
+            f"{name}: got a {image.layout} tensor, expected a dense one: image.to_dense()"
+        )
+    kind = str(image.dtype).removeprefix("torch.")
     if kind == "bool":
         fix = "turn it into uint8: 0 where False, 255 where True"
     elif kind.startswith("complex"):
@@ -328,7 +378,8 @@ def _to_unit(x: Tensor, limits: tuple[float, float] | None, name: str) -> Tensor
     if limits is None and x.dtype in _INTEGER_MAX:
         return x.to(torch.float32).div_(_INTEGER_MAX[x.dtype])
     low, high = limits or (0.0, 1.0)
-    values = x if x.dtype == torch.float64 else x.to(torch.float32)
+    exact = torch.float32 if x.device.type == "mps" or limits is None else torch.float64
+    values = x if x.dtype == torch.float64 else x.to(exact)
     _check_values(values, low, high, name)
     if limits is not None:
         values = (values - low) / (high - low)
@@ -369,6 +420,8 @@ def _from_unit(planes: Tensor, spec: ImageSpec) -> Tensor:
     low, high = spec.value_range or (0.0, float(white or 1))
     if (low, high) != (0.0, 1.0):
         values = values.mul_(high - low).add_(low).clamp_(low, high)
+    if spec.dtype == torch.float16:
+        values = values.clamp_(-65504, 65504)
     if white is not None:
         values = values.add_(0.5).floor_().clamp_(0, white)
     return values.to(spec.dtype)

@@ -91,7 +91,10 @@ class CallablePrior(Prior):
 
     @torch.no_grad()
     def _call(self, x: Tensor, cond: Tensor) -> Tensor:
-        out = self.function(x.to(self.dtype), cond.repeat(len(x)))
+        own = x.to(self.dtype)
+        if own is x:  # what the function does to its x in place must not change ours
+            own = x.clone(memory_format=torch.preserve_format)
+        out = self.function(own, cond.repeat(len(x)))
         if not isinstance(out, Tensor):
             out = getattr(out, "sample", out)
         if not isinstance(out, Tensor) or not out.is_floating_point():

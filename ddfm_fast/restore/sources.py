@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from ..config import FuseConfig
 from ..priors.load import denoiser_of
 from ..priors.prior import Prior
+from .chroma import chroma_noise, smooth_chroma
 from .defects import remove_defects
 from .denoise import Evaluate, denoise, evaluate
 from .noise_level import NoiseLevel, destabilize, noise_level, stabilize
@@ -43,6 +44,8 @@ class SourceReport(NamedTuple):
     """pixels that were replaced"""
     evaluations: int = 0
     """evaluations of the prior that took the noise out"""
+    chroma: float = 0.0
+    """standard deviation of the noise taken out of chroma, gray levels, where the result has it"""
 
 
 class SourceTotals:
@@ -56,6 +59,10 @@ class SourceTotals:
         """Count a frame in."""
         self.frames += 1
         self.sums = [total + value for total, value in zip(self.sums, report, strict=True)]
+
+    def add_chroma(self, sigma: float) -> None:
+        """Add what was found in the chroma of a frame that is counted already."""
+        self.sums[SourceReport._fields.index("chroma")] += sigma
 
     def means(self) -> dict[str, float]:
         """Give the mean of each field of :class:`SourceReport` over the frames."""
@@ -154,6 +161,32 @@ class SourceModel:
             changed = any(found != SourceReport() for _, found in done)
             restored.append(torch.cat([p for p, _ in done]) if changed else planes)
         return Restored(restored[0], restored[1], reports)
+
+    def color(
+        self,
+        rgb: Tensor,
+        y: Tensor,
+        color_from: Sequence[str],
+        estimators: Sequence[Estimator] | None = None,
+    ) -> tuple[Tensor, list[float]]:
+        """Take the noise out of the chroma that results get.
+
+        Args:
+            rgb: [N, 3, H, W] in [0, 1], whose chroma it is.
+            y: The fused luma, [N, 1, H, W].
+            color_from: Of each image, the source that it is of.
+            estimators: Of Cb and Cr, a video's running ones.
+
+        Returns:
+            The images, of whose values only chroma counts, and what was found in each, σ in gray
+            levels; clean ones as they were.
+        """
+        images, found = list(rgb.split(1)), [0.0] * len(rgb)
+        for n, name in enumerate(color_from):
+            if self.wanted[name] != "off" and (sigma := chroma_noise(images[n], estimators)):
+                images[n] = smooth_chroma(images[n], y[n : n + 1], sigma)
+                found[n] = sigma
+        return (torch.cat(images) if any(found) else rgb), found
 
     def _restore(
         self, plane: Tensor, name: str, seed: int, estimate: Estimator

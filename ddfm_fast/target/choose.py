@@ -11,8 +11,9 @@ Per level of the sources' Laplacian pyramids, with E = G₁ ∗ L² the local en
 and at the coarsest level w · i + (1 − w) · v by the weight of salience and brightness, less
 ``sky_base`` of it in sky, its contrast about its mean brought up to the sources' own, which
 averaging opposites takes away. Where the sources contradict each other (C), s and w turn to the
-one that varies more there, by at most ``conflict`` of the way: a copy of one source is no fusion. Where the visible is bright and the
-infrared cold, that pick turns to the visible: a day's sky is no hole.
+one that varies more there, by at most ``conflict`` of the way: a copy of one source is no fusion.
+Where the visible is bright and the infrared cold, that pick turns to the visible: a day's sky is no
+hole.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def fuse_stream(
         ValueError: Names what is wrong; or TypeError.
     """
     temporal = TemporalFuser(fuser, preset)
-    return _fuse_stream(temporal, pairs, color, reading)
+    return _fuse_stream(temporal, _checked_iterable(pairs, "pairs"), color, reading)
 
 
 def _fuse_stream(
@@ -78,7 +78,10 @@ def fuse_streams(
         ValueError: Names what is wrong; or TypeError.
     """
     temporal = TemporalFuser(fuser, preset)
-    inputs = [Ahead(_analyzed(pairs, reading)) for pairs in streams]
+    inputs = [
+        Ahead(_analyzed(_checked_iterable(pairs, f"streams[{n}]"), reading))
+        for n, pairs in enumerate(_checked_iterable(streams, "streams"))
+    ]
     return _fuse_streams(temporal, inputs, color, reading)
 
 
@@ -109,5 +112,18 @@ def _fuse_streams(
 
 def _analyzed(pairs: Iterable[tuple], reading: ReadingOptions) -> Iterator[tuple[Any, Any, Motion]]:
     find = MotionFinder(**reading)
-    for ir, vis in pairs:
+    for number, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            length = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
+            raise TypeError(
+                f"pairs: item {number} is a {type(pair).__name__}{length}; expected (ir, vis), one "
+                "image of each source: zip(infrared_frames, visible_frames)"
+            )
+        ir, vis = pair
         yield ir, vis, find(ir, vis)
+
+
+def _checked_iterable(value: Any, name: str) -> Iterable:
+    if not isinstance(value, Iterable):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected an iterable of (ir, vis)")
+    return value

@@ -56,6 +56,9 @@ from .motion import Motion
 _FLOW_MARGIN = 1.0
 _SCALE_FRAMES = 50
 _NOISE_FRAMES = 8
+_CONTRADICTIONS = 4
+_FAR_OFF = 1.4
+"""ratio of noise levels beyond which an estimate contradicts the running one"""
 _GREY_LEVELS = 127.5
 """of a luma difference of 1 in [−1, 1]"""
 
@@ -151,32 +154,60 @@ class Stream:
     """What one stream carries from frame to frame: see the module."""
 
     def __init__(self, stretch: str):
-        self.scale = RunningScale(stretch)
-        self.noise: dict[str, Estimator] = {name: RunningNoise() for name in SOURCES}
+        self.stretch = stretch
         self.kept: Tensor | None = None
         """i, v and f of the frame before, [3, H, W] in [−1, 1]; None before the first"""
+        self.new_scene()
+
+    def new_scene(self) -> None:
+        """Start the running scale and the running estimates of noise anew."""
+        self.scale = RunningScale(self.stretch)
+        self.noise: dict[str, Estimator] = {name: RunningNoise() for name in SOURCES}
+        self.chroma_noise = RunningNoise(), RunningNoise()
 
 
 class RunningNoise:
     """The noise of a source over the frames of a scene: steady, so that denoising does not flicker.
 
     It is estimated in the first ``_NOISE_FRAMES`` frames and in every one of as many afterwards. A
-    source turns noisy when most estimates say so, and clean again when few do.
+    source turns noisy when most estimates say so, and clean again when few do. An estimate that is
+    far off has every following frame estimated too; where ``_CONTRADICTIONS`` in a row agree that
+    the noise is another, such as after a change of the camera's gain, it starts anew from them.
     """
 
     def __init__(self) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
         self.frames = self.estimates = 0
         self.noisy_share = 0.0
         self.is_noisy = False
         self.level = CLEAN
+        self.contradictions: list[NoiseLevel] = []
 
     def __call__(self, plane: Tensor) -> NoiseLevel:
         """Count one frame's luma [1, 1, H, W] in and return the level to denoise it by."""
         due = self.frames < _NOISE_FRAMES or self.frames % _NOISE_FRAMES == 0
         self.frames += 1
-        if due:
-            self._count(noise_level(plane)[0])
+        if due or self.contradictions:
+            found = noise_level(plane)[0]
+            if self.estimates >= _CONTRADICTIONS and self._contradicts(found):
+                self.contradictions.append(found)
+            else:
+                self.contradictions.clear()
+                self._count(found)
+        if len(self.contradictions) == _CONTRADICTIONS:
+            found_since = self.contradictions
+            self._restart()
+            for found in found_since:
+                self._count(found)
+            self.frames = len(found_since)
         return self.level if self.is_noisy else CLEAN
+
+    def _contradicts(self, found: NoiseLevel) -> bool:
+        if bool(found.sigma) != self.is_noisy:
+            return True
+        return self.is_noisy and not 1 / _FAR_OFF < found.sigma / self.level.sigma < _FAR_OFF
 
     def _count(self, found: NoiseLevel) -> None:
         self.estimates += 1
@@ -294,8 +325,7 @@ class TemporalFuser:
             for members in batches:
                 for n in members:
                     if motions[n].cut:
-                        streams[n].scale = RunningScale(self.config.stretch)
-                        streams[n].noise = {name: RunningNoise() for name in SOURCES}
+                        streams[n].new_scene()
                 restored = [self._restored(streams[n], read[n]) for n in members]
                 ir, vis = (torch.cat(planes) for planes in zip(*restored, strict=True))
                 lumas = self._lumas(
@@ -307,7 +337,8 @@ class TemporalFuser:
                 )
                 planes = zip(members, lumas.split(1), ir.split(1), vis.split(1), strict=True)
                 for n, y, a, b in planes:
-                    results[n] = read[n].give_back(streams[n].scale(y, a, b))
+                    y = streams[n].scale(y, a, b)
+                    results[n] = self._colored(streams[n], read[n], y).give_back(y)
         return results
 
     def _restored(self, stream: Stream, pair: Pair) -> tuple[Tensor, Tensor]:
@@ -317,6 +348,15 @@ class TemporalFuser:
             self.evaluations += found.evaluations
             self.found[name].add(found)
         return restored.ir, restored.vis
+
+    def _colored(self, stream: Stream, pair: Pair, y: Tensor) -> Pair:
+        """The pair with the noise of its chroma taken out, by the stream's running estimates."""
+        if pair.chroma is None:
+            return pair
+        rgb = pair.chroma_of(y)
+        chroma, (found,) = self._sources.color(rgb, y, pair.color_from, stream.chroma_noise)
+        self.found[pair.color_from[0]].add_chroma(found)
+        return pair._replace(chroma=chroma)
 
     def _lumas(
         self,

@@ -236,7 +236,7 @@ def test_warmup_times_each_shape():
     seconds = Fuser(**FAST).warmup([(20, 30), (64, 64)])
     assert set(seconds) == {(20, 30), (64, 64)}
     assert all(s > 0 for s in seconds.values())
-    with pytest.raises(ValueError, match="at least 16x16"):
+    with pytest.raises(ValueError, match="at least one image of 16x16"):
         Fuser(**FAST).warmup([(8, 64)])
     with pytest.raises(ValueError, match="height, width"):
         Fuser(**FAST).warmup([64])
