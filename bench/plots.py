@@ -187,9 +187,16 @@ def quality_front(report: Report) -> bytes | None:
                         color = OURS if name.startswith("preset") else THEIRS
                         axis.plot(c.median, c.quality[metric], "o", ms=6, color=color)
                 for point, label in _labels(m, metric):
-                    axis.annotate(label, point, (4, 4), textcoords="offset points", fontsize=7)
+                    right = point[0] > max(c.median for c in m.candidates.values()) / 12
+                    where: dict = (
+                        {"xytext": (-4, 4), "ha": "right"} if right else {"xytext": (4, 4)}
+                    )
+                    note = axis.annotate(
+                        label, point, textcoords="offset points", fontsize=7, **where
+                    )
+                    note.set_in_layout(False)
                 axis.set(xscale="log", title=f"{metric}, {m.name.split(', ')[1]}")
-                axis.margins(0.3, 0.15)
+                axis.margins(0.35, 0.15)
                 axis.grid(True)
         for axis in axes[-1]:
             axis.set_xlabel("seconds a picture, median")
@@ -205,7 +212,9 @@ def _labels(m: Measurement, metric: str) -> list[tuple[tuple[float, float], str]
     groups: list[list[str]] = []
     for name in sorted(points, key=lambda n: points[n]):
         x, y = points[name]
-        for group in groups:
+        for group in groups if name.startswith("preset") else ():
+            if not group[0].startswith("preset"):
+                continue
             if x < 5 * points[group[-1]][0] and abs(y - points[group[-1]][1]) < near:
                 group.append(name)
                 break

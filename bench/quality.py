@@ -212,7 +212,9 @@ def verdicts(values: Values) -> list[tuple[Target, float, bool]]:
         scores = values.get((target.set, target.corruption))
         if scores is None:
             continue
-        ours, before = (scores[m].get(target.metric) for m in ("preset balanced", REFERENCE))
+        ours, before = (
+            scores.get(m, {}).get(target.metric) for m in ("preset balanced", REFERENCE)
+        )
         if ours is None or before is None:
             continue
         reached = ours - before if target.absolute else ours / before
@@ -231,7 +233,7 @@ def to_markdown(values: Values, report: Report) -> str:
         rows.append(
             [*cells, f"{sign} {target.least:g}{unit}", f"{reached:.3f}", "" if enough else "missed"]
         )
-    lines = [*card_lines(report), "", *markdown_table(rows)]
+    lines = [*card_lines(report), "", *(markdown_table(rows) if rows[1:] else [])]
     for (name, corruption), scores in values.items():
         metrics = [m for m in METRICS if any(m in s for s in scores.values())]
         table = [["", *(m.replace("_", " ") for m in metrics)]]

@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ddfm_fast.api import Fuser, clear_cache, fuse
     from ddfm_fast.config import PRESETS, FuseConfig
+    from ddfm_fast.images.doubts import DDFMWarning
     from ddfm_fast.priors.load import load_prior
 
 __version__ = "0.3.0"
 
 __all__ = [
     "PRESETS",
+    "DDFMWarning",
     "FuseConfig",
     "Fuser",
     "__version__",
@@ -64,6 +66,7 @@ if (
 
 _HOMES = {
     "PRESETS": "config",
+    "DDFMWarning": "images.doubts",
     "FuseConfig": "config",
     "Fuser": "api",
     "clear_cache": "api",

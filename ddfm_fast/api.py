@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +16,24 @@ from typing_extensions import Unpack
 
 from .config import FuseConfig, default_preset, require_bool
 from .graphs import GraphCache
+from .images.doubts import warn
 from .images.pair import Pair, checked_color, read_pair
 from .images.planes import pad_to_multiple
 from .images.stretch import STRETCH
 from .method import Callback, Diffusion, MethodMaker
-from .options import FuserOptions, ReadingOptions, check_names, documented, with_defaults
+from .options import (
+    FuserOptions,
+    ReadingOptions,
+    as_shapes,
+    check_names,
+    check_reading,
+    check_run,
+    checked_batch_size,
+    checked_seed,
+    checked_shape,
+    documented,
+    with_defaults,
+)
 from .priors.load import load_prior
 from .priors.precision import default_precision
 from .priors.prior import Prior
@@ -64,12 +75,12 @@ class Fuser:
         self._config = _config(given)
         self._named = None if isinstance(given["preset"], FuseConfig) else self._config
         self.device = resolve_device(given["device"])
-        self.seed = _checked_seed(given["seed"])
+        self.seed = checked_seed(given["seed"])
         self.color = checked_color(given["color"])
         for name in ("progress", "compile"):
             require_bool(name, given[name])
         self.progress = given["progress"]
-        self.batch_size = _checked_batch_size(given["batch_size"], self.device)
+        self.batch_size = checked_batch_size(given["batch_size"], self.device)
         self.automatic_batch = given["batch_size"] is None
         self.prior: Prior = load_prior(
             given["prior"],
@@ -81,6 +92,12 @@ class Fuser:
         mode = resolve_graph(given["graph"], self.device, self.backend)
         self.loops = GraphCache(mode, self.backend)
         self._build()
+        if given["steps"] and not getattr(self.method, "rows", True):
+            warn(
+                f"steps is {given['steps']!r}, but the steps of variant {self.config.variant!r} "
+                f"change less than a gray level at eta {self.config.eta:g} and are skipped; for "
+                'the authors\' loop give preset="official"'
+            )
 
     @property
     def config(self) -> FuseConfig:
@@ -171,11 +188,11 @@ class Fuser:
             TypeError: Names the argument that is wrong.
         """
         run = {
-            "seed": self.seed if seed is None else _checked_seed(seed),
+            "seed": self.seed if seed is None else checked_seed(seed),
             "progress": self.progress if progress is None else progress,
             "callback": callback,
         }
-        _check_run(run, report)
+        check_run(run, report)
         many, items = _as_items(ir, vis)
         pairs = [
             self.read(a, b, color=color, index=f"[{n}]" if many else "", **reading)
@@ -196,7 +213,7 @@ class Fuser:
         **reading: Unpack[ReadingOptions],
     ) -> Pair:
         """Read one item of a call as this fuser would: :func:`ddfm_fast.images.pair.read_pair`."""
-        check_names(reading, ReadingOptions.__annotations__)
+        check_reading(reading, "call")
         color = self.color if color is None else checked_color(color)
         return read_pair(
             ir,
@@ -218,8 +235,8 @@ class Fuser:
         ValueError for a shape that no image has.
         """
         seconds = {}
-        for shape in _as_shapes(shapes):
-            count, height, width = _checked_shape(shape, self.config.crop_multiple)
+        for shape in as_shapes(shapes):
+            count, height, width = checked_shape(shape, self.config.crop_multiple)
             start = time.perf_counter()
             height, width = (n - n % self.config.crop_multiple for n in (height, width))
             plane = torch.zeros(1, 1, height, width, device=self.device)
@@ -479,54 +496,3 @@ def _as_items(ir: Any, vis: Any) -> tuple[bool, list[tuple]]:
     if many and len(ir) != len(vis):
         raise ValueError(f"ir has {len(ir)} images and vis {len(vis)}; expected as many of each")
     return many, list(zip(ir, vis, strict=True)) if many else [(ir, vis)]
-
-
-def _check_run(run: dict[str, Any], report: Any) -> None:
-    require_bool("progress", run["progress"])
-    if run["callback"] is not None and not callable(run["callback"]):
-        raise TypeError(f"callback is {run['callback']!r}; expected a function of a StepInfo")
-    if report is not None and not isinstance(report, list):
-        raise TypeError(f"report is a {type(report).__name__}; expected a list to add to")
-
-
-def _checked_seed(seed: Any) -> int:
-    try:
-        if isinstance(seed, bool) or getattr(seed, "ndim", 0):
-            raise TypeError
-        value = operator.index(seed)
-    except TypeError:
-        raise TypeError(f"seed is a {type(seed).__name__}; expected an int") from None
-    if not 0 <= value < 2**63:
-        raise ValueError(f"seed is {seed}; expected 0 to 2**63 - 1")
-    return value
-
-
-def _checked_batch_size(batch_size: Any, device: torch.device) -> int:
-    if batch_size is None:
-        return 1 if device.type == "cpu" else 8
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}; expected a positive int, or None")
-    return int(batch_size)
-
-
-def _as_shapes(shapes: Any) -> list:
-    try:
-        return list(shapes)
-    except TypeError:
-        raise TypeError(
-            f"shapes is a {type(shapes).__name__}; expected a list such as [(480, 640)]"
-        ) from None
-
-
-def _checked_shape(shape: Any, multiple: int) -> tuple[int, int, int]:
-    try:
-        *counts, height, width = (operator.index(n) for n in shape)
-        (count,) = counts or (1,)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"shapes has {shape!r}; expected (height, width) or (N, height, width)"
-        ) from None
-    least = max(16, multiple)
-    if min(height, width) < least or count < 1:
-        raise ValueError(f"shapes has {shape!r}; expected at least one image of {least}x{least}")
-    return count, height, width

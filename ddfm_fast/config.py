@@ -140,20 +140,22 @@ def _checked_denoise(value: Any) -> Any:
             levels = {None: None}
         if not levels or not set(levels) <= {"ir", "vis"}:
             raise ValueError(
-                f"denoise is {value!r}; expected a dict with the keys 'ir', 'vis' or both"
+                f"denoise is {value!r}; expected the keys 'ir', 'vis' or both, in small letters"
             )
-        return tuple(sorted((name, _checked_level(level)) for name, level in levels.items()))
-    return _checked_level(value)
+        return tuple(
+            sorted((n, _checked_level(level, f"denoise[{n!r}]")) for n, level in levels.items())
+        )
+    return _checked_level(value, "denoise")
 
 
-def _checked_level(value: Any) -> Any:
+def _checked_level(value: Any, name: str) -> Any:
     if isinstance(value, str) and value in ("auto", "off"):
         return value
     expected = f'expected "auto", "off", or σ from 0 to {MAX_SIGMA:g} gray levels of 255'
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"denoise is {value!r}; {expected}")
-    if not 0 <= value <= MAX_SIGMA:
-        raise ValueError(f"denoise is {value}; {expected}")
+        raise ValueError(f"{name} is {value!r}; {expected}")
+    if not 0 <= float(value) <= MAX_SIGMA:
+        raise ValueError(f"{name} is {value}; {expected}")
     return float(value) or "off"
 
 
@@ -171,7 +173,7 @@ def require_int(name: str, value: Any, low: int, high: int) -> None:
 
 def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise ValueError, naming the argument, unless it is one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
 
 
@@ -179,7 +181,7 @@ def require_number(name: str, value: Any, low: float, high: float) -> None:
     """Raise TypeError or ValueError, naming the argument, unless it is a number of that range."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is a {type(value).__name__}; expected a number")
-    if not (math.isfinite(value) and low <= value <= high):
+    if not (math.isfinite(value) and low <= float(value) <= high):
         raise ValueError(f"{name} is {value}; expected {low} to {high:g}")
 
 

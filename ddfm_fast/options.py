@@ -7,11 +7,13 @@ have their types, for type checkers and completion. Docstrings and the command l
 from __future__ import annotations
 
 import difflib
+import operator
 import textwrap
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
-from .config import DEFAULT_SEED, FuseConfig
+from .config import DEFAULT_SEED, FuseConfig, require_bool
 
 if TYPE_CHECKING:
     import torch
@@ -185,3 +187,73 @@ def _entry(name: str, indent: str) -> str:
     more = f" {option.more}" if option.more else ""
     text = f"{name}: {option.help}{more} Default: {option.default!r}."
     return textwrap.fill(text, 100, initial_indent=indent, subsequent_indent=indent + "    ")
+
+
+def check_reading(reading: Mapping[str, Any], where: str) -> None:
+    """Raise TypeError for what is no option of reading, such as an option of ``Fuser``.
+
+    ``where``: "call" or "stream", for the message.
+    """
+    for name in reading:
+        if name in FuserOptions.__annotations__:
+            raise TypeError(
+                f"{name!r} is no option of a {where}; give it to the fuser: "
+                f"fuser.with_options({name}=…)"
+            )
+    check_names(reading, ReadingOptions.__annotations__)
+
+
+def check_run(run: dict[str, Any], report: Any) -> None:
+    """Raise TypeError, naming the argument, for what a call cannot run with."""
+    require_bool("progress", run["progress"])
+    if run["callback"] is not None and not callable(run["callback"]):
+        raise TypeError(f"callback is {run['callback']!r}; expected a function of a StepInfo")
+    if report is not None and not isinstance(report, list):
+        raise TypeError(f"report is a {type(report).__name__}; expected a list to add to")
+
+
+def checked_seed(seed: Any) -> int:
+    """Return the seed as an int of 63 bits; TypeError or ValueError otherwise."""
+    try:
+        if isinstance(seed, bool) or getattr(seed, "ndim", None):
+            raise TypeError
+        value = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed is a {type(seed).__name__}; expected an int") from None
+    if not 0 <= value < 2**63:
+        raise ValueError(f"seed is {seed}; expected 0 to 2**63 - 1")
+    return value
+
+
+def checked_batch_size(batch_size: Any, device: torch.device) -> int:
+    """Return the most images at once, by default what suits the device; ValueError otherwise."""
+    if batch_size is None:
+        return 1 if device.type == "cpu" else 8
+    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}; expected a positive int, or None")
+    return int(batch_size)
+
+
+def as_shapes(shapes: Any) -> list:
+    """List the shapes; TypeError for what holds none."""
+    try:
+        return list(shapes)
+    except TypeError:
+        raise TypeError(
+            f"shapes is a {type(shapes).__name__}; expected a list such as [(480, 640)]"
+        ) from None
+
+
+def checked_shape(shape: Any, multiple: int) -> tuple[int, int, int]:
+    """Return (N, height, width) of a shape; ValueError where cropping to multiples leaves none."""
+    try:
+        *counts, height, width = (operator.index(n) for n in shape)
+        (count,) = counts or (1,)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"shapes has {shape!r}; expected (height, width) or (N, height, width)"
+        ) from None
+    least = max(16, multiple)
+    if min(height, width) < least or count < 1:
+        raise ValueError(f"shapes has {shape!r}; expected at least one image of {least}x{least}")
+    return count, height, width

@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 
+from ..images.doubts import DDFMWarning
 from ..runtime import environment
 
 OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -33,6 +34,7 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
+                warnings.simplefilter("always", DDFMWarning)
                 return command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise

@@ -116,8 +116,16 @@ def denoise(text: str | None) -> Any:
     """``--denoise`` as the library takes it: a word, a number, or ir=…,vis=… as a dict."""
     if text is None or "=" not in text:
         return _number(text)
-    pairs = [part.partition("=") for part in text.split(",")]
-    return {name.strip(): _number(level.strip()) for name, _, level in pairs}
+    levels: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, level = (word.strip() for word in part.partition("="))
+        if name in levels or not level:
+            raise ValueError(
+                f"--denoise is {text!r}; expected each source once and its level, such as "
+                "ir=12,vis=off"
+            )
+        levels[name] = _number(level)
+    return levels
 
 
 def _number(text: str | None) -> Any:

@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +26,7 @@ import torch
 from tqdm import tqdm
 
 from ..images.depth import same_depth
+from ..images.doubts import about, warn
 from ..images.files import (
     DEEP_SUFFIXES,
     DEFAULT_MAX_PIXELS,
@@ -328,12 +328,13 @@ class _Run:
         started = time.perf_counter()
         found: list[FusionReport] = []
         try:
-            fused = self.fuser(
-                [pair.ir for pair in part],
-                [pair.vis for pair in part],
-                progress=self.progress,
-                report=found,
-            )
+            with about([pair.item.name for pair in part]):
+                fused = self.fuser(
+                    [pair.ir for pair in part],
+                    [pair.vis for pair in part],
+                    progress=self.progress,
+                    report=found,
+                )
         except _EXPECTED as error:
             no_memory = is_out_of_memory(error)
             if environment.is_on("DDFM_FAST_DEBUG") and not no_memory:
@@ -352,10 +353,9 @@ class _Run:
             torch.cuda.empty_cache()
         height, width = part[0].ir.shape[:2]
         self.least_batch_size = min(self.least_batch_size, self._limit(part[0].pixels))
-        warnings.warn(
+        warn(
             f"memory ran out with {len(part)} images of {height}x{width} at once; "
             f"going on with {self._limit(part[0].pixels)}",
-            stacklevel=2,
         )
 
     def _write(
@@ -469,4 +469,4 @@ def _write_report(report: BatchReport) -> None:
     try:
         atomic_write_bytes(report.out / REPORT, text.encode())
     except ImageFileError as error:
-        warnings.warn(f"the report was not written: {error}", stacklevel=3)
+        warn(f"the report was not written: {error}")

@@ -15,12 +15,12 @@ import hashlib
 import json
 import os
 import threading
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..images.doubts import warn
 from ..images.files import ImageFileError
 from ..priors.state_dict import file_sha256, weights_sha256
 from .pairs import PairItem
@@ -117,9 +117,8 @@ class History:
             except (ValueError, KeyError, TypeError):
                 unreadable += 1
         if unreadable:
-            warnings.warn(
+            warn(
                 f"{path}: {unreadable} lines cannot be read; their pairs are done again",
-                stacklevel=4,
             )
         if self.key not in known_settings:
             self._append({"run": self.key, "settings": self.settings})

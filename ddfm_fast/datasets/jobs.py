@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..images.depth import same_depth
+from ..images.doubts import about
 from ..images.files import (
     DEEP_SUFFIXES,
     DEFAULT_MAX_PIXELS,
@@ -226,7 +227,8 @@ def _run_job(job: Job, fuser: Fuser, *, max_pixels: int, progress: bool) -> dict
         )
     started = time.perf_counter()
     found: list[FusionReport] = []
-    fused = fuser(ir, vis, progress=progress, report=found)
+    with about([job.ir.name]):
+        fused = fuser(ir, vis, progress=progress, report=found)
     seconds = time.perf_counter() - started
     write_image(job.output, fused)
     if job.panel is not None:

@@ -5,6 +5,8 @@ color    luma, chroma, and a new luma under the old chroma
 stretch  a fused luma stretched to the full range
 pair     two sources read for fusion, and the fused luma given back as what came in
 files    PNG, JPEG, TIFF and BMP, read with care and written atomically
+kind     photograph, or functional map in false color
+doubts   what is legal but surely not meant: the warnings
 depth    8 and 16 bits brought together
 panel    labeled pictures side by side
 """

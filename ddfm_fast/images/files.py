@@ -11,7 +11,6 @@ import contextlib
 import os
 import secrets
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +19,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
+
+from .doubts import warn
 
 DEFAULT_MAX_PIXELS = 2**28
 """of an image file, before it is decoded"""
@@ -277,7 +278,7 @@ def _decode(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
         )
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
-        _warn(f"{path}: holds {frames} pictures; the first is used")
+        warn(f"{path}: holds {frames} pictures; the first is used")
     raw_mode = str(image.tile[0].args) if image.tile else ""
     deep = _is_deep_color(image, raw_mode)
     inverted = _tiff_tag(image, _PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
@@ -286,7 +287,7 @@ def _decode(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
     orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     ImageOps.exif_transpose(image, in_place=True)
     if _is_transparent(image):
-        _warn(f"{path}: has transparent parts; alpha is dropped")
+        warn(f"{path}: has transparent parts; alpha is dropped")
     if deep:
         rgb = _decode_deep(file, np.asarray(image.convert("RGB")), orientation, path)
         return np.ascontiguousarray(rgb[..., 0] if "LA;16" in raw_mode else rgb)
@@ -435,7 +436,3 @@ def _images_by_stem(folder: str | os.PathLike[str]) -> dict[str, Path]:
     if not found:
         raise ImageFileError(f"{folder}: no images in it ({', '.join(SUFFIXES)})")
     return found
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=4)

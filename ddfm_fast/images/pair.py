@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .color import has_chroma, luma, with_luma
+from .doubts import warn
 from .kind import is_functional
 from .planes import ImageSpec, crop, from_planes, to_planes
 
@@ -100,7 +100,7 @@ def read_pair(
         )
     # where the images are: on a GPU each of these answers would wait for it
     for sentence in unlikely(a, b, index):
-        warnings.warn(sentence, stacklevel=3)
+        warn(sentence)
     functional = [any(found) for found in zip(is_functional(a), is_functional(b), strict=True)]
     a, b = a.to(device), b.to(device)
     if not color:
@@ -115,18 +115,29 @@ def read_pair(
 
 
 def unlikely(ir: Tensor, vis: Tensor, index: str = "") -> list[str]:
-    """List what is legal in two sources [N, C, H, W] but surely not meant, a sentence each."""
-    if ir.device == vis.device and torch.equal(ir, vis):
-        return [f"ir{index} and vis{index} are the same picture; give two different sources"]
-    found = []
-    for name, planes in (("ir", ir), ("vis", vis)):
-        low, high = (float(x) for x in planes.aminmax())
-        if low == high:
-            found.append(
-                f"{name}{index} is {low:.3g} everywhere, so the result shows the other source "
-                "alone; check the file, or value_range"
-            )
+    """List what is surely not meant in two sources [N, C, H, W] in [0, 1], a sentence each."""
+    found: list[str] = []
+    for n in range(len(ir)):
+        place = index if len(ir) == 1 else f"{index}[{n}]"
+        found += _of_pair(ir[n : n + 1], vis[n : n + 1], place)
     return found
+
+
+def _of_pair(ir: Tensor, vis: Tensor, index: str) -> list[str]:
+    if ir.device == vis.device and torch.equal(luma(ir), luma(vis)):
+        return [f"ir{index} and vis{index} are the same picture; give two different sources"]
+    flat = []
+    for name, plane in (("ir", ir), ("vis", vis)):
+        low, high = (float(x) for x in plane.aminmax())
+        if low == high:
+            flat.append((f"{name}{index}", low))
+    if len(flat) == 2:
+        return [f"ir{index} and vis{index} show nothing; check the files, or value_range"]
+    return [
+        f"{name} is {value:.3g} everywhere, so the result shows the other source alone; check the "
+        "file, or value_range"
+        for name, value in flat
+    ]
 
 
 def checked_color(color: Any) -> bool | str:

@@ -12,7 +12,6 @@ within a step, and ``p_sample_loop`` takes batches (their loop stops at more tha
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..config import FuseConfig
+from ..images.doubts import warn
 from ..priors.checkpoint import load_checkpoint
 from ..priors.load import load_prior
 from ..priors.prior import Prior
@@ -250,10 +250,9 @@ class DDIM:
             process = {name: getattr(model, name) for name in config if name != RESCALE}
             if process == {name: config[name] for name in process}:
                 return model
-            warnings.warn(
+            warn(
                 f"model {model.name!r} was trained with {process}, and the sampler has "
                 f"{ ({name: config[name] for name in process}) }; pass the same to create_sampler",
-                stacklevel=4,
             )
             own = {RESCALE: False, "multiple": model.multiple}  # its call takes whole timesteps
             return load_prior(model.__call__, {**config, **own})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..images.doubts import warn
 from .checkpoint import build_unet
 from .conditioning import Conditioning
 from .engine import Engine
@@ -68,10 +68,9 @@ class UNetPrior(Prior):
                 "process that preconditioned networks know"
             )
         if self.device.type == "cpu" and not cpu_has(self.dtype):
-            warnings.warn(
+            warn(
                 f"dtype: this CPU has no {self.precision} arithmetic, so it is slower than float32 "
                 "here and no more accurate; use float32",
-                stacklevel=2,
             )
         self.unet = unet
         self.tf32, self.compiled = tf32 and self.dtype == torch.float32, compiled

@@ -61,6 +61,8 @@ _SPREADS_OF_MORE = 4.5
 _SOFT = 0.3
 """share of a point's height that its direct neighbors may have"""
 _MAX_STUCK = 0.05
+_GROUPED = 0.2
+"""share of the points that may have a neighbor beyond what chance gives to so many"""
 _MAX_NEIGHBORS = 4
 _MIN_KNOWN = 12
 """least pixels of the 5 x 5 that are no points themselves"""
@@ -306,12 +308,29 @@ def _stuck(levels: _Floats) -> _Bools:
     rows, columns = np.nonzero(points)
     height, alone = _heights(levels, points, rows, columns)
     far = height > _SPREADS
+    if _in_groups(points, np.asarray(values, np.uint8)) > _GROUPED + 16 * count / points.size:
+        return nothing  # what has an extent, such as lamps and hot targets, is seen
     isolated = np.count_nonzero(far & alone)
     if isolated < max(_SHARP * (np.count_nonzero(far) + 1), _CLEAR * count):
         return nothing
     kept = alone & (height > _SPREADS_OF_MORE)
     nothing[rows[kept], columns[kept]] = True
     return nothing
+
+
+def _in_groups(points: _Bools, values: npt.NDArray[np.uint8]) -> float:
+    """Return the share of points beside another of the same value.
+
+    By chance that is about 8 times their density.
+    """
+    kernel = np.ones((3, 3), np.float32)
+    grouped = count = 0
+    for value in (0, 255):
+        of_value = (points & (values == value)).astype(np.float32)
+        around = cv2.filter2D(of_value, -1, kernel, borderType=cv2.BORDER_CONSTANT)
+        grouped += int(np.count_nonzero(of_value * (around > 1.5)))
+        count += int(of_value.sum())
+    return grouped / max(count, 1)
 
 
 def _heights(

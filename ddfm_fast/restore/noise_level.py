@@ -40,6 +40,8 @@ _QUIET = 0.25
 _QUIET_OF_WHITE = 0.888
 """that quantile of the levels of 8 x 8 blocks, where there is nothing but noise of level 1"""
 _BLOCK = 8
+_LEAST_SIDE = 48
+"""pixels of height and width below which nothing counts as noise"""
 _CLIPPED = 0.58
 """standard deviation that noise of level 1 keeps on black"""
 _MIN_BLOCKS = 64
@@ -204,8 +206,10 @@ def _stabilized_ends(gain: float, offset: float) -> tuple[float, float]:
 def _noise_level(plane: _Floats) -> NoiseLevel:
     """Estimate the noise of one plane [H, W] in gray levels."""
     magnitude = _laplacian(plane)
-    plain, sigma = _medians(plane, magnitude)
     blocks = _blocks(plane, magnitude)
+    plain, sigma = _medians(plane, magnitude, _varied(magnitude))
+    if min(plane.shape) < _LEAST_SIDE:  # texture of so few pixels cannot be told from noise
+        return NoiseLevel(0.0, plain, 0.0, 0.0)
     if not _is_noisy(plane, blocks, sigma):
         return NoiseLevel(0.0, plain, 0.0, 0.0)
     line = _fit_brightness(blocks)
@@ -225,13 +229,32 @@ def _laplacian(plane: _Floats) -> _Floats:
     return np.abs(filtered, out=filtered)[1:-1, 1:-1]
 
 
-def _medians(plane: _Floats, magnitude: _Floats) -> tuple[float, float]:
+def _varied(magnitude: _Floats) -> npt.NDArray[np.bool_] | None:
+    """Say where a picture varies at all; None for everywhere.
+
+    A border, a caption's ground or a blank panel is drawn, not seen by a sensor: it has no noise.
+    """
+    height, width = magnitude.shape
+    size = max(width // _BLOCK, 1), max(height // _BLOCK, 1)
+    level = _floats(cv2.resize(magnitude, size, interpolation=cv2.INTER_AREA))
+    blank = (level == 0).astype(np.uint8)
+    if not blank.any():
+        return None
+    return cv2.resize(blank, (width, height), interpolation=cv2.INTER_NEAREST) == 0
+
+
+def _medians(
+    plane: _Floats, magnitude: _Floats, varied: npt.NDArray[np.bool_] | None
+) -> tuple[float, float]:
     """Estimate the level over all pixels, and over those where noise is not clipped."""
     # A mask needs no fractions of a gray level, and bytes are averaged in a quarter of the time.
     local = cv2.blur(cv2.convertScaleAbs(plane), (7, 7))[1:-1, 1:-1]
     step = magnitude.size // _SAMPLES | 1  # odd: even widths then give all columns
     samples, means = magnitude.ravel()[::step], local.ravel()[::step]
     plain = level = _ranked(samples, 0.5) / _MEDIAN
+    if varied is not None and np.count_nonzero(shown := varied.ravel()[::step]) >= 64:
+        samples, means = samples[shown], means[shown]
+        level = _ranked(samples, 0.5) / _MEDIAN
     for _ in range(3):
         kept = samples[_inside(means, level, 2)]
         if kept.size < max(64, samples.size // 100):
@@ -265,7 +288,9 @@ def _blocks(plane: _Floats, magnitude: _Floats) -> _Blocks:
     inner = plane[1 : height + 1, 1 : width + 1]
     mean = cv2.resize(inner, size, interpolation=cv2.INTER_AREA)
     level = cv2.resize(magnitude[:height, :width], size, interpolation=cv2.INTER_AREA)
-    return _Blocks(_floats(mean).ravel(), _floats(level).ravel() / np.float32(_MEAN))
+    means, levels = _floats(mean).ravel(), _floats(level).ravel() / np.float32(_MEAN)
+    varied = levels > 0
+    return _Blocks(means[varied], levels[varied])
 
 
 def _is_noisy(plane: _Floats, blocks: _Blocks, sigma: float) -> bool:
@@ -288,6 +313,8 @@ def _is_noisy(plane: _Floats, blocks: _Blocks, sigma: float) -> bool:
     even = plane[: height // 2 * 2, : width // 2 * 2]
     half = _floats(cv2.resize(even, (width // 2, height // 2), interpolation=cv2.INTER_AREA))
     halved = _blocks(half, _laplacian(half))
+    if halved.level.size == 0:  # a pattern of single pixels that cancels out
+        return False
     for ground, quiet in loud:
         found = ground(halved, sigma)
         # In low light the bright spots may be too small for blocks twice as wide: noise, then.

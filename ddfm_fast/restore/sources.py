@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import FuseConfig
+from ..images.doubts import warn
 from ..priors.load import denoiser_of
 from ..priors.prior import Prior
 from .chroma import chroma_noise, smooth_chroma
@@ -206,10 +206,9 @@ class SourceModel:
             return plane, SourceReport(columns=columns, rows=rows, dead_pixels=dead)
         plane = self._denoised(plane, level, seed)
         if float(plane.std()) * 255 < max(1.0, ALL_NOISE * level.sigma):
-            warnings.warn(
+            warn(
                 f"{name} is noise all over: nearly nothing is left of it without, and the result "
                 'shows the other source alone; check the file, or pass denoise="off"',
-                stacklevel=2,
             )
         report = SourceReport(level.sigma, level.gain, columns, rows, dead, self.draws)
         return plane, report

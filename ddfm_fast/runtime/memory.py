@@ -10,7 +10,6 @@ import ctypes
 import os
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from ..images.doubts import warn
 
 if TYPE_CHECKING:
     from ..priors.prior import Prior
@@ -105,10 +106,9 @@ def in_batches(
                 raise
             size = min(size, len(inputs[0]) - first)
             shape = "x".join(map(str, inputs[0].shape[-2:]))
-            warnings.warn(
+            warn(
                 f"memory ran out with {size} images of {shape} at once; "
                 f"going on with {max(size // 2, 1)}",
-                stacklevel=2,
             )
             size = max(size // 2, 1)
         else:

@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from ..options import ReadingOptions
+from ..options import ReadingOptions, check_reading
 from .ahead import Ahead, close_all
 from .motion import Motion, MotionFinder
 from .temporal import FrameFuser, TemporalFuser, VideoPreset
@@ -38,6 +38,7 @@ def fuse_stream(
     Raises:
         ValueError: Names what is wrong; or TypeError.
     """
+    check_reading(reading, "stream")
     temporal = TemporalFuser(fuser, preset)
     return _fuse_stream(temporal, _checked_iterable(pairs, "pairs"), color, reading)
 
@@ -77,6 +78,7 @@ def fuse_streams(
     Raises:
         ValueError: Names what is wrong; or TypeError.
     """
+    check_reading(reading, "stream")
     temporal = TemporalFuser(fuser, preset)
     inputs = [
         Ahead(_analyzed(_checked_iterable(pairs, f"streams[{n}]"), reading))

@@ -280,3 +280,13 @@ def test_other_shapes_are_refused(shape):
 def test_other_types_are_refused():
     with pytest.raises(ValueError, match="float32"):
         remove_defects(torch.zeros(1, 1, 32, 32, dtype=torch.float64))
+
+
+def test_points_in_groups_are_seen():
+    """Spots of 2 x 2 and lamps that were reduced have an extent: no stuck pixels."""
+    rng = np.random.default_rng(0)
+    levels = np.full((240, 320), 90, np.float32) + 2 * rng.standard_normal((240, 320))
+    for y, x in zip(rng.integers(5, 235, 30), rng.integers(5, 315, 30), strict=True):
+        levels[y : y + 2, x : x + 2] = 255
+    luma = torch.from_numpy(levels.round().clip(0, 255).astype(np.float32) / 255)[None, None]
+    assert remove_defects(luma)[1][0].dead == 0

@@ -228,3 +228,14 @@ def test_uniform_noise_needs_no_stabilizing():
     stabilized = stabilize(levels, 0.0, 49.0)
     assert stabilized.sigma == 7
     assert torch.equal(destabilize(stabilized), levels)
+
+
+@pytest.mark.parametrize("width", [48, 84, 160])
+def test_a_blank_panel_hides_no_noise(width):
+    levels = gaussian(ramp(), 20)
+    levels[:, :width] = 30
+    assert estimate(levels).sigma == pytest.approx(20, rel=0.06)
+
+
+def test_too_few_pixels_show_no_noise():
+    assert estimate(gaussian(ramp(40, 47), 20)).sigma == 0

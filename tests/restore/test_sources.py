@@ -12,6 +12,7 @@ from torch import Tensor
 
 import ddfm_fast
 from ddfm_fast import FuseConfig, Fuser
+from ddfm_fast.images.doubts import about
 from ddfm_fast.images.files import read_image
 from ddfm_fast.metrics import to_luma
 from ddfm_fast.priors.load import denoiser_of, load_prior
@@ -149,9 +150,9 @@ BAD = [
     ({"denoise": 101}, "denoise is 101"),
     ({"denoise": "strong"}, "denoise is 'strong'"),
     ({"denoise": True}, "denoise is True"),
-    ({"denoise": {"infrared": 3}}, "expected a dict with the keys 'ir', 'vis'"),
-    ({"denoise": {}}, "expected a dict"),
-    ({"denoise": {"ir": -3}}, "denoise is -3"),
+    ({"denoise": {"infrared": 3}}, "expected the keys 'ir', 'vis' or both"),
+    ({"denoise": {}}, "denoise is {}; expected the keys"),
+    ({"denoise": {"ir": -3}}, r"denoise\['ir'\] is -3"),
     ({"images": "x"}, "images is 'x'; expected one of auto, photographic, functional"),
 ]
 
@@ -225,3 +226,26 @@ def test_a_videos_estimate_is_steady():
     flickering = RunningNoise()
     found = [flickering(noisy(scene(), 20 if n == 5 else 0, n)).sigma for n in range(12)]
     assert not any(found)
+
+
+@pytest.mark.parametrize("before, after", [(0, 25), (25, 0), (10, 40)])
+def test_a_jump_of_the_noise_is_followed_within_a_dozen_frames(before, after):
+    running = RunningNoise()
+    for n in range(24):
+        running(noisy(scene(), before, n))
+    found = [running(noisy(scene(), after, 100 + n)).sigma for n in range(12)]
+    assert found[-1] == pytest.approx(after, rel=0.1)
+
+
+def test_a_warning_names_the_picture_and_the_callers_line(tmp_path):
+    with pytest.warns(ddfm_fast.DDFMWarning, match=r"^a, b: ir\[1\] is 0 everywhere") as found:
+        with about(["a", "b"]):
+            vis = (scene(40, 40) * 255).astype(np.uint8)
+            fuser = Fuser(preset="instant", device="cpu")
+            fuser(np.stack([vis[::-1], vis * 0]), np.stack([vis, vis]))
+    assert found[0].filename == __file__
+
+
+def test_steps_that_are_skipped_get_a_sentence():
+    with pytest.warns(ddfm_fast.DDFMWarning, match="steps is 7, .* are skipped"):
+        Fuser(preset="balanced", steps=7, device="cpu")

@@ -296,6 +296,19 @@ def test_a_stream_denoises_as_its_fuser_was_told():
         assert found["evaluations"] in (0.0, 1.0)
 
 
+def test_a_stream_follows_a_configuration_too():
+    pairs = clip(1)
+    told = Fuser(preset=replace(FuseConfig.from_preset("fast"), denoise=7), device="cpu")
+    assert TemporalFuser(told).config.noise_levels == {"ir": 7, "vis": 7}
+    told = Fuser(device="cpu")
+    assert TemporalFuser(told).config.denoise == "auto"
+    assert TemporalFuser(told, "realtime").config.denoise == "off"
+    told.config = replace(told.config, denoise="off", images="functional")
+    engine = TemporalFuser(told)
+    assert (engine.config.denoise, engine.config.images) == ("off", "functional")
+    assert len(list(told.stream(pairs))) == 1
+
+
 def test_prior_sees_the_same_noise_in_every_frame():
     seen = []
 

@@ -1,0 +1,39 @@
+"""What is legal but surely not meant gets one sentence: a ``DDFMWarning``."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).resolve().parent.parent)
+_picture: ContextVar[str] = ContextVar("picture", default="")
+_NAMED = 3
+"""pictures of a batch that a sentence names"""
+
+
+class DDFMWarning(UserWarning):
+    """Every warning of this package, so that one filter holds for all."""
+
+
+def warn(sentence: str) -> None:
+    """Warn at the line of the caller that is outside of this package."""
+    name = _picture.get()
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"{name}: {sentence}" if name else sentence, DDFMWarning, stacklevel=level)
+
+
+@contextlib.contextmanager
+def about(names: Sequence[str]) -> Iterator[None]:
+    """Inside, sentences begin with the names of the pictures that are fused together."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    token = _picture.set(", ".join(names[:_NAMED]) + more)
+    try:
+        yield
+    finally:
+        _picture.reset(token)
