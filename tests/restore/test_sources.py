@@ -237,12 +237,12 @@ def test_a_jump_of_the_noise_is_followed_within_a_dozen_frames(before, after):
     assert found[-1] == pytest.approx(after, rel=0.1)
 
 
-def test_a_warning_names_the_picture_and_the_callers_line(tmp_path):
-    with pytest.warns(ddfm_fast.DDFMWarning, match=r"^a, b: ir\[1\] is 0 everywhere") as found:
-        with about(["a", "b"]):
-            vis = (scene(40, 40) * 255).astype(np.uint8)
-            fuser = Fuser(preset="instant", device="cpu")
-            fuser(np.stack([vis[::-1], vis * 0]), np.stack([vis, vis]))
+def test_a_warning_names_the_picture_and_the_callers_line():
+    vis = (scene(40, 40) * 255).astype(np.uint8)
+    fuser = Fuser(preset="instant", device="cpu")
+    sentence = r"^a, b: ir\[1\] is 0 everywhere"
+    with pytest.warns(ddfm_fast.DDFMWarning, match=sentence) as found, about(["a", "b"]):
+        fuser(np.stack([vis[::-1], vis * 0]), np.stack([vis, vis]))
     assert found[0].filename == __file__
 
 
