@@ -59,7 +59,7 @@ def video(
     The streams are paired by time, their first frames together unless --offset says otherwise;
     each visible frame gets the infrared frame nearest to it, over the time both have. Rate,
     timestamps, color tags and audio of the visible stream are kept. Ctrl-C ends the file properly;
-    a file being written is called NAME.part.SUFFIX and plays. Exit code: 0 all is well, 1 bad
+    a file being written is called NAME.part-….SUFFIX and plays. Exit code: 0 all is well, 1 bad
     frames, an early end or a failed sequence, 2 bad input, 130 interrupted.
     """
     settings = read_settings(context)

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -26,6 +25,7 @@ from .ahead import AHEAD, Ahead, close_all
 from .fitting import Fit, Resize, beside
 from .frames import BadFrame, Faults, Source, VideoError
 from .motion import Motion, MotionFinder
+from .outputs import refuse_to_replace
 from .pairing import FramePair, Timeline
 from .report import INTERRUPTED, VideoReport, why_nothing
 from .sinks import Sink, open_sink
@@ -152,20 +152,13 @@ def _fuse_opened(
     if given["resize"] not in (None, "vis"):
         vis.pixel_aspect = None
     temporal = TemporalFuser(Fuser() if fuser is None else fuser, given["preset"])
-    _refuse_to_replace(out, inputs)
+    refuse_to_replace(out, inputs)
     sink = open_sink(out, vis, codec=given["codec"], crf=given["crf"])
     stages = _Stages(
         temporal, fit, sink, realtime=given["realtime"], side_by_side=given["side_by_side"]
     )
     with pages_kept(temporal.fuser.device):
         return stages.run(timeline, progress=given["progress"])
-
-
-def _refuse_to_replace(out: str | os.PathLike[str], inputs: Iterable) -> None:
-    for source in inputs:
-        is_path = isinstance(source, (str, os.PathLike)) and "://" not in str(source)
-        if is_path and Path(out).resolve() == Path(source).resolve():
-            raise VideoError(f"out is {out}, which is an input; choose another name")
 
 
 class _Read(NamedTuple):
@@ -243,7 +236,11 @@ class _Stages:
         if self.sink.frames == 0 and report.stopped is None:
             self.sink.abandon()
             raise VideoError(why_nothing(sources))
-        self.sink.finish()
+        try:
+            self.sink.finish()
+        except VideoError:
+            self.sink.abandon()
+            raise
         self._complete(report, read.dropped)
         return report
 

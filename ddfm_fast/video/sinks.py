@@ -12,6 +12,7 @@ import numpy as np
 from ..images.files import ensure_writable_dir, write_image
 from .decoding import load_av
 from .frames import Source, VideoError
+from .outputs import Output
 
 CODECS = ("h264", "hevc", "ffv1", "png")
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".ts")
@@ -112,7 +113,7 @@ class PictureSink(Sink):
 
 
 class VideoSink(Sink):
-    """A video file, called NAME.part.SUFFIX until it is complete.
+    """A video file, called NAME.part-PROCESS-RANDOM.SUFFIX until it is complete.
 
     The part plays at any moment, but for the last ten frames or so that the encoder still holds:
     MP4 and MOV are written in fragments, which become an ordinary file at the end; Matroska and TS
@@ -123,16 +124,17 @@ class VideoSink(Sink):
     def __init__(self, path: Path, like: Source, codec: str, crf: int | None):
         av = load_av()
         self._av, self.path, self._codec = av, path, codec
-        self._part = path.with_name(f"{path.stem}.part{path.suffix}")
         ensure_writable_dir(path.parent)
+        self._output = Output(path)
         self._start = Fraction(0)
         self._color_tags, self._pixel_aspect = like.color_tags, like.pixel_aspect
         self._time_base = like.time_base
         self._rate = like.rate
         options = dict(_EVERY_FRAME.get(path.suffix.lower(), {}), flush_packets="1")
         try:
-            self._container = av.open(str(self._part), "w", options=options)
+            self._container = av.open(str(self._output.part), "w", options=options)
         except (av.error.FFmpegError, OSError, ValueError) as error:
+            self._output.leave(empty=True)
             raise VideoError(f"{path}: cannot be written ({_reason(error)})") from error
         try:
             self._check_codecs(codec, like.audio)
@@ -140,7 +142,7 @@ class VideoSink(Sink):
             self._audio_stream = like.audio
         except BaseException:
             self._container.close()
-            self._part.unlink(missing_ok=True)
+            self._output.leave(empty=True)
             raise
         self._stream: Any = None
         self._audio: Any = None
@@ -232,9 +234,16 @@ class VideoSink(Sink):
         try:
             self._container.mux(self._stream.encode())
             self._container.close()
-            os.replace(self._part, self.path)
         except (self._av.error.FFmpegError, OSError) as error:
             raise self._failed(error) from error
+        try:
+            self._output.complete()
+        except OSError as error:
+            left = self._output.leave(empty=False)
+            where = f"it is all in {left}" if left else "and its part is gone"
+            raise VideoError(
+                f"{self.path}: cannot be given its name ({_reason(error)}); {where}"
+            ) from error
 
     def abandon(self) -> Path | None:
         """Stop after an error; return where a part of the output is that plays. Raises nothing."""
@@ -244,9 +253,7 @@ class VideoSink(Sink):
             self._container.close()
         except (self._av.error.FFmpegError, OSError, ValueError):
             pass  # what is in the file plays without an end
-        if self.frames == 0:
-            self._part.unlink(missing_ok=True)
-        return self._part if self._part.exists() else None
+        return self._output.leave(empty=self.frames == 0)
 
     def _failed(self, error: Exception) -> VideoError:
         return VideoError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +15,9 @@ import numpy as np
 import pytest
 from clips import endless, pan, read_clip
 from conftest import ROOT
-from fusing import leftovers, run, stream_files
+from fusing import FRAMES, leftovers, run, stream_files
 
+from ddfm_fast import DDFMWarning
 from ddfm_fast.images.files import write_image
 from ddfm_fast.video import open_source
 from ddfm_fast.video.frames import VideoError
@@ -53,9 +56,11 @@ def test_an_error_while_fusing_names_the_part(tmp_path):
         for n, image in enumerate(endless(3)):
             yield image if n < 40 else image[:32]
 
-    with pytest.raises(VideoError, match="frame 40 has shape.*are in .*o.part.mp4$") as caught:
+    with pytest.raises(
+        VideoError, match=r"frame 40 has shape.*are in .*o\.part-\d+-\w+\.mp4$"
+    ) as caught:
         run(endless(1), vis(), tmp_path / "o.mp4")
-    frames = read_clip(tmp_path / "o.part.mp4")[0]
+    frames = read_clip(part_of(tmp_path / "o.mp4"))[0]
     assert 30 <= len(frames) <= 40 and f"up to there, {len(frames)}," in str(caught.value)
 
 
@@ -86,6 +91,95 @@ def test_container_that_does_not_hold_the_codec(streams, tmp_path):
     assert leftovers(tmp_path) == []
 
 
+# Names
+
+
+def part_of(out: Path) -> Path:
+    """The one part of an output."""
+    (part,) = out.parent.glob(f"{out.stem}.part-*{out.suffix}")
+    return part
+
+
+def test_an_input_of_a_parts_name_is_kept(streams, tmp_path):
+    named = tmp_path / "a.part.mp4"
+    named.write_bytes(Path(streams[0]).read_bytes())
+    before = named.read_bytes()
+    report = run(named, streams[1], tmp_path / "a.mp4")
+    assert report.ok and named.read_bytes() == before and leftovers(tmp_path) == [named.name]
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
+def test_an_output_that_is_an_input_by_another_name_is_refused(streams, tmp_path, link):
+    other = tmp_path / "other.mp4"
+    link(streams[0], other)
+    before = other.read_bytes()
+    with pytest.raises(VideoError, match="other.mp4, which is an input .*choose another name"):
+        run(*streams, other)
+    assert other.read_bytes() == before
+
+
+def test_the_folder_of_an_input_is_no_folder_for_the_output(tmp_path):
+    for name in ("ir", "vi"):
+        (tmp_path / name).mkdir()
+        write_image(tmp_path / name / "000000.png", pan(1, 1)[0])
+    with pytest.raises(VideoError, match="vi, which is an input"):
+        run(tmp_path / "ir", tmp_path / "vi", tmp_path / "vi")
+    files = [[tmp_path / name / "000000.png"] for name in ("ir", "vi")]
+    with pytest.raises(VideoError, match="which is an input .*000000.png"):
+        run(*files, tmp_path / "ir")
+
+
+def test_two_runs_do_not_share_an_output(streams, tmp_path):
+    out = tmp_path / "o.mp4"
+
+    def slow():
+        for n, image in enumerate(pan(4, 3, channels=3)):
+            if n == 2:
+                with pytest.raises(VideoError, match=f"which process {os.getpid()} is writing"):
+                    run(*streams, out)
+            yield image
+
+    assert run(iter(pan(4, 1)), slow(), out).ok
+    assert leftovers(tmp_path) == [] and run(*streams, out).ok
+
+
+def test_a_part_that_was_left_is_kept_and_named(streams, tmp_path):
+    left = tmp_path / "o.part-1-abc.mp4"
+    left.write_bytes(b"of a run that was killed")
+    with pytest.warns(DDFMWarning, match="o.part-1-abc.mp4 is left from a run that did not end"):
+        assert run(*streams, tmp_path / "o.mp4").ok
+    assert left.read_bytes() == b"of a run that was killed"
+
+
+def test_a_lock_of_a_process_that_is_gone_is_none(streams, tmp_path):
+    (tmp_path / ".o.mp4.lock").write_text("1")
+    assert run(*streams, tmp_path / "o.mp4").ok
+    assert not (tmp_path / ".o.mp4.lock").exists()
+
+
+def test_an_output_that_cannot_get_its_name_stays_as_a_part(streams, tmp_path, monkeypatch):
+    def refuse(_source, _target):
+        raise OSError(errno.EXDEV, "no rename on this network folder")
+
+    monkeypatch.setattr("ddfm_fast.video.outputs.os.replace", refuse)
+    with pytest.raises(VideoError, match="cannot be given its name .no rename.*all in .*part-"):
+        run(*streams, tmp_path / "o.mp4")
+    assert len(read_clip(part_of(tmp_path / "o.mp4"))[0]) == FRAMES
+
+
+def test_a_folder_that_vanishes_is_one_sentence(tmp_path):
+    def vis():
+        for n, image in enumerate(endless(3)):
+            if n == 30:
+                shutil.rmtree(tmp_path / "gone")
+            if n == 60:
+                return
+            yield image
+
+    with pytest.raises(VideoError, match="o.mp4: cannot be "):
+        run(endless(1), vis(), tmp_path / "gone" / "o.mp4")
+
+
 # From outside
 
 
@@ -113,7 +207,7 @@ def test_full_disk_leaves_a_part_that_plays(tmp_path, suffix):
             run(endless(1), endless(3), tmp_path / f"o{suffix}", crf=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    part = tmp_path / f"o.part{suffix}"
+    part = part_of(tmp_path / f"o{suffix}")
     assert str(part) in str(caught.value) and not (tmp_path / f"o{suffix}").exists()
     source = open_source(part, "part")
     assert len(list(source.frames())) > 10
@@ -138,7 +232,7 @@ fuse_video(endless(1), frames(), sys.argv[1], fuser=quick_fuser(), preset="realt
     done = subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not out.exists()
-    frames, times, _ = read_clip(tmp_path / f"o.part{suffix}")
+    frames, times, _ = read_clip(part_of(out))
     assert 55 <= len(frames) < 80  # seven are in the queues, the rest in the encoder
     assert np.ptp(frames[-1]) > 50
 
