@@ -254,6 +254,12 @@ AsVideo = Annotated[
 ]
 NoBars = Annotated[bool, option(OUTPUT, "No progress bars.", "-q", "--quiet")]
 
+# doctor
+
+ClearCache = Annotated[
+    bool, option(OUTPUT, "Remove the compiled CPU kernels, and stop.", "--clear-cache")
+]
+
 # prior
 
 PriorFile = Annotated[str, argument("FILE", "A .pt or .safetensors file, or `embedded`.")]

@@ -29,8 +29,8 @@ def examine() -> dict[str, Any]:
     Returns:
         ``ok`` (the package itself works), ``machine``, ``packages``, ``devices``, ``backend`` (what
         runs a step, and why), ``environment`` (the variables that are read, and unknown ones),
-        ``prior``, ``memory``, ``self_test`` and ``advice`` (a list of ``{"install", "brings"}``);
-        JSON-serializable.
+        ``cache`` (of compiled CPU kernels), ``prior``, ``memory``, ``self_test`` and ``advice`` (a
+        list of ``{"install", "brings"}``); JSON-serializable.
     """
     from ..kernels import available
 
@@ -40,6 +40,7 @@ def examine() -> dict[str, Any]:
         "devices": available(),
         "backend": _checked(_backend),
         "environment": _environment(),
+        "cache": _checked(_cache),
         "prior": _checked(_embedded_prior),
         "memory": _checked(_prior_memory),
         "self_test": _checked(_self_test),
@@ -60,6 +61,7 @@ def render(report: dict[str, Any]) -> str:
         "GPU": _pairs(devices),
         "a step is run by": _backend_lines(report["backend"]),
         "environment": _environment_lines(report["environment"]),
+        "compiled CPU kernels": _cache_lines(report["cache"]),
         "memory of a prior, one image at once (estimates; workspaces come on top)": _memory_lines(
             report["memory"]
         ),
@@ -106,6 +108,22 @@ def _environment_lines(found: dict[str, Any]) -> list[str]:
         f"  {name:<22} is set, but nothing in the package reads it" for name in found["unknown"]
     ]
     return lines
+
+
+def _cache_lines(cache: dict[str, Any]) -> list[str]:
+    if not cache["ok"]:
+        return [f"  FAIL  {cache['detail']}"]
+    held = f"{cache['files']} files, {cache['bytes'] / 2**20:.1f} MiB"
+    values = {"folder": cache["folder"], "holds": held}
+    if cache["refused"]:
+        values["not used"] = f"{cache['refused']}; kernels are compiled anew by each process"
+    return [*_pairs(values), "  empty it by ddfm-fast doctor --clear-cache"]
+
+
+def _cache() -> dict[str, Any]:
+    from ..kernels.cpu import cache
+
+    return {"ok": True, **cache.describe()}
 
 
 def _memory_lines(memory: dict[str, Any]) -> list[str]:

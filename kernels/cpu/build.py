@@ -1,7 +1,8 @@
 """Compile and load the C++ of this folder.
 
 It is compiled on first use, by the machine's C++ compiler and for its processor, as Triton
-compiles its launchers; the library is kept in the user's cache and found there afterwards.
+compiles its launchers; the library is kept in the user's cache (``cache``) and found there
+afterwards. Where there is no such folder it is compiled into a private one that is then removed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from pathlib import Path
 import torch
 
 from ddfm_fast.runtime import environment
+
+from . import cache
 
 HERE = Path(__file__).parent
 SOURCES = HERE / "layer.cpp", HERE / "attention.cpp", HERE / "bands.cpp"
@@ -91,7 +94,7 @@ def load_again() -> tuple[Library | None, str | None]:
     if not sys.platform.startswith("linux"):
         return None, f"built for Linux only, and this is {sys.platform}"
     try:
-        folder = cache_folder()
+        folder = cache.usable_folder()
         if folder is not None:
             return Library(build(folder)), None
         with tempfile.TemporaryDirectory(prefix="ddfm_fast-") as once:  # loaded, it is not needed
@@ -100,22 +103,12 @@ def load_again() -> tuple[Library | None, str | None]:
         return None, str(error)
 
 
-def cache_folder() -> Path | None:
-    """Find where compiled libraries are kept; None where there is no such place."""
-    try:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(base) / "ddfm_fast"
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return None
-    return folder if os.access(folder, os.W_OK) else None
-
-
 def build(folder: Path, flags: Sequence[str] = ()) -> Path:
     """Find the compiled library in ``folder``, or make it.
 
     Args:
-        folder: Where it lies; its name is a hash of sources, compiler, flags and processor.
+        folder: Where it lies; its name is a hash of sources, compiler, flags, processor and
+            PyTorch, and one of its content.
         flags: For the compiler, after FLAGS.
 
     Returns:
@@ -126,21 +119,19 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
     """
     compiler = _compiler()
     command = [compiler, *FLAGS, *flags]
-    key = hashlib.sha256("\0".join([*command, _version(compiler), _processor()]).encode())
+    facts = _version(compiler), _processor(), torch.__version__
+    key = hashlib.sha256("\0".join([*command, *facts]).encode())
     for file in (*SOURCES, *HEADERS):
         key.update(file.read_bytes())
-    name = f"cpu-{key.hexdigest()[:24]}.so"
-    target = folder / name
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = target.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+    stem = f"cpu-{key.hexdigest()[:24]}"
+    if (found := cache.find(folder, stem)) is not None:
+        return found
+    partial = folder / f"{stem}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
         run([*command, *map(str, SOURCES), "-o", str(partial)])
-        os.replace(partial, target)
+        return cache.keep(partial, stem)
     finally:
         partial.unlink(missing_ok=True)
-    return target
 
 
 def _compiler() -> str:

@@ -116,6 +116,7 @@ RECORD = {
         --json: bool, False
     """,
     "doctor": """
+        --clear-cache: bool, False
         --json: bool, False
     """,
     "demo": """

@@ -1,0 +1,104 @@
+"""Where compiled libraries are kept, and the check that one is what was compiled.
+
+The folder belongs to the user alone (mode 0700), since what is loaded from it runs as the user. A
+library's name ends in the hash of its content, which is compared before it is loaded: a file that
+was cut short or exchanged is thrown away and compiled again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+from pathlib import Path
+
+from ddfm_fast.runtime import environment
+
+VARIABLE = "DDFM_FAST_CACHE"
+SUFFIX = ".so"
+_HASH = 24
+"""hexadecimal digits of a hash in a name"""
+
+
+def folder() -> Path:
+    """The cache's folder, which need not exist: $DDFM_FAST_CACHE, else ddfm_fast in ~/.cache."""
+    if chosen := environment.set_values().get(VARIABLE):
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "ddfm_fast"
+
+
+def usable_folder() -> Path | None:
+    """The folder, made where it was missing; None where it cannot be trusted or written to."""
+    try:
+        path = folder()
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path if refusal(path) is None else None
+    except (OSError, RuntimeError):
+        return None
+
+
+def refusal(path: Path) -> str | None:
+    """Say why nothing is loaded from an existing folder; None where all is well.
+
+    A folder of the user's that others may read, as earlier versions made it, is closed to them.
+    """
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        return f"{path} is a link or a file, not a folder"
+    if found.st_uid != os.getuid():
+        return f"{path} belongs to another user"
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"{path} can be written to by others: chmod 700 {path}"
+    if found.st_mode & 0o777 != 0o700:
+        path.chmod(0o700)
+    return None if os.access(path, os.W_OK | os.X_OK) else f"{path} cannot be written to"
+
+
+def find(path: Path, stem: str) -> Path | None:
+    """The library of that stem whose content is what its name says; others of it are removed."""
+    for candidate in sorted(path.glob(f"{stem}-*{SUFFIX}")):
+        if not candidate.is_symlink() and candidate == _named(candidate, stem):
+            return candidate
+        with contextlib.suppress(OSError):
+            candidate.unlink()
+    return None
+
+
+def keep(partial: Path, stem: str) -> Path:
+    """Give a new library, which is closed, its name beside it, and return that."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    target = _named(partial, stem)
+    os.replace(partial, target)
+    return target
+
+
+def clear() -> list[Path]:
+    """Remove what is in the folder and was put there by us; the files that went."""
+    path = folder()
+    if not path.is_dir() or refusal(path) is not None:
+        return []
+    gone = []
+    for file in sorted(path.glob("cpu-*")):
+        with contextlib.suppress(OSError):
+            file.unlink()
+            gone.append(file)
+    return gone
+
+
+def describe() -> dict[str, object]:
+    """The folder, why it is not used (or None), and the files and bytes in it."""
+    path = folder()
+    found = {"folder": str(path), "refused": None, "files": 0, "bytes": 0}
+    if path.is_dir() or path.is_symlink():
+        found["refused"] = refusal(path)
+        files = [file for file in path.glob(f"*{SUFFIX}") if file.is_file()]
+        found |= {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+    return found
+
+
+def _named(library: Path, stem: str) -> Path:
+    digest = hashlib.sha256(library.read_bytes()).hexdigest()[:_HASH]
+    return library.with_name(f"{stem}-{digest}{SUFFIX}")

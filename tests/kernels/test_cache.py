@@ -1,0 +1,107 @@
+"""The cache of compiled kernels: nothing foreign, cut short or open to others is loaded."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from ddfm_fast.kernels.cpu import build, cache
+
+needs_kernels = pytest.mark.skipif(
+    build.status() is not None, reason=f"no CPU kernels here: {build.status()}"
+)
+STEM = "cpu-0123"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "own"))
+    found = cache.usable_folder()
+    assert found is not None
+    return found
+
+
+def kept(folder: Path, content: bytes = b"library") -> Path:
+    partial = folder / "partial.tmp"
+    partial.write_bytes(content)
+    return cache.keep(partial, STEM)
+
+
+def test_the_folder_is_the_users_alone(folder):
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o755)
+    assert cache.usable_folder() == folder and stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+def test_an_open_linked_or_foreign_folder_is_refused(folder, tmp_path, monkeypatch):
+    folder.chmod(0o777)
+    assert cache.usable_folder() is None and "chmod 700" in str(cache.refusal(folder))
+    folder.chmod(0o700)
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    monkeypatch.setenv(cache.VARIABLE, str(link))
+    assert cache.usable_folder() is None and "is a link" in str(cache.describe()["refused"])
+    monkeypatch.setenv(cache.VARIABLE, str(folder))
+    monkeypatch.setattr(cache.os, "getuid", lambda: os.geteuid() + 1)
+    assert cache.usable_folder() is None and "another user" in str(cache.refusal(folder))
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path / "file" / "below"))
+    (tmp_path / "file").touch()
+    assert cache.usable_folder() is None
+
+
+@pytest.mark.parametrize("content", [b"lib", b"", b"another"])
+def test_what_was_cut_short_or_exchanged_goes(folder, content):
+    library = kept(folder)
+    assert cache.find(folder, STEM) == library
+    library.write_bytes(content)
+    assert cache.find(folder, STEM) is None and not library.exists()
+
+
+def test_a_link_in_the_folder_is_not_followed(folder, tmp_path):
+    library = kept(folder)
+    elsewhere = tmp_path / "elsewhere.so"
+    shutil.move(library, elsewhere)
+    library.symlink_to(elsewhere)
+    assert cache.find(folder, STEM) is None and elsewhere.exists()
+
+
+def test_clearing_removes_what_is_ours(folder):
+    library, other = kept(folder), folder / "notes.txt"
+    other.touch()
+    assert cache.describe()["files"] == 1
+    assert cache.clear() == [library] and other.exists() and cache.clear() == []
+
+
+@needs_kernels
+def test_a_damaged_library_is_compiled_again(folder):
+    """In processes of their own: a damaged library that is loaded ends the process."""
+    code = "from ddfm_fast.kernels.cpu import build; print(build.status())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def run() -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    native = build.build(Path(cache.folder()))  # compiled once, or found
+    whole = native.read_bytes()
+    native.write_bytes(whole[: len(whole) // 2])
+    assert run() == "None" and native.read_bytes() == whole
+
+
+@needs_kernels
+def test_the_command_shows_and_empties_it(folder):
+    kept(folder)
+    command = [sys.executable, "-m", "ddfm_fast", "doctor", "--clear-cache"]
+    done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 files removed" in done.stdout
+    assert not list(folder.iterdir())
