@@ -298,7 +298,8 @@ class Fuser:
             )
             for n, y in zip(members, fused.split([len(pairs[n].ir) for n in members]), strict=True):
                 reports[n], found = found[: len(y)], found[len(y) :]
-                results[n] = self._colored(pairs[n], y, reports[n]).give_back(y)
+                colored = self._colored(pairs[n], y, reports[n])
+                results[n] = colored.give_back(y, dims=self.config.dims_chroma)
         return results, [report for n in sorted(reports) for report in reports[n]]
 
     def _colored(self, pair: Pair, y: Tensor, reports: list[FusionReport]) -> Pair:

@@ -114,6 +114,11 @@ class FuseConfig:
             return {"ir": "off", "vis": "off", **dict(self.denoise)}
         return {"ir": self.denoise, "vis": self.denoise}
 
+    @property
+    def dims_chroma(self) -> bool:
+        """Whether color gets darker with luma; the authors' presets keep the chroma as it was."""
+        return self.variant == "saliency"
+
     @staticmethod
     def from_preset(preset: str | FuseConfig) -> FuseConfig:
         """The preset of that name, or the configuration given; ValueError lists the names."""

@@ -35,7 +35,7 @@ def has_chroma(rgb: Tensor) -> Tensor:
     return spread.flatten(1).amax(dim=1) > _CHROMA_THRESHOLD
 
 
-def with_luma(y: Tensor, source: Tensor) -> Tensor:
+def with_luma(y: Tensor, source: Tensor, *, dims: bool = False) -> Tensor:
     """Give `source` the luma `y`: RGB [N, 3, H, W] in [0, 1] with luma(RGB) = y.
 
     The chroma source - luma(source) is added to y. Where a channel would leave [0, 1] the pixel's
@@ -44,6 +44,8 @@ def with_luma(y: Tensor, source: Tensor) -> Tensor:
     Args:
         y: [N, 1, H, W], clamped to [0, 1].
         source: [N, 3, H, W] in [0, 1].
+        dims: Where y is darker than the source, scale the chroma by as much, as shade does: at the
+            same difference of channels a dark pixel would be far more saturated.
 
     Raises:
         ValueError: Shapes that do not fit each other.
@@ -54,7 +56,10 @@ def with_luma(y: Tensor, source: Tensor) -> Tensor:
             "[N, 3, H, W] of the same N, H and W"
         )
     y = y.clamp(0, 1)
-    chroma = source - luma(source)
+    own = luma(source)
+    chroma = source - own
+    if dims:
+        chroma *= (y / own.clamp(min=1 / 255)).clamp_(max=1)
     # The chroma's extremes have opposite signs; the floor only keeps gray pixels from 0/0.
     tiny = 1e-12
     fit_above = (1 - y) / chroma.amax(dim=1, keepdim=True).clamp_(min=tiny)

@@ -43,14 +43,15 @@ class Pair(NamedTuple):
         """Tell which images count as maps by ``FuseConfig.images``: "auto" looks at them."""
         return self.functional if images == "auto" else [images == "functional"] * len(self.ir)
 
-    def give_back(self, y: Tensor) -> Any:
+    def give_back(self, y: Tensor, *, dims: bool = False) -> Any:
         """Turn the fused luma into the container that came in.
 
         Args:
             y: [N, 1, H, W] in [0, 1]; H and W may have been cropped at the bottom and right.
+            dims: As for ``with_luma``.
         """
         if self.chroma is not None:
-            y = with_luma(y, self.chroma_of(y))
+            y = with_luma(y, self.chroma_of(y), dims=dims)
         return from_planes(y, self.spec)
 
     def chroma_of(self, y: Tensor) -> Tensor:

@@ -338,7 +338,8 @@ class TemporalFuser:
                 planes = zip(members, lumas.split(1), ir.split(1), vis.split(1), strict=True)
                 for n, y, a, b in planes:
                     y = streams[n].scale(y, a, b)
-                    results[n] = self._colored(streams[n], read[n], y).give_back(y)
+                    colored = self._colored(streams[n], read[n], y)
+                    results[n] = colored.give_back(y, dims=self.config.dims_chroma)
         return results
 
     def _restored(self, stream: Stream, pair: Pair) -> tuple[Tensor, Tensor]:

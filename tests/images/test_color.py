@@ -156,3 +156,14 @@ def test_planes_are_checked(function):
     for shape in ((16, 16), (1, 2, 16, 16), (3, 16, 16)):
         with pytest.raises(ValueError, match=r"expected \[N, C, H, W\] with C 1 or 3"):
             function(torch.zeros(shape))
+
+
+def test_color_that_gets_darker_keeps_its_hue_and_saturation():
+    rng = np.random.default_rng(0)
+    source = torch.from_numpy(rng.uniform(0.2, 0.9, (1, 3, 16, 16)).astype(np.float32))
+    own = luma(source)
+    dark, bright = with_luma(own * 0.4, source, dims=True), with_luma(own * 1.05, source, dims=True)
+    torch.testing.assert_close(dark, source * 0.4, atol=1e-6, rtol=0)
+    torch.testing.assert_close(bright, with_luma(own * 1.05, source), atol=1e-6, rtol=0)
+    torch.testing.assert_close(luma(dark), own * 0.4, atol=1e-6, rtol=0)
+    assert (with_luma(own * 0.4, source) - source * 0.4).abs().max() > 0.1
