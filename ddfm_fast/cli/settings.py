@@ -161,7 +161,7 @@ def json_object(text: str | None, option: str) -> dict[str, Any] | None:
         text = path.read_text(encoding="utf-8")
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{option} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{option} holds a JSON {type(found).__name__}; expected an object")

@@ -285,7 +285,10 @@ def _read_manifest(path: Path, root) -> list[PairItem]:
     is_table = path.suffix.lower() in (".csv", ".tsv")
     rows = _table_rows(text, path) if is_table else _json_rows(text, path)
     base = path.parent if root is None else _require_folder(root)
-    items = [_manifest_item(row, place, base) for place, row in rows]
+    try:
+        items = [_manifest_item(row, place, base) for place, row in rows]
+    except csv.Error as error:
+        raise ImageFileError(f"{path}: not a table of pairs ({error})") from None
     if not items:
         raise ImageFileError(f"{path}: lists no pairs")
     missing = [str(p) for item in items for p in (item.ir, item.vis) if not p.is_file()]
@@ -322,7 +325,7 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
         else:
             rows = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ImageFileError(f"{path}: not JSON ({error})") from None
     if isinstance(rows, dict):
         rows = rows.get("pairs")

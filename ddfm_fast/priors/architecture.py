@@ -23,6 +23,13 @@ _REQUIRED_KEYS = (
     "out.2.weight",
 )
 
+_RANKS = {
+    "time_embed.0.weight": 2,
+    "input_blocks.0.0.weight": 4,
+    "out.2.weight": 4,
+    "input_blocks.1.0.emb_layers.1.weight": 2,
+}
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -35,6 +42,7 @@ def infer_config(shapes: Shapes, pixel_unshuffle: int | None = None) -> dict[str
     three channels where that leaves a whole ``pixel_unshuffle``, unless it is given.
     ValueError if the keys are not those of an unconditional guided-diffusion UNet.
     """
+    _check_shapes(shapes)
     if "label_emb.weight" in shapes:
         raise ValueError(
             f"the checkpoint is class-conditional (label_emb.weight {shapes['label_emb.weight']}), "
@@ -76,9 +84,23 @@ def infer_config(shapes: Shapes, pixel_unshuffle: int | None = None) -> dict[str
     return config
 
 
+def _check_shapes(shapes: Shapes) -> None:
+    if empty := [key for key, shape in shapes.items() if 0 in shape]:
+        raise ValueError(f"{some(empty)} have no elements; is the file complete?")
+    for key, rank in _RANKS.items():
+        if key in shapes and len(shapes[key]) != rank:
+            raise ValueError(
+                f"{key} has shape {shapes[key]}, expected {rank} dimensions; give a state dict of "
+                "guided-diffusion's UNetModel"
+            )
+    for key, shape in shapes.items():
+        if key.endswith(".in_layers.2.weight") and len(shape) != 4:
+            raise ValueError(f"{key} has shape {shape}, expected 4 dimensions of a convolution")
+
+
 def _index(key: str) -> int:
     part = key.split(".")[1]
-    return int(part) if part.isdigit() else 0
+    return int(part) if part.isdigit() and len(part) < 6 else 0
 
 
 def _infer_image_channels(shapes: Shapes, unshuffle: int | None) -> dict[str, int]:

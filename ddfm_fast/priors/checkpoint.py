@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -205,6 +206,12 @@ def save_unet(
     for key, value in ((TRAINING_KEY, training), (SOURCE_KEY, source)):
         if value:
             metadata[key] = json.dumps(value)
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"dst: {os.fspath(path)!r} cannot be written ({error}); make room, or choose another "
+            "folder"
+        ) from None
     return Path(path)

@@ -10,6 +10,15 @@ from torch import nn
 
 # diffusers' beta_schedule -> ours; "linear" only with the published end points.
 _SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
+_OTHER_PROCESSES = {
+    "ScoreSdeVe": "the variance-exploding process",
+    "KarrasVe": "the variance-exploding process",
+    "EDM": "EDM's preconditioning",
+    "CMStochasticIterative": "consistency",
+    "LCM": "latent consistency",
+    "FlowMatch": "flow matching",
+}
+"""part of a scheduler's class name -> what its network predicts instead"""
 
 
 def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -50,7 +59,7 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"prior: {str(path)!r} is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"prior: {str(path)!r} is not a JSON object")
@@ -67,15 +76,30 @@ def _check_model(config: dict[str, Any], folder: Path) -> None:
         raise ValueError(
             f"prior: {str(folder)!r} is class-conditional, but DDFM needs an unconditional prior"
         )
+    embedding = config.get("time_embedding_type", "positional")
+    if embedding != "positional":
+        raise ValueError(
+            f"prior: {str(folder)!r} has {embedding!r} time embeddings, as networks of the "
+            "variance-exploding process (ncsnpp) have, expected 'positional' ones of an "
+            "eps-predictor"
+        )
     channels = config.get("in_channels", 3), config.get("out_channels", 3)
     if channels[0] != 3 or channels[1] not in (3, 6):
+        latent = "; 4 channels are those of a latent model" if channels[0] == 4 else ""
         raise ValueError(
             f"prior: {str(folder)!r} maps {channels[0]} to {channels[1]} channels, "
-            "expected 3 to 3 or 6"
+            f"expected 3 to 3 or 6, of pictures{latent}"
         )
 
 
 def _scheduler_keywords(scheduler: dict[str, Any], folder: Path) -> dict[str, Any]:
+    kind = str(scheduler.get("_class_name", ""))
+    other = next((words for words in _OTHER_PROCESSES if words in kind), None)
+    if other is not None:
+        raise ValueError(
+            f"prior: {str(folder)!r} was trained for {_OTHER_PROCESSES[other]} ({kind}), expected "
+            "eps-prediction of the variance-preserving process, as DDPM and DDIM schedulers have"
+        )
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction != "epsilon":
         raise ValueError(f"prior: {str(folder)!r} predicts {prediction!r}, expected 'epsilon'")

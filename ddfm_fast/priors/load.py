@@ -140,13 +140,14 @@ def _from_path(
 ) -> Prior:
     device = torch.device(device or "cpu")
     precision = precision or "float32"
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         from .hf import load_diffusers
 
         model, found = load_diffusers(path)
         keywords = {**found, **_prior_keywords(config)}
         model = model.to(device, PRECISIONS[precision])
         return CallablePrior(model, name=path.name, **keywords)
-    if not path.exists():
-        raise ValueError(f"prior: there is no file or folder {str(path)!r}; expected {ACCEPTED}")
+    if not os.path.exists(path):
+        name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
+        raise ValueError(f"prior: there is no file or folder {name!r}; expected {ACCEPTED}")
     return _checkpoint_prior(path, config, device, precision, path.stem)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pickle
+import stat
 import struct
 import zipfile
 from pathlib import Path
@@ -22,9 +23,15 @@ from torch import Tensor
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read floating-point tensors by key, and the metadata of a safetensors file (else empty)."""
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"prior: there is no file {str(path)!r}; check the path")
-    if path.stat().st_size == 0:
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
+        raise ValueError(f"prior: there is no file {name!r} ({why}); check the path") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"prior: {str(path)!r} is no file; check the path")
+    if found.st_size == 0:
         raise ValueError(f"prior: {str(path)!r} is empty; get the file again")
     metadata: dict[str, str] = {}
     if path.suffix.lower() == ".safetensors":
@@ -35,6 +42,11 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
         raise ValueError(f"prior: {str(path)!r} must be a .pt, .pth or .safetensors checkpoint")
     if not tensors:
         raise ValueError(f"prior: {str(path)!r} holds no tensors; give a UNet's state dict")
+    if unreal := [k for k, v in tensors.items() if not _is_plain(v)]:
+        raise ValueError(
+            f"prior: {str(path)!r} holds tensors without values of their own ({some(unreal)}: "
+            "sparse, nested, meta, or larger than the data in the file); save the dense weights"
+        )
     wrong = [k for k, v in tensors.items() if not v.is_floating_point()]
     if wrong:
         raise ValueError(
@@ -47,6 +59,27 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
             "get the file again"
         )
     return tensors, metadata
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has a number in memory for each of its elements."""
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        return False
+    if tensor.is_quantized:
+        return True  # refused later, by what it is
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
+def _check_zip(path: Path) -> None:
+    """Refuse an archive that unfolds to more than its size; PyTorch stores without compression."""
+    with zipfile.ZipFile(path) as archive:
+        packed = [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
+        total = sum(i.file_size for i in archive.infolist())
+    if packed or total > path.stat().st_size:
+        raise ValueError(
+            f"prior: {str(path)!r} is a compressed archive ({some(packed) or total}), expected "
+            "what torch.save writes"
+        )
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -63,9 +96,9 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        if is_zip := zipfile.is_zipfile(path):
+            _check_zip(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         if "global" in str(error).lower():
             raise ValueError(
@@ -86,7 +119,14 @@ def _read_pickle(path: Path) -> Any:
         AssertionError,
         TypeError,
         struct.error,
+        zipfile.BadZipFile,
+        RecursionError,
+        NotImplementedError,
+        MemoryError,
+        OverflowError,
     ) as error:
+        if str(error).startswith("prior: "):
+            raise
         raise _unreadable(path, error) from None
 
 
@@ -119,7 +159,7 @@ def json_metadata(path: str | os.PathLike, metadata: dict[str, str], key: str) -
     """Parse a JSON object of the metadata; {} where there is none."""
     try:
         value = json.loads(metadata.get(key, "{}"))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)!r}: metadata {key} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{os.fspath(path)!r}: metadata {key} is not a JSON object")

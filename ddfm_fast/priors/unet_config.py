@@ -8,6 +8,9 @@ from typing import Any
 
 GROUPS = 32
 """of every GroupNorm"""
+MOST = 8192
+"""of channels, blocks and heads: no network has more, and a wrong number must not fill memory"""
+MOST_LEVELS = 16
 _IGNORED_KEYWORDS = ("image_size", "dropout", "use_checkpoint", "use_fp16")
 _COUNTS = (
     "model_channels",
@@ -93,8 +96,8 @@ class UNetConfig:
     def _check_types(self) -> None:
         for key in _COUNTS:
             value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"config: {key}={value!r}, expected an integer of at least 1")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
+                raise ValueError(f"config: {key}={value!r}, expected an integer, 1 to {MOST}")
         for key in _FLAGS:
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"config: {key}={getattr(self, key)!r}, expected True or False")
@@ -113,8 +116,11 @@ class UNetConfig:
             )
 
     def _check_levels(self) -> None:
-        if not self.channel_mult:
-            raise ValueError("config: channel_mult is empty, expected one multiplier per level")
+        if not 1 <= len(self.channel_mult) <= MOST_LEVELS or max(self.channel_mult) > MOST_LEVELS:
+            raise ValueError(
+                f"config: channel_mult={self.channel_mult}, expected one multiplier per level, "
+                f"1 to {MOST_LEVELS} of them, up to {MOST_LEVELS}"
+            )
         rates = {2**i for i in range(self.levels)}
         if bad := [r for r in self.attention_resolutions if r not in rates]:
             raise ValueError(
@@ -167,7 +173,7 @@ class UNetConfig:
 def _number_tuple(key: str, value: Any) -> tuple:
     if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
         raise TypeError(f"config: {key}={value!r}, expected a list of numbers")
-    if not all(isinstance(v, int | float) and v > 0 for v in value):
+    if not all(isinstance(v, int | float) and 0 < v < MOST for v in value):
         raise ValueError(f"config: {key}={value!r}, expected positive numbers")
     numbers = [int(v) if float(v).is_integer() else v for v in value]
     return tuple(sorted(numbers) if key == "attention_resolutions" else numbers)

@@ -305,7 +305,7 @@ def test_failed_convert_leaves_the_old_file(tmp_path, plain_pt, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("ddfm_fast.priors.checkpoint.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ValueError, match="b.safetensors.* cannot be written .disk full"):
         convert(plain_pt[0], dst)
     assert dst.read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.safetensors", "plain.pt"]
