@@ -79,7 +79,7 @@ setup(
         "test": TEST,
         "bench": BENCH,
     },
-    entry_points={"console_scripts": ["ddfm-fast = ddfm_fast.cli.app:main"]},
+    entry_points={"console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

@@ -1,6 +1,20 @@
-"""``python -m ddfm_fast``: the same as the ``ddfm-fast`` command."""
+"""``python -m ddfm_fast``, and the ``ddfm-fast`` command: Ctrl-C while it loads is no traceback."""
 
-from ddfm_fast.cli.app import main
+import sys
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Load the command and run it: exit code 0 ok, 1 something failed, 2 bad usage or input."""
+    try:
+        from ddfm_fast.cli.app import main as run
+
+        run()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
 
 if __name__ == "__main__":
     main()

@@ -187,7 +187,7 @@ def require_number(name: str, value: Any, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is a {type(value).__name__}; expected a number")
     if not (math.isfinite(value) and low <= float(value) <= high):
-        raise ValueError(f"{name} is {value}; expected {low} to {high:g}")
+        raise ValueError(f"{name} is {value}; expected {low:g} to {high:g}")
 
 
 _SALIENCY: dict[str, Any] = {

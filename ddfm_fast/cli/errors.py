@@ -41,6 +41,9 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
         except BrokenPipeError:  # the reader of our output went away, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(OK) from None
+        except KeyboardInterrupt:
+            typer.echo("interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
                 raise

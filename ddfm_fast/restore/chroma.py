@@ -53,9 +53,10 @@ def smooth_chroma(rgb: Tensor, guide: Tensor, sigma: float) -> Tensor:
         sigma: What ``chroma_noise`` found.
 
     Returns:
-        An image [1, 3, H, W] of the smooth chroma, which may leave [0, 1]; its luma is the guide's.
+        An image [1, 3, H, W] of the smooth chroma, which may leave [0, 1]; its luma is smooth too.
     """
-    chroma = (rgb - luma(rgb))[0].cpu().numpy()
+    own = luma(rgb)
+    planes = torch.cat([own, rgb[:, :1] - own, rgb[:, 2:] - own], 1)[0].cpu().numpy()
     y = np.ascontiguousarray(guide[0, 0].cpu().numpy())
     height, width = y.shape
     times = 4 if sigma >= _STRONG else 2
@@ -71,16 +72,16 @@ def smooth_chroma(rgb: Tensor, guide: Tensor, sigma: float) -> Tensor:
     mean_g = _mean(g)
     variance = _mean(g * g) - mean_g * mean_g + _LEAST_VARIANCE
     fitted = []
-    for plane in (chroma[0], chroma[2]):
+    for plane in planes:
         c = smaller(np.ascontiguousarray(plane))
         mean_c = _mean(c)
         slope = (_mean(g * c) - mean_g * mean_c) / variance
         offset = mean_c - slope * mean_g
         fitted.append(larger(_mean(slope)) * y + larger(_mean(offset)))
-    red, blue = (torch.from_numpy(plane).to(rgb.device) for plane in fitted)
+    own, red, blue = (torch.from_numpy(plane).to(rgb.device) for plane in fitted)
     # 0.299 R + 0.587 G + 0.114 B of a chroma is 0
     green = (red * 0.299 + blue * 0.114) * (-1 / 0.587)
-    return guide + torch.stack([red, green, blue])[None]
+    return own.clamp(0, 1) + torch.stack([red, green, blue])[None]
 
 
 def _mean(plane: np.ndarray) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cv2
 import numpy as np
 
 from ..images.depth import same_depth
+from ..images.files import DEFAULT_MAX_PIXELS
 from ..images.planes import MIN_SIZE, to_planes
 from .frames import Frame, Source, VideoError
 from .pairing import FramePair
@@ -109,15 +111,21 @@ def _target_size(ir: Source, vis: Source, resize: Resize) -> tuple[int, int] | N
         height, width = (int(n) for n in resize)
     except (TypeError, ValueError):
         raise ValueError(f'resize is {resize!r}; expected "vis", "ir" or (height, width)') from None
-    if min(height, width) < MIN_SIZE:
-        raise ValueError(f"resize is {resize!r}; expected at least {MIN_SIZE} a side")
+    if min(height, width) < MIN_SIZE or height * width > DEFAULT_MAX_PIXELS:
+        raise ValueError(
+            f"resize is {resize!r}; expected at least {MIN_SIZE} a side and at most "
+            f"{DEFAULT_MAX_PIXELS} pixels"
+        )
     return height, width
 
 
 def _checked_range(ir_range: tuple[float, float] | None) -> tuple[float, float] | None:
     if ir_range is None:
         return None
-    low, high = (float(n) for n in ir_range)
-    if not low < high:
-        raise ValueError(f"ir_range is {ir_range!r}; expected two numbers (lo, hi) with lo < hi")
+    try:
+        low, high = (float(n) for n in ir_range)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if not (math.isfinite(high - low) and low < high):
+        raise ValueError(f"ir_range is {ir_range!r}; expected finite numbers (lo, hi), lo < hi")
     return low, high

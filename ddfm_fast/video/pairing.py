@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
+from ..config import require_number
 from .frames import DEFAULT_RATE, Frame, Source
+
+_MOST_SECONDS = 1e9
 
 
 class FramePair(NamedTuple):
@@ -82,10 +85,12 @@ class Timeline:
         """Check the numbers and make them exact; two live streams also start as they arrived.
 
         Raises:
-            ValueError: A start before 0, or an end that is not after it.
+            ValueError: A start before 0, or an end that is not after it; TypeError for no number.
         """
-        if not 0 <= start < float("inf"):
-            raise ValueError(f"start is {start}; expected seconds from 0")
+        require_number("offset", offset, -_MOST_SECONDS, _MOST_SECONDS)
+        require_number("start", start, 0, _MOST_SECONDS)
+        if end is not None and end != float("inf"):
+            require_number("end", end, 0, _MOST_SECONDS)
         if end is not None and not end > start:
             raise ValueError(f"end is {end} and start {start}; expected end after start")
         gap = _exact(ir.arrived - vis.arrived) if ir.live and vis.live else Fraction(0)

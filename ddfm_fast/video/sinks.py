@@ -55,8 +55,8 @@ def open_sink(
         codec = "h264" if suffix in SUFFIXES else "png"
     if codec not in CODECS:
         raise VideoError(f"codec is {codec!r}; expected one of {', '.join(CODECS)}")
-    if crf is not None and (codec not in CRF or not 0 <= crf <= 51):
-        raise VideoError(f"crf is {crf} with codec {codec}; expected 0 to 51 with h264 or hevc")
+    if crf is not None and (codec not in CRF or not isinstance(crf, int) or not 0 <= crf <= 51):
+        raise VideoError(f"crf is {crf!r} with codec {codec}; expected 0 to 51 with h264 or hevc")
     if codec == "png":
         if suffix and not out.is_dir():
             raise VideoError(

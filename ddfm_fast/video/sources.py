@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ..config import require_number
 from ..images.files import SUFFIXES, ImageFileError, image_size, read_image
 from .decoding import VideoSource
 from .frames import DEFAULT_RATE, BadFrame, Faults, Frame, Source, VideoError
@@ -45,8 +46,8 @@ def open_source(
         TypeError: What is none of these.
         ImportError: PyAV is needed and absent.
     """
-    if rate is not None and not 0 < rate <= 10_000:
-        raise ValueError(f"rate is {rate}; expected frames a second above 0")
+    if rate is not None:
+        require_number("rate", rate, 0.001, 10_000)
     rate = DEFAULT_RATE if rate is None else Fraction(rate).limit_denominator(100_000)
     if isinstance(spec, Source):
         return spec

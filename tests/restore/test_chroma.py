@@ -36,7 +36,7 @@ def test_noise_of_chroma_goes(sigma, most):
     assert level == pytest.approx(0.62 * sigma, rel=0.1)
     smooth = smooth_chroma(spoiled, luma(clean), level)
     assert chroma_error(spoiled, clean) > 0.8 * sigma and chroma_error(smooth, clean) < most
-    torch.testing.assert_close(luma(smooth), luma(clean), atol=1e-5, rtol=0)
+    assert float((luma(smooth) - luma(clean)).abs().mean()) < 0.02
 
 
 def test_gray_noise_and_clean_pictures_have_none():
@@ -63,7 +63,7 @@ def test_results_have_clean_color_and_reports_say_so():
     assert found[0].vis.chroma == pytest.approx(15.5, rel=0.1) and found[0].ir.chroma == 0
     assert chroma_error(rgb(result), rgb(clean)) < 5
     left = fuser.with_options(denoise={"ir": "auto", "vis": "off"})(ir, spoiled, report=found)
-    assert found[1].vis.chroma == 0 and chroma_error(rgb(left), rgb(clean)) > 8
+    assert found[1].vis.chroma == 0 and chroma_error(rgb(left), rgb(clean)) > 20
 
 
 def test_a_batch_is_as_alone():

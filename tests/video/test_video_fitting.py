@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from clips import pan, texture, write_clip
+from clips import pan, quick_fuser, texture, write_clip
 from fusing import run
 
 from ddfm_fast.images.files import read_image
+from ddfm_fast.video import fuse_video
 from ddfm_fast.video.fitting import beside
 from ddfm_fast.video.frames import VideoError
 
@@ -44,3 +45,28 @@ def test_beside():
     np.testing.assert_array_equal(whole[:, :20], np.dstack([ir] * 3))
     np.testing.assert_array_equal(whole[:, 40:], out)
     assert beside(ir, ir, ir[..., None]).shape == (16, 60)
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"offset": INF}, "offset is inf; expected -1e.09 to 1e.09"),
+        ({"offset": "x"}, "offset is a str; expected a number"),
+        ({"start": "x"}, "start is a str"),
+        ({"end": float("nan")}, "end is nan"),
+        ({"rate": 1e-9}, "rate is 1e-09; expected 0.001 to 10000"),
+        ({"ir_range": (0, INF)}, "ir_range is .*finite"),
+        ({"ir_range": 5}, "ir_range is 5"),
+        ({"resize": (100_000, 100_000)}, "at most 268435456 pixels"),
+        ({"crf": "x"}, "crf is 'x'"),
+    ],
+    ids=str,
+)
+def test_numbers_that_cannot_be_are_refused_by_name(options, words, tmp_path):
+    frames = list(pan(2, 1)), list(pan(2, 2, channels=3))
+    with pytest.raises((ValueError, TypeError), match=words):
+        fuse_video(*frames, tmp_path / "o.mp4", fuser=quick_fuser(), **options)
+    assert list(tmp_path.iterdir()) == []

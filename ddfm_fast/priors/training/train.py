@@ -27,7 +27,7 @@ Resume after an interruption (same options as before; the result is the same):
   python -m {MODULE} --data photos --out prior.safetensors --resume
 As the denoiser of gray sources was made:
   python -m {MODULE} --data photos --out gray.safetensors --arch gray \
-      --start embedded --levels low --lr 1e-3 --steps STEPS --precision float32
+      --levels low --lr 2e-3 --batch 8 --steps 9000 --precision float32
 Try the path in a minute:
   python -m {MODULE} --data photos --out p.safetensors --steps 200 --no-compile
 Look at what it learnt:
