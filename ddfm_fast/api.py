@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from .config import FuseConfig, default_preset, require_bool
 from .graphs import GraphCache
 from .images.doubts import warn
-from .images.pair import Pair, checked_color, read_pair
+from .images.pair import Pair, as_items, checked_color, read_pair
 from .images.planes import pad_to_multiple
 from .images.stretch import STRETCH
 from .method import Callback, Diffusion, MethodMaker
@@ -98,6 +98,12 @@ class Fuser:
                 f"change less than a gray level at eta {self.config.eta:g} and are skipped; for "
                 'the authors\' loop give preset="official"'
             )
+
+    @property
+    def reproducible(self) -> bool:
+        """Whether results have the same bytes for any threads, batch and place in it: README."""
+        evaluates = getattr(self.method, "rows", True) or self.config.denoise != "off"
+        return self.device.type == "cpu" and (self.prior.reproducible or not evaluates)
 
     @property
     def config(self) -> FuseConfig:
@@ -193,7 +199,7 @@ class Fuser:
             "callback": callback,
         }
         check_run(run, report)
-        many, items = _as_items(ir, vis)
+        many, items = as_items(ir, vis)
         pairs = [
             self.read(a, b, color=color, index=f"[{n}]" if many else "", **reading)
             for n, (a, b) in enumerate(items)
@@ -484,16 +490,3 @@ def _file_identity(path: Path) -> tuple | None:
         str(path.resolve()),
         *((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in facts),
     )
-
-
-def _as_items(ir: Any, vis: Any) -> tuple[bool, list[tuple]]:
-    """Whether a call has lists, and its pairs of images."""
-    many = isinstance(ir, (list, tuple))
-    if many != isinstance(vis, (list, tuple)):
-        raise TypeError(
-            f"ir is a {type(ir).__name__} and vis a {type(vis).__name__}; "
-            "expected two images, or two lists of images"
-        )
-    if many and len(ir) != len(vis):
-        raise ValueError(f"ir has {len(ir)} images and vis {len(vis)}; expected as many of each")
-    return many, list(zip(ir, vis, strict=True)) if many else [(ir, vis)]

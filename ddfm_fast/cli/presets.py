@@ -28,11 +28,11 @@ class Measured(NamedTuple):
 
 MEASURED = {
     "balanced": Measured(
-        "2 per noisy source, else 0", (0.027, 0.253), (0.764, 0.577), (0.628, 0.485)
+        "2 per noisy source, else 0", (0.017, 0.277), (0.776, 0.576), (0.644, 0.486)
     ),
-    "fast": Measured("1 per noisy source, else 0", (0.027, 0.141), (0.764, 0.577), (0.625, 0.483)),
-    "robust": Measured("4 per noisy source, else 0", None, (0.764, 0.577), (0.630, 0.487)),
-    "instant": Measured("0", (0.011, 0.01), (0.764, 0.577), (0.210, 0.250)),
+    "fast": Measured("1 per noisy source, else 0", (0.017, 0.163), (0.776, 0.576), (0.641, 0.484)),
+    "robust": Measured("4 per noisy source, else 0", None, (0.776, 0.576), (0.645, 0.487)),
+    "instant": Measured("0", (0.008, 0.008), (0.776, 0.576), (0.215, 0.248)),
     "official": Measured("100", None, None, None),
     "official-script": Measured("100", None, None, None),
     "paper": Measured("100", None, None, None),

@@ -141,6 +141,19 @@ def _of_pair(ir: Tensor, vis: Tensor, index: str) -> list[str]:
     ]
 
 
+def as_items(ir: Any, vis: Any) -> tuple[bool, list[tuple]]:
+    """Tell whether a call has lists, and list its pairs of images; TypeError or ValueError."""
+    many = isinstance(ir, (list, tuple))
+    if many != isinstance(vis, (list, tuple)):
+        raise TypeError(
+            f"ir is a {type(ir).__name__} and vis a {type(vis).__name__}; "
+            "expected two images, or two lists of images"
+        )
+    if many and len(ir) != len(vis):
+        raise ValueError(f"ir has {len(ir)} images and vis {len(vis)}; expected as many of each")
+    return many, list(zip(ir, vis, strict=True)) if many else [(ir, vis)]
+
+
 def checked_color(color: Any) -> bool | str:
     """Return ``color`` if it is one of ``COLORS``, else raise ValueError."""
     if not any(color is c or (isinstance(color, str) and color == c) for c in COLORS):

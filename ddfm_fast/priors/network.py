@@ -15,6 +15,7 @@ from .checkpoint import build_unet
 from .conditioning import Conditioning
 from .engine import Engine
 from .ops.fused import FusedOps
+from .ops.native import NativeOps
 from .ops.plain import PlainOps
 from .precision import PRECISIONS, check_precision, cpu_has, float32_products
 from .prior import Prior, same_device
@@ -75,6 +76,8 @@ class UNetPrior(Prior):
         self.unet = unet
         self.tf32, self.compiled = tf32 and self.dtype == torch.float32, compiled
         self.engine = Engine(unet, PlainOps() if compiled else None)
+        # our own layers add in one order; oneDNN and cuDNN choose theirs by threads and batch
+        self.reproducible = isinstance(self.engine.ops, NativeOps) and not compiled
         self._evaluate = _compiled(self.engine.__call__, self.device) if compiled else self.engine
 
     @functools.cached_property
@@ -120,7 +123,11 @@ class UNetPrior(Prior):
         self.check_input(x, variance)
         exact = self.device.type == "cuda" and self.dtype == torch.float32
         with float32_products(self.tf32) if exact else nullcontext():
-            return self._evaluate(x, cond, None if variance else self.channels)
+            wanted = None if variance else self.channels
+            if self.device.type == "cpu" and not self.reproducible and len(x) > 1:
+                # oneDNN picks its algorithm by the batch
+                return torch.cat([self._evaluate(one, cond, wanted) for one in x.split(1)])
+            return self._evaluate(x, cond, wanted)
 
 
 def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:

@@ -38,11 +38,14 @@ class Prior:
         compiled: Whether it runs through torch.compile.
         channels: Of its images: 3, or 1 for a prior of gray, which denoises sources but does not
             stand in the loop.
+        reproducible: Whether ``eps`` has the same bytes for any number of threads and of images at
+            once, on one machine and build.
     """
 
     tf32: bool = False
     compiled: bool = False
     channels: int = 3
+    reproducible: bool = False
 
     def __init__(
         self,

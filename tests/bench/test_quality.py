@@ -41,7 +41,7 @@ def test_relief_is_of_flat_bright_sky():
 
 def recorded() -> dict[tuple[str, str], dict[str, dict[str, float]]]:
     """What the latest record says of every method, by set and corruption."""
-    path = sorted((ROOT / "bench" / "results").glob("quality-*.json"))[-1]
+    path = sorted((ROOT / "bench" / "results").glob("quality-2*.json"))[-1]
     measurements = json.loads(path.read_text())["measurements"]
     return {
         tuple(m["name"].split(", ")): {k: c["quality"] for k, c in m["candidates"].items()}

@@ -15,7 +15,7 @@ from ddfm_fast.config import PRESETS
 
 def recorded(kind: str) -> dict[str, dict]:
     """The candidates of the latest record of that kind, by measurement."""
-    path = sorted((ROOT / "bench" / "results").glob(f"{kind}-*.json"))[-1]
+    path = sorted((ROOT / "bench" / "results").glob(f"{kind}-2*.json"))[-1]
     return {m["name"]: m["candidates"] for m in json.loads(path.read_text())["measurements"]}
 
 
