@@ -5,15 +5,17 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_ARGS ?=
 ARGS ?=
+MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check quick-method quick-rooms test lint types bench quality clean
+.PHONY: help venv demo check quick-method quick-rooms test fuzz lint types bench quality clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
 	@echo "make demo    fuse three example pairs, pictures in out/"
 	@echo "make check   style, types and the quick tests, under a minute: while you work"
 	@echo "make test    run all the tests        (ARGS='-k cli' chooses, ARGS=-x stops early)"
+	@echo "make fuzz    feed it bad calls, files and kills (MINUTES=10), a table in out/fuzz/"
 	@echo "make lint    check the style"
 	@echo "make types   check the types"
 	@echo "make bench   time this machine against the reference path (ARGS="--save --report": all of it)"
@@ -53,6 +55,10 @@ quick-method: venv
 quick-rooms: venv
 	@$(QUICK) tests --ignore=tests/method --ignore=tests/integrations --ignore=tests/house \
 	  --ignore=tests/kernels --ignore=tests/bench --ignore=tests/cli $(ARGS)
+
+fuzz: venv
+	@rm -f out/fuzz/table.jsonl
+	@FUZZ_SECONDS=$$(( 60 * $(MINUTES) / 6 )) $(BIN)/python -m pytest -q -s tests/fuzz $(ARGS)
 
 lint: venv
 	@$(BIN)/python -m ruff check .

@@ -353,7 +353,7 @@ def _precision(prior: Any, dtype: Any, device: torch.device, config: FuseConfig)
 
     A preset that repeats the authors' script to the pixel is exact.
     """
-    if dtype != "auto":
+    if not (isinstance(dtype, str) and dtype == "auto"):
         return dtype
     if config.round_luma or not isinstance(prior, str | os.PathLike):
         return None

@@ -88,7 +88,7 @@ def pytest_sessionfinish() -> None:
 
 
 SLOW = (
-    "bench/", "cli/", "kernels/", "house/test_package.py",
+    "bench/", "cli/", "fuzz/", "kernels/", "house/test_package.py",
     "datasets/test_batch_command.py", "datasets/test_demo.py", "method/test_graphs.py",
     "metrics/test_ablate.py", "metrics/test_evaluate.py",
     "images/test_files_written.py::test_readers", "metrics/test_metrics.py",

@@ -238,6 +238,8 @@ def _numpy_tensor(image: Any, name: str) -> Tensor:
     if array.dtype.name not in _NUMPY_DTYPES:
         raise _dtype_error(name, array)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if any(stride < 0 for stride in array.strides):  # of an axis of one: contiguous to NumPy
+        array = array.copy()
     # torch shares only writable memory with ordinary strides; require() copies nothing else.
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
@@ -316,7 +318,7 @@ def _resolve_layout(shape: tuple[int, ...], container: str, layout: str | None, 
     """The layout of a shape by the module's rule or as given, after checking that it fits."""
     if layout is None:
         layout = _guess_layout(shape, container, name)
-    elif layout not in LAYOUTS:
+    elif not isinstance(layout, str) or layout not in LAYOUTS:
         raise ValueError(f"layout: got {layout!r}, expected one of {', '.join(LAYOUTS)}")
     elif len(layout) != len(shape):
         raise ValueError(f"{name}: shape {shape} does not fit layout={layout!r}")

@@ -57,7 +57,7 @@ def load_prior(
     ValueError or TypeError, naming what is wrong, for anything else; ImportError when diffusers
     is needed and absent.
     """
-    if dtype == "auto":
+    if isinstance(dtype, str) and dtype == "auto":
         named = isinstance(spec, str | os.PathLike)
         dtype = default_precision(torch.device(device or "cpu")) if named else None
     dtype = check_precision(dtype)

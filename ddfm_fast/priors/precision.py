@@ -25,7 +25,7 @@ def check_precision(dtype: str | torch.dtype | None) -> str | None:
     """Give the name of a precision, or None; ValueError for anything else."""
     if dtype is None or isinstance(dtype, str) and dtype in PRECISIONS:
         return dtype
-    names = [n for n, d in PRECISIONS.items() if n != "tf32" and d == dtype]
+    names = [n for n, d in PRECISIONS.items() if n != "tf32" and d is dtype]
     if not names:
         raise ValueError(
             f"dtype: {dtype!r} is not one of {', '.join(PRECISIONS)}, auto or their torch.dtype"

@@ -183,6 +183,6 @@ def _choice(name: str, value: str | None, choices: tuple[str, ...], variable: st
     source = name
     if value is None:
         value, source = environment.get(variable), f"environment variable {variable}"
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{source} is {value!r}; expected one of {', '.join(choices)}")
     return value

@@ -1,0 +1,102 @@
+"""A fuzzing campaign: attempts by seed until time is up, and a table of what became of them.
+
+An attempt returns a word for what happened ("taken", "refused") or raises; what it raises is a
+fault, and its seed is all that repeats it: ``FUZZ_SEED=123 pytest tests/fuzz/test_fuzz_api.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from conftest import ROOT
+
+Attempt = Callable[[np.random.Generator], str]
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
+"""for each fuzzer; `make fuzz MINUTES=…` sets it"""
+SEED = os.environ.get("FUZZ_SEED")
+MOST_FAULTS = 20
+
+
+class Campaign:
+    """Runs an attempt again and again; ``name`` is that of its line in the table."""
+
+    def __init__(self, name: str, attempt: Attempt):
+        self.name, self.attempt = name, attempt
+        self.outcomes: Counter[str] = Counter()
+        self.faults: list[dict[str, str | int]] = []
+
+    def run(self, seconds: float = SECONDS, first: int = 0) -> Campaign:
+        """Try seeds from ``first`` until time is up; all of one seed where FUZZ_SEED names it."""
+        until = time.monotonic() + seconds
+        seed = first if SEED is None else int(SEED)
+        while time.monotonic() < until and len(self.faults) < MOST_FAULTS:
+            self._try(seed)
+            seed += 1
+            if SEED is not None:
+                break
+        self._note(seconds)
+        return self
+
+    def _try(self, seed: int) -> None:
+        try:
+            self.outcomes[self.attempt(np.random.default_rng(seed))] += 1
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            where = traceback.format_exc().strip().splitlines()[-3:]
+            self.faults.append({"seed": seed, "error": text[:400], "where": " ".join(where)[:400]})
+
+    def _note(self, seconds: float) -> None:
+        """Add a line to out/fuzz/table.jsonl, and print it."""
+        tried = sum(self.outcomes.values()) + len(self.faults)
+        line = {
+            "fuzzer": self.name,
+            "tried": tried,
+            **self.outcomes,
+            "faults": self.faults,
+            "seconds": seconds,
+        }
+        folder = Path(ROOT) / "out" / "fuzz"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "table.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        counts = ", ".join(f"{n} {word}" for word, n in self.outcomes.most_common())
+        print(f"{self.name}: {tried} tried: {counts}, {len(self.faults)} faults")
+
+    def check(self, least: int = 1) -> None:
+        """Fail on any fault, or where hardly anything was tried."""
+        tried = sum(self.outcomes.values())
+        assert not self.faults, f"{self.name}: {json.dumps(self.faults[:5], indent=1)}"
+        assert SEED is not None or tried >= least, f"{self.name}: only {tried} attempts"
+
+
+def damaged(data: bytes, rng: np.random.Generator) -> bytes:
+    """Flip, cut, repeat, remove or insert a few bytes."""
+    out = bytearray(data)
+    for _ in range(int(rng.integers(1, 6))):
+        if not out:
+            break
+        at, length = int(rng.integers(len(out))), int(rng.integers(1, 40))
+        kind = rng.integers(6)
+        if kind <= 1:
+            out[at] ^= 1 << int(rng.integers(8))
+        elif kind == 2:
+            del out[at:]
+        elif kind == 3:
+            del out[at : at + length]
+        elif kind == 4:
+            out[at:at] = rng.integers(0, 256, length, np.uint8).tobytes()
+        else:
+            out[at : at + length] = bytes([int(rng.choice([0, 255, 127]))]) * length
+    return bytes(out)
+
+
+def pick(rng: np.random.Generator, *choices):
+    """One of the choices, as it is."""
+    return choices[int(rng.integers(len(choices)))]
