@@ -187,4 +187,4 @@ def test_constraints_pin_all_that_make_venv_asks_for(metadata):
 
 def test_command_is_installed(wheel):
     (entry,) = wheel.glob("*.dist-info/entry_points.txt")
-    assert "ddfm-fast = ddfm_fast.cli.app:main" in entry.read_text()
+    assert "ddfm-fast = ddfm_fast.__main__:main" in entry.read_text()
