@@ -112,12 +112,11 @@ def prior_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
 
 
 def loop_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
-    """Whole fusions of noise by preset fast."""
-    fuser = Fuser(preset="fast", device=place.device, graph="off")
-    generator, works = torch.Generator().manual_seed(0), {}
+    """Whole fusions by preset fast, both sources denoised: two evaluations."""
+    fuser, works = Fuser(preset="fast", denoise=20, device=place.device, graph="off"), {}
     for size in sizes:
-        pair_of_noise = torch.rand(2, *size, generator=generator).to(place.device)
-        works[f"ddfm_fast, {named(*size)}"] = size[0] * size[1], partial(fuser, *pair_of_noise)
+        lumas = ((plane[0, 0] + 1) / 2 for plane in planes(*size, place.device)[:2])
+        works[f"ddfm_fast, {named(*size)}"] = size[0] * size[1], partial(fuser, *lumas)
     check = prior.parity("embedded", place, *sizes[0])
     return _fitted(place, "pixels", works, check, repeats=5, clock=place.wall)
 

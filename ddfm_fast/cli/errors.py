@@ -33,7 +33,7 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
+                warnings.showwarning = _shown_once()
                 warnings.simplefilter("always", DDFMWarning)
                 return command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
@@ -62,8 +62,16 @@ def message(error: Exception) -> str:
     return f"{type(error).__name__}: {error} (DDFM_FAST_DEBUG=1 shows where)"
 
 
-def _show_warning(message, *_: Any, **__: Any) -> None:
-    typer.echo(f"warning: {message}", err=True)
+def _shown_once() -> Callable[..., None]:
+    """What prints a warning on stderr, unless it has printed the same text before."""
+    shown: set[str] = set()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if (text := str(message)) not in shown:
+            shown.add(text)
+            typer.echo(f"warning: {text}", err=True)
+
+    return show
 
 
 @contextmanager

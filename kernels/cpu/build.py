@@ -33,6 +33,8 @@ FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-
          "-fno-trapping-math", "-fPIC", "-shared")  # fmt: skip
 SWITCH = "DDFM_FAST_CPU_KERNELS"
 """environment variable; "0" turns these kernels off"""
+MORE_FLAGS = "DDFM_FAST_CPU_FLAGS"
+"""environment variable of flags after FLAGS, such as another -march or sanitizers"""
 COMPILE_SECONDS = 300
 # struct Layer, what changes from call to call and what a prepared layer fixes; struct Attention
 LAYER_CALL, LAYER_FIXED = struct.Struct("15P2q"), struct.Struct("d21q")
@@ -117,8 +119,8 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
     Raises:
         RuntimeError: There is no compiler, or it fails.
     """
-    compiler = _compiler()
-    command = [compiler, *FLAGS, *flags]
+    compiler, more = _compiler(), environment.set_values().get(MORE_FLAGS, "")
+    command = [compiler, *FLAGS, *more.split(), *flags]
     facts = _version(compiler), _processor(), torch.__version__
     key = hashlib.sha256("\0".join([*command, *facts]).encode())
     for file in (*SOURCES, *HEADERS):
