@@ -91,7 +91,7 @@ def clear() -> list[Path]:
 def describe() -> dict[str, object]:
     """The folder, why it is not used (or None), and the files and bytes in it."""
     path = folder()
-    found = {"folder": str(path), "refused": None, "files": 0, "bytes": 0}
+    found: dict[str, object] = {"folder": str(path), "refused": None, "files": 0, "bytes": 0}
     if path.is_dir() or path.is_symlink():
         found["refused"] = refusal(path)
         files = [file for file in path.glob(f"*{SUFFIX}") if file.is_file()]
