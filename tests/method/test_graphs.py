@@ -243,7 +243,7 @@ class TestPlain:
         assert [s["mode"] for s in cache.summary()] == ["eps"] and cache.recorder.replays == 3
 
     def test_denoising_replays_and_gives_the_same_picture(self):
-        cache, prior = Cache(), load_prior("embedded-gray")
+        cache, prior = Cache(), unet_prior(in_channels=1, out_channels=1)
         config = FuseConfig(denoise=20, draws=2)
         eagerly, replayed = SourceModel(prior, config), SourceModel(prior, config, cache.evaluate)
         for seed in range(3):
