@@ -63,10 +63,10 @@ PRELOAD = $$($(or $(CXX),c++) -print-file-name=libasan.so) $$($(or $(CXX),c++) -
 
 test-native: venv
 	@for march in x86-64 x86-64-v3 native; do echo "test-native: -march=$$march"; \
-	  DDFM_FAST_CACHE=out/native DDFM_FAST_CPU_FLAGS="-march=$$march" \
+	  DDFM_FAST_CPU_FLAGS="-march=$$march" \
 	  $(BIN)/python -m pytest -q -p no:cacheprovider $(NATIVE) $(ARGS) || exit 1; done
 	@echo "test-native: under the address and undefined-behavior sanitizers"
-	@DDFM_FAST_CACHE=out/native DDFM_FAST_CPU_FLAGS="$(SANITIZE)" LD_PRELOAD="$(PRELOAD)" \
+	@DDFM_FAST_CPU_FLAGS="$(SANITIZE)" LD_PRELOAD="$(PRELOAD)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q -p no:cacheprovider $(NATIVE) $(ARGS)
 
 fuzz: venv

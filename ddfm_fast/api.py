@@ -40,7 +40,10 @@ from .priors.prior import Prior
 from .restore.sources import FusionReport, SourceModel
 from .runtime import environment
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
+from .runtime.machine import one_thread_after_fork
 from .runtime.memory import images_that_fit, in_batches
+
+one_thread_after_fork()
 
 KINDS = ("photographic", "functional")
 KEPT_FUSERS = 4

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import sys
 from pathlib import Path
 
 
@@ -41,3 +43,20 @@ def total_bytes() -> int | None:
         return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     except (OSError, ValueError):  # no such file, or "max": no limit
         return total
+
+
+@functools.cache
+def one_thread_after_fork() -> None:
+    """Have processes that are forked from this one compute on one thread; once a process.
+
+    OpenMP's threads are not forked along, and a child that waits for them waits for ever.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_one_thread)
+
+
+def _one_thread() -> None:
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(1)

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import torch
-from campaign import Campaign, pick
+from campaign import SECONDS, Campaign, pick
 from PIL import Image
 
 from ddfm_fast import FuseConfig, Fuser, fuse
@@ -149,8 +149,8 @@ def test_calls():
 
 
 def test_configurations():
-    Campaign("configurations", fields).run(5).check(least=200)
+    Campaign("configurations", fields).run(SECONDS / 4).check(least=200)
 
 
 def test_warm_ups():
-    Campaign("warm-ups", shapes).run(5).check(least=100)
+    Campaign("warm-ups", shapes).run(SECONDS / 4).check(least=100)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from campaign import Campaign, damaged, pick
+from campaign import SECONDS, Campaign, damaged, pick
 from clips import pan, quick_fuser, write_clip
 from networks import SMALL, random_unet
 from PIL import Image
@@ -52,7 +52,7 @@ def test_pictures(tmp_path):
         assert image.dtype in (np.uint8, np.uint16) and image.ndim in (2, 3)
         return "taken"
 
-    Campaign("pictures", attempt).run(10).check(least=100)
+    Campaign("pictures", attempt).run(SECONDS / 2).check(least=100)
 
 
 def test_checkpoints(tmp_path):
@@ -83,7 +83,7 @@ def test_checkpoints(tmp_path):
             return "refused"
         return "taken"
 
-    Campaign("checkpoints", attempt).run(10).check(least=20)
+    Campaign("checkpoints", attempt).run(SECONDS / 2).check(least=20)
 
 
 def test_lists_of_pairs(tmp_path):
@@ -106,7 +106,7 @@ def test_lists_of_pairs(tmp_path):
             return "refused"
         return "taken"
 
-    Campaign("lists of pairs", attempt).run(5).check(least=100)
+    Campaign("lists of pairs", attempt).run(SECONDS / 4).check(least=100)
 
 
 def test_videos(tmp_path):

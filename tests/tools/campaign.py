@@ -15,13 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from conftest import ROOT
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 Attempt = Callable[[np.random.Generator], str]
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
 """for each fuzzer; `make fuzz MINUTES=…` sets it"""
 SEED = os.environ.get("FUZZ_SEED")
 MOST_FAULTS = 20
+TABLE = ROOT / "out" / "fuzz" / "table.jsonl"
 
 
 class Campaign:
@@ -53,7 +54,7 @@ class Campaign:
             self.faults.append({"seed": seed, "error": text[:400], "where": " ".join(where)[:400]})
 
     def _note(self, seconds: float) -> None:
-        """Add a line to out/fuzz/table.jsonl, and print it."""
+        """Add a line to the table, and print it."""
         tried = sum(self.outcomes.values()) + len(self.faults)
         line = {
             "fuzzer": self.name,
@@ -62,9 +63,8 @@ class Campaign:
             "faults": self.faults,
             "seconds": seconds,
         }
-        folder = Path(ROOT) / "out" / "fuzz"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "table.jsonl").open("a") as file:
+        TABLE.parent.mkdir(parents=True, exist_ok=True)
+        with TABLE.open("a") as file:
             file.write(json.dumps(line) + "\n")
         counts = ", ".join(f"{n} {word}" for word, n in self.outcomes.most_common())
         print(f"{self.name}: {tried} tried: {counts}, {len(self.faults)} faults")
@@ -100,3 +100,18 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 def pick(rng: np.random.Generator, *choices):
     """One of the choices, as it is."""
     return choices[int(rng.integers(len(choices)))]
+
+
+def to_markdown() -> str:
+    """Write the table for people: `python tests/tools/campaign.py` prints it."""
+    rows = ["| fuzzer | seconds | tried | what became of it | faults |", "|---|---|---|---|---|"]
+    for line in map(json.loads, TABLE.read_text().splitlines()):
+        known = {"fuzzer", "tried", "faults", "seconds"}
+        outcomes = ", ".join(f"{n} {word}" for word, n in line.items() if word not in known)
+        cells = line["fuzzer"], f"{line['seconds']:.0f}", line["tried"], outcomes
+        rows.append("| " + " | ".join(map(str, (*cells, len(line["faults"])))) + " |")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    print(to_markdown())
