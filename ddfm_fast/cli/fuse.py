@@ -93,13 +93,18 @@ def _as_dict(
 ) -> dict[str, Any]:
     from .. import __version__
 
-    prior = fuser.prior
+    prior, denoiser = fuser.prior, None
+    found = [report["report"] for report in reports if report.get("report")]
+    if any(one[source]["evaluations"] for one in found for source in ("ir", "vis")):
+        used = fuser.sources.denoiser
+        denoiser = {"name": used.name, "fingerprint": used.fingerprint}
     return {
         "ok": all(report["ok"] for report in reports),
         "version": __version__,
         "preset": preset,
         "config": dataclasses.asdict(fuser.config),
         "prior": {"name": prior.name, "fingerprint": prior.fingerprint, "dtype": prior.precision},
+        "denoiser": denoiser,
         "device": str(prior.device),
         "seconds": seconds,
         "results": reports,
