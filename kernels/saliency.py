@@ -15,7 +15,8 @@ The binomial filter twice is one filter of nine taps, as mirrored borders stay m
 [1, 8, 28, 56, 70, 56, 28, 8, 1] / 256. Sums are added in a fixed order, gray levels counted in
 integers, and nothing depends on N: the same bytes from run to run, alone or in a batch.
 
-Launches for scenes at five bands: 32, one of them PyTorch's; 17 for functional maps.
+Launches for scenes at five bands: 32, one of them PyTorch's; 17 for functional maps. Of pictures
+with less than three bands one more.
 A batch of both kinds is taken in two parts. Agrees in Triton's interpreter; has not run on a GPU.
 """
 

@@ -6,7 +6,7 @@ He et al. 2010), on planes half or a quarter as wide (He and Sun 2015), which av
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -14,10 +14,8 @@ import torch
 from torch import Tensor
 
 from ..images.color import luma
-from .noise_level import NoiseLevel, noise_level
+from .noise_level import Estimator, estimate
 
-Estimator = Callable[[Tensor], NoiseLevel]
-"""the noise of a plane [1, 1, H, W] in [0, 1]"""
 _STRONG = 10.0
 """gray levels of noise from which planes are a quarter as wide, not half"""
 _WINDOW = 5
@@ -36,12 +34,8 @@ def chroma_noise(rgb: Tensor, estimators: Sequence[Estimator] | None = None) -> 
     y = luma(rgb)
     blue = (rgb[:, 2:] - y) * _OF_BLUE + 0.5
     red = (rgb[:, :1] - y) * _OF_RED + 0.5
-    estimate_blue, estimate_red = estimators or (_estimate, _estimate)
+    estimate_blue, estimate_red = estimators or (estimate, estimate)
     return max(estimate_blue(blue).sigma, estimate_red(red).sigma)
-
-
-def _estimate(plane: Tensor) -> NoiseLevel:
-    return noise_level(plane)[0]
 
 
 def smooth_chroma(rgb: Tensor, guide: Tensor, sigma: float) -> Tensor:

@@ -16,6 +16,7 @@ cancels planes and straight edges and multiplies the standard deviation of white
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cv2
@@ -145,6 +146,15 @@ def noise_level(luma: Tensor) -> list[NoiseLevel]:
         )
     planes = luma.detach().to("cpu", torch.float32)[:, 0].numpy()
     return [_noise_level(np.multiply(plane, np.float32(255))) for plane in planes]
+
+
+Estimator = Callable[[Tensor], NoiseLevel]
+"""the noise of one plane [1, 1, H, W] in [0, 1]: ``estimate``, or a video's running one"""
+
+
+def estimate(plane: Tensor) -> NoiseLevel:
+    """Estimate the noise of one plane [1, 1, H, W] in [0, 1]."""
+    return noise_level(plane)[0]
 
 
 def stabilize(luma: Tensor, gain: float, offset: float) -> Stabilized:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,17 +16,11 @@ from ..priors.prior import Prior
 from .chroma import chroma_noise, smooth_chroma
 from .defects import remove_defects
 from .denoise import Evaluate, denoise, evaluate
-from .noise_level import NoiseLevel, destabilize, noise_level, stabilize
+from .noise_level import Estimator, NoiseLevel, destabilize, estimate, stabilize
 
 SOURCES = ("ir", "vis")
 ALL_NOISE = 0.08
 """times its noise that a denoised source must vary by, else the noise was all there was"""
-Estimator = Callable[[Tensor], NoiseLevel]
-"""the noise of a luma plane [1, 1, H, W] whose defects are removed"""
-
-
-def _estimate(plane: Tensor) -> NoiseLevel:
-    return noise_level(plane)[0]
 
 
 class SourceReport(NamedTuple):
@@ -129,7 +123,7 @@ class SourceModel:
     def warm_up(self, plane: Tensor) -> None:
         """Do the first-call work for a luma plane of that size."""
         if any(wanted != "off" for wanted in self.wanted.values()):
-            for _ in range(2):  # the second captures
+            for _ in range(2 if plane.is_cuda else 1):  # the second captures
                 self._noise_removed(plane, 1.0, seed=0)
 
     def __call__(
@@ -154,8 +148,8 @@ class SourceModel:
         reports: list[dict[str, SourceReport]] = [{} for _ in range(len(ir))]
         restored: list[Tensor] = []
         for name, planes in zip(SOURCES, (ir, vis), strict=True):
-            estimate = estimators[name] if estimators else _estimate
-            done = [self._restore(p, name, seed, estimate) for p in planes.split(1)]
+            noise_of = estimators[name] if estimators else estimate
+            done = [self._restore(p, name, seed, noise_of) for p in planes.split(1)]
             for report, (_, found) in zip(reports, done, strict=True):
                 report[name] = found
             changed = any(found != SourceReport() for _, found in done)
@@ -189,7 +183,7 @@ class SourceModel:
         return (torch.cat(images) if any(found) else rgb), found
 
     def _restore(
-        self, plane: Tensor, name: str, seed: int, estimate: Estimator
+        self, plane: Tensor, name: str, seed: int, noise_of: Estimator
     ) -> tuple[Tensor, SourceReport]:
         wanted = self.wanted[name]
         if wanted == "off":
@@ -199,7 +193,7 @@ class SourceModel:
         if wanted == "auto":
             plane, (defects,) = remove_defects(plane)
             columns, rows, dead = defects.columns, defects.rows, defects.dead
-            level = estimate(plane)
+            level = noise_of(plane)
         else:
             level = NoiseLevel(sigma=float(wanted), plain=float(wanted), gain=0.0, offset=0.0)
         if not level.sigma:

@@ -106,7 +106,8 @@ def conflict(i: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Find where the sources contradict each other, and which of them says more there.
 
     i, v: planes of level 1 [H, W] in [0, 1]. With local statistics of σ = 6 pixels of the sources:
-    C = clip(−1.5 · correlation, 0, 1), and the pick of the infrared, sigmoid(12 (f − ½)) of its
+    C = clip(−1.5 · correlation, 0, 1), and the pick of the infrared, less in front of a cold sky:
+    sigmoid(12 (f − ½)) · (1 − ``COLD_SKY`` · ``cold_sky``) with its
     share f of Σ C · variance within σ = 12 pixels: what varies outside of the conflict, such as a
     skull beside a cortex, has no say.
 

@@ -46,8 +46,8 @@ from ..images.stretch import source_limits, stretch_between, stretch_limits
 from ..method import Diffusion, Method
 from ..options import ReadingOptions
 from ..priors.prior import Prior
-from ..restore.noise_level import CLEAN, NoiseLevel, noise_level
-from ..restore.sources import SOURCES, Estimator, SourceModel, SourceTotals
+from ..restore.noise_level import CLEAN, Estimator, NoiseLevel, estimate
+from ..restore.sources import SOURCES, SourceModel, SourceTotals
 from ..sampler import noised
 from ..schedule import StepRow
 from ..step import ReverseStep, plain_em
@@ -190,7 +190,7 @@ class RunningNoise:
         due = self.frames < _NOISE_FRAMES or self.frames % _NOISE_FRAMES == 0
         self.frames += 1
         if due or self.contradictions:
-            found = noise_level(plane)[0]
+            found = estimate(plane)
             if self.estimates >= _CONTRADICTIONS and self._contradicts(found):
                 self.contradictions.append(found)
             else:
