@@ -276,7 +276,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="parts: without the sums"):
         normed([(x, None)], norm=(torch.ones(32), torch.ones(32)))
     q, k, v = normal(1, 9, 2, 3, 8).unbind(3)
-    with pytest.raises(ValueError, match="v: shape"):
+    with pytest.raises(ValueError, match="v of shape"):
         cpu.attention(q, k, v[:, :8])
 
 
