@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import emulated
 import pytest
 import torch
 
@@ -339,3 +340,18 @@ def test_a_made_tensor_is_float32_on_the_cpu():
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(x.dtype == torch.float32 and x.is_cpu and x.shape == (2, 3) for x in made)
+
+
+@pytest.mark.parametrize("target", emulated.PARAMS)
+def test_an_emulated_kernel_is_seen_to_write_beside_its_memory(foreign, target, monkeypatch):
+    """What the tests of other processors rely on: a result of a row less than is written."""
+    library = foreign(target)
+    assert (library.process.args[0], library.ddfm_group()) == (emulated.EMULATOR, 8)
+    library.watch(monkeypatch)
+    mean, out = torch.zeros(5, 64), torch.zeros(4, 64)
+    addresses = mean.data_ptr(), mean.data_ptr(), out.data_ptr()
+    call = bands.SKY.pack(*addresses, 0, 4, 64, 0.65, 20.0, 0.015, -50.0)
+    assert library.ddfm_sky(call, 1) == 0 and out.count_nonzero() == out.numel()
+    call = bands.SKY.pack(*addresses, 0, 5, 64, 0.65, 20.0, 0.015, -50.0)
+    with pytest.raises(AssertionError, match="wrote beside its memory"):
+        library.ddfm_sky(call, 1)
