@@ -375,7 +375,7 @@ class _Run:
             "report": report,
         }
         try:
-            write_image(staged, picture)
+            _stage(picture, staged, target)
             self.history.commit(pair.item, pair.inputs, staged, target, facts)
         except _EXPECTED as error:
             if no_room := _no_room(error):
@@ -401,6 +401,19 @@ class _Run:
         if result.status == FAILED and self.on_error is not None:
             with tqdm.external_write_mode():
                 self.on_error(result)
+
+
+def _stage(picture: np.ndarray, staged: Path, target: Path) -> None:
+    """Write a picture to the staging folder; an error is that of its target."""
+    try:
+        write_image(staged, picture)
+    except ImageFileError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise ImageFileError(
+            f"{target}: cannot be written ({error.__cause__.strerror}); choose a folder that you "
+            "may write to and that has room"
+        ) from error.__cause__
 
 
 def prefetch(pool: ThreadPoolExecutor, function, items: Iterable, ahead: int) -> Iterator:

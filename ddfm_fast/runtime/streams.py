@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 _FAILED = 1
 
@@ -21,7 +22,7 @@ class _Raw(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, data) -> int | None:
+    def write(self, data: Any, /) -> int | None:
         if self.failure is None:
             try:
                 return super().write(data)
@@ -97,7 +98,7 @@ def _tolerant(stream) -> tuple[_Raw | None, io.TextIOBase]:
 def _lost(raw: _Raw | None) -> OSError | None:
     """Why something printed went nowhere; None where nothing did, or nobody listens any more."""
     _flush()
-    failure = raw and raw.failure
+    failure = None if raw is None else raw.failure
     return None if failure is None or failure.errno == errno.EPIPE else failure
 
 
