@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -206,12 +205,6 @@ def save_unet(
     for key, value in ((TRAINING_KEY, training), (SOURCE_KEY, source)):
         if value:
             metadata[key] = json.dumps(value)
-    try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"dst: {os.fspath(path)!r} cannot be written ({error}); make room, or choose another "
-            "folder"
-        ) from None
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
     return Path(path)
