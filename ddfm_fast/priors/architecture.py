@@ -59,6 +59,11 @@ def infer_config(shapes: Shapes, pixel_unshuffle: int | None = None) -> dict[str
         **_infer_image_channels(shapes, pixel_unshuffle),
     }
     stages = 1 + max(_index(k) for k in shapes if k.startswith("output_blocks."))
+    if stages > len(shapes):  # before anything is built of that many
+        raise ValueError(
+            f"the checkpoint names {stages} output blocks and has {len(shapes)} tensors; is the "
+            "file complete?"
+        )
     resampling, levels = _infer_resampling(shapes, stages)
     if stages % levels or stages // levels < 2:
         raise ValueError(
