@@ -179,7 +179,12 @@ def complete_config(
 
 def _check_agreement(source: str, values: dict[str, Any], found: dict[str, Any]) -> None:
     # Through UNetConfig, so that lists, sets and unknown keywords are treated as everywhere.
-    checked = UNetConfig.from_dict({**found, **values}).to_dict()
+    try:
+        checked = UNetConfig.from_dict({**found, **values}).to_dict()
+    except TypeError as error:
+        if source == "metadata":  # the file is wrong, not the caller's argument
+            raise ValueError(f"metadata: {error}") from None
+        raise
     for key, value in found.items():
         expected = list(value) if isinstance(value, tuple) else value
         if key in values and checked[key] != expected:

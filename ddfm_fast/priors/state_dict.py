@@ -24,7 +24,6 @@ from torch import Tensor
 
 from .pickles import MOST_BYTES, ForeignObject, check_pickles
 
-
 WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MOST_TENSORS = 10_000
 MOST_WEIGHTS = 1 << 34
