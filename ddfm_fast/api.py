@@ -364,9 +364,7 @@ def _precision(prior: Any, dtype: Any, device: torch.device, config: FuseConfig)
         return dtype
     if config.round_luma or not isinstance(prior, str | os.PathLike):
         return None
-    # denoising and the few steps of "saliency" are at low noise
-    start = 0 if config.variant == "saliency" else config.start
-    return default_precision(device, start)
+    return default_precision(device)
 
 
 class _Key(NamedTuple):

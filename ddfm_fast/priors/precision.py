@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,8 +17,28 @@ PRECISIONS = {
 }
 """``dtype=`` → dtype of weights and activations; "tf32" rounds only inside matrix products"""
 
-LATE_START = 100
-"""timestep up to which low precision of the prior does not show in the picture"""
+
+class Auto(NamedTuple):
+    """A row of the table that ``dtype="auto"`` is read from."""
+
+    device: str
+    dtype: str
+    why: str
+
+
+AUTO = {
+    "cpu": Auto(
+        "CPU", "float32",
+        "measured: bfloat16 takes 1.2 to 2.4 times as long on a CPU without products in it "
+        "(bench/results/dtype.md); no CPU with them (AMX) has been measured",
+    ),
+    "cuda": Auto(
+        "GPU of capability 7.0 or more", "float16",
+        "on paper: as fast as bfloat16, and 20 dB truer (bench/results/precision.md); not measured",
+    ),
+    "old": Auto("older GPU", "float32", "it has no matrix units; not measured"),
+}  # fmt: skip
+"""what ``dtype="auto"`` takes: what was measured to be fastest there and costs less than 0.02 dB"""
 
 
 def check_precision(dtype: str | torch.dtype | None) -> str | None:
@@ -47,20 +67,14 @@ def cpu_has(dtype: torch.dtype) -> bool:
     return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
 
 
-def default_precision(device: torch.device, start: int | None = None) -> str:
-    """Resolve ``dtype="auto"`` on a device, for sampling that begins at timestep ``start``.
+def default_precision(device: torch.device) -> str:
+    """Resolve ``dtype="auto"`` on a device by ``AUTO``.
 
-    On a CPU float32, or bfloat16 where the CPU multiplies in it and sampling begins at
-    ``LATE_START`` or later: ε counts for little there, and the fused picture changes by less than
-    a tenth of a gray level (bench/results/precision.md). On CUDA float16, from compute capability 7
-    on, where the matrix units are: as fast as bfloat16 on paper, and in the fused picture it came
-    nearer to float32 (measured on a CPU; no GPU has run yet). What float16 cannot hold ends in an
-    error of the sampler, not in a wrong picture.
+    What float16 cannot hold ends in an error of the sampler, not in a wrong picture.
     """
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 7:
-        return "float16"
-    late = start is not None and start <= LATE_START
-    return "bfloat16" if device.type == "cpu" and late and cpu_has(torch.bfloat16) else "float32"
+    if device.type != "cuda":
+        return AUTO["cpu"].dtype
+    return AUTO["cuda" if torch.cuda.get_device_capability(device)[0] >= 7 else "old"].dtype
 
 
 @contextmanager

@@ -166,7 +166,7 @@ def test_with_options_keeps_the_precision_of_a_prior_that_is_named_again():
 
 def test_with_options_is_exact_where_the_preset_is(monkeypatch):
     """The authors' script to the pixel needs float32, whatever was chosen for a quick preset."""
-    monkeypatch.setattr(api, "default_precision", lambda device, start: "bfloat16")
+    monkeypatch.setattr(api, "default_precision", lambda _device: "bfloat16")
     fuser = Fuser(device="cpu", preset="fast")
     assert fuser.prior.precision == "bfloat16"
     assert fuser.with_options(preset="balanced").prior is fuser.prior
