@@ -88,6 +88,8 @@ ALLOWED_FACES = {
     ("ddfm_fast.kernels", "available"),
     ("ddfm_fast.kernels", "choose_planes"),
     ("ddfm_fast.kernels", "module_status"),
+    ("ddfm_fast.kernels", "Obstacle"),
+    ("ddfm_fast.kernels", "obstacle"),
 }
 
 
