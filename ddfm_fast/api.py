@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .config import FuseConfig, default_preset, require_bool
-from .graphs import GraphCache
+from .graphs import GraphCache, GraphSummary
 from .images.doubts import warn
 from .images.pair import Pair, as_items, checked_color, read_pair
 from .images.planes import pad_to_multiple
@@ -257,6 +257,10 @@ class Fuser:
                 self.method(plane, plane, seed=self.seed)
             seconds[tuple(shape)] = time.perf_counter() - start
         return seconds
+
+    def summary(self) -> list[GraphSummary]:
+        """Describe the CUDA graphs that this fuser keeps, oldest use first; empty on a CPU."""
+        return self.loops.summary()
 
     def stream(
         self,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ..images.doubts import warn
+from .capture import release_cached_memory
 
 if TYPE_CHECKING:
     from ..priors.prior import Prior
@@ -115,8 +116,7 @@ def in_batches(
             first += size
             continue
         # outside the handler, whose traceback would keep the failed tensors alive
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cached_memory()
     return results
 
 

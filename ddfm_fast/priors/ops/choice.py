@@ -16,10 +16,9 @@ from .plain import PlainOps
 def ops_for(device: torch.device, weights: int, dtype: torch.dtype = torch.float32) -> Ops[Any]:
     """Choose the fastest on a device for a network of so many weights."""
     if device.type == "cuda":
-        try:
-            return FusedOps()
-        except ImportError:  # no Triton for this platform: the twin is the path
-            return PlainOps()
+        from ddfm_fast.kernels import obstacle
+
+        return PlainOps() if obstacle(device) else FusedOps()
     if device.type == "cpu" and NativeOps.fits(weights) and NativeOps.available(dtype):
         return NativeOps()
     small = device.type == "cpu" and weights <= OneDnnOps.MOST_WEIGHTS
