@@ -8,7 +8,8 @@ ARGS ?=
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check quick-method quick-rooms test test-native fuzz lint types bench quality clean
+.PHONY: help venv demo check quick-method quick-rooms test test-native fuzz lint types bench quality \
+  gpu-kit clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
@@ -21,6 +22,7 @@ help:
 	@echo "make types   check the types"
 	@echo "make bench   time this machine against the reference path (ARGS="--save --report": all of it)"
 	@echo "make quality  the pictures against their targets (ARGS=FOLDER with ivf/ and mif/)"
+	@echo "make gpu-kit  what bench/gpu_suite.sh needs, in one folder (CUDA=cuda12 WITH_TORCH=1 ARGS=…)"
 	@echo "make clean   remove .venv, out/ and everything built"
 
 venv: $(STAMP)
@@ -75,6 +77,11 @@ bench: venv
 
 quality: venv
 	@$(BIN)/python -m bench.quality $(ARGS)
+
+CUDA ?= cuda13
+
+gpu-kit: venv
+	@$(BIN)/python -m bench.kit --cuda $(CUDA) $(if $(WITH_TORCH),--with-torch) $(PIP_ARGS) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
