@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -73,6 +73,23 @@ def assert_interpreted(request: pytest.FixtureRequest) -> Callable[[], None]:
         assert returncode == 0 and " passed" in output, output[-20000:]
 
     return check
+
+
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
+    """A function from a target of ``emulated.TARGETS`` to its library; skips without the tools."""
+    import emulated
+
+    folder, made = tmp_path_factory.mktemp("foreign"), {}
+
+    def library(target: str) -> emulated.Emulated:
+        if target not in made:
+            made[target] = emulated.Emulated(emulated.compiled(folder, target))
+        return made[target]
+
+    yield library
+    for found in made.values():
+        found.close()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

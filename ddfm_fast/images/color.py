@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .planes import check_planes
 
-_CHROMA_THRESHOLD = 1.5 / 255
+CHROMA_THRESHOLD = 1.5 / 255
+"""most that the channels of a gray pixel differ by"""
 
 
 def luma(rgb: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def has_chroma(rgb: Tensor) -> Tensor:
     if check_planes(rgb, "rgb") == 1:
         return torch.zeros(rgb.shape[0], dtype=torch.bool, device=rgb.device)
     spread = rgb.amax(dim=1) - rgb.amin(dim=1)
-    return spread.flatten(1).amax(dim=1) > _CHROMA_THRESHOLD
+    return spread.flatten(1).amax(dim=1) > CHROMA_THRESHOLD
 
 
 def with_luma(y: Tensor, source: Tensor, *, dims: bool = False) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..config import FuseConfig
 from ..images.doubts import warn
+from ..images.stretch import Fused
 from ..priors.load import denoiser_of
 from ..priors.prior import Prior
 from .chroma import chroma_noise, smooth_chroma
@@ -159,7 +160,7 @@ class SourceModel:
     def color(
         self,
         rgb: Tensor,
-        y: Tensor,
+        fused: Fused,
         color_from: Sequence[str],
         estimators: Sequence[Estimator] | None = None,
     ) -> tuple[Tensor, list[float]]:
@@ -167,7 +168,7 @@ class SourceModel:
 
         Args:
             rgb: [N, 3, H, W] in [0, 1], whose chroma it is.
-            y: The fused luma, [N, 1, H, W].
+            fused: The fused lumas.
             color_from: Of each image, the source that it is of.
             estimators: Of Cb and Cr, a video's running ones.
 
@@ -178,7 +179,8 @@ class SourceModel:
         images, found = list(rgb.split(1)), [0.0] * len(rgb)
         for n, name in enumerate(color_from):
             if self.wanted[name] != "off" and (sigma := chroma_noise(images[n], estimators)):
-                images[n] = smooth_chroma(images[n], y[n : n + 1], sigma)
+                guide = fused.images(n, 1).stretched()
+                images[n] = smooth_chroma(images[n], guide, sigma)
                 found[n] = sigma
         return (torch.cat(images) if any(found) else rgb), found
 

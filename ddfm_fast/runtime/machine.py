@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import sys
 from pathlib import Path
+
+SPINS = "1000"
+"""of OpenMP's threads before they sleep: some 50 microseconds"""
 
 
 def cpu_model() -> str:
     """Name the processor, as Linux does where it can."""
+    import platform
+
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -31,6 +35,22 @@ def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return max(1, min(cores, round(int(quota) / int(period))))
     except (OSError, ValueError):  # no such file, or "max": no limit
         return cores
+
+
+def quiet_openmp() -> None:
+    """Let OpenMP's threads soon sleep while they wait, and be no more than this process's cores.
+
+    OpenMP reads the environment as it is loaded, with PyTorch; where that is done already, or the
+    user has set these variables, nothing is changed. Its threads would spin for milliseconds after
+    each operation, which takes the cores from other programs and, on a busy machine, from our own
+    threads. It does not see that a container's share is smaller than the machine.
+    """
+    if "torch" in sys.modules:
+        return
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+    if (share := usable_cores()) < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
 
 
 def total_bytes() -> int | None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..images.files import ensure_writable_dir, write_image
+from ..images.files import ensure_writable_dir, is_folder, write_image
 from .decoding import load_av
 from .frames import Source, VideoError
-from .outputs import Output
+from .outputs import Lock, Output
 
 CODECS = ("h264", "hevc", "ffv1", "png")
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".ts")
@@ -58,13 +58,13 @@ def open_sink(
     if crf is not None and (codec not in CRF or not isinstance(crf, int) or not 0 <= crf <= 51):
         raise VideoError(f"crf is {crf!r} with codec {codec}; expected 0 to 51 with h264 or hevc")
     if codec == "png":
-        if suffix and not out.is_dir():
+        if suffix and not is_folder(out):
             raise VideoError(
                 f"out is {out}; expected a file ending in {', '.join(SUFFIXES)}, or a folder "
                 "(a name without suffix) for PNG files"
             )
         return PictureSink(out)
-    if suffix not in SUFFIXES or out.is_dir():
+    if suffix not in SUFFIXES or is_folder(out):
         raise VideoError(
             f"out is {out} with codec {codec}; expected a file ending in {', '.join(SUFFIXES)}"
         )
@@ -100,16 +100,37 @@ class Sink:
 
 
 class PictureSink(Sink):
-    """A folder of PNG files named after the number of the visible frame; each is whole."""
+    """A folder of PNG files named after the number of the visible frame; each is whole.
+
+    One run at a time writes to a folder.
+    """
 
     def __init__(self, folder: Path):
         self.path = ensure_writable_dir(folder)
+        self._lock = Lock(folder, folder=True)
 
     def write(self, image: np.ndarray, time: Fraction, number: int, packets: tuple = ()) -> None:
         """Add a frame; PNG files have neither time nor audio."""
         del time, packets
-        write_image(self.path / f"{number:06d}.png", image)
+        picture = self.path / f"{number:06d}.png"
+        if not (self._lock.holds and os.path.isdir(self.path)):
+            raise VideoError(f"{self.path}: is gone after frame {self.frames}; start again")
+        if os.path.islink(picture):
+            raise VideoError(f"{picture}: is a link to another file; choose another folder")
+        try:
+            write_image(picture, image)
+        except OSError as error:
+            raise VideoError(f"{picture}: cannot be written ({_reason(error)})") from error
         self.frames += 1
+
+    def finish(self) -> None:
+        """Let the next run write to the folder."""
+        self._lock.let_go()
+
+    def abandon(self) -> Path | None:
+        """Let the next run write to the folder; return it if there are frames in it."""
+        self._lock.let_go()
+        return self.path if self.frames and os.path.isdir(self.path) else None
 
 
 class VideoSink(Sink):

@@ -26,10 +26,11 @@ def ops_for(
         widest: Channels of its widest level; 0: unknown, so wide.
     """
     if device.type == "cuda":
-        try:
-            return OnePassOps() if OnePassOps.suit(widest, dtype) else FusedOps()
-        except ImportError:  # no Triton for this platform: the twin is the path
+        from ddfm_fast.kernels import obstacle
+
+        if obstacle(device):
             return PlainOps()
+        return OnePassOps() if OnePassOps.suit(widest, dtype) else FusedOps()
     if device.type == "cpu" and NativeOps.fits(weights) and NativeOps.available(dtype):
         return NativeOps()
     small = device.type == "cpu" and weights <= OneDnnOps.MOST_WEIGHTS

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..unet import NORM_EPS
 from ..unet_config import GROUPS
-from .base import Conv, Feature, Norm, Ops, attention, convolve, double, rows_of
+from .base import Conv, Feature, Norm, Ops, attention, conv2d, convolve, double, rows_of
 
 NAIVE_SUMS = 2**13
 """pixels up to which PyTorch's group norm of channels_last maps on a CPU is as exact as float32"""
@@ -103,7 +103,7 @@ class PlainOps(Ops[Tensor]):
         return convolve(x, conv, bias)
 
     def halve(self, x: Tensor, conv: Conv) -> Tensor:
-        return F.conv2d(x, conv.weight, conv.bias.to(x.dtype), stride=2, padding=1)
+        return conv2d(x, conv.weight, conv.bias.to(x.dtype), stride=2, padding=(1, 1))
 
     @staticmethod
     def norm(x: Tensor, norm: Norm) -> Tensor:
