@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from .engine import Blocks, Engine, Layer
 from .ops.base import Feature, Ops
 from .ops.fused import FusedOps
+from .ops.onepass import OnePassOps
 from .ops.plain import PlainOps
 from .unet import UNet
 from .unet_config import UNetConfig
@@ -193,6 +194,40 @@ class _MetaKernels:
         return out
 
 
+class _MetaLayers:
+    """The launcher of ``kernels.conv`` without data: one launch a layer."""
+
+    def __init__(self, recorder: _Recorder):
+        self.recorder = recorder
+
+    @staticmethod
+    def pack(weight: Tensor) -> Tensor:
+        return weight
+
+    def layer(
+        self, parts, weight, *, norm=None, resample="", stride=1, bias=None, skip=None,
+        residual=None, want_moments=True, **_options,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        x = parts[0].data
+        height, width = (
+            -(-(2 * side if resample == "up" else side // 2 if resample == "down" else side)
+              // stride)
+            for side in x.shape[2:]
+        )  # fmt: skip
+        shape = len(x), len(weight), height, width
+        y = torch.empty(shape, dtype=x.dtype, device="meta", memory_format=torch.channels_last)
+        pixels = math.ceil(height * width / (62 if shape[1] > 32 else 126))
+        sets = math.ceil(pixels / math.ceil(pixels / 128))
+        moments = torch.empty(shape[0], sets, 2, shape[1], device="meta") if want_moments else None
+        skip_weight, skip_parts = skip or (None, ())
+        flops = 2 * shape[0] * height * width * weight.numel()
+        flops += 0 if skip is None else 2 * shape[0] * height * width * skip_weight.numel()
+        read = [p for part in parts for p in (part.data, part.moments if norm else None)]
+        read += [weight, bias, *(norm or ()), skip_weight, *skip_parts, residual]
+        self.recorder.note("layer", flops, read, (y, moments))
+        return y, moments
+
+
 class _Noted(Engine):
     """An engine that says which of its layers runs."""
 
@@ -223,7 +258,11 @@ def engine_cost(
     """
     unet = _meta_unet(config, dtype)
     recorder = _Recorder()
-    ops: Ops = FusedOps(_MetaKernels(recorder)) if fused else PlainOps()
+    ops: Ops = PlainOps()
+    if fused and OnePassOps.suit(max(config.level_channels), dtype):
+        ops = OnePassOps(_MetaLayers(recorder))
+    elif fused:
+        ops = FusedOps(_MetaKernels(recorder))
     engine = _Noted(unet, ops)
     engine.recorder = recorder
     with torch.no_grad():
