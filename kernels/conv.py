@@ -4,7 +4,7 @@ A convolution as an implicit matrix product, with what stands before it (group n
 resampling, two inputs side by side) done as it reads, and what stands after it (bias with the
 shift of the timestep, residual or 1x1 skip, moments for the next norm) as it writes.
 
-There are at most ``MOST_SETS`` moments for an image, so that the next layer merges them as it
+There are few moments for an image (``moments``), so that the next layer merges them as it
 starts and needs no launch for it. No atomics, and nothing depends on the batch or the GPU: the same
 call gives the same bytes, and an image in a batch what it gets alone.
 
@@ -22,31 +22,30 @@ from torch import Tensor
 
 from .checks import DTYPES, INTERPRETED, PRIOR_TWIN, check_device, check_dtype, on_device
 from .conv_kernels import layer_kernel
+from .moments import BLOCK_S, blocks, chunking
 
 SLICE = 32
 """channels that are read together: inputs have a multiple of them, or fewer"""
-MOST_SETS = 128
-"""of moments for an image: about one program of eight warps for each SM of a large GPU"""
-BLOCK_S = 64
-"""of them that are merged at once"""
 WARPS = 8
-NARROW = 128
-"""channels of a result up to which a 3x3 convolution goes row by row"""
 
 
 class Packed(NamedTuple):
     """A convolution's weight as :func:`pack` lays it out."""
 
     data: Tensor
-    """[side², C, O]"""
+    """[O, side², C]"""
     side: int
 
 
 def pack(weight: Tensor) -> Packed:
-    """Lay a weight [O, C, 3, 3], [O, C, 1, 1] or [O, C] out for :func:`layer`."""
+    """Lay a weight [O, C, 3, 3], [O, C, 1, 1] or [O, C] out for :func:`layer`.
+
+    No copy where a 4-dimensional one is in channels_last.
+    """
+    outs, channels = weight.shape[:2]
     side = weight.shape[2] if weight.ndim == 4 else 1
-    taps = weight.detach().reshape(*weight.shape[:2], side * side)
-    return Packed(taps.permute(2, 1, 0).contiguous(), side)
+    last = weight.detach().reshape(outs, channels, side, side).permute(0, 2, 3, 1)
+    return Packed(last.reshape(outs, side * side, channels).contiguous(), side)
 
 
 class Part(NamedTuple):
@@ -56,25 +55,9 @@ class Part(NamedTuple):
     moments: Tensor | None = None
 
 
-def blocks(outs: int) -> tuple[int, int]:
-    """Give (BLOCK_M, BLOCK_N) for so many channels of a result, whatever the image."""
-    if outs <= 16:
-        return 128, 16
-    if outs > NARROW and outs % 128 == 0:
-        return 128, 128
-    return (128, 32) if outs == 32 else (64, 32)  # more channels are on smaller maps
-
-
 def stages(wide: bool) -> int:
     """Give the loads that are in flight at once, in steps of the sum."""
     return 3 if wide else 2
-
-
-def chunking(rows: int, outs: int) -> tuple[int, int, int]:
-    """Give (tiles of a program, rows of its chunk, chunks) for a result's rows and channels."""
-    pixels = blocks(outs)[0] - 2
-    tiles = triton.cdiv(triton.cdiv(rows, pixels), MOST_SETS)
-    return tiles, tiles * pixels, triton.cdiv(rows, tiles * pixels)
 
 
 def suits(weight: Tensor) -> bool:
@@ -126,7 +109,7 @@ def layer(
         raise ValueError(f"parts holds {len(parts)} inputs; expected one or two")
     x, (n, _, source_h, source_w) = parts[0].data, parts[0].data.shape
     height, width = (_size(side, resample, stride) for side in (source_h, source_w))
-    rows, outs = height * width, packed.data.shape[2]
+    rows, outs = height * width, len(packed.data)
     shape = n, outs, height, width
     skip_parts = () if skip is None else skip[1]
     _check(parts, packed, norm, skip, shape)
@@ -206,7 +189,7 @@ def _check(parts, packed, norm, skip, shape) -> None:
     total = sum(part.data.shape[1] for part in parts)
     for name, vector in zip(("norm[0]", "norm[1]"), norm or (), strict=False):
         _check_vector(name, vector, total, x)
-    _check_packed("packed", packed, total, packed.data.shape[2], x)
+    _check_packed("packed", packed, total, len(packed.data), x)
     if skip is not None:
         for index, part in enumerate(skip[1]):
             _check_map(f"skip[1][{index}]", part, (n, part.shape[1], *shape[2:]), x)
@@ -226,7 +209,7 @@ def _check_map(name: str, x: Tensor, shape, like: Tensor) -> None:
 
 
 def _check_packed(name: str, packed: Packed, channels: int, outs: int, like: Tensor) -> None:
-    shape = packed.side**2, channels, outs
+    shape = outs, packed.side**2, channels
     check_dtype(name, packed.data, [like.dtype])
     if tuple(packed.data.shape) != shape or not packed.data.is_contiguous():
         raise ValueError(f"{name} has shape {tuple(packed.data.shape)}; expected {shape} of pack()")

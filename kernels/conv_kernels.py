@@ -63,9 +63,9 @@ def _read(
 
 
 @triton.jit
-def _weights(weight_ptr, tap, channel, channels, out, outs, there, WIDEN: tl.constexpr):
-    """Load a tile [BLOCK_K, BLOCK_N] of [taps, C, O]."""
-    at = weight_ptr + (tap * channels + channel)[:, None] * outs + out[None, :]
+def _weights(weight_ptr, tap, taps, channel, channels, out, there, WIDEN: tl.constexpr):
+    """Load a tile [BLOCK_K, BLOCK_N] of [O, taps, C]."""
+    at = weight_ptr + (out * taps + tap)[None, :] * channels + channel[:, None]
     w = tl.load(at, there, other=0.0)
     if WIDEN:
         w = w.to(tl.float32)
@@ -136,11 +136,11 @@ def _by_rows(
             x_ptr, at + (local * BLOCK_K + k)[None, :], inside, stride, source_w * stride,
             scale, shift, NORM, SILU, RESAMPLE, WIDEN,
         )  # fmt: skip
-        w = _weights(weight_ptr, tap * 3, channel, channels, out, outs, there, WIDEN)
+        w = _weights(weight_ptr, tap * 3, 9, channel, channels, out, there, WIDEN)
         left = tl.dot(x, w, left, input_precision=PRECISION)
-        w = _weights(weight_ptr, tap * 3 + 1, channel, channels, out, outs, there, WIDEN)
+        w = _weights(weight_ptr, tap * 3 + 1, 9, channel, channels, out, there, WIDEN)
         middle = tl.dot(x, w, middle, input_precision=PRECISION)
-        w = _weights(weight_ptr, tap * 3 + 2, channel, channels, out, outs, there, WIDEN)
+        w = _weights(weight_ptr, tap * 3 + 2, 9, channel, channels, out, there, WIDEN)
         right = tl.dot(x, w, right, input_precision=PRECISION)
     return middle + _beside(left, column, -1, 0) + _beside(right, column, 1, width - 1)
 
@@ -183,7 +183,7 @@ def _by_taps(
             x_ptr, at + (local * BLOCK_K + k)[None, :], inside, stride, source_w * stride,
             scale, shift, NORM, SILU, RESAMPLE, WIDEN,
         )  # fmt: skip
-        w = _weights(weight_ptr, tap, channel, channels, out, outs, there, WIDEN)
+        w = _weights(weight_ptr, tap, SIDE * SIDE, channel, channels, out, there, WIDEN)
         total = tl.dot(a, w, total, input_precision=PRECISION)
     return total
 
@@ -244,11 +244,11 @@ def layer_kernel(
     moments_b_ptr,
     norm_weight_ptr,  # float32 [C] with NORM
     norm_bias_ptr,
-    weight_ptr,  # as a: [SIDE², C, O]
+    weight_ptr,  # as a: [O, SIDE², C]
     bias_ptr,  # float32 [O], or None
     skip_a_ptr,  # as a [N, H, W, C_sa], or None
     skip_b_ptr,  # as a [N, H, W, C_sb], or None
-    skip_weight_ptr,  # as a [C_sa + C_sb, O]
+    skip_weight_ptr,  # as a [O, C_sa + C_sb]
     residual_ptr,  # as a [N, H, W, O], or of half ("up") or twice ("down") the size, or None
     y_ptr,  # out: as a [N, H, W, O]
     moments_ptr,  # out: float32 [N, sets, 2, O], or None
@@ -280,7 +280,7 @@ def layer_kernel(
     rstd = mean
     if NORM:
         mean, rstd = statistics(
-            moments_a_ptr, moments_b_ptr, n, source_rows, slices_a * BLOCK_K,
+            moments_a_ptr, moments_b_ptr, None, n, source_rows, slices_a * BLOCK_K,
             (slices_a + slices_b) * BLOCK_K, sets_a, chunk_a, sets_b, chunk_b, 0, BLOCK_S, 32,
         )  # fmt: skip
     in_h, in_w = height, width

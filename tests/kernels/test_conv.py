@@ -9,6 +9,7 @@ import torch.nn.functional as F
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED:
     from ddfm_fast.kernels import conv
+    from ddfm_fast.kernels import moments as chunks_of
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TINY = {torch.float32: 1e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -87,7 +88,7 @@ def assert_right(monkeypatch, parts, weight, **options):
 def assert_moments_of(x, moments):
     """Of what was stored; bounds are the roundings of sums of up to 126 rows, then of chunks."""
     rows = x.shape[2] * x.shape[3]
-    _, chunk, sets = conv.chunking(rows, x.shape[1])
+    _, chunk, sets = chunks_of.chunking(rows, x.shape[1])
     assert moments.shape == (len(x), sets, 2, x.shape[1])
     for index, part in enumerate(x.double().flatten(2).split(chunk, 2)):
         mean, squares = part.mean(2), part.var(2, correction=0) * part.shape[2]
@@ -167,11 +168,11 @@ class TestNumbers:
 
     def test_many_tiles_and_sets(self, monkeypatch):
         """Several tiles a program, the last one short, and more sets than are merged at once."""
-        monkeypatch.setattr(conv, "MOST_SETS", 3)
+        monkeypatch.setattr(chunks_of, "MOST_SETS", 3)
         x = image(1, 32, 23, 31)
-        assert conv.chunking(23 * 31, 32)[0] == 2
+        assert chunks_of.chunking(23 * 31, 32)[0] == 2
         assert_right(pytest.MonkeyPatch(), [x], filters(32, 32, 3), norm=norm_of(32))
-        monkeypatch.setattr(conv, "MOST_SETS", 128)
+        monkeypatch.setattr(chunks_of, "MOST_SETS", 128)
         monkeypatch.setattr(conv, "BLOCK_S", 4)
         assert_right(pytest.MonkeyPatch(), [x], filters(32, 32, 3), norm=norm_of(32))
 
@@ -217,7 +218,7 @@ class TestErrors:
             ({"x": image(1, 32, 4, 4).half()}, TypeError, "packed is torch.float32"),
             ({"x": image(1, 32, 4, 4).contiguous()}, ValueError, "expected channels_last"),
             ({"x": image(1, 48, 4, 4)}, ValueError, "48 channels; expected a multiple of 32"),
-            ({"x": image(1, 64, 4, 4)}, ValueError, r"packed has shape \(9, 32, 32\)"),
+            ({"x": image(1, 64, 4, 4)}, ValueError, r"packed has shape \(32, 9, 32\)"),
             ({"norm": norm_of(32)}, ValueError, "moments is None"),
             ({"bias": random(3)}, ValueError, r"bias has shape \(3,\)"),
             ({"residual": image(1, 32, 2, 2)}, ValueError, "residual has shape"),

@@ -13,6 +13,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from ddfm_fast.kernels import checks, conv, conv_kernels  # noqa: E402
 
+from ddfm_fast.kernels import moments as moments_of  # noqa: E402
+
 if checks.INTERPRETED:
     pytest.skip("TRITON_INTERPRET=1: nothing is compiled", allow_module_level=True)
 
@@ -49,7 +51,7 @@ AMD = {"gfx942": 64, "gfx1100": 32}
 def arguments(outs, *, norm=False, two=False, residual=None, skip=0, thin=0, side=3, stride=1,
               silu=True, resample="", moments=True, wide=False, dtype="bf16"):  # fmt: skip
     """Find the kernel's constants, the types and alignment of the others, and its options."""
-    block_m, block_n = conv.blocks(outs)
+    block_m, block_n = moments_of.blocks(outs)
     missing = [] if two else ["b_ptr", "moments_b_ptr"]
     missing += [] if norm else [*NORMS, "moments_b_ptr"]
     missing += ["skip_b_ptr"] if skip < 2 else []
@@ -60,7 +62,7 @@ def arguments(outs, *, norm=False, two=False, residual=None, skip=0, thin=0, sid
         SIDE=side, STRIDE=stride, ROWS=side == 3 and stride == 1 and not wide, NORM=norm,
         SILU=silu and norm, RESAMPLE=resample, RESIDUAL=residual or "", THIN=thin,
         THIN_OUT=outs if outs < block_n else 0, PRECISION="ieee", WIDEN=False, BLOCK_M=block_m,
-        BLOCK_N=block_n, BLOCK_K=64 if wide else conv.SLICE, BLOCK_S=conv.BLOCK_S,
+        BLOCK_N=block_n, BLOCK_K=64 if wide else conv.SLICE, BLOCK_S=moments_of.BLOCK_S,
     ) | dict.fromkeys(missing)  # fmt: skip
     names = conv_kernels.layer_kernel.arg_names
 
