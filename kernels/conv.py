@@ -60,12 +60,6 @@ def stages(wide: bool) -> int:
     return 3 if wide else 2
 
 
-def suits(weight: Tensor) -> bool:
-    """Say whether :func:`layer` can do a convolution with this weight."""
-    outs, channels = weight.shape[:2]
-    return (channels <= 16 or channels % SLICE == 0) and (outs <= 16 or outs % 32 == 0)
-
-
 def layer(
     parts: Sequence[Part],
     packed: Packed,

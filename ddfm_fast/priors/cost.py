@@ -164,6 +164,13 @@ class _MetaKernels:
     def join_(self, h: Tensor, bias, residual=None, **_options) -> Tensor:
         return self._moments(h, "residual", (h, bias, residual), (h,))
 
+    def suits_whole(self, x: Tensor) -> bool:
+        return x.shape[2] * x.shape[3] <= 1536 and x.shape[1] in (256, 512, 768, 1024)
+
+    def normalize_whole_(self, x: Tensor, weight, shift, bias=None) -> Tensor:
+        self.recorder.note("norm", 0, (x, weight, shift, bias), (x,))
+        return x
+
     def normalize(
         self, parts, weight, shift, *, bias=None, resample="", out=None, pool_input=False,
         **_options,
@@ -262,7 +269,7 @@ def engine_cost(
     unet = _meta_unet(config, dtype)
     recorder = _Recorder()
     ops: Ops = PlainOps()
-    if fused and OnePassOps.suit(max(config.level_channels), dtype):
+    if fused and OnePassOps.suit(config, dtype):
         ops = OnePassOps(_MetaLayers(recorder))
     elif fused:
         ops = FusedOps(_MetaKernels(recorder), _MetaLayers(recorder))
