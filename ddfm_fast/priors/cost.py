@@ -228,11 +228,11 @@ class _MetaLayers:
         shape = len(x), len(weight), height, width
         y = _empty_map(x, shape)
         moments = _empty_moments(shape) if want_moments else None
-        skip_weight, skip_parts = skip or (None, ())
-        flops = 2 * shape[0] * height * width * weight.numel()
-        flops += 0 if skip is None else 2 * shape[0] * height * width * skip_weight.numel()
+        skip_weights, skip_parts = ((), ()) if skip is None else ((skip[0],), skip[1])
+        products = sum(w.numel() for w in (weight, *skip_weights))
+        flops = 2 * shape[0] * height * width * products
         read = [p for part in parts for p in (part.data, part.moments if norm else None)]
-        read += [weight, bias, *(norm or ()), skip_weight, *skip_parts, residual]
+        read += [weight, bias, *(norm or ()), *skip_weights, *skip_parts, residual]
         side = weight.shape[-1] if weight.ndim == 4 else 1
         self.recorder.note(f"{side}x{side} layer", flops, read, (y, moments))
         return y, moments

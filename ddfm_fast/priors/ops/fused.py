@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..precision import convolutions_in_tf32
 from .base import Conv, Feature, Norm, convolve, fits_layer, rows_of
 from .plain import PlainOps
 
@@ -46,7 +47,7 @@ class FusedOps(PlainOps):
             resample = ""
         down = resample == "down"
         h, pooled = self._normalized(parts, norm, resample=resample, pool_input=down)
-        return h, (Feature(pooled),) if down else tuple(parts)
+        return h, tuple(parts) if pooled is None else (Feature(pooled),)
 
     def middle(self, h: Tensor, conv: Conv, bias: Tensor, norm: Norm) -> Tensor:
         if self._ours(conv):
@@ -100,7 +101,8 @@ class FusedOps(PlainOps):
         return conv.up_kernel is None and len(conv.weight) <= self.own
 
     def _layer(self, parts: Sequence[Feature], conv: Conv, **options) -> Feature:
-        return Feature(*self.layers.layer(parts, self._packed(conv), **options))
+        tf32 = bool(convolutions_in_tf32())
+        return Feature(*self.layers.layer(parts, self._packed(conv), tf32=tf32, **options))
 
     def _packed(self, conv: Conv):
         key = conv.name, len(conv.weight)

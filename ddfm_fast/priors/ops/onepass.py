@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..precision import convolutions_in_tf32
 from ..unet_config import UNetConfig
 from .base import Conv, Feature, Norm, Ops, Waiting, attention, fits_layer, rows_of
 
@@ -91,7 +92,8 @@ class OnePassOps(Ops[Waiting]):
         return self._run([feature], conv, bias=conv.bias, norm=norm[1:], want_moments=False).data
 
     def _run(self, parts: Sequence[Feature], conv: Conv, **options) -> Feature:
-        return Feature(*self.kernels.layer(parts, self._packed(conv), **options))
+        tf32 = bool(convolutions_in_tf32())
+        return Feature(*self.kernels.layer(parts, self._packed(conv), tf32=tf32, **options))
 
     def _packed(self, conv: Conv):
         key = conv.name, len(conv.weight)
