@@ -246,13 +246,23 @@ class TestWithKernels:
             lambda u: Engine(u.fold_upsampling(), FusedOps()), unet, x[:1], torch.float16
         )
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-    @pytest.mark.parametrize("config", KERNEL_CONFIGS, ids=["resblocks", "attention", "unshuffled"])
+    @pytest.mark.parametrize(
+        "config, dtype",
+        [
+            (0, torch.float32),
+            (0, torch.float16),
+            (1, torch.bfloat16),
+            (2, torch.float32),
+        ],
+    )
     def test_a_layer_in_one_launch(self, config, dtype):
-        if config is not KERNEL_CONFIGS[0] and dtype == torch.float16:
-            pytest.skip("minutes in the interpreter, for what the first one shows")
-        unet, x, _ = example(config)
+        unet, x, _ = example({**KERNEL_CONFIGS[config], "out_channels": 3})
         assert_as_good(lambda u: Engine(u, OnePassOps()), unet, x[:1, :, :8, :16], dtype)
+
+    def test_own_convolutions_of_wide_networks(self):
+        unet, x, _ = example(KERNEL_CONFIGS[0])
+        x = x[:1, :, :8, :8]
+        assert_as_good(lambda u: Engine(u, FusedOps(own=512)), unet, x, torch.float32)
 
     def test_pooling_and_repeating_without_convolutions(self):
         unet, x, step = example({**SMALL, "conv_resample": False, "middle_attention": False})
