@@ -167,6 +167,7 @@ class VideoSink(Sink):
             raise
         self._stream: Any = None
         self._audio: Any = None
+        self._broken = False
 
     def _check_codecs(self, codec: str, audio: Any) -> None:
         suffix, supported = self.path.suffix, self._container.supported_codecs
@@ -221,6 +222,7 @@ class VideoSink(Sink):
             for packet, seconds in packets:
                 self._mux_audio(packet, seconds)
         except (self._av.error.FFmpegError, OSError) as error:
+            self._broken = True
             raise self._failed(error) from error
         self.frames += 1
 
@@ -248,14 +250,19 @@ class VideoSink(Sink):
         self._container.mux(packet)
 
     def finish(self) -> None:
-        """Write the end, and give the file its name. VideoError where that fails."""
-        if self._stream is None:
+        """Write the end, and give the file its name, if there are frames in it.
+
+        Raises:
+            VideoError: That fails.
+        """
+        if self.frames == 0:  # interrupted before the first: an older output stays
             self.abandon()
             return
         try:
             self._container.mux(self._stream.encode())
             self._container.close()
         except (self._av.error.FFmpegError, OSError) as error:
+            self._broken = True
             raise self._failed(error) from error
         try:
             self._output.complete()
@@ -269,7 +276,8 @@ class VideoSink(Sink):
     def abandon(self) -> Path | None:
         """Stop after an error; return where a part of the output is that plays. Raises nothing."""
         try:
-            if self._stream is not None:
+            # after a header that could not be written, FFmpeg crashes on the next packet
+            if self._stream is not None and not self._broken:
                 self._container.mux(self._stream.encode())
             self._container.close()
         except (self._av.error.FFmpegError, OSError, ValueError):
