@@ -104,26 +104,21 @@ def test_such_names_are_refused_in_a_sentence(data, tmp_path, loop, name):
     for call in calls:
         with pytest.raises(ImageFileError):
             call()
-    if name == "loop":
-        with pytest.raises(ImageFileError, match="Too many levels"):
-            write_image(path, image) if path.suffix else write_image(_looping(tmp_path), image)
 
 
-def _looping(folder: Path) -> Path:
-    link = folder / "round.png"
+def test_a_link_to_itself_is_not_written_over(tmp_path, data):
+    link = tmp_path / "round.png"
     link.symlink_to(link)
-    return link
+    with pytest.raises(ImageFileError, match="round.png: cannot be reached .Too many levels"):
+        write_image(link, read_image(data / "ir" / "a.png"))
+    assert link.is_symlink()
 
 
 @pytest.mark.parametrize("command", ["fuse", "batch", "video"])
-@pytest.mark.parametrize("name", [TOO_LONG, NO_NAME, "loop"])
+@pytest.mark.parametrize("name", [TOO_LONG, "loop"])
 def test_such_an_output_is_bad_input(data, tmp_path, loop, command, name):
     line = [command, str(data / "ir"), str(data / "vi"), "-o", str(tmp_path / name)]
-    if command == "video":
-        line += ["--preset", "realtime"]
-    done = CliRunner().invoke(
-        app, [*line, "--image-preset" if command == "video" else "--preset", "instant"]
-    )
+    done = CliRunner().invoke(app, line)
     assert done.exit_code == 2 and isinstance(done.exception, SystemExit), done.exception
     (error,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
-    assert "cannot" in error or "no file name" in error
+    assert str(tmp_path / name) in error and "cannot be" in error

@@ -30,9 +30,9 @@ WRITERS = {
 def test_whoever_writes_the_path_is_named_and_the_old_file_stays(tmp_path, writer):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with full_disk(2000), pytest.raises(ValueError, match="file' cannot be written .*too large"):
-        with atomic_path(path) as temporary:
-            WRITERS[writer](temporary)
+    refused = pytest.raises(ValueError, match="file' cannot be written .*too large")
+    with full_disk(2000), refused, atomic_path(path) as temporary:
+        WRITERS[writer](temporary)
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
@@ -41,17 +41,17 @@ def test_a_folder_where_files_get_no_names(tmp_path, monkeypatch):
         raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(ValueError, match="file' cannot be written .Invalid cross-device link"):
-        with atomic_path(tmp_path / "file") as temporary:
-            temporary.write_text("x")
+    refused = pytest.raises(ValueError, match="file' cannot be written .Invalid cross-device link")
+    with refused, atomic_path(tmp_path / "file") as temporary:
+        temporary.write_text("x")
     assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "x\ud800"])
 def test_names_that_cannot_be(tmp_path, name):
-    with pytest.raises(ValueError, match="cannot be written"):
-        with atomic_path(tmp_path / name) as temporary:
-            temporary.write_text("x")
+    refused = pytest.raises(ValueError, match="cannot be written")
+    with refused, atomic_path(tmp_path / name) as temporary:
+        temporary.write_text("x")
     assert os.listdir(tmp_path) == []
 
 
