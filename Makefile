@@ -69,9 +69,10 @@ test-native: venv
 	@DDFM_FAST_CPU_FLAGS="$(SANITIZE)" LD_PRELOAD="$(PRELOAD)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q -p no:cacheprovider $(NATIVE) $(ARGS)
 
+# the fuzzers together run for seven and a half times FUZZ_SECONDS
 fuzz: venv
 	@rm -f out/fuzz/table.jsonl
-	@FUZZ_SECONDS=$$(( 60 * $(MINUTES) / 7 )) $(BIN)/python -m pytest -q -s tests/fuzz $(ARGS)
+	@FUZZ_SECONDS=$$(( 60 * $(MINUTES) * 2 / 15 )) $(BIN)/python -m pytest -q -s tests/fuzz $(ARGS)
 
 lint: venv
 	@$(BIN)/python -m ruff check .
