@@ -96,8 +96,8 @@ SLOW = (
     "priors/test_priors.py::test_diffusers", "priors/test_priors.py::test_dtype",
     "priors/test_train.py", "priors/test_unet.py::test_shared_cond",
     "runtime/test_doctor.py", "runtime/test_environment.py", "runtime/test_memory.py",
-    "runtime/test_neighbor.py::test_children",
-    "video/test_video_faults.py", "video/test_video_pipeline.py",
+    "runtime/test_neighbor.py::test_children", "runtime/test_streams.py",
+    "video/test_video_faults.py", "video/test_video_outputs.py", "video/test_video_pipeline.py",
     "video/test_video_temporal.py",
 )  # fmt: skip
 """what `make check` leaves out, below tests/"""
