@@ -64,7 +64,7 @@ test-native: venv
 
 fuzz: venv
 	@rm -f out/fuzz/table.jsonl
-	@FUZZ_SECONDS=$$(( 60 * $(MINUTES) / 6 )) $(BIN)/python -m pytest -q -s tests/fuzz $(ARGS)
+	@FUZZ_SECONDS=$$(( 60 * $(MINUTES) / 7 )) $(BIN)/python -m pytest -q -s tests/fuzz $(ARGS)
 
 lint: venv
 	@$(BIN)/python -m ruff check .

@@ -165,7 +165,7 @@ def run_batch(
             on_error=on_error,
         )
         report = run.run(list(items))
-    _write_report(report)
+        _write_report(report)
     if report.stopped == STOPPED_BY_USER:
         raise BatchInterrupted(report)
     return report
@@ -485,8 +485,14 @@ def _real(folder: Path) -> str:
 
 
 def _write_report(report: BatchReport) -> None:
+    """By the staging folder, which the next run clears if this one is killed here."""
     text = json.dumps(report.to_dict(), indent=1) + "\n"
+    target, staging = report.out / REPORT, report.out / STAGING
     try:
-        atomic_write_bytes(report.out / REPORT, text.encode())
-    except ImageFileError as error:
-        warn(f"the report was not written: {error}")
+        atomic_write_bytes(staging / REPORT, text.encode())
+        os.replace(staging / REPORT, target)
+    except (ImageFileError, OSError) as error:
+        why = error.__cause__ or error
+        warn(f"the report was not written: {target} ({getattr(why, 'strerror', None) or why})")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -287,7 +287,8 @@ class _Stages:
 
     def _failed(self, error: BaseException) -> BaseException:
         part = self.sink.abandon()
-        if part is None or not isinstance(error, Exception) or str(part) in str(error):
+        named = part is None or str(error).endswith(f" {part}")
+        if named or not isinstance(error, Exception):
             return error
         kind = VideoError if isinstance(error, (ValueError, OSError)) else type(error)
         return kind(f"{error}. The frames up to there, {self.sink.frames}, are in {part}")

@@ -8,6 +8,7 @@ given time, or given a limit on the size of files, which stands for a full disk.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -89,6 +90,7 @@ class Program:
 def _serve() -> None:
     import cv2
 
+    faulthandler.enable()
     cv2.setNumThreads(1)  # its threads would not be in the children
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w")
