@@ -107,6 +107,7 @@ def pytest_sessionfinish() -> None:
 SLOW = (
     "bench/", "cli/", "fuzz/", "kernels/", "house/test_package.py",
     "datasets/test_batch_command.py", "datasets/test_demo.py", "method/test_graphs.py",
+    "method/test_fuser_properties.py",
     "metrics/test_ablate.py", "metrics/test_evaluate.py",
     "images/test_files_written.py::test_readers", "metrics/test_metrics.py",
     "priors/test_engine.py", "priors/test_precision.py", "priors/test_prior_evaluate.py",
