@@ -48,6 +48,7 @@ from ..options import ReadingOptions
 from ..priors.prior import Prior
 from ..restore.noise_level import CLEAN, Estimator, NoiseLevel, estimate
 from ..restore.sources import SOURCES, SourceModel, SourceTotals
+from ..runtime.apart import apart, refuse_where_impossible
 from ..sampler import noised
 from ..schedule import StepRow
 from ..step import ReverseStep, plain_em
@@ -301,6 +302,7 @@ class TemporalFuser:
 
         ValueError or TypeError names what is wrong with an image, and where the prior yields NaN.
         """
+        refuse_where_impossible(self.fuser.device)
         read = [
             self.fuser.read(
                 ir,
@@ -321,7 +323,7 @@ class TemporalFuser:
             groups.setdefault(pair.size, []).append(n)
         size = self.fuser.batch_size
         batches = [m[n : n + size] for m in groups.values() for n in range(0, len(m), size)]
-        with torch.inference_mode():
+        with apart(self.fuser.device), torch.inference_mode():
             for members in batches:
                 for n in members:
                     if motions[n].cut:
