@@ -29,6 +29,7 @@ from ..images.doubts import warn
 from ..schedule import StepRow
 from ..step import ReverseStep, Step, em_settings
 from . import environment
+from .apart import refuse_where_impossible
 
 if TYPE_CHECKING:
     from ..kernels import Obstacle
@@ -76,7 +77,16 @@ class Backend(NamedTuple):
 
 
 def resolve_device(device) -> torch.device:
-    """The device of a name, CUDA where there is one by default; ValueError for what is none."""
+    """The device of a name, CUDA where there is one by default; ValueError for what is none.
+
+    RuntimeError where it cannot be used now: ``apart.refuse_where_impossible``.
+    """
+    resolved = _named_device(device)
+    refuse_where_impossible(resolved)
+    return resolved
+
+
+def _named_device(device) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
