@@ -99,13 +99,13 @@ def test_the_gpu_benchmark_rehearses_on_the_cpu(tmp_path):
     found = {m["section"]: m for m in report["measurements"]}
     assert set(sections) == found.keys()
     steps = found["step"]["candidates"]
-    assert {"reference", "twin, eager", "torch, graph", "tile, graph"} <= steps.keys()
+    assert {"reference", "twin, eager", "torch, graph", "local, graph"} <= steps.keys()
     assert all(len(c["samples"]) == 1 and c["samples"][0] > 0 for c in steps.values())
     alone = found["kernels"]["candidates"]
     assert {"rhs kernel", "rhs, twin", "update kernel", "spectral scale"} <= alone.keys()
     checks = {p["what"] for p in found["kernels"]["parity"] + found["step"]["parity"]}
     assert {"rhs kernel against its twin", "update kernel against its twin"} <= checks
-    assert any("tile against its twin" in what for what in checks)
+    assert any("local against its twin" in what for what in checks)
     assert {"fused kernels", "CUDA graph"} <= found["waterfall"]["candidates"].keys()
     official = {m["name"].removeprefix("official network, "): m for m in report["measurements"]}
     forward = official["forward, bfloat16, batch 1"]["candidates"]
