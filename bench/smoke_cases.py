@@ -87,26 +87,26 @@ def cases(device: torch.device, small: bool = False) -> list[Case]:
     if device.type == "cpu":
         cheap = [scene for scene in SCENES.values() if scene.every == 1]
         return [Case(scene, Way("float32", "torch", "torch", "off")) for scene in cheap]
-    half, exact, tile = Way("float16"), Way(), Way(solver="tile")
+    half, exact, local = Way("float16"), Way(), Way(solver="local")
     plain, eager = Way(backend="torch", graph="off"), Way(graph="off")
     first = {
-        "waves": [plain, eager, exact, tile],
+        "waves": [plain, eager, exact, local],
         "small forward": [exact, half],
         "fast": [half, exact, eager, half._replace(graph="off"), half._replace(backend="torch")],
         "balanced": [half, exact],
         "fast in color, batch of 2": [half, exact],
         "official, 3 steps": [exact, half, half._replace(graph="off"), exact._replace(graph="step"),
-                              half._replace(graph="step"), half._replace(solver="tile")],
+                              half._replace(graph="step"), half._replace(solver="local")],
         "official": [half, exact],
         "paper": [half, exact],
         "ADM with attention": [exact, half, Way("bfloat16")],
         "fast, 512x640": [half],
-        "official, 512x640": [half, half._replace(solver="tile")],
+        "official, 512x640": [half, half._replace(solver="local")],
         "official, denoised": [half, exact],
         "instant": [eager, plain],
     }  # fmt: skip
     found = [Case(SCENES[name], way) for name, ways in first.items() for way in ways]
-    solvers = ["torch", "tile", *(["cupy"] if module_status("cupy")["version"] else [])]
+    solvers = ["torch", "local", *(["cupy"] if module_status("cupy")["version"] else [])]
     ways = [Way(solver=s, graph=g) for g in ("loop", "step", "off") for s in solvers]
     ways += [Way(backend="torch", graph=g) for g in ("off", "loop")]
     waves = [scene for scene in SCENES.values() if scene.prior == "waves"]

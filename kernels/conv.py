@@ -198,9 +198,7 @@ def _by_rows(
     right = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for step in range(slices * 3):
         index, tap = step // 3, step % 3
-        x_ptr, of_part, local = _part(
-            index, a_ptr, b_ptr, base, slices_a, slices_b, THIN, BLOCK_K
-        )
+        x_ptr, of_part, local = _part(index, a_ptr, b_ptr, base, slices_a, slices_b, THIN, BLOCK_K)
         stride = of_part * BLOCK_K
         if THIN:
             stride = THIN
@@ -246,9 +244,7 @@ def _by_taps(
         there = there & (k < THIN)[:, None]
     for step in range(slices * SIDE * SIDE):
         tap, index = step // slices, step % slices
-        x_ptr, of_part, local = _part(
-            index, a_ptr, b_ptr, base, slices_a, slices_b, THIN, BLOCK_K
-        )
+        x_ptr, of_part, local = _part(index, a_ptr, b_ptr, base, slices_a, slices_b, THIN, BLOCK_K)
         stride = of_part * BLOCK_K
         if THIN:
             stride = THIN

@@ -63,7 +63,9 @@ class OnePassOps(Ops[Waiting]):
 
     def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
         options = {"silu": False, "want_moments": False}
-        return rows_of(self._run([feature], conv, bias=conv.bias.float(), norm=norm[1:], **options)[0])
+        return rows_of(
+            self._run([feature], conv, bias=conv.bias.float(), norm=norm[1:], **options)[0]
+        )
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q, k, v)
