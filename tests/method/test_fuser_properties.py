@@ -73,8 +73,9 @@ class AnyCalls(RuleBasedStateMachine):
 
     @staticmethod
     def legal(options: dict) -> dict:
-        """Leave the slow networks to few steps."""
-        if options["preset"] in ("official", "paper", "official-script"):
+        """Name steps, and few, where there are to be any."""
+        has_steps = options["preset"] in ("official", "paper", "official-script")
+        if has_steps or options.get("variant", "saliency") != "saliency":
             return {"steps": 2, **options}
         return options
 
