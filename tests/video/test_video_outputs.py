@@ -79,7 +79,7 @@ def test_a_folder_that_vanishes_is_not_made_again(tmp_path, another):
 def test_a_folder_that_is_removed_ends_the_run(tmp_path):
     out = tmp_path / "o"
     with pytest.raises(ValueError, match="o: is gone after|cannot be written"):
-        run(endless(1), visible(30, lambda: shutil.rmtree(out), frames=200), out)
+        run(endless(1), visible(30, lambda: shutil.rmtree(out, True), frames=200), out)
 
 
 def test_a_frame_does_not_go_through_a_link(streams, tmp_path):
