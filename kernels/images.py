@@ -1,6 +1,7 @@
 """Images onto a GPU and back: a faster version of ``ddfm_fast.images.pixels.Pixels``.
 
     read_kernel       integers of any layout → luma, and RGB where its chroma is needed
+    chroma_kernel     RGB → Cb and Cr, of which noise is estimated
     give_back_kernel  fused luma, stretch limits and chroma → values in the layout that came in
 
 Every rounding is that of the plain code, operation by operation: divisions round to nearest, and
@@ -16,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ddfm_fast.images.color import OF_BLUE, OF_RED
 from ddfm_fast.images.containers import INTEGER_MAX
 from ddfm_fast.images.planes import ImageSpec, check_fits
 from ddfm_fast.images.stretch import FLAT, Fused
@@ -29,6 +31,7 @@ EXACT = 2**24
 """below which whole numbers are exact in float32"""
 MOST_IMAGES = 65535
 _RED, _BLUE = tl.constexpr(0.299), tl.constexpr(0.114)
+_OF_BLUE, _OF_RED = tl.constexpr(OF_BLUE), tl.constexpr(OF_RED)
 _FLAT, _TINY, _DARKEST = tl.constexpr(FLAT), tl.constexpr(1e-12), tl.constexpr(1 / 255)
 _NAN = tl.constexpr(tl.PropagateNan.ALL)
 _OPTIONS = {"enable_fp_fusion": False}
@@ -173,6 +176,33 @@ def give_back_kernel(
         _store(out_ptr, out_at, inside, blue, white, low, high, RANGE, ROUND)
 
 
+@jit_once
+def chroma_kernel(
+    x_ptr,  # float32 [N, 3, H, W] by its strides
+    out_ptr,  # out: float32 [2, N, 1, H, W]
+    height,  # H
+    width,  # W
+    n_stride,
+    c_stride,
+    h_stride,
+    w_stride,
+    BLOCK: tl.constexpr,
+):
+    """Compute Cb and Cr about ½. Grid: (H W / BLOCK, N)."""
+    n = tl.program_id(1).to(tl.int64)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    pixels = height * width
+    inside = at < pixels
+    x_ptr += n * n_stride + at // width * h_stride + at % width * w_stride
+    red = tl.load(x_ptr, inside, other=0.0)
+    green = tl.load(x_ptr + c_stride, inside, other=0.0)
+    blue = tl.load(x_ptr + 2 * c_stride, inside, other=0.0)
+    own = _luma(red, green, blue)
+    tl.store(out_ptr + n * pixels + at, (blue - own) * _OF_BLUE + 0.5, inside)
+    out_ptr += tl.num_programs(1).to(tl.int64) * pixels
+    tl.store(out_ptr + n * pixels + at, (red - own) * _OF_RED + 0.5, inside)
+
+
 def reads(value_range: tuple[float, float] | None) -> bool:
     """Whether :func:`read` is exact for a range: one of whole numbers, as counts of a camera."""
     if value_range is None:
@@ -273,6 +303,29 @@ def give_back(
             DIMS=dims, RANGE=(low, high) != (0.0, 1.0), ROUND=white is not None, BLOCK=BLOCK,
             **_OPTIONS,
         )  # fmt: skip
+    return out
+
+
+def chroma_planes(rgb: Tensor) -> Tensor:
+    """Compute Cb and Cr about ½: ``ddfm_fast.images.color.chroma_planes``.
+
+    Args:
+        rgb: float32 [N, 3, H, W] of any strides.
+
+    Returns:
+        float32 [2, N, 1, H, W].
+
+    Raises:
+        TypeError: rgb is of another dtype.
+        ValueError: rgb is of another shape or device.
+    """
+    _check_image("rgb", rgb, [torch.float32], (3,))
+    n, _, height, width = rgb.shape
+    out = torch.empty((2, n, 1, height, width), dtype=torch.float32, device=rgb.device)
+    with on_device(rgb):
+        chroma_kernel[triton.cdiv(height * width, BLOCK), n](
+            rgb, out, height, width, *rgb.stride(), BLOCK=BLOCK, **_OPTIONS
+        )
     return out
 
 
