@@ -129,7 +129,7 @@ class Fuser:
 
     def _build(self) -> None:
         self.method = self._make_method(self.prior, self.config, self.loops)
-        self.sources = SourceModel(self.prior, self.config, self.loops.evaluate)
+        self.sources = SourceModel(self.prior, self.config, self.loops.evaluate, self.pixels)
 
     @property
     def source_options(self) -> dict[str, Any]:

@@ -268,7 +268,10 @@ class TemporalFuser:
         if self.preset.config is not None:
             self.config = self.preset.config.with_overrides(**fuser.source_options)
             self._warm = _diffusion(fuser.method).with_config(self.config)
-            self._sources = SourceModel(fuser.sources.prior, self.config, fuser.sources.evaluate)
+            sources = fuser.sources
+            self._sources = SourceModel(
+                sources.prior, self.config, sources.evaluate, sources.pixels
+            )
         self.rows: list[StepRow] = getattr(self._warm or fuser.method, "rows", [])
 
     def open(self) -> Stream:
@@ -282,6 +285,10 @@ class TemporalFuser:
         whose rules for containers, dtypes and the result hold.
         """
         return self.fuse_many([stream], [(ir, vis)], [motion], **reading)[0]
+
+    def begin(self, stream: Stream, ir, vis, motion: Motion, **reading) -> Given:
+        """Do what :meth:`fuse` does, without waiting for a device."""
+        return self.begin_many([stream], [(ir, vis)], [motion], **reading)[0]
 
     def fuse_many(
         self,
