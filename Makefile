@@ -8,7 +8,7 @@ ARGS ?=
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check quick-method quick-rooms test test-native fuzz lint types bench quality clean
+.PHONY: help venv demo check quick-method quick-rooms test test-native test-cuda-host fuzz lint types bench quality clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
@@ -16,12 +16,13 @@ help:
 	@echo "make check   style, types and the quick tests, under a minute: while you work"
 	@echo "make test    run all the tests        (ARGS='-k cli' chooses, ARGS=-x stops early)"
 	@echo "make test-native  the C++ for other processors of this kind, and under sanitizers"
+	@echo "make test-cuda-host  the GPU path's host code on a fake CUDA device (5 GB into .cuda-venv)"
 	@echo "make fuzz    feed it bad calls, files and kills (MINUTES=10), a table in out/fuzz/"
 	@echo "make lint    check the style"
 	@echo "make types   check the types"
 	@echo "make bench   time this machine against the reference path (ARGS="--save --report": all of it)"
 	@echo "make quality  the pictures against their targets (ARGS=FOLDER with ivf/ and mif/)"
-	@echo "make clean   remove .venv, out/ and everything built"
+	@echo "make clean   remove .venv, .cuda-venv, out/ and everything built"
 
 venv: $(STAMP)
 
@@ -69,6 +70,23 @@ test-native: venv
 	@DDFM_FAST_CPU_FLAGS="$(SANITIZE)" LD_PRELOAD="$(PRELOAD)" \
 	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q -p no:cacheprovider $(NATIVE) $(ARGS)
 
+# CUDA wheels of PyTorch, outside of .venv; CUDA_VENV= names an environment that is there already.
+CUDA_VENV ?= .cuda-venv
+FAKE = CUDA_VENV=$(abspath $(CUDA_VENV)) tests/fakecuda/run.sh python -m pytest -q \
+  -p fakeplugin -p no:cacheprovider tests/fakecuda
+
+$(CUDA_VENV)/bin/python:
+	@echo "test-cuda-host: making $(CUDA_VENV), about 5 GB"
+	@$(PYTHON) -m venv $(CUDA_VENV)
+	@$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -r tests/fakecuda/requirements.txt
+
+test-cuda-host: $(CUDA_VENV)/bin/python
+	@echo "test-cuda-host: rules, counts and memory"
+	@$(FAKE) $(ARGS)
+	@echo "test-cuda-host: right numbers"
+	@FAKE_NUMBERS=1 $(FAKE)/test_numbers.py $(ARGS)
+
 fuzz: venv
 	@rm -f out/fuzz/table.jsonl
 	@FUZZ_SECONDS=$$(( 60 * $(MINUTES) / 6 )) $(BIN)/python -m pytest -q -s tests/fuzz $(ARGS)
@@ -86,5 +104,5 @@ quality: venv
 	@$(BIN)/python -m bench.quality $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .cuda-venv build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
