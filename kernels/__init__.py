@@ -111,7 +111,10 @@ def obstacle(device: torch.device) -> Obstacle | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         has, least = (".".join(map(str, c)) for c in (capability, LEAST_CAPABILITY))
-        return Obstacle(f"the GPU has compute capability {has}, below {least}", "")
+        return Obstacle(
+            f"the GPU has compute capability {has}, below {least}",
+            'backend="torch" says that this is meant, a newer GPU ends it',
+        )
     index = torch.cuda.current_device() if device.index is None else device.index
     return _trial(index)
 

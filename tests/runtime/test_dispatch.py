@@ -63,7 +63,8 @@ def test_a_gpu_without_the_tensor_cores_gets_ffts(gpu, monkeypatch):
 
 def test_an_old_gpu_or_none_of_triton_means_plain_pytorch(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    backend = resolve_backend(GPU)
+    with pytest.warns(DDFMWarning, match="capability 6.1, below 7.0"):
+        backend = resolve_backend(GPU)
     assert backend.name == "torch" and "capability 6.1, below 7.0" in backend.reason
     gpu.clear()
     assert resolve_backend(GPU).reason == "triton: not installed"
