@@ -60,8 +60,7 @@ def compiled(kernel, constants, arch, folder, *, eps="fp32", **options):
             return "i32"
         return POINTERS.get(name, "*fp32") if name != "eps_ptr" else f"*{eps}"
 
-    unspecialized = (*FLOATS, *(step.SIZES if kernel is not ksolve.spectral_scale_kernel else ()))
-    aligned = [name for name in kernel.arg_names if name not in unspecialized]
+    aligned = [name for name in kernel.arg_names if name not in (*FLOATS, *step.SIZES)]
     return Compiled(
         kernel, constants, arch, folder, typed=typed, aligned=aligned, options=options or None
     )
@@ -191,8 +190,13 @@ def test_the_solve_with_all_that_it_can_do(options, arch, tmp_path):
     kernel.assert_within(LOCAL_ODD_REGISTERS, LOCAL_SHARED_BYTES)
 
 
-@pytest.mark.parametrize("kernel", [step.rectify_rhs_kernel, step.rectify_update_kernel,
-                                    local.rectify_local_kernel])  # fmt: skip
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        *(step.rectify_rhs_kernel, step.rectify_update_kernel),
+        *(local.rectify_local_kernel, ksolve.spectral_scale_kernel),
+    ],
+)
 def test_no_size_has_a_binary_of_its_own(kernel):
     """Triton compiles an integer that is 1, or divisible by 16, anew unless told not to."""
     integers = {"height", "width", "tiles", "steps"} | {f"eps_{axis}_stride" for axis in "nchw"}
