@@ -62,10 +62,10 @@ class OnePassOps(Ops[Waiting]):
         return self._run(h.parts, conv, **options)
 
     def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
-        options = {"silu": False, "want_moments": False}
-        return rows_of(
-            self._run([feature], conv, bias=conv.bias.float(), norm=norm[1:], **options)[0]
+        h = self._run(
+            [feature], conv, bias=conv.bias.float(), norm=norm[1:], silu=False, want_moments=False
         )
+        return rows_of(h.data)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q, k, v)
