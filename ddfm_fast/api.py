@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .config import FuseConfig, default_preset, require_bool
-from .graphs import GraphCache
+from .graphs import GraphCache, GraphSummary
 from .images.doubts import warn
 from .images.pair import Pair, as_items, checked_color, read_pair
 from .images.pixels import Given
@@ -35,11 +35,12 @@ from .options import (
     documented,
     with_defaults,
 )
-from .priors.load import load_prior
+from .priors.load import file_identity, load_prior
 from .priors.precision import default_precision
 from .priors.prior import Prior
 from .restore.sources import FusionReport, SourceModel
 from .runtime import environment
+from .runtime.apart import runs_apart
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.machine import one_thread_after_fork
 from .runtime.memory import images_that_fit, in_batches
@@ -163,6 +164,7 @@ class Fuser:
             other._build()
         return other
 
+    @runs_apart
     @documented
     def __call__(
         self,
@@ -238,6 +240,7 @@ class Fuser:
             **reading,
         )
 
+    @runs_apart
     def warmup(
         self, shapes: Iterable[tuple[int, ...]], *, progress: bool = False
     ) -> dict[tuple[int, ...], float]:
@@ -261,6 +264,10 @@ class Fuser:
                 self.method(plane, plane, seed=self.seed)
             seconds[tuple(shape)] = time.perf_counter() - start
         return seconds
+
+    def summary(self) -> list[GraphSummary]:
+        """Describe the CUDA graphs that this fuser keeps, oldest use first; empty on a CPU."""
+        return self.loops.summary()
 
     def stream(
         self,
@@ -463,7 +470,7 @@ def _key(given: dict[str, Any]) -> _Key | None:
     if isinstance(prior, Prior) or (isinstance(prior, str) and prior == "embedded"):
         identity: Any = prior
     elif isinstance(prior, str | os.PathLike):
-        identity = _file_identity(Path(prior))
+        identity = file_identity(Path(prior))
     else:
         return None
     config = _config(given)
@@ -478,16 +485,3 @@ def _key(given: dict[str, Any]) -> _Key | None:
     except TypeError:
         return None
     return key
-
-
-def _file_identity(path: Path) -> tuple | None:
-    """The path of a file, or of a folder's files, with sizes and times; None if there is none."""
-    try:
-        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
-        facts = [(str(p), p.stat()) for p in files]
-    except OSError:
-        return None
-    return (
-        str(path.resolve()),
-        *((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in facts),
-    )

@@ -3,29 +3,33 @@
     "loop"   one launch for the whole loop: initial state, every step's prior and rectification,
              and the luma at the end. No host work between the steps.
     "step"   one launch a step; which row it is, a counter on the device says. For callbacks and
-             progress bars, and where a graph of all steps takes too much memory.
+             progress bars, where a graph of all steps takes too much memory, and where it would
+             have more than ``MOST_NODES`` nodes.
     "eps"    one evaluation of the prior outside of the loop, as denoising sources takes them; its
              timestep is an input like x.
 
+A hundred steps of a UNet are 26,000 nodes, which take seconds to capture and a host's memory to
+keep, and save nothing: a graph of a step keeps the device busy while the host launches the next.
+Conditional nodes would need the driver's own interface for a body that PyTorch captures.
+
 A shape's first call runs eagerly, since most shapes of a mixed folder come once; the second
 captures, or ``Fuser.warmup`` does beforehand. What a graph has frozen in is its key: device,
-shape, every setting, prior and mode. The least recently used is dropped beyond ``limit`` graphs.
-The graphs of one cache share one memory pool, which their lock and their order on the stream
-allow, and the prior's weights; x, i, v and the seeds are theirs alone and keep their addresses.
+shape, every setting, prior and mode. Beyond ``limit`` graphs or ``most_bytes`` the least recently
+used is dropped, and its memory with it: each has a pool of its own. The prior's weights are shared.
+
+A capture that fails leaves everything as it was (``runtime.capture``), and the call runs eagerly.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
 import threading
 import time
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -34,116 +38,102 @@ from .config import FuseConfig
 from .priors.callable import CallablePrior
 from .priors.conditioning import Conditioning
 from .priors.prior import Prior
-from .runtime import environment
+from .runtime.capture import (
+    CAPTURING,
+    CudaCapture,
+    Replay,
+    bytes_of_environment,
+    checked_limit,
+    spoilt_by_another,
+)
 from .runtime.dispatch import Backend
 from .sampler import Loop, Sampled, StepInfo
 
 log = logging.getLogger(__name__)
 
 SEEN_LIMIT = 256
-WARMUPS = 2
-"""eager runs before a capture: libraries choose algorithms and make plans and handles in them"""
+MOST_NODES = 2000
+"""of a graph of the whole loop, where the mode is left to choose"""
+MOST_SPOILT = 3
+"""captures of a prior that may fail through other threads before it is taken for the prior's own"""
 MIB = 2**20
 
 
-class CudaCapture:
-    """How work becomes graphs on a CUDA device; tests put a recorder of their own in its place.
-
-    Its graphs share a memory pool, so only one of them may run at a time: ``lock`` keeps threads
-    apart, and ``wait`` and ``record`` the calls on different streams.
-    """
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.lock = threading.RLock()
-        self.pool: Any = None
-        self.graphs: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
-        with torch.cuda.device(device):
-            self.stream, self.done = torch.cuda.Stream(), torch.cuda.Event()
-
-    def warm_up(self, work: Callable[[], object]) -> None:
-        """Run ``work`` eagerly on the stream that captures."""
-        with torch.cuda.device(self.device):
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
-                for _ in range(WARMUPS):
-                    work()
-            torch.cuda.current_stream().wait_stream(self.stream)
-            torch.cuda.synchronize()
-
-    def capture(self, work: Callable[[], object]) -> Callable[[], None]:
-        """The replay of ``work``, which is not run; raises what ``work`` does."""
-        if not self.graphs:  # PyTorch forgets a pool with its last graph
-            self.pool = torch.cuda.graph_pool_handle()
-        graph, failures = torch.cuda.CUDAGraph(), []
-
-        def noted() -> None:
-            try:
-                work()
-            except Exception as error:
-                failures.append(error)
-                raise
-
-        try:
-            # thread_local: what other threads of the program do must not spoil the capture
-            with (
-                torch.cuda.device(self.device),
-                torch.cuda.graph(
-                    graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
-                ),
-            ):
-                noted()
-        except Exception as error:  # ending a spoilt capture raises too, and tells less
-            raise (failures[0] if failures else error) from None
-        self.graphs.add(graph)
-
-        def replay() -> None:
-            with torch.cuda.device(self.device):
-                graph.replay()
-
-        return replay
-
-    def memory(self) -> int:
-        """Bytes that PyTorch holds on the device."""
-        return torch.cuda.memory_reserved(self.device)
-
-    def release(self) -> None:
-        """Give back what nothing uses any more, once the device is done with it."""
-        torch.cuda.synchronize(self.device)
-        gc.collect()
-        torch.cuda.empty_cache()
-
-    def wait(self) -> None:
-        """Let the current stream wait for the last ``record``."""
-        torch.cuda.current_stream(self.device).wait_event(self.done)
-
-    def record(self) -> None:
-        """Mark the end of a call on the current stream."""
-        self.done.record(torch.cuda.current_stream(self.device))
+class LongGraph(RuntimeError):
+    """A graph of the whole loop would have more than ``MOST_NODES`` nodes."""
 
 
-class CapturedLoop:
+class Captured:
+    """What was captured: its mode, what making it took, and what it holds."""
+
+    mode: str
+    seconds = 0.0
+    """from the first eager run to the graph"""
+    bytes = 0
+    """of device memory"""
+
+    def __init__(self, capture: CudaCapture):
+        self.capture = capture
+        self.replays: list[Replay] = []
+
+    @property
+    def nodes(self) -> int | None:
+        """Nodes of the graph, or of a step's; None where the driver does not tell."""
+        counts = [replay.nodes for replay in self.replays]
+        return None if None in counts else max(n for n in counts if n is not None)
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        started, before = time.perf_counter(), self.capture.memory()
+        yield
+        self.seconds = time.perf_counter() - started
+        self.bytes = self.capture.memory() - before
+
+
+class CapturedLoop(Captured):
     """A :class:`Loop` whose work is replayed; the same interface, one call at a time: ``lock``.
 
-    ``mode``: "loop" or "step". Capturing raises what the prior raises, RuntimeError where its
-    code cannot be captured, torch.OutOfMemoryError where memory is short.
+    Args:
+        make: Makes the loop.
+        mode: "loop" or "step".
+        capture: What captures.
+        most_nodes: Of the whole loop's graph; None for any number.
+
+    Raises:
+        LongGraph: There would be more nodes.
+        torch.OutOfMemoryError: Memory is short.
+        Exception: What the prior raises, or RuntimeError where its code cannot be captured.
     """
 
-    def __init__(self, loop: Loop, mode: str, capture: CudaCapture):
-        self.loop, self.mode, self.capture = loop, mode, capture
-        self.rows = loop.rows
+    def __init__(
+        self,
+        make: Callable[[], Loop],
+        mode: str,
+        capture: CudaCapture,
+        most_nodes: int | None = None,
+    ):
+        super().__init__(capture)
+        self.mode, self.most_nodes = mode, most_nodes
         self.lock: AbstractContextManager = capture.lock
-        started, before = time.perf_counter(), capture.memory()
-        capture.warm_up(self._some_steps)
-        if mode == "loop":
-            self.replays = [capture.capture(self._eagerly)]
-        else:
-            self.replays = self._capture_steps()
-        self.seconds = time.perf_counter() - started
-        self.bytes = capture.memory() - before
+        with self._measured():
+            self.loop = make()
+            self.rows = self.loop.rows
+            capture.warm_up(self._some_steps)
+            pool = capture.new_pool()
+            if mode == "loop":
+                self.replays = [capture.capture(self._all_steps, pool)]
+            else:
+                self.replays = self._capture_steps(pool)
 
-    def _eagerly(self) -> None:
-        self.loop.run(range(len(self.rows)), None)
+    def _all_steps(self) -> None:
+        self.loop.begin()
+        for s in range(len(self.rows)):
+            self.loop.step(s)
+            if s == 0 and self.most_nodes is not None:
+                nodes = (self.capture.nodes() or 0) * len(self.rows)
+                if nodes > self.most_nodes:
+                    raise LongGraph(f"about {nodes} nodes, more than {self.most_nodes}")
+        self.loop.finish()
 
     def _some_steps(self) -> None:
         """Every kernel and library call of the loop, in as few steps as have them all."""
@@ -153,7 +143,7 @@ class CapturedLoop:
             self.loop.step(s)
         self.loop.finish()
 
-    def _capture_steps(self) -> list[Callable[[], None]]:
+    def _capture_steps(self, pool: object) -> list[Replay]:
         """A graph for each place that x_t can be in: step s replays number s modulo their count."""
         loop = self.loop
         loop.begin()
@@ -161,7 +151,7 @@ class CapturedLoop:
         def step(s: int) -> None:
             loop.step(s, loop.next_conditioning())
 
-        return [self.capture.capture(partial(step, s)) for s in range(loop.reverse.period)]
+        return [self.capture.capture(partial(step, s), pool) for s in range(loop.reverse.period)]
 
     def load(self, i: Tensor, v: Tensor, seed: int, x_start: Tensor | None = None) -> None:
         """See :meth:`Loop.load`; the device first finishes the call before."""
@@ -189,7 +179,7 @@ class CapturedLoop:
         return result
 
 
-class CapturedEvaluation:
+class CapturedEvaluation(Captured):
     """An evaluation of the prior that is replayed, on an x and a timestep of its own.
 
     ``shape``: that of x. ``conditioning``: any one step's; its layout is that of all. Raises what
@@ -201,20 +191,17 @@ class CapturedEvaluation:
     def __init__(
         self, prior: Prior, shape: tuple[int, ...], conditioning: Conditioning, capture: CudaCapture
     ):
-        self.capture = capture
-        self.x = torch.zeros(shape, device=prior.device)
-        self.row = conditioning.table[0].clone()
-        self.eps = self.x  # what the work below leaves
-        item = conditioning.unpack(self.row)
+        super().__init__(capture)
 
         def work() -> None:
             self.eps = prior.eps(self.x, item).float()
 
-        started, before = time.perf_counter(), capture.memory()
-        capture.warm_up(work)
-        self.replay = capture.capture(work)
-        self.seconds = time.perf_counter() - started
-        self.bytes = capture.memory() - before
+        with self._measured():
+            self.x = torch.zeros(shape, device=prior.device)
+            self.row = conditioning.table[0].clone()
+            item = conditioning.unpack(self.row)
+            capture.warm_up(work)
+            self.replays = [capture.capture(work, capture.new_pool())]
 
     def __call__(self, x: Tensor, conditioning: Conditioning) -> Tensor:
         """``prior.eps`` of x at the one step of ``conditioning``, float32, a copy."""
@@ -222,17 +209,41 @@ class CapturedEvaluation:
             self.capture.wait()
             self.x.copy_(x)
             self.row.copy_(conditioning.table[0])
-            self.replay()
+            self.replays[0]()
             result = self.eps.clone()
             self.capture.record()
         return result
 
 
+Make = Callable[[str, CudaCapture], Captured]
+"""captures in a mode"""
+
+
+class GraphSummary(TypedDict):
+    """A CUDA graph that is kept."""
+
+    shape: tuple[int, ...]
+    """(N, H, W) of a loop, (N, C, H, W) of an evaluation, padded as the prior needs it"""
+    mode: str
+    """"loop", "step" or "eps": see ``ddfm_fast.graphs``"""
+    nodes: int | None
+    """kernels and copies of the graph, or of a step's; None where the driver does not tell"""
+    bytes: int
+    """device memory that it holds"""
+    seconds: float
+    """that the first call spent on it, compiling included"""
+
+
 class GraphCache:
     """Loops and evaluations by shape and settings for one ``Fuser``: captured where it pays.
 
-    ``mode``: "loop", "step" or "off" (``dispatch.resolve_graph``). ``limit``: graphs kept, by
-    default 8 or what the environment variable DDFM_FAST_GRAPHS says.
+    Args:
+        mode: "auto", "loop", "step" or "off" (``dispatch.resolve_graph``).
+        backend: What runs a step.
+        limit: Graphs kept, by default 8 or what the environment variable DDFM_FAST_GRAPHS says.
+        most_bytes: Device memory that they may hold, by default a quarter of the device's or what
+            DDFM_FAST_GRAPHS_MIB says; the newest graph is kept even if it is larger.
+        capture: Makes what captures on a device.
     """
 
     def __init__(
@@ -241,17 +252,21 @@ class GraphCache:
         backend: Backend,
         *,
         limit: int | None = None,
+        most_bytes: int | None = None,
         capture: Callable[[torch.device], CudaCapture] = CudaCapture,
     ):
-        self.mode, self.backend, self.limit = mode, backend, _checked_limit(limit)
+        self.mode, self.backend, self.limit = mode, backend, checked_limit(limit)
+        self.most_bytes = bytes_of_environment() if most_bytes is None else most_bytes
         self._make_capture = capture
         self._captures: dict[torch.device, CudaCapture] = {}
         self._lock = threading.RLock()
-        self._graphs: OrderedDict[tuple, CapturedLoop | CapturedEvaluation] = OrderedDict()
+        self._graphs: OrderedDict[tuple, Captured] = OrderedDict()
         self._seen: OrderedDict[tuple, str] = OrderedDict()
         """keys that ran, and the mode to capture them in: "off" where memory was short"""
         self._refused: set[Prior] = set()
         """priors that cannot be captured, at any size"""
+        self._spoilt: Counter[Prior] = Counter()
+        """captures that failed through other threads, it seems"""
 
     def loop(
         self, prior: Prior, config: FuseConfig, shape: tuple[int, int, int], watched: bool
@@ -260,7 +275,11 @@ class GraphCache:
         key = self._key(prior, config, shape, watched)
 
         def make(mode: str, capture: CudaCapture) -> CapturedLoop:
-            new = CapturedLoop(self._new_loop(prior, config, shape, watched), mode, capture)
+            bounded = self.mode == "auto" and self.backend.name != "torch"
+            new = CapturedLoop(
+                partial(self._new_loop, prior, config, shape, watched), mode, capture,
+                MOST_NODES if bounded else None,
+            )  # fmt: skip
             if isinstance(prior, CallablePrior):
                 _require_equal(new)
             return new
@@ -287,9 +306,7 @@ class GraphCache:
             return found(x, conditioning)
         return prior.eps(x, conditioning[0])
 
-    def _found(
-        self, key: tuple, prior: Prior, make: Callable[[str, CudaCapture], Captured]
-    ) -> Captured | None:
+    def _found(self, key: tuple, prior: Prior, make: Make) -> Captured | None:
         """What is captured under a key, if need be now; None where the call runs eagerly."""
         if prior in self._refused:
             return None
@@ -333,11 +350,17 @@ class GraphCache:
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def summary(self) -> list[dict]:
-        """Of each graph kept: shape (N, H, W), mode, seconds to capture, bytes it took then."""
+    def summary(self) -> list[GraphSummary]:
+        """Describe each graph kept, the least recently used first."""
         return [
-            {"shape": key[1], "mode": g.mode, "seconds": g.seconds, "bytes": g.bytes}
-            for key, g in self._graphs.items()
+            {
+                "shape": key[1],
+                "mode": graph.mode,
+                "nodes": graph.nodes,
+                "bytes": graph.bytes,
+                "seconds": graph.seconds,
+            }
+            for key, graph in list(self._graphs.items())
         ]
 
     def _key(self, prior: Prior, config: FuseConfig | None, shape: tuple, watched: bool) -> tuple:
@@ -353,70 +376,81 @@ class GraphCache:
         while len(self._seen) > SEEN_LIMIT:
             self._seen.popitem(last=False)
 
-    def _captured(
-        self, key: tuple, prior: Prior, make: Callable[[str, CudaCapture], Captured]
-    ) -> Captured | None:
+    def _captured(self, key: tuple, prior: Prior, make: Make) -> Captured | None:
         """Capture in the best mode that works, and remember it; None where none does."""
         for mode in self._modes(key):
             try:
                 captured = self._capture(mode, prior, key[1], make)
+            except LongGraph as error:
+                log.info("%s: graph='step', since the whole loop has %s", _name(key[1]), error)
             except torch.OutOfMemoryError:
                 log.warning("%s: too little memory to capture graph=%r", _name(key[1]), mode)
-                self._captures[prior.device].release()
-                continue
-            except RuntimeError as error:
-                log.warning(
-                    "prior %r cannot be captured in a CUDA graph (%s); it runs step by step: "
-                    'pass graph="off" to silence this',
-                    prior.name,
-                    str(error).split("\n")[0],
-                )
-                self._refused.add(prior)
+            except Exception as error:  # the prior's own come again, and through, from eager code
+                self._refuse(prior, error)
                 return None
-            self._graphs[key] = captured
-            return captured
+            else:
+                self._graphs[key] = captured
+                self._drop_beyond_bytes()
+                return captured
+            self._captures[prior.device].release()
         self._note(key, "off")
         return None
+
+    def _refuse(self, prior: Prior, error: Exception) -> None:
+        self._spoilt[prior] += 1
+        if spoilt_by_another(error) and self._spoilt[prior] < MOST_SPOILT:
+            log.info("a capture was spoilt, perhaps by another thread; a later call tries again")
+            return
+        log.warning(
+            "prior %r cannot be captured in a CUDA graph (%s); it runs step by step: "
+            'pass graph="off" to silence this',
+            prior.name,
+            str(error).split("\n")[0] or type(error).__name__,
+        )
+        self._refused.add(prior)
 
     def _modes(self, key: tuple) -> tuple[str, ...]:
         """The modes to try, the best first."""
         _, _, _, config, _, watched = key
         if config is None:
             return ("eps",)
-        modes = {"loop": ("loop", "step"), "step": ("step",)}[self._seen[key]]
-        if watched:
-            modes = ("step",)
+        modes = ("step",) if watched or self._seen[key] == "step" else ("loop", "step")
         if self.backend.name == "torch":
             modes = tuple(mode for mode in modes if mode == "loop")
         return modes
 
-    def _capture(
-        self,
-        mode: str,
-        prior: Prior,
-        shape: tuple,
-        make: Callable[[str, CudaCapture], Captured],
-    ) -> Captured:
+    def _capture(self, mode: str, prior: Prior, shape: tuple, make: Make) -> Captured:
         capture = self._captures.get(prior.device)
         if capture is None:
             capture = self._captures[prior.device] = self._make_capture(prior.device)
         while len(self._graphs) >= self.limit:
             self._drop_oldest()
-        with capture.lock:  # no other graph of the pool runs meanwhile
+        captured = None
+        with CAPTURING:
             try:
                 captured = make(mode, capture)
             except torch.OutOfMemoryError:
                 if not self._graphs:
                     raise
+            if captured is None:  # outside the handler, whose traceback keeps tensors alive
                 log.warning("%s: dropping older graphs to make room", _name(shape))
                 self._graphs.clear()
                 capture.release()
                 captured = make(mode, capture)
         log.info(
-            "captured %s, graph=%r, in %.2f s, %.0f MiB",
-            _name(shape), mode, captured.seconds, captured.bytes / MIB,
+            "captured %s, graph=%r, in %.2f s, %.0f MiB, %s nodes",
+            _name(shape), mode, captured.seconds, captured.bytes / MIB, captured.nodes,
         )  # fmt: skip
         return captured
+
+    def _drop_beyond_bytes(self) -> None:
+        most = self.most_bytes
+        while len(self._graphs) > 1:
+            if most is None:
+                most = next(iter(self._captures.values())).total_memory() // 4
+            if sum(graph.bytes for graph in self._graphs.values()) <= most:
+                return
+            self._drop_oldest()
 
     def _drop_oldest(self) -> None:
         key, captured = self._graphs.popitem(last=False)
@@ -424,9 +458,6 @@ class GraphCache:
         del captured
         capture.release()
         log.info("dropped the graph of %s, the least recently used", _name(key[1]))
-
-
-Captured = CapturedLoop | CapturedEvaluation
 
 
 def _require_equal(captured: CapturedLoop) -> None:
@@ -455,17 +486,3 @@ def _require_close(eager: Tensor, replayed: Tensor) -> None:
 
 def _name(shape: tuple) -> str:
     return "x".join(map(str, shape))
-
-
-def _checked_limit(limit: int | None) -> int:
-    source, value = "limit", str(limit)
-    if limit is None:
-        source = "DDFM_FAST_GRAPHS"
-        value = environment.get(source)
-    try:
-        number = int(value)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"{source} is {value!r}; expected how many graphs to keep, at least 1")
-    return number

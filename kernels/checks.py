@@ -27,6 +27,14 @@ INTERPRETED = not isinstance(_nothing, triton.JITFunction)
 """whether this process interprets its kernels on the CPU (TRITON_INTERPRET=1 before the import)"""
 
 
+def try_out(index: int) -> None:
+    """Compile and launch a kernel on the CUDA device of that index; raises whatever fails."""
+    if INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET=1 has the kernels interpreted on the CPU")
+    with torch.cuda.device(index):
+        _nothing[(1,)]()
+
+
 def jit_once(function: Callable) -> Any:
     """``triton.jit`` that compiles once for all sizes, strides and addresses.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -121,13 +121,20 @@ class UNetPrior(Prior):
     @torch.no_grad()
     def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
         self.check_input(x, variance)
-        exact = self.device.type == "cuda" and self.dtype == torch.float32
-        with float32_products(self.tf32) if exact else nullcontext():
+        with self._products():
             wanted = None if variance else self.channels
             if self.device.type == "cpu" and not self.reproducible and len(x) > 1:
                 # oneDNN picks its algorithm by the batch
                 return torch.cat([self._evaluate(one, cond, wanted) for one in x.split(1)])
             return self._evaluate(x, cond, wanted)
+
+    def _products(self) -> AbstractContextManager[None]:
+        """How float32 is multiplied in ``eps``."""
+        if self.device.type != "cuda" or self.dtype != torch.float32:
+            return nullcontext()
+        ops = self.engine.ops
+        by_setting = self.compiled or isinstance(ops, FusedOps) and ops.thin_convs
+        return float32_products(self.tf32, convolutions=by_setting)
 
 
 def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:

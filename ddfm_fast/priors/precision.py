@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -77,24 +79,69 @@ def default_precision(device: torch.device) -> str:
     return AUTO["cuda" if torch.cuda.get_device_capability(device)[0] >= 7 else "old"].dtype
 
 
+_turn = threading.RLock()
+"""of threads whose float32 products on CUDA PyTorch's setting decides"""
+_convolutions: ContextVar[bool | None] = ContextVar("convolutions", default=None)
+
+
+def convolutions_in_tf32() -> bool | None:
+    """Whether this thread's float32 convolutions are in TF32; None leaves it to PyTorch's setting.
+
+    For ``ops.base.conv2d``, which tells each of them.
+    """
+    return _convolutions.get()
+
+
 @contextmanager
-def float32_products(tf32: bool) -> Iterator[None]:
+def float32_products(tf32: bool, *, convolutions: bool = True) -> Iterator[None]:
     """Inside, CUDA's float32 matrix products and convolutions run in TF32, or truly in float32.
 
-    PyTorch's own defaults round convolutions to TF32 and leave products alone; whatever they are
-    set to comes back afterwards. The settings are the process's: another thread sees them too.
+    PyTorch's own defaults round convolutions to TF32 and leave products alone. Its settings are the
+    process's, so threads take turns in here, and what differs is changed for the time being. Then
+    it is as it was: inherited from ``torch.backends.fp32_precision`` where it was, and left alone
+    if another thread of the program set it meanwhile. Code outside of here sees what is set.
+
+    Args:
+        tf32: Whether to round.
+        convolutions: Whether to set theirs for all code inside; else ``ops.base.conv2d`` knows.
     """
-    matmul, conv = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)
-    holders: tuple[Any, Any] = (matmul, conv)
-    name = "fp32_precision"
-    value: str | bool = "tf32" if tf32 else "ieee"
-    if not all(hasattr(holder, name) for holder in holders):  # PyTorch before 2.9
-        holders, name, value = (matmul, torch.backends.cudnn), "allow_tf32", tf32
-    before = [getattr(holder, name) for holder in holders]
-    try:
-        for holder in holders:
-            setattr(holder, name, value)
-        yield
-    finally:
-        for holder, setting in zip(holders, before, strict=True):
-            setattr(holder, name, setting)
+    holders: list[Any] = [torch.backends.cuda.matmul]
+    if convolutions:
+        holders.append(torch.backends.cudnn.conv)
+    value = "tf32" if tf32 else "ieee"
+    with _turn:
+        token = _convolutions.set(None if convolutions else tf32)
+        changed = [
+            (h, h.fp32_precision, _own_setting(h))
+            for h in holders
+            if (h.fp32_precision == "tf32") != tf32
+        ]
+        try:
+            for holder, _, _ in changed:
+                holder.fp32_precision = value
+            yield
+        finally:
+            for holder, shown, own in changed:
+                if holder.fp32_precision == value:
+                    holder.fp32_precision = own
+                    if holder.fp32_precision != shown:  # a default that gives way to others
+                        holder.fp32_precision = shown
+            _convolutions.reset(token)
+
+
+def _own_setting(holder: Any) -> str:
+    """What a setting itself says: "none" where it inherits, which reading it does not tell."""
+    shown, above = holder.fp32_precision, torch.backends
+    general = above.fp32_precision
+    if shown == "none":
+        return shown
+    for parent in (above, above.cudnn):  # the second, of all of CUDA, may itself inherit
+        before = general if parent is above else parent.fp32_precision
+        parent.fp32_precision = "ieee" if shown == "tf32" else "tf32"
+        follows, passes_on = holder.fp32_precision != shown, above.cudnn.fp32_precision != shown
+        parent.fp32_precision = before
+        if follows:
+            return "none"
+        if parent is above and passes_on:
+            return shown
+    return shown

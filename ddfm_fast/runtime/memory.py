@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from ..images.doubts import warn
+from .capture import release_cached_memory
 
 if TYPE_CHECKING:
     from ..priors.prior import Prior
@@ -117,8 +118,7 @@ def in_batches(
             first += size
             continue
         # outside the handler, whose traceback would keep the failed tensors alive
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cached_memory()
     return results
 
 

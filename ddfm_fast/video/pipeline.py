@@ -240,9 +240,8 @@ class _Stages:
             raise VideoError(why_nothing(sources))
         try:
             self.sink.finish()
-        except VideoError:
-            self.sink.abandon()
-            raise
+        except VideoError as error:
+            raise self._failed(error) from error
         self._complete(report, read.dropped)
         return report
 
@@ -290,7 +289,8 @@ class _Stages:
 
     def _failed(self, error: BaseException) -> BaseException:
         part = self.sink.abandon()
-        if part is None or not isinstance(error, Exception):
+        named = part is None or str(error).endswith(f" {part}")
+        if named or not isinstance(error, Exception):
             return error
         kind = VideoError if isinstance(error, (ValueError, OSError)) else type(error)
         return kind(f"{error}. The frames up to there, {self.sink.frames}, are in {part}")

@@ -49,6 +49,7 @@ from ..options import ReadingOptions
 from ..priors.prior import Prior
 from ..restore.noise_level import CLEAN, Estimator, NoiseLevel, estimate
 from ..restore.sources import SOURCES, SourceModel, SourceTotals
+from ..runtime.apart import apart, refuse_where_impossible
 from ..sampler import noised
 from ..schedule import StepRow
 from ..step import ReverseStep, plain_em
@@ -315,6 +316,7 @@ class TemporalFuser:
         **reading: Unpack[ReadingOptions],
     ) -> list[Given]:
         """Do what :meth:`fuse_many` does, without waiting for a device."""
+        refuse_where_impossible(self.fuser.device)
         read = [
             self.fuser.read(
                 ir,
@@ -334,7 +336,7 @@ class TemporalFuser:
             groups.setdefault(pair.size, []).append(n)
         size = self.fuser.batch_size
         batches = [m[n : n + size] for m in groups.values() for n in range(0, len(m), size)]
-        with torch.inference_mode():
+        with apart(self.fuser.device), torch.inference_mode():
             for members in batches:
                 for n in members:
                     if motions[n].cut:
