@@ -63,19 +63,15 @@ def _differ_clearly(ir: Raw, vis: Raw) -> bool:
     if not all(raw.is_integer and raw.values.device.type == "cpu" for raw in (ir, vis)):
         return False
     step = [max(1, side // _SAMPLES) for side in ir.values.shape[-2:]]
-    a, b = (
-        _luma_levels(raw, raw.values[0, :, :: step[0], :: step[1]].numpy()) for raw in (ir, vis)
-    )
+    a, b = (_few_lumas(raw, *step) for raw in (ir, vis))
     return bool(np.abs(a - b).max() > _CLEARLY)
 
 
-def _luma_levels(raw: Raw, values: Any) -> Any:
+def _few_lumas(raw: Raw, rows: int, columns: int) -> Any:
     low, high = raw.spec.value_range or (0, INTEGER_MAX[raw.values.dtype])
-    if len(values) == 1:
-        gray = values[0].astype(np.float64)
-    else:
-        gray = np.tensordot(_WEIGHTS, values.astype(np.float64), 1)
-    return (gray - low) / (high - low)
+    values = raw.values[0, :, ::rows, ::columns].numpy().astype(np.float64)
+    unit = ((values - low) / (high - low)).clip(0, 1)
+    return unit[0] if len(unit) == 1 else np.tensordot(_WEIGHTS, unit, 1)
 
 
 def flat_level(raw: Raw) -> float | None:
@@ -86,7 +82,7 @@ def flat_level(raw: Raw) -> float | None:
             low, high = raw.unit(torch.tensor((low, high)).to(values.dtype)).tolist()
         if low != high:
             return None
-    return float(raw.unit(values.flatten()[:1]))
+    return float(raw.unit(values[0, 0, 0, :1]))
 
 
 def are_colored(raw: Raw) -> list[bool]:
