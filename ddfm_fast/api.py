@@ -252,7 +252,7 @@ class Fuser:
             count, height, width = checked_shape(shape, self.config.crop_multiple)
             start = time.perf_counter()
             height, width = (n - n % self.config.crop_multiple for n in (height, width))
-            plane = torch.zeros(1, 1, height, width, device=self.device)
+            plane = torch.zeros(1, 1, height, width, dtype=torch.float32, device=self.device)
             self.sources.warm_up(plane)
             if getattr(self.method, "rows", True):
                 height, width = pad_to_multiple(plane, self.prior.multiple).shape[-2:]

@@ -197,7 +197,7 @@ class CapturedEvaluation(Captured):
             self.eps = prior.eps(self.x, item).float()
 
         with self._measured():
-            self.x = torch.zeros(shape, device=prior.device)
+            self.x = torch.zeros(shape, dtype=torch.float32, device=prior.device)
             self.row = conditioning.table[0].clone()
             item = conditioning.unpack(self.row)
             capture.warm_up(work)
@@ -467,7 +467,10 @@ def _require_equal(captured: CapturedLoop) -> None:
     """
     loop = captured.loop
     generator = torch.Generator().manual_seed(0)
-    planes = torch.rand(2, *loop.i.shape, generator=generator) * 2 - 1
+    planes = (
+        torch.rand((2, *loop.i.shape), generator=generator, dtype=torch.float32, device="cpu") * 2
+        - 1
+    )
     results = []
     for run in (loop, captured):
         i, v = planes.to(loop.device)
