@@ -254,7 +254,7 @@ class Fuser:
             count, height, width = checked_shape(shape, self.config.crop_multiple)
             start = time.perf_counter()
             height, width = (n - n % self.config.crop_multiple for n in (height, width))
-            planes = torch.zeros(count, 1, height, width, device=self.device)
+            planes = torch.zeros((count, 1, height, width), dtype=torch.float32, device=self.device)
             self.sources.warm_up(planes[:1])
             if getattr(self.method, "rows", True):
                 height, width = pad_to_multiple(planes[:1], self.prior.multiple).shape[-2:]

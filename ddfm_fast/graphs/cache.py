@@ -329,7 +329,8 @@ def _require_equal(captured: CapturedLoop) -> None:
     """
     loop = captured.loop
     generator = torch.Generator().manual_seed(0)
-    planes = torch.rand(2, *loop.i.shape, generator=generator) * 2 - 1
+    shape = 2, *loop.i.shape
+    planes = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") * 2 - 1
     results = []
     for run in (loop, captured):
         i, v = planes.to(loop.device)
