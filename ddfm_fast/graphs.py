@@ -414,10 +414,10 @@ class GraphCache:
         _, _, _, config, _, watched = key
         if config is None:
             return ("eps",)
-        modes = ("step",) if watched or self._seen[key] == "step" else ("loop", "step")
-        if self.backend.name == "torch":
-            modes = tuple(mode for mode in modes if mode == "loop")
-        return modes
+        only_steps = watched or self._seen[key] == "step"
+        if self.backend.name == "torch":  # whose steps have their coefficients frozen in
+            return () if only_steps else ("loop",)
+        return ("step",) if only_steps else ("loop", "step")
 
     def _capture(self, mode: str, prior: Prior, shape: tuple, make: Make) -> Captured:
         capture = self._captures.get(prior.device)
