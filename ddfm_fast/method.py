@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .config import FuseConfig
-from .graphs import GraphCache
+from .graphs.cache import GraphCache
 from .images.color import luma
 from .images.planes import crop, pad_to_multiple
 from .priors.prior import Prior

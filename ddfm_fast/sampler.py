@@ -75,6 +75,8 @@ class Loop:
             for _ in range(self.reverse.period)
         ]
         self.conditioning = prior.conditioning(torch.tensor([row.timestep for row in self.rows]))
+        self._drawn: tuple[int, Tensor] | None = None
+        """the seed of the last call, and its noise"""
 
     def _make_step(self, backend: Backend, watched: bool) -> Step:
         noise = "none"
@@ -95,8 +97,11 @@ class Loop:
 
     def _start(self, seed: int) -> Tensor:
         """x_T: CPU noise of the seed, or with ``config.start`` the noised mean of the sources."""
-        generator = torch.Generator().manual_seed(seed)
-        z = torch.randn(1, 3, *self.i.shape[-2:], generator=generator).to(self.device)
+        if self._drawn is None or self._drawn[0] != seed:  # a captured loop has many calls
+            generator = torch.Generator().manual_seed(seed)
+            z = torch.randn(1, 3, *self.i.shape[-2:], generator=generator).to(self.device)
+            self._drawn = seed, z
+        z = self._drawn[1]
         if self.config.start is None:
             return z
         return noised(self.reverse.grey((self.i + self.v) / 2), z, self.rows[0])

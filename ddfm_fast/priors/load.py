@@ -151,3 +151,16 @@ def _from_path(
         name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
         raise ValueError(f"prior: there is no file or folder {name!r}; expected {ACCEPTED}")
     return _checkpoint_prior(path, config, device, precision, path.stem)
+
+
+def file_identity(path: Path) -> tuple | None:
+    """The path of a file, or of a folder's files, with sizes and times; None if there is none."""
+    try:
+        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
+        facts = [(str(p), p.stat()) for p in files]
+    except OSError:
+        return None
+    return (
+        str(path.resolve()),
+        *((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in facts),
+    )
