@@ -1,4 +1,4 @@
-"""What surrounds a call: autocast, default device, captures and forks of the program stay outside."""
+"""What surrounds a call: autocast, default device, captures and forks of the program stay out."""
 
 from __future__ import annotations
 
