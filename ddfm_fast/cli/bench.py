@@ -6,7 +6,6 @@ benchmarks stand above it, and their dependencies are an extra.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,6 @@ EPILOG = (
 
 def main(program: str) -> None:
     """Entry point of ``python -m bench``."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does: see app.main
     app = typer.Typer(
         add_completion=False,
         rich_markup_mode="markdown",

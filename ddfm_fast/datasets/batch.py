@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from ..images.depth import same_depth
@@ -40,6 +39,7 @@ from ..images.files import (
     write_image,
 )
 from ..runtime import environment
+from ..runtime.capture import release_cached_memory
 from ..runtime.memory import is_out_of_memory, pages_kept
 from .history import History, describe_settings, input_hashes
 from .pairs import PairItem
@@ -351,8 +351,7 @@ class _Run:
 
     def _shrink(self, part: list[_Loaded]) -> None:
         self.too_many_pixels = len(part) * part[0].pixels
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cached_memory()
         height, width = part[0].ir.shape[:2]
         self.least_batch_size = min(self.least_batch_size, self._limit(part[0].pixels))
         warn(

@@ -27,6 +27,7 @@ from .architecture import (
 from .atomic import atomic_path
 from .prior import PRIOR_KEYWORDS
 from .state_dict import (
+    check_finite,
     file_sha256,
     json_metadata,
     not_finite,
@@ -69,6 +70,7 @@ def load_checkpoint(
         unet = build_unet(unet_config, tensors)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from None
+    check_finite(path, tensors)
     return unet, {
         "prior": {**stored_prior, **prior},
         "training": json_metadata(path, metadata, TRAINING_KEY) or None,
@@ -135,6 +137,7 @@ def describe(path: str | os.PathLike, config: dict[str, Any] | None = None) -> d
         build_unet(unet_config, tensors)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from None
+    check_finite(path, tensors)
     full = unet_config.to_dict()
     return {
         "path": os.fspath(path),
