@@ -70,9 +70,14 @@ def device_name(card: dict) -> str:
 
 
 def commit() -> str:
-    """The commit of the checkout, "+changes" where files differ; of a package its version."""
+    """The commit of the checkout, "+changes" where files differ; of a package its version.
+
+    A kit (``kit``) has no history, and a file with its commit.
+    """
     if not IN_CHECKOUT:
         return f"version {ddfm_fast.__version__}"
+    if (noted := FOLDER.parent / "COMMIT").is_file():
+        return noted.read_text().strip()
     command = ["git", "describe", "--always", "--dirty=+changes", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(

@@ -131,7 +131,11 @@ class Report:
         """Whether it may stand for its device: no quick look, rehearsal or part of a run."""
         partial = any(self.settings.get(name) for name in ("quick", "rehearse", "size"))
         sections = self.settings.get("sections")
-        return not partial and (not sections or set(sections) >= SHOWN)
+        begun = {m.section for m in self.measurements}
+        left_out = {line.partition(":")[0] for line in self.settings.get("left_out", [])}
+        if partial or (left_out - begun) & SHOWN:
+            return False
+        return not sections or set(sections) >= SHOWN
 
     def of(self, section: str) -> list[Measurement]:
         return [m for m in self.measurements if m.section == section]

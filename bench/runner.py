@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -39,7 +41,8 @@ class Options:
                 f"section is {unknown[0]!r}; expected some of {', '.join(SECTIONS)}, "
                 "or none for all"
             )
-        if self.rehearse and os.environ.get("TRITON_INTERPRET") != "1":
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+        if self.rehearse and not interpreted and not (self.device or "").startswith("cuda"):
             raise ValueError(
                 "--rehearse runs the GPU's sections in Triton's interpreter; "
                 "start it with TRITON_INTERPRET=1 in the environment"
@@ -52,7 +55,7 @@ def make_place(options: Options) -> Place:
     """The device and how long things may take on it. ValueError for a device that is not here."""
     from ddfm_fast.runtime.dispatch import resolve_backend, resolve_device
 
-    device = resolve_device("cpu" if options.rehearse else options.device)
+    device = resolve_device(options.device or ("cpu" if options.rehearse else None))
     if device.type == "cuda":
         resolve_backend(device, "triton")  # says what is missing before anything is timed
     limit = options.seconds or (QUICK_S if options.quick else FULL_S)
@@ -69,25 +72,30 @@ def run(
     *,
     progress: bool = True,
     keep: Callable[[Report], object] = lambda _: None,
+    order: Callable[[list[Task]], list[Task]] = list,
+    within: float = math.inf,
 ) -> Report:
     """Measure everything chosen. What is red or fails is noted; the rest is still measured.
 
-    ``keep`` is called with the report after each measurement. What a run that is stopped did not
+    ``keep`` is called with the report after each measurement. ``order``: chooses from the tasks and
+    puts them in order; none starts after ``within`` seconds. What a run that is stopped did not
     come to is in ``settings["left_out"]``.
     """
     from tqdm.auto import tqdm
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    place = make_place(options)
+    started, place = time.monotonic(), make_place(options)
     place.measure_ceilings()
     settings = asdict(options) | {"device": str(place.device)}
     report = Report(machine.machine(place.device), place.ceilings, settings)
-    todo = tasks(options, place)
+    todo = order(tasks(options, place))
     left = [f"{task.section}: {task.name}, {task.size}" for task in todo]
     with tqdm(todo, unit="measurement", disable=not progress, file=sys.stderr, leave=False) as bar:
         place.tick = bar.refresh
         for task in bar:
+            if time.monotonic() - started > within:
+                break
             bar.set_description(f"{task.section}: {task.name}"[:60])
             report.measurements.append(measure(task, place))
             report.settings["left_out"] = left[len(report.measurements) :]

@@ -8,7 +8,7 @@ Triton and no CuPy: what needs Triton is loaded on first use.
     pixel       the method's step at one pixel, as device functions
     step        ``TritonStep``: two fused kernels around the k-solve
     ksolve      the k-solve by cuFFT, through PyTorch or CuPy, and the kernel for its scale
-    tile        ``TileStep``: the whole step in one launch, without an FFT
+    local       ``LocalStep``: the step in two launches, without an FFT
     group_norm  ``moments``, ``join_``, ``scale_shift``, ``apply``: the prior's norms and residuals
     thin_conv   ``thin_conv``: convolutions with few channels on one side; opt-in, not measured yet
     checks      what launchers ask of their tensors
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "Obstacle", "TileStep", "TritonStep", "available", "choose_planes", "module_status", "obstacle",
+    "Obstacle", "LocalStep", "TritonStep", "available", "choose_planes", "module_status", "obstacle",
 ]  # fmt: skip
 
 LEAST = {"torch": (2, 9), "triton": (3, 5)}
@@ -38,7 +38,7 @@ LEAST = {"torch": (2, 9), "triton": (3, 5)}
 LEAST_CAPABILITY = (7, 0)
 """of a GPU: what Triton compiles for"""
 
-_LAZY = {"TritonStep": "step", "TileStep": "tile", "choose_planes": "saliency"}
+_LAZY = {"TritonStep": "step", "LocalStep": "local", "choose_planes": "saliency"}
 
 
 def __getattr__(name: str):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -75,6 +75,23 @@ def assert_interpreted(request: pytest.FixtureRequest) -> Callable[[], None]:
     return check
 
 
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
+    """A function from a target of ``emulated.TARGETS`` to its library; skips without the tools."""
+    import emulated
+
+    folder, made = tmp_path_factory.mktemp("foreign"), {}
+
+    def library(target: str) -> emulated.Emulated:
+        if target not in made:
+            made[target] = emulated.Emulated(emulated.compiled(folder, target))
+        return made[target]
+
+    yield library
+    for found in made.values():
+        found.close()
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     if os.environ.get("TRITON_INTERPRET") == "1" or session.config.option.collectonly:
         return
@@ -90,6 +107,7 @@ def pytest_sessionfinish() -> None:
 SLOW = (
     "bench/", "cli/", "fuzz/", "kernels/", "house/test_package.py",
     "datasets/test_batch_command.py", "datasets/test_demo.py", "method/test_graphs.py",
+    "method/test_fuser_properties.py",
     "metrics/test_ablate.py", "metrics/test_evaluate.py",
     "images/test_files_written.py::test_readers", "metrics/test_metrics.py",
     "priors/test_engine.py", "priors/test_precision.py", "priors/test_prior_evaluate.py",

@@ -35,7 +35,7 @@ from ..model import forward_cost
 from ..place import Place, Task, apart, named
 from ..reference import ReferenceLoop, ReferenceUNet
 from ..results import Candidate, Measurement, Parity
-from .prior import TIMESTEP, forward, noise, reference_forward
+from .prior import TIMESTEP, against_compile, forward, noise, reference_forward
 
 ABOUT = "the authors' network on a GPU: forwards, layers, convolutions, norms, loops, torch.compile"
 SIZES = [(512, 640), (256, 256), (1088, 1920)]
@@ -318,14 +318,6 @@ def loop(place: Place, height: int, width: int) -> Measurement:
 
 
 def compiled(place: Place, height: int, width: int) -> Measurement:
-    """torch.compile(mode="max-autotune") of the plain network, the same dtype and layout."""
-    (prior, step), x = our_prior(place), noise(height, width, place.device)
-    low = _low(x)
-    options = {"backend": "eager"} if place.rehearse else {"mode": "max-autotune"}
-    started = time.monotonic()
-    theirs = torch.compile(lambda: prior.unet.run(low, step, 3), **options)
-    eps = theirs().clone()
-    facts = {"seconds to compile": time.monotonic() - started}
-    works = {"torch.compile": theirs, "ddfm_fast": place.captured(forward(prior, x))}
-    check = Parity("ours against torch.compile", apart(eps, works["ddfm_fast"]()), LIMITS[LOW])
-    return place.measure(works, check, baseline="torch.compile", facts=facts, repeats=20)
+    """torch.compile of the plain network, the same dtype and layout."""
+    prior, _ = our_prior(place)
+    return against_compile(place, prior, noise(height, width, place.device), LIMITS[LOW])

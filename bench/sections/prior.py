@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddfm_fast.priors.load import load_prior
-from ddfm_fast.priors.precision import cpu_has, float32_products
+from ddfm_fast.priors.precision import PRECISIONS, cpu_has, float32_products
 from ddfm_fast.priors.prior import Prior
 
 from ..data import config_of, network, reference_unet
@@ -21,6 +22,10 @@ ABOUT = "a forward of the prior"
 LIMIT = 2e-4
 """of eps, over its largest value: float32 on both sides, rounded in another order"""
 TIMESTEP = 500
+COMPILED = "float16"
+"""the default on a GPU"""
+COMPILED_LIMIT = 2e-2
+"""of eps, over its largest value, two ways of rounding to float16: as in the section official"""
 
 
 def tasks(place: Place) -> list[Task]:
@@ -32,6 +37,10 @@ def tasks(place: Place) -> list[Task]:
             height, width = (-(-n // multiple) * multiple for n in size)
             work = partial(measure, place, name, height, width)
             found.append(Task("prior", name, named(height, width), work))
+    if place.on_gpu and not place.size:  # last, since it compiles for minutes
+        size = (32, 48) if place.tiny else (512, 640)
+        name = f"embedded by torch.compile, {COMPILED}"
+        found.append(Task("prior", name, named(*size), partial(compiled, place, *size)))
     return found
 
 
@@ -103,3 +112,23 @@ def measure(place: Place, name: str, height: int, width: int) -> Measurement:
 def _is_tried(name: str, precision: str) -> bool:
     """Whether a CPU measures it: bfloat16 of the embedded prior even where it is slow."""
     return cpu_has(getattr(torch, precision)) or (name, precision) == ("embedded", "bfloat16")
+
+
+def compiled(place: Place, height: int, width: int) -> Measurement:
+    """torch.compile of the plain embedded network, the same dtype and layout."""
+    prior = load_prior("embedded", device=place.device, dtype=COMPILED)
+    return against_compile(place, prior, noise(height, width, place.device), COMPILED_LIMIT)
+
+
+def against_compile(place: Place, prior, x: Tensor, limit: float) -> Measurement:
+    """A forward against torch.compile(mode="max-autotune") of the plain network in its dtype."""
+    step = prior.conditioning(torch.tensor([TIMESTEP]))[0]
+    low = x.to(PRECISIONS[prior.precision], memory_format=torch.channels_last)
+    options = {"backend": "eager"} if place.rehearse else {"mode": "max-autotune"}
+    started = time.monotonic()
+    theirs = torch.compile(lambda: prior.unet.run(low, step, 3), **options)
+    eps = theirs().clone()
+    facts = {"seconds to compile": time.monotonic() - started}
+    works = {"torch.compile": theirs, "ddfm_fast": place.captured(forward(prior, x))}
+    check = Parity("ours against torch.compile", apart(eps, works["ddfm_fast"]()), limit)
+    return place.measure(works, check, baseline="torch.compile", facts=facts, repeats=20)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from ..runtime.streams import guarded
 from . import options as opt
 from .command import register
 from .errors import SOME_FAILED
@@ -35,7 +36,8 @@ def main(program: str) -> None:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     register(app, bench, EPILOG)
-    app(prog_name=program)
+    with guarded():
+        app(prog_name=program)
 
 
 def bench(

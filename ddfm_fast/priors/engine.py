@@ -106,7 +106,8 @@ class Engine:
         names = {module: name for name, module in unet.named_modules()}
         if ops is None:
             weights = sum(p.numel() for p in unet.parameters())
-            ops = ops_for(unet.device, weights, unet.dtype)
+            widest = max(self.config.level_channels)
+            ops = ops_for(unet.device, weights, unet.dtype, widest)
         self.ops = ops
         self.first = _conv(names, unet.input_conv)
         self.down = [_stage(names, cast(Stage, stage)) for stage in unet.input_blocks[1:]]

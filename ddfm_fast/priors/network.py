@@ -16,6 +16,7 @@ from .conditioning import Conditioning
 from .engine import Engine
 from .ops.fused import FusedOps
 from .ops.native import NativeOps
+from .ops.onepass import OnePassOps
 from .ops.plain import PlainOps
 from .precision import PRECISIONS, check_precision, cpu_has, float32_products
 from .prior import Prior, same_device
@@ -111,7 +112,7 @@ class UNetPrior(Prior):
 
         Found on the meta device; convolution libraries' workspaces come on top.
         """
-        fused = isinstance(self.engine.ops, FusedOps)
+        fused = isinstance(self.engine.ops, FusedOps | OnePassOps)
         return _activation_bytes(self.unet.config, n, height, width, self.dtype, fused)
 
     @torch.no_grad()

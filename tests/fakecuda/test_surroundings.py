@@ -101,7 +101,7 @@ def test_everything_stays_on_the_second_of_two_devices():
     assert torch.cuda.device_count() == 2
     before = torch.cuda.memory_allocated(0), torch.cuda.memory_reserved(0)
     fuser = Fuser(device="cuda:1", **SETTINGS)
-    for solver in ("torch", "tile"):
+    for solver in ("torch", "local"):
         other = fuser.with_options(solver=solver)
         for _ in range(3):
             other(*images(37, 53))

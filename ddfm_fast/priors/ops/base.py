@@ -54,9 +54,24 @@ class Norm(NamedTuple):
     bias: Tensor
 
 
+class Waiting(NamedTuple):
+    """What a convolution reads where it normalizes itself: SiLU(norm(parts)), resampled."""
+
+    parts: Sequence[Feature]
+    norm: Norm
+    resample: str = ""
+
+
 def rows_of(x: Tensor) -> Tensor:
     """View [N, C, H, W] in channels_last as a matrix [N H W, C]."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend over T by softmax; views and result [N, T, heads, channels of a head]."""
+    # views of [N, heads, T, channels]: nothing is moved
+    q, k, v = (a.transpose(1, 2) for a in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def double(x: Tensor) -> Tensor:

@@ -10,15 +10,27 @@ from .base import Ops
 from .fused import FusedOps
 from .native import NativeOps
 from .onednn import OneDnnOps
+from .onepass import OnePassOps
 from .plain import PlainOps
 
 
-def ops_for(device: torch.device, weights: int, dtype: torch.dtype = torch.float32) -> Ops[Any]:
-    """Choose the fastest on a device for a network of so many weights."""
+def ops_for(
+    device: torch.device, weights: int, dtype: torch.dtype = torch.float32, widest: int = 0
+) -> Ops[Any]:
+    """Choose the fastest on a device for a network.
+
+    Args:
+        device: Where it runs.
+        weights: How many it has.
+        dtype: Of its weights.
+        widest: Channels of its widest level; 0: unknown, so wide.
+    """
     if device.type == "cuda":
         from ddfm_fast.kernels import obstacle
 
-        return PlainOps() if obstacle(device) else FusedOps()
+        if obstacle(device):
+            return PlainOps()
+        return OnePassOps() if OnePassOps.suit(widest, dtype) else FusedOps()
     if device.type == "cpu" and NativeOps.fits(weights) and NativeOps.available(dtype):
         return NativeOps()
     small = device.type == "cpu" and weights <= OneDnnOps.MOST_WEIGHTS
