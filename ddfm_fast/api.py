@@ -144,9 +144,9 @@ class Fuser:
     def with_options(self, **options: Unpack[FuserOptions]) -> Fuser:
         """Make a second fuser on the same prior, which is not loaded again.
 
-        Options that are not given stay as they were. The prior changes only if ``prior``, ``dtype``,
-        ``device`` or ``compile`` is given, or if a preset that is exact to the pixel needs float32
-        and the precision was left to choose. Graphs are shared where device and backend allow.
+        Options that are not given stay. The prior changes only if ``prior``, ``dtype``, ``device``
+        or ``compile`` is given, or if a preset that is exact to the pixel needs float32 and the
+        precision was left to choose. Graphs are shared where device and backend allow.
 
         >>> quick = fuser.with_options(preset="fast")    # doctest: +SKIP
         """
