@@ -18,7 +18,7 @@ import triton
 
 from ddfm_fast import Fuser
 from ddfm_fast.config import FuseConfig
-from ddfm_fast.graphs import GraphCache
+from ddfm_fast.graphs.cache import GraphCache
 from ddfm_fast.priors.load import load_prior
 from ddfm_fast.runtime.dispatch import Backend
 
@@ -105,7 +105,7 @@ def main() -> None:
     versions = {"torch": torch.__version__.split("+")[0], "triton": triton.__version__}
     with torch.inference_mode():
         found = {f"embedded prior, {name}": forward(name) for name in ("float16", "float32")}
-    found |= {f"loop of three steps, solver {name!r}": loop(name) for name in ("torch", "tile")}
+    found |= {f"loop of three steps, solver {name!r}": loop(name) for name in ("torch", "local")}
     found |= {f"call, {name}": call(settings) for name, settings in CALLS.items()}
     print(json.dumps({"versions": versions, **found}, indent=2))
 

@@ -15,7 +15,8 @@ from analytic import tanh_prior
 
 from ddfm_fast import Fuser
 from ddfm_fast.config import FuseConfig
-from ddfm_fast.graphs import GraphCache
+from ddfm_fast.graphs.cache import GraphCache
+from ddfm_fast.images.doubts import DDFMWarning
 from ddfm_fast.priors.load import load_prior
 from ddfm_fast.runtime.capture import CudaCapture
 from ddfm_fast.runtime.dispatch import Backend
@@ -110,7 +111,7 @@ def on_device(function):
     return load_prior(function, device=DEVICE)
 
 
-def test_a_prior_that_reads_a_value_runs_eagerly_and_is_told_once(caplog, allowed_violations):
+def test_a_prior_that_reads_a_value_runs_eagerly_and_is_told_once(allowed_violations):
     allowed_violations.append("cudaStreamSynchronize of a capturing stream")
 
     def host(x, t):
@@ -118,10 +119,10 @@ def test_a_prior_that_reads_a_value_runs_eagerly_and_is_told_once(caplog, allowe
         return tanh_prior(x, t)
 
     cache, prior = GraphCache("loop", KERNELS), on_device(host)
-    with caplog.at_level(logging.WARNING, "ddfm_fast"):
+    with pytest.warns(DDFMWarning, match="cannot be captured") as told:
         for size in [(1, 32, 48)] * 3 + [(1, 48, 32)] * 3:
             draw(cache, prior, size)
-    assert len(cache) == 0 and len(caplog.records) == 1
+    assert len(cache) == 0 and len(told) == 1
     torch.randn(3, device=DEVICE)
     other = on_device(lambda x, t: tanh_prior(x, t))
     for _ in range(2):
@@ -150,7 +151,8 @@ def test_an_interrupted_capture_is_made_by_the_next_call(error):
     assert len(cache) == 1
 
 
-def test_a_capture_spoilt_by_another_thread_is_made_later(caplog, allowed_violations):
+@pytest.mark.filterwarnings("error")
+def test_a_capture_spoilt_by_another_thread_is_made_later(allowed_violations):
     allowed_violations.append("cudaDeviceSynchronize while ANOTHER thread captures")
     spoilt = []
 
@@ -166,11 +168,9 @@ def test_a_capture_spoilt_by_another_thread_is_made_later(caplog, allowed_violat
         return tanh_prior(x, t)
 
     cache, prior = GraphCache("loop", KERNELS), on_device(prior)
-    with caplog.at_level(logging.WARNING, "ddfm_fast"):
-        for expected in (0, 0, 1):
-            draw(cache, prior)
-            assert len(cache) == expected
-    assert not caplog.records
+    for expected in (0, 0, 1):
+        draw(cache, prior)
+        assert len(cache) == expected
 
 
 def test_other_threads_may_draw_allocate_and_read_during_a_capture():
@@ -262,7 +262,7 @@ def test_a_dropped_graph_gives_its_memory_back_and_is_captured_again():
         (summary,) = cache.summary()
         torch.cuda.empty_cache()
         held.append(torch.cuda.memory_reserved())
-        assert summary["shape"] == size and summary["bytes"] > 0 and summary["nodes"] > 600
+        assert summary["shape"] == size and summary["bytes"] > 0 and summary["nodes"] > 100
     assert held[0] == held[2] < held[1]
 
 
@@ -285,7 +285,7 @@ def test_graphs_are_kept_by_bytes_too():
 
 def test_a_long_loop_becomes_a_graph_of_a_step(caplog):
     prior = load_prior("embedded", device=DEVICE, dtype="float16")
-    long, size = FuseConfig(steps=10), (1, 64, 96)
+    long, size = FuseConfig(steps=50), (1, 64, 96)
     cache, asked_for = GraphCache("auto", KERNELS), GraphCache("loop", KERNELS)
     with caplog.at_level(logging.INFO, "ddfm_fast"):
         cache.warm_up(prior, long, size)
@@ -301,8 +301,8 @@ def test_warm_up_captures_what_calls_replay():
     y, x = np.mgrid[:64, :96] / 8
     ir, vis = (127 + 90 * np.sin(x)).astype(np.uint8), (127 + 90 * np.cos(y)).astype(np.uint8)
     fuser.warmup([(64, 96)])
-    before = [s["mode"] for s in fuser.summary()], fakeplugin.fake.fake_module_loads()
+    captured = [s["mode"] for s in fuser.summary()]
     launched = fakeplugin.fake.fake_graph_launches()
     fuser(ir, vis)
     assert fakeplugin.fake.fake_graph_launches() > launched
-    assert before[0] == ["eps"] == [s["mode"] for s in fuser.summary()]
+    assert "eps" in captured and captured == [s["mode"] for s in fuser.summary()]

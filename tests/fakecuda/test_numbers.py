@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(
 SMALL, ODD = (48, 64), (37, 53)
 OFFICIAL = dict(prior=tanh_prior, preset="official", steps=3)
 DDPM = dict(prior=tanh_prior_with_variance, preset="official", steps=3, sampler="ddpm")
-ENGINES = [dict(solver=s, graph=g) for s in ("torch", "tile") for g in ("off", "loop", "step")]
+ENGINES = [dict(solver=s, graph=g) for s in ("torch", "local") for g in ("off", "loop", "step")]
 ENGINES += [dict(backend="torch", graph=g) for g in ("off", "loop")]
 
 
@@ -123,7 +123,7 @@ def test_after_a_failed_capture(allowed_violations):
         return tanh_prior(x, t)
 
     host.multiple = 1
-    broken, whole = OFFICIAL | dict(prior=host), OFFICIAL | dict(solver="tile")
+    broken, whole = OFFICIAL | dict(prior=host), OFFICIAL | dict(solver="local")
     assert agree(broken, SMALL).summary() == []
     agree(whole, SMALL)
 
