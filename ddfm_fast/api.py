@@ -144,9 +144,9 @@ class Fuser:
     def with_options(self, **options: Unpack[FuserOptions]) -> Fuser:
         """Make a second fuser on the same prior, which is not loaded again.
 
-        Options that are not given stay as they were. The prior changes only if ``prior``, ``dtype``,
-        ``device`` or ``compile`` is given, or if a preset that is exact to the pixel needs float32
-        and the precision was left to choose. Graphs are shared where device and backend allow.
+        Options that are not given stay. The prior changes only if ``prior``, ``dtype``, ``device``
+        or ``compile`` is given, or if a preset that is exact to the pixel needs float32 and the
+        precision was left to choose. Graphs are shared where device and backend allow.
 
         >>> quick = fuser.with_options(preset="fast")    # doctest: +SKIP
         """
@@ -254,7 +254,7 @@ class Fuser:
             count, height, width = checked_shape(shape, self.config.crop_multiple)
             start = time.perf_counter()
             height, width = (n - n % self.config.crop_multiple for n in (height, width))
-            planes = torch.zeros(count, 1, height, width, device=self.device)
+            planes = torch.zeros((count, 1, height, width), dtype=torch.float32, device=self.device)
             self.sources.warm_up(planes[:1])
             if getattr(self.method, "rows", True):
                 height, width = pad_to_multiple(planes[:1], self.prior.multiple).shape[-2:]

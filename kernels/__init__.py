@@ -30,8 +30,14 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "Obstacle", "LocalStep", "TritonStep", "available", "choose_planes", "module_status", "obstacle",
-]  # fmt: skip
+    "LocalStep",
+    "Obstacle",
+    "TritonStep",
+    "available",
+    "choose_planes",
+    "module_status",
+    "obstacle",
+]
 
 LEAST = {"torch": (2, 9), "triton": (3, 5)}
 """versions: Triton before 3.5 cannot compile the kernels, and PyTorch before 2.9 comes with such"""

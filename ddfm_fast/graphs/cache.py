@@ -277,9 +277,10 @@ class GraphCache:
         """The modes to try, the best first."""
         if key.config is None:
             return ("eps",) if isinstance(key.owner, Prior) else ("call",)
-        if self.backend.name == "torch":
-            return () if key.watched or self._seen[key] == "step" else ("loop",)
-        return ("step",) if key.watched or self._seen[key] == "step" else ("loop", "step")
+        only_steps = key.watched or self._seen[key] == "step"
+        if self.backend.name == "torch":  # whose steps have their coefficients frozen in
+            return () if only_steps else ("loop",)
+        return ("step",) if only_steps else ("loop", "step")
 
     def _capture(self, mode: str, key: _Key, make: Make) -> Captured:
         capture = self._captures.get(key.device)
@@ -329,7 +330,8 @@ def _require_equal(captured: CapturedLoop) -> None:
     """
     loop = captured.loop
     generator = torch.Generator().manual_seed(0)
-    planes = torch.rand(2, *loop.i.shape, generator=generator) * 2 - 1
+    shape = 2, *loop.i.shape
+    planes = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") * 2 - 1
     results = []
     for run in (loop, captured):
         i, v = planes.to(loop.device)

@@ -74,11 +74,10 @@ class CapturedLoop(Captured):
             self.loop = make()
             self.rows = self.loop.rows
             capture.warm_up(self._some_steps)
-            pool = capture.new_pool()
             if mode == "loop":
-                self.replays = [capture.capture(self._all_steps, pool)]
+                self.replays = [capture.capture(self._all_steps)]
             else:
-                self.replays = self._capture_steps(pool)
+                self.replays = self._capture_steps(capture.new_pool())
 
     def _all_steps(self) -> None:
         self.loop.begin()
@@ -165,7 +164,7 @@ class CapturedCall(Captured):
         with torch.inference_mode(False), torch.no_grad(), self._measured():
             self.inputs = [x.clone() for x in inputs]
             capture.warm_up(on_inputs)
-            self.replays = [capture.capture(on_inputs, capture.new_pool())]
+            self.replays = [capture.capture(on_inputs)]
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Give copies of what the work gives for such inputs."""

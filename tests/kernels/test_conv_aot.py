@@ -12,7 +12,6 @@ from aot import ARCHS, Compiled, compiled_for  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from ddfm_fast.kernels import checks, conv, conv_kernels  # noqa: E402
-
 from ddfm_fast.kernels import moments as moments_of  # noqa: E402
 
 if checks.INTERPRETED:
