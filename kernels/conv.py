@@ -60,12 +60,6 @@ def stages(wide: bool) -> int:
     return 3 if wide else 2
 
 
-def suits(weight: Tensor) -> bool:
-    """Say whether :func:`layer` can do a convolution with this weight."""
-    outs, channels = weight.shape[:2]
-    return (channels <= 16 or channels % SLICE == 0) and (outs <= 16 or outs % 32 == 0)
-
-
 def layer(
     parts: Sequence[Part],
     packed: Packed,
@@ -79,6 +73,7 @@ def layer(
     residual: Tensor | None = None,
     residual_size: str = "",
     want_moments: bool = True,
+    tf32: bool = False,
 ) -> Part:
     """Convolve one input, or two side by side, with all that surrounds it; sums are float32.
 
@@ -96,6 +91,7 @@ def layer(
         residual_size: "": the residual is like the result; "up": half of its size, and doubled;
             "down": twice its size, and its 2x2 means are added.
         want_moments: Whether moments of the result are found.
+        tf32: Whether float32 may be rounded to TF32 in products.
 
     Returns:
         The result [N, O, H', W'] and float32 [N, sets, 2, O] or None: mean and sum of squared
@@ -122,7 +118,11 @@ def layer(
     block_m, block_n = blocks(outs)
     channels = [part.data.shape[1] for part in parts]
     skip_channels = [part.shape[1] for part in skip_parts]
-    wide = block_n == 128 and not any(c % 64 for c in (*channels, *skip_channels))
+    wide = (
+        block_n == 128
+        and x.element_size() == 2
+        and not any(c % 64 for c in (*channels, *skip_channels))
+    )
     block_k = 64 if wide else SLICE
     _, chunk_a, sets_a, _, chunk_b, sets_b = (
         *chunking(source_h * source_w, channels[0]), *chunking(source_h * source_w, channels[-1])
@@ -139,7 +139,8 @@ def layer(
             SIDE=packed.side, STRIDE=stride, NORM=norm is not None, SILU=silu and norm is not None,
             ROWS=packed.side == 3 and stride == 1 and block_n < 128, RESAMPLE=resample,
             RESIDUAL=residual_size, THIN=channels[0] if channels[0] < SLICE else 0,
-            THIN_OUT=outs if outs < block_n else 0, PRECISION="ieee", WIDEN=INTERPRETED,
+            THIN_OUT=outs if outs < block_n else 0, PRECISION="tf32" if tf32 else "ieee",
+            WIDEN=INTERPRETED,
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_S=BLOCK_S,
             num_warps=WARPS, num_stages=stages(wide),
         )  # fmt: skip

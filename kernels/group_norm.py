@@ -8,6 +8,8 @@ activation also leaves its moments, channel by channel, so that the norm reads i
     norm_kernel      merges moments of one tensor, or of two that stand side by side, to a and b of
                      y = SiLU(a · x + b), nearest upsampling or 2x2 means, in place or out
 
+    whole_norm_kernel  the same for small maps, of which a program reads a whole group
+
 Moments per channel let a consumer group the channels as it likes: a concatenation is never
 made for its norm, and the bias of the convolution before is added to the means, not to the
 activation. Statistics are float32 by Welford's update and Chan's merge, whatever the dtype of
@@ -28,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import DTYPES, PRIOR_TWIN, check_device, check_dtype, on_device
-from .moments import BLOCK_S, chunking, statistics
+from .moments import BLOCK_S, EPS, chunking, statistics
 
 GROUPS = 32
 NORM_ELEMENTS, MOMENTS_ELEMENTS = 4096, 2048
@@ -36,6 +38,8 @@ NORM_ELEMENTS, MOMENTS_ELEMENTS = 4096, 2048
 where each element has a mean and a sum of squares of its own"""
 MOST_PROGRAMS = 128
 """of a norm, for the rows of a block of channels: each of them merges the moments itself"""
+WHOLE_ROWS, WHOLE_LANES = 1536, 32
+"""pixels up to which a program finds the moments of a group itself, and channels of that group"""
 _SIZES = ("rows", "chunk", "width")
 _NORM_SIZES = (
     "rows", "width", "source_rows", "blocks_a", "blocks_b", "sets_a", "chunk_a", "sets_b",
@@ -190,6 +194,55 @@ def norm_kernel(
         tl.store(y_ptr + (n * rows + row) * channels + channel[None, :], y, inside)
 
 
+@triton.jit(do_not_specialize=("rows", "eighth"), do_not_specialize_on_alignment=_VECTORS)
+def whole_norm_kernel(
+    x_ptr,  # float32, bfloat16 or float16 [N, R, C]; in place
+    bias_ptr,  # float32 [C] that x still lacks, or None
+    weight_ptr,  # float32 [C]
+    shift_ptr,  # float32 [C]
+    rows,  # R
+    eighth,  # of the channels of a group
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Replace x by SiLU(norm(x + bias)). Grid: (32 groups, N); a program reads a group thrice.
+
+    Two passes over x: its mean, then the deviations from it.
+    """
+    group = eighth * 8
+    base = tl.program_id(1).to(tl.int64) * rows * group * 32
+    lane = tl.arange(0, BLOCK_C)
+    mine = lane < group
+    col = tl.program_id(0) * group + lane
+    bias = tl.zeros([BLOCK_C], tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + col, mine, other=0.0)
+    total = rows.to(tl.float32) * group.to(tl.float32)
+    sums = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in range(0, rows, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)[:, None]
+        inside = (row < rows) & mine[None, :]
+        x = tl.load(x_ptr + base + row * (group * 32) + col[None, :], inside, other=0.0)
+        sums += tl.where(inside, x.to(tl.float32) + bias[None, :], 0.0)
+    mean = tl.sum(tl.sum(sums, 1), 0) / total
+    squares = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in range(0, rows, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)[:, None]
+        inside = (row < rows) & mine[None, :]
+        x = tl.load(x_ptr + base + row * (group * 32) + col[None, :], inside, other=0.0)
+        apart = tl.where(inside, x.to(tl.float32) + bias[None, :] - mean, 0.0)
+        squares += apart * apart
+    var = tl.sum(tl.sum(squares, 1), 0) / total
+    a = tl.load(weight_ptr + col, mine, other=0.0) * tl.div_rn(1.0, tl.sqrt_rn(var + EPS))
+    b = tl.load(shift_ptr + col, mine, other=0.0) + (bias - mean) * a
+    for start in range(0, rows, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)[:, None]
+        inside = (row < rows) & mine[None, :]
+        at = x_ptr + base + row * (group * 32) + col[None, :]
+        y = _affine(tl.load(at, inside, other=0.0).to(tl.float32), a[None, :], b[None, :], True)
+        tl.store(at, y, inside)
+
+
 def tile(elements: int, *channels: int) -> tuple[int, int]:
     """Give (BLOCK_R, BLOCK_C) for these numbers of channels: no tile reaches past one's last."""
     block_c = min(128, math.gcd(*channels) & -math.gcd(*channels))
@@ -317,6 +370,48 @@ def normalize(
             BLOCK_R=block_r, BLOCK_C=block_c, BLOCK_S=BLOCK_S, BLOCK_G=reach(block_c, group),
         )  # fmt: skip
     return out, pooled
+
+
+def suits_whole(x: Tensor) -> bool:
+    """Say whether :func:`normalize_whole_` is for such a map: a small one of many channels."""
+    channels, rows = x.shape[1], x.shape[2] * x.shape[3]
+    return rows <= WHOLE_ROWS and channels % (8 * GROUPS) == 0 and channels <= WHOLE_LANES * GROUPS
+
+
+def normalize_whole_(
+    x: Tensor, weight: Tensor, shift: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Replace x by SiLU(norm(x + bias)) in one launch that needs no moments.
+
+    Args:
+        x: [N, C, H, W] in channels_last that :func:`suits_whole`.
+        weight: float32 [C] of the norm.
+        shift: float32 [C] of the norm.
+        bias: float32 [C] that x still lacks, or None.
+
+    Returns:
+        x.
+
+    Raises:
+        TypeError: An argument is of another dtype.
+        ValueError: An argument is of another shape, layout or device.
+    """
+    _check("x", x, x.shape, DTYPES)
+    n, channels, height, width = x.shape
+    if not suits_whole(x):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; expected at most {WHOLE_ROWS} pixels and a multiple of "
+            f"{8 * GROUPS} channels up to {WHOLE_LANES * GROUPS}: use normalize()"
+        )
+    for name, vector in (("weight", weight), ("shift", shift), ("bias", bias)):
+        if vector is not None:
+            _check_vector(name, vector, (channels,), x.device)
+    with on_device(x):
+        whole_norm_kernel[GROUPS, n](
+            x, bias, weight, shift, height * width, channels // (8 * GROUPS),
+            BLOCK_R=NORM_ELEMENTS // WHOLE_LANES, BLOCK_C=WHOLE_LANES,
+        )  # fmt: skip
+    return x
 
 
 def reach(block_c: int, group: int) -> int:

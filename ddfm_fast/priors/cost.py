@@ -164,6 +164,13 @@ class _MetaKernels:
     def join_(self, h: Tensor, bias, residual=None, **_options) -> Tensor:
         return self._moments(h, "residual", (h, bias, residual), (h,))
 
+    def suits_whole(self, x: Tensor) -> bool:
+        return x.shape[2] * x.shape[3] <= 1536 and x.shape[1] in (256, 512, 768, 1024)
+
+    def normalize_whole_(self, x: Tensor, weight, shift, bias=None) -> Tensor:
+        self.recorder.note("norm", 0, (x, weight, shift, bias), (x,))
+        return x
+
     def normalize(
         self, parts, weight, shift, *, bias=None, resample="", out=None, pool_input=False,
         **_options,
@@ -221,11 +228,11 @@ class _MetaLayers:
         shape = len(x), len(weight), height, width
         y = _empty_map(x, shape)
         moments = _empty_moments(shape) if want_moments else None
-        skip_weight, skip_parts = skip or (None, ())
-        flops = 2 * shape[0] * height * width * weight.numel()
-        flops += 0 if skip is None else 2 * shape[0] * height * width * skip_weight.numel()
+        skip_weights, skip_parts = ((), ()) if skip is None else ((skip[0],), skip[1])
+        products = sum(w.numel() for w in (weight, *skip_weights))
+        flops = 2 * shape[0] * height * width * products
         read = [p for part in parts for p in (part.data, part.moments if norm else None)]
-        read += [weight, bias, *(norm or ()), skip_weight, *skip_parts, residual]
+        read += [weight, bias, *(norm or ()), *skip_weights, *skip_parts, residual]
         side = weight.shape[-1] if weight.ndim == 4 else 1
         self.recorder.note(f"{side}x{side} layer", flops, read, (y, moments))
         return y, moments
@@ -262,7 +269,7 @@ def engine_cost(
     unet = _meta_unet(config, dtype)
     recorder = _Recorder()
     ops: Ops = PlainOps()
-    if fused and OnePassOps.suit(max(config.level_channels), dtype):
+    if fused and OnePassOps.suit(config, dtype):
         ops = OnePassOps(_MetaLayers(recorder))
     elif fused:
         ops = FusedOps(_MetaKernels(recorder), _MetaLayers(recorder))

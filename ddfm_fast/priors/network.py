@@ -133,9 +133,7 @@ class UNetPrior(Prior):
         """How float32 is multiplied in ``eps``."""
         if self.device.type != "cuda" or self.dtype != torch.float32:
             return nullcontext()
-        ops = self.engine.ops
-        by_setting = self.compiled or isinstance(ops, FusedOps) and ops.thin_convs
-        return float32_products(self.tf32, convolutions=by_setting)
+        return float32_products(self.tf32, convolutions=self.compiled)
 
 
 def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:

@@ -173,6 +173,26 @@ class TestKernels:
         )
         assert_as_good(got, plain, exact)
 
+    @pytest.mark.parametrize("size", [(1, 256, 1, 2), (2, 512, 13, 11), (1, 768, 6, 5)])
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_whole(self, size, dtype):
+        x, intact = guarded(*size, dtype)
+        x.copy_(data(*size, dtype=dtype, offset=20.0))
+        weight, shift, bias = parameters(size[1])
+        exact, plain = (plain_norm([x], weight, shift, bias, d) for d in (torch.float64, dtype))
+        alone = data(*size, dtype=dtype, offset=20.0)[-1:]
+        got = gn.normalize_whole_(x, weight, shift, bias)
+        assert got is x and intact()
+        assert_as_good(got, plain, exact)
+        assert torch.equal(gn.normalize_whole_(alone, weight, shift, bias)[0], got[-1])
+
+    @pytest.mark.parametrize("size", [(1, 256, 40, 39), (1, 96, 4, 4), (1, 2048, 4, 4)])
+    def test_whole_is_for_small_maps(self, size):
+        x, vector = data(*size), torch.zeros(size[1])
+        assert not gn.suits_whole(x)
+        with pytest.raises(ValueError, match="use normalize"):
+            gn.normalize_whole_(x, vector, vector)
+
     @pytest.mark.parametrize("dtype", DTYPES[:2])
     def test_a_batch_gives_each_image_what_it_gets_alone(self, dtype):
         x = data(3, 32, 13, 11, dtype=dtype)

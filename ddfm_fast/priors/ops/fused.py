@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .base import Conv, Feature, Norm, convolve, rows_of
+from ..precision import convolutions_in_tf32
+from .base import Conv, Feature, Norm, convolve, fits_layer, rows_of
 from .plain import PlainOps
 
 
@@ -16,26 +17,28 @@ class FusedOps(PlainOps):
 
     Convolutions run without their bias, which joins what reads their output next: the moments of
     the norm, or the sum with the residual. Concatenations are not made. 1x1 convolutions, and 3x3
-    ones to at most ``own`` channels, are ``ddfm_fast.kernels.conv``'s: these are on the largest
-    maps, where the moments and the residual, which come with them, save most traffic. With
-    ``thin_convs`` the first and the last convolution are ``ddfm_fast.kernels.thin_conv``'s. What is
-    faster on a GPU is not measured yet.
+    ones with few channels on one side or to at most ``own`` channels, are
+    ``ddfm_fast.kernels.conv``'s, with the norm before and the residual and moments after.
     """
 
-    OWN = 256
-    """channels of a 3x3 convolution's result up to which it is ours: by roofline alone"""
+    OWN = 0
+    """channels of a 3x3 convolution's result up to which it is ours. None by default: it saves
+    traffic, but on paper has to come nearer to the peak than its tiles allow
+    (bench/results/prior-paper-2026-11-28.md)"""
 
-    def __init__(self, kernels=None, layers=None, *, own: int = OWN, thin_convs: bool = False):
+    def __init__(self, kernels=None, layers=None, *, own: int = OWN):
         if kernels is None or layers is None:
             from ddfm_fast.kernels import conv, group_norm
 
             kernels, layers = group_norm, conv
         self.kernels, self.layers = kernels, layers
-        self.own, self.thin_convs = own, thin_convs
+        self.own = own
         self.packed: dict[tuple[str, int], Any] = {}
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
-        return self._joined(self._thin(x, conv, None), conv.bias)
+        if not fits_layer(conv.weight.shape[1], len(conv.weight)):
+            return self._joined(convolve(x, conv, None), conv.bias)
+        return self._layer([Feature(x)], conv, bias=conv.bias)
 
     def enter(
         self, parts: Sequence[Feature], norm: Norm, resample: str, conv: Conv
@@ -44,13 +47,15 @@ class FusedOps(PlainOps):
             resample = ""
         down = resample == "down"
         h, pooled = self._normalized(parts, norm, resample=resample, pool_input=down)
-        return h, (Feature(pooled),) if down else tuple(parts)
+        return h, tuple(parts) if pooled is None else (Feature(pooled),)
 
     def middle(self, h: Tensor, conv: Conv, bias: Tensor, norm: Norm) -> Tensor:
         if self._ours(conv):
             feature = self._layer([Feature(h)], conv, bias=bias)
             return self._normalized([feature], norm, out=feature.data)[0]
         h = convolve(h, conv, None)
+        if self.kernels.suits_whole(h):
+            return self.kernels.normalize_whole_(h, norm.weight, norm.bias, bias)
         feature = Feature(h, self.kernels.moments(h))
         return self._normalized([feature], norm, bias=bias, out=h)[0]
 
@@ -73,7 +78,7 @@ class FusedOps(PlainOps):
 
     def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
         h = self._layer(
-            [feature], conv, bias=conv.bias.float(), norm=norm[1:], silu=False, want_moments=False
+            [feature], conv, bias=conv.bias, norm=norm[1:], silu=False, want_moments=False
         )
         return rows_of(h.data)
 
@@ -87,34 +92,23 @@ class FusedOps(PlainOps):
         return Feature(h, self.kernels.moments(h))
 
     def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
-        h, _ = self._normalized([feature], norm, out=feature.data)
-        return self._thin(h, conv, conv.bias)
+        if not fits_layer(conv.weight.shape[1], len(conv.weight)):
+            h, _ = self._normalized([feature], norm, out=feature.data)
+            return convolve(h, conv, conv.bias)
+        return self._layer([feature], conv, bias=conv.bias, norm=norm[1:], want_moments=False).data
 
     def _ours(self, conv: Conv) -> bool:
         return conv.up_kernel is None and len(conv.weight) <= self.own
 
     def _layer(self, parts: Sequence[Feature], conv: Conv, **options) -> Feature:
-        return Feature(*self.layers.layer(parts, self._packed(conv), **options))
+        tf32 = bool(convolutions_in_tf32())
+        return Feature(*self.layers.layer(parts, self._packed(conv), tf32=tf32, **options))
 
     def _packed(self, conv: Conv):
         key = conv.name, len(conv.weight)
         if key not in self.packed:
             self.packed[key] = self.layers.pack(conv.weight)
         return self.packed[key]
-
-    def _thin(self, x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
-        """Convolve where there are few channels on one side."""
-        if not self.thin_convs:
-            return convolve(x, conv, bias)
-        from ddfm_fast.kernels.thin_conv import MOST_ELEMENTS, pack, suits, thin_conv
-
-        pixels, widest = x.shape[2] * x.shape[3], max(conv.weight.shape[:2])
-        if not suits(conv.weight) or pixels * widest > MOST_ELEMENTS:
-            return convolve(x, conv, bias)
-        key = conv.name, len(conv.weight)
-        if key not in self.packed:
-            self.packed[key] = pack(conv.weight)
-        return thin_conv(x, self.packed[key], bias)
 
     def _joined(self, h: Tensor, bias: Tensor, residual=None, up: bool = False) -> Feature:
         return Feature(h, self.kernels.join_(h, bias, residual, upsample=up))
