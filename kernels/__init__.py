@@ -8,15 +8,9 @@ Triton and no CuPy: what needs Triton is loaded on first use.
     pixel       the method's step at one pixel, as device functions
     step        ``TritonStep``: two fused kernels around the k-solve
     ksolve      the k-solve by cuFFT, through PyTorch or CuPy, and the kernel for its scale
-<<<<<<< HEAD
     local       ``LocalStep``: the step in two launches, without an FFT
-    group_norm  ``moments``, ``join_``, ``scale_shift``, ``apply``: the prior's norms and residuals
-    thin_conv   ``thin_conv``: convolutions with few channels on one side; opt-in, not measured yet
-=======
-    tile        ``TileStep``: the whole step in one launch, without an FFT
     group_norm  ``moments``, ``join_``, ``normalize``: the prior's norms and residuals
     conv        ``layer``: a convolution with norm, resampling, residual and moments in one launch
->>>>>>> prior
     checks      what launchers ask of their tensors
     cpu         the prior's layers and attention on a CPU: C++, compiled when first used
 
