@@ -230,7 +230,7 @@ def test_spectral_scale_compiles_for(arch, tmp_path):
 def table() -> str:
     """Registers, shared memory, instructions and wide accesses of a step's kernels, in Markdown."""
     lines = [
-        "# A step's kernels compiled ahead of time, variant official: rows of whole vectors but where it says odd",
+        "# A step's kernels compiled ahead of time, variant official, rows of whole vectors",
         "",
         "| kernel | form | target | registers | local | shared | instructions | 128-bit loads "
         "| stores |",
