@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .config import FuseConfig, default_preset, require_bool
-from .graphs import GraphCache, GraphSummary
+from .graphs.cache import GraphCache, GraphSummary
 from .images.doubts import warn
 from .images.pair import Pair, as_items, checked_color, read_pair
 from .images.pixels import Given
@@ -144,10 +144,9 @@ class Fuser:
     def with_options(self, **options: Unpack[FuserOptions]) -> Fuser:
         """Make a second fuser on the same prior, which is not loaded again.
 
-        Options that are not given stay as they were given to this one. The prior changes only if
-        ``prior``, ``dtype``, ``device`` or ``compile`` is given, or if a preset that is exact to
-        the pixel needs float32 and the precision was left to choose. Graphs are shared where device
-        and backend allow.
+        Options that are not given stay. The prior changes only if ``prior``, ``dtype``, ``device``
+        or ``compile`` is given, or if a preset that is exact to the pixel needs float32 and the
+        precision was left to choose. Graphs are shared where device and backend allow.
 
         >>> quick = fuser.with_options(preset="fast")    # doctest: +SKIP
         """
@@ -255,18 +254,19 @@ class Fuser:
             count, height, width = checked_shape(shape, self.config.crop_multiple)
             start = time.perf_counter()
             height, width = (n - n % self.config.crop_multiple for n in (height, width))
-            plane = torch.zeros(1, 1, height, width, device=self.device)
-            self.sources.warm_up(plane)
+            planes = torch.zeros((count, 1, height, width), dtype=torch.float32, device=self.device)
+            self.sources.warm_up(planes[:1])
             if getattr(self.method, "rows", True):
-                height, width = pad_to_multiple(plane, self.prior.multiple).shape[-2:]
+                height, width = pad_to_multiple(planes[:1], self.prior.multiple).shape[-2:]
                 self.loops.warm_up(self.prior, self.config, (count, height, width), progress)
             else:
-                self.method(plane, plane, seed=self.seed)
+                for _ in range(2 if planes.is_cuda else 1):  # the second captures
+                    self._fused(planes, planes, [False] * count, {"seed": self.seed})
             seconds[tuple(shape)] = time.perf_counter() - start
         return seconds
 
     def summary(self) -> list[GraphSummary]:
-        """Describe the CUDA graphs that this fuser keeps, oldest use first; empty on a CPU."""
+        """Describe the CUDA graphs that this fuser keeps, oldest use first."""
         return self.loops.summary()
 
     def stream(
@@ -345,9 +345,22 @@ class Fuser:
         ]
         if (tell := run["callback"]) is not None:
             run = {**run, "callback": lambda info: tell(info._replace(reports=found))}
-        y = self.method(sources.ir, sources.vis, functional=functional, **run)
+        fused = self._fused(sources.ir, sources.vis, functional, run)
         reports += found
-        return Fused(y, self.pixels.limits(self.config.stretch, y, sources.ir, sources.vis))
+        return fused
+
+    def _fused(self, ir: Tensor, vis: Tensor, functional: list[bool], run: dict) -> Fused:
+        """What the method makes of two lumas, and its stretch: in a graph where it has no steps."""
+        stretch = self.config.stretch
+
+        def work(i: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            y = self.method(i, v, functional=functional, **run)
+            limits = self.pixels.limits(stretch, y, i, v)
+            return (y,) if limits is None else (y, limits)
+
+        if self.backend.name != "triton" or getattr(self.method, "rows", True):
+            return Fused(*work(ir, vis))
+        return Fused(*self.loops.call(f"closed form {functional}, {stretch}", work, ir, vis))
 
 
 def _config(given: Mapping[str, Any]) -> FuseConfig:

@@ -9,8 +9,8 @@ Triton and no CuPy: what needs Triton is loaded on first use.
     step        ``TritonStep``: two fused kernels around the k-solve
     ksolve      the k-solve by cuFFT, through PyTorch or CuPy, and the kernel for its scale
     local       ``LocalStep``: the step in two launches, without an FFT
-    group_norm  ``moments``, ``join_``, ``scale_shift``, ``apply``: the prior's norms and residuals
-    thin_conv   ``thin_conv``: convolutions with few channels on one side; opt-in, not measured yet
+    group_norm  ``moments``, ``join_``, ``normalize``: the prior's norms and residuals
+    conv        ``layer``: a convolution with norm, resampling, residual and moments in one launch
     checks      what launchers ask of their tensors
     cpu         the prior's layers and attention on a CPU: C++, compiled when first used
 
@@ -30,8 +30,14 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "Obstacle", "LocalStep", "TritonStep", "available", "choose_planes", "module_status", "obstacle",
-]  # fmt: skip
+    "LocalStep",
+    "Obstacle",
+    "TritonStep",
+    "available",
+    "choose_planes",
+    "module_status",
+    "obstacle",
+]
 
 LEAST = {"torch": (2, 9), "triton": (3, 5)}
 """versions: Triton before 3.5 cannot compile the kernels, and PyTorch before 2.9 comes with such"""
@@ -111,7 +117,10 @@ def obstacle(device: torch.device) -> Obstacle | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         has, least = (".".join(map(str, c)) for c in (capability, LEAST_CAPABILITY))
-        return Obstacle(f"the GPU has compute capability {has}, below {least}", "")
+        return Obstacle(
+            f"the GPU has compute capability {has}, below {least}",
+            'backend="torch" says that this is meant, a newer GPU ends it',
+        )
     index = torch.cuda.current_device() if device.index is None else device.index
     return _trial(index)
 

@@ -33,7 +33,7 @@ def _squared_sine(index, size):
     return sine * sine
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("height", "width"))
 def spectral_scale_kernel(
     spectrum_ptr,  # float32 [N, H, W // 2 + 1, 2]: real and imaginary parts, scaled in place
     height,  # H

@@ -37,7 +37,9 @@ from .step import SIZES, TritonStep, aligned
 REGION, HALO = 64, 16
 INNER = REGION - 2 * HALO
 ROWS = 16
-"""of the inside that are updated at a time: four elements per thread, registers for three programs"""
+"""of the inside that are updated at a time: four elements per thread, registers for three blocks"""
+LEARNED_ROWS = 8
+"""the same with learned noise, which needs more registers for an element"""
 WARPS = 4
 _EXPONENT = tl.constexpr(0x7F800000)
 _LEAST = tl.constexpr(0x08000000)
@@ -268,12 +270,13 @@ class LocalStep(TritonStep):
         self.check_step(x_t, out)
         with span("rhs"):
             self.rhs_(x_t, out)
+        rows = LEARNED_ROWS if self.noise == "learned" else ROWS
         with span("solve"), on_device(x_t):
             rectify_local_kernel[self.regions, len(self.v)](
                 x_t, out, self.v, self.y, self.rhs, self.k, self.partial, self.scale_pair,
                 self.table, self.step_pair, self.seeds, self.x0, self.basis, self.weights,
                 *self.v.shape[1:], self.partial.shape[2], len(self.table), *out.stride(), self.eta,
                 **self.update_constants(), **self.alignment(out), REGION=REGION, HALO=HALO,
-                INNER=INNER, ROWS=ROWS, num_warps=WARPS, num_stages=1,
+                INNER=INNER, ROWS=rows, num_warps=WARPS, num_stages=1,
             )  # fmt: skip
         return x_t

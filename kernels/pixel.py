@@ -1,9 +1,9 @@
 """The method's step at one pixel: a faster version of the loop body of ``ddfm_fast.naive``.
 
 Device functions, of which the kernels of ``step`` (two around an FFT) and ``local`` (one that
-solves, no FFT) are made. Twins: ``ddfm_fast.rectify``, whose module docstring has the equations, and
-``ddfm_fast.noise``. A variant is a name that is known when a kernel is compiled: its weights are a
-branch of ``inverse_weights``, what it pulls the gradient to is a plane that its constructor
+solves, no FFT) are made. Twins: ``ddfm_fast.rectify``, whose module docstring has the equations,
+and ``ddfm_fast.noise``. A variant is a name that is known when a kernel is compiled: its weights
+are a branch of ``inverse_weights``, what it pulls the gradient to is a plane that its constructor
 computes.
 """
 

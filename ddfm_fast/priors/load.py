@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..runtime.apart import on_the_host
 from .callable import CallablePrior
 from .checkpoint import load_checkpoint, split_config
 from .network import UNetPrior, optimized
@@ -30,6 +31,7 @@ ACCEPTED = (
 )
 
 
+@on_the_host()
 def load_prior(
     spec: Any,
     config: dict[str, Any] | None = None,

@@ -16,6 +16,7 @@ from .conditioning import Conditioning
 from .engine import Engine
 from .ops.fused import FusedOps
 from .ops.native import NativeOps
+from .ops.onepass import OnePassOps
 from .ops.plain import PlainOps
 from .precision import PRECISIONS, check_precision, cpu_has, float32_products
 from .prior import Prior, same_device
@@ -111,7 +112,7 @@ class UNetPrior(Prior):
 
         Found on the meta device; convolution libraries' workspaces come on top.
         """
-        fused = isinstance(self.engine.ops, FusedOps)
+        fused = isinstance(self.engine.ops, FusedOps | OnePassOps)
         return _activation_bytes(self.unet.config, n, height, width, self.dtype, fused)
 
     @torch.no_grad()
@@ -132,9 +133,7 @@ class UNetPrior(Prior):
         """How float32 is multiplied in ``eps``."""
         if self.device.type != "cuda" or self.dtype != torch.float32:
             return nullcontext()
-        ops = self.engine.ops
-        by_setting = self.compiled or isinstance(ops, FusedOps) and ops.thin_convs
-        return float32_products(self.tf32, convolutions=by_setting)
+        return float32_products(self.tf32, convolutions=self.compiled)
 
 
 def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:

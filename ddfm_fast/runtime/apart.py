@@ -1,4 +1,4 @@
-"""What surrounds a call: the program's autocast, captures and forks do not reach into it."""
+"""What surrounds a call: autocast, default device, captures and forks of the program stay out."""
 
 from __future__ import annotations
 
@@ -37,10 +37,24 @@ def refuse_where_impossible(device: torch.device) -> None:
 
 
 @contextmanager
+def on_the_host() -> Iterator[None]:
+    """Inside, new tensors are on the CPU where no device is named, whatever the program's default.
+
+    Of use as a decorator too.
+    """
+    if torch.get_default_device().type == "cpu":  # the other branch sees every operation
+        yield
+    else:
+        with torch.device("cpu"):
+            yield
+
+
+@contextmanager
 def apart(device: torch.device) -> Iterator[None]:
-    """Inside, autocast is off; RuntimeError as :func:`refuse_where_impossible`."""
+    """Inside, autocast is off and the CPU the default; see :func:`refuse_where_impossible`."""
     refuse_where_impossible(device)
     with ExitStack() as stack:
+        stack.enter_context(on_the_host())
         for kind in {"cpu", device.type} & {"cpu", "cuda"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield

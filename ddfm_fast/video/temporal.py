@@ -467,7 +467,8 @@ def _diffusion(method: Method) -> Diffusion:
 def _noise(seed: int, height: int, width: int, device: torch.device) -> Tensor:
     """The z of every frame: what `sample` would draw first for this seed and size."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn((1, 3, height, width), generator=generator).to(device)
+    z = torch.randn((1, 3, height, width), generator=generator, dtype=torch.float32, device="cpu")
+    return z.to(device)
 
 
 def _change(now: Tensor, kept: Tensor) -> Tensor:

@@ -133,10 +133,11 @@ def test_smoke_tries_every_way_and_preset():
 
 
 def test_the_recorded_pictures_are_those_of_this_code(capsys):
-    """If pictures were meant to change: python -m bench.smoke --record."""
-    tally = smoke.run(cases(CPU), CPU, seconds=1e9, judge=True, go_on=True)
+    """Those of few steps. If pictures were meant to change: python -m bench.smoke --record."""
+    chosen = [case for case in cases(CPU) if case.scene.name not in ("official", "paper")]
+    tally = smoke.run(chosen, CPU, seconds=1e9, judge=True, go_on=True)
     assert not tally.wrong and not tally.left_out, capsys.readouterr().out
-    assert len(tally.right) == sum(scene.every == 1 for scene in SCENES.values())
+    assert len(tally.right) == 12
 
 
 def test_recording_gives_the_recorded_picture():

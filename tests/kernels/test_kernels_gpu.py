@@ -15,7 +15,7 @@ from analytic import tanh_prior, tanh_prior_with_variance
 
 from ddfm_fast.api import Fuser
 from ddfm_fast.config import FuseConfig
-from ddfm_fast.graphs import GraphCache
+from ddfm_fast.graphs.cache import GraphCache
 from ddfm_fast.noise import normals
 from ddfm_fast.priors.load import load_prior
 from ddfm_fast.rectify import VARIANTS, KSolver

@@ -145,7 +145,7 @@ class TestOneStep:
 
     @pytest.mark.parametrize("solver", ["torch", "local"])
     def test_launches_of_a_step(self, solver, monkeypatch):
-        """Three launches beside those of torch.fft, or two in all; what the host passes does not change.
+        """Three launches beside torch.fft's, or two in all; what the host passes does not change.
 
         With CuPy's plans an FFT of a plane is two launches each way (rows, columns), seven in all;
         torch.fft also copies the spectrum before its inverse, eight. On a GPU,

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ddfm_fast import FuseConfig, Fuser
+from ddfm_fast.priors import load
 from ddfm_fast.runtime import apart, machine
 
 
@@ -31,6 +32,36 @@ def test_autocast_changes_no_video(images):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got = list(fuser.stream(frames, preset="balanced"))
     assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+@pytest.fixture
+def elsewhere():
+    """New tensors of the program are on another device: here one without data."""
+    yield lambda: torch.set_default_device("meta")
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(preset="instant"),
+        dict(preset="fast", denoise=20),
+        dict(preset="paper", steps=2),
+        dict(prior="embedded-gray", denoise=20),
+    ],
+    ids=str,
+)
+def test_the_default_device_of_the_program_changes_nothing(
+    images, settings, elsewhere, monkeypatch
+):
+    wanted = Fuser(device="cpu", **settings)(*images)
+    monkeypatch.setattr(load, "_embedded", load._embedded.__wrapped__)  # loaded anew
+    elsewhere()
+    fuser = Fuser(device="cpu", **settings)
+    assert torch.equal(fuser(*images), wanted)
+    (streamed,) = fuser.stream([images])
+    assert streamed.shape == wanted.shape and streamed.device.type == "cpu"
+    assert torch.zeros(1).device.type == "meta"
 
 
 @pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])

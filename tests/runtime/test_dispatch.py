@@ -63,7 +63,8 @@ def test_a_gpu_without_the_tensor_cores_gets_ffts(gpu, monkeypatch):
 
 def test_an_old_gpu_or_none_of_triton_means_plain_pytorch(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    backend = resolve_backend(GPU)
+    with pytest.warns(DDFMWarning, match="capability 6.1, below 7.0"):
+        backend = resolve_backend(GPU)
     assert backend.name == "torch" and "capability 6.1, below 7.0" in backend.reason
     gpu.clear()
     assert resolve_backend(GPU).reason == "triton: not installed"
@@ -149,8 +150,8 @@ def test_the_environment_has_a_say_and_arguments_have_the_last(gpu, monkeypatch)
     assert resolve_graph(None, GPU, KERNELS) == "off"
     assert resolve_graph("auto", GPU, KERNELS) == "auto"
     monkeypatch.setenv("DDFM_FAST_BACKEND", "")
-    monkeypatch.setenv("DDFM_FAST_SOLVER", "tile")
-    assert resolve_backend(GPU)[:2] == ("triton", "tile")
+    monkeypatch.setenv("DDFM_FAST_SOLVER", "torch")
+    assert resolve_backend(GPU)[:2] == ("triton", "torch")
     monkeypatch.setenv("DDFM_FAST_GRAPH", "on")
     with pytest.raises(ValueError, match="environment variable DDFM_FAST_GRAPH is 'on'; expected"):
         resolve_graph(None, GPU, KERNELS)
@@ -217,4 +218,4 @@ def test_lists_of_choices_agree_with_the_kernels():
     pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
     from ddfm_fast.kernels.ksolve import SOLVERS
 
-    assert {"auto", "tile", *SOLVERS} == set(dispatch.SOLVERS)
+    assert {"auto", "local", *SOLVERS} == set(dispatch.SOLVERS)

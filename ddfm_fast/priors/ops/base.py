@@ -54,6 +54,11 @@ class Norm(NamedTuple):
     bias: Tensor
 
 
+def fits_layer(channels: int, outs: int) -> bool:
+    """Say whether ``ddfm_fast.kernels.conv.layer`` takes so many channels in and out."""
+    return (channels <= 16 or channels % 32 == 0) and (outs <= 16 or outs % 32 == 0)
+
+
 class Waiting(NamedTuple):
     """What a convolution reads where it normalizes itself: SiLU(norm(parts)), resampled."""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..unet_config import UNetConfig
 from .base import Ops
 from .fused import FusedOps
 from .native import NativeOps
@@ -15,7 +16,10 @@ from .plain import PlainOps
 
 
 def ops_for(
-    device: torch.device, weights: int, dtype: torch.dtype = torch.float32, widest: int = 0
+    device: torch.device,
+    weights: int,
+    dtype: torch.dtype = torch.float32,
+    config: UNetConfig | None = None,
 ) -> Ops[Any]:
     """Choose the fastest on a device for a network.
 
@@ -23,14 +27,15 @@ def ops_for(
         device: Where it runs.
         weights: How many it has.
         dtype: Of its weights.
-        widest: Channels of its widest level; 0: unknown, so wide.
+        config: Of the network; None: unknown, so one of many channels.
     """
     if device.type == "cuda":
         from ddfm_fast.kernels import obstacle
 
         if obstacle(device):
             return PlainOps()
-        return OnePassOps() if OnePassOps.suit(widest, dtype) else FusedOps()
+        narrow = config is not None and OnePassOps.suit(config, dtype)
+        return OnePassOps() if narrow else FusedOps()
     if device.type == "cpu" and NativeOps.fits(weights) and NativeOps.available(dtype):
         return NativeOps()
     small = device.type == "cpu" and weights <= OneDnnOps.MOST_WEIGHTS

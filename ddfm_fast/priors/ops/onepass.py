@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .base import Conv, Feature, Norm, Ops, Waiting, attention, rows_of
+from ..precision import convolutions_in_tf32
+from ..unet_config import UNetConfig
+from .base import Conv, Feature, Norm, Ops, Waiting, attention, fits_layer, rows_of
 
 
 class OnePassOps(Ops[Waiting]):
@@ -32,9 +34,11 @@ class OnePassOps(Ops[Waiting]):
         self._same: dict[tuple[int, torch.dtype, torch.device], Tensor] = {}
 
     @classmethod
-    def suit(cls, widest: int, dtype: torch.dtype) -> bool:
-        """Say whether they are the ones for a network with so many channels on a level."""
-        return 0 < widest <= cls.WIDEST and dtype in cls.DTYPES
+    def suit(cls, config: UNetConfig, dtype: torch.dtype) -> bool:
+        """Say whether they are the ones for a network."""
+        area, narrow = config.pixel_unshuffle**2, max(config.level_channels) <= cls.WIDEST
+        ends = fits_layer(area * config.in_channels, area * config.out_channels)
+        return narrow and ends and dtype in cls.DTYPES
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
         return self._run([Feature(x)], conv, bias=conv.bias)
@@ -62,10 +66,10 @@ class OnePassOps(Ops[Waiting]):
         return self._run(h.parts, conv, **options)
 
     def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
-        options = {"silu": False, "want_moments": False}
-        return rows_of(
-            self._run([feature], conv, bias=conv.bias.float(), norm=norm[1:], **options)[0]
+        h = self._run(
+            [feature], conv, bias=conv.bias, norm=norm[1:], silu=False, want_moments=False
         )
+        return rows_of(h.data)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q, k, v)
@@ -88,7 +92,8 @@ class OnePassOps(Ops[Waiting]):
         return self._run([feature], conv, bias=conv.bias, norm=norm[1:], want_moments=False).data
 
     def _run(self, parts: Sequence[Feature], conv: Conv, **options) -> Feature:
-        return Feature(*self.kernels.layer(parts, self._packed(conv), **options))
+        tf32 = bool(convolutions_in_tf32())
+        return Feature(*self.kernels.layer(parts, self._packed(conv), tf32=tf32, **options))
 
     def _packed(self, conv: Conv):
         key = conv.name, len(conv.weight)

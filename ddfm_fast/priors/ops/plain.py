@@ -74,7 +74,8 @@ class PlainOps(Ops[Tensor]):
         return Feature(self.convolve(h, conv, conv.bias).add_(x))
 
     def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
-        return F.linear(self.tokens(feature, norm), conv.weight, conv.bias)
+        h = self.tokens(feature, norm)
+        return F.linear(h, conv.weight, conv.bias.to(h.dtype))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attention(q, k, v)
