@@ -9,6 +9,8 @@ Triton and no CuPy: what needs Triton is loaded on first use.
     step        ``TritonStep``: two fused kernels around the k-solve
     ksolve      the k-solve by cuFFT, through PyTorch or CuPy, and the kernel for its scale
     local       ``LocalStep``: the step in two launches, without an FFT
+    images      ``read``, ``give_back``: integers to lumas, and fused lumas back to integers
+    limits      ``stretch_limits``: exact order statistics by counting
     group_norm  ``moments``, ``join_``, ``normalize``: the prior's norms and residuals
     conv        ``layer``: a convolution with norm, resampling, residual and moments in one launch
     checks      what launchers ask of their tensors

@@ -66,7 +66,10 @@ class CudaPixels(Pixels):
         raws = read_raw(ir, "ir"), read_raw(vis, "vis")
         if any(raw.values.device.type != "cpu" for raw in raws):
             return ir, vis
-        upload = self.transfer.upload(*(raw.values for raw in raws), aside=True)
+        try:
+            upload = self.transfer.upload(*(raw.values for raw in raws), aside=True)
+        except torch.OutOfMemoryError:  # what is fused now may need it all
+            return ir, vis
         a, b = (raw._replace(sent=partial(_nth, upload, n)) for n, raw in enumerate(raws))
         return a, b
 

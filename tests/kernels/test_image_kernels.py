@@ -191,7 +191,7 @@ class TestLimits:
     def small_blocks(self, monkeypatch):
         """Several parts, and several blocks in a part, of small images too."""
         monkeypatch.setattr(limits, "BLOCK", 256)
-        monkeypatch.setattr(limits, "MOST_PARTS", 3)
+        monkeypatch.setattr(limits, "MOST_PARTS", 4)
 
     @pytest.mark.parametrize("kind", ["usual", "wide", "levels", "flat"])
     @pytest.mark.parametrize("shape", [(1, 1, 16, 16), (3, 1, 17, 33), (1, 1, 40, 70)])
