@@ -103,7 +103,7 @@ def main(
         print(f"RED: {line}")
     for line in report.settings["left_out"]:
         print(f"left out: {line}")
-    print(f"wrote {tell.path}")
+    print(f"wrote {tell.path}" if tell.path else "nothing was measured in the time")
     sys.exit(not report.green)
 
 

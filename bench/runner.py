@@ -91,6 +91,7 @@ def run(
     report = Report(machine.machine(place.device), place.ceilings, settings)
     todo = order(tasks(options, place))
     left = [f"{task.section}: {task.name}, {task.size}" for task in todo]
+    report.settings["left_out"] = left
     with tqdm(todo, unit="measurement", disable=not progress, file=sys.stderr, leave=False) as bar:
         place.tick = bar.refresh
         for task in bar:

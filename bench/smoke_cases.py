@@ -45,7 +45,7 @@ SCENES = {
         Scene("waves, DDPM", {"preset": "paper", "steps": 5}, prior="waves"),
         Scene("waves, gradient", WAVES | {"variant": "gradient"}, prior="waves"),
         Scene("waves, batch of 3", WAVES, prior="waves", batch=3),
-        Scene("small forward", {"preset": "official", "steps": 2}, size=(16, 32)),
+        Scene("small network", {"preset": "official", "steps": 2}, (16, 32), prior="tiny"),
         Scene("balanced", {"preset": "balanced"}, (61, 75), sigma=12, graph="eps"),
         Scene("fast", {"preset": "fast"}, (61, 75), sigma=12, graph="eps"),
         Scene("fast in color, batch of 2", {"preset": "fast", "denoise": 12}, sigma=12, batch=2,
@@ -87,34 +87,35 @@ def cases(device: torch.device, small: bool = False) -> list[Case]:
     if device.type == "cpu":
         cheap = [scene for scene in SCENES.values() if scene.every == 1]
         return [Case(scene, Way("float32", "torch", "torch", "off")) for scene in cheap]
-    half, exact, tile = Way("float16"), Way(), Way(solver="tile")
+    half, exact, local = Way("float16"), Way(), Way(solver="local")
     plain, eager = Way(backend="torch", graph="off"), Way(graph="off")
     first = {
-        "waves": [plain, eager, exact, tile],
-        "small forward": [exact, half],
+        "waves": [plain, eager, exact, local, exact._replace(graph="step")],
+        "waves, DDPM": [exact, local],
+        "small network": [exact, half],
         "fast": [half, exact, eager, half._replace(graph="off"), half._replace(backend="torch")],
         "balanced": [half, exact],
         "fast in color, batch of 2": [half, exact],
         "official, 3 steps": [exact, half, half._replace(graph="off"), exact._replace(graph="step"),
-                              half._replace(graph="step"), half._replace(solver="tile")],
+                              half._replace(graph="step"), half._replace(solver="local")],
         "official": [half, exact],
         "paper": [half, exact],
         "ADM with attention": [exact, half, Way("bfloat16")],
         "fast, 512x640": [half],
-        "official, 512x640": [half, half._replace(solver="tile")],
+        "official, 512x640": [half, half._replace(solver="local")],
         "official, denoised": [half, exact],
         "instant": [eager, plain],
     }  # fmt: skip
     found = [Case(SCENES[name], way) for name, ways in first.items() for way in ways]
-    solvers = ["torch", "tile", *(["cupy"] if module_status("cupy")["version"] else [])]
+    if small:
+        return [c for c in found if c.scene.prior == "waves" or c.scene.name == "small network"]
+    solvers = ["torch", "local", *(["cupy"] if module_status("cupy")["version"] else [])]
     ways = [Way(solver=s, graph=g) for g in ("loop", "step", "off") for s in solvers]
     ways += [Way(backend="torch", graph=g) for g in ("off", "loop")]
-    waves = [scene for scene in SCENES.values() if scene.prior == "waves"]
-    found += [Case(scene, way) for scene in waves for way in ways]
+    by_a_formula = [scene for scene in SCENES.values() if scene.prior == "waves"]
+    found += [Case(scene, way) for scene in by_a_formula for way in ways]
     found += [Case(SCENES[name], Way("bfloat16")) for name in ("fast", "official, 3 steps")]
-    slow = ("waves", "waves, DDPM", "small forward")
-    once = {str(case): case for case in found}.values()
-    return [case for case in once if not small or case.scene.name in slow]
+    return list({str(case): case for case in found}.values())
 
 
 def waves(x: Tensor, t: Tensor) -> Tensor:

@@ -8,9 +8,10 @@ INTERRUPTED = 130
 def main() -> None:
     """Load the command and run it: exit code 0 ok, 1 something failed, 2 bad usage or input."""
     try:
+        from ddfm_fast.runtime.interrupts import ending_at_once
         from ddfm_fast.runtime.streams import guarded
 
-        with guarded():
+        with guarded(), ending_at_once():
             from ddfm_fast.cli.app import main as run
 
             run()

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .config import FuseConfig, default_preset, require_bool
-from .graphs import GraphCache, GraphSummary
+from .graphs.cache import GraphCache, GraphSummary
 from .images.doubts import warn
 from .images.pair import Pair, as_items, checked_color, read_pair
 from .images.pixels import Given
@@ -35,11 +35,12 @@ from .options import (
     documented,
     with_defaults,
 )
-from .priors.load import load_prior
+from .priors.load import file_identity, load_prior
 from .priors.precision import default_precision
 from .priors.prior import Prior
 from .restore.sources import FusionReport, SourceModel
 from .runtime import environment
+from .runtime.apart import runs_apart
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.machine import one_thread_after_fork
 from .runtime.memory import images_that_fit, in_batches
@@ -128,7 +129,7 @@ class Fuser:
 
     def _build(self) -> None:
         self.method = self._make_method(self.prior, self.config, self.loops)
-        self.sources = SourceModel(self.prior, self.config, self.loops.evaluate)
+        self.sources = SourceModel(self.prior, self.config, self.loops.evaluate, self.pixels)
 
     @property
     def source_options(self) -> dict[str, Any]:
@@ -143,10 +144,9 @@ class Fuser:
     def with_options(self, **options: Unpack[FuserOptions]) -> Fuser:
         """Make a second fuser on the same prior, which is not loaded again.
 
-        Options that are not given stay as they were given to this one. The prior changes only if
-        ``prior``, ``dtype``, ``device`` or ``compile`` is given, or if a preset that is exact to
-        the pixel needs float32 and the precision was left to choose. Graphs are shared where device
-        and backend allow.
+        Options that are not given stay. The prior changes only if ``prior``, ``dtype``, ``device``
+        or ``compile`` is given, or if a preset that is exact to the pixel needs float32 and the
+        precision was left to choose. Graphs are shared where device and backend allow.
 
         >>> quick = fuser.with_options(preset="fast")    # doctest: +SKIP
         """
@@ -163,6 +163,7 @@ class Fuser:
             other._build()
         return other
 
+    @runs_apart
     @documented
     def __call__(
         self,
@@ -238,6 +239,7 @@ class Fuser:
             **reading,
         )
 
+    @runs_apart
     def warmup(
         self, shapes: Iterable[tuple[int, ...]], *, progress: bool = False
     ) -> dict[tuple[int, ...], float]:
@@ -252,18 +254,19 @@ class Fuser:
             count, height, width = checked_shape(shape, self.config.crop_multiple)
             start = time.perf_counter()
             height, width = (n - n % self.config.crop_multiple for n in (height, width))
-            plane = torch.zeros(1, 1, height, width, device=self.device)
-            self.sources.warm_up(plane)
+            planes = torch.zeros((count, 1, height, width), dtype=torch.float32, device=self.device)
+            self.sources.warm_up(planes[:1])
             if getattr(self.method, "rows", True):
-                height, width = pad_to_multiple(plane, self.prior.multiple).shape[-2:]
+                height, width = pad_to_multiple(planes[:1], self.prior.multiple).shape[-2:]
                 self.loops.warm_up(self.prior, self.config, (count, height, width), progress)
             else:
-                self.method(plane, plane, seed=self.seed)
+                for _ in range(2 if planes.is_cuda else 1):  # the second captures
+                    self._fused(planes, planes, [False] * count, {"seed": self.seed})
             seconds[tuple(shape)] = time.perf_counter() - start
         return seconds
 
     def summary(self) -> list[GraphSummary]:
-        """Describe the CUDA graphs that this fuser keeps, oldest use first; empty on a CPU."""
+        """Describe the CUDA graphs that this fuser keeps, oldest use first."""
         return self.loops.summary()
 
     def stream(
@@ -342,9 +345,22 @@ class Fuser:
         ]
         if (tell := run["callback"]) is not None:
             run = {**run, "callback": lambda info: tell(info._replace(reports=found))}
-        y = self.method(sources.ir, sources.vis, functional=functional, **run)
+        fused = self._fused(sources.ir, sources.vis, functional, run)
         reports += found
-        return Fused(y, self.pixels.limits(self.config.stretch, y, sources.ir, sources.vis))
+        return fused
+
+    def _fused(self, ir: Tensor, vis: Tensor, functional: list[bool], run: dict) -> Fused:
+        """What the method makes of two lumas, and its stretch: in a graph where it has no steps."""
+        stretch = self.config.stretch
+
+        def work(i: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            y = self.method(i, v, functional=functional, **run)
+            limits = self.pixels.limits(stretch, y, i, v)
+            return (y,) if limits is None else (y, limits)
+
+        if self.backend.name != "triton" or getattr(self.method, "rows", True):
+            return Fused(*work(ir, vis))
+        return Fused(*self.loops.call(f"closed form {functional}, {stretch}", work, ir, vis))
 
 
 def _config(given: Mapping[str, Any]) -> FuseConfig:
@@ -467,7 +483,7 @@ def _key(given: dict[str, Any]) -> _Key | None:
     if isinstance(prior, Prior) or (isinstance(prior, str) and prior == "embedded"):
         identity: Any = prior
     elif isinstance(prior, str | os.PathLike):
-        identity = _file_identity(Path(prior))
+        identity = file_identity(Path(prior))
     else:
         return None
     config = _config(given)
@@ -482,16 +498,3 @@ def _key(given: dict[str, Any]) -> _Key | None:
     except TypeError:
         return None
     return key
-
-
-def _file_identity(path: Path) -> tuple | None:
-    """The path of a file, or of a folder's files, with sizes and times; None if there is none."""
-    try:
-        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
-        facts = [(str(p), p.stat()) for p in files]
-    except OSError:
-        return None
-    return (
-        str(path.resolve()),
-        *((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in facts),
-    )

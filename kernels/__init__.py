@@ -8,7 +8,9 @@ Triton and no CuPy: what needs Triton is loaded on first use.
     pixel       the method's step at one pixel, as device functions
     step        ``TritonStep``: two fused kernels around the k-solve
     ksolve      the k-solve by cuFFT, through PyTorch or CuPy, and the kernel for its scale
-    tile        ``TileStep``: the whole step in one launch, without an FFT
+    local       ``LocalStep``: the step in two launches, without an FFT
+    images      ``read``, ``give_back``: integers to lumas, and fused lumas back to integers
+    limits      ``stretch_limits``: exact order statistics by counting
     group_norm  ``moments``, ``join_``, ``normalize``: the prior's norms and residuals
     conv        ``layer``: a convolution with norm, resampling, residual and moments in one launch
     checks      what launchers ask of their tensors
@@ -30,15 +32,21 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "Obstacle", "TileStep", "TritonStep", "available", "choose_planes", "module_status", "obstacle",
-]  # fmt: skip
+    "LocalStep",
+    "Obstacle",
+    "TritonStep",
+    "available",
+    "choose_planes",
+    "module_status",
+    "obstacle",
+]
 
 LEAST = {"torch": (2, 9), "triton": (3, 5)}
 """versions: Triton before 3.5 cannot compile the kernels, and PyTorch before 2.9 comes with such"""
 LEAST_CAPABILITY = (7, 0)
 """of a GPU: what Triton compiles for"""
 
-_LAZY = {"TritonStep": "step", "TileStep": "tile", "choose_planes": "saliency"}
+_LAZY = {"TritonStep": "step", "LocalStep": "local", "choose_planes": "saliency"}
 
 
 def __getattr__(name: str):
@@ -111,7 +119,10 @@ def obstacle(device: torch.device) -> Obstacle | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         has, least = (".".join(map(str, c)) for c in (capability, LEAST_CAPABILITY))
-        return Obstacle(f"the GPU has compute capability {has}, below {least}", "")
+        return Obstacle(
+            f"the GPU has compute capability {has}, below {least}",
+            'backend="torch" says that this is meant, a newer GPU ends it',
+        )
     index = torch.cuda.current_device() if device.index is None else device.index
     return _trial(index)
 

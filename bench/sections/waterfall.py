@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ddfm_fast import PRESETS
 from ddfm_fast.config import DEFAULT_SEED, FuseConfig
-from ddfm_fast.graphs import GraphCache
+from ddfm_fast.graphs.cache import GraphCache
 from ddfm_fast.images.stretch import stretch_limits, stretched
 from ddfm_fast.method import Diffusion
 from ddfm_fast.priors.checkpoint import build_unet

@@ -14,6 +14,7 @@ import typer
 
 from ..images.doubts import DDFMWarning
 from ..runtime import environment
+from ..runtime.interrupts import by_exception
 
 OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """exit codes; the last is what shells give a program after Ctrl-C"""
@@ -29,6 +30,7 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
+        by_exception()
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _shown_once()

@@ -165,7 +165,7 @@ def run_batch(
             on_error=on_error,
         )
         report = run.run(list(items))
-    _write_report(report)
+        _write_report(report)
     if report.stopped == STOPPED_BY_USER:
         raise BatchInterrupted(report)
     return report
@@ -177,6 +177,7 @@ class _Loaded:
     ir: np.ndarray
     vis: np.ndarray
     inputs: list[str]
+    sent: tuple  # both pictures as they are fused, on their way to the device
 
     @property
     def pixels(self) -> int:
@@ -298,7 +299,7 @@ class _Run:
                 raise ValueError(
                     f"output {target.name} would lose the 16 bits of the input; write png or tif"
                 )
-            return _Loaded(item, ir, vis, inputs)
+            return _Loaded(item, ir, vis, inputs, self.fuser.pixels.ahead(ir, vis))
         except _EXPECTED as error:
             return _failure(item, error)
 
@@ -332,8 +333,8 @@ class _Run:
         try:
             with about([pair.item.name for pair in part]):
                 fused = self.fuser(
-                    [pair.ir for pair in part],
-                    [pair.vis for pair in part],
+                    [pair.sent[0] for pair in part],
+                    [pair.sent[1] for pair in part],
                     progress=self.progress,
                     report=found,
                 )
@@ -344,6 +345,7 @@ class _Run:
             return _failure(part[0].item, error), no_memory
         seconds = (time.perf_counter() - started) / len(part)
         for pair, picture, report in zip(part, fused, found, strict=True):
+            pair.sent = ()
             args = pair, picture, seconds, report.to_dict()
             self.writes.append(self.writers.submit(self._write, *args))
         self._collect(2 * self.batch_size + self.workers)
@@ -485,8 +487,14 @@ def _real(folder: Path) -> str:
 
 
 def _write_report(report: BatchReport) -> None:
+    """By the staging folder, which the next run clears if this one is killed here."""
     text = json.dumps(report.to_dict(), indent=1) + "\n"
+    target, staging = report.out / REPORT, report.out / STAGING
     try:
-        atomic_write_bytes(report.out / REPORT, text.encode())
-    except ImageFileError as error:
-        warn(f"the report was not written: {error}")
+        atomic_write_bytes(staging / REPORT, text.encode())
+        os.replace(staging / REPORT, target)
+    except (ImageFileError, OSError) as error:
+        why = error.__cause__ or error
+        warn(f"the report was not written: {target} ({getattr(why, 'strerror', None) or why})")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -24,6 +24,18 @@ def luma(rgb: Tensor) -> Tensor:
     return torch.add(green, red - green, alpha=0.299).add_(blue - green, alpha=0.114)
 
 
+OF_BLUE, OF_RED = 1 / 1.772, 1 / 1.402
+"""B − Y and R − Y to the range of one channel (ITU-R BT.601)"""
+
+
+def chroma_planes(rgb: Tensor) -> Tensor:
+    """Compute Cb and Cr about ½ of RGB [N, 3, H, W] in [0, 1]: [2, N, 1, H, W]."""
+    y = luma(rgb)
+    blue = (rgb[:, 2:] - y) * OF_BLUE + 0.5
+    red = (rgb[:, :1] - y) * OF_RED + 0.5
+    return torch.stack((blue, red))
+
+
 def has_chroma(rgb: Tensor) -> Tensor:
     """Tell which images of [N, C, H, W] in [0, 1] have color: bool [N], on the same device.
 

@@ -75,8 +75,6 @@ def _mode_error(name: str, mode: str) -> TypeError:
 
 
 def _numpy_tensor(image: Any, name: str) -> Tensor:
-    if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
-        raise ValueError(f"{name}: the array has masked values; fill them: image.filled(0)")
     try:
         array = np.asarray(image)
     except OSError as error:  # a PIL image decodes only now
@@ -90,6 +88,8 @@ def _numpy_tensor(image: Any, name: str) -> Tensor:
         ) from None
     if array.dtype.name not in _NUMPY_DTYPES:
         raise _dtype_error(name, array)
+    if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
+        raise ValueError(f"{name}: the array has masked values; fill them: image.filled(0)")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if any(stride < 0 for stride in array.strides):  # of an axis of one: contiguous to NumPy
         array = array.copy()
@@ -165,7 +165,7 @@ def _dtype_error(name: str, image: Any) -> TypeError:
     kind = str(image.dtype).removeprefix("torch.")
     if kind == "bool":
         fix = "turn it into uint8: 0 where False, 255 where True"
-    elif kind.startswith("complex"):
+    elif kind.startswith("complex") or getattr(image.dtype, "kind", "") == "c":
         fix = "take its magnitude: abs(image)"
     else:
         fix = "convert it to float32 and say what is black and white with value_range=(lo, hi)"

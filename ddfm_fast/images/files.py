@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -183,15 +184,15 @@ def match_pairs(
 def ensure_writable_dir(path: str | os.PathLike[str]) -> Path:
     """Make the folder where it is missing and prove by a file that it can be written to.
 
+    The file has no name where the system can do that, so that a kill leaves none behind.
+
     Raises:
         ImageFileError: The folder cannot be made or written to.
     """
     path = _check_path(path)
     _make_dir(path)
-    probe = path / f".{secrets.token_hex(8)}.tmp"
     try:
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise ImageFileError(
             f"{path}: the folder cannot be written to ({error.strerror}); choose another"

@@ -93,11 +93,12 @@ def read_pair(
     a = read_raw(ir, f"ir{index}", value_range=value_range, layout=layout)
     b = read_raw(vis, f"vis{index}", value_range=value_range, layout=layout)
     _check_sizes(a, b, least, index)
-    for sentence in unlikely(a, b, index):
+    seen = pixels.seen(a, b)
+    for sentence in unlikely(*seen, index):
         warn(sentence)
-    kinds = (is_functional(raw.values, raw.unit) for raw in (a, b))
+    kinds = (is_functional(raw.values, raw.unit) for raw in seen)
     functional = [any(either) for either in zip(*kinds, strict=True)]
-    spec, sources, colored = _color_from(a, b, color)
+    spec, sources, colored = _color_from(*seen, color)
     in_ir, in_vis = pixels.read(a, b, set(sources) if colored else set())
     chroma = _chroma(sources, {"ir": in_ir.rgb, "vis": in_vis.rgb}) if colored else None
     return Pair(in_ir.luma, in_vis.luma, chroma, sources, functional, spec, pixels)

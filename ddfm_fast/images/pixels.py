@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .color import luma, with_luma
+from .color import chroma_planes, luma, with_luma
 from .containers import pack
 from .planes import ImageSpec, Raw, as_values
 from .stretch import Fused, stretch_limits
@@ -46,6 +49,18 @@ class Pixels:
     def __init__(self, device: torch.device):
         self.device = device
 
+    def seen(self, ir: Raw, vis: Raw) -> tuple[Raw, Raw]:
+        """The sources where facts are read from them soonest."""
+        return ir, vis
+
+    def ahead(self, ir: Any, vis: Any) -> tuple[Any, Any]:
+        """Send images to the device beside its work: what is fused in their place."""
+        return ir, vis
+
+    def array_ahead(self, array: np.ndarray) -> Callable[[], Tensor]:
+        """Likewise an array of any shape: what gives it as a tensor on the device."""
+        return partial(torch.from_numpy, array)
+
     def read(self, ir: Raw, vis: Raw, chroma_of: set[str]) -> tuple[Planes, Planes]:
         """Convert both sources. ``chroma_of``: those of "ir" and "vis" whose chroma is needed."""
         planes = ir.planes().to(self.device), vis.planes().to(self.device)
@@ -75,6 +90,14 @@ class Pixels:
             chroma: RGB [N, 3, H, W] whose chroma the result takes; None for gray.
             dims: As for ``with_luma``.
         """
-        y = fused.stretched()
-        values = as_values(y if chroma is None else with_luma(y, chroma, dims=dims), spec)
+        values = as_values(self.colored(fused, chroma, dims), spec)
         return Here(pack(values.to(spec.device).contiguous(), spec.container))
+
+    def colored(self, fused: Fused, chroma: Tensor | None, dims: bool) -> Tensor:
+        """The planes [N, C, H, W] in [0, 1] of a result."""
+        y = fused.stretched()
+        return y if chroma is None else with_luma(y, chroma, dims=dims)
+
+    def chroma_planes(self, rgb: Tensor) -> Tensor:
+        """Blue and red differences of RGB: as ``ddfm_fast.images.color.chroma_planes``."""
+        return chroma_planes(rgb)

@@ -29,6 +29,7 @@ Layout
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -70,6 +71,8 @@ class Raw(NamedTuple):
     values: Tensor
     """[N, C, H, W] of any strides: uint8 or uint16, maybe the caller's own; or float32 in [0, 1]"""
     spec: ImageSpec
+    sent: Callable[[], Tensor] | None = None
+    """gives the values on the device that fuses them, where they were sent ahead"""
 
     @property
     def is_integer(self) -> bool:
@@ -126,7 +129,12 @@ def read_raw(
     value_range: tuple[float, float] | None = None,
     layout: str | None = None,
 ) -> Raw:
-    """Read and check an image as :func:`to_planes` does, and leave its integers as they are."""
+    """Read and check an image as :func:`to_planes` does, and leave its integers as they are.
+
+    What was read already comes back as it is.
+    """
+    if isinstance(image, Raw):
+        return image
     limits = _check_value_range(value_range)
     tensor, container = as_tensor(image, name)
     layout = _resolve_layout(tuple(tensor.shape), container, layout, name)

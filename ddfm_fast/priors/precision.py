@@ -105,9 +105,10 @@ def float32_products(tf32: bool, *, convolutions: bool = True) -> Iterator[None]
         tf32: Whether to round.
         convolutions: Whether to set theirs for all code inside; else ``ops.base.conv2d`` knows.
     """
-    holders: list[Any] = [torch.backends.cuda.matmul]
-    if convolutions:
-        holders.append(torch.backends.cudnn.conv)
+    settings: Any = torch.backends
+    holders = (
+        [settings.cuda.matmul, settings.cudnn.conv] if convolutions else [settings.cuda.matmul]
+    )
     value = "tf32" if tf32 else "ieee"
     with _turn:
         token = _convolutions.set(None if convolutions else tf32)
@@ -131,7 +132,8 @@ def float32_products(tf32: bool, *, convolutions: bool = True) -> Iterator[None]
 
 def _own_setting(holder: Any) -> str:
     """What a setting itself says: "none" where it inherits, which reading it does not tell."""
-    shown, above = holder.fp32_precision, torch.backends
+    above: Any = torch.backends
+    shown = holder.fp32_precision
     general = above.fp32_precision
     if shown == "none":
         return shown

@@ -93,15 +93,15 @@ class CudaCapture:
         """A pool of memory for graphs that never run at the same time."""
         return torch.cuda.graph_pool_handle()
 
-    def capture(self, work: Callable[[], object], pool: Any) -> Replay:
-        """The replay of ``work``, which is not run.
+    def capture(self, work: Callable[[], object], pool: Any = None) -> Replay:
+        """The replay of ``work``, which is not run; ``pool``: its memory, a new one by default.
 
         Whatever ``work`` raises comes through, with stream, allocator and generator as they were.
         """
         graph = torch.cuda.CUDAGraph()
         with CAPTURING, torch.cuda.device(self.device), torch.cuda.stream(self.stream):
             try:
-                self._begin(graph, pool)
+                self._begin(graph, self.new_pool() if pool is None else pool)
                 work()
                 nodes = self.nodes()
                 graph.capture_end()

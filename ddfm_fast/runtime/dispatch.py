@@ -4,8 +4,10 @@
     "triton": the fused kernels of ``ddfm_fast.kernels``; "torch": plain PyTorch
     (``ddfm_fast.rectify``), the path of the CPU and the kernels' oracle.
 ``solver``
-    How the kernels get k: "torch" (torch.fft), "cupy" (CuPy's cuFFT plans) or "tile" (no FFT, the
-    whole step in one launch). The backend "torch" always has torch.fft.
+    How the kernels get k: "local" (no FFT: the step in two launches, on tensor cores), "torch"
+    (torch.fft) or "cupy" (CuPy's cuFFT plans). "auto" is "local" where the GPU has the tensor cores
+    it is written for (compute capability 8.0), else "torch": the better one on paper, as no GPU has
+    run either. The backend "torch" always has torch.fft.
 ``graph``
     "loop": one CUDA graph for all steps; "step": one for a step, replayed; "off": no graph; "auto"
     on a CUDA device: "loop", or "step" where that graph would have more than 2,000 nodes.
@@ -29,15 +31,18 @@ from ..images.doubts import warn
 from ..schedule import StepRow
 from ..step import ReverseStep, Step, em_settings
 from . import environment
+from .apart import refuse_where_impossible
 
 if TYPE_CHECKING:
     from ..kernels import Obstacle
 
 BACKENDS = ("auto", "triton", "torch")
-SOLVERS = ("auto", "torch", "cupy", "tile")
+SOLVERS = ("auto", "local", "torch", "cupy")
 GRAPHS = ("auto", "loop", "step", "off")
 _warned: set[str] = set()
 """obstacles that this process was told of"""
+LOCAL_CAPABILITY = (8, 0)
+"""of a GPU, for "local" to be chosen: below it Triton multiplies float16 without tensor cores"""
 
 
 class Backend(NamedTuple):
@@ -69,14 +74,23 @@ class Backend(NamedTuple):
         em = em_settings(config)
         if self.name == "torch":
             return ReverseStep(i, v, rows=rows, noise=noise, seeds=seeds, **em)
-        from ..kernels import TileStep, TritonStep
+        from ..kernels import LocalStep, TritonStep
 
-        make = TileStep if self.solver == "tile" else partial(TritonStep, solver=self.solver)
+        make = LocalStep if self.solver == "local" else partial(TritonStep, solver=self.solver)
         return make(i, v, rows=rows, noise=noise, seeds=seeds, keep_x0=keep_x0, **em)
 
 
 def resolve_device(device) -> torch.device:
-    """The device of a name, CUDA where there is one by default; ValueError for what is none."""
+    """The device of a name, CUDA where there is one by default; ValueError for what is none.
+
+    RuntimeError where it cannot be used now: ``apart.refuse_where_impossible``.
+    """
+    resolved = _named_device(device)
+    refuse_where_impossible(resolved)
+    return resolved
+
+
+def _named_device(device) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -114,7 +128,7 @@ def resolve_backend(
     if solver == "cupy":
         _require_cupy()
     reason = "asked for" if backend == "triton" else f"{device.type} device, and triton imports"
-    return Backend("triton", "torch" if solver == "auto" else solver, reason)
+    return Backend("triton", _best_solver(device) if solver == "auto" else solver, reason)
 
 
 def resolve_graph(graph: str | None, device: torch.device | str, backend: Backend) -> str:
@@ -167,8 +181,14 @@ def _tell(obstacle: Obstacle) -> None:
         warn(f"the fused kernels cannot run, and PyTorch's own, slower operations do: {obstacle}")
 
 
+def _best_solver(device: torch.device) -> str:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < LOCAL_CAPABILITY:
+        return "torch"
+    return "local"
+
+
 def _torch_solver(solver: str, because: str) -> str:
-    if solver in ("cupy", "tile"):
+    if solver in ("cupy", "local"):
         raise ValueError(
             f"solver is {solver!r}, which the Triton kernels need, and {because}; "
             "expected solver='torch' or 'auto'"

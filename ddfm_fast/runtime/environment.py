@@ -22,7 +22,7 @@ class Variable(NamedTuple):
 
 VARIABLES = {
     "DDFM_FAST_BACKEND": Variable("what runs a step: auto, triton or torch", "auto"),
-    "DDFM_FAST_SOLVER": Variable("how the kernels get k: auto, torch, cupy or tile", "auto"),
+    "DDFM_FAST_SOLVER": Variable("how the kernels get k: auto, local, torch or cupy", "auto"),
     "DDFM_FAST_GRAPH": Variable("CUDA graphs: auto, loop, step or off", "auto"),
     "DDFM_FAST_GRAPHS": Variable("how many CUDA graphs a Fuser keeps", "8"),
     "DDFM_FAST_GRAPHS_MIB": Variable(

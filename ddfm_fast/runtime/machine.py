@@ -72,10 +72,24 @@ def one_thread_after_fork() -> None:
     OpenMP's threads are not forked along, and a child that waits for them waits for ever.
     """
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_one_thread)
+        os.register_at_fork(before=_note_cuda, after_in_child=_one_thread)
+
+
+def forked_from_cuda() -> bool:
+    """Whether a process that had used CUDA was forked into this one, which then cannot."""
+    return _cuda["lost"]
+
+
+_cuda = {"used": False, "lost": False}
+
+
+def _note_cuda() -> None:
+    torch = sys.modules.get("torch")
+    _cuda["used"] = torch is not None and torch.cuda.is_initialized()
 
 
 def _one_thread() -> None:
+    _cuda["lost"] = _cuda["lost"] or _cuda["used"]
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     if "cv2" in sys.modules:

@@ -22,7 +22,7 @@ class _Raw(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int:
         if self.failure is None:
             try:
                 return super().write(data)

@@ -129,8 +129,9 @@ class PictureSink(Sink):
 
     def abandon(self) -> Path | None:
         """Let the next run write to the folder; return it if there are frames in it."""
+        ours = self._lock.holds and os.path.isdir(self.path)
         self._lock.let_go()
-        return self.path if self.frames and os.path.isdir(self.path) else None
+        return self.path if self.frames and ours else None
 
 
 class VideoSink(Sink):
@@ -167,6 +168,7 @@ class VideoSink(Sink):
             raise
         self._stream: Any = None
         self._audio: Any = None
+        self._broken, self._muxed = False, 0
 
     def _check_codecs(self, codec: str, audio: Any) -> None:
         suffix, supported = self.path.suffix, self._container.supported_codecs
@@ -217,12 +219,18 @@ class VideoSink(Sink):
             frame = self._frame(image)
             frame.pts = round((time - self._start) / self._time_base)
             frame.time_base = self._time_base
-            self._container.mux(self._stream.encode(frame))
+            self._mux(self._stream.encode(frame))
             for packet, seconds in packets:
                 self._mux_audio(packet, seconds)
         except (self._av.error.FFmpegError, OSError) as error:
+            self._broken = True
             raise self._failed(error) from error
         self.frames += 1
+
+    def _mux(self, packets: Any) -> None:
+        for packet in packets:
+            self._container.mux(packet)
+            self._muxed += 1
 
     def _frame(self, image: np.ndarray) -> Any:
         kind = ("gray", "gray16le") if image.ndim == 2 else ("rgb24", "rgb48le")
@@ -248,14 +256,19 @@ class VideoSink(Sink):
         self._container.mux(packet)
 
     def finish(self) -> None:
-        """Write the end, and give the file its name. VideoError where that fails."""
-        if self._stream is None:
+        """Write the end, and give the file its name, if there are frames in it.
+
+        Raises:
+            VideoError: That fails.
+        """
+        if self.frames == 0:  # interrupted before the first: an older output stays
             self.abandon()
             return
         try:
-            self._container.mux(self._stream.encode())
+            self._mux(self._stream.encode())
             self._container.close()
         except (self._av.error.FFmpegError, OSError) as error:
+            self._broken = True
             raise self._failed(error) from error
         try:
             self._output.complete()
@@ -269,11 +282,14 @@ class VideoSink(Sink):
     def abandon(self) -> Path | None:
         """Stop after an error; return where a part of the output is that plays. Raises nothing."""
         try:
-            if self._stream is not None:
+            # after a header that could not be written, FFmpeg crashes on the next packet
+            if self._stream is not None and not self._broken:
                 self._container.mux(self._stream.encode())
             self._container.close()
         except (self._av.error.FFmpegError, OSError, ValueError):
             pass  # what is in the file plays without an end
+        if self._broken:  # the others were still in the encoder
+            self.frames = min(self.frames, self._muxed)
         return self._output.leave(empty=self.frames == 0)
 
     def _failed(self, error: Exception) -> VideoError:

@@ -49,6 +49,7 @@ from ..options import ReadingOptions
 from ..priors.prior import Prior
 from ..restore.noise_level import CLEAN, Estimator, NoiseLevel, estimate
 from ..restore.sources import SOURCES, SourceModel, SourceTotals
+from ..runtime.apart import apart, refuse_where_impossible
 from ..sampler import noised
 from ..schedule import StepRow
 from ..step import ReverseStep, plain_em
@@ -267,7 +268,10 @@ class TemporalFuser:
         if self.preset.config is not None:
             self.config = self.preset.config.with_overrides(**fuser.source_options)
             self._warm = _diffusion(fuser.method).with_config(self.config)
-            self._sources = SourceModel(fuser.sources.prior, self.config, fuser.sources.evaluate)
+            sources = fuser.sources
+            self._sources = SourceModel(
+                sources.prior, self.config, sources.evaluate, sources.pixels
+            )
         self.rows: list[StepRow] = getattr(self._warm or fuser.method, "rows", [])
 
     def open(self) -> Stream:
@@ -281,6 +285,10 @@ class TemporalFuser:
         whose rules for containers, dtypes and the result hold.
         """
         return self.fuse_many([stream], [(ir, vis)], [motion], **reading)[0]
+
+    def begin(self, stream: Stream, ir, vis, motion: Motion, **reading) -> Given:
+        """Do what :meth:`fuse` does, without waiting for a device."""
+        return self.begin_many([stream], [(ir, vis)], [motion], **reading)[0]
 
     def fuse_many(
         self,
@@ -308,6 +316,7 @@ class TemporalFuser:
         **reading: Unpack[ReadingOptions],
     ) -> list[Given]:
         """Do what :meth:`fuse_many` does, without waiting for a device."""
+        refuse_where_impossible(self.fuser.device)
         read = [
             self.fuser.read(
                 ir,
@@ -327,7 +336,7 @@ class TemporalFuser:
             groups.setdefault(pair.size, []).append(n)
         size = self.fuser.batch_size
         batches = [m[n : n + size] for m in groups.values() for n in range(0, len(m), size)]
-        with torch.inference_mode():
+        with apart(self.fuser.device), torch.inference_mode():
             for members in batches:
                 for n in members:
                     if motions[n].cut:
@@ -458,7 +467,8 @@ def _diffusion(method: Method) -> Diffusion:
 def _noise(seed: int, height: int, width: int, device: torch.device) -> Tensor:
     """The z of every frame: what `sample` would draw first for this seed and size."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn((1, 3, height, width), generator=generator).to(device)
+    z = torch.randn((1, 3, height, width), generator=generator, dtype=torch.float32, device="cpu")
+    return z.to(device)
 
 
 def _change(now: Tensor, kept: Tensor) -> Tensor:

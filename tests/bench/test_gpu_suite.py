@@ -99,13 +99,13 @@ def test_the_gpu_benchmark_rehearses_on_the_cpu(tmp_path):
     found = {m["section"]: m for m in report["measurements"]}
     assert set(sections) == found.keys()
     steps = found["step"]["candidates"]
-    assert {"reference", "twin, eager", "torch, graph", "tile, graph"} <= steps.keys()
+    assert {"reference", "twin, eager", "torch, graph", "local, graph"} <= steps.keys()
     assert all(len(c["samples"]) == 1 and c["samples"][0] > 0 for c in steps.values())
     alone = found["kernels"]["candidates"]
     assert {"rhs kernel", "rhs, twin", "update kernel", "spectral scale"} <= alone.keys()
     checks = {p["what"] for p in found["kernels"]["parity"] + found["step"]["parity"]}
     assert {"rhs kernel against its twin", "update kernel against its twin"} <= checks
-    assert any("tile against its twin" in what for what in checks)
+    assert any("local against its twin" in what for what in checks)
     assert {"fused kernels", "CUDA graph"} <= found["waterfall"]["candidates"].keys()
     official = {m["name"].removeprefix("official network, "): m for m in report["measurements"]}
     forward = official["forward, bfloat16, batch 1"]["candidates"]
@@ -133,10 +133,11 @@ def test_smoke_tries_every_way_and_preset():
 
 
 def test_the_recorded_pictures_are_those_of_this_code(capsys):
-    """If pictures were meant to change: python -m bench.smoke --record."""
-    tally = smoke.run(cases(CPU), CPU, seconds=1e9, judge=True, go_on=True)
+    """Those of few steps. If pictures were meant to change: python -m bench.smoke --record."""
+    chosen = [case for case in cases(CPU) if case.scene.name not in ("official", "paper")]
+    tally = smoke.run(chosen, CPU, seconds=1e9, judge=True, go_on=True)
     assert not tally.wrong and not tally.left_out, capsys.readouterr().out
-    assert len(tally.right) == sum(scene.every == 1 for scene in SCENES.values())
+    assert len(tally.right) == 12
 
 
 def test_recording_gives_the_recorded_picture():

@@ -135,7 +135,7 @@ def test_killed_batches(program, inputs, tmp_path):
             assert len(after) == PAIRS
         return "killed" if done.code else "done before"
 
-    campaign = Campaign("killed batches", attempt).run(SECONDS / 2)
+    campaign = Campaign("killed batches", attempt).run(SECONDS * 3 / 4)
     done = program.run(*line)
     assert done.code == 0 and len(pictures(out)) == PAIRS and temporaries(out) == []
     inputs.check()
@@ -166,7 +166,7 @@ def test_killed_videos(program, inputs, tmp_path):
         _check_parts(program, rng, out, command)
         return "killed" if done.code else "done before"
 
-    campaign = Campaign("killed videos", attempt).run(SECONDS / 2)
+    campaign = Campaign("killed videos", attempt).run(SECONDS * 3 / 4)
     inputs.check()
     campaign.check(least=10)
 

@@ -46,8 +46,8 @@ def test_the_cpu_gets_plain_pytorch():
 
 def test_a_gpu_gets_the_kernels_and_a_graph_of_the_loop(gpu):
     backend = resolve_backend(GPU)
-    assert backend[:2] == ("triton", "torch") and "triton imports" in backend.reason
-    assert resolve_backend(GPU, solver="tile").solver == "tile"
+    assert backend[:2] == ("triton", "local") and "triton imports" in backend.reason
+    assert resolve_backend(GPU, solver="torch").solver == "torch"
     assert resolve_backend(GPU, "torch")[:2] == ("torch", "torch")
     assert resolve_graph(None, GPU, backend) == "auto"
     assert resolve_graph("loop", GPU, backend) == "loop"
@@ -55,9 +55,16 @@ def test_a_gpu_gets_the_kernels_and_a_graph_of_the_loop(gpu):
     assert resolve_graph("off", GPU, backend) == "off"
 
 
+def test_a_gpu_without_the_tensor_cores_gets_ffts(gpu, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert resolve_backend(GPU)[:2] == ("triton", "torch")
+    assert resolve_backend(GPU, solver="local").solver == "local"
+
+
 def test_an_old_gpu_or_none_of_triton_means_plain_pytorch(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    backend = resolve_backend(GPU)
+    with pytest.warns(DDFMWarning, match="capability 6.1, below 7.0"):
+        backend = resolve_backend(GPU)
     assert backend.name == "torch" and "capability 6.1, below 7.0" in backend.reason
     gpu.clear()
     assert resolve_backend(GPU).reason == "triton: not installed"
@@ -115,8 +122,8 @@ def test_kernels_that_cannot_be_compiled_mean_plain_pytorch_and_one_warning(
     [
         (dict(backend="cuda"), "backend is 'cuda'; expected one of auto, triton, torch"),
         (dict(backend="triton"), "but the device is the CPU; expected backend='torch'"),
-        (dict(solver="fft"), "solver is 'fft'; expected one of auto, torch, cupy, tile"),
-        (dict(solver="tile"), "solver is 'tile', which the Triton kernels need, and the device"),
+        (dict(solver="fft"), "solver is 'fft'; expected one of auto, local, torch, cupy"),
+        (dict(solver="local"), "solver is 'local', which the Triton kernels need, and the device"),
         (dict(graph="always"), "graph is 'always'; expected one of auto, loop, step, off"),
         (dict(graph="loop"), "graph is 'loop', but the device is cpu; CUDA graphs need"),
     ],
@@ -129,8 +136,8 @@ def test_what_cannot_run_here_is_refused(wish, words):
 def test_what_cannot_run_on_a_gpu_is_refused(gpu):
     with pytest.raises(ImportError, match="solver is 'cupy', but CuPy: not installed; install"):
         resolve_backend(GPU, solver="cupy")
-    with pytest.raises(ValueError, match="solver is 'tile'.*backend is 'torch'"):
-        resolve_backend(GPU, "torch", "tile")
+    with pytest.raises(ValueError, match="solver is 'local'.*backend is 'torch'"):
+        resolve_backend(GPU, "torch", "local")
     with pytest.raises(ValueError, match="graph is 'step' with backend 'torch'"):
         resolve_graph("step", GPU, PLAIN)
 
@@ -143,8 +150,8 @@ def test_the_environment_has_a_say_and_arguments_have_the_last(gpu, monkeypatch)
     assert resolve_graph(None, GPU, KERNELS) == "off"
     assert resolve_graph("auto", GPU, KERNELS) == "auto"
     monkeypatch.setenv("DDFM_FAST_BACKEND", "")
-    monkeypatch.setenv("DDFM_FAST_SOLVER", "tile")
-    assert resolve_backend(GPU)[:2] == ("triton", "tile")
+    monkeypatch.setenv("DDFM_FAST_SOLVER", "torch")
+    assert resolve_backend(GPU)[:2] == ("triton", "torch")
     monkeypatch.setenv("DDFM_FAST_GRAPH", "on")
     with pytest.raises(ValueError, match="environment variable DDFM_FAST_GRAPH is 'on'; expected"):
         resolve_graph(None, GPU, KERNELS)
@@ -211,4 +218,4 @@ def test_lists_of_choices_agree_with_the_kernels():
     pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
     from ddfm_fast.kernels.ksolve import SOLVERS
 
-    assert {"auto", "tile", *SOLVERS} == set(dispatch.SOLVERS)
+    assert {"auto", "local", *SOLVERS} == set(dispatch.SOLVERS)

@@ -23,6 +23,19 @@ BY_NUMBER = ("fsync", "write")
 """functions of os whose first argument is an open file"""
 
 
+@contextlib.contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """Inside, no file grows beyond so many bytes: writing fails where a full disk fails."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 class FailingFolder:
     """Fails calls that concern a folder.
 

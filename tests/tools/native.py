@@ -124,7 +124,8 @@ def main(arguments: list[str]) -> int:
     titles = ["target", "more flags", "compiler", "tests", "sanitizers' findings", "seconds"]
     rows = [titles, ["---"] * len(titles), *(cells for cells, _ in found)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    text = f"{header()}\nPrinted by `make test-native`.\n\n{table}\n"
+    command = "`python tests/tools/native.py`, which `make test-native` runs"
+    text = f"{header()}\nPrinted by {command}.\n\n{table}\n"
     (OUT / "table.md").write_text(text)
     print(text)
     return 0 if all(well for _, well in found) else 1

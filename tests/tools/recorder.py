@@ -79,7 +79,7 @@ def kernels_noted(tape: Tape):
 
 
 class RecordingCapture:
-    """The interface of ``ddfm_fast.graphs.CudaCapture``.
+    """The interface of ``ddfm_fast.runtime.capture.CudaCapture``.
 
     ``short_of_memory``: how many captures fail for want of memory, or "loop" to fail those of
     whole loops (recognised by their length).
@@ -101,7 +101,7 @@ class RecordingCapture:
     def total_memory(self):
         return 2**36
 
-    def capture(self, work, pool):
+    def capture(self, work, pool=None):
         self.captures += 1
         if self.short:
             self.short -= 1
