@@ -38,7 +38,7 @@ FORMS = {
     "256 to 256 with residual": dict(outs=256, residual="", wide=True),
     "skip of two, 256": dict(outs=256, two=True, residual="", side=1, wide=True),
 }
-SPILLED = {}
+SPILLED = {("64 and 64 to 64", 100): 40, ("up, then 64 to 64", 100): 16}
 """bytes of local memory that a form may have"""
 REGISTERS = 255
 """limit: a program of eight warps for an SM, as many as there are sets for a large GPU"""

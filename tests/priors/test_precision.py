@@ -16,7 +16,9 @@ from ddfm_fast.priors.ops import native, plain
 from ddfm_fast.priors.ops.choice import ops_for
 from ddfm_fast.priors.ops.native import NativeOps
 from ddfm_fast.priors.ops.onednn import OneDnnOps
+from ddfm_fast.priors.ops.onepass import OnePassOps
 from ddfm_fast.priors.ops.plain import PlainOps
+from ddfm_fast.priors.unet_config import UNetConfig
 from ddfm_fast.runtime.memory import image_bytes
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -225,6 +227,9 @@ def test_compile_is_handed_on(monkeypatch):
         load_prior(lambda x, _t: x, compile=True)
 
 
+NARROW = {"model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2), "out_channels": 3}
+
+
 def test_operations_of_a_device(monkeypatch):
     assert type(ops_for(torch.device("meta"), 1)) is PlainOps
     assert isinstance(ops_for(CPU, 1), NativeOps) == NativeOps.available()
@@ -288,3 +293,21 @@ def test_operations_are_those_of_the_official_network():
     assert ours.bytes < 0.8 * plain.bytes and len(ours.launches) < 0.7 * len(plain.launches)
     assert sum(c.flops for c in ours.by("layer").values()) == ours.flops
     assert ours.seconds(1e30, 1e12) == pytest.approx(ours.bytes / 1e12)
+
+
+@pytest.mark.parametrize("config, ours", [({}, True), ({"model_channels": 64}, True),
+    ({"model_channels": 96}, False), ({"pixel_unshuffle": 4}, False)])  # fmt: skip
+def test_narrow_networks_are_those_of_one_launch_a_layer(config, ours):
+    found = UNetConfig.from_dict({**NARROW, **config})
+    assert OnePassOps.suit(found, torch.float16) == ours
+    assert not OnePassOps.suit(found, torch.float32), "no tensor cores without rounding"
+
+
+def test_launches_and_bytes_of_a_forward_on_paper():
+    """What bench/results/prior-paper-2026-11-28.md says, for 512x640."""
+    from ddfm_fast.priors.cost import OFFICIAL, engine_cost
+
+    embedded = engine_cost(load_prior("embedded").unet.config, 1, 512, 640, torch.float16)
+    assert len(embedded.launches) == 59 and embedded.bytes < 294e6
+    official = engine_cost(OFFICIAL, 1, 512, 640, torch.bfloat16)
+    assert len(official.launches) == 288 and official.bytes < 23.2e9
