@@ -276,7 +276,7 @@ Sections = Annotated[
     list[str] | None,
     argument(
         "[SECTION]...",
-        "kernels, step, prior, official, loop, waterfall, throughput, video, scaling, startup, "
+        "kernels, step, prior, official, loop, waterfall, throughput, video, host, scaling, startup, "
         "metrics; all by default. `--list` says what each is.",
     ),
 ]
