@@ -31,8 +31,8 @@ class Auto(NamedTuple):
 AUTO = {
     "cpu": Auto(
         "CPU", "float32",
-        "measured: bfloat16 takes 1.2 to 2.4 times as long on a CPU without products in it "
-        "(bench/results/dtype.md); no CPU with them (AMX) has been measured",
+        "measured: bfloat16 takes 4 to 8 times as long on a CPU without products in it and 1.1 "
+        "times on one with them (bench/results/dtype.md); none with AMX has been measured",
     ),
     "cuda": Auto(
         "GPU of capability 7.0 or more", "float16",
