@@ -124,7 +124,7 @@ def test_smoke_tries_every_way_and_preset():
     ways = {case.way for case in cases(CUDA)}
     assert {way.precision for way in ways} == {"float32", "float16", "bfloat16"}
     graphs = {(w.backend, w.solver, w.graph) for w in ways}
-    assert {("triton", s, g) for s in ("torch", "tile") for g in ("off", "loop", "step")} < graphs
+    assert {("triton", s, g) for s in ("torch", "local") for g in ("off", "loop", "step")} < graphs
     assert {("torch", "torch", "off"), ("torch", "torch", "loop")} < graphs
     tried = {case.scene.options["preset"] for case in cases(CUDA)}
     assert {"official", "paper", "balanced", "fast", "instant"} == tried
