@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,9 @@ except ImportError:  # Windows
 
 _LONGEST = 255
 """bytes of a name, on all but a few file systems"""
+PLAYLISTS = {".ffconcat", ".concat", ".m3u8", ".m3u", ".txt"}
+MOST_NESTED, MOST_LISTED = 3, 2**20
+"""playlists in playlists that are read, and characters of each"""
 _MARK = ".part-"
 _FOLDER_LOCK = ".ddfm_fast_video.lock"
 
@@ -113,32 +117,71 @@ class Output:
         return None if _size(self.part) is None else self.part
 
 
-def refuse_to_replace(out: str | os.PathLike[str], inputs: Iterable[Any]) -> None:
-    """Raise VideoError where an output is an input, by whatever name, or the folder of one.
+class Inputs:
+    """The files that streams are read from, and their folders, by whatever name.
 
-    Links, symbolic or hard, and folders that take A for a are seen through.
+    Links, symbolic or hard, and folders that take A for a are seen through, and so are FFmpeg's
+    prefixes (file:, concat:, …), playlists, and folders of links.
     """
-    for source in inputs:
-        for path in _files(source):
-            if _same(out, path) or (os.path.isdir(out) and _same(out, path.parent)):
-                raise VideoError(f"out is {out}, which is an input ({path}); choose another name")
+
+    def __init__(self, sources: Iterable[Any]):
+        self._files: dict[tuple, Path] = {}
+        self._folders: dict[tuple, Path] = {}
+        for source in sources:
+            for path in _files(source):
+                self._files[_identity(path)] = path
+                self._folders[_identity(path.parent)] = path
+
+    def refuse(self, out: str | os.PathLike[str]) -> None:
+        """Raise VideoError where an output is one of them, or the folder of one."""
+        found = self._files.get(_identity(out))
+        if found is None and os.path.isdir(out):
+            found = self._folders.get(_identity(out))
+        if found is not None:
+            raise VideoError(f"out is {out}, which is an input ({found}); choose another name")
 
 
-def _files(source: Any) -> list[Path]:
-    """The files and folders that a stream is read from; URLs and arrays have none."""
+def _files(source: Any, depth: int = 0) -> list[Path]:
+    """What a stream may be read from; names that mean nothing here do no harm."""
     items = source if isinstance(source, list | tuple) else [source]
-    return [
-        Path(item)
-        for item in items
-        if isinstance(item, str | os.PathLike) and "://" not in str(item)
-    ]
+    found: list[Path] = []
+    for item in items:
+        if isinstance(item, str | os.PathLike):
+            paths = [Path(name) for name in _names(os.fspath(item))]
+            found += paths + [path for each in paths for path in _behind(each, depth)]
+    return found
 
 
-def _same(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
+def _names(text: str) -> list[str]:
+    """A name, and what is left of it without FFmpeg's prefixes: file:NAME, concat:NAME|NAME."""
+    parts = text.split("|") if "|" in text else [text]
+    rests = [part[at + 1 :] for part in parts for at, c in enumerate(part) if c == ":"]
+    return [text, *parts[1:], *(r[2:] if r.startswith("//") else r for r in rests if r)]
+
+
+def _behind(path: Path, depth: int) -> list[Path]:
+    """Where a link leads, what the links in a folder do, and what a playlist names."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        if path.is_dir():
+            return [Path(e.path).resolve() for e in os.scandir(path) if e.is_symlink()]
+        found = [path.resolve()] if path.is_symlink() else []
+        if path.suffix.lower() in PLAYLISTS and path.is_file() and depth < MOST_NESTED:
+            with path.open(errors="replace") as file:
+                lines = file.read(MOST_LISTED).splitlines()
+            words = [re.sub(r"^file\s+|['\"]", "", line.strip()) for line in lines]
+            names = [path.parent / word for word in words if word and not word.startswith("#")]
+            found += _files(names, depth + 1) + _files(words, depth + 1)
+        return found
+    return []
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple:
+    """The same for two names of one file, or of one that does not exist."""
     try:
-        return os.path.samefile(a, b)
-    except (OSError, ValueError):  # one does not exist
-        return os.path.abspath(a) == os.path.abspath(b)
+        facts = os.stat(path)
+    except (OSError, ValueError):
+        return (os.path.abspath(path),)
+    return facts.st_dev, facts.st_ino
 
 
 def _size(path: Path) -> int | None:

@@ -26,7 +26,7 @@ from .ahead import AHEAD, Ahead, close_all
 from .fitting import Fit, Resize, beside
 from .frames import BadFrame, Faults, Source, VideoError
 from .motion import Motion, MotionFinder
-from .outputs import refuse_to_replace
+from .outputs import Inputs
 from .pairing import FramePair, Timeline
 from .report import INTERRUPTED, VideoReport, why_nothing
 from .sinks import Sink, open_sink
@@ -152,7 +152,7 @@ def _fuse_opened(
     if given["resize"] not in (None, "vis"):
         vis.pixel_aspect = None
     temporal = TemporalFuser(Fuser() if fuser is None else fuser, given["preset"])
-    refuse_to_replace(out, inputs)
+    Inputs(inputs).refuse(out)
     sink = open_sink(out, vis, codec=given["codec"], crf=given["crf"])
     stages = _Stages(
         temporal, fit, sink, realtime=given["realtime"], side_by_side=given["side_by_side"]

@@ -15,6 +15,7 @@ from ..api import Fuser
 from ..datasets.pairs import find_pairs
 from ..images.files import is_folder
 from ..options import check_names
+from .outputs import Inputs
 from .pipeline import VIDEO_DEFAULTS, VideoOptions, fuse_video
 from .report import INTERRUPTED, VideoReport
 from .temporal import FrameFuser
@@ -149,8 +150,10 @@ def run_tasks(
     check_names(options, VIDEO_DEFAULTS)
     fuser = Fuser() if fuser is None else fuser
     results = []
+    inputs = Inputs(source for task in tasks for source in (task.ir, task.vis))
     for task in tasks:
         try:
+            inputs.refuse(task.out)
             report = fuse_video(task.ir, task.vis, task.out, fuser=fuser, **options)
             result = TaskResult(task, report)
         except (ValueError, TypeError, OSError, RuntimeError) as error:

@@ -191,7 +191,7 @@ def _team() -> int | None:
     A library of our own would bring threads of its own, and PyTorch's, which spin for a while
     after each operation, would be in their way.
     """
-    lines = Path("/proc/self/maps").read_text().splitlines()
+    lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
     paths = {line.split(maxsplit=5)[-1] for line in lines}
     names = "libgomp", "libiomp5", "libomp"
     found = [Path(p) for p in paths if Path(p).name.startswith(names)]

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from clips import endless, pan, read_clip
+from clips import endless, pan, quick_fuser, read_clip
 from conftest import ROOT
 from fusing import FRAMES, leftovers, run, stream_files
 
@@ -20,6 +20,7 @@ from ddfm_fast.video import outputs
 from ddfm_fast.video.frames import VideoError
 from ddfm_fast.video.report import INTERRUPTED
 from ddfm_fast.video.sinks import PictureSink, VideoSink
+from ddfm_fast.video.tasks import plan, run_tasks
 
 LOCK = ".ddfm_fast_video.lock"
 
@@ -201,3 +202,54 @@ fuse_video(endless(1), endless(3), sys.argv[1], fuser=quick_fuser(), preset="rea
     assert done.returncode == 1, done.stderr
     assert f"o{suffix}: cannot be written after frame " in done.stderr.splitlines()[-1]
     assert leftovers(tmp_path) == [] and not (tmp_path / f"o{suffix}").exists()
+
+
+# An output that is an input
+
+
+def other_names(folder: Path) -> dict[str, str]:
+    """Names of folder/vis.mp4 that are no plain path."""
+    video = folder / "vis.mp4"
+    (folder / "list.ffconcat").write_text("ffconcat version 1.0\nfile 'vis.mp4'\n")
+    (folder / "live.m3u8").write_text(f"#EXTM3U\n#EXTINF:1,\n{video}\n")
+    (folder / "nested.txt").write_text("file list.ffconcat\n")
+    (folder / "link.mp4").symlink_to("vis.mp4")
+    names = {
+        "file": f"file:{video}",
+        "url": f"file://{video}",
+        "concat": f"concat:none.mp4|{video}",
+        "cache": f"cache:{video}",
+    }
+    lists = {name: str(folder / name) for name in ("list.ffconcat", "live.m3u8", "nested.txt")}
+    return {**names, **lists, "link": str(folder / "link.mp4")}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["file", "url", "concat", "cache", "list.ffconcat", "live.m3u8", "nested.txt", "link"],
+)
+def test_an_input_is_seen_through_prefixes_lists_and_links(tmp_path, name):
+    (tmp_path / "vis.mp4").write_bytes(b"precious")
+    with pytest.raises(VideoError, match="vis.mp4, which is an input"):
+        outputs.Inputs([other_names(tmp_path)[name]]).refuse(tmp_path / "vis.mp4")
+    outputs.Inputs([str(tmp_path / "link.mp4")]).refuse(tmp_path / "new.mp4")
+
+
+def test_a_folder_of_links_does_not_hide_where_they_lead(tmp_path):
+    for name in ("real", "links"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "real" / "0.png").write_bytes(b"precious")
+    (tmp_path / "links" / "0.png").symlink_to(tmp_path / "real" / "0.png")
+    with pytest.raises(VideoError, match="real, which is an input"):
+        outputs.Inputs([tmp_path / "links"]).refuse(tmp_path / "real")
+
+
+def test_a_data_set_does_not_write_over_an_input_of_another_of_its_tasks(streams, tmp_path):
+    folder = tmp_path / "ds"
+    folder.mkdir()
+    for name in ("a_T", "a_RGB", "a_T_T", "a_T_RGB"):
+        shutil.copy(streams["_RGB" in name], folder / f"{name}.mp4")
+    before = (folder / "a_T.mp4").read_bytes()
+    results = run_tasks(plan(folder, None, folder), fuser=quick_fuser(preset="instant"))
+    assert {r.task.name: r.error is None for r in results} == {"a": True, "a_T": False}
+    assert (folder / "a_T.mp4").read_bytes() == before
