@@ -159,9 +159,10 @@ def _checked_level(value: Any, name: str) -> Any:
     expected = f'expected "auto", "off", or σ from 0 to {MAX_SIGMA:g} gray levels of 255'
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} is {value!r}; {expected}")
-    if not 0 <= float(value) <= MAX_SIGMA:
-        raise ValueError(f"{name} is {value}; {expected}")
-    return float(value) or "off"
+    sigma = as_float(value)
+    if not 0 <= sigma <= MAX_SIGMA:
+        raise ValueError(f"{name} is {sigma:g}; {expected}")
+    return sigma or "off"
 
 
 def require_bool(name: str, value: Any) -> None:
@@ -186,8 +187,16 @@ def require_number(name: str, value: Any, low: float, high: float) -> None:
     """Raise TypeError or ValueError, naming the argument, unless it is a number of that range."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is a {type(value).__name__}; expected a number")
-    if not (math.isfinite(value) and low <= float(value) <= high):
-        raise ValueError(f"{name} is {value}; expected {low:g} to {high:g}")
+    if not (math.isfinite(as_float(value)) and low <= as_float(value) <= high):
+        raise ValueError(f"{name} is {as_float(value)}; expected {low:g} to {high:g}")
+
+
+def as_float(value: Any) -> float:
+    """Convert a number; an int beyond what a float holds is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 _SALIENCY: dict[str, Any] = {

@@ -221,7 +221,8 @@ def checked_seed(seed: Any) -> int:
     except TypeError:
         raise TypeError(f"seed is a {type(seed).__name__}; expected an int") from None
     if not 0 <= value < 2**63:
-        raise ValueError(f"seed is {seed}; expected 0 to 2**63 - 1")
+        shown = value if value.bit_length() < 128 else f"an int of {value.bit_length()} bits"
+        raise ValueError(f"seed is {shown}; expected 0 to 2**63 - 1")
     return value
 
 
@@ -244,6 +245,10 @@ def as_shapes(shapes: Any) -> list:
         ) from None
 
 
+MOST_PIXELS = 2**31
+"""of a call that is warmed up for: more is a mistake"""
+
+
 def checked_shape(shape: Any, multiple: int) -> tuple[int, int, int]:
     """Return (N, height, width) of a shape; ValueError where cropping to multiples leaves none."""
     try:
@@ -256,4 +261,6 @@ def checked_shape(shape: Any, multiple: int) -> tuple[int, int, int]:
     least = max(16, multiple)
     if min(height, width) < least or count < 1:
         raise ValueError(f"shapes has {shape!r}; expected at least one image of {least}x{least}")
+    if height * width * count > MOST_PIXELS:
+        raise ValueError(f"shapes has {shape!r}; expected at most {MOST_PIXELS:,} pixels together")
     return count, height, width

@@ -228,7 +228,7 @@ def _check_value_range(value_range: Any) -> tuple[float, float] | None:
         return None
     try:
         low, high = (float(limit) for limit in value_range)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low = high = math.nan
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(

@@ -97,6 +97,10 @@ def _named_device(device) -> torch.device:
         resolved = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f'device is {device!r}; expected "cpu", "cuda" or "cuda:0"') from error
+    if resolved.type == "meta":
+        raise ValueError(
+            'device is "meta", which holds no data; expected "cpu", "cuda" or "cuda:0"'
+        )
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"device is {device!r}, but this PyTorch sees no CUDA device; "

@@ -115,7 +115,7 @@ def get_video_preset(preset: str | VideoPreset) -> VideoPreset:
     """The preset of that name, or the one given; ValueError with the list of names otherwise."""
     if isinstance(preset, VideoPreset):
         return preset
-    if preset not in VIDEO_PRESETS:
+    if not isinstance(preset, str) or preset not in VIDEO_PRESETS:
         raise ValueError(f"preset is {preset!r}; expected one of {', '.join(VIDEO_PRESETS)}")
     return VIDEO_PRESETS[preset]
 

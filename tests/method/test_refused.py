@@ -24,6 +24,8 @@ SHAPES = [
     ([(float("inf"), 64)], "shapes has .inf"),
     ([(64.5, 64)], "shapes has .64.5"),
     ((64, 64), "shapes has 64; expected"),
+    ([(10**9, 10**9)], "shapes has .10{9}, 10{9}.; expected at most"),
+    ([(10**30, 64)], "expected at most 2,147,483,648 pixels"),
     (None, "shapes is a NoneType; expected a list"),
     (5, "shapes is a int"),
 ]
@@ -43,6 +45,9 @@ CONFIGS = [
     ({"swap_sources": 1}, "swap_sources is 1"),
     ({"round_luma": None}, "round_luma is None"),
     ({"psi": "a"}, "psi is a str"),
+    ({"psi": 10**400}, "psi is inf; expected"),
+    ({"psi": -(10**4000)}, "psi is -inf; expected"),
+    ({"denoise": 10**400}, "denoise is inf; expected"),
     ({"variant": []}, r"variant is \[\]"),
 ]
 
@@ -51,6 +56,20 @@ CONFIGS = [
 def test_config(fields, words):
     with pytest.raises((ValueError, TypeError), match=words):
         FuseConfig(**fields)
+
+
+HUGE = [
+    (lambda: fuse(IR, VIS, value_range=(0, 10**400), device="cpu"), "value_range: got"),
+    (lambda: Fuser(seed=10**5000), "seed is an int of 16610 bits"),
+    (lambda: Fuser(device="meta"), "device is .meta., which holds no data"),
+    (lambda: list(Fuser(preset="instant", device="cpu").stream([], preset=[])), "preset is"),
+]
+
+
+@pytest.mark.parametrize("call, words", HUGE, ids=[words[:8] for _, words in HUGE])
+def test_numbers_and_names_beyond_all_bounds(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
 
 
 def test_numbers_of_numpy_are_numbers():
