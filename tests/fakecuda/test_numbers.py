@@ -68,7 +68,7 @@ def test_learned_noise(engine):
 
 
 def test_closed_form():
-    agree(dict(prior="embedded", preset="fast", denoise="off"), (61, 75), 2)
+    agree(dict(prior="embedded", preset="fast", denoise="off"), (24, 33))
 
 
 def test_denoising_replays_the_evaluation():
