@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import stat
@@ -105,3 +106,12 @@ def test_the_command_shows_and_empties_it(folder):
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0 and "1 files removed" in done.stdout
     assert not list(folder.iterdir())
+
+
+def test_a_mapped_file_whose_name_is_no_text_does_not_turn_the_kernels_off(tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.bin"
+    with open(path, "w+b") as file:
+        file.write(b"x" * 4096)
+        file.flush()
+        with mmap.mmap(file.fileno(), 4096):
+            assert build.load_again()[1] == build.status()
