@@ -8,22 +8,23 @@ ARGS ?=
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check quick-method quick-rooms test test-native fuzz lint types bench quality \
-  gpu-kit clean
+.PHONY: help venv demo check quick-method quick-rooms test test-native test-cuda-host fuzz lint types \
+  bench quality gpu-kit clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
 	@echo "make demo    fuse three example pairs, pictures in out/"
 	@echo "make check   style, types and the quick tests, under a minute: while you work"
 	@echo "make test    run all the tests        (ARGS='-k cli' chooses, ARGS=-x stops early)"
-	@echo "make test-native  the C++ for other processors of this kind, and under sanitizers"
+	@echo "make test-native  the C++ for other processors, and under sanitizers: a table in out/native/"
+	@echo "make test-cuda-host  the GPU path's host code on a fake CUDA device (5 GB into .cuda-venv)"
 	@echo "make fuzz    feed it bad calls, files and kills (MINUTES=10), a table in out/fuzz/"
 	@echo "make lint    check the style"
 	@echo "make types   check the types"
 	@echo "make bench   time this machine against the reference path (ARGS="--save --report": all of it)"
 	@echo "make quality  the pictures against their targets (ARGS=FOLDER with ivf/ and mif/)"
 	@echo "make gpu-kit  what bench/gpu_suite.sh needs, in one folder (CUDA=cuda12 WITH_TORCH=1 ARGS=…)"
-	@echo "make clean   remove .venv, out/ and everything built"
+	@echo "make clean   remove .venv, .cuda-venv, out/ and everything built"
 
 venv: $(STAMP)
 
@@ -59,21 +60,30 @@ quick-rooms: venv
 	@$(QUICK) tests --ignore=tests/method --ignore=tests/integrations --ignore=tests/house \
 	  --ignore=tests/kernels --ignore=tests/bench --ignore=tests/cli $(ARGS)
 
-NATIVE = tests/kernels/test_cpu_kernels.py tests/kernels/test_bands.py
-SANITIZE = -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
-PRELOAD = $$($(or $(CXX),c++) -print-file-name=libasan.so) $$($(or $(CXX),c++) -print-file-name=libubsan.so)
-
 test-native: venv
-	@for march in x86-64 x86-64-v3 native; do echo "test-native: -march=$$march"; \
-	  DDFM_FAST_CPU_FLAGS="-march=$$march" \
-	  $(BIN)/python -m pytest -q -p no:cacheprovider $(NATIVE) $(ARGS) || exit 1; done
-	@echo "test-native: under the address and undefined-behavior sanitizers"
-	@DDFM_FAST_CPU_FLAGS="$(SANITIZE)" LD_PRELOAD="$(PRELOAD)" \
-	  ASAN_OPTIONS=detect_leaks=0 $(BIN)/python -m pytest -q -p no:cacheprovider $(NATIVE) $(ARGS)
+	@$(BIN)/python tests/tools/native.py $(ARGS)
 
+# CUDA wheels of PyTorch, outside of .venv; CUDA_VENV= names an environment that is there already.
+CUDA_VENV ?= .cuda-venv
+FAKE = CUDA_VENV=$(abspath $(CUDA_VENV)) tests/fakecuda/run.sh python -m pytest -q \
+  -p fakeplugin -p no:cacheprovider tests/fakecuda
+
+$(CUDA_VENV)/bin/python:
+	@echo "test-cuda-host: making $(CUDA_VENV), about 5 GB"
+	@$(PYTHON) -m venv $(CUDA_VENV)
+	@$(CUDA_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -r tests/fakecuda/requirements.txt
+
+test-cuda-host: $(CUDA_VENV)/bin/python
+	@echo "test-cuda-host: rules, counts and memory"
+	@$(FAKE) $(ARGS)
+	@echo "test-cuda-host: right numbers"
+	@FAKE_NUMBERS=1 $(FAKE)/test_numbers.py $(ARGS)
+
+# the fuzzers together run for seven and a half times FUZZ_SECONDS
 fuzz: venv
 	@rm -f out/fuzz/table.jsonl
-	@FUZZ_SECONDS=$$(( 60 * $(MINUTES) / 6 )) $(BIN)/python -m pytest -q -s tests/fuzz $(ARGS)
+	@FUZZ_SECONDS=$$(( 60 * $(MINUTES) * 2 / 15 )) $(BIN)/python -m pytest -q -s tests/fuzz $(ARGS)
 
 lint: venv
 	@$(BIN)/python -m ruff check .
@@ -93,5 +103,5 @@ gpu-kit: venv
 	@$(BIN)/python -m bench.kit --cuda $(CUDA) $(if $(WITH_TORCH),--with-torch) $(PIP_ARGS) $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .cuda-venv build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

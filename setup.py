@@ -20,6 +20,7 @@ def long_description() -> str:
 
 VIDEO = ["av>=17.1"]
 LINUX = "; platform_system == 'Linux'"
+TRITON = f"triton>=3.5{LINUX}"  # older ones cannot compile the kernels: kernels/__init__.py
 TEST = [
     "hypothesis>=6.90",
     "mypy>=1.18",
@@ -28,7 +29,7 @@ TEST = [
     "ruff>=0.6",
     "scikit-image>=0.22",
     "setuptools>=68",  # tests build a wheel without isolation
-    f"triton>=3.5{LINUX}",  # tests interpret and compile the kernels, with no GPU
+    TRITON,  # tests interpret and compile the kernels, with no GPU
     "wheel",
     *VIDEO,
 ]
@@ -66,14 +67,14 @@ setup(
         "opencv-python-headless>=4.8",
         "pillow>=10.1",
         "safetensors>=0.4.3",
-        "torch>=2.6",
+        "torch>=2.9",  # comes with Triton 3.5
         "tqdm>=4.66",
         "typing-extensions>=4.7",
         "typer>=0.12.4",
     ],
     extras_require={
-        "cuda12": [f"cupy-cuda12x>=13.0{LINUX}", f"triton>=3.2{LINUX}"],
-        "cuda13": [f"cupy-cuda13x>=13.6{LINUX}", f"triton>=3.5{LINUX}"],
+        "cuda12": [f"cupy-cuda12x>=13.0{LINUX}", TRITON],
+        "cuda13": [f"cupy-cuda13x>=13.6{LINUX}", TRITON],
         "diffusers": ["diffusers>=0.30"],
         "video": VIDEO,
         "test": TEST,

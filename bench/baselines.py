@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import torch
 
-from ddfm_fast.images.stretch import stretch_percentile
+from ddfm_fast.images.stretch import own_limits, stretched
 
 Plane = np.ndarray
 Noise = tuple[float, float]
@@ -32,7 +32,7 @@ def mean(ir: Plane, vis: Plane, _noise: Noise = (0, 0)) -> Plane:
 def stretched_mean(ir: Plane, vis: Plane, _noise: Noise = (0, 0)) -> Plane:
     """Average the two and stretch all but 0.01 % of the pixels, as our presets do."""
     plane = torch.from_numpy(mean(ir, vis))[None, None]
-    return stretch_percentile(plane)[0, 0].numpy()
+    return stretched(plane, own_limits(plane, "percentile"))[0, 0].numpy()
 
 
 def maximum(ir: Plane, vis: Plane, _noise: Noise = (0, 0)) -> Plane:

@@ -109,7 +109,7 @@ class Place:
         """``work`` as the replay of a CUDA graph; itself where there are none."""
         if self.device.type != "cuda":
             return work
-        from ddfm_fast.graphs import CudaCapture
+        from ddfm_fast.runtime.capture import CudaCapture
 
         capture = CudaCapture(self.device)
         capture.warm_up(work)

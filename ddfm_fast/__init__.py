@@ -13,6 +13,8 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddfm_fast.runtime.machine import quiet_openmp
+
 if TYPE_CHECKING:
     from ddfm_fast.api import Fuser, clear_cache, fuse
     from ddfm_fast.config import PRESETS, FuseConfig
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from ddfm_fast.priors.load import load_prior
 
 __version__ = "0.3.0"
+
+quiet_openmp()
 
 __all__ = [
     "PRESETS",

@@ -8,9 +8,13 @@ INTERRUPTED = 130
 def main() -> None:
     """Load the command and run it: exit code 0 ok, 1 something failed, 2 bad usage or input."""
     try:
-        from ddfm_fast.cli.app import main as run
+        from ddfm_fast.runtime.interrupts import ending_at_once
+        from ddfm_fast.runtime.streams import guarded
 
-        run()
+        with guarded(), ending_at_once():
+            from ddfm_fast.cli.app import main as run
+
+            run()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -15,11 +15,12 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .config import FuseConfig, default_preset, require_bool
-from .graphs import GraphCache
+from .graphs.cache import GraphCache, GraphSummary
 from .images.doubts import warn
 from .images.pair import Pair, as_items, checked_color, read_pair
+from .images.pixels import Given
 from .images.planes import pad_to_multiple
-from .images.stretch import STRETCH
+from .images.stretch import Fused, joined, together
 from .method import Callback, Diffusion, MethodMaker
 from .options import (
     FuserOptions,
@@ -34,14 +35,16 @@ from .options import (
     documented,
     with_defaults,
 )
-from .priors.load import load_prior
+from .priors.load import file_identity, load_prior
 from .priors.precision import default_precision
 from .priors.prior import Prior
 from .restore.sources import FusionReport, SourceModel
 from .runtime import environment
+from .runtime.apart import runs_apart
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.machine import one_thread_after_fork
 from .runtime.memory import images_that_fit, in_batches
+from .runtime.pixels import pixels_for
 
 one_thread_after_fork()
 
@@ -94,6 +97,7 @@ class Fuser:
         self.backend = resolve_backend(self.device, given["backend"], given["solver"])
         mode = resolve_graph(given["graph"], self.device, self.backend)
         self.loops = GraphCache(mode, self.backend)
+        self.pixels = pixels_for(self.device, self.backend.name)
         self._build()
         if given["steps"] and not getattr(self.method, "rows", True):
             warn(
@@ -125,7 +129,7 @@ class Fuser:
 
     def _build(self) -> None:
         self.method = self._make_method(self.prior, self.config, self.loops)
-        self.sources = SourceModel(self.prior, self.config, self.loops.evaluate)
+        self.sources = SourceModel(self.prior, self.config, self.loops.evaluate, self.pixels)
 
     @property
     def source_options(self) -> dict[str, Any]:
@@ -140,10 +144,9 @@ class Fuser:
     def with_options(self, **options: Unpack[FuserOptions]) -> Fuser:
         """Make a second fuser on the same prior, which is not loaded again.
 
-        Options that are not given stay as they were given to this one. The prior changes only if
-        ``prior``, ``dtype``, ``device`` or ``compile`` is given, or if a preset that is exact to
-        the pixel needs float32 and the precision was left to choose. Graphs are shared where device
-        and backend allow.
+        Options that are not given stay. The prior changes only if ``prior``, ``dtype``, ``device``
+        or ``compile`` is given, or if a preset that is exact to the pixel needs float32 and the
+        precision was left to choose. Graphs are shared where device and backend allow.
 
         >>> quick = fuser.with_options(preset="fast")    # doctest: +SKIP
         """
@@ -160,6 +163,7 @@ class Fuser:
             other._build()
         return other
 
+    @runs_apart
     @documented
     def __call__(
         self,
@@ -207,9 +211,10 @@ class Fuser:
             self.read(a, b, color=color, index=f"[{n}]" if many else "", **reading)
             for n, (a, b) in enumerate(items)
         ]
-        results, reports = self._fuse_pairs(pairs, run)
+        given, reports = self._fuse_pairs(pairs, run)
         if report is not None:
             report += reports
+        results = [one.image() for one in given]
         return results if many else results[0]
 
     def read(
@@ -227,13 +232,14 @@ class Fuser:
         return read_pair(
             ir,
             vis,
-            device=self.device,
+            pixels=self.pixels,
             color=color if self.config.color else False,
             least=self.config.crop_multiple,
             index=index,
             **reading,
         )
 
+    @runs_apart
     def warmup(
         self, shapes: Iterable[tuple[int, ...]], *, progress: bool = False
     ) -> dict[tuple[int, ...], float]:
@@ -248,15 +254,20 @@ class Fuser:
             count, height, width = checked_shape(shape, self.config.crop_multiple)
             start = time.perf_counter()
             height, width = (n - n % self.config.crop_multiple for n in (height, width))
-            plane = torch.zeros(1, 1, height, width, device=self.device)
-            self.sources.warm_up(plane)
+            planes = torch.zeros((count, 1, height, width), dtype=torch.float32, device=self.device)
+            self.sources.warm_up(planes[:1])
             if getattr(self.method, "rows", True):
-                height, width = pad_to_multiple(plane, self.prior.multiple).shape[-2:]
+                height, width = pad_to_multiple(planes[:1], self.prior.multiple).shape[-2:]
                 self.loops.warm_up(self.prior, self.config, (count, height, width), progress)
             else:
-                self.method(plane, plane, seed=self.seed)
+                for _ in range(2 if planes.is_cuda else 1):  # the second captures
+                    self._fused(planes, planes, [False] * count, {"seed": self.seed})
             seconds[tuple(shape)] = time.perf_counter() - start
         return seconds
+
+    def summary(self) -> list[GraphSummary]:
+        """Describe the CUDA graphs that this fuser keeps, oldest use first."""
+        return self.loops.summary()
 
     def stream(
         self,
@@ -279,7 +290,7 @@ class Fuser:
 
         return fuse_stream(self, pairs, preset=preset, color=color, **reading)
 
-    def _fuse_pairs(self, pairs: list[Pair], run: dict) -> tuple[list, list[FusionReport]]:
+    def _fuse_pairs(self, pairs: list[Pair], run: dict) -> tuple[list[Given], list[FusionReport]]:
         """Results of the pairs, and reports of all of their images, in order."""
         groups = defaultdict(list)
         for n, pair in enumerate(pairs):
@@ -287,35 +298,31 @@ class Fuser:
         results: list = [None] * len(pairs)
         reports: dict[int, list[FusionReport]] = {}
         for (height, width), members in groups.items():
-            ir, vis = (
-                torch.cat([getattr(pairs[n], name) for n in members]) for name in ("ir", "vis")
-            )
-            functional = torch.tensor(
-                [f for n in members for f in pairs[n].are_functional(self.config.images)]
-            )
+            ir, vis = (joined([getattr(pairs[n], name) for n in members]) for name in ("ir", "vis"))
+            functional = [f for n in members for f in pairs[n].are_functional(self.config.images)]
             size = self.batch_size
             if self.automatic_batch:
                 size = images_that_fit(self.prior, height, width, size)
             found: list[FusionReport] = []
-            fused = torch.cat(
-                in_batches(
-                    lambda a, b, f, found=found: self._fuse_lumas(a, b, f.tolist(), run, found),
-                    (ir, vis, functional),
-                    size,
-                    fallback=self.automatic_batch,
-                )
+            parts = in_batches(
+                lambda a, b, f, found=found: self._fuse_lumas(a, b, f, run, found),
+                (ir, vis, functional),
+                size,
+                fallback=self.automatic_batch,
             )
-            for n, y in zip(members, fused.split([len(pairs[n].ir) for n in members]), strict=True):
-                reports[n], found = found[: len(y)], found[len(y) :]
-                colored = self._colored(pairs[n], y, reports[n])
-                results[n] = colored.give_back(y, dims=self.config.dims_chroma)
+            fused, first = together(parts), 0
+            for n in members:
+                some, first = fused.images(first, len(pairs[n].ir)), first + len(pairs[n].ir)
+                reports[n], found = found[: len(some.luma)], found[len(some.luma) :]
+                colored = self._colored(pairs[n], some, reports[n])
+                results[n] = colored.give_back(some, dims=self.config.dims_chroma)
         return results, [report for n in sorted(reports) for report in reports[n]]
 
-    def _colored(self, pair: Pair, y: Tensor, reports: list[FusionReport]) -> Pair:
+    def _colored(self, pair: Pair, fused: Fused, reports: list[FusionReport]) -> Pair:
         """The pair with the noise of its chroma taken out, which its reports then say."""
         if pair.chroma is None:
             return pair
-        chroma, found = self.sources.color(pair.chroma_of(y), y, pair.color_from)
+        chroma, found = self.sources.color(pair.chroma_of(fused.luma), fused, pair.color_from)
         for n, (sigma, name) in enumerate(zip(found, pair.color_from, strict=True)):
             source = getattr(reports[n], name)._replace(chroma=sigma)
             reports[n] = reports[n]._replace(**{name: source})
@@ -328,8 +335,8 @@ class Fuser:
         functional: list[bool],
         run: dict,
         reports: list[FusionReport],
-    ) -> Tensor:
-        """Luma planes [N, 1, H, W] in [0, 1] → the fused luma, stretched as configured."""
+    ) -> Fused:
+        """Luma planes [N, 1, H, W] in [0, 1] → the fused luma, with its stretch as configured."""
         sources = self.sources(ir, vis, seed=run["seed"])
         steps = len(getattr(self.method, "rows", ()))
         found = [
@@ -338,9 +345,22 @@ class Fuser:
         ]
         if (tell := run["callback"]) is not None:
             run = {**run, "callback": lambda info: tell(info._replace(reports=found))}
-        y = self.method(sources.ir, sources.vis, functional=functional, **run)
+        fused = self._fused(sources.ir, sources.vis, functional, run)
         reports += found
-        return STRETCH[self.config.stretch](y, sources.ir, sources.vis)
+        return fused
+
+    def _fused(self, ir: Tensor, vis: Tensor, functional: list[bool], run: dict) -> Fused:
+        """What the method makes of two lumas, and its stretch: in a graph where it has no steps."""
+        stretch = self.config.stretch
+
+        def work(i: Tensor, v: Tensor) -> tuple[Tensor, ...]:
+            y = self.method(i, v, functional=functional, **run)
+            limits = self.pixels.limits(stretch, y, i, v)
+            return (y,) if limits is None else (y, limits)
+
+        if self.backend.name != "triton" or getattr(self.method, "rows", True):
+            return Fused(*work(ir, vis))
+        return Fused(*self.loops.call(f"closed form {functional}, {stretch}", work, ir, vis))
 
 
 def _config(given: Mapping[str, Any]) -> FuseConfig:
@@ -360,9 +380,7 @@ def _precision(prior: Any, dtype: Any, device: torch.device, config: FuseConfig)
         return dtype
     if config.round_luma or not isinstance(prior, str | os.PathLike):
         return None
-    # denoising and the few steps of "saliency" are at low noise
-    start = 0 if config.variant == "saliency" else config.start
-    return default_precision(device, start)
+    return default_precision(device)
 
 
 class _Key(NamedTuple):
@@ -465,7 +483,7 @@ def _key(given: dict[str, Any]) -> _Key | None:
     if isinstance(prior, Prior) or (isinstance(prior, str) and prior == "embedded"):
         identity: Any = prior
     elif isinstance(prior, str | os.PathLike):
-        identity = _file_identity(Path(prior))
+        identity = file_identity(Path(prior))
     else:
         return None
     config = _config(given)
@@ -480,16 +498,3 @@ def _key(given: dict[str, Any]) -> _Key | None:
     except TypeError:
         return None
     return key
-
-
-def _file_identity(path: Path) -> tuple | None:
-    """The path of a file, or of a folder's files, with sizes and times; None if there is none."""
-    try:
-        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
-        facts = [(str(p), p.stat()) for p in files]
-    except OSError:
-        return None
-    return (
-        str(path.resolve()),
-        *((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in facts),
-    )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .config import FuseConfig
-from .graphs import GraphCache
+from .graphs.cache import GraphCache
 from .images.color import luma
 from .images.planes import crop, pad_to_multiple
 from .priors.prior import Prior
@@ -270,7 +270,10 @@ def prior_alone(prior: Prior, i: Tensor, v: Tensor, config: FuseConfig, seed: in
     generator = torch.Generator().manual_seed(seed)
 
     def noise() -> Tensor:
-        return torch.randn((1, 3, *i.shape[-2:]), generator=generator).to(i.device, i.dtype)
+        z = torch.randn(
+            (1, 3, *i.shape[-2:]), generator=generator, dtype=torch.float32, device="cpu"
+        )
+        return z.to(i.device, i.dtype)
 
     mean = ((i + v) / 2).expand(-1, 3, -1, -1)
     x_t = noised(mean, noise(), rows[0])

@@ -124,7 +124,7 @@ OPTIONS: dict[str, Option] = {
         "None reads the environment variable, then chooses automatically.",
     ),
     "solver": Option(
-        RUNTIME, None, "auto, torch, cupy or tile: how the kernels get k ($DDFM_FAST_SOLVER).",
+        RUNTIME, None, "auto, local, torch or cupy: how the kernels get k ($DDFM_FAST_SOLVER).",
         "None as for backend.",
     ),
     "graph": Option(

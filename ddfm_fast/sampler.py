@@ -67,14 +67,18 @@ class Loop:
         self.lock: AbstractContextManager = nullcontext()
         self.rows = prior_rows(prior, config)
         self.learned = uses_learned_variance(prior, config) and any(r.sigma for r in self.rows)
-        self.i, self.v, self.luma = torch.zeros(3, shape[0], 1, *shape[1:], device=self.device)
+        self.i, self.v, self.luma = torch.zeros(
+            3, shape[0], 1, *shape[1:], dtype=torch.float32, device=self.device
+        )
         self.seeds = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
         self.reverse = self._make_step(backend, watched)
         self.x = [
-            torch.zeros(shape[0], 3, *shape[1:], device=self.device)
+            torch.zeros(shape[0], 3, *shape[1:], dtype=torch.float32, device=self.device)
             for _ in range(self.reverse.period)
         ]
         self.conditioning = prior.conditioning(torch.tensor([row.timestep for row in self.rows]))
+        self._drawn: tuple[int, Tensor] | None = None
+        """the seed of the last call, and its noise"""
 
     def _make_step(self, backend: Backend, watched: bool) -> Step:
         noise = "none"
@@ -95,8 +99,12 @@ class Loop:
 
     def _start(self, seed: int) -> Tensor:
         """x_T: CPU noise of the seed, or with ``config.start`` the noised mean of the sources."""
-        generator = torch.Generator().manual_seed(seed)
-        z = torch.randn(1, 3, *self.i.shape[-2:], generator=generator).to(self.device)
+        if self._drawn is None or self._drawn[0] != seed:  # a captured loop has many calls
+            generator = torch.Generator().manual_seed(seed)
+            shape = 1, 3, *self.i.shape[-2:]
+            z = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+            self._drawn = seed, z.to(self.device)
+        z = self._drawn[1]
         if self.config.start is None:
             return z
         return noised(self.reverse.grey((self.i + self.v) / 2), z, self.rows[0])

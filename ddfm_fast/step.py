@@ -3,8 +3,8 @@
 A faster version of the loop body of ``ddfm_fast.naive``.
 
 ``Step`` is what the loop asks of whoever runs it. :class:`ReverseStep` is the plain one: the path
-of the CPU, and the twin of ``TritonStep`` and ``TileStep`` in ``ddfm_fast.kernels``. Which one runs
-is for ``ddfm_fast.runtime.dispatch`` to say.
+of the CPU, and the twin of ``TritonStep`` and ``LocalStep`` in ``ddfm_fast.kernels``. Which one
+runs is for ``ddfm_fast.runtime.dispatch`` to say.
 """
 
 from __future__ import annotations

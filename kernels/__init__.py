@@ -8,9 +8,11 @@ Triton and no CuPy: what needs Triton is loaded on first use.
     pixel       the method's step at one pixel, as device functions
     step        ``TritonStep``: two fused kernels around the k-solve
     ksolve      the k-solve by cuFFT, through PyTorch or CuPy, and the kernel for its scale
-    tile        ``TileStep``: the whole step in one launch, without an FFT
-    group_norm  ``moments``, ``join_``, ``scale_shift``, ``apply``: the prior's norms and residuals
-    thin_conv   ``thin_conv``: convolutions with few channels on one side; opt-in, not measured yet
+    local       ``LocalStep``: the step in two launches, without an FFT
+    images      ``read``, ``give_back``: integers to lumas, and fused lumas back to integers
+    limits      ``stretch_limits``: exact order statistics by counting
+    group_norm  ``moments``, ``join_``, ``normalize``: the prior's norms and residuals
+    conv        ``layer``: a convolution with norm, resampling, residual and moments in one launch
     checks      what launchers ask of their tensors
     cpu         the prior's layers and attention on a CPU: C++, compiled when first used
 
@@ -20,11 +22,31 @@ sm_80, sm_90, sm_100 and sm_120. None of them has run on a GPU yet.
 
 from __future__ import annotations
 
+import functools
+import re
+import subprocess
 from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
 
-__all__ = ["TileStep", "TritonStep", "available", "choose_planes", "module_status"]
+if TYPE_CHECKING:
+    import torch
 
-_LAZY = {"TritonStep": "step", "TileStep": "tile", "choose_planes": "saliency"}
+__all__ = [
+    "LocalStep",
+    "Obstacle",
+    "TritonStep",
+    "available",
+    "choose_planes",
+    "module_status",
+    "obstacle",
+]
+
+LEAST = {"torch": (2, 9), "triton": (3, 5)}
+"""versions: Triton before 3.5 cannot compile the kernels, and PyTorch before 2.9 comes with such"""
+LEAST_CAPABILITY = (7, 0)
+"""of a GPU: what Triton compiles for"""
+
+_LAZY = {"TritonStep": "step", "LocalStep": "local", "choose_planes": "saliency"}
 
 
 def __getattr__(name: str):
@@ -62,6 +84,85 @@ def module_status(name: str) -> dict[str, str | None]:
     except Exception as error:  # a broken driver or ABI shows up as any kind of exception
         return {"version": None, "reason": f"import fails: {type(error).__name__}: {error}"}
     return {"version": version, "reason": None}
+
+
+class Obstacle(NamedTuple):
+    """Why the Triton kernels cannot run on a device."""
+
+    reason: str
+    remedy: str
+    """what to install or set; empty where nothing helps, or nothing is amiss"""
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.remedy}" if self.remedy else self.reason
+
+
+def obstacle(device: torch.device) -> Obstacle | None:
+    """Say why the Triton kernels cannot run on a CUDA device, or None where they can.
+
+    The first question about a device compiles and launches a kernel of one line there.
+    """
+    import torch
+
+    triton = module_status("triton")
+    if triton["version"] is None:
+        return Obstacle(f"triton: {triton['reason']}", "")
+    if torch.version.hip is not None:
+        return Obstacle("this PyTorch is built for ROCm, where the kernels were never tried", "")
+    for name, version in (("torch", torch.__version__), ("triton", triton["version"])):
+        if _numbers(str(version)) < LEAST[name]:
+            least = ".".join(map(str, LEAST[name]))
+            return Obstacle(
+                f"{name} {version} is older than {least}, which the kernels need",
+                f'pip install -U "{name}>={least}"',
+            )
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        has, least = (".".join(map(str, c)) for c in (capability, LEAST_CAPABILITY))
+        return Obstacle(
+            f"the GPU has compute capability {has}, below {least}",
+            'backend="torch" says that this is meant, a newer GPU ends it',
+        )
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _trial(index)
+
+
+@functools.cache
+def _trial(index: int) -> Obstacle | None:
+    """Compile and launch the least kernel, once a process and device."""
+    try:
+        import_module(".checks", __name__).try_out(index)
+    except Exception as error:  # compilers, drivers and file systems fail in every kind
+        return _explained(error)
+    return None
+
+
+def _explained(error: Exception) -> Obstacle:
+    text = str(error).strip() or type(error).__name__
+    words = text.splitlines()[-1][:200]
+    if "C compiler" in text:
+        return Obstacle(
+            "Triton finds no C compiler, which it needs to launch kernels",
+            "install one (Debian, Ubuntu: apt install gcc) or set CC",
+        )
+    if isinstance(error, subprocess.CalledProcessError):
+        return Obstacle(
+            f"Triton's C compiler fails, see above ({error.cmd[0]}, exit {error.returncode})",
+            "install Python's headers (Debian, Ubuntu: apt install python3-dev)",
+        )
+    if isinstance(error, OSError):
+        return Obstacle(
+            f"Triton cannot write its cache of kernels ({words})",
+            "set TRITON_CACHE_DIR to a folder that can be written and has room",
+        )
+    return Obstacle(
+        f"Triton cannot compile here ({type(error).__name__}: {words})",
+        "pip install -U triton, in the version that PyTorch names",
+    )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _cuda() -> dict[str, str | None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import triton
@@ -23,6 +25,27 @@ def _nothing():
 
 INTERPRETED = not isinstance(_nothing, triton.JITFunction)
 """whether this process interprets its kernels on the CPU (TRITON_INTERPRET=1 before the import)"""
+
+
+def try_out(index: int) -> None:
+    """Compile and launch a kernel on the CUDA device of that index; raises whatever fails."""
+    if INTERPRETED:
+        raise RuntimeError("TRITON_INTERPRET=1 has the kernels interpreted on the CPU")
+    with torch.cuda.device(index):
+        _nothing[(1,)]()
+
+
+def jit_once(function: Callable) -> Any:
+    """``triton.jit`` that compiles once for all sizes, strides and addresses.
+
+    Pointers are called ``…_ptr`` and constants are in capitals; every other argument is a number
+    of which nothing is assumed.
+    """
+    names = list(inspect.signature(function).parameters)
+    pointers = [name for name in names if name.endswith("_ptr")]
+    numbers = [name for name in names if name.islower() and name not in pointers]
+    decorate = triton.jit(do_not_specialize=numbers, do_not_specialize_on_alignment=pointers)
+    return decorate(function)
 
 
 def check_dtype(name: str, tensor: Tensor, dtypes: Sequence[torch.dtype]) -> None:

@@ -5,9 +5,10 @@ activation also leaves its moments, channel by channel, so that the norm reads i
 
     moments_kernel   x → moments of each channel in each chunk of rows; as ``join_`` it first
                      adds bias and residual (nearest-upsampled if asked) in place
-    finish_kernel    moments of one tensor, or of two that stand side by side → a and b of
-                     y = a · x + b, per image and channel, in one fixed order
-    apply_kernel     y = a · x + b, SiLU, nearest upsampling or 2x2 means, in place or out
+    norm_kernel      merges moments of one tensor, or of two that stand side by side, to a and b of
+                     y = SiLU(a · x + b), nearest upsampling or 2x2 means, in place or out
+
+    whole_norm_kernel  the same for small maps, of which a program reads a whole group
 
 Moments per channel let a consumer group the channels as it likes: a concatenation is never
 made for its norm, and the bias of the convolution before is added to the means, not to the
@@ -15,7 +16,7 @@ activation. Statistics are float32 by Welford's update and Chan's merge, whateve
 the activations; no atomics, and nothing depends on the batch or on the GPU, so the same call
 gives the same bytes and a batch gives each image what it gets alone.
 
-N images of R = H W rows and C channels; 64-bit row offsets.
+N images of R = H W rows and C channels; 64-bit row offsets. A new size compiles nothing.
 """
 
 from __future__ import annotations
@@ -29,18 +30,26 @@ import triton.language as tl
 from torch import Tensor
 
 from .checks import DTYPES, PRIOR_TWIN, check_device, check_dtype, on_device
+from .moments import BLOCK_S, EPS, chunking, statistics
 
 GROUPS = 32
-EPS = 1e-5
-APPLY_ELEMENTS, MOMENTS_ELEMENTS = 4096, 2048
+NORM_ELEMENTS, MOMENTS_ELEMENTS = 4096, 2048
 """of a tile: 32 per thread with 4 warps, which are four loads of 128 bits in bfloat16; half of that
 where each element has a mean and a sum of squares of its own"""
-CHUNK_ROWS, MOST_CHUNKS = 128, 512
-"""rows that share one set of moments: at least so many, and at most so many sets per image"""
-FINISH_ELEMENTS = 1024
+MOST_PROGRAMS = 128
+"""of a norm, for the rows of a block of channels: each of them merges the moments itself"""
+WHOLE_ROWS, WHOLE_LANES = 1536, 32
+"""pixels up to which a program finds the moments of a group itself, and channels of that group"""
+_SIZES = ("rows", "chunk", "width")
+_NORM_SIZES = (
+    "rows", "width", "source_rows", "blocks_a", "blocks_b", "sets_a", "chunk_a", "sets_b",
+    "chunk_b", "tiles",
+)  # fmt: skip
+_VECTORS = ("bias_ptr", "weight_ptr", "shift_ptr")
+"""rows of a table, at any address"""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SIZES, do_not_specialize_on_alignment=("bias_ptr",))
 def moments_kernel(
     x_ptr,  # float32, bfloat16 or float16 [N, R, C]; in place with JOIN
     bias_ptr,  # float32 [C], or None
@@ -102,84 +111,6 @@ def moments_kernel(
 
 
 @triton.jit
-def _channel_means(
-    a_ptr, b_ptr, bias_ptr, n, s, col, chunks, channels_a, channels, inside, SECOND: tl.constexpr
-):
-    """Load means (SECOND False) or squared deviations [BLOCK_S, BLOCK_G] of channels of a or b."""
-    plane_a = (n * chunks + s) * 2 * channels_a
-    plane_b = (n * chunks + s) * 2 * (channels - channels_a)
-    if SECOND:
-        plane_a += channels_a
-        plane_b += channels - channels_a
-    value = tl.load(a_ptr + plane_a + col, inside & (col < channels_a), other=0.0)
-    if b_ptr is not None:
-        of_b = inside & (col >= channels_a)
-        value += tl.load(b_ptr + plane_b + col - channels_a, of_b, other=0.0)
-    if bias_ptr is not None and not SECOND:
-        value += tl.load(bias_ptr + col, inside, other=0.0)
-    return value
-
-
-@triton.jit
-def finish_kernel(
-    a_ptr,  # float32 [N, chunks, 2, C_a]: moments of the first C_a channels
-    b_ptr,  # float32 [N, chunks, 2, C − C_a]: of the others, or None
-    bias_ptr,  # float32 [C] that the activation still lacks, or None
-    weight_ptr,  # float32 [C]: the norm's own scale
-    shift_ptr,  # float32 [C]: and shift
-    out_ptr,  # out: float32 [N, 2, C], a and b
-    rows,  # R
-    chunk,
-    chunks,
-    channels_a,  # C_a
-    channels,  # C
-    eps,
-    GROUP: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_G: tl.constexpr,
-):
-    """Compute a = weight / √(var + eps) and b = shift + (bias − mean) · a of each group.
-
-    Two passes over the moments: mean first, then the deviations from it. Grid: (groups, N).
-    """
-    n = tl.program_id(1).to(tl.int64)
-    lane = tl.arange(0, BLOCK_G)[None, :]
-    col = tl.program_id(0) * GROUP + lane
-    total = rows.to(tl.float32) * GROUP
-    sums = tl.zeros([BLOCK_S, BLOCK_G], tl.float32)
-    for start in range(0, chunks, BLOCK_S):
-        s = start + tl.arange(0, BLOCK_S)[:, None]
-        inside = (s < chunks) & (lane < GROUP)
-        count = tl.minimum(tl.maximum(rows - s * chunk, 0), chunk).to(tl.float32)
-        sums += count * _channel_means(
-            a_ptr, b_ptr, bias_ptr, n, s, col, chunks, channels_a, channels, inside, False
-        )
-    mean = tl.sum(tl.sum(sums, 1), 0) / total
-    squares = tl.zeros([BLOCK_S, BLOCK_G], tl.float32)
-    for start in range(0, chunks, BLOCK_S):
-        s = start + tl.arange(0, BLOCK_S)[:, None]
-        inside = (s < chunks) & (lane < GROUP)
-        count = tl.minimum(tl.maximum(rows - s * chunk, 0), chunk).to(tl.float32)
-        means = _channel_means(
-            a_ptr, b_ptr, bias_ptr, n, s, col, chunks, channels_a, channels, inside, False
-        )
-        squares += _channel_means(
-            a_ptr, b_ptr, bias_ptr, n, s, col, chunks, channels_a, channels, inside, True
-        )
-        squares += tl.where(inside, count * (means - mean) * (means - mean), 0.0)
-    var = tl.sum(tl.sum(squares, 1), 0) / total
-    one = tl.program_id(0) * GROUP + tl.arange(0, BLOCK_G)
-    mine = tl.arange(0, BLOCK_G) < GROUP
-    a = tl.load(weight_ptr + one, mine) * tl.div_rn(1.0, tl.sqrt_rn(var + eps))
-    offset = -mean
-    if bias_ptr is not None:
-        offset += tl.load(bias_ptr + one, mine)
-    out_ptr += n * 2 * channels
-    tl.store(out_ptr + one, a, mine)
-    tl.store(out_ptr + channels + one, tl.load(shift_ptr + one, mine) + offset * a, mine)
-
-
-@triton.jit
 def _affine(x, a, b, SILU: tl.constexpr):
     y = x * a + b
     if SILU:
@@ -187,62 +118,129 @@ def _affine(x, a, b, SILU: tl.constexpr):
     return y
 
 
-@triton.jit
-def apply_kernel(
-    x_ptr,  # float32, bfloat16 or float16 [N, R_x, C]
-    scale_shift_ptr,  # float32 [N, 2, C_y]: a and b
-    y_ptr,  # out, as x: [N, R, C_y]; x itself is allowed without resampling
-    pooled_ptr,  # out: 2x2 means of x itself [N, R, C], or None
+@triton.jit(do_not_specialize=_NORM_SIZES, do_not_specialize_on_alignment=_VECTORS)
+def norm_kernel(
+    a_ptr,  # float32, bfloat16 or float16 [N, R_s, C_a]
+    b_ptr,  # as a [N, R_s, C_b], beside it, or None
+    moments_a_ptr,  # float32 [N, sets_a, 2, C_a]
+    moments_b_ptr,
+    bias_ptr,  # float32 [C] that the parts still lack, or None
+    weight_ptr,  # float32 [C]: the norm's own scale
+    shift_ptr,  # float32 [C]: and shift
+    y_ptr,  # out, as a: [N, R, C]; a itself is allowed without resampling and b
+    pooled_ptr,  # out: 2x2 means of a itself [N, R, C], or None
     rows,  # R, of y
     width,  # W of y, of use with resampling alone
-    channels,  # C
-    channels_y,  # C_y
-    first,  # the channel of y that x's first one becomes
-    RESAMPLE: tl.constexpr,
-    SILU: tl.constexpr,
+    source_rows,  # R_s
+    blocks_a, blocks_b,  # of 32 channels
+    sets_a, chunk_a, sets_b, chunk_b,
+    tiles,  # that a program makes
+    RESAMPLE: tl.constexpr, SILU: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr,
+):  # fmt: skip
+    """Store y = SiLU(norm(a, b)), nearest-upsampled ("up") or 2x2 means.
+
+    Grid: (tiles of rows / tiles, C / BLOCK_C, N). BLOCK_G: groups that a block reaches into.
+    """
+    n = tl.program_id(2).to(tl.int64)
+    first = tl.program_id(1) * BLOCK_C
+    channels_a, channels = blocks_a * 32, (blocks_a + blocks_b) * 32
+    group = channels // 32
+    near = first // group
+    mean, rstd = statistics(
+        moments_a_ptr, moments_b_ptr, bias_ptr, n, source_rows, channels_a, channels,
+        sets_a, chunk_a, sets_b, chunk_b, near, BLOCK_S, BLOCK_G,
+    )  # fmt: skip
+    channel = first + tl.arange(0, BLOCK_C)
+    offset = -tl.gather(mean, channel // group - near, 0)
+    if bias_ptr is not None:
+        offset += tl.load(bias_ptr + channel)
+    a = tl.load(weight_ptr + channel) * tl.gather(rstd, channel // group - near, 0)
+    b = (tl.load(shift_ptr + channel) + offset * a)[None, :]
+    a = a[None, :]
+    x_ptr, stride, start = a_ptr, blocks_a, first
+    if b_ptr is not None:
+        second = first >= channels_a
+        x_ptr = tl.where(second, b_ptr, a_ptr)
+        stride = tl.where(second, blocks_b, blocks_a)
+        start = tl.where(second, first - channels_a, first)
+    stride = stride * 32
+    col = start + tl.arange(0, BLOCK_C)[None, :]
+    base = tl.program_id(0) * tiles
+    for tile_row in range(base, tl.minimum(base + tiles, tl.cdiv(rows, BLOCK_R))):
+        row = tile_row * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
+        inside = row < rows
+        if RESAMPLE == "down":
+            row_x = (row // width) * 4 * width + row % width * 2
+            at = (n * source_rows + row_x) * stride + col
+            at_below = (n * source_rows + row_x + 2 * width) * stride + col
+            x = tl.load(x_ptr + at, inside, other=0.0).to(tl.float32)
+            raw, y = x, _affine(x, a, b, SILU)
+            x = tl.load(x_ptr + at + stride, inside, other=0.0).to(tl.float32)
+            raw, y = raw + x, y + _affine(x, a, b, SILU)
+            x = tl.load(x_ptr + at_below, inside, other=0.0).to(tl.float32)
+            raw, y = raw + x, y + _affine(x, a, b, SILU)
+            x = tl.load(x_ptr + at_below + stride, inside, other=0.0).to(tl.float32)
+            raw, y = (raw + x) * 0.25, (y + _affine(x, a, b, SILU)) * 0.25
+            if pooled_ptr is not None:
+                tl.store(pooled_ptr + (n * rows + row) * stride + col, raw, inside)
+        else:
+            row_x = row
+            if RESAMPLE == "up":
+                row_x = (row // width // 2) * (width // 2) + row % width // 2
+            at = (n * source_rows + row_x) * stride + col
+            x = tl.load(x_ptr + at, inside, other=0.0).to(tl.float32)
+            y = _affine(x, a, b, SILU)
+        tl.store(y_ptr + (n * rows + row) * channels + channel[None, :], y, inside)
+
+
+@triton.jit(do_not_specialize=("rows", "eighth"), do_not_specialize_on_alignment=_VECTORS)
+def whole_norm_kernel(
+    x_ptr,  # float32, bfloat16 or float16 [N, R, C]; in place
+    bias_ptr,  # float32 [C] that x still lacks, or None
+    weight_ptr,  # float32 [C]
+    shift_ptr,  # float32 [C]
+    rows,  # R
+    eighth,  # of the channels of a group
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Store y[..., first : first + C] = SiLU(a · x + b), nearest-upsampled ("up") or 2x2 means.
+    """Replace x by SiLU(norm(x + bias)). Grid: (32 groups, N); a program reads a group thrice.
 
-    Grid: (tiles of rows, C / BLOCK_C, N).
+    Two passes over x: its mean, then the deviations from it.
     """
-    n = tl.program_id(2).to(tl.int64)
-    col = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
-    row = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)[:, None]
-    inside = row < rows
-    a_ptr = scale_shift_ptr + n * 2 * channels_y + first
-    a, b = tl.load(a_ptr + col), tl.load(a_ptr + channels_y + col)
-    if RESAMPLE == "down":
-        row_x = (row // width) * 4 * width + row % width * 2
-        at = (n * rows * 4 + row_x) * channels + col
-        at_below = (n * rows * 4 + row_x + 2 * width) * channels + col
-        x = tl.load(x_ptr + at, inside, other=0.0).to(tl.float32)
-        raw, y = x, _affine(x, a, b, SILU)
-        x = tl.load(x_ptr + at + channels, inside, other=0.0).to(tl.float32)
-        raw, y = raw + x, y + _affine(x, a, b, SILU)
-        x = tl.load(x_ptr + at_below, inside, other=0.0).to(tl.float32)
-        raw, y = raw + x, y + _affine(x, a, b, SILU)
-        x = tl.load(x_ptr + at_below + channels, inside, other=0.0).to(tl.float32)
-        raw, y = (raw + x) * 0.25, (y + _affine(x, a, b, SILU)) * 0.25
-        if pooled_ptr is not None:
-            tl.store(pooled_ptr + (n * rows + row) * channels + col, raw, inside)
-    else:
-        if RESAMPLE == "up":
-            row_x = (row // width // 2) * (width // 2) + row % width // 2
-            at = (n * (rows // 4) + row_x) * channels + col
-        else:
-            at = (n * rows + row) * channels + col
-        x = tl.load(x_ptr + at, inside, other=0.0).to(tl.float32)
-        y = _affine(x, a, b, SILU)
-    tl.store(y_ptr + (n * rows + row) * channels_y + first + col, y, inside)
-
-
-def chunking(rows: int) -> tuple[int, int]:
-    """Give (rows of a chunk, chunks), a function of the size alone: every GPU sums alike."""
-    chunk = max(CHUNK_ROWS, triton.cdiv(rows, MOST_CHUNKS))
-    chunk = triton.cdiv(chunk, 16) * 16
-    return chunk, triton.cdiv(rows, chunk)
+    group = eighth * 8
+    base = tl.program_id(1).to(tl.int64) * rows * group * 32
+    lane = tl.arange(0, BLOCK_C)
+    mine = lane < group
+    col = tl.program_id(0) * group + lane
+    bias = tl.zeros([BLOCK_C], tl.float32)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + col, mine, other=0.0)
+    total = rows.to(tl.float32) * group.to(tl.float32)
+    sums = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in range(0, rows, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)[:, None]
+        inside = (row < rows) & mine[None, :]
+        x = tl.load(x_ptr + base + row * (group * 32) + col[None, :], inside, other=0.0)
+        sums += tl.where(inside, x.to(tl.float32) + bias[None, :], 0.0)
+    mean = tl.sum(tl.sum(sums, 1), 0) / total
+    squares = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
+    for start in range(0, rows, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)[:, None]
+        inside = (row < rows) & mine[None, :]
+        x = tl.load(x_ptr + base + row * (group * 32) + col[None, :], inside, other=0.0)
+        apart = tl.where(inside, x.to(tl.float32) + bias[None, :] - mean, 0.0)
+        squares += apart * apart
+    var = tl.sum(tl.sum(squares, 1), 0) / total
+    a = tl.load(weight_ptr + col, mine, other=0.0) * tl.div_rn(1.0, tl.sqrt_rn(var + EPS))
+    b = tl.load(shift_ptr + col, mine, other=0.0) + (bias - mean) * a
+    for start in range(0, rows, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)[:, None]
+        inside = (row < rows) & mine[None, :]
+        at = x_ptr + base + row * (group * 32) + col[None, :]
+        y = _affine(tl.load(at, inside, other=0.0).to(tl.float32), a[None, :], b[None, :], True)
+        tl.store(at, y, inside)
 
 
 def tile(elements: int, *channels: int) -> tuple[int, int]:
@@ -258,7 +256,7 @@ def moments(x: Tensor) -> Tensor:
         x: [N, C, H, W] in channels_last, float32, bfloat16 or float16, C a multiple of 32.
 
     Returns:
-        float32 [N, chunks, 2, C].
+        float32 [N, sets, 2, C], of the chunks of rows that ``moments.chunking`` gives.
 
     Raises:
         TypeError: x is of another dtype.
@@ -300,77 +298,36 @@ def join_(
 
 def _launch_moments(x, bias, residual, *, join: bool, upsample: bool) -> Tensor:
     n, c, height, width = x.shape
-    chunk, chunks = chunking(height * width)
+    _, chunk, sets = chunking(height * width, c)
     block_r, block_c = tile(MOMENTS_ELEMENTS, c)
-    partial = torch.empty(n, chunks, 2, c, device=x.device)
+    partial = torch.empty(n, sets, 2, c, device=x.device)
     with on_device(x):
-        moments_kernel[chunks, c // block_c, n](
+        moments_kernel[sets, c // block_c, n](
             x, bias, residual, partial, height * width, c, chunk, width,
             JOIN=join, UPSAMPLE=upsample, BLOCK_R=block_r, BLOCK_C=block_c,
         )  # fmt: skip
     return partial
 
 
-def scale_shift(
-    parts: Sequence[Tensor],
-    rows: int,
+def normalize(
+    parts: Sequence[tuple[Tensor, Tensor]],
     weight: Tensor,
     shift: Tensor,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """Turn moments into a and b of the norm y = a · x + b over 32 groups of channels.
-
-    Args:
-        parts: The :func:`moments` of one tensor, or of two whose channels stand side by side.
-        rows: H W of each.
-        weight: float32 [C] of the norm.
-        shift: float32 [C] of the norm.
-        bias: float32 [C] that x still lacks, or None.
-
-    Returns:
-        float32 [N, 2, C].
-
-    Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another shape, layout or device.
-    """
-    if len(parts) not in (1, 2):
-        raise ValueError(f"parts holds {len(parts)} tensors; expected one or two")
-    a = parts[0]
-    b = parts[1] if len(parts) == 2 else None
-    chunk, chunks = chunking(rows)
-    n, channels = a.shape[0], sum(p.shape[-1] for p in parts)
-    for index, part in enumerate(parts):
-        _check_vector(f"parts[{index}]", part, (n, chunks, 2, part.shape[-1]), a.device)
-    if channels % GROUPS:
-        raise ValueError(f"parts have {channels} channels; expected a multiple of {GROUPS}")
-    for name, vector in (("weight", weight), ("shift", shift), ("bias", bias)):
-        if vector is not None:
-            _check_vector(name, vector, (channels,), a.device)
-    out = torch.empty(n, 2, channels, device=a.device)
-    block_g = triton.next_power_of_2(channels // GROUPS)
-    with on_device(a):
-        finish_kernel[GROUPS, n](
-            a, b, bias, weight, shift, out, rows, chunk, chunks, a.shape[-1], channels, EPS,
-            GROUP=channels // GROUPS, BLOCK_S=max(FINISH_ELEMENTS // block_g, 1), BLOCK_G=block_g,
-        )  # fmt: skip
-    return out
-
-
-def apply(
-    parts: Sequence[Tensor],
-    affine: Tensor,
     *,
+    bias: Tensor | None = None,
     silu: bool = True,
     resample: str = "",
     out: Tensor | None = None,
     pool_input: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Apply a norm and SiLU to x, or to two tensors side by side: y = SiLU(a · x + b).
+    """Apply a norm over 32 groups and SiLU to x, or to two tensors side by side.
 
     Args:
-        parts: One or two tensors [N, C, H, W] of one dtype in channels_last.
-        affine: a and b, from :func:`scale_shift`.
+        parts: One or two tensors [N, C, H, W] of one dtype in channels_last, each with its
+            :func:`moments`.
+        weight: float32 [C] of the norm.
+        shift: float32 [C] of the norm.
+        bias: float32 [C] that x still lacks, or None.
         silu: Whether SiLU follows the norm.
         resample: "", "up" (nearest, twice the size) or "down" (2x2 means of y).
         out: Where y goes, which may be the single part without resampling; a new tensor by default.
@@ -383,47 +340,105 @@ def apply(
         TypeError: An argument is of another dtype.
         ValueError: An argument is of another shape, layout or device, or does not go with another.
     """
-    _check_parts(parts, affine, resample, pool_input)
-    x, channels = parts[0], affine.shape[2]
-    n, _, height, width = x.shape
+    _check_parts(parts, {"weight": weight, "shift": shift, "bias": bias}, resample, pool_input)
+    x, channels = parts[0][0], [part.shape[1] for part, _ in parts]
+    n, _, source_h, source_w = x.shape
+    height, width = source_h, source_w
     if resample == "up":
         height, width = 2 * height, 2 * width
     elif resample == "down":
         height, width = height // 2, width // 2
-    shape = (n, channels, height, width)
+    shape = (n, sum(channels), height, width)
     if out is None:
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     _check("out", out, shape, (x.dtype,), x.device)
     pooled = torch.empty_like(out) if pool_input else None
-    block_r, block_c = tile(APPLY_ELEMENTS, *(part.shape[1] for part in parts))
+    block_r, block_c = tile(NORM_ELEMENTS, *channels)
     if resample == "down":
         block_r //= 4  # four rows are read for one
-    first = 0
-    for part in parts:
-        grid = (triton.cdiv(height * width, block_r), part.shape[1] // block_c, n)
-        with on_device(x):
-            apply_kernel[grid](
-                part, affine, out, pooled, height * width, width, part.shape[1], channels, first,
-                RESAMPLE=resample, SILU=silu, BLOCK_R=block_r, BLOCK_C=block_c,
-            )  # fmt: skip
-        first += part.shape[1]
+    blocks = triton.cdiv(height * width, block_r)
+    tiles = triton.cdiv(blocks, MOST_PROGRAMS)
+    second, its_moments = parts[1] if len(parts) == 2 else (None, None)
+    rows, group = source_h * source_w, sum(channels) // GROUPS
+    _, chunk_a, sets_a = chunking(rows, channels[0])
+    _, chunk_b, sets_b = chunking(rows, channels[-1])
+    with on_device(x):
+        norm_kernel[triton.cdiv(blocks, tiles), sum(channels) // block_c, n](
+            x, second, parts[0][1], its_moments, bias, weight, shift, out, pooled,
+            height * width, width, rows, channels[0] // 32, sum(channels[1:]) // 32,
+            sets_a, chunk_a, sets_b, chunk_b, tiles, RESAMPLE=resample, SILU=silu,
+            BLOCK_R=block_r, BLOCK_C=block_c, BLOCK_S=BLOCK_S, BLOCK_G=reach(block_c, group),
+        )  # fmt: skip
     return out, pooled
 
 
-def _check_parts(parts: Sequence[Tensor], affine: Tensor, resample: str, pool_input: bool) -> None:
-    """Raise TypeError or ValueError unless :func:`apply` can take these."""
-    x = parts[0]
+def suits_whole(x: Tensor) -> bool:
+    """Say whether :func:`normalize_whole_` is for such a map: a small one of many channels."""
+    channels, rows = x.shape[1], x.shape[2] * x.shape[3]
+    return rows <= WHOLE_ROWS and channels % (8 * GROUPS) == 0 and channels <= WHOLE_LANES * GROUPS
+
+
+def normalize_whole_(
+    x: Tensor, weight: Tensor, shift: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """Replace x by SiLU(norm(x + bias)) in one launch that needs no moments.
+
+    Args:
+        x: [N, C, H, W] in channels_last that :func:`suits_whole`.
+        weight: float32 [C] of the norm.
+        shift: float32 [C] of the norm.
+        bias: float32 [C] that x still lacks, or None.
+
+    Returns:
+        x.
+
+    Raises:
+        TypeError: An argument is of another dtype.
+        ValueError: An argument is of another shape, layout or device.
+    """
+    _check("x", x, x.shape, DTYPES)
+    n, channels, height, width = x.shape
+    if not suits_whole(x):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; expected at most {WHOLE_ROWS} pixels and a multiple of "
+            f"{8 * GROUPS} channels up to {WHOLE_LANES * GROUPS}: use normalize()"
+        )
+    for name, vector in (("weight", weight), ("shift", shift), ("bias", bias)):
+        if vector is not None:
+            _check_vector(name, vector, (channels,), x.device)
+    with on_device(x):
+        whole_norm_kernel[GROUPS, n](
+            x, bias, weight, shift, height * width, channels // (8 * GROUPS),
+            BLOCK_R=NORM_ELEMENTS // WHOLE_LANES, BLOCK_C=WHOLE_LANES,
+        )  # fmt: skip
+    return x
+
+
+def reach(block_c: int, group: int) -> int:
+    """Find how many groups a block of channels may reach into, as a power of two."""
+    return triton.next_power_of_2(min(-(-block_c // group) + (block_c % group > 0), GROUPS))
+
+
+def _check_parts(parts, vectors: dict, resample: str, pool_input: bool) -> None:
+    """Raise TypeError or ValueError unless :func:`normalize` can take these."""
+    if len(parts) not in (1, 2):
+        raise ValueError(f"parts holds {len(parts)} tensors; expected one or two")
+    x = parts[0][0]
     n, _, height, width = x.shape
-    for index, part in enumerate(parts):
+    for index, (part, its_moments) in enumerate(parts):
         shape = (n, part.shape[1], height, width)
         _check(f"parts[{index}]", part, shape, (x.dtype,) if index else DTYPES, x.device)
+        sets = chunking(height * width, part.shape[1])[2]
+        _check_vector(f"moments of parts[{index}]", its_moments, (n, sets, 2, shape[1]), x.device)
     if resample not in ("", "up", "down"):
         raise ValueError(f'resample is {resample!r}; expected "", "up" or "down"')
     if resample == "down" and (height % 2 or width % 2):
         raise ValueError(f"parts have {height}x{width} pixels; expected even sides to halve")
     if pool_input and (resample != "down" or len(parts) != 1):
         raise ValueError('pool_input goes with resample="down" and one part')
-    _check_vector("affine", affine, (n, 2, sum(part.shape[1] for part in parts)), x.device)
+    for name, vector in vectors.items():
+        if vector is not None:
+            _check_vector(name, vector, (sum(part.shape[1] for part, _ in parts),), x.device)
 
 
 def _check(name: str, x: Tensor, shape, dtypes: Sequence[torch.dtype], device=None) -> None:

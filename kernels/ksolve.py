@@ -9,8 +9,7 @@ libraries choose their algorithm by the batch, and an image in a batch must get 
     TorchSolver   torch.fft; its inverse copies the spectrum first, since cuFFT overwrites it
     CupySolver    CuPy's plans, made once: no copy, and the result in ``k``
 
-``TorchSolver`` is the default because PyTorch is always there and its allocator sees every byte;
-which is faster on a GPU, and by how much, has not been measured yet.
+They are alternatives to ``local``, the default, which needs no FFT. No GPU has run any of them.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ def _squared_sine(index, size):
     return sine * sine
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("height", "width"))
 def spectral_scale_kernel(
     spectrum_ptr,  # float32 [N, H, W // 2 + 1, 2]: real and imaginary parts, scaled in place
     height,  # H
@@ -115,6 +114,11 @@ class TorchSolver:
 class CupySolver:
     """The same through cuFFT plans that CuPy makes once, on PyTorch's stream and memory.
 
+    cuFFT refuses planes that do not begin at a multiple of a complex number's eight bytes, and the
+    images of a batch with an odd number of pixels do not. Planes that are not aligned to
+    ``ALIGNMENT`` are copied into one of the solver's own and out of it, on the same stream: where
+    that happens follows from addresses, which a captured graph keeps.
+
     One solver is for one stream at a time.
 
     Args:
@@ -125,33 +129,60 @@ class CupySolver:
         ImportError: CuPy is not installed.
     """
 
+    ALIGNMENT = 16
+    """bytes; that of the widest loads of a GPU"""
+
     def __init__(self, shape: tuple[int, int, int], device: torch.device):
         import cupy
         from cupyx.scipy.fft import get_fft_plan
 
         self.cupy, self.shape, self.device = cupy, shape, device
         height, width = shape[1:]
-        real = torch.empty(1, height, width, device=device)
+        self.plane = torch.empty(1, height, width, dtype=torch.float32, device=device)
         self.spectrum = torch.empty(1, height, width // 2 + 1, dtype=torch.complex64, device=device)
         allocator = cupy.cuda.PythonFunctionAllocator(_allocate, _release)
         with self.context(), cupy.cuda.using_allocator(allocator.malloc):
-            self.forward = get_fft_plan(self._view(real), axes=(1, 2), value_type="R2C")
+            self.forward = get_fft_plan(self._view(self.plane), axes=(1, 2), value_type="R2C")
             self.inverse = get_fft_plan(
                 self._view(self.spectrum), shape=(height, width), axes=(1, 2), value_type="C2R"
             )
 
     def __call__(self, rhs: Tensor, k: Tensor) -> Tensor:
-        """Solve into ``k`` and return it; both float32 of ``shape``, contiguous."""
+        """Solve into ``k`` and return it.
+
+        Args:
+            rhs: float32 of ``shape``, contiguous, on the solver's device.
+            k: The same; may be ``rhs``.
+
+        Returns:
+            ``k``.
+
+        Raises:
+            TypeError: The dtype is another one.
+            ValueError: Shape, strides or device are others.
+        """
+        for name, tensor in (("rhs", rhs), ("k", k)):
+            check_plane(name, tensor, self.shape, [torch.float32], device=self.plane.device)
+        with self.context():
+            for one, target in zip(rhs.split(1), k.split(1), strict=True):
+                self._solve(one, target)
+        return k
+
+    def _solve(self, one: Tensor, target: Tensor) -> None:
+        """Solve for an image [1, H, W], through ``plane`` where cuFFT cannot take its address."""
         from cupy.cuda import cufft
 
         height, width = self.shape[1:]
-        spectrum = self._view(self.spectrum)
-        with self.context():
-            for one, target in zip(rhs.split(1), k.split(1), strict=True):
-                self.forward.fft(self._view(one), spectrum, cufft.CUFFT_FORWARD)
-                spectral_scale_(self.spectrum, height, width, 1 / (height * width))
-                self.inverse.fft(spectrum, self._view(target), cufft.CUFFT_INVERSE)
-        return k
+        source = one if self._aligned(one) else self.plane.copy_(one)
+        self.forward.fft(self._view(source), self._view(self.spectrum), cufft.CUFFT_FORWARD)
+        spectral_scale_(self.spectrum, height, width, 1 / (height * width))
+        result = target if self._aligned(target) else self.plane
+        self.inverse.fft(self._view(self.spectrum), self._view(result), cufft.CUFFT_INVERSE)
+        if result is not target:
+            target.copy_(result)
+
+    def _aligned(self, tensor: Tensor) -> bool:
+        return tensor.data_ptr() % self.ALIGNMENT == 0
 
     def context(self):
         """Put CuPy on PyTorch's current stream, which a capture makes the captured one."""

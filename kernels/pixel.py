@@ -1,9 +1,9 @@
 """The method's step at one pixel: a faster version of the loop body of ``ddfm_fast.naive``.
 
-Device functions, of which the kernels of ``step`` (two around an FFT) and ``tile`` (one, no FFT)
-are made. Twins: ``ddfm_fast.rectify``, whose module docstring has the equations, and
-``ddfm_fast.noise``. A variant is a name that is known when a kernel is compiled: its weights are a
-branch of ``inverse_weights``, what it pulls the gradient to is a plane that its constructor
+Device functions, of which the kernels of ``step`` (two around an FFT) and ``local`` (one that
+solves, no FFT) are made. Twins: ``ddfm_fast.rectify``, whose module docstring has the equations,
+and ``ddfm_fast.noise``. A variant is a name that is known when a kernel is compiled: its weights
+are a branch of ``inverse_weights``, what it pulls the gradient to is a plane that its constructor
 computes.
 """
 
@@ -255,3 +255,27 @@ def store_sums(partial_ptr, p, q, inside, n, tile, tiles):
     sums_ptr = partial_ptr + 2 * n * tiles + tile
     tl.store(sums_ptr, tl.sum(tl.where(inside, p, 0.0)))
     tl.store(sums_ptr + tiles, tl.sum(tl.where(inside, q, 0.0)))
+
+
+@triton.jit
+def begin_update(
+    partial_ptr, scales_ptr, step_ptr, tiles, plane, steps,
+    UPDATE_SCALES: tl.constexpr, SUM_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Load this step's row, γ and ρ, and let one program write those of the next step.
+
+    Finishes γ and ρ in the image's first program, by the sums of ``tiles`` tiles; the counter in
+    the first program of all. Grid: (programs of one image, N).
+    """
+    n = tl.program_id(1).to(tl.int64)
+    current_ptr = scales_ptr + 2 * (tl.num_programs(1) + n)
+    step = tl.load(step_ptr + 1)
+    gamma, rho = tl.load(current_ptr), tl.load(current_ptr + 1)
+    if UPDATE_SCALES:  # noqa: SIM102  (known when compiling, unlike the program)
+        if tl.program_id(0) == 0:
+            sums_ptr, next_ptr = partial_ptr + 2 * n * tiles, scales_ptr + 2 * n
+            tl.store(next_ptr, next_scale(sums_ptr, tiles, plane, gamma, SUM_BLOCK))
+            tl.store(next_ptr + 1, next_scale(sums_ptr + tiles, tiles, plane, rho, SUM_BLOCK))
+    if tl.program_id(0) + tl.program_id(1) == 0:
+        tl.store(step_ptr, (step + 1) % steps)
+    return step, gamma, rho

@@ -33,8 +33,8 @@ from .checks import DTYPES, check_plane, on_device
 from .ksolve import SOLVERS
 from .pixel import (
     TABLE_COLUMNS,
+    begin_update,
     inverse_weights,
-    next_scale,
     predict_rgb,
     rgb_luma,
     right_hand_side,
@@ -45,6 +45,19 @@ from .pixel import (
 BLOCK_H, BLOCK_W = 4, 128
 """the tile of a program: four neighboring elements per thread, one 128-bit load per plane"""
 SUM_BLOCK = 1024
+VECTOR = tl.constexpr(4)
+"""elements of a load: 128 bits of float32"""
+SIZES = (
+    *("height", "width", "tiles", "steps"),
+    *("eps_n_stride", "eps_c_stride", "eps_h_stride", "eps_w_stride"),
+)
+"""arguments of which no value has a binary of its own: ``alignment`` says what matters of them"""
+
+
+@triton.jit
+def aligned(size, ALIGNED: tl.constexpr):
+    """Give ``size``, said to be a multiple of VECTOR where it is known to be one."""
+    return size // VECTOR * VECTOR if ALIGNED else size
 
 
 @triton.jit
@@ -56,7 +69,7 @@ def _tile(width, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
     return row, col
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def rectify_rhs_kernel(
     x_t_ptr,  # float32 [N, 3, H, W] contiguous
     eps_ptr,  # float32, bfloat16 or float16 [N, 3, H, W] by the strides below
@@ -80,6 +93,8 @@ def rectify_rhs_kernel(
     VARIANT: tl.constexpr,
     LUMA: tl.constexpr,
     UPDATE_SCALES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    EPS_ALIGNED: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
@@ -88,19 +103,22 @@ def rectify_rhs_kernel(
     Grid: (tiles of one image, N); nothing here depends on N.
     """
     tile, n = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    width = aligned(width, ALIGNED)
     row, col = _tile(width, BLOCK_H, BLOCK_W)
     inside = (row < height) & (col < width)
     plane = height * width
     at, image = row * width + col, n * plane
     step = tl.load(step_ptr)
     row_ptr = table_ptr + step * 8
+    if EPS_ALIGNED:
+        eps_w_stride = 1
     x_r, x_g, x_b, r, g, b = predict_rgb(
         x_t_ptr + 3 * image,
-        eps_ptr + n * eps_n_stride,
+        eps_ptr + n * aligned(eps_n_stride, EPS_ALIGNED),
         at,
-        row * eps_h_stride + col * eps_w_stride,
+        row * aligned(eps_h_stride, EPS_ALIGNED) + col * eps_w_stride,
         plane,
-        eps_c_stride,
+        aligned(eps_c_stride, EPS_ALIGNED),
         tl.load(row_ptr),
         tl.load(row_ptr + 1),
         inside,
@@ -126,7 +144,7 @@ def rectify_rhs_kernel(
         tl.store(step_ptr + 1, step)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def rectify_update_kernel(
     x_t_ptr,  # float32 [N, 3, H, W] contiguous, in place
     eps_ptr,  # float32, bfloat16 or float16 [N, 3 or 6, H, W] by the strides below
@@ -154,6 +172,8 @@ def rectify_update_kernel(
     UPDATE_SCALES: tl.constexpr,
     KEEP_X0: tl.constexpr,
     MULTISTEP: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    EPS_ALIGNED: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     SUM_BLOCK: tl.constexpr,
@@ -163,30 +183,26 @@ def rectify_update_kernel(
     The first tile of an image also finishes its γ and ρ, the first of all the counter.
     Grid: (tiles of one image, N); nothing here depends on N.
     """
-    tile, n = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    tiles, plane = tl.num_programs(0), height * width
-    current_ptr = scales_ptr + 2 * (tl.num_programs(1) + n)
-    step = tl.load(step_ptr + 1)
-    gamma, rho = tl.load(current_ptr), tl.load(current_ptr + 1)
-    if UPDATE_SCALES:  # noqa: SIM102  (known when compiling, unlike the tile)
-        if tile == 0:
-            sums_ptr, next_ptr = partial_ptr + 2 * n * tiles, scales_ptr + 2 * n
-            tl.store(next_ptr, next_scale(sums_ptr, tiles, plane, gamma, SUM_BLOCK))
-            tl.store(next_ptr + 1, next_scale(sums_ptr + tiles, tiles, plane, rho, SUM_BLOCK))
-    if tile + tl.program_id(1) == 0:
-        tl.store(step_ptr, (step + 1) % steps)
-
+    n, width = tl.program_id(1).to(tl.int64), aligned(width, ALIGNED)
+    plane = height * width
+    step, gamma, rho = begin_update(
+        partial_ptr, scales_ptr, step_ptr, tl.num_programs(0), plane, steps, UPDATE_SCALES,
+        SUM_BLOCK,
+    )  # fmt: skip
     row, col = _tile(width, BLOCK_H, BLOCK_W)
     inside = (row < height) & (col < width)
     at, image = row * width + col, n * plane
     k = tl.load(k_ptr + image + at, inside)
     if k_next_ptr is not None:
         tl.store(k_next_ptr + image + at, k, inside)
+    if EPS_ALIGNED:
+        eps_w_stride = 1
+    eps_at = row * aligned(eps_h_stride, EPS_ALIGNED) + col * eps_w_stride
     update(
-        x_t_ptr, x_t_ptr, eps_ptr + n * eps_n_stride, x0_ptr, table_ptr + step * 8,
-        tl.load(seeds_ptr + n), step, tl.load(v_ptr + image + at, inside),
-        tl.load(y_ptr + image + at, inside), k, gamma, rho, eta,
-        at, row * eps_h_stride + col * eps_w_stride, 3 * image, plane, eps_c_stride, inside,
+        x_t_ptr, x_t_ptr, eps_ptr + n * aligned(eps_n_stride, EPS_ALIGNED), x0_ptr,
+        table_ptr + step * 8, tl.load(seeds_ptr + n), step,
+        tl.load(v_ptr + image + at, inside), tl.load(y_ptr + image + at, inside), k,
+        gamma, rho, eta, at, eps_at, 3 * image, plane, aligned(eps_c_stride, EPS_ALIGNED), inside,
         VARIANT, LUMA, NOISE, KEEP_X0, MULTISTEP,
     )  # fmt: skip
 
@@ -220,7 +236,7 @@ class TritonStep:
         i, v: Luma planes [N, 1, H, W] float32 in [−1, 1] on one CUDA device; i is the infrared (or
             first) source.
         keep_x0: Whether ``x0`` holds f̂₀ after each step.
-        solver: "torch" or "cupy", see ``ksolve``.
+        solver: "torch" or "cupy", see ``ksolve``; ``local.LocalStep`` needs none.
         rows, noise, seeds, variant, psi, eta, update_scales: As ``ReverseStep`` takes them.
 
     Raises:
@@ -277,9 +293,13 @@ class TritonStep:
         """Make what a step carries on, and what it needs in between."""
         if self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}; expected one of {', '.join(SOLVERS)}")
+        self.solve = SOLVERS[self.solver]((count, height, width), self.v.device)
+        self.allocate_state(count, height, width)
+
+    def allocate_state(self, count: int, height: int, width: int) -> None:
+        """Make what a step carries on, the right-hand side and the sums of its tiles."""
         device = self.v.device
         tiles = triton.cdiv(height, BLOCK_H) * triton.cdiv(width, BLOCK_W)
-        self.solve = SOLVERS[self.solver]((count, height, width), device)
         self.k_plane, self.rhs = torch.empty_like(self.v), torch.empty_like(self.v)
         self.partial = torch.empty(count, 2, tiles, device=device)
         self.scale_pair = torch.empty(2, count, 2, device=device)
@@ -350,7 +370,7 @@ class TritonStep:
                 self.step_pair, self.rhs, self.partial, *self.v.shape[1:], *out.stride(),
                 self.ratio, self.target_weight, VARIANT=self.variant.name,
                 LUMA=luma_constants(self.variant), UPDATE_SCALES=self.update_scales,
-                BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W,
+                **self.alignment(out), BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W,
             )  # fmt: skip
 
     def update_(self, x_t: Tensor, out: Tensor, k: Tensor) -> None:
@@ -363,7 +383,7 @@ class TritonStep:
                 x_t, out, self.v, self.y, k, None if k is self.k else self.k, self.partial,
                 self.scale_pair, self.table, self.step_pair, self.seeds, self.x0,
                 *self.v.shape[1:], len(self.table), *out.stride(), self.eta,
-                **self.update_constants(), BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W,
+                **self.update_constants(), **self.alignment(out), BLOCK_H=BLOCK_H, BLOCK_W=BLOCK_W,
             )  # fmt: skip
 
     def update_constants(self) -> dict:
@@ -377,6 +397,15 @@ class TritonStep:
             MULTISTEP=self.multistep,
             SUM_BLOCK=SUM_BLOCK,
         )
+
+    def alignment(self, out: Tensor) -> dict:
+        """Give the constants of both kernels that depend on sizes: whether rows allow wide loads.
+
+        Nothing else of a size is compiled in, so that no new size of image compiles a new binary.
+        """
+        *strides, across = out.stride()
+        eps = across == 1 and all(stride % VECTOR.value == 0 for stride in strides)
+        return dict(ALIGNED=self.v.shape[2] % VECTOR.value == 0, EPS_ALIGNED=eps)
 
     def _grid(self) -> tuple[int, int]:
         return self.partial.shape[2], len(self.v)

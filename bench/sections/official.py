@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ddfm_fast.config import FuseConfig
 from ddfm_fast.priors.engine import Engine
 from ddfm_fast.priors.load import load_prior
+from ddfm_fast.priors.ops.base import fits_layer
 from ddfm_fast.priors.ops.fused import FusedOps
 from ddfm_fast.priors.ops.plain import PlainOps
 from ddfm_fast.priors.precision import PRECISIONS
@@ -95,13 +96,13 @@ def our_prior(place: Place, precision: str = LOW):
 
 
 def forwards(place: Place, height: int, width: int, n: int, precision: str) -> Measurement:
-    """Ours, eager and in a graph and with our own ends; the authors' module where it fits."""
+    """Ours, eager, in a graph, with own 3x3 convolutions; the authors' module where it fits."""
     (prior, step), x = our_prior(place, precision), noise(height, width, place.device, n)
     eager = forward(prior, x)
     works = {"ddfm_fast": place.captured(eager), "ddfm_fast, eager": eager}
     if precision == LOW and not place.rehearse:  # minutes in the interpreter
-        ends = Engine(prior.unet, FusedOps(thin_convs=True))
-        works["ddfm_fast, our own ends"] = place.captured(lambda: ends(x, step, 3))
+        own = Engine(prior.unet, FusedOps(own=512))
+        works["ddfm_fast, our own 3x3 convolutions"] = place.captured(lambda: own(x, step, 3))
     facts: dict = {}
     try:
         theirs, exact = reference_forward(which(place), x)
@@ -221,7 +222,7 @@ def convolution(
     place: Place, height: int, width: int, channels: int, outs: int, kernel: int
 ) -> Measurement:
     """cuDNN by heuristic and by benchmark, and other forms of the same sum where there are any."""
-    from ddfm_fast.kernels import thin_conv as conv
+    from ddfm_fast.kernels import conv
 
     x = _low(torch.randn(1, channels, height, width, device=place.device))
     weight = torch.randn(outs, channels, kernel, kernel, device=place.device)
@@ -238,8 +239,9 @@ def convolution(
         works["of the doubled size"] = partial(_conv, double, weight, False)
         upsample = partial(F.conv_transpose2d, stride=2, padding=1)
         works["doubling folded into it"] = partial(upsample, x, folded)
-    if conv.suits(weight):
-        works["ddfm_fast"] = partial(conv.thin_conv, x, conv.pack(weight))
+    if fits_layer(channels, outs):
+        packed = conv.pack(weight)
+        works["ddfm_fast"] = lambda: conv.layer([conv.Part(x)], packed, want_moments=False).data
     flops = 2 * weight.numel() * height * width
     moved = (x.numel() + outs * height * width + weight.numel()) * x.element_size()
     exact, ours = _conv(x, weight, False), works.get("ddfm_fast")
@@ -262,8 +264,7 @@ def norm(place: Place, height: int, width: int, channels: int) -> Measurement:
     out, low = torch.empty_like(x), (_low(weight), _low(bias))
 
     def ours() -> Tensor:
-        affine = kernels.scale_shift([kernels.moments(x)], height * width, weight, bias)
-        return kernels.apply([x], affine, out=out)[0]
+        return kernels.normalize([(x, kernels.moments(x))], weight, bias, out=out)[0]
 
     return _against_eager(place, x, lambda: F.silu(F.group_norm(x, 32, *low)), ours)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -101,7 +100,7 @@ def solvers() -> list[str]:
     """The k-solvers that are installed."""
     from ddfm_fast.kernels import module_status
 
-    return ["torch", *(["cupy"] if module_status("cupy")["version"] else []), "tile"]
+    return ["local", "torch", *(["cupy"] if module_status("cupy")["version"] else [])]
 
 
 def make_step(solver: str, i: Tensor, v: Tensor):
@@ -113,17 +112,8 @@ def make_step(solver: str, i: Tensor, v: Tensor):
 
 def kernel_step(solver: str, i, v, x, out) -> Callable[[], Tensor]:
     """A step by the kernels on planes of its own; the same addresses at every call."""
-    rectifier, now = make_step(solver, i, v), [x.clone(), torch.empty_like(x)]
-    eps = out[:, :3]
-
-    def step() -> Tensor:
-        if rectifier.period == 1:
-            return rectifier.step_(now[0], eps)
-        after = rectifier.step_(now[0], eps, now[1])
-        rectifier.turn = 0  # the same addresses again: a graph of one step, not of two
-        return after
-
-    return step
+    rectifier, now, eps = make_step(solver, i, v), x.clone(), out[:, :3]
+    return lambda: rectifier.step_(now, eps)
 
 
 def kernel_difference(solver: str, i, v, x, out, steps: int = 3) -> float:
@@ -165,21 +155,7 @@ def _kernel_candidates(place: Place, sets: list) -> dict[str, Callable]:
 
     found = {f"{solver}, eager": on_all_sets(solver) for solver in solvers()}
     found |= {f"{s}, graph": place.replay(found[f"{s}, eager"]) for s in solvers()}
-    with tile_precision("tf32x3"):
-        found["tile in tf32x3, graph"] = place.replay(on_all_sets("tile"))
     return found
-
-
-@contextmanager
-def tile_precision(precision: str) -> Iterator[None]:
-    """The one-launch kernel's transforms in another precision."""
-    from ddfm_fast.kernels import tile
-
-    usual, tile.PRECISION = tile.PRECISION, precision
-    try:
-        yield
-    finally:
-        tile.PRECISION = usual
 
 
 def launches(place: Place, height: int, width: int) -> dict[str, list[str]]:
@@ -200,9 +176,9 @@ def launches(place: Place, height: int, width: int) -> dict[str, list[str]]:
 
 
 def eight_steps(place: Place) -> None:
-    """What Nsight Compute looks at: both solvers' kernels, eight steps each."""
+    """What Nsight Compute looks at: the kernels with and without an FFT, eight steps each."""
     data = planes(*((20, 36) if place.rehearse else (512, 640)), place.device)
-    for solver in ("torch", "tile"):
+    for solver in ("local", "torch"):
         step = kernel_step(solver, *data)
         for _ in range(8):
             step()

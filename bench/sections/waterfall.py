@@ -18,8 +18,8 @@ from torch import Tensor
 
 from ddfm_fast import PRESETS
 from ddfm_fast.config import DEFAULT_SEED, FuseConfig
-from ddfm_fast.graphs import GraphCache
-from ddfm_fast.images.stretch import STRETCH
+from ddfm_fast.graphs.cache import GraphCache
+from ddfm_fast.images.stretch import stretch_limits, stretched
 from ddfm_fast.method import Diffusion
 from ddfm_fast.priors.checkpoint import build_unet
 from ddfm_fast.priors.load import load_prior
@@ -296,7 +296,8 @@ def default_row(place: Place) -> str:
 def picture(luma: Tensor, preset: str) -> Tensor:
     """The stretched luma plane [1, 1, H, W] in [0, 1] that the preset writes."""
     ir, vis = ((plane + 1) / 2 for plane in pair_lumas(luma.shape[-1], luma.device))
-    return STRETCH[PRESETS[preset].stretch]((luma + 1) / 2, ir, vis)
+    y = (luma + 1) / 2
+    return stretched(y, stretch_limits(PRESETS[preset].stretch, y, ir, vis))
 
 
 def peak(row: Row, place: Place, side: int, work: Callable[[], object]) -> int | None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
 
 from ..runtime import environment
-from ..runtime.machine import usable_cores
 from . import ablate, batch, bench, demo, doctor, evaluate, fuse, presets, prior, video
 from .command import register
 
@@ -45,12 +43,6 @@ app.add_typer(prior_app, name="prior")
 
 def main() -> None:
     """Entry point: exit code 0 ok, 1 something failed, 2 bad usage or input."""
-    # OpenMP's threads spin while they wait, which starves them where other programs run too: the
-    # demo on two busy cores took up to ten times as long. Torch reads this when it loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # A container's share may be smaller than the machine, which OpenMP does not see.
-    if (share := usable_cores()) < (os.cpu_count() or 1):
-        os.environ.setdefault("OMP_NUM_THREADS", str(share))
     app()
 
 

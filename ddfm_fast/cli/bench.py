@@ -6,12 +6,12 @@ benchmarks stand above it, and their dependencies are an extra.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from ..runtime.streams import guarded
 from . import options as opt
 from .command import register
 from .errors import SOME_FAILED
@@ -30,14 +30,14 @@ EPILOG = (
 
 def main(program: str) -> None:
     """Entry point of ``python -m bench``."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does: see app.main
     app = typer.Typer(
         add_completion=False,
         rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     register(app, bench, EPILOG)
-    app(prog_name=program)
+    with guarded():
+        app(prog_name=program)
 
 
 def bench(

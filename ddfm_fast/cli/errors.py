@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ import typer
 
 from ..images.doubts import DDFMWarning
 from ..runtime import environment
+from ..runtime.interrupts import by_exception
 
 OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """exit codes; the last is what shells give a program after Ctrl-C"""
@@ -31,6 +30,7 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
+        by_exception()
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _shown_once()
@@ -38,9 +38,6 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
                 return command(*args, **kwargs)
         except (typer.Exit, typer.Abort):
             raise
-        except BrokenPipeError:  # the reader of our output went away, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(OK) from None
         except KeyboardInterrupt:
             typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from ..images.depth import same_depth
@@ -35,10 +34,12 @@ from ..images.files import (
     atomic_write_bytes,
     ensure_writable_dir,
     image_size,
+    look,
     read_image,
     write_image,
 )
 from ..runtime import environment
+from ..runtime.capture import release_cached_memory
 from ..runtime.memory import is_out_of_memory, pages_kept
 from .history import History, describe_settings, input_hashes
 from .pairs import PairItem
@@ -164,7 +165,7 @@ def run_batch(
             on_error=on_error,
         )
         report = run.run(list(items))
-    _write_report(report)
+        _write_report(report)
     if report.stopped == STOPPED_BY_USER:
         raise BatchInterrupted(report)
     return report
@@ -176,6 +177,7 @@ class _Loaded:
     ir: np.ndarray
     vis: np.ndarray
     inputs: list[str]
+    sent: tuple  # both pictures as they are fused, on their way to the device
 
     @property
     def pixels(self) -> int:
@@ -282,6 +284,8 @@ class _Run:
     def _load(self, item: PairItem) -> _Loaded | PairResult:
         """In a reading thread."""
         try:
+            target = self.targets[item.name]
+            look(target)
             # Before decoding: a file that changes meanwhile is then redone, never taken as done.
             inputs = input_hashes(item)
             ir, vis = (read_image(p, max_pixels=self.max_pixels) for p in (item.ir, item.vis))
@@ -291,12 +295,11 @@ class _Run:
                     "expected aligned images of equal size: register and resize them first"
                 )
             ir, vis = same_depth(ir, vis)
-            target = self.targets[item.name]
             if ir.dtype == np.uint16 and target.suffix not in DEEP_SUFFIXES:
                 raise ValueError(
                     f"output {target.name} would lose the 16 bits of the input; write png or tif"
                 )
-            return _Loaded(item, ir, vis, inputs)
+            return _Loaded(item, ir, vis, inputs, self.fuser.pixels.ahead(ir, vis))
         except _EXPECTED as error:
             return _failure(item, error)
 
@@ -330,8 +333,8 @@ class _Run:
         try:
             with about([pair.item.name for pair in part]):
                 fused = self.fuser(
-                    [pair.ir for pair in part],
-                    [pair.vis for pair in part],
+                    [pair.sent[0] for pair in part],
+                    [pair.sent[1] for pair in part],
                     progress=self.progress,
                     report=found,
                 )
@@ -342,6 +345,7 @@ class _Run:
             return _failure(part[0].item, error), no_memory
         seconds = (time.perf_counter() - started) / len(part)
         for pair, picture, report in zip(part, fused, found, strict=True):
+            pair.sent = ()
             args = pair, picture, seconds, report.to_dict()
             self.writes.append(self.writers.submit(self._write, *args))
         self._collect(2 * self.batch_size + self.workers)
@@ -349,8 +353,7 @@ class _Run:
 
     def _shrink(self, part: list[_Loaded]) -> None:
         self.too_many_pixels = len(part) * part[0].pixels
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cached_memory()
         height, width = part[0].ir.shape[:2]
         self.least_batch_size = min(self.least_batch_size, self._limit(part[0].pixels))
         warn(
@@ -373,8 +376,7 @@ class _Run:
             "report": report,
         }
         try:
-            write_image(staged, picture)
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _stage(picture, staged, target)
             self.history.commit(pair.item, pair.inputs, staged, target, facts)
         except _EXPECTED as error:
             if no_room := _no_room(error):
@@ -400,6 +402,19 @@ class _Run:
         if result.status == FAILED and self.on_error is not None:
             with tqdm.external_write_mode():
                 self.on_error(result)
+
+
+def _stage(picture: np.ndarray, staged: Path, target: Path) -> None:
+    """Write a picture to the staging folder; an error is that of its target."""
+    try:
+        write_image(staged, picture)
+    except ImageFileError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        raise ImageFileError(
+            f"{target}: cannot be written ({error.__cause__.strerror}); choose a folder that you "
+            "may write to and that has room"
+        ) from error.__cause__
 
 
 def prefetch(pool: ThreadPoolExecutor, function, items: Iterable, ahead: int) -> Iterator:
@@ -449,7 +464,7 @@ def _checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> dict[
     """Name → output path, none of which is an input, a folder, or another pair's output."""
     if not items:
         raise ValueError("items is empty; expected at least one pair")
-    real_folder = functools.lru_cache(maxsize=None)(os.path.realpath)
+    real_folder = functools.lru_cache(maxsize=None)(_real)
     targets = {item.name: out / f"{item.name}{suffix}" for item in items}
     if len(targets) < len(items):
         raise ValueError(
@@ -459,14 +474,27 @@ def _checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> dict[
     for target in targets.values():
         if (real_folder(target.parent), target.name) in inputs:
             raise ValueError(f"output {target} would replace an input; choose another --out")
-        if target.is_dir():
+        if os.path.isdir(target):
             raise ValueError(f"output {target} is a folder; choose another --out")
     return targets
 
 
-def _write_report(report: BatchReport) -> None:
-    text = json.dumps(report.to_dict(), indent=1) + "\n"
+def _real(folder: Path) -> str:
     try:
-        atomic_write_bytes(report.out / REPORT, text.encode())
-    except ImageFileError as error:
-        warn(f"the report was not written: {error}")
+        return os.path.realpath(folder)
+    except ValueError:  # a name that there cannot be: its item fails when it is read or written
+        return os.fspath(folder)
+
+
+def _write_report(report: BatchReport) -> None:
+    """By the staging folder, which the next run clears if this one is killed here."""
+    text = json.dumps(report.to_dict(), indent=1) + "\n"
+    target, staging = report.out / REPORT, report.out / STAGING
+    try:
+        atomic_write_bytes(staging / REPORT, text.encode())
+        os.replace(staging / REPORT, target)
+    except (ImageFileError, OSError) as error:
+        why = error.__cause__ or error
+        warn(f"the report was not written: {target} ({getattr(why, 'strerror', None) or why})")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -10,18 +10,20 @@ line says.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..images.doubts import warn
-from ..images.files import ImageFileError
+from ..images.files import ImageFileError, is_file
 from ..priors.state_dict import file_sha256, weights_sha256
 from .pairs import PairItem
 
@@ -130,7 +132,7 @@ class History:
             return None
         try:
             found = [*input_hashes(item), file_sha256(target)]
-        except OSError:
+        except (OSError, ImageFileError):
             return None
         return record if found == record["files"] else None
 
@@ -148,15 +150,17 @@ class History:
             "settings": self.key,
             "inputs": inputs,
             "output": target.relative_to(self.out).as_posix(),
-            "sha256": file_sha256(staged),
+            "sha256": _hashed(staged),
             **facts,
         }
         self._append(record)
-        os.replace(staged, target)
+        with _naming(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(staged, target)
 
     def _append(self, record: dict[str, Any]) -> None:
         line = json.dumps(record).encode() + b"\n"
-        with self._lock:
+        with self._lock, _naming(self.out / HISTORY_FILE):
             end = os.fstat(self._file).st_size
             try:
                 written = os.write(self._file, line)
@@ -169,8 +173,33 @@ class History:
 
 
 def input_hashes(item: PairItem) -> list[str]:
-    """Hash both files (SHA-256); "" for what is no file, which reading then refuses in words."""
-    return [file_sha256(path) if path.is_file() else "" for path in (item.ir, item.vis)]
+    """Hash both files (SHA-256); "" for what is no file, which reading then refuses in words.
+
+    Raises:
+        ImageFileError: A file that cannot be read, or a name that there cannot be.
+    """
+    return [_hashed(path) if is_file(path) else "" for path in (item.ir, item.vis)]
+
+
+def _hashed(path: Path) -> str:
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise ImageFileError(
+            f"{path}: cannot be read ({error.strerror}); check its permissions and the disk"
+        ) from error
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn the system's errors into ones that name the file."""
+    try:
+        yield
+    except OSError as error:
+        raise ImageFileError(
+            f"{path}: cannot be written ({error.strerror}); choose a folder that you may write to "
+            "and that has room"
+        ) from error
 
 
 def _fingerprint(prior: Prior) -> str:

@@ -23,6 +23,8 @@ from ..images.files import (
     DEFAULT_MAX_PIXELS,
     SUFFIXES,
     ensure_writable_dir,
+    is_folder,
+    look,
     match_pairs,
     read_image,
     write_image,
@@ -110,19 +112,20 @@ def plan_jobs(
             written, or an output that would replace an input.
     """
     for name, path in (("IR", ir), ("VIS", vis)):
-        if not path.exists():
+        if look(path) is None:
             raise ValueError(f"{name} is {path}, which does not exist; give a file or a folder")
-    if ir.is_dir() != vis.is_dir():
-        folder, file = (ir, vis) if ir.is_dir() else (vis, ir)
+    folders, out_is_folder = is_folder(ir), is_folder(out)
+    if folders != is_folder(vis):
+        folder, file = (ir, vis) if folders else (vis, ir)
         raise ValueError(
             f"IR and VIS must be two files or two folders; {folder} is a folder and {file} a file"
         )
-    pairs = [(a, b) for _, a, b in match_pairs(ir, vis)] if ir.is_dir() else [(ir, vis)]
+    pairs = [(a, b) for _, a, b in match_pairs(ir, vis)] if folders else [(ir, vis)]
     suffix = _suffix(format)
-    if not ir.is_dir() and out.suffix and not out.is_dir():
+    if not folders and out.suffix and not out_is_folder:
         outputs = [_single_output(out, suffix)]
     else:
-        if out.suffix.lower() in SUFFIXES and not out.is_dir():
+        if out.suffix.lower() in SUFFIXES and not out_is_folder:
             raise ValueError(f"--out is {out}, a file; two folders need a folder to write to")
         outputs = [out / f"{a.stem}{suffix or '.png'}" for a, _ in pairs]
     jobs = [
@@ -158,16 +161,17 @@ def _names(suffixes: tuple[str, ...]) -> str:
 
 
 def _check_outputs(jobs: list[Job]) -> None:
-    inputs = {path.resolve() for job in jobs for path in (job.ir, job.vis)}
+    inputs = {os.path.realpath(path) for job in jobs for path in (job.ir, job.vis)}
     outputs = set()
     for job in jobs:
         for path in filter(None, (job.output, job.panel)):
-            if path.resolve() in outputs:
+            real = os.path.realpath(path)
+            if real in outputs:
                 raise ValueError(f"output {path} would be written twice; rename one of the inputs")
-            outputs.add(path.resolve())
-            if path.resolve() in inputs:
+            outputs.add(real)
+            if real in inputs:
                 raise ValueError(f"output {path} would replace an input; choose another --out")
-            if path.is_dir():
+            if os.path.isdir(path):  # any other trouble with the name is its own job's
                 raise ValueError(f"output {path} is a folder; choose another --out")
     for folder in {job.output.parent for job in jobs}:
         ensure_writable_dir(folder)

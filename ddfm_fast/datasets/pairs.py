@@ -8,6 +8,7 @@ two, files pair up by their path without suffix. That one rule covers the publis
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -17,7 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..images.files import SUFFIXES, VIDEO_SUFFIXES, ImageFileError, few, image_size
+from ..images.files import (
+    SUFFIXES,
+    VIDEO_SUFFIXES,
+    ImageFileError,
+    few,
+    image_size,
+    is_file,
+    is_folder,
+    is_picture,
+)
 
 INFRARED = ("ir", "infrared", "cropinfrared", "t", "thermal", "lwir", "infrared_enhance")
 VISIBLE = ("vi", "vis", "visible", "rgb", "crop_lr_visible", "visible_enhance")
@@ -99,7 +109,7 @@ def find_pairs(
         ImageFileError: No pairs, files without a partner, sizes that differ, names that occur
             twice, folders that could be either; the message names the first few.
     """
-    if manifest is None and isinstance(root, (str, os.PathLike)) and Path(root).is_file():
+    if manifest is None and isinstance(root, (str, os.PathLike)) and os.path.isfile(root):
         root, manifest = None, root
     if manifest is not None:
         if layout is not None:
@@ -141,7 +151,7 @@ def _from_folders(root, layout) -> list[PairItem]:
 def _require_folder(root) -> Path:
     if not isinstance(root, (str, os.PathLike)):
         raise TypeError(f"root is a {type(root).__name__}; expected a folder, or two of them")
-    if not Path(root).is_dir():
+    if not is_folder(root):
         raise ImageFileError(f"{root}: no such folder or list of pairs; check the name")
     return Path(root)
 
@@ -203,13 +213,22 @@ def _listing(folder: Path, above: Iterable[str]) -> tuple[list[Path], list[Path]
             for entry in sorted(entries, key=lambda e: e.name):
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     folders.append(folder / entry.name)
-                elif Path(entry.name).suffix.lower() in SUFFIXES and entry.is_file():
+                elif is_picture(folder / entry.name):
                     files.append(folder / entry.name)
     except OSError as error:
         raise ImageFileError(f"{folder}: cannot be listed ({error.strerror})") from error
     return folders, files
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):  # a link that leads to no folder
+            return False
+        raise
 
 
 def _nothing_found(root, layout, roles, halves) -> ImageFileError:
@@ -280,8 +299,9 @@ def _read_manifest(path: Path, root) -> list[PairItem]:
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ImageFileError(f"{path}: cannot be read as UTF-8 text ({error})") from error
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ImageFileError(f"{path}: cannot be read as UTF-8 text ({why})") from error
     is_table = path.suffix.lower() in (".csv", ".tsv")
     rows = _table_rows(text, path) if is_table else _json_rows(text, path)
     base = path.parent if root is None else _require_folder(root)
@@ -291,13 +311,21 @@ def _read_manifest(path: Path, root) -> list[PairItem]:
         raise ImageFileError(f"{path}: not a table of pairs ({error})") from None
     if not items:
         raise ImageFileError(f"{path}: lists no pairs")
-    missing = [str(p) for item in items for p in (item.ir, item.vis) if not p.is_file()]
+    missing = [str(p) for item in items for p in (item.ir, item.vis) if _is_missing(p)]
     if missing:
         raise ImageFileError(
             f"{path}: {len(missing)} files are not there: {few(missing)}; "
             f"paths are relative to {base}"
         )
     return items
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether no file is there; not of a name that reading refuses: that fails its item alone."""
+    try:
+        return not is_file(path)
+    except ImageFileError:
+        return False
 
 
 def _table_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:

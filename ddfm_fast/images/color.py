@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .planes import check_planes
 
-_CHROMA_THRESHOLD = 1.5 / 255
+CHROMA_THRESHOLD = 1.5 / 255
+"""most that the channels of a gray pixel differ by"""
 
 
 def luma(rgb: Tensor) -> Tensor:
@@ -23,6 +24,18 @@ def luma(rgb: Tensor) -> Tensor:
     return torch.add(green, red - green, alpha=0.299).add_(blue - green, alpha=0.114)
 
 
+OF_BLUE, OF_RED = 1 / 1.772, 1 / 1.402
+"""B − Y and R − Y to the range of one channel (ITU-R BT.601)"""
+
+
+def chroma_planes(rgb: Tensor) -> Tensor:
+    """Compute Cb and Cr about ½ of RGB [N, 3, H, W] in [0, 1]: [2, N, 1, H, W]."""
+    y = luma(rgb)
+    blue = (rgb[:, 2:] - y) * OF_BLUE + 0.5
+    red = (rgb[:, :1] - y) * OF_RED + 0.5
+    return torch.stack((blue, red))
+
+
 def has_chroma(rgb: Tensor) -> Tensor:
     """Tell which images of [N, C, H, W] in [0, 1] have color: bool [N], on the same device.
 
@@ -32,7 +45,7 @@ def has_chroma(rgb: Tensor) -> Tensor:
     if check_planes(rgb, "rgb") == 1:
         return torch.zeros(rgb.shape[0], dtype=torch.bool, device=rgb.device)
     spread = rgb.amax(dim=1) - rgb.amin(dim=1)
-    return spread.flatten(1).amax(dim=1) > _CHROMA_THRESHOLD
+    return spread.flatten(1).amax(dim=1) > CHROMA_THRESHOLD
 
 
 def with_luma(y: Tensor, source: Tensor, *, dims: bool = False) -> Tensor:

@@ -1,14 +1,19 @@
-"""What is legal but surely not meant gets one sentence: a ``DDFMWarning``."""
+"""What is legal but surely not meant gets one sentence: a ``DDFMWarning``.
+
+The log ``ddfm_fast`` tells what was captured and dropped, at INFO, to whoever listens.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
+logging.getLogger("ddfm_fast").addHandler(logging.NullHandler())
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _picture: ContextVar[str] = ContextVar("picture", default="")
 _NAMED = 3

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -132,10 +134,10 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
         ImageFileError: What could not be written.
     """
     path = _check_path(path)
+    if (found := look(path)) is not None and not stat.S_ISREG(found.st_mode):
+        raise ImageFileError(f"{path}: exists and is not a regular file; choose another name")
     target = Path(os.path.realpath(path))
     _make_dir(target.parent)
-    if target.exists() and not target.is_file():
-        raise ImageFileError(f"{path}: exists and is not a regular file; choose another name")
     temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
     try:
         with temporary.open("xb") as file:
@@ -168,7 +170,7 @@ def match_pairs(
             stem in a folder; stems without a partner.
     """
     ir, vis = _images_by_stem(ir_dir), _images_by_stem(vis_dir)
-    if Path(ir_dir).samefile(vis_dir):
+    if os.path.samefile(ir_dir, vis_dir):
         raise ImageFileError(f"{ir_dir}: given for infrared and for visible; give two folders")
     if ir.keys() != vis.keys():
         raise ImageFileError(
@@ -182,20 +184,64 @@ def match_pairs(
 def ensure_writable_dir(path: str | os.PathLike[str]) -> Path:
     """Make the folder where it is missing and prove by a file that it can be written to.
 
+    The file has no name where the system can do that, so that a kill leaves none behind.
+
     Raises:
         ImageFileError: The folder cannot be made or written to.
     """
     path = _check_path(path)
     _make_dir(path)
-    probe = path / f".{secrets.token_hex(8)}.tmp"
     try:
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise ImageFileError(
             f"{path}: the folder cannot be written to ({error.strerror}); choose another"
         ) from error
     return path
+
+
+def look(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """Find out what a name leads to; None where nothing is there, or a link to nothing.
+
+    Raises:
+        ImageFileError: The name is none, is too long, leads in a circle or through a folder that
+            may not be entered, or the disk fails.
+    """
+    path = _check_path(path)
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ImageFileError(
+            f"{path}: cannot be reached ({error.strerror}); give another name"
+        ) from error
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a folder of that name; ImageFileError as `look` raises it."""
+    found = look(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a regular file of that name; ImageFileError as `look` raises it."""
+    found = look(path)
+    return found is not None and stat.S_ISREG(found.st_mode)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a name from a folder is that of an image file, by its suffix.
+
+    So are names of which nobody can tell, such as a link that leads nowhere or in a circle:
+    reading then refuses them one by one.
+    """
+    if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+        return False
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return True
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
@@ -222,18 +268,24 @@ def _check_path(path: str | os.PathLike[str]) -> Path:
         raise TypeError(f"path: got {type(path).__name__}, expected a str or pathlib.Path")
     if not os.fspath(path) or "\0" in str(path):
         raise ImageFileError(f"path: got {path!r}, expected the name of a file or folder")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ImageFileError(
+            f"{str(path)!a}: has characters that no file name here can have; rename it"
+        ) from None
     return Path(path)
 
 
 def _open(path: Path) -> BinaryIO:
     try:
-        if path.is_dir():
-            raise ImageFileError(f"{path}: is a folder, expected an image file")
-        if not path.exists():
+        if (found := look(path)) is None:
             raise ImageFileError(f"{path}: no such file; check the name")
-        if not path.is_file():
+        if stat.S_ISDIR(found.st_mode):
+            raise ImageFileError(f"{path}: is a folder, expected an image file")
+        if not stat.S_ISREG(found.st_mode):
             raise ImageFileError(f"{path}: not a regular file; save the image to one")
-        if path.stat().st_size == 0:
+        if found.st_size == 0:
             raise ImageFileError(f"{path}: the file is empty; copy or export it again")
         return path.open("rb")
     except OSError as error:
@@ -418,16 +470,14 @@ def _sync_dir(path: Path) -> None:
 
 def _images_by_stem(folder: str | os.PathLike[str]) -> dict[str, Path]:
     folder = _check_path(folder)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ImageFileError(f"{folder}: not a folder; check the name")
     try:
         files = sorted(folder.iterdir())
     except OSError as error:
         raise ImageFileError(f"{folder}: cannot be listed ({error.strerror})") from error
     found: dict[str, Path] = {}
-    for file in files:
-        if file.name.startswith(".") or file.suffix.lower() not in SUFFIXES or not file.is_file():
-            continue
+    for file in filter(is_picture, files):
         if file.stem in found:
             raise ImageFileError(
                 f"{folder}: {found[file.stem].name} and {file.name} have the same stem; keep one"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
 from torch import Tensor
 
 BLACK = 1.5 / 255
@@ -18,48 +23,71 @@ _BLOCK, _SIDE = 4, 256
 """pixels that a median is taken of, and the shorter side that is enough to judge by"""
 _CORNER = 16
 
+Array = np.ndarray[Any, np.dtype[Any]]
+Unit = Callable[[Tensor], Tensor]
+"""values of an image → float32 in [0, 1], never decreasing"""
 
-def is_functional(rgb: Tensor) -> list[bool]:
+
+def is_functional(rgb: Tensor, unit: Unit = torch.Tensor.float) -> list[bool]:
     """Tell which images look like functional maps: strong false color on empty, black ground.
 
+    Medians are taken of the values as they are and converted then, which gives the same numbers.
+
     Args:
-        rgb: [N, C, H, W] in [0, 1]; gray images are none.
+        rgb: [N, C, H, W], any strides; gray images are none.
+        unit: Makes [0, 1] of its values.
 
     Returns:
         A bool per image.
     """
     if rgb.shape[1] == 1:
         return [False] * len(rgb)
-    return [_is_functional(image) for image in rgb]
+    step = max(1, min(rgb.shape[-2:]) // _SIDE)
+
+    def as_unit(values: Array) -> Array:
+        return unit(torch.from_numpy(np.ascontiguousarray(values))).numpy()
+
+    thin = rgb[..., ::step, ::step].cpu().numpy()
+    return [_is_functional(_blocks(image), as_unit) for image in thin]
 
 
-def _is_functional(image: Tensor) -> bool:
-    image = _medians(image)
-    brightest = image.amax(0)
-    side = max(1, min(image.shape[-2:]) // _CORNER)
-    corners = [
-        part[..., columns]
-        for part in (image[:, :side], image[:, -side:])
-        for columns in (slice(None, side), slice(-side, None))
-    ]
-    if any(bool(corner.flatten().median() > BLACK) for corner in corners):
+def _is_functional(blocks: Array, unit: Callable[[Array], Array]) -> bool:
+    side = max(1, min(blocks.shape[1:3]) // _CORNER)
+    ends = slice(None, side), slice(-side, None)
+    corners = (_median(_medians(blocks[:, r, c]).ravel()) for r in ends for c in ends)
+    if any(unit(corner) > np.float32(BLACK) for corner in corners):
+        return False  # of most photographs; only a map's other medians are needed
+    image = unit(_medians(blocks))
+    brightest = image.max(0)
+    if _share(brightest <= np.float32(_EMPTY)) < BLACK_SHARE:
         return False
-    if float((brightest <= _EMPTY).float().mean()) < BLACK_SHARE:
+    lit = brightest > np.float32(_DARK)
+    if not lit.any():
         return False
-    lit = brightest > _DARK
-    if not bool(lit.any()):
-        return False
-    saturation = (brightest - image.amin(0)) / brightest.clamp(min=_DARK)
-    return float((saturation[lit] > SATURATION).float().mean()) >= SATURATED_SHARE
+    saturation = (brightest - image.min(0)) / np.maximum(brightest, np.float32(_DARK))
+    return _share(saturation[lit] > np.float32(SATURATION)) >= SATURATED_SHARE
 
 
-def _medians(image: Tensor) -> Tensor:
-    """Medians of blocks [C, H / b, W / b], b = 4 or less of a small image: noise is gone.
+def _blocks(image: Array) -> Array:
+    """Blocks [C, H / b, W / b, b, b] of an image [C, H, W], b = 4 or less of a small one; a view.
 
-    On black ground half of it is clipped, so that the median stays black.
+    Of their medians noise is gone. On black ground half of it is clipped, so that the median stays
+    black.
     """
-    step = max(1, min(image.shape[-2:]) // _SIDE)
-    image = image[:, ::step, ::step]
     block = min(_BLOCK, max(1, min(image.shape[-2:]) // 16))
-    blocks = image.unfold(1, block, block).unfold(2, block, block).flatten(-2)
-    return blocks.median(dim=-1).values
+    windows = np.lib.stride_tricks.sliding_window_view(image, (block, block), axis=(1, 2))
+    return windows[:, ::block, ::block]
+
+
+def _medians(blocks: Array) -> Array:
+    return _median(blocks.reshape(*blocks.shape[:3], -1))
+
+
+def _median(values: Array) -> Array:
+    """The lower median along the last axis, a value that occurs."""
+    middle = (values.shape[-1] - 1) // 2
+    return np.asarray(np.partition(values, middle, axis=-1)[..., middle])
+
+
+def _share(flags: Array) -> float:
+    return float(np.float32(flags.sum()) / np.float32(flags.size))

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .color import has_chroma, luma, with_luma
 from .doubts import warn
+from .facts import are_colored, unlikely
 from .kind import is_functional
-from .planes import ImageSpec, crop, from_planes, to_planes
+from .pixels import Given, Pixels
+from .planes import ImageSpec, Raw, crop, read_raw
+from .stretch import Fused
 
 COLORS = (True, False, "ir", "vis")
 """``color=``: the visible image's chroma, or the infrared one's where only that has any; gray; or
@@ -32,6 +34,8 @@ class Pair(NamedTuple):
     """of each image: whether a source is a map in false color, such as PET"""
     spec: ImageSpec
     """of the source whose container, dtype, device and layout the result has"""
+    pixels: Pixels
+    """what read the pair, and gives it back"""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -43,16 +47,15 @@ class Pair(NamedTuple):
         """Tell which images count as maps by ``FuseConfig.images``: "auto" looks at them."""
         return self.functional if images == "auto" else [images == "functional"] * len(self.ir)
 
-    def give_back(self, y: Tensor, *, dims: bool = False) -> Any:
-        """Turn the fused luma into the container that came in.
+    def give_back(self, fused: Fused, *, dims: bool = False) -> Given:
+        """Turn the fused luma into the container that came in, which may take its time.
 
         Args:
-            y: [N, 1, H, W] in [0, 1]; H and W may have been cropped at the bottom and right.
+            fused: Its height and width may have been cropped at the bottom and right.
             dims: As for ``with_luma``.
         """
-        if self.chroma is not None:
-            y = with_luma(y, self.chroma_of(y), dims=dims)
-        return from_planes(y, self.spec)
+        chroma = None if self.chroma is None else self.chroma_of(fused.luma)
+        return self.pixels.give_back(fused, self.spec, chroma=chroma, dims=dims)
 
     def chroma_of(self, y: Tensor) -> Tensor:
         """``chroma``, which is not None, cropped like y."""
@@ -64,7 +67,7 @@ def read_pair(
     ir: Any,
     vis: Any,
     *,
-    device: torch.device,
+    pixels: Pixels,
     color: bool | str = True,
     value_range: tuple[float, float] | None = None,
     layout: str | None = None,
@@ -76,7 +79,7 @@ def read_pair(
     Args:
         ir: First source, in any container, dtype and layout of :func:`.planes.to_planes`.
         vis: Second source, of the same size.
-        device: Where to put the planes.
+        pixels: What converts them, onto its device.
         color: One of ``COLORS``.
         value_range: The values that mean black and white; None for the dtype's own.
         layout: Where the rule would read it wrongly.
@@ -87,8 +90,22 @@ def read_pair(
         ValueError: Sizes that differ or are too small, and what ``to_planes`` refuses.
         TypeError: What ``to_planes`` refuses.
     """
-    a, a_spec = to_planes(ir, f"ir{index}", value_range=value_range, layout=layout)
-    b, b_spec = to_planes(vis, f"vis{index}", value_range=value_range, layout=layout)
+    a = read_raw(ir, f"ir{index}", value_range=value_range, layout=layout)
+    b = read_raw(vis, f"vis{index}", value_range=value_range, layout=layout)
+    _check_sizes(a, b, least, index)
+    seen = pixels.seen(a, b)
+    for sentence in unlikely(*seen, index):
+        warn(sentence)
+    kinds = (is_functional(raw.values, raw.unit) for raw in seen)
+    functional = [any(either) for either in zip(*kinds, strict=True)]
+    spec, sources, colored = _color_from(*seen, color)
+    in_ir, in_vis = pixels.read(a, b, set(sources) if colored else set())
+    chroma = _chroma(sources, {"ir": in_ir.rgb, "vis": in_vis.rgb}) if colored else None
+    return Pair(in_ir.luma, in_vis.luma, chroma, sources, functional, spec, pixels)
+
+
+def _check_sizes(ir: Raw, vis: Raw, least: int, index: str) -> None:
+    a, b = ir.values, vis.values
     if len(a) != len(b) or a.shape[-2:] != b.shape[-2:]:
         raise ValueError(
             f"ir{index} has {_size(a)} and vis{index} {_size(b)}; "
@@ -99,46 +116,26 @@ def read_pair(
             f"ir{index} has {_size(a)}, which cropping to multiples of {least} leaves "
             f"empty; expected at least {least}x{least}, or a preset that does not crop"
         )
-    # where the images are: on a GPU each of these answers would wait for it
-    for sentence in unlikely(a, b, index):
-        warn(sentence)
-    functional = [any(found) for found in zip(is_functional(a), is_functional(b), strict=True)]
-    a, b = a.to(device), b.to(device)
+
+
+def _color_from(ir: Raw, vis: Raw, color: bool | str) -> tuple[ImageSpec, list[str], bool]:
+    """The spec of the result, each image's source of color, and whether the result has any."""
+    channels = {"ir": ir.values.shape[1], "vis": vis.values.shape[1]}
     if not color:
-        return Pair(luma(a), luma(b), None, ["vis"] * len(b), functional, b_spec)
-    from_ir = color == "ir" or (color is True and b.shape[1] == 1 and a.shape[1] == 3)
-    spec, channels = (a_spec, a.shape[1]) if from_ir else (b_spec, b.shape[1])
-    sources = ["ir" if from_ir else "vis"] * len(b)
-    if color is True and channels == 3:
-        sources = ["vis" if found else "ir" for found in has_chroma(b).tolist()]
-    chroma = _chroma_source(a, b, sources) if channels == 3 else None
-    return Pair(luma(a), luma(b), chroma, sources, functional, spec)
+        return vis.spec, ["vis"] * len(vis.values), False
+    from_ir = color == "ir" or (color is True and channels["vis"] == 1 and channels["ir"] == 3)
+    spec, name = (ir.spec, "ir") if from_ir else (vis.spec, "vis")
+    if color is True and channels[name] == 3:
+        return spec, ["vis" if found else "ir" for found in are_colored(vis)], True
+    return spec, [name] * len(vis.values), channels[name] == 3
 
 
-def unlikely(ir: Tensor, vis: Tensor, index: str = "") -> list[str]:
-    """List what is surely not meant in two sources [N, C, H, W] in [0, 1], a sentence each."""
-    found: list[str] = []
-    for n in range(len(ir)):
-        place = index if len(ir) == 1 else f"{index}[{n}]"
-        found += _of_pair(ir[n : n + 1], vis[n : n + 1], place)
-    return found
-
-
-def _of_pair(ir: Tensor, vis: Tensor, index: str) -> list[str]:
-    if ir.device == vis.device and torch.equal(luma(ir), luma(vis)):
-        return [f"ir{index} and vis{index} are the same picture; give two different sources"]
-    flat = []
-    for name, plane in (("ir", ir), ("vis", vis)):
-        low, high = (float(x) for x in plane.aminmax())
-        if low == high:
-            flat.append((f"{name}{index}", low))
-    if len(flat) == 2:
-        return [f"ir{index} and vis{index} show nothing; check the files, or value_range"]
-    return [
-        f"{name} is {value:.3g} everywhere, so the result shows the other source alone; check the "
-        "file, or value_range"
-        for name, value in flat
-    ]
+def _chroma(sources: list[str], rgb: dict[str, Tensor | None]) -> Tensor:
+    """RGB [N, 3, H, W] to take the chroma from, chosen image by image."""
+    used = [plane for name in sources if (plane := rgb[name]) is not None]
+    if len(set(sources)) == 1:
+        return used[0]
+    return torch.stack([plane[n] for n, plane in enumerate(used)])
 
 
 def as_items(ir: Any, vis: Any) -> tuple[bool, list[tuple]]:
@@ -159,14 +156,6 @@ def checked_color(color: Any) -> bool | str:
     if not any(color is c or (isinstance(color, str) and color == c) for c in COLORS):
         raise ValueError(f'color is {color!r}; expected True, False, "ir" or "vis"')
     return color
-
-
-def _chroma_source(ir: Tensor, vis: Tensor, sources: list[str]) -> Tensor:
-    """RGB [N, 3, H, W] to take the chroma from, chosen image by image."""
-    ir, vis = (p.expand(-1, 3, -1, -1) for p in (ir, vis))
-    if len(set(sources)) == 1:
-        return ir if sources[0] == "ir" else vis
-    return torch.stack([{"ir": ir, "vis": vis}[name][n] for n, name in enumerate(sources)])
 
 
 def _size(planes: Tensor) -> str:

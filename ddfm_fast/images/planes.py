@@ -29,25 +29,22 @@ Layout
 from __future__ import annotations
 
 import math
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .containers import INTEGER_MAX, as_tensor, pack
 
 MIN_SIZE = 16
 """least height and width of an image, in pixels"""
 LAYOUTS = ("HW", "HWC", "NHW", "NHWC", "CHW", "NCHW")
 
 _CHANNELS = (1, 3)
-_INTEGER_MAX = {torch.uint8: 255, torch.uint16: 65535}
-_DTYPES = (*_INTEGER_MAX, torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_NUMPY_DTYPES = {str(dtype).removeprefix("torch.") for dtype in _DTYPES} - {"bfloat16"}
 _RANGE_TOLERANCE = 1e-4
-_DLPACK_CPU = 1
-"""DLPack's number for memory of the host"""
 
 
 @dataclass(frozen=True)
@@ -66,6 +63,29 @@ class ImageSpec:
     device: torch.device
     layout: str
     value_range: tuple[float, float] | None = None
+
+
+class Raw(NamedTuple):
+    """An image or a batch that was read and checked, its integers not converted yet."""
+
+    values: Tensor
+    """[N, C, H, W] of any strides: uint8 or uint16, maybe the caller's own; or float32 in [0, 1]"""
+    spec: ImageSpec
+    sent: Callable[[], Tensor] | None = None
+    """gives the values on the device that fuses them, where they were sent ahead"""
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether ``values`` are integers as they came."""
+        return self.values.dtype in INTEGER_MAX
+
+    def planes(self) -> Tensor:
+        """Contiguous float32 planes [N, C, H, W] in [0, 1] that share nobody's memory."""
+        return self.unit(self.values).contiguous()
+
+    def unit(self, values: Tensor) -> Tensor:
+        """Some of ``values``, of any shape, as float32 in [0, 1]."""
+        return _to_unit(values, self.spec.value_range) if self.is_integer else values
 
 
 def to_planes(
@@ -98,11 +118,32 @@ def to_planes(
         ValueError: A shape, layout or value_range that does not fit; values out of range, NaN and
             infinity.
     """
+    raw = read_raw(image, name, value_range=value_range, layout=layout)
+    return raw.planes(), raw.spec
+
+
+def read_raw(
+    image: Any,
+    name: str,
+    *,
+    value_range: tuple[float, float] | None = None,
+    layout: str | None = None,
+) -> Raw:
+    """Read and check an image as :func:`to_planes` does, and leave its integers as they are.
+
+    What was read already comes back as it is.
+    """
+    if isinstance(image, Raw):
+        return image
     limits = _check_value_range(value_range)
-    tensor, container = _as_tensor(image, name)
+    tensor, container = as_tensor(image, name)
     layout = _resolve_layout(tuple(tensor.shape), container, layout, name)
     spec = ImageSpec(container, tensor.dtype, tensor.device, layout, limits)
-    return _as_nchw(_to_unit(tensor, limits, name), layout).contiguous(), spec
+    if tensor.dtype not in INTEGER_MAX:
+        tensor = _checked_unit(tensor, limits, name)
+    elif limits is not None:
+        _check_values(tensor, *limits, name)
+    return Raw(_as_nchw(tensor, layout), spec)
 
 
 def from_planes(planes: Tensor, spec: ImageSpec) -> Any:
@@ -119,8 +160,17 @@ def from_planes(planes: Tensor, spec: ImageSpec) -> Any:
     Raises:
         ValueError: N or C does not fit the layout.
     """
-    check_planes(planes, "planes")
-    images, channels = planes.shape[:2]
+    return pack(as_values(planes, spec).to(spec.device).contiguous(), spec.container)
+
+
+def as_values(planes: Tensor, spec: ImageSpec) -> Tensor:
+    """What :func:`from_planes` puts in the container, on the planes' device, any strides."""
+    check_fits(len(planes), check_planes(planes, "planes"), spec)
+    return _as_layout(_from_unit(planes.detach(), spec), spec.layout)
+
+
+def check_fits(images: int, channels: int, spec: ImageSpec) -> None:
+    """Raise ValueError unless the layout of a spec holds so many images and channels."""
     if "N" not in spec.layout and images != 1:
         raise ValueError(f"planes: {images} images do not fit layout {spec.layout}, which holds 1")
     if "C" not in spec.layout and channels != 1:
@@ -128,8 +178,6 @@ def from_planes(planes: Tensor, spec: ImageSpec) -> Any:
             f"planes: {channels} channels do not fit layout {spec.layout}, which holds 1; "
             "use the ImageSpec of an image with a channel axis"
         )
-    values = _as_layout(_from_unit(planes.detach(), spec), spec.layout)
-    return _pack(values.to(spec.device).contiguous(), spec.container)
 
 
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
@@ -196,124 +244,6 @@ def _check_value_range(value_range: Any) -> tuple[float, float] | None:
     return low, high
 
 
-def _as_tensor(image: Any, name: str) -> tuple[Tensor, str]:
-    """The image as a tensor that may share its memory, and the container to give back."""
-    pil = sys.modules.get("PIL.Image")
-    if isinstance(image, Tensor):
-        if image.is_nested or image.layout != torch.strided or image.dtype not in _DTYPES:
-            raise _dtype_error(name, image)
-        if image.device.type == "meta":
-            raise TypeError(f"{name}: got a meta tensor without data, expected one on a device")
-        return image.detach(), "torch"
-    if pil is not None and isinstance(image, pil.Image):
-        if image.mode not in ("L", "RGB", "I;16", "F"):
-            target = "L" if image.mode == "1" else "RGB"
-            raise TypeError(
-                f"{name}: PIL image of mode {image.mode}, expected L, RGB, I;16 or F; "
-                f"convert it: image.convert({target!r})"
-            )
-        return _numpy_tensor(image, name), "pil"
-    if isinstance(image, np.ndarray):
-        return _numpy_tensor(image, name), "numpy"
-    if hasattr(image, "__dlpack__") or hasattr(image, "__cuda_array_interface__"):
-        return _foreign_tensor(image, name)
-    if hasattr(image, "__array_interface__") or hasattr(image, "__array__"):
-        return _numpy_tensor(image, name), "numpy"
-    raise TypeError(
-        f"{name}: got {type(image).__name__}, expected an image as NumPy array, torch tensor, PIL "
-        "image, CuPy array or anything with __dlpack__ or __array_interface__; read files with "
-        "ddfm_fast.images.files.read_image"
-    )
-
-
-def _numpy_tensor(image: Any, name: str) -> Tensor:
-    if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
-        raise ValueError(f"{name}: the array has masked values; fill them: image.filled(0)")
-    try:
-        array = np.asarray(image)
-    except OSError as error:  # a PIL image decodes only now
-        raise ValueError(
-            f"{name}: the picture cannot be decoded ({error}), expected a whole file"
-        ) from None
-    if array.dtype.name not in _NUMPY_DTYPES:
-        raise _dtype_error(name, array)
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if any(stride < 0 for stride in array.strides):  # of an axis of one: contiguous to NumPy
-        array = array.copy()
-    # torch shares only writable memory with ordinary strides; require() copies nothing else.
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
-
-
-def _foreign_tensor(image: Any, name: str) -> tuple[Tensor, str]:
-    if hasattr(image, "__dlpack__"):
-        tensor = _from_dlpack(image, name)
-    else:
-        tensor = torch.as_tensor(image, device="cuda")
-    if tensor.dtype not in _DTYPES:
-        raise _dtype_error(name, tensor)
-    fallback = "numpy" if tensor.device.type == "cpu" else "torch"
-    return tensor.detach(), _home(image) or fallback
-
-
-def _from_dlpack(image: Any, name: str) -> Tensor:
-    """Take an array of another library by DLPack, sharing memory where its strides allow it.
-
-    PyTorch ends the process on strides that are negative; NumPy takes them, and a copy is made.
-    """
-    try:
-        if _dlpack_device(image) == _DLPACK_CPU and not _only_torch_has(image):
-            return _numpy_tensor(np.from_dlpack(image), name)
-        if any(stride < 0 for stride in getattr(image, "strides", None) or ()):
-            raise BufferError("negative strides")
-        return torch.from_dlpack(image)
-    except (BufferError, RuntimeError, NotImplementedError, OverflowError) as error:
-        raise TypeError(
-            f"{name}: {type(image).__name__} cannot be taken by DLPack ({_first_line(error)}); "
-            "expected uint8, uint16 or float in native byte order and ordinary strides: copy it"
-        ) from None
-
-
-def _dlpack_device(image: Any) -> int:
-    return int(image.__dlpack_device__()[0]) if hasattr(image, "__dlpack_device__") else _DLPACK_CPU
-
-
-def _only_torch_has(image: Any) -> bool:
-    """Whether the dtype is one that NumPy has not."""
-    return "bfloat16" in str(getattr(image, "dtype", ""))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")
-
-
-def _home(image: Any) -> str | None:
-    """The module whose from_dlpack makes arrays of the image's kind, if there is one."""
-    namespace = getattr(image, "__array_namespace__", None)
-    names = [getattr(namespace(), "__name__", "")] if namespace is not None else []
-    names.append(type(image).__module__.partition(".")[0])
-    return next((n for n in names if hasattr(sys.modules.get(n), "from_dlpack")), None)
-
-
-def _dtype_error(name: str, image: Any) -> TypeError:
-    if getattr(image, "is_nested", False):
-        return TypeError(f"{name}: got a nested tensor, expected a list of images: image.unbind()")
-    if getattr(image, "layout", torch.strided) != torch.strided:
-        return TypeError(
-            f"{name}: got a {image.layout} tensor, expected a dense one: image.to_dense()"
-        )
-    kind = str(image.dtype).removeprefix("torch.")
-    if kind == "bool":
-        fix = "turn it into uint8: 0 where False, 255 where True"
-    elif kind.startswith("complex"):
-        fix = "take its magnitude: abs(image)"
-    else:
-        fix = "convert it to float32 and say what is black and white with value_range=(lo, hi)"
-    return TypeError(
-        f"{name}: got dtype {kind}, expected uint8, uint16, float16, bfloat16, float32 or float64; "
-        f"{fix}"
-    )
-
-
 def _resolve_layout(shape: tuple[int, ...], container: str, layout: str | None, name: str) -> str:
     """The layout of a shape by the module's rule or as given, after checking that it fits."""
     if layout is None:
@@ -375,21 +305,42 @@ def _as_layout(planes: Tensor, layout: str) -> Tensor:
     return x if "C" in layout else x.squeeze(-3)
 
 
-def _to_unit(x: Tensor, limits: tuple[float, float] | None, name: str) -> Tensor:
-    """Values as a new float32 tensor in [0, 1]; the image's own shape, so errors can point in."""
-    if limits is None and x.dtype in _INTEGER_MAX:
-        return x.to(torch.float32).div_(_INTEGER_MAX[x.dtype])
+def _to_unit(x: Tensor, limits: tuple[float, float] | None) -> Tensor:
+    """Integers as a new float32 tensor in [0, 1]."""
+    if limits is None:
+        return x.to(torch.float32).div_(INTEGER_MAX[x.dtype])
+    low, high = limits
+    return ((_exact(x) - low) / (high - low)).to(torch.float32).clamp(0, 1)
+
+
+def _checked_unit(x: Tensor, limits: tuple[float, float] | None, name: str) -> Tensor:
+    """Floats as a new float32 tensor in [0, 1]; the image's own shape, so errors can point in."""
     low, high = limits or (0.0, 1.0)
-    exact = torch.float32 if x.device.type == "mps" or limits is None else torch.float64
-    values = x if x.dtype == torch.float64 else x.to(exact)
+    values = x if x.dtype == torch.float64 else x.to(torch.float32) if limits is None else _exact(x)
     _check_values(values, low, high, name)
     if limits is not None:
         values = (values - low) / (high - low)
     return values.to(torch.float32).clamp(0, 1)
 
 
+def _exact(x: Tensor) -> Tensor:
+    """In the precision that a value range is applied in: float64, but for a device without it."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
+
+
+def extremes(values: Tensor) -> tuple[float, float]:
+    """Least and greatest of values of any dtype; NaN where any is. Waits for the device."""
+    if values.dtype in INTEGER_MAX:
+        if values.device.type == "cpu":
+            array = values.numpy()  # PyTorch has no such operation for uint16
+            return float(array.min()), float(array.max())
+        values = values.to(torch.float32)
+    low, high = torch.stack(torch.aminmax(values)).tolist()
+    return low, high
+
+
 def _check_values(values: Tensor, low: float, high: float, name: str) -> None:
-    least, most = torch.stack(torch.aminmax(values)).tolist()
+    least, most = extremes(values)
     if not (math.isfinite(least) and math.isfinite(most)):
         bad = (~torch.isfinite(values)).nonzero()
         first = tuple(bad[0].tolist())
@@ -418,7 +369,7 @@ def _from_unit(planes: Tensor, spec: ImageSpec) -> Tensor:
         values = planes.to(spec.device).to(torch.float64).clamp(0, 1)
     else:
         values = planes.to(torch.float32).clamp(0, 1)
-    white = _INTEGER_MAX.get(spec.dtype)
+    white = INTEGER_MAX.get(spec.dtype)
     low, high = spec.value_range or (0.0, float(white or 1))
     if (low, high) != (0.0, 1.0):
         values = values.mul_(high - low).add_(low).clamp_(low, high)
@@ -427,16 +378,3 @@ def _from_unit(planes: Tensor, spec: ImageSpec) -> Tensor:
     if white is not None:
         values = values.add_(0.5).floor_().clamp_(0, white)
     return values.to(spec.dtype)
-
-
-def _pack(values: Tensor, container: str) -> Any:
-    if container == "torch":
-        return values
-    if container == "numpy":
-        return values.numpy()
-    if container == "pil":
-        from PIL import Image
-
-        array = values.numpy()
-        return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)
-    return sys.modules[container].from_dlpack(values)

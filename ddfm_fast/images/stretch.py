@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,81 +12,107 @@ from .planes import check_planes
 
 MARGIN = 0.1
 """share of the sources' range by which "sources" may stretch past it at either end"""
-_FLAT = 1e-6
+SHARE = 0.0001
+"""of the pixels that a percentile leaves out at either end"""
+FLAT = 1e-6
+"""span that counts as none"""
 
 
-def stretch_minmax(y: Tensor) -> Tensor:
-    """Stretch each image of [N, 1, H, W] so that its minimum is 0 and its maximum is 1.
+class Fused(NamedTuple):
+    """Fused lumas, and what they will be stretched by."""
 
-    An image that is flat to 1e-6 has no contrast to stretch and is only clamped to [0, 1].
+    luma: Tensor
+    """[N, 1, H, W]"""
+    limits: Tensor | None = None
+    """[2, N, 1, 1, 1], what becomes 0 and 1; None: what is outside of [0, 1] is clipped"""
+
+    def stretched(self) -> Tensor:
+        """The lumas in [0, 1]."""
+        return stretched(self.luma, self.limits)
+
+    def images(self, first: int, count: int) -> Fused:
+        """Some of the images, as views."""
+        some = slice(first, first + count)
+        return Fused(self.luma[some], None if self.limits is None else self.limits[:, some])
+
+
+def together(parts: Sequence[Fused]) -> Fused:
+    """One of several, all of whose lumas are of one size, and stretched or not."""
+    limits = [part.limits for part in parts if part.limits is not None]
+    return Fused(joined([part.luma for part in parts]), joined(limits, 1) if limits else None)
+
+
+def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Concatenate tensors; a single one comes back as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), dim)
+
+
+def stretch_limits(stretch: str, y: Tensor, ir: Tensor, vis: Tensor) -> Tensor | None:
+    """The values that ``FuseConfig.stretch`` maps to 0 and 1, [2, N, 1, 1, 1]; None for "none".
+
+    Args:
+        stretch: "minmax" for the extremes of y; "percentile" for all but ``SHARE`` of it at either
+            end; "sources" for what :func:`source_limits` says; "none".
+        y: Fused luma [N, 1, H, W].
+        ir: Luma of a source, of that shape, likewise ``vis``; of use to "sources" alone.
+        vis: See ``ir``.
     """
-    return stretch_between(y, *stretch_limits(y, "minmax"))
+    if stretch == "none":
+        return None
+    return source_limits(y, ir, vis) if stretch == "sources" else own_limits(y, stretch)
 
 
-def stretch_percentile(y: Tensor, share: float = 0.0001) -> Tensor:
-    """Stretch each image of [N, 1, H, W] to [0, 1], but for its darkest and brightest share.
+def own_limits(y: Tensor, stretch: str, share: float = SHARE) -> Tensor:
+    """The extremes ("minmax") or percentiles ("percentile") of images [N, 1, H, W].
 
-    ``share`` of the pixels clip at either end (order statistics, no interpolation): a single hot
-    pixel does not decide the contrast. An image that is flat in between is only clamped.
-    """
-    return stretch_between(y, *stretch_limits(y, "percentile", share))
-
-
-def stretch_limits(y: Tensor, stretch: str, share: float = 0.0001) -> Tensor:
-    """The values that become 0 and 1, [2, N, 1, 1, 1], of images [N, 1, H, W].
-
-    ``stretch``: "minmax" for the extremes, "percentile" for all but ``share`` at either end.
+    ``share`` of the pixels are beyond the percentiles at either end (order statistics, no
+    interpolation): a single hot pixel does not decide the contrast.
     """
     check_planes(y, "y")
     values = y.flatten(1)
     if stretch == "minmax":
         low, high = values.aminmax(dim=1)
     else:
-        rank = int(share * (values.shape[1] - 1))
+        rank = outside(values.shape[1], share)
         low = values.kthvalue(rank + 1, dim=1).values
         high = values.kthvalue(values.shape[1] - rank, dim=1).values
     return torch.stack((low, high)).view(2, -1, 1, 1, 1)
 
 
-def stretch_between(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Map low → 0 and high → 1, [N, 1, 1, 1] each, and clamp; [N, 1, H, W].
+def outside(pixels: int, share: float = SHARE) -> int:
+    """How many pixels of an image are beyond a percentile."""
+    return int(share * (pixels - 1))
 
-    Where the two are equal to 1e-6 the image is only clamped.
+
+def source_limits(y: Tensor, ir: Tensor, vis: Tensor, share: float = SHARE) -> Tensor:
+    """Limits by which the percentiles of y become the range of its sources, and no further.
+
+    Their least and greatest luma, each moved out by ``MARGIN`` of the range: what was stretched
+    past them would be noise.
     """
-    span = high - low
-    flat = span <= _FLAT
-    return torch.where(flat, y, (y - low) / span.masked_fill(flat, 1)).clamp(0, 1)
-
-
-def stretch_to_sources(y: Tensor, ir: Tensor, vis: Tensor) -> Tensor:
-    """Stretch each image of [N, 1, H, W] to the range of its sources, and no further.
-
-    The percentiles of :func:`stretch_percentile` become the least and greatest luma of the two
-    sources [N, 1, H, W], each moved out by ``MARGIN`` of the range: what was stretched past them
-    would be noise.
-    """
-    return stretch_between(y, *source_limits(y, ir, vis))
-
-
-def source_limits(y: Tensor, ir: Tensor, vis: Tensor, share: float = 0.0001) -> Tensor:
-    """The values that become 0 and 1 in :func:`stretch_to_sources`: [2, N, 1, 1, 1]."""
-    low, high = stretch_limits(y, "percentile", share)
+    low, high = own_limits(y, "percentile", share)
     both = torch.stack((ir, vis)).flatten(2)
     least = both.amin((0, 2)).view(-1, 1, 1, 1)
     most = both.amax((0, 2)).view(-1, 1, 1, 1)
     margin = MARGIN * (most - least)
     least, most = (least - margin).clamp_(min=0), (most + margin).clamp_(max=1)
-    flat = (high - low <= _FLAT) | (most - least <= _FLAT)
+    flat = (high - low <= FLAT) | (most - least <= FLAT)
     scale = (high - low) / (most - least).masked_fill(flat, 1)
     zero = low - least * scale
     limits = torch.stack((zero, zero + scale))
     return torch.where(flat, limits.new_tensor([0.0, 1.0]).view(2, 1, 1, 1, 1), limits)
 
 
-STRETCH: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "none": lambda y, _ir, _vis: y.clamp(0, 1),
-    "minmax": lambda y, _ir, _vis: stretch_minmax(y),
-    "percentile": lambda y, _ir, _vis: stretch_percentile(y),
-    "sources": stretch_to_sources,
-}
-"""what ``FuseConfig.stretch`` names: fused luma and the sources' [N, 1, H, W] to luma in [0, 1]"""
+def stretched(y: Tensor, limits: Tensor | None) -> Tensor:
+    """Images [N, 1, H, W] mapped by limits [2, N, 1, 1, 1], or as they are, clamped to [0, 1]."""
+    return y.clamp(0, 1) if limits is None else stretch_between(y, *limits)
+
+
+def stretch_between(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Map low → 0 and high → 1, [N, 1, 1, 1] each, and clamp; [N, 1, H, W].
+
+    Where the two are equal to 1e-6 there is no contrast to stretch, and the image is only clamped.
+    """
+    span = high - low
+    flat = span <= FLAT
+    return torch.where(flat, y, (y - low) / span.masked_fill(flat, 1)).clamp(0, 1)

@@ -59,6 +59,11 @@ def infer_config(shapes: Shapes, pixel_unshuffle: int | None = None) -> dict[str
         **_infer_image_channels(shapes, pixel_unshuffle),
     }
     stages = 1 + max(_index(k) for k in shapes if k.startswith("output_blocks."))
+    if stages > len(shapes):  # before anything is built of that many
+        raise ValueError(
+            f"the checkpoint names {stages} output blocks and has {len(shapes)} tensors; is the "
+            "file complete?"
+        )
     resampling, levels = _infer_resampling(shapes, stages)
     if stages % levels or stages // levels < 2:
         raise ValueError(
@@ -174,7 +179,12 @@ def complete_config(
 
 def _check_agreement(source: str, values: dict[str, Any], found: dict[str, Any]) -> None:
     # Through UNetConfig, so that lists, sets and unknown keywords are treated as everywhere.
-    checked = UNetConfig.from_dict({**found, **values}).to_dict()
+    try:
+        checked = UNetConfig.from_dict({**found, **values}).to_dict()
+    except TypeError as error:
+        if source == "metadata":  # the file is wrong, not the caller's argument
+            raise ValueError(f"metadata: {error}") from None
+        raise
     for key, value in found.items():
         expected = list(value) if isinstance(value, tuple) else value
         if key in values and checked[key] != expected:

@@ -60,7 +60,7 @@ class CallablePrior(Prior):
             known = None if channels is None else channels == 6
         if known is None:
             side = -(-64 // self.multiple) * self.multiple
-            zeros = torch.zeros(1, 3, side, side, device=self.device)
+            zeros = torch.zeros(1, 3, side, side, dtype=torch.float32, device=self.device)
             known = self._call(zeros, self.conditioning(torch.tensor([0]))[0]).shape[1] == 6
         return bool(known)
 

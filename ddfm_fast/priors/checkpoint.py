@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from .architecture import (
 from .atomic import atomic_path
 from .prior import PRIOR_KEYWORDS
 from .state_dict import (
+    check_finite,
     file_sha256,
     json_metadata,
     not_finite,
@@ -70,6 +70,7 @@ def load_checkpoint(
         unet = build_unet(unet_config, tensors)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from None
+    check_finite(path, tensors)
     return unet, {
         "prior": {**stored_prior, **prior},
         "training": json_metadata(path, metadata, TRAINING_KEY) or None,
@@ -136,6 +137,7 @@ def describe(path: str | os.PathLike, config: dict[str, Any] | None = None) -> d
         build_unet(unet_config, tensors)
     except ValueError as error:
         raise ValueError(f"{os.fspath(path)!r}: {error}") from None
+    check_finite(path, tensors)
     full = unet_config.to_dict()
     return {
         "path": os.fspath(path),
@@ -206,12 +208,6 @@ def save_unet(
     for key, value in ((TRAINING_KEY, training), (SOURCE_KEY, source)):
         if value:
             metadata[key] = json.dumps(value)
-    try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"dst: {os.fspath(path)!r} cannot be written ({error}); make room, or choose another "
-            "folder"
-        ) from None
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
     return Path(path)

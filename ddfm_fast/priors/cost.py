@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 from .engine import Blocks, Engine, Layer
 from .ops.base import Feature, Ops
 from .ops.fused import FusedOps
+from .ops.onepass import OnePassOps
 from .ops.plain import PlainOps
 from .unet import UNet
 from .unet_config import UNetConfig
@@ -163,34 +164,78 @@ class _MetaKernels:
     def join_(self, h: Tensor, bias, residual=None, **_options) -> Tensor:
         return self._moments(h, "residual", (h, bias, residual), (h,))
 
-    def scale_shift(self, parts, _rows, weight, shift, bias=None) -> Tensor:
-        out = weight.new_empty(len(parts[0]), 2, len(weight), dtype=torch.float32)
-        self.recorder.note("norm, finish", 0, (*parts, weight, shift, bias), (out,))
-        return out
+    def suits_whole(self, x: Tensor) -> bool:
+        return x.shape[2] * x.shape[3] <= 1536 and x.shape[1] in (256, 512, 768, 1024)
 
-    def apply(self, parts, affine, *, resample="", out=None, pool_input=False, **_options):
-        n, _, height, width = parts[0].shape
+    def normalize_whole_(self, x: Tensor, weight, shift, bias=None) -> Tensor:
+        self.recorder.note("norm", 0, (x, weight, shift, bias), (x,))
+        return x
+
+    def normalize(
+        self, parts, weight, shift, *, bias=None, resample="", out=None, pool_input=False,
+        **_options,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        (x, _), channels = parts[0], sum(part.shape[1] for part, _ in parts)
+        n, _, height, width = x.shape
         if resample == "up":
             height, width = 2 * height, 2 * width
         elif resample == "down":
             height, width = height // 2, width // 2
-        shape = n, affine.shape[2], height, width
         if out is None:
-            out = torch.empty(
-                shape, dtype=parts[0].dtype, device="meta", memory_format=torch.channels_last
-            )
+            out = _empty_map(x, (n, channels, height, width))
         pooled = torch.empty_like(out) if pool_input else None
-        for part in parts:  # one launch each, which writes its own channels
-            written = (out[:, : part.shape[1]], pooled)
-            self.recorder.note("norm, apply", 0, (part,), written)
+        read = [tensor for part in parts for tensor in part]
+        self.recorder.note("norm", 0, [*read, weight, shift, bias], (out, pooled))
         return out, pooled
 
     def _moments(self, x: Tensor, kind: str, read, written) -> Tensor:
-        rows = x.shape[2] * x.shape[3]
-        chunks = math.ceil(rows / max(128, math.ceil(rows / 512)))
-        out = torch.empty(len(x), chunks, 2, x.shape[1], device="meta")
+        out = _empty_moments(x.shape)
         self.recorder.note(kind, 0, read, (*written, out))
         return out
+
+
+def _empty_map(like: Tensor, shape) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device="meta", memory_format=torch.channels_last)
+
+
+def _empty_moments(shape) -> Tensor:
+    n, channels, height, width = shape
+    tiles = math.ceil(height * width / (62 if 32 < channels <= 128 else 126))
+    sets = math.ceil(tiles / math.ceil(tiles / 128))
+    return torch.empty(n, sets, 2, channels, device="meta")
+
+
+class _MetaLayers:
+    """The launcher of ``kernels.conv`` without data: one launch a layer."""
+
+    def __init__(self, recorder: _Recorder):
+        self.recorder = recorder
+
+    @staticmethod
+    def pack(weight: Tensor) -> Tensor:
+        return weight
+
+    def layer(
+        self, parts, weight, *, norm=None, resample="", stride=1, bias=None, skip=None,
+        residual=None, want_moments=True, **_options,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        x = parts[0].data
+        height, width = (
+            -(-(2 * side if resample == "up" else side // 2 if resample == "down" else side)
+              // stride)
+            for side in x.shape[2:]
+        )  # fmt: skip
+        shape = len(x), len(weight), height, width
+        y = _empty_map(x, shape)
+        moments = _empty_moments(shape) if want_moments else None
+        skip_weights, skip_parts = ((), ()) if skip is None else ((skip[0],), skip[1])
+        products = sum(w.numel() for w in (weight, *skip_weights))
+        flops = 2 * shape[0] * height * width * products
+        read = [p for part in parts for p in (part.data, part.moments if norm else None)]
+        read += [weight, bias, *(norm or ()), *skip_weights, *skip_parts, residual]
+        side = weight.shape[-1] if weight.ndim == 4 else 1
+        self.recorder.note(f"{side}x{side} layer", flops, read, (y, moments))
+        return y, moments
 
 
 class _Noted(Engine):
@@ -223,7 +268,11 @@ def engine_cost(
     """
     unet = _meta_unet(config, dtype)
     recorder = _Recorder()
-    ops: Ops = FusedOps(_MetaKernels(recorder)) if fused else PlainOps()
+    ops: Ops = PlainOps()
+    if fused and OnePassOps.suit(config, dtype):
+        ops = OnePassOps(_MetaLayers(recorder))
+    elif fused:
+        ops = FusedOps(_MetaKernels(recorder), _MetaLayers(recorder))
     engine = _Noted(unet, ops)
     engine.recorder = recorder
     with torch.no_grad():

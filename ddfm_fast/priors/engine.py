@@ -106,7 +106,7 @@ class Engine:
         names = {module: name for name, module in unet.named_modules()}
         if ops is None:
             weights = sum(p.numel() for p in unet.parameters())
-            ops = ops_for(unet.device, weights, unet.dtype)
+            ops = ops_for(unet.device, weights, unet.dtype, self.config)
         self.ops = ops
         self.first = _conv(names, unet.input_conv)
         self.down = [_stage(names, cast(Stage, stage)) for stage in unet.input_blocks[1:]]
@@ -199,7 +199,7 @@ def _attention(names: Names, block: AttentionBlock) -> _Attention:
     return _Attention(
         names[block],
         _norm(names, block.norm),
-        Conv(names[qkv], qkv.weight[:, :, 0], cast(Tensor, qkv.bias)),
+        Conv(names[qkv], qkv.weight[:, :, 0], cast(Tensor, qkv.bias).float()),
         Conv(names[out], out.weight[:, :, 0], cast(Tensor, out.bias).float()),
         block.heads,
         block.new_order,

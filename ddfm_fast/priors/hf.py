@@ -6,7 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+
+from .prior import LARGEST
+from .state_dict import check_finite, read_tensors, some
+from .unet_config import MOST, MOST_BLOCKS, MOST_LEVELS
+
+MOST_JSON = 1 << 20
+"""bytes of a configuration; published ones have 2,000"""
+_WEIGHTS = "diffusion_pytorch_model"
 
 # diffusers' beta_schedule -> ours; "linear" only with the published end points.
 _SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
@@ -44,11 +53,57 @@ def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             f"prior: {str(folder)!r} needs the diffusers library; install it with "
             'pip install "ddfm_fast[diffusers]"'
         ) from error
+    weights = _weights_file(root, folder)
+    tensors = read_tensors(weights, pickled=(".bin",))[0]
     try:
-        model = UNet2DModel.from_pretrained(root, local_files_only=True, low_cpu_mem_usage=False)
-    except (OSError, RuntimeError, ValueError) as error:
+        with torch.device("meta"):
+            state = UNet2DModel.from_config(config).state_dict()
+        _check_agreement(sum(v.numel() for v in state.values()), tensors)
+        model, found = UNet2DModel.from_pretrained(
+            root,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            use_safetensors=weights.suffix == ".safetensors",
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a configuration makes another library do
         raise ValueError(f"prior: diffusers cannot load {str(folder)!r}: {error}") from error
+    _check_strict(found, folder)
+    check_finite(weights, dict(model.state_dict()))
     return model.eval().requires_grad_(False), keywords
+
+
+def _weights_file(root: Path, folder: Path) -> Path:
+    """The one file of weights, which is judged before diffusers reads it."""
+    files = [root / f"{_WEIGHTS}.safetensors", root / f"{_WEIGHTS}.bin"]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None or any(root.glob(f"{_WEIGHTS}*.index.json")):
+        raise ValueError(
+            f"prior: folder {str(folder)!r} has no {files[0].name} or {files[1].name}, or the "
+            "weights are in several files; save them in one: "
+            "model.save_pretrained(folder, max_shard_size='16GB')"
+        )
+    return found
+
+
+def _check_agreement(wanted: int, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse weights that are not as many as the network's, before it takes memory."""
+    # names are for diffusers to compare: it knows the older ones of its attention blocks
+    if (count := sum(v.numel() for v in tensors.values())) != wanted:
+        raise ValueError(
+            f"config.json makes a network of {wanted:,} weights, the file has {count:,}"
+        )
+
+
+def _check_strict(found: dict[str, Any], folder: Path) -> None:
+    """Refuse what would leave weights random."""
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := list(found.get(what) or ()):
+            raise ValueError(
+                f"prior: the weights of {str(folder)!r} do not fit its config.json "
+                f"({len(keys)} {what.replace('_', ' ')}: {some(sorted(map(str, keys)))}); get the "
+                "folder again"
+            )
 
 
 def _read_json(path: Path, folder: Path) -> dict[str, Any]:
@@ -58,8 +113,10 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
             "or a pipeline folder with unet/config.json"
         )
     try:
+        if (size := path.stat().st_size) > MOST_JSON:
+            raise ValueError(f"it has {size:,} bytes")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"prior: {str(path)!r} is not JSON ({error})") from None
     if not isinstance(content, dict):
         raise ValueError(f"prior: {str(path)!r} is not a JSON object")
@@ -76,6 +133,7 @@ def _check_model(config: dict[str, Any], folder: Path) -> None:
         raise ValueError(
             f"prior: {str(folder)!r} is class-conditional, but DDFM needs an unconditional prior"
         )
+    _check_sizes(config, folder)
     embedding = config.get("time_embedding_type", "positional")
     if embedding != "positional":
         raise ValueError(
@@ -92,6 +150,25 @@ def _check_model(config: dict[str, Any], folder: Path) -> None:
         )
 
 
+def _check_sizes(config: dict[str, Any], folder: Path) -> None:
+    """Bound the numbers of layers and channels, which diffusers would build at once."""
+    if not isinstance(config["down_block_types"], list) or not config["down_block_types"]:
+        raise ValueError(
+            f"prior: {str(folder)!r}: down_block_types is no list; get config.json again"
+        )
+    if config.get("quantization_config"):
+        raise ValueError(f"prior: {str(folder)!r} is quantised, expected floating-point weights")
+    for key, value in config.items():
+        most = MOST_BLOCKS if key == "layers_per_block" else MOST
+        values = value if isinstance(value, list) else [value]
+        largest = max((n for n in values if isinstance(n, int | float)), default=0)
+        if len(values) > MOST_LEVELS or not -most <= largest <= most:
+            raise ValueError(
+                f"prior: {str(folder)!r}: {key[:80]} has {len(values)} values up to {largest}, "
+                f"expected at most {MOST_LEVELS} up to {most}; get config.json again"
+            )
+
+
 def _scheduler_keywords(scheduler: dict[str, Any], folder: Path) -> dict[str, Any]:
     kind = str(scheduler.get("_class_name", ""))
     other = next((words for words in _OTHER_PROCESSES if words in kind), None)
@@ -105,12 +182,19 @@ def _scheduler_keywords(scheduler: dict[str, Any], folder: Path) -> dict[str, An
         raise ValueError(f"prior: {str(folder)!r} predicts {prediction!r}, expected 'epsilon'")
     betas = scheduler.get("beta_schedule", "linear")
     ends = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
-    if betas not in _SCHEDULES or (betas == "linear" and ends != (1e-4, 0.02)):
+    if (
+        not isinstance(betas, str)
+        or betas not in _SCHEDULES
+        or (betas == "linear" and ends != (1e-4, 0.02))
+    ):
         raise ValueError(
             f"prior: {str(folder)!r} was trained with betas {betas!r} from {ends[0]} to {ends[1]}, "
             "expected 'linear' from 0.0001 to 0.02 or 'squaredcos_cap_v2'"
         )
-    return {
-        "noise_schedule": _SCHEDULES[betas],
-        "num_train_timesteps": scheduler.get("num_train_timesteps", 1000),
-    }
+    steps, most = scheduler.get("num_train_timesteps", 1000), LARGEST["num_train_timesteps"]
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        raise ValueError(
+            f"prior: {str(folder)!r} has num_train_timesteps {steps!r}, expected an integer, 1 to "
+            f"{most}"
+        )
+    return {"noise_schedule": _SCHEDULES[betas], "num_train_timesteps": steps}

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..runtime.apart import on_the_host
 from .callable import CallablePrior
 from .checkpoint import load_checkpoint, split_config
 from .network import UNetPrior, optimized
@@ -30,6 +31,7 @@ ACCEPTED = (
 )
 
 
+@on_the_host()
 def load_prior(
     spec: Any,
     config: dict[str, Any] | None = None,
@@ -151,3 +153,16 @@ def _from_path(
         name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
         raise ValueError(f"prior: there is no file or folder {name!r}; expected {ACCEPTED}")
     return _checkpoint_prior(path, config, device, precision, path.stem)
+
+
+def file_identity(path: Path) -> tuple | None:
+    """The path of a file, or of a folder's files, with sizes and times; None if there is none."""
+    try:
+        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
+        facts = [(str(p), p.stat()) for p in files]
+    except OSError:
+        return None
+    return (
+        str(path.resolve()),
+        *((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in facts),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from .conditioning import Conditioning
 from .engine import Engine
 from .ops.fused import FusedOps
 from .ops.native import NativeOps
+from .ops.onepass import OnePassOps
 from .ops.plain import PlainOps
 from .precision import PRECISIONS, check_precision, cpu_has, float32_products
 from .prior import Prior, same_device
@@ -111,7 +112,7 @@ class UNetPrior(Prior):
 
         Found on the meta device; convolution libraries' workspaces come on top.
         """
-        fused = isinstance(self.engine.ops, FusedOps)
+        fused = isinstance(self.engine.ops, FusedOps | OnePassOps)
         return _activation_bytes(self.unet.config, n, height, width, self.dtype, fused)
 
     @torch.no_grad()
@@ -121,13 +122,18 @@ class UNetPrior(Prior):
     @torch.no_grad()
     def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
         self.check_input(x, variance)
-        exact = self.device.type == "cuda" and self.dtype == torch.float32
-        with float32_products(self.tf32) if exact else nullcontext():
+        with self._products():
             wanted = None if variance else self.channels
             if self.device.type == "cpu" and not self.reproducible and len(x) > 1:
                 # oneDNN picks its algorithm by the batch
                 return torch.cat([self._evaluate(one, cond, wanted) for one in x.split(1)])
             return self._evaluate(x, cond, wanted)
+
+    def _products(self) -> AbstractContextManager[None]:
+        """How float32 is multiplied in ``eps``."""
+        if self.device.type != "cuda" or self.dtype != torch.float32:
+            return nullcontext()
+        return float32_products(self.tf32, convolutions=self.compiled)
 
 
 def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:

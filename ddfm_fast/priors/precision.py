@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,8 +19,28 @@ PRECISIONS = {
 }
 """``dtype=`` → dtype of weights and activations; "tf32" rounds only inside matrix products"""
 
-LATE_START = 100
-"""timestep up to which low precision of the prior does not show in the picture"""
+
+class Auto(NamedTuple):
+    """A row of the table that ``dtype="auto"`` is read from."""
+
+    device: str
+    dtype: str
+    why: str
+
+
+AUTO = {
+    "cpu": Auto(
+        "CPU", "float32",
+        "measured: bfloat16 takes 1.2 to 2.4 times as long on a CPU without products in it "
+        "(bench/results/dtype.md); no CPU with them (AMX) has been measured",
+    ),
+    "cuda": Auto(
+        "GPU of capability 7.0 or more", "float16",
+        "on paper: as fast as bfloat16, and 20 dB truer (bench/results/precision.md); not measured",
+    ),
+    "old": Auto("older GPU", "float32", "it has no matrix units; not measured"),
+}  # fmt: skip
+"""what ``dtype="auto"`` takes: what was measured to be fastest there and costs less than 0.02 dB"""
 
 
 def check_precision(dtype: str | torch.dtype | None) -> str | None:
@@ -47,40 +69,81 @@ def cpu_has(dtype: torch.dtype) -> bool:
     return torch.backends.mkldnn.is_available() and supported is not None and bool(supported())
 
 
-def default_precision(device: torch.device, start: int | None = None) -> str:
-    """Resolve ``dtype="auto"`` on a device, for sampling that begins at timestep ``start``.
+def default_precision(device: torch.device) -> str:
+    """Resolve ``dtype="auto"`` on a device by ``AUTO``.
 
-    On a CPU float32, or bfloat16 where the CPU multiplies in it and sampling begins at
-    ``LATE_START`` or later: ε counts for little there, and the fused picture changes by less than
-    a tenth of a gray level (bench/results/precision.md). On CUDA float16, from compute capability 7
-    on, where the matrix units are: as fast as bfloat16 on paper, and in the fused picture it came
-    nearer to float32 (measured on a CPU; no GPU has run yet). What float16 cannot hold ends in an
-    error of the sampler, not in a wrong picture.
+    What float16 cannot hold ends in an error of the sampler, not in a wrong picture.
     """
-    if device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 7:
-        return "float16"
-    late = start is not None and start <= LATE_START
-    return "bfloat16" if device.type == "cpu" and late and cpu_has(torch.bfloat16) else "float32"
+    if device.type != "cuda":
+        return AUTO["cpu"].dtype
+    return AUTO["cuda" if torch.cuda.get_device_capability(device)[0] >= 7 else "old"].dtype
+
+
+_turn = threading.RLock()
+"""of threads whose float32 products on CUDA PyTorch's setting decides"""
+_convolutions: ContextVar[bool | None] = ContextVar("convolutions", default=None)
+
+
+def convolutions_in_tf32() -> bool | None:
+    """Whether this thread's float32 convolutions are in TF32; None leaves it to PyTorch's setting.
+
+    For ``ops.base.conv2d``, which tells each of them.
+    """
+    return _convolutions.get()
 
 
 @contextmanager
-def float32_products(tf32: bool) -> Iterator[None]:
+def float32_products(tf32: bool, *, convolutions: bool = True) -> Iterator[None]:
     """Inside, CUDA's float32 matrix products and convolutions run in TF32, or truly in float32.
 
-    PyTorch's own defaults round convolutions to TF32 and leave products alone; whatever they are
-    set to comes back afterwards. The settings are the process's: another thread sees them too.
+    PyTorch's own defaults round convolutions to TF32 and leave products alone. Its settings are the
+    process's, so threads take turns in here, and what differs is changed for the time being. Then
+    it is as it was: inherited from ``torch.backends.fp32_precision`` where it was, and left alone
+    if another thread of the program set it meanwhile. Code outside of here sees what is set.
+
+    Args:
+        tf32: Whether to round.
+        convolutions: Whether to set theirs for all code inside; else ``ops.base.conv2d`` knows.
     """
-    matmul, conv = torch.backends.cuda.matmul, getattr(torch.backends.cudnn, "conv", None)
-    holders: tuple[Any, Any] = (matmul, conv)
-    name = "fp32_precision"
-    value: str | bool = "tf32" if tf32 else "ieee"
-    if not all(hasattr(holder, name) for holder in holders):  # PyTorch before 2.9
-        holders, name, value = (matmul, torch.backends.cudnn), "allow_tf32", tf32
-    before = [getattr(holder, name) for holder in holders]
-    try:
-        for holder in holders:
-            setattr(holder, name, value)
-        yield
-    finally:
-        for holder, setting in zip(holders, before, strict=True):
-            setattr(holder, name, setting)
+    settings: Any = torch.backends
+    holders = (
+        [settings.cuda.matmul, settings.cudnn.conv] if convolutions else [settings.cuda.matmul]
+    )
+    value = "tf32" if tf32 else "ieee"
+    with _turn:
+        token = _convolutions.set(None if convolutions else tf32)
+        changed = [
+            (h, h.fp32_precision, _own_setting(h))
+            for h in holders
+            if (h.fp32_precision == "tf32") != tf32
+        ]
+        try:
+            for holder, _, _ in changed:
+                holder.fp32_precision = value
+            yield
+        finally:
+            for holder, shown, own in changed:
+                if holder.fp32_precision == value:
+                    holder.fp32_precision = own
+                    if holder.fp32_precision != shown:  # a default that gives way to others
+                        holder.fp32_precision = shown
+            _convolutions.reset(token)
+
+
+def _own_setting(holder: Any) -> str:
+    """What a setting itself says: "none" where it inherits, which reading it does not tell."""
+    above: Any = torch.backends
+    shown = holder.fp32_precision
+    general = above.fp32_precision
+    if shown == "none":
+        return shown
+    for parent in (above, above.cudnn):  # the second, of all of CUDA, may itself inherit
+        before = general if parent is above else parent.fp32_precision
+        parent.fp32_precision = "ieee" if shown == "tf32" else "tf32"
+        follows, passes_on = holder.fp32_precision != shown, above.cudnn.fp32_precision != shown
+        parent.fp32_precision = before
+        if follows:
+            return "none"
+        if parent is above and passes_on:
+            return shown
+    return shown

@@ -20,6 +20,9 @@ PRIOR_KEYWORDS = ("noise_schedule", "num_train_timesteps", "rescale_timesteps", 
 """keywords of ``config=`` that describe the prior, not its network"""
 
 
+LARGEST = {"num_train_timesteps": 1_000_000, "multiple": 4096}
+
+
 class Prior:
     """A noise predictor as the sampler sees it.
 
@@ -64,8 +67,9 @@ class Prior:
                 f"{', '.join(NOISE_SCHEDULES)}"
             )
         for key, value in (("num_train_timesteps", num_train_timesteps), ("multiple", multiple)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"config: {key}={value!r}, expected an integer of at least 1")
+            most = LARGEST[key]  # a file may say it, and memory is taken by it
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise ValueError(f"config: {key}={value!r}, expected an integer, 1 to {most}")
         if not isinstance(rescale_timesteps, bool):
             raise ValueError(f"config: rescale_timesteps={rescale_timesteps!r}, expected a bool")
         self.name, self.multiple = name, multiple

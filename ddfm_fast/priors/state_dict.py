@@ -1,11 +1,14 @@
 """State dicts in files: read without running code that may be in them, checked, hashed.
 
-``.pt`` and ``.pth`` files are read with ``weights_only=True``; safetensors hold no code.
+``.pt`` and ``.pth`` files are read with ``weights_only=True``, after their pickle was judged
+(``pickles.py``); safetensors hold no code. Names, shapes, dtypes and sizes are judged on tensors
+that are mapped from the file, before any weight is read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -19,24 +22,28 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .pickles import MOST_BYTES, ForeignObject, check_pickles
 
-def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read floating-point tensors by key, and the metadata of a safetensors file (else empty)."""
+WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+MOST_TENSORS = 10_000
+MOST_WEIGHTS = 1 << 34
+"""bytes; the largest published network of this kind has 2.2 GB"""
+
+
+def read_tensors(
+    path: str | os.PathLike, pickled: tuple[str, ...] = (".pt", ".pth")
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Map floating-point tensors by key, and read the metadata of a safetensors file (else empty).
+
+    Weights are not looked at: ``check_finite`` does, once the tensors are known to fit.
+    ``pickled``: suffixes of what ``torch.save`` wrote.
+    """
     path = Path(path)
-    try:
-        found = path.stat()
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
-        raise ValueError(f"prior: there is no file {name!r} ({why}); check the path") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError(f"prior: {str(path)!r} is no file; check the path")
-    if found.st_size == 0:
-        raise ValueError(f"prior: {str(path)!r} is empty; get the file again")
+    size = _file_size(path)
     metadata: dict[str, str] = {}
     if path.suffix.lower() == ".safetensors":
         tensors, metadata = _read_safetensors(path)
-    elif path.suffix.lower() in (".pt", ".pth"):
+    elif path.suffix.lower() in pickled:
         tensors = _unwrap(path, _read_pickle(path))
     else:
         raise ValueError(f"prior: {str(path)!r} must be a .pt, .pth or .safetensors checkpoint")
@@ -47,94 +54,146 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
             f"prior: {str(path)!r} holds tensors without values of their own ({some(unreal)}: "
             "sparse, nested, meta, or larger than the data in the file); save the dense weights"
         )
-    wrong = [k for k, v in tensors.items() if not v.is_floating_point()]
-    if wrong:
+    if wrong := [k for k, v in tensors.items() if v.dtype not in WEIGHTS]:
+        kinds = sorted({str(tensors[k].dtype).removeprefix("torch.") for k in wrong})
         raise ValueError(
-            f"prior: {str(path)!r} holds tensors that are not floating point ({some(wrong)}); "
-            "quantised checkpoints are not supported, give the float one"
+            f"prior: {str(path)!r} holds tensors that are not floating point of 16 to 64 bits "
+            f"({some(wrong)}: {some(kinds)}); quantised checkpoints are not supported, give the "
+            "float one"
         )
-    if bad := not_finite(tensors):
+    if (total := sum(v.numel() * v.element_size() for v in tensors.values())) > size:
         raise ValueError(
-            f"prior: {str(path)!r} holds weights that are NaN or inf ({some(bad)}); "
-            "get the file again"
+            f"prior: {str(path)!r} holds {total:,} bytes of tensors in a file of {size:,}: they "
+            "share their data; save each tensor with data of its own"
         )
     return tensors, metadata
+
+
+def check_finite(path: str | os.PathLike, tensors: dict[str, Tensor]) -> None:
+    """Read the weights; ValueError, with their keys, where they are NaN or inf."""
+    if bad := not_finite(tensors):
+        raise ValueError(
+            f"prior: {os.fspath(path)!r} holds weights that are NaN or inf ({some(bad)}); "
+            "get the file again"
+        )
+
+
+def _file_size(path: Path) -> int:
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
+        raise ValueError(f"prior: there is no file {name!r} ({why}); check the path") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError(f"prior: {str(path)!r} is no file; check the path")
+    if found.st_size == 0:
+        raise ValueError(f"prior: {str(path)!r} is empty; get the file again")
+    if found.st_size > MOST_WEIGHTS:
+        raise ValueError(
+            f"prior: {str(path)!r} has {found.st_size:,} bytes, expected at most {MOST_WEIGHTS:,} "
+            "of a UNet; save its state dict alone"
+        )
+    return found.st_size
 
 
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a tensor has a number in memory for each of its elements."""
     if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
         return False
-    if tensor.is_quantized:
-        return True  # refused later, by what it is
     return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
 
 
+class _SmallReads(io.FileIO):
+    """A file for ``zipfile``, which reads a whole directory at once: not one of gigabytes."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        most = MOST_BYTES + 1
+        data = super().read(most if size is None or size < 0 else min(size, most))
+        if len(data) == most:
+            raise zipfile.BadZipFile(f"a directory or record of more than {MOST_BYTES:,} bytes")
+        return data
+
+
 def _check_zip(path: Path) -> None:
-    """Refuse an archive that unfolds to more than its size; PyTorch stores without compression."""
-    with zipfile.ZipFile(path) as archive:
-        packed = [i.filename for i in archive.infolist() if i.compress_type != zipfile.ZIP_STORED]
-        total = sum(i.file_size for i in archive.infolist())
-    if packed or total > path.stat().st_size:
-        raise ValueError(
-            f"prior: {str(path)!r} is a compressed archive ({some(packed) or total}), expected "
-            "what torch.save writes"
-        )
+    """Judge an archive by its directory and its pickles; PyTorch stores without compression."""
+    with _SmallReads(path) as file, zipfile.ZipFile(file) as archive:
+        items = archive.infolist()
+        packed = [i.filename for i in items if i.compress_type != zipfile.ZIP_STORED]
+        total = sum(i.file_size for i in items)
+        if packed or total > path.stat().st_size:
+            raise ValueError(
+                f"prior: {str(path)!r} is a compressed archive ({some(packed) or total}), expected "
+                "what torch.save writes"
+            )
+        for item in items:
+            if item.filename.endswith(".pkl"):
+                if item.file_size > MOST_BYTES:
+                    raise ValueError(f"{item.filename} has {item.file_size:,} bytes")
+                check_pickles(io.BytesIO(archive.read(item)))
+
+
+def _check_legacy(path: Path) -> None:
+    """Judge the five pickles in front of the weights: what PyTorch wrote before version 1.6."""
+    with path.open("rb") as file:
+        check_pickles(file, count=5)
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
+        with path.open("rb") as start:
+            if (length := int.from_bytes(start.read(8), "little")) > MOST_BYTES:
+                raise ValueError(f"a header of {length:,} bytes, expected at most {MOST_BYTES:,}")
         with safe_open(path, framework="pt") as file:
             keys = file.keys()  # the file itself is no iterable
+            if len(keys) > MOST_TENSORS:
+                raise ValueError(f"{len(keys):,} tensors, expected at most {MOST_TENSORS:,}")
             return {k: file.get_tensor(k) for k in keys}, file.metadata() or {}
-    except SafetensorError as error:
+    except _UNREADABLE as error:
         raise ValueError(
             f"prior: {str(path)!r} is not a whole safetensors file ({_first_line(error)}); "
             "get the file again"
         ) from None
 
 
+_UNREADABLE = (
+    SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,  # NotImplementedError, RecursionError
+    EOFError,
+    OSError,
+    ValueError,  # UnicodeDecodeError
+    LookupError,
+    AttributeError,
+    AssertionError,
+    TypeError,
+    struct.error,
+    zipfile.BadZipFile,
+    MemoryError,
+    OverflowError,
+)
+"""what libraries raise for files that are damaged or made to do harm"""
+
+
 def _read_pickle(path: Path) -> Any:
     try:
-        if is_zip := zipfile.is_zipfile(path):
-            _check_zip(path)
+        is_zip = zipfile.is_zipfile(path)
+        (_check_zip if is_zip else _check_legacy)(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:
-        if "global" in str(error).lower():
-            raise ValueError(
-                f"prior: {str(path)!r} holds pickled Python objects besides tensors, which could "
-                "run code; in an environment that you trust, save model.state_dict() alone and "
-                "give that file"
-            ) from None
-        raise _unreadable(path, error) from None
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        KeyError,
-        IndexError,
-        AttributeError,
-        UnicodeDecodeError,
-        AssertionError,
-        TypeError,
-        struct.error,
-        zipfile.BadZipFile,
-        RecursionError,
-        NotImplementedError,
-        MemoryError,
-        OverflowError,
-    ) as error:
+    except _UNREADABLE as error:
         if str(error).startswith("prior: "):
             raise
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"prior: {str(path)!r} is not a whole PyTorch checkpoint ({_first_line(error)}); "
-        "get the file again and check its size"
-    )
+        is_global = isinstance(error, pickle.UnpicklingError) and "global" in str(error).lower()
+        if is_global or isinstance(error, ForeignObject):
+            raise ValueError(
+                f"prior: {str(path)!r} holds pickled Python objects besides dense tensors "
+                f"({_first_line(error)}), which could run code or fill memory; in an environment "
+                "that you trust, save model.state_dict() alone and give that file"
+            ) from None
+        raise ValueError(
+            f"prior: {str(path)!r} is not a whole PyTorch checkpoint ({_first_line(error)}); "
+            "get the file again and check its size"
+        ) from None
 
 
 def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
@@ -159,7 +218,7 @@ def json_metadata(path: str | os.PathLike, metadata: dict[str, str], key: str) -
     """Parse a JSON object of the metadata; {} where there is none."""
     try:
         value = json.loads(metadata.get(key, "{}"))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)!r}: metadata {key} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{os.fspath(path)!r}: metadata {key} is not a JSON object")
@@ -167,9 +226,10 @@ def json_metadata(path: str | os.PathLike, metadata: dict[str, str], key: str) -
 
 
 def some(items: list, count: int = 3) -> str:
-    """Name the first few items, and how many more there are."""
+    """Name the first few items, the beginnings of long ones, and how many more there are."""
     more = f" and {len(items) - count} more" if len(items) > count else ""
-    return ", ".join(map(str, items[:count])) + more
+    names = (str(i) if isinstance(i, str | int) else type(i).__name__ for i in items[:count])
+    return ", ".join(n if len(n) <= 120 else f"{n[:120]}…" for n in names) + more
 
 
 def _first_line(error: Exception) -> str:

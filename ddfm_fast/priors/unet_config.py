@@ -9,7 +9,9 @@ from typing import Any
 GROUPS = 32
 """of every GroupNorm"""
 MOST = 8192
-"""of channels, blocks and heads: no network has more, and a wrong number must not fill memory"""
+"""of channels and heads: no network has more, and a wrong number must not fill memory"""
+MOST_BLOCKS = 64
+"""of a level"""
 MOST_LEVELS = 16
 _IGNORED_KEYWORDS = ("image_size", "dropout", "use_checkpoint", "use_fp16")
 _COUNTS = (
@@ -96,8 +98,9 @@ class UNetConfig:
     def _check_types(self) -> None:
         for key in _COUNTS:
             value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST:
-                raise ValueError(f"config: {key}={value!r}, expected an integer, 1 to {MOST}")
+            most = MOST_BLOCKS if key == "num_res_blocks" else MOST
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise ValueError(f"config: {key}={value!r}, expected an integer, 1 to {most}")
         for key in _FLAGS:
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"config: {key}={getattr(self, key)!r}, expected True or False")

@@ -22,20 +22,15 @@ _WINDOW = 5
 """pixels of the smaller planes"""
 _LEAST_VARIANCE = 2e-4
 """of luma in a window, which counts as flat below"""
-_OF_BLUE, _OF_RED = 1 / 1.772, 1 / 1.402
-"""B − Y and R − Y to the range of one channel (ITU-R BT.601)"""
 
 
-def chroma_noise(rgb: Tensor, estimators: Sequence[Estimator] | None = None) -> float:
-    """Estimate the noise of an image's chroma: [1, 3, H, W] in [0, 1] to σ, gray levels of 255.
+def chroma_noise(planes: Tensor, estimators: Sequence[Estimator] | None = None) -> float:
+    """Estimate the noise of an image's ``chroma_planes`` [2, 1, 1, H, W]: σ in gray levels of 255.
 
     0 for a clean one. ``estimators``: of Cb and Cr, a video's running ones.
     """
-    y = luma(rgb)
-    blue = (rgb[:, 2:] - y) * _OF_BLUE + 0.5
-    red = (rgb[:, :1] - y) * _OF_RED + 0.5
     estimate_blue, estimate_red = estimators or (estimate, estimate)
-    return max(estimate_blue(blue).sigma, estimate_red(red).sigma)
+    return max(estimate_blue(planes[0]).sigma, estimate_red(planes[1]).sigma)
 
 
 def smooth_chroma(rgb: Tensor, guide: Tensor, sigma: float) -> Tensor:

@@ -129,7 +129,10 @@ def _luma_noise(prior: Prior, y: Tensor, sigma: float, seed: int, evaluate: Eval
     x = y
     if prior.channels == 3:
         generator = torch.Generator().manual_seed(seed)
-        n = torch.randn(1, 3, *y.shape[-2:], generator=generator).to(y.device)
+        n = torch.randn(
+            (1, 3, *y.shape[-2:]), generator=generator, dtype=torch.float32, device="cpu"
+        )
+        n = n.to(y.device)
         x = y + level * (n - n.mean(1, keepdim=True))
     x_t = x / math.sqrt(1 + level**2)  # √ᾱ = 1/√(1 + level²)
     eps = evaluate(prior, x_t.contiguous(), prior.conditioning(torch.tensor([t])))

@@ -11,8 +11,11 @@ from torch import Tensor
 
 from ..config import FuseConfig
 from ..images.doubts import warn
+from ..images.pixels import Pixels
+from ..images.stretch import Fused
 from ..priors.load import denoiser_of
 from ..priors.prior import Prior
+from ..runtime.transfer import fetched
 from .chroma import chroma_noise, smooth_chroma
 from .defects import remove_defects
 from .denoise import Evaluate, denoise, evaluate
@@ -109,10 +112,18 @@ class SourceModel:
         prior: The prior of the fusion; what takes the noise out is ``denoiser_of`` it.
         config: Its ``denoise`` and ``draws``.
         evaluate: What evaluates the prior, see :func:`.denoise.denoise`.
+        pixels: What works on every pixel; plain PyTorch by default.
     """
 
-    def __init__(self, prior: Prior, config: FuseConfig, evaluate: Evaluate = evaluate):
+    def __init__(
+        self,
+        prior: Prior,
+        config: FuseConfig,
+        evaluate: Evaluate = evaluate,
+        pixels: Pixels | None = None,
+    ):
         self.prior, self.draws, self.evaluate = prior, config.draws, evaluate
+        self.pixels = pixels or Pixels(prior.device)
         self.wanted = config.noise_levels
 
     @functools.cached_property
@@ -147,9 +158,16 @@ class SourceModel:
         """
         reports: list[dict[str, SourceReport]] = [{} for _ in range(len(ir))]
         restored: list[Tensor] = []
+        host = {"ir": ir, "vis": vis}
+        looked_at = [name for name in SOURCES if self.wanted[name] == "auto"]
+        host |= zip(looked_at, fetched(*(host[name] for name in looked_at)), strict=True)
         for name, planes in zip(SOURCES, (ir, vis), strict=True):
             noise_of = estimators[name] if estimators else estimate
-            done = [self._restore(p, name, seed, noise_of) for p in planes.split(1)]
+            seen = host[name].split(1)
+            done = [
+                self._restore(p, s, name, seed, noise_of)
+                for p, s in zip(planes.split(1), seen, strict=True)
+            ]
             for report, (_, found) in zip(reports, done, strict=True):
                 report[name] = found
             changed = any(found != SourceReport() for _, found in done)
@@ -159,7 +177,7 @@ class SourceModel:
     def color(
         self,
         rgb: Tensor,
-        y: Tensor,
+        fused: Fused,
         color_from: Sequence[str],
         estimators: Sequence[Estimator] | None = None,
     ) -> tuple[Tensor, list[float]]:
@@ -167,7 +185,7 @@ class SourceModel:
 
         Args:
             rgb: [N, 3, H, W] in [0, 1], whose chroma it is.
-            y: The fused luma, [N, 1, H, W].
+            fused: The fused lumas.
             color_from: Of each image, the source that it is of.
             estimators: Of Cb and Cr, a video's running ones.
 
@@ -176,14 +194,20 @@ class SourceModel:
             levels; clean ones as they were.
         """
         images, found = list(rgb.split(1)), [0.0] * len(rgb)
+        if all(self.wanted[name] == "off" for name in color_from):
+            return rgb, found
+        (planes,) = fetched(self.pixels.chroma_planes(rgb))
         for n, name in enumerate(color_from):
-            if self.wanted[name] != "off" and (sigma := chroma_noise(images[n], estimators)):
-                images[n] = smooth_chroma(images[n], y[n : n + 1], sigma)
+            if self.wanted[name] == "off":
+                continue
+            if sigma := chroma_noise(planes[:, n : n + 1], estimators):
+                guide = fused.images(n, 1).stretched()
+                images[n] = smooth_chroma(images[n], guide, sigma)
                 found[n] = sigma
         return (torch.cat(images) if any(found) else rgb), found
 
     def _restore(
-        self, plane: Tensor, name: str, seed: int, noise_of: Estimator
+        self, plane: Tensor, seen: Tensor, name: str, seed: int, noise_of: Estimator
     ) -> tuple[Tensor, SourceReport]:
         wanted = self.wanted[name]
         if wanted == "off":
@@ -191,9 +215,11 @@ class SourceModel:
         columns = rows = 0.0
         dead = 0
         if wanted == "auto":
-            plane, (defects,) = remove_defects(plane)
+            whole, (defects,) = remove_defects(seen)
+            if whole is not seen:
+                plane, seen = whole.to(plane.device), whole
             columns, rows, dead = defects.columns, defects.rows, defects.dead
-            level = noise_of(plane)
+            level = noise_of(seen)
         else:
             level = NoiseLevel(sigma=float(wanted), plain=float(wanted), gain=0.0, offset=0.0)
         if not level.sigma:

@@ -4,10 +4,13 @@
     "triton": the fused kernels of ``ddfm_fast.kernels``; "torch": plain PyTorch
     (``ddfm_fast.rectify``), the path of the CPU and the kernels' oracle.
 ``solver``
-    How the kernels get k: "torch" (torch.fft), "cupy" (CuPy's cuFFT plans) or "tile" (no FFT, the
-    whole step in one launch). The backend "torch" always has torch.fft.
+    How the kernels get k: "local" (no FFT: the step in two launches, on tensor cores), "torch"
+    (torch.fft) or "cupy" (CuPy's cuFFT plans). "auto" is "local" where the GPU has the tensor cores
+    it is written for (compute capability 8.0), else "torch": the better one on paper, as no GPU has
+    run either. The backend "torch" always has torch.fft.
 ``graph``
-    "loop": one CUDA graph for all steps; "step": one for a step, replayed; "off": no graph.
+    "loop": one CUDA graph for all steps; "step": one for a step, replayed; "off": no graph; "auto"
+    on a CUDA device: "loop", or "step" where that graph would have more than 2,000 nodes.
 
 Each is "auto" unless given, and then what the environment says: DDFM_FAST_BACKEND,
 DDFM_FAST_SOLVER, DDFM_FAST_GRAPH.
@@ -18,21 +21,28 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..config import FuseConfig
+from ..images.doubts import warn
 from ..schedule import StepRow
 from ..step import ReverseStep, Step, em_settings
 from . import environment
+from .apart import refuse_where_impossible
+
+if TYPE_CHECKING:
+    from ..kernels import Obstacle
 
 BACKENDS = ("auto", "triton", "torch")
-SOLVERS = ("auto", "torch", "cupy", "tile")
+SOLVERS = ("auto", "local", "torch", "cupy")
 GRAPHS = ("auto", "loop", "step", "off")
-LEAST_CAPABILITY = (7, 0)
-"""of a GPU, for the kernels: what Triton compiles for"""
+_warned: set[str] = set()
+"""obstacles that this process was told of"""
+LOCAL_CAPABILITY = (8, 0)
+"""of a GPU, for "local" to be chosen: below it Triton multiplies float16 without tensor cores"""
 
 
 class Backend(NamedTuple):
@@ -64,14 +74,23 @@ class Backend(NamedTuple):
         em = em_settings(config)
         if self.name == "torch":
             return ReverseStep(i, v, rows=rows, noise=noise, seeds=seeds, **em)
-        from ..kernels import TileStep, TritonStep
+        from ..kernels import LocalStep, TritonStep
 
-        make = TileStep if self.solver == "tile" else partial(TritonStep, solver=self.solver)
+        make = LocalStep if self.solver == "local" else partial(TritonStep, solver=self.solver)
         return make(i, v, rows=rows, noise=noise, seeds=seeds, keep_x0=keep_x0, **em)
 
 
 def resolve_device(device) -> torch.device:
-    """The device of a name, CUDA where there is one by default; ValueError for what is none."""
+    """The device of a name, CUDA where there is one by default; ValueError for what is none.
+
+    RuntimeError where it cannot be used now: ``apart.refuse_where_impossible``.
+    """
+    resolved = _named_device(device)
+    refuse_where_impossible(resolved)
+    return resolved
+
+
+def _named_device(device) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -104,17 +123,18 @@ def resolve_backend(
             f"backend is 'triton', but {obstacle}; expected backend='torch' or 'auto' here"
         )
     if obstacle:
-        return Backend("torch", _torch_solver(solver, obstacle), obstacle)
+        _tell(obstacle)
+        return Backend("torch", _torch_solver(solver, str(obstacle)), str(obstacle))
     if solver == "cupy":
         _require_cupy()
     reason = "asked for" if backend == "triton" else f"{device.type} device, and triton imports"
-    return Backend("triton", "torch" if solver == "auto" else solver, reason)
+    return Backend("triton", _best_solver(device) if solver == "auto" else solver, reason)
 
 
 def resolve_graph(graph: str | None, device: torch.device | str, backend: Backend) -> str:
-    """The graph mode for a device: "loop", "step" or "off".
+    """The graph mode for a device: "auto", "loop", "step" or "off", which is "auto" on a CPU.
 
-    None takes the environment's word, "auto" without one; "auto" is "loop" on a CUDA device.
+    None takes the environment's word, "auto" without one.
     ValueError where what was asked for cannot run here.
     """
     device = torch.device(device)
@@ -131,36 +151,44 @@ def resolve_graph(graph: str | None, device: torch.device | str, backend: Backen
             "graph is 'step' with backend 'torch', whose steps have their coefficients frozen in; "
             "expected graph='loop' or 'off', or backend='triton'"
         )
-    return "loop" if graph == "auto" else graph
+    return graph
 
 
-def triton_obstacle(device: torch.device) -> str | None:
+def triton_obstacle(device: torch.device) -> Obstacle | None:
     """Why the kernels cannot run on ``device``, or None where they can."""
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        return "the device is the CPU"
-    from ..kernels import module_status
+    from .. import kernels
 
-    triton = module_status("triton")
+    if device.type == "cuda":
+        return kernels.obstacle(device)
+    if device.type != "cpu":
+        return kernels.Obstacle(f"the device is {device.type}", "")
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        return kernels.Obstacle("the device is the CPU", "")
+    triton = kernels.module_status("triton")
     if triton["version"] is None:
-        return f"triton: {triton['reason']}"
-    if device.type == "cpu":
-        from ..kernels.checks import INTERPRETED
+        return kernels.Obstacle(f"triton: {triton['reason']}", "")
+    from ..kernels.checks import INTERPRETED
 
-        return None if INTERPRETED else "triton was imported before TRITON_INTERPRET=1 was set"
-    if device.type != "cuda":
-        return f"the device is {device.type}"
-    if torch.version.hip is not None:
-        return "this PyTorch is built for ROCm, where the kernels were never tried"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < LEAST_CAPABILITY:
-        return "the GPU has compute capability {}.{}, below {}.{}".format(
-            *capability, *LEAST_CAPABILITY
-        )
+    if not INTERPRETED:
+        return kernels.Obstacle("triton was imported before TRITON_INTERPRET=1 was set", "")
     return None
 
 
+def _tell(obstacle: Obstacle) -> None:
+    """Warn once a process of what the user can remedy."""
+    if obstacle.remedy and str(obstacle) not in _warned:
+        _warned.add(str(obstacle))
+        warn(f"the fused kernels cannot run, and PyTorch's own, slower operations do: {obstacle}")
+
+
+def _best_solver(device: torch.device) -> str:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < LOCAL_CAPABILITY:
+        return "torch"
+    return "local"
+
+
 def _torch_solver(solver: str, because: str) -> str:
-    if solver in ("cupy", "tile"):
+    if solver in ("cupy", "local"):
         raise ValueError(
             f"solver is {solver!r}, which the Triton kernels need, and {because}; "
             "expected solver='torch' or 'auto'"

@@ -16,6 +16,7 @@ from .machine import cpu_model, total_bytes, usable_cores
 if TYPE_CHECKING:
     import torch
 
+    from ..kernels import Obstacle
     from ..priors.unet_config import UNetConfig
 
 GIB = 2**30
@@ -306,6 +307,17 @@ def _self_test() -> dict[str, Any]:
     }
 
 
+def kernels_obstacle() -> Obstacle | None:
+    """What keeps the Triton kernels from the first CUDA device, where that can be helped."""
+    import torch
+
+    from ..kernels import module_status, obstacle
+
+    found = obstacle(torch.device("cuda", 0))
+    absent = module_status("triton")["version"] is None
+    return found if found and (found.remedy or absent) else None
+
+
 def _advice(report: dict[str, Any]) -> list[dict[str, str]]:
     devices, advice = report["devices"], []
     missing = report["backend"].get("cpu_kernels")
@@ -331,11 +343,12 @@ def _advice(report: dict[str, Any]) -> list[dict[str, str]]:
                 "brings": "CuPy arrays in and out, and solver='cupy' for the k-solve",
             }
         )
-    if devices["cuda"]["version"] is not None and devices["triton"]["version"] is None:
+    if devices["cuda"]["version"] is not None and (found := kernels_obstacle()):
+        brings_own = "pip install triton (Linux; PyTorch's CUDA build brings its own)"
         advice.append(
             {
-                "install": "pip install triton (Linux; PyTorch's CUDA build brings its own)",
-                "brings": "the fused kernels; now the plain PyTorch path runs",
+                "install": found.remedy or brings_own,
+                "brings": f"the fused kernels; now the plain PyTorch path runs: {found.reason}",
             }
         )
     if report["packages"]["diffusers"] is None:

@@ -22,9 +22,12 @@ class Variable(NamedTuple):
 
 VARIABLES = {
     "DDFM_FAST_BACKEND": Variable("what runs a step: auto, triton or torch", "auto"),
-    "DDFM_FAST_SOLVER": Variable("how the kernels get k: auto, torch, cupy or tile", "auto"),
+    "DDFM_FAST_SOLVER": Variable("how the kernels get k: auto, local, torch or cupy", "auto"),
     "DDFM_FAST_GRAPH": Variable("CUDA graphs: auto, loop, step or off", "auto"),
     "DDFM_FAST_GRAPHS": Variable("how many CUDA graphs a Fuser keeps", "8"),
+    "DDFM_FAST_GRAPHS_MIB": Variable(
+        "GPU memory that they may hold, MiB; auto: a quarter of the GPU's", "auto"
+    ),
     "DDFM_FAST_CPU_KERNELS": Variable("0 turns the prior's CPU kernels off", "1"),
     "DDFM_FAST_CPU_FLAGS": Variable("more flags for the compiler of the CPU kernels", "none"),
     "DDFM_FAST_CACHE": Variable("folder of compiled CPU kernels", "~/.cache/ddfm_fast"),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-import platform
 import sys
 from pathlib import Path
+
+SPINS = "1000"
+"""of OpenMP's threads before they sleep: some 50 microseconds"""
 
 
 def cpu_model() -> str:
     """Name the processor, as Linux does where it can."""
+    import platform
+
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -33,6 +37,22 @@ def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         return cores
 
 
+def quiet_openmp() -> None:
+    """Let OpenMP's threads soon sleep while they wait, and be no more than this process's cores.
+
+    OpenMP reads the environment as it is loaded, with PyTorch; where that is done already, or the
+    user has set these variables, nothing is changed. Its threads would spin for milliseconds after
+    each operation, which takes the cores from other programs and, on a busy machine, from our own
+    threads. It does not see that a container's share is smaller than the machine.
+    """
+    if "torch" in sys.modules:
+        return
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+    if (share := usable_cores()) < (os.cpu_count() or 1):
+        os.environ.setdefault("OMP_NUM_THREADS", str(share))
+
+
 def total_bytes() -> int | None:
     """Memory of the machine, or the container's limit if that is less; None where unknown."""
     try:
@@ -52,10 +72,24 @@ def one_thread_after_fork() -> None:
     OpenMP's threads are not forked along, and a child that waits for them waits for ever.
     """
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_one_thread)
+        os.register_at_fork(before=_note_cuda, after_in_child=_one_thread)
+
+
+def forked_from_cuda() -> bool:
+    """Whether a process that had used CUDA was forked into this one, which then cannot."""
+    return _cuda["lost"]
+
+
+_cuda = {"used": False, "lost": False}
+
+
+def _note_cuda() -> None:
+    torch = sys.modules.get("torch")
+    _cuda["used"] = torch is not None and torch.cuda.is_initialized()
 
 
 def _one_thread() -> None:
+    _cuda["lost"] = _cuda["lost"] or _cuda["used"]
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
     if "cv2" in sys.modules:

@@ -14,15 +14,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from ..images.doubts import warn
+from .capture import release_cached_memory
 
 if TYPE_CHECKING:
     from ..priors.prior import Prior
+
+T = TypeVar("T")
 
 SHARE = 0.8
 """of the free memory that may be planned with: fragmentation and libraries' workspaces need some"""
@@ -90,14 +92,15 @@ def images_that_fit(
 
 
 def in_batches(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor], size: int, *, fallback: bool
-) -> list[Tensor]:
+    function: Callable[..., T], inputs: Sequence[Any], size: int, *, fallback: bool
+) -> list[T]:
     """Apply ``function`` to slices of at most ``size`` along the first axis of each input.
 
     With ``fallback``, a slice for which memory runs out is tried again in halves, and so are those
     that follow, with a warning; what does not fit alone raises.
     """
-    results, first = [], 0
+    results: list[T] = []
+    first = 0
     while first < len(inputs[0]):
         try:
             results.append(function(*(x[first : first + size] for x in inputs)))
@@ -115,8 +118,7 @@ def in_batches(
             first += size
             continue
         # outside the handler, whose traceback would keep the failed tensors alive
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_cached_memory()
     return results
 
 

@@ -1,14 +1,14 @@
-"""The names that a video has while it is written, so that nothing that exists is written over.
+"""The names and locks of what a video is written to, so that nothing that exists is written over.
 
 A part is called NAME.part-PROCESS-RANDOM.SUFFIX and is made anew by each run. One run at a time
-writes an output: it holds a lock on a hidden file beside it, which the system lets go when the
-process ends, however it ends. Parts of runs that were killed play, stay, and are named to the next
-run.
+writes an output: it holds a lock on a hidden file, which the system lets go when the process ends,
+however it ends. Parts of runs that were killed play, stay, and are named to the next run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Iterable
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..images.doubts import warn
+from ..images.files import is_file, look
 from .frames import VideoError
 
 try:
@@ -23,26 +24,72 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+_LONGEST = 255
+"""bytes of a name, on all but a few file systems"""
+_MARK = ".part-"
+_FOLDER_LOCK = ".ddfm_fast_video.lock"
+
+
+class Lock:
+    """The right to write an output, of one process at a time, until it is let go.
+
+    Nothing is held where the system or the file system has no locks.
+
+    Args:
+        output: What is written, a file beside which the lock lies or a folder in which it does.
+        folder: Whether it is a folder, which must exist.
+
+    Raises:
+        VideoError: Another run writes it, or a lock cannot be made there.
+    """
+
+    def __init__(self, output: Path, *, folder: bool = False):
+        self._name = output / _FOLDER_LOCK if folder else _beside(output, ".", "", ".lock")
+        self._file = _locked(self._name, output)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the lock is still there; False once its folder is gone, or another's."""
+        return self._file is None or _is_still(self._file, self._name)
+
+    @property
+    def alone(self) -> bool:
+        """Whether it is certain that no other run writes the output."""
+        return self._file is not None
+
+    def let_go(self) -> None:
+        """Take the lock away; nothing if it is gone."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                if self.holds:
+                    os.unlink(self._name)
+            self._file.close()
+            self._file = None
+
 
 class Output:
     """A file that is to be written: its lock, and its part until it is complete.
 
     Raises:
-        VideoError: Another run writes the same file.
+        VideoError: Another run writes the same file, or it can be none.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._lock = _locked(path)
+        if look(path) is not None and not is_file(path):
+            raise VideoError(f"out is {path}, which is not a regular file; choose another name")
+        self._lock = Lock(path)
         try:
             self.part = _new_part(path)
         except OSError as error:
-            self._unlock()
-            raise VideoError(
-                f"{path}: cannot be written ({error.strerror or error}); choose another folder"
-            ) from error
+            self._lock.let_go()
+            raise _unwritable(path, error) from error
         for old in _left_over(path, self.part):
-            warn(f"{old} is left from a run that did not end; it plays, and is left alone")
+            if self._lock.alone and _size(old) == 0:
+                with contextlib.suppress(OSError):
+                    old.unlink()
+            else:
+                warn(f"{old} is left from a run that did not end; it is left alone")
 
     def complete(self) -> None:
         """Give the part, which is closed, its name once it is on the disk; OSError if not."""
@@ -55,22 +102,15 @@ class Output:
                 os.fsync(folder)
             finally:
                 os.close(folder)
-        self._unlock()
+        self._lock.let_go()
 
     def leave(self, *, empty: bool) -> Path | None:
         """End without a complete file; the part that is left, None if it was empty or is gone."""
         if empty:
             with contextlib.suppress(OSError):
                 self.part.unlink()
-        self._unlock()
-        return self.part if self.part.exists() else None
-
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(self._lock.name)
-            self._lock.close()
-            self._lock = None
+        self._lock.let_go()
+        return None if _size(self.part) is None else self.part
 
 
 def refuse_to_replace(out: str | os.PathLike[str], inputs: Iterable[Any]) -> None:
@@ -80,7 +120,7 @@ def refuse_to_replace(out: str | os.PathLike[str], inputs: Iterable[Any]) -> Non
     """
     for source in inputs:
         for path in _files(source):
-            if _same(out, path) or (Path(out).is_dir() and _same(out, path.parent)):
+            if _same(out, path) or (os.path.isdir(out) and _same(out, path.parent)):
                 raise VideoError(f"out is {out}, which is an input ({path}); choose another name")
 
 
@@ -101,10 +141,35 @@ def _same(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> bool:
         return os.path.abspath(a) == os.path.abspath(b)
 
 
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None where it is gone, -1 where nobody can tell."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+    except OSError:
+        return -1
+
+
+def _unwritable(path: Path, error: OSError) -> VideoError:
+    why = error.strerror or error
+    return VideoError(f"{path}: cannot be written ({why}); choose another folder")
+
+
+def _beside(path: Path, before: str, between: str, after: str) -> Path:
+    """BEFORE + the stem + BETWEEN + AFTER in the same folder, shortened where it is too long."""
+    stem = path.stem if between else path.name
+    room = _LONGEST - len(os.fsencode(before + between + after))
+    if len(name := os.fsencode(stem)) > room:
+        few = name[: room - 9].decode(errors="ignore")
+        stem = f"{few}~{hashlib.sha256(name).hexdigest()[:8]}"
+    return path.with_name(f"{before}{stem}{between}{after}")
+
+
 def _new_part(path: Path) -> Path:
     """Make an empty file of a name that nothing has."""
     while True:
-        part = path.with_name(f"{path.stem}.part-{os.getpid()}-{secrets.token_hex(3)}{path.suffix}")
+        part = _beside(path, "", f"{_MARK}{os.getpid()}-{secrets.token_hex(3)}", path.suffix)
         with contextlib.suppress(FileExistsError):
             part.open("xb").close()
             return part
@@ -112,7 +177,7 @@ def _new_part(path: Path) -> Path:
 
 def _left_over(path: Path, own: Path) -> list[Path]:
     """Parts of the output that earlier runs left, oldest first."""
-    start = f"{path.stem}.part-"
+    start = own.name.rpartition(_MARK)[0] + _MARK
     with contextlib.suppress(OSError):
         found = [
             file
@@ -123,18 +188,15 @@ def _left_over(path: Path, own: Path) -> list[Path]:
     return []
 
 
-def _locked(path: Path) -> IO[str] | None:
-    """Lock the output; None where the system or the file system has no locks."""
+def _locked(name: Path, output: Path) -> IO[str] | None:
+    """Lock the output by a file; None where the system or the file system has no locks."""
     if fcntl is None:
         return None
-    name = path.with_name(f".{path.name}.lock")
     while True:
         try:
             file = name.open("a+")
         except OSError as error:
-            raise VideoError(
-                f"{path}: cannot be written ({error.strerror or error}); choose another folder"
-            ) from error
+            raise _unwritable(output, error) from error
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -142,16 +204,16 @@ def _locked(path: Path) -> IO[str] | None:
             process = file.read().strip() or "another"
             file.close()
             raise VideoError(
-                f"out is {path}, which process {process} is writing; wait for it, or choose "
+                f"out is {output}, which process {process} is writing; wait for it, or choose "
                 "another name"
             ) from None
         except OSError:
             file.close()
             return None
         if _is_still(file, name):
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            with contextlib.suppress(OSError):  # a full disk: the lock holds without a number
+                os.ftruncate(file.fileno(), 0)
+                os.write(file.fileno(), str(os.getpid()).encode())
             return file
         file.close()  # its holder unlinked it as we opened it
 

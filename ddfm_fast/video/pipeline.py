@@ -19,6 +19,7 @@ import numpy as np
 from typing_extensions import Unpack
 
 from ..api import Fuser
+from ..images.pixels import Given
 from ..options import check_names
 from ..runtime.memory import pages_kept
 from .ahead import AHEAD, Ahead, close_all
@@ -31,7 +32,6 @@ from .report import INTERRUPTED, VideoReport, why_nothing
 from .sinks import Sink, open_sink
 from .sources import open_source
 from .temporal import FrameFuser, TemporalFuser, VideoPreset
-from .transfer import Download, Downloader, Upload, Uploader
 
 _LATENCIES = 1000
 
@@ -174,8 +174,10 @@ class _Prepared(NamedTuple):
     read: _Read
     shown: tuple[np.ndarray, np.ndarray] | None
     """the two fitted pictures, kept for side_by_side"""
-    upload: Upload
+    sent: tuple
+    """the two pictures, as they are fused"""
     motion: Motion
+    flow: Callable[[], Any] | None
 
 
 class _Fused(NamedTuple):
@@ -183,7 +185,7 @@ class _Fused(NamedTuple):
 
     read: _Read
     shown: tuple[np.ndarray, np.ndarray] | None
-    image: Download
+    image: Given
 
 
 def _merge_dropped(dropped: _Read, following: _Read) -> _Read:
@@ -238,9 +240,8 @@ class _Stages:
             raise VideoError(why_nothing(sources))
         try:
             self.sink.finish()
-        except VideoError:
-            self.sink.abandon()
-            raise
+        except VideoError as error:
+            raise self._failed(error) from error
         self._complete(report, read.dropped)
         return report
 
@@ -256,19 +257,19 @@ class _Stages:
         return float(p50), float(p99)
 
     def _prepare(self, items: Iterable[_Read]) -> Iterator[_Prepared]:
-        find, upload = MotionFinder(), Uploader(self.temporal.fuser.device)
+        find, pixels = MotionFinder(), self.temporal.fuser.pixels
         for read in items:
             ir, vis = self.fit(read.pair)
             motion = find(ir, vis)
-            images = (ir, vis) if motion.flow is None else (ir, vis, motion.flow)
-            yield _Prepared(read, (ir, vis) if self.side_by_side else None, upload(*images), motion)
+            flow = None if motion.flow is None else pixels.array_ahead(np.asarray(motion.flow))
+            shown = (ir, vis) if self.side_by_side else None
+            yield _Prepared(read, shown, pixels.ahead(ir, vis), motion, flow)
 
     def _fuse(self, items: Iterable[_Prepared]) -> Iterator[_Fused]:
-        stream, download = self.temporal.open(), Downloader(self.temporal.fuser.device)
-        for read, shown, upload, motion in items:
-            ir, vis, *flow = upload.images()
-            motion = motion._replace(flow=flow[0] if flow else None)
-            yield _Fused(read, shown, download(self.temporal.fuse(stream, ir, vis, motion)))
+        stream = self.temporal.open()
+        for read, shown, (ir, vis), motion, flow in items:
+            motion = motion._replace(flow=None if flow is None else flow())
+            yield _Fused(read, shown, self.temporal.begin(stream, ir, vis, motion))
 
     def _write(self, item: _Fused) -> None:
         image = item.image.image()
@@ -288,7 +289,8 @@ class _Stages:
 
     def _failed(self, error: BaseException) -> BaseException:
         part = self.sink.abandon()
-        if part is None or not isinstance(error, Exception):
+        named = part is None or str(error).endswith(f" {part}")
+        if named or not isinstance(error, Exception):
             return error
         kind = VideoError if isinstance(error, (ValueError, OSError)) else type(error)
         return kind(f"{error}. The frames up to there, {self.sink.frames}, are in {part}")

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ..images.files import ensure_writable_dir, write_image
+from ..images.files import ensure_writable_dir, is_folder, write_image
 from .decoding import load_av
 from .frames import Source, VideoError
-from .outputs import Output
+from .outputs import Lock, Output
 
 CODECS = ("h264", "hevc", "ffv1", "png")
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".ts")
@@ -58,13 +58,13 @@ def open_sink(
     if crf is not None and (codec not in CRF or not isinstance(crf, int) or not 0 <= crf <= 51):
         raise VideoError(f"crf is {crf!r} with codec {codec}; expected 0 to 51 with h264 or hevc")
     if codec == "png":
-        if suffix and not out.is_dir():
+        if suffix and not is_folder(out):
             raise VideoError(
                 f"out is {out}; expected a file ending in {', '.join(SUFFIXES)}, or a folder "
                 "(a name without suffix) for PNG files"
             )
         return PictureSink(out)
-    if suffix not in SUFFIXES or out.is_dir():
+    if suffix not in SUFFIXES or is_folder(out):
         raise VideoError(
             f"out is {out} with codec {codec}; expected a file ending in {', '.join(SUFFIXES)}"
         )
@@ -100,16 +100,38 @@ class Sink:
 
 
 class PictureSink(Sink):
-    """A folder of PNG files named after the number of the visible frame; each is whole."""
+    """A folder of PNG files named after the number of the visible frame; each is whole.
+
+    One run at a time writes to a folder.
+    """
 
     def __init__(self, folder: Path):
         self.path = ensure_writable_dir(folder)
+        self._lock = Lock(folder, folder=True)
 
     def write(self, image: np.ndarray, time: Fraction, number: int, packets: tuple = ()) -> None:
         """Add a frame; PNG files have neither time nor audio."""
         del time, packets
-        write_image(self.path / f"{number:06d}.png", image)
+        picture = self.path / f"{number:06d}.png"
+        if not (self._lock.holds and os.path.isdir(self.path)):
+            raise VideoError(f"{self.path}: is gone after frame {self.frames}; start again")
+        if os.path.islink(picture):
+            raise VideoError(f"{picture}: is a link to another file; choose another folder")
+        try:
+            write_image(picture, image)
+        except OSError as error:
+            raise VideoError(f"{picture}: cannot be written ({_reason(error)})") from error
         self.frames += 1
+
+    def finish(self) -> None:
+        """Let the next run write to the folder."""
+        self._lock.let_go()
+
+    def abandon(self) -> Path | None:
+        """Let the next run write to the folder; return it if there are frames in it."""
+        ours = self._lock.holds and os.path.isdir(self.path)
+        self._lock.let_go()
+        return self.path if self.frames and ours else None
 
 
 class VideoSink(Sink):
@@ -146,6 +168,7 @@ class VideoSink(Sink):
             raise
         self._stream: Any = None
         self._audio: Any = None
+        self._broken, self._muxed = False, 0
 
     def _check_codecs(self, codec: str, audio: Any) -> None:
         suffix, supported = self.path.suffix, self._container.supported_codecs
@@ -196,12 +219,18 @@ class VideoSink(Sink):
             frame = self._frame(image)
             frame.pts = round((time - self._start) / self._time_base)
             frame.time_base = self._time_base
-            self._container.mux(self._stream.encode(frame))
+            self._mux(self._stream.encode(frame))
             for packet, seconds in packets:
                 self._mux_audio(packet, seconds)
         except (self._av.error.FFmpegError, OSError) as error:
+            self._broken = True
             raise self._failed(error) from error
         self.frames += 1
+
+    def _mux(self, packets: Any) -> None:
+        for packet in packets:
+            self._container.mux(packet)
+            self._muxed += 1
 
     def _frame(self, image: np.ndarray) -> Any:
         kind = ("gray", "gray16le") if image.ndim == 2 else ("rgb24", "rgb48le")
@@ -227,14 +256,19 @@ class VideoSink(Sink):
         self._container.mux(packet)
 
     def finish(self) -> None:
-        """Write the end, and give the file its name. VideoError where that fails."""
-        if self._stream is None:
+        """Write the end, and give the file its name, if there are frames in it.
+
+        Raises:
+            VideoError: That fails.
+        """
+        if self.frames == 0:  # interrupted before the first: an older output stays
             self.abandon()
             return
         try:
-            self._container.mux(self._stream.encode())
+            self._mux(self._stream.encode())
             self._container.close()
         except (self._av.error.FFmpegError, OSError) as error:
+            self._broken = True
             raise self._failed(error) from error
         try:
             self._output.complete()
@@ -248,11 +282,14 @@ class VideoSink(Sink):
     def abandon(self) -> Path | None:
         """Stop after an error; return where a part of the output is that plays. Raises nothing."""
         try:
-            if self._stream is not None:
+            # after a header that could not be written, FFmpeg crashes on the next packet
+            if self._stream is not None and not self._broken:
                 self._container.mux(self._stream.encode())
             self._container.close()
         except (self._av.error.FFmpegError, OSError, ValueError):
             pass  # what is in the file plays without an end
+        if self._broken:  # the others were still in the encoder
+            self.frames = min(self.frames, self._muxed)
         return self._output.leave(empty=self.frames == 0)
 
     def _failed(self, error: Exception) -> VideoError:

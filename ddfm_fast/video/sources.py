@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import require_number
-from ..images.files import SUFFIXES, ImageFileError, image_size, read_image
+from ..images.files import SUFFIXES, ImageFileError, image_size, is_folder, read_image
 from .decoding import VideoSource
 from .frames import DEFAULT_RATE, BadFrame, Faults, Frame, Source, VideoError
 
@@ -52,7 +52,7 @@ def open_source(
     if isinstance(spec, Source):
         return spec
     if isinstance(spec, (str, os.PathLike)):
-        if "://" not in str(spec) and Path(spec).is_dir():
+        if "://" not in str(spec) and is_folder(spec):
             return PictureSource(pictures(Path(spec)), str(spec), rate, faults)
         return VideoSource(str(spec), name, faults, audio=audio)
     if isinstance(spec, (list, tuple)) and spec and isinstance(spec[0], (str, os.PathLike)):

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from ..api import Fuser
 from ..datasets.pairs import find_pairs
+from ..images.files import is_folder
 from ..options import check_names
 from .pipeline import VIDEO_DEFAULTS, VideoOptions, fuse_video
 from .report import INTERRUPTED, VideoReport
@@ -82,7 +83,7 @@ def plan(
     if vis is not None:
         return [Task(out.stem, ir, vis, out)]
     root = Path(ir)
-    if not root.is_dir():
+    if not is_folder(root):
         raise ValueError(
             f"IR is {ir} and VIS is missing; give two streams, or the folder of a data set"
         )

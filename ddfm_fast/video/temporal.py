@@ -41,13 +41,15 @@ from typing_extensions import Unpack
 
 from ..config import PRESETS, FuseConfig
 from ..images.pair import Pair
+from ..images.pixels import Given, Pixels
 from ..images.planes import crop, pad_to_multiple
-from ..images.stretch import source_limits, stretch_between, stretch_limits
+from ..images.stretch import Fused, joined
 from ..method import Diffusion, Method
 from ..options import ReadingOptions
 from ..priors.prior import Prior
 from ..restore.noise_level import CLEAN, Estimator, NoiseLevel, estimate
 from ..restore.sources import SOURCES, SourceModel, SourceTotals
+from ..runtime.apart import apart, refuse_where_impossible
 from ..sampler import noised
 from ..schedule import StepRow
 from ..step import ReverseStep, plain_em
@@ -121,47 +123,40 @@ def get_video_preset(preset: str | VideoPreset) -> VideoPreset:
 class RunningScale:
     """The output scale of a scene: low and high luma as running means over about 50 frames.
 
-    ``stretch`` as in :class:`FuseConfig`: the limits are a frame's extremes ("minmax"), its
-    percentiles ("percentile"), or always 0 and 1 ("none"). They stay on the device.
+    They stay on the device.
     """
 
-    def __init__(self, stretch: str):
-        self.stretch = stretch
+    def __init__(self) -> None:
         self.frames = 0
         self.limits: Tensor | None = None
 
-    def __call__(self, y: Tensor, ir: Tensor, vis: Tensor) -> Tensor:
-        """Count one frame's luma [1, 1, H, W] in and return it scaled and clamped to [0, 1].
+    def __call__(self, found: Tensor | None) -> Tensor | None:
+        """Count one frame's limits [2, 1, 1, 1, 1] in and return those to scale it by.
 
-        ``ir``, ``vis``: the sources' lumas, of that shape.
+        Args:
+            found: By ``FuseConfig.stretch``; None where nothing is stretched.
         """
-        if self.stretch == "none":
-            return y.clamp(0, 1)
-        if self.stretch == "sources":
-            limits = source_limits(y, ir, vis)
-        else:
-            limits = stretch_limits(y, self.stretch)
+        if found is None:
+            return None
         self.frames += 1
         if self.limits is None:
-            self.limits = limits
+            self.limits = found
         else:
-            self.limits = self.limits.lerp(limits, 1 / min(self.frames, _SCALE_FRAMES))
-        low, high = self.limits
-        return stretch_between(y, low.view(1, 1, 1, 1), high.view(1, 1, 1, 1))
+            self.limits = self.limits.lerp(found, 1 / min(self.frames, _SCALE_FRAMES))
+        return self.limits
 
 
 class Stream:
     """What one stream carries from frame to frame: see the module."""
 
-    def __init__(self, stretch: str):
-        self.stretch = stretch
+    def __init__(self) -> None:
         self.kept: Tensor | None = None
         """i, v and f of the frame before, [3, H, W] in [−1, 1]; None before the first"""
         self.new_scene()
 
     def new_scene(self) -> None:
         """Start the running scale and the running estimates of noise anew."""
-        self.scale = RunningScale(self.stretch)
+        self.scale = RunningScale()
         self.noise: dict[str, Estimator] = {name: RunningNoise() for name in SOURCES}
         self.chroma_noise = RunningNoise(), RunningNoise()
 
@@ -226,6 +221,7 @@ class FrameFuser(Protocol):
 
     config: FuseConfig
     device: torch.device
+    pixels: Pixels
     seed: int
     color: bool | str
     batch_size: int
@@ -272,12 +268,15 @@ class TemporalFuser:
         if self.preset.config is not None:
             self.config = self.preset.config.with_overrides(**fuser.source_options)
             self._warm = _diffusion(fuser.method).with_config(self.config)
-            self._sources = SourceModel(fuser.sources.prior, self.config, fuser.sources.evaluate)
+            sources = fuser.sources
+            self._sources = SourceModel(
+                sources.prior, self.config, sources.evaluate, sources.pixels
+            )
         self.rows: list[StepRow] = getattr(self._warm or fuser.method, "rows", [])
 
     def open(self) -> Stream:
         """The state of a new stream."""
-        return Stream(self.config.stretch)
+        return Stream()
 
     def fuse(self, stream: Stream, ir, vis, motion: Motion, **reading):
         """One frame of one stream: two images in, the fused image out.
@@ -287,6 +286,10 @@ class TemporalFuser:
         """
         return self.fuse_many([stream], [(ir, vis)], [motion], **reading)[0]
 
+    def begin(self, stream: Stream, ir, vis, motion: Motion, **reading) -> Given:
+        """Do what :meth:`fuse` does, without waiting for a device."""
+        return self.begin_many([stream], [(ir, vis)], [motion], **reading)[0]
+
     def fuse_many(
         self,
         streams: Sequence[Stream],
@@ -294,21 +297,33 @@ class TemporalFuser:
         motions: Sequence[Motion],
         *,
         color: bool | str | None = None,
-        value_range: tuple[float, float] | None = None,
-        layout: str | None = None,
+        **reading: Unpack[ReadingOptions],
     ) -> list:
         """One frame of each stream; frames of one size go through the prior in batches.
 
         ValueError or TypeError names what is wrong with an image, and where the prior yields NaN.
         """
+        given = self.begin_many(streams, pairs, motions, color=color, **reading)
+        return [one.image() for one in given]
+
+    def begin_many(
+        self,
+        streams: Sequence[Stream],
+        pairs: Sequence[tuple],
+        motions: Sequence[Motion],
+        *,
+        color: bool | str | None = None,
+        **reading: Unpack[ReadingOptions],
+    ) -> list[Given]:
+        """Do what :meth:`fuse_many` does, without waiting for a device."""
+        refuse_where_impossible(self.fuser.device)
         read = [
             self.fuser.read(
                 ir,
                 vis,
                 color=color,
                 index=f"[{n}]" * (len(pairs) > 1),
-                value_range=value_range,
-                layout=layout,
+                **reading,
             )
             for n, (ir, vis) in enumerate(pairs)
         ]
@@ -321,13 +336,13 @@ class TemporalFuser:
             groups.setdefault(pair.size, []).append(n)
         size = self.fuser.batch_size
         batches = [m[n : n + size] for m in groups.values() for n in range(0, len(m), size)]
-        with torch.inference_mode():
+        with apart(self.fuser.device), torch.inference_mode():
             for members in batches:
                 for n in members:
                     if motions[n].cut:
                         streams[n].new_scene()
                 restored = [self._restored(streams[n], read[n]) for n in members]
-                ir, vis = (torch.cat(planes) for planes in zip(*restored, strict=True))
+                ir, vis = (joined(planes) for planes in zip(*restored, strict=True))
                 lumas = self._lumas(
                     [streams[n] for n in members],
                     ir,
@@ -337,9 +352,10 @@ class TemporalFuser:
                 )
                 planes = zip(members, lumas.split(1), ir.split(1), vis.split(1), strict=True)
                 for n, y, a, b in planes:
-                    y = streams[n].scale(y, a, b)
-                    colored = self._colored(streams[n], read[n], y)
-                    results[n] = colored.give_back(y, dims=self.config.dims_chroma)
+                    limits = self.fuser.pixels.limits(self.config.stretch, y, a, b)
+                    fused = Fused(y, streams[n].scale(limits))
+                    colored = self._colored(streams[n], read[n], fused)
+                    results[n] = colored.give_back(fused, dims=self.config.dims_chroma)
         return results
 
     def _restored(self, stream: Stream, pair: Pair) -> tuple[Tensor, Tensor]:
@@ -350,12 +366,12 @@ class TemporalFuser:
             self.found[name].add(found)
         return restored.ir, restored.vis
 
-    def _colored(self, stream: Stream, pair: Pair, y: Tensor) -> Pair:
+    def _colored(self, stream: Stream, pair: Pair, fused: Fused) -> Pair:
         """The pair with the noise of its chroma taken out, by the stream's running estimates."""
         if pair.chroma is None:
             return pair
-        rgb = pair.chroma_of(y)
-        chroma, (found,) = self._sources.color(rgb, y, pair.color_from, stream.chroma_noise)
+        rgb = pair.chroma_of(fused.luma)
+        chroma, (found,) = self._sources.color(rgb, fused, pair.color_from, stream.chroma_noise)
         self.found[pair.color_from[0]].add_chroma(found)
         return pair._replace(chroma=chroma)
 
@@ -451,7 +467,8 @@ def _diffusion(method: Method) -> Diffusion:
 def _noise(seed: int, height: int, width: int, device: torch.device) -> Tensor:
     """The z of every frame: what `sample` would draw first for this seed and size."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn((1, 3, height, width), generator=generator).to(device)
+    z = torch.randn((1, 3, height, width), generator=generator, dtype=torch.float32, device="cpu")
+    return z.to(device)
 
 
 def _change(now: Tensor, kept: Tensor) -> Tensor:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import memory
 from .build import ATTENTION, library
+
+MOST_ELEMENTS = 2**40
+"""of a result, and 2**31 of a head's tokens or width: offsets of scratch then fit 63 bits"""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -20,22 +24,25 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         [N, T, heads, d], contiguous.
 
     Raises:
-        ValueError: Shape, dtype, device or strides are others.
+        ValueError: Shape, dtype, device, strides or alignment are others.
         MemoryError: There is no memory for scratch.
     """
     compiled = library()
+    if q.ndim != 4 or q.numel() > MOST_ELEMENTS or max(q.shape) > 2**31:
+        raise ValueError(f"q: shape {tuple(q.shape)}; expected [N, T, heads, d], 2**40 elements")
     n, tokens, heads, width = q.shape
-    for name, x in (("q", q), ("k", k), ("v", v)):
+    inputs = ("q", q), ("k", k), ("v", v)
+    for name, x in inputs:
         right = x.shape == q.shape and x.stride() == q.stride() and x.stride(3) == 1
-        if not (right and x.dtype is torch.float32 and x.is_cpu):
-            raise ValueError(
-                f"{name}: shape {tuple(x.shape)}, {x.dtype}, {x.device}, strides {x.stride()}; "
-                f"expected {tuple(q.shape)}, float32 on the CPU, strides {q.stride()} that end in 1"
-            )
-    out = torch.empty(n, tokens, heads, width)
-    packed = torch.empty(n * heads * compiled.attention_floats(tokens, width))
+        if not (right and x.dtype is memory.FLOAT and x.is_cpu):
+            raise memory.refusal(name, x, q.shape, f"strides {q.stride()} that end in 1")
+    out = memory.empty(n, tokens, heads, width)
+    if not out.numel():
+        return out
+    packed = memory.empty(n * heads * compiled.attention_floats(tokens, width))
+    addresses = (memory.address(name, x) for name, x in inputs)
     call = ATTENTION.pack(
-        q.data_ptr(), k.data_ptr(), v.data_ptr(), packed.data_ptr(), out.data_ptr(), compiled.team,
+        *addresses, packed.data_ptr(), out.data_ptr(), compiled.team,
         n, tokens, heads, width, q.stride(0), q.stride(1), q.stride(2),
     )  # fmt: skip
     if compiled.attention(call, torch.get_num_threads()):

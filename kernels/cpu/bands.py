@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from . import build
+from . import build, memory
 
 SOURCE = build.HERE / "bands.cpp"
 # the structs of bands.cpp
@@ -111,7 +111,7 @@ def fuse_level(
 
     Raises:
         RuntimeError: :func:`status` has a reason.
-        ValueError: Shape, dtype, device or strides are others.
+        ValueError: Shape, dtype, device, strides or alignment are others.
         MemoryError: There is no memory for scratch.
     """
     compiled = library()
@@ -121,12 +121,12 @@ def fuse_level(
     known = [plane for plane in (conflict, pick, sky) if plane is not None]
     halved = bool(known) and tuple(known[0].shape) == half
     for plane in sources:
-        _check(plane, size)
+        memory.check("plane", plane, size)
     for plane in (*coarse, result):
-        _check(plane, half)
+        memory.check("plane", plane, half)
     for plane in known:
-        _check(plane, half if halved else size)
-    out = torch.empty(size)
+        memory.check("plane", plane, half if halved else size)
+    out = memory.empty(*size)
     addresses = (0 if plane is None else plane.data_ptr() for plane in (conflict, pick, sky))
     call = LEVEL.pack(
         *(plane.data_ptr() for plane in (*sources, *coarse, result)), *addresses, out.data_ptr(),
@@ -140,7 +140,7 @@ def fuse_level(
 def smooth_twice(plane: Tensor) -> Tensor:
     """Smooth a plane [H, W], both at least 2, by ``pyramid.smooth`` twice."""
     compiled, (height, width) = library(), _size(plane, 2)
-    out = torch.empty(height, width)
+    out = memory.empty(height, width)
     call = TWICE.pack(plane.data_ptr(), out.data_ptr(), compiled.team, height, width)
     _run(compiled.twice, call)
     return out
@@ -154,8 +154,8 @@ def sky(
     The variance is taken for 0 where it is less, and the exponent for ``least``, at least −87.
     """
     compiled, (height, width) = library(), _size(mean, 1)
-    _check(square, (height, width))
-    out = torch.empty(height, width)
+    memory.check("plane", square, (height, width))
+    out = memory.empty(height, width)
     call = SKY.pack(
         mean.data_ptr(), square.data_ptr(), out.data_ptr(), compiled.team, height, width,
         luma, slope, deviation, max(least, -87.0),
@@ -178,14 +178,5 @@ def _size(plane: Tensor, least: int = 4) -> tuple[int, int]:
     if plane.ndim != 2 or min(plane.shape) < least:
         raise ValueError(f"plane of shape {tuple(plane.shape)}, expected [H, W] from {least} up")
     height, width = plane.shape
-    _check(plane, (height, width))
+    memory.check("plane", plane, (height, width))
     return height, width
-
-
-def _check(plane: Tensor, size: tuple[int, int]) -> None:
-    right = plane.shape == size and plane.dtype is torch.float32 and plane.is_cpu
-    if not (right and plane.is_contiguous()):
-        raise ValueError(
-            f"plane of shape {tuple(plane.shape)}, {plane.dtype}, {plane.device}, strides "
-            f"{plane.stride()}; expected {size}, float32 on the CPU, without gaps"
-        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import platform
 import shutil
 import struct
 import subprocess
@@ -29,8 +30,8 @@ from . import cache
 HERE = Path(__file__).parent
 SOURCES = HERE / "layer.cpp", HERE / "attention.cpp", HERE / "bands.cpp"
 HEADERS = HERE / "vectors.h", HERE / "layer.h", HERE / "winograd.h"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno",
-         "-fno-trapping-math", "-fPIC", "-shared")  # fmt: skip
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
+         "-fPIC", "-shared")  # fmt: skip
 SWITCH = "DDFM_FAST_CPU_KERNELS"
 """environment variable; "0" turns these kernels off"""
 MORE_FLAGS = "DDFM_FAST_CPU_FLAGS"
@@ -44,8 +45,8 @@ ATTENTION = struct.Struct("6P7q")
 class Library:
     """The compiled functions, and what runs them on several threads."""
 
-    def __init__(self, path: Path):
-        self.shared = library = ctypes.CDLL(str(path))
+    def __init__(self, library: ctypes.CDLL):
+        self.shared = library
         """with the functions of ``bands`` too"""
         self.layer, self.attention = library.ddfm_layer, library.ddfm_attention
         for function in (self.layer, self.attention):
@@ -98,9 +99,9 @@ def load_again() -> tuple[Library | None, str | None]:
     try:
         folder = cache.usable_folder()
         if folder is not None:
-            return Library(build(folder)), None
+            return Library(ctypes.CDLL(str(build(folder)))), None
         with tempfile.TemporaryDirectory(prefix="ddfm_fast-") as once:  # loaded, it is not needed
-            return Library(build(Path(once))), None
+            return Library(ctypes.CDLL(str(build(Path(once))))), None
     except Exception as error:  # a compiler can fail in any way: PyTorch's path is there
         return None, str(error)
 
@@ -111,7 +112,7 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
     Args:
         folder: Where it lies; its name is a hash of sources, compiler, flags, processor and
             PyTorch, and one of its content.
-        flags: For the compiler, after FLAGS.
+        flags: For the compiler, after FLAGS and those for this processor.
 
     Returns:
         Its path.
@@ -120,7 +121,7 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
         RuntimeError: There is no compiler, or it fails.
     """
     compiler, more = _compiler(), environment.set_values().get(MORE_FLAGS, "")
-    command = [compiler, *FLAGS, *more.split(), *flags]
+    command = [compiler, *FLAGS, this_processor(), *more.split(), *flags]
     facts = _version(compiler), _processor(), torch.__version__
     key = hashlib.sha256("\0".join([*command, *facts]).encode())
     for file in (*SOURCES, *HEADERS):
@@ -130,10 +131,31 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
         return found
     partial = folder / f"{stem}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
-        run([*command, *map(str, SOURCES), "-o", str(partial)])
+        _compile(command, partial)
         return cache.keep(partial, stem)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def this_processor() -> str:
+    """Give the flag that asks for all that this processor can do.
+
+    On ARM -march names an architecture and -mcpu a processor: clang has "native" for the latter
+    alone, GCC for both.
+    """
+    return "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+
+
+def _compile(command: list[str], target: Path) -> None:
+    """Compile the sources; for any processor of this kind where the compiler knows no "native"."""
+    inputs = [*map(str, SOURCES), "-o", str(target)]
+    try:
+        run([*command, *inputs])
+    except RuntimeError as error:
+        try:
+            run([*(flag for flag in command if flag != this_processor()), *inputs])
+        except RuntimeError:
+            raise error from None
 
 
 def _compiler() -> str:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from . import memory
 from .build import LAYER_CALL, LAYER_FIXED, library
 
 SLAB = 32
@@ -20,7 +21,12 @@ DIRECT_BLOCK = {1: (8, 24), 2: (8, 12)}
 """outputs that a thread does at once, by stride; their inputs fit a core's cache"""
 _POINTS = 0.0, 0.75, -0.75, 1.5, -1.5
 """of Winograd's filtering, with infinity; as in winograd.h"""
+# indices of struct Layer's first fields, some of which are two
+_PARTS, _SKIPS, _SUMS, _NORM, _WEIGHT, _SKIP_WEIGHT = 0, 2, 4, 6, 8, 9
+_BIAS, _RESIDUAL, _OUT, _NEW_SUMS, _TEAM, _BLOCKS = 10, 11, 12, 13, 14, 15
 _RESAMPLE = {"": 0, "up": 1, "down": 2}
+MOST_CHANNELS = 2**20
+"""of all inputs and of the result: the code counts those of a block in 32 bits"""
 
 
 class Weight(NamedTuple):
@@ -41,7 +47,7 @@ def _transform() -> Tensor:
         for q in _POINTS:
             scale *= 1.0 if p == q else p - q
         rows.append([1 / scale, p / scale, p * p / scale])
-    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64)
+    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64, device=memory.CPU)
 
 
 def pack(weight: Tensor, winograd: bool) -> Weight:
@@ -50,17 +56,27 @@ def pack(weight: Tensor, winograd: bool) -> Weight:
     In groups of output channels [groups, taps or points, I, group], the last filled with zeros.
     With ``winograd`` a weight takes four times its size.
     """
+    kernel = tuple(weight.shape[2:]) or (1, 1)
+    if weight.ndim < 2 or kernel not in ((1, 1), (3, 3)) or winograd and kernel != (3, 3):
+        raise ValueError(
+            f"weight: shape {tuple(weight.shape)}; expected [O, I, 3, 3], [O, I, 1, 1] or [O, I], "
+            "and 3x3 for Winograd's filtering"
+        )
     out_channels, channels = weight.shape[:2]
-    side = weight.shape[2] if weight.ndim == 4 else 1
-    taps = weight.detach().reshape(out_channels, channels, side * side)
+    taps = weight.detach().to(memory.CPU).reshape(out_channels, channels, -1)
     transform = torch.kron(_transform(), _transform()).T if winograd else None
-    group, points = library().group, len(_transform()) ** 2 if winograd else side * side
-    packed = torch.zeros(-(-out_channels // group), points, channels, group)
+    shape = _packed_shape(channels, out_channels, kernel[0], winograd)
+    packed, group = memory.empty(*shape).zero_(), shape[-1]
     for index in range(len(packed)):  # in pieces: float64 of a large weight takes much memory
         rows = taps[index * group : (index + 1) * group]
         rows = rows if transform is None else rows.double() @ transform
         packed[index, :, :, : len(rows)] = rows.permute(2, 1, 0)
-    return Weight(packed, channels, out_channels, side, winograd)
+    return Weight(packed, channels, out_channels, kernel[0], winograd)
+
+
+def _packed_shape(channels: int, out: int, side: int, winograd: bool) -> tuple[int, ...]:
+    group, points = library().group, (len(_POINTS) + 1) ** 2 if winograd else side * side
+    return -(-out // group), points, channels, group
 
 
 def suits_winograd(channels: Sequence[int], side: int, stride: int) -> bool:
@@ -109,9 +125,8 @@ class Layer:
         channels = [shape[1] for shape in self.shapes]
         if any(shape != (n, shape[1], source_h, source_w) for shape in self.shapes):
             raise ValueError(f"shapes: {self.shapes}, expected them to differ in channels only")
-        _check_channels("shapes", channels, weight)
-        if groups and weight.channels % groups:
-            raise ValueError(f"groups: {groups} of {weight.channels} channels, expected a divisor")
+        _check_weight("shapes", channels, weight)
+        _check_options(weight, channels, groups, silu, resample, stride)
         h, w = (_resampled(size, resample) for size in (source_h, source_w))
         pad = weight.side // 2
         out_h, out_w = ((size + 2 * pad - weight.side) // stride + 1 for size in (h, w))
@@ -120,14 +135,29 @@ class Layer:
         self.strides = out_h * out_w * out, 1, out_w * out, out
         half = 2 if residual_up else 1
         self.residual_shape = n, out, out_h // half, out_w // half
+        if min(n, h, w) < 1 or residual_up and (out_h % 2 or out_w % 2):
+            raise ValueError(
+                f"shapes: {self.shapes}, a result {self.shape}; expected no side of it 0, and even "
+                "ones for a residual of half the size"
+            )
         self.skip = None if skip is None else skip[0]
         skip_channels: Sequence[int] = () if skip is None else skip[1]
         self.skip_shapes = [(n, c, out_h, out_w) for c in skip_channels]
         if self.skip is not None:
-            _check_channels("skip", skip_channels, self.skip)
+            _check_weight("skip", skip_channels, self.skip)
+            if self.skip.side != 1 or self.skip.out_channels != out:
+                raise ValueError(f"skip: of {self.skip[1:]}; expected 1x1, to {out} channels")
         block_h, block_w = WINOGRAD_BLOCK if weight.winograd else DIRECT_BLOCK[stride]
         blocks = -(-out_h // block_h) * -(-out_w // block_w)
         self.sums_shape = (n, blocks, 2, out) if want_sums else None
+        self.sums_strides = blocks * 2 * out, 2 * out, out, 1
+        self._fields = [0] * len(LAYER_CALL.unpack(bytes(LAYER_CALL.size)))
+        self._fields[_WEIGHT] = weight.data.data_ptr()
+        if self.skip is not None:
+            self._fields[_SKIP_WEIGHT] = self.skip.data.data_ptr()
+        self._fields[_TEAM] = self.library.team
+        self._norms: tuple[Tensor, ...] = ()
+        """those of the last call, which need not be checked again"""
         self._fixed = LAYER_FIXED.pack(
             epsilon, *_two(channels), *_two(skip_channels),
             n, source_h, source_w, h, w, out_h, out_w, out, weight.side, stride, weight.winograd,
@@ -149,72 +179,143 @@ class Layer:
         Args:
             parts: the inputs; with sums where there is a norm.
             bias: [O].
-            norm: weight and bias [C] of the norm, whose statistics are combined in float64.
+            norm: weight and bias [C] of the norm, whose statistics are combined in float64; of
+                tensors that come again only the address is read again.
             skip: the inputs of the skip; or
             residual: to add, like the result or of half its size.
-            out: to write to; may be the residual.
+            out: to write to, and of no other input's memory; may be the residual of its size.
 
         Returns:
             The result [N, O, H', W'], channels_last, and float32 [N, blocks, 2, O]: the sums of
             its values and of their squares over parts of each image, or None.
+
+        Raises:
+            ValueError: What comes is not what the layer was prepared for, or not float32 on the
+                CPU without gaps, aligned.
+            MemoryError: There is no memory for scratch.
         """
+        self._check_counts(parts, norm, skip, residual)
+        fields = self._fields.copy()
+        for i, (x, sums) in enumerate(parts):
+            fields[_PARTS + i] = _plane(x, self.shapes[i])
+            if self.groups:
+                fields[_SUMS + i], fields[_BLOCKS + i] = self._sums_of(i, sums)
+        for i, (x, _) in enumerate(skip):
+            fields[_SKIPS + i] = _plane(x, self.skip_shapes[i])
+        if norm is not None:
+            fields[_NORM], fields[_NORM + 1] = self._norm_of(norm)
+        if bias is not None:
+            fields[_BIAS] = _vector("bias", bias, self.shape[1])
+        if residual is not None:
+            fields[_RESIDUAL] = _plane(residual, self.residual_shape)
         if out is None:
-            out = torch.empty_strided(self.shape, self.strides, dtype=torch.float32)
-        sums = None if self.sums_shape is None else torch.empty(self.sums_shape)
-        self._check(parts, norm, skip, residual, out)
-        norm_weight, norm_bias = norm if self.groups and norm else (None, None)
-        data, part_sums, blocks = [], [], []
-        for x, s in parts:
-            data.append(x.data_ptr())
-            part_sums.append(_address(s) if self.groups else 0)
-            blocks.append(s.shape[1] if self.groups and s is not None else 0)
-        call = LAYER_CALL.pack(
-            *_two(data), *_two([x.data_ptr() for x, _ in skip]), *_two(part_sums),
-            _address(norm_weight), _address(norm_bias), self.weight.data.data_ptr(),
-            0 if self.skip is None else self.skip.data.data_ptr(), _address(bias),
-            _address(residual), out.data_ptr(), _address(sums), self.library.team, *_two(blocks),
-        )  # fmt: skip
-        if self.library.layer(call + self._fixed, torch.get_num_threads()):
+            out = memory.empty_strided(self.shape, self.strides)
+        else:
+            self._check_apart(out, parts, skip, norm, bias, residual)
+        sums = None
+        if self.sums_shape is not None:
+            sums = memory.empty_strided(self.sums_shape, self.sums_strides)
+            fields[_NEW_SUMS] = sums.data_ptr()
+        fields[_OUT] = out.data_ptr()
+        call = LAYER_CALL.pack(*fields) + self._fixed
+        if self.library.layer(call, torch.get_num_threads()):
             raise MemoryError("not enough memory for a layer of the prior")
         return out, sums
 
-    def _check(self, parts, norm, skip, residual, out) -> None:
-        """Raise ValueError for what the code would read wrongly, or outside of a tensor."""
+    def _check_counts(self, parts, norm, skip, residual) -> None:
+        """Raise ValueError for tensors too many or too few."""
         if self.groups and norm is None:
             raise ValueError("norm: None, prepared for a norm")
-        if self.groups and any(sums is None for _, sums in parts):
-            raise ValueError("parts: without the sums that a norm needs")
-        expected = [*self.shapes, *self.skip_shapes, self.shape]
-        tensors = [*(x for x, _ in parts), *(x for x, _ in skip), out]
-        if residual is not None:
-            expected.append(self.residual_shape)
-            tensors.append(residual)
-        if len(tensors) != len(expected):
+        if norm is not None and not self.groups:
+            raise ValueError("norm: given, prepared for none")
+        if len(parts) != len(self.shapes) or len(skip) != len(self.skip_shapes):
+            expected = f"{self.shapes} and {self.skip_shapes}"
             raise ValueError(f"parts, skip: {len(parts)} and {len(skip)}, prepared for {expected}")
-        for x, shape in zip(tensors, expected, strict=True):
-            right = x.shape == shape and x.dtype is torch.float32 and x.is_cpu
-            if not (right and x.is_contiguous(memory_format=torch.channels_last)):
-                raise ValueError(
-                    f"tensor of shape {tuple(x.shape)}, {x.dtype}, {x.device}, strides "
-                    f"{x.stride()}; expected {shape}, float32 on the CPU, channels_last"
-                )
+        if residual is not None and self.skip is not None:
+            raise ValueError("residual: given, prepared for a skip, which takes its place")
+
+    def _sums_of(self, i: int, sums: Tensor | None) -> tuple[int, int]:
+        """Find the address of an input's sums, and of how many blocks they are."""
+        if sums is None:
+            raise ValueError("parts: without the sums that a norm needs")
+        n, channels = self.shapes[i][:2]
+        shape = sums.shape
+        right = len(shape) == 4 and shape[1] > 0 and shape == (n, shape[1], 2, channels)
+        if not (right and sums.dtype is memory.FLOAT and sums.is_cpu and sums.is_contiguous()):
+            raise memory.refusal("sums", sums, (n, "blocks", 2, channels), "without gaps")
+        return memory.address("sums", sums), shape[1]
+
+    def _norm_of(self, norm: tuple[Tensor, Tensor]) -> tuple[int, int]:
+        """Find the addresses of a norm's weight and bias, checked when they are first seen."""
+        scale, shift = norm
+        if not (self._norms and scale is self._norms[0] and shift is self._norms[1]):
+            for name, x in (("norm weight", scale), ("norm bias", shift)):
+                _vector(name, x, self.weight.channels)
+            self._norms = scale, shift
+        return scale.data_ptr(), shift.data_ptr()
+
+    def _check_apart(self, out, parts, skip, norm, bias, residual) -> None:
+        """Raise ValueError where ``out`` does not fit, or overlaps what other blocks still read."""
+        _plane(out, self.shape)
+        others = [*((f"parts[{i}]", x) for i, (x, _) in enumerate(parts)),
+                  *((f"skip[{i}]", x) for i, (x, _) in enumerate(skip)),
+                  *((f"sums of parts[{i}]", s) for i, (_, s) in enumerate(parts) if s is not None),
+                  *(("norm", x) for x in norm or ()), ("weight", self.weight.data)]  # fmt: skip
+        others += [] if bias is None else [("bias", bias)]
+        others += [] if self.skip is None else [("weight of the skip", self.skip.data)]
+        in_place = residual is not None and residual.data_ptr() == out.data_ptr()
+        if residual is not None and not (in_place and residual.shape == out.shape):
+            others.append(("residual", residual))
+        memory.check_apart(out, others)
 
 
-def _check_channels(name: str, channels: Sequence[int], weight: Weight) -> None:
-    if not 1 <= len(channels) <= 2 or sum(channels) != weight.channels:
+def _plane(x: Tensor, shape: tuple[int, ...]) -> int:
+    """Find the address of an activation that the code can read."""
+    right = x.shape == shape and x.dtype is memory.FLOAT and x.is_cpu
+    if not (right and x.is_contiguous(memory_format=torch.channels_last)):
+        raise memory.refusal("tensor", x, shape, "channels_last")
+    return memory.address("tensor", x)
+
+
+def _vector(name: str, x: Tensor, count: int) -> int:
+    right = x.shape == (count,) and x.dtype is memory.FLOAT and x.is_cpu
+    if not (right and x.is_contiguous()):
+        raise memory.refusal(name, x, (count,), "without gaps")
+    return memory.address(name, x)
+
+
+def _check_weight(name: str, channels: Sequence[int], weight: Weight) -> None:
+    if not 1 <= len(channels) <= 2 or sum(channels) != weight.channels or min(channels) < 1:
         raise ValueError(
             f"{name}: {list(channels)} channels, expected one or two inputs with "
             f"{weight.channels} together"
+        )
+    if max(weight.channels, weight.out_channels) > MOST_CHANNELS:
+        raise ValueError(f"weight: {weight[1:3]} channels, expected at most {MOST_CHANNELS}")
+    memory.check("packed weight", weight.data, _packed_shape(*weight[1:]))
+
+
+def _check_options(weight, channels, groups: int, silu: bool, resample: str, stride: int) -> None:
+    if groups < 0 or groups and weight.channels % groups:
+        raise ValueError(f"groups: {groups} of {weight.channels} channels, expected a divisor")
+    if silu and not groups:
+        raise ValueError("silu: True without groups, expected a norm before it")
+    if resample not in _RESAMPLE or stride not in DIRECT_BLOCK:
+        raise ValueError(
+            f"resample, stride: {resample!r}, {stride}; expected up, down, '' and 1, 2"
+        )
+    if weight.side not in (1, 3):
+        raise ValueError(f"weight: side {weight.side}, expected 1 or 3")
+    if weight.winograd and not suits_winograd(channels, weight.side, stride):
+        raise ValueError(
+            f"weight: packed for Winograd's filtering, not for side {weight.side}, stride {stride} "
+            f"and {list(channels)} channels; expected 3, 1 and multiples of {SLAB}"
         )
 
 
 def _two(values: Sequence[int]) -> tuple[int, int]:
     first, second, *_ = *values, 0, 0
     return first, second
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _resampled(size: int, resample: str) -> int:

@@ -119,13 +119,13 @@ def test_the_gpu_benchmark_rehearses_on_the_cpu(tmp_path):
     found = {m["section"]: m for m in report["measurements"]}
     assert set(sections) == found.keys()
     steps = found["step"]["candidates"]
-    assert {"reference", "twin, eager", "torch, graph", "tile, graph"} <= steps.keys()
+    assert {"reference", "twin, eager", "torch, graph", "local, graph"} <= steps.keys()
     assert all(len(c["samples"]) == 1 and c["samples"][0] > 0 for c in steps.values())
     alone = found["kernels"]["candidates"]
     assert {"rhs kernel", "rhs, twin", "update kernel", "spectral scale"} <= alone.keys()
     checks = {p["what"] for p in found["kernels"]["parity"] + found["step"]["parity"]}
     assert {"rhs kernel against its twin", "update kernel against its twin"} <= checks
-    assert any("tile against its twin" in what for what in checks)
+    assert any("local against its twin" in what for what in checks)
     assert {"fused kernels", "CUDA graph"} <= found["waterfall"]["candidates"].keys()
     official = {m["name"].removeprefix("official network, "): m for m in report["measurements"]}
     forward = official["forward, bfloat16, batch 1"]["candidates"]
@@ -144,7 +144,7 @@ def test_smoke_tries_every_way_and_preset():
     ways = {case.way for case in cases(CUDA)}
     assert {way.precision for way in ways} == {"float32", "float16", "bfloat16"}
     graphs = {(w.backend, w.solver, w.graph) for w in ways}
-    assert {("triton", s, g) for s in ("torch", "tile") for g in ("off", "loop", "step")} < graphs
+    assert {("triton", s, g) for s in ("torch", "local") for g in ("off", "loop", "step")} < graphs
     assert {("torch", "torch", "off"), ("torch", "torch", "loop")} < graphs
     tried = {case.scene.options["preset"] for case in cases(CUDA)}
     assert {"official", "paper", "balanced", "fast", "instant"} == tried
@@ -229,6 +229,13 @@ def test_a_graph_that_was_not_captured_is_wrong(monkeypatch, capsys):
     monkeypatch.setattr(smoke, "fuser_of", lambda scene, way, device: make(scene, eager, device))
     assert tally_of(monkeypatch, chosen=[PLAIN._replace(way=Way(backend="torch"))]).wrong
     assert "expected: a captured graph 'loop'" in capsys.readouterr().out
+
+
+def test_a_fallback_to_plain_pytorch_is_wrong(monkeypatch, capsys):
+    auto = Way("float16", "auto", "auto", "auto")
+    assert auto in {case.way for case in cases(CUDA)}, "what a user gets"
+    assert tally_of(monkeypatch, chosen=[PLAIN._replace(way=auto)]).wrong
+    assert "expected: the backend 'triton'" in capsys.readouterr().out
 
 
 def test_smoke_ends_in_time_and_on_a_lost_device(monkeypatch):

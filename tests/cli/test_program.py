@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from ddfm_fast.cli import app as cli
 from ddfm_fast.cli.errors import termination_is_an_interrupt
 from ddfm_fast.images.files import write_image
 
@@ -46,16 +45,6 @@ def test_version_and_usage():
     assert program("--version").stdout == f"ddfm-fast {__version__}\n"
     assert program("fuse").returncode == 2
     assert program("melt").returncode == 2
-
-
-@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
-def test_threads_wait_without_spinning_unless_told_otherwise(monkeypatch, chosen):
-    monkeypatch.setenv("OMP_WAIT_POLICY", chosen or "")
-    if chosen is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
-    monkeypatch.setattr(cli, "app", lambda: None)
-    cli.main()
-    assert os.environ["OMP_WAIT_POLICY"] == (chosen or "PASSIVE")
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import numpy as np
 import torch
 from campaign import SECONDS, Campaign, pick
+from hypothesis import strategies as st
 from PIL import Image
 
 from ddfm_fast import FuseConfig, Fuser, fuse
@@ -20,86 +22,106 @@ NAMES = (
 """what a refusal must name one of"""
 ODD = (None, True, -1, 0, 1.5, float("nan"), float("inf"), 10**30, "x", "", [], {}, (1, 2), b"x",
        np.float32(2), np.int64(3), np.array([1, 2]), torch.tensor([1, 2]), object())  # fmt: skip
+odd = st.sampled_from(range(len(ODD))).map(lambda n: ODD[n])  # some cannot be compared or hashed
+
+size = st.sampled_from([16, 17, 24, 33, 40])
+DTYPES = ["u1", "u1", "u1", "u2", "f4", "f4", "f8", "f2", "i2", "i4", "?", "c8", ">u2", "O"]
+VIEWS = [np.copy, np.flipud, np.transpose, np.asfortranarray]
 
 
-def array(rng: np.random.Generator):
-    """An image, or what hardly is one, of any container."""
-    sizes = 16, 17, 24, 33, 40
-    height, width = (int(rng.choice(sizes)) for _ in range(2))
-    shape = pick(
-        rng, (height, width), (height, width), (height, width, 3), (3, height, width),
-        (2, height, width), (2, height, width, 3), (height, width, 4), (height,), (), (0, width),
-        (1, height, width, 1), (height, 3), (2, 3, height, width),
+@st.composite
+def arrays(draw):
+    """An image, or what hardly is one, as an array."""
+    height, width = draw(size), draw(size)
+    shape = draw(
+        st.sampled_from(
+            [(height, width), (height, width, 3), (3, height, width), (2, height, width),
+             (2, height, width, 3), (height, width, 4), (height,), (), (0, width),
+             (1, height, width, 1), (height, 3), (2, 3, height, width)]
+        )
     )  # fmt: skip
-    dtype = pick(
-        rng, "u1", "u1", "u1", "u2", "f4", "f4", "f8", "f2", "i2", "i4", "?", "c8", ">u2", "O"
-    )
+    dtype = np.dtype(draw(st.sampled_from(DTYPES)))
     with np.errstate(all="ignore"):
-        values = rng.random(shape) * (1 if np.dtype(dtype).kind == "f" else 255)
-        found = np.asarray(values).astype(dtype)
-    if rng.random() < 0.1 and found.size and found.dtype.kind == "f":
-        found.flat[int(rng.integers(found.size))] = pick(rng, np.nan, np.inf, -1.0, 1e30)
-    if rng.random() < 0.1 and found.ndim > 1:
-        found = pick(rng, found[::-1], found[:, ::-1], found.T, np.asfortranarray(found))
-    kind = rng.integers(10)
-    if kind < 6:
-        return found
-    if kind < 8:
-        try:
-            return torch.from_numpy(np.ascontiguousarray(found))
-        except (TypeError, ValueError):
-            return found
-    if kind == 8:
-        try:
-            return Image.fromarray(found)
-        except (TypeError, ValueError, KeyError, IndexError):
-            return found
-    return pick(rng, None, "picture.png", [found], (found, found), memoryview(b"abc"), 5)
+        values = np.random.default_rng(draw(st.integers(0, 9))).random(shape)
+        found = np.asarray(values * (1 if dtype.kind == "f" else 255)).astype(dtype)
+    if found.size and dtype.kind == "f" and draw(st.integers(0, 9)) == 9:
+        found.flat[0] = draw(st.sampled_from([np.nan, np.inf, -1.0, 1e30]))
+    return draw(st.sampled_from(VIEWS))(found) if found.ndim > 1 else found
 
 
-def options(rng: np.random.Generator) -> dict:
-    good = {
-        "preset": ("instant", "instant", "fast", "balanced", "official"),
-        "steps": (1, 2, "ddim2", "1,1"),
-        "stretch": ("none", "minmax", "percentile", "sources"),
-        "denoise": ("auto", "off", 5, {"ir": 3}),
-        "images": ("auto", "functional", "photographic"),
-        "variant": ("official", "paper", "printed", "gradient", "saliency"),
-        "sampler": ("ddim", "ddpm"),
-        "psi": (0.0, 0.5, 5),
-        "eta": (0.0, 0.01, 10),
-        "seed": (0, 7),
-        "color": (True, False, "ir", "vis"),
-        "batch_size": (None, 1, 2),
-        "dtype": ("auto", "float32"),
-        "backend": ("auto", "torch"),
-        "graph": ("auto", "off"),
-    }
-    names = rng.permutation(list(good))[: int(rng.integers(0, 4))]
-    found = {}
-    for name in map(str, names):
-        found[name] = pick(rng, *ODD) if rng.random() < 0.25 else pick(rng, *good[name])
+def in_torch(array: np.ndarray):
+    try:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    except (TypeError, ValueError):
+        return array
+
+
+def in_pil(array: np.ndarray):
+    try:
+        return Image.fromarray(array)
+    except (TypeError, ValueError, KeyError, IndexError):
+        return array
+
+
+images = st.one_of(
+    *[arrays()] * 6,  # mostly: only arrays of one size are fused
+    arrays().map(in_torch),
+    arrays().map(in_pil),
+    st.sampled_from([None, "picture.png", memoryview(b"abc"), 5]),
+    st.lists(arrays(), max_size=2),
+)
+
+
+def mostly(*good, others=odd):
+    """One of these, or in a quarter of the examples something else."""
+    return st.integers(0, 3).flatmap(lambda n: others if n == 3 else st.sampled_from(good))
+
+
+OPTIONS = {
+    "preset": mostly("instant", "fast", "balanced", "official"),
+    "steps": mostly(1, 2, "ddim2", "1,1"),
+    "stretch": mostly("none", "minmax", "percentile", "sources"),
+    "denoise": mostly("auto", "off", 5, others=odd | st.just({"ir": 3})),
+    "images": mostly("auto", "functional", "photographic"),
+    "variant": mostly("official", "paper", "printed", "gradient", "saliency"),
+    "sampler": mostly("ddim", "ddpm"),
+    "psi": mostly(0.0, 0.5, 5),
+    "eta": mostly(0.0, 0.01, 10),
+    "seed": mostly(0, 7),
+    "color": mostly(True, False, "ir", "vis"),
+    "batch_size": mostly(None, 1, 2),
+    "dtype": mostly("auto", "float32"),
+    "backend": mostly("auto", "torch"),
+    "graph": mostly("auto", "off"),
+    "value_range": mostly((0, 255), (0, 1e-320), (-1e308, 1e308), (0, 65535)),
+    "layout": mostly("HWC", "CHW", "NHW"),
+}
+
+
+@st.composite
+def calls(draw):
+    ir = draw(images)
+    vis = draw(images)
     if (
-        isinstance(p := found.get("preset"), str)
-        and p == "official"
-        or set(found) & {"variant", "sampler", "psi", "eta"}
+        isinstance(ir, np.ndarray)
+        and ir.dtype != object
+        and ir.ndim > 1
+        and draw(st.integers(0, 3))
     ):
-        found.setdefault("steps", 1)
-        if isinstance(found["steps"], float | int) and not isinstance(found["steps"], bool):
-            found["steps"] = min(found["steps"], 2)
-    if rng.random() < 0.15:
-        found["value_range"] = pick(rng, (0, 255), (0, 1e-320), (-1e308, 1e308), (0, 65535), *ODD)
-    if rng.random() < 0.1:
-        found["layout"] = pick(rng, "HWC", "CHW", "NHW", *ODD)
-    return found
+        vis = ir[::-1].copy()
+    names = draw(st.sets(st.sampled_from(sorted(OPTIONS)), max_size=4))
+    given = {name: draw(OPTIONS[name]) for name in sorted(names)}
+    preset = given.setdefault("preset", "instant")
+    slow = isinstance(preset, str) and preset == "official"
+    if slow or given.keys() & {"variant", "sampler", "psi", "eta"}:
+        steps = given.setdefault("steps", 1)
+        if isinstance(steps, float | int) and not isinstance(steps, bool):
+            given["steps"] = min(steps, 2)
+    return ir, vis, given
 
 
-def call(rng: np.random.Generator) -> str:
-    ir = array(rng)
-    vis = ir if rng.random() < 0.1 else array(rng)
-    if rng.random() < 0.6 and isinstance(ir, np.ndarray) and ir.dtype != object and ir.ndim > 1:
-        vis = ir[::-1].copy()  # mostly of one size, or little is fused
-    given = options(rng)
+def call(example) -> str:
+    ir, vis, given = example
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -126,24 +148,22 @@ def fields(rng: np.random.Generator) -> str:
 
 
 def shapes(rng: np.random.Generator) -> str:
-    fuser = _instant()
     given = [pick(rng, (16, 16), (2, 17, 33), *ODD) for _ in range(int(rng.integers(0, 3)))]
     try:
-        fuser.warmup(pick(rng, given, *ODD))
+        instant().warmup(pick(rng, given, *ODD))
     except (ValueError, TypeError) as error:
         assert "shapes" in str(error), str(error)
         return "refused"
     return "taken"
 
 
-def _instant(_made: list = []) -> Fuser:  # noqa: B006  (one for all)
-    if not _made:
-        _made.append(Fuser(preset="instant", device="cpu"))
-    return _made[0]
+@functools.cache
+def instant() -> Fuser:
+    return Fuser(preset="instant", device="cpu")
 
 
 def test_calls():
-    Campaign("calls of fuse", call).run().check(least=50)
+    Campaign("calls of fuse", call, calls()).run().check(least=50)
 
 
 def test_configurations():

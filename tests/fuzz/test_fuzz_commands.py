@@ -1,19 +1,13 @@
-"""Command lines of all kinds, and a batch that is killed at random."""
+"""Command lines of all kinds."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
 import warnings
 
 import cv2
 import numpy as np
-import pytest
-from campaign import SECONDS, Campaign, pick
-from conftest import ROOT
+from campaign import Campaign, pick
 from typer.testing import CliRunner
 
 from ddfm_fast.cli.app import app
@@ -62,34 +56,3 @@ def test_command_lines(tmp_path):
         return f"exit code {result.exit_code}"
 
     Campaign("command lines", attempt).run().check(least=30)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-def test_killed_batches(tmp_path):
-    for name in ("ir", "vis"):
-        (tmp_path / name).mkdir()
-        for n in range(40):
-            cv2.imwrite(str(tmp_path / name / f"{n:02d}.png"), np.roll(GRAY, n, 0))
-    command = [sys.executable, "-m", "ddfm_fast", "batch", str(tmp_path / "ir"),
-               str(tmp_path / "vis"), "-o", str(tmp_path / "out"), "--preset", "instant",
-               "-q"]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    out = tmp_path / "out"
-
-    def attempt(rng: np.random.Generator) -> str:
-        for file in out.glob("*.png"):
-            if rng.random() < 0.7:
-                file.unlink()
-        process = subprocess.Popen(command, env=environment, cwd=ROOT)
-        time.sleep(rng.uniform(0.2, 4))
-        process.send_signal(pick(rng, signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
-        process.wait(60)
-        for file in out.glob("*.png"):
-            assert cv2.imread(str(file), cv2.IMREAD_UNCHANGED).shape == GRAY.shape, file
-        return "killed" if process.returncode else "done before"
-
-    campaign = Campaign("killed batches", attempt).run(SECONDS)
-    done = subprocess.run(command, env=environment, cwd=ROOT)
-    assert done.returncode == 0 and len(list(out.glob("*.png"))) == 40
-    assert [p.name for p in out.iterdir() if ".tmp" in p.name] == []
-    campaign.check(least=2)

@@ -1,4 +1,4 @@
-"""Files that were damaged: pictures, checkpoints, lists of pairs, videos."""
+"""Files that were damaged: pictures, lists of pairs, videos."""
 
 from __future__ import annotations
 
@@ -10,16 +10,12 @@ import warnings
 import cv2
 import numpy as np
 import pytest
-import torch
 from campaign import SECONDS, Campaign, damaged, pick
 from clips import pan, quick_fuser, write_clip
-from networks import SMALL, random_unet
 from PIL import Image
-from safetensors.torch import save
 
 from ddfm_fast.datasets.pairs import find_pairs
 from ddfm_fast.images.files import read_image
-from ddfm_fast.priors.checkpoint import load_checkpoint
 from ddfm_fast.video import fuse_video
 
 GRAY = (np.random.default_rng(0).random((40, 48)) * 255).astype(np.uint8)
@@ -53,37 +49,6 @@ def test_pictures(tmp_path):
         return "taken"
 
     Campaign("pictures", attempt).run(SECONDS / 2).check(least=100)
-
-
-def test_checkpoints(tmp_path):
-    state = random_unet({**SMALL, "middle_attention": False}).state_dict()
-    written = io.BytesIO()
-    torch.save(state, written)
-    files = {
-        ".pt": written.getvalue(),
-        ".safetensors": save({k: v.contiguous() for k, v in state.items()}),
-    }
-
-    def attempt(rng: np.random.Generator) -> str:
-        suffix = pick(rng, *files)
-        path = tmp_path / f"prior{suffix}"
-        data = files[suffix]
-        if rng.random() < 0.7:  # where the structure is
-            head = 4000
-            data = damaged(data[:head], rng) + data[head:]
-            if suffix == ".pt" and rng.random() < 0.5:
-                data = data[:-4000] + damaged(data[-4000:], rng)
-        else:
-            data = damaged(data, rng)
-        path.write_bytes(data)
-        try:
-            load_checkpoint(path)
-        except ValueError as error:
-            assert "prior" in str(error)
-            return "refused"
-        return "taken"
-
-    Campaign("checkpoints", attempt).run(SECONDS / 2).check(least=20)
 
 
 def test_lists_of_pairs(tmp_path):

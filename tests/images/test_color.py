@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ddfm_fast.images.color import has_chroma, luma, with_luma
 from ddfm_fast.images.planes import pad_to_multiple
-from ddfm_fast.images.stretch import stretch_minmax, stretch_percentile
+from ddfm_fast.images.stretch import own_limits, stretched
 
 settings.register_profile("images", deadline=None, max_examples=40)
 settings.load_profile("images")
@@ -100,6 +100,14 @@ def test_with_luma_checks_shapes():
         with_luma(torch.zeros(1, 1, 16, 17), torch.zeros(1, 3, 16, 16))
     with pytest.raises(ValueError, match="y .* and source"):
         with_luma(torch.zeros(1, 1, 16, 16), torch.zeros(1, 1, 16, 16))
+
+
+def stretch_minmax(y):
+    return stretched(y, own_limits(y, "minmax"))
+
+
+def stretch_percentile(y, share):
+    return stretched(y, own_limits(y, "percentile", share))
 
 
 def test_stretch_reaches_both_ends_in_each_image():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 import threading
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_folder_without_write_permission(tmp_path, monkeypatch):
     def deny(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "touch", deny)
+    monkeypatch.setattr(tempfile, "TemporaryFile", deny)
     with pytest.raises(ImageFileError, match=r"cannot be written to \(Permission denied\)"):
         ensure_writable_dir(tmp_path)
 

@@ -6,6 +6,7 @@ import ctypes
 import os
 import shutil
 
+import emulated
 import pytest
 import torch
 
@@ -27,14 +28,20 @@ def narrow(tmp_path_factory):
     """Compiled for vectors of four."""
     compiler = shutil.which(os.environ.get("CXX", "c++")) or pytest.skip("no C++ compiler")
     path = tmp_path_factory.mktemp("bands") / "narrow.so"
-    build.run([compiler, *build.FLAGS, "-DVL=4", str(bands.SOURCE), "-o", str(path)])
+    flags = *build.FLAGS, build.this_processor(), "-DVL=4"
+    build.run([compiler, *flags, str(bands.SOURCE), "-o", str(path)])
     return bands.Library(ctypes.CDLL(str(path)), build.library().team)
 
 
-@pytest.fixture(params=["native", "narrow"])
+@pytest.fixture(params=["native", "narrow", *emulated.PARAMS])
 def kernels(request, monkeypatch):
     """Compiled functions whose results hold NaN before they are written."""
-    if request.param == "narrow":
+    if request.param in emulated.TARGETS:
+        shared = request.getfixturevalue("foreign")(request.param)
+        shared.watch(monkeypatch)
+        library = bands.Library(shared, 0)
+        monkeypatch.setattr(bands, "load", lambda: (library, None))
+    elif request.param == "narrow":
         library = request.getfixturevalue("narrow")
         monkeypatch.setattr(bands, "load", lambda: (library, None))
     empty = torch.empty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import emulated
 import pytest
 import torch
 import torch.nn.functional as F
@@ -42,16 +44,22 @@ def libraries(tmp_path_factory):
     def library(width):
         if width not in found:
             flags = () if width is None else (f"-DVL={width}",)
-            found[width] = build.Library(build.build(folder, flags))
+            found[width] = build.Library(ctypes.CDLL(str(build.build(folder, flags))))
         return found[width]
 
     library.folder = folder
     return library
 
 
-@pytest.fixture(params=WIDTHS, ids=lambda w: f"{w or 'native'}")
+@pytest.fixture(params=[*WIDTHS, *emulated.PARAMS], ids=lambda w: f"{w or 'native'}")
 def kernels(request, libraries, monkeypatch):
-    library = libraries(request.param)
+    if request.param in emulated.TARGETS:
+        shared = request.getfixturevalue("foreign")(request.param)
+        shared.watch(monkeypatch)
+        library = build.Library(shared)
+        library.team = 0
+    else:
+        library = libraries(request.param)
     monkeypatch.setattr(build, "load", lambda: (library, None))
     return library
 
@@ -276,7 +284,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="parts: without the sums"):
         normed([(x, None)], norm=(torch.ones(32), torch.ones(32)))
     q, k, v = normal(1, 9, 2, 3, 8).unbind(3)
-    with pytest.raises(ValueError, match="v: shape"):
+    with pytest.raises(ValueError, match="v of shape"):
         cpu.attention(q, k, v[:, :8])
 
 
@@ -349,7 +357,35 @@ def test_compiled_by_several_at_once(quick_compiler, tmp_path, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: build.build(tmp_path), range(2))
     assert first == second and list(tmp_path.iterdir()) == [first]
-    build.Library(first)
+    build.Library(ctypes.CDLL(str(first)))
+
+
+@needs_kernels
+def test_a_compiler_that_knows_no_native(quick_compiler, monkeypatch, tmp_path):
+    """It compiles for any processor of the kind; what else it refuses is said as it was."""
+    tried, run = [], build.run
+
+    def refusing(command):
+        tried.append(command)
+        if build.this_processor() in command and "-o" in command:
+            raise RuntimeError("unknown value 'native'")
+        return run(command)
+
+    monkeypatch.setattr(build, "run", refusing)
+    assert fresh_status(monkeypatch, XDG_CACHE_HOME=str(tmp_path)) is None
+    first, second = [command for command in tried if "-o" in command]
+    assert {flag for flag in first if flag not in second} == {build.this_processor()}
+    monkeypatch.setattr(build, "run", lambda command: "" if "-o" not in command else 1 / 0)
+    assert "division by zero" in fresh_status(monkeypatch, XDG_CACHE_HOME=str(tmp_path / "2"))
+
+
+@pytest.mark.parametrize(
+    "machine, flag",
+    [("x86_64", "-march=native"), ("aarch64", "-mcpu=native"), ("arm64", "-mcpu=native")],
+)
+def test_processors_are_named_as_compilers_do(monkeypatch, machine, flag):
+    monkeypatch.setattr(build.platform, "machine", lambda: machine)
+    assert build.this_processor() == flag
 
 
 @needs_kernels

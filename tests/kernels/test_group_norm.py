@@ -9,6 +9,7 @@ import torch.nn.functional as F
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 if INTERPRETED:
     from ddfm_fast.kernels import group_norm as gn
+    from ddfm_fast.kernels import moments as sets_of
 
 SIZES = [(1, 32, 2, 2), (1, 64, 37, 29), (3, 96, 6, 14), (1, 256, 5, 7), (3, 32, 11, 12)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -65,9 +66,7 @@ def plain_norm(parts, weight, shift, bias, dtype, *, silu=True, resample=""):
 
 
 def norm(parts, weight, shift, bias=None, **options):
-    rows = parts[0].shape[2] * parts[0].shape[3]
-    affine = gn.scale_shift([gn.moments(p) for p in parts], rows, weight, shift, bias)
-    return gn.apply(parts, affine, **options)
+    return gn.normalize([(p, gn.moments(p)) for p in parts], weight, shift, bias=bias, **options)
 
 
 class TestKernels:
@@ -82,12 +81,12 @@ class TestKernels:
         weight, shift, bias = parameters(size[1])
         before = x.clone()
         out, intact = guarded(*size, dtype)
-        affine = gn.scale_shift([gn.moments(x)], size[2] * size[3], weight, shift, bias)
-        got, _ = gn.apply([x], affine, out=out)
+        moments = gn.moments(x)
+        got, _ = gn.normalize([(x, moments)], weight, shift, bias=bias, out=out)
         exact = plain_norm([x], weight, shift, bias, torch.float64)
         assert got is out and intact() and torch.equal(x, before)
         assert_as_good(got, plain_norm([x], weight, shift, bias, dtype), exact)
-        in_place, _ = gn.apply([x], affine, out=x)
+        in_place, _ = gn.normalize([(x, moments)], weight, shift, bias=bias, out=x)
         assert in_place is x and torch.equal(x, got)
 
     @pytest.mark.parametrize(
@@ -153,26 +152,46 @@ class TestKernels:
     def test_moments(self, rows):
         x = data(1, 32, *rows, offset=100.0)
         found = gn.moments(x).double()
-        chunk, chunks = gn.chunking(rows[0] * rows[1])
+        _, chunk, chunks = sets_of.chunking(rows[0] * rows[1], 32)
         flat = x.double().flatten(2)
         assert found.shape == (1, chunks, 2, 32)
         for k, part in enumerate(flat.split(chunk, dim=2)):
             mean, squares = part.mean(2), part.var(2, correction=0) * part.shape[2]
-            # 11 roundings of 6e-8: four rows a lane, their merging, the sum over 32 lanes
+            # 11 roundings of 6e-8: two rows a lane, their merging, the sum over 64 lanes
             torch.testing.assert_close(found[:, k, 0], mean, rtol=7e-7, atol=0)
             torch.testing.assert_close(found[:, k, 1], squares, rtol=2e-5, atol=1e-8)
 
     def test_many_chunks_are_merged_in_order(self, monkeypatch):
-        """More chunks than the block of the merging kernel holds, the last one short."""
-        monkeypatch.setattr(gn, "CHUNK_ROWS", 16)
-        monkeypatch.setattr(gn, "FINISH_ELEMENTS", 8)
-        x = data(1, 96, 13, 11, offset=50.0)
+        """More chunks than are merged at once, the last one short; several tiles a program."""
+        monkeypatch.setattr(gn, "BLOCK_S", 2)
+        monkeypatch.setattr(gn, "MOST_PROGRAMS", 2)
+        x = data(1, 96, 23, 31, offset=50.0)
         weight, shift, bias = parameters(96)
         got, _ = norm([x], weight, shift, bias)
         exact, plain = (
             plain_norm([x], weight, shift, bias, d) for d in (torch.float64, torch.float32)
         )
         assert_as_good(got, plain, exact)
+
+    @pytest.mark.parametrize("size", [(1, 256, 1, 2), (2, 512, 13, 11), (1, 768, 6, 5)])
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_whole(self, size, dtype):
+        x, intact = guarded(*size, dtype)
+        x.copy_(data(*size, dtype=dtype, offset=20.0))
+        weight, shift, bias = parameters(size[1])
+        exact, plain = (plain_norm([x], weight, shift, bias, d) for d in (torch.float64, dtype))
+        alone = data(*size, dtype=dtype, offset=20.0)[-1:]
+        got = gn.normalize_whole_(x, weight, shift, bias)
+        assert got is x and intact()
+        assert_as_good(got, plain, exact)
+        assert torch.equal(gn.normalize_whole_(alone, weight, shift, bias)[0], got[-1])
+
+    @pytest.mark.parametrize("size", [(1, 256, 40, 39), (1, 96, 4, 4), (1, 2048, 4, 4)])
+    def test_whole_is_for_small_maps(self, size):
+        x, vector = data(*size), torch.zeros(size[1])
+        assert not gn.suits_whole(x)
+        with pytest.raises(ValueError, match="use normalize"):
+            gn.normalize_whole_(x, vector, vector)
 
     @pytest.mark.parametrize("dtype", DTYPES[:2])
     def test_a_batch_gives_each_image_what_it_gets_alone(self, dtype):
@@ -217,25 +236,21 @@ class TestErrors:
             (lambda x: gn.join_(x, torch.zeros(64).half()), TypeError, "bias is torch.float16"),
             (lambda x: gn.join_(x, None, x.half()), TypeError, "residual is torch.float16"),
             (lambda x: gn.join_(x, None, x, upsample=True), ValueError, "residual has shape"),
-            (lambda x: gn.scale_shift([], 16, *parameters(64)), ValueError, "holds 0 tensors"),
+            (lambda x: gn.normalize([], *parameters(64)[:2]), ValueError, "holds 0 tensors"),
+            (lambda x: norm([x], *parameters(32)[:2]), ValueError, "weight has shape"),
             (
-                lambda x: gn.scale_shift([gn.moments(x)], 16, *parameters(32)),
+                lambda x: gn.normalize([(x, torch.zeros(1, 2, 2, 32))], *parameters(64)[:2]),
                 ValueError,
-                "weight has shape",
+                r"moments of parts\[0\] has shape",
             ),
-            (lambda x: gn.apply([x], torch.zeros(1, 2, 32)), ValueError, "affine has shape"),
+            (lambda x: norm([x], *parameters(64)[:2], resample="left"), ValueError, "is 'left'"),
             (
-                lambda x: gn.apply([x], torch.zeros(1, 2, 64), resample="left"),
-                ValueError,
-                "resample is 'left'",
-            ),
-            (
-                lambda x: gn.apply([x], torch.zeros(1, 2, 64), resample="up", out=x),
+                lambda x: norm([x], *parameters(64)[:2], resample="up", out=x),
                 ValueError,
                 "out has shape",
             ),
             (
-                lambda x: gn.apply([x], torch.zeros(1, 2, 64), pool_input=True),
+                lambda x: norm([x], *parameters(64)[:2], pool_input=True),
                 ValueError,
                 "pool_input goes with",
             ),

@@ -10,19 +10,19 @@ import pytest
 triton = pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
 from aot import ARCHS, Compiled  # noqa: E402
 
-from ddfm_fast.kernels import checks  # noqa: E402
+from ddfm_fast.kernels import checks, moments  # noqa: E402
 from ddfm_fast.kernels import group_norm as gn  # noqa: E402
 
 if checks.INTERPRETED:
     pytest.skip("TRITON_INTERPRET=1: nothing is compiled", allow_module_level=True)
 
-ACTIVATIONS = ("x_ptr", "residual_ptr", "y_ptr", "pooled_ptr")
-SIZES = ("rows", "channels", "channels_y", "channels_a", "first", "chunk")
-"""divisible by 16 in the networks that there are; W and the number of chunks need not be"""
+ACTIVATIONS = ("a_ptr", "b_ptr", "x_ptr", "residual_ptr", "y_ptr", "pooled_ptr")
+ROWS_OF_TABLES = ("bias_ptr", "weight_ptr", "shift_ptr")
+SIZES = ("channels",)
+"""divisible by 16; no other number is, so that a new size of an image compiles nothing"""
 REGISTERS = 96
 """limit of the kernels that read activations: five blocks of four warps on an SM, each thread with
 its loads of 128 bits in flight"""
-FINISH_REGISTERS = 64
 SHARED_BYTES = 8192
 """limit of shared memory: the rows of a tile merged over four warps"""
 
@@ -31,9 +31,10 @@ def compiled(kernel, constants, arch, folder, dtype="bf16"):
     def typed(name):
         if name.endswith("_ptr"):
             return f"*{dtype}" if name in ACTIVATIONS else "*fp32"
-        return "fp32" if name == "eps" else "i32"
+        return "i32"
 
-    aligned = [name for name in kernel.arg_names if name.endswith("_ptr") or name in SIZES]
+    pointers = [n for n in kernel.arg_names if n.endswith("_ptr") and n not in ROWS_OF_TABLES]
+    aligned = [*pointers, *(name for name in kernel.arg_names if name in SIZES)]
     return Compiled(kernel, constants, arch, folder, typed=typed, aligned=aligned)
 
 
@@ -45,30 +46,34 @@ def compile_moments(arch, folder, dtype="bf16", *, join=False, upsample=False, c
     return compiled(gn.moments_kernel, constants, arch, folder, dtype)
 
 
-def compile_apply(arch, folder, dtype="bf16", *, resample="", channels=256):
-    block_r, block_c = gn.tile(gn.APPLY_ELEMENTS, channels)
+def compile_norm(arch, folder, dtype="bf16", *, resample="", channels=256, two=False, bias=True):
+    block_r, block_c = gn.tile(gn.NORM_ELEMENTS, channels)
     block_r = block_r // 4 if resample == "down" else block_r
-    constants = dict(RESAMPLE=resample, SILU=True, BLOCK_R=block_r, BLOCK_C=block_c)
-    if resample != "down":
-        constants["pooled_ptr"] = None
-    return compiled(gn.apply_kernel, constants, arch, folder, dtype)
-
-
-def compile_finish(arch, folder, channels=512, two=True, bias=True):
-    group = channels // gn.GROUPS
-    block_g = triton.next_power_of_2(group)
-    constants = dict(GROUP=group, BLOCK_S=max(gn.FINISH_ELEMENTS // block_g, 1), BLOCK_G=block_g)
-    constants |= {} if two else dict(b_ptr=None)
+    group = (2 if two else 1) * channels // gn.GROUPS
+    constants = dict(
+        RESAMPLE=resample, SILU=True, BLOCK_R=block_r, BLOCK_C=block_c, BLOCK_S=moments.BLOCK_S,
+        BLOCK_G=gn.reach(block_c, group),
+    )  # fmt: skip
+    constants |= {} if two else dict(b_ptr=None, moments_b_ptr=None)
     constants |= {} if bias else dict(bias_ptr=None)
-    return compiled(gn.finish_kernel, constants, arch, folder)
+    constants |= {} if resample == "down" else dict(pooled_ptr=None)
+    return compiled(gn.norm_kernel, constants, arch, folder, dtype)
 
 
-FORMS = ["moments", "join", "join up", "apply", "apply up", "apply down"]
+def compile_whole(arch, folder, dtype="bf16"):
+    constants = dict(BLOCK_R=gn.NORM_ELEMENTS // gn.WHOLE_LANES, BLOCK_C=gn.WHOLE_LANES)
+    return compiled(gn.whole_norm_kernel, constants, arch, folder, dtype)
+
+
+FORMS = ["moments", "join", "join up", "norm", "norm of two", "norm up", "norm down", "whole"]
 
 
 def compile_form(form, arch, folder, dtype="bf16"):
-    if form.startswith("apply"):
-        return compile_apply(arch, folder, dtype, resample=form.partition(" ")[2])
+    if form == "whole":
+        return compile_whole(arch, folder, dtype)
+    if form.startswith("norm"):
+        how, two = form.partition(" ")[2], form == "norm of two"
+        return compile_norm(arch, folder, dtype, resample="" if two else how, two=two)
     join = form != "moments"
     return compile_moments(arch, folder, dtype, join=join, upsample=form == "join up")
 
@@ -85,24 +90,12 @@ def test_activations_move_128_bits_at_a_time(form, arch, tmp_path):
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 @pytest.mark.parametrize("channels", [32, 96, 1024])
 def test_other_dtypes_and_widths(dtype, channels, tmp_path):
-    apply = compile_apply(90, tmp_path, dtype, channels=channels)
-    apply.assert_within(REGISTERS, SHARED_BYTES)
-    assert apply.wide("LDG") > 0 and apply.wide("STG") > 0
+    norm = compile_norm(90, tmp_path, dtype, channels=channels, bias=False)
+    norm.assert_within(REGISTERS, SHARED_BYTES)
+    assert norm.wide("LDG") > 0 and norm.wide("STG") > 0
     join = compile_moments(90, tmp_path, dtype, join=True, channels=channels)
     join.assert_within(REGISTERS, SHARED_BYTES)
     assert join.wide("LDG") > 0 and join.wide("STG") > 0
-
-
-@pytest.mark.parametrize("arch", ARCHS)
-def test_finish(arch, tmp_path):
-    compile_finish(arch, tmp_path).assert_within(FINISH_REGISTERS, SHARED_BYTES)
-
-
-def test_finish_of_other_widths(tmp_path):
-    compile_finish(90, tmp_path, 1536, two=True, bias=False).assert_within(
-        FINISH_REGISTERS, SHARED_BYTES
-    )
-    compile_finish(90, tmp_path, 96, two=False).assert_within(FINISH_REGISTERS, SHARED_BYTES)
 
 
 def report():
@@ -115,22 +108,18 @@ def report():
         "| kernel, form | dtype | target | registers | local | shared | 128-bit loads | stores |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    kernels = [
-        (form, dtype, arch) for form in FORMS for dtype in ("bf16", "fp32") for arch in ARCHS
-    ]
-    for form, dtype, arch in [*kernels, *(("finish", "fp32", arch) for arch in ARCHS)]:
-        if form == "finish":  # sees float32 alone
-            kernel = compile_finish(arch, folder)
-        else:
-            kernel = compile_form(form, arch, folder, dtype)
-        used = kernel.resources()
-        lines.append(
-            f"| {form} | {dtype} | sm_{arch} | {used['REG']} | {used['LOCAL']} "
-            f"| {kernel.shared} | {kernel.wide('LDG')} | {kernel.wide('STG')} |"
-        )
+    for form in FORMS:
+        for dtype in ("bf16", "fp32"):
+            for arch in ARCHS:
+                kernel = compile_form(form, arch, folder, dtype)
+                used = kernel.resources()
+                lines.append(
+                    f"| {form} | {dtype} | sm_{arch} | {used['REG']} | {used['LOCAL']} "
+                    f"| {kernel.shared} | {kernel.wide('LDG')} | {kernel.wide('STG')} |"
+                )
     return lines
 
 
 if __name__ == "__main__":
-    print("# The norm kernels compiled ahead of time, 256 channels (512 for finish)\n")
+    print("# The norm kernels compiled ahead of time, 256 channels\n")
     print("\n".join(report()))

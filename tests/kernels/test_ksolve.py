@@ -76,6 +76,8 @@ def fake_cupy():
 
         def fft(self, a, out, direction):
             assert direction == {"R2C": -1, "C2R": 1}[self.kind]
+            for plane in (a, out):
+                assert plane.ctypes.data % 8 == 0, "CUFFT_INVALID_VALUE"
             if self.kind == "R2C":
                 out[:] = np.fft.rfft2(a)
             else:
@@ -98,20 +100,48 @@ def fake_cupy():
 class TestCupy:
     __test__ = INTERPRETED
 
-    @pytest.mark.usefixtures("one_tile")
-    def test_cupys_plans_are_asked_the_right_things(self, monkeypatch):
+    @pytest.fixture(autouse=True)
+    def stand_in(self, monkeypatch, request):
         """CuPy needs a GPU even to make a plan; a stand-in of NumPy takes the same calls."""
+        request.getfixturevalue("one_tile")
         for name, module in fake_cupy().items():
             monkeypatch.setitem(sys.modules, name, module)
         monkeypatch.setattr(ksolve.CupySolver, "context", lambda self: contextlib.nullcontext())
-        rhs = torch.randn(3, 17, 31, generator=torch.Generator().manual_seed(1))
+
+    @pytest.mark.parametrize("size", [(1, 17, 31), (2, 17, 31), (3, 17, 31), (3, 7, 6), (2, 4, 9)])
+    def test_plans_are_asked_the_right_things(self, size):
+        """Of a batch of odd planes the second begins at an address that cuFFT does not take."""
+        rhs = torch.randn(size, generator=torch.Generator().manual_seed(1))
         before, k = rhs.clone(), torch.full(rhs.shape, float("nan"))
         address = k.data_ptr()
-        solve = ksolve.CupySolver(tuple(rhs.shape), CPU)
+        solve = ksolve.CupySolver(size, CPU)
+        exact = KSolver(*size[1:], torch.float64, CPU)(rhs.double())
         for _ in range(2):
             assert solve(rhs, k) is k and k.data_ptr() == address and torch.equal(rhs, before)
-            exact = KSolver(17, 31, torch.float64, CPU)(rhs.double())
             assert float((k - exact).abs().max() / exact.abs().max()) < 1e-6
+            alone = ksolve.CupySolver((1, *size[1:]), CPU)
+            for image, solved in zip(rhs, k, strict=True):
+                assert torch.equal(alone(image[None].clone(), torch.empty(1, *size[1:]))[0], solved)
+
+    @pytest.mark.parametrize("offset", [1, 2, 3])
+    def test_any_address(self, offset):
+        """A single plane anywhere, solved in its place."""
+        memory = torch.randn(6 * 9 + offset, generator=torch.Generator().manual_seed(1))
+        plane = memory[offset:].view(1, 6, 9)
+        assert plane.data_ptr() % 16
+        exact = KSolver(6, 9, torch.float64, CPU)(plane.double())
+        solve = ksolve.CupySolver((1, 6, 9), CPU)
+        assert float((solve(plane, plane) - exact).abs().max() / exact.abs().max()) < 1e-6
+
+    def test_what_does_not_fit_is_refused(self):
+        solve, right = ksolve.CupySolver((2, 6, 9), CPU), torch.zeros(2, 6, 9)
+        for wrong in (torch.zeros(3, 6, 9), torch.zeros(2, 9, 6).mT, right.to("meta")):
+            with pytest.raises(ValueError, match="rhs "):
+                solve(wrong, right)
+            with pytest.raises(ValueError, match="k "):
+                solve(right, wrong)
+        with pytest.raises(TypeError, match="k is torch.float64"):
+            solve(right, right.double())
 
 
 class TestErrors:

@@ -1,23 +1,29 @@
 """A step's kernels compiled ahead of time, with no GPU: registers, local memory, width of loads.
 
-What is compiled is what a launch on 512×640 planes would compile: pointers and sizes divisible by
-16 said to be so, a unit stride a constant. Nothing runs here: see test_step_kernels.py.
+What is compiled is what a launch on 512×640 planes would compile: pointers divisible by 16 said to
+be so, and rows of whole vectors. Nothing runs here: see test_step_kernels.py.
+
+    PYTHONPATH=tests/tools:tests python tests/kernels/test_step_aot.py
+
+prints the table of ``bench/results/step_kernels_aot.md``.
 """
+
+import tempfile
+from pathlib import Path
 
 import pytest
 
 triton = pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
 from aot import ARCHS, Compiled  # noqa: E402
 
-from ddfm_fast.kernels import checks, ksolve, step, tile  # noqa: E402
+from ddfm_fast.kernels import checks, ksolve, local, step  # noqa: E402
 from ddfm_fast.rectify import VARIANTS  # noqa: E402
 
 if checks.INTERPRETED:
     pytest.skip("TRITON_INTERPRET=1: nothing is compiled", allow_module_level=True)
 
 FLOATS = ("ratio", "target_weight", "eta", "scale")
-NOT_DIVISIBLE = ("tiles", "steps")
-POINTERS = {"seeds_ptr": "*i64", "step_ptr": "*i32", "step_next_ptr": "*i32"}
+POINTERS = {"seeds_ptr": "*i64", "step_ptr": "*i32", "basis_ptr": "*fp16"}
 """that are not to float32"""
 REGISTERS = 64
 """limit of the two rectification kernels: 8 blocks of 4 warps on an SM, half of what it can hold,
@@ -34,13 +40,17 @@ NOISE_REGISTERS = 96
 """limit of the update with noise: 5 blocks on an SM, whose ten rounds are all arithmetic"""
 SHARED_BYTES = 2048
 """limit of shared memory: the sums of 4 warps, and the noise of a tile on its way to other lanes"""
-TILE_REGISTERS = 128
-"""limit of the one-launch kernel: 2 blocks of 8 warps on an SM"""
-TILE_SHARED_BYTES = 48 * 1024
-"""limit of its shared memory: operands of the transforms"""
+LOCAL_REGISTERS = 168
+"""limit of the kernel that solves: 3 blocks of 4 warps on an SM, so that one wave holds 512×640"""
+LOCAL_ODD_REGISTERS = 200
+"""limit of it where rows are not aligned, with all that it can do: 2 blocks"""
+LOCAL_SHARED_BYTES = 32 * 1024
+"""limit of its shared memory: the halves of C and of what is transformed"""
+LOCAL_INSTRUCTIONS = {80: 2600, 90: 2530, 100: 3280, 120: 2750}
+"""limit of its SASS instructions, a tenth above the pinned Triton's"""
 
 
-def compiled(kernel, constants, arch, folder, *, eps="fp32", divisible=True, **options):
+def compiled(kernel, constants, arch, folder, *, eps="fp32", **options):
     """What a launch on planes of such sizes would compile."""
 
     def typed(name):
@@ -50,11 +60,7 @@ def compiled(kernel, constants, arch, folder, *, eps="fp32", divisible=True, **o
             return "i32"
         return POINTERS.get(name, "*fp32") if name != "eps_ptr" else f"*{eps}"
 
-    aligned = [
-        name
-        for name in kernel.arg_names
-        if name not in (*FLOATS, *NOT_DIVISIBLE) and (divisible or name.endswith("_ptr"))
-    ]
+    aligned = [name for name in kernel.arg_names if name not in (*FLOATS, *step.SIZES)]
     return Compiled(
         kernel, constants, arch, folder, typed=typed, aligned=aligned, options=options or None
     )
@@ -66,16 +72,16 @@ def tile_of(module):
 
 def compile_rectify(
     stage, variant, arch, folder, *, layout="nchw", full=False, noise="none", in_place=False,
-    **options,
+    divisible=True, **options,
 ):  # fmt: skip
-    """The kernel before ("rhs") or after ("update") the solve, or the one for both ("tile").
+    """The kernel before ("rhs") or after ("update") the solve, or that solves as well ("local").
 
     ``full``: with f̂₀ and the step before.
     """
     constants = dict(VARIANT=variant, LUMA=step.luma_constants(VARIANTS[variant]))
-    constants["eps_w_stride" if layout == "nchw" else "eps_c_stride"] = 1
+    constants.update(ALIGNED=divisible, EPS_ALIGNED=divisible and layout == "nchw")
     constants["UPDATE_SCALES"] = variant != "gradient"
-    if variant != "gradient" and stage != "update":
+    if variant != "gradient" and stage == "rhs":
         constants["target_ptr"] = None
     if stage == "rhs":
         constants |= tile_of(step)
@@ -88,11 +94,10 @@ def compile_rectify(
         if in_place:
             constants["k_next_ptr"] = None
         return compiled(step.rectify_update_kernel, constants, arch, folder, **options)
-    constants.update(REGION=tile.REGION, HALO=tile.HALO, INNER=tile.INNER)
-    constants["CHUNK"] = options.pop("chunk", tile.CHUNK)
-    constants.setdefault("PRECISION", options.pop("precision", tile.PRECISION))
-    options = {"num_warps": tile.WARPS, "num_stages": 1, **options}
-    return compiled(tile.rectify_tile_kernel, constants, arch, folder, **options)
+    constants.update(REGION=local.REGION, HALO=local.HALO, INNER=local.INNER)
+    constants["ROWS"] = local.LEARNED_ROWS if noise == "learned" else local.ROWS
+    options = {"num_warps": local.WARPS, "num_stages": 1, **options}
+    return compiled(local.rectify_local_kernel, constants, arch, folder, **options)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -156,27 +161,48 @@ def test_update_with_noise_and_the_step_before(noise, loads, tmp_path):
 
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("variant", ["official", "gradient"])
-def test_one_launch_fits_an_sm_twice(variant, arch, tmp_path):
-    kernel = compile_rectify("tile", variant, arch, tmp_path)
-    kernel.assert_within(TILE_REGISTERS, TILE_SHARED_BYTES)
-    assert kernel.opcodes["STG.E.128"] == 4
-
-
-@pytest.mark.parametrize(
-    "options",
-    [dict(noise="learned", full=True), dict(divisible=False), dict(eps="bf16", layout="last")],
-)
-def test_one_launch_with_all_that_it_can_do(options, tmp_path):
-    kernel = compile_rectify("tile", "official", 90, tmp_path, **options)
-    kernel.assert_within(TILE_REGISTERS, TILE_SHARED_BYTES)
+def test_the_solve_fits_an_sm_three_times_and_uses_tensor_cores(variant, arch, tmp_path):
+    kernel = compile_rectify("local", variant, arch, tmp_path)
+    kernel.assert_within(LOCAL_REGISTERS, LOCAL_SHARED_BYTES)
+    assert any(opcode.startswith(("HMMA", "HGMMA", "UTCHMMA")) for opcode in kernel.opcodes)
+    assert kernel.opcodes["STG.E.128"] == 5, "k and x of the inside, four elements at a time"
+    assert 1000 < sum(kernel.opcodes.values()) <= LOCAL_INSTRUCTIONS[arch]
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_one_launch_on_tensor_cores(arch, tmp_path):
-    """The other precision, for measurement: once on an SM, and nothing spilled."""
-    kernel = compile_rectify("tile", "official", arch, tmp_path, precision="tf32x3")
-    kernel.assert_within(255, TILE_SHARED_BYTES)
-    assert any(opcode.startswith(("HMMA", "HGMMA", "UTCHMMA")) for opcode in kernel.opcodes)
+@pytest.mark.parametrize("noise", ["fixed", "learned"])
+def test_the_solve_with_noise_and_the_step_before(noise, arch, tmp_path):
+    kernel = compile_rectify("local", "official", arch, tmp_path, full=True, noise=noise)
+    kernel.assert_within(LOCAL_REGISTERS, LOCAL_SHARED_BYTES)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(divisible=False, noise="learned", full=True),
+        dict(eps="bf16", layout="channels_last"),
+        dict(eps="fp16"),
+    ],
+)
+def test_the_solve_with_all_that_it_can_do(options, arch, tmp_path):
+    kernel = compile_rectify("local", "official", arch, tmp_path, **options)
+    kernel.assert_within(LOCAL_ODD_REGISTERS, LOCAL_SHARED_BYTES)
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        *(step.rectify_rhs_kernel, step.rectify_update_kernel),
+        *(local.rectify_local_kernel, ksolve.spectral_scale_kernel),
+    ],
+)
+def test_no_size_has_a_binary_of_its_own(kernel):
+    """Triton compiles an integer that is 1, or divisible by 16, anew unless told not to."""
+    integers = {"height", "width", "tiles", "steps"} | {f"eps_{axis}_stride" for axis in "nchw"}
+    for parameter in kernel.params:
+        if parameter.name in integers:
+            assert parameter.do_not_specialize, parameter.name
 
 
 @pytest.mark.parametrize("stage", ["rhs", "update"])
@@ -199,3 +225,38 @@ def test_spectral_scale_compiles_for(arch, tmp_path):
     scale = compiled(ksolve.spectral_scale_kernel, tile_of(ksolve), arch, tmp_path)
     scale.assert_within(SMALL_REGISTERS, SHARED_BYTES)
     assert scale.opcodes["LDG.E.64"] + scale.opcodes["LDG.E.128"] > 0
+
+
+def table() -> str:
+    """Registers, shared memory, instructions and wide accesses of a step's kernels, in Markdown."""
+    lines = [
+        "# A step's kernels compiled ahead of time, variant official, rows of whole vectors",
+        "",
+        "| kernel | form | target | registers | local | shared | instructions | 128-bit loads "
+        "| stores |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    forms = {
+        "no noise": {},
+        "learned noise, f̂₀ kept": dict(noise="learned", full=True),
+        "no noise, odd rows": dict(divisible=False),
+    }
+    for stage in ("rhs", "update", "local"):
+        for form, options in forms.items():
+            if stage == "rhs" and "noise" in options:
+                continue
+            for arch in ARCHS:
+                with tempfile.TemporaryDirectory() as folder:
+                    made = compile_rectify(stage, "official", arch, Path(folder), **options)
+                    resources, opcodes = made.resources(), made.opcodes
+                row = (
+                    stage, form, f"sm_{arch}", resources["REG"],
+                    resources["LOCAL"] + resources["STACK"], made.shared, sum(opcodes.values()),
+                    opcodes["LDG.E.128"], opcodes["STG.E.128"],
+                )  # fmt: skip
+                lines.append("| " + " | ".join(map(str, row)) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())

@@ -31,8 +31,8 @@ from ddfm_fast.step import NOISES, ReverseStep
 if INTERPRETED:
     import triton
 
+    from ddfm_fast.kernels.local import LocalStep
     from ddfm_fast.kernels.step import TritonStep
-    from ddfm_fast.kernels.tile import TileStep
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that interprets")
@@ -46,7 +46,7 @@ def one_tile(monkeypatch):
     enlarge_tiles(monkeypatch)
 
 
-@pytest.mark.parametrize("solver", ["torch", "tile"])
+@pytest.mark.parametrize("solver", ["torch", "local"])
 class TestLoops:
     """By both solvers: as exact as the plain loop, relative to the largest value.
 
@@ -57,8 +57,8 @@ class TestLoops:
     __test__ = INTERPRETED
 
     def make(self, solver, *sources, **settings):
-        if solver == "tile":
-            return TileStep(*sources, **settings)
+        if solver == "local":
+            return LocalStep(*sources, **settings)
         return TritonStep(*sources, solver=solver, **settings)
 
     def compare(self, solver, size, variant, rows, noise="none", update_scales=True):
@@ -132,10 +132,10 @@ class TestLoops:
 class TestOneStep:
     __test__ = INTERPRETED
 
-    @pytest.mark.parametrize("solver", ["torch", "tile"])
+    @pytest.mark.parametrize("solver", ["torch", "local"])
     @pytest.mark.usefixtures("one_tile")
     def test_no_noise_after_the_last_row(self, solver):
-        cls = TileStep if solver == "tile" else TritonStep
+        cls = LocalStep if solver == "local" else TritonStep
         results = []
         for noise in NOISES:
             rectifier, x_t, _ = midway((2, 5, 31), "paper", row=5, sampler="ddpm", noise=noise,
@@ -143,17 +143,17 @@ class TestOneStep:
             results.append(rectifier.step_(x_t, prior_with_variance(x_t)))
         assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
-    @pytest.mark.parametrize("solver", ["torch", "tile"])
+    @pytest.mark.parametrize("solver", ["torch", "local"])
     def test_launches_of_a_step(self, solver, monkeypatch):
-        """Three launches beside those of torch.fft, or one; what the host passes does not change.
+        """Three launches beside torch.fft's, or two in all; what the host passes does not change.
 
         With CuPy's plans an FFT of a plane is two launches each way (rows, columns), seven in all;
         torch.fft also copies the spectrum before its inverse, eight. On a GPU,
         tests/kernels/test_kernels_gpu.py counts them.
         """
-        cls = TileStep if solver == "tile" else TritonStep
+        cls = LocalStep if solver == "local" else TritonStep
         rectifier, x_t, eps = midway((1, 16, 16), "official", cls=cls)
-        after, launches = torch.empty_like(x_t), []
+        launches = []
         run = triton.runtime.interpreter.InterpretedFunction.run
 
         def noted(kernel, *args, **kwargs):
@@ -163,14 +163,14 @@ class TestOneStep:
 
         def step():
             launches.clear()
-            if solver == "tile":
-                rectifier.step_(x_t, eps, after)
-                rectifier.step_(after, eps, x_t)
-            else:
-                rectifier.step_(x_t, eps)
+            rectifier.step_(x_t, eps)
             names, spectral = [name for name, _ in launches], "spectral_scale_kernel"
             # the solution and the spectrum are torch.fft's: where they lie is the allocator's
-            passed = [args[:4] + args[5:] for name, args in launches if name != spectral]
+            passed = [
+                args[:4] + args[5:] if solver == "torch" else args
+                for name, args in launches
+                if name != spectral
+            ]
             return names, passed
 
         monkeypatch.setattr(triton.runtime.interpreter.InterpretedFunction, "run", noted)
@@ -183,7 +183,7 @@ class TestOneStep:
                     "spectral_scale_kernel",
                     "rectify_update_kernel",
                 ],
-                "tile": ["rectify_tile_kernel"] * 2,
+                "local": ["rectify_rhs_kernel", "rectify_local_kernel"],
             }[solver]
         )
         assert step() == (names, first)

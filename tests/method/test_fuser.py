@@ -20,6 +20,8 @@ from ddfm_fast import api
 from ddfm_fast.api import KEPT_FUSERS, Fuser, clear_cache, fuse
 from ddfm_fast.config import PRESETS, FuseConfig
 from ddfm_fast.images.pair import read_pair
+from ddfm_fast.images.pixels import Pixels
+from ddfm_fast.images.stretch import Fused
 from ddfm_fast.method import Baseline, Diffusion, EMAlone, PriorAlone
 from ddfm_fast.options import OPTIONS, FuserOptions, ReadingOptions
 from ddfm_fast.priors.load import load_prior
@@ -113,20 +115,22 @@ def test_a_warm_video_preset_needs_the_whole_method():
 
 # Pairs
 
+ON_CPU = Pixels(torch.device("cpu"))
+
 
 def test_a_pair_gives_back_what_came_in():
     ir, vis = pair()
     rgb = np.stack([vis, ir, vis], 2)
-    read = read_pair(ir, rgb, device=torch.device("cpu"))
+    read = read_pair(ir, rgb, pixels=ON_CPU)
     assert read.size == ir.shape and read.ir.shape == read.vis.shape == (1, 1, *ir.shape)
-    assert np.array_equal(read.give_back(read.vis), rgb)
-    gray = read_pair(ir, rgb, device=torch.device("cpu"), color=False)
-    assert gray.chroma is None and gray.give_back(gray.ir).shape == (*ir.shape, 1)
+    assert np.array_equal(read.give_back(Fused(read.vis)).image(), rgb)
+    gray = read_pair(ir, rgb, pixels=ON_CPU, color=False)
+    assert gray.chroma is None and gray.give_back(Fused(gray.ir)).image().shape == (*ir.shape, 1)
 
 
 def test_a_pair_that_cropping_would_empty():
     with pytest.raises(ValueError, match=r"ir\[3\] has 1 image of 20x40, which cropping"):
-        read_pair(*pair(20), device=torch.device("cpu"), least=32, index="[3]")
+        read_pair(*pair(20), pixels=ON_CPU, least=32, index="[3]")
 
 
 # A second fuser on the same prior
@@ -166,7 +170,7 @@ def test_with_options_keeps_the_precision_of_a_prior_that_is_named_again():
 
 def test_with_options_is_exact_where_the_preset_is(monkeypatch):
     """The authors' script to the pixel needs float32, whatever was chosen for a quick preset."""
-    monkeypatch.setattr(api, "default_precision", lambda device, start: "bfloat16")
+    monkeypatch.setattr(api, "default_precision", lambda _device: "bfloat16")
     fuser = Fuser(device="cpu", preset="fast")
     assert fuser.prior.precision == "bfloat16"
     assert fuser.with_options(preset="balanced").prior is fuser.prior

@@ -20,6 +20,7 @@ from ddfm_fast.priors.ops import base, plain
 from ddfm_fast.priors.ops.fused import FusedOps
 from ddfm_fast.priors.ops.native import NativeOps
 from ddfm_fast.priors.ops.onednn import OneDnnOps
+from ddfm_fast.priors.ops.onepass import OnePassOps
 from ddfm_fast.priors.ops.plain import PlainOps
 from ddfm_fast.priors.unet import UNet
 from ddfm_fast.priors.unet_config import UNetConfig
@@ -244,3 +245,28 @@ class TestWithKernels:
         assert_as_good(
             lambda u: Engine(u.fold_upsampling(), FusedOps()), unet, x[:1], torch.float16
         )
+
+    @pytest.mark.parametrize(
+        "config, dtype",
+        [
+            (0, torch.float32),
+            (0, torch.float16),
+            (1, torch.bfloat16),
+            (2, torch.float32),
+        ],
+    )
+    def test_a_layer_in_one_launch(self, config, dtype):
+        unet, x, _ = example({**KERNEL_CONFIGS[config], "out_channels": 3})
+        assert_as_good(lambda u: Engine(u, OnePassOps()), unet, x[:1, :, :8, :16], dtype)
+
+    def test_own_convolutions_of_wide_networks(self):
+        unet, x, _ = example(KERNEL_CONFIGS[0])
+        x = x[:1, :, :8, :8]
+        assert_as_good(lambda u: Engine(u, FusedOps(own=512)), unet, x, torch.float32)
+
+    def test_pooling_and_repeating_without_convolutions(self):
+        unet, x, step = example({**SMALL, "conv_resample": False, "middle_attention": False})
+        with torch.no_grad():
+            x = x[:1, :, :8, :8]
+            got = Engine(unet, OnePassOps())(x, step)
+            torch.testing.assert_close(got, unet.run(x, step), rtol=1e-4, atol=2e-5)

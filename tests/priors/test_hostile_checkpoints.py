@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
+import multiprocessing
+import re
 import resource
-import time
+import struct
+import sys
 import zipfile
 
 import numpy as np
@@ -18,7 +23,7 @@ from ddfm_fast.priors.hf import load_diffusers
 from ddfm_fast.priors.load import load_prior
 
 PLAIN = {**SMALL, "middle_attention": False}
-STATE = random_unet(PLAIN).state_dict()
+STATE = {k: v.contiguous() for k, v in random_unet(PLAIN).state_dict().items()}
 
 
 def refused(path, words: str) -> None:
@@ -45,29 +50,218 @@ def test_a_changed_tensor_is_refused_by_its_key(name, tmp_path):
     refused(tmp_path / "p.pt", key.replace(".", r"\."))
 
 
-def test_a_tensor_larger_than_its_data_costs_nothing(tmp_path):
-    bomb = torch.zeros(1).expand(1 << 36)
-    torch.save({**STATE, "time_embed.0.weight": bomb}, tmp_path / "p.pt")
-    _costs_little(tmp_path / "p.pt", "time_embed.0.weight.*larger than the data")
+class Call:
+    """A call that a pickle asks for."""
+
+    def __init__(self, function, *given):
+        self.parts = function, given
+
+    def __reduce__(self):
+        return self.parts
 
 
-def test_a_compressed_archive_costs_nothing(tmp_path):
-    torch.save({"state_dict": {"a": torch.zeros(1 << 24)}}, tmp_path / "big.pt")
+def twice_as_long(times: int):
+    return b"12" if times == 0 else Call(codecs.encode, twice_as_long(times - 1), "hex")
+
+
+def save_legacy(content, path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def rewritten(path, pickled=None, compression=zipfile.ZIP_STORED, extra=0) -> None:
+    """A checkpoint with another pickle, compressed, or with empty entries."""
+    torch.save({"state_dict": STATE, "zeros": torch.zeros(1 << 22)}, path.with_name("whole.pt"))
     with (
-        zipfile.ZipFile(tmp_path / "big.pt") as source,
-        zipfile.ZipFile(tmp_path / "p.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+        zipfile.ZipFile(path.with_name("whole.pt")) as source,
+        zipfile.ZipFile(path, "w", compression) as target,
     ):
         for item in source.infolist():
-            packed.writestr(item.filename, source.read(item))
-    assert (tmp_path / "p.pt").stat().st_size < 1 << 20
-    _costs_little(tmp_path / "p.pt", "is a compressed archive")
+            is_pickle = pickled is not None and item.filename.endswith("data.pkl")
+            target.writestr(item.filename, pickled if is_pickle else source.read(item))
+        for n in range(extra):
+            target.writestr(zipfile.ZipInfo(f"whole/data/x{n}"), b"")
 
 
-def _costs_little(path, words: str) -> None:
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-    refused(path, words)
-    assert time.monotonic() - started < 5  # of a busy machine; it takes milliseconds
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+def with_header(path, header: dict, data: int) -> None:
+    """A safetensors file whose data, mostly a hole, are that many bytes."""
+    written = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(written)) + written)
+        file.truncate(8 + len(written) + data)
+
+
+def empty(shape: list[int]) -> dict:
+    return {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
+
+
+def many_views(path) -> None:
+    torch.save({**STATE, **{f"x{n}": VIEWED.view(2048, -1) for n in range(300)}}, path)
+
+
+WEIGHT = "time_embed.0.weight"
+VIEWED = torch.zeros(1 << 22)
+LARGE = torch.zeros(1).expand(1 << 36)
+PUT = b"\x80\x02}N%sK\x01s."
+"""a pickle of a dictionary with one odd key"""
+BOMBS = {
+    "stride 0": (lambda p: torch.save({**STATE, WEIGHT: LARGE}, p), ".pt", "larger than the data"),
+    "stride 0, legacy": (
+        lambda p: save_legacy({**STATE, WEIGHT: LARGE}, p),
+        ".pt",
+        "larger than the data",
+    ),
+    "shared by many": (many_views, ".pt", "they share their data"),
+    "compressed": (
+        lambda p: rewritten(p, compression=zipfile.ZIP_DEFLATED),
+        ".pt",
+        "is a compressed archive",
+    ),
+    "directory": (lambda p: rewritten(p, extra=40_000), ".pt", "a directory or record of more"),
+    "large pickle": (
+        lambda p: rewritten(p, b"\x80\x02](" + b"}" * (1 << 23) + b"e."),
+        ".pt",
+        "data.pkl has 8,388,614 bytes",
+    ),
+    "many instructions": (
+        lambda p: rewritten(p, b"\x80\x02](" + b"}" * (1 << 20) + b"e."),
+        ".pt",
+        "more than 200,000 instructions",
+    ),
+    "nested key": (lambda p: rewritten(p, PUT % (b"\x85" * 150_000)), ".pt", "nested 501 times"),
+    "long tuple": (
+        lambda p: rewritten(p, PUT % (b"(" + b"N" * 50_000 + b"t")),
+        ".pt",
+        "tuples of 50000",
+    ),
+    "bytearray": (
+        lambda p: torch.save({**STATE, "x": Call(bytearray, 1 << 33)}, p),
+        ".pt",
+        "bytearray for x",
+    ),
+    "bytearray, legacy": (
+        lambda p: save_legacy({**STATE, "x": Call(bytearray, 1 << 33)}, p),
+        ".pt",
+        "bytearray for x",
+    ),
+    "codec": (
+        lambda p: torch.save({"state_dict": STATE, "x": twice_as_long(31)}, p),
+        ".pt",
+        r"_codecs\.encode for x",
+    ),
+    "large tensor": (
+        lambda p: torch.save({**STATE, WEIGHT: Call(torch.FloatTensor, 1 << 33)}, p),
+        ".pt",
+        r"torch\.FloatTensor for time_embed\.0\.weight",
+    ),
+    "set of a tensor": (
+        lambda p: torch.save({**STATE, "x": Call(set, LARGE)}, p),
+        ".pt",
+        r"set for x",
+    ),
+    "size from a tensor": (
+        lambda p: torch.save({**STATE, "x": Call(torch.Size, LARGE)}, p),
+        ".pt",
+        r"a call of torch\.Size",
+    ),
+    "hole": (
+        lambda p: with_header(p, {WEIGHT: empty([1 << 30])}, 1 << 32),
+        ".safetensors",
+        r"time_embed\.0\.weight has shape",
+    ),
+    "large header": (
+        lambda p: with_header(p, {f"{n}": empty([0]) for n in range(50_000)}, 0),
+        ".safetensors",
+        "a header of .* bytes, expected at most",
+    ),
+    "many tensors": (
+        lambda p: with_header(p, {f"{n}": empty([0]) for n in range(20_000)}, 0),
+        ".safetensors",
+        "20,000 tensors, expected at most 10,000",
+    ),
+    "many blocks": (
+        lambda p: save_file({**STATE, "output_blocks.8000.0.x": torch.ones(1)}, p),
+        ".safetensors",
+        "names 8001 output blocks and has",
+    ),
+    "larger than any": (
+        lambda p: with_header(p, {}, 1 << 35),
+        ".safetensors",
+        "bytes, expected at most",
+    ),
+}
+
+
+def cost(path, answer) -> None:
+    """Load in a child; its peak of memory in KiB, processor seconds, and what was raised."""
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    try:
+        load_prior(path)
+        error = "none"
+    except ValueError as raised:
+        error = str(raised)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    answer.send((after.ru_maxrss - before.ru_maxrss, after.ru_utime - before.ru_utime, error))
+
+
+def assert_costs_little(path, words: str) -> None:
+    """The words of the refusal, and far less than 200 MB and, on a busy machine, some seconds."""
+    fork = multiprocessing.get_context("fork")
+    receive, send = fork.Pipe(duplex=False)
+    child = fork.Process(target=cost, args=(path, send))
+    child.start()
+    send.close()
+    try:
+        kib, seconds, error = receive.recv()
+    finally:
+        child.join(20)
+        child.kill()
+    assert re.search(words, error), error
+    assert kib < 100_000 and seconds < 3
+
+
+in_a_child = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="fork, and getrusage in KiB"
+)
+
+
+@in_a_child
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_costs_little(name, tmp_path):
+    make, suffix, words = BOMBS[name]
+    path = tmp_path / f"p{suffix}"
+    make(path)
+    assert_costs_little(path, words)
+
+
+def test_a_long_key_is_not_repeated_whole(tmp_path):
+    torch.save({**STATE, "k" * 1_000_000: torch.ones(1)}, tmp_path / "p.pt")
+    with pytest.raises(ValueError, match="1 unexpected: kkk.*…") as raised:
+        load_prior(tmp_path / "p.pt")
+    assert len(str(raised.value)) < 1000
+
+
+def test_what_training_programs_save_beside_the_weights_is_no_matter(tmp_path):
+    groups = [{"lr": 1e-3, "betas": (0.9, 0.999), "foreach": None, "params": [0, 1]}]
+    moments = {n: {"step": torch.tensor(2.0), "exp_avg": torch.ones(3)} for n in (0, 1)}
+    content = {
+        "state_dict": STATE,
+        "optimizer": {"state": moments, "param_groups": groups},
+        "shape": torch.ones(2, 3).shape,
+        "parameter": torch.nn.Parameter(torch.ones(2)),
+        "dtype": torch.bfloat16,
+        "hyper": {"rates": [1e-4, 2], "name": "ä", "flags": (True, None)},
+    }
+    for legacy in (False, True):
+        path = tmp_path / f"{legacy}.pt"
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+        assert torch.equal(load_checkpoint(path)[0].state_dict()[WEIGHT], STATE[WEIGHT])
+
+
+@pytest.mark.parametrize("keyword", ["num_train_timesteps", "multiple"])
+def test_numbers_of_the_metadata_that_would_fill_memory(keyword, tmp_path):
+    config = json.dumps({**PLAIN, keyword: 10**9})
+    save_file(STATE, tmp_path / "p.safetensors", {CONFIG_KEY: config})
+    refused(tmp_path / "p.safetensors", f"{keyword}=1000000000, expected an integer, 1 to")
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -78,7 +272,7 @@ def test_flipped_bytes_load_or_are_refused(seed, tmp_path):
     if suffix == ".pt":
         torch.save(STATE, path)
     else:
-        save_file({k: v.contiguous() for k, v in STATE.items()}, path)
+        save_file(STATE, path)
     data = bytearray(path.read_bytes())
     header = len(data) if seed % 3 else min(4000, len(data))
     for place in rng.integers(0, header, 1 + seed % 5):
@@ -102,8 +296,7 @@ def test_flipped_bytes_load_or_are_refused(seed, tmp_path):
     ids=["nested", "infinite", "wide", "deep", "levels"],
 )
 def test_hostile_metadata_is_refused(config, words, tmp_path):
-    tensors = {k: v.contiguous() for k, v in STATE.items()}
-    save_file(tensors, tmp_path / "p.safetensors", {CONFIG_KEY: config})
+    save_file(STATE, tmp_path / "p.safetensors", {CONFIG_KEY: config})
     refused(tmp_path / "p.safetensors", words)
 
 
@@ -140,3 +333,69 @@ def test_networks_of_other_kinds_are_refused_by_name(model, scheduler, words, tm
     (tmp_path / "scheduler_config.json").write_text(json.dumps(scheduler))
     with pytest.raises(ValueError, match=words):
         load_diffusers(tmp_path)
+
+
+def folder_of(tmp_path, **changes):
+    """A folder of diffusers' smallest network; with another configuration than it was saved by."""
+    diffusers = pytest.importorskip("diffusers")
+    model = diffusers.UNet2DModel(
+        sample_size=32,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+    )
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
+    weights = {k: v.contiguous() for k, v in model.state_dict().items()}
+    return weights, tmp_path / "diffusion_pytorch_model.safetensors"
+
+
+@in_a_child
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [{"block_out_channels": [8192, 8192]}, {"layers_per_block": 64}, {"time_embedding_dim": 8192}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_folder_whose_network_is_larger_than_its_weights_costs_little(changes, tmp_path):
+    folder_of(tmp_path, **changes)
+    assert_costs_little(tmp_path, "makes a network of .* weights, the file has")
+
+
+@pytest.mark.slow
+def test_weights_of_a_folder_are_read_strictly(tmp_path):
+    weights, file = folder_of(tmp_path)
+    renamed = {f"{k}x" if k == "conv_in.bias" else k: v for k, v in weights.items()}
+    save_file(renamed, file)
+    refused(tmp_path, r"do not fit its config.json \(1 missing keys: conv_in.bias\)")
+    save_file({**weights, "conv_in.bias": weights["conv_in.bias"] / 0}, file)
+    refused(tmp_path, r"NaN or inf \(conv_in.bias\)")
+    file.unlink()
+    refused(tmp_path, "has no diffusion_pytorch_model.safetensors")
+    torch.save({**weights, "x": Call(bytearray, 1 << 33)}, file.with_suffix(".bin"))
+    refused(tmp_path, "bytearray for x")
+    torch.save(weights, file.with_suffix(".bin"))
+    assert load_prior(tmp_path).multiple == 2
+
+
+LARGE_CONFIGS = [
+    ({"layers_per_block": 10**6}, {}, "layers_per_block has 1 values up to 1000000"),
+    ({"block_out_channels": [10**9, 32]}, {}, "block_out_channels has 2 values up to 1000000000"),
+    ({"block_out_channels": [32] * 99}, {}, "block_out_channels has 99 values"),
+    ({"norm_num_groups": float("nan")}, {}, "norm_num_groups has 1 values up to nan"),
+    ({"down_block_types": 2}, {}, "down_block_types is no list"),
+    ({"quantization_config": {"load_in_8bit": True}}, {}, "is quantised"),
+    ({"x": "x" * (1 << 20)}, {}, "is not JSON .it has .* bytes"),
+    ({}, {"num_train_timesteps": 10**10}, "num_train_timesteps 10000000000, expected an integer"),
+    ({}, {"beta_schedule": []}, "was trained with betas"),
+]
+
+
+@pytest.mark.parametrize("model, scheduler, words", LARGE_CONFIGS, ids=lambda v: str(v)[:40])
+def test_numbers_of_a_folder_are_bounded(model, scheduler, words, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**UNET, **model}))
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(scheduler))
+    refused(tmp_path, words)

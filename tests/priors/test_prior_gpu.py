@@ -11,7 +11,9 @@ from ddfm_fast.priors.engine import Engine
 from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.ops import base
 from ddfm_fast.priors.ops.fused import FusedOps
+from ddfm_fast.priors.ops.onepass import OnePassOps
 from ddfm_fast.priors.ops.plain import PlainOps
+from ddfm_fast.priors.precision import float32_products
 from ddfm_fast.runtime.memory import images_that_fit
 
 pytestmark = pytest.mark.gpu
@@ -50,6 +52,23 @@ def test_as_good_as_the_plain_network_in_the_same_dtype(size, dtype):
     assert got.dtype == dtype and (got - exact).abs().max() <= allowed
 
 
+@pytest.mark.parametrize("dtype", DTYPES[1:])
+@pytest.mark.parametrize("size", [(1, 64, 64), (3, 48, 80), (1, 512, 640)])
+def test_narrow_networks_take_one_launch_a_layer(size, dtype):
+    prior = load_prior("embedded", device="cuda", dtype=dtype)
+    assert isinstance(prior.engine.ops, OnePassOps)
+    x, steps = images(*size), prior.conditioning(torch.tensor([431]))
+    with torch.no_grad():
+        exact = load_prior("embedded", device="cuda", dtype="float32").unet.double()
+        exact = exact.run(x.double(), steps[0])
+        plain = prior.unet.run(x, steps[0])
+    got = prior.eps(x, steps[0])
+    allowed = 2 * (plain - exact).abs().max() + TINY[dtype] * exact.abs().max()
+    assert (got - exact).abs().max() <= allowed
+    alone = prior.eps(x[-1:].clone(), steps[0])
+    assert torch.equal(alone[0], got[-1]), "no library chooses an algorithm by the batch"
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_kernels_against_pytorch(dtype):
     from ddfm_fast.kernels import group_norm as gn
@@ -58,7 +77,7 @@ def test_kernels_against_pytorch(dtype):
     x = x.contiguous(memory_format=torch.channels_last)
     weight, shift = torch.randn(2, 192, device="cuda")
     moments = gn.moments(x)
-    got, _ = gn.apply([x], gn.scale_shift([moments], 96 * 132, weight, shift))
+    got, _ = gn.normalize([(x, moments)], weight, shift)
     exact = F.silu(F.group_norm(x.double(), 32, weight.double(), shift.double(), 1e-5))
     plain = F.silu(F.group_norm(x, 32, weight.to(dtype), shift.to(dtype), 1e-5))
     allowed = 2 * (plain - exact).abs().max() + TINY[dtype] * exact.abs().max()
@@ -133,12 +152,12 @@ def test_offsets_beyond_two_to_the_31():
         1, 512, 2176, 2048, dtype=torch.float16, device="cuda"
     ).contiguous(memory_format=torch.channels_last)  # fmt: skip
     x[0, :, -1, -1] = 4096.0
-    mean = gn.moments(x)[0, -1, 0]
-    assert bool((mean > 0).all()), "the last row of all was seen"
-    affine = torch.zeros(1, 2, 512, device="cuda")
-    affine[0, 0] = 2
-    gn.apply([x], affine, silu=False, out=x)
-    assert bool((x[0, :, -1, -1] == 8192).all()) and int(x[0, 0].count_nonzero()) == 1
+    moments = gn.moments(x)
+    assert bool((moments[0, -1, 0] > 0).all()), "the last row of all was seen"
+    one, none = torch.ones(512, device="cuda"), torch.zeros(512, device="cuda")
+    gn.normalize([(x, moments)], one, none, silu=False, out=x)
+    # a lone value among r zeros is at r standard deviations / sqrt(r), the others just below 0
+    assert bool((x[0, :, -1, -1] > 2000).all()) and bool((x[0, :, 0, 0] < 0).all())
 
 
 def test_estimate_of_memory_is_near_the_truth():
@@ -166,28 +185,43 @@ def test_engine_with_pytorch_alone_works_on_a_gpu_too():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("channels, outs", [(3, 256), (256, 3), (256, 6), (12, 32)])
-def test_thin_convolutions(channels, outs, dtype):
-    from ddfm_fast.kernels import thin_conv as conv
+@pytest.mark.parametrize(
+    "channels, outs", [(3, 256), (256, 3), (12, 32), (32, 32), (64, 64), (128, 64), (512, 256)]
+)
+def test_layers(channels, outs, dtype):
+    from ddfm_fast.kernels import conv
+    from ddfm_fast.kernels import group_norm as gn
 
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, channels, 67, 101, generator=generator).cuda().to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     weight = torch.randn(outs, channels, 3, 3, generator=generator).cuda() / channels**0.5
     weight, bias = weight.to(dtype), torch.randn(outs, generator=generator).cuda()
-    got = conv.thin_conv(x, conv.pack(weight), bias)
-    exact = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
-    plain = F.conv2d(x, weight, bias.to(dtype), padding=1)
+    norm = torch.rand(2, channels, generator=generator).cuda().unbind() if outs <= 128 else None
+    norm = None if channels % 32 else norm
+    moments = None if norm is None else gn.moments(x)
+    got, of_result = conv.layer([conv.Part(x, moments)], conv.pack(weight), norm=norm, bias=bias)
+
+    def by_pytorch(kind):
+        h = x.to(kind)
+        if norm is not None:
+            h = F.silu(F.group_norm(h, 32, *(a.to(kind) for a in norm), 1e-5))
+        return F.conv2d(h, weight.to(kind), bias.to(kind), padding=1)
+
+    exact, plain = by_pytorch(torch.float64), by_pytorch(dtype)
     allowed = 2 * (plain - exact).abs().max() + TINY[dtype] * exact.abs().max()
     assert (got - exact).abs().max() <= allowed
+    if outs % 32 == 0:
+        torch.testing.assert_close(of_result, gn.moments(got), rtol=1e-4, atol=1e-4)
 
 
-def test_thin_convolutions_in_the_engine_and_in_a_graph():
+@pytest.mark.parametrize("own", [0, 512])
+def test_layers_in_the_engine_and_in_a_graph(own):
     unet = load_prior(random_unet(CONFIG).cuda()).unet
     step = unet.conditioning(torch.tensor([431], device="cuda"))[0]
-    engine, x = Engine(unet, FusedOps(thin_convs=True)), images(1, 64, 64)
-    with torch.no_grad():
-        plain = Engine(unet, FusedOps())(x, step, 3)
+    engine, x = Engine(unet, FusedOps(own=own)), images(1, 64, 64)
+    with torch.no_grad(), float32_products(False):
+        plain = Engine(unet, PlainOps())(x, step, 3)
         torch.testing.assert_close(engine(x, step, 3), plain, rtol=1e-3, atol=1e-4)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):

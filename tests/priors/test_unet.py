@@ -207,7 +207,7 @@ def test_config_round_trips_and_drops_what_has_no_effect():
         ({"channel_mult": ()}, r"channel_mult=\(\), expected one multiplier"),
         ({"channel_mult": "1,2"}, "list of numbers"),
         ({"attention_resolutions": (16,)}, "downsampling rates"),
-        ({"num_res_blocks": 0}, "an integer, 1 to 8192"),
+        ({"num_res_blocks": 0}, "an integer, 1 to 64"),
         ({"use_scale_shift_norm": "yes"}, "True or False"),
         ({"num_head_channels": 48}, "num_head_channels=48 does not divide"),
         ({"num_heads": 7}, "num_heads=7 does not divide"),

@@ -73,6 +73,31 @@ def test_so_does_one_that_fails():
     assert {key for key in before if before[key] != after[key]} == set()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("name", CALLS)
+def test_pytorchs_default_dtype_changes_nothing(name, dtype):
+    """Noise drawn in another one is another; float32 written into halves ends the process."""
+    expected = fuse(IR, VIS, device="cpu", **CALLS[name])
+    torch.set_default_dtype(dtype)
+    try:
+        found = fuse(IR, VIS, device="cpu", **CALLS[name])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.array_equal(found, expected)
+
+
+def test_nor_does_it_change_a_frame_of_video():
+    expected, found = [], []
+    for dtype, results in ((torch.float32, expected), (torch.float64, found)):
+        torch.set_default_dtype(dtype)
+        try:
+            pairs = [(IR, VIS), (IR, np.roll(VIS, 3, 1))]
+            results += Fuser(device="cpu").stream(pairs, preset="balanced")
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_a_stream_that_is_left_leaves_everything_as_it_was():
     before = state()
     stream = Fuser(preset="instant", device="cpu").stream([(IR, VIS)] * 4)

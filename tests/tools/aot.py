@@ -37,6 +37,29 @@ def cache() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="triton-")
 
 
+def compiled_for(
+    kernel,
+    constants: dict,
+    target: GPUTarget,
+    *,
+    typed: Callable[[str], str],
+    aligned: Collection[str],
+    options: dict | None = None,
+):
+    """Compile a kernel for any target, with arguments as of :class:`Compiled`."""
+    names = kernel.arg_names
+    types = {name: "constexpr" if name in constants else typed(name) for name in names}
+    attributes = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(names)
+        if name in aligned and name not in constants
+    }
+    source = ASTSource(kernel, types, constants, attributes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", cache().name)
+        return triton.compile(source, target=target, options=options)
+
+
 class Compiled:
     """A kernel's cubin for one architecture.
 
@@ -61,17 +84,10 @@ class Compiled:
         aligned: Collection[str],
         options: dict | None = None,
     ):
-        names = kernel.arg_names
-        types = {name: "constexpr" if name in constants else typed(name) for name in names}
-        attributes = {
-            (index,): [["tt.divisibility", 16]]
-            for index, name in enumerate(names)
-            if name in aligned and name not in constants
-        }
-        source = ASTSource(kernel, types, constants, attributes)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("TRITON_CACHE_DIR", cache().name)
-            compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+        target = GPUTarget("cuda", arch, 32)
+        compiled = compiled_for(
+            kernel, constants, target, typed=typed, aligned=aligned, options=options
+        )
         self.shared = compiled.metadata.shared
         self.cubin = folder / "kernel.cubin"
         self.cubin.write_bytes(compiled.asm["cubin"])

@@ -2,6 +2,8 @@
 
 An attempt returns a word for what happened ("taken", "refused") or raises; what it raises is a
 fault, and its seed is all that repeats it: ``FUZZ_SEED=123 pytest tests/fuzz/test_fuzz_api.py``.
+It is given a generator of random numbers, or an example of a strategy of hypothesis, which makes
+those that fail small.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import hypothesis
 import numpy as np
+from hypothesis import HealthCheck, Phase, strategies
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-Attempt = Callable[[np.random.Generator], str]
+Attempt = Callable[[Any], str]
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
 """for each fuzzer; `make fuzz MINUTES=…` sets it"""
 SEED = os.environ.get("FUZZ_SEED")
@@ -28,8 +33,10 @@ TABLE = ROOT / "out" / "fuzz" / "table.jsonl"
 class Campaign:
     """Runs an attempt again and again; ``name`` is that of its line in the table."""
 
-    def __init__(self, name: str, attempt: Attempt):
-        self.name, self.attempt = name, attempt
+    def __init__(
+        self, name: str, attempt: Attempt, examples: strategies.SearchStrategy | None = None
+    ):
+        self.name, self.attempt, self.examples = name, attempt, examples
         self.outcomes: Counter[str] = Counter()
         self.faults: list[dict[str, str | int]] = []
 
@@ -47,11 +54,32 @@ class Campaign:
 
     def _try(self, seed: int) -> None:
         try:
-            self.outcomes[self.attempt(np.random.default_rng(seed))] += 1
+            if self.examples is not None:
+                self._explore(seed)
+            else:
+                self.outcomes[self.attempt(np.random.default_rng(seed))] += 1
         except Exception as error:
-            text = f"{type(error).__name__}: {error}"
+            notes = " ".join(getattr(error, "__notes__", ()))
+            text = f"{type(error).__name__}: {error} {notes}".strip()
             where = traceback.format_exc().strip().splitlines()[-3:]
             self.faults.append({"seed": seed, "error": text[:400], "where": " ".join(where)[:400]})
+
+    def _explore(self, seed: int) -> None:
+        """Try examples by a seed; what fails is made small and raised."""
+
+        @hypothesis.seed(seed)
+        @hypothesis.settings(
+            max_examples=100,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate, Phase.shrink],
+            suppress_health_check=list(HealthCheck),
+        )
+        @hypothesis.given(self.examples)
+        def attempt(example):
+            self.outcomes[self.attempt(example)] += 1
+
+        attempt()
 
     def _note(self, seconds: float) -> None:
         """Add a line to the table, and print it."""

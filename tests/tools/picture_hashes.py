@@ -117,9 +117,9 @@ def embedded() -> None:
 
 
 def kernels() -> None:
-    for solver in ("torch", "tile"):
+    for solver in ("torch", "local"):
         for name, options in settings(3).items():
-            if options.get("preset") == "official-script" and solver == "tile":
+            if options.get("preset") == "official-script" and solver == "local":
                 continue
             fuser = ddfm_fast.Fuser(
                 prior=tanh_prior, device="cpu", backend="triton", solver=solver, **options

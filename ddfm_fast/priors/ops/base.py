@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..precision import convolutions_in_tf32
+
 CONV_ELEMENTS = 2**31 - 1
 """what an image may hold before and after a convolution on CUDA: offsets in cuDNN are 32-bit"""
 
@@ -52,9 +54,29 @@ class Norm(NamedTuple):
     bias: Tensor
 
 
+def fits_layer(channels: int, outs: int) -> bool:
+    """Say whether ``ddfm_fast.kernels.conv.layer`` takes so many channels in and out."""
+    return (channels <= 16 or channels % 32 == 0) and (outs <= 16 or outs % 32 == 0)
+
+
+class Waiting(NamedTuple):
+    """What a convolution reads where it normalizes itself: SiLU(norm(parts)), resampled."""
+
+    parts: Sequence[Feature]
+    norm: Norm
+    resample: str = ""
+
+
 def rows_of(x: Tensor) -> Tensor:
     """View [N, C, H, W] in channels_last as a matrix [N H W, C]."""
     return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attend over T by softmax; views and result [N, T, heads, channels of a head]."""
+    # views of [N, heads, T, channels]: nothing is moved
+    q, k, v = (a.transpose(1, 2) for a in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
 
 def double(x: Tensor) -> Tensor:
@@ -66,16 +88,39 @@ def convolve(x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
     """Convolve with ``bias`` (cast to x's dtype), in strips where it would be too large."""
     bias = None if bias is None else bias.to(x.dtype)
     if conv.up_kernel is not None:
-        return F.conv_transpose2d(x, conv.up_kernel, bias, stride=2, padding=1)
+        return conv2d(x, conv.up_kernel, bias, stride=2, padding=(1, 1), transposed=True)
     padding = conv.weight.shape[-1] // 2
     widest = max(conv.weight.shape[:2])
     if x.device.type == "cuda" and widest * x.shape[2] * x.shape[3] > CONV_ELEMENTS:
         return convolve_in_strips(x, conv.weight, bias)
-    return F.conv2d(x, conv.weight, bias, padding=padding)
+    return conv2d(x, conv.weight, bias, padding=(padding, padding))
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] = (0, 0),
+    transposed: bool = False,
+) -> Tensor:
+    """Convolve by PyTorch, on CUDA in the precision of :func:`..precision.float32_products`."""
+    by_setting = x.device.type != "cuda" or torch.compiler.is_compiling()
+    tf32 = None if by_setting else convolutions_in_tf32()
+    if tf32 is None:
+        function = F.conv_transpose2d if transposed else F.conv2d
+        return function(x, weight, bias, stride=stride, padding=padding)
+    cudnn = torch.backends.cudnn
+    return torch._convolution(
+        x, weight, bias, [stride, stride], padding, [1, 1], transposed, [0, 0], 1,
+        cudnn.benchmark, cudnn.deterministic or torch.are_deterministic_algorithms_enabled(),
+        cudnn.enabled, tf32,
+    )  # fmt: skip
 
 
 def convolve_in_strips(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute ``F.conv2d(x, weight, bias)`` at the same size, image by image in strips of rows.
+    """Compute ``conv2d(x, weight, bias)`` at the same size, image by image in strips of rows.
 
     No strip holds more than ``CONV_ELEMENTS`` elements before or after it.
     """
@@ -94,7 +139,7 @@ def convolve_in_strips(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
             # rows of padding only at the image's own border; the others come from the neighbours
             missing = halo - (top - above), halo - (below - bottom)
             part = F.pad(part, (0, 0, *missing)) if any(missing) else part
-            part = F.conv2d(part, weight, bias, padding=(0, halo))
+            part = conv2d(part, weight, bias, padding=(0, halo))
             out[index : index + 1, :, top:bottom] = part
     return out
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Conv, Feature, Norm, convolve, rows_of
+from ..precision import convolutions_in_tf32
+from .base import Conv, Feature, Norm, convolve, fits_layer, rows_of
 from .plain import PlainOps
 
 
@@ -15,89 +16,104 @@ class FusedOps(PlainOps):
     """The same by Triton kernels around cuDNN's convolutions and cuBLAS' products.
 
     Convolutions run without their bias, which joins what reads their output next: the moments of
-    the norm, or the sum with the residual. Concatenations are not made: norms take their moments
-    and 1x1 convolutions their products part by part. With ``thin_convs`` the first and the last
-    convolution are ``ddfm_fast.kernels.thin_conv``'s; whether that is faster is not measured yet.
+    the norm, or the sum with the residual. Concatenations are not made. 1x1 convolutions, and 3x3
+    ones with few channels on one side or to at most ``own`` channels, are
+    ``ddfm_fast.kernels.conv``'s, with the norm before and the residual and moments after.
     """
 
-    def __init__(self, kernels=None, *, thin_convs: bool = False):
-        if kernels is None:
-            from ddfm_fast.kernels import group_norm
+    OWN = 0
+    """channels of a 3x3 convolution's result up to which it is ours. None by default: it saves
+    traffic, but on paper has to come nearer to the peak than its tiles allow
+    (bench/results/prior-paper-2026-11-28.md)"""
 
-            kernels = group_norm
-        self.kernels, self.thin_convs = kernels, thin_convs
-        self.packed: dict[tuple[str, int], Tensor] = {}
+    def __init__(self, kernels=None, layers=None, *, own: int = OWN):
+        if kernels is None or layers is None:
+            from ddfm_fast.kernels import conv, group_norm
+
+            kernels, layers = group_norm, conv
+        self.kernels, self.layers = kernels, layers
+        self.own = own
+        self.packed: dict[tuple[str, int], Any] = {}
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
-        return self._joined(self._thin(x, conv, None), conv.bias)
+        if not fits_layer(conv.weight.shape[1], len(conv.weight)):
+            return self._joined(convolve(x, conv, None), conv.bias)
+        return self._layer([Feature(x)], conv, bias=conv.bias)
 
     def enter(
         self, parts: Sequence[Feature], norm: Norm, resample: str, conv: Conv
     ) -> tuple[Tensor, tuple[Feature, ...]]:
-        affine = self._affine(parts, norm)
         if resample == "up" and conv.up_kernel is not None:
             resample = ""
         down = resample == "down"
-        h, pooled = self.kernels.apply(
-            [p.data for p in parts], affine, resample=resample, pool_input=down
-        )
-        return h, (Feature(pooled),) if down else tuple(parts)
+        h, pooled = self._normalized(parts, norm, resample=resample, pool_input=down)
+        return h, tuple(parts) if pooled is None else (Feature(pooled),)
 
     def middle(self, h: Tensor, conv: Conv, bias: Tensor, norm: Norm) -> Tensor:
+        if self._ours(conv):
+            feature = self._layer([Feature(h)], conv, bias=bias)
+            return self._normalized([feature], norm, out=feature.data)[0]
         h = convolve(h, conv, None)
-        affine = self._affine([Feature(h, self.kernels.moments(h))], norm, bias)
-        return self.kernels.apply([h], affine, out=h)[0]
+        if self.kernels.suits_whole(h):
+            return self.kernels.normalize_whole_(h, norm.weight, norm.bias, bias)
+        feature = Feature(h, self.kernels.moments(h))
+        return self._normalized([feature], norm, bias=bias, out=h)[0]
 
     def leave(
         self, h: Tensor, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
     ) -> Feature:
+        own, (x, *_) = self._ours(conv), residual
+        size = "up" if up else ""
+        if own and skip is None:
+            return self._layer(
+                [Feature(h)], conv, bias=conv.bias, residual=x.data, residual_size=size
+            )
+        if own and skip is not None:
+            source = self._packed(skip), [part.data for part in residual]
+            return self._layer([Feature(h)], conv, bias=conv.bias, skip=source)
         h = convolve(h, conv, None)
-        if skip is None:  # never of a concatenation, which has more channels than come out
-            return self._joined(h, conv.bias, residual[0].data, up)
-        first = 0
-        for part in residual:
-            width = part.data.shape[1]
-            weight = skip.weight[:, first : first + width, 0, 0]
-            rows_of(h).addmm_(rows_of(part.data), weight.t())
-            first += width
-        return self._joined(h, conv.bias)
+        if skip is not None:
+            return self._layer(residual, skip, bias=conv.bias, residual=h)
+        return self._joined(h, conv.bias, x.data, up)
 
-    def tokens(self, feature: Feature, norm: Norm) -> Tensor:
-        return rows_of(
-            self.kernels.apply([feature.data], self._affine([feature], norm), silu=False)[0]
+    def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
+        h = self._layer(
+            [feature], conv, bias=conv.bias, norm=norm[1:], silu=False, want_moments=False
         )
+        return rows_of(h.data)
 
     def project(self, h: Tensor, conv: Conv, residual: Feature) -> Feature:
         n, c, height, width = residual.data.shape
-        h = F.linear(h, conv.weight).view(n, height, width, c).permute(0, 3, 1, 2)
-        return self._joined(h, conv.bias, residual.data)
+        h = h.contiguous().view(n, height, width, c).permute(0, 3, 1, 2)
+        return self._layer([Feature(h)], conv, bias=conv.bias, residual=residual.data)
 
     def resize(self, feature: Feature, conv: Conv | None, direction: str) -> Feature:
         h = super().resize(Feature(feature.data), conv, direction).data
         return Feature(h, self.kernels.moments(h))
 
     def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
-        h, _ = self.kernels.apply([feature.data], self._affine([feature], norm), out=feature.data)
-        return self._thin(h, conv, conv.bias)
+        if not fits_layer(conv.weight.shape[1], len(conv.weight)):
+            h, _ = self._normalized([feature], norm, out=feature.data)
+            return convolve(h, conv, conv.bias)
+        return self._layer([feature], conv, bias=conv.bias, norm=norm[1:], want_moments=False).data
 
-    def _thin(self, x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
-        """Convolve where there are few channels on one side."""
-        if not self.thin_convs:
-            return convolve(x, conv, bias)
-        from ddfm_fast.kernels.thin_conv import MOST_ELEMENTS, pack, suits, thin_conv
+    def _ours(self, conv: Conv) -> bool:
+        return conv.up_kernel is None and len(conv.weight) <= self.own
 
-        pixels, widest = x.shape[2] * x.shape[3], max(conv.weight.shape[:2])
-        if not suits(conv.weight) or pixels * widest > MOST_ELEMENTS:
-            return convolve(x, conv, bias)
+    def _layer(self, parts: Sequence[Feature], conv: Conv, **options) -> Feature:
+        tf32 = bool(convolutions_in_tf32())
+        return Feature(*self.layers.layer(parts, self._packed(conv), tf32=tf32, **options))
+
+    def _packed(self, conv: Conv):
         key = conv.name, len(conv.weight)
         if key not in self.packed:
-            self.packed[key] = pack(conv.weight)
-        return thin_conv(x, self.packed[key], bias)
+            self.packed[key] = self.layers.pack(conv.weight)
+        return self.packed[key]
 
     def _joined(self, h: Tensor, bias: Tensor, residual=None, up: bool = False) -> Feature:
         return Feature(h, self.kernels.join_(h, bias, residual, upsample=up))
 
-    def _affine(self, parts: Sequence[Feature], norm: Norm, bias: Tensor | None = None) -> Tensor:
-        rows = parts[0].data.shape[2] * parts[0].data.shape[3]
-        moments = [p.moments for p in parts]
-        return self.kernels.scale_shift(moments, rows, norm.weight, norm.bias, bias)
+    def _normalized(
+        self, parts: Sequence[Feature], norm: Norm, **options
+    ) -> tuple[Tensor, Tensor | None]:
+        return self.kernels.normalize(parts, norm.weight, norm.bias, **options)

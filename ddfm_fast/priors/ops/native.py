@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,7 @@ from ddfm_fast.runtime.memory import free_host_bytes
 
 from ..unet import NORM_EPS
 from ..unet_config import GROUPS
-from .base import Conv, Feature, Norm, Ops, double, rows_of
-
-
-class Waiting(NamedTuple):
-    """What a convolution of :class:`NativeOps` reads: SiLU(norm(parts)), resampled."""
-
-    parts: Sequence[Feature]
-    norm: Norm
-    resample: str = ""
+from .base import Conv, Feature, Norm, Ops, Waiting, double, rows_of
 
 
 class NativeOps(Ops[Waiting]):

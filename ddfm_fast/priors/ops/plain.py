@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..unet import NORM_EPS
 from ..unet_config import GROUPS
-from .base import Conv, Feature, Norm, Ops, convolve, double, rows_of
+from .base import Conv, Feature, Norm, Ops, attention, conv2d, convolve, double, rows_of
 
 NAIVE_SUMS = 2**13
 """pixels up to which PyTorch's group norm of channels_last maps on a CPU is as exact as float32"""
@@ -74,12 +74,11 @@ class PlainOps(Ops[Tensor]):
         return Feature(self.convolve(h, conv, conv.bias).add_(x))
 
     def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
-        return F.linear(self.tokens(feature, norm), conv.weight, conv.bias)
+        h = self.tokens(feature, norm)
+        return F.linear(h, conv.weight, conv.bias.to(h.dtype))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # views of [N, heads, T, channels]: nothing is moved
-        q, k, v = (a.transpose(1, 2) for a in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return attention(q, k, v)
 
     def project(self, h: Tensor, conv: Conv, residual: Feature) -> Feature:
         n, c, height, width = residual.data.shape
@@ -105,7 +104,7 @@ class PlainOps(Ops[Tensor]):
         return convolve(x, conv, bias)
 
     def halve(self, x: Tensor, conv: Conv) -> Tensor:
-        return F.conv2d(x, conv.weight, conv.bias.to(x.dtype), stride=2, padding=1)
+        return conv2d(x, conv.weight, conv.bias.to(x.dtype), stride=2, padding=(1, 1))
 
     @staticmethod
     def norm(x: Tensor, norm: Norm) -> Tensor:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ...runtime.streams import guarded
+
 Threads = Annotated[int, typer.Option(help="CPU threads (0: PyTorch's choice).")]
 
 
@@ -38,3 +40,9 @@ def make_app(module: str, command: Callable[..., None], epilog: str) -> typer.Ty
     )
     app.command(epilog=epilog)(friendly)
     return app
+
+
+def start(app: typer.Typer) -> None:
+    """Run the command line as a program, which printing does not end."""
+    with guarded():
+        app(prog_name=app.info.name)

@@ -23,7 +23,7 @@ from ...images.files import SUFFIXES, read_image
 from ..atomic import atomic_path
 from ..load import load_prior
 from ..prior import Prior
-from .command import Threads, make_app
+from .command import Threads, make_app, start
 from .measures import center, eps_losses, lattice, noisy, sample, scale_losses, to_x0, wiener_losses
 
 TIMESTEPS = (2, 10, 25, 50, 100, 200, 300, 500, 700, 900)
@@ -224,4 +224,4 @@ def command(
 app = make_app(MODULE, command, EPILOG)
 
 if __name__ == "__main__":
-    app(prog_name=f"python -m {MODULE}")
+    start(app)

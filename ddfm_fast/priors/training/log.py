@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 from ..atomic import atomic_path
 
@@ -24,7 +26,7 @@ def draw_curve(log: Path, target: Path) -> bool:
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    lines = _entries(log)
     if not lines:
         return False
     figure = Figure(figsize=(7, 4.2), layout="constrained")
@@ -43,9 +45,38 @@ def draw_curve(log: Path, target: Path) -> bool:
     return True
 
 
+def append_line(path: Path, line: str) -> None:
+    """Add a line to the log, whole or not at all.
+
+    Raises:
+        ValueError: It cannot be written.
+    """
+    try:
+        with path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            left = memoryview(line.encode() + b"\n")
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be written ({error.strerror}); make room, and resume"
+        ) from error
+
+
 def trim_log(path: Path, step: int) -> None:
-    """Drop the log lines past a step, which a resumed run writes again."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    """Drop the log lines past a step, which a resumed run writes again, and what a kill cut off."""
+    kept = [entry for entry in _entries(path) if entry["step"] <= step]
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; none where there is no file."""
+    if not path.is_file():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # after the last line end: a torn line

@@ -30,7 +30,7 @@ from ..unet import Stage, UNet
 from ..unet_config import UNetConfig
 from .architectures import ARCHITECTURES
 from .diffusion import T, alphas_cumprod, diffuse, draw_timesteps, loss_weights
-from .log import curve_path, draw_curve, log_path, trim_log
+from .log import append_line, curve_path, draw_curve, log_path, trim_log
 from .photos import Patches, find_photos, hash_files, split_photos
 from .start import start_from
 
@@ -223,8 +223,9 @@ class Run:
             "config": self.config.to_dict(),
             "data_sha256": self.data_sha256,
         }
-        with atomic_path(state_path(out)) as temporary:
-            torch.save(state, temporary)
+        # by a file of Python's, whose errors say what the system said
+        with atomic_path(state_path(out)) as temporary, temporary.open("wb") as file:
+            torch.save(state, file)
         training = {
             **asdict(self.settings),
             "steps_done": self.step,
@@ -301,23 +302,20 @@ def train(
     losses: list[float] = []
     heldout: dict[str, float] = {}
     saved = time.monotonic()
-    with (
-        tqdm(
-            total=run.settings.steps,
-            initial=run.step,
-            unit="step",
-            disable=not progress,
-            mininterval=5,
-        ) as bar,
-        log_path(out).open("a") as log,
-    ):
+    with tqdm(
+        total=run.settings.steps,
+        initial=run.step,
+        unit="step",
+        disable=not progress,
+        mininterval=5,
+    ) as bar:
         while not run.finished() and run.step != stop_at:
             losses.append(run.train_step())
             bar.update()
             if run.step % log_every == 0 or run.finished():
                 heldout = run.heldout_loss()
                 loss = round(float(np.mean(losses)), 5)
-                print(_log_line(run, loss, heldout), file=log, flush=True)
+                append_line(log_path(out), _log_line(run, loss, heldout))
                 bar.set_postfix(train=loss, heldout=heldout["all"])
                 losses.clear()
             if time.monotonic() - saved > 60 * save_minutes:

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from .architectures import ARCHITECTURES, architecture, parse_numbers
-from .command import Threads, make_app
+from .command import Threads, make_app, start
 from .diffusion import LEVELS, WEIGHTINGS
 from .run import PRECISIONS, Settings, train_prior
 
@@ -161,4 +161,4 @@ def command(
 app = make_app(MODULE, command, EPILOG)
 
 if __name__ == "__main__":
-    app(prog_name=f"python -m {MODULE}")
+    start(app)

@@ -8,29 +8,30 @@ import torch
 from clips import pan, quick_fuser, read_clip
 
 from ddfm_fast.api import Fuser
+from ddfm_fast.images.pixels import Pixels
+from ddfm_fast.runtime.transfer import Transfer
 from ddfm_fast.video import fuse_video
-from ddfm_fast.video.transfer import Downloader, Uploader
 
 
 def test_on_the_cpu_nothing_is_copied():
-    image = np.zeros((16, 16), np.uint8)
-    device = torch.device("cpu")
-    assert Uploader(device)(image, image).images()[0] is image
-    assert Downloader(device)(image).image() is image
+    image, other = np.zeros((2, 16, 16), np.uint8)
+    found = Pixels(torch.device("cpu")).ahead(image, other)
+    assert found[0] is image and found[1] is other
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_round_trip(dtype):
-    device = torch.device("cuda")
-    upload, download = Uploader(device), Downloader(device)
+@pytest.mark.parametrize("aside", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_round_trip(dtype, aside):
+    transfer = Transfer(torch.device("cuda"))
     rng = np.random.default_rng(0)
     for _ in range(20):
-        a, b = rng.integers(0, np.iinfo(dtype).max, (2, 480, 640, 3)).astype(dtype)
-        sent = upload(a, b).images()
-        assert all(t.device.type == "cuda" for t in sent)
+        a = torch.from_numpy(rng.integers(0, 255, (48, 65, 3))).to(dtype)
+        b = torch.from_numpy(rng.integers(0, 255, (31, 17))).to(dtype).T
+        sent = transfer.upload(a, b, aside=aside).tensors()
         for image, tensor in zip((a, b), sent, strict=True):
-            np.testing.assert_array_equal(download(tensor).image(), image)
+            assert tensor.is_cuda and tensor.dtype == dtype
+            assert torch.equal(transfer.download(tensor.contiguous()).tensor(), image)
 
 
 @pytest.mark.gpu

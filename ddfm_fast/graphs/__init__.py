@@ -1,0 +1,24 @@
+"""Work as CUDA graphs: captured once a shape, then replayed.
+
+``captured`` has what a graph is made of, ``cache`` the graphs of a fuser.
+
+    "loop"   one launch for the whole loop: initial state, every step's prior and rectification,
+             and the luma at the end. No host work between the steps.
+    "step"   one launch a step; which row it is, a counter on the device says. For callbacks and
+             progress bars, where a graph of all steps takes too much memory, and where it would
+             have more than ``MOST_NODES`` nodes.
+    "eps"    one evaluation of the prior outside of the loop, as denoising sources takes them; its
+             timestep is an input like x.
+    "call"   any work on tensors that reads none of them on the host, such as the closed form.
+
+A hundred steps of a UNet are 26,000 nodes, which take seconds to capture and a host's memory to
+keep, and save nothing: a graph of a step keeps the device busy while the host launches the next.
+Conditional nodes would need the driver's own interface for a body that PyTorch captures.
+
+A shape's first call runs eagerly, since most shapes of a mixed folder come once; the second
+captures, or ``Fuser.warmup`` does beforehand. What a graph has frozen in is its key: device,
+shape, every setting, prior and mode. Beyond ``limit`` graphs or ``most_bytes`` the least recently
+used is dropped, and its memory with it: each has a pool of its own. The prior's weights are shared.
+
+A capture that fails leaves everything as it was (``runtime.capture``), and the call runs eagerly.
+"""

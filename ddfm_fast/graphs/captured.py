@@ -1,0 +1,178 @@
+"""What is captured: a loop, or any work on tensors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..runtime.capture import CudaCapture, Replay
+from ..sampler import Loop, Sampled, StepInfo
+
+
+class LongGraph(RuntimeError):
+    """A graph of the whole loop would have more than ``MOST_NODES`` nodes."""
+
+
+class Captured:
+    """What was captured: its mode, what making it took, and what it holds."""
+
+    mode: str
+    seconds = 0.0
+    """from the first eager run to the graph"""
+    bytes = 0
+    """of device memory"""
+
+    def __init__(self, capture: CudaCapture):
+        self.capture = capture
+        self.replays: list[Replay] = []
+
+    @property
+    def nodes(self) -> int | None:
+        """Nodes of the graph, or of a step's; None where the driver does not tell."""
+        counts = [replay.nodes for replay in self.replays]
+        return None if None in counts else max(n for n in counts if n is not None)
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        started, before = time.perf_counter(), self.capture.memory()
+        yield
+        self.seconds = time.perf_counter() - started
+        self.bytes = self.capture.memory() - before
+
+
+class CapturedLoop(Captured):
+    """A :class:`Loop` whose work is replayed; the same interface, one call at a time: ``lock``.
+
+    Args:
+        make: Makes the loop.
+        mode: "loop" or "step".
+        capture: What captures.
+        most_nodes: Of the whole loop's graph; None for any number.
+
+    Raises:
+        LongGraph: There would be more nodes.
+        torch.OutOfMemoryError: Memory is short.
+        Exception: What the prior raises, or RuntimeError where its code cannot be captured.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], Loop],
+        mode: str,
+        capture: CudaCapture,
+        most_nodes: int | None = None,
+    ):
+        super().__init__(capture)
+        self.mode, self.most_nodes = mode, most_nodes
+        self.lock: AbstractContextManager = capture.lock
+        with self._measured():
+            self.loop = make()
+            self.rows = self.loop.rows
+            capture.warm_up(self._some_steps)
+            if mode == "loop":
+                self.replays = [capture.capture(self._all_steps)]
+            else:
+                self.replays = self._capture_steps(capture.new_pool())
+
+    def _all_steps(self) -> None:
+        self.loop.begin()
+        for s in range(len(self.rows)):
+            self.loop.step(s)
+            if s == 0 and self.most_nodes is not None:
+                nodes = (self.capture.nodes() or 0) * len(self.rows)
+                if nodes > self.most_nodes:
+                    raise LongGraph(f"about {nodes} nodes, more than {self.most_nodes}")
+        self.loop.finish()
+
+    def _some_steps(self) -> None:
+        """Every kernel and library call of the loop, in as few steps as have them all."""
+        last = len(self.rows) - 1
+        self.loop.begin()
+        for s in sorted({0, min(1, last), last}):
+            self.loop.step(s)
+        self.loop.finish()
+
+    def _capture_steps(self, pool: object) -> list[Replay]:
+        """A graph for each place that x_t can be in: step s replays number s modulo their count."""
+        loop = self.loop
+        loop.begin()
+
+        def step(s: int) -> None:
+            loop.step(s, loop.next_conditioning())
+
+        return [self.capture.capture(partial(step, s), pool) for s in range(loop.reverse.period)]
+
+    def load(self, i: Tensor, v: Tensor, seed: int, x_start: Tensor | None = None) -> None:
+        """See :meth:`Loop.load`; the device first finishes the call before."""
+        self.capture.wait()
+        self.loop.load(i, v, seed, x_start)
+
+    def run(self, steps: Iterable[int], callback: Callable[[StepInfo], None] | None) -> None:
+        """See :meth:`Loop.run`; in mode "loop" ``steps`` and ``callback`` are not looked at."""
+        try:
+            if self.mode == "loop":
+                self.replays[0]()
+                return
+            self.loop.begin()
+            for s in steps:
+                self.replays[s % len(self.replays)]()
+                self.loop.report(s, callback)
+            self.loop.finish()
+        finally:  # a callback may raise
+            self.capture.record()
+
+    def take(self) -> Sampled:
+        """A copy of the result: the next call overwrites it."""
+        result = Sampled(*(tensor.clone() for tensor in self.loop.take()))
+        self.capture.record()
+        return result
+
+
+class CapturedCall(Captured):
+    """Work on tensors that is replayed, on inputs of its own.
+
+    Args:
+        work: Gives tensors for tensors, and reads none of them on the host.
+        inputs: Such as it will get: shapes, dtypes and strides are those of every call.
+        mode: A name for the summary.
+        capture: What captures.
+
+    Raises:
+        torch.OutOfMemoryError: Memory is short.
+        Exception: What the work raises, or RuntimeError where it cannot be captured.
+    """
+
+    def __init__(
+        self,
+        work: Callable[..., Sequence[Tensor]],
+        inputs: Sequence[Tensor],
+        mode: str,
+        capture: CudaCapture,
+    ):
+        super().__init__(capture)
+        self.mode = mode
+
+        def on_inputs() -> None:
+            self.outputs = work(*self.inputs)
+
+        # not inference tensors, into which a later call outside of that mode could not copy
+        with torch.inference_mode(False), torch.no_grad(), self._measured():
+            self.inputs = [x.clone() for x in inputs]
+            capture.warm_up(on_inputs)
+            self.replays = [capture.capture(on_inputs)]
+
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        """Give copies of what the work gives for such inputs."""
+        with self.capture.lock, torch.inference_mode(False), torch.no_grad():
+            self.capture.wait()
+            for own, x in zip(self.inputs, inputs, strict=True):
+                own.copy_(x)
+            self.replays[0]()
+            results = [x.clone() for x in self.outputs]
+            self.capture.record()
+        return results

@@ -1,0 +1,121 @@
+"""What two sources are, read where they are and, if they are integers, from these.
+
+Each answer is that of the planes in [0, 1]: conversion never changes the order of values. Rows are
+looked at a few first, since most pictures give the answer there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from .color import CHROMA_THRESHOLD, has_chroma, luma
+from .containers import INTEGER_MAX
+from .planes import Raw, extremes
+
+_FIRST_ROWS = 16
+_SAMPLES = 16
+"""rows and columns of a first look"""
+_CLEARLY = 1e-5
+"""of [0, 1]: ten times more than the rounding of two lumas"""
+_WEIGHTS = np.array([0.299, 0.587, 0.114])
+
+
+def unlikely(ir: Raw, vis: Raw, index: str = "") -> list[str]:
+    """List what is surely not meant in two sources of equal size, a sentence each."""
+    found: list[str] = []
+    count = len(ir.values)
+    for n in range(count):
+        place = index if count == 1 else f"{index}[{n}]"
+        found += _of_pair(_image(ir, n), _image(vis, n), place)
+    return found
+
+
+def _of_pair(ir: Raw, vis: Raw, index: str) -> list[str]:
+    if same_picture(ir, vis):
+        return [f"ir{index} and vis{index} are the same picture; give two different sources"]
+    levels = [(f"{name}{index}", flat_level(raw)) for name, raw in (("ir", ir), ("vis", vis))]
+    flat = [(name, level) for name, level in levels if level is not None]
+    if len(flat) == 2:
+        return [f"ir{index} and vis{index} show nothing; check the files, or value_range"]
+    return [
+        f"{name} is {value:.3g} everywhere, so the result shows the other source alone; check the "
+        "file, or value_range"
+        for name, value in flat
+    ]
+
+
+def same_picture(ir: Raw, vis: Raw) -> bool:
+    """Whether two images have the same luma, everywhere; images on two devices have not."""
+    if ir.values.device != vis.values.device or _differ_clearly(ir, vis):
+        return False
+    return all(
+        torch.equal(*(luma(raw.unit(raw.values[..., rows, :]).contiguous()) for raw in (ir, vis)))
+        for rows in _rows(ir)
+    )
+
+
+def _differ_clearly(ir: Raw, vis: Raw) -> bool:
+    """Whether a few pixels have another luma, by far more than float32 rounds: mostly so."""
+    if not all(raw.is_integer and raw.values.device.type == "cpu" for raw in (ir, vis)):
+        return False
+    step = [max(1, side // _SAMPLES) for side in ir.values.shape[-2:]]
+    a, b = (_few_lumas(raw, *step) for raw in (ir, vis))
+    return bool(np.abs(a - b).max() > _CLEARLY)
+
+
+def _few_lumas(raw: Raw, rows: int, columns: int) -> Any:
+    low, high = raw.spec.value_range or (0, INTEGER_MAX[raw.values.dtype])
+    values = raw.values[0, :, ::rows, ::columns].numpy().astype(np.float64)
+    unit = ((values - low) / (high - low)).clip(0, 1)
+    return unit[0] if len(unit) == 1 else np.tensordot(_WEIGHTS, unit, 1)
+
+
+def flat_level(raw: Raw) -> float | None:
+    """The level in [0, 1] that an image has everywhere, or None."""
+    for values in (raw.values[..., :_FIRST_ROWS, :], raw.values):
+        low, high = extremes(values)
+        if low != high and raw.spec.value_range is not None:  # which may make them equal
+            low, high = raw.unit(torch.tensor((low, high)).to(values.dtype)).tolist()
+        if low != high:
+            return None
+    return float(raw.unit(values[0, 0, 0, :1]))
+
+
+def are_colored(raw: Raw) -> list[bool]:
+    """Tell which images have color, as :func:`.color.has_chroma` does."""
+    return [_is_colored(_image(raw, n)) for n in range(len(raw.values))]
+
+
+def _is_colored(raw: Raw) -> bool:
+    if raw.values.shape[1] == 1:
+        return False
+    levels = raw.is_integer and raw.spec.value_range is None and raw.values.device.type == "cpu"
+    if not levels:
+        return any(
+            bool(has_chroma(raw.unit(raw.values[..., rows, :]).contiguous())) for rows in _rows(raw)
+        )
+    most = CHROMA_THRESHOLD * INTEGER_MAX[raw.values.dtype]  # halfway between two levels
+    red, green, blue = raw.values[0].numpy()
+    for rows in _rows(raw):
+        r, g, b = red[rows], green[rows], blue[rows]
+        spread = np.maximum(np.maximum(r, g), b) - np.minimum(np.minimum(r, g), b)
+        if spread.max() > most:
+            return True
+    return False
+
+
+def _image(raw: Raw, n: int) -> Raw:
+    return raw._replace(values=raw.values[n : n + 1])
+
+
+def _rows(raw: Raw) -> Iterator[slice]:
+    """Rows from the top, four times as many each time; all at once on a device, which waits."""
+    height = raw.values.shape[-2]
+    start, count = 0, _FIRST_ROWS if raw.values.device.type == "cpu" else height
+    while start < height:
+        yield slice(start, start + count)
+        start, count = start + count, 4 * count

@@ -1,0 +1,71 @@
+"""What surrounds a call: autocast, default device, captures and forks of the program stay out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+
+from . import machine
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def refuse_where_impossible(device: torch.device) -> None:
+    """Raise RuntimeError where no call on a CUDA device can be made now.
+
+    Before the call does anything that would spoil the capture.
+    """
+    if device.type != "cuda":
+        return
+    if machine.forked_from_cuda():
+        raise RuntimeError(
+            "this process was forked from one that uses CUDA, which then works in the first only; "
+            'expected device="cpu", or processes of multiprocessing\'s method "spawn"'
+        )
+    if torch.cuda.is_initialized():
+        with torch.cuda.device(device):
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "the current CUDA stream captures a graph, and a fusion reads images and "
+                    "results on the host; expected a call outside of torch.cuda.graph: fusers "
+                    "capture graphs of their own"
+                )
+
+
+@contextmanager
+def on_the_host() -> Iterator[None]:
+    """Inside, new tensors are on the CPU where no device is named, whatever the program's default.
+
+    Of use as a decorator too.
+    """
+    if torch.get_default_device().type == "cpu":  # the other branch sees every operation
+        yield
+    else:
+        with torch.device("cpu"):
+            yield
+
+
+@contextmanager
+def apart(device: torch.device) -> Iterator[None]:
+    """Inside, autocast is off and the CPU the default; see :func:`refuse_where_impossible`."""
+    refuse_where_impossible(device)
+    with ExitStack() as stack:
+        stack.enter_context(on_the_host())
+        for kind in {"cpu", device.type} & {"cpu", "cuda"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def runs_apart(method: Function) -> Function:
+    """Run a method in :func:`apart` from the program, on the device of its object."""
+
+    @functools.wraps(method)
+    def wrapped(self, *args, **kwargs):
+        with apart(self.device):
+            return method(self, *args, **kwargs)
+
+    return wrapped  # type: ignore[return-value]

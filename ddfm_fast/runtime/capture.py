@@ -1,0 +1,214 @@
+"""Work captured as CUDA graphs, such that a failed capture leaves the process as it was.
+
+One capture at a time in a process: ``CAPTURING``. Replays, eager calls and whatever else other
+threads do go on meanwhile, with these exceptions, which CUDA and PyTorch do not let us protect:
+
+- ``torch.cuda.synchronize()`` in another thread, as all that waits for the whole device, raises
+  there and spoils the capture; our call then runs eagerly, and a later one captures.
+- Random numbers of CUDA's default generator that another thread draws in the instant in which a
+  capture begins raise there.
+- A capture of the program's own, by ``torch.cuda.graph``, waits for the whole device when it
+  begins: the first of these. Hold ``CAPTURING`` around it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import gc
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import environment
+
+CAPTURING = threading.RLock()
+"""held from the warm-up to the end of a capture, and while cached memory is given back"""
+WARMUPS = 2
+"""eager runs before a capture: libraries choose algorithms and make plans and handles in them"""
+MODE = "thread_local"
+"""what other threads of the program do must not spoil a capture"""
+_MODE_NUMBER = 1
+_SPOILT = "failed due to a previous error during capture"
+
+
+def release_cached_memory() -> None:
+    """Give cached memory of CUDA devices back, while nothing of ours captures."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        with CAPTURING:
+            torch.cuda.empty_cache()
+
+
+def spoilt_by_another(error: BaseException) -> bool:
+    """Tell whether a capture failed before its own work did anything that is not allowed."""
+    return _SPOILT in str(error)
+
+
+class Replay:
+    """A captured graph: call it to run it on the current stream.
+
+    Attributes:
+        nodes: What the graph holds, kernels and copies; None where the driver does not tell.
+    """
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, device: torch.device, nodes: int | None):
+        self._graph, self._device, self.nodes = graph, device, nodes
+
+    def __call__(self) -> None:
+        """Launch the graph."""
+        with torch.cuda.device(self._device):
+            self._graph.replay()
+
+
+class CudaCapture:
+    """How work becomes graphs on a CUDA device; tests put a recorder of their own in its place.
+
+    The graphs of one ``CudaCapture`` run one at a time: ``lock`` keeps threads apart, and ``wait``
+    and ``record`` the calls on different streams.
+    """
+
+    def __init__(self, device: torch.device):
+        with torch.cuda.device(device):
+            self.device = torch.device("cuda", torch.cuda.current_device())
+            self.stream, self.done = torch.cuda.Stream(), torch.cuda.Event()
+            self._blank = torch.zeros(1, device=self.device)
+        self.lock = threading.RLock()
+
+    def warm_up(self, work: Callable[[], object]) -> None:
+        """Run ``work`` eagerly on the stream that captures, and give its memory back."""
+        with CAPTURING, torch.cuda.device(self.device):
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                for _ in range(WARMUPS):
+                    work()
+            torch.cuda.current_stream().wait_stream(self.stream)
+            self.stream.synchronize()
+            torch.cuda.empty_cache()
+
+    def new_pool(self) -> Any:
+        """A pool of memory for graphs that never run at the same time."""
+        return torch.cuda.graph_pool_handle()
+
+    def capture(self, work: Callable[[], object], pool: Any = None) -> Replay:
+        """The replay of ``work``, which is not run; ``pool``: its memory, a new one by default.
+
+        Whatever ``work`` raises comes through, with stream, allocator and generator as they were.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with CAPTURING, torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+            try:
+                self._begin(graph, self.new_pool() if pool is None else pool)
+                work()
+                nodes = self.nodes()
+                graph.capture_end()
+            except BaseException:
+                self._abandon(graph)
+                raise
+        return Replay(graph, self.device, nodes)
+
+    def nodes(self) -> int | None:
+        """How many nodes the capture has that is under way; None where the driver does not tell."""
+        status, identifier = ctypes.c_int(), ctypes.c_uint64()
+        graph, count = ctypes.c_void_p(), ctypes.c_size_t()
+        by = ctypes.byref
+        try:
+            failed = _driver().cuStreamGetCaptureInfo_v2(
+                self._handle(), by(status), by(identifier), by(graph), None, None
+            ) or _driver().cuGraphGetNodes(graph, None, by(count))
+        except (OSError, AttributeError):
+            return None
+        return None if failed or status.value != 1 else count.value
+
+    def memory(self) -> int:
+        """Bytes that PyTorch holds on the device, but for those that nothing uses."""
+        release_cached_memory()
+        return torch.cuda.memory_reserved(self.device)
+
+    def total_memory(self) -> int:
+        """Bytes of the device."""
+        return torch.cuda.get_device_properties(self.device).total_memory
+
+    def release(self) -> None:
+        """Give back what nothing uses any more, once the last call is done with it."""
+        self.done.synchronize()
+        gc.collect()
+        release_cached_memory()
+
+    def wait(self) -> None:
+        """Let the current stream wait for the last ``record``."""
+        torch.cuda.current_stream(self.device).wait_event(self.done)
+
+    def record(self) -> None:
+        """Mark the end of a call on the current stream."""
+        self.done.record(torch.cuda.current_stream(self.device))
+
+    def _begin(self, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+        """Begin a capture, with a copy of the generator's state in it in place of the state.
+
+        PyTorch lets nobody draw from a state that is in a capture, so other threads could not.
+        """
+        generator = torch.cuda.default_generators[self.device.index]
+        state = generator.graphsafe_get_state()
+        generator.graphsafe_set_state(generator.clone_state())
+        try:
+            graph.capture_begin(pool=pool, capture_error_mode=MODE)
+        finally:
+            generator.graphsafe_set_state(state)
+
+    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a capture that failed, in such a way that PyTorch notices no failure.
+
+        Where CUDA refuses to end a capture, ``capture_end`` stops half-way: pools of memory stay
+        open and the generator in the capture. So the driver ends it and begins another, whose end
+        goes well.
+        """
+        torch.cuda.set_stream(self.stream)  # the work may have left another
+        handle, partial = self._handle(), ctypes.c_void_p()
+        with contextlib.suppress(OSError, AttributeError):  # no such driver, as with ROCm
+            if _driver().cuStreamEndCapture(handle, ctypes.byref(partial)) == 0 and partial:
+                _driver().cuGraphDestroy(partial)
+            _driver().cuStreamBeginCapture_v2(handle, _MODE_NUMBER)
+            self._blank.zero_()  # PyTorch warns of empty graphs
+        graph.capture_end()
+        graph.reset()
+
+    def _handle(self) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.stream.cuda_stream)
+
+
+def checked_limit(limit: int | None) -> int:
+    """How many graphs to keep: ``limit``, or what DDFM_FAST_GRAPHS says; ValueError below 1."""
+    source, value = "limit", str(limit)
+    if limit is None:
+        source = "DDFM_FAST_GRAPHS"
+        value = environment.get(source)
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"{source} is {value!r}; expected how many graphs to keep, at least 1")
+    return number
+
+
+def bytes_of_environment() -> int | None:
+    """The device memory that graphs may hold, by DDFM_FAST_GRAPHS_MIB; None for "auto"."""
+    value = environment.get("DDFM_FAST_GRAPHS_MIB")
+    if value == "auto":
+        return None
+    if not value.isdecimal() or not int(value):
+        raise ValueError(
+            f"DDFM_FAST_GRAPHS_MIB is {value!r}; expected how many MiB of a GPU's memory the CUDA "
+            "graphs of a Fuser may hold, at least 1, or auto"
+        )
+    return int(value) * 2**20
+
+
+@functools.cache
+def _driver() -> ctypes.CDLL:
+    """The driver's library, whose streams and graphs are those of the runtime."""
+    return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

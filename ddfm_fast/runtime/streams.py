@@ -1,0 +1,108 @@
+"""Standard streams that do not get in the way of the work.
+
+A program that prints must not fail, or end early, because a pipe was closed, a disk is full or a
+name has bytes that the terminal's encoding has not: files matter more than what is printed.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+_FAILED = 1
+
+
+class _Raw(io.FileIO):
+    """A stream that, once it cannot be written, takes what it is given and remembers why."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        if self.failure is None:
+            try:
+                return super().write(data)
+            except OSError as error:
+                self.failure = error
+        return memoryview(data).nbytes
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Inside, printing never raises; at the end of a program, a full stdout becomes its exit code.
+
+    A reader that went away, as ``| head`` does, is no failure. Names that the encoding has not are
+    escaped. Descriptors 0 to 2 are open, so that no output file gets one of them and with it what
+    libraries print.
+
+    Raises:
+        SystemExit: The program's own, with 1 for 0 where stdout could not be written; the reason
+            is on stderr.
+    """
+    _occupy()
+    before = sys.stdout, sys.stderr
+    out, sys.stdout = _tolerant(sys.stdout)
+    _, sys.stderr = _tolerant(sys.stderr)
+    code: object = None
+    try:
+        try:
+            yield
+        except SystemExit as end:
+            code = end.code
+            if not _lost(out):
+                raise
+        if failure := _lost(out):
+            print(
+                f"error: stdout cannot be written ({failure.strerror}); send it to a place that "
+                "has room",
+                file=sys.stderr,
+            )
+            raise SystemExit(code or _FAILED)
+    finally:
+        _flush()
+        sys.stdout, sys.stderr = before
+
+
+def _occupy() -> None:
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def _tolerant(stream) -> tuple[_Raw | None, io.TextIOBase]:
+    """A stream of the same descriptor that takes everything; the same one where there is none."""
+    if stream is None:  # closed by whoever started the program
+        return None, open(os.devnull, "w")  # noqa: SIM115  (lives as long as the program)
+    try:
+        if os.name == "nt" and stream.isatty():  # a console, which is no file there
+            return None, stream
+        stream.flush()
+        raw = _Raw(stream.fileno(), "w", closefd=False)
+    except (OSError, ValueError):
+        return None, stream
+    return raw, io.TextIOWrapper(
+        io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors="backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _lost(raw: _Raw | None) -> OSError | None:
+    """Why something printed went nowhere; None where nothing did, or nobody listens any more."""
+    _flush()
+    failure = None if raw is None else raw.failure
+    return None if failure is None or failure.errno == errno.EPIPE else failure
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()

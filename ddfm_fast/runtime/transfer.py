@@ -1,0 +1,124 @@
+"""Images between the host and a CUDA device, beside the computation.
+
+Both ways lead through page-locked memory, without which a copy waits for the device and runs at
+half the speed. It is PyTorch's own, which hands a block out again once the copy from or to it is
+done, to any thread: the first image of a size pays for it, later ones do not. Results are copied
+out of it, so that what a caller keeps is ordinary memory. Has not run on a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ALIGNED = 256
+"""bytes: as PyTorch aligns what it allocates, so that kernels find all images alike"""
+
+
+class Transfer:
+    """Copies to and from ``device``; for any threads.
+
+    Uploads are queued on the current stream, or with ``aside`` on one of their own; downloads are
+    always aside, so that the next call's work does not wait for them.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        with torch.cuda.device(device):
+            self._up, self._down = torch.cuda.Stream(), torch.cuda.Stream()
+
+    def upload(self, *images: Tensor, aside: bool = False) -> Upload:
+        """Send CPU tensors of any dtypes and strides in one copy; their strides stay where dense.
+
+        They may be changed as soon as this returns.
+        """
+        dense = [_dense(image) for image in images]
+        starts = [0]
+        for image, _ in dense:
+            starts.append(starts[-1] + math.ceil(image.nbytes / _ALIGNED) * _ALIGNED)
+        host = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
+        for (image, _), start in zip(dense, starts, strict=False):
+            np.copyto(_typed(host, start, image).numpy(), image.numpy())
+        stream = self._up if aside else torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(stream):
+            there = host.to(self.device, non_blocking=True)
+            event = stream.record_event() if aside else None
+        sent = [
+            _typed(there, start, image).permute(back)
+            for (image, back), start in zip(dense, starts, strict=False)
+        ]
+        return Upload(there, sent, event)
+
+    def download(self, values: Tensor) -> Download:
+        """Fetch a contiguous tensor once the current stream's work is done."""
+        with torch.cuda.device(self.device):
+            self._down.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._down):
+                host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+                host.copy_(values, non_blocking=True)
+                values.record_stream(self._down)
+                return Download(host, self._down.record_event())
+
+
+class Upload(NamedTuple):
+    """Tensors on their way to a device."""
+
+    memory: Tensor
+    """of all of them"""
+    sent: Sequence[Tensor]
+    event: Any
+    """of their arrival, or None where the stream itself sees to it"""
+
+    def tensors(self) -> Sequence[Tensor]:
+        """The tensors, for work queued on the current stream from now on."""
+        if self.event is not None:
+            stream = torch.cuda.current_stream(self.memory.device)
+            stream.wait_event(self.event)
+            self.memory.record_stream(stream)  # is not used again before that work is done
+        return self.sent
+
+
+class Download(NamedTuple):
+    """A tensor on its way to the host."""
+
+    host: Tensor
+    event: Any
+
+    def tensor(self) -> Tensor:
+        """The tensor in ordinary memory, after waiting for it."""
+        self.event.synchronize()
+        return torch.from_numpy(self.host.numpy().copy())
+
+
+def fetched(*tensors: Tensor) -> list[Tensor]:
+    """Tensors on the host, after waiting for all of them at once; there already, as they are.
+
+    What was fetched is for a short while: it lies in page-locked memory.
+    """
+    found = [
+        torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
+        if t.is_cuda
+        else t
+        for t in tensors
+    ]
+    for device in {t.device for t in tensors if t.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    return found
+
+
+def _dense(image: Tensor) -> tuple[Tensor, list[int]]:
+    """The image with its axes in the order of memory, contiguous, and the way back."""
+    strides = image.stride()
+    order = sorted(range(image.ndim), key=lambda axis: -strides[axis])
+    back = sorted(range(image.ndim), key=order.__getitem__)
+    return image.permute(order).contiguous(), back
+
+
+def _typed(memory: Tensor, start: int, like: Tensor) -> Tensor:
+    """The part of some bytes that holds a tensor like another, contiguous."""
+    return memory[start : start + like.nbytes].view(like.dtype).view(like.shape)

@@ -1,0 +1,69 @@
+"""What the C++ of this folder may be handed: checked before an address is taken.
+
+Results and scratch are made here too, as float32 on the CPU whatever PyTorch's defaults are: the
+code writes floats, and a default of another size would have it write past their end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+CPU, FLOAT = torch.device("cpu"), torch.float32
+
+
+def empty(*shape: int) -> Tensor:
+    """Make a float32 tensor on the CPU, not yet written."""
+    return torch.empty(shape, dtype=FLOAT, device=CPU)
+
+
+def empty_strided(shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+    """Make such a tensor of that layout; faster than :func:`empty`."""
+    return torch.empty_strided(shape, strides, dtype=FLOAT, device=CPU)
+
+
+def check(name: str, x: Tensor, shape: Sequence[int]) -> None:
+    """Raise ValueError unless ``x`` is float32 on the CPU, of a shape, without gaps, aligned."""
+    right = x.shape == shape and x.dtype is FLOAT and x.is_cpu and x.is_contiguous()
+    if not right:
+        raise refusal(name, x, shape, "without gaps")
+    address(name, x)
+
+
+def refusal(name: str, x: Tensor, shape: Sequence[int | str], layout: str) -> ValueError:
+    """Make the error for a tensor that is not float32 on the CPU of that shape and layout."""
+    return ValueError(
+        f"{name} of shape {tuple(x.shape)}, {x.dtype}, {x.device}, strides {x.stride()}; "
+        f"expected {tuple(shape)}, float32 on the CPU, {layout}"
+    )
+
+
+def address(name: str, x: Tensor) -> int:
+    """Find where a tensor begins; ValueError where that is not what code can read as floats.
+
+    A view of bytes may begin anywhere, the storage of a tensor may have been freed under it, and
+    the imaginary part of a conjugate has its sign in a bit of the tensor.
+    """
+    found = x.data_ptr()
+    if found & 3 or not found or x.is_neg():
+        raise ValueError(
+            f"{name}: begins at address {found:#x}, negative bit {x.is_neg()}; expected memory "
+            "that begins at a multiple of 4 bytes, without that bit: .clone() it"
+        )
+    return found
+
+
+def check_apart(out: Tensor, others: Sequence[tuple[str, Tensor]]) -> None:
+    """Raise ValueError where a result would be written over what is read; all without gaps."""
+    begin, end = _span(out)
+    for name, x in others:
+        first, last = _span(x)
+        if first < end and begin < last:
+            raise ValueError(f"out: shares memory with {name}; expected memory of its own")
+
+
+def _span(x: Tensor) -> tuple[int, int]:
+    begin = x.data_ptr()
+    return begin, begin + x.numel() * x.element_size()

@@ -1,0 +1,120 @@
+"""What is read from integers, against what float planes of the whole picture say."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ddfm_fast.images import facts
+from ddfm_fast.images.color import has_chroma, luma
+from ddfm_fast.images.kind import (
+    BLACK,
+    BLACK_SHARE,
+    SATURATED_SHARE,
+    SATURATION,
+    is_functional,
+)
+from ddfm_fast.images.planes import read_raw, to_planes
+
+RANGES = {"uint8": [None, (0, 255), (-3.5, 260), (-1e9, 1e9)], "uint16": [None, (0, 65535)]}
+
+
+def functional(image: torch.Tensor) -> bool:
+    """The rule, on float planes [C, H, W] alone."""
+    if len(image) == 1:
+        return False
+    step = max(1, min(image.shape[-2:]) // 256)
+    image = image[:, ::step, ::step]
+    block = min(4, max(1, min(image.shape[-2:]) // 16))
+    blocks = image.unfold(1, block, block).unfold(2, block, block).flatten(-2)
+    image = blocks.median(dim=-1).values
+    brightest = image.amax(0)
+    side = max(1, min(image.shape[-2:]) // 16)
+    for part in (image[:, :side], image[:, -side:]):
+        for corner in (part[..., :side], part[..., -side:]):
+            if bool(corner.flatten().median() > BLACK):
+                return False
+    lit = brightest > 24 / 255
+    if float((brightest <= 6 / 255).float().mean()) < BLACK_SHARE or not bool(lit.any()):
+        return False
+    saturation = (brightest - image.amin(0)) / brightest.clamp(min=24 / 255)
+    return float((saturation[lit] > SATURATION).float().mean()) >= SATURATED_SHARE
+
+
+def level(planes: torch.Tensor) -> float | None:
+    low, high = (float(x) for x in planes.aminmax())
+    return low if low == high else None
+
+
+@st.composite
+def pictures(draw, dtype: str, channels: int, height: int, width: int):
+    """Flat, gray as RGB, nearly gray, late to show color, dark with a colored disk, or noise."""
+    white = np.iinfo(dtype).max
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    kind = draw(st.sampled_from(["flat", "gray", "near", "late", "map", "noise"]))
+    image = np.full((height, width, channels), draw(st.integers(0, white)), dtype)
+    if kind in ("gray", "near", "late"):
+        image[:] = rng.integers(0, white - 1200 * (white > 255) - 5, (height, width, 1))
+    if kind == "near":  # about the threshold of color
+        image[..., 0] += rng.integers(0, 3 if white == 255 else 388, (height, width)).astype(dtype)
+    if kind == "late":
+        image[-1, -1, 0] = white - image[-1, -1, 0]
+    if kind == "map":
+        rows, columns = np.mgrid[:height, :width]
+        disk = np.hypot(rows / height - 0.5, columns / width - 0.5) < draw(st.floats(0.1, 0.6))
+        image[:] = rng.integers(0, 3, image.shape)
+        image[disk] = [(white * 3 // 4, white // 2, white // 9)[c] for c in range(channels)]
+    if kind == "noise":
+        image[:] = rng.integers(0, white + 1, image.shape)
+    return image
+
+
+@pytest.mark.parametrize("dtype", RANGES)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_integers_say_what_planes_say(dtype, data):
+    size = data.draw(st.tuples(*[st.sampled_from([16, 17, 40, 77, 300, 520])] * 2))
+    limits = data.draw(st.sampled_from(RANGES[dtype]))
+    images = [
+        data.draw(pictures(dtype, data.draw(st.sampled_from([1, 3])), *size)) for _ in range(2)
+    ]
+    if data.draw(st.booleans()) and images[0].shape == images[1].shape:
+        images[1] = images[0].copy()
+        images[1][-1, -1] += data.draw(st.integers(0, 1))
+    raws = [read_raw(image, "ir", value_range=limits) for image in images]
+    planes = [to_planes(image, "ir", value_range=limits)[0] for image in images]
+    assert facts.same_picture(*raws) == torch.equal(*map(luma, planes))
+    for raw, plane in zip(raws, planes, strict=True):
+        assert torch.equal(raw.planes(), plane)
+        assert facts.flat_level(raw) == level(plane)
+        assert facts.are_colored(raw) == has_chroma(plane).tolist()
+        assert is_functional(raw.values, raw.unit) == [functional(plane[0])]
+        assert is_functional(plane) == [functional(plane[0])]
+
+
+def test_floats_and_batches():
+    rng = np.random.default_rng(0)
+    batch = rng.random((3, 40, 50, 3), np.float32)
+    batch[1] = batch[1, :1, :1, :1]
+    raw, planes = read_raw(batch, "vis"), to_planes(batch, "vis")[0]
+    assert facts.are_colored(raw) == has_chroma(planes).tolist() == [True, False, True]
+    assert facts.flat_level(raw) is None
+    other = batch.copy()
+    other[0], other[2] = 1 - other[0], 0.25
+    found = facts.unlikely(raw, read_raw(other, "ir"), "[7]")
+    assert [sentence[:30] for sentence in found] == [
+        "ir[7][1] and vis[7][1] are the",
+        "vis[7][2] is 0.25 everywhere, ",
+    ]
+
+
+def test_functional_maps_are_among_the_pictures():
+    """Else the comparison above would say nothing of them."""
+    rows, columns = np.mgrid[:77, :77] / 77 - 0.5
+    image = np.zeros((77, 77, 3), np.uint8)
+    image[np.hypot(rows, columns) < 0.3] = (190, 120, 20)
+    raw = read_raw(image, "vis")
+    assert is_functional(raw.values, raw.unit) == [True] == [functional(raw.planes()[0])]
