@@ -14,7 +14,7 @@ N images of H x W pixels in channels_last; 64-bit offsets of images and rows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -101,50 +101,57 @@ def layer(
         TypeError: An argument is of another dtype.
         ValueError: An argument is of another shape, layout or device.
     """
-    if len(parts) not in (1, 2):
-        raise ValueError(f"parts holds {len(parts)} inputs; expected one or two")
-    x, (n, _, source_h, source_w) = parts[0].data, parts[0].data.shape
-    height, width = (_size(side, resample, stride) for side in (source_h, source_w))
-    rows, outs = height * width, len(packed.data)
-    shape = n, outs, height, width
-    skip_parts = () if skip is None else skip[1]
-    _check(parts, packed, norm, skip, shape)
-    _check_vector("bias", bias, outs, x)
+    shape = _checked(parts, packed, norm, skip, resample, stride)
+    like, skip_parts = parts[0].data, () if skip is None else skip[1]
+    _check_vector("bias", bias, shape[1], like)
     if residual is not None:
-        _check_map("residual", residual, (n, outs, *_residual_size(shape, residual_size)), x)
-    y = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    tiles, _, sets = chunking(rows, outs)
-    moments = torch.empty(n, sets, 2, outs, device=x.device) if want_moments else None
-    block_m, block_n = blocks(outs)
-    channels = [part.data.shape[1] for part in parts]
-    skip_channels = [part.shape[1] for part in skip_parts]
-    wide = (
-        block_n == 128
-        and x.element_size() == 2
-        and not any(c % 64 for c in (*channels, *skip_channels))
-    )
-    block_k = 64 if wide else SLICE
-    _, chunk_a, sets_a, _, chunk_b, sets_b = (
-        *chunking(source_h * source_w, channels[0]), *chunking(source_h * source_w, channels[-1])
-    )  # fmt: skip
-    (slices_a, slices_b), (skip_a, skip_b) = (_two(c, block_k) for c in (channels, skip_channels))
-    weight, shift = norm or (None, None)
-    maps = [part.data for part in parts], [part.moments if norm else None for part in parts]
-    with on_device(x):
-        layer_kernel[sets, triton.cdiv(outs, block_n), n](
-            *_filled(maps[0]), *_filled(maps[1]), weight, shift, packed.data, bias,
-            *_filled(skip_parts), None if skip is None else skip[0].data, residual, y, moments,
-            height, width, source_h, source_w, slices_a, slices_b, skip_a, skip_b,
-            sets_a, chunk_a, sets_b, chunk_b, tiles,
-            SIDE=packed.side, STRIDE=stride, NORM=norm is not None, SILU=silu and norm is not None,
-            ROWS=packed.side == 3 and stride == 1 and block_n < 128, RESAMPLE=resample,
-            RESIDUAL=residual_size, THIN=channels[0] if channels[0] < SLICE else 0,
-            THIN_OUT=outs if outs < block_n else 0, PRECISION="tf32" if tf32 else "ieee",
-            WIDEN=INTERPRETED,
-            BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_S=BLOCK_S,
-            num_warps=WARPS, num_stages=stages(wide),
+        _check_map("residual", residual, _residual_shape(shape, residual_size), like)
+    result = _empty(shape, like, want_moments)
+    options = silu, resample, residual_size, stride, tf32
+    grid, sizes, constants = _launch(parts, packed, norm is not None, skip_parts, shape, options)
+    with on_device(like):
+        layer_kernel[grid](
+            *_two([part.data for part in parts]),
+            *_two([part.moments if norm else None for part in parts]), *(norm or (None, None)),
+            packed.data, bias, *_two(skip_parts), None if skip is None else skip[0].data, residual,
+            *result, *sizes, **constants,
         )  # fmt: skip
-    return Part(y, moments)
+    return result
+
+
+def _empty(shape: tuple, like: Tensor, want_moments: bool) -> Part:
+    n, outs, height, width = shape
+    y = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    if not want_moments:
+        return Part(y)
+    sets = chunking(height * width, outs)[2]
+    return Part(y, torch.empty(n, sets, 2, outs, device=like.device))
+
+
+def _launch(parts, packed, normed: bool, skip_parts, shape, options) -> tuple:
+    """Choose the grid, the sizes, which compile nothing new, and the constants of the kernel."""
+    silu, resample, residual_size, stride, tf32 = options
+    n, outs, height, width = shape
+    x, channels = parts[0].data, [part.data.shape[1] for part in parts]
+    skip_channels = [part.shape[1] for part in skip_parts]
+    block_m, block_n = blocks(outs)
+    fit = not any(c % 64 for c in (*channels, *skip_channels))
+    wide = block_n == 128 and x.element_size() == 2 and fit
+    block_k = 64 if wide else SLICE
+    tiles, _, sets = chunking(height * width, outs)
+    source_h, source_w = x.shape[2:]
+    of_parts = [chunking(source_h * source_w, c)[:0:-1] for c in (channels[0], channels[-1])]
+    slices = [-(-c // block_k) for pair in (channels, skip_channels) for c in _two(pair, 0)]
+    sizes = (*shape[2:], source_h, source_w, *slices, *of_parts[0], *of_parts[1], tiles)
+    constants = dict(
+        SIDE=packed.side, STRIDE=stride, ROWS=packed.side == 3 and stride == 1 and block_n < 128,
+        NORM=normed, SILU=silu and normed, RESAMPLE=resample, RESIDUAL=residual_size,
+        THIN=channels[0] if channels[0] < SLICE else 0, THIN_OUT=outs if outs < block_n else 0,
+        PRECISION="tf32" if tf32 else "ieee", WIDEN=INTERPRETED,
+        BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=block_k, BLOCK_S=BLOCK_S,
+        num_warps=WARPS, num_stages=stages(wide),
+    )  # fmt: skip
+    return (sets, triton.cdiv(outs, block_n), n), sizes, constants
 
 
 def _size(side: int, resample: str, stride: int) -> int:
@@ -152,30 +159,30 @@ def _size(side: int, resample: str, stride: int) -> int:
     return -(-side // stride)
 
 
-def _residual_size(shape: Sequence[int], size: str) -> tuple[int, int]:
+def _residual_shape(shape: Sequence[int], size: str) -> tuple[int, ...]:
     height, width = shape[2:]
     if size == "up":
         if height % 2 or width % 2:
             raise ValueError(f'residual_size is "up" for {height}x{width}; expected even sides')
-        return height // 2, width // 2
-    return (2 * height, 2 * width) if size == "down" else (height, width)
+        height, width = height // 2, width // 2
+    elif size == "down":
+        height, width = 2 * height, 2 * width
+    return (*shape[:2], height, width)
 
 
-def _two(channels: Sequence[int], block: int) -> tuple[int, int]:
-    first, second, *_ = *(-(-c // block) for c in channels), 0, 0
+def _two(values: Sequence, missing: Any = None) -> tuple[Any, Any]:
+    first, second, *_ = *values, missing, missing
     return first, second
 
 
-def _filled(tensors: Sequence) -> tuple:
-    first, second, *_ = *tensors, None, None
-    return first, second
-
-
-def _check(parts, packed, norm, skip, shape) -> None:
-    """Raise TypeError or ValueError for what the kernel would read wrongly."""
+def _checked(parts, packed, norm, skip, resample, stride) -> tuple[int, int, int, int]:
+    """Find the result's shape; TypeError or ValueError for what the kernel would read wrongly."""
+    if len(parts) not in (1, 2):
+        raise ValueError(f"parts holds {len(parts)} inputs; expected one or two")
     x = parts[0].data
     check_dtype("parts[0]", x, DTYPES)
     n, _, height, width = x.shape
+    shape = n, len(packed.data), *(_size(side, resample, stride) for side in (height, width))
     for index, part in enumerate(parts):
         channels = part.data.shape[1]
         _check_map(f"parts[{index}]", part.data, (n, channels, height, width), x)
@@ -195,6 +202,7 @@ def _check(parts, packed, norm, skip, shape) -> None:
         for index, part in enumerate(skip[1]):
             _check_map(f"skip[1][{index}]", part, (n, part.shape[1], *shape[2:]), x)
         _check_packed("skip[0]", skip[0], sum(p.shape[1] for p in skip[1]), shape[1], x)
+    return shape
 
 
 def _check_map(name: str, x: Tensor, shape, like: Tensor) -> None:

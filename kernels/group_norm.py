@@ -342,13 +342,13 @@ def normalize(
     """
     _check_parts(parts, {"weight": weight, "shift": shift, "bias": bias}, resample, pool_input)
     x, channels = parts[0][0], [part.shape[1] for part, _ in parts]
-    n, _, source_h, source_w = x.shape
-    height, width = source_h, source_w
+    n, _, height, width = x.shape
+    rows, group = height * width, sum(channels) // GROUPS
     if resample == "up":
         height, width = 2 * height, 2 * width
     elif resample == "down":
         height, width = height // 2, width // 2
-    shape = (n, sum(channels), height, width)
+    shape = n, sum(channels), height, width
     if out is None:
         out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     _check("out", out, shape, (x.dtype,), x.device)
@@ -359,7 +359,6 @@ def normalize(
     blocks = triton.cdiv(height * width, block_r)
     tiles = triton.cdiv(blocks, MOST_PROGRAMS)
     second, its_moments = parts[1] if len(parts) == 2 else (None, None)
-    rows, group = source_h * source_w, sum(channels) // GROUPS
     _, chunk_a, sets_a = chunking(rows, channels[0])
     _, chunk_b, sets_b = chunking(rows, channels[-1])
     with on_device(x):

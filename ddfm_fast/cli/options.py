@@ -276,8 +276,8 @@ Sections = Annotated[
     list[str] | None,
     argument(
         "[SECTION]...",
-        "kernels, step, prior, official, loop, waterfall, throughput, video, scaling, startup, "
-        "metrics; all by default. `--list` says what each is.",
+        "kernels, step, prior, official, loop, waterfall, throughput, video, host, scaling, "
+        "startup, metrics; all by default. `--list` says what each is.",
     ),
 ]
 Quick = Annotated[
