@@ -89,15 +89,18 @@ def cases(device: torch.device, small: bool = False) -> list[Case]:
         return [Case(scene, Way("float32", "torch", "torch", "off")) for scene in cheap]
     half, exact, local = Way("float16"), Way(), Way(solver="local")
     plain, eager = Way(backend="torch", graph="off"), Way(graph="off")
+    usual = Way("float16", "auto", "auto", "auto")
     first = {
         "waves": [plain, eager, exact, local, exact._replace(graph="step")],
         "waves, DDPM": [exact, local],
         "small network": [exact, half],
-        "fast": [half, exact, eager, half._replace(graph="off"), half._replace(backend="torch")],
-        "balanced": [half, exact],
+        "fast": [usual, half, exact, eager, half._replace(graph="off"),
+                 half._replace(backend="torch")],
+        "balanced": [usual, half, exact],
         "fast in color, batch of 2": [half, exact],
-        "official, 3 steps": [exact, half, half._replace(graph="off"), exact._replace(graph="step"),
-                              half._replace(graph="step"), half._replace(solver="local")],
+        "official, 3 steps": [usual, exact, half, half._replace(graph="off"),
+                              exact._replace(graph="step"), half._replace(graph="step"),
+                              half._replace(solver="local")],
         "official": [half, exact],
         "paper": [half, exact],
         "ADM with attention": [exact, half, Way("bfloat16")],
@@ -108,7 +111,8 @@ def cases(device: torch.device, small: bool = False) -> list[Case]:
     }  # fmt: skip
     found = [Case(SCENES[name], way) for name, ways in first.items() for way in ways]
     if small:
-        return [c for c in found if c.scene.prior == "waves" or c.scene.name == "small network"]
+        exact = [case for case in found if case.way.precision == "float32"]
+        return [c for c in exact if c.scene.prior == "waves" or c.scene.name == "small network"]
     solvers = ["torch", "local", *(["cupy"] if module_status("cupy")["version"] else [])]
     ways = [Way(solver=s, graph=g) for g in ("loop", "step", "off") for s in solvers]
     ways += [Way(backend="torch", graph=g) for g in ("off", "loop")]

@@ -30,10 +30,11 @@ PROFILED = 5
 
 def tasks(place: Place) -> list[Task]:
     """Whole calls from uint8 arrays to uint8 arrays, by preset; nothing on a CPU."""
-    size = (64, 80) if place.tiny else (512, 640)
+    size = (16, 32) if place.rehearse else (64, 80) if place.quick else (512, 640)
+    names = NAMES if place.device.type == "cuda" else NAMES[:1] if place.on_gpu else ()
     return [
         Task("host", f"a call, preset {name}", named(*size), partial(measure, place, name, size))
-        for name in (NAMES if place.on_gpu else ())
+        for name in names
     ]
 
 
