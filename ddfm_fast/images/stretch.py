@@ -31,9 +31,10 @@ class Fused(NamedTuple):
         return stretched(self.luma, self.limits)
 
     def images(self, first: int, count: int) -> Fused:
-        """Some of the images, as views."""
+        """Some of the images: lumas as views, limits contiguous, as kernels read them."""
         some = slice(first, first + count)
-        return Fused(self.luma[some], None if self.limits is None else self.limits[:, some])
+        limits = None if self.limits is None else self.limits[:, some].contiguous()
+        return Fused(self.luma[some], limits)
 
 
 def together(parts: Sequence[Fused]) -> Fused:

@@ -18,6 +18,7 @@ from ddfm_fast.images.kind import (
     is_functional,
 )
 from ddfm_fast.images.planes import read_raw, to_planes
+from ddfm_fast.images.stretch import Fused
 
 RANGES = {"uint8": [None, (0, 255), (-3.5, 260), (-1e9, 1e9)], "uint16": [None, (0, 65535)]}
 
@@ -118,3 +119,9 @@ def test_functional_maps_are_among_the_pictures():
     image[np.hypot(rows, columns) < 0.3] = (190, 120, 20)
     raw = read_raw(image, "vis")
     assert is_functional(raw.values, raw.unit) == [True] == [functional(raw.planes()[0])]
+
+
+def test_limits_of_some_images_are_contiguous_as_kernels_read_them():
+    limits = torch.arange(6.0).view(2, 3, 1, 1, 1)
+    some = Fused(torch.zeros(3, 1, 16, 16), limits).images(1, 2)
+    assert some.limits.is_contiguous() and torch.equal(some.limits, limits[:, 1:3])
