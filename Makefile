@@ -46,7 +46,7 @@ demo: venv
 
 test: venv
 	@echo "test: running"
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal --timeout 900 $(ARGS)
 
 check: venv
 	@$(MAKE) --no-print-directory -j 4 lint types quick-method quick-rooms

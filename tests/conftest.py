@@ -1,8 +1,4 @@
-"""What every test file shares: test data beside the checkout, markers, threads.
-
-Tests marked ``interpreted`` run test files in Triton's interpreter, in processes of their own and
-for minutes. These start with the session, on a core of their own, and are asked for at its end.
-"""
+"""What every test file shares: test data beside the checkout, markers, threads."""
 
 from __future__ import annotations
 
@@ -11,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -36,44 +31,21 @@ def shared(path: str) -> Path:
     return found
 
 
-class Interpreter:
-    """Runs of pytest under TRITON_INTERPRET=1, one after the other, beside the session's tests."""
-
-    def __init__(self):
-        self.pool = ThreadPoolExecutor(1)
-        self.runs: dict[str, Future] = {}
-        self.process: subprocess.Popen | None = None
-
-    def start(self, item: pytest.Item) -> None:
-        arguments = item.get_closest_marker("interpreted").args
-        self.runs[item.nodeid] = self.pool.submit(self._run, arguments)
-
-    def _run(self, arguments: tuple[str, ...]) -> tuple[int, str]:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
-        env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-        pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        with subprocess.Popen(command, cwd=ROOT, env=env, **pipes) as self.process:
-            output, _ = self.process.communicate()
-        return self.process.returncode, output
-
-    def stop(self) -> None:
-        """End what runs, where the session ends before it."""
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        if self.process is not None and self.process.poll() is None:
-            self.process.kill()
-
-
-INTERPRETER = Interpreter()
-
-
 @pytest.fixture
 def assert_interpreted(request: pytest.FixtureRequest) -> Callable[[], None]:
-    """Waits for the run of the test's ``interpreted`` marker, and fails with its output."""
+    """Runs pytest with the arguments of the test's ``interpreted`` marker in a process of its own.
+
+    Whether Triton interprets is settled when it is first imported.
+    """
     pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
+    arguments = request.node.get_closest_marker("interpreted").args
 
     def check() -> None:
-        returncode, output = INTERPRETER.runs[request.node.nodeid].result()
-        assert returncode == 0 and " passed" in output, output[-20000:]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+        env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+        run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        output = run.stdout + run.stderr
+        assert run.returncode == 0 and " passed" in output, output[-20000:]
 
     return check
 
@@ -93,18 +65,6 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
     yield library
     for found in made.values():
         found.close()
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    if os.environ.get("TRITON_INTERPRET") == "1" or session.config.option.collectonly:
-        return
-    for item in session.items:
-        if item.get_closest_marker("interpreted"):
-            INTERPRETER.start(item)
-
-
-def pytest_sessionfinish() -> None:
-    INTERPRETER.stop()
 
 
 SLOW = (
@@ -128,7 +88,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.removeprefix("tests/").startswith(SLOW):
             item.add_marker("slow")
-    items.sort(key=lambda item: item.get_closest_marker("interpreted") is not None)
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return

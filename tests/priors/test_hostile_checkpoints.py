@@ -5,13 +5,12 @@ from __future__ import annotations
 import codecs
 import json
 import math
-import multiprocessing
 import re
-import resource
 import struct
 import sys
 import zipfile
 
+import costs
 import numpy as np
 import pytest
 import torch
@@ -191,30 +190,9 @@ BOMBS = {
 }
 
 
-def cost(path, answer) -> None:
-    """Load in a child; its peak of memory in KiB, processor seconds, and what was raised."""
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    try:
-        load_prior(path)
-        error = "none"
-    except ValueError as raised:
-        error = str(raised)
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    answer.send((after.ru_maxrss - before.ru_maxrss, after.ru_utime - before.ru_utime, error))
-
-
 def assert_costs_little(path, words: str) -> None:
     """The words of the refusal, and far less than 200 MB and, on a busy machine, some seconds."""
-    fork = multiprocessing.get_context("fork")
-    receive, send = fork.Pipe(duplex=False)
-    child = fork.Process(target=cost, args=(path, send))
-    child.start()
-    send.close()
-    try:
-        kib, seconds, error = receive.recv()
-    finally:
-        child.join(20)
-        child.kill()
+    kib, seconds, error = costs.of_loading(path)
     assert re.search(words, error), error
     assert kib < 100_000 and seconds < 3
 
