@@ -17,7 +17,8 @@ Triton and no CuPy: what needs Triton is loaded on first use.
     cpu         the prior's layers and attention on a CPU: C++, compiled when first used
 
 The Triton kernels agree with their twins in Triton's interpreter and compile ahead of time for
-sm_80, sm_90, sm_100 and sm_120. None of them has run on a GPU yet.
+sm_80, sm_90, sm_100 and sm_120, and for AMD's gfx942 and gfx1100. None of them has run on a GPU
+yet.
 """
 
 from __future__ import annotations
@@ -92,6 +93,8 @@ class Obstacle(NamedTuple):
     reason: str
     remedy: str
     """what to install or set; empty where nothing helps, or nothing is amiss"""
+    untried: bool = False
+    """whether they compile and nobody has seen them run: by name, they may be asked for"""
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.remedy}" if self.remedy else self.reason
@@ -107,8 +110,6 @@ def obstacle(device: torch.device) -> Obstacle | None:
     triton = module_status("triton")
     if triton["version"] is None:
         return Obstacle(f"triton: {triton['reason']}", "")
-    if torch.version.hip is not None:
-        return Obstacle("this PyTorch is built for ROCm, where the kernels were never tried", "")
     for name, version in (("torch", torch.__version__), ("triton", triton["version"])):
         if _numbers(str(version)) < LEAST[name]:
             least = ".".join(map(str, LEAST[name]))
@@ -117,14 +118,18 @@ def obstacle(device: torch.device) -> Obstacle | None:
                 f'pip install -U "{name}>={least}"',
             )
     capability = torch.cuda.get_device_capability(device)
-    if capability < LEAST_CAPABILITY:
+    rocm = torch.version.hip is not None
+    if capability < LEAST_CAPABILITY and not rocm:
         has, least = (".".join(map(str, c)) for c in (capability, LEAST_CAPABILITY))
         return Obstacle(
             f"the GPU has compute capability {has}, below {least}",
             'backend="torch" says that this is meant, a newer GPU ends it',
         )
     index = torch.cuda.current_device() if device.index is None else device.index
-    return _trial(index)
+    found = _trial(index)
+    if found is None and rocm:
+        return Obstacle("the kernels compile for ROCm and have never run there", "", untried=True)
+    return found
 
 
 @functools.cache

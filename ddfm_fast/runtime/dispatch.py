@@ -40,7 +40,7 @@ BACKENDS = ("auto", "triton", "torch")
 SOLVERS = ("auto", "local", "torch", "cupy")
 GRAPHS = ("auto", "loop", "step", "off")
 _warned: set[str] = set()
-"""obstacles that this process was told of"""
+"""what this process was told"""
 LOCAL_CAPABILITY = (8, 0)
 """of a GPU, for "local" to be chosen: below it Triton multiplies float16 without tensor cores"""
 
@@ -122,12 +122,18 @@ def resolve_backend(
     if backend == "torch":
         return Backend("torch", _torch_solver(solver, "backend is 'torch'"), "asked for")
     obstacle = triton_obstacle(device)
+    if backend == "triton" and obstacle and obstacle.untried:
+        _tell(f"backend is 'triton', but {obstacle}: compare a result with backend='torch'")
+        return Backend("triton", "torch" if solver == "auto" else solver, "asked for")
     if backend == "triton" and obstacle:
         raise ValueError(
             f"backend is 'triton', but {obstacle}; expected backend='torch' or 'auto' here"
         )
     if obstacle:
-        _tell(obstacle)
+        if obstacle.remedy:
+            _tell(
+                f"the fused kernels cannot run, and PyTorch's own, slower operations do: {obstacle}"
+            )
         return Backend("torch", _torch_solver(solver, str(obstacle)), str(obstacle))
     if solver == "cupy":
         _require_cupy()
@@ -178,11 +184,11 @@ def triton_obstacle(device: torch.device) -> Obstacle | None:
     return None
 
 
-def _tell(obstacle: Obstacle) -> None:
-    """Warn once a process of what the user can remedy."""
-    if obstacle.remedy and str(obstacle) not in _warned:
-        _warned.add(str(obstacle))
-        warn(f"the fused kernels cannot run, and PyTorch's own, slower operations do: {obstacle}")
+def _tell(sentence: str) -> None:
+    """Warn once a process."""
+    if sentence not in _warned:
+        _warned.add(sentence)
+        warn(sentence)
 
 
 def _best_solver(device: torch.device) -> str:

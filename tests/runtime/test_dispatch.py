@@ -72,6 +72,19 @@ def test_an_old_gpu_or_none_of_triton_means_plain_pytorch(gpu, monkeypatch):
         resolve_backend(GPU, "triton")
 
 
+def test_rocm_gets_plain_pytorch_and_the_kernels_by_name(gpu, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    backend = resolve_backend(GPU)
+    assert backend.name == "torch" and "compile for ROCm and have never run" in backend.reason
+    with pytest.warns(DDFMWarning, match="'triton', but the kernels .* ROCm.* backend='torch'$"):
+        assert resolve_backend(GPU, "triton")[:2] == ("triton", "torch")
+    assert resolve_backend(GPU, "triton", "local").solver == "local"
+    gpu["triton"]["version"] = "3.4.0"
+    with pytest.raises(ValueError, match="triton 3.4.0 is older"):
+        resolve_backend(GPU, "triton")
+
+
 def test_versions_below_the_floor_are_named(gpu, monkeypatch):
     gpu["triton"]["version"] = "3.4.0"
     with pytest.warns(DDFMWarning, match=r'triton 3.4.0 is older than 3.5.*install -U "triton>=3'):
