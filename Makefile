@@ -8,7 +8,7 @@ ARGS ?=
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check quick-method quick-rooms test test-native test-cuda-host fuzz lint types \
+.PHONY: help venv demo check quick-method quick-rooms test test-thorough test-native test-cuda-host fuzz lint types \
   bench quality gpu-kit clean
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make demo    fuse three example pairs, pictures in out/"
 	@echo "make check   style, types and the quick tests, under a minute: while you work"
 	@echo "make test    run all the tests        (ARGS='-k cli' chooses, ARGS=-x stops early)"
+	@echo "make test-thorough  more cases of the same kind, for minutes: after changes to kernels"
 	@echo "make test-native  the C++ for other processors, and under sanitizers: a table in out/native/"
 	@echo "make test-cuda-host  the GPU path's host code on a fake CUDA device (5 GB into .cuda-venv)"
 	@echo "make fuzz    feed it bad calls, files and kills (MINUTES=10), a table in out/fuzz/"
@@ -51,7 +52,7 @@ test: venv
 check: venv
 	@$(MAKE) --no-print-directory -j 4 lint types quick-method quick-rooms
 
-QUICK = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow and not gpu"
+QUICK = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:cacheprovider -m "not slow and not gpu and not thorough"
 
 quick-method: venv
 	@$(QUICK) tests/method tests/integrations tests/house $(ARGS)
@@ -59,6 +60,13 @@ quick-method: venv
 quick-rooms: venv
 	@$(QUICK) tests --ignore=tests/method --ignore=tests/integrations --ignore=tests/house \
 	  --ignore=tests/kernels --ignore=tests/bench --ignore=tests/cli $(ARGS)
+
+test-thorough: venv
+	@echo "test-thorough: what make test leaves out"
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal -m thorough $(ARGS)
+	@echo "test-thorough: kernels in the interpreter"
+	@TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 \
+	  --dist worksteal -m thorough tests/kernels tests/method tests/priors $(ARGS)
 
 test-native: venv
 	@$(BIN)/python tests/tools/native.py $(ARGS)

@@ -103,6 +103,7 @@ def test_the_parts_fit_a_quarter_of_an_hour():
     assert len(limits) == 3 and sum(limits) < in_all < 900
 
 
+@pytest.mark.thorough
 def test_the_gpu_benchmark_rehearses_on_the_cpu(tmp_path):
     """Every section of a GPU runs and is written down; the figures mean nothing."""
     pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)

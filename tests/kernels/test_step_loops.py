@@ -34,6 +34,8 @@ if INTERPRETED:
     from ddfm_fast.kernels.local import LocalStep
     from ddfm_fast.kernels.step import TritonStep
 
+THOROUGH = pytest.mark.thorough
+
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that interprets")
 @pytest.mark.interpreted("tests/kernels/test_step_loops.py", "tests/method/test_graphs.py")
@@ -81,7 +83,9 @@ class TestLoops:
         assert ours.next_step.item() == 0
         return ours, x_t, got
 
-    @pytest.mark.parametrize("size", [(2, 37, 53), (1, 16, 16)])
+    @pytest.mark.parametrize(
+        "size", [(3, 17, 31), *(pytest.param(s, marks=THOROUGH) for s in [(2, 37, 53), (1, 16, 16)])]
+    )
     @pytest.mark.parametrize("variant", VARIANTS)
     @pytest.mark.usefixtures("one_tile")
     def test_six_steps(self, solver, variant, size):
@@ -101,7 +105,7 @@ class TestLoops:
         rows = [dataclasses.replace(row, c=-0.2 * (s > 0)) for s, row in enumerate(rows_of())]
         self.compare(solver, (1, 17, 31), "official", rows)
 
-    @pytest.mark.parametrize("variant", ["official", "gradient"])
+    @pytest.mark.parametrize("variant", ["official", pytest.param("gradient", marks=THOROUGH)])
     @pytest.mark.usefixtures("one_tile")
     def test_a_batch_gives_each_image_what_it_gets_alone(self, solver, variant):
         rows = rows_of("ddpm", steps=3)

@@ -298,7 +298,11 @@ class TestKernels:
 
     @pytest.mark.parametrize("mode", ["loop", "step"])
     @pytest.mark.parametrize(
-        "config", [FuseConfig(steps=3), FuseConfig(steps=4, sampler="ddpm", variant="paper")]
+        "config",
+        [
+            pytest.param(FuseConfig(steps=3), marks=pytest.mark.thorough),
+            FuseConfig(steps=4, sampler="ddpm", variant="paper"),
+        ],
     )
     def test_a_replay_equals_the_eager_loop(self, config, mode, backend):
         """An odd number of steps, and an even one with noise."""

@@ -66,7 +66,10 @@ def make_run(photos, **changes):
         {"precision": "bfloat16"},
         pytest.param(
             {"precision": "bfloat16", "compiled": True, "wide_every": 0},
-            marks=pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs a compiler"),
+            marks=[
+                pytest.mark.thorough,
+                pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs a compiler"),
+            ],
         ),
     ],
     ids=lambda changes: "-".join(map(str, changes.values())),

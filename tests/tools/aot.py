@@ -19,6 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 ARCHS = (80, 90, 100, 120)
+ONE_ARCH = [pytest.param(a, marks=pytest.mark.thorough if a != 90 else ()) for a in ARCHS]
+"""sm_90 in `make test`, the others in `make test-thorough`: a compilation takes seconds"""
 BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
