@@ -247,6 +247,9 @@ def is_picture(path: Path) -> bool:
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Read (height, width), upright by EXIF, from a file's header; None where that fails."""
     try:
+        # a pipe would keep its reader waiting
+        if not is_file(path):
+            return None
         with pillow_limit_lifted(), Image.open(path) as image:
             width, height = image.size
             if isinstance(image, TiffImageFile):  # Pillow's versions differ in when they turn these

@@ -19,6 +19,7 @@ from typing import IO, Any
 from ..images.doubts import warn
 from ..images.files import is_file, look
 from .frames import VideoError
+from .opening import local
 
 try:
     import fcntl
@@ -78,6 +79,9 @@ class Output:
         VideoError: Another run writes the same file, or it can be none.
     """
 
+    _whole = 0
+    """bytes of the part up to the last mark"""
+
     def __init__(self, path: Path):
         self.path = path
         if look(path) is not None and not is_file(path):
@@ -94,6 +98,16 @@ class Output:
                     old.unlink()
             else:
                 warn(f"{old} is left from a run that did not end; it is left alone")
+
+    def mark(self) -> None:
+        """Note that all in the part is whole, so that `take_back` returns to here."""
+        if (size := _size(self.part)) is not None and size >= 0:
+            self._whole = size
+
+    def take_back(self) -> None:
+        """Bring the part, which is closed, back to the last mark after a write that failed."""
+        with contextlib.suppress(OSError):
+            os.truncate(self.part, self._whole)
 
     def complete(self) -> None:
         """Give the part, which is closed, its name once it is on the disk; OSError if not."""
@@ -147,7 +161,8 @@ def _files(source: Any, depth: int = 0) -> list[Path]:
     found: list[Path] = []
     for item in items:
         if isinstance(item, str | os.PathLike):
-            paths = [Path(name) for name in _names(os.fspath(item))]
+            path = local(item)
+            paths = [path] if path is not None else [Path(name) for name in _names(str(item))]
             found += paths + [path for each in paths for path in _behind(each, depth)]
     return found
 
