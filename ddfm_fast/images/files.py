@@ -185,11 +185,10 @@ def match_pairs(
 
 def files_alone(paths: Iterable[Path]) -> list[Path]:
     """Sort what has no partner, and leave out what is no file, with a warning for all of that."""
-    files, others = [], []
-    for path in sorted(paths):
-        (files if os.path.isfile(path) else others).append(path)
-    if others:
-        warn(f"left out, no files and without a partner: {few([str(path) for path in others])}")
+    found = sorted(paths)
+    files = [path for path in found if os.path.isfile(path)]
+    if others := [str(path) for path in found if path not in files]:
+        warn(f"left out, no files and without a partner: {few(others)}")
     return files
 
 
