@@ -70,7 +70,7 @@ def make_socket(path: Path) -> None:
 
 ODD = {
     "folder": (Path.mkdir, "is a folder, expected an image"),
-    "pipe": (os.mkfifo, "not a regular file"),
+    "pipe": (lambda path: os.mkfifo(path), "not a regular file"),
     "socket": (make_socket, "not a regular file"),
     "dangling": (lambda path: path.symlink_to("absent"), "no such file"),
 }
