@@ -8,6 +8,11 @@ Names are loaded on first use, so importing the package costs milliseconds and n
 
 from __future__ import annotations
 
+from ddfm_fast.runtime.interrupts import end_at_once, is_the_command
+
+if is_the_command():  # before anything else is loaded, which takes longer
+    end_at_once()
+
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path

@@ -23,10 +23,11 @@ from ..images.files import (
     VIDEO_SUFFIXES,
     ImageFileError,
     few,
+    files_alone,
     image_size,
-    is_file,
     is_folder,
     is_picture,
+    look,
 )
 
 INFRARED = ("ir", "infrared", "cropinfrared", "t", "thermal", "lwir", "infrared_enhance")
@@ -260,8 +261,8 @@ def _match(found: list[tuple[str, Path, Path]]) -> list[PairItem]:
         if not ir and not vis:
             raise ImageFileError(f"{first} and {second}: no images ({', '.join(SUFFIXES)})")
         items += [PairItem(prefix + stem, ir[stem], vis[stem]) for stem in ir.keys() & vis.keys()]
-        only_ir += [ir[stem] for stem in ir.keys() - vis.keys()]
-        only_vis += [vis[stem] for stem in vis.keys() - ir.keys()]
+        only_ir += files_alone(ir[stem] for stem in ir.keys() - vis.keys())
+        only_vis += files_alone(vis[stem] for stem in vis.keys() - ir.keys())
     if only_ir or only_vis:
         raise ImageFileError(
             f"{len(only_ir) + len(only_vis)} images without a partner of the same stem: "
@@ -278,7 +279,9 @@ def _stems(folder: Path) -> Iterator[tuple[str, Path]]:
         here, prefix, above = waiting.pop()
         folders, files = _listing(here, above)
         above = (*above, os.path.realpath(here))
-        waiting += [(f, f"{prefix}{f.name}/", above) for f in folders]
+        named = list(filter(is_picture, folders))  # no pictures: they fail their own pairs
+        files = sorted((*files, *named))
+        waiting += [(f, f"{prefix}{f.name}/", above) for f in folders if f not in named]
         first: dict[str, Path] = {}
         for file in files:
             if first.setdefault(file.stem, file) is not file:
@@ -321,9 +324,9 @@ def _read_manifest(path: Path, root) -> list[PairItem]:
 
 
 def _is_missing(path: Path) -> bool:
-    """Whether no file is there; not of a name that reading refuses: that fails its item alone."""
+    """Whether nothing is there; not of a name that reading refuses: that fails its item alone."""
     try:
-        return not is_file(path)
+        return look(path) is None
     except ImageFileError:
         return False
 

@@ -20,6 +20,23 @@ _DLPACK_CPU = 1
 
 def as_tensor(image: Any, name: str) -> tuple[Tensor, str]:
     """The image as a tensor that may share its memory, and the container to give back."""
+    try:
+        tensor, container = _taken(image, name)
+    except AssertionError as error:  # a FakeTensorMode's, whose message is a dump of the tensor
+        raise _mode_is_on(name) from error
+    if without_data(tensor) is not None:
+        raise _mode_is_on(name)
+    return tensor, container
+
+
+def _mode_is_on(name: str) -> TypeError:
+    return TypeError(
+        f"{name}: became a tensor without data, since a FakeTensorMode or the like is on; "
+        "call outside of it"
+    )
+
+
+def _taken(image: Any, name: str) -> tuple[Tensor, str]:
     pil = sys.modules.get("PIL.Image")
     if isinstance(image, Tensor):
         return _plain_tensor(image, name), "torch"
@@ -45,14 +62,21 @@ def _plain_tensor(image: Tensor, name: str) -> Tensor:
     """A tensor without gradient and without the behavior of a subclass, sharing its memory."""
     if image.is_nested or image.layout != torch.strided or image.dtype not in _DTYPES:
         raise _dtype_error(name, image)
-    if image.device.type == "meta":
-        raise TypeError(f"{name}: got a meta tensor without data, expected one on a device")
-    if type(image).__torch_dispatch__ is not Tensor.__torch_dispatch__ or not _has_data(image):
-        raise TypeError(
-            f"{name}: got a {type(image).__name__} without data of its own (masked, fake, "
-            "distributed, inside of torch.func, or freed), expected a plain tensor"
-        )
+    if (lacking := without_data(image)) is not None:
+        raise TypeError(f"{name}: got {lacking}")
     return image.detach().as_subclass(Tensor)
+
+
+def without_data(values: Tensor) -> str | None:
+    """What a dense tensor is that has no numbers to work on, and what is expected; else None."""
+    if values.device.type == "meta":
+        return "a meta tensor without data, expected one on a device"
+    if type(values).__torch_dispatch__ is not Tensor.__torch_dispatch__ or not _has_data(values):
+        return (
+            f"a {type(values).__name__} without data of its own (masked, fake, distributed, "
+            "inside of torch.func, or freed), expected a plain tensor"
+        )
+    return None
 
 
 def _has_data(image: Tensor) -> bool:

@@ -13,7 +13,7 @@ import secrets
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -172,13 +172,24 @@ def match_pairs(
     ir, vis = _images_by_stem(ir_dir), _images_by_stem(vis_dir)
     if os.path.samefile(ir_dir, vis_dir):
         raise ImageFileError(f"{ir_dir}: given for infrared and for visible; give two folders")
-    if ir.keys() != vis.keys():
+    only_ir = files_alone(ir[stem] for stem in ir.keys() - vis.keys())
+    only_vis = files_alone(vis[stem] for stem in vis.keys() - ir.keys())
+    if only_ir or only_vis:
         raise ImageFileError(
             "files without a partner of the same stem: "
-            f"only in {ir_dir}: {few(sorted(ir.keys() - vis.keys()))}; "
-            f"only in {vis_dir}: {few(sorted(vis.keys() - ir.keys()))}; rename or remove them"
+            f"only in {ir_dir}: {few([path.stem for path in only_ir])}; "
+            f"only in {vis_dir}: {few([path.stem for path in only_vis])}; rename or remove them"
         )
-    return [(stem, ir[stem], vis[stem]) for stem in sorted(ir)]
+    return [(stem, ir[stem], vis[stem]) for stem in sorted(ir.keys() & vis.keys())]
+
+
+def files_alone(paths: Iterable[Path]) -> list[Path]:
+    """Sort what has no partner, and leave out what is no file, with a warning for all of that."""
+    found = sorted(paths)
+    files = [path for path in found if os.path.isfile(path)]
+    if others := [str(path) for path in found if path not in files]:
+        warn(f"left out, no files and without a partner: {few(others)}")
+    return files
 
 
 def ensure_writable_dir(path: str | os.PathLike[str]) -> Path:
@@ -231,22 +242,20 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a name from a folder is that of an image file, by its suffix.
+    """Whether a name from a folder is that of an image file: by its suffix, not hidden.
 
-    So are names of which nobody can tell, such as a link that leads nowhere or in a circle:
-    reading then refuses them one by one.
+    A folder, a pipe or a link that leads nowhere under such a name counts: reading refuses it, and
+    fails its own pair.
     """
-    if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES:
-        return False
-    try:
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return True
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Read (height, width), upright by EXIF, from a file's header; None where that fails."""
     try:
+        # a pipe would keep its reader waiting
+        if not is_file(path):
+            return None
         with pillow_limit_lifted(), Image.open(path) as image:
             width, height = image.size
             if isinstance(image, TiffImageFile):  # Pillow's versions differ in when they turn these

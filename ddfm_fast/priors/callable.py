@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..images.containers import without_data
 from .conditioning import Conditioning
 from .prior import EPS_DTYPES, Prior, same_device
 
@@ -97,12 +98,7 @@ class CallablePrior(Prior):
         out = self.function(own, cond.repeat(len(x)))
         if not isinstance(out, Tensor):
             out = getattr(out, "sample", out)
-        if not isinstance(out, Tensor) or not out.is_floating_point():
-            what = f"a tensor of {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
-            raise TypeError(
-                f"prior: eps(x, t) returned {what}, expected a floating-point tensor "
-                "[N, 3, H, W] or [N, 6, H, W]"
-            )
+        _require_dense(out)
         n, _, height, width = x.shape
         if tuple(out.shape) not in ((n, 3, height, width), (n, 6, height, width)):
             raise ValueError(
@@ -114,4 +110,22 @@ class CallablePrior(Prior):
                 f"prior: eps(x, t) returned a tensor on {out.device} for x on {x.device}; "
                 "keep it on one device"
             )
+        if (lacking := without_data(out)) is not None:
+            raise TypeError(f"prior: eps(x, t) returned {lacking}")
         return out
+
+
+def _require_dense(out: Any) -> None:
+    """TypeError where what a callable returned is no tensor of floating-point numbers."""
+    lacking = None
+    if not isinstance(out, Tensor):
+        lacking = type(out).__name__
+    elif not out.is_floating_point():
+        lacking = f"a tensor of {out.dtype}"
+    elif out.is_nested or out.layout != torch.strided:
+        lacking = f"a {'nested' if out.is_nested else out.layout} tensor"
+    if lacking is not None:
+        raise TypeError(
+            f"prior: eps(x, t) returned {lacking}, expected a dense floating-point tensor "
+            "[N, 3, H, W] or [N, 6, H, W]"
+        )

@@ -8,6 +8,7 @@ weights are never left random.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -164,12 +165,16 @@ def convert(
 
     ``dtype``: "float32", "float16", "bfloat16" or None for the source's. ``config`` as for
     :func:`load_checkpoint`; prior keywords in it are stored too. The result replaces ``dst`` in
-    one step. ValueError for an unknown dtype, a ``dst`` that is no writable .safetensors path,
-    weights that float16 cannot hold, and all that :func:`load_checkpoint` refuses.
+    one step, and never ``src``. ValueError for an unknown dtype, a ``dst`` that is no writable
+    .safetensors path or is ``src`` by any name, weights that float16 cannot hold, and all that
+    :func:`load_checkpoint` refuses.
     """
     dst = Path(dst)
     if dst.suffix.lower() != ".safetensors":
         raise ValueError(f"dst: {str(dst)!r} must end in .safetensors")
+    with contextlib.suppress(OSError):  # one of them is not there
+        if os.path.samefile(src, dst):
+            raise ValueError(f"dst: {str(dst)!r} is src, {str(src)!r}; choose another name")
     target = check_dtype(dtype)
     unet, info = load_checkpoint(src, config)
     source = {"file": Path(src).name, "sha256": file_sha256(src)}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import numpy as np
 
+from ..images.files import look
 from .frames import DEFAULT_RATE, BadFrame, ColorTags, Faults, Frame, Source, VideoError
+from .opening import Pipe, address, is_pipe, local
 
 TIMEOUT = 15.0
 """seconds without data after which a network stream counts as ended"""
@@ -34,7 +37,7 @@ def load_av() -> Any:
 
 
 class VideoSource(Source):
-    """The first video stream of a file or URL, upright, on request with its audio."""
+    """The first video stream of a file, pipe or URL, upright, on request with its audio."""
 
     # state of the decoder, filled by _decode as packets pass
     _origin = Fraction(0)
@@ -43,25 +46,45 @@ class VideoSource(Source):
     _first: Any = None
     """the frame that was decoded to look at it, until it is taken"""
     _reading = False
+    _pipe: Pipe | None = None
+    _container: Any = None
 
-    def __init__(self, url: str, name: str, faults: Faults | None = None, *, audio: bool = False):
+    def __init__(
+        self,
+        url: str | os.PathLike[str],
+        name: str,
+        faults: Faults | None = None,
+        *,
+        audio: bool = False,
+    ):
         super().__init__(faults)
-        av = load_av()
-        self._av, self.name = av, url
+        self._av, self.name = load_av(), str(url)
         self._audio: list = []
         self._awaited: dict[int, str] = {}
-        remote = "://" in url and not url.startswith("file:")
-        options = {"rtsp_transport": "tcp"} if url.startswith("rtsp") else {}
         try:
-            self._container = av.open(url, timeout=TIMEOUT if remote else None, options=options)
-        except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise VideoError(f"{name} is {url}: {_why(error, url)}") from error
-        try:
+            remote = self._open(url, name)
             self.live = remote and self._container.duration is None
             self._open_streams(name, audio)
-        except BaseException:
-            self._container.close()
+        except BaseException as error:
+            self.close()
+            if self._pipe is not None and self._pipe.error is not None:
+                raise self._pipe.error from error
             raise
+
+    def _open(self, url: str | os.PathLike[str], name: str) -> bool:
+        """Open the file or address; return whether it comes over a network."""
+        path, text = local(url), str(url)
+        remote = path is None and "://" in text and not text.startswith("file:")
+        options = {"rtsp_transport": "tcp"} if remote and text.startswith("rtsp") else {}
+        wait = TIMEOUT if remote else None
+        try:
+            if path is not None and is_pipe(path):
+                self._pipe = Pipe(path, name)
+            source = self._pipe or (text if path is None else address(path))
+            self._container = self._av.open(source, timeout=wait, options=options)
+        except (self._av.error.FFmpegError, OSError, ValueError) as error:
+            raise VideoError(f"{name} is {url}: {_why(error, url)}") from error
+        return remote
 
     def _open_streams(self, name: str, audio: bool) -> None:
         streams = self._container.streams
@@ -119,7 +142,7 @@ class VideoSource(Source):
 
     def frames(self, start: Fraction = Fraction(0)) -> Iterator[Frame]:
         """Yield the frames from ``start`` seconds on, once."""
-        if start > 0 and not self.live:
+        if start > 0 and not self.live and self._pipe is None:
             self._seek(start)
         image: np.ndarray | None = None
         last: Fraction | None = None
@@ -227,6 +250,8 @@ class VideoSource(Source):
                 return
             finally:
                 self._reading = False
+            if self._pipe is not None and self._pipe.error is not None:
+                raise self._pipe.error
             if packet is None:
                 return
             yield packet
@@ -263,14 +288,18 @@ class VideoSource(Source):
 
     def close(self) -> None:
         """Let go of the file. Safe to call twice."""
-        if not self._reading:  # a thread still waits for the network; it has its timeout
+        # a thread may still wait for the network, which has its timeout, or for a pipe
+        if self._container is not None and not self._reading:
             self._container.close()
+        if self._pipe is not None:
+            self._pipe.close(reading=self._reading)
 
 
-def _why(error: Exception, url: str) -> str:
-    if "://" not in url and not Path(url).exists():
+def _why(error: Exception, url: str | os.PathLike[str]) -> str:
+    found = None if (path := local(url)) is None else look(path)
+    if found is None and "://" not in str(url):  # of concat: and the like, too
         return "no such file or folder; check the name"
-    if "://" not in url and Path(url).stat().st_size == 0:
+    if found is not None and stat.S_ISREG(found.st_mode) and found.st_size == 0:
         return "the file is empty; copy or record it again"
     reason = getattr(error, "strerror", None) or str(error)
     return f"cannot be opened as video ({reason}); check that it plays"

@@ -8,10 +8,12 @@ however it ends. Parts of runs that were killed play, stay, and are named to the
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
@@ -19,6 +21,7 @@ from typing import IO, Any
 from ..images.doubts import warn
 from ..images.files import is_file, look
 from .frames import VideoError
+from .opening import local
 
 try:
     import fcntl
@@ -78,6 +81,9 @@ class Output:
         VideoError: Another run writes the same file, or it can be none.
     """
 
+    _whole = 0
+    """bytes of the part up to the last mark"""
+
     def __init__(self, path: Path):
         self.path = path
         if look(path) is not None and not is_file(path):
@@ -94,6 +100,16 @@ class Output:
                     old.unlink()
             else:
                 warn(f"{old} is left from a run that did not end; it is left alone")
+
+    def mark(self) -> None:
+        """Note that all in the part is whole, so that `take_back` returns to here."""
+        if (size := _size(self.part)) is not None and size >= 0:
+            self._whole = size
+
+    def take_back(self) -> None:
+        """Bring the part, which is closed, back to the last mark after a write that failed."""
+        with contextlib.suppress(OSError):
+            os.truncate(self.part, self._whole)
 
     def complete(self) -> None:
         """Give the part, which is closed, its name once it is on the disk; OSError if not."""
@@ -147,7 +163,8 @@ def _files(source: Any, depth: int = 0) -> list[Path]:
     found: list[Path] = []
     for item in items:
         if isinstance(item, str | os.PathLike):
-            paths = [Path(name) for name in _names(os.fspath(item))]
+            path = local(item)
+            paths = [path] if path is not None else [Path(name) for name in _names(str(item))]
             found += paths + [path for each in paths for path in _behind(each, depth)]
     return found
 
@@ -237,7 +254,7 @@ def _locked(name: Path, output: Path) -> IO[str] | None:
         return None
     while True:
         try:
-            file = name.open("a+")
+            file = _open_lock(name)
         except OSError as error:
             raise _unwritable(output, error) from error
         try:
@@ -259,6 +276,20 @@ def _locked(name: Path, output: Path) -> IO[str] | None:
                 os.write(file.fileno(), str(os.getpid()).encode())
             return file
         file.close()  # its holder unlinked it as we opened it
+
+
+def _open_lock(name: Path) -> IO[str]:
+    """Open the lock's file, whose content is replaced, so never another file by a link."""
+    link = OSError(errno.EEXIST, f"the lock {name.name} is a link or no file: remove it")
+    try:
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise link if error.errno == errno.ELOOP else error from None
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        os.close(handle)
+        raise link
+    return os.fdopen(handle, "r+")
 
 
 def _is_still(file: IO[str], name: Path) -> bool:

@@ -289,11 +289,12 @@ class _Stages:
 
     def _failed(self, error: BaseException) -> BaseException:
         part = self.sink.abandon()
-        named = part is None or str(error).endswith(f" {part}")
-        if named or not isinstance(error, Exception):
+        left = f"The frames up to there, {self.sink.frames}, are in {part}"
+        left = left if part is not None else self.sink.lost
+        if left is None or str(error).endswith(f" {part}") or not isinstance(error, Exception):
             return error
         kind = VideoError if isinstance(error, (ValueError, OSError)) else type(error)
-        return kind(f"{error}. The frames up to there, {self.sink.frames}, are in {part}")
+        return kind(f"{error}. {left}")
 
 
 def _arrivals(pairs: Iterator[FramePair], paced: bool) -> Iterator[_Read]:

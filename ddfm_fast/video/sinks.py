@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from ..images.files import ensure_writable_dir, is_folder, write_image
 from .decoding import load_av
 from .frames import Source, VideoError
+from .opening import address
 from .outputs import Lock, Output
 
 CODECS = ("h264", "hevc", "ffv1", "png")
@@ -76,6 +78,8 @@ class Sink:
 
     path: Path
     frames = 0
+    lost: str | None = None
+    """after ``abandon``: why nothing is left of frames that were written"""
 
     def write(self, image: np.ndarray, time: Fraction, number: int, packets: tuple = ()) -> None:
         """Add a frame.
@@ -139,8 +143,8 @@ class VideoSink(Sink):
 
     The part plays at any moment, but for the last ten frames or so that the encoder still holds:
     MP4 and MOV are written in fragments, which become an ordinary file at the end; Matroska and TS
-    need no end. Time starts at the first frame; one more row or column is repeated where 4:2:0
-    needs an even size.
+    need no end. Where writing fails, the part is cut after its last whole frame. Time starts at
+    the first frame; one more row or column is repeated where 4:2:0 needs an even size.
     """
 
     def __init__(self, path: Path, like: Source, codec: str, crf: int | None):
@@ -154,7 +158,7 @@ class VideoSink(Sink):
         self._rate = like.rate
         options = dict(_EVERY_FRAME.get(path.suffix.lower(), {}), flush_packets="1")
         try:
-            self._container = av.open(str(self._output.part), "w", options=options)
+            self._container = av.open(address(self._output.part), "w", options=options)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self._output.leave(empty=True)
             raise VideoError(f"{path}: cannot be written ({_reason(error)})") from error
@@ -168,7 +172,7 @@ class VideoSink(Sink):
             raise
         self._stream: Any = None
         self._audio: Any = None
-        self._broken, self._muxed = False, 0
+        self._broken = self._ended = False
 
     def _check_codecs(self, codec: str, audio: Any) -> None:
         suffix, supported = self.path.suffix, self._container.supported_codecs
@@ -230,7 +234,7 @@ class VideoSink(Sink):
     def _mux(self, packets: Any) -> None:
         for packet in packets:
             self._container.mux(packet)
-            self._muxed += 1
+            self._output.mark()
 
     def _frame(self, image: np.ndarray) -> Any:
         kind = ("gray", "gray16le") if image.ndim == 2 else ("rgb24", "rgb48le")
@@ -253,7 +257,7 @@ class VideoSink(Sink):
             packet.pts += dts - packet.dts
         packet.dts = dts
         packet.stream = self._audio
-        self._container.mux(packet)
+        self._mux([packet])
 
     def finish(self) -> None:
         """Write the end, and give the file its name, if there are frames in it.
@@ -267,6 +271,7 @@ class VideoSink(Sink):
         try:
             self._mux(self._stream.encode())
             self._container.close()
+            self._ended = True
         except (self._av.error.FFmpegError, OSError) as error:
             self._broken = True
             raise self._failed(error) from error
@@ -281,16 +286,30 @@ class VideoSink(Sink):
 
     def abandon(self) -> Path | None:
         """Stop after an error; return where a part of the output is that plays. Raises nothing."""
+        if self._ended:
+            return self._output.leave(empty=False)
         try:
             # after a header that could not be written, FFmpeg crashes on the next packet
             if self._stream is not None and not self._broken:
-                self._container.mux(self._stream.encode())
+                self._mux(self._stream.encode())
             self._container.close()
         except (self._av.error.FFmpegError, OSError, ValueError):
-            pass  # what is in the file plays without an end
-        if self._broken:  # the others were still in the encoder
-            self.frames = min(self.frames, self._muxed)
+            self._broken = True
+        if self._broken:  # some were still in the encoder, or in what was not written whole
+            self._output.take_back()
+            given, self.frames = self.frames, self._playable()
+            if given and not self.frames:
+                self.lost = f"None of the {given} frames up to there plays: the part is removed"
         return self._output.leave(empty=self.frames == 0)
+
+    def _playable(self) -> int:
+        """Count the frames of the part, which ends after a whole one."""
+        errors = (self._av.error.FFmpegError, OSError, ValueError, IndexError)
+        with contextlib.suppress(*errors), self._av.open(address(self._output.part)) as part:
+            stream = part.streams.video[0]
+            if stream.codec_context is not None and stream.codec_context.width:
+                return sum(packet.size > 0 for packet in part.demux(stream))
+        return 0
 
     def _failed(self, error: Exception) -> VideoError:
         return VideoError(

@@ -19,6 +19,7 @@ from ..config import require_number
 from ..images.files import SUFFIXES, ImageFileError, image_size, is_folder, read_image
 from .decoding import VideoSource
 from .frames import DEFAULT_RATE, BadFrame, Faults, Frame, Source, VideoError
+from .opening import local
 
 _NUMBER = re.compile(r"(\d+)\D*$")
 
@@ -34,8 +35,10 @@ def open_source(
     """Open the source that ``spec`` means.
 
     Args:
-        spec: A video file or URL that FFmpeg reads (extra ``video``), a folder of pictures, a list
-            of picture files, any iterable of images (see `images.planes.to_planes`), or a Source.
+        spec: A video file, named pipe or URL that FFmpeg reads (extra ``video``), a folder of
+            pictures, a list of picture files, any iterable of images (see
+            `images.planes.to_planes`), or a Source. Text that names an existing file or folder
+            means that, even with a colon in it; see `opening`.
         name: "ir" or "vis", for errors.
         rate: Frames per second of pictures and arrays (default 25); videos bring their own.
         faults: Where bad frames are counted, and what they mean (default: left out).
@@ -52,9 +55,10 @@ def open_source(
     if isinstance(spec, Source):
         return spec
     if isinstance(spec, (str, os.PathLike)):
-        if "://" not in str(spec) and is_folder(spec):
-            return PictureSource(pictures(Path(spec)), str(spec), rate, faults)
-        return VideoSource(str(spec), name, faults, audio=audio)
+        path = local(spec)
+        if path is not None and is_folder(spec):
+            return PictureSource(pictures(path), str(spec), rate, faults)
+        return VideoSource(spec, name, faults, audio=audio)
     if isinstance(spec, (list, tuple)) and spec and isinstance(spec[0], (str, os.PathLike)):
         return PictureSource([Path(p) for p in spec], name, rate, faults)
     if isinstance(spec, Iterable):

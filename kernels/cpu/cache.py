@@ -1,8 +1,9 @@
 """Where compiled libraries are kept, and the check that one is what was compiled.
 
-The folder belongs to the user alone (mode 0700), since what is loaded from it runs as the user. A
-library's name ends in the hash of its content, which is compared before it is loaded: a file that
-was cut short or exchanged is thrown away and compiled again.
+The folder belongs to the user alone (mode 0700), since what is loaded from it runs as the user,
+and nobody else can exchange it or a folder above it. A library's name ends in the hash of its
+content, which is compared before it is loaded: a file that was cut short or exchanged is thrown
+away and compiled again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from ddfm_fast.runtime import environment
 
 VARIABLE = "DDFM_FAST_CACHE"
 SUFFIX = ".so"
+_LINKS = 40
+"""followed on the way to a folder, as many as Linux does"""
 _HASH = 24
 """hexadecimal digits of a hash in a name"""
 
@@ -43,6 +46,7 @@ def refusal(path: Path) -> str | None:
     """Say why nothing is loaded from an existing folder; None where all is well.
 
     A folder of the user's that others may read, as earlier versions made it, is closed to them.
+    Nobody else may be able to put another in its place: see `_exchangeable`.
     """
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode):
@@ -51,9 +55,39 @@ def refusal(path: Path) -> str | None:
         return f"{path} belongs to another user"
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"{path} can be written to by others: chmod 700 {path}"
+    if (reason := _exchangeable(path)) is not None:
+        return reason
     if found.st_mode & 0o777 != 0o700:
         path.chmod(0o700)
     return None if os.access(path, os.W_OK | os.X_OK) else f"{path} cannot be written to"
+
+
+def _exchangeable(path: Path) -> str | None:
+    """Say which folder above, links on the way included, lets another user exchange the folder.
+
+    Each has to belong to the user or to root, and be writable for nobody else unless it is sticky,
+    as /tmp is: there only the owner of a name can change it.
+    """
+    rest = list(reversed((Path.cwd() / path).parts))
+    here, followed = Path(rest.pop()), 0
+    # in a container root may be a user without a number of its own, who owns / all the same
+    trusted = {0, os.getuid(), here.lstat().st_uid}
+    while rest:
+        found = here.lstat()
+        if found.st_uid not in trusted:
+            return f"{path} lies in {here}, which belongs to another user"
+        if stat.S_ISLNK(found.st_mode):
+            if (followed := followed + 1) > _LINKS:
+                return f"{path} leads in a circle at {here}"
+            target = here.parent / os.readlink(here)
+            rest += reversed(target.parts)
+            here = Path(rest.pop())
+            continue
+        shared = found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if shared and not found.st_mode & stat.S_ISVTX:
+            return f"{path} lies in {here}, which can be written to by others: choose another"
+        here = here / rest.pop()
+    return None
 
 
 def find(path: Path, stem: str) -> Path | None:

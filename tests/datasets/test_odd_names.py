@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
 from batches import NEEDS_POSIX, add_pair, make_fuser, names, run
 from typer.testing import CliRunner
 
+from ddfm_fast import DDFMWarning
 from ddfm_fast.cli.app import app
 from ddfm_fast.datasets.batch import run_batch
 from ddfm_fast.datasets.jobs import plan_jobs, run_jobs
@@ -53,6 +56,52 @@ def test_links_that_lead_nowhere_fail_alone(data, tmp_path):
     assert "ir/nothing.png: no such file" in errors["nothing"]
     jobs = run_jobs(plan_jobs(data / "ir", data / "vi", tmp_path / "fused"), make_fuser())
     assert [job["ok"] for job in jobs] == [True, True, False, False]
+
+
+def make_socket(path: Path) -> None:
+    here = os.getcwd()
+    os.chdir(path.parent)  # the name of a socket is short
+    try:
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+    finally:
+        os.chdir(here)
+
+
+ODD = {
+    "folder": (Path.mkdir, "is a folder, expected an image"),
+    "pipe": (lambda path: os.mkfifo(path), "not a regular file"),
+    "socket": (make_socket, "not a regular file"),
+    "dangling": (lambda path: path.symlink_to("absent"), "no such file"),
+}
+
+
+@pytest.mark.parametrize("side", ["ir", "vi"])
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_fails_its_pair_alone(data, tmp_path, kind, side):
+    make, words = ODD[kind]
+    add_pair(data, "odd")
+    (data / side / "odd.png").unlink()
+    make(data / side / "odd.png")
+    listed = tmp_path / "pairs.json"
+    listed.write_text(json.dumps([[f"ir/{n}.png", f"vi/{n}.png"] for n in ("a", "b", "odd")]))
+    ways = [find_pairs(data), find_pairs((data / "ir", data / "vi"))]
+    ways += [find_pairs(data, manifest=listed)] if kind != "dangling" else []
+    for n, items in enumerate(ways):
+        report = run_batch(items, tmp_path / f"out{n}", make_fuser())
+        assert names(report, "done") == set("ab") and names(report, "failed") == {"odd"}
+        assert words in next(r.error for r in report.results if r.name == "odd")
+    jobs = run_jobs(plan_jobs(data / "ir", data / "vi", tmp_path / "fused"), make_fuser())
+    assert [job["ok"] for job in jobs] == [True, True, False] and words in jobs[2]["error"]
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_file_and_alone_is_left_out(data, kind):
+    ODD[kind][0](data / "ir" / "odd.png")
+    with pytest.warns(DDFMWarning, match="left out, no files and without a partner: .*odd.png"):
+        assert [item.name for item in find_pairs(data)] == ["a", "b"]
+    with pytest.warns(DDFMWarning, match="left out, no files and without a partner: .*odd.png"):
+        assert [stem for stem, *_ in match_pairs(data / "ir", data / "vi")] == ["a", "b"]
 
 
 @pytest.mark.parametrize("name", [TOO_LONG, NO_NAME])

@@ -57,6 +57,38 @@ def test_an_open_linked_or_foreign_folder_is_refused(folder, tmp_path, monkeypat
     assert cache.usable_folder() is None
 
 
+@pytest.mark.parametrize(
+    "mode, fine", [(0o777, False), (0o775, False), (0o1777, True), (0o755, True)]
+)
+def test_a_folder_that_others_could_exchange_is_refused(tmp_path, monkeypatch, mode, fine):
+    shared = tmp_path / "shared"
+    own = shared / "deep" / "own"
+    own.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(shared / "deep")
+    shared.chmod(mode)
+    for path in (own, tmp_path / "link" / "own", tmp_path / "link" / ".." / "deep" / "own"):
+        monkeypatch.setenv(cache.VARIABLE, str(path))
+        assert (cache.usable_folder() == path) == fine
+        words = f"lies in {shared}, which can be written to by others: choose another"
+        assert fine or words in str(cache.describe()["refused"])
+    monkeypatch.chdir(own)
+    monkeypatch.setenv(cache.VARIABLE, ".")
+    assert (cache.usable_folder() is not None) == fine
+
+
+def test_a_folder_above_that_is_anothers_is_refused(folder, monkeypatch):
+    real = Path.lstat
+
+    def foreign(path: Path) -> os.stat_result:
+        found = list(real(path))
+        found[4] += 1000 * (path == folder.parent)
+        return os.stat_result(found)
+
+    monkeypatch.setattr(Path, "lstat", foreign)
+    assert cache.usable_folder() is None
+    assert f"lies in {folder.parent}, which belongs to another user" in str(cache.refusal(folder))
+
+
 @pytest.mark.parametrize("content", [b"lib", b"", b"another"])
 def test_what_was_cut_short_or_exchanged_goes(folder, content):
     library = kept(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ddfm_fast import FuseConfig, Fuser, fuse
 from ddfm_fast.priors.load import load_prior
@@ -149,3 +150,9 @@ def test_a_callable_that_writes_into_its_x_changes_nothing():
         for prior in (in_place, pure)
     ]
     np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("image", [IR, torch.from_numpy(IR)], ids=["numpy", "torch"])
+def test_images_under_a_fake_mode(fuser, image):
+    with FakeTensorMode(), pytest.raises(TypeError, match="ir: became a tensor without data"):
+        fuser(image, image)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 
 import pytest
@@ -272,12 +273,16 @@ def test_convert_keeps_weights_and_configuration(tmp_path, plain_pt, dtype):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["b.safetensors", "plain.pt"]
 
 
-def test_convert_onto_itself(tmp_path):
-    path = save_unet(tmp_path / "a.safetensors", random_unet(PLAIN), training={"steps": 3})
-    before = weights_sha256(read_tensors(path)[0])
-    convert(path, path)
-    assert weights_sha256(read_tensors(path)[0]) == before
-    assert describe(path)["training"] == {"steps": 3}
+@pytest.mark.parametrize("link", [None, os.symlink, os.link], ids=["itself", "link", "hard link"])
+def test_convert_does_not_write_over_its_source(tmp_path, link):
+    path = save_unet(tmp_path / "a.safetensors", random_unet(PLAIN))
+    other, before = path, path.read_bytes()
+    if link is not None:
+        link(path, other := tmp_path / "b.safetensors")
+    for src, dst in ((path, other), (other, path)):
+        with pytest.raises(ValueError, match="dst: .* is src, .*; choose another name"):
+            convert(src, dst, "bfloat16")
+    assert path.read_bytes() == before and path.samefile(other)
 
 
 def test_convert_refuses_what_it_cannot_do(tmp_path, plain_pt):

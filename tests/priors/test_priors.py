@@ -10,6 +10,7 @@ import pytest
 import torch
 from networks import SMALL, random_unet
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ddfm_fast.priors.callable import CallablePrior
 from ddfm_fast.priors.checkpoint import describe, save_unet
@@ -246,6 +247,11 @@ def test_variance_of_a_callable_is_found_by_a_call():
         evaluate(three, variance=True)
 
 
+def freed(x: torch.Tensor) -> torch.Tensor:
+    x.untyped_storage().resize_(0)
+    return x
+
+
 @pytest.mark.parametrize(
     ("function", "error", "message"),
     [
@@ -255,6 +261,11 @@ def test_variance_of_a_callable_is_found_by_a_call():
         (lambda x, _t: x[:, :1], ValueError, r"shape \(2, 1, 32, 64\)"),
         (lambda x, _t: x[..., ::2], ValueError, r"shape \(2, 3, 32, 32\)"),
         (lambda x, _t: x.to("meta"), ValueError, "on meta for x on cpu"),
+        (lambda x, _t: x.to_sparse(), TypeError, "returned a torch.sparse_coo tensor, expected"),
+        (lambda x, _t: torch.nested.nested_tensor([*x]), TypeError, "returned a nested tensor"),
+        (lambda x, _t: x.to_mkldnn(), TypeError, "returned a torch._mkldnn tensor"),
+        (lambda x, _t: FakeTensorMode().from_tensor(x), TypeError, "a FakeTensor without data"),
+        (lambda x, _t: freed(x), TypeError, "a Tensor without data of its own"),
     ],
 )
 def test_wrong_results_of_a_callable_are_named(function, error, message):

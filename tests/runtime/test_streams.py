@@ -117,6 +117,36 @@ def test_ctrl_c_ends_a_program_that_loads():
     assert (process.returncode, error) == (130, "interrupted\n")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot interrupt itself there")
+@pytest.mark.parametrize(
+    "words, ended",
+    [
+        (["-m", "ddfm_fast"], True),
+        (["ddfm-fast", "fuse"], True),
+        (["-m", "other"], False),
+        (["other.py", "-m", "ddfm_fast"], False),
+    ],
+    ids=["module", "script", "another module", "another script"],
+)
+def test_ctrl_c_ends_the_command_from_its_first_import_on(tmp_path, words, ended):
+    """It comes while a module loads; in a program that imports this package it stays its own."""
+    (tmp_path / "typing.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()\n"
+    )
+    for name in ("ddfm-fast", "other.py"):
+        (tmp_path / name).write_text("import ddfm_fast\n")
+    done = subprocess.run(
+        [sys.executable, "-S", *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        timeout=60,
+    )
+    assert (done.stderr == "interrupted\n") == (done.returncode == 130) == ended
+    assert ended or "KeyboardInterrupt" in done.stderr
+
+
 def test_ctrl_c_is_an_exception_once_work_begins(monkeypatch):
     from ddfm_fast.runtime import interrupts
 

@@ -196,22 +196,54 @@ def test_interrupt_completes_the_file(tmp_path):
     assert leftovers(tmp_path) == []
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
-def test_full_disk_leaves_a_part_that_plays(tmp_path, suffix):
+def run_on_a_disk_of(size: int, out: Path, frames: int | None = None) -> str:
     """A limit on the size of files stands for the disk: writing fails in the same place."""
+    ir, vis = endless(1), endless(3)
+    if frames is not None:
+        ir, vis = iter(pan(frames, 1)), iter(pan(frames, 3, channels=3))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         with pytest.raises(VideoError, match="cannot be written after frame") as caught:
-            run(endless(1), endless(3), tmp_path / f"o{suffix}", crf=1)
+            run(ir, vis, out, crf=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not out.exists()
+    return str(caught.value)
+
+
+NEEDS_LIMITS = pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on file sizes")
+
+
+@NEEDS_LIMITS
+@pytest.mark.parametrize("size", [20480, 25000, 40000])
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".ts"])
+def test_full_disk_leaves_a_part_that_plays_as_long_as_is_said(tmp_path, suffix, size):
+    said = run_on_a_disk_of(size, tmp_path / f"o{suffix}")
     part = part_of(tmp_path / f"o{suffix}")
-    assert str(part) in str(caught.value) and not (tmp_path / f"o{suffix}").exists()
     source = open_source(part, "part")
-    assert len(list(source.frames())) > 10
+    plays = len(list(source.frames()))
     source.close()
+    assert source.faults.count == 0 and plays > 10
+    assert said.endswith(f"The frames up to there, {plays}, are in {part}")
+
+
+@NEEDS_LIMITS
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv", ".ts"])
+def test_full_disk_on_which_nothing_plays_leaves_nothing(tmp_path, suffix):
+    said = run_on_a_disk_of(3000, tmp_path / f"o{suffix}")
+    assert said.endswith("frames up to there plays: the part is removed")
+    assert list(tmp_path.iterdir()) == []
+
+
+@NEEDS_LIMITS
+def test_disk_full_at_the_end_of_a_file(tmp_path):
+    """The index of an MP4 file comes last, and its beginning is then written over."""
+    whole = run(iter(pan(24, 1)), iter(pan(24, 3, channels=3)), tmp_path / "a.mp4", crf=1).out
+    said = run_on_a_disk_of(whole.stat().st_size - 200, tmp_path / "o.mp4", frames=24)
+    part = part_of(tmp_path / "o.mp4")
+    frames = read_clip(part)[0]
+    assert len(frames) >= 23 and f", {len(frames)}, are in {part}" in said
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])

@@ -63,6 +63,18 @@ def test_a_folders_lock_of_a_process_that_is_gone_is_none(streams, tmp_path):
     assert run(*streams, tmp_path / "o").ok and leftovers(tmp_path / "o") == []
 
 
+@pytest.mark.parametrize("make", [os.symlink, os.link], ids=["link", "hard link"])
+@pytest.mark.parametrize("out, lock", [("o.mp4", ".o.mp4.lock"), ("o", f"o/{LOCK}")])
+def test_a_lock_that_is_a_link_does_not_empty_a_file(streams, tmp_path, out, lock, make):
+    other = tmp_path / "other.txt"
+    other.write_text("kept")
+    (tmp_path / lock).parent.mkdir(exist_ok=True)
+    make(other, tmp_path / lock)
+    with pytest.raises(VideoError, match=f"the lock {Path(lock).name} is a link or no file"):
+        run(*streams, tmp_path / out)
+    assert other.read_text() == "kept" and not (tmp_path / "o.mp4").exists()
+
+
 @pytest.mark.parametrize("another", [False, True], ids=["none", "another"])
 def test_a_folder_that_vanishes_is_not_made_again(tmp_path, another):
     sink = PictureSink(tmp_path / "o")

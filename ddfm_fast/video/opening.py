@@ -1,0 +1,100 @@
+"""What the name of a stream means: a file of this machine, a pipe, or an address of FFmpeg's.
+
+FFmpeg takes what stands before a colon for a protocol, so ``12:30.mp4`` would be no file to it.
+Here a name that exists is a file, whatever is in it, and so is every `pathlib.Path` and every
+output: FFmpeg then gets ``file:NAME``. All other text with a colon is FFmpeg's: ``rtsp://…``,
+``concat:a|b``, ``pipe:0``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import stat
+import sys
+import time
+from pathlib import Path
+
+from ..images.doubts import warn
+
+_SLICE = 0.2
+"""seconds that Ctrl-C or `Pipe.close` may take while a pipe is silent"""
+_PATIENCE = 5
+"""slices of silence after which a pipe without a writer is mentioned"""
+_NO_DESCRIPTOR = re.compile(r"(pipe|fd):(?!\d*$)")
+"""a name that FFmpeg would take for an open file of this process"""
+
+
+def local(spec: str | os.PathLike[str]) -> Path | None:
+    """The file or folder that a stream's name means, which need not exist; None for FFmpeg's."""
+    if isinstance(spec, os.PathLike) or os.path.lexists(spec):
+        return Path(spec)
+    is_plain = ":" not in spec or _NO_DESCRIPTOR.match(spec)
+    return Path(spec) if is_plain else None
+
+
+def address(path: str | os.PathLike[str]) -> str:
+    """Name a file so that FFmpeg takes it for nothing else."""
+    text = os.fspath(path)
+    return f"file:{text}" if ":" in text else text
+
+
+def is_pipe(path: Path) -> bool:
+    """Whether it is a named pipe, or a shell's ``<(…)``."""
+    try:
+        return stat.S_ISFIFO(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+class Pipe:
+    """A named pipe as a file for PyAV to read: waiting for its writer can be interrupted.
+
+    Args:
+        path: The pipe.
+        name: "ir" or "vis", for the sentence which says that it waits.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+
+    def __init__(self, path: Path, name: str):
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self._file = os.fdopen(handle, "rb", buffering=0)
+        self._what = f"{name} is {path}, a pipe that nobody has written to yet"
+        self._begun = self._closed = False
+        self.error: BaseException | None = None
+        """what ended a read, which PyAV would have dropped if it came out of it"""
+
+    def read(self, size: int) -> bytes:
+        """Wait for bytes, at most ``size``; none at the end."""
+        try:
+            data = b"" if self._closed or self.error is not None else self._wait(size)
+        except BaseException as error:
+            self.error = error
+            data = b""
+        if self._closed:
+            self._file.close()
+        return data
+
+    def _wait(self, size: int) -> bytes:
+        silent = 0
+        while not self._closed:
+            if select.select([self._file], [], [], _SLICE)[0]:
+                data = self._file.read(size)
+                # elsewhere a pipe reads as ended until its first writer comes
+                if data or (data is not None and (self._begun or sys.platform == "linux")):
+                    self._begun = True
+                    return data
+                time.sleep(_SLICE)
+            silent += 1
+            if silent == _PATIENCE and not self._begun:
+                warn(f"{self._what}; waiting for it (Ctrl-C ends that)")
+        return b""
+
+    def close(self, *, reading: bool) -> None:
+        """End it; a thread that still reads lets go of it by itself."""
+        self._closed = True
+        if not reading:
+            self._file.close()
