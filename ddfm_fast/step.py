@@ -49,6 +49,20 @@ class Step(Protocol):
         """
         ...
 
+    @property
+    def k(self) -> Tensor:
+        """What the step before solved for, [N, H, W]."""
+        ...
+
+    @property
+    def scales(self) -> Tensor:
+        """γ and ρ [N, 2] that the next step starts from."""
+        ...
+
+    def resume_(self, step: int, k: Tensor, scales: Tensor, x0: Tensor | None = None) -> None:
+        """Take such a state, with the row ``step`` next; f̂₀ where a row has c ≠ 0."""
+        ...
+
     def luma(self, image: Tensor) -> Tensor:
         """The variant's luma [H, W] of an RGB image [3, H, W]."""
         ...
@@ -152,6 +166,23 @@ class ReverseStep:
         one = torch.ones((), dtype=self.v.dtype, device=self.v.device)
         self.states = [EMState(torch.zeros_like(v), one, one) for v in self.v]
         self.step = 0
+
+    def resume_(self, step: int, k: Tensor, scales: Tensor, x0: Tensor | None = None) -> None:
+        """Take the state of another: row ``step`` next, k [N, H, W], γ and ρ [N, 2], f̂₀."""
+        self.step = step
+        self.states = [EMState(a, *pair) for a, pair in zip(k, scales, strict=True)]
+        if x0 is not None:
+            self.x0.copy_(x0)
+
+    @property
+    def k(self) -> Tensor:
+        """What the step before solved for, [N, H, W]."""
+        return torch.stack([state.k for state in self.states])
+
+    @property
+    def scales(self) -> Tensor:
+        """γ and ρ [N, 2] that the next step starts from."""
+        return torch.stack([torch.stack((s.gamma, s.rho)) for s in self.states])
 
     @property
     def next_step(self) -> Tensor:

@@ -339,6 +339,14 @@ class TritonStep:
         self.scale_pair.fill_(1)
         self.step_pair.zero_()
 
+    def resume_(self, step: int, k: Tensor, scales: Tensor, x0: Tensor | None = None) -> None:
+        """Take the state of another: row ``step`` next, k [N, H, W], γ and ρ [N, 2], f̂₀."""
+        self.k.copy_(k)
+        self.scale_pair[0].copy_(scales)
+        self.step_pair.fill_(step)
+        if x0 is not None and self.x0 is not None:
+            self.x0.copy_(x0)
+
     def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:  # noqa: ARG002
         """Take x_t to x_{t-1} in place by the next row: predict, rectify, update.
 
