@@ -24,9 +24,6 @@ from .schedule import StepRow
 class Step(Protocol):
     """The reverse steps of a batch of pairs, with the state that EM carries between them."""
 
-    period: int
-    """steps after which x_t is in the same memory again: 1 in place, 2 where buffers alternate"""
-
     @property
     def x0(self) -> Tensor | None:
         """f̂₀ of the last step, [N, 3, H, W], or None where it is not kept."""
@@ -41,12 +38,8 @@ class Step(Protocol):
         """Take the luma planes i, v [N, 1, H, W] and begin before the first row."""
         ...
 
-    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:
-        """x_t → x_{t−1} by the next row; returns the tensor that holds it.
-
-        ``out`` is the prior's output. ``after`` is where x_{t−1} goes if ``period`` is 2, a new
-        tensor by default; with period 1 it is x_t itself.
-        """
+    def step_(self, x_t: Tensor, out: Tensor) -> Tensor:
+        """x_t → x_{t−1} in place by the next row; ``out`` is the prior's output. Returns x_t."""
         ...
 
     @property
@@ -118,7 +111,6 @@ class ReverseStep:
     Implements :class:`Step`; float64 too, for tests.
     """
 
-    period = 1
     counts_on_device = False
     """whether a captured step may be replayed for the next row: here the row is frozen into it"""
 
@@ -189,7 +181,7 @@ class ReverseStep:
         """int64 [1] on the device: the row of the next step, as the host knows it now."""
         return torch.tensor([self.step], device=self.v.device)
 
-    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def step_(self, x_t: Tensor, out: Tensor) -> Tensor:
         """x_t → x_{t-1} in place by the next row: predict, rectify, and the sampler's update.
 
         x_t [N, 3, H, W] contiguous; ``out`` is the prior's output [N, 3, H, W], ε, or

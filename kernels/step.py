@@ -244,7 +244,6 @@ class TritonStep:
         ValueError: An argument is of another device, shape or layout, or of an unknown name.
     """
 
-    period = 1
     counts_on_device = True
     luma = ReverseStep.luma
     grey = ReverseStep.grey
@@ -347,7 +346,7 @@ class TritonStep:
         if x0 is not None and self.x0 is not None:
             self.x0.copy_(x0)
 
-    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def step_(self, x_t: Tensor, out: Tensor) -> Tensor:
         """Take x_t to x_{t-1} in place by the next row: predict, rectify, update.
 
         After the last row comes the first.
@@ -357,7 +356,6 @@ class TritonStep:
             out: The prior's output [N, 3, H, W], ε, or [N, 6, H, W], with the variance half that
                 noise "learned" needs, in float32, bfloat16 or float16 with any strides
                 (channels_last, part of a wider output).
-            after: Of no use here, where the result takes the place of x_t.
 
         Returns:
             ``x_t``.
