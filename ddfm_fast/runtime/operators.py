@@ -271,6 +271,8 @@ def step(
         raise ValueError(
             f"row has {len(row)} numbers; expected the {len(fields(StepRow)) - 1} of a StepRow"
         )
+    if index < 0:
+        raise ValueError(f"index is {index}; expected the number of the step, from 0")
     rows = [StepRow(0, *row)] * (index + 1)
     if x0 is None and rows[0].c:
         raise ValueError("x0 is None and the row has c ≠ 0; expected f̂₀ of the step before")
@@ -280,6 +282,7 @@ def step(
     )
     made.resume_(index, k, scales, x0)
     x = made.step_(x_t.clone(memory_format=torch.contiguous_format), out)
+    assert made.x0 is not None  # it is kept
     return x, made.x0.clone(), made.k.clone(), made.scales.clone()
 
 

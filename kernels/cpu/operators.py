@@ -95,8 +95,9 @@ def cpu_layer(
         channels = [x.shape[1] for x in skip]
         options["skip"] = _laid_out(skip_weight, channels, 1).weight, channels
     layer = _prepared(laid, [x.shape for x in parts], options)
+    its_sums: Sequence[Tensor | None] = sums or [None] * len(parts)
     y, new_sums = layer(
-        list(zip(parts, sums or [None] * len(parts), strict=True)),
+        list(zip(parts, its_sums, strict=True)),
         bias=bias,
         norm=(norm[0], norm[1]) if norm else None,
         skip=[(x, None) for x in skip],

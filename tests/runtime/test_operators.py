@@ -236,5 +236,7 @@ def test_a_step_names_what_it_lacks():
     row = given.pop("row")
     with pytest.raises(ValueError, match="row has 3 numbers; expected the 8"):
         operators.step(**given, row=row[:3])
+    with pytest.raises(ValueError, match="index is -1; expected the number"):
+        operators.step(**{**given, "index": -1}, row=row)
     with pytest.raises(ValueError, match="x0 is None and the row has c"):
         operators.step(**given, row=[*row[:4], 0.5, *row[5:]])

@@ -168,22 +168,18 @@ class GraphNativeOps(NativeOps):
         parts: Sequence[Feature],
         conv: Conv,
         options: dict,
-        *,
-        bias: Tensor | None = None,
-        norm: tuple[Tensor, Tensor] | None = None,
-        skip: Sequence[Feature] = (),
-        residual: Tensor | None = None,
+        **tensors,
     ) -> Feature:
-        want_sums = options.get("want_sums", True)
+        want_sums, norm = options.get("want_sums", True), tensors.get("norm") or ()
         y, sums = cpu_layer(
             [part.data for part in parts],
             [part.moments for part in parts] if norm else [],
             conv.weight,
-            bias,
-            list(norm or ()),
+            tensors.get("bias"),
+            list(norm),
             options["skip"][0].weight if "skip" in options else None,
-            [part.data for part in skip],
-            residual,
+            [part.data for part in tensors.get("skip", ())],
+            tensors.get("residual"),
             options.get("groups", 0),
             options.get("epsilon", 0.0),
             options.get("silu", False),
