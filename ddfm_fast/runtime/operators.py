@@ -267,10 +267,8 @@ def step(
     Raises:
         TypeError: As the backend's step raises it, and likewise ValueError.
     """
-    if len(row) != len(fields(StepRow)) - 1:
-        raise ValueError(
-            f"row has {len(row)} numbers; expected the {len(fields(StepRow)) - 1} of a StepRow"
-        )
+    if len(row) != (count := len(fields(StepRow)) - 1):
+        raise ValueError(f"row has {len(row)} numbers; expected the {count} of a StepRow")
     if index < 0:
         raise ValueError(f"index is {index}; expected the number of the step, from 0")
     rows = [StepRow(0, *row)] * (index + 1)
