@@ -44,6 +44,7 @@ from .runtime.apart import runs_apart
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.machine import one_thread_after_fork
 from .runtime.memory import images_that_fit, in_batches
+from .runtime.operators import InGraphs, traced
 from .runtime.pixels import pixels_for
 
 one_thread_after_fork()
@@ -54,7 +55,7 @@ KEPT_FUSERS = 4
 
 
 @documented
-class Fuser:
+class Fuser(InGraphs):
     """A prior and a configuration, built once and called for any number of images.
 
     Args:
@@ -77,12 +78,10 @@ class Fuser:
         given = with_defaults(options)
         if not callable(method):
             raise TypeError(f"method is {method!r}; expected what makes one, as Diffusion does")
-        self._options, self._make_method = given, method
-        self._config = _config(given)
+        self._options, self._make_method, self._config = given, method, _config(given)
         self._named = None if isinstance(given["preset"], FuseConfig) else self._config
         self.device = resolve_device(given["device"])
-        self.seed = checked_seed(given["seed"])
-        self.color = checked_color(given["color"])
+        self.seed, self.color = checked_seed(given["seed"]), checked_color(given["color"])
         for name in ("progress", "compile"):
             require_bool(name, given[name])
         self.progress = given["progress"]
@@ -130,6 +129,7 @@ class Fuser:
     def _build(self) -> None:
         self.method = self._make_method(self.prior, self.config, self.loops)
         self.sources = SourceModel(self.prior, self.config, self.loops.evaluate, self.pixels)
+        self.registered()
 
     @property
     def source_options(self) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class Fuser:
             other._build()
         return other
 
-    @runs_apart
+    @traced
     @documented
     def __call__(
         self,

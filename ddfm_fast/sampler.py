@@ -47,7 +47,7 @@ class Sampled(NamedTuple):
 class Loop:
     """The whole reverse loop of one batch shape, on buffers that stay where they are.
 
-    ``load``, then ``run``: x_T → x_0, in ``x[0]``, and its luma. No step passes anything but the
+    ``load``, then ``run``: x_T → x_0, in ``x``, and its luma. No step passes anything but the
     buffers' addresses, so that ``ddfm_fast.graphs`` can capture the work and replay it.
 
     ``shape``: (N, H, W), H and W multiples of ``prior.multiple``; everything is float32 on the
@@ -72,10 +72,7 @@ class Loop:
         )
         self.seeds = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
         self.reverse = self._make_step(backend, watched)
-        self.x = [
-            torch.zeros(shape[0], 3, *shape[1:], dtype=torch.float32, device=self.device)
-            for _ in range(self.reverse.period)
-        ]
+        self.x = torch.zeros(shape[0], 3, *shape[1:], dtype=torch.float32, device=self.device)
         self.conditioning = prior.conditioning(torch.tensor([row.timestep for row in self.rows]))
         self._drawn: tuple[int, Tensor] | None = None
         """the seed of the last call, and its noise"""
@@ -95,7 +92,7 @@ class Loop:
             self.i.copy_(i)
             self.v.copy_(v)
             self.seeds.fill_(seed)
-            self.x[0].copy_(self._start(seed) if x_start is None else x_start)
+            self.x.copy_(self._start(seed) if x_start is None else x_start)
 
     def _start(self, seed: int) -> Tensor:
         """x_T: CPU noise of the seed, or with ``config.start`` the noised mean of the sources."""
@@ -127,34 +124,29 @@ class Loop:
 
     def step(self, s: int, cond=None) -> None:
         """x_t → x_{t−1}; ``cond``: the prior's conditioning, by default that of step ``s``."""
-        x_t, after = self.x[s % len(self.x)], self.x[(s + 1) % len(self.x)]
         with span("prior"):
             cond = self.conditioning[s] if cond is None else cond
-            out = self.prior.eps(x_t, cond, variance=self.learned)
+            out = self.prior.eps(self.x, cond, variance=self.learned)
         with span("update"):
-            self.reverse.step_(x_t, out, after)
+            self.reverse.step_(self.x, out)
 
     def finish(self) -> None:
-        """What follows the last step: x_0 in ``x[0]``, and its luma."""
+        """What follows the last step: x_0 is in ``x``, and now its luma."""
         with span("store"):
-            result = self.x[len(self.rows) % len(self.x)]
-            if result is not self.x[0]:
-                self.x[0].copy_(result)
-            for luma, x in zip(self.luma, self.x[0], strict=True):
+            for luma, x in zip(self.luma, self.x, strict=True):
                 luma[0].copy_(self.reverse.luma(x))
 
     def take(self) -> Sampled:
         """The result of ``run``."""
-        return Sampled(self.x[0], self.luma)
+        return Sampled(self.x, self.luma)
 
     def report(self, s: int, callback: Callable[[StepInfo], None] | None) -> None:
         """Tell ``callback`` of step ``s``, which is done."""
         if callback is not None:
-            x_t, steps = self.x[(s + 1) % len(self.x)], len(self.rows)
-            x0 = self.reverse.x0
+            x0, steps = self.reverse.x0, len(self.rows)
             if x0 is None:
                 raise RuntimeError("the loop keeps no x0 for a callback; make it with watched=True")
-            callback(StepInfo(s + 1, steps, self.rows[s].timestep, x_t, x0))
+            callback(StepInfo(s + 1, steps, self.rows[s].timestep, self.x, x0))
 
 
 class AnyLoop(Protocol):

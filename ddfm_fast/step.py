@@ -24,9 +24,6 @@ from .schedule import StepRow
 class Step(Protocol):
     """The reverse steps of a batch of pairs, with the state that EM carries between them."""
 
-    period: int
-    """steps after which x_t is in the same memory again: 1 in place, 2 where buffers alternate"""
-
     @property
     def x0(self) -> Tensor | None:
         """f̂₀ of the last step, [N, 3, H, W], or None where it is not kept."""
@@ -41,12 +38,22 @@ class Step(Protocol):
         """Take the luma planes i, v [N, 1, H, W] and begin before the first row."""
         ...
 
-    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:
-        """x_t → x_{t−1} by the next row; returns the tensor that holds it.
+    def step_(self, x_t: Tensor, out: Tensor) -> Tensor:
+        """x_t → x_{t−1} in place by the next row; ``out`` is the prior's output. Returns x_t."""
+        ...
 
-        ``out`` is the prior's output. ``after`` is where x_{t−1} goes if ``period`` is 2, a new
-        tensor by default; with period 1 it is x_t itself.
-        """
+    @property
+    def k(self) -> Tensor:
+        """What the step before solved for, [N, H, W]."""
+        ...
+
+    @property
+    def scales(self) -> Tensor:
+        """γ and ρ [N, 2] that the next step starts from."""
+        ...
+
+    def resume_(self, step: int, k: Tensor, scales: Tensor, x0: Tensor | None = None) -> None:
+        """Take such a state, with the row ``step`` next; f̂₀ where a row has c ≠ 0."""
         ...
 
     def luma(self, image: Tensor) -> Tensor:
@@ -104,7 +111,6 @@ class ReverseStep:
     Implements :class:`Step`; float64 too, for tests.
     """
 
-    period = 1
     counts_on_device = False
     """whether a captured step may be replayed for the next row: here the row is frozen into it"""
 
@@ -153,12 +159,29 @@ class ReverseStep:
         self.states = [EMState(torch.zeros_like(v), one, one) for v in self.v]
         self.step = 0
 
+    def resume_(self, step: int, k: Tensor, scales: Tensor, x0: Tensor | None = None) -> None:
+        """Take the state of another: row ``step`` next, k [N, H, W], γ and ρ [N, 2], f̂₀."""
+        self.step = step
+        self.states = [EMState(a, *pair) for a, pair in zip(k, scales, strict=True)]
+        if x0 is not None:
+            self.x0.copy_(x0)
+
+    @property
+    def k(self) -> Tensor:
+        """What the step before solved for, [N, H, W]."""
+        return torch.stack([state.k for state in self.states])
+
+    @property
+    def scales(self) -> Tensor:
+        """γ and ρ [N, 2] that the next step starts from."""
+        return torch.stack([torch.stack((s.gamma, s.rho)) for s in self.states])
+
     @property
     def next_step(self) -> Tensor:
         """int64 [1] on the device: the row of the next step, as the host knows it now."""
         return torch.tensor([self.step], device=self.v.device)
 
-    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def step_(self, x_t: Tensor, out: Tensor) -> Tensor:
         """x_t → x_{t-1} in place by the next row: predict, rectify, and the sampler's update.
 
         x_t [N, 3, H, W] contiguous; ``out`` is the prior's output [N, 3, H, W], ε, or

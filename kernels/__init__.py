@@ -13,6 +13,7 @@ Triton and no CuPy: what needs Triton is loaded on first use.
     limits      ``stretch_limits``: exact order statistics by counting
     group_norm  ``moments``, ``join_``, ``normalize``: the prior's norms and residuals
     conv        ``layer``: a convolution with norm, resampling, residual and moments in one launch
+    operators   launchers of the prior as operators of PyTorch, for compiled and exported graphs
     checks      what launchers ask of their tensors
     cpu         the prior's layers and attention on a CPU: C++, compiled when first used
 

@@ -265,7 +265,7 @@ class LocalStep(TritonStep):
         self.regions = triton.cdiv(height, INNER) * triton.cdiv(width, INNER)
         self.basis, self.weights = cosine_tables(self.v.device)
 
-    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def step_(self, x_t: Tensor, out: Tensor) -> Tensor:
         """Take x_t to x_{t-1} in place by the next row, as ``TritonStep.step_`` does."""
         self.check_step(x_t, out)
         with span("rhs"):

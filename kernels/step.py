@@ -244,7 +244,6 @@ class TritonStep:
         ValueError: An argument is of another device, shape or layout, or of an unknown name.
     """
 
-    period = 1
     counts_on_device = True
     luma = ReverseStep.luma
     grey = ReverseStep.grey
@@ -339,7 +338,15 @@ class TritonStep:
         self.scale_pair.fill_(1)
         self.step_pair.zero_()
 
-    def step_(self, x_t: Tensor, out: Tensor, after: Tensor | None = None) -> Tensor:  # noqa: ARG002
+    def resume_(self, step: int, k: Tensor, scales: Tensor, x0: Tensor | None = None) -> None:
+        """Take the state of another: row ``step`` next, k [N, H, W], γ and ρ [N, 2], f̂₀."""
+        self.k.copy_(k)
+        self.scale_pair[0].copy_(scales)
+        self.step_pair.fill_(step)
+        if x0 is not None and self.x0 is not None:
+            self.x0.copy_(x0)
+
+    def step_(self, x_t: Tensor, out: Tensor) -> Tensor:
         """Take x_t to x_{t-1} in place by the next row: predict, rectify, update.
 
         After the last row comes the first.
@@ -349,7 +356,6 @@ class TritonStep:
             out: The prior's output [N, 3, H, W], ε, or [N, 6, H, W], with the variance half that
                 noise "learned" needs, in float32, bfloat16 or float16 with any strides
                 (channels_last, part of a wider output).
-            after: Of no use here, where the result takes the place of x_t.
 
         Returns:
             ``x_t``.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ class Captured:
     """What was captured: its mode, what making it took, and what it holds."""
 
     mode: str
+    replay: Replay
     seconds = 0.0
     """from the first eager run to the graph"""
     bytes = 0
@@ -29,13 +29,11 @@ class Captured:
 
     def __init__(self, capture: CudaCapture):
         self.capture = capture
-        self.replays: list[Replay] = []
 
     @property
     def nodes(self) -> int | None:
         """Nodes of the graph, or of a step's; None where the driver does not tell."""
-        counts = [replay.nodes for replay in self.replays]
-        return None if None in counts else max(n for n in counts if n is not None)
+        return self.replay.nodes
 
     @contextmanager
     def _measured(self) -> Iterator[None]:
@@ -75,9 +73,10 @@ class CapturedLoop(Captured):
             self.rows = self.loop.rows
             capture.warm_up(self._some_steps)
             if mode == "loop":
-                self.replays = [capture.capture(self._all_steps)]
+                self.replay = capture.capture(self._all_steps)
             else:
-                self.replays = self._capture_steps(capture.new_pool())
+                self.loop.begin()
+                self.replay = capture.capture(self._any_step)
 
     def _all_steps(self) -> None:
         self.loop.begin()
@@ -97,15 +96,9 @@ class CapturedLoop(Captured):
             self.loop.step(s)
         self.loop.finish()
 
-    def _capture_steps(self, pool: object) -> list[Replay]:
-        """A graph for each place that x_t can be in: step s replays number s modulo their count."""
-        loop = self.loop
-        loop.begin()
-
-        def step(s: int) -> None:
-            loop.step(s, loop.next_conditioning())
-
-        return [self.capture.capture(partial(step, s), pool) for s in range(loop.reverse.period)]
+    def _any_step(self) -> None:
+        """The next step, which a replay finds by the counter on the device."""
+        self.loop.step(0, self.loop.next_conditioning())
 
     def load(self, i: Tensor, v: Tensor, seed: int, x_start: Tensor | None = None) -> None:
         """See :meth:`Loop.load`; the device first finishes the call before."""
@@ -116,11 +109,11 @@ class CapturedLoop(Captured):
         """See :meth:`Loop.run`; in mode "loop" ``steps`` and ``callback`` are not looked at."""
         try:
             if self.mode == "loop":
-                self.replays[0]()
+                self.replay()
                 return
             self.loop.begin()
             for s in steps:
-                self.replays[s % len(self.replays)]()
+                self.replay()
                 self.loop.report(s, callback)
             self.loop.finish()
         finally:  # a callback may raise
@@ -164,7 +157,7 @@ class CapturedCall(Captured):
         with torch.inference_mode(False), torch.no_grad(), self._measured():
             self.inputs = [x.clone() for x in inputs]
             capture.warm_up(on_inputs)
-            self.replays = [capture.capture(on_inputs)]
+            self.replay = capture.capture(on_inputs)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
         """Give copies of what the work gives for such inputs."""
@@ -172,7 +165,7 @@ class CapturedCall(Captured):
             self.capture.wait()
             for own, x in zip(self.inputs, inputs, strict=True):
                 own.copy_(x)
-            self.replays[0]()
+            self.replay()
             results = [x.clone() for x in self.outputs]
             self.capture.record()
         return results

@@ -11,7 +11,7 @@ from .doubts import warn
 from .facts import are_colored, unlikely
 from .kind import is_functional
 from .pixels import Given, Pixels
-from .planes import ImageSpec, Raw, crop, read_raw
+from .planes import ImageSpec, Raw, crop, read_raw, resolve_layout
 from .stretch import Fused
 
 COLORS = (True, False, "ir", "vis")
@@ -120,14 +120,46 @@ def _check_sizes(ir: Raw, vis: Raw, least: int, index: str) -> None:
 
 def _color_from(ir: Raw, vis: Raw, color: bool | str) -> tuple[ImageSpec, list[str], bool]:
     """The spec of the result, each image's source of color, and whether the result has any."""
-    channels = {"ir": ir.values.shape[1], "vis": vis.values.shape[1]}
-    if not color:
-        return vis.spec, ["vis"] * len(vis.values), False
-    from_ir = color == "ir" or (color is True and channels["vis"] == 1 and channels["ir"] == 3)
+    from_ir, colored = _color_of(ir.values.shape[1], vis.values.shape[1], color)
     spec, name = (ir.spec, "ir") if from_ir else (vis.spec, "vis")
-    if color is True and channels[name] == 3:
+    if color is True and colored:
         return spec, ["vis" if found else "ir" for found in are_colored(vis)], True
-    return spec, [name] * len(vis.values), channels[name] == 3
+    return spec, [name] * len(vis.values), colored
+
+
+def _color_of(ir: int, vis: int, color: bool | str) -> tuple[bool, bool]:
+    """Whether the result is like the infrared source, and has color, by the sources' channels."""
+    from_ir = color == "ir" or (color is True and vis == 1 and ir == 3)
+    return from_ir, bool(color) and (ir if from_ir else vis) == 3
+
+
+def result_like(
+    ir: Tensor, vis: Tensor, *, color: bool | str, layout: str | None, multiple: int
+) -> Tensor:
+    """Make an empty result of two sources, of which only shape, dtype and device are read.
+
+    Args:
+        ir: As for :func:`read_pair`, likewise ``vis``, ``color`` and ``layout``.
+        vis: See ``ir``.
+        color: See ``ir``.
+        layout: See ``ir``.
+        multiple: Of height and width, to which the method crops.
+
+    Raises:
+        ValueError: A shape or layout that does not fit.
+    """
+    channels = []
+    for name, x in (("ir", ir), ("vis", vis)):
+        axes = resolve_layout(tuple(x.shape), "torch", layout, name)
+        channels.append(x.shape[axes.index("C")] if "C" in axes else 1)
+    from_ir, colored = _color_of(channels[0], channels[1], color)
+    like = ir if from_ir else vis
+    axes = resolve_layout(tuple(like.shape), "torch", layout, "ir" if from_ir else "vis")
+    sizes = dict(zip(axes, like.shape, strict=True))
+    sizes.update({axis: sizes[axis] - sizes[axis] % multiple for axis in "HW"})
+    if "C" in sizes:
+        sizes["C"] = 3 if colored else 1
+    return like.new_empty(tuple(sizes.values()))
 
 
 def _chroma(sources: list[str], rgb: dict[str, Tensor | None]) -> Tensor:

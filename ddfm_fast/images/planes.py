@@ -137,7 +137,7 @@ def read_raw(
         return image
     limits = _check_value_range(value_range)
     tensor, container = as_tensor(image, name)
-    layout = _resolve_layout(tuple(tensor.shape), container, layout, name)
+    layout = resolve_layout(tuple(tensor.shape), container, layout, name)
     spec = ImageSpec(container, tensor.dtype, tensor.device, layout, limits)
     if tensor.dtype not in INTEGER_MAX:
         tensor = _checked_unit(tensor, limits, name)
@@ -244,7 +244,7 @@ def _check_value_range(value_range: Any) -> tuple[float, float] | None:
     return low, high
 
 
-def _resolve_layout(shape: tuple[int, ...], container: str, layout: str | None, name: str) -> str:
+def resolve_layout(shape: tuple[int, ...], container: str, layout: str | None, name: str) -> str:
     """The layout of a shape by the module's rule or as given, after checking that it fits."""
     if layout is None:
         layout = _guess_layout(shape, container, name)

@@ -12,6 +12,7 @@ for one timestep shared by the batch. It keeps no copy of a large weight. What i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -114,6 +115,11 @@ class Engine:
         self.up = [_stage(names, cast(Stage, stage)) for stage in unet.output_blocks]
         self.norm = _norm(names, unet.output_norm)
         self.last = _conv(names, unet.output_conv)
+        self.in_graphs: Engine | None = None
+        """the same by operators that torch.compile and torch.export trace, where it takes others"""
+        if (traced := ops.for_graphs()) is not ops:
+            self.in_graphs = copy.copy(self)
+            self.in_graphs.ops = traced
 
     def __call__(self, x: Tensor, step: StepCondition, out_channels: int | None = None) -> Tensor:
         """Evaluate x [N, C, H, W] in any floating dtype at ``step``, an item of ``conditioning``.
@@ -121,6 +127,8 @@ class Engine:
         [N, out_channels or all, H, W] in the weights' dtype; with ``sigma_data`` in that of x, so
         that at high noise a float32 x_t passes into eps without a low-precision network's rounding.
         """
+        if self.in_graphs is not None and torch.compiler.is_compiling():
+            return self.in_graphs(x, step, out_channels)
         unshuffle = self.config.pixel_unshuffle
         pixels = x.to(self.last.weight.dtype)
         if unshuffle > 1:

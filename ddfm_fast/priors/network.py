@@ -75,16 +75,12 @@ class UNetPrior(Prior):
                 "here and no more accurate; use float32",
             )
         self.unet = unet
+        self.has_variance = config.out_channels == 2 * self.channels
         self.tf32, self.compiled = tf32 and self.dtype == torch.float32, compiled
         self.engine = Engine(unet, PlainOps() if compiled else None)
         # our own layers add in one order; oneDNN and cuDNN choose theirs by threads and batch
         self.reproducible = isinstance(self.engine.ops, NativeOps) and not compiled
         self._evaluate = _compiled(self.engine.__call__, self.device) if compiled else self.engine
-
-    @functools.cached_property
-    def has_variance(self) -> bool:
-        """Whether there are twice as many channels out as in."""
-        return self.unet.config.out_channels == 2 * self.channels
 
     @functools.cached_property
     def fingerprint(self) -> str:

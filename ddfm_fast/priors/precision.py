@@ -89,6 +89,8 @@ def convolutions_in_tf32() -> bool | None:
 
     For ``ops.base.conv2d``, which tells each of them.
     """
+    if torch.compiler.is_dynamo_compiling():  # which reads no context variable
+        return None
     return _convolutions.get()
 
 

@@ -20,7 +20,6 @@ import gc
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -89,19 +88,15 @@ class CudaCapture:
             self.stream.synchronize()
             torch.cuda.empty_cache()
 
-    def new_pool(self) -> Any:
-        """A pool of memory for graphs that never run at the same time."""
-        return torch.cuda.graph_pool_handle()
-
-    def capture(self, work: Callable[[], object], pool: Any = None) -> Replay:
-        """The replay of ``work``, which is not run; ``pool``: its memory, a new one by default.
+    def capture(self, work: Callable[[], object]) -> Replay:
+        """The replay of ``work``, which is not run, on memory of its own.
 
         Whatever ``work`` raises comes through, with stream, allocator and generator as they were.
         """
         graph = torch.cuda.CUDAGraph()
         with CAPTURING, torch.cuda.device(self.device), torch.cuda.stream(self.stream):
             try:
-                self._begin(graph, self.new_pool() if pool is None else pool)
+                self._begin(graph)
                 work()
                 nodes = self.nodes()
                 graph.capture_end()
@@ -146,7 +141,7 @@ class CudaCapture:
         """Mark the end of a call on the current stream."""
         self.done.record(torch.cuda.current_stream(self.device))
 
-    def _begin(self, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    def _begin(self, graph: torch.cuda.CUDAGraph) -> None:
         """Begin a capture, with a copy of the generator's state in it in place of the state.
 
         PyTorch lets nobody draw from a state that is in a capture, so other threads could not.
@@ -155,7 +150,7 @@ class CudaCapture:
         state = generator.graphsafe_get_state()
         generator.graphsafe_set_state(generator.clone_state())
         try:
-            graph.capture_begin(pool=pool, capture_error_mode=MODE)
+            graph.capture_begin(pool=torch.cuda.graph_pool_handle(), capture_error_mode=MODE)
         finally:
             generator.graphsafe_set_state(state)
 

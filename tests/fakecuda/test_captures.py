@@ -90,12 +90,12 @@ def test_a_failed_capture_leaves_the_process_as_it_was(fault, allowed_violations
     capture.warm_up(lambda: x * 2)
     before = state()
     with pytest.raises(BaseException):  # noqa: B017, PT011 - an interrupt too
-        capture.capture(lambda: fault(x), capture.new_pool())
+        capture.capture(lambda: fault(x))
     gc.collect()
     assert state() == before
     torch.randn(3, device=DEVICE)
     use_all_of_the_device()
-    again = capture.capture(lambda: x * 2, capture.new_pool())
+    again = capture.capture(lambda: x * 2)
     again()
     assert again.nodes == 1
 

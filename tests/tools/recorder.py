@@ -92,16 +92,13 @@ class RecordingCapture:
     def warm_up(self, work):
         work()
 
-    def new_pool(self):
-        return None
-
     def nodes(self):
         return None
 
     def total_memory(self):
         return 2**36
 
-    def capture(self, work, pool=None):
+    def capture(self, work):
         self.captures += 1
         if self.short:
             self.short -= 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -146,6 +146,10 @@ def convolve_in_strips(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 
 class Ops(ABC, Generic[Hidden]):
     """What the engine calls; ``plain.PlainOps`` is the twin of all others."""
+
+    def for_graphs(self) -> Ops[Any]:
+        """Give what runs in their place while torch.compile or torch.export traces a forward."""
+        return self
 
     @abstractmethod
     def first(self, x: Tensor, conv: Conv) -> Feature:

@@ -27,6 +27,7 @@ class FusedOps(PlainOps):
     (bench/results/prior-paper-2026-11-28.md)"""
 
     def __init__(self, kernels=None, layers=None, *, own: int = OWN):
+        self.launches = kernels is None or layers is None
         if kernels is None or layers is None:
             from ddfm_fast.kernels import conv, group_norm
 
@@ -34,6 +35,9 @@ class FusedOps(PlainOps):
         self.kernels, self.layers = kernels, layers
         self.own = own
         self.packed: dict[tuple[str, int], Any] = {}
+
+    def for_graphs(self) -> FusedOps:
+        return GraphFusedOps(own=self.own) if self.launches else self
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
         if not fits_layer(conv.weight.shape[1], len(conv.weight)):
@@ -117,3 +121,18 @@ class FusedOps(PlainOps):
         self, parts: Sequence[Feature], norm: Norm, **options
     ) -> tuple[Tensor, Tensor | None]:
         return self.kernels.normalize(parts, norm.weight, norm.bias, **options)
+
+
+class GraphFusedOps(FusedOps):
+    """The same as nodes of a graph, which keep nothing: ``ddfm_fast.kernels.operators``."""
+
+    def __init__(self, *, own: int):
+        from ddfm_fast.kernels import operators
+
+        super().__init__(operators, operators, own=own)
+
+    def for_graphs(self) -> FusedOps:
+        return self
+
+    def _packed(self, conv: Conv):
+        return conv.weight

@@ -12,6 +12,7 @@ from torch import Tensor
 from ddfm_fast.kernels.cpu.attention import attention
 from ddfm_fast.kernels.cpu.build import status
 from ddfm_fast.kernels.cpu.layer import Layer, Weight, pack, suits_winograd
+from ddfm_fast.kernels.cpu.operators import cpu_attention, cpu_layer
 from ddfm_fast.runtime.memory import free_host_bytes
 
 from ..unet import NORM_EPS
@@ -50,6 +51,9 @@ class NativeOps(Ops[Waiting]):
         """Whether there is memory to lay out so many weights."""
         need, free = cls.WEIGHT_BYTES * weights, free_host_bytes()
         return need <= cls.SMALL_BYTES or (free is not None and need <= cls.SHARE * free)
+
+    def for_graphs(self) -> NativeOps:
+        return GraphNativeOps()
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
         return self._run([Feature(x)], conv, {}, bias=conv.bias)
@@ -148,3 +152,40 @@ class NativeOps(Ops[Waiting]):
         if found is None:
             found = self._weights[key] = pack(conv.weight, winograd)
         return found
+
+
+class GraphNativeOps(NativeOps):
+    """The same as nodes of a graph: ``ddfm_fast.kernels.cpu.operators``."""
+
+    def for_graphs(self) -> NativeOps:
+        return self
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return cpu_attention(q, k, v)
+
+    def _run(
+        self,
+        parts: Sequence[Feature],
+        conv: Conv,
+        options: dict,
+        **tensors,
+    ) -> Feature:
+        want_sums, norm = options.get("want_sums", True), tensors.get("norm") or ()
+        y, sums = cpu_layer(
+            [part.data for part in parts],
+            [part.moments for part in parts] if norm else [],
+            conv.weight,
+            tensors.get("bias"),
+            list(norm),
+            options["skip"][0].weight if "skip" in options else None,
+            [part.data for part in tensors.get("skip", ())],
+            tensors.get("residual"),
+            options.get("groups", 0),
+            options.get("epsilon", 0.0),
+            options.get("silu", False),
+            options.get("resample", ""),
+            options.get("stride", 1),
+            options.get("residual_up", False),
+            want_sums,
+        )
+        return Feature(y, sums if want_sums else None)

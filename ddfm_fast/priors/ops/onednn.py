@@ -40,6 +40,10 @@ class OneDnnOps(PlainOps):
             and cpu_has(dtype)
         )
 
+    def for_graphs(self) -> PlainOps:
+        """See ``Ops``: weights that oneDNN laid out are no tensors that a graph can hold."""
+        return PlainOps()
+
     def leave(
         self, h: Tensor, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
     ) -> Feature:

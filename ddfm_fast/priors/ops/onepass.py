@@ -26,6 +26,7 @@ class OnePassOps(Ops[Waiting]):
     """for which they are the default: float32 has no tensor cores without rounding"""
 
     def __init__(self, kernels=None):
+        self.launches = kernels is None
         if kernels is None:
             from ddfm_fast.kernels import conv as kernels
 
@@ -39,6 +40,9 @@ class OnePassOps(Ops[Waiting]):
         area, narrow = config.pixel_unshuffle**2, max(config.level_channels) <= cls.WIDEST
         ends = fits_layer(area * config.in_channels, area * config.out_channels)
         return narrow and ends and dtype in cls.DTYPES
+
+    def for_graphs(self) -> OnePassOps:
+        return GraphOnePassOps() if self.launches else self
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
         return self._run([Feature(x)], conv, bias=conv.bias)
@@ -108,3 +112,22 @@ class OnePassOps(Ops[Waiting]):
         if key not in self._same:
             self._same[key] = torch.eye(channels, dtype=x.dtype, device=x.device)
         return Conv(f"unchanged {channels}", self._same[key], x.new_zeros(0))
+
+
+class GraphOnePassOps(OnePassOps):
+    """The same as nodes of a graph, which keep nothing: ``ddfm_fast.kernels.operators``."""
+
+    def __init__(self):
+        from ddfm_fast.kernels import operators
+
+        super().__init__(operators)
+
+    def for_graphs(self) -> OnePassOps:
+        return self
+
+    def _packed(self, conv: Conv):
+        return conv.weight
+
+    def _unchanging(self, x: Tensor) -> Conv:
+        eye = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
+        return Conv(f"unchanged {x.shape[1]}", eye, x.new_zeros(0))
