@@ -35,6 +35,7 @@ if INTERPRETED:
     from ddfm_fast.kernels.step import TritonStep
 
 THOROUGH = pytest.mark.thorough
+SIZES = [(3, 17, 31), *(pytest.param(s, marks=THOROUGH) for s in [(2, 37, 53), (1, 16, 16)])]
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that interprets")
@@ -83,9 +84,7 @@ class TestLoops:
         assert ours.next_step.item() == 0
         return ours, x_t, got
 
-    @pytest.mark.parametrize(
-        "size", [(3, 17, 31), *(pytest.param(s, marks=THOROUGH) for s in [(2, 37, 53), (1, 16, 16)])]
-    )
+    @pytest.mark.parametrize("size", SIZES)
     @pytest.mark.parametrize("variant", VARIANTS)
     @pytest.mark.usefixtures("one_tile")
     def test_six_steps(self, solver, variant, size):

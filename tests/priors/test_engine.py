@@ -251,8 +251,8 @@ class TestWithKernels:
         [
             (0, torch.float32),
             (0, torch.float16),
-            (1, torch.bfloat16),
-            (2, torch.float32),
+            pytest.param(1, torch.bfloat16, marks=pytest.mark.thorough),
+            pytest.param(2, torch.float32, marks=pytest.mark.thorough),
         ],
     )
     def test_a_layer_in_one_launch(self, config, dtype):
