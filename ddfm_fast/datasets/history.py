@@ -25,6 +25,7 @@ import torch
 from ..images.doubts import warn
 from ..images.files import ImageFileError, is_file
 from ..priors.state_dict import file_sha256, weights_sha256
+from ..runtime.own_files import open_own
 from .pairs import PairItem
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class History:
     def __enter__(self) -> History:
         path = self.out / HISTORY_FILE
         try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._file = open_own(path, os.O_APPEND)
         except OSError as error:
             raise ImageFileError(f"{path}: cannot be written ({error.strerror})") from error
         try:

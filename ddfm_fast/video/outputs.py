@@ -8,18 +8,17 @@ however it ends. Parts of runs that were killed play, stay, and are named to the
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import re
 import secrets
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
 from ..images.doubts import warn
 from ..images.files import is_file, look
+from ..runtime.own_files import open_own
 from .frames import VideoError
 from .opening import local
 
@@ -254,7 +253,7 @@ def _locked(name: Path, output: Path) -> IO[str] | None:
         return None
     while True:
         try:
-            file = _open_lock(name)
+            file = os.fdopen(open_own(name), "r+")
         except OSError as error:
             raise _unwritable(output, error) from error
         try:
@@ -276,20 +275,6 @@ def _locked(name: Path, output: Path) -> IO[str] | None:
                 os.write(file.fileno(), str(os.getpid()).encode())
             return file
         file.close()  # its holder unlinked it as we opened it
-
-
-def _open_lock(name: Path) -> IO[str]:
-    """Open the lock's file, whose content is replaced, so never another file by a link."""
-    link = OSError(errno.EEXIST, f"the lock {name.name} is a link or no file: remove it")
-    try:
-        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        raise link if error.errno == errno.ELOOP else error from None
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-        os.close(handle)
-        raise link
-    return os.fdopen(handle, "r+")
 
 
 def _is_still(file: IO[str], name: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,19 @@ def data(tmp_path) -> Path:
 @pytest.fixture
 def out(tmp_path) -> Path:
     return tmp_path / "out"
+
+
+@NEEDS_POSIX
+@pytest.mark.parametrize("make", [os.symlink, os.link], ids=["link", "hard link"])
+def test_a_history_that_is_a_link_does_not_shorten_a_file(data, tmp_path, make):
+    """An unfinished last line is cut off: of a history, of nothing else."""
+    notes = tmp_path / "notes.txt"
+    notes.write_text("one line\nand half of one")
+    (out := tmp_path / "out").mkdir()
+    make(notes, out / HISTORY_FILE)
+    with pytest.raises(ImageFileError, match=f"{HISTORY_FILE} is a link or no file: remove it"):
+        run(data, out)
+    assert notes.read_text() == "one line\nand half of one"
 
 
 def test_the_history_and_the_report_say_how(data, out):
