@@ -289,8 +289,8 @@ class _Stages:
 
     def _failed(self, error: BaseException) -> BaseException:
         part = self.sink.abandon()
-        left = f"The frames up to there, {self.sink.frames}, are in {part}"
-        left = left if part is not None else self.sink.lost
+        kept = f"The frames up to there, {self.sink.frames}, are in {part}"
+        left = kept if part is not None else self.sink.lost
         if left is None or str(error).endswith(f" {part}") or not isinstance(error, Exception):
             return error
         kind = VideoError if isinstance(error, (ValueError, OSError)) else type(error)
