@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ import pytest
 
 # Read when torch loads: threads that sleep while they wait, not spin, where other programs run too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 if not hasattr(ctypes.CDLL(None), "fake_launch_count"):
