@@ -110,7 +110,7 @@ class CallablePrior(Prior):
                 f"prior: eps(x, t) returned a tensor on {out.device} for x on {x.device}; "
                 "keep it on one device"
             )
-        if (lacking := without_data(out)) is not None:
+        if (lacking := without_data(out)) is not None and without_data(x) is None:
             raise TypeError(f"prior: eps(x, t) returned {lacking}")
         return out
 
