@@ -1,0 +1,13 @@
+"""Whether two sources show the same place, and how to bring them there.
+
+    check       by how many pixels an infrared picture is shifted against the visible one
+    estimate    the shift, affine map or homography between them
+    apply       the infrared picture brought to where the visible one is
+
+What is compared are the directions of edges, whose contrast differs between the sensors.
+"""
+
+from .correlation import Shift, check
+from .warp import Alignment, apply, estimate
+
+__all__ = ["Alignment", "Shift", "apply", "check", "estimate"]
