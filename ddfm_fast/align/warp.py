@@ -112,8 +112,7 @@ def _fitted(
                 to.append((center[0] + found.x, center[1] + found.y))
     if len(at) < _LEAST_TILES:
         return None, 0.0
-    points = (np.asarray(p, np.float32) for p in (at, to))
-    matrix, agree = _by_ransac(*points, model)
+    matrix, agree = _by_ransac(np.asarray(at, np.float32), np.asarray(to, np.float32), model)
     share = 0.0 if matrix is None else float(agree.sum()) / (rows * (rows + 1))
     return matrix, share
 
