@@ -47,7 +47,8 @@ demo: venv
 
 test: venv
 	@echo "test: running"
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal --timeout 900 $(ARGS)
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal --timeout 900 \
+	  --durations 15 $(ARGS)
 
 check: venv
 	@$(MAKE) --no-print-directory -j 4 lint types quick-method quick-rooms
