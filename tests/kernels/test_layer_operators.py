@@ -22,6 +22,7 @@ OPTIONS = dict(
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that interprets")
+@pytest.mark.thorough
 @pytest.mark.interpreted("tests/kernels/test_layer_operators.py")
 def test_in_the_interpreter(assert_interpreted):
     assert_interpreted()

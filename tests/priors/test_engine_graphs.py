@@ -26,6 +26,7 @@ CONFIGS = [
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is the process that interprets")
+@pytest.mark.thorough
 @pytest.mark.interpreted("tests/priors/test_engine_graphs.py")
 def test_in_the_interpreter(assert_interpreted):
     assert_interpreted()
