@@ -13,14 +13,17 @@ import typer
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED
 from .options import default
-from .settings import find_items, pixel_limit, read_settings, show_progress
+from .settings import data_source, find_items, pixel_limit, read_settings, show_progress
 
 if TYPE_CHECKING:
     from ..api import Fuser
     from ..datasets.batch import BatchReport, PairResult
     from ..datasets.pairs import PairItem
 
-EPILOG = "Example:  `ddfm-fast batch MSRS/test -o fused/ --steps 50`"
+EPILOG = (
+    "Examples:  `ddfm-fast batch MSRS/test -o fused/ --steps 50`  ·  "
+    "`ddfm-fast batch flight/ --list`"
+)
 
 
 def batch(
@@ -30,6 +33,7 @@ def batch(
     *,
     layout: opt.Layout = None,
     manifest: opt.Manifest = None,
+    pattern: opt.Pattern = None,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
@@ -42,7 +46,8 @@ def batch(
     sampler: opt.Sampler = default.sampler,
     psi: opt.Psi = default.psi,
     eta: opt.Eta = default.eta,
-    out: opt.OutFolder,
+    out: opt.OutFolder = None,
+    list_pairs: opt.ListPairs = False,
     format: opt.Format = "png",
     redo: opt.Redo = False,
     gray: opt.Gray = False,
@@ -60,12 +65,18 @@ def batch(
     """Fuse a data set. Safe to interrupt; rerun to resume.
 
     Finds the pairs in the layouts of MSRS, RoadScene, M3FD, TNO, LLVIP, Harvard, M3SVD, VTMOT and
-    their like. A pair that fails is reported and the others continue. What is done already is left
-    alone; changed settings, priors or inputs are done again. Exit code: 0 every pair is fused, 1
-    some failed, 2 bad input, 130 interrupted.
+    their like, and by name in a folder of both (DJI_0001_T.JPG, DJI_0001_V.JPG). A pair that fails
+    is reported and the others continue. What is done already is left alone; changed settings,
+    priors or inputs are done again. Exit code: 0 every pair is fused, 1 some failed (or, with
+    --list, some files have no partner), 2 bad input, 130 interrupted.
     """
+    source = {"layout": layout, "manifest": manifest, "pattern": pattern}
+    if list_pairs:
+        raise typer.Exit(_echo_pairs(root, vis, source, as_json=as_json))
+    if out is None:
+        raise ValueError("--out is missing; expected a folder to write to, or --list")
     settings = read_settings(context)
-    items = find_items(root, vis, layout=layout, manifest=manifest)
+    items = find_items(root, vis, **source)
     from ..images.files import ensure_writable_dir
 
     ensure_writable_dir(out)
@@ -81,6 +92,39 @@ def batch(
     )
     _echo_report(report, as_json=as_json, quiet=quiet)
     raise typer.Exit(_exit_code(report))
+
+
+def _echo_pairs(root: Path, vis: Path | None, source: dict[str, Any], *, as_json: bool) -> int:
+    """Print what pairs up and what does not; 1 where a file lacks its partner, else 0.
+
+    The JSON object is a manifest, too: its paths are absolute.
+    """
+    from ..datasets.pairs import survey_pairs
+
+    found = survey_pairs(data_source(root, vis, source["manifest"]), **source)
+    lacking = {one.file for one in found.claims}
+    if as_json:
+        pairs = [
+            {"name": item.name, "ir": str(item.ir.absolute()), "vis": str(item.vis.absolute())}
+            for item in found.pairs
+        ]
+        alone = [
+            {
+                "file": str(one.file.absolute()),
+                "why": one.why,
+                "candidates": [str(file.absolute()) for file in one.candidates],
+                "lacks_partner": one.file in lacking,
+            }
+            for one in found.alone
+        ]
+        typer.echo(json.dumps({"ok": not lacking, "pairs": pairs, "alone": alone}))
+    else:
+        for item in found.pairs:
+            typer.echo(f"{item.name}: {item.ir} + {item.vis}")
+        for one in found.alone:
+            typer.echo(f"no pair: {one.file}: {one.why}")
+        typer.echo(f"{len(found.pairs)} pairs, {len(found.alone)} files without one")
+    return SOME_FAILED if lacking else OK
 
 
 def _run(items: list[PairItem], out: Path, fuser: Fuser, **options: Any) -> BatchReport:

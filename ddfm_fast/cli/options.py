@@ -139,6 +139,14 @@ Manifest = Annotated[
     Path | None,
     option(INPUT_OPTIONS, "CSV or JSON with ir, vis (and name), relative to ROOT."),
 ]
+Pattern = Annotated[
+    str | None,
+    option(
+        INPUT_OPTIONS,
+        "Infrared and visible names, what they share as {}: '{}_T.*,{}_V.*'.",
+        metavar="IR,VIS",
+    ),
+]
 Limit = Annotated[int | None, option(INPUT_OPTIONS, "Take only the first N pairs.", min=1)]
 
 # fuse and batch
@@ -148,7 +156,12 @@ Visible = Annotated[Path, argument("VIS", "Visible (or second) image, or a folde
 OutFileOrFolder = Annotated[
     Path, option(OUTPUT, "File or folder to write; an output there is replaced.", "-o", "--out")
 ]
-OutFolder = Annotated[Path, option(OUTPUT, "Folder to write to.", "-o", "--out")]
+OutFolder = Annotated[
+    Path | None, option(OUTPUT, "Folder to write to; required without --list.", "-o", "--out")
+]
+ListPairs = Annotated[
+    bool, option(OUTPUT, "Print the pairs, and why the rest has none; fuse nothing.", "--list")
+]
 FormatInFolder = Annotated[
     str | None, option(OUTPUT, "png, jpg, tif or bmp, for outputs in a folder.")
 ]

@@ -169,7 +169,12 @@ def json_object(text: str | None, option: str) -> dict[str, Any] | None:
 
 
 def find_items(
-    root: Path, vis: Path | None, *, layout: str | None, manifest: Path | None
+    root: Path,
+    vis: Path | None,
+    *,
+    layout: str | None,
+    manifest: Path | None,
+    pattern: str | None = None,
 ) -> list[PairItem]:
     """Find the pairs that ``ROOT [VIS]`` means; sizes are left to whoever decodes the files.
 
@@ -178,10 +183,15 @@ def find_items(
     """
     from ..datasets.pairs import find_pairs
 
+    source = data_source(root, vis, manifest)
+    return find_pairs(source, layout=layout, manifest=manifest, pattern=pattern, check_sizes=False)
+
+
+def data_source(root: Path, vis: Path | None, manifest: Path | None) -> Path | tuple[Path, Path]:
+    """What ``ROOT [VIS]`` is for ``find_pairs``; ValueError where a list is given, too."""
     if vis is not None and manifest is not None:
         raise ValueError(f"VIS is {vis} and --manifest {manifest}; leave out one of them")
-    source = root if vis is None else (root, vis)
-    return find_pairs(source, layout=layout, manifest=manifest, check_sizes=False)
+    return root if vis is None else (root, vis)
 
 
 def pixel_limit(max_pixels: int | None) -> int:

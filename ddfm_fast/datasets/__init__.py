@@ -1,6 +1,9 @@
 """Folders of pairs: finding them, fusing all of them, and the examples of the package.
 
-pairs    pairs in the layouts of known data sets, in two folders or in a manifest
+pairs    pairs in the layouts of known data sets, in two folders, by names or in a manifest
+names    which two files are a pair, from their names and times
+lists    manifests
+shots    when a picture was taken, from its header
 jobs     pairs of files, each fused into a file
 batch    a whole data set, safe to interrupt; rerun to resume
 history  what each picture of an output folder was made from

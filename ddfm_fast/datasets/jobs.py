@@ -31,6 +31,8 @@ from ..images.files import (
 )
 from ..images.panel import draw_panel
 from ..runtime import environment
+from .names import pair_folders
+from .pairs import refuse_lone
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -60,7 +62,7 @@ def fuse_files(
     skip_existing: bool = False,
     on_error: Callable[[Job, Exception], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Fuse two files, or the files of two folders with equal stems, into files.
+    """Fuse two files, or the pairs of two folders, into files.
 
     Args:
         ir: Infrared (first) image, or a folder of them.
@@ -96,9 +98,10 @@ def plan_jobs(
 ) -> list[Job]:
     """Find the pairs that ``IR VIS -o OUT`` means, with every output folder made and writable.
 
-    Two files give one job, two folders one job for each stem. ``out`` is a file for two files
-    when it has a suffix and is no folder; otherwise it is a folder, and outputs are called
-    after the infrared file's stem with the suffix ``format`` (default ``png``).
+    Two files give one job, two folders one job for each pair, see :func:`.names.pair_folders`.
+    ``out`` is a file for two files when it has a suffix and is no folder; otherwise it is a
+    folder, and outputs are called after the infrared file's stem with the suffix ``format``
+    (default ``png``).
 
     Args:
         ir: Infrared file or folder.
@@ -120,7 +123,7 @@ def plan_jobs(
         raise ValueError(
             f"IR and VIS must be two files or two folders; {folder} is a folder and {file} a file"
         )
-    pairs = [(a, b) for _, a, b in match_pairs(ir, vis)] if folders else [(ir, vis)]
+    pairs = [(a, b) for _, a, b in match_pairs(ir, vis, _pairs)] if folders else [(ir, vis)]
     suffix = _suffix(format)
     if not folders and out.suffix and not out_is_folder:
         outputs = [_single_output(out, suffix)]
@@ -134,6 +137,12 @@ def plan_jobs(
     ]
     _check_outputs(jobs)
     return jobs
+
+
+def _pairs(ir: dict[str, Path], vis: dict[str, Path]) -> list[tuple[str, Path, Path]]:
+    found = pair_folders(ir, vis)
+    refuse_lone([one for one in found.alone if one.candidates])
+    return [(name, first, second) for name, first, second in found.pairs]
 
 
 def _suffix(format: str | None) -> str | None:

@@ -1,23 +1,21 @@
-"""Where the pairs of a data set lie: folder layouts, aliases, lists; nothing is decoded here.
+"""Where the pairs of a data set lie: folder layouts and aliases; nothing is decoded here.
 
 A tree is searched for folders that hold an infrared and a visible folder side by side; below the
 two, files pair up by their path without suffix. That one rule covers the published layouts of
-`LAYOUTS`.
+`LAYOUTS`. Where there are no such folders, each folder may hold both sources, told apart by name
+(:mod:`.names`).
 """
 
 from __future__ import annotations
 
-import csv
 import errno
-import io
-import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from ..images.doubts import warn
 from ..images.files import (
     SUFFIXES,
     VIDEO_SUFFIXES,
@@ -27,8 +25,9 @@ from ..images.files import (
     image_size,
     is_folder,
     is_picture,
-    look,
 )
+from .lists import read_list
+from .names import Alone, Found, pair_by_pattern, pair_folders, pair_mixed, pattern_pair
 
 INFRARED = ("ir", "infrared", "cropinfrared", "t", "thermal", "lwir", "infrared_enhance")
 VISIBLE = ("vi", "vis", "visible", "rgb", "crop_lr_visible", "visible_enhance")
@@ -66,14 +65,8 @@ LAYOUTS = {
     "vtuav": Layout("SEQUENCE/{ir,rgb}/NAME", ((("ir", "infrared"), ("rgb", "visible")),)),
 }
 """the published data sets by name; "auto" accepts every alias, in any case"""
-
-MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
-_COLUMNS = {
-    "ir": ("ir", "infrared", "thermal", "source1"),
-    "vis": ("vis", "vi", "visible", "rgb", "source2"),
-    "name": ("name", "stem"),
-}
-_PLAIN_NAME = re.compile(r"[^.\\:\0][^\\:\0]*")
+FOLDER = "folder"
+"""the source of what is no file but a whole folder without its other half"""
 
 
 @dataclass(frozen=True)
@@ -85,11 +78,31 @@ class PairItem:
     vis: Path
 
 
+@dataclass
+class Survey:
+    """What a data set holds: its pairs, and what has no partner."""
+
+    pairs: list[PairItem] = field(default_factory=list)
+    """sorted by name; in the order of the list, for a manifest"""
+    alone: list[Alone] = field(default_factory=list)
+    """files without a partner, and folders without the other source's beside them"""
+
+    @property
+    def claims(self) -> list[Alone]:
+        """Those of ``alone`` that are one of the two sources, so that a partner is missing."""
+        return [one for one in self.alone if one.source or one.candidates]
+
+    def add(self, found: Found, prefix: str = "") -> None:
+        self.pairs += [PairItem(prefix + name, ir, vis) for name, ir, vis in found.pairs]
+        self.alone += found.alone
+
+
 def find_pairs(
     root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
     *,
     layout: str | tuple[str, str] | None = None,
     manifest: str | os.PathLike[str] | None = None,
+    pattern: str | tuple[str, str] | None = None,
     check_sizes: bool = True,
 ) -> list[PairItem]:
     """Find all pairs of a data set, sorted by name (in the order of the list, for a manifest).
@@ -103,50 +116,149 @@ def find_pairs(
             or JSON lines of {"ir": …, "vis": …, "name": …} or [ir, vis]. Paths are relative to
             ``root``, or to the list's folder where there is no root; names default to the infrared
             file's stem.
+        pattern: The names of infrared and visible files, such as "{}_T.*,{}_V.*": ``{}`` is what
+            a pair shares, ``*`` and ``?`` vary. With folders: "thermal/{}.tiff,rgb/{}.jpg".
         check_sizes: Read every header and compare the two sizes of a pair. Headers that cannot be
             read are left for whoever decodes the file.
 
     Raises:
-        ImageFileError: No pairs, files without a partner, sizes that differ, names that occur
-            twice, folders that could be either; the message names the first few.
+        ImageFileError: No pairs, files without a partner or with two, sizes that differ, names
+            that occur twice, folders that could be either; the message names the first few.
+        ValueError: ``layout``, ``manifest`` and ``pattern`` exclude one another.
+    """
+    found = survey_pairs(root, layout=layout, manifest=manifest, pattern=pattern)
+    folders = [one.file for one in found.alone if one.source == FOLDER]
+    if folders:
+        raise _no_other_folder(Path(str(root)), folders)
+    refuse_lone(found.alone)
+    if pattern is None and (others := [str(o.file) for o in found.alone if o not in found.claims]):
+        warn(f"left out, neither infrared nor visible by name: {few(sorted(others))}")
+    _require_unique(found.pairs)
+    if check_sizes:
+        _require_equal_sizes(found.pairs)
+    return found.pairs
+
+
+def survey_pairs(
+    root: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None,
+    *,
+    layout: str | tuple[str, str] | None = None,
+    manifest: str | os.PathLike[str] | None = None,
+    pattern: str | tuple[str, str] | None = None,
+) -> Survey:
+    """Find the pairs as `find_pairs` does, and say why the rest has none instead of raising.
+
+    Args:
+        root: As `find_pairs` takes it, like the others.
+        layout: Names of folders.
+        manifest: A list of pairs.
+        pattern: Names of files.
+
+    Raises:
+        ImageFileError: Nothing there, or folders that could be either.
+        ValueError: ``layout``, ``manifest`` and ``pattern`` exclude one another.
     """
     if manifest is None and isinstance(root, (str, os.PathLike)) and os.path.isfile(root):
         root, manifest = None, root
+    options = {"layout": layout, "manifest": manifest, "pattern": pattern}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other; leave out all but one")
     if manifest is not None:
-        if layout is not None:
-            raise ValueError("layout and manifest exclude each other; leave out one")
-        items = _read_manifest(Path(manifest), root)
-    else:
-        items = _from_folders(root, layout)
-    _require_unique(items)
-    if check_sizes:
-        _require_equal_sizes(items)
-    return items
+        base = None if root is None else _require_folder(root)
+        return Survey([PairItem(*row) for row in read_list(Path(manifest), base)])
+    survey = _by_pattern(root, pattern) if pattern is not None else _from_folders(root, layout)
+    survey.pairs.sort(key=lambda item: item.name)
+    survey.alone.sort(key=lambda one: str(one.file))
+    return survey
+
+
+def refuse_lone(alone: Sequence[Alone]) -> None:
+    """Name the files that lack a partner, or fit several; do nothing where there are none.
+
+    What is no file (a link that leads nowhere, a folder called x.png) is left out with a warning.
+
+    Raises:
+        ImageFileError: There are such files.
+    """
+    ir = [str(f) for f in files_alone(o.file for o in alone if o.source == "infrared")]
+    vis = [str(f) for f in files_alone(o.file for o in alone if o.source == "visible")]
+    doubts = [f"{one.file} {one.why}" for one in alone if one.candidates]
+    said = []
+    if doubts:
+        said.append(
+            f"{len(doubts)} images with more than one possible partner: "
+            f"{few(doubts, separator='; ')}; remove one of them, or say which is meant by pattern "
+            '(command line: --pattern "{}_T.*,{}_W.*") or by a manifest'
+        )
+    if ir or vis:
+        said.append(
+            f"{len(ir) + len(vis)} images without a partner of the same stem: "
+            f"infrared alone: {few(ir)}; visible alone: {few(vis)}; rename or remove them"
+        )
+    if said:
+        raise ImageFileError(". ".join(said))
 
 
 # Folders
 
 
-def _from_folders(root, layout) -> list[PairItem]:
+def _from_folders(root, layout) -> Survey:
+    survey = Survey()
     if isinstance(root, (tuple, list)):
         if layout is not None or len(root) != 2:
             raise ValueError(
                 f"root has {len(root)} folders and layout is {layout!r}; "
                 "expected (infrared folder, visible folder) and no layout"
             )
-        ir, vis = (_require_folder(folder) for folder in root)
-        if ir.samefile(vis):
-            raise ImageFileError(f"{ir}: given for infrared and for visible; give two folders")
-        found = [("", ir, vis)]
+        found = [("", *_two_folders(root))]
     else:
         folder = _require_folder(root)
-        roles = _roles(layout)
         found = []
         halves: list[Path] = []
-        _search(folder, "", roles, found, halves, ())
-        if not found or halves:
-            raise _nothing_found(folder, layout, roles, halves)
-    return _match(found)
+        _search(folder, "", _roles(layout), found, halves, ())
+        if not found and (layout is None or str(layout).lower() == "auto"):
+            for prefix, files in _walk(folder):
+                survey.add(pair_mixed(files, prefix))
+            if survey.pairs or any(one.candidates for one in survey.alone):
+                return survey
+        if not (found or halves or survey.claims):
+            raise _nothing_found(folder, layout, _roles(layout))
+        survey.alone += [
+            Alone(half, "no folder of the other source beside it", source=FOLDER) for half in halves
+        ]
+    for prefix, first, second in found:
+        ir, vis = dict(_stems(first)), dict(_stems(second))
+        if not ir and not vis:
+            raise ImageFileError(f"{first} and {second}: no images ({', '.join(SUFFIXES)})")
+        survey.add(pair_folders(ir, vis), prefix)
+    return survey
+
+
+def _by_pattern(root, pattern) -> Survey:
+    pattern_pair(pattern)
+    two = _two_folders(root) if isinstance(root, (tuple, list)) else (_require_folder(root),)
+    files = [
+        {prefix + file.name: file for prefix, found in _walk(folder) for file in found}
+        for folder in two
+    ]
+    survey = Survey()
+    survey.add(pair_by_pattern(files[0], files[-1], pattern))
+    if not survey.pairs and not survey.claims:
+        raise ImageFileError(
+            f"{two[0]}: no files fit the two names of pattern {pattern!r}; compare them with "
+            f"{few([one.file.name for one in survey.alone])}"
+        )
+    return survey
+
+
+def _two_folders(root) -> tuple[Path, Path]:
+    if len(root) != 2:
+        raise ValueError(f"root has {len(root)} folders; expected (infrared, visible)")
+    ir, vis = (_require_folder(folder) for folder in root)
+    if ir.samefile(vis):
+        raise ImageFileError(f"{ir}: given for infrared and for visible; give two folders")
+    return ir, vis
 
 
 def _require_folder(root) -> Path:
@@ -232,13 +344,15 @@ def _is_folder(entry: os.DirEntry) -> bool:
         raise
 
 
-def _nothing_found(root, layout, roles, halves) -> ImageFileError:
-    if halves:
-        return ImageFileError(
-            f"{root}: images with no folder of the other source beside them in "
-            f"{few([str(h.relative_to(root)) for h in halves])}; add or rename the other folder, "
-            "give a folder further down, or say by layout which two folders count"
-        )
+def _no_other_folder(root: Path, halves: Sequence[Path]) -> ImageFileError:
+    return ImageFileError(
+        f"{root}: images with no folder of the other source beside them in "
+        f"{few([str(h.relative_to(root)) for h in halves])}; add or rename the other folder, "
+        "give a folder further down, or say by layout which two folders count"
+    )
+
+
+def _nothing_found(root, layout, roles) -> ImageFileError:
     folders, files = _listing(root, ())
     names = "; or ".join(f"{' or '.join(a)} beside {' or '.join(b)}" for a, b in roles)
     seen = few([f"{f.name}/" for f in folders] + [f.name for f in files])
@@ -246,7 +360,7 @@ def _nothing_found(root, layout, roles, halves) -> ImageFileError:
     return ImageFileError(
         f"{root}: no pairs found with layout {layout or 'auto'}, which means folders {names}; "
         f"the folder holds {seen}{videos}. Give two folders, a layout of two folder names, "
-        "or a manifest"
+        'a pattern such as "{}_T.*,{}_V.*", or a manifest'
     )
 
 
@@ -254,148 +368,29 @@ def _has_videos(folder: Path) -> bool:
     return any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.iterdir())
 
 
-def _match(found: list[tuple[str, Path, Path]]) -> list[PairItem]:
-    items, only_ir, only_vis = [], [], []
-    for prefix, first, second in found:
-        ir, vis = dict(_stems(first)), dict(_stems(second))
-        if not ir and not vis:
-            raise ImageFileError(f"{first} and {second}: no images ({', '.join(SUFFIXES)})")
-        items += [PairItem(prefix + stem, ir[stem], vis[stem]) for stem in ir.keys() & vis.keys()]
-        only_ir += files_alone(ir[stem] for stem in ir.keys() - vis.keys())
-        only_vis += files_alone(vis[stem] for stem in vis.keys() - ir.keys())
-    if only_ir or only_vis:
-        raise ImageFileError(
-            f"{len(only_ir) + len(only_vis)} images without a partner of the same stem: "
-            f"infrared alone: {few(sorted(map(str, only_ir)))}; "
-            f"visible alone: {few(sorted(map(str, only_vis)))}; rename or remove them"
-        )
-    return sorted(items, key=lambda item: item.name)
-
-
-def _stems(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(path below the folder without suffix, file) of every image at any depth."""
+def _walk(folder: Path) -> Iterator[tuple[str, list[Path]]]:
+    """(path of a folder below this one, with "/", or "", its pictures) at any depth."""
     waiting: list[tuple[Path, str, tuple]] = [(folder, "", ())]
     while waiting:
         here, prefix, above = waiting.pop()
         folders, files = _listing(here, above)
         above = (*above, os.path.realpath(here))
         named = list(filter(is_picture, folders))  # no pictures: they fail their own pairs
-        files = sorted((*files, *named))
         waiting += [(f, f"{prefix}{f.name}/", above) for f in folders if f not in named]
+        yield prefix, sorted((*files, *named))
+
+
+def _stems(folder: Path) -> Iterator[tuple[str, Path]]:
+    """(path below the folder without suffix, file) of every image at any depth."""
+    for prefix, files in _walk(folder):
         first: dict[str, Path] = {}
         for file in files:
             if first.setdefault(file.stem, file) is not file:
                 raise ImageFileError(
-                    f"{here}: {first[file.stem].name} and {file.name} have the same stem; keep one"
+                    f"{folder / prefix}: {first[file.stem].name} and {file.name} have the same "
+                    "stem; keep one"
                 )
             yield prefix + file.stem, file
-
-
-# Lists
-
-
-def _read_manifest(path: Path, root) -> list[PairItem]:
-    if path.suffix.lower() not in MANIFEST_SUFFIXES:
-        raise ImageFileError(
-            f"{path}: not a list of pairs; expected a folder or one of "
-            f"{', '.join(MANIFEST_SUFFIXES)}"
-        )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ImageFileError(f"{path}: cannot be read as UTF-8 text ({why})") from error
-    is_table = path.suffix.lower() in (".csv", ".tsv")
-    rows = _table_rows(text, path) if is_table else _json_rows(text, path)
-    base = path.parent if root is None else _require_folder(root)
-    try:
-        items = [_manifest_item(row, place, base) for place, row in rows]
-    except csv.Error as error:
-        raise ImageFileError(f"{path}: not a table of pairs ({error})") from None
-    if not items:
-        raise ImageFileError(f"{path}: lists no pairs")
-    missing = [str(p) for item in items for p in (item.ir, item.vis) if _is_missing(p)]
-    if missing:
-        raise ImageFileError(
-            f"{path}: {len(missing)} files are not there: {few(missing)}; "
-            f"paths are relative to {base}"
-        )
-    return items
-
-
-def _is_missing(path: Path) -> bool:
-    """Whether nothing is there; not of a name that reading refuses: that fails its item alone."""
-    try:
-        return look(path) is None
-    except ImageFileError:
-        return False
-
-
-def _table_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    columns = {(name or "").strip().casefold(): name for name in reader.fieldnames or ()}
-    chosen = {
-        key: next((columns[a] for a in aliases if a in columns), None)
-        for key, aliases in _COLUMNS.items()
-    }
-    if chosen["ir"] is None or chosen["vis"] is None:
-        raise ImageFileError(
-            f"{path}: columns are {few([*columns])}; expected a first line with ir and vis "
-            "(and perhaps name)"
-        )
-    for row in reader:
-        place = f"{path}, line {reader.line_num}"
-        yield place, {key: row.get(column) for key, column in chosen.items() if column}
-
-
-def _json_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
-    try:
-        if path.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            rows = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ImageFileError(f"{path}: not JSON ({error})") from None
-    if isinstance(rows, dict):
-        rows = rows.get("pairs")
-    if not isinstance(rows, list):
-        raise ImageFileError(
-            f'{path}: expected a list of pairs, or an object with such a list as "pairs"'
-        )
-    for n, row in enumerate(rows, 1):
-        place = f"{path}, pair {n}"
-        if isinstance(row, list) and len(row) == 2:
-            row = {"ir": row[0], "vis": row[1]}
-        if not isinstance(row, dict):
-            raise ImageFileError(
-                f'{place}: expected {{"ir": …, "vis": …}} or [ir, vis], got {json.dumps(row)[:60]}'
-            )
-        yield (
-            place,
-            {
-                key: next((row[a] for a in aliases if a in row), None)
-                for key, aliases in _COLUMNS.items()
-            },
-        )
-
-
-def _manifest_item(row: dict, place: str, base: Path) -> PairItem:
-    for key in ("ir", "vis"):
-        if not isinstance(row.get(key), str) or not row[key].strip():
-            raise ImageFileError(f"{place}: {key} is {row.get(key)!r}; expected a path")
-    ir, vis = (base / row[key].strip() for key in ("ir", "vis"))
-    if ir == vis:
-        raise ImageFileError(f"{place}: {ir} is given for ir and for vis; give two files")
-    name = row.get("name")
-    name = ir.stem if name is None or name == "" else name
-    # Outputs are called after it, so it must not lead out of the output folder.
-    if not isinstance(name, str) or not all(map(_PLAIN_NAME.fullmatch, name.split("/"))):
-        raise ImageFileError(
-            f"{place}: name is {name!r}; expected a plain name, perhaps with folders: test/0001"
-        )
-    return PairItem(name, ir, vis)
 
 
 # Checks on the whole

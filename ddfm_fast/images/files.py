@@ -158,12 +158,14 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 
 def match_pairs(
-    ir_dir: str | os.PathLike[str], vis_dir: str | os.PathLike[str]
+    ir_dir: str | os.PathLike[str],
+    vis_dir: str | os.PathLike[str],
+    match: Callable[[dict[str, Path], dict[str, Path]], list[tuple[str, Path, Path]]] | None = None,
 ) -> list[tuple[str, Path, Path]]:
-    """Pair the images of two folders by stem: (stem, infrared path, visible path), sorted by stem.
+    """Pair the images of two folders: (stem, infrared path, visible path), sorted by stem.
 
-    Takes files with a suffix of ``SUFFIXES``, in any case, not hidden and not in subfolders.
-    Suffixes may differ within a pair.
+    Takes files with a suffix of ``SUFFIXES``, in any case, not hidden and not in subfolders;
+    ``match`` makes pairs of the two {stem: path}, without it equal stems do.
 
     Raises:
         ImageFileError: A folder that is missing, given twice or without images; two files of one
@@ -172,15 +174,16 @@ def match_pairs(
     ir, vis = _images_by_stem(ir_dir), _images_by_stem(vis_dir)
     if os.path.samefile(ir_dir, vis_dir):
         raise ImageFileError(f"{ir_dir}: given for infrared and for visible; give two folders")
-    only_ir = files_alone(ir[stem] for stem in ir.keys() - vis.keys())
-    only_vis = files_alone(vis[stem] for stem in vis.keys() - ir.keys())
+    pairs = sorted(match(ir, vis) if match else ((s, ir[s], vis[s]) for s in ir if s in vis))
+    only_ir = files_alone({*ir.values()} - {first for _, first, _ in pairs})
+    only_vis = files_alone({*vis.values()} - {second for *_, second in pairs})
     if only_ir or only_vis:
         raise ImageFileError(
             "files without a partner of the same stem: "
             f"only in {ir_dir}: {few([path.stem for path in only_ir])}; "
             f"only in {vis_dir}: {few([path.stem for path in only_vis])}; rename or remove them"
         )
-    return [(stem, ir[stem], vis[stem]) for stem in sorted(ir.keys() & vis.keys())]
+    return pairs
 
 
 def files_alone(paths: Iterable[Path]) -> list[Path]:

@@ -65,8 +65,10 @@ RECORD = {
         --images: auto|photographic|functional, None
         --json: bool, False
         --layout: str, None
+        --list: bool, False
         --manifest: Path, None
         --max-pixels: int min=1, None
+        --pattern: str, None
         --preset: str, None
         --prior-config: str, None
         --prior: str, 'embedded'
@@ -78,7 +80,7 @@ RECORD = {
         --stretch: none|minmax|percentile|sources, None
         --variant: str, None
         --workers: int min=1, 2
-        -o --out: Path, required
+        -o --out: Path, None
         -q --quiet: bool, False
         root: Path, required
         vis: Path, None

@@ -1,0 +1,46 @@
+"""When a picture was taken, and by what kind of camera, from its header alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from ..images.files import is_file, pillow_limit_lifted
+
+_EXIF, _DATE, _TAKEN, _FRACTION = 0x8769, 306, 36867, 37521
+_WITH_EXIF = (".jpg", ".jpeg", ".tif", ".tiff")
+_RADIOMETRIC = ("APP1", b"FLIR\0")
+"""the segment in which FLIR's cameras keep the counts; their visible pictures have none"""
+
+
+class Shot(NamedTuple):
+    """What a header says; empty where it says nothing or cannot be read."""
+
+    second: str = ""
+    """EXIF's DateTimeOriginal, else its DateTime: "2026:11:29 10:15:30\""""
+    fraction: str = ""
+    """EXIF's SubSecTimeOriginal"""
+    radiometric: bool = False
+    """a FLIR picture with its counts: infrared, whatever its name"""
+
+
+def read_shot(path: Path) -> Shot:
+    """Read a header; nothing is decoded, and a file that cannot be read says nothing."""
+    try:
+        # a pipe would keep its reader waiting
+        if path.suffix.lower() not in _WITH_EXIF or not is_file(path):
+            return Shot()
+        with pillow_limit_lifted(), Image.open(path) as image:
+            exif = image.getexif()
+            taken = exif.get_ifd(_EXIF)
+            segments = getattr(image, "applist", ())
+    except Exception:  # decoders fail on damaged files in every way there is
+        return Shot()
+    second = str(taken.get(_TAKEN) or exif.get(_DATE) or "").strip("\0 ")
+    fraction = str(taken.get(_FRACTION) or "").strip("\0 ")
+    kind, start = _RADIOMETRIC
+    radiometric = any(name == kind and data.startswith(start) for name, data in segments)
+    # Cameras without a clock write zeros or blanks, which are no time that two could share.
+    return Shot(second if second.strip("0: ") else "", fraction, radiometric)
