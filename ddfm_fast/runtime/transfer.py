@@ -106,7 +106,7 @@ class Answer(NamedTuple):
         """Fetch a single truth once the current stream's work is done."""
         if not flag.is_cuda:
             return cls(flag.clone(), None)
-        host = torch.empty_like(flag, device="cpu", pin_memory=True)
+        host = torch.empty((), dtype=torch.bool, pin_memory=True)
         host.copy_(flag, non_blocking=True)
         return cls(host, torch.cuda.current_stream(flag.device).record_event())
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("FAKE_NUMBERS", "0") == "0", reason="kernels compute with FAKE_NUMBERS=1"
 )
 
-SMALL, ODD = (48, 64), (37, 53)
+SMALL, ODD = (33, 40), (21, 35)
 OFFICIAL = dict(prior=tanh_prior, preset="official", steps=3)
 DDPM = dict(prior=tanh_prior_with_variance, preset="official", steps=3, sampler="ddpm")
 ENGINES = [dict(solver=s, graph=g) for s in ("torch", "local") for g in ("off", "loop", "step")]
