@@ -104,6 +104,7 @@ class GraphCache:
         self._graphs: OrderedDict[_Key, Captured] = OrderedDict()
         self._seen: OrderedDict[_Key, str] = OrderedDict()
         """keys that ran, and the mode to capture them in: "off" where memory was short"""
+        self._steps: OrderedDict[tuple[Prior, int], Conditioning] = OrderedDict()
         self._refused: set[Hashable] = set()
         """owners that cannot be captured, at any size"""
         self._spoilt: Counter[Hashable] = Counter()
@@ -135,8 +136,9 @@ class GraphCache:
             found = self._found(key, make)
         return found if isinstance(found, CapturedLoop) else new_loop()
 
-    def evaluate(self, prior: Prior, x: Tensor, conditioning: Conditioning) -> Tensor:
-        """Evaluate ``prior.eps`` of x [N, C, H, W] at the one step of ``conditioning``."""
+    def evaluate(self, prior: Prior, x: Tensor, timestep: int) -> Tensor:
+        """Evaluate ``prior.eps`` of x [N, C, H, W] at a training timestep."""
+        conditioning = self._conditioning(prior, timestep)
         inputs = x, conditioning.table[0]
 
         def work(x: Tensor, row: Tensor) -> tuple[Tensor]:
@@ -153,6 +155,23 @@ class GraphCache:
         if isinstance(found, CapturedCall):
             return found(*inputs)[0]
         return prior.eps(x, conditioning[0])
+
+    def _conditioning(self, prior: Prior, timestep: int) -> Conditioning:
+        """What depends on the timestep alone; kept where graphs are, as a loop's graph keeps it."""
+        key = prior, timestep
+        with self._lock:
+            if key in self._steps:
+                return self._steps[key]
+            made = prior.conditioning(torch.tensor([timestep]))
+            if self.mode != "off":
+                if prior.device.type == "cuda":  # calls on other streams will read it
+                    torch.cuda.current_stream(prior.device).synchronize()
+                self._steps[key] = made
+                while len(self._steps) > SEEN_LIMIT:
+                    for capture in self._captures.values():
+                        capture.wait()  # before its memory is used again
+                    self._steps.popitem(last=False)
+        return made
 
     def call(
         self, name: Hashable, work: Callable[..., Sequence[Tensor]], *inputs: Tensor
@@ -216,6 +235,7 @@ class GraphCache:
         with self._lock:
             self._graphs.clear()
             self._seen.clear()
+            self._steps.clear()
             self._refused.clear()
             for capture in self._captures.values():
                 capture.release()
