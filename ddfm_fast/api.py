@@ -487,10 +487,9 @@ def _key(given: dict[str, Any]) -> _Key | None:
         identity = file_identity(Path(prior))
     else:
         return None
-    config = _config(given)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    precision = _precision(prior, given["dtype"], device, config)
+    precision = _precision(prior, given["dtype"], device, config := _config(given))
     ours = (identity, str(device), str(precision), given["compile"])
     rest = (given[name] for name in ("backend", "solver", "graph", "batch_size"))
     key = _Key(ours, config, (*rest, *sorted(environment.set_values().items())))
