@@ -19,9 +19,10 @@ from .graphs.cache import GraphCache, GraphSummary
 from .images.doubts import warn
 from .images.pair import Pair, as_items, checked_color, read_pair
 from .images.pixels import Given
-from .images.planes import pad_to_multiple
+from .images.planes import padded_size
 from .images.stretch import Fused, joined, together
-from .method import Callback, Diffusion, MethodMaker
+from .lumas import LumaLoop
+from .method import Diffusion, MethodMaker
 from .options import (
     FuserOptions,
     ReadingOptions,
@@ -46,6 +47,7 @@ from .runtime.machine import one_thread_after_fork
 from .runtime.memory import images_that_fit, in_batches
 from .runtime.operators import InGraphs, traced
 from .runtime.pixels import pixels_for
+from .sampler import Callback
 
 one_thread_after_fork()
 
@@ -257,8 +259,8 @@ class Fuser(InGraphs):
             planes = torch.zeros((count, 1, height, width), dtype=torch.float32, device=self.device)
             self.sources.warm_up(planes[:1])
             if getattr(self.method, "rows", True):
-                height, width = pad_to_multiple(planes[:1], self.prior.multiple).shape[-2:]
-                self.loops.warm_up(self.prior, self.config, (count, height, width), progress)
+                size = padded_size((height, width), self.config.crop_multiple, self.prior.multiple)
+                self.loops.warm_up(self.prior, self.config, (count, *size), progress, LumaLoop)
             else:
                 for _ in range(2 if planes.is_cuda else 1):  # the second captures
                     self._fused(planes, planes, [False] * count, {"seed": self.seed})
@@ -366,9 +368,8 @@ class Fuser(InGraphs):
 def _config(given: Mapping[str, Any]) -> FuseConfig:
     """The preset of these options with what they override."""
     overrides = ("variant", "sampler", "steps", "psi", "eta", "stretch", "denoise", "images")
-    preset = given["preset"]
-    config = FuseConfig.from_preset(default_preset(given) if preset is None else preset)
-    return config.with_overrides(**{name: given[name] for name in overrides})
+    preset = default_preset(given) if given["preset"] is None else given["preset"]
+    return FuseConfig.from_preset(preset).with_overrides(**{n: given[n] for n in overrides})
 
 
 def _precision(prior: Any, dtype: Any, device: torch.device, config: FuseConfig) -> Any:
@@ -486,10 +487,9 @@ def _key(given: dict[str, Any]) -> _Key | None:
         identity = file_identity(Path(prior))
     else:
         return None
-    config = _config(given)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    precision = _precision(prior, given["dtype"], device, config)
+    precision = _precision(prior, given["dtype"], device, config := _config(given))
     ours = (identity, str(device), str(precision), given["compile"])
     rest = (given[name] for name in ("backend", "solver", "graph", "batch_size"))
     key = _Key(ours, config, (*rest, *sorted(environment.set_values().items())))

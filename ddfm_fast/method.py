@@ -18,13 +18,12 @@ from .config import FuseConfig
 from .graphs.cache import GraphCache
 from .images.color import luma
 from .images.planes import crop, pad_to_multiple
+from .lumas import fuse_lumas
 from .priors.prior import Prior
-from .sampler import Sampled, StepInfo, noised, prior_rows, sample
+from .sampler import Callback, Sampled, noised, prior_rows, sample
 from .schedule import StepRow
 from .step import plain_em
 from .target.choose import choose
-
-Callback = Callable[[StepInfo], None]
 
 PRIOR_ALONE_START = 200
 """first timestep of the prior alone: above it a picture's layout drowns in the noise"""
@@ -109,16 +108,15 @@ class Diffusion:
         functional: Sequence[bool] | None = None,
     ) -> Tensor:
         """See :class:`Method`."""
-
-        def fused(i: Tensor, v: Tensor) -> Tensor:
-            return self.sample(i, v, seed=seed, progress=progress, callback=callback).luma
-
         if self.config.variant == "saliency":
             triton = self.loops.backend.name == "triton"
             ir = vis = choose(ir, vis, functional, triton=triton)
             if not self.rows:
                 return ir
-        return on_padded_planes(fused, ir, vis, self.config, self.prior.multiple)
+        return fuse_lumas(
+            self.prior, ir, vis, self.config, loops=self.loops.loop, seed=seed,
+            progress=progress, callback=callback,
+        )  # fmt: skip
 
     def sample(
         self,

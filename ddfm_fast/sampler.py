@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -37,11 +37,18 @@ class StepInfo(NamedTuple):
     """of each image, what was found in its sources and done about it; filled in by ``Fuser``"""
 
 
+Callback = Callable[[StepInfo], None]
+
+
 class Sampled(NamedTuple):
     x0: Tensor
     """the final sample, RGB [N, 3, H, W], about [−1, 1] in the variant's own luma scale"""
     luma: Tensor
     """its luma in the scale of i and v, [N, 1, H, W]"""
+
+    def kept(self) -> Sampled:
+        """A copy that stays when the loop runs again."""
+        return Sampled(self.x0.clone(), self.luma.clone())
 
 
 class Loop:
@@ -74,8 +81,11 @@ class Loop:
         self.reverse = self._make_step(backend, watched)
         self.x = torch.zeros(shape[0], 3, *shape[1:], dtype=torch.float32, device=self.device)
         self.conditioning = prior.conditioning(torch.tensor([row.timestep for row in self.rows]))
-        self._drawn: tuple[int, Tensor] | None = None
-        """the seed of the last call, and its noise"""
+        self.noise = torch.zeros_like(self.x[:1])
+        """z of the x_T that is drawn, [1, 3, H, W]"""
+        self._seed = 0
+        self._drawn: int | None = None
+        """the seeds that ``seeds`` and ``noise`` are of"""
 
     def _make_step(self, backend: Backend, watched: bool) -> Step:
         noise = "none"
@@ -91,22 +101,34 @@ class Loop:
         with span("load"):
             self.i.copy_(i)
             self.v.copy_(v)
+            self.seed_(seed)
+            if x_start is None:
+                self.draw_(seed)
+                x_start = self.start()
+            self.x.copy_(x_start)
+
+    def seed_(self, seed: int) -> None:
+        """Take the seed of the steps' noise; a captured loop has many calls of one seed."""
+        if seed != self._seed:
             self.seeds.fill_(seed)
-            self.x.copy_(self._start(seed) if x_start is None else x_start)
+            self._seed = seed
 
-    def _start(self, seed: int) -> Tensor:
-        """x_T: CPU noise of the seed, or with ``config.start`` the noised mean of the sources."""
-        if self._drawn is None or self._drawn[0] != seed:  # a captured loop has many calls
+    def draw_(self, seed: int) -> None:
+        """Draw the noise of x_T on the CPU, where it is of another seed."""
+        if seed != self._drawn:
             generator = torch.Generator().manual_seed(seed)
-            shape = 1, 3, *self.i.shape[-2:]
+            shape = self.noise.shape
             z = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
-            self._drawn = seed, z.to(self.device)
-        z = self._drawn[1]
-        if self.config.start is None:
-            return z
-        return noised(self.reverse.grey((self.i + self.v) / 2), z, self.rows[0])
+            self.noise.copy_(z)
+            self._drawn = seed
 
-    def run(self, steps: Iterable[int], callback: Callable[[StepInfo], None] | None) -> None:
+    def start(self) -> Tensor:
+        """x_T: the noise drawn, or with ``config.start`` the mean of i and v noised by it."""
+        if self.config.start is None:
+            return self.noise
+        return noised(self.reverse.grey((self.i + self.v) / 2), self.noise, self.rows[0])
+
+    def run(self, steps: Iterable[int], callback: Callback | None) -> None:
         """All of the work after ``load``; ``steps`` counts 0, 1, … to the last."""
         self.begin()
         for s in steps:
@@ -140,7 +162,7 @@ class Loop:
         """The result of ``run``."""
         return Sampled(self.x, self.luma)
 
-    def report(self, s: int, callback: Callable[[StepInfo], None] | None) -> None:
+    def report(self, s: int, callback: Callback | None) -> None:
         """Tell ``callback`` of step ``s``, which is done."""
         if callback is not None:
             x0, steps = self.reverse.x0, len(self.rows)
@@ -152,6 +174,7 @@ class Loop:
 class AnyLoop(Protocol):
     """What :func:`sample` asks of a loop: :class:`Loop`, or one that replays CUDA graphs."""
 
+    device: torch.device
     lock: AbstractContextManager
     """held from ``load`` to ``take``"""
     rows: list[StepRow]
@@ -160,17 +183,17 @@ class AnyLoop(Protocol):
         """Take a batch of pairs."""
         ...
 
-    def run(self, steps: Iterable[int], callback: Callable[[StepInfo], None] | None) -> None:
+    def run(self, steps: Iterable[int], callback: Callback | None) -> None:
         """Sample."""
         ...
 
-    def take(self) -> Sampled:
+    def take(self) -> Any:
         """Give the result, valid until the next ``load``."""
         ...
 
 
-LoopSource = Callable[["Prior", FuseConfig, tuple[int, int, int], bool], AnyLoop]
-"""(prior, config, (N, H, W), watched) → the loop to use, such as ``graphs.GraphCache.loop``"""
+LoopSource = Callable[["Prior", FuseConfig, tuple[int, int, int], bool, type[Loop]], AnyLoop]
+"""(prior, config, (N, H, W), watched, kind) → the loop to use, such as ``GraphCache.loop``"""
 
 
 def sample(
@@ -181,7 +204,7 @@ def sample(
     *,
     seed: int = DEFAULT_SEED,
     progress: bool = False,
-    callback: Callable[[StepInfo], None] | None = None,
+    callback: Callback | None = None,
     x_start: Tensor | None = None,
     backend: Backend | None = None,
     loops: LoopSource | None = None,
@@ -205,17 +228,22 @@ def sample(
             backend = backend or resolve_backend(prior.device)
             loop: AnyLoop = Loop(prior, config, shape, backend, watched=watched)
         else:
-            loop = loops(prior, config, shape, watched)
+            loop = loops(prior, config, shape, watched, Loop)
         with loop.lock, pages_kept(prior.device):
             loop.load(i, v, seed, x_start)
-            loop.run(_progress(len(loop.rows), progress, prior.device), callback)
+            loop.run(progress_of(loop, progress), callback)
             result = loop.take()
-    if not bool(torch.isfinite(result.luma).all()):
+    require_finite(torch.isfinite(result.luma).all(), prior)
+    return result
+
+
+def require_finite(finite: Any, prior: Prior) -> None:
+    """Raise ValueError unless a result is ``finite``, which may wait for it."""
+    if not bool(finite):
         raise ValueError(
             f"prior {prior.name!r} gave NaN or inf during sampling; "
             "expected finite eps(x, t): check the checkpoint, or use a wider dtype"
         )
-    return result
 
 
 def noised(x0: Tensor, z: Tensor, row: StepRow) -> Tensor:
@@ -249,8 +277,10 @@ def uses_learned_variance(prior: Prior, config: FuseConfig) -> bool:
     return prior.has_variance
 
 
-def _progress(steps: int, progress: bool, device: torch.device) -> Iterable[int]:
-    return _bar(steps, device) if progress else range(steps)
+def progress_of(loop: AnyLoop, progress: bool) -> Iterable[int]:
+    """Count the steps of a loop, with a bar if asked for."""
+    steps = range(len(loop.rows))
+    return _bar(len(steps), loop.device) if progress else steps
 
 
 def _bar(steps: int, device: torch.device) -> Iterator[int]:

@@ -3,10 +3,11 @@
 ``captured`` has what a graph is made of, ``cache`` the graphs of a fuser.
 
     "loop"   one launch for the whole loop: initial state, every step's prior and rectification,
-             and the luma at the end. No host work between the steps.
-    "step"   one launch a step; which row it is, a counter on the device says. For callbacks and
-             progress bars, where a graph of all steps takes too much memory, and where it would
-             have more than ``MOST_NODES`` nodes.
+             and the luma at the end; between lumas (``ddfm_fast.lumas``) the way there and back.
+             No host work between the steps.
+    "step"   one launch a step, one before the first and one after the last; which row it is, a
+             counter on the device says. For callbacks and progress bars, where a graph of all
+             steps takes too much memory, and where it would have more than ``MOST_NODES`` nodes.
     "eps"    one evaluation of the prior outside of the loop, as denoising sources takes them; its
              timestep is an input like x.
     "call"   any work on tensors that reads none of them on the host, such as the closed form.

@@ -51,6 +51,8 @@ class _Key(NamedTuple):
     """of a loop"""
     backend: tuple
     watched: bool
+    kind: type[Loop] | None = None
+    """of a loop"""
 
     @property
     def name(self) -> str:
@@ -102,35 +104,41 @@ class GraphCache:
         self._graphs: OrderedDict[_Key, Captured] = OrderedDict()
         self._seen: OrderedDict[_Key, str] = OrderedDict()
         """keys that ran, and the mode to capture them in: "off" where memory was short"""
+        self._steps: OrderedDict[tuple[Prior, int], Conditioning] = OrderedDict()
         self._refused: set[Hashable] = set()
         """owners that cannot be captured, at any size"""
         self._spoilt: Counter[Hashable] = Counter()
         """captures that failed through other threads, it seems"""
 
     def loop(
-        self, prior: Prior, config: FuseConfig, shape: tuple[int, int, int], watched: bool
+        self,
+        prior: Prior,
+        config: FuseConfig,
+        shape: tuple[int, int, int],
+        watched: bool,
+        kind: type[Loop] = Loop,
     ) -> Loop | CapturedLoop:
-        """The loop for a batch (N, H, W); ``watched``: a callback or a bar follows the steps."""
-        key = self._key(prior, config, shape, watched)
+        """The loop for a batch (N, H, W), of a kind.
+
+        ``watched``: a callback or a bar follows the steps.
+        """
+        key = self._key(prior, config, shape, watched, kind)
+        new_loop = partial(kind, prior, config, shape, self.backend, watched=watched)
 
         def make(mode: str, capture: CudaCapture) -> CapturedLoop:
             bounded = self.mode == "auto" and self.backend.name != "torch"
-            new = CapturedLoop(
-                partial(self._new_loop, prior, config, shape, watched), mode, capture,
-                MOST_NODES if bounded else None,
-            )  # fmt: skip
+            new = CapturedLoop(new_loop, mode, capture, MOST_NODES if bounded else None)
             if isinstance(prior, CallablePrior):
                 _require_equal(new)
             return new
 
         with self._lock:
             found = self._found(key, make)
-        if isinstance(found, CapturedLoop):
-            return found
-        return self._new_loop(prior, config, shape, watched)
+        return found if isinstance(found, CapturedLoop) else new_loop()
 
-    def evaluate(self, prior: Prior, x: Tensor, conditioning: Conditioning) -> Tensor:
-        """Evaluate ``prior.eps`` of x [N, C, H, W] at the one step of ``conditioning``."""
+    def evaluate(self, prior: Prior, x: Tensor, timestep: int) -> Tensor:
+        """Evaluate ``prior.eps`` of x [N, C, H, W] at a training timestep."""
+        conditioning = self._conditioning(prior, timestep)
         inputs = x, conditioning.table[0]
 
         def work(x: Tensor, row: Tensor) -> tuple[Tensor]:
@@ -147,6 +155,23 @@ class GraphCache:
         if isinstance(found, CapturedCall):
             return found(*inputs)[0]
         return prior.eps(x, conditioning[0])
+
+    def _conditioning(self, prior: Prior, timestep: int) -> Conditioning:
+        """What depends on the timestep alone; kept where graphs are, as a loop's graph keeps it."""
+        key = prior, timestep
+        with self._lock:
+            if key in self._steps:
+                return self._steps[key]
+            made = prior.conditioning(torch.tensor([timestep]))
+            if self.mode != "off":
+                if prior.device.type == "cuda":  # calls on other streams will read it
+                    torch.cuda.current_stream(prior.device).synchronize()
+                self._steps[key] = made
+                while len(self._steps) > SEEN_LIMIT:
+                    for capture in self._captures.values():
+                        capture.wait()  # before its memory is used again
+                    self._steps.popitem(last=False)
+        return made
 
     def call(
         self, name: Hashable, work: Callable[..., Sequence[Tensor]], *inputs: Tensor
@@ -186,17 +211,22 @@ class GraphCache:
         return None if mode in (None, "off") else self._captured(key, make)
 
     def warm_up(
-        self, prior: Prior, config: FuseConfig, shape: tuple[int, int, int], watched: bool = False
+        self,
+        prior: Prior,
+        config: FuseConfig,
+        shape: tuple[int, int, int],
+        watched: bool = False,
+        kind: type[Loop] = Loop,
     ) -> None:
         """Do the first-call work of a shape: capture it, or run one step where nothing is."""
-        key = self._key(prior, config, shape, watched)
+        key = self._key(prior, config, shape, watched, kind)
         with self._lock, torch.inference_mode():
             captures = self.mode != "off" and prior not in self._refused
             if captures and self._seen.get(key) != "off":
                 self._note(key, self._seen.get(key, self.mode))
-                self.loop(prior, config, shape, watched)
+                self.loop(prior, config, shape, watched, kind)
             else:
-                loop = self._new_loop(prior, config, shape, watched)
+                loop = kind(prior, config, shape, self.backend, watched=watched)
                 loop.begin()
                 loop.step(0)
 
@@ -205,6 +235,7 @@ class GraphCache:
         with self._lock:
             self._graphs.clear()
             self._seen.clear()
+            self._steps.clear()
             self._refused.clear()
             for capture in self._captures.values():
                 capture.release()
@@ -225,11 +256,15 @@ class GraphCache:
             for key, graph in list(self._graphs.items())
         ]
 
-    def _key(self, prior: Prior, config: FuseConfig | None, shape: tuple, watched: bool) -> _Key:
-        return _Key(prior.device, tuple(shape), prior, config, self.backend[:2], watched)
-
-    def _new_loop(self, prior, config, shape, watched) -> Loop:
-        return Loop(prior, config, shape, self.backend, watched=watched)
+    def _key(
+        self,
+        prior: Prior,
+        config: FuseConfig | None,
+        shape: tuple[int, ...],
+        watched: bool,
+        kind: type[Loop] | None = None,
+    ) -> _Key:
+        return _Key(prior.device, tuple(shape), prior, config, self.backend[:2], watched, kind)
 
     def _note(self, key: _Key, mode: str) -> None:
         self._seen[key] = mode
@@ -331,7 +366,7 @@ def _require_equal(captured: CapturedLoop) -> None:
     loop = captured.loop
     generator = torch.Generator().manual_seed(0)
     shape = 2, *loop.i.shape
-    planes = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") * 2 - 1
+    planes = torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")
     results = []
     for run in (loop, captured):
         i, v = planes.to(loop.device)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..runtime.capture import CudaCapture, Replay
-from ..sampler import Loop, Sampled, StepInfo
+from ..runtime.transfer import copy_each_, stacked
+from ..sampler import Callback, Loop
 
 
 class LongGraph(RuntimeError):
@@ -70,13 +72,14 @@ class CapturedLoop(Captured):
         self.lock: AbstractContextManager = capture.lock
         with self._measured():
             self.loop = make()
-            self.rows = self.loop.rows
+            self.rows, self.device = self.loop.rows, self.loop.device
             capture.warm_up(self._some_steps)
             if mode == "loop":
                 self.replay = capture.capture(self._all_steps)
             else:
-                self.loop.begin()
+                self._begin = capture.capture(self.loop.begin)
                 self.replay = capture.capture(self._any_step)
+                self._finish = capture.capture(self.loop.finish)
 
     def _all_steps(self) -> None:
         self.loop.begin()
@@ -105,23 +108,23 @@ class CapturedLoop(Captured):
         self.capture.wait()
         self.loop.load(i, v, seed, x_start)
 
-    def run(self, steps: Iterable[int], callback: Callable[[StepInfo], None] | None) -> None:
+    def run(self, steps: Iterable[int], callback: Callback | None) -> None:
         """See :meth:`Loop.run`; in mode "loop" ``steps`` and ``callback`` are not looked at."""
         try:
             if self.mode == "loop":
                 self.replay()
                 return
-            self.loop.begin()
+            self._begin()
             for s in steps:
                 self.replay()
                 self.loop.report(s, callback)
-            self.loop.finish()
+            self._finish()
         finally:  # a callback may raise
             self.capture.record()
 
-    def take(self) -> Sampled:
+    def take(self) -> Any:
         """A copy of the result: the next call overwrites it."""
-        result = Sampled(*(tensor.clone() for tensor in self.loop.take()))
+        result = self.loop.take().kept()
         self.capture.record()
         return result
 
@@ -155,7 +158,10 @@ class CapturedCall(Captured):
 
         # not inference tensors, into which a later call outside of that mode could not copy
         with torch.inference_mode(False), torch.no_grad(), self._measured():
-            self.inputs = [x.clone() for x in inputs]
+            together = stacked(*inputs)
+            self.inputs = (
+                [x.clone() for x in inputs] if together is None else list(together.clone().unbind())
+            )
             capture.warm_up(on_inputs)
             self.replay = capture.capture(on_inputs)
 
@@ -163,8 +169,7 @@ class CapturedCall(Captured):
         """Give copies of what the work gives for such inputs."""
         with self.capture.lock, torch.inference_mode(False), torch.no_grad():
             self.capture.wait()
-            for own, x in zip(self.inputs, inputs, strict=True):
-                own.copy_(x)
+            copy_each_(self.inputs, inputs)
             self.replay()
             results = [x.clone() for x in self.outputs]
             self.capture.record()

@@ -29,7 +29,7 @@ Layout
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -194,8 +194,14 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
         size = x.shape[axis]
         target = -(-size // multiple) * multiple
         if target != size:
-            x = x.index_select(x.ndim + axis, _reflected(size, target, x.device))
+            x = x.index_select(x.ndim + axis, reflected(size, target, x.device))
     return x
+
+
+def padded_size(size: Sequence[int], crop_multiple: int, multiple: int) -> tuple[int, int]:
+    """The height and width that :func:`pad_to_multiple` gives, after cropping to a multiple."""
+    height, width = (-(-(n - n % crop_multiple) // multiple) * multiple for n in size)
+    return height, width
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
@@ -207,7 +213,7 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
     return x[..., :height, :width]
 
 
-def _reflected(size: int, target: int, device: torch.device) -> Tensor:
+def reflected(size: int, target: int, device: torch.device) -> Tensor:
     """Indices 0..size-1, size-2..0, 1.. and so on, `target` of them."""
     period = max(2 * (size - 1), 1)
     index = torch.arange(target, device=device) % period

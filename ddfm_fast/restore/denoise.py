@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from ..images.planes import crop, pad_to_multiple
-from ..priors.conditioning import Conditioning
 from ..priors.prior import Prior
 from ..schedule import make_schedule
 
-Evaluate = Callable[[Prior, Tensor, Conditioning], Tensor]
-"""eps of x [N, C, H, W] at the one step of a conditioning"""
+Evaluate = Callable[[Prior, Tensor, int], Tensor]
+"""eps of x [N, C, H, W] at a training timestep"""
 GRAY_LEVELS = 127.5
 """of a difference of 1 in [−1, 1]"""
 CLIPPED = 0.005
@@ -44,9 +43,9 @@ def channel_level(prior: Prior, sigma: float) -> float:
     return sigma / GRAY_LEVELS * (1.0 if prior.channels == 1 else math.sqrt(3))
 
 
-def evaluate(prior: Prior, x: Tensor, conditioning: Conditioning) -> Tensor:
-    """Evaluate the prior's ``eps`` of x at the one step of ``conditioning``."""
-    return prior.eps(x, conditioning[0])
+def evaluate(prior: Prior, x: Tensor, timestep: int) -> Tensor:
+    """Evaluate the prior's ``eps`` of x at a training timestep."""
+    return prior.eps(x, prior.conditioning(torch.tensor([timestep]))[0])
 
 
 def denoise(
@@ -135,7 +134,7 @@ def _luma_noise(prior: Prior, y: Tensor, sigma: float, seed: int, evaluate: Eval
         n = n.to(y.device)
         x = y + level * (n - n.mean(1, keepdim=True))
     x_t = x / math.sqrt(1 + level**2)  # √ᾱ = 1/√(1 + level²)
-    eps = evaluate(prior, x_t.contiguous(), prior.conditioning(torch.tensor([t])))
+    eps = evaluate(prior, x_t.contiguous(), t)
     return crop(eps.float().mean(1, keepdim=True).mul_(level), height, width)
 
 

@@ -129,12 +129,22 @@ class TritonPixels(CudaPixels):
 
         return images.chroma_planes(rgb)
 
-    def _planes(self, raw: Raw, chroma: bool) -> Planes:
+    def read(self, ir: Raw, vis: Raw, chroma_of: set[str]) -> tuple[Planes, Planes]:
+        """See :class:`Pixels`; both lumas lie in one tensor, so that one copy does for both."""
+        a, b = self._there(ir, vis)
+        count, _, height, width = a.values.shape
+        lumas = torch.empty((2, count, 1, height, width), dtype=torch.float32, device=self.device)
+        return (
+            self._read(a, "ir" in chroma_of, lumas[0]),
+            self._read(b, "vis" in chroma_of, lumas[1]),
+        )
+
+    def _read(self, raw: Raw, chroma: bool, out: Tensor) -> Planes:
         from ..kernels import images
 
         if raw.is_integer and images.reads(raw.spec.value_range):
-            return Planes(*images.read(raw.values, raw.spec.value_range, rgb=chroma))
-        return super()._planes(raw, chroma)
+            return Planes(*images.read(raw.values, raw.spec.value_range, rgb=chroma, out=out))
+        return self._planes(raw, chroma)
 
     def _values(self, fused: Fused, spec: ImageSpec, chroma: Tensor | None, dims: bool) -> Tensor:
         from ..kernels import images

@@ -95,11 +95,60 @@ class Download(NamedTuple):
         return torch.from_numpy(self.host.numpy().copy())
 
 
+class Answer(NamedTuple):
+    """A truth on its way to the host; what asks for it waits."""
+
+    host: Tensor
+    event: Any
+
+    @classmethod
+    def of(cls, flag: Tensor) -> Answer:
+        """Fetch a single truth once the current stream's work is done."""
+        if not flag.is_cuda:
+            return cls(flag.clone(), None)
+        host = torch.empty((), dtype=torch.bool, pin_memory=True)
+        host.copy_(flag, non_blocking=True)
+        return cls(host, torch.cuda.current_stream(flag.device).record_event())
+
+    def __bool__(self) -> bool:
+        if self.event is not None:
+            self.event.synchronize()
+        return bool(self.host)
+
+
+def stacked(*tensors: Tensor) -> Tensor | None:
+    """A view of two tensors alike that lie in one storage, the second behind the first; or None.
+
+    One copy then does for both.
+    """
+    if len(tensors) != 2:
+        return None
+    a, b = tensors
+    alike = a.shape == b.shape and a.stride() == b.stride() and a.dtype == b.dtype
+    if not alike or a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr():
+        return None
+    between = b.storage_offset() - a.storage_offset()
+    return a.as_strided((2, *a.shape), (between, *a.stride())) if between >= 0 else None
+
+
+def copy_each_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors into others: two of them at once where they are :func:`stacked`."""
+    target, source = stacked(*targets), stacked(*sources)
+    if target is not None and source is not None:
+        target.copy_(source)
+        return
+    for own, x in zip(targets, sources, strict=True):
+        own.copy_(x)
+
+
 def fetched(*tensors: Tensor) -> list[Tensor]:
     """Tensors on the host, after waiting for all of them at once; there already, as they are.
 
     What was fetched is for a short while: it lies in page-locked memory.
     """
+    together = stacked(*tensors)
+    if together is not None and together.is_cuda:
+        return list(fetched(together)[0].unbind())
     found = [
         torch.empty(t.shape, dtype=t.dtype, pin_memory=True).copy_(t, non_blocking=True)
         if t.is_cuda

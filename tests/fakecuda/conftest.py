@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 
 import pytest
+from analytic import tanh_prior
 
 if not hasattr(ctypes.CDLL(None), "fake_launch_count"):
     collect_ignore_glob = ["test_*.py"]  # this process has no fake device
@@ -20,6 +21,21 @@ def allowed_violations():
     yield allowed
     found = {v for v in fakeplugin.violations() if not any(part in v for part in allowed)}
     assert not found
+
+
+@pytest.fixture
+def small_prior():
+    """Makes analytic priors, each another one, that may do something with x first."""
+
+    def make(first=lambda x: None):
+        def prior(x, t):
+            first(x)
+            return tanh_prior(x, t)
+
+        prior.multiple = 1
+        return prior
+
+    return make
 
 
 @pytest.fixture(autouse=True)

@@ -169,7 +169,7 @@ class Numbers(TorchDispatchMode):
         if name in READS:
             return func(*on_host(args), **on_host(kwargs))
         if name in BLANK:
-            if self.poisoned:
+            if self.poisoned and out[0].is_cuda:
                 poison(out[0])
             return result
         held = {t.untyped_storage().data_ptr() for t in given}

@@ -11,7 +11,6 @@ import fakeplugin
 import numpy as np
 import pytest
 import torch
-from analytic import tanh_prior
 
 from ddfm_fast import Fuser
 from ddfm_fast.config import FuseConfig
@@ -107,40 +106,33 @@ def draw(cache, prior, size=(1, 32, 48), config=CONFIG):
 
 
 def on_device(function):
-    function.multiple = 1
     return load_prior(function, device=DEVICE)
 
 
-def test_a_prior_that_reads_a_value_runs_eagerly_and_is_told_once(allowed_violations):
+def test_a_prior_that_reads_a_value_runs_eagerly_and_is_told_once(allowed_violations, small_prior):
     allowed_violations.append("cudaStreamSynchronize of a capturing stream")
-
-    def host(x, t):
-        float(x.sum())
-        return tanh_prior(x, t)
-
-    cache, prior = GraphCache("loop", KERNELS), on_device(host)
+    cache, prior = GraphCache("loop", KERNELS), on_device(small_prior(reads_on_the_host))
     with pytest.warns(DDFMWarning, match="cannot be captured") as told:
         for size in [(1, 32, 48)] * 3 + [(1, 48, 32)] * 3:
             draw(cache, prior, size)
     assert len(cache) == 0 and len(told) == 1
     torch.randn(3, device=DEVICE)
-    other = on_device(lambda x, t: tanh_prior(x, t))
+    other = on_device(small_prior())
     for _ in range(2):
         draw(cache, other)
     assert [s["mode"] for s in cache.summary()] == ["loop"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_interrupted_capture_is_made_by_the_next_call(error):
+def test_an_interrupted_capture_is_made_by_the_next_call(error, small_prior):
     pressed = []
 
-    def prior(x, t):
+    def press(x):
         if torch.cuda.is_current_stream_capturing() and not pressed:
             pressed.append(True)
             raise error
-        return tanh_prior(x, t)
 
-    cache, prior = GraphCache("loop", KERNELS), on_device(prior)
+    cache, prior = GraphCache("loop", KERNELS), on_device(small_prior(press))
     draw(cache, prior)
     before = torch.cuda.current_stream()
     with pytest.raises(error):
@@ -152,7 +144,7 @@ def test_an_interrupted_capture_is_made_by_the_next_call(error):
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_capture_spoilt_by_another_thread_is_made_later(allowed_violations):
+def test_a_capture_spoilt_by_another_thread_is_made_later(allowed_violations, small_prior):
     allowed_violations.append("cudaDeviceSynchronize while ANOTHER thread captures")
     spoilt = []
 
@@ -160,20 +152,19 @@ def test_a_capture_spoilt_by_another_thread_is_made_later(allowed_violations):
         with pytest.raises(RuntimeError):
             torch.cuda.synchronize()
 
-    def prior(x, t):
+    def spoil(x):
         if torch.cuda.is_current_stream_capturing() and not spoilt:
             spoilt.append(threading.Thread(target=waits))
             spoilt[0].start()
             spoilt[0].join()
-        return tanh_prior(x, t)
 
-    cache, prior = GraphCache("loop", KERNELS), on_device(prior)
+    cache, prior = GraphCache("loop", KERNELS), on_device(small_prior(spoil))
     for expected in (0, 0, 1):
         draw(cache, prior)
         assert len(cache) == expected
 
 
-def test_other_threads_may_draw_allocate_and_read_during_a_capture():
+def test_other_threads_may_draw_allocate_and_read_during_a_capture(small_prior):
     errors = []
 
     def other():
@@ -186,21 +177,20 @@ def test_other_threads_may_draw_allocate_and_read_during_a_capture():
         except Exception as error:
             errors.append(error)
 
-    def prior(x, t):
+    def run_other(x):
         if torch.cuda.is_current_stream_capturing():
             thread = threading.Thread(target=other)
             thread.start()
             thread.join()
-        return tanh_prior(x, t)
 
     cache = GraphCache("loop", KERNELS)
-    cache.warm_up(on_device(prior), CONFIG, (1, 32, 48))
+    cache.warm_up(on_device(small_prior(run_other)), CONFIG, (1, 32, 48))
     assert not errors and len(cache) == 1
 
 
-def test_two_threads_capture_in_turn():
+def test_two_threads_capture_in_turn(small_prior):
     caches = [GraphCache("loop", KERNELS) for _ in range(2)]
-    priors = [on_device(lambda x, t: tanh_prior(x, t)) for _ in caches]
+    priors = [on_device(small_prior()) for _ in caches]
     errors = []
 
     def work(n):

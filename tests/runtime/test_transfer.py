@@ -9,7 +9,7 @@ from clips import pan, quick_fuser, read_clip
 
 from ddfm_fast.api import Fuser
 from ddfm_fast.images.pixels import Pixels
-from ddfm_fast.runtime.transfer import Transfer
+from ddfm_fast.runtime.transfer import Transfer, copy_each_, fetched, stacked
 from ddfm_fast.video import fuse_video
 
 
@@ -53,3 +53,26 @@ def test_memory_on_the_device_is_flat():
         if n in (100, 399):
             seen.append(torch.cuda.memory_allocated())
     assert seen[1] <= seen[0] * 1.05
+
+
+def test_two_tensors_in_one_storage_are_one():
+    both = torch.rand(2, 1, 1, 20, 24)
+    first, second = both
+    assert torch.equal(stacked(first, second), both)
+    assert stacked(first, second).data_ptr() == both.data_ptr()
+    cropped = stacked(first[..., :16, :20], second[..., :16, :20])
+    assert torch.equal(cropped, both[..., :16, :20])
+    assert torch.equal(stacked(first, first), torch.stack([first, first]))
+    for others in [
+        (second, first),
+        (first, second.clone()),
+        (first, second[..., :16, :]),
+        (first,),
+    ]:
+        assert stacked(*others) is None
+    targets = torch.zeros(2, 1, 1, 20, 24)
+    copy_each_(targets.unbind(), (first, second.clone()))
+    assert torch.equal(targets, both)
+    copy_each_(targets.unbind(), (second, second))
+    assert torch.equal(targets[0], second) and torch.equal(targets[1], second)
+    assert fetched(first, second)[1] is second, "on the host as they are"
