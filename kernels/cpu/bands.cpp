@@ -8,13 +8,9 @@
 // Rows are done in blocks of a fixed size, so nothing depends on the number of threads. bands.py
 // fills the structs and checks shapes.
 
-#include "vectors.h"
+#include "rows.h"
 
-// Rows of a task; pixels that are worth a second thread.
-constexpr int64_t ROWS = 32, MANY_PIXELS = 1 << 17;
 constexpr float SMALL = 1e-12f;
-// Floats before a row, for what is mirrored.
-constexpr int64_t MARGIN = 16;
 // Rows that the filter sees, and that it sees when applied twice.
 constexpr int TAPS = 5, WIDE_TAPS = 9;
 
@@ -47,42 +43,7 @@ struct Sky {
 };
 }
 
-// Rows [first, end) of a result; false where there is no memory.
-template <class Call>
-using Part = bool (*)(const Call &, int64_t first, int64_t end);
-
-template <class Call>
-struct RowTask {
-    const Call &call;
-    Part<Call> part;
-    int64_t rows;
-    std::atomic<int64_t> next{0};
-    std::atomic<bool> failed{false};
-};
-
-template <class Call>
-static void run_blocks(void *argument) {
-    RowTask<Call> &task = *(RowTask<Call> *)argument;
-    for (int64_t first; (first = ROWS * task.next.fetch_add(1)) < task.rows;) {
-        const int64_t end = first + ROWS;
-        if (!task.part(task.call, first, end < task.rows ? end : task.rows)) task.failed = true;
-    }
-}
-
-// Block after block of the result's rows; 0, or 1 where there was no memory.
-template <class Call>
-static int run(const Call &call, Part<Call> part, int64_t rows, int64_t threads) {
-    RowTask<Call> task{call, part, rows};
-    if (call.team && threads > 1 && call.height * call.width >= MANY_PIXELS)
-        call.team(run_blocks<Call>, &task, (unsigned)threads, 0);
-    else
-        run_blocks<Call>(&task);
-    return task.failed;
-}
-
 static int64_t half(int64_t size) { return (size + 1) / 2; }
-
-static int64_t pitch_of(int64_t width) { return (width + MARGIN) / MARGIN * MARGIN + 2 * MARGIN; }
 
 static int64_t mirrored(int64_t at, int64_t size) {
     while (at < 0 || at >= size) at = at < 0 ? -at : 2 * (size - 1) - at;
@@ -317,12 +278,12 @@ int64_t ddfm_sky_bytes() { return sizeof(Sky); }
 
 // 0, or 1 where there was no memory.
 int ddfm_level(const Level *level, int64_t threads) {
-    return run(*level, fuse_rows, level->height, threads);
+    return run(*level, fuse_rows, level->height, threads, level->height * level->width);
 }
 
 int ddfm_twice(const Twice *twice, int64_t threads) {
-    return run(*twice, twice_rows, twice->height, threads);
+    return run(*twice, twice_rows, twice->height, threads, twice->height * twice->width);
 }
 
-int ddfm_sky(const Sky *sky, int64_t threads) { return run(*sky, sky_rows, sky->height, threads); }
+int ddfm_sky(const Sky *sky, int64_t threads) { return run(*sky, sky_rows, sky->height, threads, sky->height * sky->width); }
 }

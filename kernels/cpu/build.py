@@ -28,8 +28,8 @@ from ddfm_fast.runtime import environment
 from . import cache
 
 HERE = Path(__file__).parent
-SOURCES = HERE / "layer.cpp", HERE / "attention.cpp", HERE / "bands.cpp"
-HEADERS = HERE / "vectors.h", HERE / "layer.h", HERE / "winograd.h"
+SOURCES = tuple(HERE / f"{name}.cpp" for name in ("layer", "attention", "bands", "pixels"))
+HEADERS = tuple(HERE / f"{name}.h" for name in ("vectors", "rows", "layer", "winograd"))
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
          "-fPIC", "-shared")  # fmt: skip
 SWITCH = "DDFM_FAST_CPU_KERNELS"
@@ -47,7 +47,7 @@ class Library:
 
     def __init__(self, library: ctypes.CDLL):
         self.shared = library
-        """with the functions of ``bands`` too"""
+        """with the functions of ``bands`` and ``pixels`` too"""
         self.layer, self.attention = library.ddfm_layer, library.ddfm_attention
         for function in (self.layer, self.attention):
             function.argtypes = [ctypes.c_char_p, ctypes.c_int64]
