@@ -9,9 +9,7 @@ Each is one pass over memory, and gives the same for any number of threads.
 
 from __future__ import annotations
 
-import ctypes
 import struct
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -30,19 +28,10 @@ BLOCK = 1 << 14
 """values of which a task keeps the least and the greatest, or 64 times as many as it keeps"""
 
 
-class Library:
-    """The compiled functions, and what runs them on several threads."""
+class Library(build.Functions):
+    """The compiled functions."""
 
-    def __init__(self, library: ctypes.CDLL, team: int):
-        self.team = team
-        self.read, self.order, self.give = library.ddfm_read, library.ddfm_order, library.ddfm_give
-        for function in (self.read, self.order, self.give):
-            function.argtypes = [ctypes.c_char_p, ctypes.c_int64]
-        numbers = library.ddfm_read_bytes, library.ddfm_order_bytes, library.ddfm_give_bytes
-        for number in numbers:
-            number.restype = ctypes.c_int64
-        if [number() for number in numbers] != [s.size for s in (READ, ORDER, GIVE)]:
-            raise RuntimeError("structs of the compiled code have other sizes than here")
+    STRUCTS = {"read": READ, "order": ORDER, "give": GIVE}
 
 
 def status() -> str | None:
@@ -53,13 +42,7 @@ def status() -> str | None:
 @lru_cache(maxsize=1)
 def load() -> tuple[Library | None, str | None]:
     """Find the functions in the library that ``build`` loads once, or None and the reason."""
-    found, reason = build.load()
-    if found is None:
-        return None, reason
-    try:
-        return Library(found.shared, found.team), None
-    except (AttributeError, RuntimeError) as error:
-        return None, str(error)
+    return build.functions(Library)
 
 
 def library() -> Library:
@@ -92,11 +75,10 @@ def read_luma(values: Tensor) -> Tensor:
     else:
         values = _readable(values)
     for image, luma in zip(values, out, strict=True):
-        call = READ.pack(
-            _address("values", image), luma.data_ptr(), compiled.team, height, width, channels,
+        compiled.run(
+            "read", _address("values", image), luma.data_ptr(), compiled.team, height, width, channels,
             values.element_size(), image.stride(1), image.stride(2), image.stride(0),
         )  # fmt: skip
-        _run(compiled.read, call)
     return out
 
 
@@ -128,11 +110,10 @@ def limits(y: Tensor, ir: Tensor, vis: Tensor, stretch: str) -> Tensor:
     found = memory.empty(len(y), 4)
     for planes in zip(y, ir, vis, found, strict=True):
         values, first, second, out = (plane.data_ptr() for plane in planes)
-        call = ORDER.pack(
-            values, first, second, kept.data_ptr(), ends.data_ptr(), out, compiled.team,
+        compiled.run(
+            "order", values, first, second, kept.data_ptr(), ends.data_ptr(), out, compiled.team,
             count, rank, block,
         )  # fmt: skip
-        _run(compiled.order, call)
     low, high, least, most = found.T.reshape(4, -1, 1, 1, 1)
     if stretch != "sources":
         return torch.stack((low, high))
@@ -177,13 +158,12 @@ def give_back(
         if chroma is not None:
             steps = (chroma.stride(axis) for axis in (2, 3, 1))
             colors = (_address("chroma", chroma[k]), chroma.element_size(), *steps)
-        call = GIVE.pack(
-            _address("luma", y[k]), colors[0], planes[k].data_ptr(), compiled.team,
+        compiled.run(
+            "give", _address("luma", y[k]), colors[0], planes[k].data_ptr(), compiled.team,
             height, width, fused.limits is not None, dims, *colors[1:],
             planes.element_size(), *(planes.stride(axis) for axis in (2, 3, 1)), planes.shape[1],
             low, high,
         )  # fmt: skip
-        _run(compiled.give, call)
     return out
 
 
@@ -225,8 +205,3 @@ def _address(name: str, x: Tensor) -> int:
             f"that begins at a multiple of {x.element_size()} bytes, without that bit: .clone() it"
         )
     return found
-
-
-def _run(function: Callable[[bytes, int], int], call: bytes) -> None:
-    if function(call, torch.get_num_threads()):
-        raise MemoryError("not enough memory for the pixels of an image")
