@@ -1,20 +1,16 @@
-// Faster versions of parts of ddfm_fast/target on a CPU, float32, each in one pass.
+// A level of the fused pyramid from the coarser one, and smoothing, for choose.cpp.
 //
-// ddfm_level: from a level of the sources' Gaussian pyramids, the next coarser one, the coarser
+// fuse_rows: from a level of the sources' Gaussian pyramids, the next coarser one, the coarser
 // result and the maps of the data terms to the result at the level: bands, their local energies by
 // the binomial filter over a ring of rows, share, coring, sky, conflict, gain, sum and clamp.
-// ddfm_twice: a plane smoothed twice.
-// ddfm_sky: the sky of local means and mean squares.
-// Rows are done in blocks of a fixed size, so nothing depends on the number of threads. bands.py
-// fills the structs and checks shapes.
+
+#pragma once
 
 #include "rows.h"
 
 constexpr float SMALL = 1e-12f;
 // Rows that the filter sees, and that it sees when applied twice.
 constexpr int TAPS = 5, WIDE_TAPS = 9;
-
-extern "C" {
 
 struct Level {
     const float *sources[2], *coarse[2];  // [height, width] and half of it, rounded up
@@ -26,22 +22,6 @@ struct Level {
     double share, gain, coring, sky_coring, sky_share;
     double margin;  // times the brighter source that a result may be at most, clamped to 1; 0: any
 };
-
-struct Twice {
-    const float *plane;  // [height, width]
-    float *out;
-    Team team;
-    int64_t height, width;
-};
-
-struct Sky {
-    const float *mean, *square;  // [height, width]
-    float *out;
-    Team team;
-    int64_t height, width;
-    double luma, slope, deviation, least;  // the least exponent
-};
-}
 
 static int64_t half(int64_t size) { return (size + 1) / 2; }
 
@@ -222,68 +202,4 @@ static void smooth_across(const float *const *rows, int64_t width, float *__rest
     for (int64_t x = 0; x < width; x++)
         out[x] = ((a[x] + i[x]) + 8 * (b[x] + h[x]) + 28 * (c[x] + g[x]) + 56 * (d[x] + f[x]) +
                   70 * e[x]) * (1 / 65536.0f);
-}
-
-// Rows [first, end) of a plane that is smoothed twice.
-static bool twice_rows(const Twice &twice, int64_t first, int64_t end) {
-    const int64_t pitch = pitch_of(twice.width), reach = WIDE_TAPS / 2;
-    const Rows rows{scratch.floats((WIDE_TAPS + 1) * pitch), pitch};
-    if (!rows.memory) return false;
-    for (int64_t y = first - reach; y < end + reach; y++) {
-        const float *from = twice.plane + mirrored(y, twice.height) * twice.width;
-        smooth_along(from, twice.width, rows.at(WIDE_TAPS), rows.at((y + WIDE_TAPS) % WIDE_TAPS));
-        const int64_t middle = y - reach;
-        if (middle < first) continue;
-        const float *seen[WIDE_TAPS];
-        for (int64_t k = 0; k < WIDE_TAPS; k++) seen[k] = rows.at((y + 1 + k) % WIDE_TAPS);
-        smooth_across(seen, twice.width, twice.out + middle * twice.width);
-    }
-    return true;
-}
-
-// Apart from the difference, so that products are rounded as elsewhere: a variance is that small.
-__attribute__((noinline)) static void square_all(const float *__restrict x, int64_t count,
-                                                 float *__restrict out) {
-    for (int64_t i = 0; i < count; i++) out[i] = x[i] * x[i];
-}
-
-// Rows [first, end) of the sky, which are one row here.
-static bool sky_rows(const Sky &sky, int64_t first, int64_t end) {
-    const float luma = (float)sky.luma, slope = (float)sky.slope, least_power = (float)sky.least;
-    const float factor = (float)(-1 / (sky.deviation * sky.deviation));
-    const int64_t from = first * sky.width, count = (end - first) * sky.width;
-    float *squares = scratch.floats(count + VL);
-    if (!squares) return false;
-    square_all(sky.mean + from, count, squares);
-    for (int64_t i = 0; i < count; i += VL) {
-        const vec mean = load_up_to(sky.mean + from + i, count - i);
-        const vec square = load_up_to(sky.square + from + i, count - i);
-        const vec variance = most(square - load_up_to(squares + i, count - i), vec{});
-        const vec flat = exp2_of(most(variance * factor, same(least_power)), LOG2E);
-        const vec bright = least(most((mean - luma) * slope, same(-87.0f)), same(87.0f));
-        const vec value = flat / (1.0f + exp2_of(bright, -LOG2E));
-        if (count - i >= VL)
-            store(sky.out + from + i, value);
-        else
-            store_some(sky.out + from + i, value, (int)(count - i));
-    }
-    return true;
-}
-
-extern "C" {
-
-int64_t ddfm_level_bytes() { return sizeof(Level); }
-int64_t ddfm_twice_bytes() { return sizeof(Twice); }
-int64_t ddfm_sky_bytes() { return sizeof(Sky); }
-
-// 0, or 1 where there was no memory.
-int ddfm_level(const Level *level, int64_t threads) {
-    return run(*level, fuse_rows, level->height, threads, level->height * level->width);
-}
-
-int ddfm_twice(const Twice *twice, int64_t threads) {
-    return run(*twice, twice_rows, twice->height, threads, twice->height * twice->width);
-}
-
-int ddfm_sky(const Sky *sky, int64_t threads) { return run(*sky, sky_rows, sky->height, threads, sky->height * sky->width); }
 }
