@@ -22,8 +22,8 @@ class Planes(NamedTuple):
     luma: Tensor
     """[N, 1, H, W] float32 in [0, 1]"""
     rgb: Tensor | None
-    """[N, 3, H, W], where its chroma was asked for; of a gray source its luma three times; in [0, 1],
-    or what :meth:`Pixels.unit` makes so"""
+    """[N, 3, H, W], where its chroma was asked for; of a gray source its luma three times;
+    in [0, 1], or what :meth:`Pixels.unit` makes so"""
 
 
 class Given(Protocol):

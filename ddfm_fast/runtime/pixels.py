@@ -71,7 +71,9 @@ class NativePixels(Pixels):
 
     def unit(self, rgb: Tensor) -> Tensor:
         """See :class:`Pixels`."""
-        return rgb.to(torch.float32).div_(INTEGER_MAX[rgb.dtype]) if rgb.dtype in INTEGER_MAX else rgb
+        return (
+            rgb.to(torch.float32).div_(INTEGER_MAX[rgb.dtype]) if rgb.dtype in INTEGER_MAX else rgb
+        )
 
     def _source(self, raw: Raw, chroma: bool, whole: bool) -> Planes:
         """One source; ``whole``: whether its RGB may stay integers."""

@@ -172,9 +172,7 @@ class _Level(NamedTuple):
 class _Maps:
     """Maps of the pyramid's levels, each made from the level where it was computed."""
 
-    def __init__(
-        self, sizes: list[tuple[int, int]], *known: tuple[int, Tensor] | None
-    ):
+    def __init__(self, sizes: list[tuple[int, int]], *known: tuple[int, Tensor] | None):
         self.planes = [None if e is None else _carried(e[1], e[0], sizes) for e in known]
 
     def at(self, level: int) -> _Level:

@@ -444,10 +444,8 @@ class TemporalFuser:
         x_start = noised(em.grey(start), z, self.rows[0])
         sampled = self._warm.sample(i, v, seed=self.fuser.seed, x_start=x_start)
         self.evaluations += len(i) * len(self.rows)
-        if self.preset.polish:
-            luma = _polished(em, sampled.x0, self.preset.polish)
-        else:
-            luma = sampled.luma
+        polish = self.preset.polish
+        luma = _polished(em, sampled.x0, polish) if polish else sampled.luma
         return (crop(luma, height, width) + 1) / 2  # a copy: the sampler may use its buffers again
 
 

@@ -47,9 +47,7 @@ def carry(
     return first, second
 
 
-def trusted(
-    now: Tensor, kept: Tensor, flow: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
+def trusted(now: Tensor, kept: Tensor, flow: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Move the frame before where that explains the sources better, and say how well it does.
 
     Args:

@@ -29,7 +29,9 @@ from ddfm_fast.runtime import environment
 from . import cache
 
 HERE = Path(__file__).parent
-SOURCES = tuple(HERE / f"{name}.cpp" for name in ("layer", "attention", "choose", "pixels", "carry"))
+SOURCES = tuple(
+    HERE / f"{name}.cpp" for name in ("layer", "attention", "choose", "pixels", "carry")
+)
 HEADERS = tuple(HERE / f"{name}.h" for name in ("vectors", "rows", "levels", "layer", "winograd"))
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
          "-fPIC", "-shared")  # fmt: skip

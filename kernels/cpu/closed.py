@@ -154,5 +154,3 @@ def _places(height: int, width: int) -> dict[str, tuple[int, int, int]]:
         places[name] = at, h, w
         at += h * w
     return places
-
-
