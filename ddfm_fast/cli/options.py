@@ -222,6 +222,9 @@ Realtime = Annotated[
     bool,
     option(RUNTIME, "Keep up with the clock: drop the oldest of two waiting pairs.", "--realtime"),
 ]
+Profile = Annotated[
+    bool, option(OUTPUT, "Print how long each stage worked on a frame.", "--profile")
+]
 
 # evaluate and ablate
 

@@ -49,6 +49,7 @@ def video(
     side_by_side: opt.SideBySide = False,
     gray: opt.Gray = False,
     color_from: opt.ColorSource = opt.ColorFrom.auto,
+    profile: opt.Profile = False,
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
     realtime: opt.Realtime = False,
@@ -75,6 +76,8 @@ def video(
         if result.error is not None and len(tasks) == 1:
             raise result.error
         _echo_result(result, quiet=quiet or as_json)
+        if profile and not as_json and result.report is not None:
+            _echo_profile(result.report)
 
     with termination_is_an_interrupt():
         results = run_tasks(tasks, fuser=fuser, on_result=tell, **options)
@@ -160,6 +163,14 @@ def _echo_report(report: VideoReport, *, quiet: bool) -> None:
         kept = f"the frames up to there, {report.frames}, are in {report.out}"
         kept = kept if report.frames else "nothing was written"
         typer.echo(f"stopped: {report.stopped}; {kept}", err=True)
+
+
+def _echo_profile(report: VideoReport) -> None:
+    """Print where the time went: milliseconds a frame that each stage worked, beside the others."""
+    frames = max(1, report.frames)
+    for stage, seconds in report.stages.items():
+        typer.echo(f"{stage:<8}{seconds * 1e3 / frames:8.1f} ms a frame")
+    typer.echo(f"{'in all':<8}{report.seconds * 1e3 / frames:8.1f} ms a frame, stages overlapping")
 
 
 def _exit_code(results: list[TaskResult]) -> int:

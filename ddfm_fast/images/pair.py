@@ -27,7 +27,7 @@ class Pair(NamedTuple):
     vis: Tensor
     """likewise"""
     chroma: Tensor | None
-    """RGB [N, 3, H, W] whose chroma the result takes, or None for gray"""
+    """RGB [N, 3, H, W] whose chroma the result takes, as ``pixels`` read it, or None for gray"""
     color_from: list[str]
     """of each image: "ir" or "vis", the source that chroma is of"""
     functional: list[bool]

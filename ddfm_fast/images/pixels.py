@@ -22,7 +22,8 @@ class Planes(NamedTuple):
     luma: Tensor
     """[N, 1, H, W] float32 in [0, 1]"""
     rgb: Tensor | None
-    """[N, 3, H, W], where its chroma was asked for; of a gray source its luma three times"""
+    """[N, 3, H, W], where its chroma was asked for; of a gray source its luma three times;
+    in [0, 1], or what :meth:`Pixels.unit` makes so"""
 
 
 class Given(Protocol):
@@ -97,6 +98,10 @@ class Pixels:
         """The planes [N, C, H, W] in [0, 1] of a result."""
         y = fused.stretched()
         return y if chroma is None else with_luma(y, chroma, dims=dims)
+
+    def unit(self, rgb: Tensor) -> Tensor:
+        """RGB as it was read, as float32 in [0, 1]."""
+        return rgb
 
     def chroma_planes(self, rgb: Tensor) -> Tensor:
         """Blue and red differences of RGB: as ``ddfm_fast.images.color.chroma_planes``."""

@@ -95,6 +95,18 @@ def source_limits(y: Tensor, ir: Tensor, vis: Tensor, share: float = SHARE) -> T
     both = torch.stack((ir, vis)).flatten(2)
     least = both.amin((0, 2)).view(-1, 1, 1, 1)
     most = both.amax((0, 2)).view(-1, 1, 1, 1)
+    return limits_between(low, high, least, most)
+
+
+def limits_between(low: Tensor, high: Tensor, least: Tensor, most: Tensor) -> Tensor:
+    """Limits by which low and high become the range that a margin adds to, [2, N, 1, 1, 1].
+
+    Args:
+        low: Percentile of a fused luma, [N, 1, 1, 1], likewise ``high``.
+        high: See ``low``.
+        least: Least luma of the sources, of that shape.
+        most: Their greatest.
+    """
     margin = MARGIN * (most - least)
     least, most = (least - margin).clamp_(min=0), (most + margin).clamp_(max=1)
     flat = (high - low <= FLAT) | (most - least <= FLAT)

@@ -184,7 +184,7 @@ class SourceModel:
         """Take the noise out of the chroma that results get.
 
         Args:
-            rgb: [N, 3, H, W] in [0, 1], whose chroma it is.
+            rgb: [N, 3, H, W], as ``pixels`` read it, whose chroma it is.
             fused: The fused lumas.
             color_from: Of each image, the source that it is of.
             estimators: Of Cb and Cr, a video's running ones.
@@ -193,10 +193,12 @@ class SourceModel:
             The images, of whose values only chroma counts, and what was found in each, σ in gray
             levels; clean ones as they were.
         """
-        images, found = list(rgb.split(1)), [0.0] * len(rgb)
+        found = [0.0] * len(rgb)
         if all(self.wanted[name] == "off" for name in color_from):
             return rgb, found
-        (planes,) = fetched(self.pixels.chroma_planes(rgb))
+        unit = self.pixels.unit(rgb)
+        images = list(unit.split(1))
+        (planes,) = fetched(self.pixels.chroma_planes(unit))
         for n, name in enumerate(color_from):
             if self.wanted[name] == "off":
                 continue

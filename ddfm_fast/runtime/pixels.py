@@ -2,7 +2,8 @@
 
 On a CUDA device integers travel as they are, in one copy for both sources. With Triton one kernel
 makes planes of each, one makes a result of luma, limits and chroma, and the limits are found
-without waiting. Elsewhere, and for floats, :class:`ddfm_fast.images.pixels.Pixels` does the work.
+without waiting. On a CPU compiled C++ does likewise. Elsewhere, and for floats,
+:class:`ddfm_fast.images.pixels.Pixels` does the work.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..images.containers import pack
+from ..images.containers import INTEGER_MAX, pack
 from ..images.pixels import Given, Here, Pixels, Planes
 from ..images.planes import ImageSpec, Raw, as_values, read_raw
 from ..images.stretch import Fused
@@ -24,9 +25,80 @@ from .transfer import Download, Transfer, Upload
 
 def pixels_for(device: torch.device, backend: str) -> Pixels:
     """Make what reads and gives back the images of a fuser."""
+    if device.type == "cpu":
+        return NativePixels(device)
     if device.type != "cuda":
         return Pixels(device)
     return CudaPixels(device) if backend == "torch" else TritonPixels(device)
+
+
+class NativePixels(Pixels):
+    """Works on integers by ``kernels.cpu.pixels``, where that can be compiled.
+
+    The RGB that it reads stays integers until the result is made.
+    """
+
+    def read(self, ir: Raw, vis: Raw, chroma_of: set[str]) -> tuple[Planes, Planes]:
+        """See :class:`Pixels`; the RGB of both is of one dtype."""
+        if not _compiled():
+            return super().read(ir, vis, chroma_of)
+        raws = {"ir": ir, "vis": vis}
+        whole = len({_kept_as(raws[name]) for name in chroma_of}) == 1
+        a, b = (self._source(raws[name], name in chroma_of, whole) for name in raws)
+        return a, b
+
+    def limits(self, stretch: str, y: Tensor, ir: Tensor, vis: Tensor) -> Tensor | None:
+        """See :class:`Pixels`."""
+        planes = y, ir, vis
+        fits = all(p.dtype == torch.float32 and p.is_contiguous() and p.is_cpu for p in planes)
+        if stretch == "none" or not fits or ir.shape != y.shape or not _compiled():
+            return super().limits(stretch, y, ir, vis)
+        from ..kernels.cpu import pixels
+
+        return pixels.limits(y, ir, vis, stretch)
+
+    def give_back(
+        self, fused: Fused, spec: ImageSpec, *, chroma: Tensor | None = None, dims: bool = False
+    ) -> Given:
+        """See :class:`Pixels`."""
+        if not _in_whole_numbers(spec) or fused.luma.dtype != torch.float32 or not _compiled():
+            chroma = None if chroma is None else self.unit(chroma)
+            return super().give_back(fused, spec, chroma=chroma, dims=dims)
+        from ..kernels.cpu import pixels
+
+        values = pixels.give_back(fused, spec, chroma=chroma, dims=dims)
+        return Here(pack(values.to(spec.device), spec.container))
+
+    def unit(self, rgb: Tensor) -> Tensor:
+        """See :class:`Pixels`."""
+        return (
+            rgb.to(torch.float32).div_(INTEGER_MAX[rgb.dtype]) if rgb.dtype in INTEGER_MAX else rgb
+        )
+
+    def _source(self, raw: Raw, chroma: bool, whole: bool) -> Planes:
+        """One source; ``whole``: whether its RGB may stay integers."""
+        if _kept_as(raw) is None:
+            return self.split(raw.planes().to(self.device), chroma)
+        from ..kernels.cpu import pixels
+
+        rgb = raw.values.expand(-1, 3, -1, -1) if chroma else None
+        rgb = rgb if rgb is None or whole else self.unit(rgb)
+        return Planes(pixels.read_luma(raw.values), rgb)
+
+
+def _compiled() -> bool:
+    from ..kernels.cpu import pixels
+
+    return pixels.status() is None
+
+
+def _kept_as(raw: Raw) -> torch.dtype | None:
+    """The dtype of integers that the C++ reads, else None."""
+    return raw.values.dtype if _in_whole_numbers(raw.spec) and raw.values.is_cpu else None
+
+
+def _in_whole_numbers(spec: ImageSpec) -> bool:
+    return spec.dtype in INTEGER_MAX and spec.value_range is None
 
 
 class OnItsWay(NamedTuple):

@@ -18,15 +18,16 @@ hole.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .pyramid import bands, depth, down, down_times, smooth, up
-from .terms import CENTER, base_weight, compiled, conflict, product, sky
+from .terms import CENTER, base_weight, conflict, product, sky
 
 LEVELS = 5
 """bands above the coarsest level"""
@@ -121,22 +122,26 @@ def choose(
 
 def _choose(i: Tensor, v: Tensor, terms: Terms) -> Tensor:
     levels = depth(i.shape[-2], i.shape[-1], LEVELS)
-    fuse, finest = _level_function(i)
     i, v = i.contiguous(), v.contiguous()
+    if (fast := _compiled(i)) is not None:
+        return fast.choose(i, v, terms, levels, BLACK_MARGIN)
     g_i, g_v = down_times(i, levels), down_times(v, levels)
-    maps = _maps(g_i, g_v, v, terms, finest)
+    maps = _maps(g_i, g_v, v, terms)
     out = _base(g_i, g_v, maps, terms)
     for k in reversed(range(levels)):
         sources, coarse = (g_i[k], g_v[k]), (g_i[k + 1], g_v[k + 1])
         margin = 0.0 if k else BLACK_MARGIN
-        out = fuse(sources, coarse, out, maps.at(max(k, finest)), terms, margin)
+        out = _fuse_level(sources, coarse, out, maps.at(k), terms, margin)
     return out
 
 
-def _level_function(x: Tensor) -> tuple[Callable[..., Tensor], int]:
-    """What computes a level of the result, and the finest level that it needs maps of."""
-    fast = compiled(x)
-    return (_fuse_level, 0) if fast is None else (fast.fuse_level, 1)
+def _compiled(x: Tensor) -> ModuleType | None:
+    """Find ``kernels.cpu.closed``, which does all of it, if it can take such planes."""
+    if x.device.type != "cpu" or x.dtype != torch.float32:
+        return None
+    from ..kernels.cpu import closed
+
+    return closed if closed.status() is None else None
 
 
 def _fuse_level(
@@ -167,22 +172,18 @@ class _Level(NamedTuple):
 class _Maps:
     """Maps of the pyramid's levels, each made from the level where it was computed."""
 
-    def __init__(
-        self, sizes: list[tuple[int, int]], finest: int, *known: tuple[int, Tensor] | None
-    ):
-        self.planes = [None if e is None else _carried(e[1], e[0], sizes, finest) for e in known]
+    def __init__(self, sizes: list[tuple[int, int]], *known: tuple[int, Tensor] | None):
+        self.planes = [None if e is None else _carried(e[1], e[0], sizes) for e in known]
 
     def at(self, level: int) -> _Level:
         """Those of a level."""
         return _Level(*(None if p is None else p[level] for p in self.planes))
 
 
-def _carried(
-    plane: Tensor, level: int, sizes: list[tuple[int, int]], finest: int
-) -> dict[int, Tensor]:
-    """A plane of a level at every one from the finest: doubled to the finer, halved to others."""
+def _carried(plane: Tensor, level: int, sizes: list[tuple[int, int]]) -> dict[int, Tensor]:
+    """A plane of a level at every one: doubled to the finer, halved to others."""
     planes = {level: plane}
-    for k in reversed(range(finest, level)):
+    for k in reversed(range(level)):
         planes[k] = up(planes[k + 1], *_at_least(sizes, k))
     for k in range(level + 1, len(sizes)):
         planes[k] = down(planes[k - 1])
@@ -197,7 +198,7 @@ def _at_least(sizes: list[tuple[int, int]], k: int) -> tuple[int, int]:
     return (height + 1) // 2, (width + 1) // 2
 
 
-def _maps(g_i: list[Tensor], g_v: list[Tensor], v: Tensor, terms: Terms, finest: int = 0) -> _Maps:
+def _maps(g_i: list[Tensor], g_v: list[Tensor], v: Tensor, terms: Terms) -> _Maps:
     sizes = [(plane.shape[-2], plane.shape[-1]) for plane in g_i]
     disputed = pick = bright = None
     if terms.conflict and len(g_i) > 1:
@@ -206,7 +207,7 @@ def _maps(g_i: list[Tensor], g_v: list[Tensor], v: Tensor, terms: Terms, finest:
     if (terms.sky_share or terms.sky_coring or terms.sky_base) and len(g_v) > 1:
         centered = v - CENTER
         bright = (1, sky(g_v[1] - CENTER, down(product(centered, centered))))
-    return _Maps(sizes, finest, disputed, pick, bright)
+    return _Maps(sizes, disputed, pick, bright)
 
 
 def _band(a: Tensor, b: Tensor, maps: _Level, terms: Terms) -> Tensor:

@@ -6,8 +6,6 @@ smooth, so they are computed where the pyramid is small enough and carried to th
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import cv2
 import numpy as np
 import torch
@@ -32,22 +30,9 @@ _LEAST_EXPONENT = -50.0
 """e to it is nothing, yet no number below float32's normal ones, with which a CPU is slow"""
 
 
-def compiled(x: Tensor) -> ModuleType | None:
-    """Find ``kernels.cpu.bands``, which is several times as fast, if it can take such planes."""
-    if x.device.type != "cpu" or x.dtype != torch.float32:
-        return None
-    from ..kernels.cpu import bands
-
-    return bands if bands.status() is None else None
-
-
 def _mean(x: Tensor) -> Tensor:
-    """Smooth a plane [H, W] by a Gaussian of variance 2, rounded in one of two ways.
-
-    So not for a variance that is compared with tiny numbers, where rounding could be seen.
-    """
-    fast = compiled(x)
-    return smooth(smooth(x)) if fast is None else fast.smooth_twice(x)
+    """Smooth a plane [H, W] by a Gaussian of variance 2."""
+    return smooth(smooth(x))
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -148,8 +133,6 @@ def sky(v: Tensor, v_squared: Tensor) -> Tensor:
     """
     mean, square = smooth(smooth(v)), smooth(smooth(v_squared))
     luma = SKY_LUMA - CENTER
-    if (fast := compiled(v)) is not None:
-        return fast.sky(mean, square, luma, SKY_SLOPE, SKY_STD, _LEAST_EXPONENT)
     variance = square.sub_(mean * mean).clamp_(min=0)
     flat = variance.div_(-(SKY_STD**2)).clamp_(min=_LEAST_EXPONENT).exp_()
     return torch.sigmoid((mean - luma) * SKY_SLOPE).mul_(flat)

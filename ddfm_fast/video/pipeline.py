@@ -28,7 +28,7 @@ from .frames import BadFrame, Faults, Source, VideoError
 from .motion import Motion, MotionFinder
 from .outputs import Inputs
 from .pairing import FramePair, Timeline
-from .report import INTERRUPTED, VideoReport, why_nothing
+from .report import INTERRUPTED, StageTimes, VideoReport, why_nothing
 from .sinks import Sink, open_sink
 from .sources import open_source
 from .temporal import FrameFuser, TemporalFuser, VideoPreset
@@ -210,6 +210,7 @@ class _Stages:
         self.temporal, self.fit, self.sink = temporal, fit, sink
         self.realtime, self.side_by_side = realtime, side_by_side
         self.latencies: deque[float] = deque(maxlen=_LATENCIES)
+        self.times = StageTimes()
 
     def run(self, timeline: Timeline, *, progress: bool) -> VideoReport:
         sources = (timeline.ir, timeline.vis)
@@ -217,14 +218,17 @@ class _Stages:
         total = timeline.expected()
         paced = self.realtime and not any(source.live for source in sources)
         read = Ahead(
-            _arrivals(timeline.pairs(), paced), AHEAD, _merge_dropped if self.realtime else None
+            _arrivals(self.times.each("decode", timeline.pairs()), paced),
+            AHEAD,
+            _merge_dropped if self.realtime else None,
         )
         prepared = Ahead(self._prepare(read), 1)
         fused = Ahead(self._fuse(prepared), 1 if self.realtime else AHEAD)
         bar = _bar(total, progress)
         try:
             for item in fused:
-                self._write(item)
+                with self.times.of("encode"):
+                    self._write(item)
                 report.dropped = read.dropped
                 self._show(bar, report)
         except KeyboardInterrupt:
@@ -239,7 +243,8 @@ class _Stages:
             self.sink.abandon()
             raise VideoError(why_nothing(sources))
         try:
-            self.sink.finish()
+            with self.times.of("encode"):
+                self.sink.finish()
         except VideoError as error:
             raise self._failed(error) from error
         self._complete(report, read.dropped)
@@ -247,6 +252,7 @@ class _Stages:
 
     def _complete(self, report: VideoReport, dropped: int) -> None:
         report.frames, report.dropped = self.sink.frames, dropped
+        report.stages = {name: round(took, 6) for name, took in self.times.seconds.items()}
         report.evaluations = self.temporal.evaluations
         report.sources = {name: found.means() for name, found in self.temporal.found.items()}
         if self.latencies:
@@ -259,17 +265,22 @@ class _Stages:
     def _prepare(self, items: Iterable[_Read]) -> Iterator[_Prepared]:
         find, pixels = MotionFinder(), self.temporal.fuser.pixels
         for read in items:
-            ir, vis = self.fit(read.pair)
-            motion = find(ir, vis)
-            flow = None if motion.flow is None else pixels.array_ahead(np.asarray(motion.flow))
+            with self.times.of("fit"):
+                ir, vis = self.fit(read.pair)
+            with self.times.of("motion"):
+                motion = find(ir, vis)
+                flow = None if motion.flow is None else pixels.array_ahead(np.asarray(motion.flow))
+                sent = pixels.ahead(ir, vis)
             shown = (ir, vis) if self.side_by_side else None
-            yield _Prepared(read, shown, pixels.ahead(ir, vis), motion, flow)
+            yield _Prepared(read, shown, sent, motion, flow)
 
     def _fuse(self, items: Iterable[_Prepared]) -> Iterator[_Fused]:
         stream = self.temporal.open()
         for read, shown, (ir, vis), motion, flow in items:
-            motion = motion._replace(flow=None if flow is None else flow())
-            yield _Fused(read, shown, self.temporal.begin(stream, ir, vis, motion))
+            with self.times.of("fuse"):
+                motion = motion._replace(flow=None if flow is None else flow())
+                image = self.temporal.begin(stream, ir, vis, motion)
+            yield _Fused(read, shown, image)
 
     def _write(self, item: _Fused) -> None:
         image = item.image.image()

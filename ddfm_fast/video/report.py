@@ -2,14 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from .frames import BadFrame, Source
 
 INTERRUPTED = "interrupted"
 """``VideoReport.stopped`` after Ctrl-C"""
+STAGES = ("decode", "fit", "motion", "fuse", "encode")
+"""what is done to a frame: decoding and pairing, resizing and depth, motion and upload, fusion,
+download and encoding"""
+
+T = TypeVar("T")
+
+
+class StageTimes:
+    """Seconds that each of ``STAGES`` was at work, in all.
+
+    Stages work beside each other, so their sum is more than what passed. A stage is timed by one
+    thread alone.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def of(self, stage: str) -> Iterator[None]:
+        """Time what is inside."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - begun
+
+    def each(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+        """Time how long an iterator takes for its items."""
+        iterator = iter(items)
+        try:
+            while True:
+                with self.of(stage):
+                    try:
+                        item = next(iterator)
+                    except StopIteration:
+                        return
+                yield item
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None:
+                close()
 
 
 @dataclass
@@ -30,6 +74,8 @@ class VideoReport:
     """of "ir" and "vis", what was found in a frame and done about it, means over the frames: the
     fields of ``ddfm_fast.restore.sources.SourceReport``"""
     seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    """seconds that each of ``STAGES`` was at work; they work beside each other"""
     latency_p50: float = 0.0
     """seconds from a pair's decoding to its encoding: median, and 99th percentile of the last
     1000 frames"""

@@ -21,7 +21,7 @@ uncovered starts from the sources' mean and owes nothing to the past, so nothing
 sources that d compares with are kept by the same rule as f. They say how old the picture is: a
 slow change adds up in d until the picture follows it, and a picture that repeated moving has
 blurred is no longer trusted. The flow is used only where it explains the sources better than
-standing still by ``_FLOW_MARGIN``, because the jitter of a flow makes still areas swim.
+standing still by ``FLOW_MARGIN``, because the jitter of a flow makes still areas swim.
 
 γ and ρ are not carried over: warm presets keep them at 1, and "exact" is the image preset, which
 estimates them for each image.
@@ -35,7 +35,6 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -54,15 +53,13 @@ from ..sampler import noised
 from ..schedule import StepRow
 from ..step import ReverseStep, plain_em
 from .motion import Motion
+from .trust import Kept, carry, trusted
 
-_FLOW_MARGIN = 1.0
 _SCALE_FRAMES = 50
 _NOISE_FRAMES = 8
 _CONTRADICTIONS = 4
 _FAR_OFF = 1.4
 """ratio of noise levels beyond which an estimate contradicts the running one"""
-_GREY_LEVELS = 127.5
-"""of a luma difference of 1 in [−1, 1]"""
 
 
 @dataclass(frozen=True)
@@ -150,8 +147,8 @@ class Stream:
     """What one stream carries from frame to frame: see the module."""
 
     def __init__(self) -> None:
-        self.kept: Tensor | None = None
-        """i, v and f of the frame before, [3, H, W] in [−1, 1]; None before the first"""
+        self.kept: Kept | None = None
+        """of the frame before; None before the first"""
         self.new_scene()
 
     def new_scene(self) -> None:
@@ -393,56 +390,63 @@ class TemporalFuser:
                     for a, b, is_map in pairs
                 ]
             )
-        i, v = ir * 2 - 1, vis * 2 - 1
-        before = [self._before(*args) for args in zip(streams, i, v, motions, strict=True)]
+        if not self.rows:
+            return self._closed(streams, ir, vis, motions, functional)
+        before = [self._before(*args) for args in zip(streams, ir, vis, motions, strict=True)]
         kept, trust = (torch.stack(planes) for planes in zip(*before, strict=True))
-        if self.rows:
-            mean = (i + v) / 2
-            f = self._sample(i, v, torch.lerp(mean, kept[:, 2:], trust))
-            cold = [n for n, motion in enumerate(motions) if motion.cut or streams[n].kept is None]
-            for _ in range(self.preset.settle if cold else 0):
-                f[cold] = self._sample(i[cold], v[cold], f[cold])
-            kept = torch.lerp(torch.cat([i, v, f], 1), kept, trust)
-        else:
-            sources = torch.lerp(torch.cat([i, v], 1), kept[:, :2], trust)
-            ir, vis = ((sources + 1) / 2).split(1, 1)
-            f = self._warm(ir, vis, seed=self.fuser.seed, functional=functional) * 2 - 1
-            kept = torch.cat([sources, f], 1)
+        f = self._sample(ir, vis, torch.lerp((ir + vis) / 2, kept[:, 2:], trust))
+        cold = [n for n, motion in enumerate(motions) if motion.cut or streams[n].kept is None]
+        for _ in range(self.preset.settle if cold else 0):
+            f[cold] = self._sample(ir[cold], vis[cold], f[cold])
+        kept = torch.lerp(torch.cat([ir, vis, f], 1), kept, trust)
         for stream, planes in zip(streams, kept, strict=True):
-            stream.kept = planes
-        return (kept[:, 2:] + 1) / 2
+            stream.kept = Kept(*planes)
+        return kept[:, 2:]
+
+    def _closed(
+        self,
+        streams: list[Stream],
+        ir: Tensor,
+        vis: Tensor,
+        motions: list[Motion],
+        functional: list[bool],
+    ) -> Tensor:
+        """The closed form of sources that are kept where they show the same as before."""
+        assert self._warm is not None
+        found = []
+        for stream, i, v, motion, is_map in zip(
+            streams, ir.split(1), vis.split(1), motions, functional, strict=True
+        ):
+            now = i[0, 0].contiguous(), v[0, 0].contiguous()
+            if (kept := _known(stream, now[0], motion)) is not None:
+                now = carry(now, kept, _flow(motion, i), self.preset.trust)
+            a, b = (plane[None, None] for plane in now)
+            f = self._warm(a, b, seed=self.fuser.seed, functional=[is_map])
+            stream.kept = Kept(*now, f[0, 0])
+            found.append(f)
+        return joined(found)
 
     def _before(self, stream: Stream, i: Tensor, v: Tensor, motion: Motion):
         """i, v and f of the frame before, moved [3, H, W], and the trust in them [1, H, W]."""
         now = torch.cat([i, v])
-        kept = stream.kept
-        if kept is None or motion.cut or kept.shape[-2:] != i.shape[-2:]:
+        if (kept := _known(stream, i[0], motion)) is None:
             stream.kept = None
             return torch.cat([now, now[:1]]), torch.zeros_like(i)
-        change = _change(now, kept)
-        if motion.flow is not None:
-            moved = _moved(kept, torch.as_tensor(motion.flow).to(kept.device))
-            moved_change = _change(now, moved)
-            better = moved_change + _FLOW_MARGIN < change
-            kept = torch.where(better, moved, kept)
-            change = torch.where(better, moved_change, change)
-        return kept, torch.exp(-change / self.preset.trust)
+        return trusted(now, torch.stack(kept), _flow(motion, i), self.preset.trust)
 
     def _sample(self, i: Tensor, v: Tensor, start: Tensor) -> Tensor:
-        """Fused luma [N, 1, H, W] in [−1, 1] of sources i, v from the luma ``start``, all alike."""
+        """Fused luma [N, 1, H, W] in [0, 1] of sources i, v from the luma ``start``, all alike."""
         assert self._warm is not None
         prior, height, width = self.fuser.prior, *i.shape[-2:]
-        i, v, start = (pad_to_multiple(p, prior.multiple) for p in (i, v, start))
+        i, v, start = (pad_to_multiple(p * 2 - 1, prior.multiple) for p in (i, v, start))
         em = plain_em(i, v, self.config)
         z = _noise(self.fuser.seed, *i.shape[-2:], i.device)
         x_start = noised(em.grey(start), z, self.rows[0])
         sampled = self._warm.sample(i, v, seed=self.fuser.seed, x_start=x_start)
         self.evaluations += len(i) * len(self.rows)
-        if self.preset.polish:
-            luma = _polished(em, sampled.x0, self.preset.polish)
-        else:
-            luma = sampled.luma.clone()  # the sampler may use its buffers again
-        return crop(luma, height, width)
+        polish = self.preset.polish
+        luma = _polished(em, sampled.x0, polish) if polish else sampled.luma
+        return (crop(luma, height, width) + 1) / 2  # a copy: the sampler may use its buffers again
 
 
 def _polished(em: ReverseStep, x0: Tensor, iterations: int) -> Tensor:
@@ -471,26 +475,15 @@ def _noise(seed: int, height: int, width: int, device: torch.device) -> Tensor:
     return z.to(device)
 
 
-def _change(now: Tensor, kept: Tensor) -> Tensor:
-    """d [1, H, W] in grey levels: sources i, v [2, H, W] against those of ``kept`` [3, H, W]."""
-    d = (now - kept[:2]).abs_().amax(0, keepdim=True).mul_(_GREY_LEVELS)
-    return F.avg_pool2d(d, 3, 1, 1, count_include_pad=False)
+def _known(stream: Stream, now: Tensor, motion: Motion) -> Kept | None:
+    """What a stream knows of the frame before, where a frame of its size follows."""
+    kept = stream.kept
+    known = kept is not None and not motion.cut and kept.ir.shape == now.shape
+    return kept if known else None
 
 
-def _moved(planes: Tensor, flow: Tensor) -> Tensor:
-    """Planes [C, H, W] sampled at (x + dx, y + dy) of the flow [H, W, 2]: bicubic, edges repeated.
-
-    Bicubic, since what is moved frame after frame by a linear filter blurs.
-    """
-    height, width = planes.shape[-2:]
-    rows = torch.arange(height, device=planes.device, dtype=planes.dtype)[:, None]
-    columns = torch.arange(width, device=planes.device, dtype=planes.dtype)
-    grid = torch.stack(
-        [
-            (flow[..., 0] + columns) * (2 / (width - 1)) - 1,
-            (flow[..., 1] + rows) * (2 / (height - 1)) - 1,
-        ],
-        dim=-1,
-    )
-    sampled = F.grid_sample(planes[None], grid[None], "bicubic", "border", align_corners=True)
-    return sampled[0].clamp_(-1, 1)
+def _flow(motion: Motion, like: Tensor) -> Tensor | None:
+    """The flow of a frame, on the device of its planes."""
+    if motion.flow is None:
+        return None
+    return torch.as_tensor(motion.flow).to(like.device, torch.float32).contiguous()

@@ -20,6 +20,7 @@ import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -28,8 +29,10 @@ from ddfm_fast.runtime import environment
 from . import cache
 
 HERE = Path(__file__).parent
-SOURCES = HERE / "layer.cpp", HERE / "attention.cpp", HERE / "bands.cpp"
-HEADERS = HERE / "vectors.h", HERE / "layer.h", HERE / "winograd.h"
+SOURCES = tuple(
+    HERE / f"{name}.cpp" for name in ("layer", "attention", "choose", "pixels", "carry")
+)
+HEADERS = tuple(HERE / f"{name}.h" for name in ("vectors", "rows", "levels", "layer", "winograd"))
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
          "-fPIC", "-shared")  # fmt: skip
 SWITCH = "DDFM_FAST_CPU_KERNELS"
@@ -47,7 +50,7 @@ class Library:
 
     def __init__(self, library: ctypes.CDLL):
         self.shared = library
-        """with the functions of ``bands`` too"""
+        """with what :func:`functions` finds, too"""
         self.layer, self.attention = library.ddfm_layer, library.ddfm_attention
         for function in (self.layer, self.attention):
             function.argtypes = [ctypes.c_char_p, ctypes.c_int64]
@@ -61,6 +64,41 @@ class Library:
         if sizes != [LAYER_CALL.size + LAYER_FIXED.size, ATTENTION.size]:
             raise RuntimeError("structs of the compiled code have other sizes than here")
         self.team = _team() or 0
+
+
+class Functions:
+    """Functions of the library that take a struct each, and what runs them on several threads."""
+
+    STRUCTS: dict[str, struct.Struct]
+    """of the functions, by their names without the prefix"""
+
+    def __init__(self, shared: ctypes.CDLL, team: int):
+        self.team = team
+        for name, fields in self.STRUCTS.items():
+            function, size = (getattr(shared, f"ddfm_{name}{end}") for end in ("", "_bytes"))
+            function.argtypes, size.restype = [ctypes.c_char_p, ctypes.c_int64], ctypes.c_int64
+            if size() != fields.size:
+                raise RuntimeError("structs of the compiled code have other sizes than here")
+            setattr(self, name, function)
+
+    def run(self, name: str, *values: float) -> None:
+        """Call a function with the fields of its struct; MemoryError where it has no scratch."""
+        if getattr(self, name)(self.STRUCTS[name].pack(*values), torch.get_num_threads()):
+            raise MemoryError(f"not enough memory for {name}")
+
+
+F = TypeVar("F", bound=Functions)
+
+
+def functions(kind: type[F]) -> tuple[F | None, str | None]:
+    """Find some in the library that :func:`load` loads once, or None and the reason."""
+    found, reason = load()
+    if found is None:
+        return None, reason
+    try:
+        return kind(found.shared, found.team), None
+    except (AttributeError, RuntimeError) as error:
+        return None, str(error)
 
 
 def status() -> str | None:

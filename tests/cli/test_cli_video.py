@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from ddfm_fast.cli.app import app
 from ddfm_fast.cli.video import parse_range, parse_resize
 from ddfm_fast.images.files import write_image
+from ddfm_fast.video.report import STAGES
 
 
 def call(*arguments):
@@ -45,6 +46,18 @@ def test_two_files(streams, tmp_path):
     assert "4 frames" in result.stdout and "latency p50" in result.stdout
     assert result.stderr == ""
     assert len(read_clip(tmp_path / "o.mp4")[0]) == 4
+
+
+def test_profile_says_where_the_time_went(streams, tmp_path):
+    common = ["video", *streams, "--preset", "realtime", "--profile", "-o"]
+    result = call(*common, tmp_path / "o.mp4")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == [*STAGES, "in"]
+    assert all("ms a frame" in line for line in lines)
+    (video,) = json.loads(call(*common, tmp_path / "p.mp4", "--json").stdout)["videos"]
+    assert list(video["stages"]) == list(STAGES)
+    assert all(0 < seconds < video["seconds"] for seconds in video["stages"].values())
 
 
 def test_options_reach_the_pipeline(streams, tmp_path):

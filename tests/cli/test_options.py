@@ -103,6 +103,7 @@ RECORD = {
         --preset: str, 'balanced'
         --prior-config: str, None
         --prior: str, 'embedded'
+        --profile: bool, False
         --rate: float, None
         --realtime: bool, False
         --resize: str, None

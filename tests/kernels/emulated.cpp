@@ -13,11 +13,13 @@
 
 extern "C" {
 int64_t ddfm_group(), ddfm_layer_bytes(), ddfm_attention_bytes();
-int64_t ddfm_level_bytes(), ddfm_twice_bytes(), ddfm_sky_bytes();
+int64_t ddfm_choose_bytes(), ddfm_carry_bytes();
+int64_t ddfm_read_bytes(), ddfm_order_bytes(), ddfm_give_bytes();
 int64_t ddfm_attention_floats(int64_t tokens, int64_t width);
 int ddfm_layer(const void *, int64_t), ddfm_attention(const void *, int64_t);
-int ddfm_level(const void *, int64_t), ddfm_twice(const void *, int64_t);
-int ddfm_sky(const void *, int64_t);
+int ddfm_choose(const void *, int64_t), ddfm_carry(const void *, int64_t);
+int ddfm_read(const void *, int64_t), ddfm_order(const void *, int64_t);
+int ddfm_give(const void *, int64_t);
 }
 
 typedef int64_t (*Number)();
@@ -27,14 +29,18 @@ static const struct { const char *name; Number number; Function function; } TABL
     {"ddfm_group", ddfm_group, nullptr},
     {"ddfm_layer_bytes", ddfm_layer_bytes, nullptr},
     {"ddfm_attention_bytes", ddfm_attention_bytes, nullptr},
-    {"ddfm_level_bytes", ddfm_level_bytes, nullptr},
-    {"ddfm_twice_bytes", ddfm_twice_bytes, nullptr},
-    {"ddfm_sky_bytes", ddfm_sky_bytes, nullptr},
+    {"ddfm_choose_bytes", ddfm_choose_bytes, nullptr},
+    {"ddfm_carry_bytes", ddfm_carry_bytes, nullptr},
+    {"ddfm_read_bytes", ddfm_read_bytes, nullptr},
+    {"ddfm_order_bytes", ddfm_order_bytes, nullptr},
+    {"ddfm_give_bytes", ddfm_give_bytes, nullptr},
     {"ddfm_layer", nullptr, ddfm_layer},
     {"ddfm_attention", nullptr, ddfm_attention},
-    {"ddfm_level", nullptr, ddfm_level},
-    {"ddfm_twice", nullptr, ddfm_twice},
-    {"ddfm_sky", nullptr, ddfm_sky},
+    {"ddfm_choose", nullptr, ddfm_choose},
+    {"ddfm_carry", nullptr, ddfm_carry},
+    {"ddfm_read", nullptr, ddfm_read},
+    {"ddfm_order", nullptr, ddfm_order},
+    {"ddfm_give", nullptr, ddfm_give},
 };
 
 constexpr size_t GUARD = 256, ALIGNMENT = 64;

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddfm_fast.kernels import cpu
-from ddfm_fast.kernels.cpu import bands, memory
+from ddfm_fast.kernels.cpu import carry, closed, memory, pixels
 from ddfm_fast.target import choose as target
 
 needs_kernels = pytest.mark.skipif(
@@ -85,20 +85,29 @@ def attention_call():
     return Call(lambda q, k, v: cpu.attention(q, k, v), q=q, k=k, v=v)
 
 
-def level_call():
-    def function(a, b, small_a, small_b, result, conflict, pick, sky):
-        maps = conflict, pick, sky
-        return bands.fuse_level((a, b), (small_a, small_b), result, maps, target.PHOTOGRAPHIC)
-
-    large = {name: normal(7, 10, seed=i) for i, name in enumerate(("a", "b"))}
-    small = ("small_a", "small_b", "result")
-    maps = {name: normal(7, 10) for name in ("conflict", "pick", "sky")}
-    return Call(function, **large, **{name: normal(4, 5) for name in small}, **maps)
+def uniform(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def sky_call():
-    function = lambda mean, square: bands.sky(mean, square, 0.65, 20.0, 0.015, -50.0)  # noqa: E731
-    return Call(function, mean=normal(5, 9), square=normal(5, 9, seed=1))
+def choose_call():
+    function = lambda ir, vis: closed.choose(ir, vis, target.PHOTOGRAPHIC, 2, 6.0)  # noqa: E731
+    return Call(function, ir=uniform(16, 21), vis=uniform(16, 21, seed=1))
+
+
+def carry_call():
+    def function(now_a, now_b, kept_a, kept_b, flow):
+        return torch.stack(carry.carry((now_a, now_b), (kept_a, kept_b), flow, 2.0, 1.0))
+
+    planes = {n: uniform(9, 37, seed=i) for i, n in enumerate(("now_a", "now_b"))}
+    kept = {n: uniform(9, 37, seed=i) + 0.01 for i, n in enumerate(("kept_a", "kept_b"))}
+    return Call(function, **planes, **kept, flow=normal(9, 37, 2))
+
+
+def limits_call():
+    function = lambda y, ir, vis: pixels.limits(y, ir, vis, "sources")  # noqa: E731
+    return Call(
+        function, **{n: uniform(1, 1, 17, 41, seed=i) for i, n in enumerate(("y", "ir", "vis"))}
+    )
 
 
 CALLS = {
@@ -106,17 +115,17 @@ CALLS = {
     "direct": lambda: layer_call((20, 8), 9, residual=True),
     "1x1 with skip": lambda: layer_call((8, 12), 9, side=1, skip=(5, 7)),
     "attention": attention_call,
-    "level": level_call,
-    "twice": lambda: Call(lambda plane: bands.smooth_twice(plane), plane=normal(7, 10)),
-    "sky": sky_call,
+    "choose": choose_call,
+    "carry": carry_call,
+    "limits": limits_call,
 }
 ARGUMENTS = [
     *((c, a) for c in ("winograd", "direct", "1x1 with skip")
       for a in ("part0", "part1", "sums0", "sums1", "bias", "scale", "shift")),
     ("winograd", "residual"), ("direct", "residual"), ("1x1 with skip", "skip0"),
-    ("1x1 with skip", "skip1"), *(("attention", a) for a in "qkv"), ("twice", "plane"),
-    *(("level", a) for a in ("a", "b", "small_a", "small_b", "result", "conflict", "pick", "sky")),
-    ("sky", "mean"), ("sky", "square"),
+    ("1x1 with skip", "skip1"), *(("attention", a) for a in "qkv"), ("choose", "ir"),
+    ("choose", "vis"), *(("carry", a) for a in ("now_a", "now_b", "kept_a", "kept_b", "flow")),
+    *(("limits", a) for a in ("y", "ir", "vis")),
 ]  # fmt: skip
 
 
@@ -348,10 +357,11 @@ def test_an_emulated_kernel_is_seen_to_write_beside_its_memory(foreign, target, 
     library = foreign(target)
     assert (library.process.args[0], library.ddfm_group()) == (emulated.EMULATOR, 8)
     library.watch(monkeypatch)
-    mean, out = torch.zeros(5, 64), torch.zeros(4, 64)
-    addresses = mean.data_ptr(), mean.data_ptr(), out.data_ptr()
-    call = bands.SKY.pack(*addresses, 0, 4, 64, 0.65, 20.0, 0.015, -50.0)
-    assert library.ddfm_sky(call, 1) == 0 and out.count_nonzero() == out.numel()
-    call = bands.SKY.pack(*addresses, 0, 5, 64, 0.65, 20.0, 0.015, -50.0)
+    now, out = torch.full((5, 64), 0.5), torch.zeros(4, 64)
+    here, there = now.data_ptr(), out.data_ptr()
+    addresses = here, here, here, here, 0, there, there, 0
+    call = carry.CARRY.pack(*addresses, 4, 64, 2.0, 1.0)
+    assert library.ddfm_carry(call, 1) == 0 and out.count_nonzero() == out.numel()
+    call = carry.CARRY.pack(*addresses, 5, 64, 2.0, 1.0)
     with pytest.raises(AssertionError, match="wrote beside its memory"):
-        library.ddfm_sky(call, 1)
+        library.ddfm_carry(call, 1)

@@ -17,7 +17,8 @@ from ddfm_fast.images.stretch import own_limits
 from ddfm_fast.metrics import temporal as steadiness
 from ddfm_fast.video import VIDEO_PRESETS, TemporalFuser, VideoPreset, fuse_stream, fuse_streams
 from ddfm_fast.video.motion import Motion, MotionFinder, correlation, gray8
-from ddfm_fast.video.temporal import RunningScale, _change, _moved
+from ddfm_fast.video.temporal import RunningScale
+from ddfm_fast.video.trust import change, moved
 
 LATE = FuseConfig(
     variant="gradient", steps=3, start=20, spacing=1.5, psi=5.0, eta=10.0, stretch="percentile"
@@ -76,7 +77,7 @@ def kept_lumas(pairs, preset, fuser=None) -> np.ndarray:
     stream, find, found = engine.open(), MotionFinder(), []
     for ir, vis in pairs:
         engine.fuse(stream, ir, vis, find(ir, vis))
-        found.append(stream.kept[2].numpy() * 127.5)
+        found.append(stream.kept.fused.numpy() * 255)
     return np.stack(found)
 
 
@@ -118,12 +119,13 @@ def test_kept_pixels_are_kept_exactly(preset, planes):
     stream = engine.open()
     ir, vis = texture(32, 48, 1), texture(32, 48, 2)
     engine.fuse(stream, ir, vis, CUT)
-    before = stream.kept.clone()
+    before = torch.stack(stream.kept)
     changed = ir.copy()
     changed[:, 24:] = 255 - changed[:, 24:]
     engine.fuse(stream, changed, vis, Motion(None, False))
-    assert torch.equal(stream.kept[:planes, :, :22], before[:planes, :, :22])
-    assert not torch.equal(stream.kept[2, :, 26:], before[2, :, 26:])
+    kept = torch.stack(stream.kept)
+    assert torch.equal(kept[:planes, :, :22], before[:planes, :, :22])
+    assert not torch.equal(kept[2, :, 26:], before[2, :, 26:])
 
 
 def test_slow_change_is_followed():
@@ -136,7 +138,7 @@ def test_slow_change_is_followed():
         engine.fuse(stream, frame, vis, find(frame, vis))
     at_once = engine.open()
     engine.fuse(at_once, fade[-1], vis, CUT)
-    behind = (stream.kept[2] - at_once.kept[2]).abs().mean() * 127.5
+    behind = (stream.kept.fused - at_once.kept.fused).abs().mean() * 255
     assert behind < 1.5
 
 
@@ -187,10 +189,9 @@ def test_motion_of_a_pan():
     assert flow.shape == (64, 64, 2) and flow.dtype == np.float32
     inside = flow[16:-16, 16:-16]
     assert abs(np.median(inside[..., 0]) - 3) < 0.3 and abs(np.median(inside[..., 1])) < 0.3
-    here = torch.from_numpy(pairs[1][0] / 127.5 - 1.0)[None].float()
-    before = torch.from_numpy(pairs[0][0] / 127.5 - 1.0)[None].float()
-    error = (_moved(before, torch.from_numpy(flow)) - here).abs()[0, 8:-8, 8:-8].mean() * 127.5
-    assert error < 3 < (before - here).abs().mean() * 127.5
+    before, here = (torch.from_numpy(ir / 255)[None].float() for ir, _ in pairs)
+    error = (moved(before, torch.from_numpy(flow)) - here).abs()[0, 8:-8, 8:-8].mean() * 255
+    assert error < 3 < (before - here).abs().mean() * 255
 
 
 def test_correlation_and_grey():
@@ -207,9 +208,9 @@ def test_correlation_and_grey():
 
 def test_change_is_the_worse_source_in_grey_levels():
     now = torch.zeros(2, 16, 16)
-    kept = torch.stack([torch.full((16, 16), 2 / 127.5), torch.full((16, 16), 5 / 127.5)])
-    change = _change(now, torch.cat([kept, kept[:1]]))
-    torch.testing.assert_close(change, torch.full((1, 16, 16), 5.0))
+    kept = torch.stack([torch.full((16, 16), 2 / 255), torch.full((16, 16), 5 / 255)])
+    found = change(now, torch.cat([kept, kept[:1]]))
+    torch.testing.assert_close(found, torch.full((1, 16, 16), 5.0))
 
 
 # The scale

@@ -1,24 +1,16 @@
-// Faster versions of parts of ddfm_fast/target on a CPU, float32, each in one pass.
+// A level of the fused pyramid from the coarser one, and smoothing, for choose.cpp.
 //
-// ddfm_level: from a level of the sources' Gaussian pyramids, the next coarser one, the coarser
+// fuse_rows: from a level of the sources' Gaussian pyramids, the next coarser one, the coarser
 // result and the maps of the data terms to the result at the level: bands, their local energies by
 // the binomial filter over a ring of rows, share, coring, sky, conflict, gain, sum and clamp.
-// ddfm_twice: a plane smoothed twice.
-// ddfm_sky: the sky of local means and mean squares.
-// Rows are done in blocks of a fixed size, so nothing depends on the number of threads. bands.py
-// fills the structs and checks shapes.
 
-#include "vectors.h"
+#pragma once
 
-// Rows of a task; pixels that are worth a second thread.
-constexpr int64_t ROWS = 32, MANY_PIXELS = 1 << 17;
+#include "rows.h"
+
 constexpr float SMALL = 1e-12f;
-// Floats before a row, for what is mirrored.
-constexpr int64_t MARGIN = 16;
 // Rows that the filter sees, and that it sees when applied twice.
 constexpr int TAPS = 5, WIDE_TAPS = 9;
-
-extern "C" {
 
 struct Level {
     const float *sources[2], *coarse[2];  // [height, width] and half of it, rounded up
@@ -31,58 +23,7 @@ struct Level {
     double margin;  // times the brighter source that a result may be at most, clamped to 1; 0: any
 };
 
-struct Twice {
-    const float *plane;  // [height, width]
-    float *out;
-    Team team;
-    int64_t height, width;
-};
-
-struct Sky {
-    const float *mean, *square;  // [height, width]
-    float *out;
-    Team team;
-    int64_t height, width;
-    double luma, slope, deviation, least;  // the least exponent
-};
-}
-
-// Rows [first, end) of a result; false where there is no memory.
-template <class Call>
-using Part = bool (*)(const Call &, int64_t first, int64_t end);
-
-template <class Call>
-struct RowTask {
-    const Call &call;
-    Part<Call> part;
-    int64_t rows;
-    std::atomic<int64_t> next{0};
-    std::atomic<bool> failed{false};
-};
-
-template <class Call>
-static void run_blocks(void *argument) {
-    RowTask<Call> &task = *(RowTask<Call> *)argument;
-    for (int64_t first; (first = ROWS * task.next.fetch_add(1)) < task.rows;) {
-        const int64_t end = first + ROWS;
-        if (!task.part(task.call, first, end < task.rows ? end : task.rows)) task.failed = true;
-    }
-}
-
-// Block after block of the result's rows; 0, or 1 where there was no memory.
-template <class Call>
-static int run(const Call &call, Part<Call> part, int64_t rows, int64_t threads) {
-    RowTask<Call> task{call, part, rows};
-    if (call.team && threads > 1 && call.height * call.width >= MANY_PIXELS)
-        call.team(run_blocks<Call>, &task, (unsigned)threads, 0);
-    else
-        run_blocks<Call>(&task);
-    return task.failed;
-}
-
 static int64_t half(int64_t size) { return (size + 1) / 2; }
-
-static int64_t pitch_of(int64_t width) { return (width + MARGIN) / MARGIN * MARGIN + 2 * MARGIN; }
 
 static int64_t mirrored(int64_t at, int64_t size) {
     while (at < 0 || at >= size) at = at < 0 ? -at : 2 * (size - 1) - at;
@@ -261,68 +202,4 @@ static void smooth_across(const float *const *rows, int64_t width, float *__rest
     for (int64_t x = 0; x < width; x++)
         out[x] = ((a[x] + i[x]) + 8 * (b[x] + h[x]) + 28 * (c[x] + g[x]) + 56 * (d[x] + f[x]) +
                   70 * e[x]) * (1 / 65536.0f);
-}
-
-// Rows [first, end) of a plane that is smoothed twice.
-static bool twice_rows(const Twice &twice, int64_t first, int64_t end) {
-    const int64_t pitch = pitch_of(twice.width), reach = WIDE_TAPS / 2;
-    const Rows rows{scratch.floats((WIDE_TAPS + 1) * pitch), pitch};
-    if (!rows.memory) return false;
-    for (int64_t y = first - reach; y < end + reach; y++) {
-        const float *from = twice.plane + mirrored(y, twice.height) * twice.width;
-        smooth_along(from, twice.width, rows.at(WIDE_TAPS), rows.at((y + WIDE_TAPS) % WIDE_TAPS));
-        const int64_t middle = y - reach;
-        if (middle < first) continue;
-        const float *seen[WIDE_TAPS];
-        for (int64_t k = 0; k < WIDE_TAPS; k++) seen[k] = rows.at((y + 1 + k) % WIDE_TAPS);
-        smooth_across(seen, twice.width, twice.out + middle * twice.width);
-    }
-    return true;
-}
-
-// Apart from the difference, so that products are rounded as elsewhere: a variance is that small.
-__attribute__((noinline)) static void square_all(const float *__restrict x, int64_t count,
-                                                 float *__restrict out) {
-    for (int64_t i = 0; i < count; i++) out[i] = x[i] * x[i];
-}
-
-// Rows [first, end) of the sky, which are one row here.
-static bool sky_rows(const Sky &sky, int64_t first, int64_t end) {
-    const float luma = (float)sky.luma, slope = (float)sky.slope, least_power = (float)sky.least;
-    const float factor = (float)(-1 / (sky.deviation * sky.deviation));
-    const int64_t from = first * sky.width, count = (end - first) * sky.width;
-    float *squares = scratch.floats(count + VL);
-    if (!squares) return false;
-    square_all(sky.mean + from, count, squares);
-    for (int64_t i = 0; i < count; i += VL) {
-        const vec mean = load_up_to(sky.mean + from + i, count - i);
-        const vec square = load_up_to(sky.square + from + i, count - i);
-        const vec variance = most(square - load_up_to(squares + i, count - i), vec{});
-        const vec flat = exp2_of(most(variance * factor, same(least_power)), LOG2E);
-        const vec bright = least(most((mean - luma) * slope, same(-87.0f)), same(87.0f));
-        const vec value = flat / (1.0f + exp2_of(bright, -LOG2E));
-        if (count - i >= VL)
-            store(sky.out + from + i, value);
-        else
-            store_some(sky.out + from + i, value, (int)(count - i));
-    }
-    return true;
-}
-
-extern "C" {
-
-int64_t ddfm_level_bytes() { return sizeof(Level); }
-int64_t ddfm_twice_bytes() { return sizeof(Twice); }
-int64_t ddfm_sky_bytes() { return sizeof(Sky); }
-
-// 0, or 1 where there was no memory.
-int ddfm_level(const Level *level, int64_t threads) {
-    return run(*level, fuse_rows, level->height, threads);
-}
-
-int ddfm_twice(const Twice *twice, int64_t threads) {
-    return run(*twice, twice_rows, twice->height, threads);
-}
-
-int ddfm_sky(const Sky *sky, int64_t threads) { return run(*sky, sky_rows, sky->height, threads); }
 }
