@@ -35,6 +35,13 @@ TEST = [
     "wheel",
     *VIDEO,
 ]
+ENGINES = [
+    "nncf>=3.0",  # OpenVINO's int8
+    "onnx>=1.17",
+    "onnxruntime>=1.20",
+    "onnxscript>=0.5",  # torch.onnx.export
+    "openvino>=2025.0",
+]
 BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]
 
 setup(
@@ -81,6 +88,7 @@ setup(
         "video": VIDEO,
         "test": TEST,
         "bench": BENCH,
+        "engines": [*BENCH, *ENGINES],
     },
     entry_points={"console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"]},
     classifiers=[

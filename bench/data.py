@@ -20,13 +20,17 @@ from .reference import ReferenceUNet
 
 CPU = torch.device("cpu")
 _ADM = dict(num_head_channels=32, use_scale_shift_norm=True, resblock_updown=True)
+_PLAIN = dict(middle_attention=False, use_scale_shift_norm=True, resblock_updown=True)
 NETWORKS = {
     "small ADM": UNetConfig(32, 1, (4, 8), channel_mult=(1, 2, 2, 4), **_ADM),
     "official": OFFICIAL,
+    "ADM 32": UNetConfig(32, 1, channel_mult=(1, 2, 2, 4), **_PLAIN),
+    "ADM 128": UNetConfig(128, 1, channel_mult=(1, 2, 2, 4), **_PLAIN),
     "tiny": UNetConfig(32, 1, (2,), channel_mult=(1, 2), **_ADM),
 }
 """architectures that get random weights: that of the test data's small ADM (attention and a
-variance half), the authors' 256x256 network, and one for rehearsals"""
+variance half), the authors' 256x256 network, two of that shape without attention, and one for
+rehearsals"""
 PAIR = "Sentinel-2 demo pair"
 
 

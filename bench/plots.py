@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -223,3 +224,45 @@ def _labels(m: Measurement, metric: str) -> list[tuple[tuple[float, float], str]
     return [
         (points[group[-1]], ", ".join(n.removeprefix("preset ") for n in group)) for group in groups
     ]
+
+
+def engines_over_pixels(report: Report) -> bytes | None:
+    """Draw the time of a forward over its pixels, a part a network: PNG, or None without times.
+
+    One image as a line, several at once as open circles of the same color.
+    """
+    found = [m for m in report.measurements if any(c.samples for c in m.candidates.values())]
+    names = list(dict.fromkeys(m.name for m in found))
+    paths = list(dict.fromkeys(path for m in found for path in m.candidates))
+    if not found:
+        return None
+
+    def draw(figure) -> None:
+        import matplotlib
+
+        axes = figure.subplots(1, len(names), squeeze=False)[0]
+        engines = list(dict.fromkeys(path.partition(",")[0] for path in paths))
+        colors = dict(zip(engines, [OURS, *matplotlib.color_sequences["Dark2"][1:]], strict=False))
+        for axis, name in zip(axes, names, strict=True):
+            for path in paths:
+                points = [
+                    (m.facts["pixels"], m.candidates[path].median * 1e3, m.facts["batch"])
+                    for m in found
+                    if m.name == name and path in m.candidates and m.candidates[path].samples
+                ]
+                color = colors[path.partition(",")[0]]
+                line = {"float32": "-", "bfloat16": ":", "int8": "--"}
+                style = line[path.partition(", ")[2] or "float32"]
+                single = [point[:2] for point in points if point[2] == 1] or [(math.nan,) * 2]
+                axis.plot(
+                    *zip(*single, strict=True), marker="o", ls=style, ms=4, color=color, label=path
+                )
+                for pixels, took, batch in points:
+                    if batch > 1:
+                        axis.plot(pixels, took, "o", ms=7, mfc="none", color=color)
+            axis.set(xscale="log", yscale="log", xlabel="pixels", title=name)
+            axis.grid(True, which="both")
+        axes[0].set_ylabel("ms a forward, median")
+        axes[-1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+
+    return _png(draw, 4.2 * len(names) + 1.6, 4.2)
