@@ -70,7 +70,7 @@ def batch(
     priors or inputs are done again. Exit code: 0 every pair is fused, 1 some failed (or, with
     --list, some files have no partner), 2 bad input, 130 interrupted.
     """
-    source = {"layout": layout, "manifest": manifest, "pattern": pattern}
+    source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
     if list_pairs:
         raise typer.Exit(_echo_pairs(root, vis, source, as_json=as_json))
     if out is None:

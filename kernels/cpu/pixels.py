@@ -76,8 +76,8 @@ def read_luma(values: Tensor) -> Tensor:
         values = _readable(values)
     for image, luma in zip(values, out, strict=True):
         compiled.run(
-            "read", _address("values", image), luma.data_ptr(), compiled.team, height, width, channels,
-            values.element_size(), image.stride(1), image.stride(2), image.stride(0),
+            "read", _address("values", image), luma.data_ptr(), compiled.team, height, width,
+            channels, values.element_size(), image.stride(1), image.stride(2), image.stride(0),
         )  # fmt: skip
     return out
 
@@ -154,7 +154,7 @@ def give_back(
     ends = [(0.0, 1.0)] * n if fused.limits is None else fused.limits.view(2, n).T.tolist()
     planes, out = _result(n, 1 if chroma is None else 3, height, width, spec)
     for k, (low, high) in enumerate(ends):
-        colors = (0,) * 5
+        colors: tuple[int, ...] = (0,) * 5
         if chroma is not None:
             steps = (chroma.stride(axis) for axis in (2, 3, 1))
             colors = (_address("chroma", chroma[k]), chroma.element_size(), *steps)

@@ -160,7 +160,7 @@ def test_wheel_carries_data_and_nothing_stray(wheel):
     assert {path.name for path in wheel.iterdir()} == {"ddfm_fast", info.name}
     assert {path.name for path in info.rglob("*")} >= {"LICENSE", "NOTICE"}
     size = sum(path.stat().st_size for path in wheel.rglob("*") if path.is_file())
-    assert size < 10e6
+    assert size < 11e6, "unpacked; the two networks are 7.1e6 of it"
 
 
 def test_metadata(metadata):
