@@ -73,25 +73,22 @@ def batch(
     source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
     if list_pairs:
         raise typer.Exit(_echo_pairs(root, vis, source, as_json=as_json))
-    if out is None:
-        raise ValueError("--out is missing; expected a folder to write to, or --list")
     settings = read_settings(context)
     items = find_items(root, vis, **source)
-    from ..images.files import ensure_writable_dir
-
-    ensure_writable_dir(out)
-    report = _run(
-        items,
-        out,
-        settings.fuser(),
-        format=format,
-        workers=workers,
-        max_pixels=pixel_limit(max_pixels),
-        redo=redo,
-        progress=show_progress(quiet),
-    )
+    folder, limit, bars = _folder(out), pixel_limit(max_pixels), show_progress(quiet)
+    options = {"format": format, "workers": workers, "max_pixels": limit, "redo": redo}
+    report = _run(items, folder, settings.fuser(), progress=bars, **options)
     _echo_report(report, as_json=as_json, quiet=quiet)
     raise typer.Exit(_exit_code(report))
+
+
+def _folder(out: Path | None) -> Path:
+    """``--out``, made and found writable."""
+    from ..images.files import ensure_writable_dir
+
+    if out is None:
+        raise ValueError("--out is missing; expected a folder to write to, or --list")
+    return ensure_writable_dir(out)
 
 
 def _echo_pairs(root: Path, vis: Path | None, source: dict[str, Any], *, as_json: bool) -> int:
