@@ -24,6 +24,8 @@ pixels; between unrelated scenes it was below 0.84 in all of 110 pairs. A missed
 output scale only: where the sources differ, nothing of the frame before is used anyway."""
 _COARSE = 40
 """width in pixels of the pictures that are correlated: noise is averaged away"""
+_FINER = 4
+"""times that width, at which a picture is moved before it is correlated"""
 _FLAT = 1.0
 """gray levels of standard deviation below which a picture has nothing to correlate"""
 
@@ -66,9 +68,19 @@ class MotionFinder:
         if before is None or before.shape != now.shape:
             return Motion(None, True)
         flow = self._flow.calc(now, before, None)
-        if correlation(now, warp(before, flow)) < CUT_CORRELATION:
+        if _moved_correlation(now, before, flow) < CUT_CORRELATION:
             return Motion(None, True)
         return Motion(flow, False)
+
+
+def _moved_correlation(now: np.ndarray, before: np.ndarray, flow: np.ndarray) -> float:
+    """Correlate a picture with the one before, moved along the flow, at a size that is enough."""
+    times = max(1, now.shape[1] // (_FINER * _COARSE))
+    if times > 1:
+        size = now.shape[1] // times, now.shape[0] // times
+        now, before = (cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in (now, before))
+        flow = cv2.resize(flow, size, interpolation=cv2.INTER_AREA) / np.float32(times)
+    return correlation(now, warp(before, flow))
 
 
 def gray8(image: Any, name: str, **reading: Unpack[ReadingOptions]) -> np.ndarray:

@@ -76,8 +76,9 @@ def read_luma(values: Tensor) -> Tensor:
         values = _readable(values)
     for image, luma in zip(values, out, strict=True):
         compiled.run(
-            "read", _address("values", image), luma.data_ptr(), compiled.team, height, width,
-            channels, values.element_size(), image.stride(1), image.stride(2), image.stride(0),
+            "read", _address("values", image), luma.data_ptr(), compiled.team,
+            height, width, channels, values.element_size(),
+            image.stride(1), image.stride(2), image.stride(0),
         )  # fmt: skip
     return out
 
