@@ -72,16 +72,17 @@ def test_closed_form():
 
 
 def test_denoising_replays_the_evaluation():
-    settings = dict(prior="embedded", preset="fast", dtype="float32", denoise=8, color=False)
-    fuser = agree(settings, (32, 48), calls=2)
+    denoise = {"ir": 8, "vis": "off"}
+    settings = dict(prior="embedded", preset="fast", dtype="float32", denoise=denoise, color=False)
+    fuser = agree(settings, (16, 24), calls=2)
     assert [summary["mode"] for summary in fuser.summary()] == ["eps"]
 
 
-@pytest.mark.parametrize("dtype, allowed", [("float32", 0.02), ("float16", 1.0)])
+@pytest.mark.parametrize("dtype, allowed", [("float32", 0.004), ("float16", 1.0)])
 def test_embedded_prior(dtype, allowed):
-    """float32 products of the interpreter are rounded otherwise than the CPU's kernels."""
+    """float32 products are rounded otherwise than the CPU's own: .0018 was measured."""
     settings = dict(prior="embedded", preset="official", steps=2, dtype=dtype)
-    agree(settings, (32, 48), allowed=allowed)
+    agree(settings, (16, 24), allowed=allowed)
 
 
 def test_after_eviction_and_captured_again():
