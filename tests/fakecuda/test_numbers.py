@@ -140,7 +140,9 @@ def test_a_callback_sees_the_cpus_steps():
     for call in range(3):
         seen = {fuser: [] for fuser in (ours, theirs)}
         for fuser, steps in seen.items():
-            fuser(*images(call, ODD), callback=lambda info, s=steps: s.append(info.x_t.cpu()))
+            fuser(
+                *images(call, ODD), callback=lambda info, s=steps: s.append(info.x_t.cpu().clone())
+            )
         for got, wanted in zip(seen[ours], seen[theirs], strict=True):
             assert float((got - wanted).abs().max()) < 1e-4
     assert [summary["mode"] for summary in ours.summary()] == ["step"]
