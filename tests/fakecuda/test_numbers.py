@@ -72,16 +72,17 @@ def test_closed_form():
 
 
 def test_denoising_replays_the_evaluation():
-    settings = dict(prior="embedded", preset="fast", dtype="float32", denoise=8, color=False)
-    fuser = agree(settings, (32, 48), calls=2)
+    denoise = {"ir": 8, "vis": "off"}
+    settings = dict(prior="embedded", preset="fast", dtype="float32", denoise=denoise, color=False)
+    fuser = agree(settings, (16, 24), calls=2)
     assert [summary["mode"] for summary in fuser.summary()] == ["eps"]
 
 
-@pytest.mark.parametrize("dtype, allowed", [("float32", 0.02), ("float16", 1.0)])
+@pytest.mark.parametrize("dtype, allowed", [("float32", 0.004), ("float16", 1.0)])
 def test_embedded_prior(dtype, allowed):
-    """float32 products of the interpreter are rounded otherwise than the CPU's kernels."""
+    """float32 products are rounded otherwise than the CPU's own: .0018 was measured."""
     settings = dict(prior="embedded", preset="official", steps=2, dtype=dtype)
-    agree(settings, (32, 48), allowed=allowed)
+    agree(settings, (16, 24), allowed=allowed)
 
 
 def test_after_eviction_and_captured_again():
@@ -139,7 +140,9 @@ def test_a_callback_sees_the_cpus_steps():
     for call in range(3):
         seen = {fuser: [] for fuser in (ours, theirs)}
         for fuser, steps in seen.items():
-            fuser(*images(call, ODD), callback=lambda info, s=steps: s.append(info.x_t.cpu()))
+            fuser(
+                *images(call, ODD), callback=lambda info, s=steps: s.append(info.x_t.cpu().clone())
+            )
         for got, wanted in zip(seen[ours], seen[theirs], strict=True):
             assert float((got - wanted).abs().max()) < 1e-4
     assert [summary["mode"] for summary in ours.summary()] == ["step"]
