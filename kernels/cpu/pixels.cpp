@@ -96,7 +96,7 @@ static bool read_rows(const Read &read, int64_t first, int64_t end) {
 struct Least {
     float *kept;  // room for twice as many
     int64_t most, count;
-    float limit;
+    float limit;  // of them, once there are as many
 
     void offer(float value) {
         kept[count++] = value;
@@ -156,7 +156,7 @@ static bool order_block(const Order &order, int64_t first, int64_t end) {
     float *room = scratch.floats(2 * most);
     if (!room) return false;
     for (int side = 0; side < 2; side++) {
-        Least least{room, most, 0, 0};
+        Least least{room, most, 0, INFINITY};
         const float sign = side ? -1.0f : 1.0f;
         least_of(order.values + first, end - first, sign, least);
         float *kept = order.kept + (2 * at + side) * most;

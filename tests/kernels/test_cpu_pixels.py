@@ -111,7 +111,8 @@ def test_limits_are_the_twins(kernels, threads, size, stretch):
     y, ir, vis = (beyond(size, seed) for seed in (1, 2, 3))
     ordered = y.flatten().sort().values.view(y.shape)
     few = (y * 8).round() / 8
-    for values in (y, ordered, ordered.flip(3).flip(2).contiguous(), few, torch.zeros_like(y)):
+    back = ordered.flip(3).flip(2).contiguous()
+    for values in (y, ordered, back, y.abs() + 0.1, -y.abs() - 0.1, few, torch.zeros_like(y)):
         expected = stretch_limits(stretch, values, ir, vis)
         for count in (1, 2):
             threads(count)
