@@ -16,6 +16,7 @@ from .config import FuseConfig
 from .images.planes import crop, padded_size, reflected
 from .priors.prior import Prior
 from .runtime.memory import pages_kept
+from .runtime.profiling import span
 from .runtime.transfer import Answer, copy_each_
 from .sampler import Callback, Loop, LoopSource, progress_of, require_finite
 
@@ -55,18 +56,19 @@ class LumaLoop(Loop):
         """Take the lumas of the sources, and the seed; x_T is always the loop's own."""
         if x_start is not None:
             raise ValueError("x_start is given to a loop on lumas; expected Loop, on planes")
-        multiple = self.config.crop_multiple
-        height, width = (n - n % multiple for n in i.shape[-2:])
-        copy_each_(
-            crop(self.sources, height, width).unbind(),
-            (crop(i, height, width), crop(v, height, width)),
-        )
-        if (height, width) != self._size:
-            self._down.copy_(reflected(height, len(self._down), self.device))
-            self._across.copy_(reflected(width, len(self._across), self.device))
-            self._size = height, width
-        self.seed_(seed)
-        self.draw_(seed)
+        with span("load"):
+            multiple = self.config.crop_multiple
+            height, width = (n - n % multiple for n in i.shape[-2:])
+            copy_each_(
+                crop(self.sources, height, width).unbind(),
+                (crop(i, height, width), crop(v, height, width)),
+            )
+            if (height, width) != self._size:
+                self._down.copy_(reflected(height, len(self._down), self.device))
+                self._across.copy_(reflected(width, len(self._across), self.device))
+                self._size = height, width
+            self.seed_(seed)
+            self.draw_(seed)
 
     def begin(self) -> None:
         """What precedes the first step: the planes i and v, x_T, and the state of EM."""

@@ -75,9 +75,7 @@ def video(
     def tell(result: TaskResult) -> None:
         if result.error is not None and len(tasks) == 1:
             raise result.error
-        _echo_result(result, quiet=quiet or as_json)
-        if profile and not as_json and result.report is not None:
-            _echo_profile(result.report)
+        _echo_result(result, quiet=quiet or as_json, profile=profile and not as_json)
 
     with termination_is_an_interrupt():
         results = run_tasks(tasks, fuser=fuser, on_result=tell, **options)
@@ -140,11 +138,13 @@ def _echo_bad(bad: BadFrame) -> None:
     typer.echo(f"bad frame {bad.number} of {bad.stream}: {bad.reason}", err=True)
 
 
-def _echo_result(result: TaskResult, *, quiet: bool) -> None:
+def _echo_result(result: TaskResult, *, quiet: bool, profile: bool) -> None:
     if result.report is None:
         typer.echo(f"error: {result.task.name}: {result.error}", err=True)
-    else:
-        _echo_report(result.report, quiet=quiet)
+        return
+    _echo_report(result.report, quiet=quiet)
+    if profile:
+        _echo_profile(result.report)
 
 
 def _echo_report(report: VideoReport, *, quiet: bool) -> None:

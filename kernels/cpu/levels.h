@@ -203,3 +203,54 @@ static void smooth_across(const float *const *rows, int64_t width, float *__rest
         out[x] = ((a[x] + i[x]) + 8 * (b[x] + h[x]) + 28 * (c[x] + g[x]) + 56 * (d[x] + f[x]) +
                   70 * e[x]) * (1 / 65536.0f);
 }
+
+struct Size {
+    int64_t height, width;
+    Size halved() const { return {half(height), half(width)}; }
+};
+
+static float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
+
+// The same of each value of a row; a vector may reach past its end.
+static void sigmoid_row(float *row, int64_t width) {
+    for (int64_t x = 0; x < width; x += VL) {
+        const vec value = least(most(load(row + x), same(-87.0f)), same(87.0f));
+        store(row + x, 1.0f / (1.0f + exp2_of(value, -LOG2E)));
+    }
+}
+
+// Planes that are smoothed twice, row by row: a ring of what is smoothed along.
+struct Smoothing {
+    const float *a, *b;  // a, or a times b
+    float shift;         // taken from both
+};
+
+template <int COUNT, class Use>
+static bool smooth_all(const Smoothing *planes, Size size, int64_t first, int64_t end,
+                       const Use &use) {
+    const int64_t pitch = pitch_of(size.width), reach = WIDE_TAPS / 2, width = size.width;
+    const Rows rows{scratch.floats((COUNT * (WIDE_TAPS + 1) + 2) * pitch), pitch};
+    if (!rows.memory) return false;
+    float *padded = rows.at(COUNT * (WIDE_TAPS + 1)), *made = rows.at(COUNT * (WIDE_TAPS + 1) + 1);
+    float *found[COUNT];
+    for (int p = 0; p < COUNT; p++) found[p] = rows.at(COUNT * WIDE_TAPS + p);
+    for (int64_t y = first - reach; y < end + reach; y++) {
+        const int64_t at = mirrored(y, size.height) * width, middle = y - reach;
+        for (int p = 0; p < COUNT; p++) {
+            const float *__restrict a = planes[p].a + at, *__restrict b = planes[p].b;
+            const float shift = planes[p].shift;
+            if (b)
+                for (int64_t x = 0; x < width; x++) made[x] = (a[x] - shift) * (b[at + x] - shift);
+            else
+                for (int64_t x = 0; x < width; x++) made[x] = a[x] - shift;
+            smooth_along(made, width, padded, rows.at(p * WIDE_TAPS + (y + WIDE_TAPS) % WIDE_TAPS));
+            if (middle < first) continue;
+            const float *seen[WIDE_TAPS];
+            for (int64_t k = 0; k < WIDE_TAPS; k++)
+                seen[k] = rows.at(p * WIDE_TAPS + (y + 1 + k) % WIDE_TAPS);
+            smooth_across(seen, width, found[p]);
+        }
+        if (middle >= first) use(middle, found);
+    }
+    return true;
+}
