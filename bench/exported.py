@@ -13,7 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -70,9 +70,7 @@ class Work:
     def onnx(self) -> Path:
         """The network in float32 for this size, written when first asked for."""
         path = self.folder / "network.onnx"
-        unet = network(self.network)
-        state = {key: value.detach().contiguous() for key, value in unet.state_dict().items()}
-        module = AtOneTimestep(build_unet(unet.config, state), self.timestep).eval()
+        module = AtOneTimestep(_of_eps(network(self.network)), self.timestep).eval()
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module, (self.x,), dynamo=True, verbose=False,
@@ -80,6 +78,14 @@ class Work:
             )  # fmt: skip
             program.save(str(path))
         return path
+
+
+def _of_eps(unet: UNet) -> UNet:
+    """Copy a network as its authors have it, its last convolution without the variance's half."""
+    state = {key: value.detach().contiguous() for key, value in unet.state_dict().items()}
+    rows = CHANNELS * unet.config.pixel_unshuffle**2
+    state |= {key: state[key][:rows] for key in ("out.2.weight", "out.2.bias")}
+    return build_unet(replace(unet.config, out_channels=CHANNELS), state)
 
 
 @contextmanager
