@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +29,7 @@ from ddfm_fast.schedule import trained_alphas
 from . import runner
 from .data import network, pair
 from .exported import ENGINES, OFFICIAL, OURS, Forward, Work, missing
-from .machine import machine
+from .machine import installed_version, machine
 from .model import markdown_table
 from .peers import chosen, height_and_width, release_memory
 from .place import Place, Task, apart, named, require
@@ -286,7 +285,7 @@ def measure_all(
     run: Run, tasks: list[tuple[str, int, tuple[int, int]]], command: str, minutes: float, out: Path
 ) -> Path:
     """Every task that the time allows, the files written after each: JSON, Markdown, PNG."""
-    card = machine() | {name: found for name in PACKAGES if (found := installed(name))}
+    card = machine() | {name: found for name in PACKAGES if (found := installed_version(name))}
     report = Report(card, {}, {"sections": ["engines"], "command": command, "not_run": {}})
     path, started = free_path(out, "engines", report.date[:10]), time.monotonic()
     for name, batch, size in tasks:
@@ -305,14 +304,6 @@ def measure_all(
         if (png := engines_over_pixels(report)) is not None:
             atomic_write_bytes(path.with_suffix(".png"), png)
     return path
-
-
-def installed(name: str) -> str | None:
-    """The version of a package, if it is here."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 @app.command()

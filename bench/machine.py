@@ -50,7 +50,9 @@ def machine(device: torch.device | str = "cpu") -> dict:
         "ddfm_fast": ddfm_fast.__version__,
         "commit": commit(),
     }
-    found |= {name: installed for name in PACKAGES if (installed := _version(name))}
+    found |= {
+        name: found_version for name in PACKAGES if (found_version := installed_version(name))
+    }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found |= {
@@ -152,7 +154,8 @@ def _memory() -> int | None:
         return None
 
 
-def _version(distribution: str) -> str | None:
+def installed_version(distribution: str) -> str | None:
+    """Say which version of a distribution is here; None without it."""
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -5,7 +5,7 @@
 // carried to the other levels, the base, and from there level after level of the result. A thread
 // that finds no block left waits until the others have done theirs; one that never comes is not
 // waited for. Blocks are of a fixed size, so nothing depends on the number of threads.
-// bands.py lays out the planes; choose.py and terms.py have the equations.
+// closed.py lays out the planes; target/choose.py and terms.py have the equations.
 
 #include <sched.h>
 

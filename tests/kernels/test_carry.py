@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import shutil
-
-import emulated
+import builds
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ddfm_fast.kernels.cpu import build, carry
+from ddfm_fast.kernels.cpu import carry
 from ddfm_fast.video import trust
 
 needs_kernels = pytest.mark.skipif(
@@ -23,41 +19,8 @@ TINY = 2e-7
 FLOWS = ("none", "zero", "pan", "smooth", "wild")
 
 
-@pytest.fixture(scope="module")
-def narrow(tmp_path_factory):
-    """Compiled for vectors of four."""
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or pytest.skip("no C++ compiler")
-    path = tmp_path_factory.mktemp("carry") / "narrow.so"
-    flags = *build.FLAGS, build.this_processor(), "-DVL=4"
-    build.run([compiler, *flags, str(carry.SOURCE), "-o", str(path)])
-    return carry.Library(ctypes.CDLL(str(path)), build.library().team)
-
-
-@pytest.fixture(params=["native", "narrow", *emulated.PARAMS])
-def kernels(request, monkeypatch):
-    """Compiled functions whose results hold NaN before they are written."""
-    if request.param in emulated.TARGETS:
-        shared = request.getfixturevalue("foreign")(request.param)
-        shared.watch(monkeypatch)
-        library = carry.Library(shared, 0)
-        monkeypatch.setattr(carry, "load", lambda: (library, None))
-    elif request.param == "narrow":
-        library = request.getfixturevalue("narrow")
-        monkeypatch.setattr(carry, "load", lambda: (library, None))
-    empty = torch.empty
-
-    def poisoned(*args, **options):
-        x = empty(*args, **options)
-        return x.fill_(float("nan")) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+narrow, kernels = builds.fixtures(carry)
+threads = builds.threads
 
 
 def smooth(height, width, planes, seed):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import shutil
 from dataclasses import replace
 
-import emulated
+import builds
 import pytest
 import torch
 
@@ -36,41 +33,8 @@ TERMS = {
 }
 
 
-@pytest.fixture(scope="module")
-def narrow(tmp_path_factory):
-    """Compiled for vectors of four."""
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or pytest.skip("no C++ compiler")
-    path = tmp_path_factory.mktemp("closed") / "narrow.so"
-    flags = *build.FLAGS, build.this_processor(), "-DVL=4"
-    build.run([compiler, *flags, str(closed.SOURCE), "-o", str(path)])
-    return closed.Library(ctypes.CDLL(str(path)), build.library().team)
-
-
-@pytest.fixture(params=["native", "narrow", *emulated.PARAMS])
-def kernels(request, monkeypatch):
-    """Compiled functions whose results hold NaN before they are written."""
-    if request.param in emulated.TARGETS:
-        shared = request.getfixturevalue("foreign")(request.param)
-        shared.watch(monkeypatch)
-        library = closed.Library(shared, 0)
-        monkeypatch.setattr(closed, "load", lambda: (library, None))
-    elif request.param == "narrow":
-        library = request.getfixturevalue("narrow")
-        monkeypatch.setattr(closed, "load", lambda: (library, None))
-    empty = torch.empty
-
-    def poisoned(*args, **options):
-        x = empty(*args, **options)
-        return x.fill_(float("nan")) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+narrow, kernels = builds.fixtures(closed)
+threads = builds.threads
 
 
 def plane(height, width, seed=0):

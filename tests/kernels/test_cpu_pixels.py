@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
-import shutil
-
-import emulated
+import builds
 import numpy as np
 import pytest
 import torch
@@ -16,7 +12,7 @@ from ddfm_fast.images.color import luma
 from ddfm_fast.images.pixels import Pixels
 from ddfm_fast.images.planes import read_raw
 from ddfm_fast.images.stretch import Fused, stretch_limits
-from ddfm_fast.kernels.cpu import build, pixels
+from ddfm_fast.kernels.cpu import pixels
 
 needs_kernels = pytest.mark.skipif(
     pixels.status() is not None, reason=f"no CPU kernels here: {pixels.status()}"
@@ -28,41 +24,8 @@ LAYOUTS = ("HWC", "CHW")
 STRETCHES = ("none", "minmax", "percentile", "sources")
 
 
-@pytest.fixture(scope="module")
-def narrow(tmp_path_factory):
-    """Compiled for vectors of four."""
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or pytest.skip("no C++ compiler")
-    path = tmp_path_factory.mktemp("pixels") / "narrow.so"
-    flags = *build.FLAGS, build.this_processor(), "-DVL=4"
-    build.run([compiler, *flags, str(pixels.SOURCE), "-o", str(path)])
-    return pixels.Library(ctypes.CDLL(str(path)), build.library().team)
-
-
-@pytest.fixture(params=["native", "narrow", *emulated.PARAMS])
-def kernels(request, monkeypatch):
-    """Compiled functions whose results hold NaN before they are written."""
-    if request.param in emulated.TARGETS:
-        shared = request.getfixturevalue("foreign")(request.param)
-        shared.watch(monkeypatch)
-        library = pixels.Library(shared, 0)
-        monkeypatch.setattr(pixels, "load", lambda: (library, None))
-    elif request.param == "narrow":
-        library = request.getfixturevalue("narrow")
-        monkeypatch.setattr(pixels, "load", lambda: (library, None))
-    empty = torch.empty
-
-    def poisoned(*args, **options):
-        x = empty(*args, **options)
-        return x.fill_(float("nan")) if x.is_floating_point() else x
-
-    monkeypatch.setattr(torch, "empty", poisoned)
-
-
-@pytest.fixture
-def threads():
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
+narrow, kernels = builds.fixtures(pixels)
+threads = builds.threads
 
 
 def image(size, dtype, channels, layout, seed=0):
