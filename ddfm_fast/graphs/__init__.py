@@ -7,13 +7,14 @@
              No host work between the steps.
     "step"   one launch a step, one before the first and one after the last; which row it is, a
              counter on the device says. For callbacks and progress bars, where a graph of all
-             steps takes too much memory, and where it would have more than ``MOST_NODES`` nodes.
+             steps takes too much memory, and where it would have more than ``MOST_NODES`` nodes:
+             there, unless a callback or a bar follows, a launch has as many steps as stay below.
     "eps"    one evaluation of the prior outside of the loop, as denoising sources takes them; its
              timestep is an input like x.
     "call"   any work on tensors that reads none of them on the host, such as the closed form.
 
 A hundred steps of a UNet are 26,000 nodes, which take seconds to capture and a host's memory to
-keep, and save nothing: a graph of a step keeps the device busy while the host launches the next.
+keep, and save little: a graph of some steps keeps the device busy while the host launches the next.
 Conditional nodes would need the driver's own interface for a body that PyTorch captures.
 
 A shape's first call runs eagerly, since most shapes of a mixed folder come once; the second

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 SEEN_LIMIT = 256
 MOST_NODES = 2000
-"""of a graph of the whole loop, where the mode is left to choose"""
+"""of a graph of the loop or of some of its steps, where the mode is left to choose"""
 MOST_SPOILT = 3
 """captures of a prior that may fail through other threads before it is taken for the prior's own"""
 MIB = 2**20
@@ -68,7 +68,7 @@ class GraphSummary(TypedDict):
     mode: str
     """"loop", "step", "eps" or "call": see ``ddfm_fast.graphs``"""
     nodes: int | None
-    """kernels and copies of the graph, or of a step's; None where the driver does not tell"""
+    """kernels and copies of the graph that is replayed; None where the driver does not tell"""
     bytes: int
     """device memory that it holds"""
     seconds: float
@@ -127,6 +127,7 @@ class GraphCache:
 
         def make(mode: str, capture: CudaCapture) -> CapturedLoop:
             bounded = self.mode == "auto" and self.backend.name != "torch"
+            bounded = bounded and not (watched and mode == "step")
             new = CapturedLoop(new_loop, mode, capture, MOST_NODES if bounded else None)
             if isinstance(prior, CallablePrior):
                 _require_equal(new)

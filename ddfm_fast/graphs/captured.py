@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -34,7 +35,7 @@ class Captured:
 
     @property
     def nodes(self) -> int | None:
-        """Nodes of the graph, or of a step's; None where the driver does not tell."""
+        """Nodes of the graph that is replayed; None where the driver does not tell."""
         return self.replay.nodes
 
     @contextmanager
@@ -52,10 +53,11 @@ class CapturedLoop(Captured):
         make: Makes the loop.
         mode: "loop" or "step".
         capture: What captures.
-        most_nodes: Of the whole loop's graph; None for any number.
+        most_nodes: Of a graph; in mode "step" it has as many steps as stay below, one where this
+            is None. None in mode "loop": any number.
 
     Raises:
-        LongGraph: There would be more nodes.
+        LongGraph: The whole loop would have more nodes.
         torch.OutOfMemoryError: Memory is short.
         Exception: What the prior raises, or RuntimeError where its code cannot be captured.
     """
@@ -78,7 +80,10 @@ class CapturedLoop(Captured):
                 self.replay = capture.capture(self._all_steps)
             else:
                 self._begin = capture.capture(self.loop.begin)
-                self.replay = capture.capture(self._any_step)
+                self.steps_a_replay = 1
+                self.replay = capture.capture(self._some_any_steps)
+                if len(self.rows) % self.steps_a_replay:
+                    self._replay_one = capture.capture(self._any_step)
                 self._finish = capture.capture(self.loop.finish)
 
     def _all_steps(self) -> None:
@@ -99,6 +104,17 @@ class CapturedLoop(Captured):
             self.loop.step(s)
         self.loop.finish()
 
+    def _some_any_steps(self) -> None:
+        """As many of the next steps as ``most_nodes`` allows, in graphs of about one length."""
+        self._any_step()
+        nodes = self.capture.nodes()
+        if self.most_nodes is None or not nodes:
+            return
+        most = max(1, self.most_nodes // nodes)
+        self.steps_a_replay = len(self.rows) // math.ceil(len(self.rows) / most)
+        for _ in range(self.steps_a_replay - 1):
+            self._any_step()
+
     def _any_step(self) -> None:
         """The next step, which a replay finds by the counter on the device."""
         self.loop.step(0, self.loop.next_conditioning())
@@ -109,18 +125,28 @@ class CapturedLoop(Captured):
         self.loop.load(i, v, seed, x_start)
 
     def run(self, steps: Iterable[int], callback: Callback | None) -> None:
-        """See :meth:`Loop.run`; in mode "loop" ``steps`` and ``callback`` are not looked at."""
+        """See :meth:`Loop.run`; ``steps`` and ``callback`` count where a replay is one step."""
         try:
             if self.mode == "loop":
                 self.replay()
                 return
             self._begin()
-            for s in steps:
-                self.replay()
-                self.loop.report(s, callback)
+            if self.steps_a_replay == 1:
+                for s in steps:
+                    self.replay()
+                    self.loop.report(s, callback)
+            else:
+                self._replay_all()
             self._finish()
         finally:  # a callback may raise
             self.capture.record()
+
+    def _replay_all(self) -> None:
+        graphs, rest = divmod(len(self.rows), self.steps_a_replay)
+        for _ in range(graphs):
+            self.replay()
+        for _ in range(rest):
+            self._replay_one()
 
     def take(self) -> Any:
         """A copy of the result: the next call overwrites it."""

@@ -10,7 +10,8 @@
     run either. The backend "torch" always has torch.fft.
 ``graph``
     "loop": one CUDA graph for all steps; "step": one for a step, replayed; "off": no graph; "auto"
-    on a CUDA device: "loop", or "step" where that graph would have more than 2,000 nodes.
+    on a CUDA device: "loop", or "step" where that graph would have more than 2,000 nodes, and then
+    one for as many steps as stay below.
 
 Each is "auto" unless given, and then what the environment says: DDFM_FAST_BACKEND,
 DDFM_FAST_SOLVER, DDFM_FAST_GRAPH.

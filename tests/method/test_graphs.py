@@ -16,6 +16,7 @@ from recorder import RecordingCapture
 from torch import Tensor
 
 from ddfm_fast.config import FuseConfig
+from ddfm_fast.graphs import cache as graphs_cache
 from ddfm_fast.graphs.cache import GraphCache
 from ddfm_fast.images.doubts import DDFMWarning
 from ddfm_fast.priors.load import load_prior
@@ -323,6 +324,26 @@ class TestKernels:
         replays = cache.recorder.replays
         draw(cache, prior, config, (1, 16, 20))
         assert cache.recorder.replays == replays + 4 + 2
+
+    def test_a_long_loop_is_a_few_graphs_of_some_steps(self, backend, monkeypatch):
+        """Seven steps, of which a graph may have three: three graphs of two, and one of one."""
+        config, prior, size = FuseConfig(steps=7), load_prior(tanh_prior), (1, 16, 20)
+        whole = Cache("loop", backend)
+        whole.warm_up(prior, config, size)
+        monkeypatch.setattr(graphs_cache, "MOST_NODES", whole.summary()[0]["nodes"] // 2)
+        bounded = Cache("auto", backend)
+        bounded.warm_up(prior, config, size)
+        assert [s["mode"] for s in bounded.summary()] == ["step"]
+        replays = bounded.recorder.replays
+        for seed in (1, 2):
+            got = draw(bounded, prior, config, size, seed)
+            wanted = eager(prior, config, size, seed, backend)
+            assert torch.equal(got.x0, wanted.x0) and torch.equal(got.luma, wanted.luma)
+        assert bounded.recorder.replays == replays + 2 * (3 + 1 + 2)
+        bounded.warm_up(prior, config, size, watched=True)
+        replays = bounded.recorder.replays
+        draw(bounded, prior, config, size, callback=lambda info: None)
+        assert bounded.recorder.replays == replays + 7 + 2
 
     def test_a_callback_sees_every_step_of_a_replay(self, backend):
         config, prior = FuseConfig(steps=3), load_prior(tanh_prior)
