@@ -260,8 +260,12 @@ def engines_over_pixels(report: Report) -> bytes | None:
                 for pixels, took, batch in points:
                     if batch > 1:
                         axis.plot(pixels, took, "o", ms=7, mfc="none", color=color)
-            axis.set(xscale="log", yscale="log", xlabel="pixels", title=name)
-            axis.grid(True, which="both")
+            axis.set(xscale="log", yscale="log", title=name)
+            _plain_numbers(axis.yaxis)
+            sizes = {m.facts["pixels"]: m.size.rpartition(" ")[2] for m in found}
+            axis.set_xticks(list(sizes), list(sizes.values()))
+            axis.minorticks_off()
+            axis.grid(True)
         axes[0].set_ylabel("ms a forward, median")
         axes[-1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
