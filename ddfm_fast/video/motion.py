@@ -22,6 +22,9 @@ CUT_CORRELATION = 0.85
 """Between frames of one scene the correlation was above 0.93, ten frames apart or panned by 40
 pixels; between unrelated scenes it was below 0.84 in all of 110 pairs. A missed cut spoils the
 output scale only: where the sources differ, nothing of the frame before is used anyway."""
+_DESCENTS, _REFINEMENTS = 8, 2
+"""Of the flow's search, instead of 16 and 5: two thirds of its time. What moves by the flow is then
+off by 0.6 % more on a street, and a fused pan flickers by 0.6 to 0.9 % more; no score changes."""
 _COARSE = 40
 """width in pixels of the pictures that are correlated: noise is averaged away"""
 _FINER = 4
@@ -53,6 +56,8 @@ class MotionFinder:
         """``reading``: ``value_range`` and ``layout`` for `to_planes`."""
         self._reading = reading
         self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+        self._flow.setGradientDescentIterations(_DESCENTS)
+        self._flow.setVariationalRefinementIterations(_REFINEMENTS)
         self._before: np.ndarray | None = None
 
     def __call__(self, ir: Any, vis: Any) -> Motion:
