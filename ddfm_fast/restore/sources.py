@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ from .denoise import Evaluate, denoise, evaluate
 from .noise_level import Estimator, NoiseLevel, destabilize, estimate, stabilize
 
 SOURCES = ("ir", "vis")
+Remover = Callable[[Tensor, NoiseLevel, Callable[[Tensor], Tensor]], tuple[Tensor, int]]
+"""(plane, its noise, what takes it out of a plane or a part) → the clean plane, calls of that"""
 ALL_NOISE = 0.08
 """times its noise that a denoised source must vary by, else the noise was all there was"""
 
@@ -40,7 +42,7 @@ class SourceReport(NamedTuple):
     dead_pixels: int = 0
     """pixels that were replaced"""
     evaluations: int = 0
-    """evaluations of the prior that took the noise out"""
+    """evaluations of the prior that took the noise out; in a video, some of parts of the source"""
     chroma: float = 0.0
     """standard deviation of the noise taken out of chroma, gray levels, where the result has it"""
 
@@ -144,6 +146,7 @@ class SourceModel:
         *,
         seed: int,
         estimators: Mapping[str, Estimator] | None = None,
+        removers: Mapping[str, Remover] | None = None,
     ) -> Restored:
         """Restore luma planes [N, 1, H, W] in [0, 1]; a clean source comes back as it is.
 
@@ -152,6 +155,7 @@ class SourceModel:
             vis: The visible ones.
             seed: Of the noise that denoising adds to chroma.
             estimators: What estimates the noise for "auto", by source: a video's running ones.
+            removers: What takes it out, by source: a video's, which takes frames before again.
 
         Returns:
             The sources, on the same device, and what was done.
@@ -163,9 +167,10 @@ class SourceModel:
         host |= zip(looked_at, fetched(*(host[name] for name in looked_at)), strict=True)
         for name, planes in zip(SOURCES, (ir, vis), strict=True):
             noise_of = estimators[name] if estimators else estimate
+            remover = removers[name] if removers else _remove_all
             seen = host[name].split(1)
             done = [
-                self._restore(p, s, name, seed, noise_of)
+                self._restore(p, s, name, seed, noise_of, remover)
                 for p, s in zip(planes.split(1), seen, strict=True)
             ]
             for report, (_, found) in zip(reports, done, strict=True):
@@ -209,7 +214,13 @@ class SourceModel:
         return (torch.cat(images) if any(found) else rgb), found
 
     def _restore(
-        self, plane: Tensor, seen: Tensor, name: str, seed: int, noise_of: Estimator
+        self,
+        plane: Tensor,
+        seen: Tensor,
+        name: str,
+        seed: int,
+        noise_of: Estimator,
+        remover: Remover,
     ) -> tuple[Tensor, SourceReport]:
         wanted = self.wanted[name]
         if wanted == "off":
@@ -226,13 +237,13 @@ class SourceModel:
             level = NoiseLevel(sigma=float(wanted), plain=float(wanted), gain=0.0, offset=0.0)
         if not level.sigma:
             return plane, SourceReport(columns=columns, rows=rows, dead_pixels=dead)
-        plane = self._denoised(plane, level, seed)
+        plane, calls = remover(plane, level, lambda part: self._denoised(part, level, seed))
         if float(plane.std()) * 255 < max(1.0, ALL_NOISE * level.sigma):
             warn(
                 f"{name} is noise all over: nearly nothing is left of it without, and the result "
                 'shows the other source alone; check the file, or pass denoise="off"',
             )
-        report = SourceReport(level.sigma, level.gain, columns, rows, dead, self.draws)
+        report = SourceReport(level.sigma, level.gain, columns, rows, dead, calls * self.draws)
         return plane, report
 
     def _denoised(self, plane: Tensor, level: NoiseLevel, seed: int) -> Tensor:
@@ -246,3 +257,12 @@ class SourceModel:
         return denoise(
             self.denoiser, plane, sigma, seed=seed, draws=self.draws, evaluate=self.evaluate
         )
+
+
+def _remove_all(
+    plane: Tensor,
+    level: NoiseLevel,  # noqa: ARG001
+    remove: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, int]:
+    """What an image's noise is taken out by."""
+    return remove(plane), 1

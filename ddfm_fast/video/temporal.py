@@ -6,7 +6,7 @@ flow, a frame of a stream is
     trust   m = exp(−d / s),  d = mean over 3×3 pixels of max(|i − ←i|, |v − ←v|) in grey levels
     keep    i ← i + m (←i − i), v ← v + m (←v − v)
     fuse    f = the closed form of the variant "saliency" of these, whose noise was taken out before
-            by a running estimate
+            by a running estimate, where the frame before does not tell already (``video.reuse``)
 
 and, with a preset that has reverse steps,
 
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -47,12 +47,13 @@ from ..method import Diffusion, Method
 from ..options import ReadingOptions
 from ..priors.prior import Prior
 from ..restore.noise_level import CLEAN, Estimator, NoiseLevel, estimate
-from ..restore.sources import SOURCES, SourceModel, SourceTotals
+from ..restore.sources import SOURCES, Remover, SourceModel, SourceTotals
 from ..runtime.apart import apart, refuse_where_impossible
 from ..sampler import noised
 from ..schedule import StepRow
 from ..step import ReverseStep, plain_em
 from .motion import Motion
+from .reuse import KeptClean
 from .trust import Kept, carry, trusted
 
 _SCALE_FRAMES = 50
@@ -155,6 +156,7 @@ class Stream:
         """Start the running scale and the running estimates of noise anew."""
         self.scale = RunningScale()
         self.noise: dict[str, Estimator] = {name: RunningNoise() for name in SOURCES}
+        self.clean = {name: KeptClean() for name in SOURCES}
         self.chroma_noise = RunningNoise(), RunningNoise()
 
 
@@ -338,7 +340,7 @@ class TemporalFuser:
                 for n in members:
                     if motions[n].cut:
                         streams[n].new_scene()
-                restored = [self._restored(streams[n], read[n]) for n in members]
+                restored = [self._restored(streams[n], read[n], motions[n]) for n in members]
                 ir, vis = (joined(planes) for planes in zip(*restored, strict=True))
                 lumas = self._lumas(
                     [streams[n] for n in members],
@@ -355,9 +357,14 @@ class TemporalFuser:
                     results[n] = colored.give_back(fused, dims=self.config.dims_chroma)
         return results
 
-    def _restored(self, stream: Stream, pair: Pair) -> tuple[Tensor, Tensor]:
+    def _restored(self, stream: Stream, pair: Pair, motion: Motion) -> tuple[Tensor, Tensor]:
         """The sources of a frame, denoised by the stream's running estimates."""
-        restored = self._sources(pair.ir, pair.vis, seed=self.fuser.seed, estimators=stream.noise)
+        removers: dict[str, Remover] | None = None
+        if self._warm is not None:
+            removers = {name: partial(stream.clean[name], motion) for name in SOURCES}
+        restored = self._sources(
+            pair.ir, pair.vis, seed=self.fuser.seed, estimators=stream.noise, removers=removers
+        )
         for name, found in restored.reports[0].items():
             self.evaluations += found.evaluations
             self.found[name].add(found)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import threading
 
+import fakeplugin
 import pytest
 import torch
 from analytic import tanh_prior, tanh_prior_with_variance
 
 from ddfm_fast import Fuser
+from ddfm_fast.graphs import cache as graphs_cache
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("FAKE_NUMBERS", "0") == "0", reason="kernels compute with FAKE_NUMBERS=1"
@@ -62,6 +64,21 @@ def test_official_steps(engine, size, count):
     assert modes == [mode for mode in [engine["graph"]] if mode != "off"]
 
 
+@pytest.mark.parametrize("solver", ["torch", "local"])
+def test_a_long_loop_in_graphs_of_some_steps(solver, monkeypatch):
+    """Five steps by two and one, where a graph may have about two and a half."""
+    settings = OFFICIAL | dict(solver=solver, steps=5)
+    whole = agree(settings | dict(graph="loop"), ODD, calls=2)
+    monkeypatch.setattr(graphs_cache, "MOST_NODES", whole.summary()[0]["nodes"] // 2)
+    launched = fakeplugin.fake.fake_graph_launches()
+    fuser = agree(settings, ODD, calls=2)
+    assert [summary["mode"] for summary in fuser.summary()] == ["step"]
+    before = fakeplugin.fake.fake_graph_launches()
+    assert before > launched
+    fuser(*images(3, ODD))
+    assert fakeplugin.fake.fake_graph_launches() - before == 2 + 1 + 2
+
+
 @pytest.mark.parametrize("engine", [e for e in ENGINES if e["graph"] == "loop"], ids=str)
 def test_learned_noise(engine):
     agree(DDPM | engine, ODD, 2)
@@ -75,7 +92,7 @@ def test_denoising_replays_the_evaluation():
     denoise = {"ir": 8, "vis": "off"}
     settings = dict(prior="embedded", preset="fast", dtype="float32", denoise=denoise, color=False)
     fuser = agree(settings, (16, 24), calls=2)
-    assert [summary["mode"] for summary in fuser.summary()] == ["eps"]
+    assert [summary["mode"] for summary in fuser.summary()] == ["eps", "call"]
 
 
 @pytest.mark.parametrize("dtype, allowed", [("float32", 0.004), ("float16", 1.0)])
