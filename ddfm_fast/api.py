@@ -400,8 +400,9 @@ def fuse(
     *,
     callback: Callback | None = None,
     report: list[FusionReport] | None = None,
-    value_range: tuple[float, float] | None = None,
+    value_range: Any = None,
     layout: str | None = None,
+    nodata: Any = None,
     **options: Unpack[FuserOptions],
 ) -> Any:
     """Fuse an infrared and a visible image (or any two aligned modalities) by DDFM.
@@ -417,6 +418,7 @@ def fuse(
         report: As in the call of :class:`Fuser`.
         value_range: As in the call of :class:`Fuser`.
         layout: As in the call of :class:`Fuser`.
+        nodata: As in the call of :class:`Fuser`.
         **options: Those of :class:`Fuser`:
             OPTIONS
 
@@ -432,15 +434,9 @@ def fuse(
     >>> gray = fuse(ir, vis, steps=25, color=False)            # doctest: +SKIP
     """
     given = with_defaults(options)
-    return _kept_fuser(options, given)(
-        ir,
-        vis,
-        **{name: given[name] for name in _PER_CALL},
-        callback=callback,
-        report=report,
-        value_range=value_range,
-        layout=layout,
-    )
+    call = {name: given[name] for name in _PER_CALL}
+    reading: ReadingOptions = {"value_range": value_range, "layout": layout, "nodata": nodata}
+    return _kept_fuser(options, given)(ir, vis, **call, callback=callback, report=report, **reading)
 
 
 _fusers: OrderedDict[_Key, Fuser] = OrderedDict()

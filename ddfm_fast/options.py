@@ -58,8 +58,9 @@ class FuserOptions(TypedDict, total=False):
 class ReadingOptions(TypedDict, total=False):
     """How the images of a call are read."""
 
-    value_range: tuple[float, float] | None
+    value_range: Any
     layout: str | None
+    nodata: Any
 
 
 INPUT, METHOD, OUTPUT, RUNTIME = "Input", "Method", "Output", "Runtime"
@@ -103,8 +104,15 @@ OPTIONS: dict[str, Option] = {
         'any; "ir" or "vis" says which; False gives gray.',
     ),
     "value_range": Option(
-        INPUT, None, "LO,HI: values that mean black and white.",
-        "None takes the dtype's own range.",
+        INPUT, None, "LO,HI, auto, dtype or data: values that mean black and white.",
+        '(lo, hi), "dtype", "data" or "auto", for both or by source: {"ir": …, "vis": …}. None is '
+        '"auto": the dtype\'s own range where the picture plausibly uses it, else what it spans, '
+        "with a warning; see `ddfm_fast.images.ranges`.",
+    ),
+    "nodata": Option(
+        INPUT, None, "A value, or nan, that means nothing.",
+        "For both or by source. It does not set the range, and there the result shows the other "
+        "source.",
     ),
     "layout": Option(
         INPUT, None, "Order of the axes, such as HWC, where the rule would read it wrongly.",

@@ -15,7 +15,7 @@ from . import tables
 from .batch import echo_failure
 from .errors import INTERRUPTED
 from .options import default
-from .settings import Settings, find_items, pixel_limit, read_settings, show_progress
+from .settings import Settings, find_items, levels, pixel_limit, read_settings, show_progress
 
 if TYPE_CHECKING:
     from ..datasets.pairs import PairItem
@@ -33,6 +33,9 @@ def ablate(
     layout: opt.Layout = None,
     manifest: opt.Manifest = None,
     limit: opt.Limit = None,
+    ir_range: opt.IrRange = None,
+    vis_range: opt.VisRange = None,
+    nodata: opt.Nodata = None,
     preset: opt.AblatedPreset = default.preset,
     steps: opt.Steps = default.steps,
     denoise: opt.Denoise = default.denoise,
@@ -59,28 +62,25 @@ def ablate(
 ) -> None:
     """Fuse a data set again and again, each time without one part of the method, and compare.
 
-    The rows: the preset as it is; EM alone; the prior alone; no TV term; fixed γ and ρ; the other
-    variants; the other samplers. Each row is as much work as a batch of its own. Safe to
-    interrupt; rerun to resume. Pictures are gray. OUT gets a folder per row, and the table as
-    ablation.txt, .csv, .json and .md.
+    Rows: the preset as it is; EM alone; the prior alone; no TV term; fixed γ and ρ; other variants
+    and samplers; each a batch. Safe to interrupt; rerun to resume. Pictures are gray. OUT gets a
+    folder per row, and ablation.txt, .csv, .json and .md.
     """
     settings = read_settings(context)
     chosen = _rows(settings, rows)
     items = find_items(root, vis, layout=layout, manifest=manifest)[:limit]
     tables.require_writable(out / "ablation.txt", report)
     evaluation, methods = _run(
-        items,
-        out,
-        chosen,
-        settings,
+        *(items, out, chosen, settings),
         baselines=baselines,
         max_pixels=pixel_limit(max_pixels),
+        levels=levels(ir_range, vis_range, nodata),
         progress=show_progress(quiet),
         on_row=_ignore if quiet or as_json else _echo_row,
         **tables.scoring(metrics, extra, paper),
     )
-    page: dict[str, Any] = {"max_pairs": report_pairs, "max_pixels": pixel_limit(max_pixels)}
-    page["title"] = f"Ablation of {settings.preset}: {root.resolve().name}"
+    title, limits = f"Ablation of {settings.preset}: {root.resolve().name}", pixel_limit(max_pixels)
+    page: dict[str, Any] = {"title": title, "max_pairs": report_pairs, "max_pixels": limits}
     tables.write_page(report, evaluation, items, methods, **page)
     written = _write_tables(out, evaluation, per_image)
     written += [] if report is None else [report]

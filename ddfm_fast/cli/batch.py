@@ -13,12 +13,13 @@ import typer
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED
 from .options import default
-from .settings import data_source, find_items, pixel_limit, read_settings, show_progress
+from .settings import data_source, find_items, levels, pixel_limit, read_settings, show_progress
 
 if TYPE_CHECKING:
     from ..api import Fuser
     from ..datasets.batch import BatchReport, PairResult
     from ..datasets.pairs import PairItem
+    from ..images.depth import Levels
 
 EPILOG = (
     "Examples:  `ddfm-fast batch MSRS/test -o fused/ --steps 50`  ·  "
@@ -34,6 +35,10 @@ def batch(
     layout: opt.Layout = None,
     manifest: opt.Manifest = None,
     pattern: opt.Pattern = None,
+    ir_range: opt.IrRange = None,
+    vis_range: opt.VisRange = None,
+    nodata: opt.Nodata = None,
+    range_over: opt.RangeOver = opt.Over.picture,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
@@ -65,10 +70,9 @@ def batch(
     """Fuse a data set. Safe to interrupt; rerun to resume.
 
     Finds the pairs in the layouts of MSRS, RoadScene, M3FD, TNO, LLVIP, Harvard, M3SVD, VTMOT and
-    their like, and by name in a folder of both (DJI_0001_T.JPG, DJI_0001_V.JPG). A pair that fails
-    is reported and the others continue. What is done already is left alone; changed settings,
-    priors or inputs are done again. Exit code: 0 every pair is fused, 1 some failed (or, with
-    --list, some files have no partner), 2 bad input, 130 interrupted.
+    such, and by name in one folder (DJI_0001_T.JPG, DJI_0001_V.JPG). A pair that fails is reported,
+    the others continue. What is done is left alone unless settings, prior or inputs changed. Exit
+    code: 0 all fused, 1 some failed (with --list: lack a partner), 2 bad input, 130 interrupted.
     """
     source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
     if list_pairs:
@@ -76,8 +80,9 @@ def batch(
     settings = read_settings(context)
     items = find_items(root, vis, **source)
     folder, limit, bars = _folder(out), pixel_limit(max_pixels), show_progress(quiet)
+    meant = levels(ir_range, vis_range, nodata)
     options = {"format": format, "workers": workers, "max_pixels": limit, "redo": redo}
-    report = _run(items, folder, settings.fuser(), progress=bars, **options)
+    report = _run(items, folder, settings.fuser(), meant, range_over, progress=bars, **options)
     _echo_report(report, as_json=as_json, quiet=quiet)
     raise typer.Exit(_exit_code(report))
 
@@ -124,12 +129,18 @@ def _echo_pairs(root: Path, vis: Path | None, source: dict[str, Any], *, as_json
     return SOME_FAILED if lacking else OK
 
 
-def _run(items: list[PairItem], out: Path, fuser: Fuser, **options: Any) -> BatchReport:
+def _run(
+    items: list[PairItem], out: Path, fuser: Fuser, levels: Levels, over: opt.Over, **options: Any
+) -> BatchReport:
     """:func:`.datasets.batch.run_batch`, with failures on stderr and Ctrl-C as a report."""
     from ..datasets.batch import BatchInterrupted, run_batch
+    from ..datasets.window import over_dataset
 
+    if over is opt.Over.dataset:
+        seen = {name: options[name] for name in ("max_pixels", "progress")}
+        levels = over_dataset(items, levels, **seen)
     try:
-        return run_batch(items, out, fuser, on_error=echo_failure, **options)
+        return run_batch(items, out, fuser, levels=levels, on_error=echo_failure, **options)
     except BatchInterrupted as interrupted:
         return interrupted.report
 

@@ -6,7 +6,7 @@ from ..metrics.conventions import DEFAULT
 from . import options as opt
 from . import tables
 from .options import default
-from .settings import find_items, pixel_limit, show_progress
+from .settings import find_items, levels, pixel_limit, show_progress
 
 EPILOG = "Example:  `ddfm-fast evaluate MSRS/test --fused ours=fused --baselines --paper MSRS`"
 
@@ -19,6 +19,9 @@ def evaluate(
     layout: opt.Layout = None,
     manifest: opt.Manifest = None,
     limit: opt.Limit = None,
+    ir_range: opt.IrRange = None,
+    vis_range: opt.VisRange = None,
+    nodata: opt.Nodata = None,
     baselines: opt.Baselines = False,
     paper: opt.Paper = None,
     metrics: opt.Metrics = DEFAULT,
@@ -37,9 +40,8 @@ def evaluate(
 
     A fused file is called after its pair: the infrared file's stem, in the data set's subfolders
     where stems repeat. Scores are of the luma. Beside the six metrics of the paper stand SCD, CC
-    and the worse source's VIF, MI and SSIM, and results that are nearly a copy of one source are
-    named: such a copy has the best VIF and MI of all. Exit code: 0 all scored, 1 some pairs left
-    out, 2 bad input.
+    and the worse source's VIF, MI and SSIM, and near copies of one source, whose VIF and MI are
+    best of all, are named. Exit code: 0 all scored, 1 some pairs left out, 2 bad input.
     """
     from ..method import BASELINES
     from ..metrics.evaluation import MethodPictures, parse_method
@@ -49,16 +51,16 @@ def evaluate(
 
     methods = [parse_method(text) for text in fused or ()]
     methods += [MethodPictures(name) for name in BASELINES] if baselines else []
-    written_as = tables.file_format(out, format)
+    written_as, most_pixels = tables.file_format(out, format), pixel_limit(max_pixels)
     items = find_items(root, vis, layout=layout, manifest=manifest)[:limit]
     tables.require_writable(out, report)
-    most_pixels = pixel_limit(max_pixels)
     evaluation = score(
         items,
         methods,
         **tables.scoring(metrics, extra, paper),
         device=resolve_device(device),
         max_pixels=most_pixels,
+        levels=levels(ir_range, vis_range, nodata),
         progress=show_progress(quiet),
     )
     page = {"title": f"Fusion results: {root.resolve().name}", "max_pairs": report_pairs}

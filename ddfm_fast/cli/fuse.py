@@ -13,9 +13,9 @@ import typer
 
 from ..config import default_preset
 from . import options as opt
-from .errors import BAD_INPUT, SOME_FAILED, message
+from .errors import BAD_INPUT, OK, SOME_FAILED, message
 from .options import default
-from .settings import pixel_limit, read_settings, show_progress
+from .settings import levels, pixel_limit, read_settings, show_progress
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -28,6 +28,9 @@ def fuse(
     ir: opt.Infrared,
     vis: opt.Visible,
     *,
+    ir_range: opt.IrRange = None,
+    vis_range: opt.VisRange = None,
+    nodata: opt.Nodata = None,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
@@ -63,12 +66,12 @@ def fuse(
     settings = read_settings(context)
     from ..datasets.jobs import plan_jobs, run_jobs
 
-    jobs = plan_jobs(ir, vis, out, format=format, panel=panel)
-    fuser = settings.fuser()
+    jobs, fuser = plan_jobs(ir, vis, out, format=format, panel=panel), settings.fuser()
     reports = run_jobs(
         jobs,
         fuser,
         max_pixels=pixel_limit(max_pixels),
+        levels=levels(ir_range, vis_range, nodata),
         progress=show_progress(quiet),
         skip_existing=skip_existing,
         on_error=_echo_error,
@@ -79,9 +82,14 @@ def fuse(
         typer.echo(json.dumps(_as_dict(reports, fuser, name, seconds), default=str))
     elif not quiet:
         _echo_results(reports, seconds)
-    if not all(report["ok"] for report in reports):
-        # a single pair that is refused is bad input; in a folder some of many failed
-        raise typer.Exit(BAD_INPUT if len(jobs) == 1 else SOME_FAILED)
+    raise typer.Exit(_exit_code(reports))
+
+
+def _exit_code(reports: list[dict[str, Any]]) -> int:
+    """A single pair that is refused is bad input; in a folder some of many failed."""
+    if all(report["ok"] for report in reports):
+        return OK
+    return BAD_INPUT if len(reports) == 1 else SOME_FAILED
 
 
 def _echo_error(job: Any, error: Exception) -> None:

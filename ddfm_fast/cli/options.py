@@ -22,6 +22,13 @@ default = SimpleNamespace(**{name: option.default for name, option in OPTIONS.it
 """the defaults of ``ddfm_fast.options``, as attributes"""
 
 
+class Over(str, Enum):
+    """What a range that is found holds for."""
+
+    picture = "picture"
+    dataset = "dataset"
+
+
 class ColorFrom(str, Enum):
     auto = "auto"
     ir = "ir"
@@ -197,8 +204,14 @@ Offset = Annotated[
 Resize = Annotated[
     str | None, option(INPUT_OPTIONS, "vis, ir or WIDTHxHEIGHT, where the sizes differ.")
 ]
-IrRange = Annotated[
-    str | None, option(INPUT_OPTIONS, "LO,HI: infrared values that mean black and white.")
+RANGES = "LO,HI, auto, dtype or data: what black and white are in"
+IrRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} infrared.")]
+VisRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} visible.")]
+Nodata = Annotated[
+    str | None, option(INPUT_OPTIONS, "Value that means nothing: -9999, nan, or ir=-9999,vis=0.")
+]
+RangeOver = Annotated[
+    Over, option(INPUT_OPTIONS, "What one range is found for, picture or dataset.")
 ]
 Start = Annotated[float, option(INPUT_OPTIONS, "First second of the visible stream.", min=0)]
 End = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from ..api import Fuser
     from ..config import FuseConfig
     from ..datasets.pairs import PairItem
+    from ..images.depth import Levels
     from ..priors.prior import Prior
 
 _OVERRIDES = ("steps", "psi", "eta", "denoise", "images")
@@ -126,6 +128,51 @@ def denoise(text: str | None) -> Any:
             )
         levels[name] = _number(level)
     return levels
+
+
+def levels(ir_range: str | None, vis_range: str | None, nodata: str | None) -> Levels:
+    """``--ir-range``, ``--vis-range`` and ``--nodata`` as the library takes them."""
+    from ..images.depth import Levels
+
+    ranges = {
+        name: found
+        for name, text in (("ir", ir_range), ("vis", vis_range))
+        if (found := parse_range(text, f"--{name}-range")) is not None
+    }
+    return Levels(ranges or None, parse_nodata(nodata))
+
+
+def parse_range(text: str | None, name: str) -> tuple[float, float] | str | None:
+    """``LO,HI``, ``auto``, ``dtype`` or ``data``; ValueError otherwise."""
+    from ..images.ranges import NAMES
+
+    if text is None or text in NAMES:
+        return text
+    try:
+        low, high = (float(n) for n in text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not (low < high and abs(low) < math.inf and abs(high) < math.inf):
+        raise ValueError(
+            f"{name} is {text!r}; expected LO,HI with LO below HI such as 7000,9000, or one of "
+            + ", ".join(NAMES)
+        )
+    return low, high
+
+
+def parse_nodata(text: str | None) -> float | dict[str, float] | None:
+    """A number, ``nan``, or ir=…,vis=… as a dict; ValueError otherwise."""
+    if text is None:
+        return None
+    try:
+        if "=" not in text:
+            return float(text)
+        parts = dict(part.split("=") for part in text.split(","))
+        if set(parts) <= {"ir", "vis"}:
+            return {name: float(value) for name, value in parts.items()}
+    except ValueError:
+        pass
+    raise ValueError(f"--nodata is {text!r}; expected a number, nan, or such as ir=-9999,vis=0")
 
 
 def _number(text: str | None) -> Any:

@@ -12,7 +12,7 @@ import typer
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED, termination_is_an_interrupt
 from .options import default
-from .settings import picked, plain, read_settings, show_progress
+from .settings import parse_range, picked, plain, read_settings, show_progress
 
 if TYPE_CHECKING:
     from ..video.frames import BadFrame
@@ -30,6 +30,7 @@ def video(
     *,
     resize: opt.Resize = None,
     ir_range: opt.IrRange = None,
+    vis_range: opt.VisRange = None,
     offset: opt.Offset = 0.0,
     start: opt.Start = 0.0,
     end: opt.End = None,
@@ -58,10 +59,9 @@ def video(
     """Fuse two streams at the visible one's frame rate, without flicker.
 
     The streams are paired by time, their first frames together unless --offset says otherwise;
-    each visible frame gets the infrared frame nearest to it, over the time both have. Rate,
-    timestamps, color tags and audio of the visible stream are kept. Ctrl-C ends the file properly;
-    a file being written is called NAME.part-….SUFFIX and plays. Exit code: 0 all is well, 1 bad
-    frames, an early end or a failed sequence, 2 bad input, 130 interrupted.
+    each visible frame gets the infrared frame nearest to it. Rate, timestamps, color tags and audio
+    of the visible stream are kept. Ctrl-C ends the file properly; meanwhile it is called
+    NAME.part-….SUFFIX. Exit code: 0 well, 1 bad or missing frames, 2 bad input, 130 interrupted.
     """
     settings = read_settings(context)
     options = _options(context)
@@ -104,7 +104,8 @@ def _options(context: typer.Context) -> VideoOptions:
     given = context.params
     changed = {
         "resize": parse_resize(given["resize"]),
-        "ir_range": parse_range(given["ir_range"]),
+        "ir_range": parse_range(given["ir_range"], "--ir-range"),
+        "vis_range": parse_range(given["vis_range"], "--vis-range"),
         "audio": not given["no_audio"],
         "progress": show_progress(given["quiet"]),
         "on_bad": _echo_bad,
@@ -121,17 +122,6 @@ def parse_resize(text: str | None) -> str | tuple[int, int] | None:
     except ValueError:
         raise ValueError(f"--resize is {text!r}; expected vis, ir or WIDTHxHEIGHT") from None
     return height, width
-
-
-def parse_range(text: str | None) -> tuple[float, float] | None:
-    """``LO,HI``; ValueError otherwise."""
-    if text is None:
-        return None
-    try:
-        low, high = (float(n) for n in text.split(","))
-    except ValueError:
-        raise ValueError(f"--ir-range is {text!r}; expected LO,HI such as 7000,9000") from None
-    return low, high
 
 
 def _echo_bad(bad: BadFrame) -> None:

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from ..images.depth import same_depth
+from ..images.depth import Levels, Sources, read_sources
 from ..images.doubts import about, warn
 from ..images.files import (
     DEEP_SUFFIXES,
@@ -35,12 +35,12 @@ from ..images.files import (
     ensure_writable_dir,
     image_size,
     look,
-    read_image,
     write_image,
 )
 from ..runtime import environment
 from ..runtime.capture import release_cached_memory
 from ..runtime.memory import is_out_of_memory, pages_kept
+from .ahead import prefetch
 from .history import History, describe_settings, input_hashes
 from .pairs import PairItem
 
@@ -118,6 +118,7 @@ def run_batch(
     format: str = "png",
     workers: int = 2,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    levels: Levels | None = None,
     redo: bool = False,
     progress: bool = False,
     on_error: Callable[[PairResult], None] | None = None,
@@ -135,6 +136,7 @@ def run_batch(
         format: "png", "tif", "jpg" or "bmp"; 16-bit sources need one of the first two.
         workers: Threads that read, and as many that write, while the fuser computes.
         max_pixels: Of an input file, see :func:`.images.files.read_image`.
+        levels: What the values of the files mean; found from each pair by default.
         redo: Fuse what is done already once more.
         progress: Show bars with an estimate of the end, on stderr.
         on_error: Called with each pair that fails, as it happens; the others continue.
@@ -152,18 +154,12 @@ def run_batch(
     _check_counts(batch_size=batch_size, workers=workers)
     targets = _checked_targets(items, Path(out), suffix)
     ensure_writable_dir(out)
-    with History(Path(out), describe_settings(fuser, suffix)) as history:
+    levels = levels or Levels()
+    with History(Path(out), describe_settings(fuser, suffix) | levels.to_dict()) as history:
         run = _Run(
-            history,
-            fuser,
-            targets,
-            batch_size=batch_size,
-            workers=workers,
-            max_pixels=max_pixels,
-            redo=redo,
-            progress=progress,
-            on_error=on_error,
-        )
+            history, fuser, targets, batch_size=batch_size, workers=workers, max_pixels=max_pixels,
+            levels=levels, redo=redo, progress=progress, on_error=on_error,
+        )  # fmt: skip
         report = run.run(list(items))
         _write_report(report)
     if report.stopped == STOPPED_BY_USER:
@@ -174,14 +170,17 @@ def run_batch(
 @dataclasses.dataclass
 class _Loaded:
     item: PairItem
-    ir: np.ndarray
-    vis: np.ndarray
+    sources: Sources
     inputs: list[str]
     sent: tuple  # both pictures as they are fused, on their way to the device
 
     @property
+    def size(self) -> tuple[int, ...]:
+        return self.sources.ir.shape[:2]
+
+    @property
     def pixels(self) -> int:
-        return self.ir.shape[0] * self.ir.shape[1]
+        return self.size[0] * self.size[1]
 
 
 class _Run:
@@ -196,6 +195,7 @@ class _Run:
         batch_size: int | None,
         workers: int,
         max_pixels: int,
+        levels: Levels,
         redo: bool,
         progress: bool,
         on_error: Callable[[PairResult], None] | None,
@@ -204,6 +204,7 @@ class _Run:
         self.fuser = fuser if batch_size is None else fuser.with_options(batch_size=batch_size)
         self.batch_size = self.least_batch_size = self.fuser.batch_size
         self.workers, self.max_pixels, self.redo = workers, max_pixels, redo
+        self.levels = levels
         self.progress, self.on_error = progress, on_error
         self.staging = history.out / STAGING
         self.results: dict[str, PairResult] = {}
@@ -271,7 +272,7 @@ class _Run:
             if isinstance(loaded, PairResult):
                 self._record(loaded)
                 continue
-            if chunk and loaded.ir.shape[:2] != chunk[0].ir.shape[:2]:
+            if chunk and loaded.size != chunk[0].size:
                 self._fuse(chunk)
                 chunk = []
             chunk.append(loaded)
@@ -288,18 +289,19 @@ class _Run:
             look(target)
             # Before decoding: a file that changes meanwhile is then redone, never taken as done.
             inputs = input_hashes(item)
-            ir, vis = (read_image(p, max_pixels=self.max_pixels) for p in (item.ir, item.vis))
+            with about([item.name]):
+                found = read_sources(item.ir, item.vis, self.levels, self.max_pixels)
+            ir, vis = found.ir, found.vis
             if ir.shape[:2] != vis.shape[:2]:
                 raise ValueError(
                     f"ir has {ir.shape[0]}x{ir.shape[1]} and vis {vis.shape[0]}x{vis.shape[1]}; "
                     "expected aligned images of equal size: register and resize them first"
                 )
-            ir, vis = same_depth(ir, vis)
             if ir.dtype == np.uint16 and target.suffix not in DEEP_SUFFIXES:
                 raise ValueError(
                     f"output {target.name} would lose the 16 bits of the input; write png or tif"
                 )
-            return _Loaded(item, ir, vis, inputs, self.fuser.pixels.ahead(ir, vis))
+            return _Loaded(item, found, inputs, self.fuser.pixels.ahead(ir, vis))
         except _EXPECTED as error:
             return _failure(item, error)
 
@@ -337,6 +339,7 @@ class _Run:
                     [pair.sent[1] for pair in part],
                     progress=self.progress,
                     report=found,
+                    value_range="dtype",
                 )
         except _EXPECTED as error:
             no_memory = is_out_of_memory(error)
@@ -346,7 +349,7 @@ class _Run:
         seconds = (time.perf_counter() - started) / len(part)
         for pair, picture, report in zip(part, fused, found, strict=True):
             pair.sent = ()
-            args = pair, picture, seconds, report.to_dict()
+            args = pair, pair.sources.mended(picture), seconds, report.to_dict()
             self.writes.append(self.writers.submit(self._write, *args))
         self._collect(2 * self.batch_size + self.workers)
         return None, False
@@ -354,7 +357,7 @@ class _Run:
     def _shrink(self, part: list[_Loaded]) -> None:
         self.too_many_pixels = len(part) * part[0].pixels
         release_cached_memory()
-        height, width = part[0].ir.shape[:2]
+        height, width = part[0].size
         self.least_batch_size = min(self.least_batch_size, self._limit(part[0].pixels))
         warn(
             f"memory ran out with {len(part)} images of {height}x{width} at once; "
@@ -415,17 +418,6 @@ def _stage(picture: np.ndarray, staged: Path, target: Path) -> None:
             f"{target}: cannot be written ({error.__cause__.strerror}); choose a folder that you "
             "may write to and that has room"
         ) from error.__cause__
-
-
-def prefetch(pool: ThreadPoolExecutor, function, items: Iterable, ahead: int) -> Iterator:
-    """``function(item)`` of each item in order, at most ``ahead`` of them in the background."""
-    waiting: deque[Future] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) > ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _failure(item: PairItem, error: BaseException) -> PairResult:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from ..images.depth import same_depth
+from ..images.depth import Levels, read_sources
 from ..images.doubts import about
 from ..images.files import (
     DEEP_SUFFIXES,
@@ -26,7 +26,6 @@ from ..images.files import (
     is_folder,
     look,
     match_pairs,
-    read_image,
     write_image,
 )
 from ..images.panel import draw_panel
@@ -58,6 +57,7 @@ def fuse_files(
     format: str | None = None,
     panel: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    levels: Levels | None = None,
     progress: bool = False,
     skip_existing: bool = False,
     on_error: Callable[[Job, Exception], None] | None = None,
@@ -72,6 +72,7 @@ def fuse_files(
         format: Suffix of the files in a folder; None for png.
         panel: Write a labeled picture of sources and result beside each file.
         max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+        levels: What the values of the files mean; found from them by default.
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Leave pairs alone whose output file exists.
         on_error: Called with each job that fails, as it happens; the others continue. Without
@@ -87,6 +88,7 @@ def fuse_files(
         plan_jobs(Path(ir), Path(vis), Path(out), format=format, panel=panel),
         fuser,
         max_pixels=max_pixels,
+        levels=levels,
         progress=progress,
         skip_existing=skip_existing,
         on_error=on_error,
@@ -191,6 +193,7 @@ def run_jobs(
     fuser: Fuser,
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    levels: Levels | None = None,
     progress: bool = False,
     skip_existing: bool = False,
     on_error: Callable[[Job, Exception], None] | None = None,
@@ -201,6 +204,7 @@ def run_jobs(
         jobs: From :func:`plan_jobs`.
         fuser: What fuses them.
         max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+        levels: What the values of the files mean; found from them by default.
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Leave jobs alone whose output file exists.
         on_error: Called with each failure as it happens.
@@ -218,7 +222,7 @@ def run_jobs(
             if skip_existing and job.output.is_file():
                 report["skipped"] = True
             else:
-                report |= _run_job(job, fuser, max_pixels=max_pixels, progress=progress)
+                report |= _run_job(job, fuser, levels or Levels(), max_pixels, progress=progress)
         except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
@@ -230,9 +234,12 @@ def run_jobs(
     return reports
 
 
-def _run_job(job: Job, fuser: Fuser, *, max_pixels: int, progress: bool) -> dict[str, Any]:
-    ir, vis = (read_image(path, max_pixels=max_pixels) for path in (job.ir, job.vis))
-    ir, vis = same_depth(ir, vis)
+def _run_job(
+    job: Job, fuser: Fuser, levels: Levels, max_pixels: int, *, progress: bool
+) -> dict[str, Any]:
+    with about([job.ir.name]):
+        sources = read_sources(job.ir, job.vis, levels, max_pixels)
+    ir, vis = sources.ir, sources.vis
     if ir.dtype == np.uint16 and job.output.suffix.lower() not in DEEP_SUFFIXES:
         raise ValueError(
             f"output {job.output} would lose the 16 bits of the input; "
@@ -241,7 +248,8 @@ def _run_job(job: Job, fuser: Fuser, *, max_pixels: int, progress: bool) -> dict
     started = time.perf_counter()
     found: list[FusionReport] = []
     with about([job.ir.name]):
-        fused = fuser(ir, vis, progress=progress, report=found)
+        fused = fuser(ir, vis, progress=progress, report=found, value_range="dtype")
+        fused = sources.mended(fused)
     seconds = time.perf_counter() - started
     write_image(job.output, fused)
     if job.panel is not None:

@@ -55,7 +55,9 @@ class ImageFileError(ValueError):
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
-    """Read an image file as [H, W] (gray) or [H, W, 3] (RGB), uint8 or uint16, upright by EXIF.
+    """Read an image file as [H, W] (gray) or [H, W, 3] (RGB), upright by EXIF.
+
+    uint8 or uint16, of a TIFF also int32 or float32, whose range :mod:`.ranges` finds.
 
     Alpha is dropped, with a warning where it is not fully opaque. Of several pictures in a file
     the first is read, with a warning. Palettes become RGB, or gray where they hold only gray;
@@ -66,7 +68,7 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PI
         max_pixels: Refuse larger images (H * W) before decoding them.
 
     Raises:
-        ImageFileError: Anything that is not a whole, readable image of 8 or 16 bits.
+        ImageFileError: Anything that is not a whole, readable image.
         TypeError: A path or max_pixels of the wrong type.
         ValueError: max_pixels below 1.
     """
@@ -355,7 +357,7 @@ def _decode(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
     if deep:
         rgb = _decode_deep(file, np.asarray(image.convert("RGB")), orientation, path)
         return np.ascontiguousarray(rgb[..., 0] if "LA;16" in raw_mode else rgb)
-    array = _to_array(image, path)
+    array = _to_array(image)
     # Pillow inverts 8-bit TIFFs whose zero is white, but not those of 16 bits.
     return 65535 - array if inverted and array.dtype == np.uint16 else array
 
@@ -407,22 +409,15 @@ def _check_png_chunks(data: bytes, path: Path) -> None:
     raise ImageFileError(f"{path}: the file is damaged or cut short; copy it again")
 
 
-def _to_array(image: Image.Image, path: Path) -> np.ndarray:
+def _to_array(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I;16"):
         return np.asarray(image).astype(np.uint16)
     if image.mode == "I":
         array = np.asarray(image)
-        if array.min() < 0 or array.max() > 65535:
-            raise ImageFileError(
-                f"{path}: integers from {array.min()} to {array.max()}, expected 0 to 65535; "
-                "load it yourself and pass the array as float32 with value_range=(lo, hi)"
-            )
-        return array.astype(np.uint16)
+        deep = array.min() >= 0 and array.max() <= 65535
+        return array.astype(np.uint16 if deep else np.int32)
     if image.mode == "F":
-        raise ImageFileError(
-            f"{path}: floating-point pixels, whose black and white no file tells; load it "
-            "yourself (tifffile.imread) and pass the array with value_range=(lo, hi)"
-        )
+        return np.array(image, dtype=np.float32)
     if image.mode in ("1", "L", "LA", "La"):
         return np.array(image.convert("L"))
     array = np.array(image.convert("RGB"))

@@ -12,6 +12,7 @@ from .facts import are_colored, unlikely
 from .kind import is_functional
 from .pixels import Given, Pixels
 from .planes import ImageSpec, Raw, crop, read_raw, resolve_layout
+from .ranges import by_source
 from .stretch import Fused
 
 COLORS = (True, False, "ir", "vis")
@@ -36,6 +37,8 @@ class Pair(NamedTuple):
     """of the source whose container, dtype, device and layout the result has"""
     pixels: Pixels
     """what read the pair, and gives it back"""
+    holes: tuple[Tensor | None, Tensor | None] = (None, None)
+    """bool [N, 1, H, W], where a source has no data and the result shows the other one"""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -54,6 +57,9 @@ class Pair(NamedTuple):
             fused: Its height and width may have been cropped at the bottom and right.
             dims: As for ``with_luma``.
         """
+        for hole, other in zip(self.holes, (self.vis, self.ir), strict=True):
+            if hole is not None:
+                fused = fused.showing(other, hole)
         chroma = None if self.chroma is None else self.chroma_of(fused.luma)
         return self.pixels.give_back(fused, self.spec, chroma=chroma, dims=dims)
 
@@ -69,8 +75,9 @@ def read_pair(
     *,
     pixels: Pixels,
     color: bool | str = True,
-    value_range: tuple[float, float] | None = None,
+    value_range: Any = None,
     layout: str | None = None,
+    nodata: Any = None,
     least: int = 1,
     index: str = "",
 ) -> Pair:
@@ -81,8 +88,10 @@ def read_pair(
         vis: Second source, of the same size.
         pixels: What converts them, onto its device.
         color: One of ``COLORS``.
-        value_range: The values that mean black and white; None for the dtype's own.
+        value_range: The values that mean black and white, for both or by source; None for "auto",
+            see :mod:`.ranges`.
         layout: Where the rule would read it wrongly.
+        nodata: A value that means nothing, for both or by source.
         least: Smallest height and width that leave something of the picture.
         index: Appended to the arguments' names in errors, such as "[3]".
 
@@ -90,8 +99,14 @@ def read_pair(
         ValueError: Sizes that differ or are too small, and what ``to_planes`` refuses.
         TypeError: What ``to_planes`` refuses.
     """
-    a = read_raw(ir, f"ir{index}", value_range=value_range, layout=layout)
-    b = read_raw(vis, f"vis{index}", value_range=value_range, layout=layout)
+    ranges, nothing = by_source(value_range), by_source(nodata, "nodata")
+    a, b = (
+        read_raw(
+            image, f"{name}{index}", layout=layout, nodata=nothing[name],
+            value_range="auto" if ranges[name] is None else ranges[name],
+        )
+        for name, image in (("ir", ir), ("vis", vis))
+    )  # fmt: skip
     _check_sizes(a, b, least, index)
     seen = pixels.seen(a, b)
     for sentence in unlikely(*seen, index):
@@ -101,7 +116,8 @@ def read_pair(
     spec, sources, colored = _color_from(*seen, color)
     in_ir, in_vis = pixels.read(a, b, set(sources) if colored else set())
     chroma = _chroma(sources, {"ir": in_ir.rgb, "vis": in_vis.rgb}) if colored else None
-    return Pair(in_ir.luma, in_vis.luma, chroma, sources, functional, spec, pixels)
+    holes = a.holes, b.holes
+    return Pair(in_ir.luma, in_vis.luma, chroma, sources, functional, spec, pixels, holes)
 
 
 def _check_sizes(ir: Raw, vis: Raw, least: int, index: str) -> None:

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from .containers import INTEGER_MAX, as_tensor, pack
+from .ranges import Ignored, Window, chosen, ignored, is_signed, nearest_valid
 
 MIN_SIZE = 16
 """least height and width of an image, in pixels"""
@@ -73,6 +74,8 @@ class Raw(NamedTuple):
     spec: ImageSpec
     sent: Callable[[], Tensor] | None = None
     """gives the values on the device that fuses them, where they were sent ahead"""
+    holes: Tensor | None = None
+    """bool [N, 1, H, W], where the source has no data and ``values`` are filled in"""
 
     @property
     def is_integer(self) -> bool:
@@ -92,8 +95,9 @@ def to_planes(
     image: Any,
     name: str,
     *,
-    value_range: tuple[float, float] | None = None,
+    value_range: Any = None,
     layout: str | None = None,
+    nodata: Any = None,
 ) -> tuple[Tensor, ImageSpec]:
     """Turn an image or a batch of images into planes.
 
@@ -106,8 +110,11 @@ def to_planes(
             1 or 3.
         name: The argument's name, for errors.
         value_range: (lo, hi), the values that mean black and white, where they are not those above
-            (12 bits in uint16: (0, 4095); a float image in 8-bit units: (0, 255)).
+            (12 bits in uint16: (0, 4095); a float image in 8-bit units: (0, 255)); or "auto",
+            "data" or "dtype", see :mod:`.ranges`. With any, signed and 32-bit integers are taken
+            too, as float32.
         layout: One of ``LAYOUTS``, where the rule would read the image wrongly.
+        nodata: A value, or NaN, that means nothing; such pixels are filled from the nearest others.
 
     Returns:
         Contiguous float32 planes [N, C, H, W] in [0, 1] on the image's device, never sharing the
@@ -118,7 +125,7 @@ def to_planes(
         ValueError: A shape, layout or value_range that does not fit; values out of range, NaN and
             infinity.
     """
-    raw = read_raw(image, name, value_range=value_range, layout=layout)
+    raw = read_raw(image, name, value_range=value_range, layout=layout, nodata=nodata)
     return raw.planes(), raw.spec
 
 
@@ -126,8 +133,9 @@ def read_raw(
     image: Any,
     name: str,
     *,
-    value_range: tuple[float, float] | None = None,
+    value_range: Any = None,
     layout: str | None = None,
+    nodata: Any = None,
 ) -> Raw:
     """Read and check an image as :func:`to_planes` does, and leave its integers as they are.
 
@@ -135,15 +143,71 @@ def read_raw(
     """
     if isinstance(image, Raw):
         return image
-    limits = _check_value_range(value_range)
-    tensor, container = as_tensor(image, name)
+    setting = value_range if isinstance(value_range, str) else _check_value_range(value_range)
+    nothing = ignored(nodata)
+    if is_signed(image) and setting is not None:
+        tensor, container, setting = _from_signed(image, name, setting, nothing)
+    else:
+        tensor, container = as_tensor(image, name)
     layout = resolve_layout(tuple(tensor.shape), container, layout, name)
-    spec = ImageSpec(container, tensor.dtype, tensor.device, layout, limits)
+    holes = None
+    if nothing is not None:
+        tensor, holes = _without_holes(tensor, layout, nothing, name)
+    if isinstance(setting, str):
+        setting = _found_range(tensor, setting, name, nothing)
+    spec = ImageSpec(container, tensor.dtype, tensor.device, layout, setting)
     if tensor.dtype not in INTEGER_MAX:
-        tensor = _checked_unit(tensor, limits, name)
-    elif limits is not None:
-        _check_values(tensor, *limits, name)
-    return Raw(_as_nchw(tensor, layout), spec)
+        tensor = _checked_unit(tensor, setting, name)
+    elif setting is not None and not isinstance(setting, Window):
+        _check_values(tensor, *setting, name)
+    return Raw(_as_nchw(tensor, layout), spec, holes=holes)
+
+
+def _from_signed(
+    image: Any, name: str, setting: Any, nodata: Ignored | None
+) -> tuple[Tensor, str, tuple[float, float]]:
+    """Integers of other dtypes as floats, and their range, which is judged by these integers."""
+    if isinstance(setting, str):
+        values = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
+        setting = chosen(values, setting, name, nodata)
+    if isinstance(image, Tensor):
+        return *as_tensor(image.to(torch.float32), name), setting
+    return *as_tensor(np.asarray(image).astype(np.float32), name), setting
+
+
+def _found_range(
+    tensor: Tensor, setting: str, name: str, nodata: Ignored | None
+) -> tuple[float, float] | None:
+    if setting == "auto" and tensor.device.type != "cpu":
+        if tensor.dtype == torch.uint8:  # of which there is only something to say
+            return None
+        if tensor.dtype not in INTEGER_MAX and all(0 <= n <= 1 for n in extremes(tensor)):
+            return None
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.to(torch.float32)
+    return chosen(tensor.cpu().numpy(), setting, name, nodata)
+
+
+def _without_holes(
+    tensor: Tensor, layout: str, nodata: Ignored, name: str
+) -> tuple[Tensor, Tensor | None]:
+    """The image with pixels without data filled from the nearest others, and where they are."""
+    images = _as_nchw(tensor, layout)
+    holes = nodata.where(images).any(1, keepdim=True)
+    if not bool(holes.any()):
+        return tensor, None
+    tensor = tensor.clone()
+    for image, hole in zip(_as_nchw(tensor, layout), holes[:, 0].cpu().numpy(), strict=True):
+        if hole.all():
+            raise ValueError(
+                f"{name}: all of it is nodata={nodata.value:g}, expected a picture; check the file"
+            )
+        nearest = torch.from_numpy(nearest_valid(hole)).to(image.device)
+        flat = image.contiguous().flatten(1)
+        # PyTorch cannot index uint16
+        whole = flat.view(torch.int16) if flat.dtype == torch.uint16 else flat
+        image.copy_(whole[:, nearest].view(flat.dtype).view(image.shape))
+    return tensor, holes
 
 
 def from_planes(planes: Tensor, spec: ImageSpec) -> Any:
@@ -230,8 +294,8 @@ def check_planes(planes: Tensor, name: str) -> int:
 
 
 def _check_value_range(value_range: Any) -> tuple[float, float] | None:
-    if value_range is None:
-        return None
+    if value_range is None or isinstance(value_range, Window):
+        return value_range
     try:
         low, high = (float(limit) for limit in value_range)
     except (TypeError, ValueError, OverflowError):
@@ -323,7 +387,7 @@ def _checked_unit(x: Tensor, limits: tuple[float, float] | None, name: str) -> T
     """Floats as a new float32 tensor in [0, 1]; the image's own shape, so errors can point in."""
     low, high = limits or (0.0, 1.0)
     values = x if x.dtype == torch.float64 else x.to(torch.float32) if limits is None else _exact(x)
-    _check_values(values, low, high, name)
+    _check_values(values, low, high, name, clips=isinstance(limits, Window))
     if limits is not None:
         values = (values - low) / (high - low)
     return values.to(torch.float32).clamp(0, 1)
@@ -345,7 +409,9 @@ def extremes(values: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def _check_values(values: Tensor, low: float, high: float, name: str) -> None:
+def _check_values(
+    values: Tensor, low: float, high: float, name: str, *, clips: bool = False
+) -> None:
     least, most = extremes(values)
     if not (math.isfinite(least) and math.isfinite(most)):
         bad = (~torch.isfinite(values)).nonzero()
@@ -355,6 +421,8 @@ def _check_values(values: Tensor, low: float, high: float, name: str) -> None:
             f"index {first}; replace them, for example with numpy.nan_to_num"
         )
     slack = _RANGE_TOLERANCE * (high - low)
+    if clips:
+        return
     if least < low - slack or most > high + slack:
         raise ValueError(
             f"{name}: values from {least:g} to {most:g}, expected {low:g} to {high:g}; say what is "

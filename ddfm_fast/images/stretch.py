@@ -30,6 +30,16 @@ class Fused(NamedTuple):
         """The lumas in [0, 1]."""
         return stretched(self.luma, self.limits)
 
+    def showing(self, luma: Tensor, where: Tensor) -> Fused:
+        """These, but that the result shows another luma, cropped alike, where a mask is True."""
+        height, width = self.luma.shape[-2:]
+        luma, where = (x[..., :height, :width].to(self.luma.device) for x in (luma, where))
+        if self.limits is not None:
+            low, high = self.limits
+            span = high - low
+            luma = torch.where(span <= FLAT, luma, low + luma * span)
+        return self._replace(luma=torch.where(where, luma, self.luma))
+
     def images(self, first: int, count: int) -> Fused:
         """Some of the images: lumas as views, limits contiguous, as kernels read them."""
         some = slice(first, first + count)

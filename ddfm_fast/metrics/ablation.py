@@ -20,11 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..api import Fuser
 from ..config import SAMPLER_NAMES, VARIANT_NAMES, FuseConfig
 from ..datasets.batch import FAILED, PairResult, run_batch
 from ..datasets.pairs import PairItem
+from ..images.depth import Levels
 from ..method import PRIOR_ALONE_START, Diffusion, EMAlone, MethodMaker, PriorAlone
 from ..rectify import get_variant
 from .evaluation import Evaluation, MethodPictures, check_scoring, evaluate
@@ -103,6 +105,7 @@ def ablate(
     settings: dict,
     baselines: Sequence[str] = (),
     max_pixels: int,
+    levels: Levels | None = None,
     progress: bool = False,
     on_row: Callable[[Row], None] = lambda _row: None,
     on_error: Callable[[PairResult], None] | None = None,
@@ -118,20 +121,14 @@ def ablate(
     BatchInterrupted on Ctrl-C.
     """
     check_scoring(**scoring)
+    reading: Any = {"max_pixels": max_pixels, "levels": levels, "progress": progress}
     methods, remarks = [], []
     left = list(items)
     failures: dict[str, str] = {}
     for row in rows:
         on_row(row)
         fuser = make_fuser(row, **settings)
-        report = run_batch(
-            left,
-            out / row.name,
-            fuser,
-            max_pixels=max_pixels,
-            progress=progress,
-            on_error=on_error,
-        )
+        report = run_batch(left, out / row.name, fuser, on_error=on_error, **reading)
         if report.stopped:
             raise ValueError(f"stopped in row {row.name!r}: {report.stopped}")
         failed = {r.name: f"{row.name}: {r.error}" for r in report.results if r.status == FAILED}
@@ -148,8 +145,7 @@ def ablate(
         left,
         methods,
         device=settings.get("device") or "cpu",
-        max_pixels=max_pixels,
-        progress=progress,
+        **reading,
         **scoring,
     )
     evaluation.failures = failures | evaluation.failures

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..datasets.pairs import PairItem
+from ..images.depth import Levels, read_sources
 from ..images.files import DEFAULT_MAX_PIXELS, SUFFIXES, few, read_image
 from ..method import BASELINES
 from .conventions import CONVENTIONS, DEFAULT, NAMES
@@ -153,6 +154,7 @@ def evaluate(
     paper: str | None = None,
     device: str | torch.device = "cpu",
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    levels: Levels | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Score every method's result of every pair, on luma in 0..255.
@@ -168,6 +170,7 @@ def evaluate(
         paper: A key of `PAPER`, whose rows are printed beside.
         device: Where to compute.
         max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+        levels: What the values of the sources mean; found from each pair by default.
         progress: Show a bar on stderr.
 
     Raises:
@@ -187,6 +190,7 @@ def evaluate(
                 names=names,
                 device=device,
                 max_pixels=max_pixels,
+                levels=levels,
             )
         except (ValueError, TypeError, OSError, MemoryError) as error:
             failures[item.name] = str(error) or type(error).__name__
@@ -263,9 +267,12 @@ class Results:
         return next((self.files[name] for name in names if name in self.files), [])
 
 
-def read_lumas(item: PairItem, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[Tensor, Tensor]:
+def read_lumas(
+    item: PairItem, max_pixels: int = DEFAULT_MAX_PIXELS, levels: Levels | None = None
+) -> tuple[Tensor, Tensor]:
     """Luma of both sources, float64 [H, W] in 0..255; ValueError where their sizes differ."""
-    ir, vis = (to_luma(read_image(p, max_pixels=max_pixels)) for p in (item.ir, item.vis))
+    found = read_sources(item.ir, item.vis, levels or Levels(), max_pixels)
+    ir, vis = to_luma(found.ir), to_luma(found.vis)
     if ir.shape != vis.shape:
         raise ValueError(f"{item.ir} is {_size(ir)} and {item.vis} {_size(vis)}")
     return ir, vis
@@ -341,8 +348,9 @@ def _score_pair(
     names: Sequence[str],
     device: str | torch.device,
     max_pixels: int,
+    levels: Levels | None,
 ) -> _ScoredPair:
-    ir, vis = read_lumas(item, max_pixels)
+    ir, vis = read_lumas(item, max_pixels, levels)
     fused = torch.stack([to_luma(r.picture(item, ir, vis, max_pixels)) for r in results])
     fused, ir, vis = (x.to(device) for x in (fused, ir, vis))
     rows: list[dict[str, float]] = []

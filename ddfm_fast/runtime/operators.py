@@ -19,7 +19,7 @@ import functools
 import hashlib
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from typing import Any, TypeVar
@@ -125,9 +125,12 @@ def traced(call: Call) -> Call:
 
 
 def _fits_graph(ir: Any, vis: Any, given: dict[str, Any]) -> bool:
-    if given.get("callback") is not None or given.get("report") is not None:
+    if any(given.get(name) is not None for name in ("callback", "report", "nodata")):
         return False
-    if set(given) - {"seed", "color", "progress", "callback", "report", "value_range", "layout"}:
+    if isinstance(given.get("value_range"), (str, Mapping)):
+        return False
+    known = {"seed", "color", "progress", "callback", "report", "value_range", "layout", "nodata"}
+    if set(given) - known:
         return False
     if isinstance(ir, (list, tuple)) and isinstance(vis, (list, tuple)):
         return len(ir) == len(vis) > 0 and all(isinstance(x, Tensor) for x in (*ir, *vis))

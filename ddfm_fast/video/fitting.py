@@ -8,9 +8,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..images.depth import same_depth
+from ..images.depth import same_depth, to_16_bits
 from ..images.files import DEFAULT_MAX_PIXELS
 from ..images.planes import MIN_SIZE, to_planes
+from ..images.ranges import NAMES, FirstFrame, is_signed
 from .frames import Frame, Source, VideoError
 from .pairing import FramePair
 
@@ -25,26 +26,35 @@ class Fit:
         ir: Source,
         vis: Source,
         resize: Resize = None,
-        ir_range: tuple[float, float] | None = None,
+        ir_range: Any = None,
+        vis_range: Any = None,
     ):
-        """See ``resize`` and ``ir_range`` of `fuse_video`.
+        """See ``resize``, ``ir_range`` and ``vis_range`` of `fuse_video`.
 
         Raises:
             VideoError: The sizes differ and ``resize`` is None.
             ValueError: An argument out of range.
         """
         self.size = _target_size(ir, vis, resize)
-        self.ir_range = _checked_range(ir_range)
+        self._wanted = {
+            "ir": _checked_range(ir_range, "ir"),
+            "vis": _checked_range(vis_range, "vis"),
+        }
+        self._ranges = FirstFrame()
         self._resized = resize is not None
         self._shapes: dict[str, tuple] = {}
 
     def __call__(self, pair: FramePair) -> tuple[np.ndarray, np.ndarray]:
-        """Return (infrared, visible), uint8 or both uint16, [H, W] or [H, W, 3]."""
+        """Return (infrared, visible), uint8 or both uint16, [H, W] or [H, W, 3].
+
+        The first pair decides what black and white are where nothing else does.
+        """
         ir, vis = self._picture(pair.ir, "ir"), self._picture(pair.vis, "vis")
-        if self.ir_range is not None:
-            low, high = self.ir_range
-            scaled = (ir.astype(np.float32) - low) * (65535 / (high - low))
-            ir = np.rint(scaled.clip(0, 65535)).astype(np.uint16)
+        ranges = self._ranges(ir, vis, self._wanted)
+        ir, vis = (
+            image if ranges[name] == "dtype" else to_16_bits(image, *ranges[name])
+            for name, image in (("ir", ir), ("vis", vis))
+        )
         return same_depth(ir, vis)
 
     def _picture(self, frame: Frame, name: str) -> np.ndarray:
@@ -85,8 +95,11 @@ def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _pixels(image: Any, name: str) -> np.ndarray:
-    """An image of any container as NumPy uint8 or uint16; floats become uint16."""
-    if isinstance(image, np.ndarray) and image.dtype in (np.uint8, np.uint16):
+    """An image of any container as NumPy; floats in [0, 1] of other containers become uint16."""
+    plain = isinstance(image, np.ndarray) and (
+        image.dtype in (np.uint8, np.uint16, np.float32) or is_signed(image)
+    )
+    if plain:
         return image
     planes, spec = to_planes(image, name)
     channels = planes[0].permute(1, 2, 0)
@@ -119,13 +132,16 @@ def _target_size(ir: Source, vis: Source, resize: Resize) -> tuple[int, int] | N
     return height, width
 
 
-def _checked_range(ir_range: tuple[float, float] | None) -> tuple[float, float] | None:
-    if ir_range is None:
-        return None
+def _checked_range(setting: Any, name: str) -> Any:
+    if setting is None or setting in NAMES:
+        return setting
     try:
-        low, high = (float(n) for n in ir_range)
+        low, high = (float(n) for n in setting)
     except (TypeError, ValueError):
         low = high = 0.0
     if not (math.isfinite(high - low) and low < high):
-        raise ValueError(f"ir_range is {ir_range!r}; expected finite numbers (lo, hi), lo < hi")
+        raise ValueError(
+            f"{name}_range is {setting!r}; expected finite numbers (lo, hi), lo < hi, or one of "
+            + ", ".join(NAMES)
+        )
     return low, high

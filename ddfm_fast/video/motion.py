@@ -15,6 +15,7 @@ from typing_extensions import Unpack
 
 from ..images.color import luma
 from ..images.planes import to_planes
+from ..images.ranges import FirstFrame, by_source
 from ..metrics.temporal import warp
 from ..options import ReadingOptions
 
@@ -53,8 +54,9 @@ class MotionFinder:
     """
 
     def __init__(self, **reading: Unpack[ReadingOptions]):
-        """``reading``: ``value_range`` and ``layout`` for `to_planes`."""
+        """``reading``: as in the call of ``Fuser``."""
         self._reading = reading
+        self._ranges = FirstFrame(told=False)
         self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._flow.setGradientDescentIterations(_DESCENTS)
         self._flow.setVariationalRefinementIterations(_REFINEMENTS)
@@ -65,7 +67,16 @@ class MotionFinder:
 
         A pair of unequal sizes is left to the fusion to refuse.
         """
-        a, b = gray8(ir, "ir", **self._reading), gray8(vis, "vis", **self._reading)
+        nodata = self._reading.get("nodata")
+        ranges = self._ranges(ir, vis, self._reading.get("value_range"), nodata)
+        nothing = by_source(nodata, "nodata")
+        a, b = (
+            gray8(
+                image, name, value_range=None if ranges[name] == "dtype" else ranges[name],
+                layout=self._reading.get("layout"), nodata=nothing[name],
+            )
+            for name, image in (("ir", ir), ("vis", vis))
+        )  # fmt: skip
         if a.shape != b.shape:
             return Motion(None, True)
         now = cv2.addWeighted(a, 0.5, b, 0.5, 0)

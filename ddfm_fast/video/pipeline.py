@@ -42,7 +42,8 @@ class VideoOptions(TypedDict, total=False):
     preset: str | VideoPreset
     offset: float
     resize: Resize
-    ir_range: tuple[float, float] | None
+    ir_range: tuple[float, float] | str | None
+    vis_range: tuple[float, float] | str | None
     start: float
     end: float | None
     rate: float | None
@@ -61,6 +62,7 @@ VIDEO_DEFAULTS: VideoOptions = {
     "offset": 0.0,
     "resize": None,
     "ir_range": None,
+    "vis_range": None,
     "start": 0.0,
     "end": None,
     "rate": None,
@@ -98,8 +100,9 @@ def fuse_video(
             ``offset``: seconds by which the infrared stream starts later.
             ``resize``: "vis" brings infrared frames to the visible size, "ir" the other way round,
             (height, width) both; without it, sizes that differ are an error.
-            ``ir_range``: (lo, hi), infrared values that mean black and white, for thermal cameras
-            whose 16 bits are counts; values beyond are clipped.
+            ``ir_range``, ``vis_range``: (lo, hi), values that mean black and white; those beyond
+            are clipped. Or "auto" (the default), "data", "dtype": the first frame decides, see
+            ``ddfm_fast.images.ranges``.
             ``start``, ``end``: seconds of the visible stream.
             ``rate``: frames per second of folders of pictures and arrays (default 25).
             ``audio``: keep the visible stream's (default: True).
@@ -148,7 +151,7 @@ def _fuse_opened(
 ) -> VideoReport:
     ir, vis = sources
     timeline = Timeline.of(ir, vis, offset=given["offset"], start=given["start"], end=given["end"])
-    fit = Fit(ir, vis, given["resize"], given["ir_range"])
+    fit = Fit(ir, vis, given["resize"], given["ir_range"], given["vis_range"])
     if given["resize"] not in (None, "vis"):
         vis.pixel_aspect = None
     temporal = TemporalFuser(Fuser() if fuser is None else fuser, given["preset"])
@@ -263,7 +266,7 @@ class _Stages:
         return float(p50), float(p99)
 
     def _prepare(self, items: Iterable[_Read]) -> Iterator[_Prepared]:
-        find, pixels = MotionFinder(), self.temporal.fuser.pixels
+        find, pixels = MotionFinder(value_range="dtype"), self.temporal.fuser.pixels
         for read in items:
             with self.times.of("fit"):
                 ir, vis = self.fit(read.pair)
@@ -279,7 +282,7 @@ class _Stages:
         for read, shown, (ir, vis), motion, flow in items:
             with self.times.of("fuse"):
                 motion = motion._replace(flow=None if flow is None else flow())
-                image = self.temporal.begin(stream, ir, vis, motion)
+                image = self.temporal.begin(stream, ir, vis, motion, value_range="dtype")
             yield _Fused(read, shown, image)
 
     def _write(self, item: _Fused) -> None:

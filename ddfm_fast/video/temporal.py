@@ -46,21 +46,14 @@ from ..images.stretch import Fused, joined
 from ..method import Diffusion, Method
 from ..options import ReadingOptions
 from ..priors.prior import Prior
-from ..restore.noise_level import CLEAN, Estimator, NoiseLevel, estimate
 from ..restore.sources import SOURCES, Remover, SourceModel, SourceTotals
 from ..runtime.apart import apart, refuse_where_impossible
 from ..sampler import noised
 from ..schedule import StepRow
 from ..step import ReverseStep, plain_em
 from .motion import Motion
-from .reuse import KeptClean
+from .running import Stream
 from .trust import Kept, carry, trusted
-
-_SCALE_FRAMES = 50
-_NOISE_FRAMES = 8
-_CONTRADICTIONS = 4
-_FAR_OFF = 1.4
-"""ratio of noise levels beyond which an estimate contradicts the running one"""
 
 
 @dataclass(frozen=True)
@@ -116,103 +109,6 @@ def get_video_preset(preset: str | VideoPreset) -> VideoPreset:
     if not isinstance(preset, str) or preset not in VIDEO_PRESETS:
         raise ValueError(f"preset is {preset!r}; expected one of {', '.join(VIDEO_PRESETS)}")
     return VIDEO_PRESETS[preset]
-
-
-class RunningScale:
-    """The output scale of a scene: low and high luma as running means over about 50 frames.
-
-    They stay on the device.
-    """
-
-    def __init__(self) -> None:
-        self.frames = 0
-        self.limits: Tensor | None = None
-
-    def __call__(self, found: Tensor | None) -> Tensor | None:
-        """Count one frame's limits [2, 1, 1, 1, 1] in and return those to scale it by.
-
-        Args:
-            found: By ``FuseConfig.stretch``; None where nothing is stretched.
-        """
-        if found is None:
-            return None
-        self.frames += 1
-        if self.limits is None:
-            self.limits = found
-        else:
-            self.limits = self.limits.lerp(found, 1 / min(self.frames, _SCALE_FRAMES))
-        return self.limits
-
-
-class Stream:
-    """What one stream carries from frame to frame: see the module."""
-
-    def __init__(self) -> None:
-        self.kept: Kept | None = None
-        """of the frame before; None before the first"""
-        self.new_scene()
-
-    def new_scene(self) -> None:
-        """Start the running scale and the running estimates of noise anew."""
-        self.scale = RunningScale()
-        self.noise: dict[str, Estimator] = {name: RunningNoise() for name in SOURCES}
-        self.clean = {name: KeptClean() for name in SOURCES}
-        self.chroma_noise = RunningNoise(), RunningNoise()
-
-
-class RunningNoise:
-    """The noise of a source over the frames of a scene: steady, so that denoising does not flicker.
-
-    It is estimated in the first ``_NOISE_FRAMES`` frames and in every one of as many afterwards. A
-    source turns noisy when most estimates say so, and clean again when few do. An estimate that is
-    far off has every following frame estimated too; where ``_CONTRADICTIONS`` in a row agree that
-    the noise is another, such as after a change of the camera's gain, it starts anew from them.
-    """
-
-    def __init__(self) -> None:
-        self._restart()
-
-    def _restart(self) -> None:
-        self.frames = self.estimates = 0
-        self.noisy_share = 0.0
-        self.is_noisy = False
-        self.level = CLEAN
-        self.contradictions: list[NoiseLevel] = []
-
-    def __call__(self, plane: Tensor) -> NoiseLevel:
-        """Count one frame's luma [1, 1, H, W] in and return the level to denoise it by."""
-        due = self.frames < _NOISE_FRAMES or self.frames % _NOISE_FRAMES == 0
-        self.frames += 1
-        if due or self.contradictions:
-            found = estimate(plane)
-            if self.estimates >= _CONTRADICTIONS and self._contradicts(found):
-                self.contradictions.append(found)
-            else:
-                self.contradictions.clear()
-                self._count(found)
-        if len(self.contradictions) == _CONTRADICTIONS:
-            found_since = self.contradictions
-            self._restart()
-            for found in found_since:
-                self._count(found)
-            self.frames = len(found_since)
-        return self.level if self.is_noisy else CLEAN
-
-    def _contradicts(self, found: NoiseLevel) -> bool:
-        if bool(found.sigma) != self.is_noisy:
-            return True
-        return self.is_noisy and not 1 / _FAR_OFF < found.sigma / self.level.sigma < _FAR_OFF
-
-    def _count(self, found: NoiseLevel) -> None:
-        self.estimates += 1
-        weight = 1 / min(self.estimates, _NOISE_FRAMES)
-        self.noisy_share += weight * (bool(found.sigma) - self.noisy_share)
-        self.is_noisy = self.noisy_share > (0.3 if self.is_noisy else 0.5)
-        if found.sigma and not self.level.sigma:
-            self.level = found
-        elif found.sigma:
-            pairs = zip(self.level, found, strict=True)
-            self.level = NoiseLevel(*(old + weight * (new - old) for old, new in pairs))
 
 
 class FrameFuser(Protocol):
@@ -322,7 +218,7 @@ class TemporalFuser:
                 vis,
                 color=color,
                 index=f"[{n}]" * (len(pairs) > 1),
-                **reading,
+                **streams[n].reading(ir, vis, reading),
             )
             for n, (ir, vis) in enumerate(pairs)
         ]

@@ -33,8 +33,10 @@ RECORD = {
         --graph: str, None
         --gray: bool, False
         --images: auto|photographic|functional, None
+        --ir-range: str, None
         --json: bool, False
         --max-pixels: int min=1, None
+        --nodata: str, None
         --panel: bool, False
         --preset: str, None
         --prior-config: str, None
@@ -46,6 +48,7 @@ RECORD = {
         --steps: str, None
         --stretch: none|minmax|percentile|sources, None
         --variant: str, None
+        --vis-range: str, None
         -o --out: Path, required
         -q --quiet: bool, False
         ir: Path, required
@@ -63,22 +66,26 @@ RECORD = {
         --graph: str, None
         --gray: bool, False
         --images: auto|photographic|functional, None
+        --ir-range: str, None
         --json: bool, False
         --layout: str, None
         --list: bool, False
         --manifest: Path, None
         --max-pixels: int min=1, None
+        --nodata: str, None
         --pattern: str, None
         --preset: str, None
         --prior-config: str, None
         --prior: str, 'embedded'
         --psi: float, None
+        --range-over: picture|dataset, 'picture'
         --redo: bool, False
         --sampler: str, None
         --seed: int, 3407
         --steps: str, None
         --stretch: none|minmax|percentile|sources, None
         --variant: str, None
+        --vis-range: str, None
         --workers: int min=1, 2
         -o --out: Path, None
         -q --quiet: bool, False
@@ -110,6 +117,7 @@ RECORD = {
         --seed: int, 3407
         --side-by-side: bool, False
         --start: float min=0, 0.0
+        --vis-range: str, None
         -o --out: Path, required
         -q --quiet: bool, False
         ir: str, required
@@ -135,16 +143,19 @@ RECORD = {
         --extra: str, None
         --format: table|csv|json|markdown, None
         --fused: list[str], None
+        --ir-range: str, None
         --json: bool, False
         --layout: str, None
         --limit: int min=1, None
         --manifest: Path, None
         --max-pixels: int min=1, None
         --metrics: str, 'cddfuse'
+        --nodata: str, None
         --paper: str, None
         --per-image: bool, False
         --report-pairs: int min=1, 60
         --report: Path, None
+        --vis-range: str, None
         -o --out: Path, None
         -q --quiet: bool, False
         root: Path, required
@@ -158,12 +169,14 @@ RECORD = {
         --extra: str, None
         --format: table|csv|json|markdown, None
         --images: auto|photographic|functional, None
+        --ir-range: str, None
         --json: bool, False
         --layout: str, None
         --limit: int min=1, None
         --manifest: Path, None
         --max-pixels: int min=1, None
         --metrics: str, 'cddfuse'
+        --nodata: str, None
         --paper: str, None
         --per-image: bool, False
         --preset: str, None
@@ -175,6 +188,7 @@ RECORD = {
         --rows: str, None
         --seed: int, 3407
         --steps: str, None
+        --vis-range: str, None
         -o --out: Path, required
         -q --quiet: bool, False
         root: Path, required
@@ -313,7 +327,7 @@ def test_help_of_fuse():
     first = "\n".join(text[:SCREEN])
     assert all(name in first for name in ("IR", "VIS", "--preset", "--steps", "--out"))
     options = [found[1] for line in text if (found := re.match(r"│ \*? *(--[\w-]+)", line))]
-    assert options[:2] == ["--preset", "--denoise"]
+    assert options[:5] == ["--ir-range", "--vis-range", "--nodata", "--preset", "--denoise"]
     assert [line for line in text if "─ Runtime ─" in line]
     assert options[-1] == "--help"
 

@@ -31,10 +31,10 @@ from batches import (
 
 from ddfm_fast import Fuser, fuse
 from ddfm_fast.datasets import batch
+from ddfm_fast.datasets.ahead import prefetch
 from ddfm_fast.datasets.batch import (
     REPORT,
     BatchInterrupted,
-    prefetch,
     run_batch,
 )
 from ddfm_fast.datasets.history import HISTORY_FILE

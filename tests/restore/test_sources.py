@@ -18,7 +18,7 @@ from ddfm_fast.metrics import to_luma
 from ddfm_fast.priors.load import denoiser_of, load_prior
 from ddfm_fast.restore.denoise import channel_level, denoise, timestep_of, unclip
 from ddfm_fast.restore.sources import SourceModel, SourceReport
-from ddfm_fast.video.temporal import RunningNoise
+from ddfm_fast.video.running import RunningNoise
 
 PRIORS = ("embedded", "embedded-gray")
 

@@ -24,7 +24,7 @@ from ddfm_fast.video import (
     reuse,
 )
 from ddfm_fast.video.motion import Motion, MotionFinder, correlation, gray8
-from ddfm_fast.video.temporal import RunningScale
+from ddfm_fast.video.running import RunningScale
 from ddfm_fast.video.trust import change, moved
 
 LATE = FuseConfig(

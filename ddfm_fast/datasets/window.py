@@ -1,0 +1,66 @@
+"""One range for a whole data set, so that equal values look the same in all of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tqdm.auto import tqdm
+
+from ..images.depth import Levels
+from ..images.files import DEFAULT_MAX_PIXELS, read_image
+from ..images.ranges import SOURCES, by_source, chosen, ignored
+from .pairs import PairItem
+
+
+def over_dataset(
+    items: Sequence[PairItem],
+    levels: Levels,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    progress: bool = False,
+) -> Levels:
+    """Find the range of each source over all pictures, where a picture's own was to be found.
+
+    Args:
+        items: The pairs; what cannot be read is left to the run that fuses them.
+        levels: What was asked for: a range that is given stays.
+        max_pixels: Of an input file, see :func:`.images.files.read_image`.
+        progress: Show a bar on stderr.
+
+    Returns:
+        Levels with a range for each source: what spans the windows of all pictures, or "dtype"
+        where one uses the dtype's own.
+    """
+    wanted, nodata = by_source(levels.value_range), by_source(levels.nodata, "nodata")
+    found = {
+        name: (
+            _over(items, name, wanted[name], nodata[name], max_pixels, progress)
+            if wanted[name] in (None, "auto", "data")
+            else wanted[name]
+        )
+        for name in SOURCES
+    }
+    return levels._replace(value_range=found)
+
+
+def _over(
+    items: Sequence[PairItem],
+    name: str,
+    setting: str | None,
+    nodata: float | None,
+    max_pixels: int,
+    progress: bool,
+) -> tuple[float, float] | str:
+    ranges = []
+    for item in tqdm(items, f"range of {name}", unit="file", leave=False, disable=not progress):
+        try:
+            image = read_image(getattr(item, name), max_pixels=max_pixels)
+        except (ValueError, OSError, MemoryError):
+            continue
+        limits = chosen(image, setting, name, ignored(nodata), told=False)
+        if limits is None:
+            return "dtype"
+        ranges.append(limits)
+    if not ranges:
+        return "dtype"
+    return min(low for low, _ in ranges), max(high for _, high in ranges)

@@ -1,0 +1,282 @@
+"""Which values of a source mean black and white, and which mean nothing.
+
+    (low, high)   these; values outside are an error
+    "dtype"       the dtype's own: 0 and 255, 0 and 65535, 0 and 1 of floats
+    "data"        the window that the picture uses
+    "auto"        the dtype's own where the picture plausibly uses it, else the window, with a word
+
+Every source has a range of its own: ``value_range`` is one of these for both, or a dict by source.
+``nodata`` names a value without meaning likewise. Whoever reads a pair asks here: arrays by
+:func:`.planes.read_raw`, files by :mod:`.depth`, and streams, whose first frame decides, by
+:class:`FirstFrame`.
+
+The window is what the values span, without those that lie farther off than half of what 99.8 % of
+the pixels span: one dead pixel, or a camera's mark for none, does not move it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from .containers import as_tensor
+from .doubts import warn
+
+SOURCES = ("ir", "vis")
+NAMES = ("auto", "dtype", "data")
+SHARE = 0.001
+"""of the pixels that are left out at either end when the spread is judged"""
+REACH = 0.5
+"""of this spread by which the window may go past it, to the values there are"""
+NARROW = 0.1
+"""of the dtype's range: a picture that spans less of it does not use it"""
+LEAST_16 = 1 << 14
+"""level that some of the pixels of 16 bits have to reach: below it are 12 and 14 bits"""
+SLACK = 0.1
+"""by which floats in [0, 1] may overshoot, as resizing makes them"""
+_SAMPLES = 64
+"""rows and columns of a first look"""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Window(tuple):
+    """A range (low, high) that was found, outside of which values are clipped."""
+
+
+class Ignored(NamedTuple):
+    """A value that means nothing; NaN is one."""
+
+    value: float
+
+    def where(self, values: Any) -> Any:
+        """Whether each value is that one; of an array or a tensor."""
+        return values != values if math.isnan(self.value) else values == self.value
+
+
+def by_source(setting: Any, name: str = "value_range") -> dict[str, Any]:
+    """Split what holds for both, or is a dict by source; ValueError for other keys."""
+    if not isinstance(setting, Mapping):
+        return dict.fromkeys(SOURCES, setting)
+    if unknown := [key for key in setting if key not in SOURCES]:
+        raise ValueError(
+            f"{name}: got a range for {unknown[0]!r}, expected the keys 'ir' and 'vis'"
+        )
+    return {source: setting.get(source) for source in SOURCES}
+
+
+def ignored(setting: Any) -> Ignored | None:
+    """The value that ``nodata`` names for a source, or None; TypeError for what is no number."""
+    if setting is None or isinstance(setting, Ignored):
+        return setting
+    if isinstance(setting, (bool, str)):
+        raise TypeError(f"nodata: got {setting!r}, expected a number or NaN, or a dict by source")
+    try:
+        return Ignored(float(setting))
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(
+            f"nodata: got {setting!r}, expected a number or NaN, or a dict by source"
+        ) from None
+
+
+def is_signed(image: Any) -> bool:
+    """Whether an array or tensor has integers that are read as floats: signed, or of 32 bits."""
+    kind = str(getattr(image, "dtype", "")).removeprefix("torch.")
+    return kind.lstrip("<>=|") in ("int8", "int16", "int32", "int64", "uint32")
+
+
+def window(values: Array, nodata: Ignored | None = None) -> Window | None:
+    """Find the window that a picture uses; None where all of it is one value, or nothing.
+
+    Args:
+        values: Of any shape and real dtype.
+        nodata: What does not count; NaN and infinity never do.
+    """
+    flat = np.ravel(values)
+    if flat.dtype.kind == "f":
+        flat = flat[np.isfinite(flat)]
+    if nodata is not None:
+        flat = flat[~nodata.where(flat)]
+    if not flat.size:
+        return None
+    out = int(SHARE * (flat.size - 1))
+    ranked = np.partition(flat, (out, flat.size - 1 - out))
+    low, high = float(ranked[out]), float(ranked[flat.size - 1 - out])
+    reach = REACH * (high - low)
+    inside = flat[(flat >= low - reach) & (flat <= high + reach)]
+    low, high = float(inside.min()), float(inside.max())
+    return None if low == high else Window((low, high))
+
+
+def chosen(
+    values: Array, setting: Any, name: str, nodata: Ignored | None = None, *, told: bool = True
+) -> tuple[float, float] | None:
+    """Decide a picture's range.
+
+    Args:
+        values: The picture: uint8, uint16, other integers or floats.
+        setting: "auto" or None, "data" or "dtype".
+        name: Of the picture, for the sentence.
+        nodata: What does not count.
+        told: Whether to say it where "auto" takes the window.
+
+    Returns:
+        The range, or None for the dtype's own.
+
+    Raises:
+        ValueError: The setting is none of these, or the dtype has no range.
+    """
+    if setting not in (None, *NAMES):
+        raise ValueError(
+            f"value_range: got {setting!r}, expected (lo, hi), {', '.join(NAMES)} or a dict of "
+            "these by source"
+        )
+    own = _own_range(values)
+    if setting == "dtype":
+        return own
+    if setting == "data":
+        return window(values, nodata) or own
+    found, sentence = _judged(values, nodata)
+    if sentence and told:
+        source = name.partition("[")[0]
+        option = f'value_range={{"{source}": …}} or --{source}-range'
+        warn(f"{name}: {sentence}; {option} says what is meant")
+    return own if found is None else found
+
+
+def _own_range(values: Array) -> tuple[float, float] | None:
+    if values.dtype in (np.uint8, np.uint16) or values.dtype.kind == "f":
+        return None
+    info = np.iinfo(values.dtype)
+    return float(info.min), float(info.max)
+
+
+def _judged(values: Array, nodata: Ignored | None) -> tuple[Window | None, str]:
+    """The window of a picture that does not use its dtype's range, and what to say of it."""
+    if values.dtype == np.uint8:
+        return None, _of_bytes(values, nodata)
+    if values.dtype == np.uint16 and _clearly_deep(values):
+        return None, ""
+    found = window(values, nodata)
+    if found is None:
+        return None, ""
+    low, high = found
+    if values.dtype == np.uint16:
+        uses = high >= LEAST_16 and high - low >= NARROW * 65535
+        if uses or not (values % 257).any():  # the latter are 8 bits, made deeper
+            return None, ""
+        return found, _told(values, found, nodata, "0..65535")
+    if values.dtype.kind == "f":
+        return _of_floats(values, found, nodata)
+    return found, _told(values, found, nodata, f"the range of {values.dtype}")
+
+
+def _of_bytes(values: Array, nodata: Ignored | None) -> str:
+    """What to say of 8 bits of which under a tenth is used: they stay as they are."""
+    seen = _sample(values)
+    if int(seen.max()) - int(seen.min()) >= NARROW * 255:
+        return ""
+    found = window(values, nodata)
+    if found is None or found[1] - found[0] >= NARROW * 255:
+        return ""
+    return f"uses only the gray levels {found[0]:g} to {found[1]:g} of 0 to 255, and is left so"
+
+
+def _of_floats(values: Array, found: Window, nodata: Ignored | None) -> tuple[Window | None, str]:
+    low, high = found
+    least, most = (float(f(values)) for f in (np.nanmin, np.nanmax))
+    if low >= -1e-4 and high <= 1 + 1e-4:
+        if least >= -1e-4 and most <= 1 + 1e-4:
+            narrow = f"uses only {low:.3g} to {high:.3g} of 0 to 1, and is left so"
+            return None, narrow if high - low < NARROW else ""
+        return Window((0.0, 1.0)), _told(values, Window((0.0, 1.0)), nodata, "0..1")
+    if low >= -SLACK and high <= 1 + SLACK:
+        return Window((0.0, 1.0)), f"values from {least:.3g} to {most:.3g} are clipped to 0 to 1"
+    whole = low >= 0 and high <= 255 and high - low >= NARROW * 255 and _is_whole(values)
+    if whole:
+        return Window((0.0, 255.0)), "whole numbers up to 255 are taken for gray levels 0 to 255"
+    return found, _told(values, found, nodata, "0..1")
+
+
+def _is_whole(values: Array) -> bool:
+    seen = _sample(values)
+    return bool((seen == np.round(seen)).all()) and bool((values == np.round(values)).all())
+
+
+def _told(values: Array, found: Window, nodata: Ignored | None, usual: str) -> str:
+    low, high = found
+    far = (values < low) | (values > high)
+    if nodata is not None:
+        far &= ~nodata.where(values)
+    if values.dtype.kind == "f":
+        far &= np.isfinite(values)
+    more = ""
+    if count := int(far.sum()):
+        first = float(values[far].flat[0])
+        more = (
+            f", and {count} value{'s' * (count > 1)} such as {first:g} clipped, which "
+            f"nodata={first:g} would leave out"
+        )
+    return f"values are {low:.6g} to {high:.6g}, not {usual}: black and white are set there{more}"
+
+
+def _clearly_deep(values: Array) -> bool:
+    """Whether a few pixels show that 16 bits are used: of most pictures that use them."""
+    seen = np.sort(_sample(values), axis=None)
+    out = seen.size // 50
+    low, high = int(seen[out]), int(seen[-1 - out])
+    return out > 0 and high >= LEAST_16 and high - low >= NARROW * 65535
+
+
+def _sample(values: Array) -> Array:
+    step = tuple(slice(None, None, max(1, n // _SAMPLES)) for n in values.shape)
+    return values[step]
+
+
+def nearest_valid(hole: Array) -> Array:
+    """For each pixel of a mask [H, W], the flat index of the nearest that is False; one must be."""
+    _, labels = cv2.distanceTransformWithLabels(
+        hole.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    places = np.zeros(labels.max() + 1, np.int64)
+    places[labels[~hole]] = np.flatnonzero(~hole)
+    return places[labels]
+
+
+class FirstFrame:
+    """The ranges of a stream: its first frame decides what is left to be found."""
+
+    def __init__(self, *, told: bool = True):
+        self._told = told
+        self._found: dict[str, Any] | None = None
+
+    def __call__(
+        self, ir: Any, vis: Any, setting: Any = None, nodata: Any = None
+    ) -> dict[str, Any]:
+        """Give each source's range, of images of any container: (low, high) or "dtype"."""
+        if self._found is None:
+            wanted, nothing = by_source(setting), by_source(nodata, "nodata")
+            self._found = {
+                name: self._range(image, wanted[name], name, ignored(nothing[name]))
+                for name, image in (("ir", ir), ("vis", vis))
+            }
+        return self._found
+
+    def _range(self, image: Any, own: Any, name: str, nodata: Ignored | None) -> Any:
+        if own is not None and not isinstance(own, str):
+            return own
+        return chosen(_array(image, name), own, name, nodata, told=self._told) or "dtype"
+
+
+def _array(image: Any, name: str) -> Array:
+    """The values of an image of any container, on the host."""
+    if not isinstance(image, Tensor) and is_signed(image):
+        return np.asarray(image)
+    tensor = image if is_signed(image) else as_tensor(image, name)[0]
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
