@@ -62,7 +62,8 @@ def read_sources(
     Raises:
         ValueError: As ``read_image`` and :func:`.ranges.chosen` raise it.
     """
-    return sources(*(read_image(path, max_pixels=max_pixels) for path in (ir, vis)), levels)
+    a, b = (read_image(path, max_pixels=max_pixels) for path in (ir, vis))
+    return sources(a, b, levels)
 
 
 def sources(ir: Array, vis: Array, levels: Levels | None = None) -> Sources:

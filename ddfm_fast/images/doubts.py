@@ -16,6 +16,7 @@ from pathlib import Path
 logging.getLogger("ddfm_fast").addHandler(logging.NullHandler())
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _picture: ContextVar[str] = ContextVar("picture", default="")
+_told: ContextVar[set[str] | None] = ContextVar("told", default=None)
 _NAMED = 3
 """pictures of a batch that a sentence names"""
 
@@ -24,8 +25,17 @@ class DDFMWarning(UserWarning):
     """Every warning of this package, so that one filter holds for all."""
 
 
-def warn(sentence: str) -> None:
-    """Warn at the line of the caller that is outside of this package."""
+def warn(sentence: str, kind: str | None = None) -> None:
+    """Warn at the line of the caller that is outside of this package.
+
+    Args:
+        sentence: What is not meant.
+        kind: What a run over many pictures says of the first alone, see :func:`about`.
+    """
+    if kind is not None and (told := _told.get()) is not None:
+        if kind in told:
+            return
+        told.add(kind)
     name = _picture.get()
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
@@ -34,11 +44,18 @@ def warn(sentence: str) -> None:
 
 
 @contextlib.contextmanager
-def about(names: Sequence[str]) -> Iterator[None]:
-    """Inside, sentences begin with the names of the pictures that are fused together."""
+def about(names: Sequence[str], told: set[str] | None = None) -> Iterator[None]:
+    """Inside, sentences begin with the names of the pictures that are fused together.
+
+    Args:
+        names: Of the pictures.
+        told: The kinds of sentences that a run, whose threads share it, has said: those that it
+            need not hear of every picture.
+    """
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    token = _picture.set(", ".join(names[:_NAMED]) + more)
+    tokens = _picture.set(", ".join(names[:_NAMED]) + more), _told.set(told)
     try:
         yield
     finally:
-        _picture.reset(token)
+        _picture.reset(tokens[0])
+        _told.reset(tokens[1])

@@ -31,6 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -178,6 +179,8 @@ def _from_signed(
 def _found_range(
     tensor: Tensor, setting: str, name: str, nodata: Ignored | None
 ) -> tuple[float, float] | None:
+    if setting == "dtype":
+        return None
     if setting == "auto" and tensor.device.type != "cpu":
         if tensor.dtype == torch.uint8:  # of which there is only something to say
             return None
@@ -202,11 +205,14 @@ def _without_holes(
             raise ValueError(
                 f"{name}: all of it is nodata={nodata.value:g}, expected a picture; check the file"
             )
-        nearest = torch.from_numpy(nearest_valid(hole)).to(image.device)
-        flat = image.contiguous().flatten(1)
         # PyTorch cannot index uint16
-        whole = flat.view(torch.int16) if flat.dtype == torch.uint16 else flat
-        image.copy_(whole[:, nearest].view(flat.dtype).view(image.shape))
+        values = image.view(torch.int16) if image.dtype == torch.uint16 else image
+        nearest = np.unravel_index(nearest_valid(hole)[hole], hole.shape)
+        to, of = (
+            [torch.from_numpy(axis).to(image.device) for axis in place]
+            for place in (np.nonzero(hole), nearest)
+        )
+        values[:, to[0], to[1]] = values[:, of[0], of[1]]
     return tensor, holes
 
 
@@ -303,7 +309,7 @@ def _check_value_range(value_range: Any) -> tuple[float, float] | None:
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(
             f"value_range: got {value_range!r}, expected two finite numbers (lo, hi) with lo < hi, "
-            "such as (0, 255)"
+            "such as (0, 255), one of auto, dtype, data, or a dict of these by source"
         )
     least, most = (float(n) for n in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
     if not least <= high - low <= most:
@@ -379,8 +385,20 @@ def _to_unit(x: Tensor, limits: tuple[float, float] | None) -> Tensor:
     """Integers as a new float32 tensor in [0, 1]."""
     if limits is None:
         return x.to(torch.float32).div_(INTEGER_MAX[x.dtype])
+    if x.device.type == "cpu" and x.numel() >= INTEGER_MAX[x.dtype]:
+        return torch.from_numpy(_levels(x.dtype, limits)[x.numpy()])
+    return _scaled(_exact(x), limits)
+
+
+@lru_cache(maxsize=4)
+def _levels(dtype: torch.dtype, limits: tuple[float, float]) -> np.ndarray:
+    """What each integer becomes: looked up faster than worked out for each pixel in float64."""
+    return _scaled(torch.arange(INTEGER_MAX[dtype] + 1, dtype=torch.float64), limits).numpy()
+
+
+def _scaled(values: Tensor, limits: tuple[float, float]) -> Tensor:
     low, high = limits
-    return ((_exact(x) - low) / (high - low)).to(torch.float32).clamp(0, 1)
+    return values.sub(low).div_(high - low).to(torch.float32).clamp_(0, 1)
 
 
 def _checked_unit(x: Tensor, limits: tuple[float, float] | None, name: str) -> Tensor:
@@ -389,7 +407,7 @@ def _checked_unit(x: Tensor, limits: tuple[float, float] | None, name: str) -> T
     values = x if x.dtype == torch.float64 else x.to(torch.float32) if limits is None else _exact(x)
     _check_values(values, low, high, name, clips=isinstance(limits, Window))
     if limits is not None:
-        values = (values - low) / (high - low)
+        return _scaled(values, limits)
     return values.to(torch.float32).clamp(0, 1)
 
 
@@ -418,7 +436,8 @@ def _check_values(
         first = tuple(bad[0].tolist())
         raise ValueError(
             f"{name}: {len(bad)} of {values.numel()} values are NaN or infinite, the first at "
-            f"index {first}; replace them, for example with numpy.nan_to_num"
+            f"index {first}; replace them, for example with numpy.nan_to_num, or leave NaN out "
+            "with nodata=nan"
         )
     slack = _RANGE_TOLERANCE * (high - low)
     if clips:
@@ -434,7 +453,7 @@ def _likely_range(least: float, most: float) -> str:
     for low, high in ((-1, 1), (0, 255), (0, 4095), (0, 65535)):
         if low <= least and most <= high:
             return f"value_range=({low}, {high})"
-    return f"value_range=({least:g}, {most:g})"
+    return f"value_range=({least:g}, {most if least < most else least + 1:g})"
 
 
 def _from_unit(planes: Tensor, spec: ImageSpec) -> Tensor:

@@ -11,7 +11,8 @@ Every source has a range of its own: ``value_range`` is one of these for both, o
 :class:`FirstFrame`.
 
 The window is what the values span, without those that lie farther off than half of what 99.8 % of
-the pixels span: one dead pixel, or a camera's mark for none, does not move it.
+the pixels span (in a large picture, of some 16,000 of them): one dead pixel, or a camera's mark for
+none, does not move it. Where all is one value, that is black.
 """
 
 from __future__ import annotations
@@ -40,8 +41,16 @@ LEAST_16 = 1 << 14
 """level that some of the pixels of 16 bits have to reach: below it are 12 and 14 bits"""
 SLACK = 0.1
 """by which floats in [0, 1] may overshoot, as resizing makes them"""
+ROUNDING = 1e-4
+"""by which they may without a word"""
+_FEW = 256
+"""pixels of the smallest picture; of fewer, left by nodata, all count"""
+_DEAD = 4
+"""pixels that may differ from all others and be dead; of more, a target on a plain ground"""
 _SAMPLES = 64
 """rows and columns of a first look"""
+_RANKED = 1 << 14
+"""pixels of a large picture by which the spread is judged"""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -65,8 +74,9 @@ def by_source(setting: Any, name: str = "value_range") -> dict[str, Any]:
     if not isinstance(setting, Mapping):
         return dict.fromkeys(SOURCES, setting)
     if unknown := [key for key in setting if key not in SOURCES]:
+        what = "range" if name == "value_range" else "value"
         raise ValueError(
-            f"{name}: got a range for {unknown[0]!r}, expected the keys 'ir' and 'vis'"
+            f"{name}: got a {what} for {unknown[0]!r}, expected the keys 'ir' and 'vis'"
         )
     return {source: setting.get(source) for source in SOURCES}
 
@@ -91,27 +101,73 @@ def is_signed(image: Any) -> bool:
     return kind.lstrip("<>=|") in ("int8", "int16", "int32", "int64", "uint32")
 
 
-def window(values: Array, nodata: Ignored | None = None) -> Window | None:
-    """Find the window that a picture uses; None where all of it is one value, or nothing.
+class Span(NamedTuple):
+    """What the values of a picture span."""
+
+    low: float
+    """the window's, likewise ``high``"""
+    high: float
+    least: float
+    """of all values that count, likewise ``most``"""
+    most: float
+
+    @property
+    def window(self) -> Window:
+        """The window; where all is one value, that is black."""
+        flat = self.low == self.high
+        return Window((self.low, self.low + max(1.0, abs(self.low)) if flat else self.high))
+
+    def uses(self, white: float) -> bool:
+        """Whether the window is more than a tenth of what white is; one value is told elsewhere."""
+        return self.low == self.high or self.high - self.low >= NARROW * white
+
+
+def span(values: Array, nodata: Ignored | None = None) -> Span | None:
+    """Find what a picture spans; None where nothing counts.
 
     Args:
         values: Of any shape and real dtype.
         nodata: What does not count; NaN and infinity never do.
     """
     flat = np.ravel(values)
-    if flat.dtype.kind == "f":
-        flat = flat[np.isfinite(flat)]
-    if nodata is not None:
-        flat = flat[~nodata.where(flat)]
+    if flat.dtype == np.float16:
+        flat = flat.astype(np.float32)
+    if nodata is not None and (nothing := nodata.where(flat)).any():
+        flat = flat[~nothing]
     if not flat.size:
         return None
-    out = int(SHARE * (flat.size - 1))
-    ranked = np.partition(flat, (out, flat.size - 1 - out))
-    low, high = float(ranked[out]), float(ranked[flat.size - 1 - out])
+    least, most = _ends(flat)
+    if not (math.isfinite(least) and math.isfinite(most)):
+        flat = flat[np.isfinite(flat)]
+        if not flat.size:
+            return None
+        least, most = _ends(flat)
+    ranked = _ranked(flat, values.size // len(values))
+    out = math.ceil(SHARE * ranked.size) if ranked.size >= _FEW else 0
+    low, high = float(ranked[out]), float(ranked[-1 - out])
     reach = REACH * (high - low)
-    inside = flat[(flat >= low - reach) & (flat <= high + reach)]
-    low, high = float(inside.min()), float(inside.max())
-    return None if low == high else Window((low, high))
+    low, high = low - reach, high + reach
+    if (low <= least and most <= high) or (not reach and (flat != low).sum() > _DEAD):
+        return Span(least, most, least, most)
+    return Span(*_ends(flat[(flat >= low) & (flat <= high)]), least, most)
+
+
+def window(values: Array, nodata: Ignored | None = None) -> Window | None:
+    """The window of :func:`span`; None where all of a picture is one value, or nothing."""
+    found = span(values, nodata)
+    return None if found is None or found.low == found.high else found.window
+
+
+def _ends(values: Array) -> tuple[float, float]:
+    return float(values.min()), float(values.max())
+
+
+def _ranked(flat: Array, row: int) -> Array:
+    """The values sorted, of many some from all over the picture."""
+    step = max(1, flat.size // _RANKED)
+    while math.gcd(step, row) > 1:  # or all of them would be of a few columns or one channel
+        step += 1
+    return np.sort(flat[::step])
 
 
 def chosen(
@@ -140,14 +196,20 @@ def chosen(
     own = _own_range(values)
     if setting == "dtype":
         return own
-    if setting == "data":
-        return window(values, nodata) or own
-    found, sentence = _judged(values, nodata)
-    if sentence and told:
+    if setting != "data" and nodata is None and _clearly_uses(values):
+        return own
+    found = span(values, nodata)
+    if found is None:
+        return own
+    if setting == "data" and found.low < found.high:
+        return found.window
+    judged = _judged(values, found, nodata)
+    if judged.sentence and told and setting != "data":
         source = name.partition("[")[0]
         option = f'value_range={{"{source}": …}} or --{source}-range'
-        warn(f"{name}: {sentence}; {option} says what is meant")
-    return own if found is None else found
+        kind = "narrow" if judged.window is None else "window"
+        warn(f"{name}: {judged.sentence}; {option} says what is meant", f"{kind} {source}")
+    return judged.window or own
 
 
 def _own_range(values: Array) -> tuple[float, float] | None:
@@ -157,51 +219,52 @@ def _own_range(values: Array) -> tuple[float, float] | None:
     return float(info.min), float(info.max)
 
 
-def _judged(values: Array, nodata: Ignored | None) -> tuple[Window | None, str]:
+class _Judged(NamedTuple):
+    window: Window | None
+    """None: the dtype's own range"""
+    sentence: str = ""
+
+
+def _judged(values: Array, found: Span, nodata: Ignored | None) -> _Judged:
     """The window of a picture that does not use its dtype's range, and what to say of it."""
     if values.dtype == np.uint8:
-        return None, _of_bytes(values, nodata)
-    if values.dtype == np.uint16 and _clearly_deep(values):
-        return None, ""
-    found = window(values, nodata)
-    if found is None:
-        return None, ""
-    low, high = found
+        if found.uses(255):
+            return _Judged(None)
+        return _Judged(
+            None,
+            f"uses only the gray levels {found.low:g} to {found.high:g} of 0 to 255, and is left "
+            "so",
+        )
     if values.dtype == np.uint16:
-        uses = high >= LEAST_16 and high - low >= NARROW * 65535
-        if uses or not (values % 257).any():  # the latter are 8 bits, made deeper
-            return None, ""
-        return found, _told(values, found, nodata, "0..65535")
+        uses = found.high >= LEAST_16 and found.uses(65535)
+        if uses or found.low == found.high or _is_8_bits_deep(values):
+            return _Judged(None)
+        return _Judged(found.window, _told(values, found, nodata, "0..65535"))
     if values.dtype.kind == "f":
         return _of_floats(values, found, nodata)
-    return found, _told(values, found, nodata, f"the range of {values.dtype}")
+    if found.low == found.high:
+        return _Judged(found.window)
+    return _Judged(found.window, _told(values, found, nodata, f"the range of {values.dtype}"))
 
 
-def _of_bytes(values: Array, nodata: Ignored | None) -> str:
-    """What to say of 8 bits of which under a tenth is used: they stay as they are."""
-    seen = _sample(values)
-    if int(seen.max()) - int(seen.min()) >= NARROW * 255:
-        return ""
-    found = window(values, nodata)
-    if found is None or found[1] - found[0] >= NARROW * 255:
-        return ""
-    return f"uses only the gray levels {found[0]:g} to {found[1]:g} of 0 to 255, and is left so"
-
-
-def _of_floats(values: Array, found: Window, nodata: Ignored | None) -> tuple[Window | None, str]:
-    low, high = found
-    least, most = (float(f(values)) for f in (np.nanmin, np.nanmax))
-    if low >= -1e-4 and high <= 1 + 1e-4:
-        if least >= -1e-4 and most <= 1 + 1e-4:
-            narrow = f"uses only {low:.3g} to {high:.3g} of 0 to 1, and is left so"
-            return None, narrow if high - low < NARROW else ""
-        return Window((0.0, 1.0)), _told(values, Window((0.0, 1.0)), nodata, "0..1")
+def _of_floats(values: Array, found: Span, nodata: Ignored | None) -> _Judged:
+    low, high, least, most = found
     if low >= -SLACK and high <= 1 + SLACK:
-        return Window((0.0, 1.0)), f"values from {least:.3g} to {most:.3g} are clipped to 0 to 1"
-    whole = low >= 0 and high <= 255 and high - low >= NARROW * 255 and _is_whole(values)
-    if whole:
-        return Window((0.0, 255.0)), "whole numbers up to 255 are taken for gray levels 0 to 255"
-    return found, _told(values, found, nodata, "0..1")
+        unit = Window((0.0, 1.0))
+        if least < -SLACK or most > 1 + SLACK:
+            return _Judged(unit, _told(values, found._replace(low=0, high=1), nodata, "0..1"))
+        if least < -ROUNDING or most > 1 + ROUNDING:
+            return _Judged(unit, f"values from {least:.3g} to {most:.3g} are clipped to 0 to 1")
+        if found.uses(1):
+            return _Judged(None)
+        return _Judged(None, f"uses only {low:.3g} to {high:.3g} of 0 to 1, and is left so")
+    if low == high:
+        return _Judged(found.window)
+    if low >= 0 and high <= 255 and found.uses(255) and _is_whole(values):
+        return _Judged(
+            Window((0.0, 255.0)), "whole numbers up to 255 are taken for gray levels 0 to 255"
+        )
+    return _Judged(found.window, _told(values, found, nodata, "0..1"))
 
 
 def _is_whole(values: Array) -> bool:
@@ -209,16 +272,21 @@ def _is_whole(values: Array) -> bool:
     return bool((seen == np.round(seen)).all()) and bool((values == np.round(values)).all())
 
 
-def _told(values: Array, found: Window, nodata: Ignored | None, usual: str) -> str:
-    low, high = found
-    far = (values < low) | (values > high)
-    if nodata is not None:
-        far &= ~nodata.where(values)
-    if values.dtype.kind == "f":
-        far &= np.isfinite(values)
+def _is_8_bits_deep(values: Array) -> bool:
+    """Whether 16 bits are 8 that were made deeper."""
+    return not (_sample(values) % 257).any() and not (values % 257).any()
+
+
+def _told(values: Array, found: Span, nodata: Ignored | None, usual: str) -> str:
+    low, high, least, most = found
     more = ""
-    if count := int(far.sum()):
-        first = float(values[far].flat[0])
+    if least < low or most > high:
+        far = (values < low) | (values > high)
+        if nodata is not None:
+            far &= ~nodata.where(values)
+        if values.dtype.kind == "f":
+            far &= np.isfinite(values)
+        count, first = int(far.sum()), float(values[far].flat[0])
         more = (
             f", and {count} value{'s' * (count > 1)} such as {first:g} clipped, which "
             f"nodata={first:g} would leave out"
@@ -226,11 +294,15 @@ def _told(values: Array, found: Window, nodata: Ignored | None, usual: str) -> s
     return f"values are {low:.6g} to {high:.6g}, not {usual}: black and white are set there{more}"
 
 
-def _clearly_deep(values: Array) -> bool:
-    """Whether a few pixels show that 16 bits are used: of most pictures that use them."""
+def _clearly_uses(values: Array) -> bool:
+    """Whether a few pixels show that 8 or 16 bits are used: of most pictures that use them."""
+    if values.dtype not in (np.uint8, np.uint16):
+        return False
     seen = np.sort(_sample(values), axis=None)
     out = seen.size // 50
     low, high = int(seen[out]), int(seen[-1 - out])
+    if values.dtype == np.uint8:
+        return high - low >= NARROW * 255
     return out > 0 and high >= LEAST_16 and high - low >= NARROW * 65535
 
 
@@ -241,12 +313,21 @@ def _sample(values: Array) -> Array:
 
 def nearest_valid(hole: Array) -> Array:
     """For each pixel of a mask [H, W], the flat index of the nearest that is False; one must be."""
+    nearest = np.arange(hole.size).reshape(hole.shape)
+    if not hole.any():
+        return nearest
+    around = tuple(
+        slice(max(0, some[0] - 1), some[-1] + 2)  # whose rim is valid, so none is nearer beyond it
+        for some in (np.flatnonzero(hole.any(axis)) for axis in (1, 0))
+    )
+    part, index = hole[around], nearest[around]
     _, labels = cv2.distanceTransformWithLabels(
-        hole.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+        part.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
     )
     places = np.zeros(labels.max() + 1, np.int64)
-    places[labels[~hole]] = np.flatnonzero(~hole)
-    return places[labels]
+    places[labels[~part]] = index[~part]
+    nearest[around] = places[labels]
+    return nearest
 
 
 class FirstFrame:
