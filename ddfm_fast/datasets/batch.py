@@ -204,7 +204,7 @@ class _Run:
         self.fuser = fuser if batch_size is None else fuser.with_options(batch_size=batch_size)
         self.batch_size = self.least_batch_size = self.fuser.batch_size
         self.workers, self.max_pixels, self.redo = workers, max_pixels, redo
-        self.levels = levels
+        self.levels, self.told = levels, set[str]()
         self.progress, self.on_error = progress, on_error
         self.staging = history.out / STAGING
         self.results: dict[str, PairResult] = {}
@@ -289,7 +289,7 @@ class _Run:
             look(target)
             # Before decoding: a file that changes meanwhile is then redone, never taken as done.
             inputs = input_hashes(item)
-            with about([item.name]):
+            with about([item.name], self.told):
                 found = read_sources(item.ir, item.vis, self.levels, self.max_pixels)
             ir, vis = found.ir, found.vis
             if ir.shape[:2] != vis.shape[:2]:

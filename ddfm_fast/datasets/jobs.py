@@ -213,7 +213,8 @@ def run_jobs(
         One dictionary per job: ``ir``, ``vis``, ``output``, ``panel``, ``ok``, ``skipped``,
         ``error``, ``height``, ``width``, ``dtype``, ``seconds`` (fusion alone, without files).
     """
-    reports = []
+    reports: list[dict[str, Any]] = []
+    told: set[str] = set()
     bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
     for job in bar:
         report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
@@ -222,7 +223,10 @@ def run_jobs(
             if skip_existing and job.output.is_file():
                 report["skipped"] = True
             else:
-                report |= _run_job(job, fuser, levels or Levels(), max_pixels, progress=progress)
+                with about([job.ir.name], told):
+                    report |= _run_job(
+                        job, fuser, levels or Levels(), max_pixels, progress=progress
+                    )
         except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
@@ -237,8 +241,7 @@ def run_jobs(
 def _run_job(
     job: Job, fuser: Fuser, levels: Levels, max_pixels: int, *, progress: bool
 ) -> dict[str, Any]:
-    with about([job.ir.name]):
-        sources = read_sources(job.ir, job.vis, levels, max_pixels)
+    sources = read_sources(job.ir, job.vis, levels, max_pixels)
     ir, vis = sources.ir, sources.vis
     if ir.dtype == np.uint16 and job.output.suffix.lower() not in DEEP_SUFFIXES:
         raise ValueError(
@@ -247,9 +250,8 @@ def _run_job(
         )
     started = time.perf_counter()
     found: list[FusionReport] = []
-    with about([job.ir.name]):
-        fused = fuser(ir, vis, progress=progress, report=found, value_range="dtype")
-        fused = sources.mended(fused)
+    fused = fuser(ir, vis, progress=progress, report=found, value_range="dtype")
+    fused = sources.mended(fused)
     seconds = time.perf_counter() - started
     write_image(job.output, fused)
     if job.panel is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..datasets.pairs import PairItem
 from ..images.depth import Levels, read_sources
+from ..images.doubts import about
 from ..images.files import DEFAULT_MAX_PIXELS, SUFFIXES, few, read_image
 from ..method import BASELINES
 from .conventions import CONVENTIONS, DEFAULT, NAMES
@@ -181,17 +182,19 @@ def evaluate(
     results = [Results(m, items) for m in methods]
     scored: dict[str, _ScoredPair] = {}
     failures: dict[str, str] = {}
+    told: set[str] = set()
     for item in _progress(items, progress):
         try:
-            scored[item.name] = _score_pair(
-                item,
-                results,
-                convention=convention,
-                names=names,
-                device=device,
-                max_pixels=max_pixels,
-                levels=levels,
-            )
+            with about([item.name], told):
+                scored[item.name] = _score_pair(
+                    item,
+                    results,
+                    convention=convention,
+                    names=names,
+                    device=device,
+                    max_pixels=max_pixels,
+                    levels=levels,
+                )
         except (ValueError, TypeError, OSError, MemoryError) as error:
             failures[item.name] = str(error) or type(error).__name__
     if not scored:
