@@ -146,11 +146,11 @@ def read_raw(
         return image
     setting = value_range if isinstance(value_range, str) else _check_value_range(value_range)
     nothing = ignored(nodata)
-    if is_signed(image) and setting is not None:
-        tensor, container, setting = _from_signed(image, name, setting, nothing)
-    else:
-        tensor, container = as_tensor(image, name)
+    counts = image if is_signed(image) and setting is not None else None
+    tensor, container = as_tensor(image if counts is None else _as_floats(counts), name)
     layout = resolve_layout(tuple(tensor.shape), container, layout, name)
+    if counts is not None and isinstance(setting, str):  # judged before float32 rounds them
+        setting = chosen(_on_host(counts), setting, name, nothing)
     holes = None
     if nothing is not None:
         tensor, holes = _without_holes(tensor, layout, nothing, name)
@@ -164,16 +164,15 @@ def read_raw(
     return Raw(_as_nchw(tensor, layout), spec, holes=holes)
 
 
-def _from_signed(
-    image: Any, name: str, setting: Any, nodata: Ignored | None
-) -> tuple[Tensor, str, tuple[float, float]]:
-    """Integers of other dtypes as floats, and their range, which is judged by these integers."""
-    if isinstance(setting, str):
-        values = image.cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
-        setting = chosen(values, setting, name, nodata)
-    if isinstance(image, Tensor):
-        return *as_tensor(image.to(torch.float32), name), setting
-    return *as_tensor(np.asarray(image).astype(np.float32), name), setting
+def _as_floats(counts: Any) -> Any:
+    """Integers of dtypes that planes do not have, as float32."""
+    if isinstance(counts, Tensor):
+        return counts.to(torch.float32)
+    return np.asarray(counts).astype(np.float32)
+
+
+def _on_host(counts: Any) -> Any:
+    return counts.cpu().numpy() if isinstance(counts, Tensor) else np.asarray(counts)
 
 
 def _found_range(

@@ -135,8 +135,8 @@ def test_bad_input(streams, tmp_path, arguments, words):
 
 def test_parsing():
     assert parse_resize("640x480") == (480, 640) and parse_resize("vis") == "vis"
-    assert parse_range("7000,9000.5") == (7000, 9000.5)
-    assert parse_resize(None) is None and parse_range(None) is None
+    assert parse_range("7000,9000.5", "--ir-range") == (7000, 9000.5)
+    assert parse_resize(None) is None and parse_range(None, "--ir-range") is None
 
 
 def test_demo_video(tmp_path, monkeypatch):
