@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import typer
 from torch import Tensor
 
-from ddfm_fast.images.files import atomic_write_bytes
+from ddfm_fast.files.paths import atomic_write_bytes
 from ddfm_fast.priors.load import load_prior
 from ddfm_fast.schedule import trained_alphas
 

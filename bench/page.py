@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from ddfm_fast.images.files import atomic_write_bytes
+from ddfm_fast.files.paths import atomic_write_bytes
 
 from . import machine, model, readme
 from .plots import Figure, figures

@@ -21,7 +21,9 @@ import typer
 
 from ddfm_fast import PRESETS, Fuser
 from ddfm_fast.datasets.pairs import find_pairs
-from ddfm_fast.images.files import atomic_write_bytes, read_image, write_image
+from ddfm_fast.files.paths import atomic_write_bytes
+from ddfm_fast.files.reading import read_image
+from ddfm_fast.files.writing import write_image
 from ddfm_fast.images.panel import draw_panel
 from ddfm_fast.metrics import compute, to_luma
 

@@ -19,7 +19,7 @@ import numpy as np
 import typer
 
 from ddfm_fast import PRESETS, FuseConfig, Fuser
-from ddfm_fast.images.files import atomic_write_bytes
+from ddfm_fast.files.paths import atomic_write_bytes
 
 from .baselines import BASELINES
 from .corruptions import CORRUPTIONS, noise_levels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddfm_fast.images.files import atomic_write_bytes
+from ddfm_fast.files.paths import atomic_write_bytes
 
 from . import machine
 from .fidelity import METRICS

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddfm_fast.images.files import atomic_write_bytes
+from ddfm_fast.files.paths import atomic_write_bytes
 
 from .timing import quantile
 

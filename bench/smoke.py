@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import typer
 
-from ddfm_fast.images.files import atomic_write_bytes
+from ddfm_fast.files.paths import atomic_write_bytes
 from ddfm_fast.runtime.dispatch import resolve_device
 
 from . import machine

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..api import Fuser
     from ..datasets.batch import BatchReport, PairResult
     from ..datasets.pairs import PairItem
-    from ..images.depth import Levels
+    from ..files.depth import Levels
 
 EPILOG = (
     "Examples:  `ddfm-fast batch MSRS/test -o fused/ --steps 50`  ·  "
@@ -89,7 +89,7 @@ def batch(
 
 def _folder(out: Path | None) -> Path:
     """``--out``, made and found writable."""
-    from ..images.files import ensure_writable_dir
+    from ..files.paths import ensure_writable_dir
 
     if out is None:
         raise ValueError("--out is missing; expected a folder to write to, or --list")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..api import Fuser
     from ..config import FuseConfig
     from ..datasets.pairs import PairItem
-    from ..images.depth import Levels
+    from ..files.depth import Levels
     from ..priors.prior import Prior
 
 _OVERRIDES = ("steps", "psi", "eta", "denoise", "images")
@@ -132,7 +132,7 @@ def denoise(text: str | None) -> Any:
 
 def levels(ir_range: str | None, vis_range: str | None, nodata: str | None) -> Levels:
     """``--ir-range``, ``--vis-range`` and ``--nodata`` as the library takes them."""
-    from ..images.depth import Levels
+    from ..files.depth import Levels
 
     ranges = {
         name: found
@@ -243,7 +243,7 @@ def data_source(root: Path, vis: Path | None, manifest: Path | None) -> Path | t
 
 def pixel_limit(max_pixels: int | None) -> int:
     """``--max-pixels``, or the library's limit."""
-    from ..images.files import DEFAULT_MAX_PIXELS
+    from ..files.reading import DEFAULT_MAX_PIXELS
 
     return max_pixels or DEFAULT_MAX_PIXELS
 

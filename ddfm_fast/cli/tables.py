@@ -59,7 +59,7 @@ def file_format(out: Path | None, format: TableFormat | None) -> str:
 
 def require_writable(*paths: Path | None) -> None:
     """Find out before the work, not after it, that a file cannot be written."""
-    from ..images.files import ensure_writable_dir
+    from ..files.paths import ensure_writable_dir
 
     for path in paths:
         if path is not None:

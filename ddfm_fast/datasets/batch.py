@@ -24,19 +24,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from ..images.depth import Levels, Sources, read_sources
-from ..images.doubts import about, warn
-from ..images.files import (
+from ..files.depth import Levels, Sources, read_sources
+from ..files.paths import (
     DEEP_SUFFIXES,
-    DEFAULT_MAX_PIXELS,
     SUFFIXES,
     ImageFileError,
     atomic_write_bytes,
     ensure_writable_dir,
-    image_size,
     look,
-    write_image,
 )
+from ..files.reading import DEFAULT_MAX_PIXELS, image_size
+from ..files.writing import write_image
+from ..images.doubts import about, warn
 from ..runtime import environment
 from ..runtime.capture import release_cached_memory
 from ..runtime.memory import is_out_of_memory, pages_kept
@@ -135,7 +134,7 @@ def run_batch(
         batch_size: Most pairs at once, halved on out-of-memory; None for the fuser's own.
         format: "png", "tif", "jpg" or "bmp"; 16-bit sources need one of the first two.
         workers: Threads that read, and as many that write, while the fuser computes.
-        max_pixels: Of an input file, see :func:`.images.files.read_image`.
+        max_pixels: Of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from each pair by default.
         redo: Fuse what is done already once more.
         progress: Show bars with an estimate of the end, on stderr.

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..images.files import ensure_writable_dir, read_image, write_image
+from ..files.paths import ensure_writable_dir
+from ..files.reading import read_image
+from ..files.writing import write_image
 from ..images.panel import draw_panel
 from ..method import BASELINES, Baseline
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..files.paths import ImageFileError, is_file
 from ..images.doubts import warn
-from ..images.files import ImageFileError, is_file
 from ..priors.state_dict import file_sha256, weights_sha256
 from ..runtime.own_files import open_own
 from .pairs import PairItem

@@ -16,18 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from ..images.depth import Levels, read_sources
+from ..files.depth import Levels, read_sources
+from ..files.pairing import match_pairs
+from ..files.paths import DEEP_SUFFIXES, SUFFIXES, ensure_writable_dir, is_folder, look
+from ..files.reading import DEFAULT_MAX_PIXELS
+from ..files.writing import write_image
 from ..images.doubts import about
-from ..images.files import (
-    DEEP_SUFFIXES,
-    DEFAULT_MAX_PIXELS,
-    SUFFIXES,
-    ensure_writable_dir,
-    is_folder,
-    look,
-    match_pairs,
-    write_image,
-)
 from ..images.panel import draw_panel
 from ..runtime import environment
 from .names import pair_folders
@@ -71,7 +65,7 @@ def fuse_files(
         fuser: What fuses them.
         format: Suffix of the files in a folder; None for png.
         panel: Write a labeled picture of sources and result beside each file.
-        max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+        max_pixels: Limit of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from them by default.
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Leave pairs alone whose output file exists.
@@ -203,7 +197,7 @@ def run_jobs(
     Args:
         jobs: From :func:`plan_jobs`.
         fuser: What fuses them.
-        max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+        max_pixels: Limit of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from them by default.
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Leave jobs alone whose output file exists.

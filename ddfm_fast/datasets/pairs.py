@@ -15,17 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from ..files.pairing import files_alone
+from ..files.paths import SUFFIXES, VIDEO_SUFFIXES, ImageFileError, few, is_folder, is_picture
+from ..files.reading import image_size
 from ..images.doubts import warn
-from ..images.files import (
-    SUFFIXES,
-    VIDEO_SUFFIXES,
-    ImageFileError,
-    few,
-    files_alone,
-    image_size,
-    is_folder,
-    is_picture,
-)
 from .lists import read_list
 from .names import Alone, Found, pair_by_pattern, pair_folders, pair_mixed, pattern_pair
 

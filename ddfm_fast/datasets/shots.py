@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..images.files import is_file, pillow_limit_lifted
+from ..files.paths import is_file
+from ..files.reading import pillow_limit_lifted
 
 _EXIF, _DATE, _TAKEN, _FRACTION = 0x8769, 306, 36867, 37521
 _WITH_EXIF = (".jpg", ".jpeg", ".tif", ".tiff")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tqdm.auto import tqdm
 
-from ..images.depth import Levels
-from ..images.files import DEFAULT_MAX_PIXELS, read_image
+from ..files.depth import Levels
+from ..files.reading import DEFAULT_MAX_PIXELS, read_image
 from ..images.ranges import SOURCES, by_source, chosen, ignored
 from .pairs import PairItem
 
@@ -24,7 +24,7 @@ def over_dataset(
     Args:
         items: The pairs; what cannot be read is left to the run that fuses them.
         levels: What was asked for: a range that is given stays.
-        max_pixels: Of an input file, see :func:`.images.files.read_image`.
+        max_pixels: Of an input file, see :func:`.files.reading.read_image`.
         progress: Show a bar on stderr.
 
     Returns:

@@ -54,7 +54,7 @@ def _taken(image: Any, name: str) -> tuple[Tensor, str]:
     raise TypeError(
         f"{name}: got {type(image).__name__}, expected an image as NumPy array, torch tensor, PIL "
         "image, CuPy array or anything with __dlpack__ or __array_interface__; read files with "
-        "ddfm_fast.images.files.read_image"
+        "ddfm_fast.files.reading.read_image"
     )
 
 

@@ -7,7 +7,7 @@
 
 Every source has a range of its own: ``value_range`` is one of these for both, or a dict by source.
 ``nodata`` names a value without meaning likewise. Whoever reads a pair asks here: arrays by
-:func:`.planes.read_raw`, files by :mod:`.depth`, and streams, whose first frame decides, by
+:func:`.planes.read_raw`, files by ``files.depth``, and streams, whose first frame decides, by
 :class:`FirstFrame`.
 
 The window is what the values span, without those that lie farther off than half of what 99.8 % of

@@ -311,8 +311,8 @@ class DDIM:
 
 
 def _save_progress(path: Path, x: Tensor) -> None:
+    from ..files.writing import write_image
     from ..images.color import luma
-    from ..images.files import write_image
 
     grey = luma(x[None])[0, 0].double().cpu().numpy()
     span = max(grey.max() - grey.min(), np.finfo(np.float64).tiny)

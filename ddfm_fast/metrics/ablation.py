@@ -26,7 +26,7 @@ from ..api import Fuser
 from ..config import SAMPLER_NAMES, VARIANT_NAMES, FuseConfig
 from ..datasets.batch import FAILED, PairResult, run_batch
 from ..datasets.pairs import PairItem
-from ..images.depth import Levels
+from ..files.depth import Levels
 from ..method import PRIOR_ALONE_START, Diffusion, EMAlone, MethodMaker, PriorAlone
 from ..rectify import get_variant
 from .evaluation import Evaluation, MethodPictures, check_scoring, evaluate

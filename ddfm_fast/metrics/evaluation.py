@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..datasets.pairs import PairItem
-from ..images.depth import Levels, read_sources
+from ..files.depth import Levels, read_sources
+from ..files.paths import SUFFIXES, few
+from ..files.reading import DEFAULT_MAX_PIXELS, read_image
 from ..images.doubts import about
-from ..images.files import DEFAULT_MAX_PIXELS, SUFFIXES, few, read_image
 from ..method import BASELINES
 from .conventions import CONVENTIONS, DEFAULT, NAMES
 from .guard import near_copy
@@ -170,7 +171,7 @@ def evaluate(
         names: Metrics, of ``NAMES``.
         paper: A key of `PAPER`, whose rows are printed beside.
         device: Where to compute.
-        max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+        max_pixels: Limit of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the sources mean; found from each pair by default.
         progress: Show a bar on stderr.
 

@@ -23,7 +23,7 @@ def to_luma(image: np.ndarray) -> Tensor:
     does; uint16 is divided by 257 before it is rounded.
 
     Args:
-        image: What `images.files.read_image` returns: uint8 or uint16, [H, W] or [H, W, 3] (RGB).
+        image: What `files.reading.read_image` returns: uint8 or uint16, [H, W] or [H, W, 3] (RGB).
 
     Returns:
         Float64 [H, W], 0..255.

@@ -18,7 +18,8 @@ from PIL import Image
 
 from .. import __version__
 from ..datasets.pairs import PairItem
-from ..images.files import DEFAULT_MAX_PIXELS, atomic_write_bytes, read_image
+from ..files.paths import atomic_write_bytes
+from ..files.reading import DEFAULT_MAX_PIXELS, read_image
 from ..images.panel import to_rgb8
 from .evaluation import (
     PAPER_NOTE,
@@ -238,7 +239,7 @@ def write_report(
         title: Heading of the page.
         max_pairs: Most pairs to show.
         max_width: Most pixels across of a picture, which is embedded as JPEG.
-        max_pixels: Limit of an input file, see :func:`.images.files.read_image`.
+        max_pixels: Limit of an input file, see :func:`.files.reading.read_image`.
 
     Returns:
         The path.

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..images.files import look
+from ..files.paths import look
 from .frames import DEFAULT_RATE, BadFrame, ColorTags, Faults, Frame, Source, VideoError
 from .opening import Pipe, address, is_pipe, local
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..api import Fuser
 from ..datasets.demo import asset
-from ..images.files import ensure_writable_dir
+from ..files.paths import ensure_writable_dir
 from .pipeline import fuse_video
 from .sinks import open_sink
 from .sources import ArraySource

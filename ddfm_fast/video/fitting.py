@@ -8,8 +8,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..images.depth import same_depth, to_16_bits
-from ..images.files import DEFAULT_MAX_PIXELS
+from ..files.depth import same_depth, to_16_bits
+from ..files.reading import DEFAULT_MAX_PIXELS
 from ..images.planes import MIN_SIZE, to_planes
 from ..images.ranges import NAMES, FirstFrame, is_signed
 from .frames import Frame, Source, VideoError

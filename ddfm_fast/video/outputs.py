@@ -16,8 +16,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
+from ..files.paths import is_file, look
 from ..images.doubts import warn
-from ..images.files import is_file, look
 from ..runtime.own_files import open_own
 from .frames import VideoError
 from .opening import local

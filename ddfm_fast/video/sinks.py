@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..images.files import ensure_writable_dir, is_folder, write_image
+from ..files.paths import ensure_writable_dir, is_folder
+from ..files.writing import write_image
 from .decoding import load_av
 from .frames import Source, VideoError
 from .opening import address

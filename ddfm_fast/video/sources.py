@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import require_number
-from ..images.files import SUFFIXES, ImageFileError, image_size, is_folder, read_image
+from ..files.paths import SUFFIXES, ImageFileError, is_folder
+from ..files.reading import image_size, read_image
 from .decoding import VideoSource
 from .frames import DEFAULT_RATE, BadFrame, Faults, Frame, Source, VideoError
 from .opening import local

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from ..api import Fuser
 from ..datasets.pairs import find_pairs
-from ..images.files import is_folder
+from ..files.paths import is_folder
 from ..options import check_names
 from .outputs import Inputs
 from .pipeline import VIDEO_DEFAULTS, VideoOptions, fuse_video

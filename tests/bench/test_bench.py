@@ -258,7 +258,7 @@ def test_reference_network_agrees(name):
 
 def test_reference_writes_a_png_a_step(tmp_path):
     from ddfm_fast.bench.reference import ReferenceLoop
-    from ddfm_fast.images.files import read_image
+    from ddfm_fast.files.reading import read_image
     from ddfm_fast.schedule import make_schedule
 
     i, v, x, out = step.planes(24, 32, torch.device("cpu"))

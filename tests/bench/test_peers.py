@@ -18,7 +18,7 @@ from ddfm_fast.bench.adapters import PEERS, imports_from
 from ddfm_fast.bench.baselines import BASELINES
 from ddfm_fast.bench.corruptions import CORRUPTIONS, noise_levels
 from ddfm_fast.bench.peers import app, middle
-from ddfm_fast.images.files import write_image
+from ddfm_fast.files.writing import write_image
 
 NETWORK = """
 import torch.nn as nn

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from ddfm_fast import PRESETS, fuse
 from ddfm_fast.cli.app import app
 from ddfm_fast.datasets.jobs import plan_jobs
-from ddfm_fast.images.depth import same_depth
-from ddfm_fast.images.files import read_image, write_image
+from ddfm_fast.files.depth import same_depth
+from ddfm_fast.files.reading import read_image
+from ddfm_fast.files.writing import write_image
 from ddfm_fast.images.panel import draw_panel, to_rgb8
 from ddfm_fast.kernels.cpu.build import status
 from ddfm_fast.priors.checkpoint import save_unet

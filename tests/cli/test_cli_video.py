@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from ddfm_fast.cli.app import app
 from ddfm_fast.cli.video import parse_range, parse_resize
-from ddfm_fast.images.files import write_image
+from ddfm_fast.files.writing import write_image
 from ddfm_fast.video.report import STAGES
 
 

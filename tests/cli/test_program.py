@@ -13,7 +13,7 @@ import pytest
 from conftest import ROOT
 
 from ddfm_fast.cli.errors import termination_is_an_interrupt
-from ddfm_fast.images.files import write_image
+from ddfm_fast.files.writing import write_image
 
 
 def program(

@@ -39,7 +39,9 @@ from ddfm_fast.datasets.batch import (
 )
 from ddfm_fast.datasets.history import HISTORY_FILE
 from ddfm_fast.datasets.pairs import PairItem, find_pairs
-from ddfm_fast.images.files import ImageFileError, read_image, write_image
+from ddfm_fast.files.paths import ImageFileError
+from ddfm_fast.files.reading import read_image
+from ddfm_fast.files.writing import write_image
 from ddfm_fast.runtime.memory import is_out_of_memory
 
 

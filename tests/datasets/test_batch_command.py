@@ -33,7 +33,7 @@ from ddfm_fast.datasets.batch import (
 )
 from ddfm_fast.datasets.history import HISTORY_FILE
 from ddfm_fast.datasets.pairs import find_pairs
-from ddfm_fast.images.files import read_image
+from ddfm_fast.files.reading import read_image
 from ddfm_fast.priors.checkpoint import save_unet
 from ddfm_fast.priors.unet import UNet, UNetConfig
 

@@ -11,7 +11,8 @@ import pytest
 from conftest import shared
 
 from ddfm_fast.datasets.pairs import LAYOUTS, PairItem, find_pairs
-from ddfm_fast.images.files import ImageFileError, write_image
+from ddfm_fast.files.paths import ImageFileError
+from ddfm_fast.files.writing import write_image
 
 
 def touch(root, *paths: str, size=(16, 20)) -> None:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from ddfm_fast import fuse
 from ddfm_fast.cli.app import app
 from ddfm_fast.datasets import demo
-from ddfm_fast.images.files import read_image
+from ddfm_fast.files.reading import read_image
 
 
 def test_example_pairs_match_in_size():

@@ -31,7 +31,9 @@ from ddfm_fast.datasets.batch import (
     STAGING,
 )
 from ddfm_fast.datasets.history import HISTORY_FILE, History, describe_settings
-from ddfm_fast.images.files import ImageFileError, read_image, write_image
+from ddfm_fast.files.paths import ImageFileError
+from ddfm_fast.files.reading import read_image
+from ddfm_fast.files.writing import write_image
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from batches import add_pair, make_fuser
 
 from ddfm_fast.datasets.jobs import fuse_files
-from ddfm_fast.images.files import read_image
+from ddfm_fast.files.reading import read_image
 
 
 @pytest.fixture

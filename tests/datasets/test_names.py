@@ -17,7 +17,8 @@ from ddfm_fast.cli.app import app
 from ddfm_fast.datasets.jobs import plan_jobs
 from ddfm_fast.datasets.pairs import find_pairs, survey_pairs
 from ddfm_fast.datasets.shots import read_shot
-from ddfm_fast.images.files import ImageFileError, write_image
+from ddfm_fast.files.paths import ImageFileError
+from ddfm_fast.files.writing import write_image
 
 TAKEN, FRACTION, EXIF = 36867, 37521, 0x8769
 NOON = "2026:11:29 12:00:00"

@@ -16,7 +16,10 @@ from ddfm_fast.cli.app import app
 from ddfm_fast.datasets.batch import run_batch
 from ddfm_fast.datasets.jobs import plan_jobs, run_jobs
 from ddfm_fast.datasets.pairs import PairItem, find_pairs
-from ddfm_fast.images.files import ImageFileError, match_pairs, read_image, write_image
+from ddfm_fast.files.pairing import match_pairs
+from ddfm_fast.files.paths import ImageFileError
+from ddfm_fast.files.reading import read_image
+from ddfm_fast.files.writing import write_image
 
 pytestmark = NEEDS_POSIX
 TOO_LONG, NO_NAME, BYTE = "n" * 300, "x\ud800", "x\udc80"

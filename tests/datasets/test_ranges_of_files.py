@@ -18,8 +18,9 @@ from ddfm_fast.datasets.batch import run_batch
 from ddfm_fast.datasets.jobs import fuse_files
 from ddfm_fast.datasets.pairs import find_pairs
 from ddfm_fast.datasets.window import over_dataset
-from ddfm_fast.images.depth import Levels, read_sources, sources
-from ddfm_fast.images.files import read_image, write_image
+from ddfm_fast.files.depth import Levels, read_sources, sources
+from ddfm_fast.files.reading import read_image
+from ddfm_fast.files.writing import write_image
 from ddfm_fast.metrics.evaluation import MethodPictures, evaluate, read_lumas
 from ddfm_fast.video.fitting import Fit
 from ddfm_fast.video.frames import Frame

@@ -15,7 +15,7 @@ from clips import pan, quick_fuser, write_clip
 from PIL import Image
 
 from ddfm_fast.datasets.pairs import find_pairs
-from ddfm_fast.images.files import read_image
+from ddfm_fast.files.reading import read_image
 from ddfm_fast.video import fuse_video
 
 GRAY = (np.random.default_rng(0).random((40, 48)) * 255).astype(np.uint8)

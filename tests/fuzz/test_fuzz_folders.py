@@ -16,7 +16,8 @@ from failing import FailingFolder
 
 from ddfm_fast.datasets.batch import STAGING, run_batch
 from ddfm_fast.datasets.pairs import find_pairs
-from ddfm_fast.images.files import read_image, write_image
+from ddfm_fast.files.reading import read_image
+from ddfm_fast.files.writing import write_image
 from ddfm_fast.video import fuse_video
 
 PAIRS, FRAMES = 6, 10

@@ -21,7 +21,7 @@ from campaign import SECONDS, Campaign, pick
 from clips import pan, read_clip, write_clip
 from forks import Done, Program
 
-from ddfm_fast.images.files import read_image
+from ddfm_fast.files.reading import read_image
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="fork, POSIX signals and limits")
 

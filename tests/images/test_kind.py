@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import shared
 
-from ddfm_fast.images.files import read_image
+from ddfm_fast.files.reading import read_image
 from ddfm_fast.images.kind import is_functional
 
 

@@ -9,7 +9,7 @@ from conftest import shared
 from PIL import Image
 
 from ddfm_fast import Fuser, fuse
-from ddfm_fast.images.depth import Levels, read_sources, sources
+from ddfm_fast.files.depth import Levels, read_sources, sources
 from ddfm_fast.images.doubts import DDFMWarning
 from ddfm_fast.images.ranges import FirstFrame, Window, chosen, nearest_valid, window
 from ddfm_fast.images.ranges import Ignored as Nothing

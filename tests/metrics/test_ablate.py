@@ -15,7 +15,8 @@ from ddfm_fast import PRESETS, FuseConfig, Fuser, load_prior, method
 from ddfm_fast.cli.app import app
 from ddfm_fast.config import SAMPLER_NAMES, VARIANT_NAMES
 from ddfm_fast.datasets.pairs import find_pairs
-from ddfm_fast.images.files import DEFAULT_MAX_PIXELS, read_image, write_image
+from ddfm_fast.files.reading import DEFAULT_MAX_PIXELS, read_image
+from ddfm_fast.files.writing import write_image
 from ddfm_fast.metrics import ablation
 from ddfm_fast.priors.checkpoint import save_unet
 from ddfm_fast.priors.unet import UNet

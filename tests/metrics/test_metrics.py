@@ -11,7 +11,7 @@ import torch
 from conftest import shared
 
 from ddfm_fast import metrics
-from ddfm_fast.images import files
+from ddfm_fast.files.reading import read_image
 
 SIX = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
 TWO_SOURCES = [name for name in metrics.NAMES if name not in metrics.SINGLE]
@@ -37,7 +37,7 @@ def test_golden_of_the_community_evaluator():
     for row, expected in golden.items():
         ir_path, vis_path, rule = row.split("|")
         ir, vis = (
-            metrics.to_luma(files.read_image(shared("data") / path)) for path in (ir_path, vis_path)
+            metrics.to_luma(read_image(shared("data") / path)) for path in (ir_path, vis_path)
         )
         fused = torch.maximum(ir, vis) if rule == "max" else ((ir + vis) / 2).round()
         scores = values(metrics.compute(fused, ir, vis, names=SIX))
@@ -406,7 +406,7 @@ def test_near_copy_on_real_pairs():
         pairs += [(path, other / path.name) for path in sorted(mri.iterdir())]
     assert len(pairs) == 16
     for paths in pairs:
-        ir, vis = (metrics.to_luma(files.read_image(path)) for path in paths)
+        ir, vis = (metrics.to_luma(read_image(path)) for path in paths)
         assert metrics.near_copy((ir + vis) / 2, ir, vis) is None
         assert metrics.near_copy(torch.maximum(ir, vis), ir, vis) is None
         for name, source in (("ir", ir), ("vis", vis)):

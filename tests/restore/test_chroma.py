@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ddfm_fast import Fuser
 from ddfm_fast.datasets.demo import asset
+from ddfm_fast.files.reading import read_image
 from ddfm_fast.images.color import chroma_planes, luma
-from ddfm_fast.images.files import read_image
 from ddfm_fast.restore.chroma import chroma_noise, smooth_chroma
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import ddfm_fast
 from ddfm_fast import FuseConfig, Fuser
+from ddfm_fast.files.reading import read_image
 from ddfm_fast.images.doubts import about
-from ddfm_fast.images.files import read_image
 from ddfm_fast.metrics import to_luma
 from ddfm_fast.priors.load import denoiser_of, load_prior
 from ddfm_fast.restore.denoise import channel_level, denoise, timestep_of, unclip

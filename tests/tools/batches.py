@@ -14,7 +14,7 @@ from ddfm_fast import Fuser
 from ddfm_fast.datasets.batch import STAGING, run_batch
 from ddfm_fast.datasets.history import HISTORY_FILE
 from ddfm_fast.datasets.pairs import find_pairs
-from ddfm_fast.images.files import write_image
+from ddfm_fast.files.writing import write_image
 
 SETTINGS = {"steps": 2, "device": "cpu"}
 NEEDS_POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals and limits")

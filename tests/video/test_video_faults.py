@@ -18,7 +18,7 @@ from conftest import ROOT
 from fusing import FRAMES, leftovers, run, stream_files
 
 from ddfm_fast import DDFMWarning
-from ddfm_fast.images.files import write_image
+from ddfm_fast.files.writing import write_image
 from ddfm_fast.video import open_source
 from ddfm_fast.video.frames import VideoError
 from ddfm_fast.video.report import INTERRUPTED

@@ -7,7 +7,7 @@ import pytest
 from clips import pan, quick_fuser, texture, write_clip
 from fusing import run
 
-from ddfm_fast.images.files import read_image
+from ddfm_fast.files.reading import read_image
 from ddfm_fast.video import fuse_video
 from ddfm_fast.video.fitting import beside
 from ddfm_fast.video.frames import VideoError

@@ -15,7 +15,8 @@ from conftest import ROOT
 from fusing import FRAMES, leftovers, run, stream_files
 
 from ddfm_fast import DDFMWarning
-from ddfm_fast.images.files import ImageFileError, image_size, read_image
+from ddfm_fast.files.paths import ImageFileError
+from ddfm_fast.files.reading import image_size, read_image
 from ddfm_fast.video import open_source
 from ddfm_fast.video.frames import VideoError
 from ddfm_fast.video.opening import local

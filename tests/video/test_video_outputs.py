@@ -15,7 +15,7 @@ from clips import endless, pan, quick_fuser, read_clip
 from conftest import ROOT
 from fusing import FRAMES, leftovers, run, stream_files
 
-from ddfm_fast.images.files import read_image
+from ddfm_fast.files.reading import read_image
 from ddfm_fast.video import outputs
 from ddfm_fast.video.frames import VideoError
 from ddfm_fast.video.report import INTERRUPTED

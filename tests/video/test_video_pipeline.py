@@ -18,7 +18,7 @@ from conftest import ROOT
 from fusing import FRAMES, leftovers, run, stream_files
 
 from ddfm_fast import FuseConfig, Fuser
-from ddfm_fast.images.files import read_image
+from ddfm_fast.files.reading import read_image
 from ddfm_fast.video import VIDEO_PRESETS, VideoPreset, fuse_video
 from ddfm_fast.video.frames import VideoError
 from ddfm_fast.video.pipeline import VIDEO_DEFAULTS, VideoOptions

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from clips import texture
 
-from ddfm_fast.images.files import write_image
+from ddfm_fast.files.writing import write_image
 from ddfm_fast.video.frames import Faults, VideoError
 from ddfm_fast.video.sources import ArraySource, PictureSource, open_source
 

@@ -9,7 +9,7 @@ import signal
 import pytest
 from clips import endless, pan, quick_fuser, read_clip
 
-from ddfm_fast.images.files import write_image
+from ddfm_fast.files.writing import write_image
 from ddfm_fast.video.tasks import Task, plan, run_tasks
 
 

@@ -12,7 +12,7 @@ from conftest import shared
 
 from ddfm_fast import FuseConfig, Fuser, metrics
 from ddfm_fast.datasets.demo import asset
-from ddfm_fast.images.files import read_image
+from ddfm_fast.files.reading import read_image
 from ddfm_fast.images.stretch import own_limits
 from ddfm_fast.metrics import temporal as steadiness
 from ddfm_fast.video import (

@@ -19,7 +19,8 @@ import typer
 from PIL import Image
 from torch import Tensor
 
-from ...images.files import SUFFIXES, read_image
+from ...files.paths import SUFFIXES
+from ...files.reading import read_image
 from ..atomic import atomic_path
 from ..load import load_prior
 from ..prior import Prior

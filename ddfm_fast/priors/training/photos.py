@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...images.files import SUFFIXES
+from ...files.paths import SUFFIXES
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
 FLAT_STD = 6.0

@@ -21,11 +21,9 @@ from image_bytes import (
 )
 from PIL import Image
 
-from ddfm_fast.images import files
-from ddfm_fast.images.files import (
-    ImageFileError,
-    read_image,
-)
+from ddfm_fast.files import reading
+from ddfm_fast.files.paths import ImageFileError
+from ddfm_fast.files.reading import read_image
 
 settings.register_profile("files", deadline=None, max_examples=25)
 settings.load_profile("files")
@@ -86,12 +84,12 @@ def test_pillow_limit_survives_overlapping_readers(monkeypatch):
     inside, leave = threading.Event(), threading.Event()
 
     def long_reader():
-        with files.pillow_limit_lifted():
+        with reading.pillow_limit_lifted():
             inside.set()
             leave.wait(10)
 
     thread = threading.Thread(target=long_reader)
-    with files.pillow_limit_lifted():
+    with reading.pillow_limit_lifted():
         thread.start()
         assert inside.wait(10)
     assert Image.MAX_IMAGE_PIXELS is None
@@ -147,7 +145,7 @@ def test_png_chunk_longer_than_the_file_is_not_allocated(save, monkeypatch):
     """Pillow reads past such a claim; OpenCV would take 4 GiB for it."""
     data = bytearray(png(random_array((16, 20, 3), "uint16")))
     data[33] = 0xEF
-    monkeypatch.setattr(files.cv2, "imdecode", lambda *_: pytest.fail("reached the decoder"))
+    monkeypatch.setattr(reading.cv2, "imdecode", lambda *_: pytest.fail("reached the decoder"))
     with pytest.raises(ImageFileError, match=r"image\.png: the file is damaged or cut short"):
         read_image(save(bytes(data)))
 

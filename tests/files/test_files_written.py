@@ -15,13 +15,9 @@ from image_bytes import (
 )
 
 from ddfm_fast import DDFMWarning
-from ddfm_fast.images.files import (
-    ImageFileError,
-    atomic_write_bytes,
-    ensure_writable_dir,
-    match_pairs,
-    write_image,
-)
+from ddfm_fast.files.pairing import match_pairs
+from ddfm_fast.files.paths import ImageFileError, atomic_write_bytes, ensure_writable_dir
+from ddfm_fast.files.writing import write_image
 
 # Writing
 

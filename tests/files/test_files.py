@@ -21,12 +21,9 @@ from image_bytes import (
 )
 from PIL import Image
 
-from ddfm_fast.images.files import (
-    ImageFileError,
-    image_size,
-    read_image,
-    write_image,
-)
+from ddfm_fast.files.paths import ImageFileError
+from ddfm_fast.files.reading import image_size, read_image
+from ddfm_fast.files.writing import write_image
 
 settings.register_profile("files", deadline=None, max_examples=25)
 settings.load_profile("files")

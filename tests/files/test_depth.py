@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddfm_fast.images.depth import same_depth
+from ddfm_fast.files.depth import same_depth
 
 EIGHT = np.arange(256, dtype=np.uint8).reshape(16, 16)
 DEEP = EIGHT.astype(np.uint16) * 257

@@ -1,6 +1,6 @@
 """The pictures of a pair of files, of any depth, as 8 or 16 bits that use their range.
 
-What :mod:`.ranges` says of a source's values is done here for files and videos: a window becomes
+What ``images.ranges`` says of a source's values is done here for files and videos: a window becomes
 all of 16 bits, 8 bits beside 16 become 16, and what has no data is filled in and remembered.
 """
 
@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .files import DEFAULT_MAX_PIXELS, read_image
-from .ranges import Ignored, by_source, chosen, ignored, nearest_valid
+from ..images.ranges import Ignored, by_source, chosen, ignored, nearest_valid
+from .reading import DEFAULT_MAX_PIXELS, read_image
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -60,7 +60,7 @@ def read_sources(
     """Read two files; sizes may differ.
 
     Raises:
-        ValueError: As ``read_image`` and :func:`.ranges.chosen` raise it.
+        ValueError: As ``read_image`` and :func:`ddfm_fast.images.ranges.chosen` raise it.
     """
     a, b = (read_image(path, max_pixels=max_pixels) for path in (ir, vis))
     return sources(a, b, levels)
@@ -85,7 +85,7 @@ def as_levels(
 
     Args:
         image: [H, W] or [H, W, C] of a real dtype.
-        setting: Its range, see :mod:`.ranges`; values outside are clipped.
+        setting: Its range, see ``images.ranges``; values outside are clipped.
         name: For sentences and errors.
         nodata: What means nothing.
 

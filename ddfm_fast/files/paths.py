@@ -1,0 +1,152 @@
+"""Names of files and folders: what is there, and writing that leaves no part behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+"""of image files, in lower case"""
+DEEP_SUFFIXES = (".png", ".tif", ".tiff")
+"""those that hold 16 bits"""
+VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".m4v", ".ts")
+"""of video files, which are not images"""
+
+
+class ImageFileError(ValueError):
+    """A file or folder that cannot be read, written or paired; the message names it and the fix."""
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
+    """Write data so that the path holds the old or the new file, never a part; return the path.
+
+    Makes the folder where it is missing, follows symbolic links and refuses to replace anything
+    but a regular file.
+
+    Raises:
+        ImageFileError: What could not be written.
+    """
+    path = check_path(path)
+    if (found := look(path)) is not None and not stat.S_ISREG(found.st_mode):
+        raise ImageFileError(f"{path}: exists and is not a regular file; choose another name")
+    target = Path(os.path.realpath(path))
+    _make_dir(target.parent)
+    temporary = target.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise ImageFileError(
+            f"{path}: cannot be written in {target.parent} ({error.strerror}); choose a folder "
+            "that you may write to and that has room"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+    _sync_dir(target.parent)
+    return path
+
+
+def ensure_writable_dir(path: str | os.PathLike[str]) -> Path:
+    """Make the folder where it is missing and prove by a file that it can be written to.
+
+    The file has no name where the system can do that, so that a kill leaves none behind.
+
+    Raises:
+        ImageFileError: The folder cannot be made or written to.
+    """
+    path = check_path(path)
+    _make_dir(path)
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ImageFileError(
+            f"{path}: the folder cannot be written to ({error.strerror}); choose another"
+        ) from error
+    return path
+
+
+def look(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """Find out what a name leads to; None where nothing is there, or a link to nothing.
+
+    Raises:
+        ImageFileError: The name is none, is too long, leads in a circle or through a folder that
+            may not be entered, or the disk fails.
+    """
+    path = check_path(path)
+    try:
+        return path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise ImageFileError(
+            f"{path}: cannot be reached ({error.strerror}); give another name"
+        ) from error
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a folder of that name; ImageFileError as `look` raises it."""
+    found = look(path)
+    return found is not None and stat.S_ISDIR(found.st_mode)
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a regular file of that name; ImageFileError as `look` raises it."""
+    found = look(path)
+    return found is not None and stat.S_ISREG(found.st_mode)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a name from a folder is that of an image file: by its suffix, not hidden.
+
+    A folder, a pipe or a link that leads nowhere under such a name counts: reading refuses it, and
+    fails its own pair.
+    """
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def few(names: Sequence[str], limit: int = 5, separator: str = ", ") -> str:
+    """Join the first names for an error message, with a count of the others; "none" for none."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return (separator.join(names[:limit]) or "none") + more
+
+
+def check_path(path: str | os.PathLike[str]) -> Path:
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: got {type(path).__name__}, expected a str or pathlib.Path")
+    if not os.fspath(path) or "\0" in str(path):
+        raise ImageFileError(f"path: got {path!r}, expected the name of a file or folder")
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        raise ImageFileError(
+            f"{str(path)!a}: has characters that no file name here can have; rename it"
+        ) from None
+    return Path(path)
+
+
+def _make_dir(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ImageFileError(
+            f"{path}: the folder cannot be made ({error.strerror}); choose another"
+        ) from error
+
+
+def _sync_dir(path: Path) -> None:
+    """Make the new name last through a crash, where the system can sync a folder at all."""
+    with contextlib.suppress(OSError):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
