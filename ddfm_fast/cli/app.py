@@ -37,6 +37,7 @@ register(app, bench.bench, bench.EPILOG)
 
 prior_app = typer.Typer(help=prior.HELP, no_args_is_help=True)
 register(prior_app, prior.info, prior.EPILOG_INFO)
+register(prior_app, prior.check, prior.EPILOG_CHECK)
 register(prior_app, prior.convert, prior.EPILOG_CONVERT)
 app.add_typer(prior_app, name="prior")
 

@@ -12,6 +12,7 @@ from ..faces import face
 
 if TYPE_CHECKING:
     from .callable import CallablePrior
+    from .check import check
     from .conditioning import Conditioning
     from .load import load_prior
     from .network import UNetPrior
@@ -26,6 +27,7 @@ __all__ = [
     "PRECISIONS",
     "Prior",
     "UNetPrior",
+    "check",
     "denoiser",
     "load_prior",
     "wrap",
@@ -41,6 +43,7 @@ __getattr__, __dir__ = face(
         "UNetPrior": "network",
         "load_prior": "load",
         "PRECISIONS": "precision",
+        "check": "check",
         "denoiser": "wrapped",
         "wrap": "wrapped",
     },

@@ -217,6 +217,11 @@ RECORD = {
         --json: bool, False
         file: str, required
     """,
+    "prior check": """
+        --json: bool, False
+        --prior-config: str, None
+        file: str, required
+    """,
     "prior convert": """
         --config: str, None
         --dtype: float32|float16|bfloat16, None
