@@ -408,7 +408,7 @@ def _range(volume: Volume, wanted: Any, name: str, lost: Any) -> tuple[float, fl
             "values of a volume have no range of their own"
         )
     if wanted != "data" and volume.window is not None:
-        return volume.window
+        return float(volume.window[0]), float(volume.window[1])
     return _robust(volume, name, lost, told=wanted != "data")
 
 

@@ -39,21 +39,24 @@ def frames_of(dataset: Any, name: str) -> list[Frame]:
     pixels = need("pydicom.pixels", f"{name}: reading DICOM")
     try:
         raw = pixels.pixel_array(dataset)
-    except (RuntimeError, NotImplementedError) as error:
-        syntax = dataset.file_meta.TransferSyntaxUID.name
-        raise ImportError(
-            f"{name}: {syntax} is decoded by pylibjpeg, which is missing or does not know it "
-            f"({_first_line(error)}); pip install 'ddfm_fast[medical]'"
-        ) from error
     except Exception as error:  # of many types, by how the file is damaged
+        if not _can_decode(dataset.file_meta.TransferSyntaxUID, pixels):
+            raise ImportError(
+                f"{name}: {dataset.file_meta.TransferSyntaxUID.name} is decoded by pylibjpeg with "
+                "its plug-ins, which cannot be imported; pip install 'ddfm_fast[medical]'"
+            ) from error
         raise ImageFileError(
-            f"{name}: its pixels cannot be decoded ({_first_line(error)}); check the file"
+            f"{name}: its pixels cannot be decoded ({_reason(error)}); check the file"
         ) from error
     color = int(dataset.get("SamplesPerPixel", 1)) > 1
     frames = raw if raw.ndim == 3 + color else raw[None]
     photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
     if color:
-        return [Frame(_unit(frame, frame.dtype), None, "") for frame in frames]
+        white = _stored_ends(dataset)[1] if raw.dtype.kind in "iu" else 1
+        return [
+            Frame((frame / np.float64(white)).clip(0, 1).astype(np.float32), None, "")
+            for frame in frames
+        ]
     if photometric == "PALETTE COLOR":
         return [_of_palette(frame, dataset, pixels) for frame in frames]
     if photometric not in GRAY:
@@ -65,19 +68,25 @@ def frames_of(dataset: Any, name: str) -> list[Frame]:
     return [_gray(frame, dataset, n, inverted, pixels) for n, frame in enumerate(frames)]
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _can_decode(syntax: Any, pixels: Any) -> bool:
+    """Whether a decoder is there; one that nobody has is no matter of installing."""
+    if not syntax.is_compressed:
+        return True
+    try:
+        return bool(pixels.get_decoder(syntax).is_available)
+    except NotImplementedError:
+        return True
+
+
+def _reason(error: Exception) -> str:
+    """The last line of an error: decoders list what each of them says."""
+    return ((str(error) or type(error).__name__).splitlines()[-1]).strip()
 
 
 def _of_palette(frame: Array, dataset: Any, pixels: Any) -> Frame:
     rgb = pixels.apply_color_lut(frame, dataset)[..., :3]
     bits = int(dataset.RedPaletteColorLookupTableDescriptor[2])
     return Frame(rgb.astype(np.float32) / np.float32(2**bits - 1), None, "")
-
-
-def _unit(frame: Array, kind: np.dtype[Any]) -> Array:
-    white = np.iinfo(kind).max if kind.kind in "iu" else 1
-    return (frame / np.float64(white)).astype(np.float32)
 
 
 def _gray(frame: Array, dataset: Any, number: int, inverted: bool, pixels: Any) -> Frame:
