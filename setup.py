@@ -35,6 +35,14 @@ TEST = [
     "wheel",
     *VIDEO,
 ]
+MEDICAL = [
+    "nibabel>=5.2",
+    "pydicom>=3.0",
+    "pylibjpeg>=2.0.1",
+    "pylibjpeg-libjpeg>=2.2",
+    "pylibjpeg-openjpeg>=2.3",
+    "scipy>=1.11",
+]
 ENGINES = [
     "nncf>=3.0",  # OpenVINO's int8
     "onnx>=1.17",
@@ -86,6 +94,7 @@ setup(
         "cuda13": [f"cupy-cuda13x>=13.6{LINUX}", TRITON],
         "diffusers": ["diffusers>=0.30"],
         "video": VIDEO,
+        "medical": MEDICAL,
         "test": TEST,
         "bench": BENCH,
         "engines": [*BENCH, *ENGINES],

@@ -46,14 +46,15 @@ class Slice(NamedTuple):
     """A frame, and where it lies."""
 
     frame: Frame
-    position: Array | None
-    """center of the first pixel, mm in LPS"""
-    directions: Array | None
-    """[2, 3]: unit vectors along which columns and rows are counted"""
+    position: Any
+    """center of the first pixel, mm in LPS; None where the file does not say"""
+    directions: Any
+    """[2, 3] likewise: unit vectors along which columns and rows are counted"""
     pixel: tuple[float, float]
     """distance of rows and of columns, mm"""
     thickness: float | None
     instance: tuple[str, str]
+    """UIDs of its SOP class and of itself"""
     order: tuple[float, int]
     """instance number and frame, for files without places"""
 
@@ -197,9 +198,9 @@ def _place(dataset: Any, number: int, count: int) -> tuple[Any, Any, tuple[float
     holders = [dataset]
     for word in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         groups = dataset.get(word) or []
-        at = number if word.startswith("Per") else 0
-        if at < len(groups):
-            holders += [e.value[0] for e in groups[at] if e.VR == "SQ" and e.value]
+        own = number if word.startswith("Per") else 0
+        if own < len(groups):
+            holders += [e.value[0] for e in groups[own] if e.VR == "SQ" and e.value]
     holders += list(dataset.get("DetectorInformationSequence") or [])[:1]
 
     def first(*words: str) -> Any:
@@ -240,14 +241,13 @@ def _stack(slices: list[Slice], frame: int | None, name: str) -> _Stack:
         affine = np.diag([-first.pixel[1], -first.pixel[0], first.thickness or 1.0, 1.0])
         values = np.stack([s.frame.values for s in ordered])
         return _Stack(values, affine, False, tuple(s.instance for s in ordered))
-    assert first.directions is not None
     for s in slices:
         if np.abs(s.directions - first.directions).max() > _DIRECTION:
             raise ImageFileError(
                 f"{name}: slices lie in several directions, as those of a localizer do; expected "
                 "parallel ones: keep those of one direction in a folder"
             )
-    normal = np.cross(*first.directions)
+    normal = np.cross(first.directions[0], first.directions[1])
     slices = _one_of_each(slices, normal, frame, name)
     along = np.array([s.position @ normal for s in slices])
     step = _step(along, first.thickness)

@@ -21,13 +21,14 @@ from ..images.color import luma, with_luma
 from ..images.doubts import warn
 from ..images.kind import is_functional
 from ..images.planes import MIN_SIZE
-from ..images.ranges import by_source, nearest_valid, span
+from ..images.ranges import by_source, nearest_valid
 from ..images.stretch import Fused, limits_between, outside
 from ..restore.noise_level import estimate
 from ..runtime.apart import apart
 from .colormap import Colors, color_map
 from .resample import OnGrid, on_one_grid
 from .volume import Array, Volume, oriented, picked, shown, some_slices
+from .window import source_range, without
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -35,10 +36,8 @@ if TYPE_CHECKING:
 SOURCES = ("ir", "vis")
 FUNCTIONAL = ("PT", "NM")
 """modalities whose values mean something: PET, and SPECT among nuclear medicine"""
-AIR = -1000.0
-"""Hounsfield units: the least that a window found for CT begins at"""
-RANGED, JUDGED = 32, 16
-"""slices that a range and the noise are found on"""
+JUDGED = 16
+"""slices that the noise is found on"""
 _FLAT = 1.0
 """gray levels by which a slice has to vary to count"""
 _BINS, _LOW, _HIGH = 1 << 16, -1.0, 2.0
@@ -93,20 +92,14 @@ class _Slice(NamedTuple):
 class _Source:
     """A source on the grid, in [0, 1]."""
 
-    def __init__(
-        self, placed: OnGrid, limits: tuple[float, float], colors: Colors | None, lost: Any
-    ):
-        self.placed, self.limits, self.colors, self.lost = placed, limits, colors, lost
+    def __init__(self, placed: OnGrid, limits: tuple[float, float], colors: Colors | None):
+        self.placed, self.limits, self.colors = placed, limits, colors
         self.colored = placed.volume.colored or colors is not None
 
     def plane(self, z: int) -> tuple[Array, Array]:
         """Values [C, H, W] float32 in [0, 1], filled where there is no data, and where that is."""
         values = self.placed.plane(z)
-        hole = np.isnan(values)
-        if values.ndim == 3:
-            hole = hole.any(2)
-        if self.lost is not None:
-            hole |= values == self.lost if values.ndim == 2 else (values == self.lost).all(2)
+        hole: Array = np.isnan(values if values.ndim == 2 else values.sum(2))
         if hole.all():
             values = np.zeros_like(values)
         elif hole.any():
@@ -158,29 +151,20 @@ def fuse_volumes(
     require_choice("grid", grid, SOURCES)
     require_bool("progress", progress)
     volumes = {"ir": ir, "vis": vis}
-    for name, volume in volumes.items():
-        if not isinstance(volume, Volume):
-            raise TypeError(f"{name} is a {type(volume).__name__}; expected a Volume")
-    _warn_of_strangers(ir, vis)
+    _check_sources(volumes, maps := _maps(colormap))
+    nothing = by_source(nodata, "nodata")
+    volumes = {name: without(volume, nothing[name]) for name, volume in volumes.items()}
     target = picked(oriented(volumes[grid], plane), slices)
     _check_target(target, fuser, plane, slices)
     placed = on_one_grid(volumes, grid, target)
-    maps, wanted = _maps(colormap), by_source(value_range)
-    lost = by_source(nodata, "nodata")
-    ranges = {name: _range(volumes[name], wanted[name], name, lost[name]) for name in SOURCES}
+    wanted = by_source(value_range)
+    ranges = {name: source_range(volumes[name], wanted[name], name) for name in SOURCES}
     sources = {
-        name: _Source(placed[name], ranges[name], color_map(maps.get(name)), lost[name])
-        for name in SOURCES
+        name: _Source(placed[name], ranges[name], color_map(maps.get(name))) for name in SOURCES
     }
-    for name in maps:
-        if volumes[name].colored:
-            raise ValueError(f"colormap is given for {name}, which has color; expected a gray one")
     run = _Run(sources, target.shape, fuser, _functional(volumes, maps, fuser), progress)
     array, limits = run()
-    volume = Volume(
-        array, target.affine, name="fused", modality="OT",
-        placed=volumes[grid].placed,
-    )  # fmt: skip
+    volume = Volume(array, target.affine, name="fused", placed=target.placed)
     return FusedVolume(volume, volumes, grid, ranges, run.sigma, limits, run.functional)
 
 
@@ -204,7 +188,7 @@ class _Run:
         self.fuser = fuser.with_options(progress=False)
         self.fuser.config = fuser.config.with_overrides(denoise=denoise)
         self.shown = _Histogram()
-        self.ends = (np.inf, -np.inf)
+        self.ends: tuple[float, float] = (np.inf, -np.inf)
 
     def __call__(self) -> tuple[Array, tuple[float, float]]:
         """Fuse all slices, then stretch all of them alike."""
@@ -219,8 +203,9 @@ class _Run:
             for z in self._bar(range(count), "stretch"):
                 array[z] = self._given(self._read(z), torch.from_numpy(np.array(y[z])), limits)
             del y
-        low, high = (0.0, 1.0) if limits is None else limits.flatten().tolist()
-        return array, (low, high)
+        if limits is None:
+            return array, (0.0, 1.0)
+        return array, (float(limits[0]), float(limits[1]))
 
     def _bar(self, slices: Any, what: str) -> Iterator[int]:
         if not self.progress:
@@ -347,9 +332,22 @@ class _Histogram:
         return max(low, self.ends[0]), min(high, self.ends[1])
 
 
-def _warn_of_strangers(ir: Volume, vis: Volume) -> None:
-    """Say where two DICOM volumes are not of one patient, or not in one frame of reference."""
-    headers = [v.origin.header for v in (ir, vis) if v.origin is not None]
+def _maps(colormap: Any) -> dict[str, str]:
+    """The color maps by source; one alone is of the second."""
+    if colormap is None or isinstance(colormap, str):
+        return {} if colormap is None else {"vis": colormap}
+    found = by_source(colormap, "colormap")
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _check_sources(volumes: dict[str, Volume], maps: dict[str, str]) -> None:
+    """Refuse what is no volume, and say where two are not of one patient or place."""
+    for name, volume in volumes.items():
+        if not isinstance(volume, Volume):
+            raise TypeError(f"{name} is a {type(volume).__name__}; expected a Volume")
+        if name in maps and volume.colored:
+            raise ValueError(f"colormap is given for {name}, which has color; expected a gray one")
+    headers = [v.origin.header for v in volumes.values() if v.origin is not None]
     if len(headers) < 2:
         return
     for word, what, then in (
@@ -375,60 +373,6 @@ def _check_target(target: Volume, fuser: Fuser, plane: str | None, slices: slice
             f"preset crops slices to multiples of {fuser.config.crop_multiple}, which a volume's "
             'affine does not follow; expected another preset, such as "official"'
         )
-
-
-def _maps(colormap: Any) -> dict[str, str]:
-    if colormap is None:
-        return {}
-    if isinstance(colormap, str):
-        return {"vis": colormap}
-    found = by_source(colormap, "colormap")
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _range(volume: Volume, wanted: Any, name: str, lost: Any) -> tuple[float, float]:
-    """Black and white of a source, in its units."""
-    if volume.colored:
-        if wanted is not None and wanted not in ("auto", "data", "dtype"):
-            raise ValueError(f"value_range is given for {name}, which has color; leave it out")
-        return 0.0, 1.0
-    if wanted is not None and not isinstance(wanted, str):
-        try:
-            low, high = (float(value) for value in wanted)
-        except (TypeError, ValueError):
-            low = high = 0.0
-        if not (np.isfinite([low, high]).all() and low < high):
-            raise ValueError(
-                f"value_range of {name} is {wanted!r}; expected (low, high) with low below high"
-            )
-        return low, high
-    if wanted not in (None, "auto", "data"):
-        raise ValueError(
-            f'value_range of {name} is {wanted!r}; expected (low, high), "auto" or "data": the '
-            "values of a volume have no range of their own"
-        )
-    if wanted != "data" and volume.window is not None:
-        return float(volume.window[0]), float(volume.window[1])
-    return _robust(volume, name, lost, told=wanted != "data")
-
-
-def _robust(volume: Volume, name: str, lost: Any, *, told: bool) -> tuple[float, float]:
-    some = volume.array[list(some_slices(volume.shape[0], RANGED))].reshape(-1, volume.shape[2])
-    if lost is not None:
-        some = np.where(some == lost, np.float32(np.nan), some)
-    found = span(some)
-    if found is None:
-        raise ValueError(f"{name}: {volume.name} has no data; check the file")
-    low, high = found.window
-    if volume.units == "HU":
-        low = min(max(low, AIR), high - 1)
-    if told:
-        units = f" {volume.units}" if volume.units else ""
-        warn(
-            f"{name}: the file names no window: black and white are set at {low:.6g} and "
-            f"{high:.6g}{units}; value_range or --{name}-range says what is meant"
-        )
-    return low, high
 
 
 def _functional(volumes: dict[str, Volume], maps: dict[str, str], fuser: Fuser) -> bool | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -124,8 +123,11 @@ def oriented(volume: Volume, plane: str | None) -> Volume:
 def _nearest_axes(affine: Array) -> list[int]:
     """The world axis that each axis of the grid (x, y, z) is nearest to, each given once."""
     directions = np.abs(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
-    choices = itertools.permutations(range(3))
-    return list(max(choices, key=lambda p: sum(directions[p[n], n] for n in range(3))))
+    best = max(
+        itertools.permutations(range(3)),
+        key=lambda worlds: sum(directions[world, axis] for axis, world in enumerate(worlds)),
+    )
+    return list(best)
 
 
 def picked(volume: Volume, slices: slice | None) -> Volume:
@@ -166,6 +168,6 @@ def parse_slices(text: str | None) -> slice | None:
     raise ValueError(f"slices is {text!r}; expected START:STOP:STEP such as 10:40:2, or a number")
 
 
-def some_slices(count: int, most: int) -> Iterable[int]:
+def some_slices(count: int, most: int) -> list[int]:
     """At most so many slices, evenly from all of them."""
     return sorted({round(n) for n in np.linspace(0, count - 1, min(count, most))})
