@@ -239,12 +239,8 @@ class _Run:
         both = ~(holes[0] | holes[1])
         if bool(both.any()):
             self.shown.add(y[both])
-            for source in (restored.ir, restored.vis):
-                seen = source[both]
-                self.ends = [
-                    min(self.ends[0], float(seen.min())),
-                    max(self.ends[1], float(seen.max())),
-                ]
+            seen = torch.cat((restored.ir[both], restored.vis[both]))
+            self.ends = min(self.ends[0], float(seen.min())), max(self.ends[1], float(seen.max()))
         return y.cpu().numpy()[0, 0]
 
     def _limits(self) -> Tensor | None:
