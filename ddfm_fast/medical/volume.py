@@ -149,7 +149,7 @@ def picked(volume: Volume, slices: slice | None) -> Volume:
 
 def shown(slices: slice) -> str:
     """A slice as START:STOP:STEP."""
-    parts = (slices.start, slices.stop, slices.step)
+    parts = (slices.start, slices.stop, slices.step)[: 2 if slices.step is None else 3]
     return ":".join("" if part is None else str(part) for part in parts)
 
 
