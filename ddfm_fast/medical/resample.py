@@ -120,11 +120,11 @@ def _as_placed(mine: Volume, theirs: Volume) -> Volume:
     nowhere = " and ".join(v.name for v in (mine, theirs) if not v.placed)
     if mine.shape != theirs.shape:
         raise ImageFileError(
-            f"{nowhere}: the file does not say where the volume lies, and the sizes "
+            f"{nowhere}: where the volume lies is not known, and the sizes "
             f"{_size(mine)} and {_size(theirs)} differ; expected equal sizes, or files with "
             "positions and orientation"
         )
-    warn(f"{nowhere}: the file does not say where the volume lies; voxels are paired by number")
+    warn(f"{nowhere}: where the volume lies is not known; voxels are paired by number")
     return Volume(
         theirs.array, mine.affine, theirs.units, theirs.window, theirs.name, theirs.modality,
         mine.placed, theirs.origin,

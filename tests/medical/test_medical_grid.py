@@ -118,7 +118,7 @@ def test_no_overlap_is_an_error_and_a_coarse_grid_a_sentence():
 
 def test_files_without_a_place():
     a, b = volume("fine", FINE, placed=False), volume("fine", COARSE)
-    with pytest.warns(DDFMWarning, match="fine: the file does not say where"):
+    with pytest.warns(DDFMWarning, match="fine: where the volume lies is not known"):
         found = on_one_grid({"ir": a, "vis": b}, "ir", a)
     assert found["vis"].same
     with pytest.raises(ImageFileError, match="24×72×80 and 20×50×44 differ"):
