@@ -77,18 +77,26 @@ def find_series(folder: Path) -> list[Series]:
             continue
         if head.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY or "Rows" not in head:
             continue
-        uid = str(head.get("SeriesInstanceUID", ""))
+        uid = _text(head, "SeriesInstanceUID")
         found[uid].append(path)
         heads.setdefault(uid, head)
     if not found:
         raise ImageFileError(f"{folder}: holds no DICOM images; expected those of a series")
     return [
         Series(
-            uid, str(heads[uid].get("SeriesDescription", "")), str(heads[uid].get("Modality", "")),
-            str(heads[uid].get("SeriesNumber", "")), found[uid],
+            uid, _text(heads[uid], "SeriesDescription"), _text(heads[uid], "Modality"),
+            _text(heads[uid], "SeriesNumber"), found[uid],
         )
         for uid in sorted(found)
     ]  # fmt: skip
+
+
+def _text(dataset: Any, word: str) -> str:
+    """An attribute as text; empty where it is missing or damaged."""
+    try:
+        return str(dataset.get(word, "") or "")
+    except Exception:  # pydicom reads attributes when they are asked for
+        return ""
 
 
 def choose_series(folder: Path, wanted: str | None) -> Series:
@@ -158,7 +166,7 @@ def read_dicom(path: Path, series: str | None = None, frame: int | None = None) 
     frames = [s.frame for s in slices]
     return Volume(
         stacked.array, stacked.affine, frames[0].units, _common_window(frames), name,
-        str(header.get("Modality", "")), stacked.placed, Origin(header, stacked.instances),
+        _text(header, "Modality"), stacked.placed, Origin(header, stacked.instances),
     )  # fmt: skip
 
 
@@ -183,7 +191,7 @@ def _slices(dataset: Any, file: Path) -> list[Slice]:
         places = [_place(dataset, n, len(frames)) for n in range(len(frames))]
     except (ImageFileError, ImportError):
         raise
-    except (AttributeError, TypeError, ValueError, IndexError, KeyError) as error:
+    except Exception as error:  # pydicom reads attributes when they are asked for
         raise ImageFileError(
             f"{file}: its attributes cannot be understood ({error}); check the file"
         ) from error

@@ -44,6 +44,7 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         header = image.header
         array = _values(image, frame, str(path))
         turned = nib.orientations.io_orientation(image.affine)
+        unit = {1: 1e3, 3: 1e-3}.get(int(header["xyzt_units"]) & 7, 1.0)
         affine = image.affine @ nib.orientations.inv_ornt_aff(turned, array.shape[:3])
         array = nib.orientations.apply_orientation(array, turned)
     except ImageFileError:
@@ -53,7 +54,7 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
             f"{path}: cannot be read as NIfTI ({error or type(error).__name__}); check the file"
         ) from error
     affine = np.asarray(affine, np.float64).copy()
-    affine[:3] *= {"meter": 1e3, "micron": 1e-3}.get(header.get_xyzt_units()[0], 1.0)
+    affine[:3] *= unit  # in meters or micrometers of some files
     array = np.ascontiguousarray(array.transpose(2, 1, 0, *range(3, array.ndim)))
     low, high = float(header["cal_min"]), float(header["cal_max"])
     window = (low, high) if low < high and array.ndim == 3 else None

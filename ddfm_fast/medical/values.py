@@ -39,7 +39,11 @@ def frames_of(dataset: Any, name: str) -> list[Frame]:
     pixels = need("pydicom.pixels", f"{name}: reading DICOM")
     try:
         raw = pixels.pixel_array(dataset)
-    except Exception as error:  # of many types, by how the file is damaged
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except (
+        BaseException
+    ) as error:  # of many types, by the damage; panics of Rust are none of Exception
         if not _can_decode(dataset.file_meta.TransferSyntaxUID, pixels):
             raise ImportError(
                 f"{name}: {dataset.file_meta.TransferSyntaxUID.name} is decoded by pylibjpeg with "
@@ -78,7 +82,7 @@ def _can_decode(syntax: Any, pixels: Any) -> bool:
         return True
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """The last line of an error: decoders list what each of them says."""
     return ((str(error) or type(error).__name__).splitlines()[-1]).strip()
 

@@ -279,3 +279,21 @@ def test_names_that_lead_nowhere(tmp_path):
     assert read_volume(tmp_path).shape == (1, 128, 128), "other files are left out"
     with pytest.raises(ImageFileError, match="is a file, so series"):
         read_volume(tmp_path / "a.dcm", series="1")
+
+
+def test_damaged_files_are_refused_by_name(tmp_path):
+    """Whatever bytes are wrong: a volume, or an error that names the file."""
+    rng = np.random.default_rng(0)
+    names = ("MR_small.dcm", "SC_rgb_rle_2frame.dcm", "rtdose.dcm", "MR_small_RLE.dcm")
+    for n in range(200):
+        whole = np.fromfile(bundled(names[n % len(names)]), np.uint8)
+        head = min(len(whole), (400, 1500, len(whole))[n % 3])
+        whole[rng.integers(0, head, 1 + n % 7)] = rng.integers(0, 256, 1 + n % 7)
+        path = tmp_path / f"{n}.dcm"
+        path.write_bytes(whole[: rng.integers(1, len(whole)) if n % 5 == 0 else None].tobytes())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                read_volume(path)
+            except (ImageFileError, ImportError) as error:
+                assert path.name in str(error)
