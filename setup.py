@@ -19,6 +19,14 @@ def long_description() -> str:
 
 
 VIDEO = ["av>=17.1"]
+MEDICAL = [
+    "nibabel>=5.2",
+    "pydicom>=3.0",
+    "pylibjpeg>=2.0.1",
+    "pylibjpeg-libjpeg>=2.2",
+    "pylibjpeg-openjpeg>=2.3",
+    "scipy>=1.11",
+]
 LINUX = "; platform_system == 'Linux'"
 TRITON = f"triton>=3.5{LINUX}"  # older ones cannot compile the kernels: kernels/__init__.py
 TEST = [
@@ -34,6 +42,7 @@ TEST = [
     TRITON,  # tests interpret and compile the kernels, with no GPU
     "wheel",
     *VIDEO,
+    *MEDICAL,
 ]
 ENGINES = [
     "nncf>=3.0",  # OpenVINO's int8
@@ -86,6 +95,7 @@ setup(
         "cuda13": [f"cupy-cuda13x>=13.6{LINUX}", TRITON],
         "diffusers": ["diffusers>=0.30"],
         "video": VIDEO,
+        "medical": MEDICAL,
         "test": TEST,
         "bench": BENCH,
         "engines": [*BENCH, *ENGINES],

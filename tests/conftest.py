@@ -76,7 +76,7 @@ SLOW = (
     "datasets/test_batch_command.py", "datasets/test_demo.py", "method/test_graphs.py",
     "method/test_fuser_properties.py",
     "metrics/test_ablate.py", "metrics/test_evaluate.py",
-    "images/test_files_written.py::test_readers", "metrics/test_metrics.py",
+    "images/test_files_written.py::test_readers", "medical/", "metrics/test_metrics.py",
     "priors/test_engine.py", "priors/test_precision.py", "priors/test_prior_evaluate.py",
     "priors/test_priors.py::test_diffusers", "priors/test_priors.py::test_dtype",
     "priors/test_train.py", "priors/test_unet.py::test_shared_cond",

@@ -123,6 +123,33 @@ RECORD = {
         ir: str, required
         vis: str, None
     """,
+    "volume": """
+        --color-from: auto|ir|vis, 'auto'
+        --colormap: str, None
+        --denoise: str, None
+        --device: str, None
+        --frame: str, None
+        --gray: bool, False
+        --grid: ir|vis, 'ir'
+        --images: auto|photographic|functional, None
+        --ir-range: str, None
+        --json: bool, False
+        --nodata: str, None
+        --plane: axial|coronal|sagittal, None
+        --preset: str, None
+        --prior-config: str, None
+        --prior: str, 'embedded'
+        --seed: int, 3407
+        --series: str, None
+        --slices: str, None
+        --steps: str, None
+        --stretch: none|minmax|percentile|sources, None
+        --vis-range: str, None
+        -o --out: Path, required
+        -q --quiet: bool, False
+        ir: Path, required
+        vis: Path, required
+    """,
     "presets": """
         --json: bool, False
     """,
