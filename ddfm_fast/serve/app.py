@@ -264,7 +264,6 @@ ROUTES = ("/fuse", "/health", "/ready", "/metrics", "/openapi.json", "/docs")
 
 def make_app(service: Service) -> Any:
     """Make the ASGI application of a service."""
-
     answers = (
         service.fuse, service.health, service.is_ready, service.read_metrics, service.openapi,
         service.docs,

@@ -24,7 +24,7 @@ OPTIONS = tuple(
 """options that a request may have"""
 PICTURES = ("ir", "vis")
 _PER_CALL = ("seed", "color")
-_WORDS = {"none": None, "null": None, "true": True, "false": False, "nan": float("nan")}
+_WORDS = {"null": None, "true": True, "false": False, "nan": float("nan")}
 
 
 @dataclass
