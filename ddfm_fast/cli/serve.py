@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 from . import options as opt
@@ -48,9 +46,9 @@ def serve(
     from ..serve import run
     from ..serve.limits import Limits
 
-    run.check_installed()
     run.check_address(host, token_file, insecure)
-    token = run.read_token(Path(token_file) if token_file else None)
+    token = run.read_token(token_file)
+    run.check_installed()
     limits = Limits(
         max_bytes=max_bytes, max_pixels=max_pixels, max_queue=max_queue, max_batch=max_batch,
         wait=wait / 1000, timeout=timeout, max_held=max(2**30, max_bytes),
