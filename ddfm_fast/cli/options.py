@@ -252,7 +252,8 @@ Insecure = Annotated[bool, option(RUNTIME, "No token, whoever reaches the addres
 MaxRequestPixels = Annotated[int, option(RUNTIME, "Refuse larger pictures.", min=256)]
 MaxBytes = Annotated[int, option(RUNTIME, "Refuse longer requests.", min=1)]
 MaxBatch = Annotated[
-    int, option(RUNTIME, "Most requests of one size and options that are fused together.", min=1)
+    int | None,
+    option(RUNTIME, "Most requests of one size fused together (a CPU: 1; a GPU: 8).", min=1),
 ]
 MaxQueue = Annotated[int, option(RUNTIME, "Refuse more requests at once, with 429.", min=1)]
 Wait = Annotated[float, option(RUNTIME, "Milliseconds to wait for such requests.", min=0)]

@@ -32,7 +32,7 @@ def serve(
     graph: opt.Graph = default.graph,
     max_pixels: opt.MaxRequestPixels = 2**24,
     max_bytes: opt.MaxBytes = 2**26,
-    max_batch: opt.MaxBatch = 8,
+    max_batch: opt.MaxBatch = None,
     max_queue: opt.MaxQueue = 256,
     wait: opt.Wait = 5.0,
     timeout: opt.Timeout = 60.0,

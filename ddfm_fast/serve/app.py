@@ -10,6 +10,7 @@ import json
 import re
 import secrets
 import time
+import traceback
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -230,7 +231,9 @@ class Watch:
             headers = dict(error.headers or {})
         else:
             status, sentence = 500, f"the service failed; its log has request {name}"
+            *_, last = traceback.extract_tb(error.__traceback__)
             facts["failure"] = f"{type(error).__name__}: {error}"
+            facts["where"] = f"{last.filename}:{last.lineno}"
         facts["error"] = sentence
         waits = dict(scope["headers"]).get(b"expect", b"").lower() == b"100-continue"
         if headers.get("Connection") == "close" and not waits:

@@ -25,8 +25,8 @@ class Limits:
     """of a picture, by its header"""
     max_queue: int = 256
     """requests that were read and wait, or are worked on"""
-    max_batch: int = 8
-    """requests that are fused together"""
+    max_batch: int | None = None
+    """requests that are fused together; None for as many as the fuser takes at once"""
     wait: float = 0.005
     """seconds to wait for others of the same size and options"""
     timeout: float = 60.0
@@ -59,8 +59,9 @@ class Held:
         """Count more bytes; Refused where that is too much."""
         if self.now + count > self.most:
             raise Refused(
-                503, "the service holds as many bytes as it may; try again soon", Retry_After="1"
-            )
+                503, "the service holds as many bytes as it may; try again soon",
+                Retry_After="1", Connection="close",
+            )  # fmt: skip
         self.now += count
 
     def give(self, count: int) -> None:

@@ -79,6 +79,7 @@ class Queue:
 
     def __init__(self, fusers: Fusers, limits: Limits, metrics: Metrics):
         self.fusers, self.limits, self.metrics = fusers, limits, metrics
+        self.most = limits.max_batch or fusers.own.batch_size
         self.waiting: list[Item] = []
         self.working = 0
         self.seconds = 0.1
@@ -161,9 +162,9 @@ class Queue:
             await self.came.wait()
         first, end = self.waiting[0], time.monotonic() + self.limits.wait
         while True:
-            same = [item for item in self.waiting if item.key == first.key][: self.limits.max_batch]
+            same = [item for item in self.waiting if item.key == first.key][: self.most]
             left = end - time.monotonic()
-            if len(same) == self.limits.max_batch or left <= 0:
+            if len(same) == self.most or left <= 0:
                 break
             self.came.clear()
             with contextlib.suppress(asyncio.TimeoutError, TimeoutError):

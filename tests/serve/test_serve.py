@@ -21,6 +21,7 @@ from ddfm_fast.options import FuserOptions, ReadingOptions
 
 for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(name, reason="needs the extra serve")
+pytestmark = pytest.mark.extras
 
 
 @pytest.fixture(scope="module")

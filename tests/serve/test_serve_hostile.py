@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 import zlib
@@ -17,6 +16,7 @@ from ddfm_fast.client.calls import fuse as ask
 
 for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
     pytest.importorskip(name, reason="needs the extra serve")
+pytestmark = pytest.mark.extras
 
 LIMIT = 300_000
 
@@ -116,11 +116,6 @@ def test_a_token(tmp_path):
         assert not server.log("warning")
 
 
-def test_insecure_is_said_aloud(tmp_path):
-    with serving("--host", "0.0.0.0", "--insecure") as server:
-        assert server.request("GET", "/metrics")[0] == 200
-
-
 def test_a_prior_that_is_none(tmp_path):
     bad = tmp_path / "prior.pt"
     bad.write_bytes(b"no prior")
@@ -129,12 +124,3 @@ def test_a_prior_that_is_none(tmp_path):
     error = process.stderr.read()
     process.stderr.close()
     assert error.startswith("error: ") and str(bad) in error and "Traceback" not in error
-
-
-@pytest.mark.skipif(os.name != "posix", reason="permissions")
-def test_a_token_for_all_to_read(tmp_path):
-    secret = tmp_path / "token"
-    secret.write_text("correct-horse-battery\n")
-    secret.chmod(0o644)
-    with serving("--token-file", str(secret)) as server:
-        assert any("chmod 600" in line for line in server.lines)

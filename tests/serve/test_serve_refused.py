@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from conftest import ROOT
 from typer.testing import CliRunner
 
 from ddfm_fast.cli.app import app
+from ddfm_fast.images.doubts import DDFMWarning
 from ddfm_fast.serve.limits import Limits, retry_after
-from ddfm_fast.serve.run import bind, is_loopback, read_token
+from ddfm_fast.serve.run import bind, check_address, is_loopback, read_token
 
 
 def error_of(*options: str) -> str:
@@ -27,6 +29,7 @@ def test_addresses():
     for host, here in (("127.0.0.1", 1), ("127.9.9.9", 1), ("::1", 1), ("localhost", 1),
                        ("0.0.0.0", 0), ("::", 0), ("192.168.1.4", 0), ("", 0)):  # fmt: skip
         assert is_loopback(host) == bool(here)
+    check_address("0.0.0.0", None, insecure=True)
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--port is {port}, .*choose another"):
@@ -45,6 +48,10 @@ def test_tokens(text, tmp_path):
     path.write_bytes(b"0123456789abcdef \n")
     path.chmod(0o600)
     assert read_token(path) == "0123456789abcdef" and read_token(None) is None
+    path.chmod(0o644)
+    if os.name == "posix":
+        with pytest.warns(DDFMWarning, match="other users of this machine may read it; chmod 600"):
+            read_token(path)
 
 
 def test_without_the_extra():
