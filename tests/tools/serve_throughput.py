@@ -1,6 +1,6 @@
 """Pairs a second of a service against the library's, in turn, on this machine.
 
-``python tests/serve/throughput.py [--pairs 64] [--clients 8] [--size 480x640] [--preset instant]``
+``python tests/tools/serve_throughput.py [--pairs 64] [--clients 8] [--size 480x640] [--preset instant]``
 
 The library decodes, fuses and encodes the same files one after the other in this process. Clients run
 on the same cores as the service, which costs it what it would not on another machine.
@@ -16,7 +16,6 @@ from pathlib import Path
 from statistics import median
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (1, 2)]
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 from serving import picture, png, serving  # noqa: E402
 
