@@ -116,7 +116,7 @@ def _ask(url: str, body: bytes, headers: dict[str, str], end: float) -> bytes:
         raise ValueError(f"url is {url!r}; expected such as {URL}")
     request = urllib.request.Request(f"{url.rstrip('/')}/fuse", body, headers)
     # no proxy is between a machine and itself
-    proxies = {} if urlsplit(url).hostname in _HERE else None
+    proxies: dict[str, str] | None = {} if urlsplit(url).hostname in _HERE else None
     opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
     while True:
         left = end - time.monotonic()

@@ -87,7 +87,10 @@ def test_two_hundred_clients():
         status, _, body = server.fuse(*sent[n % 16])
         return status == 200 and np.array_equal(opened(body), expected[n % 16])
 
-    with serving("--device", "cpu", "--max-batch", "8", "--wait", "20") as server, ThreadPoolExecutor(200) as pool:
+    with (
+        serving("--device", "cpu", "--max-batch", "8", "--wait", "20") as server,
+        ThreadPoolExecutor(200) as pool,
+    ):
         right = list(pool.map(client, range(200)))
         assert all(right), [n for n, one in enumerate(right) if not one]
         assert counter(server, "ddfm_batch_size_count") < 150, "fused together"

@@ -1,9 +1,8 @@
 """Pairs a second of a service against the library's, in turn, on this machine.
 
-``python tests/tools/serve_throughput.py [--pairs 64] [--clients 8] [--size 480x640] [--preset instant]``
-
-The library decodes, fuses and encodes the same files one after the other in this process. Clients run
-on the same cores as the service, which costs it what it would not on another machine.
+Run ``python tests/tools/serve_throughput.py --help``. The library decodes, fuses and encodes the same
+files one after the other in this process. Clients share the cores with the service, which costs it
+what it would not on another machine.
 """
 
 from __future__ import annotations
