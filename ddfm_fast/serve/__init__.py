@@ -9,6 +9,7 @@ metrics    what Prometheus reads
 logs       a JSON object a line, without pictures
 openapi    what ``/openapi.json`` and ``/docs`` show
 app        the routes
+protocol   times for a header to come and an answer to be read
 run        the address, the token, signals and the server
 
 Needs the extra ``serve``; :mod:`ddfm_fast.client` needs nothing.

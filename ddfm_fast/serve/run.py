@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from ..api import Fuser
 
 MISSING = "pip install 'ddfm_fast[serve]'"
-HEADER_SECONDS = 10.0
-"""in which the header of a request has to be complete"""
 _BACKLOG = 2048
 _LEAST_TOKEN = 16
 
@@ -144,6 +142,8 @@ def serve(
 def _server(app: Any, service: Any, limits: Limits) -> Any:
     import uvicorn
 
+    from .protocol import protocol
+
     class Server(uvicorn.Server):
         """Says that it stops before it stops."""
 
@@ -153,7 +153,7 @@ def _server(app: Any, service: Any, limits: Limits) -> Any:
 
     config = uvicorn.Config(
         app,
-        http=_protocol(),
+        http=protocol(limits.timeout),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -164,42 +164,6 @@ def _server(app: Any, service: Any, limits: Limits) -> Any:
         timeout_graceful_shutdown=int(limits.timeout) + 1,
     )
     return Server(config)
-
-
-def _protocol() -> Any:
-    """The server's protocol with a time in which a header has to be complete."""
-    import h11
-    from uvicorn.protocols.http.h11_impl import H11Protocol
-
-    class Protocol(H11Protocol):
-        """Closes connections that begin a request and do not go on."""
-
-        waiting: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self.expect_header()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            if self.conn.their_state is not h11.IDLE:
-                self.header_came()
-            elif self.waiting is None and self.timeout_keep_alive_task is None:
-                self.expect_header()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self.header_came()
-            super().connection_lost(exc)
-
-        def expect_header(self) -> None:
-            self.waiting = self.loop.call_later(HEADER_SECONDS, self.transport.close)
-
-        def header_came(self) -> None:
-            if self.waiting is not None:
-                self.waiting.cancel()
-                self.waiting = None
-
-    return Protocol
 
 
 @contextlib.contextmanager

@@ -5,18 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import json
-import subprocess
-import sys
 import warnings
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from serving import colored, form, npy, opened, picture, png, serving, write
 
 import ddfm_fast
 from ddfm_fast.client.calls import ServiceError
 from ddfm_fast.client.calls import fuse as ask
+from ddfm_fast.datasets.jobs import fuse_files
 from ddfm_fast.options import FuserOptions, ReadingOptions
 
 for name in ("starlette", "uvicorn", "python_multipart", "prometheus_client"):
@@ -37,12 +35,13 @@ def test_bytes_of_the_command(server, tmp_path):
         "deep": (png(picture(3, dtype=np.uint16)), png(picture(4, dtype=np.uint16))),
         "mixed": (png(picture(5)), png(picture(6, dtype=np.uint16))),
     }
+    fuser = ddfm_fast.Fuser(denoise="off")
     for name, (ir, vis) in pairs.items():
         files = write(tmp_path / f"{name}.ir", ir), write(tmp_path / f"{name}.vis", vis)
         for form_, suffix in (("png", "png"), ("tiff", "tif")):
             out = tmp_path / f"{name}.{suffix}"
-            command = [sys.executable, "-m", "ddfm_fast", "fuse", *files, "-o", str(out), "-q"]
-            assert subprocess.run([*command, "--denoise", "off"], cwd=ROOT).returncode == 0
+            (report,) = fuse_files(*files, out, fuser)
+            assert report["ok"]
             status, headers, body = server.fuse(ir, vis, format=form_, denoise="off")
             assert (status, headers["content-type"]) == (200, f"image/{form_}")
             assert body == out.read_bytes(), (name, form_)

@@ -1,8 +1,8 @@
 """Pairs a second of a service against the library's, in turn, on this machine.
 
-Run ``python tests/tools/serve_throughput.py --help``. The library decodes, fuses and encodes the same
-files one after the other in this process. Clients share the cores with the service, which costs it
-what it would not on another machine.
+Run ``python tests/tools/serve_throughput.py --help``. The library decodes, fuses and encodes the
+same files one after the other in this process. Clients share the cores with the service, which
+costs it what it would not on another machine.
 """
 
 from __future__ import annotations
