@@ -53,6 +53,13 @@ ENGINES = [
 ]
 BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]
 
+SERVE = [
+    "prometheus-client>=0.20",
+    "python-multipart>=0.0.18",
+    "starlette>=0.46",
+    "uvicorn>=0.30",
+]
+
 setup(
     name="ddfm_fast",
     version=version(),
@@ -99,6 +106,7 @@ setup(
         "test": TEST,
         "bench": BENCH,
         "engines": [*BENCH, *ENGINES],
+        "serve": SERVE,
     },
     entry_points={"console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"]},
     classifiers=[

@@ -81,7 +81,7 @@ SLOW = (
     "priors/test_priors.py::test_diffusers", "priors/test_priors.py::test_dtype",
     "priors/test_train.py", "priors/test_unet.py::test_shared_cond",
     "runtime/test_doctor.py", "runtime/test_environment.py", "runtime/test_memory.py",
-    "runtime/test_neighbor.py::test_children", "runtime/test_streams.py",
+    "runtime/test_neighbor.py::test_children", "runtime/test_streams.py", "serve/",
     "video/test_video_faults.py", "video/test_video_outputs.py", "video/test_video_pipeline.py",
     "video/test_video_temporal.py",
 )  # fmt: skip

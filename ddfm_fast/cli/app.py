@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from ..runtime import environment
-from . import ablate, batch, bench, demo, doctor, evaluate, fuse, presets, prior, video, volume
+from . import (
+    ablate, batch, bench, demo, doctor, evaluate, fuse, presets, prior, serve, video, volume,
+)  # fmt: skip
 from .command import register
 
 _ENVIRONMENT = "\n".join(
@@ -29,6 +31,7 @@ register(app, fuse.fuse, fuse.EPILOG)
 register(app, batch.batch, batch.EPILOG)
 register(app, video.video, video.EPILOG)
 register(app, volume.volume, volume.EPILOG)
+register(app, serve.serve, serve.EPILOG)
 register(app, presets.presets, presets.EPILOG)
 register(app, doctor.doctor, doctor.EPILOG)
 register(app, demo.demo, demo.EPILOG)

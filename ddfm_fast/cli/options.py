@@ -285,6 +285,25 @@ IrVolumeRange = Annotated[
 VisVolumeRange = Annotated[
     str | None, option(INPUT_OPTIONS, f"{VOLUME_RANGE} the second.", "--vis-range")
 ]
+# serve
+
+Host = Annotated[
+    str, option(RUNTIME, "Address; one that other machines reach needs a token or --insecure.")
+]
+Port = Annotated[int, option(RUNTIME, "Port; 0 for a free one.", min=0, max=65535)]
+TokenFile = Annotated[
+    Path | None, option(RUNTIME, "File with the secret that requests must carry.")
+]
+Insecure = Annotated[bool, option(RUNTIME, "No token, whoever reaches the address.", "--insecure")]
+MaxRequestPixels = Annotated[int, option(RUNTIME, "Refuse larger pictures.", min=256)]
+MaxBytes = Annotated[int, option(RUNTIME, "Refuse longer requests.", min=1)]
+MaxBatch = Annotated[
+    int | None,
+    option(RUNTIME, "Most requests of one size fused together (a CPU: 1; a GPU: 8).", min=1),
+]
+MaxQueue = Annotated[int, option(RUNTIME, "Refuse more requests at once, with 429.", min=1)]
+Wait = Annotated[float, option(RUNTIME, "Milliseconds to wait for such requests.", min=0)]
+Timeout = Annotated[float, option(RUNTIME, "Seconds in which a request is answered.", min=0.1)]
 
 # evaluate and ablate
 

@@ -150,6 +150,27 @@ RECORD = {
         ir: Path, required
         vis: Path, required
     """,
+    "serve": """
+        --backend: str, None
+        --denoise: str, None
+        --device: str, None
+        --dtype: auto|float32|tf32|bfloat16|float16, 'auto'
+        --graph: str, None
+        --host: str, '127.0.0.1'
+        --images: auto|photographic|functional, None
+        --insecure: bool, False
+        --max-batch: int min=1, None
+        --max-bytes: int min=1, 67108864
+        --max-pixels: int min=256, 16777216
+        --max-queue: int min=1, 256
+        --port: int min=0 max=65535, 8000
+        --preset: str, None
+        --prior-config: str, None
+        --prior: str, 'embedded'
+        --timeout: float min=0.1, 60.0
+        --token-file: Path, None
+        --wait: float min=0, 5.0
+    """,
     "presets": """
         --json: bool, False
     """,
