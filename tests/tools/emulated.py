@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddfm_fast.kernels.cpu import build
+from ddfm_fast.kernels.cpu import build, prebuilt
 
 SERVER = Path(__file__).resolve().parents[1] / "kernels" / "emulated.cpp"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
@@ -37,9 +37,9 @@ def compiled(folder: Path, target: str) -> Path:
     for tool in (COMPILER, EMULATOR):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is absent: the kernels are not tried on another processor")
-    flags = [flag for flag in build.FLAGS if flag not in ("-fPIC", "-shared")]
+    flags = [flag for flag in prebuilt.FLAGS if flag not in ("-fPIC", "-shared")]
     made = folder / target
-    sources = map(str, (*build.SOURCES, SERVER))
+    sources = map(str, (*prebuilt.SOURCES, SERVER))
     build.run([COMPILER, *flags, *TARGETS[target], "-static", *sources, "-o", str(made)])
     return made
 
