@@ -1,4 +1,4 @@
-"""The C++ compiled ahead of time: which library a processor gets, and the reason where none fits."""
+"""The C++ compiled ahead of time: which library a processor gets, and why none where none fits."""
 
 from __future__ import annotations
 
