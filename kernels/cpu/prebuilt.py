@@ -134,23 +134,22 @@ def compile_all(folder: Path) -> list[Path]:
         RuntimeError: There is no compiler, it fails, or a library needs a newer system than
             :data:`CEILINGS` states.
     """
-    machine, made = target(), []
-    folder = folder.resolve()  # the compiler runs beside the sources
-    folder.mkdir(parents=True, exist_ok=True)
-    for level in LEVELS:
-        if level.machine != machine:
-            continue
-        path = folder / file_name(level)
-        names = [file.name for file in SOURCES]
-        command = [compiler(), *FLAGS, f"-march={level.name}", "-s", *names, "-o", str(path)]
-        _run(command)
-        if too_new := newer(path.read_bytes()):
-            raise RuntimeError(
-                f"{path.name} needs {', '.join(too_new)}, which systems of glibc 2.{GLIBC} do not "
-                "have; compile on an older one"
-            )
-        made.append(path)
-    return made
+    machine = target()
+    return [compile_level(level, folder) for level in LEVELS if level.machine == machine]
+
+
+def compile_level(level: Level, folder: Path) -> Path:
+    """Compile one of them; see :func:`compile_all`."""
+    path = folder.resolve() / file_name(level)  # the compiler runs beside the sources
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [file.name for file in SOURCES]
+    _run([compiler(), *FLAGS, f"-march={level.name}", "-s", *names, "-o", str(path)])
+    if too_new := newer(path.read_bytes()):
+        raise RuntimeError(
+            f"{path.name} needs {', '.join(too_new)}, which systems of glibc 2.{GLIBC} do not "
+            "have; compile on an older one"
+        )
+    return path
 
 
 def newer(library: bytes) -> list[str]:
