@@ -9,7 +9,7 @@ MINUTES ?= 10
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo check quick-method quick-rooms test test-thorough test-native test-extras test-cuda-host fuzz lint types \
-  bench quality gpu-kit clean
+  bench quality wheel gpu-kit clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench   time this machine against the reference path (ARGS="--save --report": all of it)"
 	@echo "make quality  the pictures against their targets (ARGS=FOLDER with ivf/ and mif/)"
 	@echo "make gpu-kit  what bench/gpu_suite.sh needs, in one folder (CUDA=cuda12 WITH_TORCH=1 ARGS=…)"
+	@echo "make wheel   dist/*.whl with the C++ compiled (CXX=aarch64-linux-gnu-g++: for ARM)"
 	@echo "make clean   remove .venv, .cuda-venv, out/ and everything built"
 
 venv: $(STAMP)
@@ -112,6 +113,13 @@ bench: venv
 
 quality: venv
 	@$(BIN)/python -m bench.quality $(ARGS)
+
+wheel: venv
+	@rm -rf build
+	@echo "wheel: compiling"
+	@DDFM_FAST_PREBUILT=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  --no-deps --no-build-isolation --wheel-dir dist .
+	@ls -l dist/*.whl
 
 CUDA ?= cuda13
 

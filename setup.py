@@ -1,11 +1,57 @@
 """Build and metadata of ddfm_fast; tool settings are in pyproject.toml."""
 
+import os
 import re
+import runpy
+import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # before setuptools 70.1
+    from wheel.bdist_wheel import bdist_wheel
 
 HERE = Path(__file__).resolve().parent
+WITH_KERNELS = os.environ.get("DDFM_FAST_PREBUILT") == "1"
+"""whether the C++ is compiled for the wheel now; else it is where the wheel is installed"""
+
+
+def prebuilt() -> dict:
+    """Names of kernels/cpu/prebuilt.py, read without the package, which needs PyTorch."""
+    return runpy.run_path(str(HERE / "kernels" / "cpu" / "prebuilt.py"))
+
+
+class BuildPy(build_py):
+    """Copies the package, and compiles the C++ into the copy where that is wanted."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        names = prebuilt()
+        folder = Path(self.build_lib, "ddfm_fast", "kernels", "cpu", names["FOLDER"])
+        shutil.rmtree(folder, ignore_errors=True)  # of a build before, maybe of another machine
+        if WITH_KERNELS:
+            names["compile_all"](folder)
+
+
+class WithKernels(Distribution):
+    """Says that there is compiled code, so that it is built and installed apart per platform."""
+
+    def has_ext_modules(self) -> bool:
+        return WITH_KERNELS or super().has_ext_modules()
+
+
+class BdistWheel(bdist_wheel):
+    """Makes a wheel of any platform, or of the one that its libraries are for."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        if WITH_KERNELS:
+            return "py3", "none", prebuilt()["platform_tag"]()
+        return super().get_tag()
 
 
 def version() -> str:
@@ -61,6 +107,8 @@ SERVE = [
 ]
 
 setup(
+    distclass=WithKernels,
+    cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
     name="ddfm_fast",
     version=version(),
     description="Fast, trustworthy DDFM: multi-modality image fusion with a diffusion prior",

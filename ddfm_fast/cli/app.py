@@ -8,7 +8,18 @@ import typer
 
 from ..runtime import environment
 from . import (
-    ablate, batch, bench, demo, doctor, evaluate, fuse, presets, prior, serve, video, volume,
+    ablate,
+    batch,
+    bench,
+    demo,
+    doctor,
+    evaluate,
+    fuse,
+    presets,
+    prior,
+    serve,
+    video,
+    volume,
 )  # fmt: skip
 from .command import register
 
