@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tqdm.auto import tqdm
 
-from ..files.depth import Levels
-from ..files.reading import DEFAULT_MAX_PIXELS, read_image
+from ..files.depth import Levels, nodata_of
+from ..files.reading import DEFAULT_MAX_PIXELS, read_picture
 from ..images.ranges import SOURCES, by_source, chosen, ignored
 from .pairs import PairItem
 
@@ -54,10 +54,11 @@ def _over(
     ranges = []
     for item in tqdm(items, f"range of {name}", unit="file", leave=False, disable=not progress):
         try:
-            image = read_image(getattr(item, name), max_pixels=max_pixels)
+            picture = read_picture(getattr(item, name), max_pixels=max_pixels)
         except (ValueError, OSError, MemoryError):
             continue
-        limits = chosen(image, setting, name, ignored(nodata), told=False)
+        nothing = ignored(nodata_of(picture, nodata, name, told=False))
+        limits = chosen(picture.values, setting, name, nothing, told=False)
         if limits is None:
             return "dtype"
         ranges.append(limits)

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..images.doubts import warn
 from ..images.ranges import Ignored, by_source, chosen, ignored, nearest_valid
-from .reading import DEFAULT_MAX_PIXELS, read_image
+from .guards import Picture
+from .reading import DEFAULT_MAX_PIXELS, read_picture
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -59,11 +61,45 @@ def read_sources(
 ) -> Sources:
     """Read two files; sizes may differ.
 
+    Where a file says itself which value means nothing, and ``levels`` does not, that holds, with
+    a warning.
+
     Raises:
         ValueError: As ``read_image`` and :func:`ddfm_fast.images.ranges.chosen` raise it.
     """
-    a, b = (read_image(path, max_pixels=max_pixels) for path in (ir, vis))
-    return sources(a, b, levels)
+    given = by_source(levels.nodata, "nodata")
+    read = {
+        name: read_picture(path, max_pixels=max_pixels) for name, path in (("ir", ir), ("vis", vis))
+    }
+    nodata = {name: nodata_of(picture, given[name], name) for name, picture in read.items()}
+    return sources(read["ir"].values, read["vis"].values, levels._replace(nodata=nodata))
+
+
+def nodata_of(picture: Picture, given: Any, name: str, *, told: bool = True) -> Any:
+    """What means nothing in a source: what is given, else what the file says and has.
+
+    Args:
+        picture: The source as read.
+        given: Its ``nodata``.
+        name: Of the source, for the sentence.
+        told: Whether to say that the file's own is used.
+    """
+    if given is not None or picture.nodata is None:
+        return given
+    own = Ignored(picture.nodata)
+    if not own.where(picture.values).any():
+        return None
+    if picture.values.ndim == 3:
+        used, result = "it is not used, as one band of a color may have it", None
+    else:
+        used, result = "such pixels are left out", own
+    if told:
+        warn(
+            f"{name}: the file says that {own.value:g} means no data: {used}; nodata= "
+            "(command line: --nodata) says what is meant",
+            f"nodata {name}",
+        )
+    return result
 
 
 def sources(ir: Array, vis: Array, levels: Levels | None = None) -> Sources:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,31 +21,27 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..images.doubts import warn
+from . import tiffs
+from .guards import UPRIGHT, Picture, check_pixels
 from .paths import ImageFileError, check_path, is_file, look
+from .tags import SIGNATURES, read_tags
 
 DEFAULT_MAX_PIXELS = 2**28
 """of an image file, before it is decoded"""
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _WIDTH_TAG, _HEIGHT_TAG = 256, 257
 _ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 274, 258, 262
+_HEAD = 64
 _TRANSPOSED = (5, 6, 7, 8)
 _WHITE_IS_ZERO = 0
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: np.fliplr,
-    3: lambda a: np.rot90(a, 2),
-    4: np.flipud,
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
-    8: np.rot90,
-}
 
 
 def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """Read an image file as [H, W] (gray) or [H, W, 3] (RGB), upright by EXIF.
 
-    uint8 or uint16, of a TIFF also int32 or float32, whose range ``images.ranges`` finds.
+    uint8 or uint16, of a TIFF also int32, uint32, int64, float32 or float64, whose range
+    ``images.ranges`` finds.
 
     Alpha is dropped, with a warning where it is not fully opaque. Of several pictures in a file
     the first is read, with a warning. Palettes become RGB, or gray where they hold only gray;
@@ -60,6 +56,11 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PI
         TypeError: A path or max_pixels of the wrong type.
         ValueError: max_pixels below 1.
     """
+    return read_picture(path, max_pixels=max_pixels).values
+
+
+def read_picture(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+    """Read an image file as :func:`read_image` does, with what it says of its values."""
     path = check_path(path)
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
         raise TypeError(f"max_pixels: got {max_pixels!r}, expected an int of at least 1")
@@ -139,17 +140,33 @@ def pillow_limit_lifted() -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = _limit_saved
 
 
-def _decode(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
+def _decode(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
+    head = file.read(_HEAD)
+    file.seek(0)
+    if head.startswith(SIGNATURES):
+        return _decode_tiff(file, path, max_pixels)
+    return Picture(_decode_by_pillow(file, path, max_pixels))
+
+
+def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
+    tags = read_tags(file, path)
+    if tags.pictures > 1:
+        warn(f"{path}: holds {tags.pictures} pictures; the first is used")
+    values = None
+    if tiffs.is_for_pillow(tags):
+        # what Pillow does not know, tifffile may
+        with contextlib.suppress(UnidentifiedImageError, _LayoutError):
+            values = _decode_by_pillow(file, path, max_pixels)
+    if values is None:
+        values = tiffs.decode(file, path, tags, max_pixels)
+    return Picture(values, tiffs.nodata(tags))
+
+
+def _decode_by_pillow(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
     image = Image.open(file, formats=_FORMATS)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageFileError(
-            f"{path}: {width}x{height} is {width * height} pixels, more than the limit of "
-            f"{max_pixels}; if the file is to be trusted, raise it with max_pixels= "
-            "(command line: --max-pixels)"
-        )
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    check_pixels(path, *image.size, max_pixels)
+    is_tiff = isinstance(image, TiffImageFile)
+    if (frames := getattr(image, "n_frames", 1)) > 1 and not is_tiff:
         warn(f"{path}: holds {frames} pictures; the first is used")
     raw_mode = str(image.tile[0].args) if image.tile else ""
     deep = _is_deep_color(image, raw_mode)
@@ -166,6 +183,10 @@ def _decode(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
     array = _to_array(image)
     # Pillow inverts 8-bit TIFFs whose zero is white, but not those of 16 bits.
     return 65535 - array if inverted and array.dtype == np.uint16 else array
+
+
+class _LayoutError(ImageFileError):
+    """Deep color that OpenCV does not read as Pillow does."""
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> Any:
@@ -194,12 +215,12 @@ def _decode_deep(file: BinaryIO, coarse: np.ndarray, orientation: int, path: Pat
         _check_png_chunks(data, path)
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is not None and pixels.ndim == 3 and pixels.dtype == np.uint16:
-        rgb = _UPRIGHT.get(orientation, np.asarray)(pixels[..., 2::-1])
+        rgb = UPRIGHT.get(orientation, np.asarray)(pixels[..., 2::-1])
         # OpenCV misreads some layouts of TIFF and fills up truncated files, both in silence.
         if rgb.shape == coarse.shape and np.array_equal(rgb >> 8, coarse):
             return rgb
-    raise ImageFileError(
-        f"{path}: colour of 16 bits in a layout that cannot be read safely (planar, CMYK or "
+    raise _LayoutError(
+        f"{path}: color of 16 bits in a layout that cannot be read safely (planar, CMYK or "
         "premultiplied); export it as 16-bit RGB PNG"
     )
 
