@@ -21,10 +21,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..images.doubts import warn
-from . import tiffs
+from . import profiles, tiffs
 from .guards import UPRIGHT, Picture, check_pixels
 from .paths import ImageFileError, check_path, is_file, look
-from .tags import SIGNATURES, read_tags
+from .tags import PROFILE, SIGNATURES, read_tags
 
 DEFAULT_MAX_PIXELS = 2**28
 """of an image file, before it is decoded"""
@@ -159,6 +159,8 @@ def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
             values = _decode_by_pillow(file, path, max_pixels)
     if values is None:
         values = tiffs.decode(file, path, tags, max_pixels)
+        if profile := tags.data(PROFILE):
+            values = profiles.from_profile(values, profile, path)
     return Picture(values, tiffs.nodata(tags))
 
 
@@ -179,10 +181,25 @@ def _decode_by_pillow(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray
         warn(f"{path}: has transparent parts; alpha is dropped")
     if deep:
         rgb = _decode_deep(file, np.asarray(image.convert("RGB")), orientation, path)
-        return np.ascontiguousarray(rgb[..., 0] if "LA;16" in raw_mode else rgb)
+        return _in_srgb(
+            np.ascontiguousarray(rgb[..., 0] if "LA;16" in raw_mode else rgb), image, path
+        )
+    if image.mode == "CMYK" and (profile := image.info.get("icc_profile")):
+        return _to_array(profiles.from_cmyk(image, profile, path))
     array = _to_array(image)
     # Pillow inverts 8-bit TIFFs whose zero is white, but not those of 16 bits.
-    return 65535 - array if inverted and array.dtype == np.uint16 else array
+    inverted = inverted and array.dtype == np.uint16
+    return _in_srgb(65535 - array if inverted else array, image, path)
+
+
+def _in_srgb(array: np.ndarray, image: Image.Image, path: Path) -> np.ndarray:
+    """Convert what was read of an image by the profile or the gamma it has, if that says so."""
+    if profile := image.info.get("icc_profile"):
+        return profiles.from_profile(array, profile, path)
+    is_deep_png = image.format == "PNG" and array.dtype == np.uint16
+    if is_deep_png and "gamma" in image.info and "srgb" not in image.info:
+        return profiles.from_gamma(array, image.info["gamma"], path)
+    return array
 
 
 class _LayoutError(ImageFileError):

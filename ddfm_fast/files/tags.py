@@ -19,13 +19,13 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS, STRIP_COUNTS, PLANAR = 273, 274, 277, 278, 279, 284
 PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS = 317, 322, 323, 324, 325
-EXTRA, FORMAT, NODATA, DNG = 338, 339, 42113, 50706
+EXTRA, FORMAT, NODATA, DNG, PROFILE = 338, 339, 42113, 50706, 34675
 _SUBFILE = 254
 _REDUCED, _MASK = 1, 4
 _WANTED = frozenset(
     (WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS,
      STRIP_COUNTS, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, EXTRA,
-     FORMAT, NODATA, DNG)
+     FORMAT, NODATA, DNG, PROFILE)
 )  # fmt: skip
 """what is read; other tags may be damaged"""
 _TYPES = {
@@ -57,10 +57,14 @@ class Tags(NamedTuple):
         found = self.values.get(tag)
         return tuple(found.tolist()) if found is not None and found.size else default
 
+    def data(self, tag: int) -> bytes:
+        """The bytes of a tag; empty where there is none."""
+        found = self.values.get(tag)
+        return b"" if found is None else found.tobytes()
+
     def text(self, tag: int) -> str:
         """The text of a tag; empty where there is none."""
-        found = self.values.get(tag)
-        return "" if found is None else found.tobytes().split(b"\0")[0].decode("latin-1").strip()
+        return self.data(tag).split(b"\0")[0].decode("latin-1").strip()
 
 
 def read_tags(file: BinaryIO, path: Path) -> Tags:
@@ -101,7 +105,7 @@ def _directory(
         raise damaged(path, f"a directory of {count} tags")
     after = struct.calcsize(order + wide)
     block = _take(file, path, place + head, count * size + after)
-    values = {}
+    values: dict[int, np.ndarray[Any, np.dtype[Any]]] = {}
     for start in range(0, count * size, size):
         tag, kind = struct.unpack_from(order + "HH", block, start)
         if kind not in _TYPES or tag not in wanted:
