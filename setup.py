@@ -46,6 +46,7 @@ FILES = [  # kinds of image files that Pillow and OpenCV cannot read, or read wi
     "imagecodecs>=2024.6.1",
     "openexr>=3.3",
     "pillow-heif>=0.22",
+    "pillow-jxl-plugin>=1.3",
     "rawpy>=0.24",
     "scipy>=1.11",
     "tifffile>=2024.5.10",

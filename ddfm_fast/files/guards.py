@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..images.doubts import warn
 from .paths import ImageFileError
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -79,3 +80,22 @@ def plain_integers(values: Array) -> Array:
         if info.min <= least and most <= info.max:
             return values.astype(dtype)
     raise ValueError(f"integers up to {most}, expected 64 bits with a sign at most")
+
+
+def colors(values: Array, white: float, path: Path) -> Array:
+    """Give [H, W] or [H, W, 3] of [H, W] or [H, W, 1 to 4]; tells of an alpha that is dropped.
+
+    Raises:
+        ImageFileError: Another shape.
+    """
+    count = 1 if values.ndim == 2 else values.shape[-1]
+    if values.ndim not in (2, 3) or not 1 <= count <= 4:
+        raise ImageFileError(
+            f"{path}: holds numbers of shape {values.shape}, expected [H, W], or [H, W, 3] for "
+            "RGB; export one picture"
+        )
+    if count in (2, 4) and bool((values[..., -1] != white).any()):
+        warn(f"{path}: has transparent parts; alpha is dropped")
+    if values.ndim == 2:
+        return values
+    return values[..., 0] if count < 3 else values[..., :3]

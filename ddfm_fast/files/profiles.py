@@ -37,6 +37,8 @@ USUAL_GAMMA = (0.4, 0.5)
 _GRID = 17
 _CLOSE_8, _CLOSE_16 = 1, 128
 """levels within which a profile is that of sRGB: of 255 what two roundings make, of 65535 half"""
+_LINEAR = 1e-3
+_MEASURED = "gray of 16 bits is taken as measured and left so"
 _SIGNS = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK"}
 _ROWS = 1 << 20
 """pixels that are converted at a time"""
@@ -67,7 +69,12 @@ def from_profile(values: Array, profile: bytes, path: Path) -> Array:
     except Exception:  # Little CMS and struct fail on damaged profiles in their own ways
         warn(f"{path}: its color profile cannot be read and is ignored")
         return values
-    return values if convert is None else convert(values)
+    if convert is None:
+        return values
+    if values.dtype == np.uint16 and values.ndim == 2 and _is_linear(_gray(profile)):
+        warn(f"{path}: says it is linear; {_MEASURED}")
+        return values
+    return convert(values)
 
 
 def from_cmyk(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
@@ -94,7 +101,7 @@ def from_gamma(values: Array, gamma: float, path: Path) -> Array:
         return values
     kind = "linear" if abs(gamma - 1) < 0.01 else f"of gamma {gamma:.3g}"
     if values.ndim == 2:
-        warn(f"{path}: says it is {kind}; gray of 16 bits is taken as measured and left so")
+        warn(f"{path}: says it is {kind}; {_MEASURED}")
         return values
     warn(f"{path}: says it is {kind} (its gAMA chunk), and is converted to sRGB")
     table = _levels(_encode(np.linspace(0, 1, 65536) ** (1 / gamma)))
@@ -205,6 +212,10 @@ def read_profile(profile: bytes) -> Profile:
 def _gray(profile: bytes) -> Array:
     """The light of all levels of gray: of color, green's."""
     return read_profile(profile).curves[-2:][0]
+
+
+def _is_linear(light: Array) -> bool:
+    return bool(np.abs(light - np.linspace(0, 1, light.size)).max() < _LINEAR)
 
 
 def _curve(data: bytes) -> Array:

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..images.doubts import warn
-from . import profiles, tiffs
+from . import compact, profiles, tiffs
 from .guards import UPRIGHT, Picture, check_pixels
 from .paths import ImageFileError, check_path, is_file, look
 from .tags import PROFILE, SIGNATURES, read_tags
@@ -145,6 +145,11 @@ def _decode(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
     file.seek(0)
     if head.startswith(SIGNATURES):
         return _decode_tiff(file, path, max_pixels)
+    if kind := compact.kind_of(head):
+        values = compact.decode(file, path, kind, max_pixels)
+        if values is None:
+            values = _decode_by_pillow(file, path, max_pixels, (kind,))
+        return Picture(values)
     return Picture(_decode_by_pillow(file, path, max_pixels))
 
 
@@ -164,8 +169,10 @@ def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
     return Picture(values, tiffs.nodata(tags))
 
 
-def _decode_by_pillow(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
-    image = Image.open(file, formats=_FORMATS)
+def _decode_by_pillow(
+    file: BinaryIO, path: Path, max_pixels: int, formats: tuple[str, ...] = _FORMATS
+) -> np.ndarray:
+    image = Image.open(file, formats=formats)
     check_pixels(path, *image.size, max_pixels)
     is_tiff = isinstance(image, TiffImageFile)
     if (frames := getattr(image, "n_frames", 1)) > 1 and not is_tiff:
