@@ -95,7 +95,8 @@ def _decode_deep_avif(file: BinaryIO, path: Path, max_pixels: int) -> Array | No
 def _decode_heif(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     heif = library("pillow_heif", path, "HEIC", "JPEG or PNG")
     image = heif.open_heif(file, convert_hdr_to_8bit=False, hdr_to_16bit=False)
-    check_pixels(path, *image.size, max_pixels)
+    width, height = image.size
+    check_pixels(path, width, height, max_pixels)
     if len(image) > 1:
         warn(f"{path}: holds {len(image)} pictures; the main one is used")
     bits = int(image.info.get("bit_depth") or 8)

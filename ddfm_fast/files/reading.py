@@ -11,7 +11,7 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,8 +21,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..images.doubts import warn
-from . import compact, profiles, tiffs
-from .guards import UPRIGHT, Picture, check_pixels
+from . import arrays, compact, profiles, tiffs
+from .guards import UPRIGHT, Array, Picture, check_pixels
 from .paths import ImageFileError, check_path, is_file, look
 from .tags import PROFILE, SIGNATURES, read_tags
 
@@ -150,7 +150,22 @@ def _decode(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
         if values is None:
             values = _decode_by_pillow(file, path, max_pixels, (kind,))
         return Picture(values)
+    if array := _array_reader(head):
+        values = array(file, path, max_pixels)
+        holes = values.dtype.kind == "f" and bool(np.isnan(values).any())
+        return Picture(values, float("nan") if holes else None)
     return Picture(_decode_by_pillow(file, path, max_pixels))
+
+
+def _array_reader(head: bytes) -> Callable[[BinaryIO, Path, int], Array] | None:
+    """What reads a file of an array by its first bytes; None for pictures."""
+    if head.startswith(arrays.NPY):
+        return arrays.decode_npy
+    if head.startswith(arrays.ZIP):
+        return arrays.decode_npz
+    if head.startswith((arrays.MAT, arrays.MAT_HDF)):
+        return arrays.decode_mat
+    return arrays.decode_exr if head.startswith(arrays.EXR) else None
 
 
 def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
