@@ -14,7 +14,7 @@ import numpy as np
 from ..images.doubts import warn
 from ..images.ranges import Ignored, by_source, chosen, ignored, nearest_valid
 from .guards import Picture
-from .reading import DEFAULT_MAX_PIXELS, read_picture
+from .reading import DEFAULT_MAX_PIXELS, image_size, read_picture
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,10 +25,12 @@ class Levels(NamedTuple):
     value_range: Any = None
     """for both, or by source; values outside of (low, high) are clipped"""
     nodata: Any = None
+    raw_size: tuple[int, int] | None = None
+    """(width, height) of files of bare numbers"""
 
     def to_dict(self) -> dict[str, Any]:
         """What was given, for a record of settings; empty where nothing was."""
-        given = {"value_range": self.value_range, "nodata": self.nodata}
+        given = self._asdict()
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -61,16 +63,27 @@ def read_sources(
 ) -> Sources:
     """Read two files; sizes may differ.
 
-    Where a file says itself which value means nothing, and ``levels`` does not, that holds, with
-    a warning.
+    A thermal camera's JPEG gives its temperatures as infrared, where they fit, and its picture as
+    visible. Where a file says itself which value means nothing, and ``levels`` does not, that
+    holds, with a warning.
 
     Raises:
         ValueError: As ``read_image`` and :func:`ddfm_fast.images.ranges.chosen` raise it.
     """
     given = by_source(levels.nodata, "nodata")
     read = {
-        name: read_picture(path, max_pixels=max_pixels) for name, path in (("ir", ir), ("vis", vis))
+        name: read_picture(
+            path, max_pixels=max_pixels, radiometric=name == "ir", raw_size=levels.raw_size
+        )
+        for name, path in (("ir", ir), ("vis", vis))
     }
+    size = read["vis"].values.shape[:2]
+    if read["ir"].is_measured and read["ir"].values.shape[:2] != size == image_size(ir):
+        warn(
+            f"ir: the temperatures in {ir} are of another size than vis, and its picture is of the "
+            "same: the picture is used; for the temperatures, bring vis to their size"
+        )
+        read["ir"] = read_picture(ir, max_pixels=max_pixels)
     nodata = {name: nodata_of(picture, given[name], name) for name, picture in read.items()}
     return sources(read["ir"].values, read["vis"].values, levels._replace(nodata=nodata))
 

@@ -32,6 +32,8 @@ class Picture(NamedTuple):
     """[H, W] or [H, W, 3] (RGB) of a real dtype"""
     nodata: float | None = None
     """the value that the file itself says means nothing; NaN is one"""
+    is_measured: bool = False
+    """whether these are what a thermal camera measured, in place of its picture"""
 
 
 def check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:

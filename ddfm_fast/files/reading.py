@@ -21,7 +21,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..images.doubts import warn
-from . import arrays, compact, profiles, tiffs
+from . import arrays, compact, counts, profiles, raw, tiffs
+from . import radiometric as radiometry
 from .guards import UPRIGHT, Array, Picture, check_pixels
 from .paths import ImageFileError, check_path, is_file, look
 from .tags import PROFILE, SIGNATURES, read_tags
@@ -35,13 +36,24 @@ _HEAD = 64
 _TRANSPOSED = (5, 6, 7, 8)
 _WHITE_IS_ZERO = 0
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+_PILLOWS = (_PNG_SIGNATURE, _JPEG_SIGNATURE, b"BM")
+_BARE = (".raw", ".y16", ".bin", ".gray16", ".dat")
+"""suffixes of files of bare numbers"""
 
 
-def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    radiometric: bool = False,
+    raw_size: tuple[int, int] | None = None,
+) -> np.ndarray:
     """Read an image file as [H, W] (gray) or [H, W, 3] (RGB), upright by EXIF.
 
-    uint8 or uint16, of a TIFF also int32, uint32, int64, float32 or float64, whose range
-    ``images.ranges`` finds.
+    uint8 or uint16; of TIFF, arrays (.npy, .npz, .mat), OpenEXR and tables (.csv) also int32,
+    uint32, int64, float32 or float64, whose range ``images.ranges`` finds. Colors are sRGB's, by
+    the profile of the file. The extra ``[files]`` reads what Pillow and OpenCV do not.
 
     Alpha is dropped, with a warning where it is not fully opaque. Of several pictures in a file
     the first is read, with a warning. Palettes become RGB, or gray where they hold only gray;
@@ -50,31 +62,42 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PI
     Args:
         path: The file; its content decides the format, not its suffix.
         max_pixels: Refuse larger images (H * W) before decoding them.
+        radiometric: Of a thermal camera's JPEG, read what it measured rather than its picture:
+            float32 Celsius of FLIR, uint16 counts of DJI. Other files are read as ever.
+        raw_size: (width, height) of a file of bare numbers of 16 bits (Y16), the low byte first.
+            Files of known formats are read as ever.
 
     Raises:
         ImageFileError: Anything that is not a whole, readable image.
-        TypeError: A path or max_pixels of the wrong type.
-        ValueError: max_pixels below 1.
+        TypeError: An argument of the wrong type.
+        ValueError: max_pixels or a size below 1.
     """
-    return read_picture(path, max_pixels=max_pixels).values
+    return read_picture(
+        path, max_pixels=max_pixels, radiometric=radiometric, raw_size=raw_size
+    ).values
 
 
-def read_picture(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Picture:
+def read_picture(
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    radiometric: bool = False,
+    raw_size: tuple[int, int] | None = None,
+) -> Picture:
     """Read an image file as :func:`read_image` does, with what it says of its values."""
     path = check_path(path)
+    _check_raw_size(raw_size)
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
         raise TypeError(f"max_pixels: got {max_pixels!r}, expected an int of at least 1")
     if max_pixels < 1:
         raise ValueError(f"max_pixels: got {max_pixels}, expected at least 1")
     with _open(path) as file, pillow_limit_lifted():
         try:
-            return _decode(file, path, max_pixels)
+            return _decode(file, path, max_pixels, radiometric, raw_size)
         except (ImageFileError, MemoryError):
             raise
         except UnidentifiedImageError as error:
-            raise ImageFileError(
-                f"{path}: not a PNG, JPEG, TIFF or BMP image that can be read; export it as PNG"
-            ) from error
+            raise ImageFileError(f"{path}: {_unknown(path)}") from error
         except Exception as error:  # decoders fail on damaged files in every way there is
             raise ImageFileError(
                 f"{path}: cannot be decoded ({error}); the file is damaged or cut short, or of a "
@@ -140,9 +163,35 @@ def pillow_limit_lifted() -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = _limit_saved
 
 
-def _decode(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
+def _check_raw_size(size: Any) -> None:
+    if size is None:
+        return
+    if not isinstance(size, (tuple, list)) or [type(n) for n in size] != [int, int]:
+        raise TypeError(f"raw_size: got {size!r}, expected (width, height)")
+    if min(size) < 1:
+        raise ValueError(f"raw_size: got {size!r}, expected a width and a height of at least 1")
+
+
+def _unknown(path: Path) -> str:
+    if path.suffix.lower() in _BARE:
+        return (
+            "bare numbers have no size; say it by raw_size=(width, height) (command line: "
+            "--raw-size WxH)"
+        )
+    return "not a PNG, JPEG, TIFF or BMP image that can be read; export it as PNG"
+
+
+def _decode(
+    file: BinaryIO,
+    path: Path,
+    max_pixels: int,
+    radiometric: bool,
+    raw_size: tuple[int, int] | None,
+) -> Picture:
     head = file.read(_HEAD)
     file.seek(0)
+    if path.suffix.lower() in raw.SUFFIXES:  # those like TIFF begin with a small copy
+        return Picture(raw.decode(file, path, max_pixels))
     if head.startswith(SIGNATURES):
         return _decode_tiff(file, path, max_pixels)
     if kind := compact.kind_of(head):
@@ -150,11 +199,25 @@ def _decode(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
         if values is None:
             values = _decode_by_pillow(file, path, max_pixels, (kind,))
         return Picture(values)
+    if radiometric and head.startswith(_JPEG_SIGNATURE):
+        measured = radiometry.decode(file, path, max_pixels)
+        if measured is not None:
+            return _with_holes(measured)._replace(is_measured=True)
     if array := _array_reader(head):
-        values = array(file, path, max_pixels)
-        holes = values.dtype.kind == "f" and bool(np.isnan(values).any())
-        return Picture(values, float("nan") if holes else None)
+        return _with_holes(array(file, path, max_pixels))
+    if head.startswith(_PILLOWS):
+        return Picture(_decode_by_pillow(file, path, max_pixels))
+    if path.suffix.lower() in counts.TABLES:
+        return _with_holes(counts.decode_table(file, path, max_pixels))
+    if raw_size is not None:
+        return Picture(counts.decode_raw(file, path, raw_size, max_pixels))
     return Picture(_decode_by_pillow(file, path, max_pixels))
+
+
+def _with_holes(values: Array) -> Picture:
+    """A picture in which NaN is no data."""
+    holes = values.dtype.kind == "f" and bool(np.isnan(values).any())
+    return Picture(values, float("nan") if holes else None)
 
 
 def _array_reader(head: bytes) -> Callable[[BinaryIO, Path, int], Array] | None:
@@ -170,6 +233,8 @@ def _array_reader(head: bytes) -> Callable[[BinaryIO, Path, int], Array] | None:
 
 def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
     tags = read_tags(file, path)
+    if raw.is_raw(tags):
+        return Picture(raw.decode(file, path, max_pixels))
     if tags.pictures > 1:
         warn(f"{path}: holds {tags.pictures} pictures; the first is used")
     values = None
