@@ -161,13 +161,16 @@ def _number(cell: str, point: str) -> float:
 
 def _without_counters(values: Array, path: Path) -> Array:
     """Leave out a first row or column that only counts, and give whole numbers as integers."""
-    for axis, name in ((1, "column"), (0, "row")):
+    for axis, name in ((0, "row"), (1, "column")):
         first = values.take(0, axis)
-        inner = first[1:] if axis == 0 else first
-        if any(np.array_equal(inner, np.arange(start, start + inner.size)) for start in (0, 1)):
+        if _counts_up(first) or (axis == 0 and _counts_up(first[1:])):  # a corner of any kind
             warn(f"{path}: its first {name} only counts and is left out")
             values = np.delete(values, 0, axis)
     whole = np.isfinite(values).all() and (values == np.rint(values)).all()
     if whole and np.abs(values).max() < 1 << 53:
         return plain_integers(values.astype(np.int64))
     return values
+
+
+def _counts_up(values: Array) -> bool:
+    return any(np.array_equal(values, np.arange(n, n + values.size)) for n in (0, 1))
