@@ -11,6 +11,7 @@ import contextlib
 import os
 import stat
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +25,7 @@ from ..images.doubts import warn
 from . import arrays, compact, counts, profiles, raw, tiffs
 from . import radiometric as radiometry
 from .guards import UPRIGHT, Array, Picture, check_pixels
-from .paths import ImageFileError, check_path, is_file, look
+from .paths import SUFFIXES, ImageFileError, check_path, is_file, is_picture, look
 from .tags import PROFILE, SIGNATURES, read_tags
 
 DEFAULT_MAX_PIXELS = 2**28
@@ -106,19 +107,44 @@ def read_picture(
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Read (height, width), upright by EXIF, from a file's header; None where that fails."""
+    """Read (height, width), upright by EXIF, from a file's header; None where that fails.
+
+    Of kinds that Pillow does not know, a TIFF's tags are read, and other files as a whole.
+    """
     try:
         # a pipe would keep its reader waiting
         if not is_file(path):
             return None
-        with pillow_limit_lifted(), Image.open(path) as image:
-            width, height = image.size
-            if isinstance(image, TiffImageFile):  # Pillow's versions differ in when they turn these
-                width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
-            turned = image.getexif().get(_ORIENTATION_TAG, 1) in _TRANSPOSED
+        return _size_by_pillow(path)
+    except UnidentifiedImageError:
+        with contextlib.suppress(Exception):
+            return _size_of_rare(Path(path))
     except Exception:  # decoders fail on damaged files in every way there is
         return None
+    return None
+
+
+def _size_by_pillow(path: str | os.PathLike[str]) -> tuple[int, int]:
+    with pillow_limit_lifted(), Image.open(path) as image:
+        width, height = image.size
+        if isinstance(image, TiffImageFile):  # Pillow's versions differ in when they turn these
+            width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
+        turned = image.getexif().get(_ORIENTATION_TAG, 1) in _TRANSPOSED
     return (width, height) if turned else (height, width)
+
+
+def _size_of_rare(path: Path) -> tuple[int, int] | None:
+    with path.open("rb") as file:
+        if file.read(4).startswith(SIGNATURES):
+            tags = read_tags(file, path)
+            size = tags.one(_HEIGHT_TAG, 0), tags.one(_WIDTH_TAG, 0)
+            return size[::-1] if tags.one(_ORIENTATION_TAG, 1) in _TRANSPOSED else size
+    if path.suffix.lower() in SUFFIXES or not is_picture(path):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        height, width = read_image(path).shape[:2]
+    return height, width
 
 
 def _open(path: Path) -> BinaryIO:
