@@ -48,7 +48,6 @@ FILES = [  # kinds of image files that Pillow and OpenCV cannot read, or read wi
     "pillow-heif>=0.22",
     "pillow-jxl-plugin>=1.3",
     "rawpy>=0.24",
-    "scipy>=1.11",
     "tifffile>=2024.5.10",
 ]
 BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]

@@ -83,8 +83,7 @@ def ablate(
     title, limits = f"Ablation of {settings.preset}: {root.resolve().name}", pixel_limit(max_pixels)
     page: dict[str, Any] = {"title": title, "max_pairs": report_pairs, "max_pixels": limits}
     tables.write_page(report, evaluation, items, methods, **page)
-    written = _write_tables(out, evaluation, per_image)
-    written += [] if report is None else [report]
+    written = _write_tables(out, evaluation, per_image) + ([] if report is None else [report])
     tables.show(evaluation, format, written, per_image=per_image, as_json=as_json, quiet=quiet)
 
 

@@ -63,8 +63,7 @@ def fuse(
     8-bit images give 8-bit images and 16-bit images give 16-bit images. In folders a pair that
     fails is reported and the others continue. Exit code: 0 all fused, 1 some failed, 2 bad input.
     """
-    started = time.perf_counter()
-    settings = read_settings(context)
+    started, settings = time.perf_counter(), read_settings(context)
     from ..datasets.jobs import plan_jobs, run_jobs
 
     jobs, fuser = plan_jobs(ir, vis, out, format=format, panel=panel), settings.fuser()

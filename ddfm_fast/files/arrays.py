@@ -11,13 +11,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..images.doubts import warn
+from . import matlab
 from .guards import Array, check_pixels, colors, damaged, library, plain_integers
 from .paths import ImageFileError, few
 
 NPY, ZIP, EXR = b"\x93NUMPY", b"PK\x03\x04", b"\x76\x2f\x31\x01"
 MAT, MAT_HDF = b"MATLAB 5.0 MAT-file", b"MATLAB 7.3 MAT-file"
-_NUMERIC = ("double", "single", "logical", "int8", "uint8", "int16", "uint16", "int32", "uint32",
-            "int64", "uint64")  # fmt: skip
 _MOST_MEMBERS = 1000
 
 
@@ -63,16 +62,10 @@ def decode_mat(file: BinaryIO, path: Path, max_pixels: int) -> Array:
             f"{path}: a MATLAB file of version 7.3, which is not read; save it with "
             "save(name, 'variable', '-v7')"
         )
-    file.seek(0)
-    scipy = library("scipy.io", path, "a MATLAB file", ".npy or TIFF")
-    found = {name: shape for name, shape, kind in scipy.whosmat(file) if kind in _NUMERIC and shape}
-    name = _only_picture(found, path)
-    _checked_shape(found[name], path, max_pixels)
-    file.seek(0)
-    values = scipy.loadmat(file, variable_names=[name])[name]
-    if values.shape != found[name]:
-        raise damaged(path, f"{name} is of shape {values.shape}, expected {found[name]}")
-    return as_picture(values, path, max_pixels)
+    found = {v.name: v for v in matlab.variables(file, path)}
+    name = _only_picture({name: v.shape for name, v in found.items()}, path)
+    _checked_shape(found[name].shape, path, max_pixels)
+    return as_picture(matlab.decode(file, path, found[name]), path, max_pixels)
 
 
 def decode_exr(_file: BinaryIO, path: Path, max_pixels: int) -> Array:
