@@ -97,6 +97,14 @@ ENGINES = [
     "onnxscript>=0.5",  # torch.onnx.export
     "openvino>=2025.0",
 ]
+FILES = [  # kinds of image files that Pillow and OpenCV cannot read, or read with loss
+    "imagecodecs>=2024.6.1",
+    "openexr>=3.3",
+    "pillow-heif>=0.22",
+    "pillow-jxl-plugin>=1.3",
+    "rawpy>=0.24",
+    "tifffile>=2024.5.10",
+]
 BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]
 
 SERVE = [
@@ -153,6 +161,7 @@ setup(
         "medical": MEDICAL,
         "test": TEST,
         "bench": BENCH,
+        "files": FILES,
         "engines": [*BENCH, *ENGINES],
         "serve": SERVE,
     },

@@ -38,6 +38,7 @@ def batch(
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,
+    raw_size: opt.RawSize = None,
     range_over: opt.RangeOver = opt.Over.picture,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
@@ -80,7 +81,7 @@ def batch(
     settings = read_settings(context)
     items = find_items(root, vis, **source)
     folder, limit, bars = _folder(out), pixel_limit(max_pixels), show_progress(quiet)
-    meant = levels(ir_range, vis_range, nodata)
+    meant = levels(ir_range, vis_range, nodata, raw_size)
     options = {"format": format, "workers": workers, "max_pixels": limit, "redo": redo}
     report = _run(items, folder, settings.fuser(), meant, range_over, progress=bars, **options)
     _echo_report(report, as_json=as_json, quiet=quiet)

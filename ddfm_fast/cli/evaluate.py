@@ -22,6 +22,7 @@ def evaluate(
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,
+    raw_size: opt.RawSize = None,
     baselines: opt.Baselines = False,
     paper: opt.Paper = None,
     metrics: opt.Metrics = DEFAULT,
@@ -60,7 +61,7 @@ def evaluate(
         **tables.scoring(metrics, extra, paper),
         device=resolve_device(device),
         max_pixels=most_pixels,
-        levels=levels(ir_range, vis_range, nodata),
+        levels=levels(ir_range, vis_range, nodata, raw_size),
         progress=show_progress(quiet),
     )
     page = {"title": f"Fusion results: {root.resolve().name}", "max_pairs": report_pairs}

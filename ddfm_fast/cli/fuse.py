@@ -31,6 +31,7 @@ def fuse(
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,
+    raw_size: opt.RawSize = None,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
@@ -62,8 +63,7 @@ def fuse(
     8-bit images give 8-bit images and 16-bit images give 16-bit images. In folders a pair that
     fails is reported and the others continue. Exit code: 0 all fused, 1 some failed, 2 bad input.
     """
-    started = time.perf_counter()
-    settings = read_settings(context)
+    started, settings = time.perf_counter(), read_settings(context)
     from ..datasets.jobs import plan_jobs, run_jobs
 
     jobs, fuser = plan_jobs(ir, vis, out, format=format, panel=panel), settings.fuser()
@@ -71,7 +71,7 @@ def fuse(
         jobs,
         fuser,
         max_pixels=pixel_limit(max_pixels),
-        levels=levels(ir_range, vis_range, nodata),
+        levels=levels(ir_range, vis_range, nodata, raw_size),
         progress=show_progress(quiet),
         skip_existing=skip_existing,
         on_error=_echo_error,

@@ -215,12 +215,13 @@ Offset = Annotated[
 Resize = Annotated[
     str | None, option(INPUT_OPTIONS, "vis, ir or WIDTHxHEIGHT, where the sizes differ.")
 ]
-RANGES = "LO,HI, auto, dtype or data: what black and white are in"
+RANGES = "LO,HI, auto, dtype or data: black and white of"
 IrRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} infrared.")]
 VisRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} visible.")]
 Nodata = Annotated[
     str | None, option(INPUT_OPTIONS, "Value that means nothing: -9999, nan, or ir=-9999,vis=0.")
 ]
+RawSize = Annotated[str | None, option(INPUT_OPTIONS, "WxH of files of bare counts (Y16).")]
 RangeOver = Annotated[
     Over, option(INPUT_OPTIONS, "What one range is found for, picture or dataset.")
 ]

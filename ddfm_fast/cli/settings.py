@@ -130,8 +130,10 @@ def denoise(text: str | None) -> Any:
     return levels
 
 
-def levels(ir_range: str | None, vis_range: str | None, nodata: str | None) -> Levels:
-    """``--ir-range``, ``--vis-range`` and ``--nodata`` as the library takes them."""
+def levels(
+    ir_range: str | None, vis_range: str | None, nodata: str | None, raw_size: str | None = None
+) -> Levels:
+    """The ranges, ``--nodata`` and ``--raw-size`` as the library takes them."""
     from ..files.depth import Levels
 
     ranges = {
@@ -139,7 +141,7 @@ def levels(ir_range: str | None, vis_range: str | None, nodata: str | None) -> L
         for name, text in (("ir", ir_range), ("vis", vis_range))
         if (found := parse_range(text, f"--{name}-range")) is not None
     }
-    return Levels(ranges or None, parse_nodata(nodata))
+    return Levels(ranges or None, parse_nodata(nodata), parse_raw_size(raw_size))
 
 
 def parse_range(text: str | None, name: str) -> tuple[float, float] | str | None:
@@ -158,6 +160,16 @@ def parse_range(text: str | None, name: str) -> tuple[float, float] | str | None
             + ", ".join(NAMES)
         )
     return low, high
+
+
+def parse_raw_size(text: str | None) -> tuple[int, int] | None:
+    """``WxH``; ValueError otherwise."""
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise ValueError(f"--raw-size is {text!r}; expected a width and a height, such as 640x512")
+    return int(width), int(height)
 
 
 def parse_nodata(text: str | None) -> float | dict[str, float] | None:

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..files.pairing import files_alone
-from ..files.paths import SUFFIXES, VIDEO_SUFFIXES, ImageFileError, few, is_folder, is_picture
+from ..files.paths import (
+    READ_SUFFIXES,
+    VIDEO_SUFFIXES,
+    ImageFileError,
+    few,
+    image_files,
+    is_folder,
+    is_picture,
+)
 from ..files.reading import image_size
 from ..images.doubts import warn
 from .lists import read_list
@@ -223,7 +231,7 @@ def _from_folders(root, layout) -> Survey:
     for prefix, first, second in found:
         ir, vis = dict(_stems(first)), dict(_stems(second))
         if not ir and not vis:
-            raise ImageFileError(f"{first} and {second}: no images ({', '.join(SUFFIXES)})")
+            raise ImageFileError(f"{first} and {second}: no images ({', '.join(READ_SUFFIXES)})")
         survey.add(pair_folders(ir, vis), prefix)
     return survey
 
@@ -325,7 +333,7 @@ def _listing(folder: Path, above: Iterable[str]) -> tuple[list[Path], list[Path]
                     files.append(folder / entry.name)
     except OSError as error:
         raise ImageFileError(f"{folder}: cannot be listed ({error.strerror})") from error
-    return folders, files
+    return folders, image_files(files)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..images.doubts import warn
 from ..images.ranges import Ignored, by_source, chosen, ignored, nearest_valid
-from .reading import DEFAULT_MAX_PIXELS, read_image
+from .guards import Picture
+from .reading import DEFAULT_MAX_PIXELS, image_size, read_picture
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -23,10 +25,12 @@ class Levels(NamedTuple):
     value_range: Any = None
     """for both, or by source; values outside of (low, high) are clipped"""
     nodata: Any = None
+    raw_size: tuple[int, int] | None = None
+    """(width, height) of files of bare numbers"""
 
     def to_dict(self) -> dict[str, Any]:
         """What was given, for a record of settings; empty where nothing was."""
-        given = {"value_range": self.value_range, "nodata": self.nodata}
+        given = self._asdict()
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -59,11 +63,56 @@ def read_sources(
 ) -> Sources:
     """Read two files; sizes may differ.
 
+    A thermal camera's JPEG gives its temperatures as infrared, where they fit, and its picture as
+    visible. Where a file says itself which value means nothing, and ``levels`` does not, that
+    holds, with a warning.
+
     Raises:
         ValueError: As ``read_image`` and :func:`ddfm_fast.images.ranges.chosen` raise it.
     """
-    a, b = (read_image(path, max_pixels=max_pixels) for path in (ir, vis))
-    return sources(a, b, levels)
+    given = by_source(levels.nodata, "nodata")
+    read = {
+        name: read_picture(
+            path, max_pixels=max_pixels, radiometric=name == "ir", raw_size=levels.raw_size
+        )
+        for name, path in (("ir", ir), ("vis", vis))
+    }
+    size = read["vis"].values.shape[:2]
+    if read["ir"].is_measured and read["ir"].values.shape[:2] != size == image_size(ir):
+        warn(
+            f"ir: the temperatures in {ir} are of another size than vis, and its picture is of the "
+            "same: the picture is used; for the temperatures, bring vis to their size"
+        )
+        read["ir"] = read_picture(ir, max_pixels=max_pixels)
+    nodata = {name: nodata_of(picture, given[name], name) for name, picture in read.items()}
+    return sources(read["ir"].values, read["vis"].values, levels._replace(nodata=nodata))
+
+
+def nodata_of(picture: Picture, given: Any, name: str, *, told: bool = True) -> Any:
+    """What means nothing in a source: what is given, else what the file says and has.
+
+    Args:
+        picture: The source as read.
+        given: Its ``nodata``.
+        name: Of the source, for the sentence.
+        told: Whether to say that the file's own is used.
+    """
+    if given is not None or picture.nodata is None:
+        return given
+    own = Ignored(picture.nodata)
+    if not own.where(picture.values).any():
+        return None
+    if picture.values.ndim == 3:
+        used, result = "it is not used, as one band of a color may have it", None
+    else:
+        used, result = "such pixels are left out", own
+    if told:
+        warn(
+            f"{name}: the file says that {own.value:g} means no data: {used}; nodata= "
+            "(command line: --nodata) says what is meant",
+            f"nodata {name}",
+        )
+    return result
 
 
 def sources(ir: Array, vis: Array, levels: Levels | None = None) -> Sources:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import require_number
-from ..files.paths import SUFFIXES, ImageFileError, is_folder
+from ..files.paths import READ_SUFFIXES, ImageFileError, image_files, is_folder
 from ..files.reading import image_size, read_image
 from .decoding import VideoSource
 from .frames import DEFAULT_RATE, BadFrame, Faults, Frame, Source, VideoError
@@ -73,15 +73,11 @@ def open_source(
 def pictures(folder: Path) -> list[Path]:
     """List the picture files of a folder in the order of the last number in their names."""
     try:
-        found = [
-            p
-            for p in folder.iterdir()
-            if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-        ]
+        found = image_files(folder.iterdir())
     except OSError as error:
         raise VideoError(f"{folder}: cannot be listed ({error.strerror})") from error
     if not found:
-        raise VideoError(f"{folder}: no pictures in it ({', '.join(SUFFIXES)})")
+        raise VideoError(f"{folder}: no pictures in it ({', '.join(READ_SUFFIXES)})")
     return sorted(found, key=lambda p: (-1 if (n := _number(p)) is None else n, p.name))
 
 

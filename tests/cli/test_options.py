@@ -42,6 +42,7 @@ RECORD = {
         --prior-config: str, None
         --prior: str, 'embedded'
         --psi: float, None
+        --raw-size: str, None
         --sampler: str, None
         --seed: int, 3407
         --skip-existing: bool, False
@@ -79,6 +80,7 @@ RECORD = {
         --prior: str, 'embedded'
         --psi: float, None
         --range-over: picture|dataset, 'picture'
+        --raw-size: str, None
         --redo: bool, False
         --sampler: str, None
         --seed: int, 3407
@@ -201,6 +203,7 @@ RECORD = {
         --nodata: str, None
         --paper: str, None
         --per-image: bool, False
+        --raw-size: str, None
         --report-pairs: int min=1, 60
         --report: Path, None
         --vis-range: str, None
@@ -231,6 +234,7 @@ RECORD = {
         --prior-config: str, None
         --prior: str, 'embedded'
         --psi: float, None
+        --raw-size: str, None
         --report-pairs: int min=1, 60
         --report: Path, None
         --rows: str, None
@@ -380,7 +384,7 @@ def test_help_of_fuse():
     first = "\n".join(text[:SCREEN])
     assert all(name in first for name in ("IR", "VIS", "--preset", "--steps", "--out"))
     options = [found[1] for line in text if (found := re.match(r"│ \*? *(--[\w-]+)", line))]
-    assert options[:5] == ["--ir-range", "--vis-range", "--nodata", "--preset", "--denoise"]
+    assert options[:5] == ["--ir-range", "--vis-range", "--nodata", "--raw-size", "--preset"]
     assert [line for line in text if "─ Runtime ─" in line]
     assert options[-1] == "--help"
 

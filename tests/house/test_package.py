@@ -167,7 +167,7 @@ def test_metadata(metadata):
     assert metadata["Version"] == ddfm_fast.__version__
     assert metadata["Requires-Python"] == ">=3.10"
     extras = set(metadata.get_all("Provides-Extra"))
-    libraries = {"cuda12", "cuda13", "diffusers", "video", "medical", "engines", "serve"}
+    libraries = {"cuda12", "cuda13", "diffusers", "video", "medical", "files", "engines", "serve"}
     assert extras == {*libraries, "test", "bench"}
 
 
