@@ -37,7 +37,7 @@ class Tag(NamedTuple):
     """little-endian"""
 
     @property
-    def count(self) -> int:
+    def length(self) -> int:
         return len(self.data) // _SIZES[self.type]
 
     @property
@@ -49,11 +49,11 @@ class Tag(NamedTuple):
     def numbers(self) -> list[float]:
         """The value as numbers; fractions of nothing are 0."""
         if self.type in _FRACTIONS:
-            both = struct.unpack(f"<{2 * self.count}{_FRACTIONS[self.type]}", self.data)
+            both = struct.unpack(f"<{2 * self.length}{_FRACTIONS[self.type]}", self.data)
             return [a / b if b else 0.0 for a, b in zip(both[::2], both[1::2], strict=True)]
         if self.type not in _CODES:
             raise ValueError(f"a tag of type {self.type} has no numbers")
-        return list(struct.unpack(f"<{self.count}{_CODES[self.type]}", self.data))
+        return list(struct.unpack(f"<{self.length}{_CODES[self.type]}", self.data))
 
 
 Directory = dict[int, Tag]
@@ -226,5 +226,5 @@ def _append_directory(out: bytearray, tags: Directory) -> int:
         value = tag.data
         if len(value) > 4:
             value = struct.pack("<I", _append(out, value))
-        entries += struct.pack("<HHI", number, tag.type, tag.count) + value.ljust(4, b"\0")
+        entries += struct.pack("<HHI", number, tag.type, tag.length) + value.ljust(4, b"\0")
     return _append(out, struct.pack("<H", len(tags)) + entries + bytes(4))

@@ -52,10 +52,8 @@ def write_image(
             TIFF.
         quality: JPEG quality, 1 to 100.
         chroma: How finely JPEG holds color, one of ``CHROMAS``; None for "444" from quality 90 on.
-        compression: Of TIFF one of ``COMPRESSIONS`` (None: LZW of integers, none of floats), of PNG
-            0 to 9.
-        metadata: What the file says beside its pixels, with the program's name; None for nothing.
-            BMP holds none.
+        compression: Of TIFF one of ``COMPRESSIONS`` (None: LZW; floats none), of PNG 0 to 9.
+        metadata: What the file says beside its pixels, and the program's name; BMP holds none.
         value_range: The values of black and white, where the file is to say them.
         pages: Further pages of a TIFF file by name, of any real dtype; the first is "fused".
 
