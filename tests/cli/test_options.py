@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from ddfm_fast.bench.sections import SECTIONS
 from ddfm_fast.cli import app as home
 from ddfm_fast.cli.app import app
+from ddfm_fast.cli.settings import OUTPUT_OPTIONS
 from ddfm_fast.options import OPTIONS, FuserOptions, ReadingOptions
 
 SCREEN = 40
@@ -376,6 +377,8 @@ def test_no_parameter_is_forgotten():
         taken = {n.value for n in ast.walk(module) if isinstance(n, ast.Constant)}
         if "read_settings" in named:
             taken |= {*FuserOptions.__annotations__, "gray", "color_from", "prior_config"}
+        if "output" in named:
+            taken |= set(OUTPUT_OPTIONS)
         for argument in (*function.args.args, *function.args.kwonlyargs):
             assert argument.arg in named | taken, (command, argument.arg)
 
