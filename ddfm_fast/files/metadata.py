@@ -30,7 +30,8 @@ MAKER_NOTE = 37500
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 XMP_KEYWORD = b"XML:com.adobe.xmp"
 _SCALE, _TIEPOINTS, _TRANSFORMATION = 33550, 33922, 34264
-_GEO = (_SCALE, _TIEPOINTS, _TRANSFORMATION, 34735, 34736, 34737)
+_PLACED = _SCALE, _TIEPOINTS, _TRANSFORMATION
+_GEO = (*_PLACED, 34735, 34736, 34737)
 _KEYS = 34735
 """without it the others say nothing"""
 _DESCRIPTION = 270
@@ -205,7 +206,11 @@ def _read_tiff(file: BinaryIO, found: _Found) -> None:
         found.nodata = tags[NODATA]
     if _KEYS in tags:
         size = int(_first(tags, HEIGHT, 0)), int(_first(tags, WIDTH, 0))
-        found.geo = Geo({tag: tags[tag] for tag in _GEO if tag in tags}, size)
+        place = {tag: tags[tag] for tag in _GEO if tag in tags}
+        if min(size) > 0 and all(place[tag].type == DOUBLE for tag in _PLACED if tag in place):
+            found.geo = Geo(place, size)
+        else:
+            found.damaged = True
 
 
 def _read_png(file: BinaryIO, found: _Found) -> None:
@@ -222,8 +227,8 @@ def _read_png(file: BinaryIO, found: _Found) -> None:
             found.add_exif(data)
         elif kind == b"pHYs" and size == 9:
             x, y, unit = struct.unpack(">IIB", data)
-            if unit == 1 and x and y:
-                found.dpi = x * _METERS_IN_INCH, y * _METERS_IN_INCH
+            if unit == 1:
+                found.dpi = _both_positive((x * _METERS_IN_INCH, y * _METERS_IN_INCH))
         elif kind == b"iTXt" and data.startswith(XMP_KEYWORD + b"\0"):
             found.xmp = _international_text(data)
         elif kind in (b"iCCP", b"sRGB"):
@@ -242,9 +247,9 @@ def _read_other(file: BinaryIO, found: _Found) -> None:
     with pillow_limit_lifted(), Image.open(file) as image:
         info = dict(image.info)
     unit, density = info.get("jfif_unit"), info.get("jfif_density", (0, 0))
-    if unit in (1, 2) and min(density) > 0:
+    if unit in (1, 2):
         factor = 1 if unit == 1 else _INCH_IN_CM
-        found.dpi = density[0] * factor, density[1] * factor
+        found.dpi = _both_positive((density[0] * factor, density[1] * factor))
     elif "jfif" not in info and "exif" not in info:  # or Pillow names 72 where there is none
         found.dpi = _both_positive(info.get("dpi"))
     found.has_profile = bool(info.get("icc_profile"))
