@@ -15,9 +15,7 @@ import numpy as np
 from .. import __version__
 from ..images.doubts import warn
 from . import metadata as meta
-from .metadata import Metadata
-from .srgb import profile
-from .tags import (
+from .directories import (
     BYTE,
     FLOAT,
     LONG,
@@ -32,6 +30,8 @@ from .tags import (
     pages_of,
     text,
 )  # fmt: skip
+from .metadata import Metadata
+from .srgb import profile
 
 SOFTWARE = f"ddfm_fast {__version__}"
 _SOFTWARE_TAG = 305

@@ -19,8 +19,8 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from ..images.doubts import warn
+from .directories import ASCII, DOUBLE, MAGIC, SHORT, Directory, Reader, Tag, numbers
 from .reading import pillow_limit_lifted
-from .tags import ASCII, DOUBLE, MAGIC, SHORT, Directory, Reader, Tag, numbers
 
 WIDTH, HEIGHT, ORIENTATION = 256, 257, 274
 RESOLUTIONS, RESOLUTION_UNIT = (282, 283), 296

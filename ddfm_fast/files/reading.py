@@ -156,8 +156,9 @@ def _decode(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
     inverted = _tiff_tag(image, _PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
     image.load()
     # Pillow turns TIFFs upright as it loads them, and so does OpenCV; the tag is gone by here.
-    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    ImageOps.exif_transpose(image, in_place=True)
+    orientation = _orientation(image, path)
+    if orientation != 1:
+        ImageOps.exif_transpose(image, in_place=True)
     if _is_transparent(image):
         warn(f"{path}: has transparent parts; alpha is dropped")
     if deep:
@@ -166,6 +167,19 @@ def _decode(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
     array = _to_array(image)
     # Pillow inverts 8-bit TIFFs whose zero is white, but not those of 16 bits.
     return 65535 - array if inverted and array.dtype == np.uint16 else array
+
+
+def _orientation(image: Image.Image, path: Path) -> int:
+    """By EXIF; where that is damaged, the picture counts as upright."""
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged blocks fail in every way there is
+        warn(
+            f"{path.name}: its EXIF is damaged and left out, so the picture is taken to be "
+            "upright; save it again without EXIF where it is not",
+            "metadata",
+        )
+        return 1
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> Any:

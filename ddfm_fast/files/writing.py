@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from .directories import SHORT, numbers, pack, pages_of
 from .embedding import Facts, bind, embed
 from .metadata import Metadata
 from .paths import DEEP_SUFFIXES, SUFFIXES, ImageFileError, atomic_write_bytes, check_path
-from .tags import SHORT, numbers, pack, pages_of
 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")

@@ -16,9 +16,9 @@ from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ddfm_fast import DDFMWarning, __version__
+from ddfm_fast.files.directories import SHORT, Page, Reader, numbers, pack, text
 from ddfm_fast.files.metadata import Geo, Metadata, read_metadata
 from ddfm_fast.files.srgb import profile
-from ddfm_fast.files.tags import SHORT, Page, Reader, numbers, pack, text
 from ddfm_fast.files.writing import write_image
 
 SUFFIXES = (".png", ".jpg", ".tif")
