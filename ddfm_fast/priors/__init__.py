@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .network import UNetPrior
     from .precision import PRECISIONS
     from .prior import EPS_DTYPES, Prior
+    from .wrapped import denoiser, wrap
 
 __all__ = [
     "CallablePrior",
@@ -25,7 +26,9 @@ __all__ = [
     "PRECISIONS",
     "Prior",
     "UNetPrior",
+    "denoiser",
     "load_prior",
+    "wrap",
 ]
 
 __getattr__, __dir__ = face(
@@ -38,5 +41,7 @@ __getattr__, __dir__ = face(
         "UNetPrior": "network",
         "load_prior": "load",
         "PRECISIONS": "precision",
+        "denoiser": "wrapped",
+        "wrap": "wrapped",
     },
 )
