@@ -91,6 +91,21 @@ def test_a_result_has_the_visible_metadata_and_of_the_infrared_what_that_lacks(t
     assert np.allclose(opened(tmp_path / "o.png").info["dpi"], 200, atol=0.02)
 
 
+def test_a_place_on_the_earth_is_kept_from_either_source(tmp_path, fuser):
+    place = ImageFileDirectory_v2()
+    place[33550], place[34735] = (0.5, 0.5, 0.0), (1, 1, 0, 1, 1024, 0, 1, 1)
+    place[33922] = (0.0, 0.0, 0.0, 440720.0, 3751320.0, 0.0)
+    place.tagtype.update({33550: 12, 33922: 12, 34735: 3})
+    Image.fromarray(texture(*SIZE, 1)).save(tmp_path / "geo.tif", tiffinfo=place)
+    Image.fromarray(texture(*SIZE, 2)).save(tmp_path / "plain.png")
+    both = tmp_path / "geo.tif", tmp_path / "plain.png"
+    cropping = Fuser(preset="official-script", steps=2)
+    for n, (paths, by) in enumerate([(both, fuser), (both[::-1], fuser), (both, cropping)]):
+        fused(paths, tmp_path / f"{n}.tif", by, Levels())
+        tags = opened(tmp_path / f"{n}.tif").tag_v2
+        assert all(tags[tag] == place[tag] for tag in place)
+
+
 def test_the_infrared_metadata_come_first_where_color_does(tmp_path, fuser):
     infrared, visible = pair(tmp_path, ir=texture(*SIZE, 1))
     exif = Image.Exif()

@@ -123,6 +123,34 @@ def test_tiff_tags_leave_the_pixels(tmp_path, dtype, compression):
             np.testing.assert_array_equal(np.asarray(opened(tmp_path / "o.tif")), picture)
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "bool",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint32",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+    ],
+)
+def test_pages_keep_values_of_any_dtype(tmp_path, dtype):
+    tifffile = pytest.importorskip("tifffile")
+    values = np.arange(30).reshape(5, 6) * 4 % 120
+    values = (values - (0 if dtype[0] in "ub" else 60)).astype(dtype)
+    fused = pixels(5, 6)
+    write_image(tmp_path / "o.tif", fused, pages={"infrared": values}, compression="none")
+    with tifffile.TiffFile(tmp_path / "o.tif") as file:
+        np.testing.assert_array_equal(file.pages[0].asarray(), fused)
+        np.testing.assert_array_equal(file.pages[1].asarray(), values)
+    with pytest.raises(ValueError, match=r"o\.png: \.png holds one picture, not 2; write \.tif"):
+        write_image(tmp_path / "o.png", fused, pages={"infrared": values})
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
 def test_tifffile_agrees(tmp_path, dtype):
     tifffile = pytest.importorskip("tifffile")
