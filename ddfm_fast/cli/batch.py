@@ -13,7 +13,15 @@ import typer
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED
 from .options import default
-from .settings import data_source, find_items, levels, pixel_limit, read_settings, show_progress
+from .settings import (
+    data_source,
+    find_items,
+    levels,
+    output,
+    pixel_limit,
+    read_settings,
+    show_progress,
+)
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -55,6 +63,12 @@ def batch(
     out: opt.OutFolder = None,
     list_pairs: opt.ListPairs = False,
     format: opt.Format = "png",
+    quality: opt.Quality = None,
+    chroma: opt.ChromaOf = None,
+    compression: opt.Compression = None,
+    out_range: opt.OutRange = "full",
+    keep_thermal: opt.KeepThermal = False,
+    no_metadata: opt.NoMetadata = False,
     redo: opt.Redo = False,
     gray: opt.Gray = False,
     color_from: opt.ColorSource = opt.ColorFrom.auto,
@@ -78,11 +92,12 @@ def batch(
     source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
     if list_pairs:
         raise typer.Exit(_echo_pairs(root, vis, source, as_json=as_json))
-    settings = read_settings(context)
+    settings, how = read_settings(context), output(context)
     items = find_items(root, vis, **source)
     folder, limit, bars = _folder(out), pixel_limit(max_pixels), show_progress(quiet)
     meant = levels(ir_range, vis_range, nodata, raw_size)
     options = {"format": format, "workers": workers, "max_pixels": limit, "redo": redo}
+    options["output"] = how
     report = _run(items, folder, settings.fuser(), meant, range_over, progress=bars, **options)
     _echo_report(report, as_json=as_json, quiet=quiet)
     raise typer.Exit(_exit_code(report))

@@ -15,7 +15,7 @@ from ..config import default_preset
 from . import options as opt
 from .errors import BAD_INPUT, OK, SOME_FAILED, message
 from .options import default
-from .settings import levels, pixel_limit, read_settings, show_progress
+from .settings import levels, output, pixel_limit, read_settings, show_progress
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -47,6 +47,12 @@ def fuse(
     out: opt.OutFileOrFolder,
     panel: opt.Panel = False,
     format: opt.FormatInFolder = None,
+    quality: opt.Quality = None,
+    chroma: opt.ChromaOf = None,
+    compression: opt.Compression = None,
+    out_range: opt.OutRange = "full",
+    keep_thermal: opt.KeepThermal = False,
+    no_metadata: opt.NoMetadata = False,
     skip_existing: opt.SkipExisting = False,
     gray: opt.Gray = False,
     color_from: opt.ColorSource = opt.ColorFrom.auto,
@@ -60,10 +66,12 @@ def fuse(
 ) -> None:
     """Fuse two image files, or two folders whose files have the same stems.
 
-    8-bit images give 8-bit images and 16-bit images give 16-bit images. In folders a pair that
-    fails is reported and the others continue. Exit code: 0 all fused, 1 some failed, 2 bad input.
+    8-bit images give 8-bit images and 16-bit images give 16-bit images; metadata of the visible
+    file are kept. In folders a pair that fails is reported and the others continue. Exit code: 0
+    all fused, 1 some failed, 2 bad input.
     """
-    started, settings = time.perf_counter(), read_settings(context)
+    started = time.perf_counter()
+    settings, how = read_settings(context), output(context)
     from ..datasets.jobs import plan_jobs, run_jobs
 
     jobs, fuser = plan_jobs(ir, vis, out, format=format, panel=panel), settings.fuser()
@@ -72,6 +80,7 @@ def fuse(
         fuser,
         max_pixels=pixel_limit(max_pixels),
         levels=levels(ir_range, vis_range, nodata, raw_size),
+        output=how,
         progress=show_progress(quiet),
         skip_existing=skip_existing,
         on_error=_echo_error,

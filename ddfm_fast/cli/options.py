@@ -35,6 +35,14 @@ class ColorFrom(str, Enum):
     vis = "vis"
 
 
+class Chroma(str, Enum):
+    """How finely JPEG holds color."""
+
+    full = "444"
+    half = "422"
+    quarter = "420"
+
+
 class Precision(str, Enum):
     auto = "auto"
     float32 = "float32"
@@ -189,6 +197,31 @@ Panel = Annotated[
 ]
 SkipExisting = Annotated[
     bool, option(OUTPUT, "Leave pairs whose output is there already.", "--skip-existing")
+]
+Quality = Annotated[
+    int | None, option(OUTPUT, "JPEG quality (default 95).", metavar="N", min=1, max=100)
+]
+ChromaOf = Annotated[
+    Chroma | None,
+    option(OUTPUT, "JPEG color: 444 (from quality 90 on), 422, 420.", "--chroma", metavar="KIND"),
+]
+Compression = Annotated[
+    str | None, option(OUTPUT, "none, lzw, deflate or zstd of TIFF; 0 to 9 of PNG.")
+]
+NoMetadata = Annotated[
+    bool, option(OUTPUT, "Keep no EXIF, GPS, … of the sources.", "--no-metadata")
+]
+OutRange = Annotated[
+    str,
+    option(
+        OUTPUT,
+        "Black and white: full (default), ir, vis or LO,HI.",
+        metavar="RANGE",
+        show_default=False,
+    ),
+]
+KeepThermal = Annotated[
+    bool, option(OUTPUT, "Second TIFF page: the infrared values as read.", "--keep-thermal")
 ]
 Workers = Annotated[int, option(RUNTIME, "Threads that read, and as many that write.", min=1)]
 Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--redo")]

@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from ..files.depth import Levels, Sources, read_sources
 from ..files.paths import (
-    DEEP_SUFFIXES,
     SUFFIXES,
     ImageFileError,
     atomic_write_bytes,
@@ -34,13 +33,13 @@ from ..files.paths import (
     look,
 )
 from ..files.reading import DEFAULT_MAX_PIXELS, image_size
-from ..files.writing import write_image
 from ..images.doubts import about, warn
 from ..runtime import environment
 from ..runtime.capture import release_cached_memory
 from ..runtime.memory import is_out_of_memory, pages_kept
 from .ahead import prefetch
 from .history import History, describe_settings, input_hashes
+from .output import Output
 from .pairs import PairItem
 
 if TYPE_CHECKING:
@@ -67,6 +66,8 @@ class PairResult:
     height: int | None = None
     width: int | None = None
     dtype: str | None = None
+    range: list[float] | None = None
+    """the values of black and white"""
     seconds: float | None = None
     """of fusion, the pair's share of its batch"""
     report: dict[str, Any] | None = None
@@ -118,6 +119,7 @@ def run_batch(
     workers: int = 2,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     levels: Levels | None = None,
+    output: Output | None = None,
     redo: bool = False,
     progress: bool = False,
     on_error: Callable[[PairResult], None] | None = None,
@@ -132,10 +134,11 @@ def run_batch(
         out: Folder to write to, made where it is missing.
         fuser: What fuses them; its settings are part of the history.
         batch_size: Most pairs at once, halved on out-of-memory; None for the fuser's own.
-        format: "png", "tif", "jpg" or "bmp"; 16-bit sources need one of the first two.
+        format: "png", "tif", "jpg" or "bmp"; the first two hold 16 bits.
         workers: Threads that read, and as many that write, while the fuser computes.
         max_pixels: Of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from each pair by default.
+        output: How results are written.
         redo: Fuse what is done already once more.
         progress: Show bars with an estimate of the end, on stderr.
         on_error: Called with each pair that fails, as it happens; the others continue.
@@ -151,13 +154,15 @@ def run_batch(
     """
     suffix = _checked_suffix(format)
     _check_counts(batch_size=batch_size, workers=workers)
+    (output := output or Output()).check([suffix])
     targets = _checked_targets(items, Path(out), suffix)
     ensure_writable_dir(out)
     levels = levels or Levels()
-    with History(Path(out), describe_settings(fuser, suffix) | levels.to_dict()) as history:
+    settings = describe_settings(fuser, suffix) | levels.to_dict() | output.to_dict()
+    with History(Path(out), settings) as history:
         run = _Run(
             history, fuser, targets, batch_size=batch_size, workers=workers, max_pixels=max_pixels,
-            levels=levels, redo=redo, progress=progress, on_error=on_error,
+            levels=levels, output=output, redo=redo, progress=progress, on_error=on_error,
         )  # fmt: skip
         report = run.run(list(items))
         _write_report(report)
@@ -195,6 +200,7 @@ class _Run:
         workers: int,
         max_pixels: int,
         levels: Levels,
+        output: Output,
         redo: bool,
         progress: bool,
         on_error: Callable[[PairResult], None] | None,
@@ -203,7 +209,7 @@ class _Run:
         self.fuser = fuser if batch_size is None else fuser.with_options(batch_size=batch_size)
         self.batch_size = self.least_batch_size = self.fuser.batch_size
         self.workers, self.max_pixels, self.redo = workers, max_pixels, redo
-        self.levels, self.told = levels, set[str]()
+        self.levels, self.output, self.told = levels, output, set[str]()
         self.progress, self.on_error = progress, on_error
         self.staging = history.out / STAGING
         self.results: dict[str, PairResult] = {}
@@ -259,7 +265,8 @@ class _Run:
         record = None if self.redo else self.history.is_done(item, target)
         if record is None:
             return None, image_size(item.ir)
-        facts = {key: record.get(key) for key in ("height", "width", "dtype", "seconds", "report")}
+        kept = ("height", "width", "dtype", "range", "seconds", "report")
+        facts = {key: record.get(key) for key in kept}
         return PairResult(item.name, SKIPPED, str(target), **facts), None
 
     def _work(self, items: list[PairItem]) -> None:
@@ -295,10 +302,6 @@ class _Run:
                 raise ValueError(
                     f"ir has {ir.shape[0]}x{ir.shape[1]} and vis {vis.shape[0]}x{vis.shape[1]}; "
                     "expected aligned images of equal size: register and resize them first"
-                )
-            if ir.dtype == np.uint16 and target.suffix not in DEEP_SUFFIXES:
-                raise ValueError(
-                    f"output {target.name} would lose the 16 bits of the input; write png or tif"
                 )
             return _Loaded(item, found, inputs, self.fuser.pixels.ahead(ir, vis))
         except _EXPECTED as error:
@@ -367,27 +370,25 @@ class _Run:
         self, pair: _Loaded, picture: np.ndarray, seconds: float, report: dict[str, Any]
     ) -> PairResult:
         """In a writing thread."""
-        target = self.targets[pair.item.name]
+        item = pair.item
+        target = self.targets[item.name]
         staged = self.staging / f"{secrets.token_hex(8)}{target.suffix}"
-        height, width = picture.shape[:2]
-        facts = {
-            "height": height,
-            "width": width,
-            "dtype": str(picture.dtype),
-            "seconds": seconds,
-            "report": report,
-        }
         try:
-            _stage(picture, staged, target)
-            self.history.commit(pair.item, pair.inputs, staged, target, facts)
+            with about([item.name], self.told):
+                facts = self.output.write(
+                    staged, picture, pair.sources, (item.ir, item.vis), color=self.fuser.color,
+                    final=target,
+                )  # fmt: skip
+            facts |= {"seconds": seconds, "report": report}
+            self.history.commit(item, pair.inputs, staged, target, facts)
         except _EXPECTED as error:
             if no_room := _no_room(error):
                 self.stopped = f"{self.history.out}: {no_room}"
-            return _failure(pair.item, error)
+            return _failure(item, error)
         finally:
             with contextlib.suppress(OSError):
                 staged.unlink()
-        return PairResult(pair.item.name, DONE, str(target), **facts)
+        return PairResult(item.name, DONE, str(target), **facts)
 
     def _collect(self, most: int) -> None:
         """Record finished writes; wait until at most that many are under way."""
@@ -404,19 +405,6 @@ class _Run:
         if result.status == FAILED and self.on_error is not None:
             with tqdm.external_write_mode():
                 self.on_error(result)
-
-
-def _stage(picture: np.ndarray, staged: Path, target: Path) -> None:
-    """Write a picture to the staging folder; an error is that of its target."""
-    try:
-        write_image(staged, picture)
-    except ImageFileError as error:
-        if not isinstance(error.__cause__, OSError):
-            raise
-        raise ImageFileError(
-            f"{target}: cannot be written ({error.__cause__.strerror}); choose a folder that you "
-            "may write to and that has room"
-        ) from error.__cause__
 
 
 def _failure(item: PairItem, error: BaseException) -> PairResult:

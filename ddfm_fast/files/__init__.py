@@ -2,9 +2,13 @@
 
 reading   PNG, JPEG, TIFF and BMP, by content
 depth     a pair of files of any depth as 8 or 16 bits that use their range
+metadata  what a file says beside its pixels
 writing   images written atomically, by suffix
+embedding what a result says, put into an encoded file
 pairing   two folders of images by stem
 paths     what is there, safe names, and bytes written whole or not at all
+
+`directories` reads and writes the tags of TIFF and EXIF; `srgb` makes the color profile of results.
 """
 
 from __future__ import annotations

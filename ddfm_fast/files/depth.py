@@ -34,6 +34,16 @@ class Levels(NamedTuple):
         return {name: value for name, value in given.items() if value is not None}
 
 
+class Unit(NamedTuple):
+    """A source as its file has it."""
+
+    values: Array
+    """upright, of the file's dtype"""
+    low: float
+    """what was taken for black, likewise ``high``"""
+    high: float
+
+
 class Sources(NamedTuple):
     """A pair of one depth."""
 
@@ -42,6 +52,8 @@ class Sources(NamedTuple):
     vis: Array
     holes: tuple[Array | None, Array | None] = (None, None)
     """of ``ir`` and ``vis``: bool [H, W], where there is no data"""
+    units: tuple[Unit, ...] = ()
+    """of ``ir`` and ``vis``"""
 
     def mended(self, fused: Array) -> Array:
         """A result, cropped at most, that shows the other source where one has no data."""
@@ -123,14 +135,17 @@ def sources(ir: Array, vis: Array, levels: Levels | None = None) -> Sources:
         as_levels(image, ranges[name], name, ignored(nodata[name]))
         for name, image in (("ir", ir), ("vis", vis))
     ]
-    pictures = same_depth(*(picture for picture, _ in found))
-    return Sources(*pictures, holes=(found[0][1], found[1][1]))
+    pictures = same_depth(*(picture for picture, _, _ in found))
+    units = tuple(
+        Unit(image, *limits) for image, (_, _, limits) in zip((ir, vis), found, strict=True)
+    )
+    return Sources(*pictures, holes=(found[0][1], found[1][1]), units=units)
 
 
 def as_levels(
     image: Array, setting: Any, name: str, nodata: Ignored | None = None
-) -> tuple[Array, Array | None]:
-    """Turn a picture into uint8 or uint16, and say where it has no data.
+) -> tuple[Array, Array | None, tuple[float, float]]:
+    """Turn a picture into uint8 or uint16, and say where it has no data and what its range was.
 
     Args:
         image: [H, W] or [H, W, C] of a real dtype.
@@ -158,7 +173,9 @@ def as_levels(
     limits = tuple(setting) if is_range else chosen(image, setting, name, nodata)
     if limits is None and image.dtype.kind == "f":
         limits = 0.0, 1.0
-    return (image if limits is None else to_16_bits(image, *limits)), hole
+    if limits is None:
+        return image, hole, (0, np.iinfo(image.dtype).max)
+    return to_16_bits(image, *limits), hole, (limits[0], limits[1])
 
 
 def to_16_bits(image: Array, low: float, high: float) -> Array:

@@ -94,17 +94,23 @@ def read_picture(
     if max_pixels < 1:
         raise ValueError(f"max_pixels: got {max_pixels}, expected at least 1")
     with _open(path) as file:
-        return _read(file, path, max_pixels)
+        return _read(file, path, max_pixels, radiometric, raw_size)
 
 
 def read_image_bytes(data: bytes, name: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
     """Read the bytes of an image file, which errors call ``name``: :func:`read_image`."""
     if not data:
         raise ImageFileError(f"{name}: the file is empty; send it again")
-    return _read(io.BytesIO(data), Path(name), max_pixels)
+    return _read(io.BytesIO(data), Path(name), max_pixels).values
 
 
-def _read(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
+def _read(
+    file: BinaryIO,
+    path: Path,
+    max_pixels: int,
+    radiometric: bool = False,
+    raw_size: tuple[int, int] | None = None,
+) -> Picture:
     with pillow_limit_lifted():
         try:
             return _decode(file, path, max_pixels, radiometric, raw_size)
@@ -301,8 +307,9 @@ def _decode_by_pillow(
     inverted = _tiff_tag(image, _PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
     image.load()
     # Pillow turns TIFFs upright as it loads them, and so does OpenCV; the tag is gone by here.
-    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    ImageOps.exif_transpose(image, in_place=True)
+    orientation = _orientation(image, path)
+    if orientation != 1:
+        ImageOps.exif_transpose(image, in_place=True)
     if _is_transparent(image):
         warn(f"{path}: has transparent parts; alpha is dropped")
     if deep:
@@ -330,6 +337,19 @@ def _in_srgb(array: np.ndarray, image: Image.Image, path: Path) -> np.ndarray:
 
 class _LayoutError(ImageFileError):
     """Deep color that OpenCV does not read as Pillow does."""
+
+
+def _orientation(image: Image.Image, path: Path) -> int:
+    """By EXIF; where that is damaged, the picture counts as upright."""
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged blocks fail in every way there is
+        warn(
+            f"{path.name}: its EXIF is damaged and left out, so the picture is taken to be "
+            "upright; save it again without EXIF where it is not",
+            "metadata",
+        )
+        return 1
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> Any:
