@@ -146,7 +146,7 @@ def test_what_nodata_names_is_not_interpolated_into_others(instant):
 
 
 def test_what_is_fused_sets_the_scale():
-    """What one source shows alone, however bright, leaves the scale of the rest as it was."""
+    """What one source shows alone, however bright, does not darken the rest."""
     ir, vis = pair()
     vis = Volume(vis.array * np.float32(0.6), AT, window=(0.0, 1000.0))
     vis.array[:, :30] = np.nan
@@ -157,8 +157,7 @@ def test_what_is_fused_sets_the_scale():
         fuse_volumes(Volume(array, AT, window=(0.0, 1000.0)), vis, fuser)
         for array in (dark, bright)
     ]
-    assert found[0].limits == pytest.approx(found[1].limits, abs=0.05)
-    assert found[1].limits[1] < 0.8
+    assert found[1].limits[1] < found[0].limits[1] + 0.05 < 0.8
     np.testing.assert_allclose(found[1].volume.array[:, :16], 65535)
 
 
