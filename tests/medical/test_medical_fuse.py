@@ -145,6 +145,22 @@ def test_what_nodata_names_is_not_interpolated_into_others(instant):
     np.testing.assert_allclose(found[:, 20:26, 20:26], ir.array[:, 20:26, 20:26] / 1000, atol=2e-5)
 
 
+def test_what_is_fused_sets_the_scale():
+    """What one source shows alone, however bright, does not darken the rest."""
+    ir, vis = pair()
+    vis = Volume(vis.array * np.float32(0.6), AT, window=(0.0, 1000.0))
+    vis.array[:, :30] = np.nan
+    dark, bright = ir.array * np.float32(0.6), ir.array * np.float32(0.6)
+    dark[:, :16], bright[:, :16] = 0, 1000
+    fuser = Fuser(preset="instant", stretch="minmax", images="photographic", device="cpu")
+    found = [
+        fuse_volumes(Volume(array, AT, window=(0.0, 1000.0)), vis, fuser)
+        for array in (dark, bright)
+    ]
+    assert found[1].limits[1] < found[0].limits[1] + 0.05 < 0.8
+    np.testing.assert_allclose(found[1].volume.array[:, :16], 65535)
+
+
 def test_nowhere_is_black(instant):
     ir, vis = pair()
     ir.array[:, :8] = vis.array[:, :8] = np.nan

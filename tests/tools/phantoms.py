@@ -81,7 +81,7 @@ def save_series(
     for z in range(len(values)):
         if z in skip:
             continue
-        stored = np.rint(values[z] + 1024).astype(np.uint16)
+        stored = np.rint(values[z] + 1024).clip(0).astype(np.uint16)
         where = flip @ (at[:3, 3] + at[:3, 2] * z)
         made = dataset(
             stored,
