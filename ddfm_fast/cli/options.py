@@ -75,6 +75,11 @@ class OnError(str, Enum):
     stop = "stop"
 
 
+class Switch(str, Enum):
+    auto = "auto"
+    off = "off"
+
+
 class Codec(str, Enum):
     h264 = "h264"
     hevc = "hevc"
@@ -224,6 +229,16 @@ Rate = Annotated[
 OnBadFrame = Annotated[
     OnError,
     option(INPUT_OPTIONS, "A bad frame is left out, shown as the one before, or ends."),
+]
+Deinterlace = Annotated[
+    Switch, option(INPUT_OPTIONS, "Whether interlaced frames lose their combs.")
+]
+ToneMap = Annotated[Switch, option(INPUT_OPTIONS, "Whether HDR (PQ, HLG) becomes BT.709.")]
+Reconnect = Annotated[
+    float,
+    option(
+        INPUT_OPTIONS, "Seconds to try again where a live stream breaks off.", metavar="SECONDS"
+    ),
 ]
 VideoCodec = Annotated[Codec | None, option(OUTPUT, "Default: h264 for files, png for folders.")]
 Crf = Annotated[

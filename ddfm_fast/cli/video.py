@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED, termination_is_an_interrupt
 from .options import default
-from .settings import parse_range, picked, plain, read_settings, show_progress
+from .settings import Settings, parse_range, picked, plain, read_settings, show_progress
 
 if TYPE_CHECKING:
     from ..video.frames import BadFrame
@@ -36,6 +36,9 @@ def video(
     end: opt.End = None,
     rate: opt.Rate = None,
     on_error: opt.OnBadFrame = opt.OnError.skip,
+    deinterlace: opt.Deinterlace = opt.Switch.auto,
+    tone_map: opt.ToneMap = opt.Switch.auto,
+    reconnect: opt.Reconnect = 0.0,
     preset: opt.VideoPreset = "balanced",
     image_preset: opt.ImagePreset = default.preset,
     denoise: opt.Denoise = default.denoise,
@@ -63,14 +66,18 @@ def video(
     of the visible stream are kept. Ctrl-C ends the file properly; meanwhile it is called
     NAME.part-….SUFFIX. Exit code: 0 well, 1 bad or missing frames, 2 bad input, 130 interrupted.
     """
-    settings = read_settings(context)
-    options = _options(context)
+    raise typer.Exit(_run(read_settings(context), _options(context), context.params))
+
+
+def _run(settings: Settings, options: VideoOptions, given: dict[str, Any]) -> int:
+    """Fuse what the command says; the exit code."""
     from ..video.tasks import plan, run_tasks
     from ..video.temporal import get_video_preset
 
-    tasks = plan(ir, vis, out, plain(codec))
-    get_video_preset(preset)
-    fuser = settings.fuser(preset=image_preset)
+    tasks = plan(given["ir"], given["vis"], given["out"], plain(given["codec"]))
+    get_video_preset(given["preset"])
+    fuser = settings.fuser(preset=given["image_preset"])
+    as_json, quiet, profile = (given[name] for name in ("as_json", "quiet", "profile"))
 
     def tell(result: TaskResult) -> None:
         if result.error is not None and len(tasks) == 1:
@@ -82,7 +89,7 @@ def video(
     code = _exit_code(results)
     if as_json:
         _echo_json(results, code)
-    raise typer.Exit(code)
+    return code
 
 
 def _echo_json(results: list[TaskResult], code: int) -> None:
@@ -95,6 +102,7 @@ def _echo_json(results: list[TaskResult], code: int) -> None:
 _PASSED_ON = (
     *("preset", "offset", "start", "end", "rate"),
     *("codec", "crf", "side_by_side", "realtime", "on_error"),
+    *("deinterlace", "tone_map", "reconnect"),
 )
 """options of `fuse_video` that the command line has as they are"""
 

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 
 from ..files.paths import look
-from .frames import DEFAULT_RATE, BadFrame, ColorTags, Faults, Frame, Source, VideoError
+from .converting import Converter, deinterlaced
+from .frames import (
+    DEFAULT_RATE,
+    BadFrame,
+    ColorTags,
+    Faults,
+    Frame,
+    Intake,
+    Source,
+    VideoError,
+)
 from .opening import Pipe, address, is_pipe, local
 
 TIMEOUT = 15.0
@@ -20,6 +30,8 @@ TIMEOUT = 15.0
 
 _HIDDEN_FRAMES = ("vp8",)
 """codecs with packets that show no frame, so that a packet without one is no fault"""
+_RATES = (Fraction(1, 3600), Fraction(100_000))
+"""frames per second, from a frame an hour to the fastest cameras; others are misread"""
 _JUMP = 10
 """seconds; timestamps that go back, or on by more, have restarted and are joined up"""
 
@@ -34,6 +46,9 @@ def load_av() -> Any:
         ) from error
     av.logging.set_level(None)  # FFmpeg's own lines would run into the progress bar
     return av
+
+
+_AS_USUAL = Intake()
 
 
 class VideoSource(Source):
@@ -56,9 +71,11 @@ class VideoSource(Source):
         faults: Faults | None = None,
         *,
         audio: bool = False,
+        intake: Intake = _AS_USUAL,
     ):
         super().__init__(faults)
         self._av, self.name = load_av(), str(url)
+        self._who, self._intake = f"{name} is {url}", intake
         self._audio: list = []
         self._awaited: dict[int, str] = {}
         try:
@@ -102,17 +119,19 @@ class VideoSource(Source):
                 f"{name} is {self.name}: the video stream cannot be decoded "
                 "(damaged, or a codec that this FFmpeg lacks)"
             )
-        self.rate = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
+        self.rate = plausible_rate(stream)
         self.length = stream.frames or self._length_by_duration()
-        self.color_tags = ColorTags(
+        tags = ColorTags(
             context.colorspace, context.color_range, context.color_primaries, context.color_trc
         )
+        self._picture = Converter(self._who, self._intake, tags)
+        self.color_tags = self._picture.tags
         self.audio = streams.audio[0] if audio and streams.audio else None
         self._peek(context.height, context.width)
 
     def _peek(self, height: int, width: int) -> None:
         """Decode up to the first frame: its turned size, and where time starts."""
-        self._decoded = self._decode()
+        self._decoded = self._decoded_frames()
         first = next(self._decoded, None)
         if first is None:
             reason = next(iter(self._awaited.values()), self.ended_early or "it holds none")
@@ -210,7 +229,15 @@ class VideoSource(Source):
             self._container.seek(target, stream=self._stream, backward=True)
         except self._av.error.FFmpegError as error:
             raise VideoError(f"{self.name}: cannot be searched for {float(start):g} s") from error
-        self._decoded = self._decode()
+        self._decoded = self._decoded_frames()
+
+    def _decoded_frames(self) -> Iterator:
+        """Decoded frames without combs."""
+        decoded, stream = self._decode(), self._stream
+        if self._intake.deinterlace == "off":
+            return decoded
+        order = stream.codec_context.field_order
+        return deinterlaced(decoded, self._av, self._who, order, stream.time_base)
 
     def _decode(self) -> Iterator:
         """Decoded frames; audio packets and the timestamps still without a frame are set aside."""
@@ -275,17 +302,6 @@ class VideoSource(Source):
         taken, self._audio = self._audio, []
         return tuple((p, p.dts * Fraction(p.time_base) - self._origin) for p in taken)
 
-    def _picture(self, frame: Any) -> np.ndarray:
-        name = frame.format.name
-        deep = max(c.bits for c in frame.format.components) > 8
-        if name.startswith("gray") or name in ("monow", "monob"):
-            target = "gray16le" if deep else "gray"
-        else:
-            target = "rgb48le" if deep else "rgb24"
-        image = frame.to_ndarray(format=target)
-        turns = (frame.rotation // 90) % 4
-        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
-
     def close(self) -> None:
         """Let go of the file. Safe to call twice."""
         # a thread may still wait for the network, which has its timeout, or for a pipe
@@ -293,6 +309,18 @@ class VideoSource(Source):
             self._container.close()
         if self._pipe is not None:
             self._pipe.close(reading=self._reading)
+
+
+def plausible_rate(stream: Any) -> Fraction:
+    """Frames per second: of the stream's two guesses the first that a camera can have.
+
+    FFmpeg averages over the timestamps that it could read, so that a damaged header gives years a
+    frame, with which encoders crash.
+    """
+    for rate in (stream.average_rate, stream.guessed_rate):
+        if rate and _RATES[0] <= rate <= _RATES[1]:
+            return Fraction(rate)
+    return DEFAULT_RATE
 
 
 def _why(error: Exception, url: str | os.PathLike[str]) -> str:

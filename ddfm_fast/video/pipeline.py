@@ -24,7 +24,7 @@ from ..options import check_names
 from ..runtime.memory import pages_kept
 from .ahead import AHEAD, Ahead, close_all
 from .fitting import Fit, Resize, beside
-from .frames import BadFrame, Faults, Source, VideoError
+from .frames import BadFrame, Faults, Intake, Source, VideoError
 from .motion import Motion, MotionFinder
 from .outputs import Inputs
 from .pairing import FramePair, Timeline
@@ -53,6 +53,9 @@ class VideoOptions(TypedDict, total=False):
     side_by_side: bool
     realtime: bool
     on_error: str
+    deinterlace: str
+    tone_map: str
+    reconnect: float
     progress: bool
     on_bad: Callable[[BadFrame], None] | None
 
@@ -72,6 +75,9 @@ VIDEO_DEFAULTS: VideoOptions = {
     "side_by_side": False,
     "realtime": False,
     "on_error": "skip",
+    "deinterlace": "auto",
+    "tone_map": "auto",
+    "reconnect": 0.0,
     "progress": False,
     "on_bad": None,
 }
@@ -110,6 +116,11 @@ def fuse_video(
             ``realtime``: play files at their own rate, and drop the oldest waiting pair whenever
             one arrives while two wait for fusion; what is shown keeps its timestamps.
             ``on_error``: what a bad frame means, see `Faults`; ``on_bad`` is called with each.
+            ``deinterlace``: "auto" (the default) takes the combs out of frames that are marked as
+            interlaced, by FFmpeg's bwdif; "off" leaves them.
+            ``tone_map``: "auto" (the default) brings PQ and HLG to BT.709; "off" leaves the coded
+            values.
+            ``reconnect``: seconds for which a live stream that breaks off is tried again.
             ``progress``: show a bar on stderr.
 
     Raises:
@@ -132,12 +143,12 @@ def fuse_video(
 def _opened(ir: Any, vis: Any, given: VideoOptions) -> Iterator[tuple[Source, Source]]:
     """Both streams, closed at the end."""
     ir_faults, vis_faults = (Faults(given["on_error"], on_bad=given["on_bad"]) for _ in range(2))
+    intake = Intake(given["deinterlace"], given["tone_map"], given["reconnect"])
     with ExitStack() as stack:
-        ir_source = open_source(ir, "ir", rate=given["rate"], faults=ir_faults)
+        ir_source = open_source(ir, "ir", rate=given["rate"], faults=ir_faults, intake=intake)
         stack.callback(ir_source.close)
-        vis_source = open_source(
-            vis, "vis", rate=given["rate"], faults=vis_faults, audio=given["audio"]
-        )
+        more: dict[str, Any] = {"audio": given["audio"], "intake": intake}
+        vis_source = open_source(vis, "vis", rate=given["rate"], faults=vis_faults, **more)
         stack.callback(vis_source.close)
         yield ir_source, vis_source
 

@@ -96,6 +96,7 @@ RECORD = {
         --codec: h264|hevc|ffv1|png, None
         --color-from: auto|ir|vis, 'auto'
         --crf: int min=0 max=51, None
+        --deinterlace: auto|off, 'auto'
         --denoise: str, None
         --device: str, None
         --end: float min=0, None
@@ -113,10 +114,12 @@ RECORD = {
         --profile: bool, False
         --rate: float, None
         --realtime: bool, False
+        --reconnect: float, 0.0
         --resize: str, None
         --seed: int, 3407
         --side-by-side: bool, False
         --start: float min=0, 0.0
+        --tone-map: auto|off, 'auto'
         --vis-range: str, None
         -o --out: Path, required
         -q --quiet: bool, False
