@@ -194,8 +194,12 @@ Stream = Annotated[
 ]
 OtherStream = Annotated[str | None, argument("VIS", "Visible video, URL or folder of pictures.")]
 OutVideo = Annotated[
-    Path,
-    option(OUTPUT, "Video file (.mp4 .mov .mkv .ts), or a folder for PNG.", "-o", "--out"),
+    str,
+    option(
+        OUTPUT,
+        "Video file (.mp4 .mov .mkv .ts), a folder for PNG, - (stdout), rtsp://… or udp://….",
+        *("-o", "--out"),
+    ),
 ]
 VideoPreset = Annotated[
     str, option(METHOD, "balanced (denoises), realtime (does not), or exact: by --image-preset.")

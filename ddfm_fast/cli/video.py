@@ -71,32 +71,35 @@ def video(
 
 def _run(settings: Settings, options: VideoOptions, given: dict[str, Any]) -> int:
     """Fuse what the command says; the exit code."""
+    from ..video.streams import STDOUT
     from ..video.tasks import plan, run_tasks
     from ..video.temporal import get_video_preset
 
     tasks = plan(given["ir"], given["vis"], given["out"], plain(given["codec"]))
     get_video_preset(given["preset"])
+    streamed = given["out"] == STDOUT
     fuser = settings.fuser(preset=given["image_preset"])
     as_json, quiet, profile = (given[name] for name in ("as_json", "quiet", "profile"))
 
     def tell(result: TaskResult) -> None:
         if result.error is not None and len(tasks) == 1:
             raise result.error
-        _echo_result(result, quiet=quiet or as_json, profile=profile and not as_json)
+        wanted = {"quiet": quiet or as_json, "profile": profile and not as_json}
+        _echo_result(result, **wanted, err=streamed)
 
     with termination_is_an_interrupt():
         results = run_tasks(tasks, fuser=fuser, on_result=tell, **options)
     code = _exit_code(results)
     if as_json:
-        _echo_json(results, code)
+        _echo_json(results, code, err=streamed)
     return code
 
 
-def _echo_json(results: list[TaskResult], code: int) -> None:
+def _echo_json(results: list[TaskResult], code: int, *, err: bool) -> None:
     from .. import __version__
 
     videos = [result.as_dict() for result in results]
-    typer.echo(json.dumps({"ok": code == OK, "version": __version__, "videos": videos}))
+    typer.echo(json.dumps({"ok": code == OK, "version": __version__, "videos": videos}), err=err)
 
 
 _PASSED_ON = (
@@ -136,39 +139,43 @@ def _echo_bad(bad: BadFrame) -> None:
     typer.echo(f"bad frame {bad.number} of {bad.stream}: {bad.reason}", err=True)
 
 
-def _echo_result(result: TaskResult, *, quiet: bool, profile: bool) -> None:
+def _echo_result(result: TaskResult, *, quiet: bool, profile: bool, err: bool) -> None:
     if result.report is None:
         typer.echo(f"error: {result.task.name}: {result.error}", err=True)
         return
-    _echo_report(result.report, quiet=quiet)
+    _echo_report(result.report, quiet=quiet, err=err)
     if profile:
-        _echo_profile(result.report)
+        _echo_profile(result.report, err=err)
 
 
-def _echo_report(report: VideoReport, *, quiet: bool) -> None:
+def _echo_report(report: VideoReport, *, quiet: bool, err: bool) -> None:
     """Print what was written in a line, and on stderr what went wrong."""
+    from ..video.report import READER_GONE
+
     if not quiet:
         ms = (report.latency_p50 * 1e3, report.latency_p99 * 1e3)
         dropped = f", {report.dropped} dropped" if report.dropped else ""
         typer.echo(
             f"{report.out}  {report.frames} frames{dropped}, {report.fps:.1f} frames/s, "
             f"{report.evaluations / max(1, report.frames):.1f} prior evaluations a frame, "
-            f"latency p50 {ms[0]:.0f} ms, p99 {ms[1]:.0f} ms"
+            f"latency p50 {ms[0]:.0f} ms, p99 {ms[1]:.0f} ms",
+            err=err,
         )
     if report.bad_count:
         typer.echo(f"{report.out}: {report.bad_count} bad frames", err=True)
-    if report.stopped is not None:
+    if report.stopped not in (None, READER_GONE):
         kept = f"the frames up to there, {report.frames}, are in {report.out}"
         kept = kept if report.frames else "nothing was written"
         typer.echo(f"stopped: {report.stopped}; {kept}", err=True)
 
 
-def _echo_profile(report: VideoReport) -> None:
+def _echo_profile(report: VideoReport, *, err: bool) -> None:
     """Print where the time went: milliseconds a frame that each stage worked, beside the others."""
     frames = max(1, report.frames)
     for stage, seconds in report.stages.items():
-        typer.echo(f"{stage:<8}{seconds * 1e3 / frames:8.1f} ms a frame")
-    typer.echo(f"{'in all':<8}{report.seconds * 1e3 / frames:8.1f} ms a frame, stages overlapping")
+        typer.echo(f"{stage:<8}{seconds * 1e3 / frames:8.1f} ms a frame", err=err)
+    whole = f"{report.seconds * 1e3 / frames:8.1f} ms a frame, stages overlapping"
+    typer.echo(f"{'in all':<8}{whole}", err=err)
 
 
 def _exit_code(results: list[TaskResult]) -> int:

@@ -28,9 +28,10 @@ from .frames import BadFrame, Faults, Intake, Source, VideoError
 from .motion import Motion, MotionFinder
 from .outputs import Inputs
 from .pairing import FramePair, Timeline
-from .report import INTERRUPTED, StageTimes, VideoReport, why_nothing
+from .report import INTERRUPTED, READER_GONE, StageTimes, VideoReport, why_nothing
 from .sinks import Sink, open_sink
 from .sources import open_source
+from .streams import ReaderGone
 from .temporal import FrameFuser, TemporalFuser, VideoPreset
 
 _LATENCIES = 1000
@@ -91,7 +92,7 @@ def fuse_video(
     fuser: FrameFuser | None = None,
     **options: Unpack[VideoOptions],
 ) -> VideoReport:
-    """Fuse two streams into a video file, or a folder of PNG files.
+    """Fuse two streams into a video file, a folder of PNG files, or a stream.
 
     They are paired by time as :func:`align` says: the output has the visible stream's frames,
     timestamps, rate, color tags and audio, upright. Of two live streams the first frames are apart
@@ -247,6 +248,8 @@ class _Stages:
                 self._show(bar, report)
         except KeyboardInterrupt:
             report.stopped = INTERRUPTED
+        except ReaderGone:
+            report.stopped = READER_GONE
         except BaseException as error:
             close_all((fused, prepared, read))
             raise self._failed(error) from error

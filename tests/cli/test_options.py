@@ -121,7 +121,7 @@ RECORD = {
         --start: float min=0, 0.0
         --tone-map: auto|off, 'auto'
         --vis-range: str, None
-        -o --out: Path, required
+        -o --out: str, required
         -q --quiet: bool, False
         ir: str, required
         vis: str, None
