@@ -37,9 +37,9 @@ def open_source(
     """Open the source that ``spec`` means.
 
     Args:
-        spec: A video file, named pipe or URL that FFmpeg reads (extra ``video``), a folder of
-            pictures, a list of picture files, any iterable of images (see
-            `images.planes.to_planes`), or a Source. Text that names an existing file or folder
+        spec: A video file, named pipe or URL that FFmpeg reads (extra ``video``), a camera (0,
+            "/dev/video0"), a folder of pictures, a list of picture files, any iterable of images
+            (see `images.planes.to_planes`), or a Source. Text that names an existing file or folder
             means that, even with a colon in it; see `opening`.
         name: "ir" or "vis", for errors.
         rate: Frames per second of pictures and arrays (default 25); videos bring their own.
@@ -59,6 +59,8 @@ def open_source(
     rate = DEFAULT_RATE if rate is None else Fraction(rate).limit_denominator(100_000)
     if isinstance(spec, Source):
         return spec
+    if isinstance(spec, int) and not isinstance(spec, bool) and spec >= 0:
+        spec = str(spec)  # a camera
     if isinstance(spec, (str, os.PathLike)):
         path = local(spec)
         if path is not None and is_folder(spec):
