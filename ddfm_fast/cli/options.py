@@ -250,6 +250,9 @@ Crf = Annotated[
 ]
 NoAudio = Annotated[bool, option(OUTPUT, "Leave out the visible stream's audio.", "--no-audio")]
 SideBySide = Annotated[bool, option(OUTPUT, "Write infrared | visible | fused.", "--side-by-side")]
+Preview = Annotated[
+    bool, option(OUTPUT, "Show the frames: a window, or a page at 127.0.0.1.", "--preview")
+]
 Realtime = Annotated[
     bool,
     option(RUNTIME, "Keep up with the clock: drop the oldest of two waiting pairs.", "--realtime"),

@@ -51,6 +51,7 @@ def video(
     crf: opt.Crf = None,
     no_audio: opt.NoAudio = False,
     side_by_side: opt.SideBySide = False,
+    preview: opt.Preview = False,
     gray: opt.Gray = False,
     color_from: opt.ColorSource = opt.ColorFrom.auto,
     profile: opt.Profile = False,
@@ -105,7 +106,7 @@ def _echo_json(results: list[TaskResult], code: int, *, err: bool) -> None:
 _PASSED_ON = (
     *("preset", "offset", "start", "end", "rate"),
     *("codec", "crf", "side_by_side", "realtime", "on_error"),
-    *("deinterlace", "tone_map", "reconnect"),
+    *("deinterlace", "tone_map", "reconnect", "preview"),
 )
 """options of `fuse_video` that the command line has as they are"""
 

@@ -28,6 +28,7 @@ from .frames import BadFrame, Faults, Intake, Source, VideoError
 from .motion import Motion, MotionFinder
 from .outputs import Inputs
 from .pairing import FramePair, Timeline
+from .preview import Previewed
 from .report import INTERRUPTED, READER_GONE, StageTimes, VideoReport, why_nothing
 from .sinks import Sink, open_sink
 from .sources import open_source
@@ -53,6 +54,7 @@ class VideoOptions(TypedDict, total=False):
     audio: bool
     side_by_side: bool
     realtime: bool
+    preview: bool
     on_error: str
     deinterlace: str
     tone_map: str
@@ -75,6 +77,7 @@ VIDEO_DEFAULTS: VideoOptions = {
     "audio": True,
     "side_by_side": False,
     "realtime": False,
+    "preview": False,
     "on_error": "skip",
     "deinterlace": "auto",
     "tone_map": "auto",
@@ -116,6 +119,8 @@ def fuse_video(
             ``side_by_side``: infrared | visible | fused in one picture.
             ``realtime``: play files at their own rate, and drop the oldest waiting pair whenever
             one arrives while two wait for fusion; what is shown keeps its timestamps.
+            ``preview``: show the frames in a window, or without a display at an address of this
+            machine (MJPEG), which is printed on stderr.
             ``on_error``: what a bad frame means, see `Faults`; ``on_bad`` is called with each.
             ``deinterlace``: "auto" (the default) takes the combs out of frames that are marked as
             interlaced, by FFmpeg's bwdif; "off" leaves them.
@@ -169,6 +174,8 @@ def _fuse_opened(
     temporal = TemporalFuser(Fuser() if fuser is None else fuser, given["preset"])
     Inputs(inputs).refuse(out)
     sink = open_sink(out, vis, codec=given["codec"], crf=given["crf"])
+    if given["preview"]:
+        sink = Previewed(sink)
     stages = _Stages(
         temporal, fit, sink, realtime=given["realtime"], side_by_side=given["side_by_side"]
     )

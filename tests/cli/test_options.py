@@ -109,6 +109,7 @@ RECORD = {
         --offset: float, 0.0
         --on-error: skip|repeat|stop, 'skip'
         --preset: str, 'balanced'
+        --preview: bool, False
         --prior-config: str, None
         --prior: str, 'embedded'
         --profile: bool, False
