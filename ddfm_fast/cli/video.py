@@ -162,6 +162,12 @@ def _echo_report(report: VideoReport, *, quiet: bool, err: bool) -> None:
             f"latency p50 {ms[0]:.0f} ms, p99 {ms[1]:.0f} ms",
             err=err,
         )
+        if report.clocks:
+            typer.echo(
+                "clocks: infrared started {offset:+.3f} s later, and drifts by {drift_ppm:+.0f} "
+                "parts per million".format(**report.clocks),
+                err=err,
+            )
     if report.bad_count:
         typer.echo(f"{report.out}: {report.bad_count} bad frames", err=True)
     if report.stopped not in (None, READER_GONE):

@@ -272,6 +272,8 @@ class _Stages:
         except VideoError as error:
             raise self._failed(error) from error
         self._complete(report, read.dropped)
+        if timeline.clocks is not None:
+            report.clocks = timeline.clocks.found(timeline.offset)
         return report
 
     def _complete(self, report: VideoReport, dropped: int) -> None:

@@ -76,6 +76,9 @@ class VideoReport:
     sources: dict[str, dict[str, float]] = field(default_factory=dict)
     """of "ir" and "vis", what was found in a frame and done about it, means over the frames: the
     fields of ``ddfm_fast.restore.sources.SourceReport``"""
+    clocks: dict[str, float] = field(default_factory=dict)
+    """of two live streams: ``offset``, seconds by which infrared started later as their arrivals
+    say, and ``drift_ppm``, by how much its clock is slower (0 before six seconds)"""
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     """seconds that each of ``STAGES`` was at work; they work beside each other"""
