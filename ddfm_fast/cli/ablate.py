@@ -32,6 +32,7 @@ def ablate(
     *,
     layout: opt.Layout = None,
     manifest: opt.Manifest = None,
+    pattern: opt.Pattern = None,
     limit: opt.Limit = None,
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
@@ -68,7 +69,7 @@ def ablate(
     """
     settings = read_settings(context)
     chosen = _rows(settings, rows)
-    items = find_items(root, vis, layout=layout, manifest=manifest)[:limit]
+    items = find_items(root, vis, layout=layout, manifest=manifest, pattern=pattern)[:limit]
     tables.require_writable(out / "ablation.txt", report)
     evaluation, methods = _run(
         *(items, out, chosen, settings),
@@ -82,8 +83,7 @@ def ablate(
     title, limits = f"Ablation of {settings.preset}: {root.resolve().name}", pixel_limit(max_pixels)
     page: dict[str, Any] = {"title": title, "max_pairs": report_pairs, "max_pixels": limits}
     tables.write_page(report, evaluation, items, methods, **page)
-    written = _write_tables(out, evaluation, per_image)
-    written += [] if report is None else [report]
+    written = _write_tables(out, evaluation, per_image) + ([] if report is None else [report])
     tables.show(evaluation, format, written, per_image=per_image, as_json=as_json, quiet=quiet)
 
 

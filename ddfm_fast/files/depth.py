@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..images.ranges import Ignored, by_source, chosen, ignored, nearest_valid
-from .reading import DEFAULT_MAX_PIXELS, read_image
+from .packed import read_pair
+from .reading import DEFAULT_MAX_PIXELS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -57,13 +58,12 @@ class Sources(NamedTuple):
 def read_sources(
     ir: str | Path, vis: str | Path, levels: Levels, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Sources:
-    """Read two files; sizes may differ.
+    """Read two files, or one of four channels (see `packed`); sizes may differ.
 
     Raises:
         ValueError: As ``read_image`` and :func:`ddfm_fast.images.ranges.chosen` raise it.
     """
-    a, b = (read_image(path, max_pixels=max_pixels) for path in (ir, vis))
-    return sources(a, b, levels)
+    return sources(*read_pair(ir, vis, max_pixels), levels)
 
 
 def sources(ir: Array, vis: Array, levels: Levels | None = None) -> Sources:

@@ -115,7 +115,12 @@ def _one(ir: Any, vis: Any, out: Path) -> Task:
 
 
 def _video_pairs(root: Path) -> dict[str, tuple[Any, Any]]:
-    files = {p.stem: p for p in sorted(root.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES}
+    """Pairs of videos at any depth, as INO keeps them: a folder for each."""
+    files = {
+        p.relative_to(root).with_suffix("").as_posix(): p
+        for p in sorted(root.rglob("*"))
+        if p.suffix.lower() in VIDEO_SUFFIXES
+    }
     return {
         stem.removesuffix(first): (str(path), str(files[partner]))
         for first, second in PAIRED_NAMES

@@ -156,6 +156,7 @@ RECORD = {
         --metrics: str, 'cddfuse'
         --nodata: str, None
         --paper: str, None
+        --pattern: str, None
         --per-image: bool, False
         --report-pairs: int min=1, 60
         --report: Path, None
@@ -182,6 +183,7 @@ RECORD = {
         --metrics: str, 'cddfuse'
         --nodata: str, None
         --paper: str, None
+        --pattern: str, None
         --per-image: bool, False
         --preset: str, None
         --prior-config: str, None
