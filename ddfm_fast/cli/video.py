@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
@@ -169,7 +170,10 @@ def _echo_report(report: VideoReport, *, quiet: bool, err: bool) -> None:
                 err=err,
             )
     if report.bad_count:
-        typer.echo(f"{report.out}: {report.bad_count} bad frames", err=True)
+        streams = Counter(bad.stream for bad in report.bad)
+        of = ", ".join(f"{count} of {stream}" for stream, count in streams.items())
+        more = f"{report.frames} frames are written"
+        typer.echo(f"{report.out}: {report.bad_count} bad frames ({of}); {more}", err=True)
     if report.stopped not in (None, READER_GONE):
         kept = f"the frames up to there, {report.frames}, are in {report.out}"
         kept = kept if report.frames else "nothing was written"

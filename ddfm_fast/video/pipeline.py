@@ -23,14 +23,14 @@ from ..images.pixels import Given
 from ..options import check_names
 from ..runtime.memory import pages_kept
 from .ahead import AHEAD, Ahead, close_all
-from .fitting import Fit, Resize, beside
+from .fitting import Fit, Resize, beside, settle_aspect
 from .frames import BadFrame, Faults, Intake, Source, VideoError
 from .motion import Motion, MotionFinder
 from .outputs import Inputs
 from .pairing import FramePair, Timeline
 from .preview import Previewed
 from .report import INTERRUPTED, READER_GONE, StageTimes, VideoReport, why_nothing
-from .sinks import Sink, open_sink
+from .sinks import Sink, is_for_pictures, open_sink
 from .sources import open_source
 from .streams import ReaderGone
 from .temporal import FrameFuser, TemporalFuser, VideoPreset
@@ -169,10 +169,10 @@ def _fuse_opened(
     ir, vis = sources
     timeline = Timeline.of(ir, vis, offset=given["offset"], start=given["start"], end=given["end"])
     fit = Fit(ir, vis, given["resize"], given["ir_range"], given["vis_range"])
-    if given["resize"] not in (None, "vis"):
-        vis.pixel_aspect = None
     temporal = TemporalFuser(Fuser() if fuser is None else fuser, given["preset"])
     Inputs(inputs).refuse(out)
+    pictures = given["codec"] == "png" or (given["codec"] is None and is_for_pictures(out))
+    settle_aspect(ir, vis, given["resize"], pictures=pictures)
     sink = open_sink(out, vis, codec=given["codec"], crf=given["crf"])
     if given["preview"]:
         sink = Previewed(sink)

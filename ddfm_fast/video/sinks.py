@@ -52,7 +52,7 @@ def open_sink(
     sent = is_stream(out)
     suffix = "" if sent else Path(out).suffix.lower()
     if codec is None:
-        codec = "h264" if sent or suffix in SUFFIXES else "png"
+        codec = "png" if is_for_pictures(out) else "h264"
     if codec not in CODECS:
         raise VideoError(f"codec is {codec!r}; expected one of {', '.join(CODECS)}")
     if crf is not None and (codec not in CRF or not isinstance(crf, int) or not 0 <= crf <= 51):
@@ -75,6 +75,11 @@ def open_sink(
             f"out is {out} with codec {codec}; expected a file ending in {', '.join(SUFFIXES)}"
         )
     return VideoSink(out, like, codec, quality)
+
+
+def is_for_pictures(out: str | os.PathLike[str]) -> bool:
+    """Whether an output without a codec means a folder of PNG files."""
+    return not is_stream(out) and Path(out).suffix.lower() not in SUFFIXES
 
 
 class Sink:

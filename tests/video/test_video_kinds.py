@@ -276,6 +276,32 @@ def test_hdr_clips_are_tone_mapped_with_a_word(tmp_path, transfer):
     assert source.color_tags.transfer == transfer
 
 
+# Pixels that are not square
+
+
+def test_pixels_that_are_not_square_are_kept_or_named(tmp_path):
+    aspect = Fraction(16, 15)
+    vis = write_clip(tmp_path / "v.mp4", pan(3, 2, channels=3), aspect=aspect)
+    alike = write_clip(tmp_path / "a.mp4", pan(3, 1), aspect=aspect)
+    square = write_clip(tmp_path / "s.mp4", pan(3, 1))
+
+    def said(ir, out, **options):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always", DDFMWarning)
+            report = run(ir, vis, tmp_path / out, **options)
+        return [str(w.message) for w in found], report.out
+
+    words, out = said(alike, "o.mp4")
+    assert words == [] and read_clip(out)[2]["aspect"] == aspect
+    words, out = said(square, "o.mp4")
+    assert words == ["the pixels of ir are 1:1 and those of vis 16:15; they are fused one to one"]
+    words, _ = said(alike, "o")
+    assert len(words) == 1 and "16:15, which PNG files do not say; --resize" in words[0]
+    words, out = said(alike, "r.mp4", resize=(64, 68))
+    assert len(words) == 1 and "count as square" in words[0]
+    assert read_clip(out)[2]["aspect"] in (None, 0, 1)
+
+
 # Alpha, odd sizes, one frame, damage
 
 
