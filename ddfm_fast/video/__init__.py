@@ -2,9 +2,11 @@
 
     sources (decoding) → pairing → fitting, motion → temporal → sinks
 
-``sources`` opens streams of ``frames``, ``decoding`` reads videos, ``pairing`` aligns two streams
-in time, ``fitting`` brings pictures to one size and depth, ``motion`` looks at the sources alone,
-``temporal`` fuses with what it keeps of the frame before, ``sinks`` encodes. ``stream`` does this
+``sources`` opens streams of ``frames``, ``decoding`` reads videos and ``cameras`` (frames become
+pictures in ``converting`` and ``hdr``), ``pairing`` aligns two streams
+in time (``clocks``), ``fitting`` brings pictures to one size and depth, ``motion`` looks at the sources alone,
+``temporal`` fuses with what it keeps of the frame before, ``sinks`` encodes, to
+``outputs`` or ``streams``, and ``preview`` shows. ``stream`` does this
 for images, ``pipeline`` for files, each stage in a thread (``ahead``), and ``tasks`` for many
 files. Only ``decoding`` and ``sinks`` know PyAV (extra ``video``), and both load it on first use:
 everything here imports without it.
