@@ -103,6 +103,10 @@ class _Stdout:
 
     def __init__(self) -> None:
         sys.stdout.flush()
+        if sys.platform == "win32":  # where it is text, and line ends are rewritten
+            import msvcrt
+
+            msvcrt.setmode(_FD, os.O_BINARY)
         self._file = os.fdopen(os.dup(_FD), "wb", buffering=0)
 
     def write(self, data: bytes) -> int:
