@@ -32,6 +32,7 @@ def ablate(
     *,
     layout: opt.Layout = None,
     manifest: opt.Manifest = None,
+    pattern: opt.Pattern = None,
     limit: opt.Limit = None,
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
@@ -69,7 +70,7 @@ def ablate(
     """
     settings = read_settings(context)
     chosen = _rows(settings, rows)
-    items = find_items(root, vis, layout=layout, manifest=manifest)[:limit]
+    items = find_items(root, vis, layout=layout, manifest=manifest, pattern=pattern)[:limit]
     tables.require_writable(out / "ablation.txt", report)
     evaluation, methods = _run(
         *(items, out, chosen, settings),

@@ -18,6 +18,7 @@ def evaluate(
     fused: opt.Fused = None,
     layout: opt.Layout = None,
     manifest: opt.Manifest = None,
+    pattern: opt.Pattern = None,
     limit: opt.Limit = None,
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
@@ -53,7 +54,7 @@ def evaluate(
     methods = [parse_method(text) for text in fused or ()]
     methods += [MethodPictures(name) for name in BASELINES] if baselines else []
     written_as, most_pixels = tables.file_format(out, format), pixel_limit(max_pixels)
-    items = find_items(root, vis, layout=layout, manifest=manifest)[:limit]
+    items = find_items(root, vis, layout=layout, manifest=manifest, pattern=pattern)[:limit]
     tables.require_writable(out, report)
     evaluation = score(
         items,

@@ -94,6 +94,11 @@ class OnError(str, Enum):
     stop = "stop"
 
 
+class Switch(str, Enum):
+    auto = "auto"
+    off = "off"
+
+
 class Codec(str, Enum):
     h264 = "h264"
     hevc = "hevc"
@@ -233,8 +238,12 @@ Stream = Annotated[
 ]
 OtherStream = Annotated[str | None, argument("VIS", "Visible video, URL or folder of pictures.")]
 OutVideo = Annotated[
-    Path,
-    option(OUTPUT, "Video file (.mp4 .mov .mkv .ts), or a folder for PNG.", "-o", "--out"),
+    str,
+    option(
+        OUTPUT,
+        "Video file (.mp4 .mov .mkv .ts), a folder for PNG, - (stdout), rtsp://… or udp://….",
+        *("-o", "--out"),
+    ),
 ]
 VideoPreset = Annotated[
     str, option(METHOD, "balanced (denoises), realtime (does not), or exact: by --image-preset.")
@@ -270,12 +279,25 @@ OnBadFrame = Annotated[
     OnError,
     option(INPUT_OPTIONS, "A bad frame is left out, shown as the one before, or ends."),
 ]
+Deinterlace = Annotated[
+    Switch, option(INPUT_OPTIONS, "Whether interlaced frames lose their combs.")
+]
+ToneMap = Annotated[Switch, option(INPUT_OPTIONS, "Whether HDR (PQ, HLG) becomes BT.709.")]
+Reconnect = Annotated[
+    float,
+    option(
+        INPUT_OPTIONS, "Seconds to try again where a live stream breaks off.", metavar="SECONDS"
+    ),
+]
 VideoCodec = Annotated[Codec | None, option(OUTPUT, "Default: h264 for files, png for folders.")]
 Crf = Annotated[
     int | None, option(OUTPUT, "h264 and hevc quality, smaller is better.", min=0, max=51)
 ]
 NoAudio = Annotated[bool, option(OUTPUT, "Leave out the visible stream's audio.", "--no-audio")]
 SideBySide = Annotated[bool, option(OUTPUT, "Write infrared | visible | fused.", "--side-by-side")]
+Preview = Annotated[
+    bool, option(OUTPUT, "Show the frames: a window, or a page at 127.0.0.1.", "--preview")
+]
 Realtime = Annotated[
     bool,
     option(RUNTIME, "Keep up with the clock: drop the oldest of two waiting pairs.", "--realtime"),

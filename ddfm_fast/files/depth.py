@@ -14,6 +14,7 @@ import numpy as np
 from ..images.doubts import warn
 from ..images.ranges import Ignored, by_source, chosen, ignored, nearest_valid
 from .guards import Picture
+from .packed import read_pair
 from .reading import DEFAULT_MAX_PIXELS, image_size, read_picture
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -73,7 +74,7 @@ class Sources(NamedTuple):
 def read_sources(
     ir: str | Path, vis: str | Path, levels: Levels, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Sources:
-    """Read two files; sizes may differ.
+    """Read two files, or one of four channels (see `packed`); sizes may differ.
 
     A thermal camera's JPEG gives its temperatures as infrared, where they fit, and its picture as
     visible. Where a file says itself which value means nothing, and ``levels`` does not, that
@@ -82,6 +83,8 @@ def read_sources(
     Raises:
         ValueError: As ``read_image`` and :func:`ddfm_fast.images.ranges.chosen` raise it.
     """
+    if Path(ir) == Path(vis):
+        return sources(*read_pair(ir, vis, max_pixels), levels)
     given = by_source(levels.nodata, "nodata")
     read = {
         name: read_picture(

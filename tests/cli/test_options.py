@@ -111,6 +111,7 @@ RECORD = {
         --codec: h264|hevc|ffv1|png, None
         --color-from: auto|ir|vis, 'auto'
         --crf: int min=0 max=51, None
+        --deinterlace: auto|off, 'auto'
         --denoise: str, None
         --device: str, None
         --end: float min=0, None
@@ -123,17 +124,20 @@ RECORD = {
         --offset: float, 0.0
         --on-error: skip|repeat|stop, 'skip'
         --preset: str, 'balanced'
+        --preview: bool, False
         --prior-config: str, None
         --prior: str, 'embedded'
         --profile: bool, False
         --rate: float, None
         --realtime: bool, False
+        --reconnect: float, 0.0
         --resize: str, None
         --seed: int, 3407
         --side-by-side: bool, False
         --start: float min=0, 0.0
+        --tone-map: auto|off, 'auto'
         --vis-range: str, None
-        -o --out: Path, required
+        -o --out: str, required
         -q --quiet: bool, False
         ir: str, required
         vis: str, None
@@ -215,6 +219,7 @@ RECORD = {
         --metrics: str, 'cddfuse'
         --nodata: str, None
         --paper: str, None
+        --pattern: str, None
         --per-image: bool, False
         --raw-size: str, None
         --report-pairs: int min=1, 60
@@ -242,6 +247,7 @@ RECORD = {
         --metrics: str, 'cddfuse'
         --nodata: str, None
         --paper: str, None
+        --pattern: str, None
         --per-image: bool, False
         --preset: str, None
         --prior-config: str, None
