@@ -48,6 +48,27 @@ def startup(device: str, side: str) -> dict[str, float]:
     return found
 
 
+def first(preset: str, height: str, width: str) -> dict[str, float]:
+    """Seconds to a first picture of arrays, PyTorch's own import apart."""
+    began = time.perf_counter()
+    import numpy as np
+    import torch  # noqa: F401
+
+    imported = time.perf_counter()
+    from ddfm_fast import Fuser, fuse  # noqa: F401
+
+    ours = time.perf_counter()
+    ramp = np.add.outer(np.arange(int(height)), np.arange(int(width))).astype(np.uint8)
+    fuse(ramp, ramp[::-1].copy(), preset=preset)
+    done = time.perf_counter()
+    return {
+        f"{preset}: import numpy, torch": imported - began,
+        f"{preset}: import Fuser": ours - imported,
+        f"{preset}: first picture": done - ours,
+        f"{preset}: all": done - began,
+    }
+
+
 def memory(device: str, row: str, side: str, steps: str) -> dict[str, int | None]:
     """Peak bytes above the start of a row of the waterfall."""
     import torch
@@ -60,5 +81,5 @@ def memory(device: str, row: str, side: str, steps: str) -> dict[str, int | None
 
 
 if __name__ == "__main__":
-    jobs = {"startup": startup, "memory": memory}
+    jobs = {"startup": startup, "first": first, "memory": memory}
     print(json.dumps(jobs[sys.argv[1]](*sys.argv[2:])))

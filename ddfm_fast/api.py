@@ -43,9 +43,10 @@ from .restore.sources import FusionReport, SourceModel
 from .runtime import environment
 from .runtime.apart import runs_apart
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
+from .runtime.fusers import InGraphs
 from .runtime.machine import one_thread_after_fork
 from .runtime.memory import images_that_fit, in_batches
-from .runtime.operators import InGraphs, traced
+from .runtime.operators import traced
 from .runtime.pixels import pixels_for
 from .sampler import Callback
 

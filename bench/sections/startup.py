@@ -11,6 +11,7 @@ from ..timing import in_fresh_process
 
 ABOUT = "import, first call, warm-up, capture, each in a fresh interpreter"
 SIDE = 64
+VIDEO = (480, 640)
 
 
 def tasks(place: Place) -> list[Task]:
@@ -20,13 +21,23 @@ def tasks(place: Place) -> list[Task]:
 
 
 def measure(place: Place) -> Measurement:
-    """Seconds of each part, by a process that measures itself."""
+    """Seconds of each part, by a process that measures itself.
+
+    ``import`` among the facts: the time of NumPy, PyTorch and Fuser over that of the first two.
+    """
     rounds = 1 if place.rehearse else 3 if place.quick or place.device.type == "cuda" else 7
     found, fixed = Measurement(), place.fixed_work()
     fixed()
     for _ in range(rounds):
         place.yardstick.append(place.wall(fixed))
-        for name, seconds in in_fresh_process("startup", str(place.device), SIDE).items():
+        seconds_of = in_fresh_process("startup", str(place.device), SIDE)
+        if place.device.type == "cpu":
+            seconds_of |= in_fresh_process("first", "instant", *VIDEO)
+        for name, seconds in seconds_of.items():
             found.candidates.setdefault(name, Candidate()).samples.append(seconds)
         place.tick()
+    if place.device.type == "cpu":
+        of = found.candidates
+        ours, torchs = (of[f"instant: import {name}"].median for name in ("Fuser", "numpy, torch"))
+        found.facts = {"instant": "x".join(map(str, VIDEO)), "import": (ours + torchs) / torchs}
     return found

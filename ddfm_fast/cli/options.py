@@ -62,6 +62,17 @@ class ImageKind(str, Enum):
     functional = "functional"
 
 
+class Grid(str, Enum):
+    ir = "ir"
+    vis = "vis"
+
+
+class Plane(str, Enum):
+    axial = "axial"
+    coronal = "coronal"
+    sagittal = "sagittal"
+
+
 class TableFormat(str, Enum):
     table = "table"
     csv = "csv"
@@ -239,6 +250,61 @@ Realtime = Annotated[
 Profile = Annotated[
     bool, option(OUTPUT, "Print how long each stage worked on a frame.", "--profile")
 ]
+
+# volume
+
+VOLUME = "volume: .nii, .nii.gz, a DICOM file, or a folder with a series."
+FirstVolume = Annotated[Path, argument("IR", f"First {VOLUME}")]
+OtherVolume = Annotated[Path, argument("VIS", f"Second {VOLUME}")]
+OutVolume = Annotated[
+    Path,
+    option(OUTPUT, "NAME.nii.gz, NAME.nii, or a new folder for a DICOM series.", "-o", "--out"),
+]
+OfSeries = Annotated[
+    str | None,
+    option(INPUT_OPTIONS, "UID, number or description in a mixed folder; or ir=…,vis=…."),
+]
+OfFrame = Annotated[
+    str | None, option(INPUT_OPTIONS, "Which volume of four dimensions: N, or ir=N,vis=N.")
+]
+OnGrid = Annotated[
+    Grid, option(INPUT_OPTIONS, "Whose grid the result has; the other is interpolated.")
+]
+InPlane = Annotated[
+    Plane | None, option(INPUT_OPTIONS, "Plane of the slices; as they are by default.")
+]
+Slices = Annotated[
+    str | None, option(INPUT_OPTIONS, "Which slices, as 10:40:2.", metavar="START:STOP:STEP")
+]
+ColorMap = Annotated[
+    str | None, option(INPUT_OPTIONS, "Colors for VIS, such as hot (PET, SPECT); or ir=…,vis=….")
+]
+VOLUME_RANGE = "LO,HI in its units, data, or auto: the file's window, of"
+IrVolumeRange = Annotated[
+    str | None, option(INPUT_OPTIONS, f"{VOLUME_RANGE} the first.", "--ir-range")
+]
+VisVolumeRange = Annotated[
+    str | None, option(INPUT_OPTIONS, f"{VOLUME_RANGE} the second.", "--vis-range")
+]
+# serve
+
+Host = Annotated[
+    str, option(RUNTIME, "Address; one that other machines reach needs a token or --insecure.")
+]
+Port = Annotated[int, option(RUNTIME, "Port; 0 for a free one.", min=0, max=65535)]
+TokenFile = Annotated[
+    Path | None, option(RUNTIME, "File with the secret that requests must carry.")
+]
+Insecure = Annotated[bool, option(RUNTIME, "No token, whoever reaches the address.", "--insecure")]
+MaxRequestPixels = Annotated[int, option(RUNTIME, "Refuse larger pictures.", min=256)]
+MaxBytes = Annotated[int, option(RUNTIME, "Refuse longer requests.", min=1)]
+MaxBatch = Annotated[
+    int | None,
+    option(RUNTIME, "Most requests of one size fused together (a CPU: 1; a GPU: 8).", min=1),
+]
+MaxQueue = Annotated[int, option(RUNTIME, "Refuse more requests at once, with 429.", min=1)]
+Wait = Annotated[float, option(RUNTIME, "Milliseconds to wait for such requests.", min=0)]
+Timeout = Annotated[float, option(RUNTIME, "Seconds in which a request is answered.", min=0.1)]
 
 # evaluate and ablate
 

@@ -9,6 +9,7 @@ have modules of their own.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
 import threading
@@ -93,7 +94,25 @@ def read_picture(
         raise TypeError(f"max_pixels: got {max_pixels!r}, expected an int of at least 1")
     if max_pixels < 1:
         raise ValueError(f"max_pixels: got {max_pixels}, expected at least 1")
-    with _open(path) as file, pillow_limit_lifted():
+    with _open(path) as file:
+        return _read(file, path, max_pixels, radiometric, raw_size)
+
+
+def read_image_bytes(data: bytes, name: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Read the bytes of an image file, which errors call ``name``: :func:`read_image`."""
+    if not data:
+        raise ImageFileError(f"{name}: the file is empty; send it again")
+    return _read(io.BytesIO(data), Path(name), max_pixels).values
+
+
+def _read(
+    file: BinaryIO,
+    path: Path,
+    max_pixels: int,
+    radiometric: bool = False,
+    raw_size: tuple[int, int] | None = None,
+) -> Picture:
+    with pillow_limit_lifted():
         try:
             return _decode(file, path, max_pixels, radiometric, raw_size)
         except (ImageFileError, MemoryError):

@@ -28,6 +28,11 @@ def write_image(path: str | os.PathLike[str], array: np.ndarray, *, quality: int
         TypeError: Another container or dtype.
     """
     path = check_path(path)
+    return atomic_write_bytes(path, encode_image(array, path, quality=quality))
+
+
+def encode_image(array: np.ndarray, path: Path, *, quality: int = 95) -> bytes:
+    """Encode an image as :func:`write_image` would write it to ``path``; errors are the same."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ImageFileError(
@@ -41,7 +46,7 @@ def write_image(path: str | os.PathLike[str], array: np.ndarray, *, quality: int
             f"{path}: {suffix} holds 8 bits and the image is uint16; write .png or .tif, or "
             "convert it: (array // 257).astype('uint8')"
         )
-    return atomic_write_bytes(path, _encode(array, suffix, quality, path))
+    return _encode(array, suffix, quality, path)
 
 
 def _check_array(array: np.ndarray) -> np.ndarray:

@@ -382,6 +382,13 @@ def test_prior_info_knows_the_embedded_prior(call):
     assert json.loads(result.stdout)["training"]["photos"] > 0
 
 
+def test_prior_check(call, prior):
+    good = call("prior", "check", "embedded")
+    assert good.exit_code == 0 and good.stdout.splitlines()[-1] == "it denoises"
+    random = call("prior", "check", prior, "--json")  # a network of random weights
+    assert random.exit_code == 1 and json.loads(random.stdout)["good"] is False
+
+
 def test_prior_config_is_read(call, pair, prior, tmp_path):
     (tmp_path / "config.json").write_text('{"model_channels": 64}')
     for config in ('{"model_channels": 64}', tmp_path / "config.json"):

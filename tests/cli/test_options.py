@@ -125,6 +125,54 @@ RECORD = {
         ir: str, required
         vis: str, None
     """,
+    "volume": """
+        --color-from: auto|ir|vis, 'auto'
+        --colormap: str, None
+        --denoise: str, None
+        --device: str, None
+        --frame: str, None
+        --gray: bool, False
+        --grid: ir|vis, 'ir'
+        --images: auto|photographic|functional, None
+        --ir-range: str, None
+        --json: bool, False
+        --nodata: str, None
+        --plane: axial|coronal|sagittal, None
+        --preset: str, None
+        --prior-config: str, None
+        --prior: str, 'embedded'
+        --seed: int, 3407
+        --series: str, None
+        --slices: str, None
+        --steps: str, None
+        --stretch: none|minmax|percentile|sources, None
+        --vis-range: str, None
+        -o --out: Path, required
+        -q --quiet: bool, False
+        ir: Path, required
+        vis: Path, required
+    """,
+    "serve": """
+        --backend: str, None
+        --denoise: str, None
+        --device: str, None
+        --dtype: auto|float32|tf32|bfloat16|float16, 'auto'
+        --graph: str, None
+        --host: str, '127.0.0.1'
+        --images: auto|photographic|functional, None
+        --insecure: bool, False
+        --max-batch: int min=1, None
+        --max-bytes: int min=1, 67108864
+        --max-pixels: int min=256, 16777216
+        --max-queue: int min=1, 256
+        --port: int min=0 max=65535, 8000
+        --preset: str, None
+        --prior-config: str, None
+        --prior: str, 'embedded'
+        --timeout: float min=0.1, 60.0
+        --token-file: Path, None
+        --wait: float min=0, 5.0
+    """,
     "presets": """
         --json: bool, False
     """,
@@ -219,6 +267,11 @@ RECORD = {
     """,
     "prior info": """
         --json: bool, False
+        file: str, required
+    """,
+    "prior check": """
+        --json: bool, False
+        --prior-config: str, None
         file: str, required
     """,
     "prior convert": """

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from ddfm_fast.cli.app import app
 from ddfm_fast.files.pairing import match_pairs
 from ddfm_fast.files.paths import ImageFileError, image_files
-from ddfm_fast.files.reading import image_size, read_image
+from ddfm_fast.files.reading import image_size, read_image, read_image_bytes
 from ddfm_fast.video.sources import pictures
 
 CELSIUS = np.random.default_rng(0).normal(20, 9, (24, 32))
@@ -106,6 +106,16 @@ def test_fuse_reads_them(tmp_path, kind):
         result = CliRunner().invoke(app, [*given, "--raw-size", "32x24"])
     assert result.exit_code == 0, result.output
     assert read_image(tmp_path / "out.png").shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.tif", "a.jpg", "a.csv"])
+def test_bytes_are_read_as_files_are(tmp_path, name):
+    if name == "a.tif":
+        pytest.importorskip("tifffile")
+    (tmp_path / name).write_bytes(seeds()[name])
+    np.testing.assert_array_equal(
+        read_image_bytes(seeds()[name], name), read_image(tmp_path / name)
+    )
 
 
 def seeds() -> dict[str, bytes]:

@@ -137,7 +137,7 @@ def test_no_private_name_of_another_module():
         defined = {
             node.attr if isinstance(node, ast.Attribute) else node.name
             for node in ast.walk(tree)
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
             or (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store))
         }
         defined |= {
