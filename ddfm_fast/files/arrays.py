@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import zipfile
@@ -68,13 +69,15 @@ def decode_mat(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     return as_picture(matlab.decode(file, path, found[name]), path, max_pixels)
 
 
-def decode_exr(_file: BinaryIO, path: Path, max_pixels: int) -> Array:
+def decode_exr(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     """Decode an OpenEXR file: a gray channel as it is, colors from linear light to sRGB.
 
     Raises:
         ImageFileError: The extra is missing, or its channels are neither gray nor RGB.
     """
     openexr = library("OpenEXR", path, "OpenEXR", "a TIFF of 32-bit floats")
+    if isinstance(file, io.BytesIO):
+        raise ImageFileError(f"{path}: OpenEXR is read from disk alone; send a TIFF of floats")
     header = openexr.File(str(path), header_only=True).parts[0].header
     low, high = header["dataWindow"]
     width, height = (int(b) - int(a) + 1 for a, b in zip(low, high, strict=True))

@@ -1,8 +1,9 @@
 """Image files read with care.
 
-Reads PNG, JPEG, TIFF and BMP by content, whatever the suffix. Pillow identifies and decodes. Color
-of more than 8 bits, which Pillow reduces to 8, is decoded by OpenCV and held against Pillow's 8
-bits.
+The first bytes decide, whatever the suffix; tables, bare numbers and raw files, which have none of
+their own, go by it. PNG, JPEG, BMP and most TIFF are decoded here, by Pillow. Color of more than 8
+bits, which Pillow reduces to 8, is decoded by OpenCV and held against Pillow's 8 bits. Other kinds
+have modules of their own.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def decode(file: BinaryIO, path: Path, tags: Tags, max_pixels: int) -> Array:
     if tags.one(t.COMPRESSION, _NONE) != _NONE or tags.one(t.BITS, 1) % 8:
         library("imagecodecs", path, kind_of(tags), _INSTEAD)
     file.seek(0)
-    with tifffile.TiffFile(file, name=path.name, _multifile=False) as tiff:
+    with tifffile.TiffFile(file, name=path.name) as tiff:
         page = tiff.pages[0]
         stored = page.asarray(squeeze=False, maxworkers=1)
     values = np.moveaxis(stored[:, 0, ..., 0], 0, -1) if stored.shape[0] > 1 else stored[0, 0]

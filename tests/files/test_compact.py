@@ -101,16 +101,20 @@ def test_deep_avif_comes_back_exactly(save, monkeypatch, bits):
 
 
 @needs_avif
-@pytest.mark.extras
 @pytest.mark.parametrize(
-    ("codes", "match"),
-    [({"transfer": 16}, "is HDR.*export it as SDR"), ({"primaries": 12}, "Display P3 are read as")],
+    ("at", "code", "match"),
+    [(10, 16, "is HDR.*export it as SDR"), (8, 12, "of Display P3 are read as sRGB; export")],
 )
-def test_colors_beyond_srgb_are_told(save, codes, match):
-    codecs = pytest.importorskip("imagecodecs")
-    array = random_array((64, 96, 3))
+def test_colors_beyond_srgb_are_told(save, at, code, match):
+    """Of the color box: its primaries, then its transfer, two bytes each."""
+    data = by_pillow(random_array((64, 96, 3)), "AVIF")
+    place = data.index(b"colrnclx") + at
+    changed = data[:place] + bytes([0, code]) + data[place + 2 :]
     with pytest.warns(DDFMWarning, match=match):
-        read_image(save(codecs.avif_encode(array, 90, **codes), "a.avif"))
+        read_image(save(changed, "a.avif"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_image(save(data, "a.avif"))
 
 
 @pytest.mark.extras

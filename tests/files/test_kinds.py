@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from image_bytes import png, random_array, tiff
+from test_counts import table
+from test_radiometric import fff, flir
 from typer.testing import CliRunner
 
 from ddfm_fast.cli.app import app
 from ddfm_fast.files.pairing import match_pairs
 from ddfm_fast.files.paths import ImageFileError, image_files
-from ddfm_fast.files.reading import image_size, read_image
+from ddfm_fast.files.reading import image_size, read_image, read_image_bytes
 from ddfm_fast.video.sources import pictures
 
 CELSIUS = np.random.default_rng(0).normal(20, 9, (24, 32))
@@ -101,3 +106,47 @@ def test_fuse_reads_them(tmp_path, kind):
         result = CliRunner().invoke(app, [*given, "--raw-size", "32x24"])
     assert result.exit_code == 0, result.output
     assert read_image(tmp_path / "out.png").shape == (24, 32, 3)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.tif", "a.jpg", "a.csv"])
+def test_bytes_are_read_as_files_are(tmp_path, name):
+    if name == "a.tif":
+        pytest.importorskip("tifffile")
+    (tmp_path / name).write_bytes(seeds()[name])
+    np.testing.assert_array_equal(
+        read_image_bytes(seeds()[name], name), read_image(tmp_path / name)
+    )
+
+
+def seeds() -> dict[str, bytes]:
+    buffers = {"a.npy": io.BytesIO(), "a.npz": io.BytesIO()}
+    np.save(buffers["a.npy"], CELSIUS)
+    np.savez_compressed(buffers["a.npz"], x=CELSIUS)
+    return {
+        **{name: buffer.getvalue() for name, buffer in buffers.items()},
+        "a.tif": tiff(CELSIUS, 1),
+        "a.jpg": flir(fff()),
+        "a.csv": table(";", ",").encode(),
+        "a.jxl": b"\xff\x0a" + bytes(range(200)),
+        "a.heic": b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(200),
+    }
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_damaged_files_raise_nothing_else(tmp_path_factory, data):
+    folder = tmp_path_factory.mktemp("damaged")
+    name, content = data.draw(st.sampled_from(sorted(seeds().items())))
+    damaged = bytearray(content[: data.draw(st.integers(1, len(content)))])
+    for _ in range(data.draw(st.integers(1, 6))):
+        place = data.draw(st.integers(0, min(len(damaged), 400) - 1))
+        damaged[place] = data.draw(st.integers(0, 255))
+    (folder / name).write_bytes(damaged)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            array = read_image(folder / name, radiometric=True, max_pixels=10**6)
+        except ImageFileError as error:
+            assert name in str(error)
+        else:
+            assert array.ndim in (2, 3) and array.dtype.kind in "uif"
