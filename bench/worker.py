@@ -48,25 +48,19 @@ def startup(device: str, side: str) -> dict[str, float]:
     return found
 
 
-def first(preset: str, height: str, width: str) -> dict[str, float]:
+def first(preset: str, side: str) -> dict[str, float]:
     """Seconds to a first picture of arrays, PyTorch's own import apart."""
-    began = time.perf_counter()
-    import numpy as np
-    import torch  # noqa: F401
+    times = [time.perf_counter()]
+    import torch
 
-    imported = time.perf_counter()
-    from ddfm_fast import Fuser, fuse  # noqa: F401
+    times.append(time.perf_counter())
+    from ddfm_fast import fuse
 
-    ours = time.perf_counter()
-    ramp = np.add.outer(np.arange(int(height)), np.arange(int(width))).astype(np.uint8)
-    fuse(ramp, ramp[::-1].copy(), preset=preset)
-    done = time.perf_counter()
-    return {
-        f"{preset}: import numpy, torch": imported - began,
-        f"{preset}: import Fuser": ours - imported,
-        f"{preset}: first picture": done - ours,
-        f"{preset}: all": done - began,
-    }
+    times.append(time.perf_counter())
+    fuse(*torch.arange(2 * int(side) ** 2).view(2, int(side), -1).byte(), preset=preset)
+    times.append(time.perf_counter())
+    parts = "import torch", "import fuse", "first picture"
+    return {f"{preset}: {p}": b - a for p, a, b in zip(parts, times, times[1:], strict=False)}
 
 
 def memory(device: str, row: str, side: str, steps: str) -> dict[str, int | None]:

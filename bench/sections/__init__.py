@@ -7,5 +7,5 @@ it. A task checks that ours and the baseline agree, times them in turn, and retu
 from importlib import import_module
 
 NAMES = ("kernels", "step", "prior", "official", "loop", "waterfall", "throughput", "video")
-NAMES += ("host", "scaling", "threads", "startup", "metrics")
+NAMES += ("host", "scaling", "startup", "metrics")
 SECTIONS = {name: import_module(f".{name}", __name__) for name in NAMES}

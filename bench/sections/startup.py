@@ -11,7 +11,6 @@ from ..timing import in_fresh_process
 
 ABOUT = "import, first call, warm-up, capture, each in a fresh interpreter"
 SIDE = 64
-VIDEO = (480, 640)
 
 
 def tasks(place: Place) -> list[Task]:
@@ -21,10 +20,7 @@ def tasks(place: Place) -> list[Task]:
 
 
 def measure(place: Place) -> Measurement:
-    """Seconds of each part, by a process that measures itself.
-
-    ``import`` among the facts: the time of NumPy, PyTorch and Fuser over that of the first two.
-    """
+    """Seconds of each part, by a process that measures itself."""
     rounds = 1 if place.rehearse else 3 if place.quick or place.device.type == "cuda" else 7
     found, fixed = Measurement(), place.fixed_work()
     fixed()
@@ -32,12 +28,8 @@ def measure(place: Place) -> Measurement:
         place.yardstick.append(place.wall(fixed))
         seconds_of = in_fresh_process("startup", str(place.device), SIDE)
         if place.device.type == "cpu":
-            seconds_of |= in_fresh_process("first", "instant", *VIDEO)
+            seconds_of |= in_fresh_process("first", "instant", 512)
         for name, seconds in seconds_of.items():
             found.candidates.setdefault(name, Candidate()).samples.append(seconds)
         place.tick()
-    if place.device.type == "cpu":
-        of = found.candidates
-        ours, torchs = (of[f"instant: import {name}"].median for name in ("Fuser", "numpy, torch"))
-        found.facts = {"instant": "x".join(map(str, VIDEO)), "import": (ours + torchs) / torchs}
     return found
