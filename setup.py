@@ -88,7 +88,6 @@ TEST = [
     TRITON,  # tests interpret and compile the kernels, with no GPU
     "wheel",
     *VIDEO,
-    *MEDICAL,
 ]
 ENGINES = [
     "nncf>=3.0",  # OpenVINO's int8

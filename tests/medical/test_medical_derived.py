@@ -17,6 +17,8 @@ nib = pytest.importorskip("nibabel", reason="needs ddfm_fast[medical]")
 
 from phantoms import affine, ellipsoid, save_series  # noqa: E402
 
+pytestmark = pytest.mark.extras  # needs ddfm_fast[medical]
+
 AT = affine((-2.0, -2.5, 5.0), (44.0, 40.0, -22.0))
 OTHER = affine((-2.0, -2.5, 2.5), (44.0, 40.0, -22.0))
 SHAPE = (9, 36, 40)

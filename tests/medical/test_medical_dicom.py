@@ -16,6 +16,8 @@ pydicom = pytest.importorskip("pydicom", reason="needs ddfm_fast[medical]")
 
 from phantoms import affine, dataset, ellipsoid, save, save_series  # noqa: E402
 
+pytestmark = pytest.mark.extras  # needs ddfm_fast[medical]
+
 SHAPE = (9, 20, 24)
 AT = affine((-2.0, -3.0, 4.0), (30.0, 20.0, -12.0))
 

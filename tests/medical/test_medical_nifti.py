@@ -17,6 +17,8 @@ nib = pytest.importorskip("nibabel", reason="needs ddfm_fast[medical]")
 
 from phantoms import affine, center_of, ellipsoid  # noqa: E402
 
+pytestmark = pytest.mark.extras  # needs ddfm_fast[medical]
+
 AT = affine((2.0, 3.0, 4.0), (-30.0, -40.0, -20.0))
 SHAPE = (12, 26, 30)
 
