@@ -29,15 +29,16 @@ _LEAST_SIDE, _LEAST_TILES, _TOLERANCE = 48, 6, 2.0
 """of a tile; that must stand out; pixels by which a tile may miss a map"""
 _STANDS_OUT, _COVERED = 1.0, 0.7
 """confidence of a tile that counts; share of it that must be in the infrared picture"""
-_SCALES, _SCALES_SIDE = np.geomspace(0.4, 2.5, 24), 160
+_SCALES, _SCALES_SIDE = np.geomspace(0.4, 2.5, 24), 240
 """tried where the plain start is not sure, over the scale at which the pictures just fit"""
 _ECC = {
-    "shift": cv2.MOTION_TRANSLATION,
     "affine": cv2.MOTION_AFFINE,
     "homography": cv2.MOTION_HOMOGRAPHY,
 }
-_ECC_STEPS, _ECC_MOVES, _LEFT = 40, 0.03, 1.5
-"""iterations; how far it may move a corner, of the longer side; pixels of shift that may be left"""
+_ECC_STEPS, _ECC_BLUR, _ECC_MOVES, _LEFT = 30, 5, 0.02, 1.5
+"""iterations; pixels of its filter; how far it may move a corner, of the longer side; pixels of shift that may be left"""
+_FINER = 4.0
+"""pixels of shift that the last look, at full size, may add"""
 _LEAST = 32
 """pixels of the shorter side below which nothing is believed"""
 
@@ -77,8 +78,7 @@ def between(ir: np.ndarray, vis: np.ndarray, model: str) -> Alignment:
     matrix = start @ _moves(first)
     agree = 0.0
     if model == "shift":
-        fine = _by_ecc(_onto(a, start, b), b, _moves(first), model)
-        matrix = start @ fine
+        matrix = matrix @ _finer(_onto(a, matrix, b), b)
         confidence = first.confidence / SURE
     else:
         matrix, agree = _by_tiles(a, b, matrix, model)
@@ -89,6 +89,12 @@ def between(ir: np.ndarray, vis: np.ndarray, model: str) -> Alignment:
     if min(*ir.shape, *vis.shape) < _LEAST or not _plausible(matrix, start, b.shape):
         confidence = 0.0
     return Alignment(full, model, float(confidence))
+
+
+def _finer(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The little shift that is left between pictures that were correlated at a smaller size."""
+    left = peak(directions(a), directions(b), _FINER + 2)
+    return _moves(left) if np.hypot(left.x, left.y) < _FINER else np.eye(3)
 
 
 def _small(plane: np.ndarray) -> np.ndarray:
@@ -194,29 +200,27 @@ def _by_ransac(at: np.ndarray, to: np.ndarray, model: str) -> tuple[np.ndarray |
 
 
 def _by_ecc(a: np.ndarray, b: np.ndarray, matrix: np.ndarray, model: str) -> np.ndarray:
-    """The map, moved a little; as it is where that does not converge or leads far away."""
+    """The map, moved a little: the mean of what both planes say, or as it is where neither does."""
     whole = model == "homography"
     start = (matrix if whole else matrix[:2]).astype(np.float32)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ECC_STEPS, 1e-4)
-    try:
-        _, found = cv2.findTransformECC(
-            _magnitudes(b), _magnitudes(a), start, _ECC[model], stop, None, 5
-        )
-    except cv2.error:  # it did not converge, or a picture is constant
-        return matrix
-    found = found.astype(np.float64)
-    found = found if whole else np.vstack([found, [0, 0, 1]])
-    if not np.isfinite(found).all():
-        return matrix
     scale = np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
-    far = np.abs(_corners(found, b.shape) - _corners(matrix, b.shape)).max()
-    return found if far <= _ECC_MOVES * max(b.shape) * scale else matrix
-
-
-def _magnitudes(plane: np.ndarray) -> np.ndarray:
-    plane = cv2.GaussianBlur(plane, (0, 0), 1.5)
-    size = np.hypot(cv2.Scharr(plane, cv2.CV_32F, 1, 0), cv2.Scharr(plane, cv2.CV_32F, 0, 1))
-    return size / (size + np.median(size) + 1e-6)
+    kept = []
+    fields = directions(a), directions(b)
+    for part in ("real", "imag"):
+        source, target = (np.ascontiguousarray(getattr(field, part)) for field in fields)
+        try:
+            _, found = cv2.findTransformECC(
+                target, source, start.copy(), _ECC[model], stop, None, _ECC_BLUR
+            )
+        except cv2.error:  # it did not converge, or a picture is constant
+            continue
+        found = found.astype(np.float64)
+        found = found if whole else np.vstack([found, [0, 0, 1]])
+        far = np.abs(_corners(found, b.shape) - _corners(matrix, b.shape)).max()
+        if far <= _ECC_MOVES * max(b.shape) * scale:  # and so not where it is NaN
+            kept.append(found)
+    return np.mean(kept, 0) if len(kept) == 2 else matrix
 
 
 def _rest(a: np.ndarray, b: np.ndarray, matrix: np.ndarray) -> float:

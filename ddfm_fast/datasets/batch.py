@@ -294,7 +294,7 @@ class _Run:
             if ir.shape[:2] != vis.shape[:2]:
                 raise ValueError(
                     f"ir has {ir.shape[0]}x{ir.shape[1]} and vis {vis.shape[0]}x{vis.shape[1]}; "
-                    "expected aligned images of equal size: register and resize them first"
+                    "expected images of equal size: --resize vis, or --align homography"
                 )
             if ir.dtype == np.uint16 and target.suffix not in DEEP_SUFFIXES:
                 raise ValueError(
