@@ -115,7 +115,9 @@ class Aligner:
             for n in range(len(ir.values))
         ]
         device, size = ir.values.device, vis.values.shape[-2:]
-        values = [torch.from_numpy(image.reshape(*size, -1)).permute(2, 0, 1) for image, *_ in moved]
+        values = [
+            torch.from_numpy(image.reshape(*size, -1)).permute(2, 0, 1) for image, *_ in moved
+        ]
         holes = None
         if ir.holes is not None:
             holes = torch.stack([torch.from_numpy(hole)[None] for *_, hole in moved]).to(device)
@@ -181,7 +183,9 @@ class Aligner:
             "stands out; expected images of equal size: --resize vis, or a calibration (--align)"
         )
 
-    def look(self, ir: np.ndarray, vis: np.ndarray, index: str = "", *, again: bool = False) -> None:
+    def look(
+        self, ir: np.ndarray, vis: np.ndarray, index: str = "", *, again: bool = False
+    ) -> None:
         """Say by one sentence if a pair [H, W] or [H, W, C] is surely shifted; the first alone.
 
         ``again``: look although a pair was looked at and nothing was found.

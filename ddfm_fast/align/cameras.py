@@ -27,7 +27,9 @@ class Camera(NamedTuple):
 
     def ideal(self, at: np.ndarray) -> np.ndarray:
         """Where pixels [N, 2] (x, y) of its picture would be without distortion."""
-        found = cv2.undistortPoints(at.reshape(-1, 1, 2), self.matrix, self.distortion, P=self.matrix)
+        found = cv2.undistortPoints(
+            at.reshape(-1, 1, 2), self.matrix, self.distortion, P=self.matrix
+        )
         return found.reshape(-1, 2)
 
     def bent(self, at: np.ndarray) -> np.ndarray:
@@ -51,9 +53,7 @@ class Camera(NamedTuple):
         return Camera(to @ self.matrix, self.distortion, size)
 
 
-def checked_camera(
-    matrix: Any, distortion: Any, size: tuple[int, int] | None, name: str
-) -> Camera:
+def checked_camera(matrix: Any, distortion: Any, size: tuple[int, int] | None, name: str) -> Camera:
     """Make a camera of numbers; ValueError, beginning with ``name``, where they are none."""
     try:
         k = np.array(matrix, np.float64)
@@ -93,7 +93,9 @@ def read_camera(path: str | os.PathLike[str]) -> Camera:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = getattr(error, "strerror", None) or "it is no text"
-        raise ValueError(f"{path}: {why}; expected a camera as OpenCV's FileStorage writes") from None
+        raise ValueError(
+            f"{path}: {why}; expected a camera as OpenCV's FileStorage writes"
+        ) from None
     try:
         return _parsed(text, str(path))
     except cv2.error:
@@ -108,9 +110,7 @@ def _parsed(text: str, name: str) -> Camera:
     try:
         matrix = storage.getNode("camera_matrix").mat()
         distortion = storage.getNode("distortion_coefficients").mat()
-        height, width = (
-            storage.getNode(key).real() for key in ("image_height", "image_width")
-        )
+        height, width = (storage.getNode(key).real() for key in ("image_height", "image_width"))
     finally:
         storage.release()
     if matrix is None:

@@ -132,7 +132,9 @@ def peak(a: np.ndarray, b: np.ndarray, reach: float, taper: float = 1.0) -> Shif
 
 def _taper(length: int, share: float) -> np.ndarray:
     """Tukey's window: 1, with a cosine at both ends."""
-    at = np.minimum(np.arange(length), np.arange(length)[::-1]) / max(1e-9, share * (length - 1) / 2)
+    at = np.minimum(np.arange(length), np.arange(length)[::-1]) / max(
+        1e-9, share * (length - 1) / 2
+    )
     return 0.5 - 0.5 * np.cos(np.pi * np.minimum(at, 1.0))
 
 

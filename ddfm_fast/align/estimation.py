@@ -3,9 +3,9 @@
 The whole pictures give a shift (``correlation``) and, where that does not stand out, a scale with
 it. Tiles are correlated, a map is fitted by RANSAC to the shifts that stand out, the infrared
 picture is warped by it, and that again with smaller tiles: five rounds. Then OpenCV's ECC (Evangelidis
-and Psarakis, PAMI 2008) moves the map by fractions of a pixel, on planes of the gradients'
-magnitudes, leveled by their median. A map is believed where enough tiles agree, or where the
-pictures, brought together, are correlated as well as a shift must be.
+and Psarakis, PAMI 2008) moves the map by fractions of a pixel, on the cosine and on the sine of the
+doubled directions. A map is believed where ECC converges on both and enough tiles agree, or fewer
+do and the pictures, brought together, are correlated as well as a shift must be.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from .warp import Alignment, scaling, warped
 MODELS = ("shift", "affine", "homography")
 SIDE = 640
 """pixels of the longer side, to which pictures are made smaller before maps are looked for"""
-_SHARE, _VERIFIED = 0.4, 3.5
-"""of tiles that agree, and confidence of the shift that is left: either makes sure"""
+_SHARE, _VERIFIED = 0.4, 4.5
+"""of tiles that agree; or, of half as many, the confidence of the shift that is left: either makes
+sure, where ECC finds its way from there too"""
 _ROUNDS = ((3, 1.6, 0.12), (4, 2.0, 0.08), (4, 2.4, 0.05), (5, 2.8, 0.03), (5, 2.8, 0.03))
 """tiles in a column, the shorter side over their size, and their reach over the longer side"""
 _LEAST_SIDE, _LEAST_TILES, _TOLERANCE = 48, 6, 2.0
@@ -82,8 +83,9 @@ def between(ir: np.ndarray, vis: np.ndarray, model: str) -> Alignment:
         confidence = first.confidence / SURE
     else:
         matrix, agree = _by_tiles(a, b, matrix, model)
-        matrix = _by_ecc(a, b, matrix, model)
-        confidence = max(agree / _SHARE, _rest(a, b, matrix) / _VERIFIED)
+        matrix, converged = _by_ecc(a, b, matrix, model)
+        verified = _rest(a, b, matrix) / _VERIFIED * (agree >= _SHARE / 2)
+        confidence = max(agree / _SHARE, verified) if converged else min(0.9, agree)
     full = scaling(a.shape, ir.shape) @ matrix @ scaling(vis.shape, b.shape)
     full /= full[2, 2]
     if min(*ir.shape, *vis.shape) < _LEAST or not _plausible(matrix, start, b.shape):
@@ -199,8 +201,10 @@ def _by_ransac(at: np.ndarray, to: np.ndarray, model: str) -> tuple[np.ndarray |
     return (None if matrix is None else np.vstack([matrix, [0, 0, 1]])), agree
 
 
-def _by_ecc(a: np.ndarray, b: np.ndarray, matrix: np.ndarray, model: str) -> np.ndarray:
-    """The map, moved a little: the mean of what both planes say, or as it is where neither does."""
+def _by_ecc(
+    a: np.ndarray, b: np.ndarray, matrix: np.ndarray, model: str
+) -> tuple[np.ndarray, bool]:
+    """The map, moved a little, to the mean of what both planes say; False where one has no say."""
     whole = model == "homography"
     start = (matrix if whole else matrix[:2]).astype(np.float32)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ECC_STEPS, 1e-4)
@@ -220,7 +224,7 @@ def _by_ecc(a: np.ndarray, b: np.ndarray, matrix: np.ndarray, model: str) -> np.
         far = np.abs(_corners(found, b.shape) - _corners(matrix, b.shape)).max()
         if far <= _ECC_MOVES * max(b.shape) * scale:  # and so not where it is NaN
             kept.append(found)
-    return np.mean(kept, 0) if len(kept) == 2 else matrix
+    return (np.mean(kept, 0), True) if len(kept) == 2 else (matrix, False)
 
 
 def _rest(a: np.ndarray, b: np.ndarray, matrix: np.ndarray) -> float:

@@ -137,7 +137,7 @@ def _check_sizes(ir: Raw, vis: Raw, least: int, index: str) -> None:
     if len(a) != len(b) or a.shape[-2:] != b.shape[-2:]:
         raise ValueError(
             f"ir{index} has {_size(a)} and vis{index} {_size(b)}; "
-            "expected images of equal size: --resize vis for files, align=\"homography\" (--align), or "
+            'expected images of equal size: --resize vis for files, align="homography" (--align), or '
             "resize them first"
         )
     if min(a.shape[-2:]) < least:
