@@ -92,8 +92,7 @@ def calibrate(
     over all pairs, so that a few pairs with something near do no harm.
 
     Args:
-        planes: A name, the infrared and the visible plane [H, W] float32 in [0, 1] of each pair;
-            every pair has the sizes of the first.
+        planes: A name and both planes [H, W] float32 in [0, 1] of each pair, all of one size.
         model: "shift", "affine" or "homography".
         ir_camera: What the infrared lens does, if known, and likewise ``vis_camera``: both pictures
             are straightened before the map is looked for.

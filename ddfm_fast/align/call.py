@@ -12,13 +12,14 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..files.depth import Sources, resized_sources
 from ..images.doubts import warn
 from ..images.kind import is_functional
 from ..images.planes import Raw
@@ -26,9 +27,6 @@ from .calibration import Calibration, read_calibration
 from .correlation import REACH, SIDE, SURE, shift_between
 from .estimation import MODELS, between
 from .warp import Alignment, apply, field
-
-if TYPE_CHECKING:
-    from ..files.depth import Sources
 
 SETTINGS = ("check", "off", *MODELS)
 Setting = str | Calibration
@@ -77,19 +75,20 @@ def setting_identity(setting: Any) -> Any:
 class Aligner:
     """Aligns the pairs of one call, folder or stream; threads may share it."""
 
-    def __init__(self, setting: Setting):
-        """``setting``: from :func:`checked_align`."""
-        self.setting = setting
+    def __init__(self, setting: Setting, resize: str | None = None):
+        """``setting``: from :func:`checked_align`. ``resize``: of files, whose size both get."""
+        self.setting, self.resize = setting, resize
         self.moves = setting not in ("check", "off") if isinstance(setting, str) else True
         self._looked = setting == "off"
         self._lock = threading.Lock()
 
     def to_dict(self) -> dict[str, Any]:
         """What decides results, as JSON types; empty where nothing is moved."""
+        setting, resize = self.setting, {} if self.resize is None else {"resize": self.resize}
         if not self.moves:
-            return {}
-        setting = self.setting
-        return {"align": setting.to_dict() if isinstance(setting, Calibration) else setting}
+            return resize
+        align = setting.to_dict() if isinstance(setting, Calibration) else setting
+        return {**resize, "align": align}
 
     def raws(self, ir: Raw, vis: Raw, index: str) -> tuple[Raw, Tensor | None]:
         """Align what was read of a call's sources.
@@ -131,6 +130,7 @@ class Aligner:
 
     def sources(self, found: Sources) -> Sources:
         """Align a pair of files; ValueError where the sizes differ and no map stands out."""
+        found = resized_sources(found, self.resize)
         ir, vis = found.ir, found.vis
         if not self.moves:
             self.look(ir, vis)
@@ -213,7 +213,7 @@ class StreamAligner(Aligner):
     EVERY, SEARCH = 50, 5
     """frames between estimates; and before the first that is sure"""
     FOLLOW, JUMP = 0.2, 0.02
-    """share of a new estimate; of the longer side, what is a jump, believed when it is seen twice"""
+    """share of a new estimate; of the longer side, a jump, believed when it is seen twice"""
 
     def __init__(self, setting: Setting):
         """``setting``: from :func:`checked_align`."""
@@ -237,10 +237,6 @@ class StreamAligner(Aligner):
             return ir
         return faded(apply(ir, self._map, vis.shape[:2]), vis, self._weight)
 
-    def cut(self, ir: np.ndarray, vis: np.ndarray) -> None:
-        """Look once more, as a scene begins."""
-        self.look(ir, vis, again=True)
-
     def _update(self, ir: np.ndarray, vis: np.ndarray) -> None:
         if isinstance(self.setting, Calibration):
             if self._map is None:
@@ -251,8 +247,8 @@ class StreamAligner(Aligner):
             if self._map is None and not self._warned:
                 self._warned = True
                 warn(
-                    f"no {self.setting} between the first frames stands out; they are fused as they "
-                    "are until one does: a calibration (ddfm-fast align, --align FILE) needs no edges"
+                    f"no {self.setting} between the first frames stands out; they are fused as "
+                    "they are until one does; a calibration (ddfm-fast align) needs no edges"
                 )
             return
         if self._map is None:

@@ -2,9 +2,9 @@
 
 The whole pictures give a shift (``correlation``) and, where that does not stand out, a scale with
 it. Tiles are correlated, a map is fitted by RANSAC to the shifts that stand out, the infrared
-picture is warped by it, and that again with smaller tiles: five rounds. Then OpenCV's ECC (Evangelidis
-and Psarakis, PAMI 2008) moves the map by fractions of a pixel, on the cosine and on the sine of the
-doubled directions. A map is believed where ECC converges on both and enough tiles agree, or fewer
+picture is warped by it, and that again with smaller tiles: five rounds. Then OpenCV's ECC
+(Evangelidis and Psarakis, PAMI 2008) moves the map by fractions of a pixel, on the
+cosine and on the sine of the doubled directions. A map is believed where ECC converges on both and enough tiles agree, or fewer
 do and the pictures, brought together, are correlated as well as a shift must be.
 """
 
@@ -37,7 +37,8 @@ _ECC = {
     "homography": cv2.MOTION_HOMOGRAPHY,
 }
 _ECC_STEPS, _ECC_BLUR, _ECC_MOVES, _LEFT = 30, 5, 0.02, 1.5
-"""iterations; pixels of its filter; how far it may move a corner, of the longer side; pixels of shift that may be left"""
+"""iterations; pixels of its filter; how far it may move a corner, of the longer side; pixels that may
+be left"""
 _FINER = 4.0
 """pixels of shift that the last look, at full size, may add"""
 _LEAST = 32
@@ -171,16 +172,20 @@ def _fitted(
 ) -> tuple[np.ndarray | None, float]:
     """A map [3, 3] from b to a, and the share of tiles that agree; None where too few stand out."""
     rows, fraction, reach = settings
-    height, width = b.shape
-    side = int(min(max(_LEAST_SIDE, min(b.shape) / fraction), min(b.shape))) // 2 * 2
+    part = _box(inside)
+    top, left, (height, width) = part[0].start, part[1].start, b[part].shape
+    least = min(height, width)
+    if least < _LEAST:
+        return None, 0.0
+    side = int(min(max(_LEAST_SIDE, least / fraction), least)) // 2 * 2
     at, to, tiles = [], [], 0
-    for y in np.linspace(0, height - side, rows).astype(int):
-        for x in np.linspace(0, width - side, rows + 1).astype(int):
+    for y in top + np.linspace(0, height - side, rows).astype(int):
+        for x in left + np.linspace(0, width - side, rows + 1).astype(int):
             part = slice(y, y + side), slice(x, x + side)
             if inside[part].mean() < _COVERED:
                 continue
             tiles += 1
-            found = peak(a[part], b[part], reach * max(b.shape))
+            found = peak(a[part], b[part], reach * max(height, width))
             if found.confidence > _STANDS_OUT:
                 center = x + side / 2, y + side / 2
                 at.append(center)
@@ -229,12 +234,18 @@ def _by_ecc(
 
 def _rest(a: np.ndarray, b: np.ndarray, matrix: np.ndarray) -> float:
     """Confidence that no shift is left; 0 where one is."""
-    rows, columns = (np.flatnonzero(_inside(a, matrix, b).any(axis)) for axis in (1, 0))
-    if min(len(rows), len(columns)) < _LEAST:
+    part = _box(_inside(a, matrix, b))
+    if min(b[part].shape) < _LEAST:
         return 0.0
-    part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     left = shift_between(_onto(a, matrix, b)[part], b[part], REACH)
     return left.confidence if np.hypot(left.x, left.y) < _LEFT else 0.0
+
+
+def _box(inside: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns in which anything is inside."""
+    found = [np.flatnonzero(inside.any(axis)) for axis in (1, 0)]
+    rows, columns = (slice(n[0], n[-1] + 1) if len(n) else slice(0, 0) for n in found)
+    return rows, columns
 
 
 def _corners(matrix: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -17,8 +17,8 @@ class Alignment(NamedTuple):
     """Where each pixel of the visible picture lies in the infrared one."""
 
     matrix: np.ndarray
-    """[3, 3] float64: (x, y, 1) of the visible picture → (x, y, w) of the infrared one, both without
-    their lenses' distortion where there are cameras"""
+    """[3, 3] float64: (x, y, 1) of the visible picture → (x, y, w) of the infrared one; both
+    without their lenses' distortion where there are cameras"""
     model: str
     confidence: float
     """1 and above: believe it"""

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..runtime import environment
-from . import ablate, batch, bench, demo, doctor, evaluate, fuse, presets, prior, video
+from . import ablate, align, batch, bench, demo, doctor, evaluate, fuse, presets, prior, video
 from .command import register
 
 _ENVIRONMENT = "\n".join(
@@ -28,6 +28,7 @@ app = typer.Typer(
 register(app, fuse.fuse, fuse.EPILOG)
 register(app, batch.batch, batch.EPILOG)
 register(app, video.video, video.EPILOG)
+register(app, align.align, align.EPILOG)
 register(app, presets.presets, presets.EPILOG)
 register(app, doctor.doctor, doctor.EPILOG)
 register(app, demo.demo, demo.EPILOG)

@@ -13,7 +13,15 @@ import typer
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED
 from .options import default
-from .settings import data_source, find_items, levels, pixel_limit, read_settings, show_progress
+from .settings import (
+    data_source,
+    find_items,
+    levels,
+    pixel_limit,
+    plain,
+    read_settings,
+    show_progress,
+)
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -38,6 +46,8 @@ def batch(
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,
+    resize: opt.ResizeFiles = None,
+    align: opt.Align = default.align,
     range_over: opt.RangeOver = opt.Over.picture,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
@@ -82,7 +92,16 @@ def batch(
     folder, limit, bars = _folder(out), pixel_limit(max_pixels), show_progress(quiet)
     meant = levels(ir_range, vis_range, nodata)
     options = {"format": format, "workers": workers, "max_pixels": limit, "redo": redo}
-    report = _run(items, folder, settings.fuser(), meant, range_over, progress=bars, **options)
+    report = _run(
+        items,
+        folder,
+        settings.fuser(),
+        meant,
+        range_over,
+        progress=bars,
+        resize=plain(resize),
+        **options,
+    )
     _echo_report(report, as_json=as_json, quiet=quiet)
     raise typer.Exit(_exit_code(report))
 

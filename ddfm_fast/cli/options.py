@@ -29,6 +29,17 @@ class Over(str, Enum):
     dataset = "dataset"
 
 
+class SizeOf(str, Enum):
+    ir = "ir"
+    vis = "vis"
+
+
+class MapModel(str, Enum):
+    shift = "shift"
+    affine = "affine"
+    homography = "homography"
+
+
 class ColorFrom(str, Enum):
     auto = "auto"
     ir = "ir"
@@ -108,6 +119,7 @@ Variant = Annotated[str | None, shared("variant")]
 Sampler = Annotated[str | None, shared("sampler")]
 Psi = Annotated[float | None, shared("psi")]
 Eta = Annotated[float | None, shared("eta")]
+Align = Annotated[str, shared("align", metavar="HOW")]
 Seed = Annotated[int, shared("seed")]
 Prior = Annotated[str, shared("prior")]
 ColorSource = Annotated[ColorFrom, shared("color")]
@@ -204,6 +216,9 @@ Offset = Annotated[
 Resize = Annotated[
     str | None, option(INPUT_OPTIONS, "vis, ir or WIDTHxHEIGHT, where the sizes differ.")
 ]
+ResizeFiles = Annotated[
+    SizeOf | None, option(INPUT_OPTIONS, "Whose size both get, where the sizes differ.")
+]
 RANGES = "LO,HI, auto, dtype or data: what black and white are in"
 IrRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} infrared.")]
 VisRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} visible.")]
@@ -273,6 +288,20 @@ AblatedPreset = Annotated[
     str | None, option(METHOD, "What to take parts away from: a row of `ddfm-fast presets`.")
 ]
 Rows = Annotated[str | None, option(METHOD, "Only these rows, such as no-prior,no-em,no-tv.")]
+
+# align
+
+Pictures = Annotated[
+    list[Path],
+    argument("IR VIS...", "Pictures of both cameras, in turn, or two folders with equal stems."),
+]
+OutCalibration = Annotated[Path, option(OUTPUT, "The JSON file to write.", "-o", "--out")]
+Model = Annotated[MapModel, option(METHOD, "What the map may do.")]
+IrCamera = Annotated[
+    Path | None,
+    option(INPUT_OPTIONS, "Infrared lens: OpenCV's camera_matrix and distortion_coefficients."),
+]
+VisCamera = Annotated[Path | None, option(INPUT_OPTIONS, "Likewise of the visible one.")]
 
 # demo
 

@@ -29,6 +29,7 @@ def video(
     vis: opt.OtherStream = None,
     *,
     resize: opt.Resize = None,
+    align: opt.Align = default.align,
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     offset: opt.Offset = 0.0,
@@ -63,8 +64,7 @@ def video(
     of the visible stream are kept. Ctrl-C ends the file properly; meanwhile it is called
     NAME.part-….SUFFIX. Exit code: 0 well, 1 bad or missing frames, 2 bad input, 130 interrupted.
     """
-    settings = read_settings(context)
-    options = _options(context)
+    settings, options = read_settings(context), _options(context)
     from ..video.tasks import plan, run_tasks
     from ..video.temporal import get_video_preset
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from ..align.call import Aligner
 from ..files.depth import Levels, Sources, read_sources
 from ..files.paths import (
     DEEP_SUFFIXES,
@@ -118,6 +119,7 @@ def run_batch(
     workers: int = 2,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     levels: Levels | None = None,
+    resize: str | None = None,
     redo: bool = False,
     progress: bool = False,
     on_error: Callable[[PairResult], None] | None = None,
@@ -136,6 +138,7 @@ def run_batch(
         workers: Threads that read, and as many that write, while the fuser computes.
         max_pixels: Of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from each pair by default.
+        resize: "ir" or "vis": both sources get its size, before they are aligned.
         redo: Fuse what is done already once more.
         progress: Show bars with an estimate of the end, on stderr.
         on_error: Called with each pair that fails, as it happens; the others continue.
@@ -153,11 +156,12 @@ def run_batch(
     _check_counts(batch_size=batch_size, workers=workers)
     targets = _checked_targets(items, Path(out), suffix)
     ensure_writable_dir(out)
-    levels = levels or Levels()
-    with History(Path(out), describe_settings(fuser, suffix) | levels.to_dict()) as history:
+    levels, aligner = levels or Levels(), Aligner(fuser.align, resize)
+    settings = describe_settings(fuser, suffix) | levels.to_dict() | aligner.to_dict()
+    with History(Path(out), settings) as history:
         run = _Run(
             history, fuser, targets, batch_size=batch_size, workers=workers, max_pixels=max_pixels,
-            levels=levels, redo=redo, progress=progress, on_error=on_error,
+            levels=levels, aligner=aligner, redo=redo, progress=progress, on_error=on_error,
         )  # fmt: skip
         report = run.run(list(items))
         _write_report(report)
@@ -195,6 +199,7 @@ class _Run:
         workers: int,
         max_pixels: int,
         levels: Levels,
+        aligner: Aligner,
         redo: bool,
         progress: bool,
         on_error: Callable[[PairResult], None] | None,
@@ -203,7 +208,7 @@ class _Run:
         self.fuser = fuser if batch_size is None else fuser.with_options(batch_size=batch_size)
         self.batch_size = self.least_batch_size = self.fuser.batch_size
         self.workers, self.max_pixels, self.redo = workers, max_pixels, redo
-        self.levels, self.told = levels, set[str]()
+        self.levels, self.aligner, self.told = levels, aligner, set[str]()
         self.progress, self.on_error = progress, on_error
         self.staging = history.out / STAGING
         self.results: dict[str, PairResult] = {}
@@ -290,6 +295,7 @@ class _Run:
             inputs = input_hashes(item)
             with about([item.name], self.told):
                 found = read_sources(item.ir, item.vis, self.levels, self.max_pixels)
+                found = self.aligner.sources(found)
             ir, vis = found.ir, found.vis
             if ir.shape[:2] != vis.shape[:2]:
                 raise ValueError(
@@ -338,6 +344,7 @@ class _Run:
                     [pair.sent[1] for pair in part],
                     progress=self.progress,
                     report=found,
+                    align="off",
                     value_range="dtype",
                 )
         except _EXPECTED as error:

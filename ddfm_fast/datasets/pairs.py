@@ -411,5 +411,5 @@ def _require_equal_sizes(items: list[PairItem]) -> None:
     if unequal:
         raise ImageFileError(
             f"{len(unequal)} of {len(items)} pairs have sources of different height x width: "
-            f"{few(unequal)}; --resize vis or --align homography brings the infrared one to the visible one"
+            f"{few(unequal)}; give --resize vis, or --align homography"
         )

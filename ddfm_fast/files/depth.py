@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from ..images.ranges import Ignored, by_source, chosen, ignored, nearest_valid
@@ -76,6 +77,36 @@ def sources(ir: Array, vis: Array, levels: Levels | None = None) -> Sources:
     ]
     pictures = same_depth(*(picture for picture, _ in found))
     return Sources(*pictures, holes=(found[0][1], found[1][1]))
+
+
+def resized_sources(found: Sources, resize: str | None) -> Sources:
+    """Bring one picture to the size of the other; None: as they are.
+
+    Args:
+        found: The pair.
+        resize: The one of "ir" and "vis" whose size both get.
+
+    Raises:
+        ValueError: Another ``resize``.
+    """
+    if resize not in (None, "ir", "vis"):
+        raise ValueError(f'resize is {resize!r}; expected "ir" or "vis", whose size both get')
+    if resize is None or found.ir.shape[:2] == found.vis.shape[:2]:
+        return found
+    kept = 0 if resize == "ir" else 1
+    size = (found.ir, found.vis)[kept].shape[:2]
+    pictures, holes = [found.ir, found.vis], list(found.holes)
+    pictures[1 - kept] = resized(pictures[1 - kept], size)
+    hole = holes[1 - kept]
+    if hole is not None:
+        holes[1 - kept] = resized(hole.astype(np.uint8) * 255, size) > 0
+    return Sources(*pictures, holes=(holes[0], holes[1]))
+
+
+def resized(image: Array, size: tuple[int, ...]) -> Array:
+    """Resize a picture to (height, width): by areas to a smaller one, else by cubics."""
+    how = cv2.INTER_AREA if image.shape[0] > size[0] else cv2.INTER_CUBIC
+    return cv2.resize(image, (size[1], size[0]), interpolation=how)
 
 
 def as_levels(

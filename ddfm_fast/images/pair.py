@@ -137,8 +137,8 @@ def _check_sizes(ir: Raw, vis: Raw, least: int, index: str) -> None:
     if len(a) != len(b) or a.shape[-2:] != b.shape[-2:]:
         raise ValueError(
             f"ir{index} has {_size(a)} and vis{index} {_size(b)}; "
-            'expected images of equal size: --resize vis for files, align="homography" (--align), or '
-            "resize them first"
+            'expected images of equal size: align="homography" (--align), or for files '
+            "--resize vis"
         )
     if min(a.shape[-2:]) < least:
         raise ValueError(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cv2
 import numpy as np
 
-from ..files.depth import same_depth, to_16_bits
+from ..files.depth import resized, same_depth, to_16_bits
 from ..files.reading import DEFAULT_MAX_PIXELS
 from ..images.planes import MIN_SIZE, to_planes
 from ..images.ranges import NAMES, FirstFrame, is_signed
@@ -65,7 +64,7 @@ class Fit:
                     f"resize needs the size of {name}, which an iterator does not tell"
                 )
             if image.shape[:2] != self.size:
-                return _resized(image, self.size)
+                return resized(image, self.size)
         first = self._shapes.setdefault(name, image.shape)
         if image.shape != first:
             raise VideoError(
@@ -86,12 +85,6 @@ def beside(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarray:
     if any(p.ndim == 3 for p in pictures):
         pictures = [np.dstack([p] * 3) if p.ndim == 2 else p for p in pictures]
     return np.concatenate(pictures, axis=1)
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    height, width = size
-    how = cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=how)
 
 
 def _pixels(image: Any, name: str) -> np.ndarray:

@@ -23,6 +23,7 @@ from ddfm_fast.options import OPTIONS, FuserOptions, ReadingOptions
 SCREEN = 40
 RECORD = {
     "fuse": """
+        --align: str, 'check'
         --backend: str, None
         --color-from: auto|ir|vis, 'auto'
         --denoise: str, None
@@ -42,6 +43,7 @@ RECORD = {
         --prior-config: str, None
         --prior: str, 'embedded'
         --psi: float, None
+        --resize: ir|vis, None
         --sampler: str, None
         --seed: int, 3407
         --skip-existing: bool, False
@@ -55,6 +57,7 @@ RECORD = {
         vis: Path, required
     """,
     "batch": """
+        --align: str, 'check'
         --backend: str, None
         --batch-size: int min=1, None
         --color-from: auto|ir|vis, 'auto'
@@ -80,6 +83,7 @@ RECORD = {
         --psi: float, None
         --range-over: picture|dataset, 'picture'
         --redo: bool, False
+        --resize: ir|vis, None
         --sampler: str, None
         --seed: int, 3407
         --steps: str, None
@@ -93,6 +97,7 @@ RECORD = {
         vis: Path, None
     """,
     "video": """
+        --align: str, 'check'
         --codec: h264|hevc|ffv1|png, None
         --color-from: auto|ir|vis, 'auto'
         --crf: int min=0 max=51, None
@@ -122,6 +127,18 @@ RECORD = {
         -q --quiet: bool, False
         ir: str, required
         vis: str, None
+    """,
+    "align": """
+        --ir-camera: Path, None
+        --ir-range: str, None
+        --json: bool, False
+        --max-pixels: int min=1, None
+        --model: shift|affine|homography, 'homography'
+        --vis-camera: Path, None
+        --vis-range: str, None
+        -o --out: Path, required
+        -q --quiet: bool, False
+        pictures: list[Path], required
     """,
     "presets": """
         --json: bool, False
