@@ -136,6 +136,8 @@ class Aligner:
             self.look(ir, vis)
             return found
         ir, weight, hole = self.pictures(ir, vis, "", found.holes[0])
+        if weight is not None:
+            hole = 1 - weight if hole is None else np.maximum(1 - weight, hole)
         return found._replace(ir=faded(ir, vis, weight), holes=(hole, found.holes[1]))
 
     def pictures(

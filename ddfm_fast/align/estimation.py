@@ -4,8 +4,9 @@ The whole pictures give a shift (``correlation``) and, where that does not stand
 it. Tiles are correlated, a map is fitted by RANSAC to the shifts that stand out, the infrared
 picture is warped by it, and that again with smaller tiles: five rounds. Then OpenCV's ECC
 (Evangelidis and Psarakis, PAMI 2008) moves the map by fractions of a pixel, on the
-cosine and on the sine of the doubled directions. A map is believed where ECC converges on both and enough tiles agree, or fewer
-do and the pictures, brought together, are correlated as well as a shift must be.
+cosine and on the sine of the doubled directions. A map is believed where ECC converges on both
+and enough tiles agree, or fewer do and the pictures, brought together, are correlated as well as
+a shift must be.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ _SHARE, _VERIFIED = 0.4, 4.5
 sure, where ECC finds its way from there too"""
 _ROUNDS = ((3, 1.6, 0.12), (4, 2.0, 0.08), (4, 2.4, 0.05), (5, 2.8, 0.03), (5, 2.8, 0.03))
 """tiles in a column, the shorter side over their size, and their reach over the longer side"""
-_LEAST_SIDE, _LEAST_TILES, _TOLERANCE = 48, 6, 2.0
-"""of a tile; that must stand out; pixels by which a tile may miss a map"""
+_LEAST_SIDE, _LEAST_REACH, _LEAST_TILES, _TOLERANCE = 48, 8.0, 6, 2.0
+"""of a tile; of its reach, more than what is part of a peak; that must stand out; pixels by which a
+tile may miss a map"""
 _STANDS_OUT, _COVERED = 1.0, 0.7
 """confidence of a tile that counts; share of it that must be in the infrared picture"""
 _SCALES, _SCALES_SIDE = np.geomspace(0.4, 2.5, 24), 240
@@ -36,9 +38,9 @@ _ECC = {
     "affine": cv2.MOTION_AFFINE,
     "homography": cv2.MOTION_HOMOGRAPHY,
 }
-_ECC_STEPS, _ECC_BLUR, _ECC_MOVES, _LEFT = 30, 5, 0.02, 1.5
-"""iterations; pixels of its filter; how far it may move a corner, of the longer side; pixels that may
-be left"""
+_ECC_STEPS, _ECC_BLUR, _ECC_MOVES, _LEFT = 40, 5, 0.03, 1.5
+"""iterations; pixels of its filter; how far it may move a corner, of the longer side; pixels left
+that are nothing"""
 _FINER = 4.0
 """pixels of shift that the last look, at full size, may add"""
 _LEAST = 32
@@ -83,8 +85,7 @@ def between(ir: np.ndarray, vis: np.ndarray, model: str) -> Alignment:
         matrix = matrix @ _finer(_onto(a, matrix, b), b)
         confidence = first.confidence / SURE
     else:
-        matrix, agree = _by_tiles(a, b, matrix, model)
-        matrix, converged = _by_ecc(a, b, matrix, model)
+        matrix, agree, converged = _fine(a, b, matrix, model)
         verified = _rest(a, b, matrix) / _VERIFIED * (agree >= _SHARE / 2)
         confidence = max(agree / _SHARE, verified) if converged else min(0.9, agree)
     full = scaling(a.shape, ir.shape) @ matrix @ scaling(vis.shape, b.shape)
@@ -148,6 +149,20 @@ def _scaled_start(
     return best[1:]
 
 
+def _fine(
+    a: np.ndarray, b: np.ndarray, start: np.ndarray, model: str
+) -> tuple[np.ndarray, float, bool]:
+    """The map from tiles and ECC, the share of tiles that agree on it, and whether ECC does."""
+    matrix, agree = _by_tiles(a, b, start, model)
+    found, converged = _by_ecc(a, b, matrix, model)
+    if converged or agree < _SHARE / 2:
+        return found, agree, converged
+    # a tile or two may have led it astray: once more from what all of them say of an affine map
+    again, _ = _by_tiles(a, b, start, "affine")
+    found, converged = _by_ecc(a, b, again, model)
+    return (found, agree, True) if converged else (matrix, agree, False)
+
+
 def _by_tiles(
     a: np.ndarray, b: np.ndarray, matrix: np.ndarray, model: str
 ) -> tuple[np.ndarray, float]:
@@ -185,7 +200,7 @@ def _fitted(
             if inside[part].mean() < _COVERED:
                 continue
             tiles += 1
-            found = peak(a[part], b[part], reach * max(height, width))
+            found = peak(a[part], b[part], max(_LEAST_REACH, reach * max(height, width)))
             if found.confidence > _STANDS_OUT:
                 center = x + side / 2, y + side / 2
                 at.append(center)

@@ -38,7 +38,7 @@ class Sources(NamedTuple):
     """uint8 or uint16, [H, W] or [H, W, 3], likewise ``vis`` and both of one dtype"""
     vis: Array
     holes: tuple[Array | None, Array | None] = (None, None)
-    """of ``ir`` and ``vis``: bool [H, W], where there is no data"""
+    """of ``ir`` and ``vis``: bool [H, W], where there is no data; or how much, from 0 to 1"""
 
     def mended(self, fused: Array) -> Array:
         """A result, cropped at most, that shows the other source where one has no data."""
@@ -51,7 +51,12 @@ class Sources(NamedTuple):
                 shown = np.repeat(shown[..., None], fused.shape[2], 2)
             if shown.ndim == 3 and fused.ndim == 2:
                 shown = np.rint(shown @ np.array([0.299, 0.587, 0.114])).astype(shown.dtype)
-            fused = np.where(where[..., None] if fused.ndim == 3 else where, shown, fused)
+            where = where[..., None] if fused.ndim == 3 else where
+            if where.dtype == bool:
+                fused = np.where(where, shown, fused)
+            else:
+                mixed = fused + where * (shown.astype(np.float32) - fused)
+                fused = np.rint(mixed).astype(fused.dtype)
         return fused
 
 
@@ -99,7 +104,7 @@ def resized_sources(found: Sources, resize: str | None) -> Sources:
     pictures[1 - kept] = resized(pictures[1 - kept], size)
     hole = holes[1 - kept]
     if hole is not None:
-        holes[1 - kept] = resized(hole.astype(np.uint8) * 255, size) > 0
+        holes[1 - kept] = resized(hole.astype(np.float32), size) > 0
     return Sources(*pictures, holes=(holes[0], holes[1]))
 
 

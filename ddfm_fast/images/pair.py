@@ -44,7 +44,8 @@ class Pair(NamedTuple):
     pixels: Pixels
     """what read the pair, and gives it back"""
     holes: tuple[Tensor | None, Tensor | None] = (None, None)
-    """bool [N, 1, H, W], where a source has no data and the result shows the other one"""
+    """bool [N, 1, H, W], where a source has no data and the result shows the other one; or how much
+    of it, from 0 to 1"""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -129,6 +130,8 @@ def read_pair(
     if counts is not None:
         shown = torch.lerp(in_vis.luma, in_ir.luma, counts.to(in_ir.luma.device))
         in_ir = in_ir._replace(luma=shown)
+        none = 1 - counts
+        holes = none if a.holes is None else torch.maximum(none, a.holes.cpu().float()), b.holes
     return Pair(in_ir.luma, in_vis.luma, chroma, sources, functional, spec, pixels, holes)
 
 

@@ -1,4 +1,4 @@
-"""Alignment in everything that fuses: a word where a pair is shifted, and pairs brought together."""
+"""Alignment in everything that fuses: a word on a shifted pair, and pairs brought together."""
 
 from __future__ import annotations
 
