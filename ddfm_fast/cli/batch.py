@@ -91,17 +91,9 @@ def batch(
     items = find_items(root, vis, **source)
     folder, limit, bars = _folder(out), pixel_limit(max_pixels), show_progress(quiet)
     meant = levels(ir_range, vis_range, nodata)
-    options = {"format": format, "workers": workers, "max_pixels": limit, "redo": redo}
-    report = _run(
-        items,
-        folder,
-        settings.fuser(),
-        meant,
-        range_over,
-        progress=bars,
-        resize=plain(resize),
-        **options,
-    )
+    options: dict[str, Any] = {"format": format, "workers": workers, "max_pixels": limit}
+    options |= {"redo": redo, "progress": bars, "resize": plain(resize)}
+    report = _run(items, folder, settings.fuser(), meant, range_over, **options)
     _echo_report(report, as_json=as_json, quiet=quiet)
     raise typer.Exit(_exit_code(report))
 

@@ -344,7 +344,7 @@ def test_help_of_fuse():
     first = "\n".join(text[:SCREEN])
     assert all(name in first for name in ("IR", "VIS", "--preset", "--steps", "--out"))
     options = [found[1] for line in text if (found := re.match(r"│ \*? *(--[\w-]+)", line))]
-    assert options[:5] == ["--ir-range", "--vis-range", "--nodata", "--preset", "--denoise"]
+    assert options[:5] == ["--ir-range", "--vis-range", "--nodata", "--resize", "--align"]
     assert [line for line in text if "─ Runtime ─" in line]
     assert options[-1] == "--help"
 
