@@ -116,10 +116,10 @@ OPTIONS: dict[str, Option] = {
         "source.",
     ),
     "align": Option(
-        INPUT, "check", "check, off, shift, affine, homography, or a file of `ddfm-fast align`.",
+        INPUT, "check", "check (default), off, shift, affine, homography or a file.",
         '"check" says by a sentence where the first pair of a call, folder or stream is surely '
         "shifted. The others bring the infrared picture to the visible one, of another size, too, "
-        "where a map stands out: see `ddfm_fast.align`.",
+        "where a map stands out; files are those of `ddfm-fast align`. See `ddfm_fast.align`.",
     ),
     "layout": Option(
         INPUT, None, "Order of the axes, such as HWC, where the rule would read it wrongly.",

@@ -80,15 +80,14 @@ def batch(
     """Fuse a data set. Safe to interrupt; rerun to resume.
 
     Finds the pairs in the layouts of MSRS, RoadScene, M3FD, TNO, LLVIP, Harvard, M3SVD, VTMOT and
-    such, and by name in one folder (DJI_0001_T.JPG, DJI_0001_V.JPG). A pair that fails is reported,
-    the others continue. What is done is left alone unless settings, prior or inputs changed. Exit
-    code: 0 all fused, 1 some failed (with --list: lack a partner), 2 bad input, 130 interrupted.
+    such, and by name in one folder (DJI_0001_T.JPG, DJI_0001_V.JPG). What is done is left alone
+    unless settings, prior or inputs changed. Exit code: 0 all fused, 1 some failed (with --list:
+    lack a partner), 2 bad input, 130 interrupted.
     """
     source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
     if list_pairs:
         raise typer.Exit(_echo_pairs(root, vis, source, as_json=as_json))
-    settings = read_settings(context)
-    items = find_items(root, vis, **source)
+    settings, items = read_settings(context), find_items(root, vis, **source)
     folder, limit, bars = _folder(out), pixel_limit(max_pixels), show_progress(quiet)
     meant = levels(ir_range, vis_range, nodata)
     options: dict[str, Any] = {"format": format, "workers": workers, "max_pixels": limit}

@@ -119,7 +119,9 @@ Variant = Annotated[str | None, shared("variant")]
 Sampler = Annotated[str | None, shared("sampler")]
 Psi = Annotated[float | None, shared("psi")]
 Eta = Annotated[float | None, shared("eta")]
-Align = Annotated[str, option(INPUT_OPTIONS, OPTIONS["align"].help, metavar="HOW")]
+Align = Annotated[
+    str, option(INPUT_OPTIONS, OPTIONS["align"].help, metavar="HOW", show_default=False)
+]
 Seed = Annotated[int, shared("seed")]
 Prior = Annotated[str, shared("prior")]
 ColorSource = Annotated[ColorFrom, shared("color")]
@@ -184,14 +186,17 @@ ListPairs = Annotated[
 FormatInFolder = Annotated[
     str | None, option(OUTPUT, "png, jpg, tif or bmp, for outputs in a folder.")
 ]
-Format = Annotated[str, option(OUTPUT, "png, jpg, tif or bmp.")]
+Format = Annotated[str, option(OUTPUT, "png (default), jpg, tif or bmp.", show_default=False)]
 Panel = Annotated[
     bool, option(OUTPUT, "Also write NAME.panel.png, sources beside result.", "--panel")
 ]
 SkipExisting = Annotated[
     bool, option(OUTPUT, "Leave pairs whose output is there already.", "--skip-existing")
 ]
-Workers = Annotated[int, option(RUNTIME, "Threads that read, and as many that write.", min=1)]
+Workers = Annotated[
+    int,
+    option(RUNTIME, "Threads that read, and as many that write (2).", min=1, show_default=False),
+]
 Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--redo")]
 
 # video
@@ -216,9 +221,7 @@ Offset = Annotated[
 Resize = Annotated[
     str | None, option(INPUT_OPTIONS, "vis, ir or WIDTHxHEIGHT, where the sizes differ.")
 ]
-ResizeFiles = Annotated[
-    SizeOf | None, option(INPUT_OPTIONS, "Whose size both get, where the sizes differ.")
-]
+ResizeFiles = Annotated[SizeOf | None, option(INPUT_OPTIONS, "Whose size both get.")]
 RANGES = "LO,HI, auto, dtype or data: what black and white are in"
 IrRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} infrared.")]
 VisRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} visible.")]
@@ -226,7 +229,10 @@ Nodata = Annotated[
     str | None, option(INPUT_OPTIONS, "Value that means nothing: -9999, nan, or ir=-9999,vis=0.")
 ]
 RangeOver = Annotated[
-    Over, option(INPUT_OPTIONS, "What one range is found for, picture or dataset.")
+    Over,
+    option(
+        INPUT_OPTIONS, "One range for each picture (default) or the dataset.", show_default=False
+    ),
 ]
 Start = Annotated[float, option(INPUT_OPTIONS, "First second of the visible stream.", min=0)]
 End = Annotated[
