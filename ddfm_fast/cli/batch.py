@@ -19,6 +19,7 @@ from .settings import (
     levels,
     output,
     pixel_limit,
+    plain,
     read_settings,
     show_progress,
 )
@@ -47,6 +48,8 @@ def batch(
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,
     raw_size: opt.RawSize = None,
+    resize: opt.ResizeFiles = None,
+    align: opt.Align = default.align,
     range_over: opt.RangeOver = opt.Over.picture,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
@@ -85,9 +88,9 @@ def batch(
     """Fuse a data set. Safe to interrupt; rerun to resume.
 
     Finds the pairs in the layouts of MSRS, RoadScene, M3FD, TNO, LLVIP, Harvard, M3SVD, VTMOT and
-    such, and by name in one folder (DJI_0001_T.JPG, DJI_0001_V.JPG). A pair that fails is reported,
-    the others continue. What is done is left alone unless settings, prior or inputs changed. Exit
-    code: 0 all fused, 1 some failed (with --list: lack a partner), 2 bad input, 130 interrupted.
+    such, and by name in one folder (DJI_0001_T.JPG, DJI_0001_V.JPG). What is done is left alone
+    unless settings, prior or inputs changed. Exit code: 0 all fused, 1 some failed (with --list:
+    lack a partner), 2 bad input, 130 interrupted.
     """
     source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
     if list_pairs:
@@ -96,9 +99,9 @@ def batch(
     items = find_items(root, vis, **source)
     folder, limit, bars = _folder(out), pixel_limit(max_pixels), show_progress(quiet)
     meant = levels(ir_range, vis_range, nodata, raw_size)
-    options = {"format": format, "workers": workers, "max_pixels": limit, "redo": redo}
-    options["output"] = how
-    report = _run(items, folder, settings.fuser(), meant, range_over, progress=bars, **options)
+    options: dict[str, Any] = {"format": format, "workers": workers, "max_pixels": limit}
+    options |= {"redo": redo, "progress": bars, "resize": plain(resize), "output": how}
+    report = _run(items, folder, settings.fuser(), meant, range_over, **options)
     _echo_report(report, as_json=as_json, quiet=quiet)
     raise typer.Exit(_exit_code(report))
 

@@ -29,6 +29,17 @@ class Over(str, Enum):
     dataset = "dataset"
 
 
+class SizeOf(str, Enum):
+    ir = "ir"
+    vis = "vis"
+
+
+class MapModel(str, Enum):
+    shift = "shift"
+    affine = "affine"
+    homography = "homography"
+
+
 class ColorFrom(str, Enum):
     auto = "auto"
     ir = "ir"
@@ -132,6 +143,9 @@ Variant = Annotated[str | None, shared("variant")]
 Sampler = Annotated[str | None, shared("sampler")]
 Psi = Annotated[float | None, shared("psi")]
 Eta = Annotated[float | None, shared("eta")]
+Align = Annotated[
+    str, option(INPUT_OPTIONS, OPTIONS["align"].help, metavar="HOW", show_default=False)
+]
 Seed = Annotated[int, shared("seed")]
 Prior = Annotated[str, shared("prior")]
 ColorSource = Annotated[ColorFrom, shared("color")]
@@ -196,7 +210,7 @@ ListPairs = Annotated[
 FormatInFolder = Annotated[
     str | None, option(OUTPUT, "png, jpg, tif or bmp, for outputs in a folder.")
 ]
-Format = Annotated[str, option(OUTPUT, "png, jpg, tif or bmp.")]
+Format = Annotated[str, option(OUTPUT, "png (default), jpg, tif or bmp.", show_default=False)]
 Panel = Annotated[
     bool, option(OUTPUT, "Also write NAME.panel.png, sources beside result.", "--panel")
 ]
@@ -228,7 +242,10 @@ OutRange = Annotated[
 KeepThermal = Annotated[
     bool, option(OUTPUT, "Second TIFF page: the infrared values as read.", "--keep-thermal")
 ]
-Workers = Annotated[int, option(RUNTIME, "Threads that read, and as many that write.", min=1)]
+Workers = Annotated[
+    int,
+    option(RUNTIME, "Threads that read, and as many that write (2).", min=1, show_default=False),
+]
 Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--redo")]
 
 # video
@@ -257,6 +274,7 @@ Offset = Annotated[
 Resize = Annotated[
     str | None, option(INPUT_OPTIONS, "vis, ir or WIDTHxHEIGHT, where the sizes differ.")
 ]
+ResizeFiles = Annotated[SizeOf | None, option(INPUT_OPTIONS, "Whose size both get.")]
 RANGES = "LO,HI, auto, dtype or data: black and white of"
 IrRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} infrared.")]
 VisRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} visible.")]
@@ -265,7 +283,10 @@ Nodata = Annotated[
 ]
 RawSize = Annotated[str | None, option(INPUT_OPTIONS, "WxH of files of bare counts (Y16).")]
 RangeOver = Annotated[
-    Over, option(INPUT_OPTIONS, "What one range is found for, picture or dataset.")
+    Over,
+    option(
+        INPUT_OPTIONS, "One range for each picture (default) or the dataset.", show_default=False
+    ),
 ]
 Start = Annotated[float, option(INPUT_OPTIONS, "First second of the visible stream.", min=0)]
 End = Annotated[
@@ -395,6 +416,20 @@ AblatedPreset = Annotated[
     str | None, option(METHOD, "What to take parts away from: a row of `ddfm-fast presets`.")
 ]
 Rows = Annotated[str | None, option(METHOD, "Only these rows, such as no-prior,no-em,no-tv.")]
+
+# align
+
+Pictures = Annotated[
+    list[Path],
+    argument("IR VIS...", "Pictures of both cameras, in turn, or two folders with equal stems."),
+]
+OutCalibration = Annotated[Path, option(OUTPUT, "The JSON file to write.", "-o", "--out")]
+Model = Annotated[MapModel, option(METHOD, "What the map may do.")]
+IrCamera = Annotated[
+    Path | None,
+    option(INPUT_OPTIONS, "Infrared lens: OpenCV's camera_matrix and distortion_coefficients."),
+]
+VisCamera = Annotated[Path | None, option(INPUT_OPTIONS, "Likewise of the visible one.")]
 
 # demo
 

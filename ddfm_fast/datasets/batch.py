@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from ..align.call import Aligner
 from ..files.depth import Levels, Sources, read_sources
 from ..files.paths import (
     SUFFIXES,
@@ -120,6 +121,7 @@ def run_batch(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     levels: Levels | None = None,
     output: Output | None = None,
+    resize: str | None = None,
     redo: bool = False,
     progress: bool = False,
     on_error: Callable[[PairResult], None] | None = None,
@@ -139,6 +141,7 @@ def run_batch(
         max_pixels: Of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from each pair by default.
         output: How results are written.
+        resize: "ir" or "vis": both sources get its size, before they are aligned.
         redo: Fuse what is done already once more.
         progress: Show bars with an estimate of the end, on stderr.
         on_error: Called with each pair that fails, as it happens; the others continue.
@@ -157,12 +160,13 @@ def run_batch(
     (output := output or Output()).check([suffix])
     targets = _checked_targets(items, Path(out), suffix)
     ensure_writable_dir(out)
-    levels = levels or Levels()
+    levels, aligner = levels or Levels(), Aligner(fuser.align, resize)
     settings = describe_settings(fuser, suffix) | levels.to_dict() | output.to_dict()
-    with History(Path(out), settings) as history:
+    with History(Path(out), settings | aligner.to_dict()) as history:
         run = _Run(
             history, fuser, targets, batch_size=batch_size, workers=workers, max_pixels=max_pixels,
-            levels=levels, output=output, redo=redo, progress=progress, on_error=on_error,
+            levels=levels, output=output, aligner=aligner, redo=redo, progress=progress,
+            on_error=on_error,
         )  # fmt: skip
         report = run.run(list(items))
         _write_report(report)
@@ -201,6 +205,7 @@ class _Run:
         max_pixels: int,
         levels: Levels,
         output: Output,
+        aligner: Aligner,
         redo: bool,
         progress: bool,
         on_error: Callable[[PairResult], None] | None,
@@ -209,7 +214,7 @@ class _Run:
         self.fuser = fuser if batch_size is None else fuser.with_options(batch_size=batch_size)
         self.batch_size = self.least_batch_size = self.fuser.batch_size
         self.workers, self.max_pixels, self.redo = workers, max_pixels, redo
-        self.levels, self.output, self.told = levels, output, set[str]()
+        self.levels, self.output, self.aligner, self.told = levels, output, aligner, set[str]()
         self.progress, self.on_error = progress, on_error
         self.staging = history.out / STAGING
         self.results: dict[str, PairResult] = {}
@@ -297,11 +302,12 @@ class _Run:
             inputs = input_hashes(item)
             with about([item.name], self.told):
                 found = read_sources(item.ir, item.vis, self.levels, self.max_pixels)
+                found = self.aligner.sources(found)
             ir, vis = found.ir, found.vis
             if ir.shape[:2] != vis.shape[:2]:
                 raise ValueError(
                     f"ir has {ir.shape[0]}x{ir.shape[1]} and vis {vis.shape[0]}x{vis.shape[1]}; "
-                    "expected aligned images of equal size: register and resize them first"
+                    "expected images of equal size: --resize vis, or --align homography"
                 )
             return _Loaded(item, found, inputs, self.fuser.pixels.ahead(ir, vis))
         except _EXPECTED as error:
@@ -341,6 +347,7 @@ class _Run:
                     [pair.sent[1] for pair in part],
                     progress=self.progress,
                     report=found,
+                    align="off",
                     value_range="dtype",
                 )
         except _EXPECTED as error:
