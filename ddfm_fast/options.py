@@ -65,6 +65,8 @@ class ReadingOptions(TypedDict, total=False):
 
 
 INPUT, METHOD, OUTPUT, RUNTIME = "Input", "Method", "Output", "Runtime"
+INPUT_OPTIONS = f"{INPUT} options"
+"""the panel below that of the arguments"""
 
 OPTIONS: dict[str, Option] = {
     "preset": Option(
@@ -116,7 +118,7 @@ OPTIONS: dict[str, Option] = {
         "source.",
     ),
     "align": Option(
-        INPUT, "check", "check (default), off, shift, affine, homography or a file.",
+        INPUT_OPTIONS, "check", "check (default), off, shift, affine, homography or a file.",
         '"check" says by a sentence where the first pair of a call, folder or stream is surely '
         "shifted. The others bring the infrared picture to the visible one, of another size, too, "
         "where a map stands out; files are those of `ddfm-fast align`. See `ddfm_fast.align`.",

@@ -13,10 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import INPUT, METHOD, OPTIONS, OUTPUT, RUNTIME
-
-INPUT_OPTIONS = f"{INPUT} options"
-"""the panel below that of the arguments"""
+from ..options import INPUT, INPUT_OPTIONS, METHOD, OPTIONS, OUTPUT, RUNTIME
 
 default = SimpleNamespace(**{name: option.default for name, option in OPTIONS.items()})
 """the defaults of ``ddfm_fast.options``, as attributes"""
@@ -143,9 +140,7 @@ Variant = Annotated[str | None, shared("variant")]
 Sampler = Annotated[str | None, shared("sampler")]
 Psi = Annotated[float | None, shared("psi")]
 Eta = Annotated[float | None, shared("eta")]
-Align = Annotated[
-    str, option(INPUT_OPTIONS, OPTIONS["align"].help, metavar="HOW", show_default=False)
-]
+Align = Annotated[str, shared("align", metavar="HOW", show_default=False)]
 Seed = Annotated[int, shared("seed")]
 Prior = Annotated[str, shared("prior")]
 ColorSource = Annotated[ColorFrom, shared("color")]
