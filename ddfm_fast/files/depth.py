@@ -105,7 +105,7 @@ def resized_sources(found: Sources, resize: str | None) -> Sources:
     hole = holes[1 - kept]
     if hole is not None:
         holes[1 - kept] = resized(hole.astype(np.float32), size) > 0
-    return Sources(*pictures, holes=(holes[0], holes[1]))
+    return Sources(pictures[0], pictures[1], (holes[0], holes[1]))
 
 
 def resized(image: Array, size: tuple[int, ...]) -> Array:
