@@ -83,16 +83,16 @@ OPTIONS: dict[str, Option] = {
         METHOD, None, "functional (PET, SPECT), photographic, or auto.",
         "\"auto\" looks for false color on black. None: as the preset has it.",
     ),
-    "steps": Option(METHOD, None, "Steps (1 to 1000), ddimN, or sections such as 10,20,30."),
+    "steps": Option(METHOD, None, "1 to 1000 steps, ddimN, or 10,20,30."),
     "stretch": Option(
-        METHOD, None, "Stretch of luma: none, minmax, percentile or sources.",
+        METHOD, None, "none, minmax, percentile or sources.",
         'To the full range, but for 0.01 % of the pixels with "percentile", or to the range of '
         'the sources with "sources".',
     ),
     "variant": Option(METHOD, None, "official, paper, printed, gradient or saliency."),
     "sampler": Option(METHOD, None, "ddim or ddpm."),
-    "psi": Option(METHOD, None, "The method's ψ, weight of the total variation."),
-    "eta": Option(METHOD, None, "The method's η, coupling of the split variables."),
+    "psi": Option(METHOD, None, "ψ, weight of the total variation."),
+    "eta": Option(METHOD, None, "η, coupling of the split variables."),
     "seed": Option(
         METHOD, DEFAULT_SEED, "Seed of the first noise.",
         "Of x_T and of the sampler's noise, the same for every image.",

@@ -48,14 +48,12 @@ class Calibration(NamedTuple):
                 )
         found = self.alignment
         matrix = scaling(self.ir_size, ir_size) @ found.matrix @ scaling(vis_size, self.vis_size)
-        cameras = {
-            name: camera and camera.scaled(size)
-            for name, camera, size in (
-                ("ir_camera", found.ir_camera, ir_size),
-                ("vis_camera", found.vis_camera, vis_size),
-            )
-        }
-        return found._replace(matrix=matrix / matrix[2, 2], **cameras)
+        ir_camera, vis_camera = found.ir_camera, found.vis_camera
+        return found._replace(
+            matrix=matrix / matrix[2, 2],
+            ir_camera=None if ir_camera is None else ir_camera.scaled(ir_size),
+            vis_camera=None if vis_camera is None else vis_camera.scaled(vis_size),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what the file has, as JSON types."""
@@ -138,7 +136,7 @@ def calibrate(
         None if ir_camera is None else ir_camera.scaled(sizes[0]),
         None if vis_camera is None else vis_camera.scaled(sizes[1]),
     )  # fmt: skip
-    return Calibration(alignment, *sizes, len(found))
+    return Calibration(alignment, sizes[0], sizes[1], len(found))
 
 
 def _together(
@@ -182,7 +180,7 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
         found = json.loads(path.read_bytes().decode(), parse_constant=_no_number)
         return _checked(found, str(path))
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        why = error.strerror if isinstance(error, OSError) else str(error)
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
         if isinstance(error, RecursionError):
             why = "it is nested too deeply"
         why = why.removeprefix(f"{path}: ")
@@ -217,7 +215,9 @@ def _checked(found: Any, name: str) -> Calibration:
     corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1.0]])
     if (corners @ matrix[2] <= 0).any():
         raise ValueError("matrix sends a part of the picture behind the camera")
-    return Calibration(Alignment(matrix, found["model"], confidence, *cameras), *sizes, pairs)
+    return Calibration(
+        Alignment(matrix, found["model"], confidence, *cameras), sizes[0], sizes[1], pairs
+    )
 
 
 def _numbers(value: Any, shape: tuple[int, ...], name: str) -> np.ndarray:

@@ -12,14 +12,13 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..files.depth import Sources, moved, resized_sources
 from ..images.doubts import warn
 from ..images.kind import is_functional
 from ..images.planes import Raw
@@ -27,6 +26,9 @@ from .calibration import Calibration, read_calibration
 from .correlation import REACH, SIDE, SURE, shift_between
 from .estimation import MODELS, between
 from .warp import Alignment, apply, field
+
+if TYPE_CHECKING:
+    from ..files.depth import Sources
 
 SETTINGS = ("check", "off", *MODELS)
 Setting = str | Calibration
@@ -130,6 +132,8 @@ class Aligner:
 
     def sources(self, found: Sources) -> Sources:
         """Align a pair of files; ValueError where the sizes differ and no map stands out."""
+        from ..files.depth import moved, resized_sources
+
         found = resized_sources(found, self.resize)
         ir, vis = found.ir, found.vis
         if not self.moves:

@@ -230,12 +230,13 @@ def _by_ecc(
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ECC_STEPS, 1e-4)
     scale = np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
     kept = []
+    everywhere = np.full(a.shape, 255, np.uint8)
     fields = directions(a), directions(b)
     for part in ("real", "imag"):
         source, target = (np.ascontiguousarray(getattr(field, part)) for field in fields)
         try:
             _, found = cv2.findTransformECC(
-                target, source, start.copy(), _ECC[model], stop, None, _ECC_BLUR
+                target, source, start.copy(), _ECC[model], stop, everywhere, _ECC_BLUR
             )
         except cv2.error:  # it did not converge, or a picture is constant
             continue

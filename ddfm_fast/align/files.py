@@ -60,5 +60,5 @@ def _pairs(pictures: Sequence[Path]) -> list[tuple[Path, Path]]:
             f"{len(pictures)} pictures are given; expected an infrared and a visible one, in turn"
         )
     if len(pictures) == 2 and all(is_folder(path) for path in pictures):
-        return [(ir, vis) for _, ir, vis in match_pairs(*pictures)]
+        return [(ir, vis) for _, ir, vis in match_pairs(pictures[0], pictures[1])]
     return list(zip(pictures[::2], pictures[1::2], strict=True))

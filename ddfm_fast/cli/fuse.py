@@ -66,7 +66,7 @@ def fuse(
     graph: opt.Graph = default.graph,
     max_pixels: opt.MaxPixels = None,
 ) -> None:
-    """Fuse two image files, or two folders whose files have the same stems.
+    """Fuse two image files, or two folders of files with the same stems, into --out.
 
     8-bit images give 8-bit images and 16-bit images give 16-bit images; metadata of the visible
     file are kept. In folders a pair that fails is reported and the others continue. Exit code: 0

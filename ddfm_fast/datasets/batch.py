@@ -128,8 +128,7 @@ def run_batch(
 ) -> BatchReport:
     """Fuse every pair into ``out/NAME.format``; pairs that are done already are left alone.
 
-    The report is also written to ``out/ddfm_fast_report.json``. A full disk ends the run, with
-    the rest "pending". Safe to interrupt; rerun to resume.
+    ``out/ddfm_fast_report.json`` is the report. A full disk leaves the rest "pending".
 
     Args:
         items: From :func:`.pairs.find_pairs`; pairs of equal size share a batch.
@@ -150,9 +149,7 @@ def run_batch(
         What became of each pair.
 
     Raises:
-        ValueError: Arguments that are wrong, an output folder that cannot be written or that
-            another run is writing to.
-        TypeError: ``batch_size`` or ``workers`` is not an int.
+        ValueError, TypeError: Arguments that are wrong; an output folder that cannot be written.
         BatchInterrupted: Ctrl-C; it carries the report.
     """
     suffix = _checked_suffix(format)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ..align.call import Aligner
-from ..files.depth import Levels, read_sources
+from ..files.depth import Levels, Sources, read_sources
 from ..files.pairing import match_pairs
 from ..files.paths import SUFFIXES, ensure_writable_dir, is_folder, look
 from ..files.reading import DEFAULT_MAX_PIXELS
@@ -189,6 +189,10 @@ def _check_outputs(jobs: list[Job]) -> None:
         ensure_writable_dir(folder)
 
 
+Read = Callable[[Job], Sources]
+"""a job's sources, aligned"""
+
+
 def run_jobs(
     jobs: list[Job],
     fuser: Fuser,
@@ -226,7 +230,7 @@ def run_jobs(
     output.check(job.output.suffix for job in jobs)
     reports: list[dict[str, Any]] = []
     told: set[str] = set()
-    aligner = Aligner(fuser.align, resize)
+    read = _reader(Aligner(fuser.align, resize), levels or Levels(), max_pixels)
     bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
     for job in bar:
         report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
@@ -236,15 +240,7 @@ def run_jobs(
                 report["skipped"] = True
             else:
                 with about([job.ir.name], told):
-                    report |= _run_job(
-                        job,
-                        fuser,
-                        aligner,
-                        levels or Levels(),
-                        output,
-                        max_pixels,
-                        progress=progress,
-                    )
+                    report |= _run_job(job, fuser, read, output, progress=progress)
         except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
@@ -256,17 +252,14 @@ def run_jobs(
     return reports
 
 
+def _reader(aligner: Aligner, levels: Levels, max_pixels: int) -> Read:
+    return lambda job: aligner.sources(read_sources(job.ir, job.vis, levels, max_pixels))
+
+
 def _run_job(
-    job: Job,
-    fuser: Fuser,
-    aligner: Aligner,
-    levels: Levels,
-    output: Output,
-    max_pixels: int,
-    *,
-    progress: bool,
+    job: Job, fuser: Fuser, read: Read, output: Output, *, progress: bool
 ) -> dict[str, Any]:
-    sources = aligner.sources(read_sources(job.ir, job.vis, levels, max_pixels))
+    sources = read(job)
     ir, vis = sources.ir, sources.vis
     started = time.perf_counter()
     found: list[FusionReport] = []

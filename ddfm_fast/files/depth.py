@@ -176,7 +176,7 @@ def resized_sources(found: Sources, resize: str | None) -> Sources:
     units = list(found.units)
     if units:
         units[1 - kept] = moved(units[1 - kept], lambda values: resized(values, size))
-    return Sources(*pictures, holes=(holes[0], holes[1]), units=tuple(units))
+    return Sources(pictures[0], pictures[1], (holes[0], holes[1]), tuple(units))
 
 
 def moved(unit: Unit, by: Callable[[Array], Array]) -> Unit:
