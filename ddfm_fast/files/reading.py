@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..images.doubts import warn
+from ..runtime.locks import ForkLock
 from .paths import ImageFileError, check_path, is_file, look
 
 DEFAULT_MAX_PIXELS = 2**28
@@ -114,7 +114,7 @@ def _open(path: Path) -> BinaryIO:
         ) from error
 
 
-_limit_lock = threading.Lock()
+_limit_lock = ForkLock()
 _limit_users = 0
 _limit_saved: int | None = None
 

@@ -25,6 +25,7 @@ from typing import TypeVar
 import torch
 
 from ddfm_fast.runtime import environment
+from ddfm_fast.runtime.locks import ForkLock
 
 from . import cache
 
@@ -114,7 +115,7 @@ def library() -> Library:
     return found
 
 
-_lock = threading.Lock()
+_lock = ForkLock()
 
 
 def load() -> tuple[Library | None, str | None]:
