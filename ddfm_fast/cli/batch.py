@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from .settings import data_source, find_items, levels, pixel_limit, read_setting
 
 if TYPE_CHECKING:
     from ..api import Fuser
-    from ..datasets.batch import BatchReport, PairResult
+    from ..datasets.batch import BatchReport, Elsewhere, PairResult
     from ..datasets.pairs import PairItem
     from ..files.depth import Levels
 
@@ -62,6 +63,10 @@ def batch(
     device: opt.Device = default.device,
     batch_size: opt.BatchSize = default.batch_size,
     workers: opt.Workers = 2,
+    on: opt.On = opt.Place.here,
+    address: opt.Address = None,
+    actors: opt.Actors = None,
+    num_gpus: opt.NumGpus = None,
     dtype: opt.DType = default.dtype,
     backend: opt.Backend = default.backend,
     graph: opt.Graph = default.graph,
@@ -77,14 +82,27 @@ def batch(
     source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
     if list_pairs:
         raise typer.Exit(_echo_pairs(root, vis, source, as_json=as_json))
-    settings = read_settings(context)
-    items = find_items(root, vis, **source)
+    settings, items = read_settings(context), find_items(root, vis, **source)
     folder, limit, bars = _folder(out), pixel_limit(max_pixels), show_progress(quiet)
-    meant = levels(ir_range, vis_range, nodata)
+    meant = levels(ir_range, vis_range, nodata), range_over
     options = {"format": format, "workers": workers, "max_pixels": limit, "redo": redo}
-    report = _run(items, folder, settings.fuser(), meant, range_over, progress=bars, **options)
-    _echo_report(report, as_json=as_json, quiet=quiet)
-    raise typer.Exit(_exit_code(report))
+    with elsewhere(on, address, actors, num_gpus) as options["elsewhere"]:
+        report = _run(items, folder, settings.fuser(), *meant, progress=bars, **options)
+    raise typer.Exit(_echo_report(report, as_json=as_json, quiet=quiet))
+
+
+def elsewhere(
+    on: opt.Place, address: str | None, actors: int | None, num_gpus: float | None
+) -> AbstractContextManager[Elsewhere | None]:
+    """What fuses the pairs in other processes, connected inside; None for this one."""
+    given = {"--address": address, "--actors": actors, "--num-gpus": num_gpus}
+    if on is opt.Place.ray:
+        from ..integrations.ray_pairs import RayPairs
+
+        return RayPairs(address, actors, num_gpus)
+    if alone := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"{alone[0]} is for --on ray; add that, or leave it out")
+    return nullcontext()
 
 
 def _folder(out: Path | None) -> Path:
@@ -150,8 +168,8 @@ def echo_failure(result: PairResult) -> None:
     typer.echo(f"error: {result.name}: {result.error}", err=True)
 
 
-def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> None:
-    """Print what was done, as one JSON object or in a line or two."""
+def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> int:
+    """Print what was done, as one JSON object or in a line or two; the exit code."""
     from ..datasets.batch import REPORT, STOPPED_BY_USER
 
     counts = {s: report.count(s) for s in ("done", "skipped", "failed", "pending")}
@@ -167,6 +185,7 @@ def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> None:
         why = "interrupted" if by_user else f"error: stopped early: {report.stopped}"
         again = f"{'' if by_user else 'make room and '}start the same command again to go on"
         typer.echo(f"{why}: {counts['pending']} pairs not reached; {again}", err=True)
+    return _exit_code(report)
 
 
 def _exit_code(report: BatchReport) -> int:

@@ -75,6 +75,13 @@ class OnError(str, Enum):
     stop = "stop"
 
 
+class Place(str, Enum):
+    """Where the work is done."""
+
+    here = "here"
+    ray = "ray"
+
+
 class Codec(str, Enum):
     h264 = "h264"
     hevc = "hevc"
@@ -180,6 +187,16 @@ SkipExisting = Annotated[
     bool, option(OUTPUT, "Leave pairs whose output is there already.", "--skip-existing")
 ]
 Workers = Annotated[int, option(RUNTIME, "Threads that read, and as many that write.", min=1)]
+On = Annotated[Place, option(RUNTIME, "Who works: here this process, or the actors of ray.")]
+Address = Annotated[
+    str | None, option(RUNTIME, "With --on ray: its address; by default one is started here.")
+]
+Actors = Annotated[
+    int | None, option(RUNTIME, "With --on ray: how many; by default what suits it.", min=1)
+]
+NumGpus = Annotated[
+    float | None, option(RUNTIME, "With --on ray: GPUs of each actor, such as 1 or 0.5.", min=0)
+]
 Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--redo")]
 
 # video

@@ -55,6 +55,8 @@ RECORD = {
         vis: Path, required
     """,
     "batch": """
+        --actors: int min=1, None
+        --address: str, None
         --backend: str, None
         --batch-size: int min=1, None
         --color-from: auto|ir|vis, 'auto'
@@ -73,6 +75,8 @@ RECORD = {
         --manifest: Path, None
         --max-pixels: int min=1, None
         --nodata: str, None
+        --num-gpus: float min=0, None
+        --on: here|ray, 'here'
         --pattern: str, None
         --preset: str, None
         --prior-config: str, None
