@@ -14,7 +14,15 @@ import typer
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED
 from .options import default
-from .settings import data_source, find_items, levels, pixel_limit, read_settings, show_progress
+from .settings import (
+    data_source,
+    find_items,
+    levels,
+    picked,
+    pixel_limit,
+    read_settings,
+    show_progress,
+)
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -82,12 +90,10 @@ def batch(
     source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
     if list_pairs:
         raise typer.Exit(_echo_pairs(root, vis, source, as_json=as_json))
-    settings, items = read_settings(context), find_items(root, vis, **source)
-    folder, limit, bars = _folder(out), pixel_limit(max_pixels), show_progress(quiet)
-    meant = levels(ir_range, vis_range, nodata), range_over
-    options = {"format": format, "workers": workers, "max_pixels": limit, "redo": redo}
+    settings, items, folder = read_settings(context), find_items(root, vis, **source), _folder(out)
+    options = _options(context, levels(ir_range, vis_range, nodata))
     with elsewhere(on, address, actors, num_gpus) as options["elsewhere"]:
-        report = _run(items, folder, settings.fuser(), *meant, progress=bars, **options)
+        report = _run(items, folder, settings.fuser(), over=range_over, **options)
     raise typer.Exit(_echo_report(report, as_json=as_json, quiet=quiet))
 
 
@@ -103,6 +109,14 @@ def elsewhere(
     if alone := [name for name, value in given.items() if value is not None]:
         raise ValueError(f"{alone[0]} is for --on ray; add that, or leave it out")
     return nullcontext()
+
+
+def _options(context: typer.Context, levels: Levels) -> dict[str, Any]:
+    """Options of :func:`.datasets.batch.run_batch` from those of the command."""
+    limit = pixel_limit(context.params["max_pixels"])
+    bars = show_progress(context.params["quiet"])
+    given = picked(context, ("format", "workers", "redo"))
+    return {**given, "levels": levels, "max_pixels": limit, "progress": bars}
 
 
 def _folder(out: Path | None) -> Path:
