@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import socket
 import sys
 import time
 import warnings
@@ -406,12 +407,20 @@ def _connect(ray: Any, address: str | None) -> None:
             )  # fmt: skip
             return
         try:
+            _knock(address)
             ray.init(address=address, **common)
         except Exception as error:  # whatever an address makes of it
             raise ValueError(
                 f"--address is {address!r}, where no Ray cluster answers ({_first_line(error)}); "
                 "expected one such as 10.0.0.1:6379 or auto, or leave it out for this machine"
             ) from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing listens: Ray would try again for minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _first_line(error: BaseException) -> str:

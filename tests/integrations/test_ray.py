@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -150,7 +151,7 @@ def test_pairs_that_fail_take_no_others_down(cluster, data, tmp_path):
     items = find_pairs(data)[:5]
     broken = tmp_path / "broken.png"
     broken.write_bytes(items[1].ir.read_bytes()[:200])
-    items[1].ir = broken
+    items[1] = dataclasses.replace(items[1], ir=broken)
     told = []
     with RayPairs() as there:
         report = run_batch(
@@ -168,7 +169,7 @@ class Deadly:
 
     def __call__(self, x, t):
         del t
-        if ray.get_runtime_context().get_actor_id() is not None and x.shape[-1] == 80:
+        if ray.get_runtime_context().get_actor_id() is not None and x.shape[-1] > 64:
             os._exit(7)
         return x * 0.5
 
