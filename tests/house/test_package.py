@@ -167,7 +167,7 @@ def test_metadata(metadata):
     assert metadata["Version"] == ddfm_fast.__version__
     assert metadata["Requires-Python"] == ">=3.10"
     extras = set(metadata.get_all("Provides-Extra"))
-    assert extras == {"cuda12", "cuda13", "diffusers", "video", "test", "bench", "engines"}
+    assert extras == {"cuda12", "cuda13", "diffusers", "video", "test", "bench", "engines", "ray"}
 
 
 def test_constraints_pin_all_that_make_venv_asks_for(metadata):
