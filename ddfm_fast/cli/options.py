@@ -187,16 +187,12 @@ SkipExisting = Annotated[
     bool, option(OUTPUT, "Leave pairs whose output is there already.", "--skip-existing")
 ]
 Workers = Annotated[int, option(RUNTIME, "Threads that read, and as many that write.", min=1)]
-On = Annotated[Place, option(RUNTIME, "Who works: here this process, or the actors of ray.")]
+On = Annotated[Place, option(RUNTIME, "Who works: this process, or actors of Ray.")]
 Address = Annotated[
-    str | None, option(RUNTIME, "With --on ray: its address; by default one is started here.")
+    str | None, option(RUNTIME, "Of the Ray cluster; by default it starts one here.")
 ]
-Actors = Annotated[
-    int | None, option(RUNTIME, "With --on ray: how many; by default what suits it.", min=1)
-]
-NumGpus = Annotated[
-    float | None, option(RUNTIME, "With --on ray: GPUs of each actor, such as 1 or 0.5.", min=0)
-]
+Actors = Annotated[int | None, option(RUNTIME, "How many work on Ray.", min=1)]
+NumGpus = Annotated[float | None, option(RUNTIME, "GPUs of each actor of Ray: 1, 0.5.", min=0)]
 Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--redo")]
 
 # video
@@ -221,7 +217,7 @@ Offset = Annotated[
 Resize = Annotated[
     str | None, option(INPUT_OPTIONS, "vis, ir or WIDTHxHEIGHT, where the sizes differ.")
 ]
-RANGES = "LO,HI, auto, dtype or data: what black and white are in"
+RANGES = "LO,HI, auto, dtype or data: black and white of"
 IrRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} infrared.")]
 VisRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} visible.")]
 Nodata = Annotated[
