@@ -27,7 +27,7 @@ from ddfm_fast.integrations.ray import FuseBatch
 from ddfm_fast.integrations.ray_pairs import RayPairs, cpus_each
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.extras, pytest.mark.timeout(300)]
 PAIRS = 12
 QUICK = {"preset": "fast"}
 

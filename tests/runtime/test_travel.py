@@ -94,6 +94,7 @@ MAKERS = {
 
 
 @pytest.mark.filterwarnings("ignore:dtype. this CPU has no bfloat16")
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_fuser_arrives_with_its_settings_and_bytes(name, checkpoint):
     fuser = MAKERS[name](checkpoint)
@@ -220,6 +221,7 @@ def fused_there(fuser, prior, connection) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "fork"])
 def test_processes(method, checkpoint):
     context = multiprocessing.get_context(method)
