@@ -9,7 +9,7 @@ MINUTES ?= 10
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo check quick-method quick-rooms test test-thorough test-native test-extras test-cuda-host fuzz lint types \
-  bench quality gpu-kit clean
+  bench quality wheel gpu-kit clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
@@ -18,7 +18,7 @@ help:
 	@echo "make test    run all the tests        (ARGS='-k cli' chooses, ARGS=-x stops early)"
 	@echo "make test-thorough  more cases of the same kind, for minutes: after changes to kernels"
 	@echo "make test-native  the C++ for other processors, and under sanitizers: a table in out/native/"
-	@echo "make test-extras  what needs the extras (OpenVINO, ONNX Runtime, Ray: into .venv)"
+	@echo "make test-extras  what needs an extra: engines, files, volumes, the service, Ray (into .venv)"
 	@echo "make test-cuda-host  the GPU path's host code on a fake CUDA device (5 GB into .cuda-venv)"
 	@echo "make fuzz    feed it bad calls, files and kills (MINUTES=10), a table in out/fuzz/"
 	@echo "make lint    check the style"
@@ -26,6 +26,7 @@ help:
 	@echo "make bench   time this machine against the reference path (ARGS="--save --report": all of it)"
 	@echo "make quality  the pictures against their targets (ARGS=FOLDER with ivf/ and mif/)"
 	@echo "make gpu-kit  what bench/gpu_suite.sh needs, in one folder (CUDA=cuda12 WITH_TORCH=1 ARGS=…)"
+	@echo "make wheel   dist/*.whl with the C++ compiled (CXX=aarch64-linux-gnu-g++: for ARM)"
 	@echo "make clean   remove .venv, .cuda-venv, out/ and everything built"
 
 venv: $(STAMP)
@@ -76,7 +77,7 @@ test-native: venv
 test-extras: venv
 	@echo "test-extras: installing the extras"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt --no-build-isolation -e '.[engines,ray]'
+	  -c constraints.txt --no-build-isolation -e '.[engines,files,medical,ray,serve]'
 	@$(BIN)/python -m pytest -q -m extras tests $(ARGS)
 
 # CUDA wheels of PyTorch, outside of .venv; CUDA_VENV= names an environment that is there already.
@@ -112,6 +113,13 @@ bench: venv
 
 quality: venv
 	@$(BIN)/python -m bench.quality $(ARGS)
+
+wheel: venv
+	@rm -rf build
+	@echo "wheel: compiling"
+	@DDFM_FAST_PREBUILT=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  --no-deps --no-build-isolation --wheel-dir dist .
+	@ls -l dist/*.whl
 
 CUDA ?= cuda13
 

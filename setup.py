@@ -1,11 +1,57 @@
 """Build and metadata of ddfm_fast; tool settings are in pyproject.toml."""
 
+import os
 import re
+import runpy
+import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Distribution, find_packages, setup
+from setuptools.command.build_py import build_py
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # before setuptools 70.1
+    from wheel.bdist_wheel import bdist_wheel
 
 HERE = Path(__file__).resolve().parent
+WITH_KERNELS = os.environ.get("DDFM_FAST_PREBUILT") == "1"
+"""whether the C++ is compiled for the wheel now; else it is where the wheel is installed"""
+
+
+def prebuilt() -> dict:
+    """Names of kernels/cpu/prebuilt.py, read without the package, which needs PyTorch."""
+    return runpy.run_path(str(HERE / "kernels" / "cpu" / "prebuilt.py"))
+
+
+class BuildPy(build_py):
+    """Copies the package, and compiles the C++ into the copy where that is wanted."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        names = prebuilt()
+        folder = Path(self.build_lib, "ddfm_fast", "kernels", "cpu", names["FOLDER"])
+        shutil.rmtree(folder, ignore_errors=True)  # of a build before, maybe of another machine
+        if WITH_KERNELS:
+            names["compile_all"](folder)
+
+
+class WithKernels(Distribution):
+    """Says that there is compiled code, so that it is built and installed apart per platform."""
+
+    def has_ext_modules(self) -> bool:
+        return WITH_KERNELS or super().has_ext_modules()
+
+
+class BdistWheel(bdist_wheel):
+    """Makes a wheel of any platform, or of the one that its libraries are for."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        if WITH_KERNELS:
+            return "py3", "none", prebuilt()["platform_tag"]()
+        return super().get_tag()
 
 
 def version() -> str:
@@ -19,6 +65,14 @@ def long_description() -> str:
 
 
 VIDEO = ["av>=17.1"]
+MEDICAL = [
+    "nibabel>=5.2",
+    "pydicom>=3.0",
+    "pylibjpeg>=2.0.1",
+    "pylibjpeg-libjpeg>=2.2",
+    "pylibjpeg-openjpeg>=2.3",
+    "scipy>=1.11",
+]
 LINUX = "; platform_system == 'Linux'"
 TRITON = f"triton>=3.5{LINUX}"  # older ones cannot compile the kernels: kernels/__init__.py
 TEST = [
@@ -42,9 +96,26 @@ ENGINES = [
     "onnxscript>=0.5",  # torch.onnx.export
     "openvino>=2025.0",
 ]
+FILES = [  # kinds of image files that Pillow and OpenCV cannot read, or read with loss
+    "imagecodecs>=2024.6.1",
+    "openexr>=3.3",
+    "pillow-heif>=0.22",
+    "pillow-jxl-plugin>=1.3",
+    "rawpy>=0.24",
+    "tifffile>=2024.5.10",
+]
 BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]
 
+SERVE = [
+    "prometheus-client>=0.20",
+    "python-multipart>=0.0.18",
+    "starlette>=0.46",
+    "uvicorn>=0.30",
+]
+
 setup(
+    distclass=WithKernels,
+    cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
     name="ddfm_fast",
     version=version(),
     description="Fast, trustworthy DDFM: multi-modality image fusion with a diffusion prior",
@@ -87,9 +158,12 @@ setup(
         "diffusers": ["diffusers>=0.30"],
         "ray": ["ray[data]>=2.44"],
         "video": VIDEO,
+        "medical": MEDICAL,
         "test": TEST,
         "bench": BENCH,
+        "files": FILES,
         "engines": [*BENCH, *ENGINES],
+        "serve": SERVE,
     },
     entry_points={"console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"]},
     classifiers=[

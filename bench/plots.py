@@ -94,7 +94,7 @@ def _beside(m: Measurement, name: str) -> str:
 
 
 def scaling(report: Report) -> Figure | None:
-    found = [m for m in report.of("scaling") if m.green and len(m.candidates) > 2]
+    found = [m for m in report.of("scaling") if m.green and m.facts.get("fits")]
     if not found:
         return None
 

@@ -48,6 +48,21 @@ def startup(device: str, side: str) -> dict[str, float]:
     return found
 
 
+def first(preset: str, side: str) -> dict[str, float]:
+    """Seconds to a first picture of arrays, PyTorch's own import apart."""
+    times = [time.perf_counter()]
+    import torch
+
+    times.append(time.perf_counter())
+    from ddfm_fast import fuse
+
+    times.append(time.perf_counter())
+    fuse(*torch.arange(2 * int(side) ** 2).view(2, int(side), -1).byte(), preset=preset)
+    times.append(time.perf_counter())
+    parts = "import torch", "import fuse", "first picture"
+    return {f"{preset}: {p}": b - a for p, a, b in zip(parts, times, times[1:], strict=False)}
+
+
 def memory(device: str, row: str, side: str, steps: str) -> dict[str, int | None]:
     """Peak bytes above the start of a row of the waterfall."""
     import torch
@@ -60,5 +75,5 @@ def memory(device: str, row: str, side: str, steps: str) -> dict[str, int | None
 
 
 if __name__ == "__main__":
-    jobs = {"startup": startup, "memory": memory}
+    jobs = {"startup": startup, "first": first, "memory": memory}
     print(json.dumps(jobs[sys.argv[1]](*sys.argv[2:])))

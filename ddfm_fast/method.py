@@ -91,11 +91,6 @@ class Diffusion:
         self.rows = prior_rows(prior, config)  # an impossible number of steps fails here, not later
         if config.variant == "saliency" and self.rows and reach(config, self.rows[0]) < WORTH:
             self.rows = []
-        if self.rows and prior.channels != 3:
-            raise ValueError(
-                f"prior {prior.name!r} has one channel: it denoises sources but does not stand in "
-                "the loop; expected a prior of color, or a preset without reverse steps"
-            )
 
     def __call__(
         self,
@@ -269,11 +264,14 @@ def prior_alone(prior: Prior, i: Tensor, v: Tensor, config: FuseConfig, seed: in
 
     def noise() -> Tensor:
         z = torch.randn(
-            (1, 3, *i.shape[-2:]), generator=generator, dtype=torch.float32, device="cpu"
+            (1, prior.channels, *i.shape[-2:]),
+            generator=generator,
+            dtype=torch.float32,
+            device="cpu",
         )
         return z.to(i.device, i.dtype)
 
-    mean = ((i + v) / 2).expand(-1, 3, -1, -1)
+    mean = ((i + v) / 2).expand(-1, prior.channels, -1, -1)
     x_t = noised(mean, noise(), rows[0])
     conditioning = prior.conditioning(torch.tensor([row.timestep for row in rows]))
     previous = torch.zeros_like(x_t)
@@ -283,7 +281,7 @@ def prior_alone(prior: Prior, i: Tensor, v: Tensor, config: FuseConfig, seed: in
         if row.sigma:
             x_t += row.sigma * noise()
         previous = x0
-    return luma(x_t)
+    return luma(x_t.expand(-1, 3, -1, -1))
 
 
 def _finite(

@@ -43,6 +43,7 @@ class FuserOptions(TypedDict, total=False):
     stretch: str | None
     denoise: Any
     images: str | None
+    align: Any
     seed: int
     color: bool | str
     device: str | torch.device | None
@@ -64,6 +65,8 @@ class ReadingOptions(TypedDict, total=False):
 
 
 INPUT, METHOD, OUTPUT, RUNTIME = "Input", "Method", "Output", "Runtime"
+INPUT_OPTIONS = f"{INPUT} options"
+"""the panel below that of the arguments"""
 
 OPTIONS: dict[str, Option] = {
     "preset": Option(
@@ -113,6 +116,12 @@ OPTIONS: dict[str, Option] = {
         INPUT, None, "A value, or nan, that means nothing.",
         "For both or by source. It does not set the range, and there the result shows the other "
         "source.",
+    ),
+    "align": Option(
+        INPUT_OPTIONS, "check", "check (default), off, shift, affine, homography or a file.",
+        '"check" says by a sentence where the first pair of a call, folder or stream is surely '
+        "shifted. The others bring the infrared picture to the visible one, of another size, too, "
+        "where a map stands out; files are those of `ddfm-fast align`. See `ddfm_fast.align`.",
     ),
     "layout": Option(
         INPUT, None, "Order of the axes, such as HWC, where the rule would read it wrongly.",

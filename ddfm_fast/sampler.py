@@ -30,9 +30,9 @@ class StepInfo(NamedTuple):
     timestep: int
     """t of the original process that the prior was asked for"""
     x_t: Tensor
-    """the sample after the step, [N, 3, H, W]"""
+    """the sample after the step, [N, 3, H, W], or [N, 1, H, W] of a prior of gray"""
     x0: Tensor
-    """the rectified prediction f̂₀ of the step, [N, 3, H, W]"""
+    """the rectified prediction f̂₀ of the step, likewise"""
     reports: Sequence[FusionReport] = ()
     """of each image, what was found in its sources and done about it; filled in by ``Fuser``"""
 
@@ -42,7 +42,8 @@ Callback = Callable[[StepInfo], None]
 
 class Sampled(NamedTuple):
     x0: Tensor
-    """the final sample, RGB [N, 3, H, W], about [−1, 1] in the variant's own luma scale"""
+    """the final sample, RGB [N, 3, H, W] or gray [N, 1, H, W], about [−1, 1] in the variant's own
+    luma scale"""
     luma: Tensor
     """its luma in the scale of i and v, [N, 1, H, W]"""
 
@@ -79,7 +80,10 @@ class Loop:
         )
         self.seeds = torch.zeros(shape[0], dtype=torch.int64, device=self.device)
         self.reverse = self._make_step(backend, watched)
-        self.x = torch.zeros(shape[0], 3, *shape[1:], dtype=torch.float32, device=self.device)
+        channels = prior.channels
+        self.x = torch.zeros(
+            shape[0], channels, *shape[1:], dtype=torch.float32, device=self.device
+        )
         self.conditioning = prior.conditioning(torch.tensor([row.timestep for row in self.rows]))
         self.noise = torch.zeros_like(self.x[:1])
         """z of the x_T that is drawn, [1, 3, H, W]"""
@@ -93,7 +97,7 @@ class Loop:
             noise = "learned" if self.learned else "fixed"
         return backend.make_step(
             self.i, self.v, self.config, rows=self.rows, noise=noise, seeds=self.seeds,
-            keep_x0=watched,
+            keep_x0=watched, channels=self.prior.channels,
         )  # fmt: skip
 
     def load(self, i: Tensor, v: Tensor, seed: int, x_start: Tensor | None = None) -> None:
@@ -215,7 +219,7 @@ def sample(
     to that timestep (what is below it in the schedule is all that is sampled).
 
     i, v: luma planes [N, 1, H, W] float32 in [−1, 1] on the prior's device, H and W multiples of
-    ``prior.multiple``. x_T (``x_start`` unless given, [N or 1, 3, H, W]) is drawn by a CPU
+    ``prior.multiple``. x_T (``x_start`` unless given, [N or 1, C, H, W]) is drawn by a CPU
     generator seeded with ``seed``, one image's worth, given to each image, and every z follows
     from (seed, step, pixel): the same on every device and in every batch. ``callback`` may raise
     to stop. ``backend``: which code runs the step (:func:`.dispatch.resolve_backend`);
@@ -261,6 +265,7 @@ def prior_rows(prior: Prior, config: FuseConfig) -> list[StepRow]:
         num_train_timesteps=prior.num_train_timesteps,
         start=config.start,
         spacing=config.spacing,
+        alphas=prior.alphas,
     )
     return step_rows(schedule, config.sampler, config.ddim_eta)
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 NOISE_SCHEDULES = ("linear", "cosine")
 LEAST_LINEAR = 21
 """timesteps of linear betas: their last is 20 / n"""
+LEAST_ALPHA = 4e-5
+"""ᾱ of the most noise that is sampled from: that of 1000 linear betas"""
 
 
 def make_betas(noise_schedule: str = "linear", num_train_timesteps: int = 1000) -> np.ndarray:
@@ -40,6 +43,33 @@ def make_betas(noise_schedule: str = "linear", num_train_timesteps: int = 1000) 
     raise ValueError(
         f"noise_schedule is {noise_schedule!r}; expected one of {', '.join(NOISE_SCHEDULES)}"
     )
+
+
+def check_alphas(alphas: Any) -> np.ndarray:
+    """Take ᾱ_t of a process of any betas, float64 [T], from the least noise to the most.
+
+    Where the signal-to-noise ratio ends at zero, ᾱ is raised to ``LEAST_ALPHA``, so that x₀ can be
+    told from ε.
+
+    Raises:
+        ValueError: They are not numbers from 0 to below 1 that fall.
+    """
+    try:
+        table = np.array([float(a) for a in alphas])
+    except (TypeError, ValueError):
+        table = np.empty(0)
+    falls = table.ndim == 1 and len(table) > 0 and bool((np.diff(table) < 0).all())
+    if not falls or not 0 <= table[-1] <= table[0] < 1:
+        raise ValueError(
+            f"alphas: got {str(alphas)[:80]}, expected the products of 1 - beta of every timestep, "
+            "a falling list of numbers below 1 and not below 0"
+        )
+    return _distinct(np.maximum(table, LEAST_ALPHA))
+
+
+def _distinct(table: np.ndarray) -> np.ndarray:
+    """Leave out all but the first of the timesteps at the floor: they are one noise level."""
+    return table[: int((table > LEAST_ALPHA).sum()) + 1]
 
 
 def trained_alphas() -> np.ndarray:
@@ -149,19 +179,23 @@ def make_schedule(
     num_train_timesteps: int = 1000,
     start: int | None = None,
     spacing: float = 1.0,
+    alphas: np.ndarray | None = None,
 ) -> Schedule:
     """Respace the forward process so that ᾱ is unchanged at the kept timesteps.
 
     ``steps`` as in :func:`respace`; with ``start``, a count of timesteps from ``start`` down to 0
     as in :func:`spread`. β of the shorter process is 1 − ᾱ_t / ᾱ of the kept timestep before it.
+    ``alphas``: ᾱ of a process that has no name, see :func:`check_alphas`; the names do not count.
     """
-    betas = make_betas(noise_schedule, num_train_timesteps)
+    if alphas is None:
+        alphas = np.cumprod(1.0 - make_betas(noise_schedule, num_train_timesteps))
+    num_train_timesteps = len(alphas)
     if start is None:
         timesteps = respace(num_train_timesteps, steps)
     else:
         start = _checked_start(start, num_train_timesteps)
         timesteps = spread(start, _as_count(steps, steps), spacing)
-    kept = np.cumprod(1.0 - betas)[timesteps]
+    kept = alphas[timesteps]
     new_betas = 1.0 - kept / np.append(1.0, kept[:-1])
     return Schedule(timesteps, new_betas, np.cumprod(1.0 - new_betas))
 

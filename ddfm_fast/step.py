@@ -106,7 +106,8 @@ class ReverseStep:
     i, v: luma planes [N, 1, H, W] in [−1, 1], float32 or float64, on one device; i is the
     infrared (or first) source. ``rows``: the steps, in sampling order. ``noise``: whose σ the
     rows' noise has, one of NOISES. ``seeds``: int64 [N], of each image's noise, on that device
-    (default 0). ψ and η are the paper's; images share nothing.
+    (default 0). ψ and η are the paper's; images share nothing. ``channels``: of the samples, 3,
+    or 1 for a prior of gray.
 
     Implements :class:`Step`; float64 too, for tests.
     """
@@ -126,6 +127,7 @@ class ReverseStep:
         psi: float = 0.5,
         eta: float = 0.001,
         update_scales: bool = True,
+        channels: int = 3,
     ):
         if i.shape != v.shape or i.ndim != 4 or i.shape[1] != 1:
             raise ValueError(
@@ -136,11 +138,15 @@ class ReverseStep:
         self.settings = EMSettings(variant=variant, psi=psi, eta=eta, update_scales=update_scales)
         self.rows, self.noise = list(rows), check_noise(noise)
         self.seeds = torch.zeros(len(v), dtype=torch.int64, device=v.device)
-        self.luma_weights = torch.tensor(self.variant.luma_weights, dtype=v.dtype, device=v.device)
+        weights = list(self.variant.luma_weights)
+        if channels == 1:  # of a gray image: R = G = B
+            weights = [sum(weights)]
+        self.luma_weights = torch.tensor(weights, dtype=v.dtype, device=v.device)
+        self.channels = channels
         self.solver = get_solver(*v.shape[-2:], v.dtype, v.device)
         self.v, self.y = torch.empty_like(v[:, 0]), torch.empty_like(v[:, 0])
         self.targets = torch.empty_like(self.v) if variant == "gradient" else None
-        self.x0 = torch.empty(len(v), 3, *v.shape[-2:], dtype=v.dtype, device=v.device)
+        self.x0 = torch.empty(len(v), channels, *v.shape[-2:], dtype=v.dtype, device=v.device)
         self.load_(i, v, seeds)
 
     def load_(self, i: Tensor, v: Tensor, seeds: Tensor | None = None) -> None:
@@ -192,7 +198,9 @@ class ReverseStep:
         for n, x in enumerate(x_t):
             x0 = self.x0[n]
             previous = x0.clone() if row.c else None
-            torch.mul(x, row.recip, out=x0).sub_(out[n, :3], alpha=row.recipm1).clamp_(-1, 1)
+            torch.mul(x, row.recip, out=x0).sub_(out[n, : self.channels], alpha=row.recipm1).clamp_(
+                -1, 1
+            )
             self._rectify_image_(n, x0)
             x.mul_(row.a).add_(x0, alpha=row.b)
             if previous is not None:
@@ -205,10 +213,10 @@ class ReverseStep:
     def _noise(self, out: Tensor, row: StepRow) -> Tensor:
         """σ·z of the step, [N, 3, H, W]."""
         height, width = self.v.shape[-2:]
-        z = normals(self.seeds, self.step, height, width, self.v.dtype)
+        z = normals(self.seeds, self.step, height, width, self.v.dtype)[:, : self.channels]
         if self.noise == "fixed":
             return z.mul_(row.sigma)
-        return z.mul_(learned_sigma(out[:, 3:].to(z.dtype), row))
+        return z.mul_(learned_sigma(out[:, self.channels :].to(z.dtype), row))
 
     def rectify_(self, x0: Tensor) -> Tensor:
         """f̃₀ → f̂₀ in place, RGB [N, 3, H, W] contiguous in [−1, 1]."""
@@ -232,9 +240,9 @@ class ReverseStep:
     def grey(self, luma: Tensor) -> Tensor:
         """The grey RGB images [N, 3, H, W] whose ``luma`` is the given [N, 1, H, W]."""
         level = (luma - self.variant.luma_offset) * self.variant.writeback
-        return level.repeat(1, 3, 1, 1)
+        return level.repeat(1, self.channels, 1, 1)
 
     def luma(self, image: Tensor) -> Tensor:
         """The variant's luma [H, W] of an RGB image [3, H, W]: what is compared with i and v."""
-        flat = torch.mv(image.reshape(3, -1).t(), self.luma_weights)
+        flat = torch.mv(image.reshape(self.channels, -1).t(), self.luma_weights)
         return flat.add_(self.variant.luma_offset).view(image.shape[-2:])

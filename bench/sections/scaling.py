@@ -1,4 +1,4 @@
-"""What the cost grows with: pixels, images, steps. Exponents by least squares on logarithms."""
+"""What the cost grows with: pixels, images, steps, threads. Exponents by least squares."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import torch
 
 from ddfm_fast import PRESETS, Fuser
 from ddfm_fast.priors.load import load_prior
+from ddfm_fast.runtime.machine import usable_cores
 
 from ..data import pair, planes
-from ..place import Place, Task, named
+from ..place import Place, Task, largest_difference, named
 from ..results import Measurement, Parity
 from . import loop, prior, step
 
-ABOUT = "cost against pixels (64x64 to 2160x3840), batch and steps: fitted exponents"
+ABOUT = "cost against pixels (64x64 to 2160x3840), batch, steps and threads: fitted exponents"
 STEP_SIZES = [(64, 64), (128, 128), (256, 256), (512, 640), (1088, 1920), (2160, 3840)]
 PRIOR_SIZES = [(64, 64), (128, 128), (256, 256), (512, 640)]
 BATCHES, STEPS = [1, 2, 4, 8], [2, 4, 8, 16, 32]
@@ -28,6 +29,8 @@ def tasks(place: Place) -> list[Task]:
     few = slice(2) if place.quick else slice(1) if place.rehearse else slice(None)
     one = f"{SIDE}x{SIDE}"
 
+    instant = partial(_call, preset="instant", denoise="off")
+
     def task(name: str, work: Callable, values: list, size: str = "") -> Task:
         size = size or f"{named(*values[0])} to {named(*values[-1])}"
         return Task("scaling", name, size, partial(work, place, values))
@@ -38,6 +41,11 @@ def tasks(place: Place) -> list[Task]:
         task("whole fusion against pixels, preset fast", loop_pixels, PRIOR_SIZES[few]),
         task("forward of the prior against batch", prior_batch, BATCHES[few], one),
         task("whole fusion against steps", loop_steps, STEPS[few], one),
+    ] + [
+        Task("scaling", f"{name}: threads", named(*side), partial(threads, place, side, work))
+        for name, work in (("forward of the prior", _forward), ("preset instant", instant))
+        for side in PRIOR_SIZES[few][-1:]
+        if place.device.type == "cpu" and not place.rehearse
     ]
 
 
@@ -111,12 +119,15 @@ def prior_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
     return _fitted(place, "pixels", works, check, repeats=7)
 
 
+def _call(place: Place, *size: int, **options) -> Callable[[], torch.Tensor]:
+    fuser = Fuser(device=place.device, **options)
+    return partial(fuser, *((p[0, 0] + 1) / 2 for p in planes(*size, place.device)[:2]))
+
+
 def loop_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
     """Whole fusions by preset fast, both sources denoised: two evaluations."""
-    fuser, works = Fuser(preset="fast", denoise=20, device=place.device, graph="off"), {}
-    for size in sizes:
-        lumas = ((plane[0, 0] + 1) / 2 for plane in planes(*size, place.device)[:2])
-        works[f"ddfm_fast, {named(*size)}"] = size[0] * size[1], partial(fuser, *lumas)
+    work = partial(_call, place, preset="fast", denoise=20, graph="off")
+    works = {f"ddfm_fast, {named(*size)}": (size[0] * size[1], work(*size)) for size in sizes}
     check = prior.parity("embedded", place, *sizes[0])
     return _fitted(place, "pixels", works, check, repeats=5, clock=place.wall)
 
@@ -137,3 +148,21 @@ def loop_steps(place: Place, counts: list[int]) -> Measurement:
         works[f"ddfm_fast, {n} steps"] = n, partial(fuser, *pair(SIDE))
     check = loop.parity(place, SIDE, counts[0])
     return _fitted(place, "steps", works, check, repeats=7, clock=place.wall)
+
+
+def threads(place: Place, size: tuple[int, int], work: Callable) -> Measurement:
+    """The same bytes on 1, 2, 3 threads, as many as cores, and one more than these."""
+    run, before = work(place, *size), torch.get_num_threads()
+    counts = sorted({1, 2, 3, usable_cores(), usable_cores() + 1})
+
+    def on(count: int) -> torch.Tensor:
+        torch.set_num_threads(count)
+        return run()
+
+    try:
+        gaps = {f"{n} threads and 1": largest_difference(on(1).clone(), on(n)) for n in counts}
+        works = {f"{n} threads": partial(on, n) for n in counts}
+        checks = [Parity(what, gap, 0) for what, gap in gaps.items()]
+        return place.measure(works, *checks, baseline="1 threads", clock=place.wall)
+    finally:
+        torch.set_num_threads(before)

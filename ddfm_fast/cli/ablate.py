@@ -32,10 +32,12 @@ def ablate(
     *,
     layout: opt.Layout = None,
     manifest: opt.Manifest = None,
+    pattern: opt.Pattern = None,
     limit: opt.Limit = None,
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,
+    raw_size: opt.RawSize = None,
     preset: opt.AblatedPreset = default.preset,
     steps: opt.Steps = default.steps,
     denoise: opt.Denoise = default.denoise,
@@ -68,13 +70,13 @@ def ablate(
     """
     settings = read_settings(context)
     chosen = _rows(settings, rows)
-    items = find_items(root, vis, layout=layout, manifest=manifest)[:limit]
+    items = find_items(root, vis, layout=layout, manifest=manifest, pattern=pattern)[:limit]
     tables.require_writable(out / "ablation.txt", report)
     evaluation, methods = _run(
         *(items, out, chosen, settings),
         baselines=baselines,
         max_pixels=pixel_limit(max_pixels),
-        levels=levels(ir_range, vis_range, nodata),
+        levels=levels(ir_range, vis_range, nodata, raw_size),
         progress=show_progress(quiet),
         on_row=_ignore if quiet or as_json else _echo_row,
         **tables.scoring(metrics, extra, paper),
@@ -82,8 +84,7 @@ def ablate(
     title, limits = f"Ablation of {settings.preset}: {root.resolve().name}", pixel_limit(max_pixels)
     page: dict[str, Any] = {"title": title, "max_pairs": report_pairs, "max_pixels": limits}
     tables.write_page(report, evaluation, items, methods, **page)
-    written = _write_tables(out, evaluation, per_image)
-    written += [] if report is None else [report]
+    written = _write_tables(out, evaluation, per_image) + ([] if report is None else [report])
     tables.show(evaluation, format, written, per_image=per_image, as_json=as_json, quiet=quiet)
 
 

@@ -7,7 +7,21 @@ from typing import Annotated
 import typer
 
 from ..runtime import environment
-from . import ablate, batch, bench, demo, doctor, evaluate, fuse, presets, prior, video
+from . import (
+    ablate,
+    align,
+    batch,
+    bench,
+    demo,
+    doctor,
+    evaluate,
+    fuse,
+    presets,
+    prior,
+    serve,
+    video,
+    volume,
+)  # fmt: skip
 from .command import register
 
 _ENVIRONMENT = "\n".join(
@@ -28,6 +42,9 @@ app = typer.Typer(
 register(app, fuse.fuse, fuse.EPILOG)
 register(app, batch.batch, batch.EPILOG)
 register(app, video.video, video.EPILOG)
+register(app, volume.volume, volume.EPILOG)
+register(app, serve.serve, serve.EPILOG)
+register(app, align.align, align.EPILOG)
 register(app, presets.presets, presets.EPILOG)
 register(app, doctor.doctor, doctor.EPILOG)
 register(app, demo.demo, demo.EPILOG)
@@ -37,6 +54,7 @@ register(app, bench.bench, bench.EPILOG)
 
 prior_app = typer.Typer(help=prior.HELP, no_args_is_help=True)
 register(prior_app, prior.info, prior.EPILOG_INFO)
+register(prior_app, prior.check, prior.EPILOG_CHECK)
 register(prior_app, prior.convert, prior.EPILOG_CONVERT)
 app.add_typer(prior_app, name="prior")
 

@@ -18,6 +18,7 @@ from .settings import (
     data_source,
     find_items,
     levels,
+    output,
     picked,
     pixel_limit,
     read_settings,
@@ -27,6 +28,7 @@ from .settings import (
 if TYPE_CHECKING:
     from ..api import Fuser
     from ..datasets.batch import BatchReport, Elsewhere, PairResult
+    from ..datasets.output import Output
     from ..datasets.pairs import PairItem
     from ..files.depth import Levels
 
@@ -47,6 +49,9 @@ def batch(
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,
+    raw_size: opt.RawSize = None,
+    resize: opt.ResizeFiles = None,
+    align: opt.Align = default.align,
     range_over: opt.RangeOver = opt.Over.picture,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
@@ -63,6 +68,12 @@ def batch(
     out: opt.OutFolder = None,
     list_pairs: opt.ListPairs = False,
     format: opt.Format = "png",
+    quality: opt.Quality = None,
+    chroma: opt.ChromaOf = None,
+    compression: opt.Compression = None,
+    out_range: opt.OutRange = "full",
+    keep_thermal: opt.KeepThermal = False,
+    no_metadata: opt.NoMetadata = False,
     redo: opt.Redo = False,
     gray: opt.Gray = False,
     color_from: opt.ColorSource = opt.ColorFrom.auto,
@@ -83,15 +94,15 @@ def batch(
     """Fuse a data set. Safe to interrupt; rerun to resume.
 
     Finds the pairs in the layouts of MSRS, RoadScene, M3FD, TNO, LLVIP, Harvard, M3SVD, VTMOT and
-    such, and by name in one folder (DJI_0001_T.JPG, DJI_0001_V.JPG). A pair that fails is reported,
-    the others continue. What is done is left alone unless settings, prior or inputs changed. Exit
-    code: 0 all fused, 1 some failed (with --list: lack a partner), 2 bad input, 130 interrupted.
+    such, and by name in one folder (DJI_0001_T.JPG, DJI_0001_V.JPG). What is done is left alone
+    unless settings, prior or inputs changed. Exit code: 0 all fused, 1 some failed (with --list:
+    lack a partner), 2 bad input, 130 interrupted.
     """
     source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
     if list_pairs:
         raise typer.Exit(_echo_pairs(root, vis, source, as_json=as_json))
     settings, items, folder = read_settings(context), find_items(root, vis, **source), _folder(out)
-    options = _options(context, levels(ir_range, vis_range, nodata))
+    options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
     with elsewhere(on, address, actors, num_gpus) as options["elsewhere"]:
         report = _run(items, folder, settings.fuser(), over=range_over, **options)
     raise typer.Exit(_echo_report(report, as_json=as_json, quiet=quiet))
@@ -111,12 +122,13 @@ def elsewhere(
     return nullcontext()
 
 
-def _options(context: typer.Context, levels: Levels) -> dict[str, Any]:
+def _options(context: typer.Context, levels: Levels, output: Output) -> dict[str, Any]:
     """Options of :func:`.datasets.batch.run_batch` from those of the command."""
     limit = pixel_limit(context.params["max_pixels"])
     bars = show_progress(context.params["quiet"])
-    given = picked(context, ("format", "workers", "redo"))
-    return {**given, "levels": levels, "max_pixels": limit, "progress": bars}
+    given = picked(context, ("format", "workers", "redo", "resize"))
+    meant = {"levels": levels, "output": output}
+    return {**given, **meant, "max_pixels": limit, "progress": bars}
 
 
 def _folder(out: Path | None) -> Path:

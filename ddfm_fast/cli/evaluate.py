@@ -18,10 +18,12 @@ def evaluate(
     fused: opt.Fused = None,
     layout: opt.Layout = None,
     manifest: opt.Manifest = None,
+    pattern: opt.Pattern = None,
     limit: opt.Limit = None,
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,
+    raw_size: opt.RawSize = None,
     baselines: opt.Baselines = False,
     paper: opt.Paper = None,
     metrics: opt.Metrics = DEFAULT,
@@ -52,7 +54,7 @@ def evaluate(
     methods = [parse_method(text) for text in fused or ()]
     methods += [MethodPictures(name) for name in BASELINES] if baselines else []
     written_as, most_pixels = tables.file_format(out, format), pixel_limit(max_pixels)
-    items = find_items(root, vis, layout=layout, manifest=manifest)[:limit]
+    items = find_items(root, vis, layout=layout, manifest=manifest, pattern=pattern)[:limit]
     tables.require_writable(out, report)
     evaluation = score(
         items,
@@ -60,7 +62,7 @@ def evaluate(
         **tables.scoring(metrics, extra, paper),
         device=resolve_device(device),
         max_pixels=most_pixels,
-        levels=levels(ir_range, vis_range, nodata),
+        levels=levels(ir_range, vis_range, nodata, raw_size),
         progress=show_progress(quiet),
     )
     page = {"title": f"Fusion results: {root.resolve().name}", "max_pairs": report_pairs}

@@ -15,7 +15,7 @@ from ..config import default_preset
 from . import options as opt
 from .errors import BAD_INPUT, OK, SOME_FAILED, message
 from .options import default
-from .settings import levels, pixel_limit, read_settings, show_progress
+from .settings import levels, output, pixel_limit, plain, read_settings, show_progress
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -31,6 +31,9 @@ def fuse(
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,
+    raw_size: opt.RawSize = None,
+    resize: opt.ResizeFiles = None,
+    align: opt.Align = default.align,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
@@ -46,6 +49,12 @@ def fuse(
     out: opt.OutFileOrFolder,
     panel: opt.Panel = False,
     format: opt.FormatInFolder = None,
+    quality: opt.Quality = None,
+    chroma: opt.ChromaOf = None,
+    compression: opt.Compression = None,
+    out_range: opt.OutRange = "full",
+    keep_thermal: opt.KeepThermal = False,
+    no_metadata: opt.NoMetadata = False,
     skip_existing: opt.SkipExisting = False,
     gray: opt.Gray = False,
     color_from: opt.ColorSource = opt.ColorFrom.auto,
@@ -59,30 +68,40 @@ def fuse(
 ) -> None:
     """Fuse two image files, or two folders whose files have the same stems.
 
-    8-bit images give 8-bit images and 16-bit images give 16-bit images. In folders a pair that
-    fails is reported and the others continue. Exit code: 0 all fused, 1 some failed, 2 bad input.
+    8-bit images give 8-bit images and 16-bit images give 16-bit images; metadata of the visible
+    file are kept. In folders a pair that fails is reported and the others continue. Exit code: 0
+    all fused, 1 some failed, 2 bad input.
     """
     started = time.perf_counter()
-    settings = read_settings(context)
+    settings, how = read_settings(context), output(context)
     from ..datasets.jobs import plan_jobs, run_jobs
 
     jobs, fuser = plan_jobs(ir, vis, out, format=format, panel=panel), settings.fuser()
     reports = run_jobs(
         jobs,
         fuser,
-        max_pixels=pixel_limit(max_pixels),
-        levels=levels(ir_range, vis_range, nodata),
+        **_reading(context),
+        output=how,
         progress=show_progress(quiet),
         skip_existing=skip_existing,
         on_error=_echo_error,
     )
-    seconds = time.perf_counter() - started
+    seconds, name = time.perf_counter() - started, preset or default_preset(context.params)
     if as_json:
-        name = preset or default_preset(context.params)
         typer.echo(json.dumps(_as_dict(reports, fuser, name, seconds), default=str))
     elif not quiet:
         _echo_results(reports, seconds)
     raise typer.Exit(_exit_code(reports))
+
+
+def _reading(context: typer.Context) -> dict[str, Any]:
+    """How files are read, as `run_jobs` takes it."""
+    given = context.params
+    return {
+        "max_pixels": pixel_limit(given["max_pixels"]),
+        "levels": levels(*map(given.get, ("ir_range", "vis_range", "nodata", "raw_size"))),
+        "resize": plain(given["resize"]),
+    }
 
 
 def _exit_code(reports: list[dict[str, Any]]) -> int:

@@ -13,10 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import INPUT, METHOD, OPTIONS, OUTPUT, RUNTIME
-
-INPUT_OPTIONS = f"{INPUT} options"
-"""the panel below that of the arguments"""
+from ..options import INPUT, INPUT_OPTIONS, METHOD, OPTIONS, OUTPUT, RUNTIME
 
 default = SimpleNamespace(**{name: option.default for name, option in OPTIONS.items()})
 """the defaults of ``ddfm_fast.options``, as attributes"""
@@ -29,10 +26,29 @@ class Over(str, Enum):
     dataset = "dataset"
 
 
+class SizeOf(str, Enum):
+    ir = "ir"
+    vis = "vis"
+
+
+class MapModel(str, Enum):
+    shift = "shift"
+    affine = "affine"
+    homography = "homography"
+
+
 class ColorFrom(str, Enum):
     auto = "auto"
     ir = "ir"
     vis = "vis"
+
+
+class Chroma(str, Enum):
+    """How finely JPEG holds color."""
+
+    full = "444"
+    half = "422"
+    quarter = "420"
 
 
 class Precision(str, Enum):
@@ -62,6 +78,17 @@ class ImageKind(str, Enum):
     functional = "functional"
 
 
+class Grid(str, Enum):
+    ir = "ir"
+    vis = "vis"
+
+
+class Plane(str, Enum):
+    axial = "axial"
+    coronal = "coronal"
+    sagittal = "sagittal"
+
+
 class TableFormat(str, Enum):
     table = "table"
     csv = "csv"
@@ -80,6 +107,11 @@ class Place(str, Enum):
 
     here = "here"
     ray = "ray"
+
+
+class Switch(str, Enum):
+    auto = "auto"
+    off = "off"
 
 
 class Codec(str, Enum):
@@ -115,6 +147,7 @@ Variant = Annotated[str | None, shared("variant")]
 Sampler = Annotated[str | None, shared("sampler")]
 Psi = Annotated[float | None, shared("psi")]
 Eta = Annotated[float | None, shared("eta")]
+Align = Annotated[str, shared("align", metavar="HOW", show_default=False)]
 Seed = Annotated[int, shared("seed")]
 Prior = Annotated[str, shared("prior")]
 ColorSource = Annotated[ColorFrom, shared("color")]
@@ -179,7 +212,7 @@ ListPairs = Annotated[
 FormatInFolder = Annotated[
     str | None, option(OUTPUT, "png, jpg, tif or bmp, for outputs in a folder.")
 ]
-Format = Annotated[str, option(OUTPUT, "png, jpg, tif or bmp.")]
+Format = Annotated[str, option(OUTPUT, "png (default), jpg, tif or bmp.", show_default=False)]
 Panel = Annotated[
     bool, option(OUTPUT, "Also write NAME.panel.png, sources beside result.", "--panel")
 ]
@@ -193,6 +226,35 @@ Address = Annotated[
 ]
 Actors = Annotated[int | None, option(RUNTIME, "How many work on Ray.", min=1)]
 NumGpus = Annotated[float | None, option(RUNTIME, "GPUs of each actor of Ray: 1, 0.5.", min=0)]
+Quality = Annotated[
+    int | None, option(OUTPUT, "JPEG quality (default 95).", metavar="N", min=1, max=100)
+]
+ChromaOf = Annotated[
+    Chroma | None,
+    option(OUTPUT, "JPEG color: 444 (from quality 90 on), 422, 420.", "--chroma", metavar="KIND"),
+]
+Compression = Annotated[
+    str | None, option(OUTPUT, "none, lzw, deflate or zstd of TIFF; 0 to 9 of PNG.")
+]
+NoMetadata = Annotated[
+    bool, option(OUTPUT, "Keep no EXIF, GPS, … of the sources.", "--no-metadata")
+]
+OutRange = Annotated[
+    str,
+    option(
+        OUTPUT,
+        "Black and white: full (default), ir, vis or LO,HI.",
+        metavar="RANGE",
+        show_default=False,
+    ),
+]
+KeepThermal = Annotated[
+    bool, option(OUTPUT, "Second TIFF page: the infrared values as read.", "--keep-thermal")
+]
+Workers = Annotated[
+    int,
+    option(RUNTIME, "Threads that read, and as many that write (2).", min=1, show_default=False),
+]
 Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--redo")]
 
 # video
@@ -202,8 +264,12 @@ Stream = Annotated[
 ]
 OtherStream = Annotated[str | None, argument("VIS", "Visible video, URL or folder of pictures.")]
 OutVideo = Annotated[
-    Path,
-    option(OUTPUT, "Video file (.mp4 .mov .mkv .ts), or a folder for PNG.", "-o", "--out"),
+    str,
+    option(
+        OUTPUT,
+        "Video file (.mp4 .mov .mkv .ts), a folder for PNG, - (stdout), rtsp://… or udp://….",
+        *("-o", "--out"),
+    ),
 ]
 VideoPreset = Annotated[
     str, option(METHOD, "balanced (denoises), realtime (does not), or exact: by --image-preset.")
@@ -217,14 +283,19 @@ Offset = Annotated[
 Resize = Annotated[
     str | None, option(INPUT_OPTIONS, "vis, ir or WIDTHxHEIGHT, where the sizes differ.")
 ]
+ResizeFiles = Annotated[SizeOf | None, option(INPUT_OPTIONS, "Whose size both get.")]
 RANGES = "LO,HI, auto, dtype or data: black and white of"
 IrRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} infrared.")]
 VisRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} visible.")]
 Nodata = Annotated[
     str | None, option(INPUT_OPTIONS, "Value that means nothing: -9999, nan, or ir=-9999,vis=0.")
 ]
+RawSize = Annotated[str | None, option(INPUT_OPTIONS, "WxH of files of bare counts (Y16).")]
 RangeOver = Annotated[
-    Over, option(INPUT_OPTIONS, "What one range is found for, picture or dataset.")
+    Over,
+    option(
+        INPUT_OPTIONS, "One range for each picture (default) or the dataset.", show_default=False
+    ),
 ]
 Start = Annotated[float, option(INPUT_OPTIONS, "First second of the visible stream.", min=0)]
 End = Annotated[
@@ -238,12 +309,25 @@ OnBadFrame = Annotated[
     OnError,
     option(INPUT_OPTIONS, "A bad frame is left out, shown as the one before, or ends."),
 ]
+Deinterlace = Annotated[
+    Switch, option(INPUT_OPTIONS, "Whether interlaced frames lose their combs.")
+]
+ToneMap = Annotated[Switch, option(INPUT_OPTIONS, "Whether HDR (PQ, HLG) becomes BT.709.")]
+Reconnect = Annotated[
+    float,
+    option(
+        INPUT_OPTIONS, "Seconds to try again where a live stream breaks off.", metavar="SECONDS"
+    ),
+]
 VideoCodec = Annotated[Codec | None, option(OUTPUT, "Default: h264 for files, png for folders.")]
 Crf = Annotated[
     int | None, option(OUTPUT, "h264 and hevc quality, smaller is better.", min=0, max=51)
 ]
 NoAudio = Annotated[bool, option(OUTPUT, "Leave out the visible stream's audio.", "--no-audio")]
 SideBySide = Annotated[bool, option(OUTPUT, "Write infrared | visible | fused.", "--side-by-side")]
+Preview = Annotated[
+    bool, option(OUTPUT, "Show the frames: a window, or a page at 127.0.0.1.", "--preview")
+]
 Realtime = Annotated[
     bool,
     option(RUNTIME, "Keep up with the clock: drop the oldest of two waiting pairs.", "--realtime"),
@@ -251,6 +335,61 @@ Realtime = Annotated[
 Profile = Annotated[
     bool, option(OUTPUT, "Print how long each stage worked on a frame.", "--profile")
 ]
+
+# volume
+
+VOLUME = "volume: .nii, .nii.gz, a DICOM file, or a folder with a series."
+FirstVolume = Annotated[Path, argument("IR", f"First {VOLUME}")]
+OtherVolume = Annotated[Path, argument("VIS", f"Second {VOLUME}")]
+OutVolume = Annotated[
+    Path,
+    option(OUTPUT, "NAME.nii.gz, NAME.nii, or a new folder for a DICOM series.", "-o", "--out"),
+]
+OfSeries = Annotated[
+    str | None,
+    option(INPUT_OPTIONS, "UID, number or description in a mixed folder; or ir=…,vis=…."),
+]
+OfFrame = Annotated[
+    str | None, option(INPUT_OPTIONS, "Which volume of four dimensions: N, or ir=N,vis=N.")
+]
+OnGrid = Annotated[
+    Grid, option(INPUT_OPTIONS, "Whose grid the result has; the other is interpolated.")
+]
+InPlane = Annotated[
+    Plane | None, option(INPUT_OPTIONS, "Plane of the slices; as they are by default.")
+]
+Slices = Annotated[
+    str | None, option(INPUT_OPTIONS, "Which slices, as 10:40:2.", metavar="START:STOP:STEP")
+]
+ColorMap = Annotated[
+    str | None, option(INPUT_OPTIONS, "Colors for VIS, such as hot (PET, SPECT); or ir=…,vis=….")
+]
+VOLUME_RANGE = "LO,HI in its units, data, or auto: the file's window, of"
+IrVolumeRange = Annotated[
+    str | None, option(INPUT_OPTIONS, f"{VOLUME_RANGE} the first.", "--ir-range")
+]
+VisVolumeRange = Annotated[
+    str | None, option(INPUT_OPTIONS, f"{VOLUME_RANGE} the second.", "--vis-range")
+]
+# serve
+
+Host = Annotated[
+    str, option(RUNTIME, "Address; one that other machines reach needs a token or --insecure.")
+]
+Port = Annotated[int, option(RUNTIME, "Port; 0 for a free one.", min=0, max=65535)]
+TokenFile = Annotated[
+    Path | None, option(RUNTIME, "File with the secret that requests must carry.")
+]
+Insecure = Annotated[bool, option(RUNTIME, "No token, whoever reaches the address.", "--insecure")]
+MaxRequestPixels = Annotated[int, option(RUNTIME, "Refuse larger pictures.", min=256)]
+MaxBytes = Annotated[int, option(RUNTIME, "Refuse longer requests.", min=1)]
+MaxBatch = Annotated[
+    int | None,
+    option(RUNTIME, "Most requests of one size fused together (a CPU: 1; a GPU: 8).", min=1),
+]
+MaxQueue = Annotated[int, option(RUNTIME, "Refuse more requests at once, with 429.", min=1)]
+Wait = Annotated[float, option(RUNTIME, "Milliseconds to wait for such requests.", min=0)]
+Timeout = Annotated[float, option(RUNTIME, "Seconds in which a request is answered.", min=0.1)]
 
 # evaluate and ablate
 
@@ -286,6 +425,20 @@ AblatedPreset = Annotated[
     str | None, option(METHOD, "What to take parts away from: a row of `ddfm-fast presets`.")
 ]
 Rows = Annotated[str | None, option(METHOD, "Only these rows, such as no-prior,no-em,no-tv.")]
+
+# align
+
+Pictures = Annotated[
+    list[Path],
+    argument("IR VIS...", "Pictures of both cameras, in turn, or two folders with equal stems."),
+]
+OutCalibration = Annotated[Path, option(OUTPUT, "The JSON file to write.", "-o", "--out")]
+Model = Annotated[MapModel, option(METHOD, "What the map may do.")]
+IrCamera = Annotated[
+    Path | None,
+    option(INPUT_OPTIONS, "Infrared lens: OpenCV's camera_matrix and distortion_coefficients."),
+]
+VisCamera = Annotated[Path | None, option(INPUT_OPTIONS, "Likewise of the visible one.")]
 
 # demo
 

@@ -1,4 +1,4 @@
-"""``ddfm-fast prior``: look into prior files (checkpoints) and convert them."""
+"""``ddfm-fast prior``: look into prior files (checkpoints), check and convert them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import typer
 from . import options as opt
 from .settings import json_object, plain
 
-HELP = "Look into prior files (checkpoints) and convert them."
+HELP = "Look into prior files (checkpoints), check and convert them."
 EPILOG_INFO = "Example:  `ddfm-fast prior info embedded`"
+EPILOG_CHECK = "Example:  `ddfm-fast prior check model.pt`"
 EPILOG_CONVERT = (
     "Example:  `ddfm-fast prior convert 256x256_diffusion_uncond.pt prior.safetensors "
     "--dtype float16`"
@@ -29,6 +30,36 @@ def info(file: opt.PriorFile, *, as_json: opt.JsonInstead = False) -> None:
         return
     for line in _table(found):
         typer.echo(line)
+
+
+def check(
+    file: opt.PriorFile, *, prior_config: opt.PriorConfig = None, as_json: opt.JsonInstead = False
+) -> None:
+    """Let a prior denoise a picture; where it fails, name the likely mistake.
+
+    Exit code 1 where it does not denoise.
+    """
+    from ..priors.check import check as check_prior
+    from ..priors.load import load_prior
+
+    found = check_prior(load_prior(file, json_object(prior_config, "--prior-config") or None))
+    if as_json:
+        rows = [row._asdict() for row in found.rows]
+        typer.echo(json.dumps({**found._asdict(), "rows": rows, "good": found.good}, indent=2))
+    else:
+        for row in found.rows:
+            typer.echo(
+                f"noise of {row.sigma:5.1f} gray levels: PSNR {row.before:5.1f} dB, denoised "
+                f"{row.after:5.1f} dB"
+            )
+        if found.error:
+            typer.echo(f"it raised {found.error}")
+        typer.echo(f"pure noise: {found.likeness:.3f} of it found (1 is right)")
+        typer.echo("it denoises" if found.good else "it does not denoise")
+        for hint in found.hints:
+            typer.echo(f"it would as {hint}")
+    if not found.good:
+        raise typer.Exit(1)
 
 
 def _table(values: dict[str, Any], indent: str = "") -> list[str]:

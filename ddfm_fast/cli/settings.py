@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,10 +20,15 @@ if TYPE_CHECKING:
 
     from ..api import Fuser
     from ..config import FuseConfig
+    from ..datasets.output import Output
     from ..datasets.pairs import PairItem
     from ..files.depth import Levels
     from ..priors.prior import Prior
 
+OUTPUT_OPTIONS = (
+    "quality", "chroma", "compression", "out_range", "keep_thermal", "no_metadata",
+)  # fmt: skip
+"""parameters of commands that say how results are written"""
 _OVERRIDES = ("steps", "psi", "eta", "denoise", "images")
 
 
@@ -130,8 +135,10 @@ def denoise(text: str | None) -> Any:
     return levels
 
 
-def levels(ir_range: str | None, vis_range: str | None, nodata: str | None) -> Levels:
-    """``--ir-range``, ``--vis-range`` and ``--nodata`` as the library takes them."""
+def levels(
+    ir_range: str | None, vis_range: str | None, nodata: str | None, raw_size: str | None = None
+) -> Levels:
+    """The ranges, ``--nodata`` and ``--raw-size`` as the library takes them."""
     from ..files.depth import Levels
 
     ranges = {
@@ -139,14 +146,17 @@ def levels(ir_range: str | None, vis_range: str | None, nodata: str | None) -> L
         for name, text in (("ir", ir_range), ("vis", vis_range))
         if (found := parse_range(text, f"--{name}-range")) is not None
     }
-    return Levels(ranges or None, parse_nodata(nodata))
+    return Levels(ranges or None, parse_nodata(nodata), parse_raw_size(raw_size))
 
 
-def parse_range(text: str | None, name: str) -> tuple[float, float] | str | None:
-    """``LO,HI``, ``auto``, ``dtype`` or ``data``; ValueError otherwise."""
+def parse_range(
+    text: str | None, name: str, names: Sequence[str] | None = None
+) -> tuple[float, float] | str | None:
+    """``LO,HI``, or one of the names: ``auto``, ``dtype`` or ``data``; ValueError otherwise."""
     from ..images.ranges import NAMES
 
-    if text is None or text in NAMES:
+    names = NAMES if names is None else names
+    if text is None or text in names:
         return text
     try:
         low, high = (float(n) for n in text.split(","))
@@ -155,9 +165,35 @@ def parse_range(text: str | None, name: str) -> tuple[float, float] | str | None
     if not (low < high and abs(low) < math.inf and abs(high) < math.inf):
         raise ValueError(
             f"{name} is {text!r}; expected LO,HI with LO below HI such as 7000,9000, or one of "
-            + ", ".join(NAMES)
+            + ", ".join(names)
         )
     return low, high
+
+
+def parse_raw_size(text: str | None) -> tuple[int, int] | None:
+    """``WxH``; ValueError otherwise."""
+    if text is None:
+        return None
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise ValueError(f"--raw-size is {text!r}; expected a width and a height, such as 640x512")
+    return int(width), int(height)
+
+
+def output(context: typer.Context) -> Output:
+    """Read how results are written: ``--quality``, ``--chroma`` and so on, by their names.
+
+    Raises:
+        ValueError: One of them is not what it can be.
+    """
+    from ..datasets.output import RANGES, Output
+
+    given = picked(context, OUTPUT_OPTIONS)
+    given["metadata"] = not given.pop("no_metadata")
+    if (given["compression"] or "").isdecimal():
+        given["compression"] = int(given["compression"])
+    given["out_range"] = parse_range(given["out_range"], "--out-range", RANGES)
+    return Output(**given)
 
 
 def parse_nodata(text: str | None) -> float | dict[str, float] | None:

@@ -5,14 +5,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, cast
+from collections import Counter
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED, termination_is_an_interrupt
 from .options import default
-from .settings import parse_range, picked, plain, read_settings, show_progress
+from .settings import Settings, parse_range, picked, plain, read_settings, show_progress
 
 if TYPE_CHECKING:
     from ..video.frames import BadFrame
@@ -29,6 +30,7 @@ def video(
     vis: opt.OtherStream = None,
     *,
     resize: opt.Resize = None,
+    align: opt.Align = default.align,
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     offset: opt.Offset = 0.0,
@@ -36,6 +38,9 @@ def video(
     end: opt.End = None,
     rate: opt.Rate = None,
     on_error: opt.OnBadFrame = opt.OnError.skip,
+    deinterlace: opt.Deinterlace = opt.Switch.auto,
+    tone_map: opt.ToneMap = opt.Switch.auto,
+    reconnect: opt.Reconnect = 0.0,
     preset: opt.VideoPreset = "balanced",
     image_preset: opt.ImagePreset = default.preset,
     denoise: opt.Denoise = default.denoise,
@@ -48,6 +53,7 @@ def video(
     crf: opt.Crf = None,
     no_audio: opt.NoAudio = False,
     side_by_side: opt.SideBySide = False,
+    preview: opt.Preview = False,
     gray: opt.Gray = False,
     color_from: opt.ColorSource = opt.ColorFrom.auto,
     profile: opt.Profile = False,
@@ -63,38 +69,46 @@ def video(
     of the visible stream are kept. Ctrl-C ends the file properly; meanwhile it is called
     NAME.part-….SUFFIX. Exit code: 0 well, 1 bad or missing frames, 2 bad input, 130 interrupted.
     """
-    settings = read_settings(context)
-    options = _options(context)
+    raise typer.Exit(_run(read_settings(context), _options(context), context.params))
+
+
+def _run(settings: Settings, options: VideoOptions, given: dict[str, Any]) -> int:
+    """Fuse what the command says; the exit code."""
+    from ..video.streams import STDOUT
     from ..video.tasks import plan, run_tasks
     from ..video.temporal import get_video_preset
 
-    tasks = plan(ir, vis, out, plain(codec))
-    get_video_preset(preset)
-    fuser = settings.fuser(preset=image_preset)
+    tasks = plan(given["ir"], given["vis"], given["out"], plain(given["codec"]))
+    get_video_preset(given["preset"])
+    streamed = given["out"] == STDOUT
+    fuser = settings.fuser(preset=given["image_preset"])
+    as_json, quiet, profile = (given[name] for name in ("as_json", "quiet", "profile"))
 
     def tell(result: TaskResult) -> None:
         if result.error is not None and len(tasks) == 1:
             raise result.error
-        _echo_result(result, quiet=quiet or as_json, profile=profile and not as_json)
+        wanted = {"quiet": quiet or as_json, "profile": profile and not as_json}
+        _echo_result(result, **wanted, err=streamed)
 
     with termination_is_an_interrupt():
         results = run_tasks(tasks, fuser=fuser, on_result=tell, **options)
     code = _exit_code(results)
     if as_json:
-        _echo_json(results, code)
-    raise typer.Exit(code)
+        _echo_json(results, code, err=streamed)
+    return code
 
 
-def _echo_json(results: list[TaskResult], code: int) -> None:
+def _echo_json(results: list[TaskResult], code: int, *, err: bool) -> None:
     from .. import __version__
 
     videos = [result.as_dict() for result in results]
-    typer.echo(json.dumps({"ok": code == OK, "version": __version__, "videos": videos}))
+    typer.echo(json.dumps({"ok": code == OK, "version": __version__, "videos": videos}), err=err)
 
 
 _PASSED_ON = (
     *("preset", "offset", "start", "end", "rate"),
     *("codec", "crf", "side_by_side", "realtime", "on_error"),
+    *("deinterlace", "tone_map", "reconnect", "preview"),
 )
 """options of `fuse_video` that the command line has as they are"""
 
@@ -128,39 +142,52 @@ def _echo_bad(bad: BadFrame) -> None:
     typer.echo(f"bad frame {bad.number} of {bad.stream}: {bad.reason}", err=True)
 
 
-def _echo_result(result: TaskResult, *, quiet: bool, profile: bool) -> None:
+def _echo_result(result: TaskResult, *, quiet: bool, profile: bool, err: bool) -> None:
     if result.report is None:
         typer.echo(f"error: {result.task.name}: {result.error}", err=True)
         return
-    _echo_report(result.report, quiet=quiet)
+    _echo_report(result.report, quiet=quiet, err=err)
     if profile:
-        _echo_profile(result.report)
+        _echo_profile(result.report, err=err)
 
 
-def _echo_report(report: VideoReport, *, quiet: bool) -> None:
+def _echo_report(report: VideoReport, *, quiet: bool, err: bool) -> None:
     """Print what was written in a line, and on stderr what went wrong."""
+    from ..video.report import READER_GONE
+
     if not quiet:
         ms = (report.latency_p50 * 1e3, report.latency_p99 * 1e3)
         dropped = f", {report.dropped} dropped" if report.dropped else ""
         typer.echo(
             f"{report.out}  {report.frames} frames{dropped}, {report.fps:.1f} frames/s, "
             f"{report.evaluations / max(1, report.frames):.1f} prior evaluations a frame, "
-            f"latency p50 {ms[0]:.0f} ms, p99 {ms[1]:.0f} ms"
+            f"latency p50 {ms[0]:.0f} ms, p99 {ms[1]:.0f} ms",
+            err=err,
         )
+        if report.clocks:
+            typer.echo(
+                "clocks: infrared started {offset:+.3f} s later, and drifts by {drift_ppm:+.0f} "
+                "parts per million".format(**report.clocks),
+                err=err,
+            )
     if report.bad_count:
-        typer.echo(f"{report.out}: {report.bad_count} bad frames", err=True)
-    if report.stopped is not None:
+        streams = Counter(bad.stream for bad in report.bad)
+        of = ", ".join(f"{count} of {stream}" for stream, count in streams.items())
+        more = f"{report.frames} frames are written"
+        typer.echo(f"{report.out}: {report.bad_count} bad frames ({of}); {more}", err=True)
+    if report.stopped not in (None, READER_GONE):
         kept = f"the frames up to there, {report.frames}, are in {report.out}"
         kept = kept if report.frames else "nothing was written"
         typer.echo(f"stopped: {report.stopped}; {kept}", err=True)
 
 
-def _echo_profile(report: VideoReport) -> None:
+def _echo_profile(report: VideoReport, *, err: bool) -> None:
     """Print where the time went: milliseconds a frame that each stage worked, beside the others."""
     frames = max(1, report.frames)
     for stage, seconds in report.stages.items():
-        typer.echo(f"{stage:<8}{seconds * 1e3 / frames:8.1f} ms a frame")
-    typer.echo(f"{'in all':<8}{report.seconds * 1e3 / frames:8.1f} ms a frame, stages overlapping")
+        typer.echo(f"{stage:<8}{seconds * 1e3 / frames:8.1f} ms a frame", err=err)
+    whole = f"{report.seconds * 1e3 / frames:8.1f} ms a frame, stages overlapping"
+    typer.echo(f"{'in all':<8}{whole}", err=err)
 
 
 def _exit_code(results: list[TaskResult]) -> int:

@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from tqdm import tqdm
 
+from ..align.call import Aligner
 from ..files.depth import Levels, Sources, read_sources
 from ..files.paths import (
-    DEEP_SUFFIXES,
     ImageFileError,
     atomic_write_bytes,
     ensure_writable_dir,
@@ -37,8 +37,9 @@ from ..runtime.capture import release_cached_memory
 from ..runtime.memory import is_out_of_memory, pages_kept
 from .ahead import prefetch
 from .history import History, describe_settings, input_hashes
+from .output import Output
 from .pairs import PairItem
-from .targets import check_counts, checked_suffix, checked_targets, no_room, stage
+from .targets import check_counts, checked_suffix, checked_targets, no_room
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -63,6 +64,8 @@ class PairResult:
     height: int | None = None
     width: int | None = None
     dtype: str | None = None
+    range: list[float] | None = None
+    """the values of black and white"""
     seconds: float | None = None
     """of fusion, the pair's share of its batch"""
     report: dict[str, Any] | None = None
@@ -114,6 +117,8 @@ def run_batch(
     workers: int = 2,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     levels: Levels | None = None,
+    output: Output | None = None,
+    resize: str | None = None,
     redo: bool = False,
     progress: bool = False,
     on_error: Callable[[PairResult], None] | None = None,
@@ -129,10 +134,12 @@ def run_batch(
         out: Folder to write to, made where it is missing.
         fuser: What fuses them; its settings are part of the history.
         batch_size: Most pairs at once, halved on out-of-memory; None for the fuser's own.
-        format: "png", "tif", "jpg" or "bmp"; 16-bit sources need one of the first two.
+        format: "png", "tif", "jpg" or "bmp"; the first two hold 16 bits.
         workers: Threads that read, and as many that write, while the fuser computes.
         max_pixels: Of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from each pair by default.
+        output: How results are written.
+        resize: "ir" or "vis": both sources get its size, before they are aligned.
         redo: Fuse what is done already once more.
         progress: Show bars with an estimate of the end, on stderr.
         on_error: Called with each pair that fails, as it happens; the others continue.
@@ -142,24 +149,29 @@ def run_batch(
         What became of each pair.
 
     Raises:
-        ValueError: Arguments that are wrong, an output folder that cannot be written or that
-            another run is writing to.
-        TypeError: ``batch_size`` or ``workers`` is not an int.
+        ValueError: Arguments that are wrong (or TypeError), an output folder that cannot be written
+            or that another run is writing to.
         BatchInterrupted: Ctrl-C; it carries the report.
     """
     suffix = checked_suffix(format)
     check_counts(batch_size=batch_size, workers=workers)
-    targets = checked_targets(items, Path(out), suffix)
-    ensure_writable_dir(out)
-    levels = levels or Levels()
-    settings = elsewhere.settings(fuser, suffix) if elsewhere else describe_settings(fuser, suffix)
-    with History(Path(out), settings | levels.to_dict()) as history:
+    (output := output or Output()).check([suffix])
+    targets, _ = checked_targets(items, Path(out), suffix), ensure_writable_dir(out)
+    levels, aligner = levels or Levels(), Aligner(fuser.align, resize)
+    own = elsewhere.settings(fuser, suffix) if elsewhere else describe_settings(fuser, suffix)
+    settings = own | levels.to_dict() | output.to_dict() | aligner.to_dict()
+    with History(Path(out), settings) as history:
         run = Run(
             history, fuser, targets, batch_size=batch_size, workers=workers, max_pixels=max_pixels,
-            levels=levels, redo=redo, progress=progress, on_error=on_error, elsewhere=elsewhere,
+            levels=levels, output=output, aligner=aligner, redo=redo, progress=progress,
+            on_error=on_error, elsewhere=elsewhere,
         )  # fmt: skip
-        report = run.run(list(items))
-        _write_report(report)
+        return _written(run.run(list(items)))
+
+
+def _written(report: BatchReport) -> BatchReport:
+    """The report, once it is written; BatchInterrupted where Ctrl-C ended the run."""
+    _write_report(report)
     if report.stopped == STOPPED_BY_USER:
         raise BatchInterrupted(report)
     return report
@@ -216,6 +228,8 @@ class Run:
         workers: int,
         max_pixels: int,
         levels: Levels,
+        output: Output,
+        aligner: Aligner,
         redo: bool,
         progress: bool,
         on_error: Callable[[PairResult], None] | None,
@@ -225,7 +239,7 @@ class Run:
         self.fuser = fuser if batch_size is None else fuser.with_options(batch_size=batch_size)
         self.batch_size = self.least_batch_size = self.fuser.batch_size
         self.workers, self.max_pixels, self.redo = workers, max_pixels, redo
-        self.levels, self.told = levels, set[str]()
+        self.levels, self.output, self.aligner, self.told = levels, output, aligner, set[str]()
         self.progress, self.on_error = progress, on_error
         self.staging = history.out / STAGING
         self.results: dict[str, PairResult] = {}
@@ -291,7 +305,8 @@ class Run:
         record = None if self.redo else history.is_done(item, target)
         if record is None:
             return None, image_size(item.ir)
-        facts = {key: record.get(key) for key in ("height", "width", "dtype", "seconds", "report")}
+        kept = ("height", "width", "dtype", "range", "seconds", "report")
+        facts = {key: record.get(key) for key in kept}
         return PairResult(item.name, SKIPPED, str(target), **facts), None
 
     def work(self, items: list[PairItem]) -> None:
@@ -333,15 +348,12 @@ class Run:
             inputs = input_hashes(item)
             with about([item.name], self.told):
                 found = read_sources(item.ir, item.vis, self.levels, self.max_pixels)
+                found = self.aligner.sources(found)
             ir, vis = found.ir, found.vis
             if ir.shape[:2] != vis.shape[:2]:
                 raise ValueError(
                     f"ir has {ir.shape[0]}x{ir.shape[1]} and vis {vis.shape[0]}x{vis.shape[1]}; "
-                    "expected aligned images of equal size: register and resize them first"
-                )
-            if ir.dtype == np.uint16 and target.suffix not in DEEP_SUFFIXES:
-                raise ValueError(
-                    f"output {target.name} would lose the 16 bits of the input; write png or tif"
+                    "expected images of equal size: --resize vis, or --align homography"
                 )
             return _Loaded(item, found, inputs, self.fuser.pixels.ahead(ir, vis))
         except _EXPECTED as error:
@@ -381,6 +393,7 @@ class Run:
                     [pair.sent[1] for pair in part],
                     progress=self.progress,
                     report=found,
+                    align="off",
                     value_range="dtype",
                 )
         except _EXPECTED as error:
@@ -410,32 +423,27 @@ class Run:
         self, pair: _Loaded, picture: np.ndarray, seconds: float, report: dict[str, Any]
     ) -> PairResult:
         """In a writing thread."""
-        target = self.targets[pair.item.name]
+        item = pair.item
+        target = self.targets[item.name]
         staged = self.staging / f"{secrets.token_hex(8)}{target.suffix}"
-        height, width = picture.shape[:2]
-        facts = {
-            "height": height,
-            "width": width,
-            "dtype": str(picture.dtype),
-            "seconds": seconds,
-            "report": report,
-        }
-        return self.finish(
-            pair.item, pair.inputs, staged, facts, lambda: stage(picture, staged, target)
-        )
+
+        def write() -> dict[str, Any]:
+            with about([item.name], self.told):
+                facts = self.output.write(
+                    staged, picture, pair.sources, (item.ir, item.vis), color=self.fuser.color,
+                    final=target,
+                )  # fmt: skip
+            return {**facts, "seconds": seconds, "report": report}
+
+        return self.finish(item, pair.inputs, staged, write)
 
     def finish(
-        self,
-        item: PairItem,
-        inputs: list[str],
-        staged: Path,
-        facts: dict[str, Any],
-        work: Callable[[], None] = lambda: None,
+        self, item: PairItem, inputs: list[str], staged: Path, write: Callable[[], dict[str, Any]]
     ) -> PairResult:
-        """Commit a picture that is staged, or that ``work`` stages, in any thread."""
+        """Commit a picture that ``write`` stages, in any thread; it gives the facts of it."""
         target = self.targets[item.name]
         try:
-            work()
+            facts = write()
             self.history.commit(item, inputs, staged, target, facts)
         except _EXPECTED as error:
             if full := no_room(error):

@@ -69,6 +69,7 @@ def describe_settings(fuser: Fuser, suffix: str) -> dict[str, Any]:
             "noise_schedule": prior.noise_schedule,
             "num_train_timesteps": prior.num_train_timesteps,
             "rescale_timesteps": prior.rescale_timesteps,
+            **({} if prior.alphas is None else {"alphas": prior.alphas.tolist()}),
         },
     }
 

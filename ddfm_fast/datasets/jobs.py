@@ -13,18 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
+from ..align.call import Aligner
 from ..files.depth import Levels, read_sources
 from ..files.pairing import match_pairs
-from ..files.paths import DEEP_SUFFIXES, SUFFIXES, ensure_writable_dir, is_folder, look
+from ..files.paths import SUFFIXES, ensure_writable_dir, is_folder, look
 from ..files.reading import DEFAULT_MAX_PIXELS
 from ..files.writing import write_image
 from ..images.doubts import about
 from ..images.panel import draw_panel
 from ..runtime import environment
 from .names import pair_folders
+from .output import Output
 from .pairs import refuse_lone
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def fuse_files(
     panel: bool = False,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     levels: Levels | None = None,
+    output: Output | None = None,
+    resize: str | None = None,
     progress: bool = False,
     skip_existing: bool = False,
     on_error: Callable[[Job, Exception], None] | None = None,
@@ -67,6 +70,8 @@ def fuse_files(
         panel: Write a labeled picture of sources and result beside each file.
         max_pixels: Limit of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from them by default.
+        output: How results are written.
+        resize: "ir" or "vis": both sources get its size, before they are aligned.
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Leave pairs alone whose output file exists.
         on_error: Called with each job that fails, as it happens; the others continue. Without
@@ -83,6 +88,8 @@ def fuse_files(
         fuser,
         max_pixels=max_pixels,
         levels=levels,
+        output=output,
+        resize=resize,
         progress=progress,
         skip_existing=skip_existing,
         on_error=on_error,
@@ -188,6 +195,8 @@ def run_jobs(
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     levels: Levels | None = None,
+    output: Output | None = None,
+    resize: str | None = None,
     progress: bool = False,
     skip_existing: bool = False,
     on_error: Callable[[Job, Exception], None] | None = None,
@@ -199,16 +208,25 @@ def run_jobs(
         fuser: What fuses them.
         max_pixels: Limit of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from them by default.
+        output: How results are written.
+        resize: "ir" or "vis": both sources get its size, before they are aligned.
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Leave jobs alone whose output file exists.
         on_error: Called with each failure as it happens.
 
     Returns:
         One dictionary per job: ``ir``, ``vis``, ``output``, ``panel``, ``ok``, ``skipped``,
-        ``error``, ``height``, ``width``, ``dtype``, ``seconds`` (fusion alone, without files).
+        ``error``, ``height``, ``width``, ``dtype``, ``range`` (the values of black and white),
+        ``seconds`` (fusion alone, without files).
+
+    Raises:
+        ValueError: An output that does not hold what ``output`` says.
     """
+    output = output or Output()
+    output.check(job.output.suffix for job in jobs)
     reports: list[dict[str, Any]] = []
     told: set[str] = set()
+    aligner = Aligner(fuser.align, resize)
     bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
     for job in bar:
         report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
@@ -219,7 +237,13 @@ def run_jobs(
             else:
                 with about([job.ir.name], told):
                     report |= _run_job(
-                        job, fuser, levels or Levels(), max_pixels, progress=progress
+                        job,
+                        fuser,
+                        aligner,
+                        levels or Levels(),
+                        output,
+                        max_pixels,
+                        progress=progress,
                     )
         except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
@@ -233,28 +257,23 @@ def run_jobs(
 
 
 def _run_job(
-    job: Job, fuser: Fuser, levels: Levels, max_pixels: int, *, progress: bool
+    job: Job,
+    fuser: Fuser,
+    aligner: Aligner,
+    levels: Levels,
+    output: Output,
+    max_pixels: int,
+    *,
+    progress: bool,
 ) -> dict[str, Any]:
-    sources = read_sources(job.ir, job.vis, levels, max_pixels)
+    sources = aligner.sources(read_sources(job.ir, job.vis, levels, max_pixels))
     ir, vis = sources.ir, sources.vis
-    if ir.dtype == np.uint16 and job.output.suffix.lower() not in DEEP_SUFFIXES:
-        raise ValueError(
-            f"output {job.output} would lose the 16 bits of the input; "
-            f"write to {_names(DEEP_SUFFIXES)}"
-        )
     started = time.perf_counter()
     found: list[FusionReport] = []
-    fused = fuser(ir, vis, progress=progress, report=found, value_range="dtype")
+    fused = fuser(ir, vis, progress=progress, report=found, align="off", value_range="dtype")
     fused = sources.mended(fused)
     seconds = time.perf_counter() - started
-    write_image(job.output, fused)
+    facts = output.write(job.output, fused, sources, (job.ir, job.vis), color=fuser.color)
     if job.panel is not None:
         write_image(job.panel, draw_panel([[("infrared", ir), ("visible", vis), ("fused", fused)]]))
-    height, width = fused.shape[:2]
-    return {
-        "height": height,
-        "width": width,
-        "dtype": str(fused.dtype),
-        "seconds": seconds,
-        "report": found[0].to_dict() if found else None,
-    }
+    return {**facts, "seconds": seconds, "report": found[0].to_dict() if found else None}

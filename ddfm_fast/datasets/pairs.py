@@ -15,12 +15,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from ..files.packed import is_packed
 from ..files.pairing import files_alone
-from ..files.paths import SUFFIXES, VIDEO_SUFFIXES, ImageFileError, few, is_folder, is_picture
+from ..files.paths import (
+    READ_SUFFIXES,
+    VIDEO_SUFFIXES,
+    ImageFileError,
+    few,
+    image_files,
+    is_folder,
+    is_picture,
+)
 from ..files.reading import image_size
 from ..images.doubts import warn
 from .lists import read_list
-from .names import Alone, Found, pair_by_pattern, pair_folders, pair_mixed, pattern_pair
+from .names import Alone, Found, Match, pair_by_pattern, pair_folders, pair_mixed, pattern_pair
 
 INFRARED = ("ir", "infrared", "cropinfrared", "t", "thermal", "lwir", "infrared_enhance")
 VISIBLE = ("vi", "vis", "visible", "rgb", "crop_lr_visible", "visible_enhance")
@@ -37,6 +46,8 @@ class Layout(NamedTuple):
     """as published, below the data set's folder"""
     roles: tuple[Roles, ...]
     """the folders it accepts for the two sources"""
+    kind: str = "folders"
+    """"folders"; "mixed", both sources in one folder, told apart by name; "packed", in one file"""
 
 
 LAYOUTS = {
@@ -56,6 +67,11 @@ LAYOUTS = {
     "vtmot": Layout("SEQUENCE/{infrared,visible}/NAME", ((("infrared",), ("visible",)),)),
     "lasher": Layout("SEQUENCE/{infrared,visible}/NAME", ((("infrared",), ("visible",)),)),
     "vtuav": Layout("SEQUENCE/{ir,rgb}/NAME", ((("ir", "infrared"), ("rgb", "visible")),)),
+    "ivif_zoo": Layout("SET/{ir,vis}/NAME", ((("ir", "infrared"), ("vi", "vis", "visible")),)),
+    "vifb": Layout("{IR,VI}/NAME", ((("ir",), ("vi", "vis")),)),
+    "kaist": Layout("{set00,…}/{V000,…}/{lwir,visible}/NAME", ((("lwir",), ("visible",)),)),
+    "flir": Layout("JPEGImages/FLIR_NNNNN_{PreviewData,RGB}", (), "mixed"),
+    "mfnet": Layout("images/NAME, PNG of RGB and thermal as alpha (MSRS, too)", (), "packed"),
 }
 """the published data sets by name; "auto" accepts every alias, in any case"""
 FOLDER = "folder"
@@ -207,10 +223,13 @@ def _from_folders(root, layout) -> Survey:
         found = [("", *_two_folders(root))]
     else:
         folder = _require_folder(root)
+        kind = _kind(layout)
+        if kind == "packed":
+            return _packed(folder, survey)
         found = []
         halves: list[Path] = []
         _search(folder, "", _roles(layout), found, halves, ())
-        if not found and (layout is None or str(layout).lower() == "auto"):
+        if not found and kind == "mixed":
             for prefix, files in _walk(folder):
                 survey.add(pair_mixed(files, prefix))
             if survey.pairs or any(one.candidates for one in survey.alone):
@@ -223,8 +242,28 @@ def _from_folders(root, layout) -> Survey:
     for prefix, first, second in found:
         ir, vis = dict(_stems(first)), dict(_stems(second))
         if not ir and not vis:
-            raise ImageFileError(f"{first} and {second}: no images ({', '.join(SUFFIXES)})")
+            raise ImageFileError(f"{first} and {second}: no images ({', '.join(READ_SUFFIXES)})")
         survey.add(pair_folders(ir, vis), prefix)
+    return survey
+
+
+def _kind(layout) -> str:
+    """How a layout is searched; "auto" looks for names in one folder where it finds no folders."""
+    name = "auto" if layout is None else str(layout).lower()
+    return "mixed" if name == "auto" else LAYOUTS[name].kind if name in LAYOUTS else "folders"
+
+
+def _packed(folder: Path, survey: Survey) -> Survey:
+    for prefix, files in _walk(folder):
+        pairs = [Match(prefix + file.stem, file, file) for file in files if is_packed(file)]
+        both = {match.ir for match in pairs}
+        others = files if pairs else []  # labels lie in folders of their own
+        alone = [Alone(f, "has no fourth channel") for f in others if f not in both]
+        survey.add(Found(pairs, alone))
+    if not survey.pairs:
+        raise ImageFileError(
+            f"{folder}: no image of four channels (RGB, and infrared as alpha); give another layout"
+        )
     return survey
 
 
@@ -325,7 +364,7 @@ def _listing(folder: Path, above: Iterable[str]) -> tuple[list[Path], list[Path]
                     files.append(folder / entry.name)
     except OSError as error:
         raise ImageFileError(f"{folder}: cannot be listed ({error.strerror})") from error
-    return folders, files
+    return folders, image_files(files)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -353,7 +392,7 @@ def _nothing_found(root, layout, roles) -> ImageFileError:
     return ImageFileError(
         f"{root}: no pairs found with layout {layout or 'auto'}, which means folders {names}; "
         f"the folder holds {seen}{videos}. Give two folders, a layout of two folder names, "
-        'a pattern such as "{}_T.*,{}_V.*", or a manifest'
+        'a pattern such as "{}_T.*,{}_V.*", a manifest, or for PNG of four channels layout mfnet'
     )
 
 
@@ -411,5 +450,5 @@ def _require_equal_sizes(items: list[PairItem]) -> None:
     if unequal:
         raise ImageFileError(
             f"{len(unequal)} of {len(items)} pairs have sources of different height x width: "
-            f"{few(unequal)}; register and resize them first"
+            f"{few(unequal)}; give --resize vis, or --align homography"
         )

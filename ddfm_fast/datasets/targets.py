@@ -1,4 +1,4 @@
-"""Where each picture of a batch goes, what is no place for one, and how it gets there."""
+"""Where each picture of a batch goes, and what is no place for one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from ..files.paths import SUFFIXES, ImageFileError
-from ..files.writing import write_image
+from ..files.paths import SUFFIXES
 from .pairs import PairItem
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -59,19 +56,6 @@ def _real(folder: Path) -> str:
         return os.path.realpath(folder)
     except ValueError:  # a name that there cannot be: its item fails when it is read or written
         return os.fspath(folder)
-
-
-def stage(picture: np.ndarray, staged: Path, target: Path) -> None:
-    """Write a picture to the staging folder; an error is that of its target."""
-    try:
-        write_image(staged, picture)
-    except ImageFileError as error:
-        if not isinstance(error.__cause__, OSError):
-            raise
-        raise ImageFileError(
-            f"{target}: cannot be written ({error.__cause__.strerror}); choose a folder that you "
-            "may write to and that has room"
-        ) from error.__cause__
 
 
 def no_room(error: BaseException | None) -> str | None:

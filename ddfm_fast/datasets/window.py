@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tqdm.auto import tqdm
 
-from ..files.depth import Levels
-from ..files.reading import DEFAULT_MAX_PIXELS, read_image
+from ..files.depth import Levels, nodata_of
+from ..files.reading import DEFAULT_MAX_PIXELS, read_picture
 from ..images.ranges import SOURCES, by_source, chosen, ignored
 from .pairs import PairItem
 
@@ -34,7 +34,14 @@ def over_dataset(
     wanted, nodata = by_source(levels.value_range), by_source(levels.nodata, "nodata")
     found = {
         name: (
-            _over(items, name, wanted[name], nodata[name], max_pixels, progress)
+            _over(
+                items,
+                name,
+                wanted[name],
+                levels._replace(nodata=nodata[name]),
+                max_pixels,
+                progress,
+            )
             if wanted[name] in (None, "auto", "data")
             else wanted[name]
         )
@@ -47,17 +54,23 @@ def _over(
     items: Sequence[PairItem],
     name: str,
     setting: str | None,
-    nodata: float | None,
+    levels: Levels,
     max_pixels: int,
     progress: bool,
 ) -> tuple[float, float] | str:
     ranges = []
     for item in tqdm(items, f"range of {name}", unit="file", leave=False, disable=not progress):
         try:
-            image = read_image(getattr(item, name), max_pixels=max_pixels)
+            picture = read_picture(
+                getattr(item, name),
+                max_pixels=max_pixels,
+                radiometric=name == "ir",
+                raw_size=levels.raw_size,
+            )
         except (ValueError, OSError, MemoryError):
             continue
-        limits = chosen(image, setting, name, ignored(nodata), told=False)
+        nothing = ignored(nodata_of(picture, levels.nodata, name, told=False))
+        limits = chosen(picture.values, setting, name, nothing, told=False)
         if limits is None:
             return "dtype"
         ranges.append(limits)

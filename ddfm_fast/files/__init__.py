@@ -1,10 +1,21 @@
 """Files of images: reading, writing, names and pairs.
 
-reading   PNG, JPEG, TIFF and BMP, by content
-depth     a pair of files of any depth as 8 or 16 bits that use their range
-writing   images written atomically, by suffix
-pairing   two folders of images by stem
-paths     what is there, safe names, and bytes written whole or not at all
+reading      image files by content, the one door to the next eight
+tiffs        TIFF that Pillow cannot read, whose heads `tags` reads
+compact      WebP, AVIF, HEIC, JPEG XL
+arrays       .npy, .npz, OpenEXR, and .mat by `matlab`
+radiometric  what FLIR's and DJI's cameras measured
+counts       tables of temperatures, and bare counts
+raw          raw files of cameras
+profiles     colors turned to sRGB
+guards       limits, libraries of the extra, shapes
+depth        a pair of files of any depth as 8 or 16 bits that use their range
+packed       two sources in one file
+metadata     what a file says beside its pixels
+writing      images written atomically, by suffix
+embedding    what a result says, put into an encoded file; `directories`, `srgb`
+pairing      two folders of images by stem
+paths        what is there, safe names, and bytes written whole or not at all
 """
 
 from __future__ import annotations

@@ -6,13 +6,18 @@ all of 16 bits, 8 bits beside 16 become 16, and what has no data is filled in an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
+from ..images.doubts import warn
 from ..images.ranges import Ignored, by_source, chosen, ignored, nearest_valid
-from .reading import DEFAULT_MAX_PIXELS, read_image
+from .guards import Picture
+from .packed import read_pair
+from .reading import DEFAULT_MAX_PIXELS, image_size, read_picture
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -23,11 +28,23 @@ class Levels(NamedTuple):
     value_range: Any = None
     """for both, or by source; values outside of (low, high) are clipped"""
     nodata: Any = None
+    raw_size: tuple[int, int] | None = None
+    """(width, height) of files of bare numbers"""
 
     def to_dict(self) -> dict[str, Any]:
         """What was given, for a record of settings; empty where nothing was."""
-        given = {"value_range": self.value_range, "nodata": self.nodata}
+        given = self._asdict()
         return {name: value for name, value in given.items() if value is not None}
+
+
+class Unit(NamedTuple):
+    """A source as its file has it."""
+
+    values: Array
+    """upright, of the file's dtype"""
+    low: float
+    """what was taken for black, likewise ``high``"""
+    high: float
 
 
 class Sources(NamedTuple):
@@ -37,7 +54,9 @@ class Sources(NamedTuple):
     """uint8 or uint16, [H, W] or [H, W, 3], likewise ``vis`` and both of one dtype"""
     vis: Array
     holes: tuple[Array | None, Array | None] = (None, None)
-    """of ``ir`` and ``vis``: bool [H, W], where there is no data"""
+    """of ``ir`` and ``vis``: bool [H, W], where there is no data; or how much, from 0 to 1"""
+    units: tuple[Unit, ...] = ()
+    """of ``ir`` and ``vis``"""
 
     def mended(self, fused: Array) -> Array:
         """A result, cropped at most, that shows the other source where one has no data."""
@@ -50,20 +69,72 @@ class Sources(NamedTuple):
                 shown = np.repeat(shown[..., None], fused.shape[2], 2)
             if shown.ndim == 3 and fused.ndim == 2:
                 shown = np.rint(shown @ np.array([0.299, 0.587, 0.114])).astype(shown.dtype)
-            fused = np.where(where[..., None] if fused.ndim == 3 else where, shown, fused)
+            where = where[..., None] if fused.ndim == 3 else where
+            if where.dtype == bool:
+                fused = np.where(where, shown, fused)
+            else:
+                mixed = fused + where * (shown.astype(np.float32) - fused)
+                fused = np.rint(mixed).astype(fused.dtype)
         return fused
 
 
 def read_sources(
     ir: str | Path, vis: str | Path, levels: Levels, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> Sources:
-    """Read two files; sizes may differ.
+    """Read two files, or one of four channels (see `packed`); sizes may differ.
+
+    A thermal camera's JPEG gives its temperatures as infrared, where they fit, and its picture as
+    visible. Where a file says itself which value means nothing, and ``levels`` does not, that
+    holds, with a warning.
 
     Raises:
         ValueError: As ``read_image`` and :func:`ddfm_fast.images.ranges.chosen` raise it.
     """
-    a, b = (read_image(path, max_pixels=max_pixels) for path in (ir, vis))
-    return sources(a, b, levels)
+    if Path(ir) == Path(vis):
+        return sources(*read_pair(ir, vis, max_pixels), levels)
+    given = by_source(levels.nodata, "nodata")
+    read = {
+        name: read_picture(
+            path, max_pixels=max_pixels, radiometric=name == "ir", raw_size=levels.raw_size
+        )
+        for name, path in (("ir", ir), ("vis", vis))
+    }
+    size = read["vis"].values.shape[:2]
+    if read["ir"].is_measured and read["ir"].values.shape[:2] != size == image_size(ir):
+        warn(
+            f"ir: the temperatures in {ir} are of another size than vis, and its picture is of the "
+            "same: the picture is used; for the temperatures, bring vis to their size"
+        )
+        read["ir"] = read_picture(ir, max_pixels=max_pixels)
+    nodata = {name: nodata_of(picture, given[name], name) for name, picture in read.items()}
+    return sources(read["ir"].values, read["vis"].values, levels._replace(nodata=nodata))
+
+
+def nodata_of(picture: Picture, given: Any, name: str, *, told: bool = True) -> Any:
+    """What means nothing in a source: what is given, else what the file says and has.
+
+    Args:
+        picture: The source as read.
+        given: Its ``nodata``.
+        name: Of the source, for the sentence.
+        told: Whether to say that the file's own is used.
+    """
+    if given is not None or picture.nodata is None:
+        return given
+    own = Ignored(picture.nodata)
+    if not own.where(picture.values).any():
+        return None
+    if picture.values.ndim == 3:
+        used, result = "it is not used, as one band of a color may have it", None
+    else:
+        used, result = "such pixels are left out", own
+    if told:
+        warn(
+            f"{name}: the file says that {own.value:g} means no data: {used}; nodata= "
+            "(command line: --nodata) says what is meant",
+            f"nodata {name}",
+        )
+    return result
 
 
 def sources(ir: Array, vis: Array, levels: Levels | None = None) -> Sources:
@@ -74,14 +145,57 @@ def sources(ir: Array, vis: Array, levels: Levels | None = None) -> Sources:
         as_levels(image, ranges[name], name, ignored(nodata[name]))
         for name, image in (("ir", ir), ("vis", vis))
     ]
-    pictures = same_depth(*(picture for picture, _ in found))
-    return Sources(*pictures, holes=(found[0][1], found[1][1]))
+    pictures = same_depth(*(picture for picture, _, _ in found))
+    units = tuple(
+        Unit(image, *limits) for image, (_, _, limits) in zip((ir, vis), found, strict=True)
+    )
+    return Sources(*pictures, holes=(found[0][1], found[1][1]), units=units)
+
+
+def resized_sources(found: Sources, resize: str | None) -> Sources:
+    """Bring one picture to the size of the other; None: as they are.
+
+    Args:
+        found: The pair.
+        resize: The one of "ir" and "vis" whose size both get.
+
+    Raises:
+        ValueError: Another ``resize``.
+    """
+    if resize not in (None, "ir", "vis"):
+        raise ValueError(f'resize is {resize!r}; expected "ir" or "vis", whose size both get')
+    if resize is None or found.ir.shape[:2] == found.vis.shape[:2]:
+        return found
+    kept = 0 if resize == "ir" else 1
+    size = (found.ir, found.vis)[kept].shape[:2]
+    pictures, holes = [found.ir, found.vis], list(found.holes)
+    pictures[1 - kept] = resized(pictures[1 - kept], size)
+    hole = holes[1 - kept]
+    if hole is not None:
+        holes[1 - kept] = resized(hole.astype(np.float32), size) > 0
+    units = list(found.units)
+    if units:
+        units[1 - kept] = moved(units[1 - kept], lambda values: resized(values, size))
+    return Sources(*pictures, holes=(holes[0], holes[1]), units=tuple(units))
+
+
+def moved(unit: Unit, by: Callable[[Array], Array]) -> Unit:
+    """Move the values of a source as its picture was; dtypes that OpenCV lacks become float64."""
+    values = unit.values
+    known = ("uint8", "uint16", "int16", "float32", "float64")
+    return unit._replace(values=by(values if values.dtype.name in known else values.astype(float)))
+
+
+def resized(image: Array, size: tuple[int, ...]) -> Array:
+    """Resize a picture to (height, width): by areas to a smaller one, else by cubics."""
+    how = cv2.INTER_AREA if image.shape[0] > size[0] else cv2.INTER_CUBIC
+    return cv2.resize(image, (size[1], size[0]), interpolation=how)
 
 
 def as_levels(
     image: Array, setting: Any, name: str, nodata: Ignored | None = None
-) -> tuple[Array, Array | None]:
-    """Turn a picture into uint8 or uint16, and say where it has no data.
+) -> tuple[Array, Array | None, tuple[float, float]]:
+    """Turn a picture into uint8 or uint16, and say where it has no data and what its range was.
 
     Args:
         image: [H, W] or [H, W, C] of a real dtype.
@@ -109,7 +223,9 @@ def as_levels(
     limits = tuple(setting) if is_range else chosen(image, setting, name, nodata)
     if limits is None and image.dtype.kind == "f":
         limits = 0.0, 1.0
-    return (image if limits is None else to_16_bits(image, *limits)), hole
+    if limits is None:
+        return image, hole, (0, np.iinfo(image.dtype).max)
+    return to_16_bits(image, *limits), hole, (limits[0], limits[1])
 
 
 def to_16_bits(image: Array, low: float, high: float) -> Array:

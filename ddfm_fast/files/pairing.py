@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..images.doubts import warn
-from .paths import SUFFIXES, ImageFileError, check_path, few, is_folder, is_picture
+from .paths import READ_SUFFIXES, ImageFileError, check_path, few, image_files, is_folder
 
 
 def match_pairs(
@@ -17,7 +17,7 @@ def match_pairs(
 ) -> list[tuple[str, Path, Path]]:
     """Pair the images of two folders: (stem, infrared path, visible path), sorted by stem.
 
-    Takes files with a suffix of ``SUFFIXES``, in any case, not hidden and not in subfolders;
+    Takes files with a suffix of ``READ_SUFFIXES``, in any case, not hidden and not in subfolders;
     ``match`` makes pairs of the two {stem: path}, without it equal stems do.
 
     Raises:
@@ -57,12 +57,12 @@ def _images_by_stem(folder: str | os.PathLike[str]) -> dict[str, Path]:
     except OSError as error:
         raise ImageFileError(f"{folder}: cannot be listed ({error.strerror})") from error
     found: dict[str, Path] = {}
-    for file in filter(is_picture, files):
+    for file in image_files(files):
         if file.stem in found:
             raise ImageFileError(
                 f"{folder}: {found[file.stem].name} and {file.name} have the same stem; keep one"
             )
         found[file.stem] = file
     if not found:
-        raise ImageFileError(f"{folder}: no images in it ({', '.join(SUFFIXES)})")
+        raise ImageFileError(f"{folder}: no images in it ({', '.join(READ_SUFFIXES)})")
     return found

@@ -7,11 +7,13 @@ import os
 import secrets
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-"""of image files, in lower case"""
+"""of image files that are written, in lower case"""
+READ_SUFFIXES = (*SUFFIXES, ".webp", ".avif", ".heic", ".heif", ".jxl", ".exr", ".npy")
+"""of image files that folders are searched for; other kinds are read where they are named"""
 DEEP_SUFFIXES = (".png", ".tif", ".tiff")
 """those that hold 16 bits"""
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".m4v", ".ts")
@@ -110,7 +112,18 @@ def is_picture(path: Path) -> bool:
     A folder, a pipe or a link that leads nowhere under such a name counts: reading refuses it, and
     fails its own pair.
     """
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    return path.suffix.lower() in READ_SUFFIXES and not path.name.startswith(".")
+
+
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """Those of a folder's files that are images, in their order.
+
+    Beside an image of a usual kind another of the same stem is a copy or an extra of it, and is
+    left out: ``a.npy`` beside ``a.png``.
+    """
+    found = list(filter(is_picture, paths))
+    usual = {(p.parent, p.stem) for p in found if p.suffix.lower() in SUFFIXES}
+    return [p for p in found if p.suffix.lower() in SUFFIXES or (p.parent, p.stem) not in usual]
 
 
 def few(names: Sequence[str], limit: int = 5, separator: str = ", ") -> str:

@@ -1,15 +1,18 @@
 """Image files read with care.
 
-Reads PNG, JPEG, TIFF and BMP by content, whatever the suffix. Pillow identifies and decodes. Color
-of more than 8 bits, which Pillow reduces to 8, is decoded by OpenCV and held against Pillow's 8
-bits.
+The first bytes decide, whatever the suffix; tables, bare numbers and raw files, which have none of
+their own, go by it. PNG, JPEG, BMP and most TIFF are decoded here, by Pillow. Color of more than 8
+bits, which Pillow reduces to 8, is decoded by OpenCV and held against Pillow's 8 bits. Other kinds
+have modules of their own.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import stat
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,31 +24,39 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ..images.doubts import warn
 from ..runtime.locks import ForkLock
-from .paths import ImageFileError, check_path, is_file, look
+from . import arrays, compact, counts, profiles, raw, tiffs
+from . import radiometric as radiometry
+from .guards import UPRIGHT, Array, Picture, check_pixels
+from .paths import SUFFIXES, ImageFileError, check_path, is_file, is_picture, look
+from .tags import PROFILE, SIGNATURES, read_tags
 
 DEFAULT_MAX_PIXELS = 2**28
 """of an image file, before it is decoded"""
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _WIDTH_TAG, _HEIGHT_TAG = 256, 257
 _ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 274, 258, 262
+_HEAD = 64
 _TRANSPOSED = (5, 6, 7, 8)
 _WHITE_IS_ZERO = 0
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: np.fliplr,
-    3: lambda a: np.rot90(a, 2),
-    4: np.flipud,
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
-    8: np.rot90,
-}
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
+_PILLOWS = (_PNG_SIGNATURE, _JPEG_SIGNATURE, b"BM")
+_BARE = (".raw", ".y16", ".bin", ".gray16", ".dat")
+"""suffixes of files of bare numbers"""
 
 
-def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+def read_image(
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    radiometric: bool = False,
+    raw_size: tuple[int, int] | None = None,
+) -> np.ndarray:
     """Read an image file as [H, W] (gray) or [H, W, 3] (RGB), upright by EXIF.
 
-    uint8 or uint16, of a TIFF also int32 or float32, whose range ``images.ranges`` finds.
+    uint8 or uint16; of TIFF, arrays (.npy, .npz, .mat), OpenEXR and tables (.csv) also int32,
+    uint32, int64, float32 or float64, whose range ``images.ranges`` finds. Colors are sRGB's, by
+    the profile of the file. The extra ``[files]`` reads what Pillow and OpenCV do not.
 
     Alpha is dropped, with a warning where it is not fully opaque. Of several pictures in a file
     the first is read, with a warning. Palettes become RGB, or gray where they hold only gray;
@@ -54,26 +65,60 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PI
     Args:
         path: The file; its content decides the format, not its suffix.
         max_pixels: Refuse larger images (H * W) before decoding them.
+        radiometric: Of a thermal camera's JPEG, read what it measured rather than its picture:
+            float32 Celsius of FLIR, uint16 counts of DJI. Other files are read as ever.
+        raw_size: (width, height) of a file of bare numbers of 16 bits (Y16), the low byte first.
+            Files of known formats are read as ever.
 
     Raises:
         ImageFileError: Anything that is not a whole, readable image.
-        TypeError: A path or max_pixels of the wrong type.
-        ValueError: max_pixels below 1.
+        TypeError: An argument of the wrong type.
+        ValueError: max_pixels or a size below 1.
     """
+    return read_picture(
+        path, max_pixels=max_pixels, radiometric=radiometric, raw_size=raw_size
+    ).values
+
+
+def read_picture(
+    path: str | os.PathLike[str],
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    radiometric: bool = False,
+    raw_size: tuple[int, int] | None = None,
+) -> Picture:
+    """Read an image file as :func:`read_image` does, with what it says of its values."""
     path = check_path(path)
+    _check_raw_size(raw_size)
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
         raise TypeError(f"max_pixels: got {max_pixels!r}, expected an int of at least 1")
     if max_pixels < 1:
         raise ValueError(f"max_pixels: got {max_pixels}, expected at least 1")
-    with _open(path) as file, pillow_limit_lifted():
+    with _open(path) as file:
+        return _read(file, path, max_pixels, radiometric, raw_size)
+
+
+def read_image_bytes(data: bytes, name: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
+    """Read the bytes of an image file, which errors call ``name``: :func:`read_image`."""
+    if not data:
+        raise ImageFileError(f"{name}: the file is empty; send it again")
+    return _read(io.BytesIO(data), Path(name), max_pixels).values
+
+
+def _read(
+    file: BinaryIO,
+    path: Path,
+    max_pixels: int,
+    radiometric: bool = False,
+    raw_size: tuple[int, int] | None = None,
+) -> Picture:
+    with pillow_limit_lifted():
         try:
-            return _decode(file, path, max_pixels)
+            return _decode(file, path, max_pixels, radiometric, raw_size)
         except (ImageFileError, MemoryError):
             raise
         except UnidentifiedImageError as error:
-            raise ImageFileError(
-                f"{path}: not a PNG, JPEG, TIFF or BMP image that can be read; export it as PNG"
-            ) from error
+            raise ImageFileError(f"{path}: {_unknown(path)}") from error
         except Exception as error:  # decoders fail on damaged files in every way there is
             raise ImageFileError(
                 f"{path}: cannot be decoded ({error}); the file is damaged or cut short, or of a "
@@ -82,19 +127,44 @@ def read_image(path: str | os.PathLike[str], *, max_pixels: int = DEFAULT_MAX_PI
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Read (height, width), upright by EXIF, from a file's header; None where that fails."""
+    """Read (height, width), upright by EXIF, from a file's header; None where that fails.
+
+    Of kinds that Pillow does not know, a TIFF's tags are read, and other files as a whole.
+    """
     try:
         # a pipe would keep its reader waiting
         if not is_file(path):
             return None
-        with pillow_limit_lifted(), Image.open(path) as image:
-            width, height = image.size
-            if isinstance(image, TiffImageFile):  # Pillow's versions differ in when they turn these
-                width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
-            turned = image.getexif().get(_ORIENTATION_TAG, 1) in _TRANSPOSED
+        return _size_by_pillow(path)
+    except UnidentifiedImageError:
+        with contextlib.suppress(Exception):
+            return _size_of_rare(Path(path))
     except Exception:  # decoders fail on damaged files in every way there is
         return None
+    return None
+
+
+def _size_by_pillow(path: str | os.PathLike[str]) -> tuple[int, int]:
+    with pillow_limit_lifted(), Image.open(path) as image:
+        width, height = image.size
+        if isinstance(image, TiffImageFile):  # Pillow's versions differ in when they turn these
+            width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
+        turned = image.getexif().get(_ORIENTATION_TAG, 1) in _TRANSPOSED
     return (width, height) if turned else (height, width)
+
+
+def _size_of_rare(path: Path) -> tuple[int, int] | None:
+    with path.open("rb") as file:
+        if file.read(4).startswith(SIGNATURES):
+            tags = read_tags(file, path)
+            size = tags.one(_HEIGHT_TAG, 0), tags.one(_WIDTH_TAG, 0)
+            return size[::-1] if tags.one(_ORIENTATION_TAG, 1) in _TRANSPOSED else size
+    if path.suffix.lower() in SUFFIXES or not is_picture(path):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        height, width = read_image(path).shape[:2]
+    return height, width
 
 
 def _open(path: Path) -> BinaryIO:
@@ -139,33 +209,148 @@ def pillow_limit_lifted() -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = _limit_saved
 
 
-def _decode(file: BinaryIO, path: Path, max_pixels: int) -> np.ndarray:
-    image = Image.open(file, formats=_FORMATS)
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageFileError(
-            f"{path}: {width}x{height} is {width * height} pixels, more than the limit of "
-            f"{max_pixels}; if the file is to be trusted, raise it with max_pixels= "
-            "(command line: --max-pixels)"
+def _check_raw_size(size: Any) -> None:
+    if size is None:
+        return
+    if not isinstance(size, (tuple, list)) or [type(n) for n in size] != [int, int]:
+        raise TypeError(f"raw_size: got {size!r}, expected (width, height)")
+    if min(size) < 1:
+        raise ValueError(f"raw_size: got {size!r}, expected a width and a height of at least 1")
+
+
+def _unknown(path: Path) -> str:
+    if path.suffix.lower() in _BARE:
+        return (
+            "bare numbers have no size; say it by raw_size=(width, height) (command line: "
+            "--raw-size WxH)"
         )
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
+    return "not a PNG, JPEG, TIFF or BMP image that can be read; export it as PNG"
+
+
+def _decode(
+    file: BinaryIO,
+    path: Path,
+    max_pixels: int,
+    radiometric: bool,
+    raw_size: tuple[int, int] | None,
+) -> Picture:
+    head = file.read(_HEAD)
+    file.seek(0)
+    if path.suffix.lower() in raw.SUFFIXES:  # those like TIFF begin with a small copy
+        return Picture(raw.decode(file, path, max_pixels))
+    if head.startswith(SIGNATURES):
+        return _decode_tiff(file, path, max_pixels)
+    if kind := compact.kind_of(head):
+        values = compact.decode(file, path, kind, max_pixels)
+        if values is None:
+            values = _decode_by_pillow(file, path, max_pixels, (kind,))
+        return Picture(values)
+    if radiometric and head.startswith(_JPEG_SIGNATURE):
+        measured = radiometry.decode(file, path, max_pixels)
+        if measured is not None:
+            return _with_holes(measured)._replace(is_measured=True)
+    if array := _array_reader(head):
+        return _with_holes(array(file, path, max_pixels))
+    if head.startswith(_PILLOWS):
+        return Picture(_decode_by_pillow(file, path, max_pixels))
+    if path.suffix.lower() in counts.TABLES:
+        return _with_holes(counts.decode_table(file, path, max_pixels))
+    if raw_size is not None:
+        return Picture(counts.decode_raw(file, path, raw_size, max_pixels))
+    return Picture(_decode_by_pillow(file, path, max_pixels))
+
+
+def _with_holes(values: Array) -> Picture:
+    """A picture in which NaN is no data."""
+    holes = values.dtype.kind == "f" and bool(np.isnan(values).any())
+    return Picture(values, float("nan") if holes else None)
+
+
+def _array_reader(head: bytes) -> Callable[[BinaryIO, Path, int], Array] | None:
+    """What reads a file of an array by its first bytes; None for pictures."""
+    if head.startswith(arrays.NPY):
+        return arrays.decode_npy
+    if head.startswith(arrays.ZIP):
+        return arrays.decode_npz
+    if head.startswith((arrays.MAT, arrays.MAT_HDF)):
+        return arrays.decode_mat
+    return arrays.decode_exr if head.startswith(arrays.EXR) else None
+
+
+def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
+    tags = read_tags(file, path)
+    if raw.is_raw(tags):
+        return Picture(raw.decode(file, path, max_pixels))
+    if tags.pictures > 1:
+        warn(f"{path}: holds {tags.pictures} pictures; the first is used")
+    values = None
+    if tiffs.is_for_pillow(tags):
+        # what Pillow does not know, tifffile may
+        with contextlib.suppress(UnidentifiedImageError, _LayoutError):
+            values = _decode_by_pillow(file, path, max_pixels)
+    if values is None:
+        values = tiffs.decode(file, path, tags, max_pixels)
+        if profile := tags.data(PROFILE):
+            values = profiles.from_profile(values, profile, path)
+    return Picture(values, tiffs.nodata(tags))
+
+
+def _decode_by_pillow(
+    file: BinaryIO, path: Path, max_pixels: int, formats: tuple[str, ...] = _FORMATS
+) -> np.ndarray:
+    image = Image.open(file, formats=formats)
+    check_pixels(path, *image.size, max_pixels)
+    is_tiff = isinstance(image, TiffImageFile)
+    if (frames := getattr(image, "n_frames", 1)) > 1 and not is_tiff:
         warn(f"{path}: holds {frames} pictures; the first is used")
     raw_mode = str(image.tile[0].args) if image.tile else ""
     deep = _is_deep_color(image, raw_mode)
     inverted = _tiff_tag(image, _PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
     image.load()
     # Pillow turns TIFFs upright as it loads them, and so does OpenCV; the tag is gone by here.
-    orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    ImageOps.exif_transpose(image, in_place=True)
+    orientation = _orientation(image, path)
+    if orientation != 1:
+        ImageOps.exif_transpose(image, in_place=True)
     if _is_transparent(image):
         warn(f"{path}: has transparent parts; alpha is dropped")
     if deep:
         rgb = _decode_deep(file, np.asarray(image.convert("RGB")), orientation, path)
-        return np.ascontiguousarray(rgb[..., 0] if "LA;16" in raw_mode else rgb)
+        return _in_srgb(
+            np.ascontiguousarray(rgb[..., 0] if "LA;16" in raw_mode else rgb), image, path
+        )
+    if image.mode == "CMYK" and (profile := image.info.get("icc_profile")):
+        return _to_array(profiles.from_cmyk(image, profile, path))
     array = _to_array(image)
     # Pillow inverts 8-bit TIFFs whose zero is white, but not those of 16 bits.
-    return 65535 - array if inverted and array.dtype == np.uint16 else array
+    inverted = inverted and array.dtype == np.uint16
+    return _in_srgb(65535 - array if inverted else array, image, path)
+
+
+def _in_srgb(array: np.ndarray, image: Image.Image, path: Path) -> np.ndarray:
+    """Convert what was read of an image by the profile or the gamma it has, if that says so."""
+    if profile := image.info.get("icc_profile"):
+        return profiles.from_profile(array, profile, path)
+    is_deep_png = image.format == "PNG" and array.dtype == np.uint16
+    if is_deep_png and "gamma" in image.info and "srgb" not in image.info:
+        return profiles.from_gamma(array, image.info["gamma"], path)
+    return array
+
+
+class _LayoutError(ImageFileError):
+    """Deep color that OpenCV does not read as Pillow does."""
+
+
+def _orientation(image: Image.Image, path: Path) -> int:
+    """By EXIF; where that is damaged, the picture counts as upright."""
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged blocks fail in every way there is
+        warn(
+            f"{path.name}: its EXIF is damaged and left out, so the picture is taken to be "
+            "upright; save it again without EXIF where it is not",
+            "metadata",
+        )
+        return 1
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> Any:
@@ -194,12 +379,12 @@ def _decode_deep(file: BinaryIO, coarse: np.ndarray, orientation: int, path: Pat
         _check_png_chunks(data, path)
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is not None and pixels.ndim == 3 and pixels.dtype == np.uint16:
-        rgb = _UPRIGHT.get(orientation, np.asarray)(pixels[..., 2::-1])
+        rgb = UPRIGHT.get(orientation, np.asarray)(pixels[..., 2::-1])
         # OpenCV misreads some layouts of TIFF and fills up truncated files, both in silence.
         if rgb.shape == coarse.shape and np.array_equal(rgb >> 8, coarse):
             return rgb
-    raise ImageFileError(
-        f"{path}: colour of 16 bits in a layout that cannot be read safely (planar, CMYK or "
+    raise _LayoutError(
+        f"{path}: color of 16 bits in a layout that cannot be read safely (planar, CMYK or "
         "premultiplied); export it as 16-bit RGB PNG"
     )
 

@@ -2,67 +2,205 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
+from .directories import SHORT, numbers, pack, pages_of
+from .embedding import Facts, bind, embed
+from .metadata import Metadata
 from .paths import DEEP_SUFFIXES, SUFFIXES, ImageFileError, atomic_write_bytes, check_path
 
+JPEG_SUFFIXES = (".jpg", ".jpeg")
+TIFF_SUFFIXES = (".tif", ".tiff")
+CHROMAS = ("444", "422", "420")
+"""how finely JPEG holds color: as luma, half across, half both ways"""
+COMPRESSIONS = {"none": 1, "lzw": 5, "deflate": 8, "zstd": 50000}
+"""of TIFF, by the numbers that it gives them"""
+_COMPRESSION_TAG = 259
+_PAGE_TYPES = {
+    "bool": "uint8", "int8": "int16", "uint32": "float64", "int64": "float64", "uint64": "float64",
+    "float16": "float32",
+}  # fmt: skip
+"""dtypes of further pages that TIFF writers lack → one that holds their values"""
 
-def write_image(path: str | os.PathLike[str], array: np.ndarray, *, quality: int = 95) -> Path:
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def write_image(
+    path: str | os.PathLike[str],
+    array: Array,
+    *,
+    quality: int = 95,
+    chroma: str | None = None,
+    compression: str | int | None = None,
+    metadata: Metadata | None = None,
+    value_range: tuple[float, float] | None = None,
+    pages: Mapping[str, Array] | None = None,
+) -> Path:
     """Write [H, W], [H, W, 1] or RGB [H, W, 3] atomically, in the format that the suffix names.
 
     Args:
         path: The file to write; its folder is made where it is missing.
-        array: uint8 for any of ``SUFFIXES``, or uint16 for one of ``DEEP_SUFFIXES``.
-        quality: JPEG quality, 1 to 100; from 90 on chroma is not subsampled.
+        array: uint8 for any of ``SUFFIXES``, uint16 for one of ``DEEP_SUFFIXES``, or float32 for
+            TIFF.
+        quality: JPEG quality, 1 to 100.
+        chroma: How finely JPEG holds color, one of ``CHROMAS``; None for "444" from quality 90 on.
+        compression: Of TIFF one of ``COMPRESSIONS`` (None: LZW; floats none), of PNG 0 to 9.
+        metadata: What the file says beside its pixels, and the program's name; BMP holds none.
+        value_range: The values of black and white, where the file is to say them.
+        pages: Further pages of a TIFF file by name, of any real dtype; the first is "fused".
 
     Returns:
         The path.
 
     Raises:
         ImageFileError: The file or folder cannot be written, or its suffix does not fit.
-        ValueError: An array of another shape, or a quality out of range.
+        ValueError: An array of another shape, or an option out of range or of another format.
         TypeError: Another container or dtype.
     """
     path = check_path(path)
+    data = encode_image(
+        array, path, quality=quality, chroma=chroma, compression=compression, metadata=metadata,
+        value_range=value_range, pages=pages,
+    )  # fmt: skip
+    return atomic_write_bytes(path, data)
+
+
+def encode_image(
+    array: Array,
+    path: Path,
+    *,
+    quality: int = 95,
+    chroma: str | None = None,
+    compression: str | int | None = None,
+    metadata: Metadata | None = None,
+    value_range: tuple[float, float] | None = None,
+    pages: Mapping[str, Array] | None = None,
+) -> bytes:
+    """Encode an image as :func:`write_image` would write it to ``path``; errors are the same."""
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ImageFileError(
             f"{path}: suffix {path.suffix!r} is not one of {', '.join(SUFFIXES)}; choose one"
         )
+    options = _options(suffix, quality, chroma, compression)
+    array = _check_array(array)
+    _check_depth(array, suffix, path)
+    if pages and suffix not in TIFF_SUFFIXES:
+        raise ImageFileError(
+            f"{path}: {suffix} holds one picture, not {len(pages) + 1}; write .tif"
+        )
+    try:
+        data = _encode(array, suffix, options, compression, path)
+        facts = _facts(array, metadata, value_range)
+        if not pages:
+            return embed(data, suffix, facts)
+        parts = [("fused", data, facts)]
+        for name, page in pages.items():
+            page = _as_page(page)
+            encoded = _encode(page, suffix, options, compression, path)
+            parts.append((name, encoded, _facts(page, None, None)))
+        return bind(parts)
+    except ImageFileError:
+        raise
+    except ValueError as error:  # of ours alone: a file that grows too long
+        raise ImageFileError(f"{path}: cannot be written as {suffix} ({error})") from error
+
+
+def check_options(
+    quality: Any = 95, chroma: Any = None, compression: Any = None, *, suffix: str | None = None
+) -> None:
+    """Raise ValueError for what no format, or that of the suffix, is written with."""
     if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
         raise ValueError(f"quality: got {quality!r}, expected an int from 1 to 100")
-    array = _check_array(array)
-    if array.dtype == np.uint16 and suffix not in DEEP_SUFFIXES:
-        raise ImageFileError(
-            f"{path}: {suffix} holds 8 bits and the image is uint16; write .png or .tif, or "
-            "convert it: (array // 257).astype('uint8')"
+    if chroma is not None and chroma not in CHROMAS:
+        raise ValueError(
+            f"chroma: got {chroma!r}, expected one of {', '.join(CHROMAS)}, or None for 444 from "
+            "quality 90 on"
         )
-    return atomic_write_bytes(path, _encode(array, suffix, quality, path))
+    if compression is None:
+        return
+    of_tiff = isinstance(compression, str) and compression in COMPRESSIONS
+    of_png = type(compression) is int and 0 <= compression <= 9
+    tiff, png = ", ".join(COMPRESSIONS), "0 to 9"
+    if not (of_tiff or of_png):
+        raise ValueError(
+            f"compression: got {compression!r}, expected one of {tiff} for .tif, or {png} for .png"
+        )
+    if suffix in TIFF_SUFFIXES and not of_tiff:
+        raise ValueError(f"compression: got {compression}, expected one of {tiff} for {suffix}")
+    if suffix == ".png" and not of_png:
+        raise ValueError(f"compression: got {compression!r}, expected {png} for {suffix}")
 
 
-def _check_array(array: np.ndarray) -> np.ndarray:
+def _check_array(array: Array) -> Array:
     if not isinstance(array, np.ndarray):
         raise TypeError(f"array: got {type(array).__name__}, expected a NumPy array")
-    if array.dtype.name not in ("uint8", "uint16"):
+    if array.dtype.name not in ("uint8", "uint16", "float32"):
         raise TypeError(
-            f"array: got dtype {array.dtype}, expected uint8 or uint16; for floats in 0..1: "
-            "(array * 255 + 0.5).astype('uint8')"
+            f"array: got dtype {array.dtype}, expected uint8, uint16 or, for .tif, float32; for "
+            "floats in 0..1: (array * 255 + 0.5).astype('uint8')"
         )
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3))) or 0 in array.shape:
         raise ValueError(f"array: got shape {array.shape}, expected [H, W] or [H, W, 3], not empty")
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
-def _encode(array: np.ndarray, suffix: str, quality: int, path: Path) -> bytes:
-    options = []
-    if suffix in (".jpg", ".jpeg"):
-        options = [cv2.IMWRITE_JPEG_QUALITY, quality]
-        if quality >= 90:
-            options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+def _check_depth(array: Array, suffix: str, path: Path) -> None:
+    if array.dtype == np.uint16 and suffix not in DEEP_SUFFIXES:
+        raise ImageFileError(
+            f"{path}: {suffix} holds 8 bits and the image is uint16; write .png or .tif, or "
+            "convert it: (array // 257).astype('uint8')"
+        )
+    if array.dtype == np.float32 and suffix not in TIFF_SUFFIXES:
+        raise ImageFileError(
+            f"{path}: {suffix} holds integers and the image is float32; write .tif, or convert it"
+        )
+
+
+def _as_page(page: Array) -> Array:
+    """A page as TIFF writers take it; each value stays."""
+    return np.ascontiguousarray(page.astype(_PAGE_TYPES.get(page.dtype.name, page.dtype.name)))
+
+
+def _facts(
+    array: Array, metadata: Metadata | None, value_range: tuple[float, float] | None
+) -> Facts:
+    height, width = array.shape[:2]
+    gray = array.ndim == 2 or array.shape[2] == 1
+    return Facts(height, width, gray, array.dtype.name, metadata, value_range)
+
+
+def _options(
+    suffix: str, quality: int, chroma: str | None, compression: str | int | None
+) -> list[int]:
+    """OpenCV's, for the format."""
+    check_options(quality, chroma, compression, suffix=suffix)
+    if suffix in JPEG_SUFFIXES:
+        chroma = chroma or ("444" if quality >= 90 else None)
+        found = [cv2.IMWRITE_JPEG_QUALITY, quality]
+        if chroma is not None:
+            factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{chroma}")
+            found += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
+        return found
+    if suffix == ".png" and isinstance(compression, int):
+        return [cv2.IMWRITE_PNG_COMPRESSION, compression]
+    if suffix in TIFF_SUFFIXES and isinstance(compression, str):
+        by_opencv = "none" if compression == "zstd" else compression
+        return [cv2.IMWRITE_TIFF_COMPRESSION, COMPRESSIONS[by_opencv]]
+    return []
+
+
+def _encode(
+    array: Array, suffix: str, options: list[int], compression: str | int | None, path: Path
+) -> bytes:
     bgr = np.ascontiguousarray(array[..., ::-1] if array.ndim == 3 else array)
     try:
         done, data = cv2.imencode(suffix, bgr, options)
@@ -71,4 +209,28 @@ def _encode(array: np.ndarray, suffix: str, quality: int, path: Path) -> bytes:
     if not done:
         height, width = array.shape[:2]
         raise ImageFileError(f"{path}: {width}x{height} cannot be encoded as {suffix}; write .png")
-    return data.tobytes()
+    found = data.tobytes()
+    return _by_zstd(found) if compression == "zstd" and suffix in TIFF_SUFFIXES else found
+
+
+def _by_zstd(data: bytes) -> bytes:
+    """An uncompressed TIFF with its strips compressed, which OpenCV's libtiff often cannot."""
+    (page,) = pages_of(io.BytesIO(data))
+    page.strips = [_zstd(strip) for strip in page.strips]
+    page.tags[_COMPRESSION_TAG] = numbers(SHORT, [COMPRESSIONS["zstd"]])
+    return pack([page])
+
+
+def _zstd(strip: bytes) -> bytes:
+    """Bytes compressed by Pillow's libtiff, as the one strip of a picture of one row."""
+    file = io.BytesIO()
+    try:
+        Image.frombytes("L", (len(strip), 1), strip).save(file, "TIFF", compression="zstd")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            "compression: got 'zstd', which the libtiff of this Pillow lacks; expected none, lzw "
+            "or deflate, or install a newer Pillow"
+        ) from error
+    (page,) = pages_of(file)
+    (found,) = page.strips
+    return found

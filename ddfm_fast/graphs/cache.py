@@ -126,7 +126,7 @@ class GraphCache:
         new_loop = partial(kind, prior, config, shape, self.backend, watched=watched)
 
         def make(mode: str, capture: CudaCapture) -> CapturedLoop:
-            bounded = self.mode == "auto" and self.backend.name != "torch"
+            bounded = self.mode == "auto" and not self._frozen(prior)
             bounded = bounded and not (watched and mode == "step")
             new = CapturedLoop(new_loop, mode, capture, MOST_NODES if bounded else None)
             if isinstance(prior, CallablePrior):
@@ -314,9 +314,13 @@ class GraphCache:
         if key.config is None:
             return ("eps",) if isinstance(key.owner, Prior) else ("call",)
         only_steps = key.watched or self._seen[key] == "step"
-        if self.backend.name == "torch":  # whose steps have their coefficients frozen in
+        if self._frozen(key.owner):
             return () if only_steps else ("loop",)
         return ("step",) if only_steps else ("loop", "step")
+
+    def _frozen(self, prior: object) -> bool:
+        """Whether a captured step has its coefficients frozen in: PyTorch's, not the kernels'."""
+        return self.backend.name == "torch" or getattr(prior, "channels", 3) != 3
 
     def _capture(self, mode: str, key: _Key, make: Make) -> Captured:
         capture = self._captures.get(key.device)

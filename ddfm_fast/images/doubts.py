@@ -17,6 +17,8 @@ logging.getLogger("ddfm_fast").addHandler(logging.NullHandler())
 _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _picture: ContextVar[str] = ContextVar("picture", default="")
 _told: ContextVar[set[str] | None] = ContextVar("told", default=None)
+_DECORATORS = ("contextlib.py", "_contextlib.py")
+"""files of Python's and PyTorch's context managers, which stand between functions of ours"""
 _NAMED = 3
 """pictures of a batch that a sentence names"""
 
@@ -38,9 +40,13 @@ def warn(sentence: str, kind: str | None = None) -> None:
         told.add(kind)
     name = _picture.get()
     level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    while frame is not None and _inside(frame.f_code.co_filename):
         level, frame = level + 1, frame.f_back
     warnings.warn(f"{name}: {sentence}" if name else sentence, DDFMWarning, stacklevel=level)
+
+
+def _inside(file: str) -> bool:
+    return file.startswith(_PACKAGE) or file.endswith(_DECORATORS)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from typing_extensions import Unpack
 
+from ..align.call import Aligner
 from ..api import Fuser
+from ..datasets.output import Output
 from ..files.depth import Levels, sources
 from ..files.paths import SUFFIXES, ImageFileError
 from ..files.reading import DEFAULT_MAX_PIXELS, read_image
@@ -134,7 +136,7 @@ class FuseBatch:
         if not any(isinstance(one, str | bytes | os.PathLike) for one in (ir, vis)):
             return _Ready(np.asarray(ir), np.asarray(vis), self.levels.value_range)
         a, b = (self._picture(one) for one in (ir, vis))
-        found = sources(a, b, self.levels)
+        found = Aligner(self.fuser.align).sources(sources(a, b, self.levels))
         return _Ready(found.ir, found.vis, "dtype", found)
 
     def _picture(self, given: Any) -> np.ndarray:
@@ -155,9 +157,11 @@ class FuseBatch:
     def _fused(self, pairs: dict[int, _Ready]) -> dict[int, Any]:
         """Results, or what was raised, of pairs that are read alike."""
         first = next(iter(pairs.values()))
-        reading = {"value_range": first.value_range}
+        reading: dict[str, Any] = {"value_range": first.value_range}
         if first.sources is None:
             reading["nodata"] = self.levels.nodata
+        else:
+            reading["align"] = "off"  # they are, as a batch does it
         ir, vis = [p.ir for p in pairs.values()], [p.vis for p in pairs.values()]
         try:
             return dict(zip(pairs, self.fuser(ir, vis, **reading), strict=True))
@@ -176,7 +180,12 @@ class FuseBatch:
             source = batch[column][n]
             if isinstance(source, str) and os.path.realpath(source) == os.path.realpath(target):
                 raise ValueError(f"output {target} would replace an input; choose another out")
-        return str(write_image(target, fused))
+        given = batch[self.ir][n], batch[self.vis][n]
+        if pair.sources is None or not all(isinstance(one, str) for one in given):
+            return str(write_image(target, fused))
+        paths = Path(given[0]), Path(given[1])
+        Output().write(target, fused, pair.sources, paths, color=self.fuser.color)
+        return str(target)
 
     def _name(self, batch: dict[str, Any], n: int) -> str:
         if self.name is not None:

@@ -52,6 +52,7 @@ class Staged(NamedTuple):
     inputs: list[str]
     path: Path | None
     """the picture; None of a failed pair"""
+    facts: dict[str, Any]
 
 
 class StagedPictures:
@@ -59,16 +60,15 @@ class StagedPictures:
 
     def __init__(self, out: Path):
         self.out = out
-        self.kept: dict[str, tuple[list[str], Path]] = {}
+        self.kept: dict[str, tuple[list[str], Path, dict[str, Any]]] = {}
 
     def commit(
         self, item: PairItem, inputs: list[str], staged: Path, target: Path, facts: dict[str, Any]
     ) -> None:
         """Keep a picture under another name."""
-        del facts  # the result has them
         kept = staged.with_name(f"{secrets.token_hex(8)}.kept{target.suffix}")
         os.replace(staged, kept)
-        self.kept[item.name] = inputs, kept
+        self.kept[item.name] = inputs, kept, facts
 
 
 class Worker:
@@ -116,7 +116,7 @@ class Worker:
             finally:
                 run.close()
         found = [run.results.get(item.name, PairResult(item.name)) for item in items]
-        staged = [Staged(one, *ledger.kept.get(one.name, ([], None))) for one in found]
+        staged = [Staged(one, *ledger.kept.get(one.name, ([], None, {}))) for one in found]
         said = [str(one.message) for one in caught if issubclass(one.category, DDFMWarning)]
         return staged, said, run.told, run.stopped
 
@@ -206,9 +206,8 @@ class RayPairs:
         """See :class:`.datasets.batch.Elsewhere`."""
         suffix = next(iter(run.targets.values())).suffix
         (run.history.out / STAGING).mkdir(parents=True, exist_ok=True)
-        options = {
-            name: getattr(run, name) for name in ("workers", "max_pixels", "levels")
-        } | {"batch_size": None}  # fmt: skip
+        names = "workers", "max_pixels", "levels", "output", "aligner"
+        options = {**{name: getattr(run, name) for name in names}, "batch_size": None}
         out = Path(os.path.abspath(run.history.out))
         pool = _Pool(self, run, lambda: self._actor(run.fuser, out, suffix, options))
         pool.run([_absolute(item) for item in items])
@@ -326,22 +325,18 @@ class _Pool:
             warn(sentence)
         if stopped:
             run.stopped = stopped
-        for item, (result, inputs, path) in zip(items, staged, strict=True):
-            if result.status == DONE:
-                result = self._commit(item, result, inputs, path)
+        for item, one in zip(items, staged, strict=True):
+            result = self._commit(item, one) if one.result.status == DONE else one.result
             if result.status in (DONE, FAILED):
                 run.record(result)
 
-    def _commit(
-        self, item: PairItem, result: PairResult, inputs: list[str], path: Path | None
-    ) -> PairResult:
-        if path is None or not path.is_file():
-            why = f"{path} was written by a worker and is not here; --out must be a folder that all"
-            return PairResult(item.name, FAILED, error=f"{why} nodes share")
-        names = "height", "width", "dtype", "seconds", "report"
-        facts = {name: getattr(result, name) for name in names}
-        here = self.run_.history.out / STAGING / path.name
-        return self.run_.finish(item, inputs, here, facts)
+    def _commit(self, item: PairItem, done: Staged) -> PairResult:
+        if done.path is None or not done.path.is_file():
+            why = f"{done.path} was written by a worker and is not here"
+            error = f"{why}; --out must be a folder that all nodes share"
+            return PairResult(item.name, FAILED, error=error)
+        here = self.run_.history.out / STAGING / done.path.name
+        return self.run_.finish(item, done.inputs, here, lambda: done.facts)
 
     def _replace(
         self, actor: _Actor, items: list[PairItem] | None, error: Exception, draining: bool

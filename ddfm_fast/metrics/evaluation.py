@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..datasets.pairs import PairItem
 from ..files.depth import Levels, read_sources
-from ..files.paths import SUFFIXES, few
+from ..files.paths import READ_SUFFIXES, few, image_files
 from ..files.reading import DEFAULT_MAX_PIXELS, read_image
 from ..images.doubts import about
 from ..method import BASELINES
@@ -315,11 +315,10 @@ def _check_methods(items: Sequence[PairItem], methods: Sequence[MethodPictures])
 def _listing(folder: Path) -> dict[str, list[Path]]:
     """Images in a folder and below, by relative path without the suffix."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+    for path in image_files(sorted(folder.rglob("*"))):
+        found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     if not found:
-        raise ValueError(f"{folder}: no images in it ({', '.join(SUFFIXES)})")
+        raise ValueError(f"{folder}: no images in it ({', '.join(READ_SUFFIXES)})")
     return found
 
 

@@ -18,8 +18,9 @@ from PIL import Image
 
 from .. import __version__
 from ..datasets.pairs import PairItem
+from ..files.packed import read_pair
 from ..files.paths import atomic_write_bytes
-from ..files.reading import DEFAULT_MAX_PIXELS, read_image
+from ..files.reading import DEFAULT_MAX_PIXELS
 from ..images.panel import to_rgb8
 from .evaluation import (
     PAPER_NOTE,
@@ -274,8 +275,9 @@ def _pictures(
     """A figure for each source and each method's result."""
     ir, vis = read_lumas(item, max_pixels)
     figures = []
-    for label, path in zip(SOURCES.values(), (item.ir, item.vis), strict=True):
-        picture = read_image(path, max_pixels=max_pixels)
+    for label, picture in zip(
+        SOURCES.values(), read_pair(item.ir, item.vis, max_pixels), strict=True
+    ):
         figures.append(_figure(escape(label), f"{item.name}, {label} source", picture, max_width))
     for result, scores in zip(results, evaluation.methods, strict=True):
         name, baseline = result.method.name, result.method.folder is None

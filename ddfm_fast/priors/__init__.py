@@ -12,11 +12,13 @@ from ..faces import face
 
 if TYPE_CHECKING:
     from .callable import CallablePrior
+    from .check import check
     from .conditioning import Conditioning
     from .load import load_prior
     from .network import UNetPrior
     from .precision import PRECISIONS
     from .prior import EPS_DTYPES, Prior
+    from .wrapped import denoiser, wrap
 
 __all__ = [
     "CallablePrior",
@@ -25,7 +27,10 @@ __all__ = [
     "PRECISIONS",
     "Prior",
     "UNetPrior",
+    "check",
+    "denoiser",
     "load_prior",
+    "wrap",
 ]
 
 __getattr__, __dir__ = face(
@@ -38,5 +43,8 @@ __getattr__, __dir__ = face(
         "UNetPrior": "network",
         "load_prior": "load",
         "PRECISIONS": "precision",
+        "check": "check",
+        "denoiser": "wrapped",
+        "wrap": "wrapped",
     },
 )

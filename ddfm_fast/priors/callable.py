@@ -62,7 +62,7 @@ class CallablePrior(Prior):
         if known is None:
             side = -(-64 // self.multiple) * self.multiple
             zeros = torch.zeros(1, 3, side, side, dtype=torch.float32, device=self.device)
-            known = self._call(zeros, self.conditioning(torch.tensor([0]))[0]).shape[1] == 6
+            known = self.answer(zeros, self.conditioning(torch.tensor([0]))[0]).shape[1] == 6
         return bool(known)
 
     def to(self, device: str | torch.device) -> CallablePrior:
@@ -73,7 +73,9 @@ class CallablePrior(Prior):
         function = self.function
         if isinstance(function, nn.Module):
             function = copy.deepcopy(function).to(device)
-        prior = CallablePrior(function, device=device, dtype=self.dtype, **self.keywords())
+        elif (moved := getattr(function, "on_device", None)) is not None:
+            function = moved(device)
+        prior = type(self)(function, device=device, dtype=self.dtype, **self.keywords())
         prior.origin = self.origin
         return prior
 
@@ -97,14 +99,15 @@ class CallablePrior(Prior):
     @torch.no_grad()
     def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
         self.check_input(x, variance)
-        out = self._call(x, cond)
+        out = self.answer(x, cond)
         if variance and out.shape[1] != 6:
             raise ValueError("prior: the callable returned no variance half, expected 6 channels")
         out = out if variance else out[:, :3]
         return out if out.dtype in EPS_DTYPES else out.float()
 
     @torch.no_grad()
-    def _call(self, x: Tensor, cond: Tensor) -> Tensor:
+    def answer(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Call the function on x at one timestep, and check what it gives."""
         own = x.to(self.dtype)
         if own is x:  # what the function does to its x in place must not change ours
             own = x.clone(memory_format=torch.preserve_format)
@@ -112,11 +115,12 @@ class CallablePrior(Prior):
         if not isinstance(out, Tensor):
             out = getattr(out, "sample", out)
         _require_dense(out)
-        n, _, height, width = x.shape
-        if tuple(out.shape) not in ((n, 3, height, width), (n, 6, height, width)):
+        n, channels, *size = x.shape
+        expected = (n, channels, *size), (n, 2 * channels, *size)
+        if tuple(out.shape) not in expected:
             raise ValueError(
                 f"prior: eps(x, t) returned shape {tuple(out.shape)} for x {tuple(x.shape)}, "
-                f"expected {(n, 3, height, width)} or {(n, 6, height, width)}"
+                f"expected {expected[0]} or {expected[1]}"
             )
         if out.device != x.device:
             raise ValueError(

@@ -26,7 +26,7 @@ from .architecture import (
     uses_attention,
 )
 from .atomic import atomic_path
-from .prior import PRIOR_KEYWORDS
+from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS
 from .state_dict import (
     check_finite,
     file_sha256,
@@ -111,8 +111,9 @@ def split_config(config: dict[str, Any] | None) -> tuple[dict[str, Any], dict[st
         return {}, {}
     if not isinstance(config, dict):
         raise TypeError(f"config: expected a dict of keywords, got {type(config).__name__}")
-    network = {k: v for k, v in config.items() if k not in PRIOR_KEYWORDS}
-    return network, {k: v for k, v in config.items() if k in PRIOR_KEYWORDS}
+    of_prior = {*PRIOR_KEYWORDS, *PREDICTION_KEYWORDS}
+    network = {k: v for k, v in config.items() if k not in of_prior}
+    return network, {k: v for k, v in config.items() if k in of_prior}
 
 
 def describe(path: str | os.PathLike, config: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .prior import LARGEST
+from .schedulers import keywords_of
 from .state_dict import check_finite, read_tensors, some
 from .unet_config import MOST, MOST_BLOCKS, MOST_LEVELS
 
@@ -17,35 +17,26 @@ MOST_JSON = 1 << 20
 """bytes of a configuration; published ones have 2,000"""
 _WEIGHTS = "diffusion_pytorch_model"
 
-# diffusers' beta_schedule -> ours; "linear" only with the published end points.
-_SCHEDULES = {"linear": "linear", "squaredcos_cap_v2": "cosine"}
-_OTHER_PROCESSES = {
-    "ScoreSdeVe": "the variance-exploding process",
-    "KarrasVe": "the variance-exploding process",
-    "EDM": "EDM's preconditioning",
-    "CMStochasticIterative": "consistency",
-    "LCM": "latent consistency",
-    "FlowMatch": "flow matching",
-}
-"""part of a scheduler's class name -> what its network predicts instead"""
-
 
 def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a folder and the prior keywords that its configuration files tell.
 
     ``folder`` holds ``config.json`` of a ``UNet2DModel`` (and perhaps ``scheduler_config.json``),
-    or is a pipeline with ``unet/`` and ``scheduler/``. ValueError if it holds something else, or
-    is class-conditional, not RGB or not trained to predict eps under a known schedule;
-    ImportError, saying what to install, without diffusers.
+    or is a pipeline with ``unet/`` and ``scheduler/``. ValueError if it holds something else, is
+    class-conditional or latent, or was trained under a process that is not known; ImportError,
+    saying what to install, without diffusers.
     """
     root = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
     config = _read_json(root / "config.json", folder)
     _check_model(config, folder)
     keywords: dict[str, Any] = {"multiple": 2 ** (len(config["down_block_types"]) - 1)}
+    if config.get("in_channels", 3) == 1:
+        keywords["channels"] = 1
     for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
         if path.is_file():
-            keywords |= _scheduler_keywords(_read_json(path, folder), folder)
+            keywords |= keywords_of(_read_json(path, folder), folder)
             break
+    _check_embedding(config, keywords, folder)
     try:
         from diffusers import UNet2DModel
     except ImportError as error:
@@ -134,19 +125,30 @@ def _check_model(config: dict[str, Any], folder: Path) -> None:
             f"prior: {str(folder)!r} is class-conditional, but DDFM needs an unconditional prior"
         )
     _check_sizes(config, folder)
-    embedding = config.get("time_embedding_type", "positional")
-    if embedding != "positional":
-        raise ValueError(
-            f"prior: {str(folder)!r} has {embedding!r} time embeddings, as networks of the "
-            "variance-exploding process (ncsnpp) have, expected 'positional' ones of an "
-            "eps-predictor"
-        )
     channels = config.get("in_channels", 3), config.get("out_channels", 3)
-    if channels[0] != 3 or channels[1] not in (3, 6):
+    if channels[0] not in (1, 3) or channels[1] not in (channels[0], 2 * channels[0]):
         latent = "; 4 channels are those of a latent model" if channels[0] == 4 else ""
         raise ValueError(
             f"prior: {str(folder)!r} maps {channels[0]} to {channels[1]} channels, "
-            f"expected 3 to 3 or 6, of pictures{latent}"
+            f"expected 3 to 3 or 6, or 1 to 1 or 2, of pictures{latent}"
+        )
+
+
+def _check_embedding(config: dict[str, Any], keywords: dict[str, Any], folder: Path) -> None:
+    """Refuse a network whose time is another process's than its scheduler's."""
+    embedding = config.get("time_embedding_type", "positional")
+    score = keywords.get("prediction") == "score"
+    if (embedding == "fourier") != score or embedding not in ("positional", "fourier"):
+        raise ValueError(
+            f"prior: {str(folder)!r} has {embedding!r} time embeddings, which "
+            + (
+                "a variance-exploding scheduler (ScoreSdeVe)"
+                if embedding == "fourier"
+                else "another scheduler"
+            )
+            + " goes with, and its scheduler "
+            + ("is of that process" if score else "is not, or is missing")
+            + "; get the folder again, with scheduler_config.json"
         )
 
 
@@ -167,34 +169,3 @@ def _check_sizes(config: dict[str, Any], folder: Path) -> None:
                 f"prior: {str(folder)!r}: {key[:80]} has {len(values)} values up to {largest}, "
                 f"expected at most {MOST_LEVELS} up to {most}; get config.json again"
             )
-
-
-def _scheduler_keywords(scheduler: dict[str, Any], folder: Path) -> dict[str, Any]:
-    kind = str(scheduler.get("_class_name", ""))
-    other = next((words for words in _OTHER_PROCESSES if words in kind), None)
-    if other is not None:
-        raise ValueError(
-            f"prior: {str(folder)!r} was trained for {_OTHER_PROCESSES[other]} ({kind}), expected "
-            "eps-prediction of the variance-preserving process, as DDPM and DDIM schedulers have"
-        )
-    prediction = scheduler.get("prediction_type", "epsilon")
-    if prediction != "epsilon":
-        raise ValueError(f"prior: {str(folder)!r} predicts {prediction!r}, expected 'epsilon'")
-    betas = scheduler.get("beta_schedule", "linear")
-    ends = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
-    if (
-        not isinstance(betas, str)
-        or betas not in _SCHEDULES
-        or (betas == "linear" and ends != (1e-4, 0.02))
-    ):
-        raise ValueError(
-            f"prior: {str(folder)!r} was trained with betas {betas!r} from {ends[0]} to {ends[1]}, "
-            "expected 'linear' from 0.0001 to 0.02 or 'squaredcos_cap_v2'"
-        )
-    steps, most = scheduler.get("num_train_timesteps", 1000), LARGEST["num_train_timesteps"]
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
-        raise ValueError(
-            f"prior: {str(folder)!r} has num_train_timesteps {steps!r}, expected an integer, 1 to "
-            f"{most}"
-        )
-    return {"noise_schedule": _SCHEDULES[betas], "num_train_timesteps": steps}

@@ -15,8 +15,10 @@ from .checkpoint import load_checkpoint, split_config
 from .network import UNetPrior, optimized
 from .origin import Origin, file_identity
 from .precision import PRECISIONS, check_precision, default_precision
-from .prior import PRIOR_KEYWORDS, Prior
+from .predictions import PREDICTIONS
+from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS, Prior
 from .unet import UNet
+from .wrapped import NetworkFunction, wrap
 
 ASSETS = {
     "embedded": Path(__file__).with_name("embedded.safetensors"),
@@ -49,7 +51,9 @@ def load_prior(
     (:class:`CallablePrior`), or a :class:`Prior`, which comes back as it is.
     ``config``: guided-diffusion's ``UNetModel`` keywords for what a checkpoint does not say
     (mostly ``num_head_channels`` or ``num_heads``), and the prior's own: ``noise_schedule``
-    ("linear" | "cosine"), ``num_train_timesteps``, ``rescale_timesteps``, ``multiple``.
+    ("linear" | "cosine"), ``num_train_timesteps``, ``alphas`` (of any other process),
+    ``rescale_timesteps``, ``multiple``; and for networks that do not predict eps ``prediction``,
+    ``sigmas``, ``value_range`` and ``time`` of :func:`.wrapped.wrap`.
     ``device``: where to put it (default: CPU, or where a module is). ``dtype``: "float32" (the
     default), "tf32" (float32 whose matrix products CUDA rounds), "bfloat16", "float16", or "auto"
     for the device's own (:func:`.precision.default_precision`; networks from a name or a path
@@ -77,10 +81,10 @@ def load_prior(
     elif isinstance(spec, UNet):
         unet_dtype = spec.dtype if dtype is None else PRECISIONS[dtype]
         unet = optimized(spec, torch.device(device or spec.device), unet_dtype)
-        prior = UNetPrior(unet, tf32=dtype == "tf32", **_prior_keywords(config))
+        prior = _of_network(unet, {"tf32": dtype == "tf32", **_prior_keywords(config)})
     elif callable(spec) and not isinstance(spec, type):
         input_dtype = None if dtype is None else PRECISIONS[dtype]
-        prior = CallablePrior(spec, dtype=input_dtype, **_prior_keywords(config))
+        prior = _of_callable(spec, {"dtype": input_dtype, **_prior_keywords(config)})
     else:
         raise TypeError(f"prior: got {type(spec).__name__}, expected {ACCEPTED}")
     if isinstance(prior, UNetPrior):
@@ -98,7 +102,7 @@ def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
     if network:
         raise ValueError(
             f"config: {', '.join(map(repr, network))} has no effect on this kind of prior; "
-            f"expected {', '.join(PRIOR_KEYWORDS)}"
+            f"expected {', '.join((*PRIOR_KEYWORDS, *PREDICTION_KEYWORDS))}"
         )
     return prior
 
@@ -117,8 +121,41 @@ def denoiser_of(prior: Prior) -> Prior:
     return prior
 
 
+def _of_callable(function: Any, keywords: dict[str, Any]) -> Prior:
+    """A prior of a callable: of ε as it is, or wrapped."""
+    if keywords.get("prediction", "eps") == "eps" and keywords.get("channels", 3) == 3:
+        _check_unused(keywords)
+        return CallablePrior(function, **_without_prediction(keywords))
+    prediction = keywords.pop("prediction", "eps")
+    schedule, alphas = keywords.pop("noise_schedule", None), keywords.pop("alphas", None)
+    return wrap(function, prediction, schedule=schedule if alphas is None else alphas, **keywords)
+
+
+def _of_network(unet: UNet, keywords: dict[str, Any]) -> Prior:
+    """A prior of one of our networks, wrapped where it does not predict ε."""
+    if keywords.get("prediction", "eps") == "eps":
+        _check_unused(keywords)
+        return UNetPrior(unet, **_without_prediction(keywords))
+    own = {k: keywords.pop(k) for k in ("name", "tf32", "multiple") if k in keywords}
+    network = UNetPrior(unet, **own)
+    keywords |= {"channels": network.channels, "device": network.device}
+    return _of_callable(NetworkFunction(network), keywords)
+
+
+def _check_unused(keywords: dict[str, Any]) -> None:
+    if unused := [k for k in ("sigma_data", "sigmas", "value_range", "time") if k in keywords]:
+        raise ValueError(
+            f"config: {unused[0]!r} has no effect on a prediction of eps; name the prediction, one "
+            f"of {', '.join(PREDICTIONS)}"
+        )
+
+
+def _without_prediction(keywords: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in keywords.items() if k not in (*PREDICTION_KEYWORDS, "channels")}
+
+
 @functools.cache
-def _embedded(name: str) -> UNetPrior:
+def _embedded(name: str) -> Prior:
     if not ASSETS[name].is_file():
         raise ValueError(
             f'prior: the file of "{name}" is missing from this installation; install ddfm_fast '
@@ -131,10 +168,10 @@ def _embedded(name: str) -> UNetPrior:
 
 def _checkpoint_prior(
     path: Path, config: dict[str, Any] | None, device: torch.device, precision: str, name: str
-) -> UNetPrior:
+) -> Prior:
     unet, info = load_checkpoint(path, config)
     unet = optimized(unet, device, PRECISIONS[precision])
-    return UNetPrior(unet, name=name, tf32=precision == "tf32", **info["prior"])
+    return _of_network(unet, {"name": name, "tf32": precision == "tf32", **info["prior"]})
 
 
 def _from_path(
@@ -157,7 +194,7 @@ def _from_path(
         model, found = load_diffusers(path)
         keywords = {**found, **_prior_keywords(config)}
         model = model.to(device, PRECISIONS[precision])
-        prior = CallablePrior(model, name=path.name, **keywords)
+        prior = _of_callable(model, {"name": path.name, **keywords})
     else:
         prior = _checkpoint_prior(path, config, device, precision, path.stem)
     prior.origin = origin

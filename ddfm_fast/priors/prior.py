@@ -7,9 +7,11 @@ import functools
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..schedule import check_alphas, make_schedule
 from .conditioning import Conditioning
 from .origin import Origin, Sent, arrive
 
@@ -18,8 +20,12 @@ EPS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 NOISE_SCHEDULES = ("linear", "cosine")
 
-PRIOR_KEYWORDS = ("noise_schedule", "num_train_timesteps", "rescale_timesteps", "multiple")
+PRIOR_KEYWORDS = (
+    "noise_schedule", "num_train_timesteps", "rescale_timesteps", "multiple", "alphas",
+)  # fmt: skip
 """keywords of ``config=`` that describe the prior, not its network"""
+PREDICTION_KEYWORDS = ("prediction", "sigmas", "value_range", "time")
+"""those that say what it predicts, see :func:`.wrapped.wrap`"""
 
 
 LARGEST = {"num_train_timesteps": 1_000_000, "multiple": 4096}
@@ -36,13 +42,13 @@ class Prior:
         multiple: Height and width handed in are multiples of it.
         num_train_timesteps: Timesteps of its training, 0 to this less 1.
         noise_schedule: "linear" or "cosine" betas of its training.
+        alphas: ᾱ of every timestep, float64, of a process that neither name tells; or None.
         rescale_timesteps: Whether the network is given t * 1000 / num_train_timesteps, not t.
         device: Where the weights are.
         dtype: That of the weights.
         tf32: Whether float32 matrix products are rounded to TF32 on CUDA.
         compiled: Whether it runs through torch.compile.
-        channels: Of its images: 3, or 1 for a prior of gray, which denoises sources but does not
-            stand in the loop.
+        channels: Of its images: 3, or 1 for a prior of gray.
         reproducible: Whether ``eps`` has the same bytes for any number of threads and of images at
             once, on one machine and build.
         origin: The name or path that it was loaded from, by which it is pickled; else None.
@@ -64,7 +70,11 @@ class Prior:
         noise_schedule: str = "linear",
         num_train_timesteps: int = 1000,
         rescale_timesteps: bool = False,
+        alphas: Any = None,
     ):
+        if alphas is not None:
+            alphas = check_alphas(alphas)
+            num_train_timesteps = len(alphas)
         if noise_schedule not in NOISE_SCHEDULES:
             raise ValueError(
                 f"config: noise_schedule={noise_schedule!r}, expected one of "
@@ -80,11 +90,23 @@ class Prior:
         self.noise_schedule, self.num_train_timesteps = noise_schedule, num_train_timesteps
         self.rescale_timesteps = rescale_timesteps
         self.device, self.dtype = device, dtype
+        self.alphas: np.ndarray | None = alphas
 
     @functools.cached_property
     def fingerprint(self) -> str:
         """The sha256 of the weights, "" for callables."""
         return ""
+
+    @functools.cached_property
+    def noise_levels(self) -> Tensor:
+        """√((1 − ᾱ)/ᾱ) of every training timestep, float64 on the host."""
+        process = make_schedule(
+            self.num_train_timesteps,
+            noise_schedule=self.noise_schedule,
+            num_train_timesteps=self.num_train_timesteps,
+            alphas=self.alphas,
+        )
+        return torch.from_numpy(1 / process.alphas_cumprod - 1).sqrt()
 
     @functools.cached_property
     def has_variance(self) -> bool:

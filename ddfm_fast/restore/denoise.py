@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..images.planes import crop, pad_to_multiple
 from ..priors.prior import Prior
-from ..schedule import make_schedule
 
 Evaluate = Callable[[Prior, Tensor, int], Tensor]
 """eps of x [N, C, H, W] at a training timestep"""
@@ -34,8 +32,7 @@ _TURNS = ((0, False), (0, True), (2, False), (2, True))
 
 def timestep_of(prior: Prior, level: float) -> int:
     """Find the training timestep whose √((1 − ᾱ)/ᾱ) is nearest to a noise level in [−1, 1]."""
-    levels = _levels(prior.noise_schedule, prior.num_train_timesteps)
-    return int((levels - level).abs().argmin())
+    return int((prior.noise_levels - level).abs().argmin())
 
 
 def channel_level(prior: Prior, sigma: float) -> float:
@@ -124,7 +121,7 @@ def _luma_noise(prior: Prior, y: Tensor, sigma: float, seed: int, evaluate: Eval
     y = pad_to_multiple(y, prior.multiple)
     wanted = channel_level(prior, sigma)
     t = timestep_of(prior, wanted)
-    level = float(_levels(prior.noise_schedule, prior.num_train_timesteps)[t])
+    level = float(prior.noise_levels[t])
     x = y
     if prior.channels == 3:
         generator = torch.Generator().manual_seed(seed)
@@ -142,12 +139,3 @@ def _turned(plane: Tensor, turns: int, mirror: bool) -> Tensor:
     """Turn by half turns and mirror; its own inverse with ``-turns``."""
     plane = plane.flip(-1) if mirror else plane
     return plane.rot90(turns, (-2, -1)) if turns else plane
-
-
-@lru_cache(maxsize=8)
-def _levels(noise_schedule: str, timesteps: int) -> Tensor:
-    """√((1 − ᾱ)/ᾱ) of every training timestep: float64 [T]."""
-    schedule = make_schedule(
-        timesteps, noise_schedule=noise_schedule, num_train_timesteps=timesteps
-    )
-    return torch.from_numpy(1 / schedule.alphas_cumprod - 1).sqrt()

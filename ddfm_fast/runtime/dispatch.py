@@ -65,16 +65,17 @@ class Backend(NamedTuple):
         noise: str = "none",
         seeds: Tensor | None = None,
         keep_x0: bool = False,
+        channels: int = 3,
     ) -> Step:
         """The steps ``rows`` of a batch: luma planes i, v [N, 1, H, W] float32 on one device.
 
         ``noise``: the source of σ, one of ``step.NOISES``. ``seeds``: int64 [N], of each image's
-        noise. ``keep_x0``: f̂₀ of each step can be asked for. ValueError or TypeError as the
-        constructors raise them.
+        noise. ``keep_x0``: f̂₀ of each step can be asked for. ``channels``: of the samples; one is
+        for the plain step alone. ValueError or TypeError as the constructors raise them.
         """
         em = em_settings(config)
-        if self.name == "torch":
-            return ReverseStep(i, v, rows=rows, noise=noise, seeds=seeds, **em)
+        if self.name == "torch" or channels != 3:
+            return ReverseStep(i, v, rows=rows, noise=noise, seeds=seeds, channels=channels, **em)
         from ..kernels import LocalStep, TritonStep
 
         make = LocalStep if self.solver == "local" else partial(TritonStep, solver=self.solver)

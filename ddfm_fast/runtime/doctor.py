@@ -94,7 +94,7 @@ def _backend_lines(backend: dict[str, Any]) -> list[str]:
         "because": backend["reason"],
         "CPU prior": f"PyTorch's operations: {missing.splitlines()[0]}"
         if missing
-        else "our kernels, compiled here",
+        else f"our kernels, {backend['cpu_build']}",
         "note": KERNELS_NOTE,
     }
     return _pairs(values)
@@ -192,18 +192,21 @@ def _checked(check) -> dict[str, Any]:
 def _backend() -> dict[str, Any]:
     """What ``Fuser`` chooses by default.
 
-    ``cpu_kernels``: why the prior on a CPU has to do without them, or None.
+    ``cpu_kernels``: why the prior on a CPU has to do without them, or None; ``cpu_build``: whether
+    they came with the wheel or were compiled here, or None.
     """
-    from ..kernels.cpu.build import status
+    from ..kernels.cpu import build
     from .dispatch import resolve_backend, resolve_device, resolve_graph
 
     device = resolve_device(None)
     backend = resolve_backend(device)
+    library, missing = build.load()
     return {
         **backend._asdict(),
         "graph": resolve_graph(None, device, backend),
         "device": str(device),
-        "cpu_kernels": status(),
+        "cpu_kernels": missing,
+        "cpu_build": None if library is None else library.made,
     }
 
 

@@ -30,6 +30,9 @@ VARIABLES = {
     ),
     "DDFM_FAST_CPU_KERNELS": Variable("0 turns the prior's CPU kernels off", "1"),
     "DDFM_FAST_CPU_FLAGS": Variable("more flags for the compiler of the CPU kernels", "none"),
+    "DDFM_FAST_PREBUILT": Variable(
+        "0 compiles CPU kernels that a wheel brings; 1, as one is built, puts them in", "1"
+    ),
     "DDFM_FAST_CACHE": Variable("folder of compiled CPU kernels", "~/.cache/ddfm_fast"),
     "DDFM_FAST_NVTX": Variable("1 marks ranges for Nsight", "0"),
     "DDFM_FAST_DEBUG": Variable("1 lets tracebacks out", "0"),

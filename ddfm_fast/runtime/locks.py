@@ -25,6 +25,10 @@ class ForkLock:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
+    def __reduce__(self) -> tuple[type[ForkLock], tuple[()]]:
+        """Arrive open in another process."""
+        return ForkLock, ()
+
     def renew(self) -> None:
         """Open it, unless this thread holds it: in a process that was just forked."""
         if self._lock.acquire(blocking=False):

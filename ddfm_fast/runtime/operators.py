@@ -16,12 +16,8 @@ a method of the user's), the name is of this process alone.
 from __future__ import annotations
 
 import functools
-import hashlib
-import itertools
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +28,7 @@ from ..images.pair import result_like
 from ..schedule import StepRow
 from .apart import runs_apart
 from .dispatch import resolve_backend
+from .fusers import find
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 
@@ -40,52 +37,6 @@ TAGS = tuple(
     for name in ("needs_exact_strides", "cudagraph_unsafe")
     if hasattr(torch.Tag, name)
 )
-_keys = itertools.count()
-_fusers: weakref.WeakValueDictionary[str, InGraphs] = weakref.WeakValueDictionary()
-"""every living fuser by its key"""
-
-
-class InGraphs:
-    """What a fuser has so that a graph can call it: two names."""
-
-    key: str
-    """of this fuser as it is configured now, in this process"""
-
-    def registered(self) -> None:
-        """Take a new key, by which it is found, in place of the one before."""
-        _fusers.pop(self.__dict__.get("key", ""), None)
-        self.key = f"fuser {next(_keys)}"
-        _fusers[self.key] = self
-
-    @torch.compiler.assume_constant_result
-    def digest(self: Any) -> str:
-        """Name all that decides results but for the options of a call; the key if unknown."""
-        with ThreadPoolExecutor(1) as outside:  # of the modes of the thread that traces
-            return outside.submit(self._digest).result()
-
-    def _digest(self: Any) -> str:
-        prior, method = self.prior, self.method
-        if not prior.fingerprint or type(method).__module__ != "ddfm_fast.method":
-            return self.key
-        keywords = {name: str(value) for name, value in prior.keywords().items() if name != "name"}
-        decides = (
-            prior.fingerprint, sorted(keywords.items()), prior.precision,
-            getattr(prior, "compiled", False), repr(replace(self.config, summary="")),
-            type(method).__name__, method.part, self.device.type, self.backend[:2],
-        )  # fmt: skip
-        return f"fuser {hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}"
-
-
-def _find(name: str) -> Any:
-    found = _fusers.get(name)
-    if found is None:
-        found = next((f for f in list(_fusers.values()) if f.digest() == name), None)
-    if found is None:
-        raise RuntimeError(
-            f"this graph calls {name!r}, which is not in this process; expected a ddfm_fast.Fuser "
-            "with the prior, options and device that it was traced with: build it first, keep it"
-        )
-    return found
 
 
 def traced(call: Call) -> Call:
@@ -95,17 +46,16 @@ def traced(call: Call) -> Call:
     the program: torch.compile then breaks its graph.
     """
     run = runs_apart(call)
-    outside = torch.compiler.disable(
-        run, reason="a Fuser is a node of a graph for tensors only, without callback and report"
-    )
 
     @functools.wraps(call)
     def wrapped(self: Any, ir: Any, vis: Any, **given: Any) -> Any:
         if not torch.compiler.is_compiling():
             return run(self, ir, vis, **given)
+        from .breaks import outside
+
         many = isinstance(ir, (list, tuple))
         if not _fits_graph(ir, vis, given):
-            return outside(self, ir, vis, **given)
+            return outside(run, self, ir, vis, given)
         seed, color, progress = (
             getattr(self, name) if given.get(name) is None else given[name]
             for name in ("seed", "color", "progress")
@@ -178,7 +128,7 @@ def fuse(
             say.
         ValueError: As the call raises it, and likewise TypeError.
     """
-    found = _find(fuser)
+    found = find(fuser)
     reading = {"value_range": value_range, "layout": layout}
     options: dict[str, Any] = {"seed": seed, "color": _color(color), "progress": progress}
     if many:
@@ -197,7 +147,7 @@ def fuse(
 
 @fuse.register_fake
 def _(ir, vis, fuser, many, seed, color, progress, value_range, layout):  # noqa: ARG001
-    found = _find(fuser)
+    found = find(fuser)
     return [_result_like(found, a, b, color, layout) for a, b in zip(ir, vis, strict=True)]
 
 

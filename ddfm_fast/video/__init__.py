@@ -2,12 +2,13 @@
 
     sources (decoding) → pairing → fitting, motion → temporal → sinks
 
-``sources`` opens streams of ``frames``, ``decoding`` reads videos, ``pairing`` aligns two streams
-in time, ``fitting`` brings pictures to one size and depth, ``motion`` looks at the sources alone,
-``temporal`` fuses with what it keeps of the frame before, ``sinks`` encodes. ``stream`` does this
-for images, ``pipeline`` for files, each stage in a thread (``ahead``), and ``tasks`` for many
-files. Only ``decoding`` and ``sinks`` know PyAV (extra ``video``), and both load it on first use:
-everything here imports without it.
+``sources`` opens streams of ``frames``, ``decoding`` reads videos and ``cameras`` (whose frames
+become pictures in ``converting`` and ``hdr``), ``pairing`` aligns two streams in time (live ones by
+``clocks``), ``fitting`` brings pictures to one size and depth, ``motion`` looks at the sources
+alone, ``temporal`` fuses with what it keeps of the last frame, ``sinks`` encodes to ``outputs`` or
+``streams``, and ``preview`` shows. ``stream`` does this for images, ``pipeline`` for files, each
+stage in a thread (``ahead``), and ``tasks`` for many files. PyAV (extra ``video``) is loaded by
+``decoding`` and ``sinks`` on first use: everything here imports without it.
 """
 
 from __future__ import annotations

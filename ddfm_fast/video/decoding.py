@@ -6,13 +6,26 @@ import os
 import stat
 from collections.abc import Iterator
 from fractions import Fraction
+from threading import Event
 from time import monotonic
 from typing import Any
 
 import numpy as np
 
 from ..files.paths import look
-from .frames import DEFAULT_RATE, BadFrame, ColorTags, Faults, Frame, Source, VideoError
+from ..images.doubts import warn
+from .cameras import camera, open_camera
+from .converting import Converter, deinterlaced
+from .frames import (
+    DEFAULT_RATE,
+    BadFrame,
+    ColorTags,
+    Faults,
+    Frame,
+    Intake,
+    Source,
+    VideoError,
+)
 from .opening import Pipe, address, is_pipe, local
 
 TIMEOUT = 15.0
@@ -20,6 +33,10 @@ TIMEOUT = 15.0
 
 _HIDDEN_FRAMES = ("vp8",)
 """codecs with packets that show no frame, so that a packet without one is no fault"""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
+"""seconds between two attempts to open a stream again"""
+_RATES = (Fraction(1, 3600), Fraction(100_000))
+"""frames per second, from a frame an hour to the fastest cameras; others are misread"""
 _JUMP = 10
 """seconds; timestamps that go back, or on by more, have restarted and are joined up"""
 
@@ -36,6 +53,9 @@ def load_av() -> Any:
     return av
 
 
+_AS_USUAL = Intake()
+
+
 class VideoSource(Source):
     """The first video stream of a file, pipe or URL, upright, on request with its audio."""
 
@@ -48,6 +68,10 @@ class VideoSource(Source):
     _reading = False
     _pipe: Pipe | None = None
     _container: Any = None
+    _seen = 0.0
+    """when the last frame came, seconds of a steady clock"""
+    _resumed = False
+    """whether the stream was opened again and its clock has not started yet"""
 
     def __init__(
         self,
@@ -56,15 +80,19 @@ class VideoSource(Source):
         faults: Faults | None = None,
         *,
         audio: bool = False,
+        intake: Intake = _AS_USUAL,
     ):
         super().__init__(faults)
         self._av, self.name = load_av(), str(url)
+        self._who, self._intake = f"{name} is {url}", intake
+        self._url, self._role, self._with_audio = url, name, audio
+        self._closed = Event()
         self._audio: list = []
         self._awaited: dict[int, str] = {}
         try:
             remote = self._open(url, name)
             self.live = remote and self._container.duration is None
-            self._open_streams(name, audio)
+            self._open_streams()
         except BaseException as error:
             self.close()
             if self._pipe is not None and self._pipe.error is not None:
@@ -73,6 +101,9 @@ class VideoSource(Source):
 
     def _open(self, url: str | os.PathLike[str], name: str) -> bool:
         """Open the file or address; return whether it comes over a network."""
+        if (device := camera(url)) is not None:
+            self._container = open_camera(self._av, device, name)
+            return True
         path, text = local(url), str(url)
         remote = path is None and "://" in text and not text.startswith("file:")
         options = {"rtsp_transport": "tcp"} if remote and text.startswith("rtsp") else {}
@@ -86,8 +117,9 @@ class VideoSource(Source):
             raise VideoError(f"{name} is {url}: {_why(error, url)}") from error
         return remote
 
-    def _open_streams(self, name: str, audio: bool) -> None:
-        streams = self._container.streams
+    def _choose_streams(self) -> Any:
+        """Take the first video stream, and its audio where it is wanted; return its context."""
+        streams, name = self._container.streams, self._role
         if not streams.video:
             kinds = ", ".join(s.type for s in streams) or "nothing"
             raise VideoError(
@@ -102,17 +134,23 @@ class VideoSource(Source):
                 f"{name} is {self.name}: the video stream cannot be decoded "
                 "(damaged, or a codec that this FFmpeg lacks)"
             )
-        self.rate = Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
+        self.audio = streams.audio[0] if self._with_audio and streams.audio else None
+        return context
+
+    def _open_streams(self) -> None:
+        context, stream = self._choose_streams(), self._stream
+        self.rate = plausible_rate(stream)
         self.length = stream.frames or self._length_by_duration()
-        self.color_tags = ColorTags(
+        tags = ColorTags(
             context.colorspace, context.color_range, context.color_primaries, context.color_trc
         )
-        self.audio = streams.audio[0] if audio and streams.audio else None
+        self._picture = Converter(self._who, self._intake, tags)
+        self.color_tags = self._picture.tags
         self._peek(context.height, context.width)
 
     def _peek(self, height: int, width: int) -> None:
         """Decode up to the first frame: its turned size, and where time starts."""
-        self._decoded = self._decode()
+        self._decoded = self._decoded_frames()
         first = next(self._decoded, None)
         if first is None:
             reason = next(iter(self._awaited.values()), self.ended_early or "it holds none")
@@ -188,6 +226,15 @@ class VideoSource(Source):
     def _seconds(self, pts: int | None, last: Fraction | None) -> Fraction:
         """Time of a frame since the first; timestamps that are absent or restart are continued."""
         following = Fraction(0) if last is None else last + 1 / self.rate
+        now, before = monotonic(), self._seen
+        self._seen = now
+        if self._resumed and last is not None:
+            self._resumed = False
+            self._awaited.clear()
+            away = Fraction(now - before).limit_denominator(1000)
+            following = max(following, last + away)
+            self._origin = (pts or 0) * self.time_base - following
+            return following
         if pts is None:
             return following
         time = pts * self.time_base - self._origin
@@ -210,7 +257,15 @@ class VideoSource(Source):
             self._container.seek(target, stream=self._stream, backward=True)
         except self._av.error.FFmpegError as error:
             raise VideoError(f"{self.name}: cannot be searched for {float(start):g} s") from error
-        self._decoded = self._decode()
+        self._decoded = self._decoded_frames()
+
+    def _decoded_frames(self) -> Iterator:
+        """Decoded frames without combs."""
+        decoded, stream = self._decode(), self._stream
+        if self._intake.deinterlace == "off":
+            return decoded
+        order = stream.codec_context.field_order
+        return deinterlaced(decoded, self._av, self._who, order, stream.time_base)
 
     def _decode(self) -> Iterator:
         """Decoded frames; audio packets and the timestamps still without a frame are set aside."""
@@ -238,6 +293,34 @@ class VideoSource(Source):
                 yield frame
 
     def _packets(self) -> Iterator:
+        """Packets up to the end, of a live stream again and again where it breaks off."""
+        while True:
+            yield from self._packets_once()
+            if not (self.live and self._intake.reconnect and self._reopened()):
+                return
+
+    def _reopened(self) -> bool:
+        """Open the stream again, at growing intervals; False where it is not back in time."""
+        why, seconds = self.ended_early or "it ended", self._intake.reconnect
+        warn(f"{self._who}: it broke off ({why}); trying again for {seconds:g} s")
+        until, pause = monotonic() + seconds, _FIRST_PAUSE
+        while not self._closed.wait(min(pause, max(0.0, until - monotonic()))):
+            try:
+                self._container.close()
+                self._open(self._url, self._role)
+                self._choose_streams()
+            except VideoError:
+                if monotonic() >= until:
+                    break
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            self.ended_early, self._resumed = None, True
+            self._awaited.clear()
+            return True
+        self.ended_early = f"broke off ({why}) and was not back within {seconds:g} s"
+        return False
+
+    def _packets_once(self) -> Iterator:
         """Packets up to the end, or to where the data break off."""
         wanted = [s for s in (self._stream, self.audio) if s is not None]
         packets = self._container.demux(*wanted)
@@ -275,24 +358,26 @@ class VideoSource(Source):
         taken, self._audio = self._audio, []
         return tuple((p, p.dts * Fraction(p.time_base) - self._origin) for p in taken)
 
-    def _picture(self, frame: Any) -> np.ndarray:
-        name = frame.format.name
-        deep = max(c.bits for c in frame.format.components) > 8
-        if name.startswith("gray") or name in ("monow", "monob"):
-            target = "gray16le" if deep else "gray"
-        else:
-            target = "rgb48le" if deep else "rgb24"
-        image = frame.to_ndarray(format=target)
-        turns = (frame.rotation // 90) % 4
-        return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
-
     def close(self) -> None:
         """Let go of the file. Safe to call twice."""
+        self._closed.set()
         # a thread may still wait for the network, which has its timeout, or for a pipe
         if self._container is not None and not self._reading:
             self._container.close()
         if self._pipe is not None:
             self._pipe.close(reading=self._reading)
+
+
+def plausible_rate(stream: Any) -> Fraction:
+    """Frames per second: of the stream's two guesses the first that a camera can have.
+
+    FFmpeg averages over the timestamps that it could read, so that a damaged header gives years a
+    frame, with which encoders crash.
+    """
+    for rate in (stream.average_rate, stream.guessed_rate):
+        if rate and _RATES[0] <= rate <= _RATES[1]:
+            return Fraction(rate)
+    return DEFAULT_RATE
 
 
 def _why(error: Exception, url: str | os.PathLike[str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cv2
 import numpy as np
 
-from ..files.depth import same_depth, to_16_bits
+from ..files.depth import resized, same_depth, to_16_bits
 from ..files.reading import DEFAULT_MAX_PIXELS
+from ..images.doubts import warn
 from ..images.planes import MIN_SIZE, to_planes
 from ..images.ranges import NAMES, FirstFrame, is_signed
 from .frames import Frame, Source, VideoError
@@ -65,7 +65,7 @@ class Fit:
                     f"resize needs the size of {name}, which an iterator does not tell"
                 )
             if image.shape[:2] != self.size:
-                return _resized(image, self.size)
+                return resized(image, self.size)
         first = self._shapes.setdefault(name, image.shape)
         if image.shape != first:
             raise VideoError(
@@ -88,10 +88,29 @@ def beside(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarray:
     return np.concatenate(pictures, axis=1)
 
 
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    height, width = size
-    how = cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=how)
+def settle_aspect(ir: Source, vis: Source, resize: Resize, *, pictures: bool) -> None:
+    """Say what becomes of pixels that are not square; a video of the visible size keeps them.
+
+    Args:
+        ir: The infrared stream.
+        vis: The visible one, whose ``pixel_aspect`` the output takes.
+        resize: As `Fit` takes it.
+        pictures: Whether the output is PNG files, which do not say.
+    """
+    aspect = vis.pixel_aspect
+    shape = "" if aspect is None else f"vis has pixels of {aspect.numerator}:{aspect.denominator}"
+    if resize not in (None, "vis"):
+        vis.pixel_aspect = None
+        if shape:
+            warn(f"{shape}; resized, they count as square (--resize)")
+    elif shape and pictures:
+        warn(f"{shape}, which PNG files do not say; --resize WIDTHxHEIGHT makes them square")
+    elif resize is None and ir.pixel_aspect != aspect and ir.color_tags and vis.color_tags:
+        other = ir.pixel_aspect or 1
+        warn(
+            f"the pixels of ir are {other.numerator}:{other.denominator} and those of vis "
+            f"{'1:1' if aspect is None else shape.rpartition(' ')[2]}; they are fused one to one"
+        )
 
 
 def _pixels(image: Any, name: str) -> np.ndarray:

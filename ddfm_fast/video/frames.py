@@ -7,8 +7,12 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from ..config import require_number
+
 DEFAULT_RATE = Fraction(25)
 """frames per second of what has no rate of its own: folders of pictures and arrays"""
+SWITCHES = ("auto", "off")
+_LONGEST_WAIT = 1e6
 ON_ERROR = ("skip", "repeat", "stop")
 FAULTS_KEPT = 1000
 
@@ -45,6 +49,24 @@ class ColorTags(NamedTuple):
     range: int
     primaries: int
     transfer: int
+
+
+class Intake(NamedTuple):
+    """How streams are read, beyond what their bytes say; see `fuse_video`."""
+
+    deinterlace: str = "auto"
+    tone_map: str = "auto"
+    reconnect: float = 0.0
+
+    def checked(self) -> Intake:
+        """Return itself; ValueError or TypeError where something else was meant."""
+        for name in ("deinterlace", "tone_map"):
+            if getattr(self, name) not in SWITCHES:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(SWITCHES)}"
+                )
+        require_number("reconnect", self.reconnect, 0, _LONGEST_WAIT)
+        return self
 
 
 @dataclass

@@ -20,7 +20,7 @@ from ..files.paths import is_file, look
 from ..images.doubts import warn
 from ..runtime.own_files import open_own
 from .frames import VideoError
-from .opening import local
+from .opening import address, local
 
 try:
     import fcntl
@@ -32,6 +32,10 @@ _LONGEST = 255
 PLAYLISTS = {".ffconcat", ".concat", ".m3u8", ".m3u", ".txt"}
 MOST_NESTED, MOST_LISTED = 3, 2**20
 """playlists in playlists that are read, and characters of each"""
+ISO = (".mp4", ".m4v", ".mov")
+_FRAGMENTS = {"movflags": "+hybrid_fragmented+frag_every_frame+negative_cts_offsets"}
+_EVERY_FRAME = {**dict.fromkeys(ISO, _FRAGMENTS), ".mkv": {"cluster_time_limit": "1"}}
+"""muxer options that bring each encoded frame to the file at once"""
 _MARK = ".part-"
 _FOLDER_LOCK = ".ddfm_fast_video.lock"
 
@@ -80,11 +84,14 @@ class Output:
         VideoError: Another run writes the same file, or it can be none.
     """
 
+    format = None
+    """of the container: by the suffix"""
     _whole = 0
     """bytes of the part up to the last mark"""
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.suffix = path, path.suffix.lower()
+        self.options = dict(_EVERY_FRAME.get(self.suffix, {}))
         if look(path) is not None and not is_file(path):
             raise VideoError(f"out is {path}, which is not a regular file; choose another name")
         self._lock = Lock(path)
@@ -93,6 +100,7 @@ class Output:
         except OSError as error:
             self._lock.let_go()
             raise _unwritable(path, error) from error
+        self.target = address(self.part)
         for old in _left_over(path, self.part):
             if self._lock.alone and _size(old) == 0:
                 with contextlib.suppress(OSError):

@@ -8,9 +8,13 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from ..config import require_number
+from .ahead import Ahead, close_all
+from .clocks import Clocks, watched
 from .frames import DEFAULT_RATE, Frame, Source
 
 _MOST_SECONDS = 1e9
+_AHEAD = 8
+"""frames of a live stream that wait for the other's"""
 
 
 class FramePair(NamedTuple):
@@ -77,6 +81,8 @@ class Timeline:
     start: Fraction
     """seconds of the visible stream"""
     end: Fraction | None
+    clocks: Clocks | None = None
+    """of two live streams"""
 
     @classmethod
     def of(
@@ -95,17 +101,26 @@ class Timeline:
             raise ValueError(f"end is {end} and start {start}; expected end after start")
         gap = _exact(ir.arrived - vis.arrived) if ir.live and vis.live else Fraction(0)
         until = None if end is None or end == float("inf") else _exact(end)
-        return cls(ir, vis, _exact(offset) + gap, _exact(start), until)
+        clocks = Clocks() if ir.live and vis.live else None
+        return cls(ir, vis, _exact(offset) + gap, _exact(start), until, clocks)
 
     def pairs(self) -> Iterator[FramePair]:
         """Read both streams and pair their frames."""
         period = 1 / self.ir.rate
         ir_start = max(Fraction(0), self.start - self.offset - 2 * period)
         ir, vis = self.ir.frames(ir_start), self.vis.frames(self.start)
-        for pair in align(ir, vis, offset=self.offset, period=period):
-            if self.end is not None and pair.vis.time >= self.end:
-                return
-            yield pair
+        ahead: list[Ahead[Frame]] = []
+        if self.clocks is not None:  # each at its own pace, so that arrivals are its own
+            watches = watched(ir, self.clocks.ir), watched(vis, self.clocks.vis)
+            ahead = [Ahead(watch, _AHEAD) for watch in watches]
+            ir, vis = self.clocks.corrected(ahead[0]), ahead[1]
+        try:
+            for pair in align(ir, vis, offset=self.offset, period=period):
+                if self.end is not None and pair.vis.time >= self.end:
+                    return
+                yield pair
+        finally:
+            close_all(ahead)
 
     def expected(self) -> int | None:
         """Return about how many pairs there will be, None if nobody knows."""

@@ -18,19 +18,22 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from typing_extensions import Unpack
 
+from ..align.call import StreamAligner
 from ..api import Fuser
 from ..images.pixels import Given
 from ..options import check_names
 from ..runtime.memory import pages_kept
 from .ahead import AHEAD, Ahead, close_all
-from .fitting import Fit, Resize, beside
-from .frames import BadFrame, Faults, Source, VideoError
+from .fitting import Fit, Resize, beside, settle_aspect
+from .frames import BadFrame, Faults, Intake, Source, VideoError
 from .motion import Motion, MotionFinder
 from .outputs import Inputs
 from .pairing import FramePair, Timeline
-from .report import INTERRUPTED, StageTimes, VideoReport, why_nothing
-from .sinks import Sink, open_sink
+from .preview import Previewed
+from .report import INTERRUPTED, READER_GONE, StageTimes, VideoReport, why_nothing
+from .sinks import Sink, is_for_pictures, open_sink
 from .sources import open_source
+from .streams import ReaderGone
 from .temporal import FrameFuser, TemporalFuser, VideoPreset
 
 _LATENCIES = 1000
@@ -52,7 +55,11 @@ class VideoOptions(TypedDict, total=False):
     audio: bool
     side_by_side: bool
     realtime: bool
+    preview: bool
     on_error: str
+    deinterlace: str
+    tone_map: str
+    reconnect: float
     progress: bool
     on_bad: Callable[[BadFrame], None] | None
 
@@ -71,7 +78,11 @@ VIDEO_DEFAULTS: VideoOptions = {
     "audio": True,
     "side_by_side": False,
     "realtime": False,
+    "preview": False,
     "on_error": "skip",
+    "deinterlace": "auto",
+    "tone_map": "auto",
+    "reconnect": 0.0,
     "progress": False,
     "on_bad": None,
 }
@@ -85,7 +96,7 @@ def fuse_video(
     fuser: FrameFuser | None = None,
     **options: Unpack[VideoOptions],
 ) -> VideoReport:
-    """Fuse two streams into a video file, or a folder of PNG files.
+    """Fuse two streams into a video file, a folder of PNG files, or a stream.
 
     They are paired by time as :func:`align` says: the output has the visible stream's frames,
     timestamps, rate, color tags and audio, upright. Of two live streams the first frames are apart
@@ -109,7 +120,14 @@ def fuse_video(
             ``side_by_side``: infrared | visible | fused in one picture.
             ``realtime``: play files at their own rate, and drop the oldest waiting pair whenever
             one arrives while two wait for fusion; what is shown keeps its timestamps.
+            ``preview``: show the frames in a window, or without a display at an address of this
+            machine (MJPEG), which is printed on stderr.
             ``on_error``: what a bad frame means, see `Faults`; ``on_bad`` is called with each.
+            ``deinterlace``: "auto" (the default) takes the combs out of frames that are marked as
+            interlaced, by FFmpeg's bwdif; "off" leaves them.
+            ``tone_map``: "auto" (the default) brings PQ and HLG to BT.709; "off" leaves the coded
+            values.
+            ``reconnect``: seconds for which a live stream that breaks off is tried again.
             ``progress``: show a bar on stderr.
 
     Raises:
@@ -132,12 +150,12 @@ def fuse_video(
 def _opened(ir: Any, vis: Any, given: VideoOptions) -> Iterator[tuple[Source, Source]]:
     """Both streams, closed at the end."""
     ir_faults, vis_faults = (Faults(given["on_error"], on_bad=given["on_bad"]) for _ in range(2))
+    intake = Intake(given["deinterlace"], given["tone_map"], given["reconnect"])
     with ExitStack() as stack:
-        ir_source = open_source(ir, "ir", rate=given["rate"], faults=ir_faults)
+        ir_source = open_source(ir, "ir", rate=given["rate"], faults=ir_faults, intake=intake)
         stack.callback(ir_source.close)
-        vis_source = open_source(
-            vis, "vis", rate=given["rate"], faults=vis_faults, audio=given["audio"]
-        )
+        more: dict[str, Any] = {"audio": given["audio"], "intake": intake}
+        vis_source = open_source(vis, "vis", rate=given["rate"], faults=vis_faults, **more)
         stack.callback(vis_source.close)
         yield ir_source, vis_source
 
@@ -152,11 +170,13 @@ def _fuse_opened(
     ir, vis = sources
     timeline = Timeline.of(ir, vis, offset=given["offset"], start=given["start"], end=given["end"])
     fit = Fit(ir, vis, given["resize"], given["ir_range"], given["vis_range"])
-    if given["resize"] not in (None, "vis"):
-        vis.pixel_aspect = None
     temporal = TemporalFuser(Fuser() if fuser is None else fuser, given["preset"])
     Inputs(inputs).refuse(out)
+    pictures = given["codec"] == "png" or (given["codec"] is None and is_for_pictures(out))
+    settle_aspect(ir, vis, given["resize"], pictures=pictures)
     sink = open_sink(out, vis, codec=given["codec"], crf=given["crf"])
+    if given["preview"]:
+        sink = Previewed(sink)
     stages = _Stages(
         temporal, fit, sink, realtime=given["realtime"], side_by_side=given["side_by_side"]
     )
@@ -212,6 +232,7 @@ class _Stages:
     ):
         self.temporal, self.fit, self.sink = temporal, fit, sink
         self.realtime, self.side_by_side = realtime, side_by_side
+        self.aligner = StreamAligner(temporal.fuser.align)
         self.latencies: deque[float] = deque(maxlen=_LATENCIES)
         self.times = StageTimes()
 
@@ -236,6 +257,8 @@ class _Stages:
                 self._show(bar, report)
         except KeyboardInterrupt:
             report.stopped = INTERRUPTED
+        except ReaderGone:
+            report.stopped = READER_GONE
         except BaseException as error:
             close_all((fused, prepared, read))
             raise self._failed(error) from error
@@ -251,6 +274,8 @@ class _Stages:
         except VideoError as error:
             raise self._failed(error) from error
         self._complete(report, read.dropped)
+        if timeline.clocks is not None:
+            report.clocks = timeline.clocks.found(timeline.offset)
         return report
 
     def _complete(self, report: VideoReport, dropped: int) -> None:
@@ -270,8 +295,11 @@ class _Stages:
         for read in items:
             with self.times.of("fit"):
                 ir, vis = self.fit(read.pair)
+                ir = self.aligner.frame(ir, vis)
             with self.times.of("motion"):
                 motion = find(ir, vis)
+                if motion.cut:
+                    self.aligner.look(ir, vis, again=True)
                 flow = None if motion.flow is None else pixels.array_ahead(np.asarray(motion.flow))
                 sent = pixels.ahead(ir, vis)
             shown = (ir, vis) if self.side_by_side else None

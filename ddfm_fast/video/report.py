@@ -13,6 +13,8 @@ from .frames import BadFrame, Source
 
 INTERRUPTED = "interrupted"
 """``VideoReport.stopped`` after Ctrl-C"""
+READER_GONE = "its reader went away"
+"""``VideoReport.stopped`` where whoever read standard output closed it, which is no fault"""
 STAGES = ("decode", "fit", "motion", "fuse", "encode")
 """what is done to a frame: decoding and pairing, resizing and depth, motion and upload, fusion,
 download and encoding"""
@@ -60,8 +62,9 @@ class StageTimes:
 class VideoReport:
     """What became of a video."""
 
-    out: Path
-    """the output: its own name where it is complete, a part's where the disk was full"""
+    out: Path | str
+    """the output: its own name where it is complete, a part's where the disk was full; "-" or an
+    address as it was given"""
     frames: int = 0
     dropped: int = 0
     """pairs left out by ``realtime`` because fusion was not ready for them"""
@@ -73,6 +76,9 @@ class VideoReport:
     sources: dict[str, dict[str, float]] = field(default_factory=dict)
     """of "ir" and "vis", what was found in a frame and done about it, means over the frames: the
     fields of ``ddfm_fast.restore.sources.SourceReport``"""
+    clocks: dict[str, float] = field(default_factory=dict)
+    """of two live streams: ``offset``, seconds by which infrared started later as their arrivals
+    say, and ``drift_ppm``, by how much its clock is slower (0 before six seconds)"""
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     """seconds that each of ``STAGES`` was at work; they work beside each other"""
@@ -91,7 +97,7 @@ class VideoReport:
     @property
     def ok(self) -> bool:
         """Whether every frame was read, fused and written."""
-        return self.stopped is None and not self.bad_count
+        return self.stopped in (None, READER_GONE) and not self.bad_count
 
     def take_faults(self, sources: Sequence[Source]) -> None:
         """Add what was wrong with the sources."""

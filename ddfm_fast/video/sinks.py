@@ -14,18 +14,14 @@ from ..files.paths import ensure_writable_dir, is_folder
 from ..files.writing import write_image
 from .decoding import load_av
 from .frames import Source, VideoError
-from .opening import address
-from .outputs import Lock, Output
+from .outputs import ISO, Lock, Output
+from .streams import STDOUT, ReaderGone, StreamOutput, is_stream
 
 CODECS = ("h264", "hevc", "ffv1", "png")
 SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".ts")
 CRF = {"h264": 18, "hevc": 20}
 
 _ENCODERS = {"h264": "libx264", "hevc": "libx265", "ffv1": "ffv1"}
-_ISO = (".mp4", ".m4v", ".mov")
-_FRAGMENTS = {"movflags": "+hybrid_fragmented+frag_every_frame+negative_cts_offsets"}
-_EVERY_FRAME = {**dict.fromkeys(_ISO, _FRAGMENTS), ".mkv": {"cluster_time_limit": "1"}}
-"""muxer options that bring each encoded frame to the file at once"""
 _TS_CODECS = ("h264", "hevc", "aac", "mp3", "mp2", "ac3", "eac3", "opus")
 _UNTAGGED = (0, 2)
 _RGB_SPACE = 0
@@ -41,7 +37,8 @@ def open_sink(
     """Open the sink that ``out`` means.
 
     Args:
-        out: A file ending in one of ``SUFFIXES``, else a folder for PNG.
+        out: A file ending in one of ``SUFFIXES``, else a folder for PNG; or, as text, "-" for
+            standard output (Matroska) or an address: rtsp://…, udp://…, tcp://…, srt://….
         like: The source whose rate, timestamps, color tags and audio the output takes.
         codec: "h264" (the default for files), "hevc", "ffv1" or "png". ffv1 and png keep uint16
             frames whole, hevc keeps 10 bits of them and h264 8.
@@ -52,14 +49,20 @@ def open_sink(
             written to (ImageFileError).
         ImportError: PyAV is needed and absent.
     """
-    out = Path(out)
-    suffix = out.suffix.lower()
+    sent = is_stream(out)
+    suffix = "" if sent else Path(out).suffix.lower()
     if codec is None:
-        codec = "h264" if suffix in SUFFIXES else "png"
+        codec = "png" if is_for_pictures(out) else "h264"
     if codec not in CODECS:
         raise VideoError(f"codec is {codec!r}; expected one of {', '.join(CODECS)}")
     if crf is not None and (codec not in CRF or not isinstance(crf, int) or not 0 <= crf <= 51):
         raise VideoError(f"crf is {crf!r} with codec {codec}; expected 0 to 51 with h264 or hevc")
+    quality = CRF.get(codec) if crf is None else crf
+    if sent:
+        if codec == "png":
+            raise VideoError(f"out is {out} with codec png; expected h264, hevc or ffv1")
+        return StreamSink(str(out), like, codec, quality)
+    out = Path(out)
     if codec == "png":
         if suffix and not is_folder(out):
             raise VideoError(
@@ -71,13 +74,18 @@ def open_sink(
         raise VideoError(
             f"out is {out} with codec {codec}; expected a file ending in {', '.join(SUFFIXES)}"
         )
-    return VideoSink(out, like, codec, CRF.get(codec) if crf is None else crf)
+    return VideoSink(out, like, codec, quality)
+
+
+def is_for_pictures(out: str | os.PathLike[str]) -> bool:
+    """Whether an output without a codec means a folder of PNG files."""
+    return not is_stream(out) and Path(out).suffix.lower() not in SUFFIXES
 
 
 class Sink:
     """Takes fused frames in order. ``path``: where the result is, or will be after ``finish``."""
 
-    path: Path
+    path: Path | str
     frames = 0
     lost: str | None = None
     """after ``abandon``: why nothing is left of frames that were written"""
@@ -99,7 +107,7 @@ class Sink:
     def finish(self) -> None:
         """Complete the output under its name. VideoError where that fails."""
 
-    def abandon(self) -> Path | None:
+    def abandon(self) -> Path | str | None:
         """Stop after an error; return where a part of the output is that plays. Raises nothing."""
         return self.path if self.frames else None
 
@@ -109,6 +117,8 @@ class PictureSink(Sink):
 
     One run at a time writes to a folder.
     """
+
+    path: Path
 
     def __init__(self, folder: Path):
         self.path = ensure_writable_dir(folder)
@@ -148,24 +158,27 @@ class VideoSink(Sink):
     the first frame; one more row or column is repeated where 4:2:0 needs an even size.
     """
 
-    def __init__(self, path: Path, like: Source, codec: str, crf: int | None):
+    path: Path | str
+    _live = False
+    """whether a frame is worth more soon than small"""
+
+    def __init__(self, path: Path | str, like: Source, codec: str, crf: int | None):
         av = load_av()
         self._av, self.path, self._codec = av, path, codec
-        ensure_writable_dir(path.parent)
-        self._output = Output(path)
+        self._output = self._opened()
         self._start = Fraction(0)
         self._color_tags, self._pixel_aspect = like.color_tags, like.pixel_aspect
         self._time_base = like.time_base
         self._rate = like.rate
-        options = dict(_EVERY_FRAME.get(path.suffix.lower(), {}), flush_packets="1")
+        out, options = self._output, dict(self._output.options, flush_packets="1")
         try:
-            self._container = av.open(address(self._output.part), "w", options=options)
+            self._container = av.open(out.target, "w", format=out.format, options=options)
         except (av.error.FFmpegError, OSError, ValueError) as error:
             self._output.leave(empty=True)
             raise VideoError(f"{path}: cannot be written ({_reason(error)})") from error
         try:
             self._check_codecs(codec, like.audio)
-            self._options = _encoder_options(codec, crf)
+            self._options = _encoder_options(codec, crf, live=self._live)
             self._audio_stream = like.audio
         except BaseException:
             self._container.close()
@@ -175,9 +188,14 @@ class VideoSink(Sink):
         self._audio: Any = None
         self._broken = self._ended = False
 
+    def _opened(self) -> Output | StreamOutput:
+        path = Path(self.path)
+        ensure_writable_dir(path.parent)
+        return Output(path)
+
     def _check_codecs(self, codec: str, audio: Any) -> None:
-        suffix, supported = self.path.suffix, self._container.supported_codecs
-        if suffix.lower() == ".ts":  # FFmpeg has no list for it: it wraps whatever it is given
+        suffix, supported = self._output.suffix, self._container.supported_codecs
+        if suffix == ".ts":  # FFmpeg has no list for it: it wraps whatever it is given
             supported = _TS_CODECS
         if codec not in supported:
             raise VideoError(f"out is {self.path}: {suffix} does not hold {codec}; write .mkv")
@@ -196,7 +214,7 @@ class VideoSink(Sink):
         context = stream.codec_context
         context.time_base = stream.time_base = self._time_base
         context.gop_size = max(1, round(self._rate))
-        if self._codec == "hevc" and self.path.suffix.lower() in _ISO:
+        if self._codec == "hevc" and self._output.suffix in ISO:
             context.codec_tag = "hvc1"  # what Apple's players ask for
         if self._pixel_aspect:
             context.sample_aspect_ratio = self._pixel_aspect
@@ -306,7 +324,7 @@ class VideoSink(Sink):
     def _playable(self) -> int:
         """Count the frames of the part, which ends after a whole one."""
         errors = (self._av.error.FFmpegError, OSError, ValueError, IndexError)
-        with contextlib.suppress(*errors), self._av.open(address(self._output.part)) as part:
+        with contextlib.suppress(*errors), self._av.open(self._output.target) as part:
             stream = part.streams.video[0]
             if stream.codec_context is not None and stream.codec_context.width:
                 return sum(packet.size > 0 for packet in part.demux(stream))
@@ -319,6 +337,37 @@ class VideoSink(Sink):
         )
 
 
+class StreamSink(VideoSink):
+    """Standard output, or an address that FFmpeg sends to: each frame as soon as it is encoded."""
+
+    def __init__(self, out: str, like: Source, codec: str, crf: int | None):
+        self._live = out != STDOUT
+        super().__init__(out, like, codec, crf)
+
+    def _opened(self) -> StreamOutput:
+        return StreamOutput(str(self.path))
+
+    def _failed(self, error: Exception) -> VideoError:
+        return VideoError(
+            f"{self.path}: cannot be sent to after frame {self.frames} ({_reason(error)}); check "
+            "the address, and that its receiver listens"
+        )
+
+    def finish(self) -> None:
+        """Send the end. VideoError where that fails."""
+        with contextlib.suppress(ReaderGone):
+            super().finish()
+            return
+        self.abandon()
+
+    def abandon(self) -> Path | None:
+        """Let go; nothing is left of a stream. Raises nothing."""
+        errors = (self._av.error.FFmpegError, OSError, ValueError)
+        with contextlib.suppress(*errors):
+            self._container.close()
+        return self._output.leave(empty=True)
+
+
 def _pixel_format(codec: str, deep: bool, gray: bool) -> str:
     if codec == "h264":
         return "yuv420p"
@@ -329,11 +378,14 @@ def _pixel_format(codec: str, deep: bool, gray: bool) -> str:
     return "gbrp16le" if deep else "bgr0"
 
 
-def _encoder_options(codec: str, crf: int | None) -> dict[str, str]:
+def _encoder_options(codec: str, crf: int | None, *, live: bool) -> dict[str, str]:
     if codec == "ffv1":
         return {"level": "3", "slicecrc": "1"}
     # frames that the encoder still holds are lost when the process is killed
     options = {"preset": "veryfast", "crf": str(crf)}
+    if live:
+        options["tune"] = "zerolatency"
+        return options if codec == "h264" else {**options, "x265-params": "log-level=error"}
     if codec == "hevc":
         few = "rc-lookahead=5:bframes=2:frame-threads=1"
         return {**options, "x265-params": f"log-level=error:{few}"}

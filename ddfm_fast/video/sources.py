@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ..config import require_number
-from ..files.paths import SUFFIXES, ImageFileError, is_folder
+from ..files.paths import READ_SUFFIXES, ImageFileError, image_files, is_folder
 from ..files.reading import image_size, read_image
 from .decoding import VideoSource
-from .frames import DEFAULT_RATE, BadFrame, Faults, Frame, Source, VideoError
+from .frames import DEFAULT_RATE, BadFrame, Faults, Frame, Intake, Source, VideoError
 from .opening import local
 
 _NUMBER = re.compile(r"(\d+)\D*$")
@@ -32,18 +32,21 @@ def open_source(
     rate: float | Fraction | None = None,
     faults: Faults | None = None,
     audio: bool = False,
+    intake: Intake | None = None,
 ) -> Source:
     """Open the source that ``spec`` means.
 
     Args:
-        spec: A video file, named pipe or URL that FFmpeg reads (extra ``video``), a folder of
-            pictures, a list of picture files, any iterable of images (see
-            `images.planes.to_planes`), or a Source. Text that names an existing file or folder
+        spec: A video file, named pipe or URL that FFmpeg reads (extra ``video``), a camera (0,
+            "/dev/video0"), a folder of pictures, a list of picture files, any iterable of images
+            (see `images.planes.to_planes`), or a Source. Text that names an existing file or folder
             means that, even with a colon in it; see `opening`.
         name: "ir" or "vis", for errors.
         rate: Frames per second of pictures and arrays (default 25); videos bring their own.
         faults: Where bad frames are counted, and what they mean (default: left out).
         audio: Whether to read the audio of a video too.
+        intake: How videos are read (default: what is interlaced is deinterlaced, and HDR
+            tone-mapped).
 
     Raises:
         VideoError: What cannot be read; a ValueError.
@@ -52,14 +55,17 @@ def open_source(
     """
     if rate is not None:
         require_number("rate", rate, 0.001, 10_000)
+    intake = Intake() if intake is None else intake.checked()
     rate = DEFAULT_RATE if rate is None else Fraction(rate).limit_denominator(100_000)
     if isinstance(spec, Source):
         return spec
+    if isinstance(spec, int) and not isinstance(spec, bool) and spec >= 0:
+        spec = str(spec)  # a camera
     if isinstance(spec, (str, os.PathLike)):
         path = local(spec)
         if path is not None and is_folder(spec):
             return PictureSource(pictures(path), str(spec), rate, faults)
-        return VideoSource(spec, name, faults, audio=audio)
+        return VideoSource(spec, name, faults, audio=audio, intake=intake)
     if isinstance(spec, (list, tuple)) and spec and isinstance(spec[0], (str, os.PathLike)):
         return PictureSource([Path(p) for p in spec], name, rate, faults)
     if isinstance(spec, Iterable):
@@ -73,15 +79,11 @@ def open_source(
 def pictures(folder: Path) -> list[Path]:
     """List the picture files of a folder in the order of the last number in their names."""
     try:
-        found = [
-            p
-            for p in folder.iterdir()
-            if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-        ]
+        found = image_files(folder.iterdir())
     except OSError as error:
         raise VideoError(f"{folder}: cannot be listed ({error.strerror})") from error
     if not found:
-        raise VideoError(f"{folder}: no pictures in it ({', '.join(SUFFIXES)})")
+        raise VideoError(f"{folder}: no pictures in it ({', '.join(READ_SUFFIXES)})")
     return sorted(found, key=lambda p: (-1 if (n := _number(p)) is None else n, p.name))
 
 

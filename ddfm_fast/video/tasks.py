@@ -18,6 +18,7 @@ from ..options import check_names
 from .outputs import Inputs
 from .pipeline import VIDEO_DEFAULTS, VideoOptions, fuse_video
 from .report import INTERRUPTED, VideoReport
+from .streams import is_stream
 from .temporal import FrameFuser
 
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".m4v", ".ts")
@@ -33,7 +34,8 @@ class Task:
     ir: Any
     """a stream as `open_source` takes it; likewise ``vis``"""
     vis: Any
-    out: Path
+    out: Path | str
+    """a file or folder; "-" or an address as text"""
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,20 @@ def plan(
     Raises:
         ValueError: Nothing is found, or ``out`` is a file for several sequences.
     """
-    out = Path(out)
     if vis is not None:
-        return [Task(out.stem, ir, vis, out)]
+        return [Task("video", ir, vis, str(out)) if is_stream(out) else _one(ir, vis, Path(out))]
     root = Path(ir)
     if not is_folder(root):
         raise ValueError(
             f"IR is {ir} and VIS is missing; give two streams, or the folder of a data set"
         )
     found = _video_pairs(root) or _sequences(root)
+    if is_stream(out):
+        if len(found) > 1:
+            raise ValueError(f"--out is {out}, a stream, for {len(found)} sequences; give a folder")
+        ((name, (first, second)),) = found.items()
+        return [Task(name, first, second, str(out))]
+    out = Path(out)
     if len(found) == 1 and out.suffix:
         ((name, (first, second)),) = found.items()
         return [Task(name, first, second, out)]
@@ -103,8 +110,17 @@ def plan(
     ]
 
 
+def _one(ir: Any, vis: Any, out: Path) -> Task:
+    return Task(out.stem, ir, vis, out)
+
+
 def _video_pairs(root: Path) -> dict[str, tuple[Any, Any]]:
-    files = {p.stem: p for p in sorted(root.iterdir()) if p.suffix.lower() in VIDEO_SUFFIXES}
+    """Pairs of videos at any depth, as INO keeps them: a folder for each."""
+    files = {
+        p.relative_to(root).with_suffix("").as_posix(): p
+        for p in sorted(root.rglob("*"))
+        if p.suffix.lower() in VIDEO_SUFFIXES
+    }
     return {
         stem.removesuffix(first): (str(path), str(files[partner]))
         for first, second in PAIRED_NAMES

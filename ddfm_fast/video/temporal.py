@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..align.call import Setting
 from ..config import PRESETS, FuseConfig
 from ..images.pair import Pair
 from ..images.pixels import Given, Pixels
@@ -119,6 +120,7 @@ class FrameFuser(Protocol):
     pixels: Pixels
     seed: int
     color: bool | str
+    align: Setting
     batch_size: int
     prior: Prior
     method: Method

@@ -1,8 +1,9 @@
-"""Compile and load the C++ of this folder.
+"""Load the C++ of this folder, and compile it where no library came with the wheel.
 
-It is compiled on first use, by the machine's C++ compiler and for its processor, as Triton
-compiles its launchers; the library is kept in the user's cache (``cache``) and found there
-afterwards. Where there is no such folder it is compiled into a private one that is then removed.
+A wheel may bring libraries (``prebuilt``). Without one that fits, the C++ is compiled on first use,
+by the machine's C++ compiler and for its processor, as Triton compiles its launchers; the library
+is kept in the user's cache (``cache``) and found there afterwards. Where there is no such folder it
+is compiled into a private one that is then removed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import struct
 import subprocess
 import sys
@@ -27,20 +27,16 @@ import torch
 from ddfm_fast.runtime import environment
 from ddfm_fast.runtime.locks import ForkLock
 
-from . import cache
+from . import cache, prebuilt
+from .prebuilt import COMPILE_SECONDS, FLAGS, HEADERS, SOURCES
 
-HERE = Path(__file__).parent
-SOURCES = tuple(
-    HERE / f"{name}.cpp" for name in ("layer", "attention", "choose", "pixels", "carry")
-)
-HEADERS = tuple(HERE / f"{name}.h" for name in ("vectors", "rows", "levels", "layer", "winograd"))
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
-         "-fPIC", "-shared")  # fmt: skip
 SWITCH = "DDFM_FAST_CPU_KERNELS"
 """environment variable; "0" turns these kernels off"""
 MORE_FLAGS = "DDFM_FAST_CPU_FLAGS"
 """environment variable of flags after FLAGS, such as another -march or sanitizers"""
-COMPILE_SECONDS = 300
+PREBUILT = "DDFM_FAST_PREBUILT"
+"""environment variable; "0" compiles even where the wheel brought a library"""
+COMPILED = "compiled here"
 # struct Layer, what changes from call to call and what a prepared layer fixes; struct Attention
 LAYER_CALL, LAYER_FIXED = struct.Struct("15P2q"), struct.Struct("d21q")
 ATTENTION = struct.Struct("6P7q")
@@ -49,9 +45,11 @@ ATTENTION = struct.Struct("6P7q")
 class Library:
     """The compiled functions, and what runs them on several threads."""
 
-    def __init__(self, library: ctypes.CDLL):
+    def __init__(self, library: ctypes.CDLL, made: str = COMPILED):
         self.shared = library
         """with what :func:`functions` finds, too"""
+        self.made = made
+        """where it comes from"""
         self.layer, self.attention = library.ddfm_layer, library.ddfm_attention
         for function in (self.layer, self.attention):
             function.argtypes = [ctypes.c_char_p, ctypes.c_int64]
@@ -135,6 +133,9 @@ def load_again() -> tuple[Library | None, str | None]:
         return None, f"{SWITCH}=0"
     if not sys.platform.startswith("linux"):
         return None, f"built for Linux only, and this is {sys.platform}"
+    found, reason = _brought()
+    if found is not None:
+        return found, None
     try:
         folder = cache.usable_folder()
         if folder is not None:
@@ -142,7 +143,24 @@ def load_again() -> tuple[Library | None, str | None]:
         with tempfile.TemporaryDirectory(prefix="ddfm_fast-") as once:  # loaded, it is not needed
             return Library(ctypes.CDLL(str(build(Path(once))))), None
     except Exception as error:  # a compiler can fail in any way: PyTorch's path is there
+        return None, f"{error}; {reason}" if reason else str(error)
+
+
+def _brought() -> tuple[Library | None, str | None]:
+    """Load what the wheel brought; or None, and why where it brought something."""
+    given = environment.set_values()
+    if not environment.is_on(PREBUILT) or MORE_FLAGS in given:
+        return None, None
+    try:
+        libraries, reason = prebuilt.find()
+    except OSError as error:  # no /proc
         return None, str(error)
+    for level, path in libraries:
+        try:
+            return Library(ctypes.CDLL(str(path)), f"from the wheel, for {level}"), None
+        except (OSError, AttributeError, RuntimeError) as error:  # such as another C library
+            reason = f"the wheel's library for {level}: {error}"
+    return None, reason
 
 
 def build(folder: Path, flags: Sequence[str] = ()) -> Path:
@@ -159,7 +177,7 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
     Raises:
         RuntimeError: There is no compiler, or it fails.
     """
-    compiler, more = _compiler(), environment.set_values().get(MORE_FLAGS, "")
+    compiler, more = prebuilt.compiler(), environment.set_values().get(MORE_FLAGS, "")
     command = [compiler, *FLAGS, this_processor(), *more.split(), *flags]
     facts = _version(compiler), _processor(), torch.__version__
     key = hashlib.sha256("\0".join([*command, *facts]).encode())
@@ -195,14 +213,6 @@ def _compile(command: list[str], target: Path) -> None:
             run([*(flag for flag in command if flag != this_processor()), *inputs])
         except RuntimeError:
             raise error from None
-
-
-def _compiler() -> str:
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    for name in names:
-        if found := shutil.which(name):
-            return found
-    raise RuntimeError(f"no C++ compiler ({', '.join(names)}); install g++")
 
 
 def run(command: list[str]) -> str:

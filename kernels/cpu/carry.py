@@ -8,9 +8,9 @@ from functools import lru_cache
 
 from torch import Tensor
 
-from . import build, memory
+from . import build, memory, prebuilt
 
-SOURCE = build.HERE / "carry.cpp"
+SOURCE = prebuilt.HERE / "carry.cpp"
 CARRY = struct.Struct("8P2q2d")
 
 

@@ -14,9 +14,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from . import build, memory
+from . import build, memory, prebuilt
 
-SOURCE = build.HERE / "choose.cpp"
+SOURCE = prebuilt.HERE / "choose.cpp"
 CHOOSE = struct.Struct("58P3q13d")
 LEVELS, MOMENTS = 6, 5
 BY_LEVEL = {"ir": 1, "vis": 1, "conflict": 1, "pick": 1, "sky": 1, "weight": 2, "result": 1}

@@ -18,9 +18,9 @@ from torch import Tensor
 from ddfm_fast.images.planes import ImageSpec, check_fits
 from ddfm_fast.images.stretch import Fused, limits_between, outside
 
-from . import build, memory
+from . import build, memory, prebuilt
 
-SOURCE = build.HERE / "pixels.cpp"
+SOURCE = prebuilt.HERE / "pixels.cpp"
 # the structs of pixels.cpp
 READ, ORDER, GIVE = struct.Struct("3P7q"), struct.Struct("7P3q"), struct.Struct("4P13q2d")
 INTEGERS = (torch.uint8, torch.uint16)

@@ -339,10 +339,12 @@ def test_bad_outputs_are_refused_before_the_prior_loads(call, pair, folders, tmp
     refused(call("fuse", *pair, "-o", tmp_path / "d.png", *lost), "is a folder")
 
 
-def test_16_bit_into_jpeg_is_refused(call, tmp_path):
+def test_16_bits_into_jpeg_become_8_with_a_word(call, tmp_path):
     deep = write_image(tmp_path / "deep.png", picture(0, dtype=np.uint16))
-    refused(call("fuse", deep, deep, "-o", tmp_path / "out.jpg"), "16 bits", "png")
-    assert not (tmp_path / "out.jpg").exists()
+    other = write_image(tmp_path / "other.png", picture(1, dtype=np.uint16))
+    result = call("fuse", deep, other, "-o", tmp_path / "out.jpg", "--steps", "2")
+    assert result.exit_code == 0 and result.stderr.count("the 16 bits of the result") == 1
+    assert read_image(tmp_path / "out.jpg").dtype == np.uint8
 
 
 def test_panels_and_outputs_never_share_a_name(tmp_path):
@@ -380,6 +382,13 @@ def test_prior_info_knows_the_embedded_prior(call):
     result = call("prior", "info", "embedded", "--json")
     assert result.exit_code == 0
     assert json.loads(result.stdout)["training"]["photos"] > 0
+
+
+def test_prior_check(call, prior):
+    good = call("prior", "check", "embedded")
+    assert good.exit_code == 0 and good.stdout.splitlines()[-1] == "it denoises"
+    random = call("prior", "check", prior, "--json")  # a network of random weights
+    assert random.exit_code == 1 and json.loads(random.stdout)["good"] is False
 
 
 def test_prior_config_is_read(call, pair, prior, tmp_path):

@@ -61,11 +61,26 @@ PUBLISHED = {
     },
     "lasher": {"x/y/1": ("x/y/infrared/1.jpg", "x/y/visible/1.jpg")},
     "vtuav": {"s/1": ("s/ir/1.jpg", "s/rgb/1.jpg")},
+    "ivif_zoo": {
+        "FMB/1": ("FMB/ir/1.png", "FMB/vis/1.png"),
+        "TNO/1": ("TNO/ir/1.png", "TNO/vi/1.png"),
+    },
+    "vifb": {"carLight": ("IR/carLight.jpg", "VI/carLight.jpg")},
+    "kaist": {
+        "set00/V000/I0": ("set00/V000/lwir/I0.jpg", "set00/V000/visible/I0.jpg"),
+        "set01/V000/I0": ("set01/V000/lwir/I0.jpg", "set01/V000/visible/I0.jpg"),
+    },
+    "flir": {
+        "JPEGImages/FLIR_02": (
+            "JPEGImages/FLIR_02_PreviewData.jpeg",
+            "JPEGImages/FLIR_02_RGB.jpg",
+        )
+    },
 }
 
 
 def test_every_layout_is_tested():
-    assert set(PUBLISHED) == set(LAYOUTS) - {"auto"}
+    assert set(PUBLISHED) == set(LAYOUTS) - {"auto", "mfnet"}  # which has tests of its own
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -153,7 +168,7 @@ def test_a_folder_whose_other_half_is_absent_is_named(tmp_path):
 def test_sizes_that_differ_are_named(tmp_path):
     touch(tmp_path, "ir/a.png", "ir/b.png", "vi/a.png")
     touch(tmp_path, "vi/b.png", size=(20, 16))
-    refused(tmp_path, "1 of 2 pairs", "b (ir 16x20, vis 20x16)", "register")
+    refused(tmp_path, "1 of 2 pairs", "b (ir 16x20, vis 20x16)", "--resize vis")
     assert len(find_pairs(tmp_path, check_sizes=False)) == 2
     (tmp_path / "vi" / "b.png").write_bytes(b"corrupt: the one who decodes it says so")
     assert len(find_pairs(tmp_path)) == 2

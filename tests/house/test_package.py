@@ -167,7 +167,8 @@ def test_metadata(metadata):
     assert metadata["Version"] == ddfm_fast.__version__
     assert metadata["Requires-Python"] == ">=3.10"
     extras = set(metadata.get_all("Provides-Extra"))
-    assert extras == {"cuda12", "cuda13", "diffusers", "video", "test", "bench", "engines", "ray"}
+    libraries = {"cuda12", "cuda13", "diffusers", "video", "medical", "files", "engines", "serve"}
+    assert extras == {*libraries, "ray", "test", "bench"}
 
 
 def test_constraints_pin_all_that_make_venv_asks_for(metadata):

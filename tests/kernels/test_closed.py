@@ -8,7 +8,7 @@ import builds
 import pytest
 import torch
 
-from ddfm_fast.kernels.cpu import build, cache, closed
+from ddfm_fast.kernels.cpu import build, cache, closed, prebuilt
 from ddfm_fast.target import choose as target
 from ddfm_fast.target import pyramid
 
@@ -183,4 +183,4 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_source_is_packaged():
-    assert closed.SOURCE.is_file() and closed.SOURCE.parent == build.HERE
+    assert closed.SOURCE.is_file() and closed.SOURCE.parent == prebuilt.HERE

@@ -20,7 +20,7 @@ from conftest import ROOT
 from networks import SMALL, random_unet
 
 from ddfm_fast.kernels import cpu
-from ddfm_fast.kernels.cpu import build
+from ddfm_fast.kernels.cpu import build, prebuilt
 from ddfm_fast.priors.engine import Engine
 from ddfm_fast.priors.ops import native
 from ddfm_fast.priors.ops.choice import ops_for
@@ -440,8 +440,8 @@ def test_engine_prepares_layers_for_each_size(monkeypatch):
 
 def test_sources_are_packaged():
     setup = (Path(ROOT) / "setup.py").read_text()
-    files = [*build.SOURCES, *build.HEADERS]
-    assert {*files} == {*build.HERE.glob("*.cpp"), *build.HERE.glob("*.h")}, (
+    files = [*prebuilt.SOURCES, *prebuilt.HEADERS]
+    assert {*files} == {*prebuilt.HERE.glob("*.cpp"), *prebuilt.HERE.glob("*.h")}, (
         "all count for the name"
     )
     for file in files:

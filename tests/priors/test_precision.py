@@ -8,7 +8,7 @@ import pytest
 import torch
 from networks import SMALL, channels_last, random_unet
 
-from ddfm_fast import FuseConfig, Fuser
+from ddfm_fast import DDFMWarning, FuseConfig, Fuser
 from ddfm_fast.priors import precision
 from ddfm_fast.priors.engine import Engine
 from ddfm_fast.priors.load import load_prior
@@ -311,3 +311,11 @@ def test_launches_and_bytes_of_a_forward_on_paper():
     assert len(embedded.launches) == 59 and embedded.bytes < 294e6
     official = engine_cost(OFFICIAL, 1, 512, 640, torch.bfloat16)
     assert len(official.launches) == 288 and official.bytes < 23.2e9
+
+
+@pytest.mark.parametrize("make", [Fuser, lambda **options: load_prior("embedded", **options)])
+def test_a_precision_that_this_cpu_lacks_is_said_at_the_callers_line(monkeypatch, make):
+    monkeypatch.setattr("ddfm_fast.priors.network.cpu_has", lambda dtype: False)
+    with pytest.warns(DDFMWarning, match="dtype: this CPU has no float16 arithmetic") as found:
+        make(device="cpu", dtype="float16")
+    assert {warning.filename for warning in found} == {__file__}

@@ -317,9 +317,15 @@ def write_folder(folder, model=MODEL, scheduler=None):
         ({**MODEL, "_class_name": "UNet2DConditionModel"}, None, "holds a UNet2DConditionModel"),
         ({**MODEL, "num_class_embeds": 10}, None, "class-conditional"),
         ({**MODEL, "in_channels": 1}, None, "maps 1 to 3"),
-        (MODEL, {"prediction_type": "v_prediction"}, "predicts 'v_prediction'"),
-        (MODEL, {"beta_schedule": "scaled_linear"}, "'scaled_linear'"),
-        (MODEL, {"beta_schedule": "linear", "beta_end": 0.012}, "0.012"),
+        (MODEL, {"prediction_type": "noise"}, "predicts 'noise'"),
+        (MODEL, {"beta_schedule": "cosine"}, "'cosine'"),
+        (MODEL, {"beta_schedule": "linear", "beta_end": 1.5}, "1.5"),
+        (MODEL, {"beta_schedule": "linear", "beta_end": "x"}, "beta_end 'x'"),
+        (MODEL, {"trained_betas": [0.1, "y"]}, "expected two or more numbers"),
+        (MODEL, {"_class_name": "EDMEulerScheduler"}, "EDM's preconditioning"),
+        (MODEL, {"_class_name": "LCMScheduler"}, "latent consistency"),
+        (MODEL, {"_class_name": "ScoreSdeVeScheduler"}, "'positional' time embeddings"),
+        ({**MODEL, "time_embedding_type": "fourier"}, None, "'fourier' time embeddings"),
     ],
 )
 def test_unfit_diffusers_folders_are_refused(tmp_path, model, scheduler, message):

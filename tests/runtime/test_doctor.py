@@ -23,7 +23,9 @@ def report() -> dict:
 
 def test_what_runs_a_step(report):
     backend = report["backend"]
-    assert set(backend) == {"ok", "name", "solver", "graph", "device", "reason", "cpu_kernels"}
+    about = {"name", "solver", "graph", "device", "reason", "cpu_kernels", "cpu_build"}
+    assert set(backend) == {"ok", *about}
+    assert (backend["cpu_build"] is None) == (backend["cpu_kernels"] is not None)
     text = doctor.render(report)
     for title, key in (("backend", "name"), ("solver", "solver"), ("because", "reason")):
         assert f"  {title:<12} {backend[key]}" in text

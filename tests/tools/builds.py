@@ -12,7 +12,7 @@ import emulated
 import pytest
 import torch
 
-from ddfm_fast.kernels.cpu import build
+from ddfm_fast.kernels.cpu import build, prebuilt
 
 
 def fixtures(module: ModuleType) -> tuple[Any, Any]:
@@ -26,7 +26,7 @@ def fixtures(module: ModuleType) -> tuple[Any, Any]:
     def narrow(tmp_path_factory):
         compiler = shutil.which(os.environ.get("CXX", "c++")) or pytest.skip("no C++ compiler")
         path = tmp_path_factory.mktemp("narrow") / "narrow.so"
-        flags = *build.FLAGS, build.this_processor(), "-DVL=4"
+        flags = *prebuilt.FLAGS, build.this_processor(), "-DVL=4"
         build.run([compiler, *flags, str(module.SOURCE), "-o", str(path)])
         return module.Library(ctypes.CDLL(str(path)), build.library().team)
 

@@ -16,13 +16,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddfm_fast.kernels.cpu import build
+from ddfm_fast.kernels.cpu import build, prebuilt
 
 SERVER = Path(__file__).resolve().parents[1] / "kernels" / "emulated.cpp"
 COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 TRAPS = "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"
 """a fault ends the process; neither a library nor a report of it is needed"""
-TARGETS: dict[str, tuple[str, ...]] = {"aarch64": (), "aarch64-ubsan": TRAPS}
+WHEEL = "armv8.2-a"
+"""this target is the library of that level which a wheel brings"""
+SYSTEM = "/usr/aarch64-linux-gnu"
+"""of the emulated process: its C and C++ libraries"""
+TARGETS: dict[str, tuple[str, ...]] = {"aarch64": (), "aarch64-ubsan": TRAPS, WHEEL: ()}
 PARAMS = [pytest.param(n, marks=[pytest.mark.slow, pytest.mark.emulated]) for n in TARGETS]
 POINTERS = {
     "ddfm_layer": 15, "ddfm_attention": 6, "ddfm_choose": 58, "ddfm_carry": 8,
@@ -37,10 +41,23 @@ def compiled(folder: Path, target: str) -> Path:
     for tool in (COMPILER, EMULATOR):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is absent: the kernels are not tried on another processor")
-    flags = [flag for flag in build.FLAGS if flag not in ("-fPIC", "-shared")]
+    if target == WHEEL:
+        return _compiled_with_the_wheels(folder)
+    flags = [flag for flag in prebuilt.FLAGS if flag not in ("-fPIC", "-shared")]
     made = folder / target
-    sources = map(str, (*build.SOURCES, SERVER))
+    sources = map(str, (*prebuilt.SOURCES, SERVER))
     build.run([COMPILER, *flags, *TARGETS[target], "-static", *sources, "-o", str(made)])
+    return made
+
+
+def _compiled_with_the_wheels(folder: Path) -> Path:
+    (level,) = (level for level in prebuilt.LEVELS if level.name == WHEEL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", COMPILER)
+        library = prebuilt.compile_level(level, folder)
+    made = folder / WHEEL
+    command = [COMPILER, "-std=c++17", "-O2", str(SERVER), str(library), "-o", str(made)]
+    build.run([*command, f"-Wl,-rpath,{library.parent}"])
     return made
 
 
@@ -49,7 +66,7 @@ class Emulated:
 
     def __init__(self, server: Path):
         self.process = subprocess.Popen(
-            [EMULATOR, str(server)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [EMULATOR, "-L", SYSTEM, str(server)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self.storages: dict[int, torch.UntypedStorage] = {}
         """by address: whatever had its address taken"""

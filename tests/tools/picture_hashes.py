@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -181,9 +182,8 @@ def commands() -> None:
             subprocess.run(command, cwd=root, env=env, check=True, stdout=subprocess.DEVNULL)
         for path in sorted(root.rglob("*")):
             if path.suffix in (".png", ".tif") and "set" not in path.parts:
-                FOUND[f"file {path.relative_to(root)}"] = hashlib.sha256(
-                    path.read_bytes()
-                ).hexdigest()
+                pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+                note(f"file {path.relative_to(root)}", pixels)
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ def test_what_is_no_video(tmp_path):
     ):
         with pytest.raises(VideoError, match=words):
             open_source(path, "ir")
-    with pytest.raises(TypeError, match="ir is a int"):
-        open_source(3, "ir")
+    with pytest.raises(TypeError, match="ir is a float"):
+        open_source(3.5, "ir")
     with pytest.raises(ValueError, match="on_error is 'ignore'"):
         Faults("ignore")
     with pytest.raises(ValueError, match="rate is 0"):

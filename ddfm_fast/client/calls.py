@@ -1,0 +1,153 @@
+"""A pair to a service, a fused picture back."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import secrets
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import numpy as np
+
+URL = "http://127.0.0.1:8000"
+_AGAIN = (429, 503)
+_HERE = ("127.0.0.1", "localhost", "::1")
+
+
+class ServiceError(RuntimeError):
+    """The service cannot be reached, or gives no picture; ``status`` is None or its HTTP status."""
+
+    def __init__(self, sentence: str, status: int | None = None):
+        super().__init__(sentence)
+        self.status = status
+
+
+def fuse(
+    ir: Any,
+    vis: Any,
+    *,
+    url: str = URL,
+    token: str | None = None,
+    format: str | None = None,
+    timeout: float = 60.0,
+    **options: Any,
+) -> np.ndarray | bytes:
+    """Fuse a pair as ``ddfm_fast.fuse`` does, on a service.
+
+    Args:
+        ir: A NumPy array, the path of an image file, or its bytes.
+        vis: Likewise.
+        url: Of the service, without ``/fuse``.
+        token: What its ``--token-file`` holds.
+        format: png, tiff, jpeg or npy, of what comes back.
+        timeout: Seconds in all; while the service is full or loads, it is asked again.
+        **options: Those of ``ddfm_fast.fuse`` that have to do with the method and the input.
+
+    Returns:
+        The bytes of an image file; an array where ``ir`` or ``vis`` is one and ``format`` is None
+        or "npy".
+
+    Raises:
+        ValueError: What the service refuses, in its sentence.
+        ServiceError: It cannot be reached, wants another token, or does not answer in time.
+
+    >>> fused = fuse(infrared, visible, preset="fast")         # doctest: +SKIP
+    >>> png = fuse("ir.png", "vis.png", url="http://gpu-box:8000", token=secret)  # doctest: +SKIP
+    """
+    arrays = not (_is_file(ir) and _is_file(vis))
+    form = format or ("npy" if arrays else "png")
+    fields = {name: _text(value) for name, value in options.items() if value is not None}
+    body, kind = _form({"ir": _bytes(ir), "vis": _bytes(vis)}, {**fields, "format": form})
+    headers = {"Content-Type": kind}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    data = _ask(url, body, headers, time.monotonic() + timeout)
+    if not (arrays and form == "npy"):
+        return data
+    import numpy as np
+
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def _is_file(picture: Any) -> bool:
+    return isinstance(picture, (str, os.PathLike, bytes, bytearray))
+
+
+def _bytes(picture: Any) -> bytes:
+    if isinstance(picture, (bytes, bytearray)):
+        return bytes(picture)
+    if isinstance(picture, (str, os.PathLike)):
+        return Path(picture).read_bytes()
+    import numpy as np
+
+    file = io.BytesIO()
+    np.save(file, np.asarray(picture), allow_pickle=False)
+    return file.getvalue()
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _form(files: dict[str, bytes], fields: dict[str, str]) -> tuple[bytes, str]:
+    """A multipart form, and its media type."""
+    mark = secrets.token_hex(16)
+    parts = []
+    for name, text in fields.items():
+        parts.append(f'--{mark}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode())
+        parts.append(text.encode() + b"\r\n")
+    for name, data in files.items():
+        head = f'--{mark}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n'
+        parts.append(f"{head}Content-Type: application/octet-stream\r\n\r\n".encode())
+        parts.append(data + b"\r\n")
+    return b"".join([*parts, f"--{mark}--\r\n".encode()]), f"multipart/form-data; boundary={mark}"
+
+
+def _ask(url: str, body: bytes, headers: dict[str, str], end: float) -> bytes:
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(f"url is {url!r}; expected such as {URL}")
+    request = urllib.request.Request(f"{url.rstrip('/')}/fuse", body, headers)
+    # no proxy is between a machine and itself
+    proxies: dict[str, str] | None = {} if urlsplit(url).hostname in _HERE else None
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+    while True:
+        left = end - time.monotonic()
+        try:
+            with opener.open(request, timeout=max(0.001, left)) as answer:
+                return answer.read()
+        except urllib.error.HTTPError as error:
+            sentence, pause = _refusal(error), _pause(error.headers.get("Retry-After"))
+            if error.code not in _AGAIN or time.monotonic() + pause >= end:
+                if error.code in (400, 406, 413):
+                    raise ValueError(sentence) from None
+                raise ServiceError(sentence, error.code) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or error
+            raise ServiceError(
+                f"no answer from {url} ({reason}); start it with `ddfm-fast serve`, or give url="
+            ) from error
+        time.sleep(pause)
+
+
+def _refusal(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.loads(error.read())["error"])
+    except (ValueError, KeyError, TypeError, OSError, http.client.HTTPException):
+        return f"the service answers {error.code} {error.reason}"
+
+
+def _pause(text: str | None) -> float:
+    """Seconds to wait, a part of a second apart from others who were told the same."""
+    try:
+        seconds = float(text or 1)
+    except ValueError:
+        seconds = 1.0
+    return seconds * (0.5 + secrets.randbelow(1000) / 1000)

@@ -1,0 +1,60 @@
+"""Two sources in one file: a PNG of four channels, RGB and what would be alpha.
+
+MFNet and copies of MSRS keep their thermal picture so. A pair that names one file twice means that.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .paths import ImageFileError, is_file
+from .reading import DEFAULT_MAX_PIXELS, image_size, pillow_limit_lifted, read_image
+
+_MODE = "RGBA"
+
+
+def read_pair(
+    ir: str | os.PathLike[str],
+    vis: str | os.PathLike[str],
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Read both pictures of a pair; of one file for both, its fourth channel and its RGB.
+
+    Raises:
+        ImageFileError: As `read_image` raises it, or the one file has no fourth channel.
+    """
+    if Path(ir) == Path(vis):
+        return _unpacked(Path(ir), max_pixels)
+    first, second = (read_image(path, max_pixels=max_pixels) for path in (ir, vis))
+    return first, second
+
+
+def is_packed(path: Path) -> bool:
+    """Whether it is an image of four channels; False for what cannot be read."""
+    try:
+        with pillow_limit_lifted(), Image.open(path) as image:
+            return is_file(path) and image.mode == _MODE
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
+def _unpacked(path: Path, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    height, width = image_size(path) or (0, 0)
+    if height * width > max_pixels or not is_packed(path):
+        picture = read_image(path, max_pixels=max_pixels)  # which says what is wrong with it
+        raise ImageFileError(
+            f"{path}: has the shape {picture.shape} and is given for both sources; expected RGB "
+            "and infrared as a fourth channel, or two files"
+        )
+    try:
+        with pillow_limit_lifted(), Image.open(path) as image:
+            channels = np.asarray(image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ImageFileError(
+            f"{path}: cannot be decoded ({error}); the file is damaged or cut short"
+        ) from error
+    return channels[..., 3].copy(), channels[..., :3].copy()

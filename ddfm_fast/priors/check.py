@@ -1,0 +1,185 @@
+"""Whether a prior removes noise, and if not, what it was likely taken for by mistake."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from importlib.resources import as_file, files
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..files.reading import read_image
+from .callable import CallablePrior
+from .network import UNetPrior
+from .predictions import PREDICTIONS, Level
+from .prior import Prior
+from .wrapped import NetworkFunction, wrap
+
+SIGMAS = (0.1, 0.3, 1.0)
+"""noise of the pictures that are tried, in units of [−1, 1]"""
+LEAST_GAIN = 1.0
+"""decibels by which each of them must become better"""
+LEAST_LIKENESS = 0.9
+"""cosine of the angle between pure noise and what is found of it"""
+_SIDE = 128
+
+
+class Row(NamedTuple):
+    """A noisy picture, denoised by one evaluation."""
+
+    sigma: float
+    """gray levels of 255"""
+    before: float
+    """PSNR in decibels, likewise ``after``"""
+    after: float
+
+
+class Check(NamedTuple):
+    """What :func:`check` finds."""
+
+    rows: list[Row]
+    likeness: float
+    """of the prior's ε to the noise, where there is nothing else: 1 is right"""
+    hints: list[str]
+    """what would make it denoise, the best first"""
+    error: str = ""
+    """what the prior raised, if it did"""
+
+    @property
+    def good(self) -> bool:
+        """Whether it denoises at every level and knows noise for what it is."""
+        gains = [row.after - row.before for row in self.rows]
+        return bool(gains) and min(gains) >= LEAST_GAIN and self.likeness >= LEAST_LIKENESS
+
+    @property
+    def gain(self) -> float:
+        """Mean of the decibels gained; minus infinity where it is not finite."""
+        gains = [row.after - row.before for row in self.rows]
+        mean = sum(gains) / len(gains) if gains else -math.inf
+        return mean if math.isfinite(mean) else -math.inf
+
+
+def check(prior: Prior) -> Check:
+    """Let a prior denoise a picture at three levels, and look at pure noise through it.
+
+    Four evaluations at 128×128 pixels; where it fails, some for each mistake that people make:
+    another prediction, time in other units, pictures of another range.
+
+    Args:
+        prior: What ``load_prior`` or ``wrap`` gave.
+
+    Returns:
+        The findings; ``good`` is the verdict.
+    """
+    try:
+        found = _tried(prior)
+    except Exception as raised:  # a callable that is misread may raise anything
+        found = Check([], 0.0, [], f"{type(raised).__name__}: {raised}")
+    return found if found.good else found._replace(hints=_hints(prior, found))
+
+
+@torch.inference_mode()
+def _tried(prior: Prior) -> Check:
+    clean = _picture(prior)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    rows = []
+    for wanted in SIGMAS:
+        t = int((prior.noise_levels - wanted).abs().argmin())
+        sigma = float(prior.noise_levels[t])
+        eps = _eps(prior, (clean + sigma * noise) / math.hypot(1, sigma), t)
+        after = clean + sigma * (noise - eps)
+        rows.append(Row(sigma * 127.5, _psnr(sigma * noise), _psnr(after - clean)))
+    last = len(prior.noise_levels) - 1
+    eps = _eps(prior, noise, last)
+    likeness = torch.nn.functional.cosine_similarity(eps.flatten(), noise.flatten(), dim=0)
+    return Check(rows, float(likeness), [])
+
+
+def _eps(prior: Prior, x: Tensor, t: int) -> Tensor:
+    return prior.eps(x, prior.conditioning(torch.tensor([t]))[0]).float()
+
+
+def _psnr(error: Tensor) -> float:
+    power = float(error.square().mean())
+    return 10 * math.log10(4 / power) if power > 0 else math.inf
+
+
+def _picture(prior: Prior) -> Tensor:
+    """A photograph of the package in [−1, 1], [1, C, H, W] on the prior's device."""
+    with as_file(files("ddfm_fast") / "assets" / "sentinel2_visible.png") as path:
+        rgb = read_image(path)
+    side = max(1, _SIDE // prior.multiple) * prior.multiple
+    repeated = np.pad(rgb, [(0, max(0, side - n)) for n in rgb.shape[:2]] + [(0, 0)], "symmetric")
+    cut = torch.from_numpy(np.ascontiguousarray(repeated[:side, :side])).float() / 127.5 - 1
+    planes = cut.permute(2, 0, 1)[None]
+    planes = planes.mean(1, keepdim=True) if prior.channels == 1 else planes
+    return planes.contiguous().to(prior.device)
+
+
+def _hints(prior: Prior, found: Check) -> list[str]:
+    """What denoises, of the likely mistakes, the best first."""
+    better = []
+    for words, make in _others(prior):
+        try:
+            tried = _tried(make())
+        except Exception:  # a callable that is misread may raise anything
+            continue
+        if tried.good and tried.gain > found.gain + LEAST_GAIN:
+            better.append((tried.gain, words))
+    return [words for _, words in sorted(better, reverse=True)]
+
+
+def _others(prior: Prior) -> Iterator[tuple[str, Callable[[], Prior]]]:
+    """Other readings of a prior's network: how to ask for it, and what makes it."""
+    if isinstance(prior, UNetPrior):
+        function: Any = NetworkFunction(prior)
+    elif isinstance(prior, CallablePrior):
+        function = prior.function
+    else:
+        return
+    own = {"channels": prior.channels, "multiple": prior.multiple, "device": prior.device,
+           "dtype": prior.dtype}  # fmt: skip
+    steps = prior.num_train_timesteps
+    times: dict[str, Callable[[Level], float] | None] = {
+        "": None,
+        ", time=lambda level: level.timestep / T (times from 0 to 1)": (
+            lambda level: level.timestep / steps
+        ),
+        ", time=lambda level: T - 1 - level.timestep (noise at time 0)": (
+            lambda level: steps - 1 - level.timestep
+        ),
+    }
+    if steps != 1000:
+        times[", rescale_timesteps=True (times from 0 to 1000)"] = lambda level: (
+            level.timestep * 1000 / steps
+        )
+    for name, kind in PREDICTIONS.items():
+        for words, time in times.items() if kind.family == "vp" else [("", None)]:
+            yield f"wrap(function, {name!r}{words})", _wrapped(function, name, time=time, **own)
+    for ends in ((0.0, 1.0), (0.0, 255.0)):
+        half = ends[1] / 2
+        words = f"wrap(function, 'denoised', value_range=({ends[0]:g}, {ends[1]:g}))"
+        yield (
+            words,
+            _wrapped(
+                function, "denoised", value_range=ends, sigmas=(0.002 * half, 80 * half), **own
+            ),
+        )
+    yield "the negative of what it gives now", _wrapped(_Negative(function), "eps", **own)
+
+
+class _Negative:
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        out = self.function(x, t)
+        return -getattr(out, "sample", out)
+
+
+def _wrapped(function: Callable, name: str, **keywords: Any) -> Callable[[], Prior]:
+    return lambda: wrap(function, name, **keywords)

@@ -1,0 +1,146 @@
+"""What networks predict, each as a line eps = of_x · x_t + of_out · F(scale · x_t; time).
+
+Everywhere x_t = α x₀ + s ε with α² + s² = 1, and σ = s / α. Three families share this:
+
+- variance preserving: the network is given x_t and a timestep;
+- variance exploding: it is given x₀ + σ ε = x_t / α, and σ;
+- flow: it is given (1 − τ) x₀ + τ ε = x_t / (α + s), and τ = s / (α + s).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+SIGMA_MIN = 0.002
+"""the least noise of consistency models (Song et al. 2023), at which they are the identity"""
+
+
+class Level(NamedTuple):
+    """A noise level of the loop."""
+
+    alpha: float
+    """√ᾱ, likewise ``s`` = √(1 − ᾱ)"""
+    s: float
+    timestep: int
+
+    @property
+    def sigma(self) -> float:
+        """Noise over signal."""
+        return self.s / self.alpha
+
+    @property
+    def tau(self) -> float:
+        """The time of a straight path from a picture (0) to noise (1)."""
+        return self.s / (self.alpha + self.s)
+
+
+class Line(NamedTuple):
+    """How a network is asked at a level, and what its answer says of ε."""
+
+    scale: float
+    of_x: float
+    of_out: float
+
+
+def noise(_level: Level, _data: float) -> Line:
+    """F = ε (Ho et al. 2020)."""
+    return Line(1.0, 0.0, 1.0)
+
+
+def picture(level: Level, _data: float) -> Line:
+    """F = x₀, so ε = (x_t − α F) / s."""
+    return Line(1.0, 1 / level.s, -level.alpha / level.s)
+
+
+def velocity(level: Level, _data: float) -> Line:
+    """F = v = α ε − s x₀, so ε = s x_t + α F (Salimans and Ho 2022)."""
+    return Line(1.0, level.s, level.alpha)
+
+
+def score(level: Level, _data: float) -> Line:
+    """F = −ε / σ of x₀ + σ ε (Song et al. 2021)."""
+    return Line(1 / level.alpha, 0.0, -level.sigma)
+
+
+def denoised(level: Level, _data: float) -> Line:
+    """F = D(x₀ + σ ε; σ) = x₀, as EDM, consistency functions and plain denoisers answer."""
+    return Line(1 / level.alpha, 1 / level.s, -level.alpha / level.s)
+
+
+def edm(level: Level, data: float) -> Line:
+    """The bare F of D = c_skip x + c_out F(c_in x) (Karras et al. 2022, table 1)."""
+    sigma = level.sigma
+    power = sigma**2 + data**2
+    return _preconditioned(
+        level, data**2 / power, sigma * data / math.sqrt(power), 1 / math.sqrt(power)
+    )
+
+
+def consistency(level: Level, data: float) -> Line:
+    """The bare F of a consistency model (Song et al. 2023, appendix C), the identity at σ_min."""
+    sigma = level.sigma
+    power, above = sigma**2 + data**2, max(sigma - SIGMA_MIN, 0.0)
+    return _preconditioned(
+        level,
+        data**2 / (above**2 + data**2),
+        above * data / math.sqrt(power),
+        1 / math.sqrt(power),
+    )
+
+
+def flow(level: Level, _data: float) -> Line:
+    """F = ε − x₀ on a straight path, so ε = z + (1 − τ) F (Lipman et al. 2023; Liu et al. 2023)."""
+    reach = level.alpha + level.s
+    return Line(1 / reach, 1 / reach, level.alpha / reach)
+
+
+def _preconditioned(level: Level, skip: float, out: float, scale: float) -> Line:
+    """ε = (x_t − α D) / s of D = skip · x_t/α + out · F(scale · x_t/α)."""
+    return Line(scale / level.alpha, (1 - skip) / level.s, -level.alpha * out / level.s)
+
+
+def log_sigma(level: Level) -> float:
+    """c_noise of EDM."""
+    return math.log(level.sigma) / 4
+
+
+class Prediction(NamedTuple):
+    """A kind of network."""
+
+    line: Callable[[Level, float], Line]
+    time: Callable[[Level], float]
+    """what it is given for time, unless said otherwise"""
+    family: str
+    """"vp", which needs a schedule of timesteps, "ve" or "flow", which bring their own"""
+
+
+def _timestep(level: Level) -> float:
+    return level.timestep
+
+
+def _sigma(level: Level) -> float:
+    return level.sigma
+
+
+def _thousandth_log(level: Level) -> float:
+    """Of the published consistency models."""
+    return 250 * math.log(level.sigma + 1e-44)
+
+
+def _tau(level: Level) -> float:
+    return level.tau
+
+
+PREDICTIONS = {
+    "eps": Prediction(noise, _timestep, "vp"),
+    "x0": Prediction(picture, _timestep, "vp"),
+    "v": Prediction(velocity, _timestep, "vp"),
+    "score": Prediction(score, _sigma, "ve"),
+    "denoised": Prediction(denoised, _sigma, "ve"),
+    "edm": Prediction(edm, log_sigma, "ve"),
+    "consistency": Prediction(consistency, _thousandth_log, "ve"),
+    "flow": Prediction(flow, _tau, "flow"),
+}
+"""by the name that ``wrap`` takes"""

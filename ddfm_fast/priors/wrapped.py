@@ -1,0 +1,272 @@
+"""Networks of any parameterization as priors: :func:`wrap`, and :func:`denoiser`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..schedule import NOISE_SCHEDULES, check_alphas, trained_alphas
+from .callable import CallablePrior
+from .conditioning import Conditioning
+from .network import UNetPrior
+from .predictions import PREDICTIONS, Level, Prediction
+from .prior import EPS_DTYPES
+
+SIGMAS = (0.002, 80.0)
+"""of the networks of EDM and of consistency models"""
+_FIELDS = 6
+
+
+class WrappedPrior(CallablePrior):
+    """A callable F(x, time) of a prediction of :mod:`.predictions`, asked for ε.
+
+    Made by :func:`wrap`. Its own noise levels become the loop's timesteps, by a table of ᾱ.
+    """
+
+    def __init__(
+        self,
+        function: Callable,
+        *,
+        prediction: str,
+        time: Callable[[Level], float] | None = None,
+        sigma_data: float = 0.5,
+        value_range: tuple[float, float] = (-1.0, 1.0),
+        channels: int = 3,
+        **keywords: Any,
+    ):
+        super().__init__(function, **keywords)
+        self.prediction, self.time, self.sigma_data = prediction, time, sigma_data
+        self.value_range, self.channels = value_range, channels
+        vp = PREDICTIONS[prediction].family == "vp"
+        self._counts = vp and time is None and not self.rescale_timesteps
+        self.has_variance = False  # what a network says of variances belongs to its own sampler
+
+    def keywords(self) -> dict[str, Any]:
+        """Give what makes another like this one."""
+        own = ("prediction", "time", "sigma_data", "value_range", "channels")
+        return {**super().keywords(), **{name: getattr(self, name) for name in own}}
+
+    def conditioning(self, timesteps: Tensor) -> Conditioning:
+        steps = torch.as_tensor(timesteps).tolist()
+        levels = 1 / (1 + self.noise_levels**2)
+        rows = [self._row(Level(math.sqrt(a), math.sqrt(1 - a), t))
+                for t in steps for a in [float(levels[t])]]  # fmt: skip
+        table = torch.tensor(rows, dtype=torch.float64).reshape(-1, _FIELDS)
+        return Conditioning(table.to(self.device, torch.float32), lambda row: row.unbind(0))
+
+    def _row(self, level: Level) -> tuple[float, ...]:
+        """Scale and shift of x_t, the network's time, and of_x, of_out and offset of ε."""
+        kind = PREDICTIONS[self.prediction]
+        low, high = self.value_range
+        half, middle = (high - low) / 2, (high + low) / 2  # a network's values are half·x + middle
+        line = kind.line(level, self.sigma_data)
+        time = (self.time or kind.time)(_measured(level, half))
+        if self.rescale_timesteps:
+            time *= 1000.0 / self.num_train_timesteps
+        of_out, offset = line.of_out, 0.0
+        if self.prediction == "score":  # −ε/σ, with σ in the network's values
+            of_out *= half
+        if self.prediction == "denoised":
+            of_out, offset = of_out / half, -of_out * middle / half
+        return line.scale * half, middle, time, line.of_x, of_out, offset
+
+    @torch.no_grad()
+    def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
+        self.check_input(x, variance)
+        scale, shift, time, of_x, of_out, offset = cond
+        if self._counts:
+            time = time.long()
+        out = self.answer(x * scale + shift, time)[:, : self.channels]
+        out = out if out.dtype in EPS_DTYPES else out.float()
+        return x * of_x + out.float() * of_out + offset
+
+
+def _measured(level: Level, half: float) -> Level:
+    """The level whose σ is in a network's own values."""
+    if half == 1:
+        return level
+    alpha = 1 / math.hypot(1, level.sigma * half)
+    return Level(alpha, level.sigma * half * alpha, level.timestep)
+
+
+class NetworkFunction:
+    """A network of ours as F(x, t) of any float times, one for all images."""
+
+    def __init__(self, prior: UNetPrior):
+        self.prior, self.multiple = prior, prior.multiple
+        self.__name__ = prior.name
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.prior.eps(x.float(), self.prior.unet.conditioning(t[:1])[0])
+
+    def on_device(self, device: torch.device) -> NetworkFunction:
+        """Give this one there."""
+        return NetworkFunction(self.prior.to(device))
+
+
+def wrap(
+    function: Callable,
+    prediction: str,
+    *,
+    schedule: str | Sequence[float] | np.ndarray | None = None,
+    channels: int = 3,
+    sigma_data: float = 0.5,
+    sigmas: tuple[float, float] | None = None,
+    value_range: tuple[float, float] = (-1.0, 1.0),
+    time: Callable[[Level], float] | None = None,
+    num_train_timesteps: int = 1000,
+    **keywords: Any,
+) -> WrappedPrior:
+    """Make a prior of a network that does not predict ε, or not under the usual schedule.
+
+    Args:
+        function: F(x, t): x [N, C, H, W], t [N], to [N, C, H, W], or [N, 2 C, H, W] with a
+            variance half, which is left out.
+        prediction: What F gives: "eps", "x0" or "v" of a variance-preserving process; "score",
+            "denoised" (D(x, σ): EDM's, consistency functions, plain denoisers), or the bare "edm"
+            or "consistency", of x₀ + σ ε; "flow", ε − x₀ on a straight path to noise at τ = 1.
+        schedule: Of the first three: "linear" (default), "cosine", or ᾱ of every timestep, from
+            the least noise to the most.
+        channels: 3, or 1 for a network of gray.
+        sigma_data: Of "edm" and "consistency".
+        sigmas: Least and most noise, in F's values, of the others; (0.002, 80) by default.
+        value_range: What black and white are to F; for "denoised" and "score" only.
+        time: What F is given for time at a :class:`.predictions.Level`, where it is not the
+            timestep, σ, ln(σ)/4 of "edm", 250 ln σ of "consistency" or τ.
+        num_train_timesteps: Of a named schedule.
+        keywords: ``name multiple device dtype rescale_timesteps`` of :class:`.CallablePrior`.
+
+    Raises:
+        TypeError: ``function`` cannot be called.
+        ValueError: An argument that is none of these, or does not go with ``prediction``.
+    """
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(f"function: got {function!r}, expected a module or callable F(x, t)")
+    if prediction not in PREDICTIONS:
+        raise ValueError(
+            f"prediction: got {prediction!r}, expected one of {', '.join(PREDICTIONS)}"
+        )
+    _check_numbers(prediction, channels, sigma_data, value_range)
+    if PREDICTIONS[prediction].family == "vp":
+        process = _named(prediction, schedule, num_train_timesteps, sigmas)
+    else:
+        process = _own(prediction, schedule, sigmas, value_range, keywords)
+    return WrappedPrior(
+        function,
+        prediction=prediction,
+        time=time,
+        sigma_data=sigma_data,
+        value_range=value_range,
+        channels=channels,
+        **process,
+        **keywords,
+    )
+
+
+def denoiser(
+    function: Callable,
+    *,
+    channels: int = 3,
+    value_range: tuple[float, float] = (0.0, 1.0),
+    sigmas: tuple[float, float] | None = None,
+    **keywords: Any,
+) -> WrappedPrior:
+    """Make a prior of a denoiser that is no diffusion model: plug and play, x₀ = D(x, σ).
+
+    Args:
+        function: D(x, σ): x [N, C, H, W] with noise of the standard deviations σ [N], in the units
+            of x; gives the picture [N, C, H, W].
+        channels: 3, or 1.
+        value_range: What black and white are to D.
+        sigmas: The least and the most noise that D knows, in its units; by default .002 to 80
+            times the half of the range. Beyond what it was trained for it is asked all the same,
+            unless this says less.
+        keywords: As :func:`wrap` takes them.
+
+    Raises:
+        TypeError: ``function`` cannot be called.
+        ValueError: Another argument that is none.
+    """
+    if sigmas is None:
+        half = (value_range[1] - value_range[0]) / 2
+        sigmas = SIGMAS[0] * half, SIGMAS[1] * half
+    return wrap(
+        function, "denoised", channels=channels, value_range=value_range, sigmas=sigmas, **keywords
+    )
+
+
+def _check_numbers(
+    prediction: str, channels: int, sigma_data: float, value_range: tuple[float, float]
+) -> None:
+    if channels not in (1, 3) or isinstance(channels, bool):
+        raise ValueError(f"channels: got {channels!r}, expected 3, or 1 for gray")
+    if not _is_number(sigma_data) or sigma_data <= 0:
+        raise ValueError(f"sigma_data: got {sigma_data!r}, expected a number above 0, such as 0.5")
+    ends = tuple(value_range) if isinstance(value_range, (tuple, list)) else ()
+    if len(ends) != 2 or not all(map(_is_number, ends)) or not ends[0] < ends[1]:
+        raise ValueError(f"value_range: got {value_range!r}, expected (black, white), as (0, 1)")
+    if prediction not in ("denoised", "score") and ends != (-1.0, 1.0):
+        raise ValueError(
+            f"value_range: got {value_range!r} with prediction {prediction!r}, expected (-1, 1): "
+            'only "denoised" and "score" know others'
+        )
+
+
+def _is_number(value: Any) -> bool:
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _named(prediction: str, schedule: Any, timesteps: int, sigmas: Any) -> dict[str, Any]:
+    """What tells a Prior of a variance-preserving process."""
+    if sigmas is not None:
+        raise ValueError(f"sigmas: {prediction!r} has a schedule of timesteps; leave it out")
+    schedule = "linear" if schedule is None else schedule
+    if not isinstance(schedule, str):
+        return {"alphas": check_alphas(schedule)}
+    if schedule not in NOISE_SCHEDULES:
+        raise ValueError(
+            f"schedule: got {schedule!r}, expected one of {', '.join(NOISE_SCHEDULES)}, or alphas "
+            "of every timestep"
+        )
+    return {"noise_schedule": schedule, "num_train_timesteps": timesteps}
+
+
+def _own(
+    prediction: str, schedule: Any, sigmas: Any, value_range: tuple[float, float], keywords: dict
+) -> dict[str, Any]:
+    """What tells a Prior of a process that a prediction brings."""
+    if schedule is not None:
+        raise ValueError(
+            f"schedule: got {str(schedule)[:80]!r} with prediction {prediction!r}, whose noise is "
+            "told by itself; leave it out, or name the prediction that the schedule is of"
+        )
+    if keywords.get("rescale_timesteps"):
+        raise ValueError(
+            f"rescale_timesteps: {prediction!r} has no timesteps; say what it takes by time="
+        )
+    return {"alphas": _alphas_between(PREDICTIONS[prediction], sigmas or SIGMAS, value_range)}
+
+
+def _alphas_between(
+    kind: Prediction, sigmas: tuple[float, float], value_range: tuple[float, float]
+) -> np.ndarray:
+    """ᾱ of the usual process, as far as its noise is what a network knows."""
+    ends = tuple(sigmas) if isinstance(sigmas, (tuple, list)) else ()
+    if len(ends) != 2 or not all(map(_is_number, ends)) or not 0 < ends[0] < ends[1]:
+        raise ValueError(f"sigmas: got {sigmas!r}, expected the least and the most, as (0.002, 80)")
+    alphas = trained_alphas()
+    half = (value_range[1] - value_range[0]) / 2
+    noise = np.sqrt(1 / alphas - 1) * half
+    known = alphas if kind.family == "flow" else alphas[(ends[0] <= noise) & (noise <= ends[1])]
+    if len(known) < 2:
+        raise ValueError(
+            f"sigmas: got {sigmas!r}, expected a range with noise from {noise[0]:.3g} to "
+            f"{noise[-1]:.3g} in it"
+        )
+    return known

@@ -1,0 +1,161 @@
+"""From the body of a request to a call: a multipart form, or a JSON object with base64."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..options import FuserOptions, ReadingOptions, check_names
+from .limits import Refused
+
+AT_START = (
+    "prior", "device", "backend", "solver", "graph", "dtype", "compile", "batch_size", "progress",
+)  # fmt: skip
+"""options of ``Fuser`` that are the service's own: a request names no file of the server's"""
+OPTIONS = tuple(
+    name
+    for name in (*FuserOptions.__annotations__, *ReadingOptions.__annotations__)
+    if name not in AT_START
+)
+"""options that a request may have"""
+PICTURES = ("ir", "vis")
+_PER_CALL = ("seed", "color")
+_WORDS = {"null": None, "true": True, "false": False, "nan": float("nan")}
+
+
+@dataclass
+class Call:
+    """What a request asks for."""
+
+    ir: bytes
+    vis: bytes
+    options: dict[str, Any]
+    """of the fuser"""
+    run: dict[str, Any]
+    """``seed`` and ``color``"""
+    reading: dict[str, Any]
+    format: str | None = None
+
+    @property
+    def settings(self) -> str:
+        """The same text for calls that can be fused together."""
+        return json.dumps([self.options, self.run], sort_keys=True)
+
+
+def from_fields(fields: Mapping[str, Any]) -> Call:
+    """Sort the fields of a request; pictures are bytes.
+
+    Raises:
+        Refused: A picture that is missing, or no option's name.
+    """
+    for name in PICTURES:
+        if name not in fields:
+            raise Refused(
+                400, f"{name} is missing; expected a picture: a file of a form (-F {name}=@FILE), "
+                "or base64 in JSON",
+            )  # fmt: skip
+    given = {name: value for name, value in fields.items() if name not in (*PICTURES, "format")}
+    for name in given:
+        if name in AT_START:
+            raise Refused(
+                400, f"{name!r} is no option of a request; it is chosen where the service starts"
+            )
+    try:
+        check_names(given, OPTIONS)
+    except TypeError as error:
+        raise Refused(400, str(error)) from None
+    reading = {n: _ranges(given.pop(n)) for n in ReadingOptions.__annotations__ if n in given}
+    run = {name: given.pop(name) for name in _PER_CALL if given.get(name) is not None}
+    options = {name: value for name, value in given.items() if value is not None}
+    form = fields.get("format")
+    if form is not None and not isinstance(form, str):
+        raise Refused(400, f"format is {form!r}; expected a word such as 'png'")
+    return Call(fields["ir"], fields["vis"], options, run, reading, form)
+
+
+def from_json(body: bytes) -> Call:
+    """Read a JSON object: ``ir`` and ``vis`` in base64, options beside them; Refused otherwise."""
+    try:
+        fields = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"the body is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise Refused(400, f"the body holds a JSON {type(fields).__name__}; expected an object")
+    for name in PICTURES:
+        if name in fields:
+            fields[name] = _decoded(fields[name], name)
+    return from_fields(fields)
+
+
+def _decoded(text: Any, name: str) -> bytes:
+    if not isinstance(text, str):
+        raise Refused(400, f"{name} is a JSON {type(text).__name__}; expected a file in base64")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refused(400, f"{name} is not base64 ({error}); encode the file again") from None
+
+
+async def from_form(body: bytes, headers: Any) -> Call:
+    """Read a multipart form: files ``ir`` and ``vis``, a field for each option.
+
+    Raises:
+        Refused: No such form.
+    """
+    from starlette.formparsers import MultiPartParser
+
+    class InMemory(MultiPartParser):
+        """Keeps files in memory, which the limit of a body bounds; no picture lands on a disk."""
+
+        spool_max_size = 2**62
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+        yield b""
+
+    try:
+        form = await InMemory(
+            headers, stream(), max_files=len(PICTURES), max_fields=len(OPTIONS) + 8,
+            max_part_size=2**14,
+        ).parse()  # fmt: skip
+    except Exception as error:  # damaged forms fail in every way there is
+        reason = getattr(error, "message", None) or str(error)
+        raise Refused(400, f"the form cannot be read ({reason}); send it again") from None
+    fields: dict[str, Any] = {}
+    for name, value in form.multi_items():
+        if name in fields:
+            raise Refused(400, f"{name!r} comes twice; give it once")
+        if isinstance(value, str):
+            if name in PICTURES:
+                raise Refused(400, f"{name} is text; expected a file: -F {name}=@FILE")
+            fields[name] = from_text(name, value)
+        else:
+            if name not in PICTURES:
+                raise Refused(400, f"{name!r} is a file; expected files ir and vis, else text")
+            fields[name] = value.file.read()
+    return from_fields(fields)
+
+
+def from_text(name: str, text: str) -> Any:
+    """The value of a form's field: JSON where it is that, LO,HI for a range, else text."""
+    if name == "format":
+        return text
+    if text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    if name == "value_range" and text.count(",") == 1 and text[:1] not in "[{":
+        text = f"[{text}]"
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _ranges(value: Any) -> Any:
+    """Lists as tuples, which JSON has not."""
+    if isinstance(value, dict):
+        return {name: _ranges(one) for name, one in value.items()}
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,192 @@
+"""The address, the token, signals and the server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files.paths import ImageFileError, is_file
+from ..images.doubts import warn
+from .limits import Limits
+from .logs import Lines, Log, told_apart
+
+if TYPE_CHECKING:
+    from ..api import Fuser
+
+MISSING = "pip install 'ddfm_fast[serve]'"
+_BACKLOG = 2048
+_LEAST_TOKEN = 16
+
+
+def check_address(host: str, token_file: Path | None, insecure: bool) -> None:
+    """Raise ValueError for an address that others reach, where nothing keeps them out."""
+    if is_loopback(host) or token_file is not None or insecure:
+        return
+    raise ValueError(
+        f"--host is {host}, which other machines reach; give --token-file FILE with a secret that "
+        "requests must carry, or --insecure to let everyone in"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_token(path: Path | None) -> str | None:
+    """Read the secret of a file, without the white space around it.
+
+    Raises:
+        ImageFileError: No such file, or a secret that is too short or has odd characters.
+    """
+    if path is None:
+        return None
+    if not is_file(path):
+        raise ImageFileError(f"--token-file is {path}, which is no file; write a secret to it")
+    try:
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ImageFileError(f"--token-file is {path}, which cannot be read ({error})") from None
+    if len(token) < _LEAST_TOKEN or not token.isprintable() or " " in token:
+        raise ImageFileError(
+            f"--token-file is {path}; expected one word of {_LEAST_TOKEN} or more characters, as "
+            "`openssl rand -hex 32` prints"
+        )
+    if os.name == "posix" and path.stat().st_mode & 0o077:
+        warn(f"--token-file {path}: other users of this machine may read it; chmod 600")
+    return token
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address, before anything is loaded; port 0 means a free one.
+
+    Raises:
+        ValueError: It cannot be had.
+    """
+    try:
+        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        taken = socket.socket(family, socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"--host is {host!r}, which is no address here ({error})") from None
+    try:
+        if os.name == "posix":  # elsewhere it would share the port with another program
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+        taken.listen(_BACKLOG)
+    except OSError as error:
+        taken.close()
+        raise ValueError(
+            f"--port is {port}, which cannot be had at {host} ({error.strerror}); choose another"
+        ) from None
+    return taken
+
+
+def check_installed() -> None:
+    """Raise ImportError, naming the extra, where a library of the service is missing."""
+    try:
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"the service needs {error.name}: {MISSING}") from None
+
+
+def serve(
+    make: Callable[[], Fuser],
+    address: socket.socket,
+    *,
+    limits: Limits | None = None,
+    token: str | None = None,
+    log: Log | None = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C, which let requests finish that are being worked on.
+
+    Args:
+        make: Makes the fuser.
+        address: From :func:`bind`; closed in the end.
+        limits: Of requests.
+        token: What requests must carry.
+        log: Where lines go; stderr by default.
+
+    Raises:
+        ImportError: The extra ``serve`` is missing.
+    """
+    check_installed()
+    from .app import Service, make_app
+    from .fusers import Fusers
+
+    limits, log = limits or Limits(), log or Log()
+    with contextlib.closing(address), told_apart(log):
+        service = Service(Fusers(make()), limits, token, log)
+        host, port = address.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        with _signals(), _server_log(log):
+            server = _server(make_app(service), service, limits)
+            log("listening", url=f"http://{shown}:{port}", pid=os.getpid(), token=bool(token))
+            asyncio.run(server.serve(sockets=[address]))
+        log("stopped")
+
+
+def _server(app: Any, service: Any, limits: Limits) -> Any:
+    import uvicorn
+
+    from .protocol import protocol
+
+    class Server(uvicorn.Server):
+        """Says that it stops before it stops."""
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            service.stopping = True
+            super().handle_exit(sig, frame)
+
+    config = uvicorn.Config(
+        app,
+        http=protocol(limits.timeout),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=max(1024, 4 * limits.max_queue),
+        timeout_graceful_shutdown=int(limits.timeout) + 1,
+    )
+    return Server(config)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """Inside, the signals that the server repeats once it has stopped end nothing more."""
+    before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+@contextlib.contextmanager
+def _server_log(log: Log) -> Iterator[None]:
+    logger, handler = logging.getLogger("uvicorn"), Lines(log)
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]

@@ -1,0 +1,67 @@
+"""The self-test of priors: what denoises passes, and each usual mistake is named."""
+
+from __future__ import annotations
+
+import pytest
+from test_wrapped import (
+    KINDS,
+    bare_edm,
+    exploded,
+    picture,
+    straight,
+    truth,
+    unit_denoiser,
+    velocity,
+)
+
+from ddfm_fast.priors.check import check
+from ddfm_fast.priors.load import load_prior
+
+MISTAKES = {
+    "v": (velocity, "wrap(function, 'v')"),
+    "x0": (picture, "wrap(function, 'x0')"),
+    "sigma": (lambda x, s: exploded(x, s[0]), "wrap(function, 'denoised')"),
+    "range": (unit_denoiser, "wrap(function, 'denoised', value_range=(0, 1))"),
+    "flow": (straight, "wrap(function, 'flow')"),
+    "bare network": (bare_edm, "wrap(function, 'edm')"),
+    "sign": (lambda x, t: -truth(x, t[0]), "the negative of what it gives now"),
+    "time from 0 to 1": (
+        lambda x, t: truth(x, round(float(t[0]) * 1000)),
+        "wrap(function, 'eps', time=lambda level: level.timestep / T (times from 0 to 1))",
+    ),
+    "time backward": (
+        lambda x, t: truth(x, 999 - t[0]),
+        "wrap(function, 'eps', time=lambda level: T - 1 - level.timestep (noise at time 0))",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["embedded", "embedded-gray"])
+def test_our_networks_denoise(name):
+    found = check(load_prior(name))
+    assert found.good and found.gain > 8 and not found.hints and not found.error
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrapped_networks_denoise(kind):
+    assert check(KINDS[kind]()).good
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_usual_mistakes_are_named(mistake):
+    function, hint = MISTAKES[mistake]
+    found = check(load_prior(function))
+    assert not found.good and found.hints[0] == hint
+
+
+def test_what_denoises_in_no_reading_has_no_hint():
+    found = check(load_prior(lambda x, _t: x * 0))
+    assert not found.good and found.hints == []
+
+
+def test_what_raises_is_told():
+    def broken(_x, _t):
+        raise RuntimeError("no such layer")
+
+    found = check(load_prior(broken))
+    assert not found.good and "no such layer" in found.error
