@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,10 +44,12 @@ from .runtime import environment
 from .runtime.apart import runs_apart
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.fusers import InGraphs
+from .runtime.locks import ForkLock
 from .runtime.machine import one_thread_after_fork
 from .runtime.memory import images_that_fit, in_batches
 from .runtime.operators import traced
 from .runtime.pixels import pixels_for
+from .runtime.travel import Travels
 from .sampler import Callback
 
 one_thread_after_fork()
@@ -59,7 +60,7 @@ KEPT_FUSERS = 4
 
 
 @documented
-class Fuser(InGraphs):
+class Fuser(InGraphs, Travels):
     """A prior and a configuration, built once and called for any number of images.
 
     Args:
@@ -438,7 +439,7 @@ def fuse(
 
 
 _fusers: OrderedDict[_Key, Fuser] = OrderedDict()
-_fusers_lock = threading.Lock()
+_fusers_lock = ForkLock()
 
 
 def clear_cache() -> None:

@@ -132,9 +132,10 @@ OPTIONS: dict[str, Option] = {
     ),
     "dtype": Option(
         RUNTIME, "auto",
-        "Arithmetic of the prior; auto: float32 on a CPU, float16 on a GPU.",
-        'With "auto" a `Prior` or module stays as it is, and presets that round luma as the '
-        "authors' script does take float32; see `ddfm_fast.priors.precision.default_precision`.",
+        "float32, tf32, bfloat16, float16, or auto: by device.",
+        'Arithmetic of the prior. "auto": float32 on a CPU, float16 on a GPU. With it a `Prior` or '
+        "module stays as it is, and presets that round luma as the authors' script does take "
+        "float32; see `ddfm_fast.priors.precision.default_precision`.",
     ),
     "backend": Option(
         RUNTIME, None, "auto, triton or torch: what runs a step ($DDFM_FAST_BACKEND).",

@@ -10,7 +10,6 @@ the visible picture, with a soft edge.
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from ..images.doubts import warn
 from ..images.kind import is_functional
 from ..images.planes import Raw
+from ..runtime.locks import ForkLock
 from .calibration import Calibration, read_calibration
 from .correlation import REACH, SIDE, SURE, shift_between
 from .estimation import MODELS, between
@@ -82,7 +82,7 @@ class Aligner:
         self.setting, self.resize = setting, resize
         self.moves = setting not in ("check", "off") if isinstance(setting, str) else True
         self._looked = setting == "off"
-        self._lock = threading.Lock()
+        self._lock = ForkLock()
 
     def to_dict(self) -> dict[str, Any]:
         """What decides results, as JSON types; empty where nothing is moved."""

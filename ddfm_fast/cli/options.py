@@ -102,6 +102,13 @@ class OnError(str, Enum):
     stop = "stop"
 
 
+class Place(str, Enum):
+    """Where the work is done."""
+
+    here = "here"
+    ray = "ray"
+
+
 class Switch(str, Enum):
     auto = "auto"
     off = "off"
@@ -145,7 +152,7 @@ Seed = Annotated[int, shared("seed")]
 Prior = Annotated[str, shared("prior")]
 ColorSource = Annotated[ColorFrom, shared("color")]
 Device = Annotated[str | None, shared("device")]
-DType = Annotated[Precision, shared("dtype")]
+DType = Annotated[Precision, shared("dtype", metavar="KIND")]
 Backend = Annotated[str | None, shared("backend")]
 Graph = Annotated[str | None, shared("graph")]
 BatchSize = Annotated[int | None, shared("batch_size", min=1)]
@@ -212,6 +219,13 @@ Panel = Annotated[
 SkipExisting = Annotated[
     bool, option(OUTPUT, "Leave pairs whose output is there already.", "--skip-existing")
 ]
+Workers = Annotated[int, option(RUNTIME, "Threads that read, and as many that write.", min=1)]
+On = Annotated[Place, option(RUNTIME, "Who works: this process, or actors of Ray.")]
+Address = Annotated[
+    str | None, option(RUNTIME, "Of the Ray cluster; by default it starts one here.")
+]
+Actors = Annotated[int | None, option(RUNTIME, "How many work on Ray.", min=1)]
+NumGpus = Annotated[float | None, option(RUNTIME, "GPUs of each actor of Ray: 1, 0.5.", min=0)]
 Quality = Annotated[
     int | None, option(OUTPUT, "JPEG quality (default 95).", metavar="N", min=1, max=100)
 ]

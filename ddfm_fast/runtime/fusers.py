@@ -17,12 +17,12 @@ _fusers: weakref.WeakValueDictionary[str, InGraphs] = weakref.WeakValueDictionar
 class InGraphs:
     """What a fuser has so that a graph can call it: two names."""
 
-    key = ""
+    key: str
     """of this fuser as it is configured now, in this process"""
 
     def registered(self) -> None:
         """Take a new key, by which it is found, in place of the one before."""
-        _fusers.pop(self.key, None)
+        _fusers.pop(self.__dict__.get("key", ""), None)
         self.key = f"fuser {next(_keys)}"
         _fusers[self.key] = self
 

@@ -171,6 +171,14 @@ class TemporalFuser:
             )
         self.rows: list[StepRow] = getattr(self._warm or fuser.method, "rows", [])
 
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("evaluations", "found")}
+        return {"fuser": self.fuser, "preset": self.preset, "own": own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        TemporalFuser.__init__(self, state["fuser"], state["preset"])
+        self.__dict__.update(state["own"])
+
     def open(self) -> Stream:
         """The state of a new stream."""
         return Stream()
@@ -224,6 +232,8 @@ class TemporalFuser:
             )
             for n, (ir, vis) in enumerate(pairs)
         ]
+        for stream in streams:
+            stream.settle(self.fuser.device)
         for pair in read:
             if len(pair.ir) != 1:
                 raise ValueError(f"ir has {len(pair.ir)} images; expected one frame at a time")

@@ -65,6 +65,8 @@ RECORD = {
         vis: Path, required
     """,
     "batch": """
+        --actors: int min=1, None
+        --address: str, None
         --align: str, 'check'
         --backend: str, None
         --batch-size: int min=1, None
@@ -88,6 +90,8 @@ RECORD = {
         --max-pixels: int min=1, None
         --no-metadata: bool, False
         --nodata: str, None
+        --num-gpus: float min=0, None
+        --on: here|ray, 'here'
         --out-range: str, 'full'
         --pattern: str, None
         --preset: str, None
