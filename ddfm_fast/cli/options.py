@@ -219,7 +219,6 @@ Panel = Annotated[
 SkipExisting = Annotated[
     bool, option(OUTPUT, "Leave pairs whose output is there already.", "--skip-existing")
 ]
-Workers = Annotated[int, option(RUNTIME, "Threads that read, and as many that write.", min=1)]
 On = Annotated[Place, option(RUNTIME, "Who works: this process, or actors of Ray.")]
 Address = Annotated[
     str | None, option(RUNTIME, "Of the Ray cluster; by default it starts one here.")
