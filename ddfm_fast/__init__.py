@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from ddfm_fast.api import Fuser, clear_cache, fuse
     from ddfm_fast.config import PRESETS, FuseConfig
     from ddfm_fast.images.doubts import DDFMWarning
+    from ddfm_fast.options import FuserOptions
     from ddfm_fast.priors.load import load_prior
+    from ddfm_fast.restore.sources import FusionReport
+    from ddfm_fast.sampler import StepInfo
 
 __version__ = "0.3.0"
 
@@ -35,6 +38,9 @@ __all__ = [
     "DDFMWarning",
     "FuseConfig",
     "Fuser",
+    "FuserOptions",
+    "FusionReport",
+    "StepInfo",
     "__version__",
     "clear_cache",
     "fuse",
@@ -78,6 +84,9 @@ _HOMES = {
     "DDFMWarning": "images.doubts",
     "FuseConfig": "config",
     "Fuser": "api",
+    "FuserOptions": "options",
+    "FusionReport": "restore.sources",
+    "StepInfo": "sampler",
     "clear_cache": "api",
     "fuse": "api",
     "load_prior": "priors.load",

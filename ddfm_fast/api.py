@@ -40,7 +40,7 @@ from .priors.load import file_identity, load_prior
 from .priors.precision import default_precision
 from .priors.prior import Prior
 from .restore.sources import FusionReport, SourceModel
-from .runtime import environment
+from .runtime import environment, typed
 from .runtime.apart import runs_apart
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.fusers import InGraphs
@@ -166,6 +166,7 @@ class Fuser(InGraphs):
             other._build()
         return other
 
+    @typed.typed_as(typed.call)
     @traced
     @documented
     def __call__(
@@ -272,6 +273,7 @@ class Fuser(InGraphs):
         """Describe the CUDA graphs that this fuser keeps, oldest use first."""
         return self.loops.summary()
 
+    @typed.typed_as(typed.stream)
     def stream(
         self,
         pairs: Iterable[tuple],
@@ -394,6 +396,7 @@ class _Key(NamedTuple):
     rest: tuple
 
 
+@typed.typed_as(typed.fuse)
 @documented
 def fuse(
     ir: Any,
@@ -435,7 +438,7 @@ def fuse(
     >>> gray = fuse(ir, vis, steps=25, color=False)            # doctest: +SKIP
     """
     given = with_defaults(options)
-    call = {name: given[name] for name in _PER_CALL}
+    call = {name: given[name] for name in ("seed", "color", "progress")}
     reading: ReadingOptions = {"value_range": value_range, "layout": layout, "nodata": nodata}
     return _kept_fuser(options, given)(ir, vis, **call, callback=callback, report=report, **reading)
 
@@ -470,9 +473,6 @@ def _kept_fuser(options: FuserOptions, given: dict[str, Any]) -> Fuser:
         while len(_fusers) > KEPT_FUSERS:
             _fusers.popitem(last=False)
     return fuser
-
-
-_PER_CALL = ("seed", "color", "progress")
 
 
 def _key(given: dict[str, Any]) -> _Key | None:

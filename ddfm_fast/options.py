@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import operator
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 
 from .config import DEFAULT_SEED, FuseConfig, require_bool
 
@@ -33,7 +33,7 @@ class Option(NamedTuple):
 class FuserOptions(TypedDict, total=False):
     """Options of ``Fuser`` and of ``fuse``; defaults and meanings are in ``OPTIONS``."""
 
-    prior: Any
+    prior: object  # not Any, with which a checker cannot tell overloads apart
     preset: str | FuseConfig | None
     variant: str | None
     sampler: str | None
@@ -41,7 +41,7 @@ class FuserOptions(TypedDict, total=False):
     psi: float | None
     eta: float | None
     stretch: str | None
-    denoise: Any
+    denoise: str | float | Mapping[str, str | float] | None
     images: str | None
     seed: int
     color: bool | str
@@ -58,9 +58,9 @@ class FuserOptions(TypedDict, total=False):
 class ReadingOptions(TypedDict, total=False):
     """How the images of a call are read."""
 
-    value_range: Any
+    value_range: str | Sequence[float] | Mapping[str, str | Sequence[float] | None] | None
     layout: str | None
-    nodata: Any
+    nodata: float | Mapping[str, float | None] | None
 
 
 INPUT, METHOD, OUTPUT, RUNTIME = "Input", "Method", "Output", "Runtime"
@@ -169,7 +169,10 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options.get(name, OPTIONS[name].default) for name in names}
 
 
-def documented(function: Any) -> Any:
+Documented = TypeVar("Documented")
+
+
+def documented(function: Documented) -> Documented:
     """Put the list of options in place of the line ``OPTIONS`` in a docstring; a decorator."""
     if function.__doc__:
         for mark, names in (
