@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from .config import FuseConfig, default_preset, require_bool
+from .config import IMAGE_KINDS, FuseConfig, default_preset, require_bool
 from .graphs.cache import GraphCache, GraphSummary
 from .images.doubts import warn
 from .images.pair import Pair, as_items, checked_color, read_pair
@@ -52,7 +52,6 @@ from .sampler import Callback
 
 one_thread_after_fork()
 
-KINDS = ("photographic", "functional")
 KEPT_FUSERS = 4
 """fusers that ``fuse`` keeps for later calls with the same settings"""
 
@@ -75,6 +74,9 @@ class Fuser(InGraphs):
         ValueError: An option that is out of range, or that cannot be had on this machine.
         TypeError: An option of the wrong type, or of no known name.
         ImportError: A library that an option needs is missing.
+
+    >>> [fused.shape for fused in Fuser(preset="instant")([infrared] * 2, [visible] * 2)]
+    [(48, 64, 3), (48, 64, 3)]
     """
 
     def __init__(self, *, method: MethodMaker = Diffusion, **options: Unpack[FuserOptions]):
@@ -345,7 +347,7 @@ class Fuser(InGraphs):
         sources = self.sources(ir, vis, seed=run["seed"])
         steps = len(getattr(self.method, "rows", ()))
         found = [
-            FusionReport(one["ir"], one["vis"], KINDS[is_map], steps)
+            FusionReport(one["ir"], one["vis"], IMAGE_KINDS[1 + is_map], steps)
             for one, is_map in zip(sources.reports, functional, strict=True)
         ]
         if (tell := run["callback"]) is not None:
@@ -434,8 +436,8 @@ def fuse(
         TypeError: Names the argument that is wrong.
         ImportError: A library that an option needs is missing.
 
-    >>> fused = fuse(ir, vis)                                  # doctest: +SKIP
-    >>> gray = fuse(ir, vis, steps=25, color=False)            # doctest: +SKIP
+    >>> fuse(infrared, visible, steps=3, color=False).shape    # sources: help(ddfm_fast)
+    (48, 64, 1)
     """
     given = with_defaults(options)
     call = {name: given[name] for name in ("seed", "color", "progress")}

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 from typing_extensions import Unpack
