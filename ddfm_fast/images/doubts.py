@@ -29,7 +29,7 @@ class DDFMWarning(UserWarning):
     >>> warnings.filterwarnings("error", category=DDFMWarning)
     >>> ddfm_fast.fuse(infrared, infrared, preset="instant")
     Traceback (most recent call last):
-    ddfm_fast.images.doubts.DDFMWarning: ir and vis are the same picture ...
+    ddfm_fast.images.doubts.DDFMWarning: ir and vis are the same picture; give two different sources
     """
 
 

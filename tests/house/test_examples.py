@@ -32,7 +32,7 @@ def run(test: doctest.DocTest, globs: dict) -> None:
     report: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error", ddfm_fast.DDFMWarning)
-        doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(
+        doctest.DocTestRunner().run(
             test, out=report.append, clear_globs=False
         )
     assert not report, "".join(report)
