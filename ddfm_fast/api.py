@@ -40,7 +40,7 @@ from .priors.load import file_identity, load_prior
 from .priors.precision import default_precision
 from .priors.prior import Prior
 from .restore.sources import FusionReport, SourceModel
-from .runtime import environment, typed
+from .runtime import environment, typed, waiting
 from .runtime.apart import runs_apart
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.fusers import InGraphs
@@ -57,7 +57,7 @@ KEPT_FUSERS = 4
 
 
 @documented
-class Fuser(InGraphs):
+class Fuser(InGraphs, waiting.Awaited):
     """A prior and a configuration, built once and called for any number of images.
 
     Args:
@@ -68,7 +68,8 @@ class Fuser(InGraphs):
         OPTIONS
 
     Attributes ``config`` (a :class:`FuseConfig`), ``prior``, ``device``, ``seed``, ``color``,
-    ``progress``, ``batch_size``, ``backend``, ``loops`` and ``method`` are what they became.
+    ``progress``, ``batch_size``, ``backend``, ``loops`` and ``method`` are what they became. Any
+    number of threads may call one fuser: :mod:`ddfm_fast.runtime.waiting` has the rule.
 
     Raises:
         ValueError: An option that is out of range, or that cannot be had on this machine.

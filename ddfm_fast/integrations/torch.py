@@ -139,8 +139,7 @@ class FuseModule(nn.Module):
             error_msgs.append(f"prior: {error}")
             return
         unet = optimized(unet, prior.device, prior.dtype)
-        run = {"tf32": prior.tf32, "compiled": prior.compiled}
-        loaded = UNetPrior(unet, **run, **prior.keywords())
+        loaded = UNetPrior(unet, tf32=prior.tf32, compiled=prior.compiled, **prior.keywords())
         self.fuser = self.fuser.with_options(prior=loaded, dtype="auto", compile=False)
 
 

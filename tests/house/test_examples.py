@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import doctest
 import pydoc
 import subprocess
@@ -32,9 +33,7 @@ def run(test: doctest.DocTest, globs: dict) -> None:
     report: list[str] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error", ddfm_fast.DDFMWarning)
-        doctest.DocTestRunner().run(
-            test, out=report.append, clear_globs=False
-        )
+        doctest.DocTestRunner().run(test, out=report.append, clear_globs=False)
     assert not report, "".join(report)
 
 
@@ -65,6 +64,11 @@ def test_every_name_has_an_example_that_runs(name, sources):
 def test_the_others_have_theirs_on_the_page():
     code = "".join(example.source for example in page().examples)
     assert all(f"ddfm_fast.{name}" in code for name in ON_THE_PAGE)
+
+
+def test_the_awaited_call(sources):
+    (test,) = examples("afuse", ddfm_fast.Fuser.afuse)
+    run(test, {"asyncio": asyncio, "Fuser": ddfm_fast.Fuser, **sources})
 
 
 def test_all_is_the_whole_interface():

@@ -54,6 +54,11 @@ def tensors(a: torch.Tensor, b: torch.nn.Parameter) -> None:
     reveal_type(ddfm_fast.Fuser().with_options(steps=3)(a, b))  # tensor
 
 
+async def awaited(a: torch.Tensor, b: NDArray[np.uint8]) -> None:
+    reveal_type(await ddfm_fast.Fuser().afuse(a, a))  # tensor
+    reveal_type(await ddfm_fast.Fuser().afuse([b], [b], color=False))  # arrays
+
+
 def mixed(a: torch.Tensor, b: Image.Image, anything: Any) -> None:
     reveal_type(ddfm_fast.fuse(a, b))  # Any
     reveal_type(ddfm_fast.fuse(anything, anything))  # Any
