@@ -96,6 +96,16 @@ class FuseModule(nn.Module):
             fused = self.fuser(a, b, value_range=(0.0, 1.0), layout="NCHW")
         return fused.reshape(*lead, *fused.shape[-3:])
 
+    @property
+    def device(self) -> torch.device:
+        """Where it fuses."""
+        return self.fuser.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the prior's weights."""
+        return self.fuser.prior.dtype
+
     def extra_repr(self) -> str:
         """What ``print`` shows."""
         config = self.fuser.config
