@@ -14,7 +14,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .align.call import Aligner, checked_align, setting_identity
-from .config import FuseConfig, default_preset, require_bool
+from .config import IMAGE_KINDS, FuseConfig, default_preset, require_bool
 from .graphs.cache import GraphCache, GraphSummary
 from .images.doubts import warn
 from .images.pair import Pair, as_items, checked_color, read_pair
@@ -40,7 +40,7 @@ from .priors.load import file_identity, load_prior
 from .priors.precision import chosen_precision
 from .priors.prior import Prior
 from .restore.sources import FusionReport, SourceModel
-from .runtime import environment
+from .runtime import environment, typed, waiting
 from .runtime.apart import runs_apart
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.fusers import InGraphs
@@ -54,13 +54,12 @@ from .sampler import Callback
 
 one_thread_after_fork()
 
-KINDS = ("photographic", "functional")
 KEPT_FUSERS = 4
 """fusers that ``fuse`` keeps for later calls with the same settings"""
 
 
 @documented
-class Fuser(InGraphs, Travels):
+class Fuser(InGraphs, Travels, waiting.Awaited):
     """A prior and a configuration, built once and called for any number of images.
 
     Args:
@@ -71,12 +70,16 @@ class Fuser(InGraphs, Travels):
         OPTIONS
 
     Attributes ``config`` (a :class:`FuseConfig`), ``prior``, ``device``, ``seed``, ``color``,
-    ``progress``, ``batch_size``, ``backend``, ``loops`` and ``method`` are what they became.
+    ``progress``, ``batch_size``, ``backend``, ``loops`` and ``method`` are what they became. Any
+    number of threads may call one fuser: :mod:`ddfm_fast.runtime.waiting` has the rule.
 
     Raises:
         ValueError: An option that is out of range, or that cannot be had on this machine.
         TypeError: An option of the wrong type, or of no known name.
         ImportError: A library that an option needs is missing.
+
+    >>> [fused.shape for fused in Fuser(preset="instant")([infrared] * 2, [visible] * 2)]
+    [(48, 64, 3), (48, 64, 3)]
     """
 
     def __init__(self, *, method: MethodMaker = Diffusion, **options: Unpack[FuserOptions]):
@@ -171,6 +174,7 @@ class Fuser(InGraphs, Travels):
             other._build()
         return other
 
+    @typed.typed_as(typed.call)
     @traced
     @documented
     def __call__(
@@ -282,6 +286,7 @@ class Fuser(InGraphs, Travels):
         """Describe the CUDA graphs that this fuser keeps, oldest use first."""
         return self.loops.summary()
 
+    @typed.typed_as(typed.stream)
     def stream(
         self,
         pairs: Iterable[tuple],
@@ -353,7 +358,7 @@ class Fuser(InGraphs, Travels):
         sources = self.sources(ir, vis, seed=run["seed"])
         steps = len(getattr(self.method, "rows", ()))
         found = [
-            FusionReport(one["ir"], one["vis"], KINDS[is_map], steps)
+            FusionReport(one["ir"], one["vis"], IMAGE_KINDS[1 + is_map], steps)
             for one, is_map in zip(sources.reports, functional, strict=True)
         ]
         if (tell := run["callback"]) is not None:
@@ -392,6 +397,7 @@ class _Key(NamedTuple):
     rest: tuple
 
 
+@typed.typed_as(typed.fuse)
 @documented
 def fuse(
     ir: Any,
@@ -429,11 +435,11 @@ def fuse(
         TypeError: Names the argument that is wrong.
         ImportError: A library that an option needs is missing.
 
-    >>> fused = fuse(ir, vis)                                  # doctest: +SKIP
-    >>> gray = fuse(ir, vis, steps=25, color=False)            # doctest: +SKIP
+    >>> fuse(infrared, visible, steps=3, color=False).shape    # sources: help(ddfm_fast)
+    (48, 64, 1)
     """
     given = with_defaults(options)
-    call = {name: given[name] for name in _PER_CALL}
+    call = {name: given[name] for name in ("seed", "color", "progress")}
     reading: ReadingOptions = {"value_range": value_range, "layout": layout, "nodata": nodata}
     return _kept_fuser(options, given)(ir, vis, **call, callback=callback, report=report, **reading)
 
@@ -468,9 +474,6 @@ def _kept_fuser(options: FuserOptions, given: dict[str, Any]) -> Fuser:
         while len(_fusers) > KEPT_FUSERS:
             _fusers.popitem(last=False)
     return fuser
-
-
-_PER_CALL = ("seed", "color", "progress")
 
 
 def _key(given: dict[str, Any]) -> _Key | None:

@@ -63,11 +63,35 @@ def load_prior(
 
     ValueError or TypeError, naming what is wrong, for anything else; ImportError when diffusers
     is needed and absent.
+
+    >>> prior = load_prior("embedded")
+    >>> prior(torch.zeros(1, 3, 64, 64), 500).shape  # eps of the noisy image x, at timestep 500
+    torch.Size([1, 3, 64, 64])
+    >>> prior.multiple, prior.num_train_timesteps, prior.precision
+    (16, 1000, 'float32')
     """
     if isinstance(dtype, str) and dtype == "auto":
         named = isinstance(spec, str | os.PathLike)
         dtype = default_precision(torch.device(device or "cpu")) if named else None
     dtype = check_precision(dtype)
+    prior = _prior_of(spec, config, device, dtype)
+    if isinstance(prior, UNetPrior):
+        return prior.to(device, dtype, compile or None)
+    if compile:
+        raise ValueError(
+            f"compile: works on networks of ddfm_fast, and prior {prior.name!r} is a module or "
+            "callable; call torch.compile on it and pass the result"
+        )
+    return prior if device is None else prior.to(device)
+
+
+def _prior_of(
+    spec: Any,
+    config: dict[str, Any] | None,
+    device: str | torch.device | None,
+    dtype: str | None,
+) -> Prior:
+    """The prior, in that precision where it is made here."""
     if isinstance(spec, Prior):
         if config:
             raise ValueError("config: a Prior is taken as it is; pass config where it is made")
@@ -87,14 +111,7 @@ def load_prior(
         prior = _of_callable(spec, {"dtype": input_dtype, **_prior_keywords(config)})
     else:
         raise TypeError(f"prior: got {type(spec).__name__}, expected {ACCEPTED}")
-    if isinstance(prior, UNetPrior):
-        return prior.to(device, dtype, compile or None)
-    if compile:
-        raise ValueError(
-            f"compile: works on networks of ddfm_fast, and prior {prior.name!r} is a module or "
-            "callable; call torch.compile on it and pass the result"
-        )
-    return prior if device is None else prior.to(device)
+    return prior
 
 
 def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
