@@ -39,6 +39,7 @@ from .options import (
 from .priors.load import file_identity, load_prior
 from .priors.precision import default_precision
 from .priors.prior import Prior
+from .priors.tiled import tiled
 from .restore.sources import FusionReport, SourceModel
 from .runtime import environment
 from .runtime.apart import runs_apart
@@ -130,8 +131,9 @@ class Fuser(InGraphs):
         self._build()
 
     def _build(self) -> None:
-        self.method = self._make_method(self.prior, self.config, self.loops)
-        self.sources = SourceModel(self.prior, self.config, self.loops.evaluate, self.pixels)
+        self.tiled = tiled(self.prior, self._options["tile"])
+        self.method = self._make_method(self.tiled, self.config, self.loops)
+        self.sources = SourceModel(self.tiled, self.config, self.loops.evaluate, self.pixels)
         self.registered()
 
     @property
@@ -261,7 +263,7 @@ class Fuser(InGraphs):
             self.sources.warm_up(planes[:1])
             if getattr(self.method, "rows", True):
                 size = padded_size((height, width), self.config.crop_multiple, self.prior.multiple)
-                self.loops.warm_up(self.prior, self.config, (count, *size), progress, LumaLoop)
+                self.loops.warm_up(self.tiled, self.config, (count, *size), progress, LumaLoop)
             else:
                 for _ in range(2 if planes.is_cuda else 1):  # the second captures
                     self._fused(planes, planes, [False] * count, {"seed": self.seed})
@@ -305,7 +307,7 @@ class Fuser(InGraphs):
             functional = [f for n in members for f in pairs[n].are_functional(self.config.images)]
             size = self.batch_size
             if self.automatic_batch:
-                size = images_that_fit(self.prior, height, width, size)
+                size = images_that_fit(self.tiled, height, width, size)
             found: list[FusionReport] = []
             parts = in_batches(
                 lambda a, b, f, found=found: self._fuse_lumas(a, b, f, run, found),
@@ -343,7 +345,7 @@ class Fuser(InGraphs):
         sources = self.sources(ir, vis, seed=run["seed"])
         steps = len(getattr(self.method, "rows", ()))
         found = [
-            FusionReport(one["ir"], one["vis"], KINDS[is_map], steps)
+            self.sources.report(one, KINDS[is_map], steps, ir.shape[-2:])
             for one, is_map in zip(sources.reports, functional, strict=True)
         ]
         if (tell := run["callback"]) is not None:
@@ -488,7 +490,7 @@ def _key(given: dict[str, Any]) -> _Key | None:
         device = torch.device("cuda", torch.cuda.current_device())
     precision = _precision(prior, given["dtype"], device, config := _config(given))
     ours = (identity, str(device), str(precision), given["compile"])
-    rest = (given[name] for name in ("backend", "solver", "graph", "batch_size"))
+    rest = (given[name] for name in ("backend", "solver", "graph", "batch_size", "tile"))
     key = _Key(ours, config, (*rest, *sorted(environment.set_values().items())))
     try:
         hash(key)

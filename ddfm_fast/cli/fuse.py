@@ -62,6 +62,7 @@ def fuse(
     dtype: opt.DType = default.dtype,
     backend: opt.Backend = default.backend,
     graph: opt.Graph = default.graph,
+    tile: opt.Tile = default.tile,
     max_pixels: opt.MaxPixels = None,
 ) -> None:
     """Fuse two image files, or two folders whose files have the same stems.

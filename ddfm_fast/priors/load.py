@@ -16,6 +16,7 @@ from .network import UNetPrior, optimized
 from .precision import PRECISIONS, check_precision, default_precision
 from .predictions import PREDICTIONS
 from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS, Prior
+from .tiled import TiledPrior, tiled
 from .unet import UNet
 from .wrapped import NetworkFunction, wrap
 
@@ -109,8 +110,10 @@ def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
 def denoiser_of(prior: Prior) -> Prior:
     """Give the prior that denoises gray sources beside this one: the gray network to the embedded.
 
-    Any other prior denoises by itself.
+    Any other prior denoises by itself, and in tiles where the prior is tiled.
     """
+    if isinstance(prior, TiledPrior):
+        return tiled(denoiser_of(prior.inner), prior.tile)
     if (
         isinstance(prior, UNetPrior)
         and prior.name == "embedded"

@@ -49,12 +49,14 @@ class Prior:
         channels: Of its images: 3, or 1 for a prior of gray.
         reproducible: Whether ``eps`` has the same bytes for any number of threads and of images at
             once, on one machine and build.
+        foreign: Whether ``eps`` runs code of others, which may not repeat itself in a CUDA graph.
     """
 
     tf32: bool = False
     compiled: bool = False
     channels: int = 3
     reproducible: bool = False
+    foreign: bool = False
 
     def __init__(
         self,
@@ -105,6 +107,11 @@ class Prior:
         return torch.from_numpy(1 / process.alphas_cumprod - 1).sqrt()
 
     @functools.cached_property
+    def tilings(self) -> dict[str, dict]:
+        """What :class:`.tiled.TiledPrior` keeps of the sizes at which it evaluated this prior."""
+        return {}
+
+    @functools.cached_property
     def has_variance(self) -> bool:
         """Whether the network predicts the learned-range half too."""
         return False
@@ -118,6 +125,11 @@ class Prior:
         """Find the most bytes of activations during ``eps`` of n such images; None if unknown."""
         del n, height, width  # for subclasses, which may know
         return None
+
+    def tile_at(self, height: int, width: int) -> int:
+        """Give the side of the tiles that such a picture is evaluated in, 0 for whole."""
+        del height, width  # for TiledPrior
+        return 0
 
     def to(self, device: str | torch.device) -> Prior:
         """Give this prior on a device: itself if it is there, else a new one."""
