@@ -40,7 +40,7 @@ class InGraphs:
             prior.fingerprint, sorted(keywords.items()), prior.precision,
             getattr(prior, "compiled", False), repr(replace(self.config, summary="")),
             type(method).__name__, method.part, self.device.type, self.backend[:2],
-            str(self._options["tile"]),
+            str(getattr(self.tiled, "tile", "off")),
         )  # fmt: skip
         return f"fuser {hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}"
 
