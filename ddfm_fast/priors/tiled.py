@@ -54,8 +54,11 @@ def tiled(prior: Prior, tile: int | str) -> Prior:
     """
     if isinstance(tile, str) and tile.isdecimal():  # from a command line
         tile = int(tile)
-    number = isinstance(tile, Integral) and not isinstance(tile, bool)
-    if not (LEAST <= tile <= MOST if number else isinstance(tile, str) and tile in ("auto", "off")):
+    if isinstance(tile, Integral) and not isinstance(tile, bool):
+        known = LEAST <= tile <= MOST
+    else:
+        known = isinstance(tile, str) and tile in ("auto", "off")
+    if not known:
         raise ValueError(
             f'tile is {tile!r}; expected "auto", "off" or the side of the tiles, {LEAST} to {MOST} '
             "pixels, such as 512"
@@ -95,8 +98,9 @@ class TiledPrior(Prior):
         return self.inner.has_variance
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, TiledPrior) and self.inner is other.inner
-        return same and self.tile == other.tile
+        if not isinstance(other, TiledPrior):
+            return False
+        return self.inner is other.inner and self.tile == other.tile
 
     def __hash__(self) -> int:
         return hash((self.inner, self.tile))
