@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -36,9 +34,10 @@ from .options import (
     documented,
     with_defaults,
 )
-from .priors.load import file_identity, load_prior
+from .priors.load import identity_of, load_prior
 from .priors.precision import chosen_precision
 from .priors.prior import Prior
+from .priors.tiled import tiled
 from .restore.sources import FusionReport, SourceModel
 from .runtime import environment, typed, waiting
 from .runtime.apart import runs_apart
@@ -138,8 +137,9 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         self._build()
 
     def _build(self) -> None:
-        self.method = self._make_method(self.prior, self.config, self.loops)
-        self.sources = SourceModel(self.prior, self.config, self.loops.evaluate, self.pixels)
+        self.tiled = tiled(self.prior, self._options["tile"])
+        self.method = self._make_method(self.tiled, self.config, self.loops)
+        self.sources = SourceModel(self.tiled, self.config, self.loops.evaluate, self.pixels)
         self.registered()
 
     @property
@@ -275,7 +275,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
             self.sources.warm_up(planes[:1])
             if getattr(self.method, "rows", True):
                 size = padded_size((height, width), self.config.crop_multiple, self.prior.multiple)
-                self.loops.warm_up(self.prior, self.config, (count, *size), progress, LumaLoop)
+                self.loops.warm_up(self.tiled, self.config, (count, *size), progress, LumaLoop)
             else:
                 for _ in range(2 if planes.is_cuda else 1):  # the second captures
                     self._fused(planes, planes, [False] * count, {"seed": self.seed})
@@ -320,7 +320,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
             functional = [f for n in members for f in pairs[n].are_functional(self.config.images)]
             size = self.batch_size
             if self.automatic_batch:
-                size = images_that_fit(self.prior, height, width, size)
+                size = images_that_fit(self.tiled, height, width, size)
             found: list[FusionReport] = []
             parts = in_batches(
                 lambda a, b, f, found=found: self._fuse_lumas(a, b, f, run, found),
@@ -358,7 +358,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         sources = self.sources(ir, vis, seed=run["seed"])
         steps = len(getattr(self.method, "rows", ()))
         found = [
-            FusionReport(one["ir"], one["vis"], IMAGE_KINDS[1 + is_map], steps)
+            self.sources.report(one, IMAGE_KINDS[1 + is_map], steps, ir.shape[-2:])
             for one, is_map in zip(sources.reports, functional, strict=True)
         ]
         if (tell := run["callback"]) is not None:
@@ -479,18 +479,14 @@ def _kept_fuser(options: FuserOptions, given: dict[str, Any]) -> Fuser:
 def _key(given: dict[str, Any]) -> _Key | None:
     """What decides a fuser, or None where that cannot be told."""
     prior, device = given["prior"], resolve_device(given["device"])
-    if isinstance(prior, Prior) or (isinstance(prior, str) and prior == "embedded"):
-        identity: Any = prior
-    elif isinstance(prior, str | os.PathLike):
-        identity = file_identity(Path(prior))
-    else:
+    if (identity := identity_of(prior)) is None:
         return None
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     config = _config(given)
     precision = chosen_precision(prior, given["dtype"], device, config.round_luma)
     ours = (identity, str(device), str(precision), given["compile"])
-    rest = [given[name] for name in ("backend", "solver", "graph", "batch_size")]
+    rest = [given[n] for n in ("backend", "solver", "graph", "batch_size", "tile")]
     rest.append(setting_identity(given["align"]))
     key = _Key(ours, config, (*rest, *sorted(environment.set_values().items())))
     try:

@@ -60,6 +60,7 @@ class FuserOptions(TypedDict, total=False):
     dtype: str | torch.dtype
     compile: bool
     batch_size: int | None
+    tile: int | str
     progress: bool
 
 
@@ -164,6 +165,11 @@ OPTIONS: dict[str, Option] = {
         RUNTIME, None, "Most pairs at once (a CPU: 1; a GPU: what fits).",
         "None: 1 on a CPU, where a batch saves nothing; on a GPU up to 8, fewer where its free "
         "memory holds fewer.",
+    ),
+    "tile": Option(
+        RUNTIME, "auto", "Evaluate the prior in tiles: auto (by free memory), off, or their side.",
+        "Tiles overlap by a quarter and are blended. Auto takes pictures whole that fit in half of "
+        "the free memory, and with callables all; for the same bytes wherever it runs, say which.",
     ),
     "progress": Option(RUNTIME, False, "Show a bar over the steps."),
 }  # fmt: skip

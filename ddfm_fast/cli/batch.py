@@ -89,6 +89,7 @@ def batch(
     dtype: opt.DType = default.dtype,
     backend: opt.Backend = default.backend,
     graph: opt.Graph = default.graph,
+    tile: opt.Tile = default.tile,
     max_pixels: opt.MaxPixels = None,
 ) -> None:
     """Fuse a data set. Safe to interrupt; rerun to resume.

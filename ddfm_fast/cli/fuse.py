@@ -64,6 +64,7 @@ def fuse(
     dtype: opt.DType = default.dtype,
     backend: opt.Backend = default.backend,
     graph: opt.Graph = default.graph,
+    tile: opt.Tile = default.tile,
     max_pixels: opt.MaxPixels = None,
 ) -> None:
     """Fuse two image files, or two folders of files with the same stems, into --out.

@@ -17,6 +17,7 @@ from .origin import Origin, file_identity
 from .precision import PRECISIONS, check_precision, default_precision
 from .predictions import PREDICTIONS
 from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS, Prior
+from .tiled import TiledPrior, tiled
 from .unet import UNet
 from .wrapped import NetworkFunction, wrap
 
@@ -127,8 +128,10 @@ def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
 def denoiser_of(prior: Prior) -> Prior:
     """Give the prior that denoises gray sources beside this one: the gray network to the embedded.
 
-    Any other prior denoises by itself.
+    Any other prior denoises by itself, and in tiles where the prior is tiled.
     """
+    if isinstance(prior, TiledPrior):
+        return tiled(denoiser_of(prior.inner), prior.tile)
     if (
         isinstance(prior, UNetPrior)
         and prior.name == "embedded"
@@ -216,3 +219,10 @@ def _from_path(
         prior = _checkpoint_prior(path, config, device, precision, path.stem)
     prior.origin = origin
     return prior
+
+
+def identity_of(prior: Any) -> Any:
+    """What a prior is known by while its file, if it has one, stays as it is; None if unknown."""
+    if isinstance(prior, Prior) or (isinstance(prior, str) and prior == "embedded"):
+        return prior
+    return file_identity(Path(prior)) if isinstance(prior, str | os.PathLike) else None

@@ -57,6 +57,7 @@ RECORD = {
         --skip-existing: bool, False
         --steps: str, None
         --stretch: none|minmax|percentile|sources, None
+        --tile: str, 'auto'
         --variant: str, None
         --vis-range: str, None
         -o --out: Path, required
@@ -107,6 +108,7 @@ RECORD = {
         --seed: int, 3407
         --steps: str, None
         --stretch: none|minmax|percentile|sources, None
+        --tile: str, 'auto'
         --variant: str, None
         --vis-range: str, None
         --workers: int min=1, 2
@@ -144,6 +146,7 @@ RECORD = {
         --seed: int, 3407
         --side-by-side: bool, False
         --start: float min=0, 0.0
+        --tile: str, 'auto'
         --tone-map: auto|off, 'auto'
         --vis-range: str, None
         -o --out: str, required
@@ -172,6 +175,7 @@ RECORD = {
         --slices: str, None
         --steps: str, None
         --stretch: none|minmax|percentile|sources, None
+        --tile: str, 'auto'
         --vis-range: str, None
         -o --out: Path, required
         -q --quiet: bool, False
@@ -195,6 +199,7 @@ RECORD = {
         --preset: str, None
         --prior-config: str, None
         --prior: str, 'embedded'
+        --tile: str, 'auto'
         --timeout: float min=0.1, 60.0
         --token-file: Path, None
         --wait: float min=0, 5.0
