@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from .align.call import Aligner, checked_align, setting_identity
 from .config import IMAGE_KINDS, FuseConfig, default_preset, require_bool
 from .graphs.cache import GraphCache, GraphSummary
 from .images.doubts import warn
@@ -37,17 +37,19 @@ from .options import (
     with_defaults,
 )
 from .priors.load import file_identity, load_prior
-from .priors.precision import default_precision
+from .priors.precision import chosen_precision
 from .priors.prior import Prior
 from .restore.sources import FusionReport, SourceModel
 from .runtime import environment, typed, waiting
 from .runtime.apart import runs_apart
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.fusers import InGraphs
+from .runtime.locks import ForkLock
 from .runtime.machine import one_thread_after_fork
 from .runtime.memory import images_that_fit, in_batches
 from .runtime.operators import traced
 from .runtime.pixels import pixels_for
+from .runtime.travel import Travels
 from .sampler import Callback
 
 one_thread_after_fork()
@@ -57,7 +59,7 @@ KEPT_FUSERS = 4
 
 
 @documented
-class Fuser(InGraphs, waiting.Awaited):
+class Fuser(InGraphs, Travels, waiting.Awaited):
     """A prior and a configuration, built once and called for any number of images.
 
     Args:
@@ -88,6 +90,7 @@ class Fuser(InGraphs, waiting.Awaited):
         self._named = None if isinstance(given["preset"], FuseConfig) else self._config
         self.device = resolve_device(given["device"])
         self.seed, self.color = checked_seed(given["seed"]), checked_color(given["color"])
+        self.align = checked_align(given["align"])
         for name in ("progress", "compile"):
             require_bool(name, given[name])
         self.progress = given["progress"]
@@ -96,7 +99,9 @@ class Fuser(InGraphs, waiting.Awaited):
         self.prior: Prior = load_prior(
             given["prior"],
             device=self.device,
-            dtype=_precision(given["prior"], given["dtype"], self.device, self.config),
+            dtype=chosen_precision(
+                given["prior"], given["dtype"], self.device, self.config.round_luma
+            ),
             compile=given["compile"],
         )
         self.backend = resolve_backend(self.device, given["backend"], given["solver"])
@@ -182,19 +187,21 @@ class Fuser(InGraphs, waiting.Awaited):
         progress: bool | None = None,
         callback: Callback | None = None,
         report: list[FusionReport] | None = None,
+        align: Any = None,
         **reading: Unpack[ReadingOptions],
     ) -> Any:
         """Fuse ``ir`` and ``vis``: two images, two batches, or two lists of images of any sizes.
 
         Args:
             ir: Containers, layouts, dtypes and ranges: :func:`ddfm_fast.images.to_planes`.
-            vis: The other source, aligned, of the same size.
-            seed: In place of the fuser's own, and likewise ``color`` and ``progress``.
+            vis: The other source, of the same size unless it is to be aligned.
+            seed: In place of the fuser's own, likewise ``color``, ``progress`` and ``align``.
             color: See ``seed``.
             progress: See ``seed``.
             callback: Gets a :class:`StepInfo` after every step; raising stops the fusion.
             report: A list, to which a :class:`FusionReport` is added for each image: what was found
                 in its sources and done about it.
+            align: See ``seed``.
             **reading: How the images are read:
                 READING
 
@@ -214,8 +221,9 @@ class Fuser(InGraphs, waiting.Awaited):
         }
         check_run(run, report)
         many, items = as_items(ir, vis)
+        aligner = Aligner(self.align if align is None else checked_align(align))
         pairs = [
-            self.read(a, b, color=color, index=f"[{n}]" if many else "", **reading)
+            self.read(a, b, color=color, index=f"[{n}]" * many, aligner=aligner, **reading)
             for n, (a, b) in enumerate(items)
         ]
         given, reports = self._fuse_pairs(pairs, run)
@@ -231,6 +239,7 @@ class Fuser(InGraphs, waiting.Awaited):
         *,
         color: bool | str | None = None,
         index: str = "",
+        aligner: Aligner | None = None,
         **reading: Unpack[ReadingOptions],
     ) -> Pair:
         """Read one item of a call as this fuser would: :func:`ddfm_fast.images.pair.read_pair`."""
@@ -243,6 +252,7 @@ class Fuser(InGraphs, waiting.Awaited):
             color=color if self.config.color else False,
             least=self.config.crop_multiple,
             index=index,
+            align=None if aligner is None else aligner.raws,
             **reading,
         )
 
@@ -378,18 +388,6 @@ def _config(given: Mapping[str, Any]) -> FuseConfig:
     return FuseConfig.from_preset(preset).with_overrides(**{n: given[n] for n in overrides})
 
 
-def _precision(prior: Any, dtype: Any, device: torch.device, config: FuseConfig) -> Any:
-    """What ``load_prior`` is asked for; None leaves a prior as it is and means float32 for a path.
-
-    A preset that repeats the authors' script to the pixel is exact.
-    """
-    if not (isinstance(dtype, str) and dtype == "auto"):
-        return dtype
-    if config.round_luma or not isinstance(prior, str | os.PathLike):
-        return None
-    return default_precision(device)
-
-
 class _Key(NamedTuple):
     """What decides a fuser that ``fuse`` keeps."""
 
@@ -420,7 +418,7 @@ def fuse(
 
     Args:
         ir: An image, a batch or a list of images: :func:`ddfm_fast.images.to_planes`.
-        vis: The other source, aligned, of the same size.
+        vis: The other source, of the same size unless it is to be aligned.
         callback: Gets a :class:`StepInfo` after every step; raising stops the fusion.
         report: As in the call of :class:`Fuser`.
         value_range: As in the call of :class:`Fuser`.
@@ -447,7 +445,7 @@ def fuse(
 
 
 _fusers: OrderedDict[_Key, Fuser] = OrderedDict()
-_fusers_lock = threading.Lock()
+_fusers_lock = ForkLock()
 
 
 def clear_cache() -> None:
@@ -489,9 +487,11 @@ def _key(given: dict[str, Any]) -> _Key | None:
         return None
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    precision = _precision(prior, given["dtype"], device, config := _config(given))
+    config = _config(given)
+    precision = chosen_precision(prior, given["dtype"], device, config.round_luma)
     ours = (identity, str(device), str(precision), given["compile"])
-    rest = (given[name] for name in ("backend", "solver", "graph", "batch_size"))
+    rest = [given[name] for name in ("backend", "solver", "graph", "batch_size")]
+    rest.append(setting_identity(given["align"]))
     key = _Key(ours, config, (*rest, *sorted(environment.set_values().items())))
     try:
         hash(key)

@@ -13,6 +13,7 @@ from ..runtime.apart import on_the_host
 from .callable import CallablePrior
 from .checkpoint import load_checkpoint, split_config
 from .network import UNetPrior, optimized
+from .origin import Origin, file_identity
 from .precision import PRECISIONS, check_precision, default_precision
 from .predictions import PREDICTIONS
 from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS, Prior
@@ -177,7 +178,9 @@ def _embedded(name: str) -> Prior:
             f'prior: the file of "{name}" is missing from this installation; install ddfm_fast '
             "again or give the path of a checkpoint"
         )
-    return _checkpoint_prior(ASSETS[name], None, torch.device("cpu"), "float32", name)
+    prior = _checkpoint_prior(ASSETS[name], None, torch.device("cpu"), "float32", name)
+    prior.origin = Origin(load_prior, name)
+    return prior
 
 
 def _checkpoint_prior(
@@ -196,27 +199,20 @@ def _from_path(
 ) -> Prior:
     device = torch.device(device or "cpu")
     precision = precision or "float32"
+    if not os.path.exists(path):
+        name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
+        raise ValueError(f"prior: there is no file or folder {name!r}; expected {ACCEPTED}")
+    where = os.path.abspath(path)
+    origin = Origin(load_prior, where, config, file_identity(Path(where)))
+    prior: Prior
     if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         from .hf import load_diffusers
 
         model, found = load_diffusers(path)
         keywords = {**found, **_prior_keywords(config)}
         model = model.to(device, PRECISIONS[precision])
-        return _of_callable(model, {"name": path.name, **keywords})
-    if not os.path.exists(path):
-        name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
-        raise ValueError(f"prior: there is no file or folder {name!r}; expected {ACCEPTED}")
-    return _checkpoint_prior(path, config, device, precision, path.stem)
-
-
-def file_identity(path: Path) -> tuple | None:
-    """The path of a file, or of a folder's files, with sizes and times; None if there is none."""
-    try:
-        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
-        facts = [(str(p), p.stat()) for p in files]
-    except OSError:
-        return None
-    return (
-        str(path.resolve()),
-        *((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in facts),
-    )
+        prior = _of_callable(model, {"name": path.name, **keywords})
+    else:
+        prior = _checkpoint_prior(path, config, device, precision, path.stem)
+    prior.origin = origin
+    return prior
