@@ -50,7 +50,7 @@ class FuserOptions(TypedDict, total=False):
     stretch: str | None
     denoise: str | float | Mapping[str, str | float] | None
     images: str | None
-    align: Any
+    align: object
     seed: int
     color: bool | str
     device: str | torch.device | None

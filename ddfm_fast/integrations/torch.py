@@ -28,6 +28,7 @@ from ..method import Diffusion
 from ..options import FuserOptions
 from ..priors.checkpoint import build_unet
 from ..priors.network import UNetPrior, optimized
+from ..runtime.apart import apart
 from ..target.choose import choose
 
 if TYPE_CHECKING:
@@ -110,6 +111,12 @@ class FuseModule(nn.Module):
         """What ``print`` shows."""
         config = self.fuser.config
         return f"{config.summary or config}, prior={self.fuser.prior.name!r}"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FuseModule:
+        """A module that shares the fuser, until one of the two is moved or gets other weights."""
+        copied = type(self)(self.fuser)
+        memo[id(self)] = copied
+        return copied.train(self.training)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FuseModule:
         super()._apply(fn, recurse)
@@ -195,8 +202,8 @@ def _with_gradients(fuser: Fuser, ir: Tensor, vis: Tensor) -> Tensor:
             f"{name} requires gradients, which only the closed form without denoising has; "
             f'expected preset="instant", or a call under torch.no_grad() or with {name}.detach()'
         )
-    pair = fuser.read(ir.detach(), vis.detach(), value_range=(0.0, 1.0), layout="NCHW")
-    with torch.autocast(fuser.device.type, enabled=False):
+    with apart(fuser.device):
+        pair = fuser.read(ir.detach(), vis.detach(), value_range=(0.0, 1.0), layout="NCHW")
         return _closed_form(fuser, pair, ir, vis)
 
 

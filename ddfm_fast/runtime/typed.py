@@ -47,7 +47,7 @@ if TYPE_CHECKING:
         seed: int | None
         color: bool | str | None
         progress: bool | None
-        align: Any
+        align: object
 
     class StreamOptions(ReadingOptions, total=False):
         """Keywords of ``Fuser.stream``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import doctest
+import importlib
 import pydoc
 import subprocess
 import sys
@@ -69,6 +70,13 @@ def test_the_others_have_theirs_on_the_page():
 def test_the_awaited_call(sources):
     (test,) = examples("afuse", ddfm_fast.Fuser.afuse)
     run(test, {"asyncio": asyncio, "Fuser": ddfm_fast.Fuser, **sources})
+
+
+@pytest.mark.parametrize("name", ["torch", "albumentations"])
+def test_the_examples_of_integrations(name, sources):
+    module = importlib.import_module(f"ddfm_fast.integrations.{name}")
+    (test,) = examples(name, module)
+    run(test, dict(sources))
 
 
 def test_all_is_the_whole_interface():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 
 import numpy as np
@@ -183,6 +184,25 @@ def test_to():
     assert own.to("cpu") is own and own.half() is own
     ir, vis = pair(1, 3, 1)
     assert torch.equal(own(ir, vis), FuseModule(preset="instant", device="cpu")(ir, vis))
+
+
+def test_copies_are_apart():
+    own = FuseModule(preset="instant", device="cpu").eval()
+    copied = copy.deepcopy(torch.nn.Sequential(own))[0]
+    assert copied is not own and copied.fuser is own.fuser and not copied.training
+    state = own.state_dict()
+    copied.load_state_dict({name: value * 2 for name, value in state.items()})
+    for name, value in own.state_dict().items():
+        assert torch.equal(value, state[name])
+        assert torch.equal(copied.state_dict()[name], value * 2)
+
+
+def test_a_default_device_of_the_program_stays_out(module):
+    ir, vis = pair(1, 3, 1)
+    expected = module(ir, vis)
+    with torch.device("meta"):
+        exact = module(ir.clone().requires_grad_(), vis)
+    np.testing.assert_allclose(exact.detach(), expected, atol=2e-6)
 
 
 @pytest.mark.gpu
