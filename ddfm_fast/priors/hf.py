@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .foreign import why_channels
 from .schedulers import keywords_of
-from .state_dict import check_finite, read_tensors, some
+from .state_dict import INDEX, check_finite, read_tensors, some
 from .unet_config import MOST, MOST_BLOCKS, MOST_LEVELS
 
 MOST_JSON = 1 << 20
@@ -54,7 +55,7 @@ def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             root,
             local_files_only=True,
             low_cpu_mem_usage=False,
-            use_safetensors=weights.suffix == ".safetensors",
+            use_safetensors=weights.suffix != ".bin",
             output_loading_info=True,
         )
     except Exception as error:  # whatever a configuration makes another library do
@@ -65,14 +66,13 @@ def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def _weights_file(root: Path, folder: Path) -> Path:
-    """The one file of weights, which is judged before diffusers reads it."""
-    files = [root / f"{_WEIGHTS}.safetensors", root / f"{_WEIGHTS}.bin"]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None or any(root.glob(f"{_WEIGHTS}*.index.json")):
+    """The file of weights, or the list of several, judged before diffusers reads it."""
+    names = [f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}{INDEX}", f"{_WEIGHTS}.bin"]
+    found = next((root / name for name in names if (root / name).is_file()), None)
+    if found is None:
         raise ValueError(
-            f"prior: folder {str(folder)!r} has no {files[0].name} or {files[1].name}, or the "
-            "weights are in several files; save them in one: "
-            "model.save_pretrained(folder, max_shard_size='16GB')"
+            f"prior: folder {str(folder)!r} has no {', '.join(names[:2])} or {names[2]}; get the "
+            "folder again, or save it by model.save_pretrained(folder)"
         )
     return found
 
@@ -116,6 +116,7 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
 
 def _check_model(config: dict[str, Any], folder: Path) -> None:
     kind = config.get("_class_name")
+    _check_latent(str(kind), folder)
     if kind != "UNet2DModel" or "down_block_types" not in config:
         raise ValueError(
             f"prior: {str(folder)!r} holds a {kind}, expected an unconditional UNet2DModel"
@@ -127,10 +128,32 @@ def _check_model(config: dict[str, Any], folder: Path) -> None:
     _check_sizes(config, folder)
     channels = config.get("in_channels", 3), config.get("out_channels", 3)
     if channels[0] not in (1, 3) or channels[1] not in (channels[0], 2 * channels[0]):
-        latent = "; 4 channels are those of a latent model" if channels[0] == 4 else ""
         raise ValueError(
             f"prior: {str(folder)!r} maps {channels[0]} to {channels[1]} channels, "
-            f"expected 3 to 3 or 6, or 1 to 1 or 2, of pictures{latent}"
+            f"expected 3 to 3 or 6, or 1 to 1 or 2, of pictures" + why_channels(channels[0])
+        )
+
+
+def _check_latent(kind: str, folder: Path) -> None:
+    """Refuse what has an autoencoder or a text encoder beside it, or is made for them."""
+    beside = next((n for n in ("vae", "vqvae", "vqmodel") if (folder / n).is_dir()), None)
+    if beside is not None:
+        raise ValueError(
+            f"prior: {str(folder)!r} is a latent diffusion model (it has {beside}/): its network "
+            "works on an autoencoder's latents, and the fusion step needs pixels; use one of "
+            "pixels, such as google/ddpm-celebahq-256"
+        )
+    if kind.startswith("UNet2DCondition") or (folder / "text_encoder").is_dir():
+        raise ValueError(
+            f"prior: {str(folder)!r} holds a {kind}, which is conditioned on text (Stable "
+            "Diffusion, SDXL, DeepFloyd), expected an unconditional UNet2DModel of pixels, such as "
+            "google/ddpm-celebahq-256"
+        )
+    if "Transformer2D" in kind:
+        raise ValueError(
+            f"prior: {str(folder)!r} is a transformer of latents ({kind}: DiT, SD3, Flux), "
+            "expected an unconditional UNet2DModel of pixels; call one of pixels by "
+            "ddfm_fast.priors.wrap(function, prediction)"
         )
 
 

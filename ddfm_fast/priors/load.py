@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 
+from ..images.doubts import warn
 from ..runtime.apart import on_the_host
+from .architecture import like_consistency_models
 from .callable import CallablePrior
 from .checkpoint import load_checkpoint, split_config
 from .network import UNetPrior, optimized
 from .precision import PRECISIONS, check_precision, default_precision
-from .predictions import PREDICTIONS
+from .predictions import PREDICTIONS, thousandth_log
 from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS, Prior
+from .state_dict import INDEX, files_of
 from .unet import UNet
 from .wrapped import NetworkFunction, wrap
 
@@ -135,6 +138,8 @@ def _of_network(unet: UNet, keywords: dict[str, Any]) -> Prior:
     if keywords.get("prediction", "eps") == "eps":
         _check_unused(keywords)
         return UNetPrior(unet, **_without_prediction(keywords))
+    if keywords["prediction"] == "edm":  # under ADM's keys it is one of consistency_models
+        keywords.setdefault("time", thousandth_log)
     own = {k: keywords.pop(k) for k in ("name", "tf32", "multiple") if k in keywords}
     network = UNetPrior(unet, **own)
     keywords |= {"channels": network.channels, "device": network.device}
@@ -167,6 +172,12 @@ def _checkpoint_prior(
     path: Path, config: dict[str, Any] | None, device: torch.device, precision: str, name: str
 ) -> Prior:
     unet, info = load_checkpoint(path, config)
+    if "prediction" not in info["prior"] and like_consistency_models(unet.config):
+        warn(
+            f"prior: {path.name!r} is shaped as the networks of consistency_models, and is taken "
+            'for one that predicts eps; pass config (--prior-config) {"prediction": '
+            '"consistency"} for cd_* and ct_* files, "edm" for edm_* ones, "eps" if it does'
+        )
     unet = optimized(unet, device, PRECISIONS[precision])
     return _of_network(unet, {"name": name, "tf32": precision == "tf32", **info["prior"]})
 
@@ -189,15 +200,22 @@ def _from_path(
     if not os.path.exists(path):
         name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
         raise ValueError(f"prior: there is no file or folder {name!r}; expected {ACCEPTED}")
-    return _checkpoint_prior(path, config, device, precision, path.stem)
+    return _checkpoint_prior(path, config, device, precision, _stem(path))
+
+
+def _stem(path: Path) -> str:
+    return path.name[: -len(INDEX)] if path.name.lower().endswith(INDEX) else path.stem
 
 
 def file_identity(path: Path) -> tuple | None:
     """The path of a file, or of a folder's files, with sizes and times; None if there is none."""
     try:
-        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
+        if path.is_dir():
+            files = [p for p in sorted(path.rglob("*")) if p.is_file()]
+        else:
+            files = files_of(path)
         facts = [(str(p), p.stat()) for p in files]
-    except OSError:
+    except (OSError, ValueError):
         return None
     return (
         str(path.resolve()),
