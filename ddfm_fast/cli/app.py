@@ -17,6 +17,7 @@ from . import (
     fuse,
     presets,
     prior,
+    prior_public,
     serve,
     video,
     volume,
@@ -54,6 +55,8 @@ prior_app = typer.Typer(help=prior.HELP, no_args_is_help=True)
 register(prior_app, prior.info, prior.EPILOG_INFO)
 register(prior_app, prior.check, prior.EPILOG_CHECK)
 register(prior_app, prior.convert, prior.EPILOG_CONVERT)
+register(prior_app, prior_public.list_priors, prior_public.EPILOG_LIST, "list")
+register(prior_app, prior_public.download, prior_public.EPILOG_DOWNLOAD)
 app.add_typer(prior_app, name="prior")
 
 

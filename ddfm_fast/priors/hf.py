@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +19,38 @@ MOST_JSON = 1 << 20
 _WEIGHTS = "diffusion_pytorch_model"
 
 
+class Folder(NamedTuple):
+    """What the files of a folder say, without diffusers."""
+
+    root: Path
+    """where the model's files are"""
+    config: dict[str, Any]
+    """of the model"""
+    scheduler: dict[str, Any]
+    """its configuration, {} where there is none"""
+    keywords: dict[str, Any]
+    """of the prior"""
+    weights: Path
+
+
+def read_folder(folder: Path) -> Folder:
+    """Read the configurations of a folder, and find its weights; ValueError as below."""
+    root = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    config = _read_json(root / "config.json", folder)
+    _check_model(config, folder)
+    keywords: dict[str, Any] = {"multiple": 2 ** (len(config["down_block_types"]) - 1)}
+    if config.get("in_channels", 3) == 1:
+        keywords["channels"] = 1
+    scheduler: dict[str, Any] = {}
+    for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
+        if path.is_file():
+            scheduler = _read_json(path, folder)
+            keywords |= keywords_of(scheduler, folder)
+            break
+    _check_embedding(config, keywords, folder)
+    return Folder(root, config, scheduler, keywords, _weights_file(root, folder))
+
+
 def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The model of a folder and the prior keywords that its configuration files tell.
 
@@ -27,17 +59,7 @@ def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     class-conditional or latent, or was trained under a process that is not known; ImportError,
     saying what to install, without diffusers.
     """
-    root = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
-    config = _read_json(root / "config.json", folder)
-    _check_model(config, folder)
-    keywords: dict[str, Any] = {"multiple": 2 ** (len(config["down_block_types"]) - 1)}
-    if config.get("in_channels", 3) == 1:
-        keywords["channels"] = 1
-    for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
-        if path.is_file():
-            keywords |= keywords_of(_read_json(path, folder), folder)
-            break
-    _check_embedding(config, keywords, folder)
+    found = read_folder(folder)
     try:
         from diffusers import UNet2DModel
     except ImportError as error:
@@ -45,24 +67,23 @@ def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             f"prior: {str(folder)!r} needs the diffusers library; install it with "
             'pip install "ddfm_fast[diffusers]"'
         ) from error
-    weights = _weights_file(root, folder)
-    tensors = read_tensors(weights, pickled=(".bin",))[0]
+    tensors = read_tensors(found.weights, pickled=(".bin",))[0]
     try:
         with torch.device("meta"):
-            state = UNet2DModel.from_config(config).state_dict()
+            state = UNet2DModel.from_config(found.config).state_dict()
         _check_agreement(sum(v.numel() for v in state.values()), tensors)
-        model, found = UNet2DModel.from_pretrained(
-            root,
+        model, said = UNet2DModel.from_pretrained(
+            found.root,
             local_files_only=True,
             low_cpu_mem_usage=False,
-            use_safetensors=weights.suffix != ".bin",
+            use_safetensors=found.weights.suffix != ".bin",
             output_loading_info=True,
         )
     except Exception as error:  # whatever a configuration makes another library do
         raise ValueError(f"prior: diffusers cannot load {str(folder)!r}: {error}") from error
-    _check_strict(found, folder)
-    check_finite(weights, dict(model.state_dict()))
-    return model.eval().requires_grad_(False), keywords
+    _check_strict(said, folder)
+    check_finite(found.weights, dict(model.state_dict()))
+    return model.eval().requires_grad_(False), found.keywords
 
 
 def _weights_file(root: Path, folder: Path) -> Path:

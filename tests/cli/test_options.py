@@ -286,6 +286,7 @@ RECORD = {
     """,
     "prior info": """
         --json: bool, False
+        --prior-config: str, None
         file: str, required
     """,
     "prior check": """
@@ -298,6 +299,17 @@ RECORD = {
         --dtype: float32|float16|bfloat16, None
         dst: Path, required
         src: Path, required
+    """,
+    "prior list": """
+        --json: bool, False
+    """,
+    "prior download": """
+        --json: bool, False
+        --sha256: str, None
+        --url: str, None
+        -o --out: Path, None
+        -q --quiet: bool, False
+        name: str, required
     """,
 }
 """what users may have in scripts: names, types and defaults, which are not to change"""
