@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from .options import INPUT_OPTIONS, OUTPUT, argument, option
+from ..options import METHOD, OUTPUT
+from .options import INPUT_OPTIONS, argument, option
 
 InfoFile = Annotated[
     str, argument("FILE", "A .pt or .safetensors file, a folder of diffusers, or `embedded`.")
@@ -23,4 +24,20 @@ Sha256 = Annotated[
 Folder = Annotated[
     Path | None,
     option(OUTPUT, "Folder for the file (default: the cache, which is printed).", "-o", "--out"),
+]
+
+# train
+
+Pictures = Annotated[Path, argument("FOLDER", "Folder of pictures, two or more.")]
+TrainedPrior = Annotated[
+    Path, option(OUTPUT, "The prior, a .safetensors file. Same call again: resume.", "-o", "--out")
+]
+OneChannel = Annotated[
+    bool, option(METHOD, "One channel, for thermal, MRI or SAR.", "--gray", show_default=False)
+]
+Minutes = Annotated[float, option(METHOD, "How long to train, about.")]
+Updates = Annotated[int | None, option(METHOD, "Updates to train, instead of --minutes.", min=1)]
+Start = Annotated[
+    str | None,
+    option(METHOD, "Prior whose weights to start from (default: the package's), or `none`."),
 ]

@@ -311,6 +311,17 @@ RECORD = {
         -q --quiet: bool, False
         name: str, required
     """,
+    "prior train": """
+        --device: str, None
+        --gray: bool, False
+        --json: bool, False
+        --minutes: float, 60.0
+        --start: str, None
+        --updates: int min=1, None
+        -o --out: Path, required
+        -q --quiet: bool, False
+        folder: Path, required
+    """,
 }
 """what users may have in scripts: names, types and defaults, which are not to change"""
 
