@@ -20,14 +20,14 @@ EPILOG = "Example:  `ddfm-fast prior train thermal/ -o thermal.safetensors --gra
 def train(
     folder: own.Pictures,
     *,
-    out: own.TrainedPrior,
     gray: own.OneChannel = False,
     minutes: own.Minutes = 60.0,
     updates: own.Updates = None,
     start: own.Start = None,
-    device: opt.Device = None,
+    out: own.TrainedPrior,
     as_json: opt.JsonInstead = False,
     quiet: opt.NoBars = False,
+    device: opt.Device = None,
 ) -> None:
     """Train a prior on your own pictures, and compare it with the package's.
 
