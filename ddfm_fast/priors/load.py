@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 
+from ..images.doubts import warn
 from ..runtime.apart import on_the_host
+from .architecture import like_consistency_models
 from .callable import CallablePrior
 from .checkpoint import load_checkpoint, split_config
 from .network import UNetPrior, optimized
 from .origin import Origin, file_identity
 from .precision import PRECISIONS, check_precision, default_precision
-from .predictions import PREDICTIONS
+from .predictions import PREDICTIONS, thousandth_log
 from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS, Prior
+from .state_dict import INDEX
 from .tiled import TiledPrior, tiled
 from .unet import UNet
 from .wrapped import NetworkFunction, wrap
@@ -156,6 +159,8 @@ def _of_network(unet: UNet, keywords: dict[str, Any]) -> Prior:
     if keywords.get("prediction", "eps") == "eps":
         _check_unused(keywords)
         return UNetPrior(unet, **_without_prediction(keywords))
+    if keywords["prediction"] == "edm":  # under ADM's keys it is one of consistency_models
+        keywords.setdefault("time", thousandth_log)
     own = {k: keywords.pop(k) for k in ("name", "tf32", "multiple") if k in keywords}
     network = UNetPrior(unet, **own)
     keywords |= {"channels": network.channels, "device": network.device}
@@ -190,6 +195,12 @@ def _checkpoint_prior(
     path: Path, config: dict[str, Any] | None, device: torch.device, precision: str, name: str
 ) -> Prior:
     unet, info = load_checkpoint(path, config)
+    if "prediction" not in info["prior"] and like_consistency_models(unet.config):
+        warn(
+            f"prior: {path.name!r} is shaped as the networks of consistency_models, and is taken "
+            'for one that predicts eps; pass config (--prior-config) {"prediction": '
+            '"consistency"} for cd_* and ct_* files, "edm" for edm_* ones, "eps" if it does'
+        )
     unet = optimized(unet, device, PRECISIONS[precision])
     return _of_network(unet, {"name": name, "tf32": precision == "tf32", **info["prior"]})
 
@@ -216,9 +227,13 @@ def _from_path(
         model = model.to(device, PRECISIONS[precision])
         prior = _of_callable(model, {"name": path.name, **keywords})
     else:
-        prior = _checkpoint_prior(path, config, device, precision, path.stem)
+        prior = _checkpoint_prior(path, config, device, precision, _stem(path))
     prior.origin = origin
     return prior
+
+
+def _stem(path: Path) -> str:
+    return path.name[: -len(INDEX)] if path.name.lower().endswith(INDEX) else path.stem
 
 
 def identity_of(prior: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .state_dict import file_sha256
+from .state_dict import file_sha256, files_of
 
 
 class Origin(NamedTuple):
@@ -97,9 +97,12 @@ def arrive(sent: Sent) -> Any:
 def file_identity(path: Path) -> tuple | None:
     """The path of a file, or of a folder's files, with sizes and times; None if there is none."""
     try:
-        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
+        if path.is_dir():
+            files = [p for p in sorted(path.rglob("*")) if p.is_file()]
+        else:
+            files = files_of(path)
         facts = [(str(p), p.stat()) for p in files]
-    except OSError:
+    except (OSError, ValueError):
         return None
     return (
         str(path.resolve()),

@@ -312,6 +312,7 @@ RECORD = {
     """,
     "prior info": """
         --json: bool, False
+        --prior-config: str, None
         file: str, required
     """,
     "prior check": """
@@ -324,6 +325,28 @@ RECORD = {
         --dtype: float32|float16|bfloat16, None
         dst: Path, required
         src: Path, required
+    """,
+    "prior list": """
+        --json: bool, False
+    """,
+    "prior download": """
+        --json: bool, False
+        --sha256: str, None
+        --url: str, None
+        -o --out: Path, None
+        -q --quiet: bool, False
+        name: str, required
+    """,
+    "prior train": """
+        --device: str, None
+        --gray: bool, False
+        --json: bool, False
+        --minutes: float, 60.0
+        --start: str, None
+        --updates: int min=1, None
+        -o --out: Path, required
+        -q --quiet: bool, False
+        folder: Path, required
     """,
 }
 """what users may have in scripts: names, types and defaults, which are not to change"""
