@@ -42,7 +42,7 @@ class Settings:
     def prior(self) -> str | Prior:
         """The prior as ``Fuser`` takes it: its name, or itself where it needs a configuration."""
         if self.prior_config is None:
-            return cast("str | Prior", self.options["prior"])
+            return self.options["prior"]
         return self.load_prior(self.options.get("dtype"))
 
     @property
@@ -203,8 +203,9 @@ def parse_nodata(text: str | None) -> float | dict[str, float] | None:
     try:
         if "=" not in text:
             return float(text)
-        parts = dict(part.split("=") for part in text.split(","))
-        if set(parts) <= {"ir", "vis"}:
+        given = [part.split("=") for part in text.split(",")]
+        parts = {name.strip(): value for name, value in given}
+        if set(parts) <= {"ir", "vis"} and len(parts) == len(given):
             return {name: float(value) for name, value in parts.items()}
     except ValueError:
         pass
