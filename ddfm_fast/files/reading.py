@@ -287,12 +287,16 @@ def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
     if tiffs.is_for_pillow(tags):
         # what Pillow does not know, tifffile may
         with contextlib.suppress(UnidentifiedImageError, _LayoutError):
-            values = _decode_by_pillow(file, path, max_pixels)
+            values = tiffs.as_stored(_decode_by_pillow(file, path, max_pixels), tags)
     if values is None:
         values = tiffs.decode(file, path, tags, max_pixels)
         if profile := tags.data(PROFILE):
             values = profiles.from_profile(values, profile, path)
-    return Picture(values, tiffs.nodata(tags))
+    nodata = tiffs.nodata(tags)
+    if nodata is not None and values.dtype.kind == "f" and np.isnan(values).any():
+        values = np.where(values == nodata, np.nan, values).astype(values.dtype, copy=False)
+        nodata = None  # both mean it, and one value can
+    return _with_holes(values) if nodata is None else Picture(values, nodata)
 
 
 def _decode_by_pillow(

@@ -229,3 +229,15 @@ def test_dji_gives_its_counts(save):
 def test_segments_of_other_cameras_are_no_counts(save):
     for data in (dji(COUNTS, make="Canon"), dji(COUNTS[:5])):
         assert read_image(save(data), radiometric=True).dtype == np.uint8
+
+
+def test_one_file_is_both_sources(save):
+    """Its temperatures are the infrared and its picture the visible source."""
+    path = save(flir(fff()))
+    with pytest.warns(DDFMWarning, match="its temperatures are read"):
+        found = read_sources(path, path, Levels())
+    np.testing.assert_allclose(found.units[0].values, CELSIUS, atol=0.02)
+    assert found.units[1].values.shape == (HEIGHT, WIDTH, 3)
+    plain = save(with_segments([]), "plain.jpg")
+    with pytest.raises(ImageFileError, match="is given for both sources"):
+        read_sources(plain, plain, Levels())
