@@ -287,7 +287,7 @@ def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
     if tiffs.is_for_pillow(tags):
         # what Pillow does not know, tifffile may
         with contextlib.suppress(UnidentifiedImageError, _LayoutError):
-            values = tiffs.as_stored(_decode_by_pillow(file, path, max_pixels), tags)
+            values = tiffs.as_stored(_decode_by_pillow(file, path, max_pixels), path, tags)
     if values is None:
         values = tiffs.decode(file, path, tags, max_pixels)
         if profile := tags.data(PROFILE):

@@ -243,6 +243,18 @@ def test_nan_beside_the_nodata_of_the_file_is_left_out_too(tmp_path):
     assert sorted(zip(*np.nonzero(found.holes[0]), strict=True)) == [(3, 4), (5, 6)]
 
 
+@pytest.mark.parametrize("bands", [4, 5])
+def test_bands_beyond_the_color_are_told(tmp_path, bands):
+    """Those that are no alpha: near infrared beside RGB, as Pillow reads it without a word."""
+    tifffile = pytest.importorskip("tifffile")
+    array = random_array((32, 40, bands))
+    path = tmp_path / "bands.tif"
+    extra = ["unspecified"] * (bands - 3)
+    tifffile.imwrite(path, array, photometric="rgb", extrasamples=extra)
+    with pytest.warns(DDFMWarning, match=rf"bands\.tif: has {bands} bands; the first 3 are used"):
+        np.testing.assert_array_equal(read_image(path), array[..., :3])
+
+
 def test_signed_16_bits_keep_their_range(tmp_path):
     """Pillow widens them to 32 bits, whose range is 65536 times as far."""
     array = np.linspace(-32768, 32767, 32 * 40).round().astype("i2").reshape(32, 40)
