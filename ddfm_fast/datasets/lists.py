@@ -9,7 +9,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..files.packed import is_packed
 from ..files.paths import ImageFileError, few, look
+from ..files.radiometric import is_radiometric
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 _COLUMNS = {
@@ -121,8 +123,10 @@ def _item(row: dict, place: str, base: Path) -> tuple[str, Path, Path]:
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise ImageFileError(f"{place}: {key} is {row.get(key)!r}; expected a path")
     ir, vis = (base / row[key].strip() for key in ("ir", "vis"))
-    if ir == vis:
-        raise ImageFileError(f"{place}: {ir} is given for ir and for vis; give two files")
+    if ir == vis and not (is_packed(ir) or is_radiometric(ir)):
+        raise ImageFileError(
+            f"{place}: {ir} is given for ir and for vis; give two files, or one of four channels"
+        )
     name = row.get("name")
     name = ir.stem if name is None or name == "" else name
     # Outputs are called after it, so it must not lead out of the output folder.
