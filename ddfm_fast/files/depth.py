@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from ..images.doubts import warn
-from ..images.ranges import SOURCES, Ignored, by_source, chosen, ignored, nearest_valid
+from ..images.ranges import Ignored, by_source, chosen, ignored, nearest_valid
 from .guards import Picture
 from .packed import read_pair
 from .radiometric import is_radiometric
@@ -145,14 +145,15 @@ def sources(ir: Array, vis: Array, levels: Levels | None = None) -> Sources:
     """Bring two pictures of any real dtype to 8 bits, or both to 16."""
     levels = Levels() if levels is None else levels
     ranges, nodata = by_source(levels.value_range), by_source(levels.nodata, "nodata")
+    nothing = {name: ignored(value) for name, value in nodata.items()}
     found = [
-        as_levels(image, ranges[name], name, ignored(nodata[name]))
+        as_levels(image, ranges[name], name, nothing[name])
         for name, image in (("ir", ir), ("vis", vis))
     ]
     pictures = same_depth(*(picture for picture, _, _ in found))
     units = tuple(
-        Unit(image, *limits, None if nodata[name] is None else ignored(nodata[name]).value)
-        for name, image, (_, _, limits) in zip(SOURCES, (ir, vis), found, strict=True)
+        Unit(image, *limits, None if mark is None else mark.value)
+        for mark, image, (_, _, limits) in zip(nothing.values(), (ir, vis), found, strict=True)
     )
     return Sources(*pictures, holes=(found[0][1], found[1][1]), units=units)
 
