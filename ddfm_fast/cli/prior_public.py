@@ -41,7 +41,7 @@ def download(
     sha256: own.Sha256 = None,
     out: own.Folder = None,
     as_json: opt.JsonInstead = False,
-    quiet: opt.NoBar = False,
+    quiet: opt.NoBars = False,
 ) -> None:
     """Download a known public prior, resuming where it broke off.
 
