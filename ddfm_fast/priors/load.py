@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from ..runtime.apart import on_the_host
+from ..storage import cache
+from ..storage.urls import as_url
 from .callable import CallablePrior
 from .checkpoint import load_checkpoint, split_config
 from .network import UNetPrior, optimized
@@ -45,8 +47,8 @@ def load_prior(
     """Load a :class:`Prior` from "embedded", a checkpoint path, a folder, a module or a callable.
 
     ``spec``: "embedded" (the small network that comes with the package, read once per process), the
-    path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint, the folder of a
-    diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
+    path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint or its URL, the folder of
+    a diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
     (:class:`CallablePrior`), or a :class:`Prior`, which comes back as it is.
     ``config``: guided-diffusion's ``UNetModel`` keywords for what a checkpoint does not say
     (mostly ``num_head_channels`` or ``num_heads``), and the prior's own: ``noise_schedule``
@@ -76,7 +78,7 @@ def load_prior(
             raise ValueError(f'config: the prior "{spec}" brings its own; leave config out')
         prior = _embedded(spec)
     elif isinstance(spec, str | os.PathLike):
-        prior = _from_path(Path(spec), config, device, dtype)
+        prior = _from_path(spec, config, device, dtype)
     elif isinstance(spec, UNet):
         unet_dtype = spec.dtype if dtype is None else PRECISIONS[dtype]
         unet = optimized(spec, torch.device(device or spec.device), unet_dtype)
@@ -172,13 +174,14 @@ def _checkpoint_prior(
 
 
 def _from_path(
-    path: Path,
+    spec: str | os.PathLike[str],
     config: dict[str, Any] | None,
     device: str | torch.device | None,
     precision: str | None,
 ) -> Prior:
     device = torch.device(device or "cpu")
     precision = precision or "float32"
+    path = Path(spec) if (url := as_url(spec)) is None else cache.cached(url)
     if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         from .hf import load_diffusers
 
@@ -193,7 +196,12 @@ def _from_path(
 
 
 def file_identity(path: Path) -> tuple | None:
-    """The path of a file, or of a folder's files, with sizes and times; None if there is none."""
+    """The path of a file, or of a folder's files, with sizes and times; None if there is none.
+
+    Of a URL the size and the version of its object.
+    """
+    if url := as_url(path):
+        return (url, cache.found(url).state)
     try:
         files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
         facts = [(str(p), p.stat()) for p in files]

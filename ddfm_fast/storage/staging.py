@@ -6,9 +6,10 @@ brings the bytes of those that are wanted next, `drop` gives the room back.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -130,6 +131,16 @@ class Stage:
             message = message.replace(local, url)
         return message
 
+    @contextlib.contextmanager
+    def named_errors(self) -> Iterator[None]:
+        """Inside, errors of bad input name URLs."""
+        try:
+            yield
+        except ImageFileError as error:
+            raise ImageFileError(self.text(str(error))) from error
+        except ValueError as error:
+            raise ValueError(self.text(str(error))) from error
+
     def state(self, local: Path) -> str:
         """What changes with the content of a source: of an object by its listing, else by stat."""
         if local in self.objects:
@@ -163,7 +174,11 @@ class Stage:
                 path.write_bytes(b"")
 
     def put(self, files: dict[Path, str]) -> dict[Path, Exception]:
-        """Write local files to URLs, in threads; return what failed, by file."""
+        """Write local files to URLs, in threads; return what failed, by file.
+
+        Raises:
+            StorageError: No object can be written there, for want of rights or a bucket.
+        """
         failures: dict[Path, Exception] = {}
 
         def send(path: Path) -> None:
@@ -173,6 +188,9 @@ class Stage:
                 failures[path] = error
 
         list(self._threads.map(send, files))
+        for error in failures.values():
+            if getattr(error, "is_common", False):
+                raise error
         return failures
 
 

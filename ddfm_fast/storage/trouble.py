@@ -94,7 +94,9 @@ def explained(error: BaseException, url: str, what: str, tries: int = 1) -> Exce
         return missing(url, error)
     if isinstance(error, ValueError) and "rotocol" in str(error):
         known = "s3, gs, az, http, https, memory, zip, file"
-        return _CommonError(f"{url}: the scheme is unknown; expected a local path or one of {known}")
+        return _CommonError(
+            f"{url}: the scheme is unknown; expected a local path or one of {known}"
+        )
     causes = [*_chain(error)]
     codes = [code for one in causes if (code := _code(one))]
     reason = (codes or [_short(error)])[0]
