@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,12 @@ def batch(
     items = find_items(root, vis, stage=stage, **source)
     folder, limit, bars = _folder(out), pixel_limit(max_pixels), show_progress(quiet)
     meant = levels(ir_range, vis_range, nodata, raw_size)
-    options = {"format": format, "workers": workers, "max_pixels": limit, "redo": redo}
+    options: dict[str, Any] = {
+        "format": format,
+        "workers": workers,
+        "max_pixels": limit,
+        "redo": redo,
+    }
     options["output"] = how
     options |= {"progress": bars, "stage": stage}
     report = _run(items, folder, settings.fuser(), meant, range_over, **options)
@@ -130,11 +136,12 @@ def _echo_pairs(
     from ..datasets.remote import survey_remote_pairs
 
     place = data_source(root, vis, source["manifest"])
+    full: Callable[[Path], str] = _absolute if stage is None else stage.url_of
+    shown: Callable[[Path], str] = str if stage is None else stage.url_of
     if stage is None:
-        found, shown, full = survey_pairs(place, **source), str, _absolute
+        found = survey_pairs(place, **source)
     else:
-        found, shown = survey_remote_pairs(stage, place, **source), stage.url_of
-        full = stage.url_of
+        found = survey_remote_pairs(stage, place, **source)
     lacking = {one.file for one in found.claims}
     if as_json:
         pairs = [

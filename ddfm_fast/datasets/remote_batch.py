@@ -103,13 +103,7 @@ def run_remote_batch(
     shown = {"format": format, "levels": levels, "output": output}
     run = _Remote(stage, history, fuser, on_error, {**options, **shown})
     started = time.perf_counter()
-    pending = run.pending(items, redo)
-    size = portion or max(PORTION, options.get("batch_size") or fuser.batch_size)
-    with tqdm(total=len(pending), desc="pairs", unit="pair", disable=not progress) as run.bar:
-        try:
-            run.work([pending[i : i + size] for i in range(0, len(pending), size)])
-        except KeyboardInterrupt:
-            run.stopped = STOPPED_BY_USER
+    run.work(run.pending(items, redo), portion or max(PORTION, run.batch_size), progress)
     report = BatchReport(
         out=Path(out),
         settings=settings,
@@ -186,6 +180,7 @@ class _Remote:
     def pending(self, items: Sequence[PairItem], redo: bool) -> list[PairItem]:
         """The pairs still to do; none of the outputs may be an input."""
         taken = {self.stage.url_of(path.absolute()) for path in _files(items)}
+        self.stage.inform(_files(items))
         found = []
         for item in items:
             target = join(self.history.url, self.history.name(item))
@@ -195,10 +190,10 @@ class _Remote:
                 )
             try:
                 inputs = [self.stage.state(path) for path in (item.ir, item.vis)]
-            except OSError:
-                inputs = []
+            except OSError:  # reading it says why
+                inputs = [""]
             self.inputs[item.name] = inputs
-            record = None if redo or not inputs else self.history.is_done(item, inputs)
+            record = None if redo or not all(inputs) else self.history.is_done(item, inputs)
             if record is None:
                 found.append(item)
             else:
@@ -206,15 +201,23 @@ class _Remote:
                 self.results[item.name] = PairResult(item.name, SKIPPED, target, **facts)
         return found
 
-    def work(self, portions: list[list[PairItem]]) -> None:
+    def work(self, pending: list[PairItem], size: int, progress: bool) -> None:
+        """Fuse them, that many at a time; Ctrl-C ends it after what is under way was put."""
+        portions = [pending[i : i + size] for i in range(0, len(pending), size)]
+        with tqdm(total=len(pending), desc="pairs", unit="pair", disable=not progress) as self.bar:
+            try:
+                self._work(portions)
+            except KeyboardInterrupt:
+                self.stopped = STOPPED_BY_USER
+
+    def _work(self, portions: list[list[PairItem]]) -> None:
         with ThreadPoolExecutor(1, "ddfm-ahead") as ahead:
             coming: Future[Failures] | None = None
-            for n, portion in enumerate(portions):
+            for portion, after in zip(portions, [*portions[1:], []], strict=True):
                 failures = self._fill(portion) if coming is None else coming.result()
-                rest = portions[n + 1 : n + 2]
-                coming = ahead.submit(self._fill, rest[0]) if rest else None
+                coming = ahead.submit(self._fill, after)
                 self._fuse(portion, failures)
-                wanted = {*_files(rest[0])} if rest else set()
+                wanted = {*_files(after)}
                 self.stage.drop(path for path in _files(portion) if path not in wanted)
                 if self.stopped:
                     break

@@ -47,8 +47,8 @@ def load_prior(
     """Load a :class:`Prior` from "embedded", a checkpoint path, a folder, a module or a callable.
 
     ``spec``: "embedded" (the small network that comes with the package, read once per process), the
-    path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint or its URL, the folder of
-    a diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
+    path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint or its URL, the folder
+    of a diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
     (:class:`CallablePrior`), or a :class:`Prior`, which comes back as it is.
     ``config``: guided-diffusion's ``UNetModel`` keywords for what a checkpoint does not say
     (mostly ``num_head_channels`` or ``num_heads``), and the prior's own: ``noise_schedule``

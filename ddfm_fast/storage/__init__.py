@@ -1,4 +1,4 @@
-"""Files behind URLs, by fsspec: ``s3://``, ``gs://``, ``az://``, ``http(s)://``, ``zip://``, …
+"""Files behind URLs of fsspec, such as ``s3://``, ``gs://``, ``az://``, ``https://`` and ``zip://``.
 
 urls      what is a URL, its parts, and its text where a Path has swallowed a slash
 trouble   what failed: whether it may be tried again, and a sentence with the fix

@@ -205,8 +205,8 @@ def _system(url: str) -> tuple[Any, str]:
         raise missing(url, ImportError("fsspec")) from error
     options = {scheme: _once(scheme) for scheme in schemes(url) if scheme in _OWN_RETRIES}
     system, path = core.url_to_fs(url, **options)
-    for one in (system, getattr(system, "fo", None) and getattr(system.fo, "fs", None)):
-        if hasattr(one, "retries"):
+    for one in (system, getattr(getattr(system, "fo", None), "fs", None)):
+        if one is not None and hasattr(one, "retries"):
             one.retries = 1
     return system, path
 

@@ -142,11 +142,25 @@ class Stage:
             raise ValueError(self.text(str(error))) from error
 
     def state(self, local: Path) -> str:
-        """What changes with the content of a source: of an object by its listing, else by stat."""
+        """What changes with the content of a source, "" where that is unknown.
+
+        Of an object it is size and version, as listed or as `inform` found them, else by stat.
+        """
         if local in self.objects:
-            return self.objects[local].state
+            one = self.objects[local]
+            return one.state if one.version else ""
         facts = local.stat()
         return f"{facts.st_size} {facts.st_mtime_ns}"
+
+    def inform(self, files: Iterable[Path]) -> None:
+        """Look at the objects that no listing named, in threads; what fails stays unknown."""
+
+        def ask(path: Path) -> None:
+            with contextlib.suppress(ValueError):
+                self.objects[path] = look(self.objects[path].url) or self.objects[path]
+
+        unknown = [p for p in dict.fromkeys(files) if p in self.objects and not self.state(p)]
+        list(self._threads.map(ask, unknown))
 
     def fill(self, files: Iterable[Path]) -> dict[Path, Exception]:
         """Fetch the objects of these files, in threads; return what failed, by file."""

@@ -89,40 +89,48 @@ def explained(error: BaseException, url: str, what: str, tries: int = 1) -> Exce
     """
     if isinstance(error, (StorageError, MemoryError)):
         return error
-    library = _library(url)
     if isinstance(error, ImportError):
         return missing(url, error)
     if isinstance(error, ValueError) and "rotocol" in str(error):
         known = "s3, gs, az, http, https, memory, zip, file"
-        return _CommonError(
-            f"{url}: the scheme is unknown; expected a local path or one of {known}"
-        )
+        return _CommonError(f"{url}: an unknown scheme; expected a local path or one of {known}")
     causes = [*_chain(error)]
     codes = [code for one in causes if (code := _code(one))]
     reason = (codes or [_short(error)])[0]
-    fix = _CREDENTIALS.get(library, "give a user and a password that the server takes")
-    if any(_is_named(one, _NO_CREDENTIALS) for one in causes):
-        return _CommonError(f"{url}: there are no credentials ({_short(causes[-1])}); {fix}")
-    if refused := [code for code in codes if code in _REFUSED_CREDENTIALS]:
-        return _CommonError(f"{url}: the credentials are refused ({refused[0]}); {fix}")
-    if any(code in _NO_BUCKET for code in codes):
-        return _CommonError(
-            f"{url}: there is no such bucket; check its name, and the address of the server "
-            "(AWS_ENDPOINT_URL where it is not Amazon's)"
-        )
+    if (text := _refusal(url, causes, codes)) is not None:
+        return _CommonError(f"{url}: {text}")
     if may_be_tried_again(error):
         return StorageError(
             f"{url}: cannot be {what} after {tries} tries ({reason}); check the address and the "
             "network, then run the same again"
         )
-    if isinstance(error, PermissionError) or any(_status(one) in (401, 403) for one in causes):
+    statuses = {_status(one) for one in causes}
+    if isinstance(error, PermissionError) or statuses & {401, 403}:
         return _CommonError(
             f"{url}: may not be {what} ({reason}); ask for the right to it, or for other "
-            f"credentials: {fix}"
+            f"credentials: {_fix(url)}"
         )
-    if isinstance(error, FileNotFoundError) or any(_status(one) == 404 for one in causes):
+    if isinstance(error, FileNotFoundError) or 404 in statuses:
         return StorageError(f"{url}: no such object; check the name of the bucket and the object")
     return StorageError(f"{url}: cannot be {what} ({_short(error)}); check the URL")
+
+
+def _refusal(url: str, causes: list[BaseException], codes: list[str]) -> str | None:
+    """What is wrong with the credentials or the bucket, and the fix."""
+    if any(_is_named(one, _NO_CREDENTIALS) for one in causes):
+        return f"there are no credentials ({_short(causes[-1])}); {_fix(url)}"
+    if refused := [code for code in codes if code in _REFUSED_CREDENTIALS]:
+        return f"the credentials are refused ({refused[0]}); {_fix(url)}"
+    if any(code in _NO_BUCKET for code in codes):
+        return (
+            "there is no such bucket; check its name, and the address of the server "
+            "(AWS_ENDPOINT_URL where it is not Amazon's)"
+        )
+    return None
+
+
+def _fix(url: str) -> str:
+    return _CREDENTIALS.get(_library(url), "give a user and a password that the server takes")
 
 
 def missing(url: str, error: ImportError) -> ImportError:
