@@ -67,8 +67,3 @@ def name_of(url: str) -> str:
     if scheme in ("http", "https"):
         path = re.split("[?#]", path)[0]
     return PurePosixPath(path).name
-
-
-def named(text: str, url: str) -> str:
-    """A message about ``Path(url)`` with the URL as it was given."""
-    return text.replace(str(Path(url)), url)
