@@ -92,7 +92,8 @@ def _list_of(
         raise ValueError(f"{' and '.join(named)} exclude each other; leave out all but one")
     if isinstance(root, tuple):
         return manifest, None
-    name = Path(name_of(as_url(root) or str(root)))
+    url = as_url(root)
+    name = Path(root if url is None else name_of(url))
     if not named and name.suffix.lower() in MANIFEST_SUFFIXES:
         return root, None
     return manifest, root

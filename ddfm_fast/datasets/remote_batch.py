@@ -213,7 +213,8 @@ class _Remote:
     def _work(self, portions: list[list[PairItem]]) -> None:
         with ThreadPoolExecutor(1, "ddfm-ahead") as ahead:
             coming: Future[Failures] | None = None
-            for portion, after in zip(portions, [*portions[1:], []], strict=True):
+            for n, portion in enumerate(portions):
+                after = portions[n + 1] if n + 1 < len(portions) else []
                 failures = self._fill(portion) if coming is None else coming.result()
                 coming = ahead.submit(self._fill, after)
                 self._fuse(portion, failures)

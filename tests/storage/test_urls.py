@@ -25,7 +25,9 @@ def test_a_url_is_known_as_text_and_as_a_path(url):
     assert as_url(Path(url)) == url
 
 
-@pytest.mark.parametrize("place", ["a.png", "/tmp/a.png", "C:/a.png", "s3:", "a/s3://b", "", None, 3])
+@pytest.mark.parametrize(
+    "place", ["a.png", "/tmp/a.png", "C:/a.png", "s3:", "a/s3://b", "", None, 3]
+)
 def test_what_is_no_url(place):
     assert as_url(place) is None
     if isinstance(place, str) and place:
