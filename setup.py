@@ -162,6 +162,7 @@ setup(
         "cuda12": [f"cupy-cuda12x>=13.0{LINUX}", TRITON],
         "cuda13": [f"cupy-cuda13x>=13.6{LINUX}", TRITON],
         "diffusers": ["diffusers>=0.30"],
+        "ray": ["ray[data]>=2.44"],
         "video": VIDEO,
         "medical": MEDICAL,
         "test": TEST,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from .config import FuseConfig, default_preset, require_bool
+from .align.call import Aligner, checked_align, setting_identity
+from .config import IMAGE_KINDS, FuseConfig, default_preset, require_bool
 from .graphs.cache import GraphCache, GraphSummary
 from .images.doubts import warn
 from .images.pair import Pair, as_items, checked_color, read_pair
@@ -37,28 +37,29 @@ from .options import (
     with_defaults,
 )
 from .priors.load import file_identity, load_prior
-from .priors.precision import default_precision
+from .priors.precision import chosen_precision
 from .priors.prior import Prior
 from .restore.sources import FusionReport, SourceModel
-from .runtime import environment
+from .runtime import environment, typed, waiting
 from .runtime.apart import runs_apart
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.fusers import InGraphs
+from .runtime.locks import ForkLock
 from .runtime.machine import one_thread_after_fork
 from .runtime.memory import images_that_fit, in_batches
 from .runtime.operators import traced
 from .runtime.pixels import pixels_for
+from .runtime.travel import Travels
 from .sampler import Callback
 
 one_thread_after_fork()
 
-KINDS = ("photographic", "functional")
 KEPT_FUSERS = 4
 """fusers that ``fuse`` keeps for later calls with the same settings"""
 
 
 @documented
-class Fuser(InGraphs):
+class Fuser(InGraphs, Travels, waiting.Awaited):
     """A prior and a configuration, built once and called for any number of images.
 
     Args:
@@ -69,12 +70,16 @@ class Fuser(InGraphs):
         OPTIONS
 
     Attributes ``config`` (a :class:`FuseConfig`), ``prior``, ``device``, ``seed``, ``color``,
-    ``progress``, ``batch_size``, ``backend``, ``loops`` and ``method`` are what they became.
+    ``progress``, ``batch_size``, ``backend``, ``loops`` and ``method`` are what they became. Any
+    number of threads may call one fuser: :mod:`ddfm_fast.runtime.waiting` has the rule.
 
     Raises:
         ValueError: An option that is out of range, or that cannot be had on this machine.
         TypeError: An option of the wrong type, or of no known name.
         ImportError: A library that an option needs is missing.
+
+    >>> [fused.shape for fused in Fuser(preset="instant")([infrared] * 2, [visible] * 2)]
+    [(48, 64, 3), (48, 64, 3)]
     """
 
     def __init__(self, *, method: MethodMaker = Diffusion, **options: Unpack[FuserOptions]):
@@ -85,6 +90,7 @@ class Fuser(InGraphs):
         self._named = None if isinstance(given["preset"], FuseConfig) else self._config
         self.device = resolve_device(given["device"])
         self.seed, self.color = checked_seed(given["seed"]), checked_color(given["color"])
+        self.align = checked_align(given["align"])
         for name in ("progress", "compile"):
             require_bool(name, given[name])
         self.progress = given["progress"]
@@ -93,7 +99,9 @@ class Fuser(InGraphs):
         self.prior: Prior = load_prior(
             given["prior"],
             device=self.device,
-            dtype=_precision(given["prior"], given["dtype"], self.device, self.config),
+            dtype=chosen_precision(
+                given["prior"], given["dtype"], self.device, self.config.round_luma
+            ),
             compile=given["compile"],
         )
         self.backend = resolve_backend(self.device, given["backend"], given["solver"])
@@ -166,6 +174,7 @@ class Fuser(InGraphs):
             other._build()
         return other
 
+    @typed.typed_as(typed.call)
     @traced
     @documented
     def __call__(
@@ -178,19 +187,21 @@ class Fuser(InGraphs):
         progress: bool | None = None,
         callback: Callback | None = None,
         report: list[FusionReport] | None = None,
+        align: Any = None,
         **reading: Unpack[ReadingOptions],
     ) -> Any:
         """Fuse ``ir`` and ``vis``: two images, two batches, or two lists of images of any sizes.
 
         Args:
             ir: Containers, layouts, dtypes and ranges: :func:`ddfm_fast.images.to_planes`.
-            vis: The other source, aligned, of the same size.
-            seed: In place of the fuser's own, and likewise ``color`` and ``progress``.
+            vis: The other source, of the same size unless it is to be aligned.
+            seed: In place of the fuser's own, likewise ``color``, ``progress`` and ``align``.
             color: See ``seed``.
             progress: See ``seed``.
             callback: Gets a :class:`StepInfo` after every step; raising stops the fusion.
             report: A list, to which a :class:`FusionReport` is added for each image: what was found
                 in its sources and done about it.
+            align: See ``seed``.
             **reading: How the images are read:
                 READING
 
@@ -210,8 +221,9 @@ class Fuser(InGraphs):
         }
         check_run(run, report)
         many, items = as_items(ir, vis)
+        aligner = Aligner(self.align if align is None else checked_align(align))
         pairs = [
-            self.read(a, b, color=color, index=f"[{n}]" if many else "", **reading)
+            self.read(a, b, color=color, index=f"[{n}]" * many, aligner=aligner, **reading)
             for n, (a, b) in enumerate(items)
         ]
         given, reports = self._fuse_pairs(pairs, run)
@@ -227,6 +239,7 @@ class Fuser(InGraphs):
         *,
         color: bool | str | None = None,
         index: str = "",
+        aligner: Aligner | None = None,
         **reading: Unpack[ReadingOptions],
     ) -> Pair:
         """Read one item of a call as this fuser would: :func:`ddfm_fast.images.pair.read_pair`."""
@@ -239,6 +252,7 @@ class Fuser(InGraphs):
             color=color if self.config.color else False,
             least=self.config.crop_multiple,
             index=index,
+            align=None if aligner is None else aligner.raws,
             **reading,
         )
 
@@ -272,6 +286,7 @@ class Fuser(InGraphs):
         """Describe the CUDA graphs that this fuser keeps, oldest use first."""
         return self.loops.summary()
 
+    @typed.typed_as(typed.stream)
     def stream(
         self,
         pairs: Iterable[tuple],
@@ -343,7 +358,7 @@ class Fuser(InGraphs):
         sources = self.sources(ir, vis, seed=run["seed"])
         steps = len(getattr(self.method, "rows", ()))
         found = [
-            FusionReport(one["ir"], one["vis"], KINDS[is_map], steps)
+            FusionReport(one["ir"], one["vis"], IMAGE_KINDS[1 + is_map], steps)
             for one, is_map in zip(sources.reports, functional, strict=True)
         ]
         if (tell := run["callback"]) is not None:
@@ -373,18 +388,6 @@ def _config(given: Mapping[str, Any]) -> FuseConfig:
     return FuseConfig.from_preset(preset).with_overrides(**{n: given[n] for n in overrides})
 
 
-def _precision(prior: Any, dtype: Any, device: torch.device, config: FuseConfig) -> Any:
-    """What ``load_prior`` is asked for; None leaves a prior as it is and means float32 for a path.
-
-    A preset that repeats the authors' script to the pixel is exact.
-    """
-    if not (isinstance(dtype, str) and dtype == "auto"):
-        return dtype
-    if config.round_luma or not isinstance(prior, str | os.PathLike):
-        return None
-    return default_precision(device)
-
-
 class _Key(NamedTuple):
     """What decides a fuser that ``fuse`` keeps."""
 
@@ -394,6 +397,7 @@ class _Key(NamedTuple):
     rest: tuple
 
 
+@typed.typed_as(typed.fuse)
 @documented
 def fuse(
     ir: Any,
@@ -414,7 +418,7 @@ def fuse(
 
     Args:
         ir: An image, a batch or a list of images: :func:`ddfm_fast.images.to_planes`.
-        vis: The other source, aligned, of the same size.
+        vis: The other source, of the same size unless it is to be aligned.
         callback: Gets a :class:`StepInfo` after every step; raising stops the fusion.
         report: As in the call of :class:`Fuser`.
         value_range: As in the call of :class:`Fuser`.
@@ -431,17 +435,17 @@ def fuse(
         TypeError: Names the argument that is wrong.
         ImportError: A library that an option needs is missing.
 
-    >>> fused = fuse(ir, vis)                                  # doctest: +SKIP
-    >>> gray = fuse(ir, vis, steps=25, color=False)            # doctest: +SKIP
+    >>> fuse(infrared, visible, steps=3, color=False).shape    # sources: help(ddfm_fast)
+    (48, 64, 1)
     """
     given = with_defaults(options)
-    call = {name: given[name] for name in _PER_CALL}
+    call = {name: given[name] for name in ("seed", "color", "progress")}
     reading: ReadingOptions = {"value_range": value_range, "layout": layout, "nodata": nodata}
     return _kept_fuser(options, given)(ir, vis, **call, callback=callback, report=report, **reading)
 
 
 _fusers: OrderedDict[_Key, Fuser] = OrderedDict()
-_fusers_lock = threading.Lock()
+_fusers_lock = ForkLock()
 
 
 def clear_cache() -> None:
@@ -472,9 +476,6 @@ def _kept_fuser(options: FuserOptions, given: dict[str, Any]) -> Fuser:
     return fuser
 
 
-_PER_CALL = ("seed", "color", "progress")
-
-
 def _key(given: dict[str, Any]) -> _Key | None:
     """What decides a fuser, or None where that cannot be told."""
     prior, device = given["prior"], resolve_device(given["device"])
@@ -486,9 +487,11 @@ def _key(given: dict[str, Any]) -> _Key | None:
         return None
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    precision = _precision(prior, given["dtype"], device, config := _config(given))
+    config = _config(given)
+    precision = chosen_precision(prior, given["dtype"], device, config.round_luma)
     ours = (identity, str(device), str(precision), given["compile"])
-    rest = (given[name] for name in ("backend", "solver", "graph", "batch_size"))
+    rest = [given[name] for name in ("backend", "solver", "graph", "batch_size")]
+    rest.append(setting_identity(given["align"]))
     key = _Key(ours, config, (*rest, *sorted(environment.set_values().items())))
     try:
         hash(key)

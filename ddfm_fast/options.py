@@ -9,9 +9,9 @@ from __future__ import annotations
 import difflib
 import operator
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 
 from .config import DEFAULT_SEED, FuseConfig, require_bool
 
@@ -31,9 +31,16 @@ class Option(NamedTuple):
 
 
 class FuserOptions(TypedDict, total=False):
-    """Options of ``Fuser`` and of ``fuse``; defaults and meanings are in ``OPTIONS``."""
+    """Options of ``Fuser`` and of ``fuse``; defaults and meanings are in ``OPTIONS``.
 
-    prior: Any
+    A function that hands them on has ``**options: Unpack[FuserOptions]``.
+
+    >>> options: FuserOptions = {"preset": "instant", "color": False}
+    >>> ddfm_fast.Fuser(**options).config.summary
+    'the closed form alone: no prior evaluation, no denoising'
+    """
+
+    prior: object  # not Any, with which a checker cannot tell overloads apart
     preset: str | FuseConfig | None
     variant: str | None
     sampler: str | None
@@ -41,8 +48,9 @@ class FuserOptions(TypedDict, total=False):
     psi: float | None
     eta: float | None
     stretch: str | None
-    denoise: Any
+    denoise: str | float | Mapping[str, str | float] | None
     images: str | None
+    align: Any
     seed: int
     color: bool | str
     device: str | torch.device | None
@@ -58,12 +66,14 @@ class FuserOptions(TypedDict, total=False):
 class ReadingOptions(TypedDict, total=False):
     """How the images of a call are read."""
 
-    value_range: Any
+    value_range: str | Sequence[float] | Mapping[str, str | Sequence[float] | None] | None
     layout: str | None
-    nodata: Any
+    nodata: float | Mapping[str, float | None] | None
 
 
 INPUT, METHOD, OUTPUT, RUNTIME = "Input", "Method", "Output", "Runtime"
+INPUT_OPTIONS = f"{INPUT} options"
+"""the panel below that of the arguments"""
 
 OPTIONS: dict[str, Option] = {
     "preset": Option(
@@ -80,16 +90,16 @@ OPTIONS: dict[str, Option] = {
         METHOD, None, "functional (PET, SPECT), photographic, or auto.",
         "\"auto\" looks for false color on black. None: as the preset has it.",
     ),
-    "steps": Option(METHOD, None, "Steps (1 to 1000), ddimN, or sections such as 10,20,30."),
+    "steps": Option(METHOD, None, "1 to 1000 steps, ddimN, or 10,20,30."),
     "stretch": Option(
-        METHOD, None, "Stretch of luma: none, minmax, percentile or sources.",
+        METHOD, None, "none, minmax, percentile or sources.",
         'To the full range, but for 0.01 % of the pixels with "percentile", or to the range of '
         'the sources with "sources".',
     ),
     "variant": Option(METHOD, None, "official, paper, printed, gradient or saliency."),
     "sampler": Option(METHOD, None, "ddim or ddpm."),
-    "psi": Option(METHOD, None, "The method's ψ, weight of the total variation."),
-    "eta": Option(METHOD, None, "The method's η, coupling of the split variables."),
+    "psi": Option(METHOD, None, "ψ, weight of the total variation."),
+    "eta": Option(METHOD, None, "η, coupling of the split variables."),
     "seed": Option(
         METHOD, DEFAULT_SEED, "Seed of the first noise.",
         "Of x_T and of the sampler's noise, the same for every image.",
@@ -114,6 +124,12 @@ OPTIONS: dict[str, Option] = {
         "For both or by source. It does not set the range, and there the result shows the other "
         "source.",
     ),
+    "align": Option(
+        INPUT_OPTIONS, "check", "check (default), off, shift, affine, homography or a file.",
+        '"check" says by a sentence where the first pair of a call, folder or stream is surely '
+        "shifted. The others bring the infrared picture to the visible one, of another size, too, "
+        "where a map stands out; files are those of `ddfm-fast align`. See `ddfm_fast.align`.",
+    ),
     "layout": Option(
         INPUT, None, "Order of the axes, such as HWC, where the rule would read it wrongly.",
         "See `ddfm_fast.images.to_planes`.",
@@ -123,9 +139,10 @@ OPTIONS: dict[str, Option] = {
     ),
     "dtype": Option(
         RUNTIME, "auto",
-        "Arithmetic of the prior; auto: float32 on a CPU, float16 on a GPU.",
-        'With "auto" a `Prior` or module stays as it is, and presets that round luma as the '
-        "authors' script does take float32; see `ddfm_fast.priors.precision.default_precision`.",
+        "float32, tf32, bfloat16, float16, or auto: by device.",
+        'Arithmetic of the prior. "auto": float32 on a CPU, float16 on a GPU. With it a `Prior` or '
+        "module stays as it is, and presets that round luma as the authors' script does take "
+        "float32; see `ddfm_fast.priors.precision.default_precision`.",
     ),
     "backend": Option(
         RUNTIME, None, "auto, triton or torch: what runs a step ($DDFM_FAST_BACKEND).",
@@ -169,7 +186,10 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: options.get(name, OPTIONS[name].default) for name in names}
 
 
-def documented(function: Any) -> Any:
+Documented = TypeVar("Documented")
+
+
+def documented(function: Documented) -> Documented:
     """Put the list of options in place of the line ``OPTIONS`` in a docstring; a decorator."""
     if function.__doc__:
         for mark, names in (

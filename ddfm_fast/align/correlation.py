@@ -26,6 +26,8 @@ SURE = 3.0
 """confidence from which a shift is taken for one; on the pairs at hand none above it was wrong"""
 _SIGMA, _NEAR = 1.5, 4
 """blur before gradients; pixels around a peak that are part of it"""
+_FINE, _SMALL = 0.5, 0.3
+"""least share of that blur, and of the taper, where a picture is smaller than ``SIDE``"""
 
 
 class Shift(NamedTuple):
@@ -77,7 +79,8 @@ def shift_between(a: np.ndarray, b: np.ndarray, reach: float) -> Shift:
         a, b = (
             cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for p in (a, b)
         )
-    found = peak(directions(a), directions(b), reach * scale + 2)
+    small = min(1.0, max(_SMALL, max(a.shape) / SIDE))  # has few edges: none of them is wasted
+    found = peak(directions(a), directions(b), reach * scale + 2, small)
     return Shift(found.x / scale, found.y / scale, found.confidence)
 
 
@@ -89,20 +92,29 @@ def gray(image: Any, name: str, value_range: Any = None) -> np.ndarray:
     return luma(planes)[0, 0].cpu().numpy()
 
 
+def blurred(plane: np.ndarray) -> np.ndarray:
+    """Take the noise off a plane before its gradients are taken: less of a small one."""
+    sigma = _SIGMA * min(1.0, max(_FINE, max(plane.shape) / SIDE))
+    return cv2.GaussianBlur(plane, (0, 0), sigma)
+
+
 def directions(plane: np.ndarray) -> np.ndarray:
     """Compute the field of edges' doubled directions, complex64 [H, W]."""
-    plane = cv2.GaussianBlur(plane, (0, 0), _SIGMA)
+    plane = blurred(plane)
     z = cv2.Scharr(plane, cv2.CV_32F, 1, 0) + 1j * cv2.Scharr(plane, cv2.CV_32F, 0, 1)
     size = np.abs(z)
     median = np.median(size[::4, ::4]) + 1e-6
     return (z * z / (size * (size + median) + 1e-12)).astype(np.complex64)
 
 
-def peak(a: np.ndarray, b: np.ndarray, reach: float) -> Shift:
-    """Find the shift between two fields of one size, at most ``reach`` each way."""
+def peak(a: np.ndarray, b: np.ndarray, reach: float, taper: float = 1.0) -> Shift:
+    """Find the shift between two fields of one size.
+
+    ``reach``: at most so far each way. ``taper``: share of a side over which both fade.
+    """
     height, width = a.shape
-    taper = np.outer(np.hanning(height), np.hanning(width)).astype(np.float32)
-    spectrum = np.fft.fft2(a * taper) * np.conj(np.fft.fft2(b * taper))
+    fade = np.outer(_taper(height, taper), _taper(width, taper)).astype(np.float32)
+    spectrum = np.fft.fft2(a * fade) * np.conj(np.fft.fft2(b * fade))
     spectrum /= np.sqrt(np.abs(spectrum)) + 1e-9
     whole = np.fft.fftshift(np.fft.ifft2(spectrum).real)
     r = max(1, int(min(reach, height // 4, width // 4)))
@@ -116,6 +128,14 @@ def peak(a: np.ndarray, b: np.ndarray, reach: float) -> Shift:
     dx = _between(c[y, x - 1], c[y, x], c[y, x + 1]) if 0 < x < 2 * r else 0.0
     dy = _between(c[y - 1, x], c[y, x], c[y + 1, x]) if 0 < y < 2 * r else 0.0
     return Shift(float(x - r + dx), float(y - r + dy), confidence)
+
+
+def _taper(length: int, share: float) -> np.ndarray:
+    """Tukey's window: 1, with a cosine at both ends."""
+    at = np.minimum(np.arange(length), np.arange(length)[::-1]) / max(
+        1e-9, share * (length - 1) / 2
+    )
+    return 0.5 - 0.5 * np.cos(np.pi * np.minimum(at, 1.0))
 
 
 def _between(before: float, at: float, after: float) -> float:

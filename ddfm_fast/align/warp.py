@@ -1,75 +1,48 @@
-"""Affine maps and homographies between two pictures, from the shifts of their parts.
-
-Tiles are correlated (``correlation.peak``), a map is fitted by RANSAC to the shifts that stand out,
-the infrared picture is warped by it, and that again with smaller tiles: five rounds.
-"""
+"""A picture brought to where another one is: by a matrix and, if known, what the lenses do."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from .correlation import REACH, directions, gray, peak, shift_between
+from .cameras import Camera
 
-MODELS = ("shift", "affine", "homography")
-SURE = 0.4
-"""share of the tiles that agree on a map, from which it is taken for one"""
-_ROUNDS = ((3, 1.6, 0.12), (4, 2.0, 0.08), (4, 2.4, 0.05), (5, 2.8, 0.03), (5, 2.8, 0.03))
-"""tiles in a column, the shorter side over their size, and their reach over the longer side"""
-_LEAST_SIDE, _LEAST_TILES, _TOLERANCE = 48, 6, 2.0
-"""of a tile; that must stand out; pixels by which a tile may miss a map"""
-_STANDS_OUT = 1.0
+FADE = 0.03
+"""of the visible picture's shorter side, over which the infrared one's edge is faded"""
 
 
 class Alignment(NamedTuple):
     """Where each pixel of the visible picture lies in the infrared one."""
 
     matrix: np.ndarray
-    """[3, 3] float64: (x, y, 1) of the visible picture → (x, y, w) of the infrared one"""
+    """[3, 3] float64: (x, y, 1) of the visible picture → (x, y, w) of the infrared one; both
+    without their lenses' distortion where there are cameras"""
     model: str
     confidence: float
-    """of a shift, as ``Shift.confidence``; else the share of tiles that agree"""
-    sure: bool
-    """whether to believe it"""
+    """1 and above: believe it"""
+    ir_camera: Camera | None = None
+    vis_camera: Camera | None = None
+
+    @property
+    def sure(self) -> bool:
+        """Whether to believe it."""
+        return self.confidence >= 1
+
+    def points(self, at: np.ndarray) -> np.ndarray:
+        """Where points [N, 2] (x, y) of the visible picture lie in the infrared one."""
+        if self.vis_camera is not None:
+            at = self.vis_camera.ideal(at)
+        x, y, w = self.matrix @ np.vstack([at.T, np.ones(len(at))])
+        found = np.stack([x / w, y / w], 1)
+        return found if self.ir_camera is None else self.ir_camera.bent(found)
 
 
-def estimate(ir: Any, vis: Any, model: str = "homography", *, value_range: Any = None) -> Alignment:
-    """Estimate how an infrared picture must be moved to fit the visible one.
-
-    Args:
-        ir: The infrared picture, of any container that ``fuse`` takes.
-        vis: The visible one; of another size, the infrared one is first scaled to it.
-        model: "shift", "affine" or "homography".
-        value_range: As for ``fuse``.
-
-    Returns:
-        The map; where it is not ``sure``, leave the pictures as they are.
-
-    Raises:
-        ValueError: An unknown model; else as ``fuse`` raises.
-        TypeError: As ``fuse`` raises it.
-    """
-    if model not in MODELS:
-        raise ValueError(f"model is {model!r}; expected one of {', '.join(MODELS)}")
-    source, b = gray(ir, "ir", value_range), gray(vis, "vis", value_range)
-    (height, width), (own_height, own_width) = b.shape, source.shape
-    scale = np.diag([own_width / width, own_height / height, 1.0])
-    a = source if source.shape == b.shape else cv2.resize(source, (width, height))
-    first = shift_between(a, b, REACH if model == "shift" else max(REACH, 0.08 * max(a.shape)))
-    matrix = np.array([[1, 0, first.x], [0, 1, first.y], [0, 0, 1.0]])
-    if model == "shift":
-        return Alignment(scale @ matrix, model, first.confidence, first.sure)
-    fields, agree = directions(b), 0.0
-    for n, settings in enumerate(_ROUNDS):
-        moved = directions(_warped(a, matrix, (height, width)))
-        change, agree = _fitted(moved, fields, settings, model if n else "affine")
-        if change is None:
-            break
-        matrix = matrix @ change
-        matrix /= matrix[2, 2]
-    return Alignment(scale @ matrix, model, agree, agree >= SURE)
+def scaling(source: tuple[int, ...], target: tuple[int, ...]) -> np.ndarray:
+    """Make the map of pixels of a picture [H, W] to those of the same, resized to ``target``."""
+    y, x = target[0] / source[0], target[1] / source[1]
+    return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 
 
 def apply(image: np.ndarray, alignment: Alignment, size: tuple[int, int]) -> np.ndarray:
@@ -83,45 +56,48 @@ def apply(image: np.ndarray, alignment: Alignment, size: tuple[int, int]) -> np.
 
     Returns:
         [H, W] or [H, W, 3] of that size and dtype; outside of the infrared picture it is mirrored.
+        ``field`` says where that is.
     """
-    return _warped(image, alignment.matrix, size)
+    if alignment.ir_camera is None and alignment.vis_camera is None:
+        return warped(image, alignment.matrix, size)
+    x, y = _where(alignment, size)
+    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
 
 
-def _warped(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def warped(image: np.ndarray, matrix: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Bring a picture to ``size`` by a map from its pixels to the picture's; mirrored outside."""
     return cv2.warpPerspective(
-        image, matrix, size[::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        image, matrix, size[1::-1], flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REFLECT,
     )  # fmt: skip
 
 
-def _fitted(
-    a: np.ndarray, b: np.ndarray, settings: tuple[int, float, float], model: str
-) -> tuple[np.ndarray | None, float]:
-    """A map [3, 3] from b to a, and the share of tiles that agree; None where too few stand out."""
-    rows, fraction, reach = settings
-    height, width = b.shape
-    side = int(min(max(_LEAST_SIDE, min(b.shape) / fraction), min(b.shape))) // 2 * 2
-    at, to = [], []
-    for y in np.linspace(0, height - side, rows).astype(int):
-        for x in np.linspace(0, width - side, rows + 1).astype(int):
-            part = slice(y, y + side), slice(x, x + side)
-            found = peak(a[part], b[part], reach * max(b.shape))
-            if found.confidence > _STANDS_OUT:
-                center = x + side / 2, y + side / 2
-                at.append(center)
-                to.append((center[0] + found.x, center[1] + found.y))
-    if len(at) < _LEAST_TILES:
-        return None, 0.0
-    matrix, agree = _by_ransac(np.asarray(at, np.float32), np.asarray(to, np.float32), model)
-    share = 0.0 if matrix is None else float(agree.sum()) / (rows * (rows + 1))
-    return matrix, share
+def field(
+    alignment: Alignment, ir_size: tuple[int, int], size: tuple[int, int], fade: float = FADE
+) -> np.ndarray | None:
+    """Find where the visible picture's pixels are in the field of the infrared one.
+
+    Args:
+        alignment: Of the two.
+        ir_size: (H, W) of the infrared picture.
+        size: (H, W) of the visible one.
+        fade: How wide the edge is, of the shorter side of ``size``.
+
+    Returns:
+        [H, W] float32: 1 in the field, falling to 0 at its edge; None where it has no edge here.
+    """
+    x, y = _where(alignment, size)
+    height, width = ir_size
+    inside = (x > -0.51) & (y > -0.51) & (x < width - 0.49) & (y < height - 0.49)
+    if inside.all():
+        return None
+    distance = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3)
+    ramp = np.clip((distance - 0.5) / max(1.0, fade * min(size)), 0, 1)
+    return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
 
 
-def _by_ransac(at: np.ndarray, to: np.ndarray, model: str) -> tuple[np.ndarray | None, np.ndarray]:
-    cv2.setRNGSeed(0)  # the same result each time
-    if model == "homography":
-        return cv2.findHomography(at, to, cv2.RANSAC, _TOLERANCE)
-    matrix, agree = cv2.estimateAffine2D(
-        at, to, method=cv2.RANSAC, ransacReprojThreshold=_TOLERANCE
-    )
-    return (None if matrix is None else np.vstack([matrix, [0, 0, 1]])), agree
+def _where(alignment: Alignment, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the pixels of the visible picture lie, x and y, float32 [H, W]."""
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float64)
+    found = alignment.points(np.stack([x.ravel(), y.ravel()], 1)).astype(np.float32)
+    return found[:, 0].reshape(size), found[:, 1].reshape(size)

@@ -9,6 +9,7 @@ import typer
 from ..runtime import environment
 from . import (
     ablate,
+    align,
     batch,
     bench,
     demo,
@@ -43,6 +44,7 @@ register(app, batch.batch, batch.EPILOG)
 register(app, video.video, video.EPILOG)
 register(app, volume.volume, volume.EPILOG)
 register(app, serve.serve, serve.EPILOG)
+register(app, align.align, align.EPILOG)
 register(app, presets.presets, presets.EPILOG)
 register(app, doctor.doctor, doctor.EPILOG)
 register(app, demo.demo, demo.EPILOG)

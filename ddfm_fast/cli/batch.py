@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from .settings import (
     find_items,
     levels,
     output,
+    picked,
     pixel_limit,
     read_settings,
     show_progress,
@@ -27,7 +29,8 @@ from .settings import (
 
 if TYPE_CHECKING:
     from ..api import Fuser
-    from ..datasets.batch import BatchReport, PairResult
+    from ..datasets.batch import BatchReport, Elsewhere, PairResult
+    from ..datasets.output import Output
     from ..datasets.pairs import PairItem
     from ..files.depth import Levels
     from ..storage.staging import Stage
@@ -50,6 +53,8 @@ def batch(
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,
     raw_size: opt.RawSize = None,
+    resize: opt.ResizeFiles = None,
+    align: opt.Align = default.align,
     range_over: opt.RangeOver = opt.Over.picture,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
@@ -80,6 +85,10 @@ def batch(
     device: opt.Device = default.device,
     batch_size: opt.BatchSize = default.batch_size,
     workers: opt.Workers = 2,
+    on: opt.On = opt.Place.here,
+    address: opt.Address = None,
+    actors: opt.Actors = None,
+    num_gpus: opt.NumGpus = None,
     dtype: opt.DType = default.dtype,
     backend: opt.Backend = default.backend,
     graph: opt.Graph = default.graph,
@@ -88,29 +97,45 @@ def batch(
     """Fuse a data set. Safe to interrupt; rerun to resume.
 
     Finds the pairs in the layouts of MSRS, RoadScene, M3FD, TNO, LLVIP, Harvard, M3SVD, VTMOT and
-    such, and by name in one folder (DJI_0001_T.JPG, DJI_0001_V.JPG). A pair that fails is reported,
-    the others continue. What is done is left alone unless settings, prior or inputs changed. Exit
-    code: 0 all fused, 1 some failed (with --list: lack a partner), 2 bad input, 130 interrupted.
+    such, and by name in one folder (DJI_0001_T.JPG, DJI_0001_V.JPG). What is done is left alone
+    unless settings, prior or inputs changed. Exit code: 0 all fused, 1 some failed (with --list:
+    lack a partner), 2 bad input, 130 interrupted.
     """
     source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
     stage = stage_for(context, root, vis, manifest, out)
     if list_pairs:
         raise typer.Exit(_echo_pairs(root, vis, source, stage, as_json=as_json))
-    settings, how = read_settings(context), output(context)
+    settings, folder = read_settings(context), _folder(out)
     items = find_items(root, vis, stage=stage, **source)
-    folder, limit, bars = _folder(out), pixel_limit(max_pixels), show_progress(quiet)
-    meant = levels(ir_range, vis_range, nodata, raw_size)
-    options: dict[str, Any] = {
-        "format": format,
-        "workers": workers,
-        "max_pixels": limit,
-        "redo": redo,
-    }
-    options["output"] = how
-    options |= {"progress": bars, "stage": stage}
-    report = _run(items, folder, settings.fuser(), meant, range_over, **options)
-    _echo_report(report, as_json=as_json, quiet=quiet)
-    raise typer.Exit(_exit_code(report))
+    options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
+    if stage is not None and on is opt.Place.ray:
+        raise ValueError("--on ray takes no URLs yet; leave out --on, or give local folders")
+    with elsewhere(on, address, actors, num_gpus) as options["elsewhere"]:
+        report = _run(items, folder, settings.fuser(), over=range_over, stage=stage, **options)
+    raise typer.Exit(_echo_report(report, as_json=as_json, quiet=quiet))
+
+
+def elsewhere(
+    on: opt.Place, address: str | None, actors: int | None, num_gpus: float | None
+) -> AbstractContextManager[Elsewhere | None]:
+    """What fuses the pairs in other processes, connected inside; None for this one."""
+    given = {"--address": address, "--actors": actors, "--num-gpus": num_gpus}
+    if on is opt.Place.ray:
+        from ..integrations.ray_pairs import RayPairs
+
+        return RayPairs(address, actors, num_gpus)
+    if alone := [name for name, value in given.items() if value is not None]:
+        raise ValueError(f"{alone[0]} is for --on ray; add that, or leave it out")
+    return nullcontext()
+
+
+def _options(context: typer.Context, levels: Levels, output: Output) -> dict[str, Any]:
+    """Options of :func:`.datasets.batch.run_batch` from those of the command."""
+    limit = pixel_limit(context.params["max_pixels"])
+    bars = show_progress(context.params["quiet"])
+    given = picked(context, ("format", "workers", "redo", "resize"))
+    meant = {"levels": levels, "output": output}
+    return {**given, **meant, "max_pixels": limit, "progress": bars}
 
 
 def _folder(out: Path | None) -> Path:
@@ -207,8 +232,8 @@ def echo_failure(result: PairResult) -> None:
     typer.echo(f"error: {result.name}: {result.error}", err=True)
 
 
-def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> None:
-    """Print what was done, as one JSON object or in a line or two."""
+def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> int:
+    """Print what was done, as one JSON object or in a line or two; the exit code."""
     from ..datasets.batch import REPORT, STOPPED_BY_USER
     from ..storage.urls import as_url, join
 
@@ -228,6 +253,7 @@ def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> None:
         why = "interrupted" if by_user else f"error: stopped early: {report.stopped}"
         again = f"{'' if by_user else 'make room and '}start the same command again to go on"
         typer.echo(f"{why}: {counts['pending']} pairs not reached; {again}", err=True)
+    return _exit_code(report)
 
 
 def _exit_code(report: BatchReport) -> int:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..runtime.streams import guarded
+from . import bench_options as own
 from . import options as opt
 from .command import register
 from .errors import SOME_FAILED
@@ -41,24 +42,24 @@ def main(program: str) -> None:
 
 
 def bench(
-    sections: opt.Sections = None,
+    sections: own.Sections = None,
     *,
-    compare: opt.Compare = None,
-    threshold: opt.Threshold = None,
-    from_result: opt.FromResult = None,
-    quick: opt.Quick = False,
-    size: opt.Size = None,
-    repeats: opt.Repeats = 40,
-    seconds: opt.Seconds = None,
-    rehearse: opt.Rehearse = False,
-    for_profiler: opt.ForProfiler = False,
-    save: opt.Save = False,
-    report: opt.WriteReport = False,
-    out: opt.OutResults = None,
-    list_sections: opt.ListSections = False,
-    quiet: opt.NoBar = False,
+    compare: own.Compare = None,
+    threshold: own.Threshold = None,
+    from_result: own.FromResult = None,
+    quick: own.Quick = False,
+    size: own.Size = None,
+    repeats: own.Repeats = 40,
+    seconds: own.Seconds = None,
+    rehearse: own.Rehearse = False,
+    for_profiler: own.ForProfiler = False,
+    save: own.Save = False,
+    report: own.WriteReport = False,
+    out: own.OutResults = None,
+    list_sections: own.ListSections = False,
+    quiet: own.NoBar = False,
     device: opt.Device = default.device,
-    threads: opt.Threads = None,
+    threads: own.Threads = None,
 ) -> None:
     """Time this machine: how fast, against what, at what quality, how near to its limits.
 

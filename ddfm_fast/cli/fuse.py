@@ -15,7 +15,7 @@ from ..config import default_preset
 from . import options as opt
 from .errors import BAD_INPUT, OK, SOME_FAILED, message
 from .options import default
-from .settings import levels, output, pixel_limit, read_settings, show_progress
+from .settings import levels, output, pixel_limit, plain, read_settings, show_progress
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -32,6 +32,8 @@ def fuse(
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,
     raw_size: opt.RawSize = None,
+    resize: opt.ResizeFiles = None,
+    align: opt.Align = default.align,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
@@ -64,7 +66,7 @@ def fuse(
     graph: opt.Graph = default.graph,
     max_pixels: opt.MaxPixels = None,
 ) -> None:
-    """Fuse two image files, or two folders whose files have the same stems.
+    """Fuse two image files, or two folders of files with the same stems, into --out.
 
     8-bit images give 8-bit images and 16-bit images give 16-bit images; metadata of the visible
     file are kept. In folders a pair that fails is reported and the others continue. Exit code: 0
@@ -77,8 +79,7 @@ def fuse(
 
     shape: dict[str, Any] = {"format": format, "panel": panel}
     options: dict[str, Any] = {
-        "max_pixels": pixel_limit(max_pixels),
-        "levels": levels(ir_range, vis_range, nodata, raw_size),
+        **_reading(context),
         "output": how,
         "progress": show_progress(quiet),
         "skip_existing": skip_existing,
@@ -91,13 +92,22 @@ def fuse(
     else:
         jobs, fuser = plan_jobs(ir, vis, out, **shape), settings.fuser()
         reports = run_jobs(jobs, fuser, **options)
-    seconds = time.perf_counter() - started
+    seconds, name = time.perf_counter() - started, preset or default_preset(context.params)
     if as_json:
-        name = preset or default_preset(context.params)
         typer.echo(json.dumps(_as_dict(reports, fuser, name, seconds), default=str))
     elif not quiet:
         _echo_results(reports, seconds)
     raise typer.Exit(_exit_code(reports))
+
+
+def _reading(context: typer.Context) -> dict[str, Any]:
+    """How files are read, as `run_jobs` takes it."""
+    given = context.params
+    return {
+        "max_pixels": pixel_limit(given["max_pixels"]),
+        "levels": levels(*map(given.get, ("ir_range", "vis_range", "nodata", "raw_size"))),
+        "resize": plain(given["resize"]),
+    }
 
 
 def _exit_code(reports: list[dict[str, Any]]) -> int:

@@ -13,10 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..options import INPUT, METHOD, OPTIONS, OUTPUT, RUNTIME
-
-INPUT_OPTIONS = f"{INPUT} options"
-"""the panel below that of the arguments"""
+from ..options import INPUT, INPUT_OPTIONS, METHOD, OPTIONS, OUTPUT, RUNTIME
 
 default = SimpleNamespace(**{name: option.default for name, option in OPTIONS.items()})
 """the defaults of ``ddfm_fast.options``, as attributes"""
@@ -27,6 +24,17 @@ class Over(str, Enum):
 
     picture = "picture"
     dataset = "dataset"
+
+
+class SizeOf(str, Enum):
+    ir = "ir"
+    vis = "vis"
+
+
+class MapModel(str, Enum):
+    shift = "shift"
+    affine = "affine"
+    homography = "homography"
 
 
 class ColorFrom(str, Enum):
@@ -94,6 +102,13 @@ class OnError(str, Enum):
     stop = "stop"
 
 
+class Place(str, Enum):
+    """Where the work is done."""
+
+    here = "here"
+    ray = "ray"
+
+
 class Switch(str, Enum):
     auto = "auto"
     off = "off"
@@ -132,11 +147,12 @@ Variant = Annotated[str | None, shared("variant")]
 Sampler = Annotated[str | None, shared("sampler")]
 Psi = Annotated[float | None, shared("psi")]
 Eta = Annotated[float | None, shared("eta")]
+Align = Annotated[str, shared("align", metavar="HOW", show_default=False)]
 Seed = Annotated[int, shared("seed")]
 Prior = Annotated[str, shared("prior")]
 ColorSource = Annotated[ColorFrom, shared("color")]
 Device = Annotated[str | None, shared("device")]
-DType = Annotated[Precision, shared("dtype")]
+DType = Annotated[Precision, shared("dtype", metavar="KIND")]
 Backend = Annotated[str | None, shared("backend")]
 Graph = Annotated[str | None, shared("graph")]
 BatchSize = Annotated[int | None, shared("batch_size", min=1)]
@@ -196,13 +212,19 @@ ListPairs = Annotated[
 FormatInFolder = Annotated[
     str | None, option(OUTPUT, "png, jpg, tif or bmp, for outputs in a folder.")
 ]
-Format = Annotated[str, option(OUTPUT, "png, jpg, tif or bmp.")]
+Format = Annotated[str, option(OUTPUT, "png (default), jpg, tif or bmp.", show_default=False)]
 Panel = Annotated[
     bool, option(OUTPUT, "Also write NAME.panel.png, sources beside result.", "--panel")
 ]
 SkipExisting = Annotated[
     bool, option(OUTPUT, "Leave pairs whose output is there already.", "--skip-existing")
 ]
+On = Annotated[Place, option(RUNTIME, "Who works: this process, or actors of Ray.")]
+Address = Annotated[
+    str | None, option(RUNTIME, "Of the Ray cluster; by default it starts one here.")
+]
+Actors = Annotated[int | None, option(RUNTIME, "How many work on Ray.", min=1)]
+NumGpus = Annotated[float | None, option(RUNTIME, "GPUs of each actor of Ray: 1, 0.5.", min=0)]
 Quality = Annotated[
     int | None, option(OUTPUT, "JPEG quality (default 95).", metavar="N", min=1, max=100)
 ]
@@ -228,7 +250,10 @@ OutRange = Annotated[
 KeepThermal = Annotated[
     bool, option(OUTPUT, "Second TIFF page: the infrared values as read.", "--keep-thermal")
 ]
-Workers = Annotated[int, option(RUNTIME, "Threads that read, and as many that write.", min=1)]
+Workers = Annotated[
+    int,
+    option(RUNTIME, "Threads that read, and as many that write (2).", min=1, show_default=False),
+]
 Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--redo")]
 
 # video
@@ -257,6 +282,7 @@ Offset = Annotated[
 Resize = Annotated[
     str | None, option(INPUT_OPTIONS, "vis, ir or WIDTHxHEIGHT, where the sizes differ.")
 ]
+ResizeFiles = Annotated[SizeOf | None, option(INPUT_OPTIONS, "Whose size both get.")]
 RANGES = "LO,HI, auto, dtype or data: black and white of"
 IrRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} infrared.")]
 VisRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} visible.")]
@@ -265,7 +291,10 @@ Nodata = Annotated[
 ]
 RawSize = Annotated[str | None, option(INPUT_OPTIONS, "WxH of files of bare counts (Y16).")]
 RangeOver = Annotated[
-    Over, option(INPUT_OPTIONS, "What one range is found for, picture or dataset.")
+    Over,
+    option(
+        INPUT_OPTIONS, "One range for each picture (default) or the dataset.", show_default=False
+    ),
 ]
 Start = Annotated[float, option(INPUT_OPTIONS, "First second of the visible stream.", min=0)]
 End = Annotated[
@@ -396,6 +425,20 @@ AblatedPreset = Annotated[
 ]
 Rows = Annotated[str | None, option(METHOD, "Only these rows, such as no-prior,no-em,no-tv.")]
 
+# align
+
+Pictures = Annotated[
+    list[Path],
+    argument("IR VIS...", "Pictures of both cameras, in turn, or two folders with equal stems."),
+]
+OutCalibration = Annotated[Path, option(OUTPUT, "The JSON file to write.", "-o", "--out")]
+Model = Annotated[MapModel, option(METHOD, "What the map may do.")]
+IrCamera = Annotated[
+    Path | None,
+    option(INPUT_OPTIONS, "Infrared lens: OpenCV's camera_matrix and distortion_coefficients."),
+]
+VisCamera = Annotated[Path | None, option(INPUT_OPTIONS, "Likewise of the visible one.")]
+
 # demo
 
 DemoOut = Annotated[Path, option(OUTPUT, "Folder to write to.", "-o", "--out")]
@@ -420,78 +463,3 @@ Weights = Annotated[WeightType | None, option(OUTPUT, "Data type of the weights;
 ShapeConfig = Annotated[
     str | None, option(INPUT_OPTIONS, "JSON (or a file of it) with what the file's shapes lack.")
 ]
-
-# bench
-
-Sections = Annotated[
-    list[str] | None,
-    argument(
-        "[SECTION]...",
-        "kernels, step, prior, official, loop, waterfall, throughput, video, host, scaling, "
-        "startup, metrics; all by default. `--list` says what each is.",
-    ),
-]
-Quick = Annotated[
-    bool, option(METHOD, "Tiny sizes, under a minute: does it work, and how?", "--quick")
-]
-Size = Annotated[
-    str | None,
-    option(METHOD, "Of kernels, step and prior, such as 512x640.", metavar="HxW"),
-]
-Repeats = Annotated[int, option(METHOD, "Most rounds of a measurement.", min=1)]
-Seconds = Annotated[
-    float | None,
-    option(METHOD, "A measurement starts no round beyond the third after so long.", min=0),
-]
-Rehearse = Annotated[
-    bool,
-    option(METHOD, "The GPU's sections on the CPU, interpreted: no figures.", "--rehearse"),
-]
-ForProfiler = Annotated[
-    bool, option(METHOD, "Eight steps by each solver, for Nsight Compute.", "--for-profiler")
-]
-Compare = Annotated[
-    tuple[Path, Path] | None,
-    option(
-        INPUT_OPTIONS,
-        "Run nothing: compare two results. Exit code 1 where a path is slower beyond the noise "
-        "of both.",
-        metavar="OLD NEW",
-    ),
-]
-Threshold = Annotated[
-    float | None,
-    option(
-        INPUT_OPTIONS,
-        "With --compare: the rise that is no regression yet (0.1; of quick runs 0.5).",
-        min=0,
-    ),
-]
-FromResult = Annotated[
-    Path | None,
-    option(INPUT_OPTIONS, "With --report: run nothing, show this result.", "--from"),
-]
-Save = Annotated[bool, option(OUTPUT, "Write DEVICE-DATE.json, with every sample.", "--save")]
-WriteReport = Annotated[
-    bool,
-    option(
-        OUTPUT,
-        "Write the page DEVICE-DATE.html and its plots as PNG; in a checkout also the "
-        "README's figures.",
-        "--report",
-    ),
-]
-OutResults = Annotated[
-    Path | None,
-    option(
-        OUTPUT,
-        "Folder for the files (bench/results in a checkout, else ddfm_fast_bench).",
-        "-o",
-        "--out",
-    ),
-]
-ListSections = Annotated[
-    bool, option(OUTPUT, "Say what each section measures, and stop.", "--list")
-]
-NoBar = Annotated[bool, option(OUTPUT, "No progress bar.", "-q", "--quiet")]
-Threads = Annotated[int | None, option(RUNTIME, "CPU threads for PyTorch.", min=1)]

@@ -43,7 +43,7 @@ class Settings:
     def prior(self) -> str | Prior:
         """The prior as ``Fuser`` takes it: its name, or itself where it needs a configuration."""
         if self.prior_config is None:
-            return self.options["prior"]
+            return cast("str | Prior", self.options["prior"])
         return self.load_prior(self.options.get("dtype"))
 
     @property

@@ -30,6 +30,7 @@ def video(
     vis: opt.OtherStream = None,
     *,
     resize: opt.Resize = None,
+    align: opt.Align = default.align,
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     offset: opt.Offset = 0.0,

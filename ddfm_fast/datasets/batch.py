@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import functools
 import json
 import os
 import secrets
@@ -19,14 +17,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
+from ..align.call import Aligner
 from ..files.depth import Levels, Sources, read_sources
 from ..files.paths import (
-    SUFFIXES,
     ImageFileError,
     atomic_write_bytes,
     ensure_writable_dir,
@@ -41,6 +39,7 @@ from .ahead import prefetch
 from .history import History, describe_settings, input_hashes
 from .output import Output
 from .pairs import PairItem
+from .targets import check_counts, checked_suffix, checked_targets, no_room
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -51,7 +50,6 @@ DONE, SKIPPED, FAILED, PENDING = "done", "skipped", "failed", "pending"
 STOPPED_BY_USER = "interrupted"
 
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 @dataclasses.dataclass
@@ -120,14 +118,15 @@ def run_batch(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     levels: Levels | None = None,
     output: Output | None = None,
+    resize: str | None = None,
     redo: bool = False,
     progress: bool = False,
     on_error: Callable[[PairResult], None] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> BatchReport:
     """Fuse every pair into ``out/NAME.format``; pairs that are done already are left alone.
 
-    The report is also written to ``out/ddfm_fast_report.json``. A full disk ends the run, with
-    the rest "pending". Safe to interrupt; rerun to resume.
+    ``out/ddfm_fast_report.json`` is the report. A full disk leaves the rest "pending".
 
     Args:
         items: From :func:`.pairs.find_pairs`; pairs of equal size share a batch.
@@ -139,33 +138,38 @@ def run_batch(
         max_pixels: Of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from each pair by default.
         output: How results are written.
+        resize: "ir" or "vis": both sources get its size, before they are aligned.
         redo: Fuse what is done already once more.
         progress: Show bars with an estimate of the end, on stderr.
         on_error: Called with each pair that fails, as it happens; the others continue.
+        elsewhere: What fuses the pairs in other processes; None for this one.
 
     Returns:
         What became of each pair.
 
     Raises:
-        ValueError: Arguments that are wrong, an output folder that cannot be written or that
-            another run is writing to.
-        TypeError: ``batch_size`` or ``workers`` is not an int.
+        ValueError, TypeError: Arguments that are wrong; an output folder that cannot be written.
         BatchInterrupted: Ctrl-C; it carries the report.
     """
-    suffix = _checked_suffix(format)
-    _check_counts(batch_size=batch_size, workers=workers)
+    suffix = checked_suffix(format)
+    check_counts(batch_size=batch_size, workers=workers)
     (output := output or Output()).check([suffix])
-    targets = _checked_targets(items, Path(out), suffix)
-    ensure_writable_dir(out)
-    levels = levels or Levels()
-    settings = describe_settings(fuser, suffix) | levels.to_dict() | output.to_dict()
+    targets, _ = checked_targets(items, Path(out), suffix), ensure_writable_dir(out)
+    levels, aligner = levels or Levels(), Aligner(fuser.align, resize)
+    own = elsewhere.settings(fuser, suffix) if elsewhere else describe_settings(fuser, suffix)
+    settings = own | levels.to_dict() | output.to_dict() | aligner.to_dict()
     with History(Path(out), settings) as history:
-        run = _Run(
+        run = Run(
             history, fuser, targets, batch_size=batch_size, workers=workers, max_pixels=max_pixels,
-            levels=levels, output=output, redo=redo, progress=progress, on_error=on_error,
+            levels=levels, output=output, aligner=aligner, redo=redo, progress=progress,
+            on_error=on_error, elsewhere=elsewhere,
         )  # fmt: skip
-        report = run.run(list(items))
-        _write_report(report)
+        return _written(run.run(list(items)))
+
+
+def _written(report: BatchReport) -> BatchReport:
+    """The report, once it is written; BatchInterrupted where Ctrl-C ended the run."""
+    _write_report(report)
     if report.stopped == STOPPED_BY_USER:
         raise BatchInterrupted(report)
     return report
@@ -187,12 +191,34 @@ class _Loaded:
         return self.size[0] * self.size[1]
 
 
-class _Run:
+class Ledger(Protocol):
+    """Where a run puts its pictures: a ``History``, or a worker's list of what it has staged."""
+
+    out: Path
+
+    def commit(
+        self, item: PairItem, inputs: list[str], staged: Path, target: Path, facts: dict[str, Any]
+    ) -> None:
+        """Take a staged picture over."""
+
+
+class Elsewhere(Protocol):
+    """What fuses the pairs of a run in other processes; the history stays here."""
+
+    def settings(self, fuser: Fuser, suffix: str) -> dict[str, Any]:
+        """Describe the fuser as it is there: :func:`.history.describe_settings`."""
+        ...
+
+    def work(self, run: Run, items: list[PairItem]) -> None:
+        """Fuse the pairs: each is told by ``run.record``, pictures by ``run.finish`` first."""
+
+
+class Run:
     """The state of one run. Results and the fuser belong to the main thread."""
 
     def __init__(
         self,
-        history: History,
+        history: Ledger,
         fuser: Fuser,
         targets: dict[str, Path],
         *,
@@ -201,15 +227,17 @@ class _Run:
         max_pixels: int,
         levels: Levels,
         output: Output,
+        aligner: Aligner,
         redo: bool,
         progress: bool,
         on_error: Callable[[PairResult], None] | None,
+        elsewhere: Elsewhere | None = None,
     ):
-        self.history, self.targets = history, targets
+        self.history, self.targets, self.elsewhere = history, targets, elsewhere
         self.fuser = fuser if batch_size is None else fuser.with_options(batch_size=batch_size)
         self.batch_size = self.least_batch_size = self.fuser.batch_size
         self.workers, self.max_pixels, self.redo = workers, max_pixels, redo
-        self.levels, self.output, self.told = levels, output, set[str]()
+        self.levels, self.output, self.aligner, self.told = levels, output, aligner, set[str]()
         self.progress, self.on_error = progress, on_error
         self.staging = history.out / STAGING
         self.results: dict[str, PairResult] = {}
@@ -217,37 +245,45 @@ class _Run:
         self.too_many_pixels = float("inf")
         self.stopped: str | None = None
         self.bar: tqdm | None = None
+        self.readers = ThreadPoolExecutor(workers, "ddfm-read")
+        self.writers = ThreadPoolExecutor(workers, "ddfm-write")
 
     def run(self, items: list[PairItem]) -> BatchReport:
+        """Fuse what is not done yet; a report of all."""
         started = time.perf_counter()
         shutil.rmtree(self.staging, ignore_errors=True)
-        self.readers = ThreadPoolExecutor(self.workers, "ddfm-read")
-        self.writers = ThreadPoolExecutor(self.workers, "ddfm-write")
+        assert isinstance(self.history, History)
+        settings = self.history.settings
         try:
-            pending = self._pending(items)
-            with pages_kept(self.fuser.device):
-                self._work(pending)
+            pending = self._pending(items, self.history)
+            self.bar = tqdm(
+                total=len(pending), desc="pairs", unit="pair", disable=not self.progress
+            )
+            if self.elsewhere is not None:
+                self.elsewhere.work(self, pending)
+            else:
+                self.work(pending)
         except KeyboardInterrupt:
             self.stopped = STOPPED_BY_USER
         finally:
-            self.readers.shutdown(cancel_futures=True)
-            self._collect(0)
-            self.writers.shutdown()
+            self.close()
             if self.bar is not None:
                 self.bar.close()
             shutil.rmtree(self.staging, ignore_errors=True)
         return BatchReport(
             out=self.history.out,
-            settings=self.history.settings,
+            settings=settings,
             results=[self.results.get(item.name, PairResult(item.name)) for item in items],
             seconds=time.perf_counter() - started,
             batch_size=self.least_batch_size,
             stopped=self.stopped,
         )
 
-    def _pending(self, items: list[PairItem]) -> list[PairItem]:
+    def _pending(self, items: list[PairItem], history: History) -> list[PairItem]:
         """The items still to do, equal sizes together, in the order in which sizes first occur."""
-        inspected = prefetch(self.readers, self._inspect, items, 4 * self.workers)
+        inspected = prefetch(
+            self.readers, lambda item: self._inspect(item, history), items, 4 * self.workers
+        )
         bar = tqdm(
             inspected, "checking", len(items), leave=False, unit="pair", disable=not self.progress
         )
@@ -260,23 +296,36 @@ class _Run:
                 self.results[item.name] = result
         return [item for _, item in sorted(pending, key=lambda found: found[0])]
 
-    def _inspect(self, item: PairItem) -> tuple[PairResult | None, tuple[int, int] | None]:
+    def _inspect(
+        self, item: PairItem, history: History
+    ) -> tuple[PairResult | None, tuple[int, int] | None]:
         target = self.targets[item.name]
-        record = None if self.redo else self.history.is_done(item, target)
+        record = None if self.redo else history.is_done(item, target)
         if record is None:
             return None, image_size(item.ir)
         kept = ("height", "width", "dtype", "range", "seconds", "report")
         facts = {key: record.get(key) for key in kept}
         return PairResult(item.name, SKIPPED, str(target), **facts), None
 
+    def work(self, items: list[PairItem]) -> None:
+        """Fuse pairs here and collect what becomes of them in ``results``."""
+        with pages_kept(self.fuser.device):
+            self._work(items)
+            self._collect(0)
+
+    def close(self) -> None:
+        """End the threads, once what they write is written."""
+        self.readers.shutdown(cancel_futures=True)
+        self._collect(0)
+        self.writers.shutdown()
+
     def _work(self, items: list[PairItem]) -> None:
-        self.bar = tqdm(total=len(items), desc="pairs", unit="pair", disable=not self.progress)
         chunk: list[_Loaded] = []
         for loaded in prefetch(self.readers, self._load, items, self.batch_size + self.workers):
             if self.stopped:
                 return
             if isinstance(loaded, PairResult):
-                self._record(loaded)
+                self.record(loaded)
                 continue
             if chunk and loaded.size != chunk[0].size:
                 self._fuse(chunk)
@@ -297,11 +346,12 @@ class _Run:
             inputs = input_hashes(item)
             with about([item.name], self.told):
                 found = read_sources(item.ir, item.vis, self.levels, self.max_pixels)
+                found = self.aligner.sources(found)
             ir, vis = found.ir, found.vis
             if ir.shape[:2] != vis.shape[:2]:
                 raise ValueError(
                     f"ir has {ir.shape[0]}x{ir.shape[1]} and vis {vis.shape[0]}x{vis.shape[1]}; "
-                    "expected aligned images of equal size: register and resize them first"
+                    "expected images of equal size: --resize vis, or --align homography"
                 )
             return _Loaded(item, found, inputs, self.fuser.pixels.ahead(ir, vis))
         except _EXPECTED as error:
@@ -322,7 +372,7 @@ class _Run:
             if failure is None:
                 continue
             if len(part) == 1:
-                self._record(failure)
+                self.record(failure)
             elif no_memory:
                 self._shrink(part)
                 pairs = part + pairs
@@ -341,6 +391,7 @@ class _Run:
                     [pair.sent[1] for pair in part],
                     progress=self.progress,
                     report=found,
+                    align="off",
                     value_range="dtype",
                 )
         except _EXPECTED as error:
@@ -373,17 +424,28 @@ class _Run:
         item = pair.item
         target = self.targets[item.name]
         staged = self.staging / f"{secrets.token_hex(8)}{target.suffix}"
-        try:
+
+        def write() -> dict[str, Any]:
             with about([item.name], self.told):
                 facts = self.output.write(
                     staged, picture, pair.sources, (item.ir, item.vis), color=self.fuser.color,
                     final=target,
                 )  # fmt: skip
-            facts |= {"seconds": seconds, "report": report}
-            self.history.commit(item, pair.inputs, staged, target, facts)
+            return {**facts, "seconds": seconds, "report": report}
+
+        return self.finish(item, pair.inputs, staged, write)
+
+    def finish(
+        self, item: PairItem, inputs: list[str], staged: Path, write: Callable[[], dict[str, Any]]
+    ) -> PairResult:
+        """Commit a picture that ``write`` stages, in any thread; it gives the facts of it."""
+        target = self.targets[item.name]
+        try:
+            facts = write()
+            self.history.commit(item, inputs, staged, target, facts)
         except _EXPECTED as error:
-            if no_room := _no_room(error):
-                self.stopped = f"{self.history.out}: {no_room}"
+            if full := no_room(error):
+                self.stopped = f"{self.history.out}: {full}"
             return _failure(item, error)
         finally:
             with contextlib.suppress(OSError):
@@ -393,10 +455,11 @@ class _Run:
     def _collect(self, most: int) -> None:
         """Record finished writes; wait until at most that many are under way."""
         while self.writes and (len(self.writes) > most or self.writes[0].done()):
-            self._record(self.writes[0].result())
+            self.record(self.writes[0].result())
             self.writes.popleft()
 
-    def _record(self, result: PairResult) -> None:
+    def record(self, result: PairResult) -> None:
+        """Count a pair as reached, once; in the main thread."""
         if result.name in self.results:
             return
         self.results[result.name] = result
@@ -412,57 +475,6 @@ def _failure(item: PairItem, error: BaseException) -> PairResult:
     if is_out_of_memory(error):
         text = f"memory ran out even for this pair alone ({text.splitlines()[0]})"
     return PairResult(item.name, FAILED, error=text)
-
-
-def _no_room(error: BaseException | None) -> str | None:
-    """What the system says, if the error comes from a disk that takes no more from anyone."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            return error.strerror
-        error = error.__cause__
-    return None
-
-
-def _check_counts(**counts: int | None) -> None:
-    for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}; expected at least 1")
-
-
-def _checked_suffix(format: str) -> str:
-    suffix = "." + str(format).lower().lstrip(".")
-    if suffix not in SUFFIXES:
-        names = ", ".join(s.lstrip(".") for s in SUFFIXES)
-        raise ValueError(f"format is {format!r}; expected one of {names}")
-    return suffix
-
-
-def _checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> dict[str, Path]:
-    """Name → output path, none of which is an input, a folder, or another pair's output."""
-    if not items:
-        raise ValueError("items is empty; expected at least one pair")
-    real_folder = functools.lru_cache(maxsize=None)(_real)
-    targets = {item.name: out / f"{item.name}{suffix}" for item in items}
-    if len(targets) < len(items):
-        raise ValueError(
-            f"items: {len(items)} pairs have {len(targets)} names; expected unique names"
-        )
-    inputs = {(real_folder(p.parent), p.name) for item in items for p in (item.ir, item.vis)}
-    for target in targets.values():
-        if (real_folder(target.parent), target.name) in inputs:
-            raise ValueError(f"output {target} would replace an input; choose another --out")
-        if os.path.isdir(target):
-            raise ValueError(f"output {target} is a folder; choose another --out")
-    return targets
-
-
-def _real(folder: Path) -> str:
-    try:
-        return os.path.realpath(folder)
-    except ValueError:  # a name that there cannot be: its item fails when it is read or written
-        return os.fspath(folder)
 
 
 def _write_report(report: BatchReport) -> None:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ..files.depth import Levels, read_sources
+from ..align.call import Aligner
+from ..files.depth import Levels, Sources, read_sources
 from ..files.pairing import match_pairs
 from ..files.paths import SUFFIXES, ensure_writable_dir, is_folder, look
 from ..files.reading import DEFAULT_MAX_PIXELS
@@ -53,6 +54,7 @@ def fuse_files(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     levels: Levels | None = None,
     output: Output | None = None,
+    resize: str | None = None,
     progress: bool = False,
     skip_existing: bool = False,
     on_error: Callable[[Job, Exception], None] | None = None,
@@ -69,6 +71,7 @@ def fuse_files(
         max_pixels: Limit of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from them by default.
         output: How results are written.
+        resize: "ir" or "vis": both sources get its size, before they are aligned.
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Leave pairs alone whose output file exists.
         on_error: Called with each job that fails, as it happens; the others continue. Without
@@ -86,6 +89,7 @@ def fuse_files(
         max_pixels=max_pixels,
         levels=levels,
         output=output,
+        resize=resize,
         progress=progress,
         skip_existing=skip_existing,
         on_error=on_error,
@@ -185,6 +189,10 @@ def _check_outputs(jobs: list[Job]) -> None:
         ensure_writable_dir(folder)
 
 
+Read = Callable[[Job], Sources]
+"""a job's sources, aligned"""
+
+
 def run_jobs(
     jobs: list[Job],
     fuser: Fuser,
@@ -192,6 +200,7 @@ def run_jobs(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     levels: Levels | None = None,
     output: Output | None = None,
+    resize: str | None = None,
     progress: bool = False,
     skip_existing: bool = False,
     on_error: Callable[[Job, Exception], None] | None = None,
@@ -204,6 +213,7 @@ def run_jobs(
         max_pixels: Limit of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from them by default.
         output: How results are written.
+        resize: "ir" or "vis": both sources get its size, before they are aligned.
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Leave jobs alone whose output file exists.
         on_error: Called with each failure as it happens.
@@ -220,6 +230,7 @@ def run_jobs(
     output.check(job.output.suffix for job in jobs)
     reports: list[dict[str, Any]] = []
     told: set[str] = set()
+    read = _reader(Aligner(fuser.align, resize), levels or Levels(), max_pixels)
     bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
     for job in bar:
         report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
@@ -229,9 +240,7 @@ def run_jobs(
                 report["skipped"] = True
             else:
                 with about([job.ir.name], told):
-                    report |= _run_job(
-                        job, fuser, levels or Levels(), output, max_pixels, progress=progress
-                    )
+                    report |= _run_job(job, fuser, read, output, progress=progress)
         except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
@@ -243,14 +252,18 @@ def run_jobs(
     return reports
 
 
+def _reader(aligner: Aligner, levels: Levels, max_pixels: int) -> Read:
+    return lambda job: aligner.sources(read_sources(job.ir, job.vis, levels, max_pixels))
+
+
 def _run_job(
-    job: Job, fuser: Fuser, levels: Levels, output: Output, max_pixels: int, *, progress: bool
+    job: Job, fuser: Fuser, read: Read, output: Output, *, progress: bool
 ) -> dict[str, Any]:
-    sources = read_sources(job.ir, job.vis, levels, max_pixels)
+    sources = read(job)
     ir, vis = sources.ir, sources.vis
     started = time.perf_counter()
     found: list[FusionReport] = []
-    fused = fuser(ir, vis, progress=progress, report=found, value_range="dtype")
+    fused = fuser(ir, vis, progress=progress, report=found, align="off", value_range="dtype")
     fused = sources.mended(fused)
     seconds = time.perf_counter() - started
     facts = output.write(job.output, fused, sources, (job.ir, job.vis), color=fuser.color)

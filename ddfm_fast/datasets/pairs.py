@@ -450,5 +450,5 @@ def _require_equal_sizes(items: list[PairItem]) -> None:
     if unequal:
         raise ImageFileError(
             f"{len(unequal)} of {len(items)} pairs have sources of different height x width: "
-            f"{few(unequal)}; register and resize them first"
+            f"{few(unequal)}; give --resize vis, or --align homography"
         )

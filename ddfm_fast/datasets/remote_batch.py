@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ..align.call import Aligner
 from ..files.depth import Levels
 from ..files.paths import ImageFileError
 from ..images.doubts import warn
@@ -66,6 +67,7 @@ def run_remote_batch(
     format: str = "png",
     levels: Levels | None = None,
     output: Output | None = None,
+    resize: str | None = None,
     redo: bool = False,
     progress: bool = False,
     on_error: Callable[[PairResult], None] | None = None,
@@ -82,6 +84,7 @@ def run_remote_batch(
         format: Of the pictures.
         levels: What the values of the files mean.
         output: How results are written.
+        resize: As `run_batch` takes it.
         redo: Fuse what is done already once more.
         progress: Show a bar on stderr.
         on_error: Called with each pair that fails, as it happens.
@@ -99,19 +102,13 @@ def run_remote_batch(
     levels, output = levels or Levels(), output or Output()
     suffix = "." + format.lower().lstrip(".")
     settings = describe_settings(fuser, suffix) | levels.to_dict() | output.to_dict()
+    settings |= Aligner(fuser.align, resize).to_dict()
     history = _History(url, settings, suffix)
-    shown = {"format": format, "levels": levels, "output": output}
+    shown = {"format": format, "levels": levels, "output": output, "resize": resize}
     run = _Remote(stage, history, fuser, on_error, {**options, **shown})
     started = time.perf_counter()
     run.work(run.pending(items, redo), portion or max(PORTION, run.batch_size), progress)
-    report = BatchReport(
-        out=Path(out),
-        settings=settings,
-        results=[run.results.get(item.name, PairResult(item.name)) for item in items],
-        seconds=time.perf_counter() - started,
-        batch_size=run.batch_size,
-        stopped=run.stopped,
-    )
+    report = run.report(items, Path(out), settings, time.perf_counter() - started)
     _put_report(url, report)
     if run.stopped == STOPPED_BY_USER:
         raise BatchInterrupted(report)
@@ -209,6 +206,19 @@ class _Remote:
                 self._work(portions)
             except KeyboardInterrupt:
                 self.stopped = STOPPED_BY_USER
+
+    def report(
+        self, items: Sequence[PairItem], out: Path, settings: dict[str, Any], seconds: float
+    ) -> BatchReport:
+        """What became of each pair."""
+        return BatchReport(
+            out=out,
+            settings=settings,
+            results=[self.results.get(item.name, PairResult(item.name)) for item in items],
+            seconds=seconds,
+            batch_size=self.batch_size,
+            stopped=self.stopped,
+        )
 
     def _work(self, portions: list[list[PairItem]]) -> None:
         with ThreadPoolExecutor(1, "ddfm-ahead") as ahead:

@@ -6,9 +6,11 @@ all of 16 bits, 8 bits beside 16 become 16, and what has no data is filled in an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from ..images.doubts import warn
@@ -52,7 +54,7 @@ class Sources(NamedTuple):
     """uint8 or uint16, [H, W] or [H, W, 3], likewise ``vis`` and both of one dtype"""
     vis: Array
     holes: tuple[Array | None, Array | None] = (None, None)
-    """of ``ir`` and ``vis``: bool [H, W], where there is no data"""
+    """of ``ir`` and ``vis``: bool [H, W], where there is no data; or how much, from 0 to 1"""
     units: tuple[Unit, ...] = ()
     """of ``ir`` and ``vis``"""
 
@@ -67,7 +69,12 @@ class Sources(NamedTuple):
                 shown = np.repeat(shown[..., None], fused.shape[2], 2)
             if shown.ndim == 3 and fused.ndim == 2:
                 shown = np.rint(shown @ np.array([0.299, 0.587, 0.114])).astype(shown.dtype)
-            fused = np.where(where[..., None] if fused.ndim == 3 else where, shown, fused)
+            where = where[..., None] if fused.ndim == 3 else where
+            if where.dtype == bool:
+                fused = np.where(where, shown, fused)
+            else:
+                mixed = fused + where * (shown.astype(np.float32) - fused)
+                fused = np.rint(mixed).astype(fused.dtype)
         return fused
 
 
@@ -143,6 +150,46 @@ def sources(ir: Array, vis: Array, levels: Levels | None = None) -> Sources:
         Unit(image, *limits) for image, (_, _, limits) in zip((ir, vis), found, strict=True)
     )
     return Sources(*pictures, holes=(found[0][1], found[1][1]), units=units)
+
+
+def resized_sources(found: Sources, resize: str | None) -> Sources:
+    """Bring one picture to the size of the other; None: as they are.
+
+    Args:
+        found: The pair.
+        resize: The one of "ir" and "vis" whose size both get.
+
+    Raises:
+        ValueError: Another ``resize``.
+    """
+    if resize not in (None, "ir", "vis"):
+        raise ValueError(f'resize is {resize!r}; expected "ir" or "vis", whose size both get')
+    if resize is None or found.ir.shape[:2] == found.vis.shape[:2]:
+        return found
+    kept = 0 if resize == "ir" else 1
+    size = (found.ir, found.vis)[kept].shape[:2]
+    pictures, holes = [found.ir, found.vis], list(found.holes)
+    pictures[1 - kept] = resized(pictures[1 - kept], size)
+    hole = holes[1 - kept]
+    if hole is not None:
+        holes[1 - kept] = resized(hole.astype(np.float32), size) > 0
+    units = list(found.units)
+    if units:
+        units[1 - kept] = moved(units[1 - kept], lambda values: resized(values, size))
+    return Sources(pictures[0], pictures[1], (holes[0], holes[1]), tuple(units))
+
+
+def moved(unit: Unit, by: Callable[[Array], Array]) -> Unit:
+    """Move the values of a source as its picture was; dtypes that OpenCV lacks become float64."""
+    values = unit.values
+    known = ("uint8", "uint16", "int16", "float32", "float64")
+    return unit._replace(values=by(values if values.dtype.name in known else values.astype(float)))
+
+
+def resized(image: Array, size: tuple[int, ...]) -> Array:
+    """Resize a picture to (height, width): by areas to a smaller one, else by cubics."""
+    how = cv2.INTER_AREA if image.shape[0] > size[0] else cv2.INTER_CUBIC
+    return cv2.resize(image, (size[1], size[0]), interpolation=how)
 
 
 def as_levels(

@@ -12,7 +12,6 @@ import contextlib
 import io
 import os
 import stat
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..images.doubts import warn
+from ..runtime.locks import ForkLock
 from ..storage import objects
 from ..storage.urls import as_url, name_of
 from . import arrays, compact, counts, profiles, raw, tiffs
@@ -202,7 +202,7 @@ def _open(path: Path) -> BinaryIO:
         ) from error
 
 
-_limit_lock = threading.Lock()
+_limit_lock = ForkLock()
 _limit_users = 0
 _limit_saved: int | None = None
 

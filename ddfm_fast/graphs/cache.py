@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from ..runtime.capture import (
     spoilt_by_another,
 )
 from ..runtime.dispatch import Backend
+from ..runtime.locks import ForkLock
 from ..sampler import Loop
 from .captured import Captured, CapturedCall, CapturedLoop, LongGraph
 
@@ -100,7 +100,7 @@ class GraphCache:
         self.most_bytes = bytes_of_environment() if most_bytes is None else most_bytes
         self._make_capture = capture
         self._captures: dict[torch.device, CudaCapture] = {}
-        self._lock = threading.RLock()
+        self._lock = ForkLock()
         self._graphs: OrderedDict[_Key, Captured] = OrderedDict()
         self._seen: OrderedDict[_Key, str] = OrderedDict()
         """keys that ran, and the mode to capture them in: "off" where memory was short"""

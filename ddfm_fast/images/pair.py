@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,11 @@ from .stretch import Fused
 COLORS = (True, False, "ir", "vis")
 """``color=``: the visible image's chroma, or the infrared one's where only that has any; gray; or
 that of the named source"""
+
+
+Align = Callable[[Raw, Raw, str], tuple[Raw, Tensor | None]]
+"""of what was read of both sources and the index of the arguments' names: the first brought to the
+second, and where it counts, [N, 1, H, W] from 0 to 1; None for everywhere"""
 
 
 class Pair(NamedTuple):
@@ -38,7 +44,8 @@ class Pair(NamedTuple):
     pixels: Pixels
     """what read the pair, and gives it back"""
     holes: tuple[Tensor | None, Tensor | None] = (None, None)
-    """bool [N, 1, H, W], where a source has no data and the result shows the other one"""
+    """bool [N, 1, H, W], where a source has no data and the result shows the other one; or how much
+    of it, from 0 to 1"""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -80,6 +87,7 @@ def read_pair(
     nodata: Any = None,
     least: int = 1,
     index: str = "",
+    align: Align | None = None,
 ) -> Pair:
     """Read an image, or a batch in one array, of each source.
 
@@ -94,6 +102,7 @@ def read_pair(
         nodata: A value that means nothing, for both or by source.
         least: Smallest height and width that leave something of the picture.
         index: Appended to the arguments' names in errors, such as "[3]".
+        align: Brings the first source to the second, before sizes are compared.
 
     Raises:
         ValueError: Sizes that differ or are too small, and what ``to_planes`` refuses.
@@ -107,6 +116,7 @@ def read_pair(
         )
         for name, image in (("ir", ir), ("vis", vis))
     )  # fmt: skip
+    a, counts = (a, None) if align is None else align(a, b, index)
     _check_sizes(a, b, least, index)
     seen = pixels.seen(a, b)
     for sentence in unlikely(*seen, index):
@@ -117,6 +127,11 @@ def read_pair(
     in_ir, in_vis = pixels.read(a, b, set(sources) if colored else set())
     chroma = _chroma(sources, {"ir": in_ir.rgb, "vis": in_vis.rgb}) if colored else None
     holes = a.holes, b.holes
+    if counts is not None:
+        shown = torch.lerp(in_vis.luma, in_ir.luma, counts.to(in_ir.luma.device))
+        in_ir = in_ir._replace(luma=shown)
+        none = 1 - counts
+        holes = none if a.holes is None else torch.maximum(none, a.holes.cpu().float()), b.holes
     return Pair(in_ir.luma, in_vis.luma, chroma, sources, functional, spec, pixels, holes)
 
 
@@ -125,7 +140,8 @@ def _check_sizes(ir: Raw, vis: Raw, least: int, index: str) -> None:
     if len(a) != len(b) or a.shape[-2:] != b.shape[-2:]:
         raise ValueError(
             f"ir{index} has {_size(a)} and vis{index} {_size(b)}; "
-            "expected aligned images of equal size: register and resize them first"
+            'expected images of equal size: align="homography" (--align), or for files '
+            "--resize vis"
         )
     if min(a.shape[-2:]) < least:
         raise ValueError(

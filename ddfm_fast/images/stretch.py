@@ -31,14 +31,19 @@ class Fused(NamedTuple):
         return stretched(self.luma, self.limits)
 
     def showing(self, luma: Tensor, where: Tensor) -> Fused:
-        """These, but that the result shows another luma, cropped alike, where a mask is True."""
+        """These, but that the result shows another luma, cropped alike, where a mask is True.
+
+        Where the mask is a share from 0 to 1, so much of it.
+        """
         height, width = self.luma.shape[-2:]
         luma, where = (x[..., :height, :width].to(self.luma.device) for x in (luma, where))
         if self.limits is not None:
             low, high = self.limits
             span = high - low
             luma = torch.where(span <= FLAT, luma, low + luma * span)
-        return self._replace(luma=torch.where(where, luma, self.luma))
+        if where.dtype == torch.bool:
+            return self._replace(luma=torch.where(where, luma, self.luma))
+        return self._replace(luma=torch.lerp(self.luma, luma, where.to(self.luma.dtype)))
 
     def images(self, first: int, count: int) -> Fused:
         """Some of the images: lumas as views, limits contiguous, as kernels read them."""

@@ -75,7 +75,20 @@ class CallablePrior(Prior):
             function = copy.deepcopy(function).to(device)
         elif (moved := getattr(function, "on_device", None)) is not None:
             function = moved(device)
-        return type(self)(function, device=device, dtype=self.dtype, **self.keywords())
+        prior = type(self)(function, device=device, dtype=self.dtype, **self.keywords())
+        prior.origin = self.origin
+        return prior
+
+    def __getstate__(self) -> dict[str, Any]:
+        function = self.function
+        if self.device.type != "cpu" and isinstance(function, nn.Module):
+            function = copy.deepcopy(function).cpu()
+        return {**self.__dict__, "function": function}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.device.type != "cpu" and isinstance(self.function, nn.Module):
+            self.function.to(self.device)
 
     def conditioning(self, timesteps: Tensor) -> Conditioning:
         timesteps = self.network_timesteps(timesteps)

@@ -15,6 +15,7 @@ from ..storage.urls import as_url
 from .callable import CallablePrior
 from .checkpoint import load_checkpoint, split_config
 from .network import UNetPrior, optimized
+from .origin import Origin, file_identity
 from .precision import PRECISIONS, check_precision, default_precision
 from .predictions import PREDICTIONS
 from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS, Prior
@@ -64,11 +65,35 @@ def load_prior(
 
     ValueError or TypeError, naming what is wrong, for anything else; ImportError when diffusers
     is needed and absent.
+
+    >>> prior = load_prior("embedded")
+    >>> prior(torch.zeros(1, 3, 64, 64), 500).shape  # eps of the noisy image x, at timestep 500
+    torch.Size([1, 3, 64, 64])
+    >>> prior.multiple, prior.num_train_timesteps, prior.precision
+    (16, 1000, 'float32')
     """
     if isinstance(dtype, str) and dtype == "auto":
         named = isinstance(spec, str | os.PathLike)
         dtype = default_precision(torch.device(device or "cpu")) if named else None
     dtype = check_precision(dtype)
+    prior = _prior_of(spec, config, device, dtype)
+    if isinstance(prior, UNetPrior):
+        return prior.to(device, dtype, compile or None)
+    if compile:
+        raise ValueError(
+            f"compile: works on networks of ddfm_fast, and prior {prior.name!r} is a module or "
+            "callable; call torch.compile on it and pass the result"
+        )
+    return prior if device is None else prior.to(device)
+
+
+def _prior_of(
+    spec: Any,
+    config: dict[str, Any] | None,
+    device: str | torch.device | None,
+    dtype: str | None,
+) -> Prior:
+    """The prior, in that precision where it is made here."""
     if isinstance(spec, Prior):
         if config:
             raise ValueError("config: a Prior is taken as it is; pass config where it is made")
@@ -88,14 +113,7 @@ def load_prior(
         prior = _of_callable(spec, {"dtype": input_dtype, **_prior_keywords(config)})
     else:
         raise TypeError(f"prior: got {type(spec).__name__}, expected {ACCEPTED}")
-    if isinstance(prior, UNetPrior):
-        return prior.to(device, dtype, compile or None)
-    if compile:
-        raise ValueError(
-            f"compile: works on networks of ddfm_fast, and prior {prior.name!r} is a module or "
-            "callable; call torch.compile on it and pass the result"
-        )
-    return prior if device is None else prior.to(device)
+    return prior
 
 
 def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
@@ -162,7 +180,9 @@ def _embedded(name: str) -> Prior:
             f'prior: the file of "{name}" is missing from this installation; install ddfm_fast '
             "again or give the path of a checkpoint"
         )
-    return _checkpoint_prior(ASSETS[name], None, torch.device("cpu"), "float32", name)
+    prior = _checkpoint_prior(ASSETS[name], None, torch.device("cpu"), "float32", name)
+    prior.origin = Origin(load_prior, name)
+    return prior
 
 
 def _checkpoint_prior(
@@ -182,32 +202,20 @@ def _from_path(
     device = torch.device(device or "cpu")
     precision = precision or "float32"
     path = Path(spec) if (url := as_url(spec)) is None else cache.cached(url)
+    if not os.path.exists(path):
+        name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
+        raise ValueError(f"prior: there is no file or folder {name!r}; expected {ACCEPTED}")
+    where = url or os.path.abspath(path)
+    origin = Origin(load_prior, where, config, file_identity(Path(url or path)))
+    prior: Prior
     if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         from .hf import load_diffusers
 
         model, found = load_diffusers(path)
         keywords = {**found, **_prior_keywords(config)}
         model = model.to(device, PRECISIONS[precision])
-        return _of_callable(model, {"name": path.name, **keywords})
-    if not os.path.exists(path):
-        name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
-        raise ValueError(f"prior: there is no file or folder {name!r}; expected {ACCEPTED}")
-    return _checkpoint_prior(path, config, device, precision, path.stem)
-
-
-def file_identity(path: Path) -> tuple | None:
-    """The path of a file, or of a folder's files, with sizes and times; None if there is none.
-
-    Of a URL the size and the version of its object.
-    """
-    if url := as_url(path):
-        return (url, cache.found(url).state)
-    try:
-        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
-        facts = [(str(p), p.stat()) for p in files]
-    except OSError:
-        return None
-    return (
-        str(path.resolve()),
-        *((name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in facts),
-    )
+        prior = _of_callable(model, {"name": path.name, **keywords})
+    else:
+        prior = _checkpoint_prior(path, config, device, precision, path.stem)
+    prior.origin = origin
+    return prior

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -101,7 +102,19 @@ class UNetPrior(Prior):
         if same_device(device, self.device) and wanted == (self.precision, self.compiled):
             return self
         unet = optimized(self.unet, device, PRECISIONS[precision])
-        return UNetPrior(unet, tf32=precision == "tf32", compiled=compiled, **self.keywords())
+        tf32 = precision == "tf32"
+        prior = UNetPrior(unet, tf32=tf32, compiled=compiled, **self.keywords())
+        if self.dtype in (torch.float32, prior.dtype):  # else it was rounded on its way
+            prior.origin = self.origin
+        return prior
+
+    def __getstate__(self) -> dict[str, Any]:
+        unet = self.unet if self.device.type == "cpu" else copy.deepcopy(self.unet).cpu()
+        keywords = {**self.keywords(), "tf32": self.tf32, "compiled": self.compiled}
+        return {"unet": unet, "device": self.device, "keywords": keywords}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        UNetPrior.__init__(self, state["unet"].to(state["device"]), **state["keywords"])
 
     def activation_bytes(self, n: int, height: int, width: int) -> int:
         """Find the most bytes of activations during ``eps`` of n such images.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import threading
 from collections.abc import Iterator
@@ -77,6 +78,16 @@ def default_precision(device: torch.device) -> str:
     if device.type != "cuda":
         return AUTO["cpu"].dtype
     return AUTO["cuda" if torch.cuda.get_device_capability(device)[0] >= 7 else "old"].dtype
+
+
+def chosen_precision(prior: Any, dtype: Any, device: torch.device, exact: bool) -> Any:
+    """Return what ``load_prior`` is asked for; None leaves a prior as it is, a path in float32.
+
+    A preset that repeats the authors' script to the pixel is ``exact``.
+    """
+    if not (isinstance(dtype, str) and dtype == "auto"):
+        return dtype
+    return None if exact or not isinstance(prior, str | os.PathLike) else default_precision(device)
 
 
 _turn = threading.RLock()

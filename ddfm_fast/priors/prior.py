@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from numbers import Integral
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..schedule import check_alphas, make_schedule
 from .conditioning import Conditioning
+from .origin import Origin, Sent, arrive
 
 EPS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """what a prior may answer in"""
@@ -49,12 +51,14 @@ class Prior:
         channels: Of its images: 3, or 1 for a prior of gray.
         reproducible: Whether ``eps`` has the same bytes for any number of threads and of images at
             once, on one machine and build.
+        origin: The name or path that it was loaded from, by which it is pickled; else None.
     """
 
     tf32: bool = False
     compiled: bool = False
     channels: int = 3
     reproducible: bool = False
+    origin: Origin | None = None
 
     def __init__(
         self,
@@ -223,6 +227,33 @@ class Prior:
     def keywords(self) -> dict[str, Any]:
         """Give the name and the ``PRIOR_KEYWORDS``, to make another like this one."""
         return {k: getattr(self, k) for k in ("name", *PRIOR_KEYWORDS)}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Travel by name or path, and with the weights only where there is neither."""
+        if self.origin is None:
+            return super().__reduce_ex__(protocol)
+        return arrive, (self.sent(),)
+
+    def sent(self) -> Sent:
+        """Describe a prior that has an origin, so that another process can load it.
+
+        Raises:
+            ValueError: Its files have changed since.
+        """
+        assert self.origin is not None
+        return Sent(self.origin.leaving(), str(self.device), self.precision, self.compiled)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Prior:
+        """Share the weights of files, which nobody changes; copy those of modules of the user's."""
+        if self.origin is not None:
+            return self
+        recipe: Any = super().__reduce_ex__(4)
+        made, arguments, state = recipe[:3]
+        result = memo[id(self)] = made(*arguments)
+        own = copy.deepcopy(state, memo)
+        restore = getattr(result, "__setstate__", result.__dict__.update)
+        restore(own)
+        return result
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.dtype}, device={str(self.device)!r})"

@@ -17,12 +17,12 @@ _fusers: weakref.WeakValueDictionary[str, InGraphs] = weakref.WeakValueDictionar
 class InGraphs:
     """What a fuser has so that a graph can call it: two names."""
 
-    key = ""
+    key: str
     """of this fuser as it is configured now, in this process"""
 
     def registered(self) -> None:
         """Take a new key, by which it is found, in place of the one before."""
-        _fusers.pop(self.key, None)
+        _fusers.pop(self.__dict__.get("key", ""), None)
         self.key = f"fuser {next(_keys)}"
         _fusers[self.key] = self
 
@@ -40,6 +40,7 @@ class InGraphs:
             prior.fingerprint, sorted(keywords.items()), prior.precision,
             getattr(prior, "compiled", False), repr(replace(self.config, summary="")),
             type(method).__name__, method.part, self.device.type, self.backend[:2],
+            *([] if self.align in ("check", "off") else [repr(self.align)]),
         )  # fmt: skip
         return f"fuser {hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}"
 

@@ -69,10 +69,13 @@ def total_bytes() -> int | None:
 def one_thread_after_fork() -> None:
     """Have processes that are forked from this one compute on one thread; once a process.
 
-    OpenMP's threads are not forked along, and a child that waits for them waits for ever.
+    The threads of OpenMP and OpenCV are not forked along, and a child that waits for them, if only
+    to end them, waits for ever: OpenCV's are ended before.
     """
     if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=_note_cuda, after_in_child=_one_thread)
+        os.register_at_fork(
+            before=_before_fork, after_in_child=_one_thread, after_in_parent=_threads_again
+        )
 
 
 def forked_from_cuda() -> bool:
@@ -81,16 +84,23 @@ def forked_from_cuda() -> bool:
 
 
 _cuda = {"used": False, "lost": False}
+_opencv = {"threads": 1}
 
 
-def _note_cuda() -> None:
+def _before_fork() -> None:
     torch = sys.modules.get("torch")
     _cuda["used"] = torch is not None and torch.cuda.is_initialized()
+    if hasattr(sys.modules.get("cv2"), "setNumThreads"):  # else it is being imported
+        _opencv["threads"] = sys.modules["cv2"].getNumThreads()
+        sys.modules["cv2"].setNumThreads(1)
+
+
+def _threads_again() -> None:
+    if _opencv["threads"] > 1:
+        sys.modules["cv2"].setNumThreads(_opencv["threads"])
 
 
 def _one_thread() -> None:
     _cuda["lost"] = _cuda["lost"] or _cuda["used"]
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    if "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -20,6 +19,7 @@ import torch
 
 from ..images.doubts import warn
 from .capture import release_cached_memory
+from .locks import ForkLock
 
 if TYPE_CHECKING:
     from ..priors.prior import Prior
@@ -123,7 +123,7 @@ def in_batches(
 
 
 _keepers = 0
-_keepers_lock = threading.Lock()
+_keepers_lock = ForkLock()
 
 
 @lru_cache

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cv2
 import numpy as np
 
-from ..files.depth import same_depth, to_16_bits
+from ..files.depth import resized, same_depth, to_16_bits
 from ..files.reading import DEFAULT_MAX_PIXELS
 from ..images.doubts import warn
 from ..images.planes import MIN_SIZE, to_planes
@@ -66,7 +65,7 @@ class Fit:
                     f"resize needs the size of {name}, which an iterator does not tell"
                 )
             if image.shape[:2] != self.size:
-                return _resized(image, self.size)
+                return resized(image, self.size)
         first = self._shapes.setdefault(name, image.shape)
         if image.shape != first:
             raise VideoError(
@@ -112,12 +111,6 @@ def settle_aspect(ir: Source, vis: Source, resize: Resize, *, pictures: bool) ->
             f"the pixels of ir are {other.numerator}:{other.denominator} and those of vis "
             f"{'1:1' if aspect is None else shape.rpartition(' ')[2]}; they are fused one to one"
         )
-
-
-def _resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    height, width = size
-    how = cv2.INTER_AREA if image.shape[0] > height else cv2.INTER_CUBIC
-    return cv2.resize(image, (width, height), interpolation=how)
 
 
 def _pixels(image: Any, name: str) -> np.ndarray:

@@ -57,10 +57,14 @@ class MotionFinder:
         """``reading``: as in the call of ``Fuser``."""
         self._reading = reading
         self._ranges = FirstFrame(told=False)
-        self._flow: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-        self._flow.setGradientDescentIterations(_DESCENTS)
-        self._flow.setVariationalRefinementIterations(_REFINEMENTS)
+        self._flow: Any = _flow_finder()
         self._before: np.ndarray | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_flow"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _flow=_flow_finder())
 
     def __call__(self, ir: Any, vis: Any) -> Motion:
         """Find the motion of the next pair: images of any container `to_planes` reads.
@@ -87,6 +91,13 @@ class MotionFinder:
         if _moved_correlation(now, before, flow) < CUT_CORRELATION:
             return Motion(None, True)
         return Motion(flow, False)
+
+
+def _flow_finder() -> Any:
+    finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    finder.setGradientDescentIterations(_DESCENTS)
+    finder.setVariationalRefinementIterations(_REFINEMENTS)
+    return finder
 
 
 def _moved_correlation(now: np.ndarray, before: np.ndarray, flow: np.ndarray) -> float:

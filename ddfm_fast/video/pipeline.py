@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from typing_extensions import Unpack
 
+from ..align.call import StreamAligner
 from ..api import Fuser
 from ..images.pixels import Given
 from ..options import check_names
@@ -231,6 +232,7 @@ class _Stages:
     ):
         self.temporal, self.fit, self.sink = temporal, fit, sink
         self.realtime, self.side_by_side = realtime, side_by_side
+        self.aligner = StreamAligner(temporal.fuser.align)
         self.latencies: deque[float] = deque(maxlen=_LATENCIES)
         self.times = StageTimes()
 
@@ -293,8 +295,11 @@ class _Stages:
         for read in items:
             with self.times.of("fit"):
                 ir, vis = self.fit(read.pair)
+                ir = self.aligner.frame(ir, vis)
             with self.times.of("motion"):
                 motion = find(ir, vis)
+                if motion.cut:
+                    self.aligner.look(ir, vis, again=True)
                 flow = None if motion.flow is None else pixels.array_ahead(np.asarray(motion.flow))
                 sent = pixels.ahead(ir, vis)
             shown = (ir, vis) if self.side_by_side else None

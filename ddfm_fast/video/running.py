@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..images.ranges import FirstFrame
@@ -53,12 +55,34 @@ class Stream:
         self.kept: Kept | None = None
         """of the frame before; None before the first"""
         self.ranges = FirstFrame()
+        self.settled = True
+        """whether the tensors are on the device of the frames"""
         self.new_scene()
 
     def reading(self, ir: Any, vis: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         """How a frame is read: as was asked for, by the ranges that the first frame had."""
         found = self.ranges(ir, vis, given.get("value_range"), given.get("nodata"))
         return {**given, "value_range": found}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Travel with tensors on the CPU, whatever device they were on."""
+        scale = copy.copy(self.scale)
+        moved = {**self.__dict__, "scale": scale, "settled": False}
+        if scale.limits is not None:
+            scale.limits = scale.limits.cpu()
+        if self.kept is not None:
+            moved["kept"] = Kept(*(plane.cpu() for plane in self.kept))
+        return moved
+
+    def settle(self, device: torch.device) -> None:
+        """Bring the tensors to a device, after a journey."""
+        if self.settled:
+            return
+        if self.scale.limits is not None:
+            self.scale.limits = self.scale.limits.to(device)
+        if self.kept is not None:
+            self.kept = Kept(*(plane.to(device) for plane in self.kept))
+        self.settled = True
 
     def new_scene(self) -> None:
         """Start the running scale and the running estimates of noise anew."""

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from ..align.call import Setting
 from ..config import PRESETS, FuseConfig
 from ..images.pair import Pair
 from ..images.pixels import Given, Pixels
@@ -119,6 +120,7 @@ class FrameFuser(Protocol):
     pixels: Pixels
     seed: int
     color: bool | str
+    align: Setting
     batch_size: int
     prior: Prior
     method: Method
@@ -168,6 +170,14 @@ class TemporalFuser:
                 sources.prior, self.config, sources.evaluate, sources.pixels
             )
         self.rows: list[StepRow] = getattr(self._warm or fuser.method, "rows", [])
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {name: getattr(self, name) for name in ("evaluations", "found")}
+        return {"fuser": self.fuser, "preset": self.preset, "own": own}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        TemporalFuser.__init__(self, state["fuser"], state["preset"])
+        self.__dict__.update(state["own"])
 
     def open(self) -> Stream:
         """The state of a new stream."""
@@ -222,6 +232,8 @@ class TemporalFuser:
             )
             for n, (ir, vis) in enumerate(pairs)
         ]
+        for stream in streams:
+            stream.settle(self.fuser.device)
         for pair in read:
             if len(pair.ir) != 1:
                 raise ValueError(f"ir has {len(pair.ir)} images; expected one frame at a time")

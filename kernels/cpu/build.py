@@ -25,6 +25,7 @@ from typing import TypeVar
 import torch
 
 from ddfm_fast.runtime import environment
+from ddfm_fast.runtime.locks import ForkLock
 
 from . import cache, prebuilt
 from .prebuilt import COMPILE_SECONDS, FLAGS, HEADERS, SOURCES
@@ -112,7 +113,7 @@ def library() -> Library:
     return found
 
 
-_lock = threading.Lock()
+_lock = ForkLock()
 
 
 def load() -> tuple[Library | None, str | None]:

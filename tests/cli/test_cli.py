@@ -320,7 +320,8 @@ def test_bad_inputs(call, pair, tmp_path):
     refused(call("fuse", pair[0], tmp_path, "-o", out), "folder", "file")
     refused(call("fuse", text, pair[1], "-o", out), "text.png")
     refused(call("fuse", pair[0], cut, "-o", out), "cut.png")
-    refused(call("fuse", tiny, tiny, "-o", out), "16")
+    other = write_image(tmp_path / "other.png", picture(1)[:8])
+    refused(call("fuse", tiny, other, "-o", out), "16")
     assert not out.exists()
 
 

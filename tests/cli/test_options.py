@@ -24,6 +24,7 @@ from ddfm_fast.options import OPTIONS, FuserOptions, ReadingOptions
 SCREEN = 40
 RECORD = {
     "fuse": """
+        --align: str, 'check'
         --backend: str, None
         --chroma: 444|422|420, None
         --color-from: auto|ir|vis, 'auto'
@@ -50,6 +51,7 @@ RECORD = {
         --psi: float, None
         --quality: int min=1 max=100, None
         --raw-size: str, None
+        --resize: ir|vis, None
         --sampler: str, None
         --seed: int, 3407
         --skip-existing: bool, False
@@ -63,6 +65,9 @@ RECORD = {
         vis: Path, required
     """,
     "batch": """
+        --actors: int min=1, None
+        --address: str, None
+        --align: str, 'check'
         --backend: str, None
         --batch-size: int min=1, None
         --chroma: 444|422|420, None
@@ -85,6 +90,8 @@ RECORD = {
         --max-pixels: int min=1, None
         --no-metadata: bool, False
         --nodata: str, None
+        --num-gpus: float min=0, None
+        --on: here|ray, 'here'
         --out-range: str, 'full'
         --pattern: str, None
         --preset: str, None
@@ -95,6 +102,7 @@ RECORD = {
         --range-over: picture|dataset, 'picture'
         --raw-size: str, None
         --redo: bool, False
+        --resize: ir|vis, None
         --sampler: str, None
         --seed: int, 3407
         --steps: str, None
@@ -108,6 +116,7 @@ RECORD = {
         vis: Path, None
     """,
     "video": """
+        --align: str, 'check'
         --codec: h264|hevc|ffv1|png, None
         --color-from: auto|ir|vis, 'auto'
         --crf: int min=0 max=51, None
@@ -189,6 +198,18 @@ RECORD = {
         --timeout: float min=0.1, 60.0
         --token-file: Path, None
         --wait: float min=0, 5.0
+    """,
+    "align": """
+        --ir-camera: Path, None
+        --ir-range: str, None
+        --json: bool, False
+        --max-pixels: int min=1, None
+        --model: shift|affine|homography, 'homography'
+        --vis-camera: Path, None
+        --vis-range: str, None
+        -o --out: Path, required
+        -q --quiet: bool, False
+        pictures: list[Path], required
     """,
     "presets": """
         --json: bool, False
@@ -403,7 +424,9 @@ def test_help_of_fuse():
     first = "\n".join(text[:SCREEN])
     assert all(name in first for name in ("IR", "VIS", "--preset", "--steps", "--out"))
     options = [found[1] for line in text if (found := re.match(r"│ \*? *(--[\w-]+)", line))]
-    assert options[:5] == ["--ir-range", "--vis-range", "--nodata", "--raw-size", "--preset"]
+    assert options[:6] == [
+        "--ir-range", "--vis-range", "--nodata", "--raw-size", "--resize", "--align",
+    ]  # fmt: skip
     assert [line for line in text if "─ Runtime ─" in line]
     assert options[-1] == "--help"
 

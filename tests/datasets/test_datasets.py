@@ -168,7 +168,7 @@ def test_a_folder_whose_other_half_is_absent_is_named(tmp_path):
 def test_sizes_that_differ_are_named(tmp_path):
     touch(tmp_path, "ir/a.png", "ir/b.png", "vi/a.png")
     touch(tmp_path, "vi/b.png", size=(20, 16))
-    refused(tmp_path, "1 of 2 pairs", "b (ir 16x20, vis 20x16)", "register")
+    refused(tmp_path, "1 of 2 pairs", "b (ir 16x20, vis 20x16)", "--resize vis")
     assert len(find_pairs(tmp_path, check_sizes=False)) == 2
     (tmp_path / "vi" / "b.png").write_bytes(b"corrupt: the one who decodes it says so")
     assert len(find_pairs(tmp_path)) == 2

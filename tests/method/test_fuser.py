@@ -24,6 +24,7 @@ from ddfm_fast.images.pixels import Pixels
 from ddfm_fast.images.stretch import Fused
 from ddfm_fast.method import Baseline, Diffusion, EMAlone, PriorAlone
 from ddfm_fast.options import OPTIONS, FuserOptions, ReadingOptions
+from ddfm_fast.priors import precision
 from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.network import UNetPrior
 
@@ -170,7 +171,7 @@ def test_with_options_keeps_the_precision_of_a_prior_that_is_named_again():
 
 def test_with_options_is_exact_where_the_preset_is(monkeypatch):
     """The authors' script to the pixel needs float32, whatever was chosen for a quick preset."""
-    monkeypatch.setattr(api, "default_precision", lambda _device: "bfloat16")
+    monkeypatch.setattr(precision, "default_precision", lambda _device: "bfloat16")
     fuser = Fuser(device="cpu", preset="fast")
     assert fuser.prior.precision == "bfloat16"
     assert fuser.with_options(preset="balanced").prior is fuser.prior

@@ -378,7 +378,7 @@ def test_errors_name_what_is_wrong():
     with pytest.raises(ValueError, match="preset is 'fastest'; expected one of exact, balanced"):
         fuser.stream([], preset="fastest")
     ir, vis = clip(1)[0]
-    with pytest.raises(ValueError, match="expected aligned images of equal size"):
+    with pytest.raises(ValueError, match="expected images of equal size"):
         list(fuser.stream([(ir[:32], vis)]))
     with pytest.raises(ValueError, match="one frame at a time"):
         list(fuser.stream([(np.stack([ir] * 2), np.stack([vis] * 2))]))
