@@ -11,6 +11,8 @@ import torch
 
 from ..images.doubts import warn
 from ..runtime.apart import on_the_host
+from ..storage import cache
+from ..storage.urls import as_url
 from .architecture import like_consistency_models
 from .callable import CallablePrior
 from .checkpoint import load_checkpoint, split_config
@@ -50,8 +52,8 @@ def load_prior(
     """Load a :class:`Prior` from "embedded", a checkpoint path, a folder, a module or a callable.
 
     ``spec``: "embedded" (the small network that comes with the package, read once per process), the
-    path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint, the folder of a
-    diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
+    path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint or its URL, the folder
+    of a diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
     (:class:`CallablePrior`), or a :class:`Prior`, which comes back as it is.
     ``config``: guided-diffusion's ``UNetModel`` keywords for what a checkpoint does not say
     (mostly ``num_head_channels`` or ``num_heads``), and the prior's own: ``noise_schedule``
@@ -105,7 +107,7 @@ def _prior_of(
             raise ValueError(f'config: the prior "{spec}" brings its own; leave config out')
         prior = _embedded(spec)
     elif isinstance(spec, str | os.PathLike):
-        prior = _from_path(Path(spec), config, device, dtype)
+        prior = _from_path(spec, config, device, dtype)
     elif isinstance(spec, UNet):
         unet_dtype = spec.dtype if dtype is None else PRECISIONS[dtype]
         unet = optimized(spec, torch.device(device or spec.device), unet_dtype)
@@ -206,18 +208,19 @@ def _checkpoint_prior(
 
 
 def _from_path(
-    path: Path,
+    spec: str | os.PathLike[str],
     config: dict[str, Any] | None,
     device: str | torch.device | None,
     precision: str | None,
 ) -> Prior:
     device = torch.device(device or "cpu")
     precision = precision or "float32"
+    path = Path(spec) if (url := as_url(spec)) is None else cache.cached(url)
     if not os.path.exists(path):
         name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
         raise ValueError(f"prior: there is no file or folder {name!r}; expected {ACCEPTED}")
-    where = os.path.abspath(path)
-    origin = Origin(load_prior, where, config, file_identity(Path(where)))
+    where = url or os.path.abspath(path)
+    origin = Origin(load_prior, where, config, file_identity(Path(url or path)))
     prior: Prior
     if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         from .hf import load_diffusers
