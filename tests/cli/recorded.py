@@ -188,6 +188,8 @@ RECORD = {
         --json: bool, False
         --max-pixels: int min=1, None
         --model: shift|affine|homography, 'homography'
+        --nodata: str, None
+        --raw-size: str, None
         --vis-camera: Path, None
         --vis-range: str, None
         -o --out: Path, required
