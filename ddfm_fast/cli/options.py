@@ -94,6 +94,7 @@ class TableFormat(str, Enum):
     csv = "csv"
     json = "json"
     markdown = "markdown"
+    latex = "latex"
 
 
 class OnError(str, Enum):

@@ -214,7 +214,7 @@ RECORD = {
         --baselines: bool, False
         --device: str, None
         --extra: str, None
-        --format: table|csv|json|markdown, None
+        --format: table|csv|json|markdown|latex, None
         --fused: list[str], None
         --ir-range: str, None
         --json: bool, False
@@ -242,7 +242,7 @@ RECORD = {
         --device: str, None
         --eta: float, None
         --extra: str, None
-        --format: table|csv|json|markdown, None
+        --format: table|csv|json|markdown|latex, None
         --images: auto|photographic|functional, None
         --ir-range: str, None
         --json: bool, False
