@@ -125,7 +125,10 @@ class Output:
         """
         picture, limits = self._in_range(fused, sources, path.suffix.lower())
         height, width = picture.shape[:2]
-        metadata = self._metadata(files, sources, color, limits, picture) if self.metadata else None
+        metadata = None
+        if self.metadata:
+            said = read_metadata(files[0]), read_metadata(files[1])
+            metadata = kept_metadata(said, sources, color, limits, picture.dtype)
         thermal = sources.units[0].values[:height, :width] if self.keep_thermal else None
         try:
             write_image(
@@ -174,23 +177,32 @@ class Output:
             return values.astype(np.float32), (float(low), float(high))
         return np.rint(values).astype(dtype), (round(low), round(high))
 
-    def _metadata(
-        self,
-        files: tuple[Path, Path],
-        sources: Sources,
-        color: Any,
-        limits: tuple[float, float],
-        picture: Array,
-    ) -> Metadata:
-        only_ir = color is True and sources.ir.ndim == 3 and sources.vis.ndim == 2
-        first, second = files if color == "ir" or only_ir else files[::-1]
-        found = read_metadata(first).or_else(read_metadata(second))
-        if found.geo is not None:
-            size = sources.vis.shape[:2]
-            found = dataclasses.replace(found, geo=Geo(found.geo.for_size(*size), size))
-        if found.nodata is not None and not _is_free(found.nodata.text, limits, picture.dtype):
-            found = dataclasses.replace(found, nodata=None)
-        return found
+
+def kept_metadata(
+    said: tuple[Metadata, Metadata],
+    sources: Sources,
+    color: Any,
+    limits: tuple[float, float],
+    dtype: np.dtype[Any],
+) -> Metadata:
+    """What a result says beside its pixels.
+
+    Args:
+        said: By the infrared and the visible file.
+        sources: What they hold.
+        color: The fuser's.
+        limits: The values of the result's black and white.
+        dtype: Of the result.
+    """
+    only_ir = color is True and sources.ir.ndim == 3 and sources.vis.ndim == 2
+    first, second = said if color == "ir" or only_ir else said[::-1]
+    found = first.or_else(second)
+    if found.geo is not None:
+        size = sources.vis.shape[:2]
+        found = dataclasses.replace(found, geo=Geo(found.geo.for_size(*size), size))
+    if found.nodata is not None and not _is_free(found.nodata.text, limits, dtype):
+        found = dataclasses.replace(found, nodata=None)
+    return found
 
 
 def _is_free(text: str, limits: tuple[float, float], dtype: np.dtype[Any]) -> bool:

@@ -107,16 +107,26 @@ def read_metadata(path: str | os.PathLike[str]) -> Metadata:
     """
     path = Path(path)
     try:
-        with path.open("rb") as file:
-            magic = file.read(8)
-            found = _Found()
-            if magic[:4] in MAGIC:
-                _read_tiff(file, found)
-            elif magic == PNG_SIGNATURE:
-                _read_png(file, found)
-            else:
-                _read_other(file, found)
-            metadata = found.metadata()
+        file = path.open("rb")
+    except OSError as error:
+        _warn(path, f"cannot be read ({error}) and is left out")
+        return Metadata()
+    with file:
+        return metadata_of(file, path)
+
+
+def metadata_of(file: BinaryIO, path: Path) -> Metadata:
+    """Read an open file as :func:`read_metadata` does; ``path`` is what warnings call it."""
+    found = _Found()
+    try:
+        magic = file.read(8)
+        if magic[:4] in MAGIC:
+            _read_tiff(file, found)
+        elif magic == PNG_SIGNATURE:
+            _read_png(file, found)
+        else:
+            _read_other(file, found)
+        metadata = found.metadata()
     except UnidentifiedImageError:
         return Metadata()
     except Exception as error:  # damaged files fail in every way there is

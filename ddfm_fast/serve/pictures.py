@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..datasets.output import kept_metadata
 from ..files.depth import Levels, Sources, sources
+from ..files.metadata import Metadata, metadata_of
 from ..files.reading import pillow_limit_lifted, read_image_bytes
 from ..files.writing import encode_image
 from .bodies import Call
@@ -35,10 +37,19 @@ class Pictures(NamedTuple):
     """options of the call"""
     files: Sources | None
     """the pair, where it came as image files, for what has no data there"""
+    said: tuple[Metadata, Metadata] = (Metadata(), Metadata())
+    """by these files, beside their pixels"""
 
     def shown(self, fused: np.ndarray) -> np.ndarray:
         """The result, with the other source where a file has no data."""
         return fused if self.files is None else self.files.mended(fused)
+
+    def metadata(self, fused: np.ndarray, color: Any) -> Metadata | None:
+        """What a result of files says beside its pixels, as ``ddfm-fast fuse`` writes it."""
+        if self.files is None:
+            return None
+        limits = 0, float(np.iinfo(fused.dtype).max)
+        return kept_metadata(self.said, self.files, color, limits, fused.dtype)
 
 
 def size_of(data: bytes, name: str, max_pixels: int) -> tuple[int, ...]:
@@ -92,7 +103,8 @@ def decode(call: Call, max_pixels: int) -> Pictures:
     levels = Levels(call.reading.get("value_range"), call.reading.get("nodata"))
     ir, vis = (read_image_bytes(data, name, max_pixels=max_pixels) for name, data in files)
     found = sources(ir, vis, levels)
-    return Pictures(found.ir, found.vis, {"value_range": "dtype"}, found)
+    one, other = (metadata_of(io.BytesIO(data), Path(name)) for name, data in files)
+    return Pictures(found.ir, found.vis, {"value_range": "dtype"}, found, (one, other))
 
 
 def _header(data: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -173,8 +185,8 @@ def _by_preference(accept: str) -> list[str]:
     return [kind for *_, kind in sorted(wanted)]
 
 
-def encode(picture: np.ndarray, name: str) -> bytes:
-    """The bytes of a result in a format.
+def encode(picture: np.ndarray, name: str, metadata: Metadata | None = None) -> bytes:
+    """The bytes of a result in a format, with what a file says beside its pixels.
 
     Raises:
         ValueError: The format cannot hold it.
@@ -190,7 +202,7 @@ def encode(picture: np.ndarray, name: str) -> bytes:
             f"format is {name!r}, which does not hold the result, {picture.dtype} "
             f"{list(picture.shape)}; ask for npy"
         )
-    return encode_image(picture, Path(f"result{_SUFFIXES[name]}"))
+    return encode_image(picture, Path(f"result{_SUFFIXES[name]}"), metadata=metadata)
 
 
 def check_format(pictures: Pictures, name: str) -> None:

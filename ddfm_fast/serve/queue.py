@@ -238,9 +238,12 @@ class Queue:
     ) -> None:
         def work() -> Answer:
             assert isinstance(result, Result)
-            picture = result.picture
+            picture, said = result.picture, None
+            if item.pictures is not None:
+                said = item.pictures.metadata(picture, item.call.run.get("color", True))
+            data = encode(picture, item.format, said)
             return Answer(
-                encode(picture, item.format), picture.shape, str(picture.dtype), result.report,
+                data, picture.shape, str(picture.dtype), result.report,
                 [*item.warnings, *result.warnings], batch, waited,
             )  # fmt: skip
 

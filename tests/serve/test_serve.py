@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+from PIL import Image
 from serving import colored, form, npy, opened, picture, png, serving, write
 
 import ddfm_fast
@@ -46,6 +47,19 @@ def test_bytes_of_the_command(server, tmp_path):
             assert (status, headers["content-type"]) == (200, f"image/{form_}")
             assert body == out.read_bytes(), (name, form_)
     assert opened(body).dtype == np.uint16
+
+
+def test_metadata_of_the_visible_file_are_kept_as_the_command_keeps_them(server, tmp_path):
+    exif = Image.Exif()
+    exif[0x010F] = "a camera"
+    data = io.BytesIO()
+    Image.fromarray(picture(2)).save(data, "JPEG", exif=exif, dpi=(300, 300))
+    ir, vis = png(picture(1)), data.getvalue()
+    files = write(tmp_path / "a.png", ir), write(tmp_path / "b.jpg", vis)
+    fuse_files(*files, tmp_path / "o.png", ddfm_fast.Fuser(denoise="off"))
+    body = server.fuse(ir, vis, format="png", denoise="off")[2]
+    assert body == (tmp_path / "o.png").read_bytes()
+    assert Image.open(io.BytesIO(body)).getexif()[0x010F] == "a camera"
 
 
 def test_arrays_are_what_fuse_gives(server):

@@ -134,7 +134,7 @@ def test_who_leaves_is_forgotten():
         link.close()
         assert answer(behind)[0] == 200
         behind.close()
-        assert len(server.log("request", status=499)) == 2
+        wait_for(lambda: len(server.log("request", status=499)) == 2)
         assert counter(server, "ddfm_prior_evaluations_total") < 1000, "neither was finished"
 
 
