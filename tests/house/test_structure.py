@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -198,3 +199,9 @@ def test_the_benchmarks_keep_to_their_size():
         len(p.read_text(encoding="utf-8").splitlines()) for p in (ROOT / "bench").rglob("*.py")
     )
     assert lines <= 6450, lines  # a GPU's quarter of an hour, its kit and other engines among them
+
+
+def test_no_two_test_files_have_one_name():
+    """pytest imports them by it, and refuses the second."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
