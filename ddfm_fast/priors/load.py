@@ -220,7 +220,7 @@ def _from_path(
         name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
         raise ValueError(f"prior: there is no file or folder {name!r}; expected {ACCEPTED}")
     where = url or os.path.abspath(path)
-    origin = Origin(load_prior, where, config, file_identity(Path(url or path)))
+    origin = Origin(load_prior, where, config, file_identity(Path(where)))
     prior: Prior
     if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         from .hf import load_diffusers

@@ -140,7 +140,7 @@ def test_no_compiler(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "load", build.load_again)
     monkeypatch.setattr(closed, "load", closed.load_again)
     reason = closed.status()
-    assert reason is not None and target._compiled(plane(8, 8)) is None
+    assert reason is not None and target._compiled(plane(8, 8), plane(8, 8)) is None
     fused = target.choose(*pair(40, 50))
     assert fused.shape == (1, 1, 40, 50) and fused.isfinite().all()
     with pytest.raises(RuntimeError, match="cannot be used: "):
@@ -159,8 +159,8 @@ def test_found_again_without_a_compiler(monkeypatch):
 
 
 def test_only_for_float32_on_a_cpu():
-    assert target._compiled(plane(8, 8).double()) is None
-    assert target._compiled(plane(8, 8).to("meta")) is None
+    assert target._compiled(plane(8, 8).double(), plane(8, 8).double()) is None
+    assert target._compiled(plane(8, 8).to("meta"), plane(8, 8).to("meta")) is None
 
 
 @needs_kernels

@@ -112,7 +112,7 @@ class TestKernels:
     def test_a_flat_sky(self, monkeypatch):
         """There float32 is coarse, plain code's too: its variance is a difference of squares."""
         i, v = pair(1, 63, 101, flat=True)
-        monkeypatch.setattr(choose_module, "_compiled", lambda x: None)  # the C++ is truer
+        monkeypatch.setattr(choose_module, "_compiled", lambda *_: None)  # the C++ is truer
         got, plain32 = saliency.choose_planes(i, v), choose(i, v)
         salience = terms.salience
         monkeypatch.setattr(terms, "salience", lambda x: salience(x.float()).to(x.dtype))

@@ -160,7 +160,7 @@ def test_a_cpu_takes_float32_even_where_it_multiplies_in_less(monkeypatch):
 
 
 def test_auto_leaves_what_is_given_as_it_is(monkeypatch):
-    monkeypatch.setattr("ddfm_fast.api.default_precision", lambda _device: "bfloat16")
+    monkeypatch.setattr("ddfm_fast.priors.precision.default_precision", lambda _device: "bfloat16")
     assert Fuser(steps=1, device="cpu").prior.precision == "bfloat16"
     own = load_prior("embedded")
     assert Fuser(prior=own, steps=1, device="cpu").prior is own
@@ -169,7 +169,7 @@ def test_auto_leaves_what_is_given_as_it_is(monkeypatch):
 
 
 def test_presets_that_repeat_the_script_stay_in_float32(monkeypatch):
-    monkeypatch.setattr("ddfm_fast.api.default_precision", lambda _device: "float16")
+    monkeypatch.setattr("ddfm_fast.priors.precision.default_precision", lambda _device: "float16")
     assert Fuser(preset="official-script", steps=1, device="cpu").prior.precision == "float32"
     assert Fuser(preset="official", steps=1, device="cpu").prior.precision == "float16"
 

@@ -340,8 +340,10 @@ def test_empty_folder_is_refused(tmp_path):
 
 def test_diffusers_missing_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
+    folder = write_folder(tmp_path)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"weights")
     with pytest.raises(ImportError, match=r'pip install "ddfm_fast\[diffusers\]"'):
-        load_prior(write_folder(tmp_path))
+        load_prior(folder)
 
 
 def test_diffusers_folder(tmp_path):
