@@ -40,6 +40,13 @@ struct Block {
     int rows, columns;  // of outputs
 };
 
+// Asks for `count` numbers that are soon read or written: rows are too short for the processor to
+// see what comes next.
+template <class T>
+static inline void fetch(const T *p, int count) {
+    for (int i = 0; i < count; i += 64 / (int)sizeof(T)) __builtin_prefetch(p + i, 0, 2);
+}
+
 static int depth_of(const int64_t *channels) { return (int)(channels[0] + channels[1]); }
 
 static int64_t blocks_of(const Layer &layer) {
@@ -82,6 +89,7 @@ struct Reader {
 
     inline void one(int64_t y, int64_t x, W *to) const {
         const T *from = source(y, x);
+        fetch(from + layer.source_w * pitch_in, count);
         int c = 0;
         for (; c + VL <= count; c += VL) store(to + c, value(from, c));
         if (c < count) store_some(to + c, some(from, c), count - c);
@@ -182,6 +190,14 @@ struct Writer {
         if (!skip && layer.residual) {  // blocks begin at even pixels
             extra = (const T *)layer.residual + first + (block.x >> up) * channels +
                     (block.image * (layer.out_h >> up) + (block.y >> up)) * extra_row;
+        }
+    }
+
+    void fetch_all() const {
+        for (int y = 0; y < block.rows; y++) {
+            for (int x = 0; x < block.columns; x++) fetch(output(y, x, 0), count);
+            if (extra && !(y & up))
+                for (int x = 0; x < block.columns; x += 1 + up) fetch(addend(y, x, 0), count);
         }
     }
 

@@ -138,6 +138,7 @@ static bool winograd(const Layer &layer, const Block &block, const float *scales
     for (int group = first; group < last; group++) {
         const T *weight = (const T *)layer.weight + (int64_t)group * POINTS * depth * NR;
         Writer<T> writer(layer, block, group, skip_products<T>(layer, block, group, skip));
+        writer.fetch_all();
         for (int p = 0; p < POINTS; p++) {
             IN_ROWS(tiles, product, depth, in + p * in_plane, weight + (int64_t)p * depth * NR,
                     out + p * out_plane);
