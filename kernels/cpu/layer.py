@@ -172,7 +172,9 @@ class Layer:
                     f"skip: of {self.skip[1:]}; expected 1x1, to {out} channels, {weight.dtype}"
                 )
             if weight.dtype is not memory.FLOAT and len(skip_channels) > 1 and skip_channels[0] % 2:
-                raise ValueError(f"skip: {skip_channels[0]} channels first; expected an even number")
+                raise ValueError(
+                    f"skip: {skip_channels[0]} channels first; expected an even number"
+                )
         block_h, block_w = WINOGRAD_BLOCK if weight.winograd else DIRECT_BLOCK[stride]
         blocks = -(-out_h // block_h) * -(-out_w // block_w)
         self.sums_shape = (n, blocks, 2, out) if want_sums else None

@@ -21,7 +21,9 @@ HERE = Path(__file__).resolve().parent
 SOURCES = tuple(
     HERE / f"{name}.cpp" for name in ("layer", "attention", "choose", "pixels", "carry")
 )
-HEADERS = tuple(HERE / f"{name}.h" for name in ("vectors", "bfloat", "rows", "levels", "layer", "winograd"))
+HEADERS = tuple(
+    HERE / f"{name}.h" for name in ("vectors", "bfloat", "rows", "levels", "layer", "winograd")
+)
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
          "-fPIC", "-shared")  # fmt: skip
 FOLDER = "compiled"

@@ -15,6 +15,7 @@ from ddfm_fast.kernels.cpu.layer import DTYPES, Layer, Weight, pack, suits_winog
 from ddfm_fast.kernels.cpu.operators import cpu_attention, cpu_layer
 from ddfm_fast.runtime.memory import free_host_bytes
 
+from ..precision import cpu_has
 from ..unet import NORM_EPS
 from ..unet_config import GROUPS
 from .base import Conv, Feature, Norm, Ops, Waiting, double, rows_of
@@ -43,10 +44,13 @@ class NativeOps(Ops[Waiting]):
 
     @staticmethod
     def available(dtype: torch.dtype = torch.float32) -> bool:
-        """Whether they can run here; compiles them the first time."""
+        """Whether they can run here, in bfloat16 only where one instruction multiplies pairs.
+
+        Compiles them the first time.
+        """
         if dtype not in DTYPES or status() is not None:
             return False
-        return dtype == torch.float32 or library().pairs
+        return dtype == torch.float32 or (cpu_has(dtype) and library().pairs)
 
     @classmethod
     def fits(cls, weights: int) -> bool:
@@ -153,7 +157,13 @@ class NativeOps(Ops[Waiting]):
         key = conv.name, len(conv.weight), winograd
         found = self._weights.get(key)
         if found is None:
-            found = self._weights[key] = pack(conv.weight, winograd, conv.weight.dtype)
+            found = pack(conv.weight, winograd, conv.weight.dtype)
+            if found.dtype != torch.float32 and not found.data.isfinite().all():
+                raise ValueError(
+                    f"dtype: {found.dtype} cannot hold the weights of {conv.name}, which are laid "
+                    "out for it; use float32"
+                )
+            self._weights[key] = found
         return found
 
 
@@ -164,7 +174,7 @@ class GraphNativeOps(NativeOps):
         return self
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return cpu_attention(q, k, v)
+        return cpu_attention(q.float(), k.float(), v.float()).to(q.dtype)
 
     def _run(
         self,
