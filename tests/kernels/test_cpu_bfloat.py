@@ -9,7 +9,14 @@ import pytest
 import torch
 from networks import SMALL, random_unet
 from test_cpu_kernels import (
-    CASES, SIZES, kernels, libraries, make, needs_kernels, normal, sums_of,
+    CASES,
+    SIZES,
+    kernels,
+    libraries,
+    make,
+    needs_kernels,
+    normal,
+    sums_of,
 )  # fmt: skip
 
 from ddfm_fast.kernels import cpu
@@ -20,7 +27,7 @@ from ddfm_fast.priors.network import UNetPrior
 from ddfm_fast.priors.ops.base import Conv
 from ddfm_fast.priors.ops.native import NativeOps
 
-assert (kernels, libraries)  # fixtures
+FIXTURES = kernels, libraries
 LOW = torch.bfloat16
 ROUNDING = 2.0**-8
 """the largest relative error of a rounded result"""
