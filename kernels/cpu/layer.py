@@ -165,16 +165,7 @@ class Layer:
         skip_channels: Sequence[int] = () if skip is None else skip[1]
         self.skip_shapes = [(n, c, out_h, out_w) for c in skip_channels]
         if self.skip is not None:
-            _check_weight("skip", skip_channels, self.skip)
-            like = self.skip.side == 1 and self.skip.dtype is weight.dtype
-            if not like or self.skip.out_channels != out:
-                raise ValueError(
-                    f"skip: of {self.skip[1:]}; expected 1x1, to {out} channels, {weight.dtype}"
-                )
-            if weight.dtype is not memory.FLOAT and len(skip_channels) > 1 and skip_channels[0] % 2:
-                raise ValueError(
-                    f"skip: {skip_channels[0]} channels first; expected an even number"
-                )
+            _check_skip(self.skip, skip_channels, weight)
         block_h, block_w = WINOGRAD_BLOCK if weight.winograd else DIRECT_BLOCK[stride]
         blocks = -(-out_h // block_h) * -(-out_w // block_w)
         self.sums_shape = (n, blocks, 2, out) if want_sums else None
@@ -322,6 +313,17 @@ def _check_weight(name: str, channels: Sequence[int], weight: Weight) -> None:
     if max(weight.channels, weight.out_channels) > MOST_CHANNELS:
         raise ValueError(f"weight: {weight[1:3]} channels, expected at most {MOST_CHANNELS}")
     memory.check("packed weight", weight.data, _packed_shape(weight), weight.dtype)
+
+
+def _check_skip(skip: Weight, channels: Sequence[int], weight: Weight) -> None:
+    _check_weight("skip", channels, skip)
+    expected = 1, weight.out_channels, weight.dtype
+    if (skip.side, skip.out_channels, skip.dtype) != expected:
+        raise ValueError(
+            f"skip: of {skip[1:]}; expected 1x1, to {weight.out_channels} channels, {weight.dtype}"
+        )
+    if skip.dtype is not memory.FLOAT and len(channels) > 1 and channels[0] % 2:
+        raise ValueError(f"skip: {channels[0]} channels first; expected an even number")
 
 
 def _check_options(weight, channels, groups: int, silu: bool, resample: str, stride: int) -> None:
