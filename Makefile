@@ -18,7 +18,7 @@ help:
 	@echo "make test    run all the tests        (ARGS='-k cli' chooses, ARGS=-x stops early)"
 	@echo "make test-thorough  more cases of the same kind, for minutes: after changes to kernels"
 	@echo "make test-native  the C++ for other processors, and under sanitizers: a table in out/native/"
-	@echo "make test-extras  what needs an extra: engines, files, volumes, the service, Ray (into .venv)"
+	@echo "make test-extras  what needs an extra: engines, files, volumes, service, Ray, storage (into .venv)"
 	@echo "make test-cuda-host  the GPU path's host code on a fake CUDA device (5 GB into .cuda-venv)"
 	@echo "make fuzz    feed it bad calls, files and kills (MINUTES=10), a table in out/fuzz/"
 	@echo "make lint    check the style"
@@ -77,7 +77,7 @@ test-native: venv
 test-extras: venv
 	@echo "test-extras: installing the extras"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt --no-build-isolation -e '.[engines,files,medical,ray,serve]'
+	  -c constraints.txt --no-build-isolation -e '.[engines,files,medical,ray,serve,storage-test]'
 	@$(BIN)/python -m pytest -q -m extras tests $(ARGS)
 
 # CUDA wheels of PyTorch, outside of .venv; CUDA_VENV= names an environment that is there already.

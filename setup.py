@@ -113,6 +113,12 @@ SERVE = [
     "uvicorn>=0.30",
 ]
 
+STORAGE = [
+    "aiohttp>=3.9",  # https://
+    "fsspec>=2024.6.1",
+    "s3fs>=2024.6.1",
+]
+
 setup(
     distclass=WithKernels,
     cmdclass={"build_py": BuildPy, "bdist_wheel": BdistWheel},
@@ -164,6 +170,8 @@ setup(
         "files": FILES,
         "engines": [*BENCH, *ENGINES],
         "serve": SERVE,
+        "storage": STORAGE,
+        "storage-test": [*STORAGE, "moto[server]>=5.1"],
     },
     entry_points={"console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"]},
     classifiers=[

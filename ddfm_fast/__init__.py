@@ -1,7 +1,46 @@
 """Fuse infrared and visible (or two medical) images with a diffusion prior and no training.
 
+Two aligned pictures of one place go in, one comes out:
+
+>>> import numpy as np
 >>> import ddfm_fast
->>> fused = ddfm_fast.fuse(infrared, visible)          # doctest: +SKIP
+>>> rows, columns = np.mgrid[:48, :64]
+>>> infrared = (4 * columns).astype(np.uint8)                               # (48, 64)
+>>> visible = np.stack([5 * rows, 5 * rows, 200 - 3 * rows], -1).astype(np.uint8)
+>>> fused = ddfm_fast.fuse(infrared, visible)
+>>> fused.shape, fused.dtype
+((48, 64, 3), dtype('uint8'))
+
+What goes in: NumPy arrays (H, W), (H, W, C) or (N, H, W, C), torch tensors of the same axes or with
+C first, PIL images, CuPy and JAX arrays, or lists of any of these, with one channel or three. Black
+to white is 0 to 255 in uint8, 0 to 65535 in uint16, 0 to 1 in floats; ``value_range`` says
+otherwise. The result has container, dtype, device and axes of the source that gives the color.
+
+``fuse``         fuses with any options, and keeps the last few fusers
+``Fuser``        the same, built once: also for streams of frames and, awaited, in a server
+``clear_cache``  frees what ``fuse`` keeps
+``load_prior``   loads another diffusion prior, from a file, a folder or a callable
+``PRESETS``      the named settings, each a ``FuseConfig``
+``FuserOptions`` the types of the options, for functions that hand them on
+``StepInfo``     what a ``callback`` sees after each step
+``FusionReport`` what ``report`` collects about each pair
+``DDFMWarning``  every warning, for filters
+
+>>> sorted(ddfm_fast.PRESETS)[:3]
+['balanced', 'fast', 'instant']
+>>> quick = ddfm_fast.Fuser(preset="instant", color=False)
+>>> quick(infrared / 255, visible / 255).dtype
+dtype('float64')
+>>> [frame.shape for frame in quick.stream([(infrared, visible)] * 2)]
+[(48, 64, 1), (48, 64, 1)]
+>>> ddfm_fast.clear_cache()
+>>> ddfm_fast.__version__ >= "0.3"
+True
+
+A wrong argument raises a ValueError or a TypeError that names it; what is legal but surely not
+meant gives a ``DDFMWarning``. Files are read by ``ddfm_fast.files``, videos fused by
+``ddfm_fast.video``, volumes by ``ddfm_fast.medical``; ``ddfm_fast.integrations`` has modules,
+pipelines and transforms for other libraries. The command is ``ddfm-fast``.
 
 Names are loaded on first use, so importing the package costs milliseconds and needs no torch.
 """
@@ -24,7 +63,10 @@ if TYPE_CHECKING:
     from ddfm_fast.api import Fuser, clear_cache, fuse
     from ddfm_fast.config import PRESETS, FuseConfig
     from ddfm_fast.images.doubts import DDFMWarning
+    from ddfm_fast.options import FuserOptions
     from ddfm_fast.priors.load import load_prior
+    from ddfm_fast.restore.sources import FusionReport
+    from ddfm_fast.sampler import StepInfo
 
 __version__ = "0.3.0"
 
@@ -35,6 +77,9 @@ __all__ = [
     "DDFMWarning",
     "FuseConfig",
     "Fuser",
+    "FuserOptions",
+    "FusionReport",
+    "StepInfo",
     "__version__",
     "clear_cache",
     "fuse",
@@ -78,6 +123,9 @@ _HOMES = {
     "DDFMWarning": "images.doubts",
     "FuseConfig": "config",
     "Fuser": "api",
+    "FuserOptions": "options",
+    "FusionReport": "restore.sources",
+    "StepInfo": "sampler",
     "clear_cache": "api",
     "fuse": "api",
     "load_prior": "priors.load",
@@ -95,4 +143,4 @@ def __getattr__(name: str):  # as in faces.py, which would double the time of th
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .align.call import Aligner, checked_align, setting_identity
-from .config import FuseConfig, default_preset, require_bool
+from .config import IMAGE_KINDS, FuseConfig, default_preset, require_bool
 from .graphs.cache import GraphCache, GraphSummary
 from .images.doubts import warn
 from .images.pair import Pair, as_items, checked_color, read_pair
@@ -36,11 +34,12 @@ from .options import (
     documented,
     with_defaults,
 )
-from .priors.load import file_identity, load_prior
+from .priors.load import identity_of, load_prior
 from .priors.precision import chosen_precision
 from .priors.prior import Prior
+from .priors.tiled import tiled
 from .restore.sources import FusionReport, SourceModel
-from .runtime import environment
+from .runtime import environment, typed, waiting
 from .runtime.apart import runs_apart
 from .runtime.dispatch import resolve_backend, resolve_device, resolve_graph
 from .runtime.fusers import InGraphs
@@ -54,13 +53,12 @@ from .sampler import Callback
 
 one_thread_after_fork()
 
-KINDS = ("photographic", "functional")
 KEPT_FUSERS = 4
 """fusers that ``fuse`` keeps for later calls with the same settings"""
 
 
 @documented
-class Fuser(InGraphs, Travels):
+class Fuser(InGraphs, Travels, waiting.Awaited):
     """A prior and a configuration, built once and called for any number of images.
 
     Args:
@@ -71,12 +69,16 @@ class Fuser(InGraphs, Travels):
         OPTIONS
 
     Attributes ``config`` (a :class:`FuseConfig`), ``prior``, ``device``, ``seed``, ``color``,
-    ``progress``, ``batch_size``, ``backend``, ``loops`` and ``method`` are what they became.
+    ``progress``, ``batch_size``, ``backend``, ``loops`` and ``method`` are what they became. Any
+    number of threads may call one fuser: :mod:`ddfm_fast.runtime.waiting` has the rule.
 
     Raises:
         ValueError: An option that is out of range, or that cannot be had on this machine.
         TypeError: An option of the wrong type, or of no known name.
         ImportError: A library that an option needs is missing.
+
+    >>> [fused.shape for fused in Fuser(preset="instant")([infrared] * 2, [visible] * 2)]
+    [(48, 64, 3), (48, 64, 3)]
     """
 
     def __init__(self, *, method: MethodMaker = Diffusion, **options: Unpack[FuserOptions]):
@@ -135,8 +137,9 @@ class Fuser(InGraphs, Travels):
         self._build()
 
     def _build(self) -> None:
-        self.method = self._make_method(self.prior, self.config, self.loops)
-        self.sources = SourceModel(self.prior, self.config, self.loops.evaluate, self.pixels)
+        self.tiled = tiled(self.prior, self._options["tile"])
+        self.method = self._make_method(self.tiled, self.config, self.loops)
+        self.sources = SourceModel(self.tiled, self.config, self.loops.evaluate, self.pixels)
         self.registered()
 
     @property
@@ -171,6 +174,7 @@ class Fuser(InGraphs, Travels):
             other._build()
         return other
 
+    @typed.typed_as(typed.call)
     @traced
     @documented
     def __call__(
@@ -271,7 +275,7 @@ class Fuser(InGraphs, Travels):
             self.sources.warm_up(planes[:1])
             if getattr(self.method, "rows", True):
                 size = padded_size((height, width), self.config.crop_multiple, self.prior.multiple)
-                self.loops.warm_up(self.prior, self.config, (count, *size), progress, LumaLoop)
+                self.loops.warm_up(self.tiled, self.config, (count, *size), progress, LumaLoop)
             else:
                 for _ in range(2 if planes.is_cuda else 1):  # the second captures
                     self._fused(planes, planes, [False] * count, {"seed": self.seed})
@@ -282,6 +286,7 @@ class Fuser(InGraphs, Travels):
         """Describe the CUDA graphs that this fuser keeps, oldest use first."""
         return self.loops.summary()
 
+    @typed.typed_as(typed.stream)
     def stream(
         self,
         pairs: Iterable[tuple],
@@ -315,7 +320,7 @@ class Fuser(InGraphs, Travels):
             functional = [f for n in members for f in pairs[n].are_functional(self.config.images)]
             size = self.batch_size
             if self.automatic_batch:
-                size = images_that_fit(self.prior, height, width, size)
+                size = images_that_fit(self.tiled, height, width, size)
             found: list[FusionReport] = []
             parts = in_batches(
                 lambda a, b, f, found=found: self._fuse_lumas(a, b, f, run, found),
@@ -353,7 +358,7 @@ class Fuser(InGraphs, Travels):
         sources = self.sources(ir, vis, seed=run["seed"])
         steps = len(getattr(self.method, "rows", ()))
         found = [
-            FusionReport(one["ir"], one["vis"], KINDS[is_map], steps)
+            self.sources.report(one, IMAGE_KINDS[1 + is_map], steps, ir.shape[-2:])
             for one, is_map in zip(sources.reports, functional, strict=True)
         ]
         if (tell := run["callback"]) is not None:
@@ -392,6 +397,7 @@ class _Key(NamedTuple):
     rest: tuple
 
 
+@typed.typed_as(typed.fuse)
 @documented
 def fuse(
     ir: Any,
@@ -429,11 +435,11 @@ def fuse(
         TypeError: Names the argument that is wrong.
         ImportError: A library that an option needs is missing.
 
-    >>> fused = fuse(ir, vis)                                  # doctest: +SKIP
-    >>> gray = fuse(ir, vis, steps=25, color=False)            # doctest: +SKIP
+    >>> fuse(infrared, visible, steps=3, color=False).shape    # sources: help(ddfm_fast)
+    (48, 64, 1)
     """
     given = with_defaults(options)
-    call = {name: given[name] for name in _PER_CALL}
+    call = {name: given[name] for name in ("seed", "color", "progress")}
     reading: ReadingOptions = {"value_range": value_range, "layout": layout, "nodata": nodata}
     return _kept_fuser(options, given)(ir, vis, **call, callback=callback, report=report, **reading)
 
@@ -470,24 +476,17 @@ def _kept_fuser(options: FuserOptions, given: dict[str, Any]) -> Fuser:
     return fuser
 
 
-_PER_CALL = ("seed", "color", "progress")
-
-
 def _key(given: dict[str, Any]) -> _Key | None:
     """What decides a fuser, or None where that cannot be told."""
     prior, device = given["prior"], resolve_device(given["device"])
-    if isinstance(prior, Prior) or (isinstance(prior, str) and prior == "embedded"):
-        identity: Any = prior
-    elif isinstance(prior, str | os.PathLike):
-        identity = file_identity(Path(prior))
-    else:
+    if (identity := identity_of(prior)) is None:
         return None
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     config = _config(given)
     precision = chosen_precision(prior, given["dtype"], device, config.round_luma)
     ours = (identity, str(device), str(precision), given["compile"])
-    rest = [given[name] for name in ("backend", "solver", "graph", "batch_size")]
+    rest = [given[n] for n in ("backend", "solver", "graph", "batch_size", "tile")]
     rest.append(setting_identity(given["align"]))
     key = _Key(ours, config, (*rest, *sorted(environment.set_values().items())))
     try:

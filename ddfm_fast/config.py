@@ -26,6 +26,13 @@ class FuseConfig:
 
     Frozen and hashable; ``replace`` (or ``with_overrides``) makes a changed copy. Raises
     ValueError or TypeError, naming the field, on anything out of range.
+
+    >>> config = FuseConfig.from_preset("balanced").with_overrides(denoise=4.0)
+    >>> config.variant, config.steps, config.noise_levels
+    ('saliency', 3, {'ir': 4.0, 'vis': 4.0})
+    >>> FuseConfig(steps=0)
+    Traceback (most recent call last):
+    ValueError: steps is 0; expected 1 to the prior's timesteps, mostly 1000
     """
 
     variant: str = "official"

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
 
 class StepInfo(NamedTuple):
-    """What a callback sees after each reverse step. The tensors are live: copy, do not write."""
+    """What a callback sees after each reverse step. The tensors are live: copy, do not write.
+
+    >>> seen: list[tuple[int, int]] = []
+    >>> def watch(info: StepInfo) -> None:
+    ...     seen.append((info.step, info.timestep))
+    >>> fused = ddfm_fast.fuse(infrared, visible, steps=3, callback=watch)
+    >>> seen
+    [(1, 999), (2, 500), (3, 0)]
+    """
 
     step: int
     """1 .. steps"""

@@ -245,6 +245,7 @@ class TritonStep:
     """
 
     counts_on_device = True
+    channels = 3
     luma = ReverseStep.luma
     grey = ReverseStep.grey
 

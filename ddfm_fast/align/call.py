@@ -53,12 +53,17 @@ def checked_align(setting: Any) -> Setting:
             f"align is a {type(setting).__name__}; expected one of {', '.join(SETTINGS)}, or the "
             "path of a calibration"
         )
-    if isinstance(setting, str) and not Path(setting).suffix and not Path(setting).exists():
+    if isinstance(setting, str) and not (setting and _is_file_name(setting)):
         raise ValueError(
             f"align is {setting!r}; expected one of {', '.join(SETTINGS)}, or the path of a "
             "calibration that `ddfm-fast align` wrote"
         )
     return read_calibration(setting)
+
+
+def _is_file_name(text: str) -> bool:
+    path = Path(text)
+    return bool(path.suffix) or path.exists()
 
 
 def setting_identity(setting: Any) -> Any:
@@ -143,12 +148,15 @@ class Aligner:
         if chosen is None:
             return found
         ir, weight, hole = _moved(ir, found.holes[0], chosen, size)
+        empty = hole
         if weight is not None:
+            empty = weight == 0 if hole is None else hole | (weight == 0)
             hole = 1 - weight if hole is None else np.maximum(1 - weight, hole)
         units = tuple(
-            moved(unit, lambda values: apply(values, chosen, size)) if n == 0 else unit
+            moved(unit, lambda values: apply(values, chosen, size), found.holes[0], empty)
+            if n == 0 else unit
             for n, unit in enumerate(found.units)
-        )
+        )  # fmt: skip
         return found._replace(ir=faded(ir, vis, weight), holes=(hole, found.holes[1]), units=units)
 
     def pictures(
@@ -234,7 +242,10 @@ class StreamAligner(Aligner):
         self._warned = False
 
     def frame(self, ir: np.ndarray, vis: np.ndarray) -> np.ndarray:
-        """Return the next infrared frame, of one depth with the visible one, where that is."""
+        """Return the next infrared frame, of one depth with the visible one, where that is.
+
+        Until a map is found a frame of another size is resized.
+        """
         if not self.moves:
             self.look(ir, vis)
             return ir
@@ -243,7 +254,7 @@ class StreamAligner(Aligner):
         if self._frame % every == 0:
             self._update(ir, vis)
         if self._map is None:
-            return ir
+            return _of_size(ir, vis)
         return faded(apply(ir, self._map, vis.shape[:2]), vis, self._weight)
 
     def _update(self, ir: np.ndarray, vis: np.ndarray) -> None:
@@ -255,9 +266,10 @@ class StreamAligner(Aligner):
         if not found.sure:
             if self._map is None and not self._warned:
                 self._warned = True
+                how = "as they are" if ir.shape[:2] == vis.shape[:2] else "resized"
                 warn(
-                    f"no {self.setting} between the first frames stands out; they are fused as "
-                    "they are until one does; a calibration (ddfm-fast align) needs no edges"
+                    f"no {self.setting} between the first frames stands out; they are fused {how} "
+                    "until one does; a calibration (ddfm-fast align) needs no edges"
                 )
             return
         if self._map is None:
@@ -281,6 +293,12 @@ class StreamAligner(Aligner):
     def _take(self, found: Alignment, ir: np.ndarray, vis: np.ndarray) -> None:
         self._map = found
         self._weight = field(found, ir.shape[:2], vis.shape[:2])
+
+
+def _of_size(ir: np.ndarray, vis: np.ndarray) -> np.ndarray:
+    from ..files.depth import resized
+
+    return ir if ir.shape[:2] == vis.shape[:2] else resized(ir, vis.shape[:2])
 
 
 def _moved(

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from torch import Tensor
 
 from ..images.color import luma
 from ..images.planes import to_planes
+from ..images.ranges import FirstFrame, is_signed
 
 SIDE = 320
 """pixels of the longer side, to which pictures are made smaller to be compared"""
@@ -63,7 +65,7 @@ def check(ir: Any, vis: Any, *, value_range: Any = None, reach: float = REACH) -
         ValueError: The sizes differ, or there is more than one picture; else as ``fuse`` raises.
         TypeError: As ``fuse`` raises it.
     """
-    a, b = gray(ir, "ir", value_range), gray(vis, "vis", value_range)
+    a, b = grays(ir, vis, value_range)
     if a.shape != b.shape:
         raise ValueError(
             f"ir is {_size(a)} and vis {_size(b)}; expected one size: bring them there by "
@@ -84,8 +86,17 @@ def shift_between(a: np.ndarray, b: np.ndarray, reach: float) -> Shift:
     return Shift(found.x / scale, found.y / scale, found.confidence)
 
 
-def gray(image: Any, name: str, value_range: Any = None) -> np.ndarray:
-    """Read one picture as a luma plane [H, W] float32 in [0, 1]; errors as of ``fuse``."""
+def grays(ir: Any, vis: Any, value_range: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read a pair as luma planes [H, W] float32 in [0, 1]; ranges and errors as of ``fuse``."""
+    ranges = FirstFrame(told=False)(ir, vis, value_range)
+    return _gray(ir, "ir", ranges["ir"]), _gray(vis, "vis", ranges["vis"])
+
+
+def _gray(image: Any, name: str, value_range: Any) -> np.ndarray:
+    if is_signed(image) and not isinstance(image, Tensor):
+        image = np.asarray(image, np.float64)
+    elif is_signed(image):
+        image = image.double()
     planes, _ = to_planes(image, name, value_range=value_range)
     if len(planes) != 1:
         raise ValueError(f"{name} holds {len(planes)} pictures, expected one")

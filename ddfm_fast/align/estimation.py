@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .correlation import REACH, SURE, Shift, directions, gray, peak, shift_between
+from .correlation import REACH, SURE, Shift, directions, grays, peak, shift_between
 from .warp import Alignment, scaling, warped
 
 MODELS = ("shift", "affine", "homography")
@@ -66,7 +66,7 @@ def estimate(ir: Any, vis: Any, model: str = "homography", *, value_range: Any =
     """
     if model not in MODELS:
         raise ValueError(f"model is {model!r}; expected one of {', '.join(MODELS)}")
-    return between(gray(ir, "ir", value_range), gray(vis, "vis", value_range), model)
+    return between(*grays(ir, vis, value_range), model)
 
 
 def between(ir: np.ndarray, vis: np.ndarray, model: str) -> Alignment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ def calibrate_files(
     model: str,
     *,
     out: Path,
+    kept: Sequence[Path] = (),
     cameras: tuple[Camera | None, Camera | None] = (None, None),
     levels: Levels | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -32,6 +34,7 @@ def calibrate_files(
         pictures: An infrared and a visible file, in turn; or a folder of each.
         model: As for :func:`.calibration.calibrate`.
         out: Where the calibration goes: no picture, as that would be lost.
+        kept: Other files that are read, likewise.
         cameras: The infrared and the visible one, where known.
         levels: What the values of the files mean; found from them by default.
         max_pixels: Of an input file.
@@ -43,7 +46,7 @@ def calibrate_files(
     target = os.path.realpath(out)
     if out.suffix.lower() != ".json":
         raise ValueError(f"--out is {out}; expected a file ending in .json")
-    if any(os.path.realpath(path) == target for pair in pairs for path in pair):
+    if any(os.path.realpath(path) == target for path in itertools.chain(kept, *pairs)):
         raise ImageFileError(f"output {out} would replace an input; choose another --out")
 
     def planes() -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

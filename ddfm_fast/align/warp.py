@@ -57,7 +57,15 @@ def apply(image: np.ndarray, alignment: Alignment, size: tuple[int, int]) -> np.
     Returns:
         [H, W] or [H, W, 3] of that size and dtype; outside of the infrared picture it is mirrored.
         ``field`` says where that is.
+
+    Raises:
+        TypeError: ``alignment`` is none.
     """
+    if not isinstance(alignment, Alignment):
+        raise TypeError(
+            f"alignment is a {type(alignment).__name__}; expected what ddfm_fast.align.estimate "
+            "returns"
+        )
     if alignment.ir_camera is None and alignment.vis_camera is None:
         return warped(image, alignment.matrix, size)
     x, y = _where(alignment, size)

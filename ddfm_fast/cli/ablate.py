@@ -135,7 +135,7 @@ def _ignore(_row: Row) -> None:
 
 
 def _write_tables(out: Path, evaluation: Evaluation, per_image: bool) -> list[Path]:
-    from ..metrics.report import FORMATS, write_table
+    from ..metrics.tables import FORMATS, write_table
 
     return [
         write_table(out / f"ablation{suffix}", evaluation, name, per_image=per_image)

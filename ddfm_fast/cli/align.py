@@ -20,6 +20,8 @@ def align(
     *,
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
+    nodata: opt.Nodata = None,
+    raw_size: opt.RawSize = None,
     ir_camera: opt.IrCamera = None,
     vis_camera: opt.VisCamera = None,
     model: opt.Model = opt.MapModel.homography,
@@ -38,11 +40,12 @@ def align(
     from ..align.files import calibrate_files
 
     cameras = [None if path is None else read_camera(path) for path in (ir_camera, vis_camera)]
-    meant = levels(ir_range, vis_range, None)
+    meant = levels(ir_range, vis_range, nodata, raw_size)
     found = calibrate_files(
         pictures,
         model.value,
         out=out,
+        kept=[path for path in (ir_camera, vis_camera) if path is not None],
         cameras=(cameras[0], cameras[1]),
         levels=meant,
         max_pixels=pixel_limit(max_pixels),

@@ -18,6 +18,8 @@ from . import (
     fuse,
     presets,
     prior,
+    prior_public,
+    prior_train,
     serve,
     video,
     volume,
@@ -56,6 +58,9 @@ prior_app = typer.Typer(help=prior.HELP, no_args_is_help=True)
 register(prior_app, prior.info, prior.EPILOG_INFO)
 register(prior_app, prior.check, prior.EPILOG_CHECK)
 register(prior_app, prior.convert, prior.EPILOG_CONVERT)
+register(prior_app, prior_public.list_priors, prior_public.EPILOG_LIST, "list")
+register(prior_app, prior_public.download, prior_public.EPILOG_DOWNLOAD)
+register(prior_app, prior_train.train, prior_train.EPILOG)
 app.add_typer(prior_app, name="prior")
 
 

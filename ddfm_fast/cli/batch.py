@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from .settings import (
     pixel_limit,
     read_settings,
     show_progress,
+    stage_for,
 )
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from ..datasets.output import Output
     from ..datasets.pairs import PairItem
     from ..files.depth import Levels
+    from ..storage.staging import Stage
 
 EPILOG = (
     "Examples:  `ddfm-fast batch MSRS/test -o fused/ --steps 50`  ·  "
@@ -89,6 +92,7 @@ def batch(
     dtype: opt.DType = default.dtype,
     backend: opt.Backend = default.backend,
     graph: opt.Graph = default.graph,
+    tile: opt.Tile = default.tile,
     max_pixels: opt.MaxPixels = None,
 ) -> None:
     """Fuse a data set. Safe to interrupt; rerun to resume.
@@ -99,12 +103,16 @@ def batch(
     lack a partner), 2 bad input, 130 interrupted.
     """
     source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
+    stage = stage_for(context, root, vis, manifest, out)
     if list_pairs:
-        raise typer.Exit(_echo_pairs(root, vis, source, as_json=as_json))
-    settings, items, folder = read_settings(context), find_items(root, vis, **source), _folder(out)
+        raise typer.Exit(_echo_pairs(root, vis, source, stage, as_json=as_json))
+    settings, folder = read_settings(context), _folder(out)
+    items = find_items(root, vis, stage=stage, **source)
     options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
+    if stage is not None and on is opt.Place.ray:
+        raise ValueError("--on ray takes no URLs yet; leave out --on, or give local folders")
     with elsewhere(on, address, actors, num_gpus) as options["elsewhere"]:
-        report = _run(items, folder, settings.fuser(), over=range_over, **options)
+        report = _run(items, folder, settings.fuser(), over=range_over, stage=stage, **options)
     raise typer.Exit(_echo_report(report, as_json=as_json, quiet=quiet))
 
 
@@ -132,33 +140,44 @@ def _options(context: typer.Context, levels: Levels, output: Output) -> dict[str
 
 
 def _folder(out: Path | None) -> Path:
-    """``--out``, made and found writable."""
+    """``--out``, made and found writable; a URL as it is."""
     from ..files.paths import ensure_writable_dir
+    from ..storage.urls import as_url
 
     if out is None:
         raise ValueError("--out is missing; expected a folder to write to, or --list")
+    if as_url(out):
+        return out
     return ensure_writable_dir(out)
 
 
-def _echo_pairs(root: Path, vis: Path | None, source: dict[str, Any], *, as_json: bool) -> int:
+def _echo_pairs(
+    root: Path, vis: Path | None, source: dict[str, Any], stage: Stage | None, *, as_json: bool
+) -> int:
     """Print what pairs up and what does not; 1 where a file lacks its partner, else 0.
 
     The JSON object is a manifest, too: its paths are absolute.
     """
     from ..datasets.pairs import survey_pairs
+    from ..datasets.remote import survey_remote_pairs
 
-    found = survey_pairs(data_source(root, vis, source["manifest"]), **source)
+    place = data_source(root, vis, source["manifest"])
+    full: Callable[[Path], str] = _absolute if stage is None else stage.url_of
+    shown: Callable[[Path], str] = str if stage is None else stage.url_of
+    if stage is None:
+        found = survey_pairs(place, **source)
+    else:
+        found = survey_remote_pairs(stage, place, **source)
     lacking = {one.file for one in found.claims}
     if as_json:
         pairs = [
-            {"name": item.name, "ir": str(item.ir.absolute()), "vis": str(item.vis.absolute())}
-            for item in found.pairs
+            {"name": item.name, "ir": full(item.ir), "vis": full(item.vis)} for item in found.pairs
         ]
         alone = [
             {
-                "file": str(one.file.absolute()),
+                "file": full(one.file),
                 "why": one.why,
-                "candidates": [str(file.absolute()) for file in one.candidates],
+                "candidates": [full(file) for file in one.candidates],
                 "lacks_partner": one.file in lacking,
             }
             for one in found.alone
@@ -166,25 +185,45 @@ def _echo_pairs(root: Path, vis: Path | None, source: dict[str, Any], *, as_json
         typer.echo(json.dumps({"ok": not lacking, "pairs": pairs, "alone": alone}))
     else:
         for item in found.pairs:
-            typer.echo(f"{item.name}: {item.ir} + {item.vis}")
+            typer.echo(f"{item.name}: {shown(item.ir)} + {shown(item.vis)}")
         for one in found.alone:
-            typer.echo(f"no pair: {one.file}: {one.why}")
+            typer.echo(f"no pair: {shown(one.file)}: {one.why}")
         typer.echo(f"{len(found.pairs)} pairs, {len(found.alone)} files without one")
     return SOME_FAILED if lacking else OK
 
 
+def _absolute(path: Path) -> str:
+    return str(path.absolute())
+
+
 def _run(
-    items: list[PairItem], out: Path, fuser: Fuser, levels: Levels, over: opt.Over, **options: Any
+    items: list[PairItem],
+    out: Path,
+    fuser: Fuser,
+    levels: Levels,
+    over: opt.Over,
+    *,
+    stage: Stage | None,
+    **options: Any,
 ) -> BatchReport:
     """:func:`.datasets.batch.run_batch`, with failures on stderr and Ctrl-C as a report."""
     from ..datasets.batch import BatchInterrupted, run_batch
+    from ..datasets.remote_batch import run_remote_batch
     from ..datasets.window import over_dataset
 
+    options["on_error"] = echo_failure
     if over is opt.Over.dataset:
+        if stage is not None:
+            raise ValueError(
+                "--range-over dataset would fetch every picture twice; give --ir-range and "
+                "--vis-range, or copy the data set to this machine"
+            )
         seen = {name: options[name] for name in ("max_pixels", "progress")}
         levels = over_dataset(items, levels, **seen)
     try:
-        return run_batch(items, out, fuser, levels=levels, on_error=echo_failure, **options)
+        if stage is not None:
+            return run_remote_batch(stage, items, out, fuser, levels=levels, **options)
+        return run_batch(items, out, fuser, levels=levels, **options)
     except BatchInterrupted as interrupted:
         return interrupted.report
 
@@ -197,15 +236,19 @@ def echo_failure(result: PairResult) -> None:
 def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> int:
     """Print what was done, as one JSON object or in a line or two; the exit code."""
     from ..datasets.batch import REPORT, STOPPED_BY_USER
+    from ..storage.urls import as_url, join
 
+    url = as_url(report.out)
+    where = url or str(report.out)
+    table = join(url, REPORT) if url else report.out / REPORT
     counts = {s: report.count(s) for s in ("done", "skipped", "failed", "pending")}
     if as_json:
         from .. import __version__
 
-        typer.echo(json.dumps({"version": __version__, **report.to_dict()}))
+        typer.echo(json.dumps({"version": __version__, **report.to_dict(), "out": where}))
     elif not quiet:
         text = "{done} fused, {skipped} there already, {failed} failed".format(**counts)
-        typer.echo(f"{report.out}: {text}, in {report.seconds:.1f} s; {report.out / REPORT}")
+        typer.echo(f"{where}: {text}, in {report.seconds:.1f} s; {table}")
     if report.stopped is not None:
         by_user = report.stopped == STOPPED_BY_USER
         why = "interrupted" if by_user else f"error: stopped early: {report.stopped}"

@@ -48,7 +48,7 @@ def evaluate(
     from ..method import BASELINES
     from ..metrics.evaluation import MethodPictures, parse_method
     from ..metrics.evaluation import evaluate as score
-    from ..metrics.report import write_table
+    from ..metrics.tables import write_table
     from ..runtime.dispatch import resolve_device
 
     methods = [parse_method(text) for text in fused or ()]

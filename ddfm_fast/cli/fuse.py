@@ -64,6 +64,7 @@ def fuse(
     dtype: opt.DType = default.dtype,
     backend: opt.Backend = default.backend,
     graph: opt.Graph = default.graph,
+    tile: opt.Tile = default.tile,
     max_pixels: opt.MaxPixels = None,
 ) -> None:
     """Fuse two image files, or two folders of files with the same stems, into --out.
@@ -75,17 +76,23 @@ def fuse(
     started = time.perf_counter()
     settings, how = read_settings(context), output(context)
     from ..datasets.jobs import plan_jobs, run_jobs
+    from ..storage.staging import any_url
 
-    jobs, fuser = plan_jobs(ir, vis, out, format=format, panel=panel), settings.fuser()
-    reports = run_jobs(
-        jobs,
-        fuser,
+    shape: dict[str, Any] = {"format": format, "panel": panel}
+    options: dict[str, Any] = {
         **_reading(context),
-        output=how,
-        progress=show_progress(quiet),
-        skip_existing=skip_existing,
-        on_error=_echo_error,
-    )
+        "output": how,
+        "progress": show_progress(quiet),
+        "skip_existing": skip_existing,
+        "on_error": _echo_error,
+    }
+    if any_url(ir, vis, out):
+        from ..datasets.remote import fuse_remote
+
+        reports, fuser = fuse_remote(ir, vis, out, settings.fuser, **shape, **options)
+    else:
+        jobs, fuser = plan_jobs(ir, vis, out, **shape), settings.fuser()
+        reports = run_jobs(jobs, fuser, **options)
     seconds, name = time.perf_counter() - started, preset or default_preset(context.params)
     if as_json:
         typer.echo(json.dumps(_as_dict(reports, fuser, name, seconds), default=str))

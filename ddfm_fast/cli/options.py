@@ -94,6 +94,7 @@ class TableFormat(str, Enum):
     csv = "csv"
     json = "json"
     markdown = "markdown"
+    latex = "latex"
 
 
 class OnError(str, Enum):
@@ -155,6 +156,7 @@ Device = Annotated[str | None, shared("device")]
 DType = Annotated[Precision, shared("dtype", metavar="KIND")]
 Backend = Annotated[str | None, shared("backend")]
 Graph = Annotated[str | None, shared("graph")]
+Tile = Annotated[str, shared("tile", metavar="HOW")]
 BatchSize = Annotated[int | None, shared("batch_size", min=1)]
 
 # Of several commands

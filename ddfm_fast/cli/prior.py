@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from . import options as opt
+from . import prior_options as own
 from .settings import json_object, plain
 
 HELP = "Look into prior files (checkpoints), check and convert them."
@@ -19,17 +20,31 @@ EPILOG_CONVERT = (
 )
 
 
-def info(file: opt.PriorFile, *, as_json: opt.JsonInstead = False) -> None:
-    """Print what a prior's file holds: parameters, configuration, data type, hash."""
-    from ..priors.checkpoint import describe
-    from ..priors.load import ASSETS
+def info(
+    file: own.InfoFile, *, prior_config: opt.PriorConfig = None, as_json: opt.JsonInstead = False
+) -> None:
+    """Print what a prior is, what it lacks, and what a forward costs here.
 
-    found = describe(ASSETS.get(str(file), file))
+    Family, parameters, channels, prediction, schedule, size trained at, license, hashes. The
+    seconds are an estimate: one small forward is timed and scaled by FLOP.
+    """
+    from ..priors.info import inspect
+
+    found = inspect(file, json_object(prior_config, "--prior-config") or None)
     if as_json:
         typer.echo(json.dumps(found, indent=2, default=str))
         return
-    for line in _table(found):
+    costs = found["cost"] or {}
+    found["cost"] = {f"forward at {size}": _cost_text(cost) for size, cost in costs.items()}
+    found["missing"] = {row["what"]: row["option"] for row in found["missing"]}
+    for line in _table({k: "not said" if v is None else v for k, v in found.items()}):
         typer.echo(line)
+
+
+def _cost_text(cost: dict[str, Any]) -> str:
+    seconds = cost["seconds"]
+    text = f"{cost['flops'] / 1e9:,.1f} GFLOP, {cost['peak_bytes'] / 1e6:,.0f} MB"
+    return text if seconds is None else f"{text}, about {seconds:.3g} s on this CPU (an estimate)"
 
 
 def check(

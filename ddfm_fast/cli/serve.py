@@ -27,6 +27,7 @@ def serve(
     token_file: opt.TokenFile = None,
     insecure: opt.Insecure = False,
     device: opt.Device = default.device,
+    tile: opt.Tile = default.tile,
     dtype: opt.DType = default.dtype,
     backend: opt.Backend = default.backend,
     graph: opt.Graph = default.graph,

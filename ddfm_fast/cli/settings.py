@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..datasets.pairs import PairItem
     from ..files.depth import Levels
     from ..priors.prior import Prior
+    from ..storage.staging import Stage
 
 OUTPUT_OPTIONS = (
     "quality", "chroma", "compression", "out_range", "keep_thermal", "no_metadata",
@@ -42,7 +43,7 @@ class Settings:
     def prior(self) -> str | Prior:
         """The prior as ``Fuser`` takes it: its name, or itself where it needs a configuration."""
         if self.prior_config is None:
-            return self.options["prior"]
+            return cast("str | Prior", self.options["prior"])
         return self.load_prior(self.options.get("dtype"))
 
     @property
@@ -203,8 +204,9 @@ def parse_nodata(text: str | None) -> float | dict[str, float] | None:
     try:
         if "=" not in text:
             return float(text)
-        parts = dict(part.split("=") for part in text.split(","))
-        if set(parts) <= {"ir", "vis"}:
+        given = [part.split("=") for part in text.split(",")]
+        parts = {name.strip(): value for name, value in given}
+        if set(parts) <= {"ir", "vis"} and len(parts) == len(given):
             return {name: float(value) for name, value in parts.items()}
     except ValueError:
         pass
@@ -258,8 +260,11 @@ def find_items(
     layout: str | None,
     manifest: Path | None,
     pattern: str | None = None,
+    stage: Stage | None = None,
 ) -> list[PairItem]:
     """Find the pairs that ``ROOT [VIS]`` means; sizes are left to whoever decodes the files.
+
+    With a stage, of `stage_for`, places may be URLs.
 
     Raises:
         ValueError: It is unclear or incomplete.
@@ -267,7 +272,23 @@ def find_items(
     from ..datasets.pairs import find_pairs
 
     source = data_source(root, vis, manifest)
+    if stage is not None:
+        from ..datasets.remote import find_remote_pairs
+
+        return find_remote_pairs(stage, source, layout=layout, manifest=manifest, pattern=pattern)
     return find_pairs(source, layout=layout, manifest=manifest, pattern=pattern, check_sizes=False)
+
+
+def stage_for(
+    context: typer.Context, root: Path, vis: Path | None, manifest: Path | None, out: Path | None
+) -> Stage | None:
+    """Where files stand for objects, until the command ends; None where no place is a URL."""
+    from ..datasets.remote import names_urls
+    from ..storage.staging import Stage, any_url
+
+    if any_url(root, vis, manifest, out) or names_urls(root if manifest is None else manifest):
+        return context.with_resource(Stage())
+    return None
 
 
 def data_source(root: Path, vis: Path | None, manifest: Path | None) -> Path | tuple[Path, Path]:

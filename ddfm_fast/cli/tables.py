@@ -45,7 +45,7 @@ def _metric_names(extra: str | None) -> tuple[str, ...]:
 
 def file_format(out: Path | None, format: TableFormat | None) -> str:
     """The format to write to ``out``: that of ``--format``, else by the suffix."""
-    from ..metrics.report import FORMATS
+    from ..metrics.tables import FORMATS
 
     if format is not None or out is None:
         return (format or TableFormat.table).value
@@ -90,7 +90,7 @@ def show(
     quiet: bool,
 ) -> None:
     """Print the table, the files written and the warnings; exit 1 if pairs were left out."""
-    from ..metrics.report import render
+    from ..metrics.tables import render
 
     if as_json:
         typer.echo(render(evaluation, "json", per_image=per_image), nl=False)

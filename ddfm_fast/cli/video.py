@@ -61,6 +61,7 @@ def video(
     quiet: opt.Quiet = False,
     realtime: opt.Realtime = False,
     device: opt.Device = default.device,
+    tile: opt.Tile = default.tile,
 ) -> None:
     """Fuse two streams at the visible one's frame rate, without flicker.
 

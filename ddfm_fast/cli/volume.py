@@ -53,6 +53,7 @@ def volume(
     as_json: opt.AsJson = False,
     quiet: opt.Quiet = False,
     device: opt.Device = default.device,
+    tile: opt.Tile = default.tile,
 ) -> None:
     """Fuse two medical volumes of one patient, registered to each other; not for diagnosis.
 

@@ -44,7 +44,7 @@ def describe_settings(fuser: Fuser, suffix: str) -> dict[str, Any]:
     A callable prior is known by its name only, having no weights to hash; change the name, or
     pass ``redo``, when its function changes.
     """
-    prior = fuser.prior
+    prior, tile = fuser.prior, getattr(fuser.tiled, "tile", "off")
     config = dataclasses.asdict(fuser.config)
     del config["summary"]
     denoiser = {}
@@ -69,6 +69,7 @@ def describe_settings(fuser: Fuser, suffix: str) -> dict[str, Any]:
             "noise_schedule": prior.noise_schedule,
             "num_train_timesteps": prior.num_train_timesteps,
             "rescale_timesteps": prior.rescale_timesteps,
+            **({"tile": tile} if isinstance(tile, int) else {}),
             **({} if prior.alphas is None else {"alphas": prior.alphas.tolist()}),
         },
     }

@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from ..files.packed import is_packed
 from ..files.paths import ImageFileError, few, look
+from ..files.radiometric import is_radiometric
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 _COLUMNS = {
@@ -20,12 +22,15 @@ _COLUMNS = {
 _PLAIN_NAME = re.compile(r"[^.\\:\0][^\\:\0]*")
 
 
-def read_list(path: Path, root: Path | None) -> list[tuple[str, Path, Path]]:
+def read_list(
+    path: Path, root: Path | None, locate: Callable[[str], Path] | None = None
+) -> list[tuple[str, Path, Path]]:
     """Read (name, infrared file, visible file) of every row.
 
     Args:
         path: The list.
         root: What its paths are relative to; None for the list's folder.
+        locate: Finds the file of a path instead.
 
     Raises:
         ImageFileError: It is no list of pairs, or names files that are not there.
@@ -44,7 +49,7 @@ def read_list(path: Path, root: Path | None) -> list[tuple[str, Path, Path]]:
     rows = _table_rows(text, path) if is_table else _json_rows(text, path)
     base = path.parent if root is None else root
     try:
-        items = [_item(row, place, base) for place, row in rows]
+        items = [_item(row, place, locate or base.joinpath) for place, row in rows]
     except csv.Error as error:
         raise ImageFileError(f"{path}: not a table of pairs ({error})") from None
     if not items:
@@ -116,13 +121,15 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
         )
 
 
-def _item(row: dict, place: str, base: Path) -> tuple[str, Path, Path]:
+def _item(row: dict, place: str, locate: Callable[[str], Path]) -> tuple[str, Path, Path]:
     for key in ("ir", "vis"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise ImageFileError(f"{place}: {key} is {row.get(key)!r}; expected a path")
-    ir, vis = (base / row[key].strip() for key in ("ir", "vis"))
-    if ir == vis:
-        raise ImageFileError(f"{place}: {ir} is given for ir and for vis; give two files")
+    ir, vis = (locate(row[key].strip()) for key in ("ir", "vis"))
+    if ir == vis and not (is_packed(ir) or is_radiometric(ir)):
+        raise ImageFileError(
+            f"{place}: {ir} is given for ir and for vis; give two files, or one of four channels"
+        )
     name = row.get("name")
     name = ir.stem if name is None or name == "" else name
     # Outputs are called after it, so it must not lead out of the output folder.

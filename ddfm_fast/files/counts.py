@@ -48,7 +48,8 @@ def decode_table(file: BinaryIO, path: Path, max_pixels: int) -> Array:
         )
     lines = [line.rstrip() for line in _text(file.read(), path).splitlines()]
     form = max(_FORMS, key=lambda form: _area(lines, form))
-    best, count = _longest([_cells(line, form) for line in lines])
+    rows = [_cells(line, form) for line in lines]
+    best, count = _longest(rows)
     if min(len(best), len(best[0]) if best else 0) < _LEAST:
         raise ImageFileError(
             f"{path}: holds no table of numbers, expected rows of temperatures separated by ';', "
@@ -56,6 +57,12 @@ def decode_table(file: BinaryIO, path: Path, max_pixels: int) -> Array:
         )
     if count > 1:
         warn(f"{path}: holds {count} tables of {len(best)} rows; the first is used")
+    wide = sum(row is not None and len(row) == len(best[0]) for row in rows)
+    if wide > count * len(best):
+        warn(
+            f"{path}: {wide - count * len(best)} rows as long as those of its table stand apart "
+            "from it and are left out: rows between have other lengths, or words"
+        )
     check_pixels(path, len(best[0]), len(best), max_pixels)
     return _without_counters(np.array(best, np.float64), path)
 

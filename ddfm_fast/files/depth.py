@@ -6,6 +6,7 @@ all of 16 bits, 8 bits beside 16 become 16, and what has no data is filled in an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from ..images.doubts import warn
 from ..images.ranges import Ignored, by_source, chosen, ignored, nearest_valid
 from .guards import Picture
 from .packed import read_pair
+from .radiometric import is_radiometric
 from .reading import DEFAULT_MAX_PIXELS, image_size, read_picture
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -45,6 +47,8 @@ class Unit(NamedTuple):
     low: float
     """what was taken for black, likewise ``high``"""
     high: float
+    nothing: float | None = None
+    """the value that means nothing, where one does"""
 
 
 class Sources(NamedTuple):
@@ -84,13 +88,13 @@ def read_sources(
     """Read two files, or one of four channels (see `packed`); sizes may differ.
 
     A thermal camera's JPEG gives its temperatures as infrared, where they fit, and its picture as
-    visible. Where a file says itself which value means nothing, and ``levels`` does not, that
-    holds, with a warning.
+    visible; one such file may be both. Where a file says itself which value means nothing, and
+    ``levels`` does not, that holds, with a warning.
 
     Raises:
         ValueError: As ``read_image`` and :func:`ddfm_fast.images.ranges.chosen` raise it.
     """
-    if Path(ir) == Path(vis):
+    if Path(ir) == Path(vis) and not is_radiometric(ir):
         return sources(*read_pair(ir, vis, max_pixels), levels)
     given = by_source(levels.nodata, "nodata")
     read = {
@@ -124,7 +128,7 @@ def nodata_of(picture: Picture, given: Any, name: str, *, told: bool = True) -> 
     own = Ignored(picture.nodata)
     if not own.where(picture.values).any():
         return None
-    if picture.values.ndim == 3:
+    if picture.values.ndim == 3 and not math.isnan(own.value):
         used, result = "it is not used, as one band of a color may have it", None
     else:
         used, result = "such pixels are left out", own
@@ -141,13 +145,15 @@ def sources(ir: Array, vis: Array, levels: Levels | None = None) -> Sources:
     """Bring two pictures of any real dtype to 8 bits, or both to 16."""
     levels = Levels() if levels is None else levels
     ranges, nodata = by_source(levels.value_range), by_source(levels.nodata, "nodata")
+    nothing = {name: ignored(value) for name, value in nodata.items()}
     found = [
-        as_levels(image, ranges[name], name, ignored(nodata[name]))
+        as_levels(image, ranges[name], name, nothing[name])
         for name, image in (("ir", ir), ("vis", vis))
     ]
     pictures = same_depth(*(picture for picture, _, _ in found))
     units = tuple(
-        Unit(image, *limits) for image, (_, _, limits) in zip((ir, vis), found, strict=True)
+        Unit(image, *limits, None if mark is None else mark.value)
+        for mark, image, (_, _, limits) in zip(nothing.values(), (ir, vis), found, strict=True)
     )
     return Sources(*pictures, holes=(found[0][1], found[1][1]), units=units)
 
@@ -171,19 +177,53 @@ def resized_sources(found: Sources, resize: str | None) -> Sources:
     pictures, holes = [found.ir, found.vis], list(found.holes)
     pictures[1 - kept] = resized(pictures[1 - kept], size)
     hole = holes[1 - kept]
+    units = list(found.units)
     if hole is not None:
         holes[1 - kept] = resized(hole.astype(np.float32), size) > 0
-    units = list(found.units)
     if units:
-        units[1 - kept] = moved(units[1 - kept], lambda values: resized(values, size))
+        units[1 - kept] = moved(
+            units[1 - kept], lambda values: resized(values, size), hole, holes[1 - kept]
+        )
     return Sources(pictures[0], pictures[1], (holes[0], holes[1]), tuple(units))
 
 
-def moved(unit: Unit, by: Callable[[Array], Array]) -> Unit:
-    """Move the values of a source as its picture was; dtypes that OpenCV lacks become float64."""
-    values = unit.values
-    known = ("uint8", "uint16", "int16", "float32", "float64")
-    return unit._replace(values=by(values if values.dtype.name in known else values.astype(float)))
+_MOVED = ("uint8", "uint16", "int16", "float32", "float64")
+"""dtypes that OpenCV interpolates"""
+
+
+def moved(
+    unit: Unit, by: Callable[[Array], Array], hole: Array | None, empty: Array | None
+) -> Unit:
+    """Move the values of a source as its picture was.
+
+    Args:
+        unit: The source.
+        by: What moves an array of a dtype that OpenCV interpolates.
+        hole: bool [H, W], where its values mean nothing; they are mixed into no others.
+        empty: bool, of the size after the move, where no value was measured: there the one that
+            means nothing stands, else NaN, and in integers the least of the dtype.
+    """
+    values, dtype = unit.values, unit.values.dtype
+    if hole is not None and not hole.all():
+        values = values.reshape(hole.size, -1)[nearest_valid(hole)].reshape(values.shape)
+    values = by(values if dtype.name in _MOVED else values.astype(np.float64))
+    if values.dtype != dtype and dtype.kind in "iu":
+        values = np.rint(values).clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
+    values = values.astype(dtype, copy=False)
+    if empty is not None and empty.any():
+        values = values.copy()
+        values[empty] = _nothing(unit)
+    return unit._replace(values=values)
+
+
+def _nothing(unit: Unit) -> float:
+    """What stands where a source has no value: its own mark, else NaN or the least integer."""
+    dtype = unit.values.dtype
+    if dtype.kind not in "iu":
+        return math.nan if unit.nothing is None else unit.nothing
+    info = np.iinfo(dtype)
+    known = unit.nothing
+    return known if known is not None and info.min <= known <= info.max else info.min
 
 
 def resized(image: Array, size: tuple[int, ...]) -> Array:
@@ -214,10 +254,11 @@ def as_levels(
                 f"{name}: all of it is nodata={nodata.value:g}, expected a picture; check the file"
             )
         image = image.reshape(hole.size, -1)[nearest_valid(hole)].reshape(image.shape)
-    if image.dtype.kind == "f" and not np.isfinite(image).all():
+    if image.dtype.kind == "f" and not (finite := np.isfinite(image)).all():
+        first = image[~finite].flat[0]
         raise ValueError(
-            f"{name}: {int((~np.isfinite(image)).sum())} values are NaN or infinite; --nodata nan "
-            "leaves NaN out"
+            f"{name}: {int((~finite).sum())} values are NaN or infinite, such as {first:g}; "
+            f"nodata={first:g} (command line: --nodata) leaves them out"
         )
     is_range = setting is not None and not isinstance(setting, str)
     limits = tuple(setting) if is_range else chosen(image, setting, name, nodata)

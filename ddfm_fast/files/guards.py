@@ -73,8 +73,8 @@ def damaged(path: Path, what: str) -> ImageFileError:
 
 
 def plain_integers(values: Array) -> Array:
-    """Integers as uint8, as uint16 where they fit, else as int32, uint32 or int64."""
-    if values.dtype == np.uint8 or values.dtype.kind not in "iu":
+    """Integers as uint8, int16, as uint16 where they fit, else as int32, uint32 or int64."""
+    if values.dtype in (np.uint8, np.int16) or values.dtype.kind not in "iu":
         return values
     least, most = int(values.min()), int(values.max())
     for dtype in (np.uint16, np.int32, np.uint32, np.int64):

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from .paths import ImageFileError, is_file
+from .radiometric import is_radiometric
 from .reading import DEFAULT_MAX_PIXELS, image_size, pillow_limit_lifted, read_image
 
 _MODE = "RGBA"
@@ -24,10 +25,12 @@ def read_pair(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Read both pictures of a pair; of one file for both, its fourth channel and its RGB.
 
+    A thermal camera's JPEG has one picture, which is both here; ``depth`` reads its temperatures.
+
     Raises:
         ImageFileError: As `read_image` raises it, or the one file has no fourth channel.
     """
-    if Path(ir) == Path(vis):
+    if Path(ir) == Path(vis) and not is_radiometric(ir):
         return _unpacked(Path(ir), max_pixels)
     first, second = (read_image(path, max_pixels=max_pixels) for path in (ir, vis))
     return first, second

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -89,6 +90,15 @@ def decode(file: BinaryIO, path: Path, max_pixels: int) -> Array | None:
         warn(f"{path}: its temperatures are read, {width}x{height} in Celsius", "radiometric")
         return values
     return _of_dji(file, counts, path, max_pixels) if counts else None
+
+
+def is_radiometric(path: str | os.PathLike[str]) -> bool:
+    """Whether it is a JPEG that holds what a camera measured; False for what cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(3) == b"\xff\xd8\xff" and any(_segments(file))
+    except (OSError, ValueError):
+        return False
 
 
 def celsius(counts: Array, constants: Constants) -> Array:

@@ -24,6 +24,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ..images.doubts import warn
 from ..runtime.locks import ForkLock
+from ..storage import objects
+from ..storage.urls import as_url, name_of
 from . import arrays, compact, counts, profiles, raw, tiffs
 from . import radiometric as radiometry
 from .guards import UPRIGHT, Array, Picture, check_pixels
@@ -63,7 +65,8 @@ def read_image(
     CMYK becomes RGB; 1-bit images become 0 and 255.
 
     Args:
-        path: The file; its content decides the format, not its suffix.
+        path: The file, or the URL of an object (extra ``[storage]``); its content decides the
+            format, not its suffix.
         max_pixels: Refuse larger images (H * W) before decoding them.
         radiometric: Of a thermal camera's JPEG, read what it measured rather than its picture:
             float32 Celsius of FLIR, uint16 counts of DJI. Other files are read as ever.
@@ -88,14 +91,27 @@ def read_picture(
     raw_size: tuple[int, int] | None = None,
 ) -> Picture:
     """Read an image file as :func:`read_image` does, with what it says of its values."""
-    path = check_path(path)
+    url, path = as_url(path), check_path(path)
     _check_raw_size(raw_size)
     if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
         raise TypeError(f"max_pixels: got {max_pixels!r}, expected an int of at least 1")
     if max_pixels < 1:
         raise ValueError(f"max_pixels: got {max_pixels}, expected at least 1")
+    if url is not None:
+        return _read_object(url, max_pixels, radiometric, raw_size)
     with _open(path) as file:
         return _read(file, path, max_pixels, radiometric, raw_size)
+
+
+def _read_object(url: str, *how: Any) -> Picture:
+    """Read the object of a URL, which errors name as it was given."""
+    data, name = objects.read(url), name_of(url)
+    if not data:
+        raise ImageFileError(f"{url}: the object is empty; copy or export it again")
+    try:
+        return _read(io.BytesIO(data), Path(name), *how)
+    except ImageFileError as error:
+        raise ImageFileError(str(error).replace(name, url, 1)) from error
 
 
 def read_image_bytes(data: bytes, name: str, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> np.ndarray:
@@ -132,6 +148,8 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     Of kinds that Pillow does not know, a TIFF's tags are read, and other files as a whole.
     """
     try:
+        if url := as_url(path):
+            return _size_by_pillow(io.BytesIO(objects.read(url)))
         # a pipe would keep its reader waiting
         if not is_file(path):
             return None
@@ -144,7 +162,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     return None
 
 
-def _size_by_pillow(path: str | os.PathLike[str]) -> tuple[int, int]:
+def _size_by_pillow(path: str | os.PathLike[str] | BinaryIO) -> tuple[int, int]:
     with pillow_limit_lifted(), Image.open(path) as image:
         width, height = image.size
         if isinstance(image, TiffImageFile):  # Pillow's versions differ in when they turn these
@@ -287,12 +305,16 @@ def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
     if tiffs.is_for_pillow(tags):
         # what Pillow does not know, tifffile may
         with contextlib.suppress(UnidentifiedImageError, _LayoutError):
-            values = _decode_by_pillow(file, path, max_pixels)
+            values = tiffs.as_stored(_decode_by_pillow(file, path, max_pixels), path, tags)
     if values is None:
         values = tiffs.decode(file, path, tags, max_pixels)
         if profile := tags.data(PROFILE):
             values = profiles.from_profile(values, profile, path)
-    return Picture(values, tiffs.nodata(tags))
+    nodata = tiffs.nodata(tags)
+    if nodata is not None and values.dtype.kind == "f" and np.isnan(values).any():
+        values = np.where(values == nodata, np.nan, values).astype(values.dtype, copy=False)
+        nodata = None  # both mean it, and one value can
+    return _with_holes(values) if nodata is None else Picture(values, nodata)
 
 
 def _decode_by_pillow(

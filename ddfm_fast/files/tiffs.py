@@ -57,6 +57,16 @@ def is_for_pillow(tags: Tags) -> bool:
     return exact and gray and (packed == _NONE or order == "<")
 
 
+def as_stored(values: Array, path: Path, tags: Tags) -> Array:
+    """What Pillow read, where it widens 16 signed bits to 32 as they were; bands left are told."""
+    samples, kind = tags.one(t.SAMPLES, 1), tags.one(t.EXTRA, 0)
+    wanted = 3 if values.ndim == 3 else 1
+    if tags.all(t.EXTRA) and samples > wanted and kind not in _ALPHAS:
+        warn(f"{path}: has {samples} bands; the first {wanted} are used")
+    signed = tags.one(t.FORMAT, _UNSIGNED) == _SIGNED and tags.one(t.BITS, 1) == 16
+    return values.astype(np.int16) if signed and values.dtype == np.int32 else values
+
+
 def nodata(tags: Tags) -> float | None:
     """The value that GDAL's tag says means nothing; None where there is none, or no number."""
     try:

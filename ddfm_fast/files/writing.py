@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ..storage import objects
+from ..storage.urls import as_url
 from .directories import SHORT, numbers, pack, pages_of
 from .embedding import Facts, bind, embed
 from .metadata import Metadata
@@ -65,12 +67,15 @@ def write_image(
         ValueError: An array of another shape, or an option out of range or of another format.
         TypeError: Another container or dtype.
     """
-    path = check_path(path)
+    url, path = as_url(path), check_path(path)
     data = encode_image(
         array, path, quality=quality, chroma=chroma, compression=compression, metadata=metadata,
         value_range=value_range, pages=pages,
     )  # fmt: skip
-    return atomic_write_bytes(path, data)
+    if url is None:
+        return atomic_write_bytes(path, data)
+    objects.put(url, data)
+    return path
 
 
 def encode_image(

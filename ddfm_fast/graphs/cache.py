@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..config import FuseConfig
 from ..images.doubts import warn
-from ..priors.callable import CallablePrior
 from ..priors.conditioning import Conditioning
 from ..priors.prior import Prior
 from ..runtime.capture import (
@@ -73,6 +72,8 @@ class GraphSummary(TypedDict):
     """device memory that it holds"""
     seconds: float
     """that the first call spent on it, compiling included"""
+    tile: int
+    """side of the tiles that the prior is evaluated in; 0 for whole pictures"""
 
 
 class GraphCache:
@@ -129,7 +130,7 @@ class GraphCache:
             bounded = self.mode == "auto" and not self._frozen(prior)
             bounded = bounded and not (watched and mode == "step")
             new = CapturedLoop(new_loop, mode, capture, MOST_NODES if bounded else None)
-            if isinstance(prior, CallablePrior):
+            if prior.foreign:
                 _require_equal(new)
             return new
 
@@ -147,7 +148,7 @@ class GraphCache:
 
         def make(mode: str, capture: CudaCapture) -> CapturedCall:
             new = CapturedCall(work, inputs, mode, capture)
-            if isinstance(prior, CallablePrior):
+            if prior.foreign:
                 _require_close(prior.eps(x, conditioning[0]).float(), new(*inputs)[0])
             return new
 
@@ -253,6 +254,7 @@ class GraphCache:
                 "nodes": graph.nodes,
                 "bytes": graph.bytes,
                 "seconds": graph.seconds,
+                "tile": _tile_of(key),
             }
             for key, graph in list(self._graphs.items())
         ]
@@ -361,6 +363,11 @@ class GraphCache:
         del captured
         capture.release()
         log.info("dropped the graph of %s, the least recently used", key.name)
+
+
+def _tile_of(key: _Key) -> int:
+    """The tiles that a graph evaluates its prior in."""
+    return key.owner.tile_at(*key.shape[-2:]) if isinstance(key.owner, Prior) else 0
 
 
 def _require_equal(captured: CapturedLoop) -> None:

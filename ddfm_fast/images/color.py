@@ -75,7 +75,7 @@ def with_luma(y: Tensor, source: Tensor, *, dims: bool = False) -> Tensor:
         chroma *= (y / own.clamp(min=1 / 255)).clamp_(max=1)
     # The chroma's extremes have opposite signs; the floor only keeps gray pixels from 0/0.
     tiny = 1e-12
-    fit_above = (1 - y) / chroma.amax(dim=1, keepdim=True).clamp_(min=tiny)
-    fit_below = y / chroma.amin(dim=1, keepdim=True).neg_().clamp_(min=tiny)
+    fit_above = (1 - y) / chroma.amax(dim=1, keepdim=True).clamp(min=tiny)
+    fit_below = y / chroma.amin(dim=1, keepdim=True).neg().clamp_(min=tiny)
     scale = torch.minimum(fit_above, fit_below).clamp_(max=1)
-    return chroma.mul_(scale).add_(y).clamp_(0, 1)
+    return (chroma * scale).add_(y).clamp_(0, 1)

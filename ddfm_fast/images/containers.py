@@ -90,7 +90,7 @@ def _has_data(image: Tensor) -> bool:
 
 def _mode_error(name: str, mode: str) -> TypeError:
     if mode.startswith("I"):  # which convert() would clip to 8 bits
-        fix = "numpy.asarray(image).clip(0, 65535).astype('uint16')"
+        fix = "numpy.asarray(image)"
     else:
         fix = f"image.convert({'L' if mode in ('1', 'LA', 'La') else 'RGB'!r})"
     return TypeError(

@@ -24,7 +24,13 @@ _NAMED = 3
 
 
 class DDFMWarning(UserWarning):
-    """Every warning of this package, so that one filter holds for all."""
+    """Every warning of this package, so that one filter holds for all.
+
+    >>> warnings.filterwarnings("error", category=DDFMWarning)
+    >>> ddfm_fast.fuse(infrared, infrared, preset="instant")
+    Traceback (most recent call last):
+    ddfm_fast.images.doubts.DDFMWarning: ir and vis are the same picture; give two different sources
+    """
 
 
 def warn(sentence: str, kind: str | None = None) -> None:

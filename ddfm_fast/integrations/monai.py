@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..images.ranges import by_source
 from ..medical.fuse import fuse_volumes
 from ..medical.volume import Volume
+from ..options import FuserOptions
+from .samples import SampleFusion
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -36,7 +37,7 @@ def _map_transform() -> Any:
 _MapTransform: Any = _map_transform()
 
 
-class FuseDDFMd(_MapTransform):
+class FuseDDFMd(SampleFusion, _MapTransform):
     """Fuse the images under two keys, slices along the last axis with one range, noise and scale.
 
     Images are [C, X, Y] or [C, X, Y, Z], NumPy, torch or MetaTensor, with one channel or three
@@ -80,45 +81,20 @@ class FuseDDFMd(_MapTransform):
         if _MapTransform is object:
             raise ImportError("FuseDDFMd needs MONAI, which is missing; pip install monai")
         super().__init__(keys, allow_missing_keys)
-        if len(self.keys) != 2:
-            raise ValueError(f"keys is {keys!r}; expected two: of the first and the second image")
-        if fuser is not None and options:
-            raise ValueError(f"options {', '.join(options)} are of no use with fuser; give one")
-        by_source(value_range)
-        self.output, self.grid = output, grid
-        self._kept, self._own, self._options = fuser, fuser is None, options
+        given: FuserOptions = options  # type: ignore[assignment]
+        self.prepare(self.keys, output, fuser, given, value_range)
+        self.grid = grid
         self._how = {"value_range": value_range, "nodata": nodata, "colormap": colormap}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For workers, which make fusers of their own."""
-        state = self.__dict__.copy()
-        if self._own:
-            state["_kept"] = None
-        return state
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the sample with the result added."""
-        sample = dict(data)
-        present = list(self.key_iterator(sample))
-        if len(present) < 2:
-            return sample
-        volumes = {
-            name: as_volume(sample[key], str(key))
-            for name, key in zip(("ir", "vis"), present, strict=True)
-        }
-        fused = fuse_volumes(
-            volumes["ir"], volumes["vis"], self._fuser(), grid=self.grid, **self._how
-        )
-        like = sample[present[0 if self.grid == "ir" else 1]]
-        sample[self.output] = given_back(fused.volume, like)
-        return sample
+        return self.added(data, self.key_iterator(dict(data)))
 
-    def _fuser(self) -> Fuser:
-        if self._kept is None:
-            from ..api import Fuser
-
-            self._kept = Fuser(**self._options)
-        return self._kept
+    def fused(self, sample: dict[Any, Any], ir: Hashable, vis: Hashable) -> Any:
+        """The result of the images under two keys, like the one whose grid it is on."""
+        volumes = [as_volume(sample[key], str(key)) for key in (ir, vis)]
+        fused = fuse_volumes(volumes[0], volumes[1], self.fuser, grid=self.grid, **self._how)
+        return given_back(fused.volume, sample[ir if self.grid == "ir" else vis])
 
 
 def as_volume(image: Any, name: str) -> Volume:

@@ -1,22 +1,17 @@
-"""An evaluation as text (terminal, CSV, JSON, Markdown) and as one self-contained HTML page."""
+"""An evaluation as one self-contained HTML page."""
 
 from __future__ import annotations
 
 import base64
-import csv
 import io
-import json
-import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from .. import __version__
 from ..datasets.pairs import PairItem
 from ..files.packed import read_pair
 from ..files.paths import atomic_write_bytes
@@ -31,189 +26,9 @@ from .evaluation import (
     Results,
     read_lumas,
 )
+from .tables import caption, format_value, table_rows
 
-_COARSE = ("SD", "SF", "AG", "PSNR")
 _JPEG_QUALITY = 90
-
-
-def render(evaluation: Evaluation, format: str = "table", *, per_image: bool = False) -> str:
-    """Write the table as text that ends in a newline.
-
-    CSV and JSON hold everything that was computed, per source too; the others hold ``columns``.
-
-    Args:
-        evaluation: From :func:`.evaluation.evaluate`.
-        format: A key of ``FORMATS``; "table" is for a terminal.
-        per_image: Add a row for each pair and method.
-
-    Raises:
-        ValueError: An unknown format.
-    """
-    if format not in _RENDERERS:
-        raise ValueError(f"format is {format!r}; expected one of {', '.join(_RENDERERS)}")
-    return _RENDERERS[format].render(evaluation, per_image)
-
-
-def write_table(
-    path: Path, evaluation: Evaluation, format: str = "table", *, per_image: bool = False
-) -> Path:
-    """Write what :func:`render` gives to a file, atomically; return its path."""
-    text = render(evaluation, format, per_image=per_image)
-    return atomic_write_bytes(path, text.encode("utf-8"))
-
-
-def format_value(value: float | None, column: str) -> str:
-    """Format with two digits for what is in gray levels or dB, else three; a dash for None."""
-    if value is None or not math.isfinite(value):
-        return "–" if value is None or math.isnan(value) else "∞"
-    return f"{value:.2f}" if column in _COARSE else f"{value:.3f}"
-
-
-def table_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (kind, label, cells): a "mean" and a "std" row per method, then "paper" rows."""
-    columns = evaluation.columns
-    for method in evaluation.methods:
-        yield "mean", method.name, [format_value(method.mean(c), c) for c in columns]
-        yield "std", "", ["±" + format_value(method.std(c), c) for c in columns]
-    for label, row in evaluation.paper_rows():
-        yield "paper", label, [format_value(row.get(c), c) for c in columns]
-
-
-def image_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield (pair, method, cells), pair by pair."""
-    for n, pair in enumerate(evaluation.pairs):
-        for method in evaluation.methods:
-            cells = [format_value(method.values[c][n], c) for c in evaluation.columns]
-            yield pair, method.name, cells
-
-
-def caption(evaluation: Evaluation) -> str:
-    """Describe the numbers: pairs, convention, version."""
-    count = len(evaluation.pairs)
-    return (
-        f"{count} pair{'s' * (count != 1)}, metric convention {evaluation.convention}: mean ± "
-        f"standard deviation; _min is the worse source's score (ddfm-fast {__version__})"
-    )
-
-
-def _text(evaluation: Evaluation, per_image: bool) -> str:
-    head = ["", *evaluation.columns]
-    rows = [head] + [[label, *cells] for _, label, cells in table_rows(evaluation)]
-    lines = [caption(evaluation), "", *_aligned(rows)]
-    abouts = [[m.name, m.about] for m in evaluation.methods if m.about]
-    if abouts:
-        lines += ["", *_aligned(abouts, 2)]
-    if evaluation.paper:
-        lines += ["", f"note: {PAPER_NOTE}"]
-    if per_image:
-        head = ["pair", "method", *evaluation.columns]
-        rows = [head] + [[p, m, *cells] for p, m, cells in image_rows(evaluation)]
-        lines += ["", *_aligned(rows, 2)]
-    return "\n".join(lines) + "\n"
-
-
-def _aligned(rows: list[list[str]], labels: int = 1) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if n < labels else cell.rjust(width)
-            for n, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-def _markdown(evaluation: Evaluation, per_image: bool) -> str:
-    def table(head: list[str], labels: int, rows) -> list[str]:
-        rule = ["---"] * labels + ["---:"] * (len(head) - labels)
-        cells = [[c.replace("|", "\\|") for c in row] for row in rows]
-        return ["| " + " | ".join(row) + " |" for row in (head, rule, *cells)]
-
-    columns = list(evaluation.columns)
-    rows = [[label, *cells] for _, label, cells in table_rows(evaluation)]
-    lines = [caption(evaluation) + ".", "", *table(["", *columns], 1, rows)]
-    abouts = [f"- `{m.name}`: {m.about}" for m in evaluation.methods if m.about]
-    lines += ["", *abouts] if abouts else []
-    notes = [*evaluation.warnings, *([PAPER_NOTE] if evaluation.paper else [])]
-    lines += [line for note in notes for line in ("", f"**Note:** {note}.")]
-    if per_image:
-        rows = [[p, m, *cells] for p, m, cells in image_rows(evaluation)]
-        lines += ["", *table(["pair", "method", *columns], 2, rows)]
-    return "\n".join(lines) + "\n"
-
-
-def _csv(evaluation: Evaluation, per_image: bool) -> str:
-    names = list(evaluation.methods[0].values)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "pair", "near_copy", *names])
-    for m in evaluation.methods:
-        copies = len(m.near_copies)
-        writer.writerow([m.name, "mean", copies, *(m.mean(n) for n in names)])
-        writer.writerow([m.name, "std", copies, *(m.std(n) for n in names)])
-    for label, row in evaluation.paper_rows():
-        writer.writerow([label, "mean", "", *(row.get(n, "") for n in names)])
-    for n, pair in enumerate(evaluation.pairs if per_image else ()):
-        for m in evaluation.methods:
-            cells = (float(m.values[c][n]) for c in names)
-            writer.writerow([m.name, pair, m.near_copies.get(pair, ""), *cells])
-    return out.getvalue()
-
-
-def _json(evaluation: Evaluation, per_image: bool) -> str:
-    return json.dumps(as_dict(evaluation, per_image=per_image), indent=2) + "\n"
-
-
-class _Renderer(NamedTuple):
-    suffix: str
-    render: Callable[[Evaluation, bool], str]
-
-
-_RENDERERS = {
-    "table": _Renderer(".txt", _text),
-    "csv": _Renderer(".csv", _csv),
-    "json": _Renderer(".json", _json),
-    "markdown": _Renderer(".md", _markdown),
-}
-FORMATS = {name: renderer.suffix for name, renderer in _RENDERERS.items()}
-"""what ``render`` writes, and the suffix of a file that holds it"""
-
-
-def as_dict(evaluation: Evaluation, *, per_image: bool = False) -> dict[str, Any]:
-    """Collect everything, for JSON; what is not finite is None."""
-
-    def finite(value: float) -> float | None:
-        return float(value) if math.isfinite(value) else None
-
-    def method(m: MethodScores) -> dict[str, Any]:
-        found: dict[str, Any] = {
-            "name": m.name,
-            "folder": m.folder,
-            "about": m.about,
-            "mean": {n: finite(m.mean(n)) for n in m.values},
-            "std": {n: finite(m.std(n)) for n in m.values},
-            "near_copies": m.near_copies,
-        }
-        if per_image:
-            found["per_image"] = {
-                pair: {n: finite(v[k]) for n, v in m.values.items()}
-                for k, pair in enumerate(evaluation.pairs)
-            }
-        return found
-
-    paper = [{"name": label, "mean": row} for label, row in evaluation.paper_rows()]
-    return {
-        "ok": not evaluation.failures,
-        "version": __version__,
-        "convention": evaluation.convention,
-        "definitions": evaluation.definitions,
-        "columns": list(evaluation.columns),
-        "pairs": evaluation.pairs,
-        "methods": [method(m) for m in evaluation.methods],
-        "paper": {"note": PAPER_NOTE, "rows": paper} if paper else None,
-        "warnings": evaluation.warnings,
-        "failures": evaluation.failures,
-    }
 
 
 def write_report(

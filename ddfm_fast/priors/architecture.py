@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from .foreign import refusal_of_keys
 from .state_dict import some
 from .unet_config import UNetConfig
 
 HEAD_KEYWORDS = ("num_heads", "num_head_channels")
 
-# (model_channels, channel_mult) of published unconditional networks -> channels of a head.
+# (model_channels, channel_mult, num_res_blocks) of published unconditional networks -> channels
+# of a head.
 _KNOWN_HEAD_CHANNELS = {
-    (256, (1, 1, 2, 2, 4, 4)): 64,
-    (256, (0.5, 1, 1, 2, 2, 4, 4)): 64,
+    (256, (1, 1, 2, 2, 4, 4), 2): 64,
+    (256, (0.5, 1, 1, 2, 2, 4, 4), 2): 64,
+    (128, (1, 1, 2, 2, 4, 4), 1): 64,
 }
 _REQUIRED_KEYS = (
     "time_embed.0.weight",
@@ -42,12 +45,9 @@ def infer_config(shapes: Shapes, pixel_unshuffle: int | None = None) -> dict[str
     three channels where that leaves a whole ``pixel_unshuffle``, unless it is given.
     ValueError if the keys are not those of an unconditional guided-diffusion UNet.
     """
+    if refusal := refusal_of_keys(shapes):
+        raise ValueError(refusal)
     _check_shapes(shapes)
-    if "label_emb.weight" in shapes:
-        raise ValueError(
-            f"the checkpoint is class-conditional (label_emb.weight {shapes['label_emb.weight']}), "
-            "but DDFM needs an unconditional prior; use an unconditional checkpoint"
-        )
     if missing := [k for k in _REQUIRED_KEYS if k not in shapes]:
         raise ValueError(
             f"the tensors are not those of a guided-diffusion UNet: {', '.join(missing)} missing, "
@@ -196,7 +196,24 @@ def _check_agreement(source: str, values: dict[str, Any], found: dict[str, Any])
 
 def known_head_channels(config: dict[str, Any]) -> int | None:
     """Look up the channels of a head of a published network; None for others."""
-    return _KNOWN_HEAD_CHANNELS.get((config["model_channels"], tuple(config["channel_mult"])))
+    return _KNOWN_HEAD_CHANNELS.get(
+        (config["model_channels"], tuple(config["channel_mult"]), config["num_res_blocks"])
+    )
+
+
+def like_consistency_models(config: UNetConfig) -> bool:
+    """Whether a network is shaped as those of consistency_models, which do not predict eps.
+
+    Residual blocks resample, timesteps only shift, and no variance comes out; guided-diffusion's
+    published networks have the contrary of the last two.
+    """
+    return (
+        config.resblock_updown
+        and not config.use_scale_shift_norm
+        and config.out_channels == config.in_channels
+        and not config.sigma_data
+        and uses_attention(config.to_dict())
+    )
 
 
 def uses_attention(config: dict[str, Any]) -> bool:

@@ -24,6 +24,8 @@ class CallablePrior(Prior):
     on zeros when first asked for.
     """
 
+    foreign = True
+
     def __init__(
         self,
         function: Callable,

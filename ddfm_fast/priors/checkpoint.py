@@ -30,6 +30,7 @@ from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS
 from .state_dict import (
     check_finite,
     file_sha256,
+    files_of,
     json_metadata,
     not_finite,
     read_tensors,
@@ -65,6 +66,7 @@ def load_checkpoint(
     stored = json_metadata(path, metadata, CONFIG_KEY)
     given, prior = split_config(config)
     stored, stored_prior = split_config(stored)
+    given = _of_family({**stored_prior, **prior}, stored, given)
     shapes = {k: tuple(v.shape) for k, v in tensors.items()}
     try:
         unet_config = complete_config(shapes, given, stored)
@@ -77,6 +79,17 @@ def load_checkpoint(
         "training": json_metadata(path, metadata, TRAINING_KEY) or None,
         "metadata": metadata,
     }
+
+
+def _of_family(prior: dict[str, Any], *network: dict[str, Any]) -> dict[str, Any]:
+    """Give the last keywords of a network with what its family has, unless one says otherwise.
+
+    The networks of consistency_models under ADM's keys keep q, k and v of all heads together.
+    """
+    order = "use_new_attention_order"
+    if prior.get("prediction") not in ("edm", "consistency") or any(order in n for n in network):
+        return network[-1]
+    return {**network[-1], order: True}
 
 
 def build_unet(config: UNetConfig, tensors: dict[str, Tensor]) -> UNet:
@@ -128,6 +141,7 @@ def describe(path: str | os.PathLike, config: dict[str, Any] | None = None) -> d
     tensors, metadata = read_tensors(path)
     stored, prior = split_config(json_metadata(path, metadata, CONFIG_KEY))
     given, given_prior = split_config(config)
+    given = _of_family({**prior, **given_prior}, stored, given)
     shapes = {k: tuple(v.shape) for k, v in tensors.items()}
     try:
         found = infer_config(shapes, {**stored, **given}.get("pixel_unshuffle"))
@@ -143,8 +157,8 @@ def describe(path: str | os.PathLike, config: dict[str, Any] | None = None) -> d
     full = unet_config.to_dict()
     return {
         "path": os.fspath(path),
-        "bytes": os.path.getsize(path),
-        "sha256": file_sha256(path),
+        "bytes": sum(map(os.path.getsize, files_of(path))),
+        "sha256": file_sha256(*files_of(path)),
         "weights_sha256": weights_sha256(tensors),
         "parameters": sum(v.numel() for v in tensors.values()),
         "dtype": ", ".join(sorted({str(v.dtype).removeprefix("torch.") for v in tensors.values()})),
@@ -178,7 +192,7 @@ def convert(
             raise ValueError(f"dst: {str(dst)!r} is src, {str(src)!r}; choose another name")
     target = check_dtype(dtype)
     unet, info = load_checkpoint(src, config)
-    source = {"file": Path(src).name, "sha256": file_sha256(src)}
+    source = {"file": Path(src).name, "sha256": file_sha256(*files_of(src))}
     return save_unet(
         dst, unet, dtype=target, training=info["training"], prior=info["prior"], source=source
     )

@@ -145,7 +145,7 @@ class _Attention(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is not torch.nn.functional.scaled_dot_product_attention:
             return function(*args, **(kwargs or {}))
-        q, k, v = args
+        q, k, v = args[:3]
         n, heads, tokens, width = q.shape
         out = q.new_empty(n, tokens, heads, width).transpose(1, 2)
         self.recorder.note("attention", 4 * n * heads * tokens**2 * width, (q, k, v), (out,))
@@ -292,10 +292,13 @@ def recorded(recorder: _Recorder) -> ExitStack:
     return stack
 
 
-def cost_of(function, *args) -> Cost:
-    """The cost of any function of meta tensors, operator by operator (attention as written)."""
+def cost_of(function, *args, attention: bool = False) -> Cost:
+    """The cost of any function of meta tensors, operator by operator.
+
+    ``attention``: count it as one operator that keeps no matrix of all pairs; else as written.
+    """
     recorder = _Recorder()
-    with torch.no_grad(), recorder:
+    with torch.no_grad(), recorded(recorder) if attention else recorder:
         function(*args)
     return recorder.cost
 

@@ -4,18 +4,51 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from .foreign import why_channels
 from .schedulers import keywords_of
-from .state_dict import check_finite, read_tensors, some
+from .state_dict import INDEX, check_finite, read_tensors, some
 from .unet_config import MOST, MOST_BLOCKS, MOST_LEVELS
 
 MOST_JSON = 1 << 20
 """bytes of a configuration; published ones have 2,000"""
 _WEIGHTS = "diffusion_pytorch_model"
+
+
+class Folder(NamedTuple):
+    """What the files of a folder say, without diffusers."""
+
+    root: Path
+    """where the model's files are"""
+    config: dict[str, Any]
+    """of the model"""
+    scheduler: dict[str, Any]
+    """its configuration, {} where there is none"""
+    keywords: dict[str, Any]
+    """of the prior"""
+    weights: Path
+
+
+def read_folder(folder: Path) -> Folder:
+    """Read the configurations of a folder, and find its weights; ValueError as below."""
+    root = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
+    config = _read_json(root / "config.json", folder)
+    _check_model(config, folder)
+    keywords: dict[str, Any] = {"multiple": 2 ** (len(config["down_block_types"]) - 1)}
+    if config.get("in_channels", 3) == 1:
+        keywords["channels"] = 1
+    scheduler: dict[str, Any] = {}
+    for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
+        if path.is_file():
+            scheduler = _read_json(path, folder)
+            keywords |= keywords_of(scheduler, folder)
+            break
+    _check_embedding(config, keywords, folder)
+    return Folder(root, config, scheduler, keywords, _weights_file(root, folder))
 
 
 def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -26,17 +59,7 @@ def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     class-conditional or latent, or was trained under a process that is not known; ImportError,
     saying what to install, without diffusers.
     """
-    root = folder / "unet" if (folder / "unet" / "config.json").is_file() else folder
-    config = _read_json(root / "config.json", folder)
-    _check_model(config, folder)
-    keywords: dict[str, Any] = {"multiple": 2 ** (len(config["down_block_types"]) - 1)}
-    if config.get("in_channels", 3) == 1:
-        keywords["channels"] = 1
-    for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
-        if path.is_file():
-            keywords |= keywords_of(_read_json(path, folder), folder)
-            break
-    _check_embedding(config, keywords, folder)
+    found = read_folder(folder)
     try:
         from diffusers import UNet2DModel
     except ImportError as error:
@@ -44,35 +67,33 @@ def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             f"prior: {str(folder)!r} needs the diffusers library; install it with "
             'pip install "ddfm_fast[diffusers]"'
         ) from error
-    weights = _weights_file(root, folder)
-    tensors = read_tensors(weights, pickled=(".bin",))[0]
+    tensors = read_tensors(found.weights, pickled=(".bin",))[0]
     try:
         with torch.device("meta"):
-            state = UNet2DModel.from_config(config).state_dict()
+            state = UNet2DModel.from_config(found.config).state_dict()
         _check_agreement(sum(v.numel() for v in state.values()), tensors)
-        model, found = UNet2DModel.from_pretrained(
-            root,
+        model, said = UNet2DModel.from_pretrained(
+            found.root,
             local_files_only=True,
             low_cpu_mem_usage=False,
-            use_safetensors=weights.suffix == ".safetensors",
+            use_safetensors=found.weights.suffix != ".bin",
             output_loading_info=True,
         )
     except Exception as error:  # whatever a configuration makes another library do
         raise ValueError(f"prior: diffusers cannot load {str(folder)!r}: {error}") from error
-    _check_strict(found, folder)
-    check_finite(weights, dict(model.state_dict()))
-    return model.eval().requires_grad_(False), keywords
+    _check_strict(said, folder)
+    check_finite(found.weights, dict(model.state_dict()))
+    return model.eval().requires_grad_(False), found.keywords
 
 
 def _weights_file(root: Path, folder: Path) -> Path:
-    """The one file of weights, which is judged before diffusers reads it."""
-    files = [root / f"{_WEIGHTS}.safetensors", root / f"{_WEIGHTS}.bin"]
-    found = next((file for file in files if file.is_file()), None)
-    if found is None or any(root.glob(f"{_WEIGHTS}*.index.json")):
+    """The file of weights, or the list of several, judged before diffusers reads it."""
+    names = [f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}{INDEX}", f"{_WEIGHTS}.bin"]
+    found = next((root / name for name in names if (root / name).is_file()), None)
+    if found is None:
         raise ValueError(
-            f"prior: folder {str(folder)!r} has no {files[0].name} or {files[1].name}, or the "
-            "weights are in several files; save them in one: "
-            "model.save_pretrained(folder, max_shard_size='16GB')"
+            f"prior: folder {str(folder)!r} has no {', '.join(names[:2])} or {names[2]}; get the "
+            "folder again, or save it by model.save_pretrained(folder)"
         )
     return found
 
@@ -116,6 +137,7 @@ def _read_json(path: Path, folder: Path) -> dict[str, Any]:
 
 def _check_model(config: dict[str, Any], folder: Path) -> None:
     kind = config.get("_class_name")
+    _check_latent(str(kind), folder)
     if kind != "UNet2DModel" or "down_block_types" not in config:
         raise ValueError(
             f"prior: {str(folder)!r} holds a {kind}, expected an unconditional UNet2DModel"
@@ -127,10 +149,32 @@ def _check_model(config: dict[str, Any], folder: Path) -> None:
     _check_sizes(config, folder)
     channels = config.get("in_channels", 3), config.get("out_channels", 3)
     if channels[0] not in (1, 3) or channels[1] not in (channels[0], 2 * channels[0]):
-        latent = "; 4 channels are those of a latent model" if channels[0] == 4 else ""
         raise ValueError(
             f"prior: {str(folder)!r} maps {channels[0]} to {channels[1]} channels, "
-            f"expected 3 to 3 or 6, or 1 to 1 or 2, of pictures{latent}"
+            f"expected 3 to 3 or 6, or 1 to 1 or 2, of pictures" + why_channels(channels[0])
+        )
+
+
+def _check_latent(kind: str, folder: Path) -> None:
+    """Refuse what has an autoencoder or a text encoder beside it, or is made for them."""
+    beside = next((n for n in ("vae", "vqvae", "vqmodel") if (folder / n).is_dir()), None)
+    if beside is not None:
+        raise ValueError(
+            f"prior: {str(folder)!r} is a latent diffusion model (it has {beside}/): its network "
+            "works on an autoencoder's latents, and the fusion step needs pixels; use one of "
+            "pixels, such as google/ddpm-celebahq-256"
+        )
+    if kind.startswith("UNet2DCondition") or (folder / "text_encoder").is_dir():
+        raise ValueError(
+            f"prior: {str(folder)!r} holds a {kind}, which is conditioned on text (Stable "
+            "Diffusion, SDXL, DeepFloyd), expected an unconditional UNet2DModel of pixels, such as "
+            "google/ddpm-celebahq-256"
+        )
+    if "Transformer2D" in kind:
+        raise ValueError(
+            f"prior: {str(folder)!r} is a transformer of latents ({kind}: DiT, SD3, Flux), "
+            "expected an unconditional UNet2DModel of pixels; call one of pixels by "
+            "ddfm_fast.priors.wrap(function, prediction)"
         )
 
 

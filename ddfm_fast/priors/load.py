@@ -9,14 +9,20 @@ from typing import Any
 
 import torch
 
+from ..images.doubts import warn
 from ..runtime.apart import on_the_host
+from ..storage import cache
+from ..storage.urls import as_url
+from .architecture import like_consistency_models
 from .callable import CallablePrior
 from .checkpoint import load_checkpoint, split_config
 from .network import UNetPrior, optimized
 from .origin import Origin, file_identity
 from .precision import PRECISIONS, check_precision, default_precision
-from .predictions import PREDICTIONS
+from .predictions import PREDICTIONS, thousandth_log
 from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS, Prior
+from .state_dict import INDEX
+from .tiled import TiledPrior, tiled
 from .unet import UNet
 from .wrapped import NetworkFunction, wrap
 
@@ -46,8 +52,8 @@ def load_prior(
     """Load a :class:`Prior` from "embedded", a checkpoint path, a folder, a module or a callable.
 
     ``spec``: "embedded" (the small network that comes with the package, read once per process), the
-    path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint, the folder of a
-    diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
+    path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint or its URL, the folder
+    of a diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
     (:class:`CallablePrior`), or a :class:`Prior`, which comes back as it is.
     ``config``: guided-diffusion's ``UNetModel`` keywords for what a checkpoint does not say
     (mostly ``num_head_channels`` or ``num_heads``), and the prior's own: ``noise_schedule``
@@ -63,11 +69,35 @@ def load_prior(
 
     ValueError or TypeError, naming what is wrong, for anything else; ImportError when diffusers
     is needed and absent.
+
+    >>> prior = load_prior("embedded")
+    >>> prior(torch.zeros(1, 3, 64, 64), 500).shape  # eps of the noisy image x, at timestep 500
+    torch.Size([1, 3, 64, 64])
+    >>> prior.multiple, prior.num_train_timesteps, prior.precision
+    (16, 1000, 'float32')
     """
     if isinstance(dtype, str) and dtype == "auto":
         named = isinstance(spec, str | os.PathLike)
         dtype = default_precision(torch.device(device or "cpu")) if named else None
     dtype = check_precision(dtype)
+    prior = _prior_of(spec, config, device, dtype)
+    if isinstance(prior, UNetPrior):
+        return prior.to(device, dtype, compile or None)
+    if compile:
+        raise ValueError(
+            f"compile: works on networks of ddfm_fast, and prior {prior.name!r} is a module or "
+            "callable; call torch.compile on it and pass the result"
+        )
+    return prior if device is None else prior.to(device)
+
+
+def _prior_of(
+    spec: Any,
+    config: dict[str, Any] | None,
+    device: str | torch.device | None,
+    dtype: str | None,
+) -> Prior:
+    """The prior, in that precision where it is made here."""
     if isinstance(spec, Prior):
         if config:
             raise ValueError("config: a Prior is taken as it is; pass config where it is made")
@@ -77,7 +107,7 @@ def load_prior(
             raise ValueError(f'config: the prior "{spec}" brings its own; leave config out')
         prior = _embedded(spec)
     elif isinstance(spec, str | os.PathLike):
-        prior = _from_path(Path(spec), config, device, dtype)
+        prior = _from_path(spec, config, device, dtype)
     elif isinstance(spec, UNet):
         unet_dtype = spec.dtype if dtype is None else PRECISIONS[dtype]
         unet = optimized(spec, torch.device(device or spec.device), unet_dtype)
@@ -87,14 +117,7 @@ def load_prior(
         prior = _of_callable(spec, {"dtype": input_dtype, **_prior_keywords(config)})
     else:
         raise TypeError(f"prior: got {type(spec).__name__}, expected {ACCEPTED}")
-    if isinstance(prior, UNetPrior):
-        return prior.to(device, dtype, compile or None)
-    if compile:
-        raise ValueError(
-            f"compile: works on networks of ddfm_fast, and prior {prior.name!r} is a module or "
-            "callable; call torch.compile on it and pass the result"
-        )
-    return prior if device is None else prior.to(device)
+    return prior
 
 
 def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
@@ -110,8 +133,10 @@ def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
 def denoiser_of(prior: Prior) -> Prior:
     """Give the prior that denoises gray sources beside this one: the gray network to the embedded.
 
-    Any other prior denoises by itself.
+    Any other prior denoises by itself, and in tiles where the prior is tiled.
     """
+    if isinstance(prior, TiledPrior):
+        return tiled(denoiser_of(prior.inner), prior.tile)
     if (
         isinstance(prior, UNetPrior)
         and prior.name == "embedded"
@@ -136,6 +161,8 @@ def _of_network(unet: UNet, keywords: dict[str, Any]) -> Prior:
     if keywords.get("prediction", "eps") == "eps":
         _check_unused(keywords)
         return UNetPrior(unet, **_without_prediction(keywords))
+    if keywords["prediction"] == "edm":  # under ADM's keys it is one of consistency_models
+        keywords.setdefault("time", thousandth_log)
     own = {k: keywords.pop(k) for k in ("name", "tf32", "multiple") if k in keywords}
     network = UNetPrior(unet, **own)
     keywords |= {"channels": network.channels, "device": network.device}
@@ -170,23 +197,30 @@ def _checkpoint_prior(
     path: Path, config: dict[str, Any] | None, device: torch.device, precision: str, name: str
 ) -> Prior:
     unet, info = load_checkpoint(path, config)
+    if "prediction" not in info["prior"] and like_consistency_models(unet.config):
+        warn(
+            f"prior: {path.name!r} is shaped as the networks of consistency_models, and is taken "
+            'for one that predicts eps; pass config (--prior-config) {"prediction": '
+            '"consistency"} for cd_* and ct_* files, "edm" for edm_* ones, "eps" if it does'
+        )
     unet = optimized(unet, device, PRECISIONS[precision])
     return _of_network(unet, {"name": name, "tf32": precision == "tf32", **info["prior"]})
 
 
 def _from_path(
-    path: Path,
+    spec: str | os.PathLike[str],
     config: dict[str, Any] | None,
     device: str | torch.device | None,
     precision: str | None,
 ) -> Prior:
     device = torch.device(device or "cpu")
     precision = precision or "float32"
+    path = Path(spec) if (url := as_url(spec)) is None else cache.cached(url)
     if not os.path.exists(path):
         name = str(path) if len(str(path)) < 200 else f"{str(path)[:200]}…"
         raise ValueError(f"prior: there is no file or folder {name!r}; expected {ACCEPTED}")
-    where = os.path.abspath(path)
-    origin = Origin(load_prior, where, config, file_identity(Path(where)))
+    where = url or os.path.abspath(path)
+    origin = Origin(load_prior, where, config, file_identity(Path(url or path)))
     prior: Prior
     if os.path.isdir(path):  # Path.is_dir raises for names that are too long
         from .hf import load_diffusers
@@ -196,6 +230,17 @@ def _from_path(
         model = model.to(device, PRECISIONS[precision])
         prior = _of_callable(model, {"name": path.name, **keywords})
     else:
-        prior = _checkpoint_prior(path, config, device, precision, path.stem)
+        prior = _checkpoint_prior(path, config, device, precision, _stem(path))
     prior.origin = origin
     return prior
+
+
+def _stem(path: Path) -> str:
+    return path.name[: -len(INDEX)] if path.name.lower().endswith(INDEX) else path.stem
+
+
+def identity_of(prior: Any) -> Any:
+    """What a prior is known by while its file, if it has one, stays as it is; None if unknown."""
+    if isinstance(prior, Prior) or (isinstance(prior, str) and prior == "embedded"):
+        return prior
+    return file_identity(Path(prior)) if isinstance(prior, str | os.PathLike) else None

@@ -15,6 +15,7 @@ from ..images.doubts import warn
 from .checkpoint import build_unet
 from .conditioning import Conditioning
 from .engine import Engine
+from .foreign import why_channels
 from .ops.fused import FusedOps
 from .ops.native import NativeOps
 from .ops.onepass import OnePassOps
@@ -52,7 +53,7 @@ class UNetPrior(Prior):
             raise ValueError(
                 f"prior: the network maps {config.in_channels} to {config.out_channels} channels, "
                 "expected 3 to 3 or 6, or 1 to 1 or 2 (a noise predictor of color or of gray, "
-                "without or with learned variance)"
+                f"without or with learned variance){why_channels(config.in_channels)}"
             )
         multiple = config.multiple if multiple is None else multiple
         if isinstance(multiple, int) and multiple % config.multiple:

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .state_dict import file_sha256
+from ..storage import cache
+from ..storage.urls import as_url
+from .state_dict import file_sha256, files_of
 
 
 class Origin(NamedTuple):
@@ -95,11 +97,19 @@ def arrive(sent: Sent) -> Any:
 
 
 def file_identity(path: Path) -> tuple | None:
-    """The path of a file, or of a folder's files, with sizes and times; None if there is none."""
+    """The path of a file, or of a folder's files, with sizes and times; None if there is none.
+
+    Of a URL the size and the version of its object.
+    """
+    if url := as_url(path):
+        return (url, cache.found(url).state)
     try:
-        files = [p for p in sorted(path.rglob("*")) if p.is_file()] if path.is_dir() else [path]
+        if path.is_dir():
+            files = [p for p in sorted(path.rglob("*")) if p.is_file()]
+        else:
+            files = files_of(path)
         facts = [(str(p), p.stat()) for p in files]
-    except OSError:
+    except (OSError, ValueError):
         return None
     return (
         str(path.resolve()),
@@ -110,6 +120,8 @@ def file_identity(path: Path) -> tuple | None:
 @functools.lru_cache(maxsize=8)
 def _files_sha256(identity: tuple) -> str:
     """Hash the files of an identity: names within their folder, and contents."""
+    if as_url(identity[0]):  # with the version of its object, which all processes see alike
+        return hashlib.sha256(repr(identity).encode()).hexdigest()
     names = [name for name, *_ in identity[1:]]
     root = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])
     digest = hashlib.sha256()

@@ -124,8 +124,8 @@ def _sigma(level: Level) -> float:
     return level.sigma
 
 
-def _thousandth_log(level: Level) -> float:
-    """Of the published consistency models."""
+def thousandth_log(level: Level) -> float:
+    """Give 250 ln σ, the time of the networks of consistency_models, EDM's there too."""
     return 250 * math.log(level.sigma + 1e-44)
 
 
@@ -140,7 +140,7 @@ PREDICTIONS = {
     "score": Prediction(score, _sigma, "ve"),
     "denoised": Prediction(denoised, _sigma, "ve"),
     "edm": Prediction(edm, log_sigma, "ve"),
-    "consistency": Prediction(consistency, _thousandth_log, "ve"),
+    "consistency": Prediction(consistency, thousandth_log, "ve"),
     "flow": Prediction(flow, _tau, "flow"),
 }
 """by the name that ``wrap`` takes"""

@@ -52,6 +52,7 @@ class Prior:
         reproducible: Whether ``eps`` has the same bytes for any number of threads and of images at
             once, on one machine and build.
         origin: The name or path that it was loaded from, by which it is pickled; else None.
+        foreign: Whether ``eps`` runs code of others, which may not repeat itself in a CUDA graph.
     """
 
     tf32: bool = False
@@ -59,6 +60,7 @@ class Prior:
     channels: int = 3
     reproducible: bool = False
     origin: Origin | None = None
+    foreign: bool = False
 
     def __init__(
         self,
@@ -109,6 +111,11 @@ class Prior:
         return torch.from_numpy(1 / process.alphas_cumprod - 1).sqrt()
 
     @functools.cached_property
+    def tilings(self) -> dict[str, dict]:
+        """What :class:`.tiled.TiledPrior` keeps of the sizes at which it evaluated this prior."""
+        return {}
+
+    @functools.cached_property
     def has_variance(self) -> bool:
         """Whether the network predicts the learned-range half too."""
         return False
@@ -122,6 +129,11 @@ class Prior:
         """Find the most bytes of activations during ``eps`` of n such images; None if unknown."""
         del n, height, width  # for subclasses, which may know
         return None
+
+    def tile_at(self, height: int, width: int) -> int:
+        """Give the side of the tiles that such a picture is evaluated in, 0 for whole."""
+        del height, width  # for TiledPrior
+        return 0
 
     def to(self, device: str | torch.device) -> Prior:
         """Give this prior on a device: itself if it is there, else a new one."""

@@ -22,12 +22,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .foreign import refusal_of_suffix
 from .pickles import MOST_BYTES, ForeignObject, check_pickles
+from .unwrap import unwrap, without_prefix
 
 WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MOST_TENSORS = 10_000
 MOST_WEIGHTS = 1 << 34
 """bytes; the largest published network of this kind has 2.2 GB"""
+INDEX = ".safetensors.index.json"
+"""how the name of a list of safetensors ends that hold a network together"""
+_MOST_SHARDS = 256
 
 
 def read_tensors(
@@ -36,17 +41,24 @@ def read_tensors(
     """Map floating-point tensors by key, and read the metadata of a safetensors file (else empty).
 
     Weights are not looked at: ``check_finite`` does, once the tensors are known to fit.
+    ``path``: a checkpoint, or the ``.safetensors.index.json`` of one in several files.
     ``pickled``: suffixes of what ``torch.save`` wrote.
     """
     path = Path(path)
     size = _file_size(path)
+    if path.name.lower().endswith(INDEX):
+        return _read_shards(path)
     metadata: dict[str, str] = {}
     if path.suffix.lower() == ".safetensors":
         tensors, metadata = _read_safetensors(path)
     elif path.suffix.lower() in pickled:
         tensors = _unwrap(path, _read_pickle(path))
     else:
-        raise ValueError(f"prior: {str(path)!r} must be a .pt, .pth or .safetensors checkpoint")
+        why = refusal_of_suffix(path)
+        raise ValueError(
+            f"prior: {str(path)!r} must be a .pt, .pth or .safetensors checkpoint"
+            + (f": {why}" if why else "")
+        )
     if not tensors:
         raise ValueError(f"prior: {str(path)!r} holds no tensors; give a UNet's state dict")
     if unreal := [k for k, v in tensors.items() if not _is_plain(v)]:
@@ -66,7 +78,61 @@ def read_tensors(
             f"prior: {str(path)!r} holds {total:,} bytes of tensors in a file of {size:,}: they "
             "share their data; save each tensor with data of its own"
         )
+    return without_prefix(tensors), metadata
+
+
+def files_of(path: str | os.PathLike) -> list[Path]:
+    """Give the files that a checkpoint consists of, the named one first."""
+    path = Path(path)
+    if not path.name.lower().endswith(INDEX):
+        return [path]
+    return [path, *(path.parent / name for name in sorted(set(_weight_map(path).values())))]
+
+
+def _read_shards(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the files that an index names, each as one of its own, and hold them to the index."""
+    places = _weight_map(path)
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for file in files_of(path)[1:]:
+        found, said = read_tensors(file)
+        wanted = [key for key, name in places.items() if name == file.name]
+        bare = without_prefix(dict.fromkeys(wanted))  # type: ignore[arg-type]
+        if bare.keys() != found.keys():
+            odd = sorted(bare.keys() ^ found.keys())
+            raise ValueError(
+                f"prior: {file.name!r} does not hold what {path.name!r} says of it ({some(odd)}); "
+                "get all of its files again"
+            )
+        tensors |= found
+        metadata |= said
     return tensors, metadata
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES:,} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"prior: {str(path)!r} is not JSON ({_first_line(error)})") from None
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not 0 < len(places) <= MOST_TENSORS:
+        places = {"": None}
+    names = {name for name in places.values() if isinstance(name, str) and _is_beside(name)}
+    plain = all(isinstance(name, str) for name in places.values())
+    if not plain or len(names) > _MOST_SHARDS or names != set(places.values()):
+        raise ValueError(
+            f"prior: {str(path)!r} has no weight_map of names of .safetensors files beside it, at "
+            f"most {_MOST_SHARDS}; get it again"
+        )
+    return places
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a name is that of a safetensors file in the same folder."""
+    plain = name == os.path.basename(name) and "\\" not in name and "\0" not in name
+    return plain and name.endswith(".safetensors")
 
 
 def check_finite(path: str | os.PathLike, tensors: dict[str, Tensor]) -> None:
@@ -197,9 +263,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
-    for key in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    content = unwrap(path, content)
     if not isinstance(content, dict):
         raise ValueError(
             f"prior: {str(path)!r} holds a {type(content).__name__}, expected a dict of tensors "
@@ -246,12 +310,13 @@ def weights_sha256(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def file_sha256(path: str | os.PathLike) -> str:
-    """Hash a file's bytes."""
+def file_sha256(*paths: str | os.PathLike) -> str:
+    """Hash the bytes of a file, or of several one after the other."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
     return digest.hexdigest()
 
 

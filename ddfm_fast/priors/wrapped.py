@@ -46,6 +46,11 @@ class WrappedPrior(CallablePrior):
         self._counts = vp and time is None and not self.rescale_timesteps
         self.has_variance = False  # what a network says of variances belongs to its own sampler
 
+    def activation_bytes(self, n: int, height: int, width: int) -> int | None:
+        """See :meth:`Prior.activation_bytes`; known of networks of ours."""
+        count = getattr(self.function, "activation_bytes", None)
+        return None if count is None else count(n, height, width)
+
     def keywords(self) -> dict[str, Any]:
         """Give what makes another like this one."""
         own = ("prediction", "time", "sigma_data", "value_range", "channels")
@@ -99,7 +104,7 @@ class NetworkFunction:
 
     def __init__(self, prior: UNetPrior):
         self.prior, self.multiple = prior, prior.multiple
-        self.__name__ = prior.name
+        self.__name__, self.activation_bytes = prior.name, prior.activation_bytes
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.prior.eps(x.float(), self.prior.unet.conditioning(t[:1])[0])

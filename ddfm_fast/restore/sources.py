@@ -73,7 +73,13 @@ class SourceTotals:
 
 
 class FusionReport(NamedTuple):
-    """What was found in the sources of a fused image, and done."""
+    """What was found in the sources of a fused image, and done.
+
+    >>> reports: list[FusionReport] = []
+    >>> fused = ddfm_fast.fuse(infrared, visible, report=reports)
+    >>> [(one.images, one.ir.sigma, one.evaluations) for one in reports]
+    [('photographic', 0.0, 0)]
+    """
 
     ir: SourceReport
     vis: SourceReport
@@ -81,6 +87,8 @@ class FusionReport(NamedTuple):
     """"photographic" or "functional": what the pair was taken for"""
     steps: int
     """reverse steps, each one evaluation of the prior"""
+    tile: int = 0
+    """side of the tiles that the prior was evaluated in; 0 for whole pictures"""
 
     @property
     def evaluations(self) -> int:
@@ -95,6 +103,7 @@ class FusionReport(NamedTuple):
             "images": self.images,
             "steps": self.steps,
             "evaluations": self.evaluations,
+            "tile": self.tile,
         }
 
 
@@ -126,7 +135,7 @@ class SourceModel:
     ):
         self.prior, self.draws, self.evaluate = prior, config.draws, evaluate
         self.pixels = pixels or Pixels(prior.device)
-        self.wanted = config.noise_levels
+        self.wanted, self.multiple = config.noise_levels, config.crop_multiple
 
     @functools.cached_property
     def denoiser(self) -> Prior:
@@ -138,6 +147,15 @@ class SourceModel:
         if any(wanted != "off" for wanted in self.wanted.values()):
             for _ in range(2 if plane.is_cuda else 1):  # the second captures
                 self._noise_removed(plane, 1.0, seed=0)
+
+    def report(
+        self, found: Mapping[str, SourceReport], images: str, steps: int, size: Sequence[int]
+    ) -> FusionReport:
+        """Give the report of an image of that (height, width), by what was found in its sources."""
+        report = FusionReport(found["ir"], found["vis"], images, steps)
+        if not report.evaluations:
+            return report
+        return report._replace(tile=self.prior.tile_at(*(n - n % self.multiple for n in size)))
 
     def __call__(
         self,

@@ -41,6 +41,7 @@ class InGraphs:
             getattr(prior, "compiled", False), repr(replace(self.config, summary="")),
             type(method).__name__, method.part, self.device.type, self.backend[:2],
             *([] if self.align in ("check", "off") else [repr(self.align)]),
+            str(getattr(self.tiled, "tile", "off")),
         )  # fmt: skip
         return f"fuser {hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}"
 

@@ -13,7 +13,8 @@ from ..options import FuserOptions, ReadingOptions, check_names
 from .limits import Refused
 
 AT_START = (
-    "prior", "device", "backend", "solver", "graph", "dtype", "compile", "batch_size", "progress",
+    "prior", "device", "backend", "solver", "graph", "dtype", "compile", "batch_size", "tile",
+    "progress",
 )  # fmt: skip
 """options of ``Fuser`` that are the service's own: a request names no file of the server's"""
 OPTIONS = tuple(

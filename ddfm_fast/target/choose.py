@@ -97,7 +97,9 @@ def choose(
 ) -> Tensor:
     """Fuse lumas [N, 1, H, W] float32 in [0, 1] in closed form; the same shape and range.
 
-    Images are taken one at a time, so a batch gives each the bytes that it gets alone.
+    Images are taken one at a time, so a batch gives each the bytes that it gets alone. Where
+    gradients are on and a source requires them, autograd can differentiate the result, and every
+    operation is PyTorch's own.
 
     Args:
         ir: The infrared sources, H and W of at least 16.
@@ -107,11 +109,12 @@ def choose(
         triton: Whether the fused kernels may run, on a CUDA device.
     """
     functional = functional or [False] * len(ir)
-    if triton and ir.device.type == "cuda":
+    differentiable = torch.is_grad_enabled() and (ir.requires_grad or vis.requires_grad)
+    if triton and ir.device.type == "cuda" and not differentiable:
         from ..kernels import choose_planes
 
         return choose_planes(ir, vis, functional)
-    with torch.no_grad():
+    with torch.set_grad_enabled(differentiable):
         planes = [
             _choose(i, v, FUNCTIONAL if is_map else PHOTOGRAPHIC)
             for i, v, is_map in zip(ir[:, 0], vis[:, 0], functional, strict=True)
@@ -123,7 +126,7 @@ def choose(
 def _choose(i: Tensor, v: Tensor, terms: Terms) -> Tensor:
     levels = depth(i.shape[-2], i.shape[-1], LEVELS)
     i, v = i.contiguous(), v.contiguous()
-    if (fast := _compiled(i)) is not None:
+    if (fast := _compiled(i, v)) is not None:
         return fast.choose(i, v, terms, levels, BLACK_MARGIN)
     g_i, g_v = down_times(i, levels), down_times(v, levels)
     maps = _maps(g_i, g_v, v, terms)
@@ -135,9 +138,11 @@ def _choose(i: Tensor, v: Tensor, terms: Terms) -> Tensor:
     return out
 
 
-def _compiled(x: Tensor) -> ModuleType | None:
+def _compiled(x: Tensor, other: Tensor) -> ModuleType | None:
     """Find ``kernels.cpu.closed``, which does all of it, if it can take such planes."""
     if x.device.type != "cpu" or x.dtype != torch.float32:
+        return None
+    if torch.is_grad_enabled() and (x.requires_grad or other.requires_grad):
         return None
     from ..kernels.cpu import closed
 
@@ -203,7 +208,7 @@ def _maps(g_i: list[Tensor], g_v: list[Tensor], v: Tensor, terms: Terms) -> _Map
     disputed = pick = bright = None
     if terms.conflict and len(g_i) > 1:
         c, p = conflict(g_i[1], g_v[1])
-        disputed, pick = (2, c.mul_(terms.conflict)), (3, p)
+        disputed, pick = (2, c * terms.conflict), (3, p)
     if (terms.sky_share or terms.sky_coring or terms.sky_base) and len(g_v) > 1:
         centered = v - CENTER
         bright = (1, sky(g_v[1] - CENTER, down(product(centered, centered))))
@@ -211,7 +216,7 @@ def _maps(g_i: list[Tensor], g_v: list[Tensor], v: Tensor, terms: Terms) -> _Map
 
 
 def _band(a: Tensor, b: Tensor, maps: _Level, terms: Terms) -> Tensor:
-    """The fused band of two bands [H, W], which are used up."""
+    """The fused band of two bands [H, W]."""
     energy_a, energy_b = smooth(a * a), smooth(b * b)
     s = _share(energy_a, energy_b, terms.share)
     core_a: Tensor | float = (terms.coring / 255) ** 2 + _TINY
@@ -221,9 +226,9 @@ def _band(a: Tensor, b: Tensor, maps: _Level, terms: Terms) -> Tensor:
         core_a = ((terms.coring + terms.sky_coring * maps.sky) / 255).square_() + _TINY
     if maps.conflict is not None and maps.pick is not None:
         s.lerp_(maps.pick, maps.conflict)
-    a.mul_(energy_a).div_(energy_a.add_(core_a))
-    b.mul_(energy_b).div_(energy_b.add_(core_b))
-    return b.add_(a.sub_(b).mul_(s)).mul_(terms.gain)
+    a = (a * energy_a).div_(energy_a + core_a)
+    b = (b * energy_b).div_(energy_b + core_b)
+    return ((a - b) * s).add_(b).mul_(terms.gain)
 
 
 def _share(energy_a: Tensor, energy_b: Tensor, share: float) -> Tensor:
@@ -252,7 +257,7 @@ def _base(g_i: list[Tensor], g_v: list[Tensor], maps: _Maps, terms: Terms) -> Te
     if not terms.contrast:
         return out
     mean = out.mean()
-    own = out.std(correction=0).clamp_(min=1e-4)
-    wanted = (a.var(correction=0) + b.var(correction=0)).div_(2).sqrt_()
-    factor = wanted.mul_(terms.contrast).div_(own).clamp_(1, terms.most_contrast)
-    return out.sub_(mean).mul_(factor).add_(mean)
+    own = out.std(correction=0).clamp(min=1e-4)
+    wanted = ((a.var(correction=0) + b.var(correction=0)) / 2).sqrt()
+    factor = (wanted * terms.contrast / own).clamp(1, terms.most_contrast)
+    return (out - mean) * factor + mean

@@ -2,7 +2,7 @@
 
 Burt and Adelson 1983 with the filter [1, 4, 6, 4, 1] / 16, whose standard deviation is 1 pixel.
 Borders are mirrored. On a CPU OpenCV filters float32 planes; elsewhere shifted views are added,
-which gives the same to rounding. Planes are [H, W], both at least 4.
+which gives the same to rounding and can be differentiated. Planes are [H, W], both at least 4.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def up(x: Tensor, height: int, width: int) -> Tensor:
 
 def _by_opencv(x: Tensor) -> bool:
     """Whether OpenCV's filters, several times as fast as ours on a CPU, can take the plane."""
-    return x.device.type == "cpu" and x.dtype == torch.float32
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
 
 
 def _plane(array: np.ndarray) -> Tensor:
@@ -93,9 +93,12 @@ def _double(x: Tensor, axis: int, size: int) -> Tensor:
     shape = list(x.shape)
     shape[axis] = size
     out = torch.empty(shape, dtype=x.dtype, device=x.device)
-    even, odd = ((out[..., k::2] if axis == -1 else out[..., k::2, :]) for k in (0, 1))
-    torch.add(before, after, out=before).mul_(1 / 8)
-    even.copy_(before.add_(x, alpha=6 / 8))
+    before.add_(after).mul_(1 / 8)
+    _every_second(out, axis, 0).copy_(before.add_(x, alpha=6 / 8))
     half = size // 2
-    odd.copy_(after.add_(x).mul_(0.5).narrow(axis, 0, half))
+    _every_second(out, axis, 1).copy_(after.add_(x).mul_(0.5).narrow(axis, 0, half))
     return out
+
+
+def _every_second(x: Tensor, axis: int, first: int) -> Tensor:
+    return x[..., first::2] if axis == -1 else x[..., first::2, :]

@@ -37,7 +37,7 @@ def _mean(x: Tensor) -> Tensor:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """Multiply planes; on a CPU in one thread, as starting another takes as long."""
-    if a.device.type == "cpu":
+    if a.device.type == "cpu" and not (a.requires_grad or b.requires_grad):
         return torch.from_numpy(np.multiply(a.numpy(), b.numpy()))
     return a * b
 
@@ -45,17 +45,19 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 def salience(x: Tensor) -> Tensor:
     """Measure how much each pixel's gray differs from all others: [H, W] in [0, 1] to the same.
 
-    S(a) = Σ_b hist(b) |a − b|, scaled to 0..1 over the grays that occur (Zhai and Shah 2006).
+    S(a) = Σ_b hist(b) |a − b|, scaled to 0..1 over the grays that occur (Zhai and Shah 2006). It
+    counts whole grays, so that its derivative is 0.
     """
+    x = x.detach()
     if x.device.type == "cpu":  # NumPy and OpenCV are several times as fast
         index = np.clip(np.rint(x.numpy() * 255), 0, 255).astype(np.uint8)
         counts = torch.from_numpy(np.bincount(index.ravel(), minlength=256))
-        return torch.from_numpy(cv2.LUT(index, _of_grays(counts).numpy()))
+        return torch.from_numpy(cv2.LUT(index, _of_grays(counts).numpy())).to(x.dtype)
     index = (x * 255).round_().clamp_(0, 255)
     places = index.long().flatten()
     counts = torch.zeros(256, dtype=torch.long, device=x.device)
     counts.scatter_add_(0, places, torch.ones_like(places))
-    return _of_grays(counts)[places].view_as(x)
+    return _of_grays(counts)[places].view_as(x).to(x.dtype)
 
 
 def _of_grays(counts: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def base_weight(i: Tensor, v: Tensor, salient: float, bright: float, slope: floa
     whose guide is the mean of the sources (He et al. 2010).
     """
     w = (salience(i) - salience(v)).mul_(salient / 2).add_(0.5)
-    w.add_(torch.sigmoid((i - v) * slope).sub_(0.5), alpha=bright)
+    w.add_(torch.sigmoid((i - v) * slope) - 0.5, alpha=bright)
     return _guided((i + v) / 2, w).clamp_(0, 1)
 
 
@@ -112,7 +114,7 @@ def conflict(i: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     wide_i, wide_v = (smooth(smooth(down(product(c, var)))) for var in (var_i, var_v))
     share = (wide_i + _TINY) / (wide_i + wide_v + 2 * _TINY)
     pick = torch.sigmoid((share - 0.5) * 12)
-    return c, pick.mul_(1 - COLD_SKY * cold_sky(*(down(down(plane)) for plane in (i, v))))
+    return c, pick * (1 - COLD_SKY * cold_sky(*(down(down(plane)) for plane in (i, v))))
 
 
 def cold_sky(i: Tensor, v: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ def cold_sky(i: Tensor, v: Tensor) -> Tensor:
     but of the sky it shows nothing.
     """
     cold = torch.sigmoid((i - (COLD_LUMA - CENTER)) * -SKY_SLOPE)
-    return torch.sigmoid((v - (SKY_LUMA - CENTER)) * SKY_SLOPE).mul_(cold)
+    return torch.sigmoid((v - (SKY_LUMA - CENTER)) * SKY_SLOPE) * cold
 
 
 def sky(v: Tensor, v_squared: Tensor) -> Tensor:
@@ -135,4 +137,4 @@ def sky(v: Tensor, v_squared: Tensor) -> Tensor:
     luma = SKY_LUMA - CENTER
     variance = square.sub_(mean * mean).clamp_(min=0)
     flat = variance.div_(-(SKY_STD**2)).clamp_(min=_LEAST_EXPONENT).exp_()
-    return torch.sigmoid((mean - luma) * SKY_SLOPE).mul_(flat)
+    return torch.sigmoid((mean - luma) * SKY_SLOPE) * flat

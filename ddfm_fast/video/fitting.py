@@ -28,14 +28,18 @@ class Fit:
         resize: Resize = None,
         ir_range: Any = None,
         vis_range: Any = None,
+        *,
+        aligned: bool = False,
     ):
         """See ``resize``, ``ir_range`` and ``vis_range`` of `fuse_video`.
 
+        ``aligned``: a map that is found later brings infrared to the visible size.
+
         Raises:
-            VideoError: The sizes differ and ``resize`` is None.
+            VideoError: The sizes differ, ``resize`` is None, and no map is looked for.
             ValueError: An argument out of range.
         """
-        self.size = _target_size(ir, vis, resize)
+        self.size = vis.size if aligned and resize is None else _target_size(ir, vis, resize)
         self._wanted = {
             "ir": _checked_range(ir_range, "ir"),
             "vis": _checked_range(vis_range, "vis"),
@@ -134,7 +138,8 @@ def _target_size(ir: Source, vis: Source, resize: Resize) -> tuple[int, int] | N
             (a, b), (c, d) = ir.size, vis.size
             raise VideoError(
                 f"ir has {b}x{a} pixels and vis {d}x{c}; expected aligned streams of one size: "
-                "register them first, or let --resize vis bring infrared to the visible size"
+                "register them first (--align homography), or let --resize vis bring infrared to "
+                "the visible size"
             )
         return vis.size
     if resize in ("ir", "vis"):

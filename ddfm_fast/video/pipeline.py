@@ -110,7 +110,8 @@ def fuse_video(
         **options: ``preset``: a name of ``VIDEO_PRESETS``, or a preset (default: "balanced").
             ``offset``: seconds by which the infrared stream starts later.
             ``resize``: "vis" brings infrared frames to the visible size, "ir" the other way round,
-            (height, width) both; without it, sizes that differ are an error.
+            (height, width) both; without it, sizes that differ are an error unless the fuser's
+            ``align`` looks for a map, which brings infrared frames to the visible size.
             ``ir_range``, ``vis_range``: (lo, hi), values that mean black and white; those beyond
             are clipped. Or "auto" (the default), "data", "dtype": the first frame decides, see
             ``ddfm_fast.images.ranges``.
@@ -169,8 +170,10 @@ def _fuse_opened(
 ) -> VideoReport:
     ir, vis = sources
     timeline = Timeline.of(ir, vis, offset=given["offset"], start=given["start"], end=given["end"])
-    fit = Fit(ir, vis, given["resize"], given["ir_range"], given["vis_range"])
     temporal = TemporalFuser(Fuser() if fuser is None else fuser, given["preset"])
+    aligner = StreamAligner(temporal.fuser.align)
+    ranges = given["ir_range"], given["vis_range"]
+    fit = Fit(ir, vis, given["resize"], *ranges, aligned=aligner.moves)
     Inputs(inputs).refuse(out)
     pictures = given["codec"] == "png" or (given["codec"] is None and is_for_pictures(out))
     settle_aspect(ir, vis, given["resize"], pictures=pictures)
@@ -178,8 +181,9 @@ def _fuse_opened(
     if given["preview"]:
         sink = Previewed(sink)
     stages = _Stages(
-        temporal, fit, sink, realtime=given["realtime"], side_by_side=given["side_by_side"]
-    )
+        temporal, fit, aligner, sink,
+        realtime=given["realtime"], side_by_side=given["side_by_side"],
+    )  # fmt: skip
     with pages_kept(temporal.fuser.device):
         return stages.run(timeline, progress=given["progress"])
 
@@ -225,14 +229,14 @@ class _Stages:
         self,
         temporal: TemporalFuser,
         fit: Fit,
+        aligner: StreamAligner,
         sink: Sink,
         *,
         realtime: bool,
         side_by_side: bool,
     ):
-        self.temporal, self.fit, self.sink = temporal, fit, sink
+        self.temporal, self.fit, self.aligner, self.sink = temporal, fit, aligner, sink
         self.realtime, self.side_by_side = realtime, side_by_side
-        self.aligner = StreamAligner(temporal.fuser.align)
         self.latencies: deque[float] = deque(maxlen=_LATENCIES)
         self.times = StageTimes()
 

@@ -50,6 +50,18 @@ def test_a_shift_is_found(x, y):
     assert found.sure and abs(found.x - x) < 1 and abs(found.y - y) < 1, found
 
 
+def test_degrees_and_signed_counts_are_read_as_fuse_reads_them():
+    ir, vis = satellite()
+    ir = shifted(ir, 7, 3)
+    for source in (ir / np.float32(3) - 20, ir.astype(np.int16) * 10 - 500, ir * np.uint16(8)):
+        for found in (check(source, vis), check(source, vis, value_range={"ir": "data"})):
+            assert found.sure and abs(found.x - 7) < 1 and abs(found.y - 3) < 1
+    known = estimate(ir / np.float32(3) - 20, vis, "shift")
+    assert error(known.matrix, [[1, 0, 7], [0, 1, 3], [0, 0, 1]], vis.shape) < 1
+    with pytest.raises(TypeError, match="alignment is a NoneType; expected what"):
+        apply(ir, None, vis.shape)
+
+
 def test_inverted_contrast_is_no_matter():
     ir, vis = satellite()
     found = check(shifted(255 - ir, 7, 3), vis)

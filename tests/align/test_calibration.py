@@ -238,3 +238,27 @@ def test_the_command(tmp_path):
     ):
         bad = run(*args)
         assert bad.exit_code == 2 and why in bad.output
+
+
+def test_the_command_reads_bare_counts_and_holes_and_keeps_the_camera(tmp_path):
+    ir, vis = pair()
+    counts = ir.astype("<u2") * 8 + 7000
+    counts[20:40, 20:60] = 0
+    counts.tofile(tmp_path / "ir.raw")
+    cv2.imwrite(str(tmp_path / "vis.png"), vis)
+    camera, out = tmp_path / "camera.json", tmp_path / "c.json"
+    k = np.array([[400.0, 0, 160], [0, 410, 120], [0, 0, 1]])
+    write_camera(camera, camera_matrix=k, distortion_coefficients=np.zeros((1, 5)))
+    before = camera.read_bytes()
+
+    def run(*args):
+        size = f"{ir.shape[1]}x{ir.shape[0]}"
+        args = ("align", tmp_path / "ir.raw", tmp_path / "vis.png", "--raw-size", size, *args)
+        return CliRunner().invoke(app, [*map(str, args)])
+
+    found = run("--nodata", "ir=0", "-o", out)
+    assert found.exit_code == 0 and "7000 to" in found.stderr, found.output
+    assert error(read_calibration(out).alignment) < 0.8
+    bad = run("--ir-camera", camera, "-o", camera)
+    assert bad.exit_code == 2 and "would replace an input" in bad.output
+    assert camera.read_bytes() == before

@@ -14,6 +14,7 @@ from ddfm_fast.bench import engines, exported, results
 from ddfm_fast.bench.engines import LIMITS, PICTURES, TIMESTEP, app
 from ddfm_fast.bench.exported import ENGINES, OFFICIAL, OURS, EngineKind, Work
 from ddfm_fast.bench.results import Candidate, Measurement
+from ddfm_fast.priors.precision import cpu_has
 from ddfm_fast.schedule import trained_alphas
 
 SMALL = ["--sizes", "32x48", "--batches", "1", "--rounds", "1", "--threads", "1"]
@@ -65,7 +66,9 @@ def test_what_is_wrong_broken_or_absent_has_no_time(stand_ins):
     report, page, said = run(stand_ins)
     (m,) = report.measurements
     assert m.green and m.size == "32x48" and m.facts["pixels"] == 32 * 48
-    assert {n for n, c in m.candidates.items() if c.samples} == {OURS, OFFICIAL, "coarse, int8"}
+    halves = {f"{OURS}, bfloat16", f"{OFFICIAL}, bfloat16"} if cpu_has(torch.bfloat16) else set()
+    timed = {n for n, c in m.candidates.items() if c.samples}
+    assert timed == {OURS, OFFICIAL, "coarse, int8", *halves}
     assert m.candidates["wrong"].about.startswith("RED: off by ")
     assert m.candidates["broken"].about == "failed: RuntimeError: no such operator"
     assert m.candidates["coarse, int8"].quality["error of eps (rms)"] > 1e-3

@@ -295,11 +295,18 @@ def test_help_teaches(call):
         (["--prior-config", "[1]"], ["--prior-config"]),
         (["--gray", "--color-from", "ir"], ["--gray", "--color-from"]),
         (["--max-pixels", "100"], ["100", "max"]),
+        (["--align", ""], ["align is ''", "check", "homography"]),
     ],
 )
 def test_bad_options(call, pair, tmp_path, options, words):
     refused(call("fuse", *pair, "-o", tmp_path / "out.png", *options), *words)
     assert not (tmp_path / "out.png").exists()
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "ir=", "ir=1,ir=2", "x=1", "ir=1;vis=2"])
+def test_bad_nodata(call, pair, tmp_path, text):
+    result = call("fuse", *pair, "-o", tmp_path / "o.png", "--nodata", text)
+    assert result.exit_code == 2 and f"--nodata is {text!r}; expected a number" in result.stderr
 
 
 @pytest.mark.parametrize("option", ["--color-from", "--stretch", "--psi", "--max-pixels"])
@@ -320,7 +327,8 @@ def test_bad_inputs(call, pair, tmp_path):
     refused(call("fuse", pair[0], tmp_path, "-o", out), "folder", "file")
     refused(call("fuse", text, pair[1], "-o", out), "text.png")
     refused(call("fuse", pair[0], cut, "-o", out), "cut.png")
-    refused(call("fuse", tiny, tiny, "-o", out), "16")
+    other = write_image(tmp_path / "other.png", picture(1)[:8])
+    refused(call("fuse", tiny, other, "-o", out), "16")
     assert not out.exists()
 
 

@@ -77,6 +77,19 @@ def call(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
+def test_a_list_may_name_one_file_for_both(root, tmp_path):
+    path = root / "images" / "00001D.png"
+    listed = root / "list.csv"
+    listed.write_text(f"ir,vis,name\n{path},{path},a\n")
+    assert find_pairs(root, manifest=listed) == [PairItem("a", path, path)]
+    result = call("batch", listed, "-o", tmp_path / "out", "--preset", "instant")
+    assert result.exit_code == 0 and (tmp_path / "out" / "a.png").is_file(), result.output
+    plain = root / "labels" / "00001D.png"
+    listed.write_text(f"ir,vis,name\n{plain},{plain},a\n")
+    with pytest.raises(ImageFileError, match="for ir and for vis; give two files, or one of four"):
+        find_pairs(root, manifest=listed)
+
+
 def test_batch_and_evaluate(root, tmp_path):
     out = tmp_path / "out"
     common = ["--layout", "mfnet", "--json"]

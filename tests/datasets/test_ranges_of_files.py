@@ -163,16 +163,32 @@ def test_what_has_no_data_shows_the_other_file(tmp_path, fuser):
     assert (np.abs(result - vis) > 20).any()
 
 
-def test_nan_in_a_file_names_the_option(tmp_path):
+def test_nan_in_a_file_is_no_data_with_a_word(tmp_path):
     image = PICTURE.astype(np.float32) / 255
     image[3, 4] = np.nan
     cv2.imwrite(str(tmp_path / "ir.tiff"), image)
     write_image(tmp_path / "vis.png", PICTURE)
     paths = tmp_path / "ir.tiff", tmp_path / "vis.png"
-    with pytest.raises(ValueError, match=r"ir: 1 values? .*NaN.*--nodata nan"):
-        read_sources(*paths, Levels())
-    found = read_sources(*paths, Levels({"ir": "dtype"}, {"ir": float("nan")}))
-    assert found.holes[0] is not None and found.holes[0].sum() == 1
+    with pytest.warns(DDFMWarning, match="ir: the file says that nan means no data.*--nodata"):
+        found = read_sources(*paths, Levels({"ir": "dtype"}))
+    told = read_sources(*paths, Levels({"ir": "dtype"}, {"ir": float("nan")}))
+    for one in (found, told):
+        assert one.holes[0] is not None and one.holes[0].sum() == 1 and one.holes[0][3, 4]
+    color = np.dstack([image] * 3)
+    color[5, 6, 1] = np.nan
+    cv2.imwrite(str(tmp_path / "vis.tiff"), color)
+    np.save(tmp_path / "vis.npy", color)
+    with pytest.warns(DDFMWarning, match="vis: the file says that nan means no data"):
+        hole = read_sources(tmp_path / "vis.png", tmp_path / "vis.npy", Levels()).holes[1]
+    assert sorted(zip(*np.nonzero(hole), strict=True)) == [(3, 4), (5, 6)]
+
+
+def test_infinity_in_a_file_names_the_option():
+    image = PICTURE.astype(np.float32) / 255
+    image[3, 4] = np.inf
+    with pytest.raises(ValueError, match=r"ir: 1 values .*infinite, such as inf; nodata=inf"):
+        sources(image, PICTURE)
+    assert sources(image, PICTURE, Levels(nodata={"ir": np.inf})).holes[0].sum() == 1
 
 
 def test_all_of_a_file_without_data_is_refused():

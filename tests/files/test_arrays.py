@@ -36,7 +36,7 @@ def at_most(size: int):
 @pytest.mark.parametrize(
     ("dtype", "back"),
     [("f2", "f4"), ("f4", "f4"), ("f8", "f8"), (">f8", "f8"), ("u1", "u1"), ("u2", "u2"),
-     ("i2", "i4"), ("i8", "i4")],
+     ("i2", "i2"), ("i8", "i4")],
 )  # fmt: skip
 @pytest.mark.parametrize("shape", [(40, 52), (40, 52, 3), (40, 52, 1), (1, 40, 52), (3, 40, 52)])
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -98,6 +98,14 @@ def test_empty_cells_are_no_data(save):
     assert np.isnan(found.values[3, 5])
 
 
+def test_rows_that_a_broken_one_cuts_off_are_told(save):
+    rows = [",".join(str(100 * y + x) for x in range(6)) for y in range(12)]
+    rows[3] = rows[3].rpartition(",")[0]
+    path = save("\n".join(rows).encode(), "cut.csv")
+    with pytest.warns(DDFMWarning, match=r"cut\.csv: 3 rows as long as .* are left out"):
+        assert read_image(path).shape == (8, 6)
+
+
 def test_several_tables(save):
     with pytest.warns(DDFMWarning, match="holds 2 tables of 24 rows; the first is used"):
         back = read_image(save(table(";") + "\nFrame 2\n" + table(";", values=CELSIUS + 1)))

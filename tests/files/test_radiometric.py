@@ -13,6 +13,7 @@ from image_bytes import png, random_array
 from PIL import Image
 
 from ddfm_fast.files.depth import Levels, read_sources
+from ddfm_fast.files.packed import read_pair
 from ddfm_fast.files.paths import ImageFileError
 from ddfm_fast.files.radiometric import Constants, celsius
 from ddfm_fast.files.reading import read_image
@@ -229,3 +230,17 @@ def test_dji_gives_its_counts(save):
 def test_segments_of_other_cameras_are_no_counts(save):
     for data in (dji(COUNTS, make="Canon"), dji(COUNTS[:5])):
         assert read_image(save(data), radiometric=True).dtype == np.uint8
+
+
+def test_one_file_is_both_sources(save):
+    """Its temperatures are the infrared and its picture the visible source."""
+    path = save(flir(fff()))
+    with pytest.warns(DDFMWarning, match="its temperatures are read"):
+        found = read_sources(path, path, Levels())
+    np.testing.assert_allclose(found.units[0].values, CELSIUS, atol=0.02)
+    assert found.units[1].values.shape == (HEIGHT, WIDTH, 3)
+    for shown in read_pair(path, path):
+        np.testing.assert_array_equal(shown, found.units[1].values)
+    plain = save(with_segments([]), "plain.jpg")
+    with pytest.raises(ImageFileError, match="is given for both sources"):
+        read_sources(plain, plain, Levels())

@@ -232,6 +232,43 @@ def test_nodata_that_is_given_or_absent_counts_more(tmp_path):
     assert found.holes == (None, None)
 
 
+def test_nan_beside_the_nodata_of_the_file_is_left_out_too(tmp_path):
+    array = np.linspace(10, 60, 32 * 40).reshape(32, 40).astype("f4")
+    array[3, 4], array[5, 6] = -9999, np.nan
+    ir = with_nodata(tmp_path, array, "-9999")
+    vis = tmp_path / "vis.tif"
+    vis.write_bytes(tiff(random_array((32, 40)), 1))
+    with pytest.warns(DDFMWarning, match="no data: such pixels are left out"):
+        found = read_sources(ir, vis, Levels({"ir": (10, 60)}))
+    assert sorted(zip(*np.nonzero(found.holes[0]), strict=True)) == [(3, 4), (5, 6)]
+
+
+@pytest.mark.parametrize("bands", [4, 5])
+def test_bands_beyond_the_color_are_told(tmp_path, bands):
+    """Those that are no alpha: near infrared beside RGB, as Pillow reads it without a word."""
+    tifffile = pytest.importorskip("tifffile")
+    array = random_array((32, 40, bands))
+    path = tmp_path / "bands.tif"
+    extra = ["unspecified"] * (bands - 3)
+    tifffile.imwrite(path, array, photometric="rgb", extrasamples=extra)
+    with pytest.warns(DDFMWarning, match=rf"bands\.tif: has {bands} bands; the first 3 are used"):
+        np.testing.assert_array_equal(read_image(path), array[..., :3])
+
+
+def test_signed_16_bits_keep_their_range(tmp_path):
+    """Pillow widens them to 32 bits, whose range is 65536 times as far."""
+    array = np.linspace(-32768, 32767, 32 * 40).round().astype("i2").reshape(32, 40)
+    path = tmp_path / "ir.tif"
+    path.write_bytes(tiff(array, 1))
+    read = read_image(path)
+    assert read.dtype == np.int16
+    np.testing.assert_array_equal(read, array)
+    vis = tmp_path / "vis.tif"
+    vis.write_bytes(tiff(random_array((32, 40)), 1))
+    found = read_sources(path, vis, Levels({"ir": "dtype"})).ir
+    np.testing.assert_array_equal(found, (array.astype(int) + 32768).astype(np.uint16))
+
+
 def test_nodata_of_a_color_is_told_and_left(tmp_path):
     array = random_array((32, 40, 3))
     array[2, 2] = 0

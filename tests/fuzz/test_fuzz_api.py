@@ -16,7 +16,7 @@ from ddfm_fast import FuseConfig, Fuser, fuse
 NAMES = (
     "ir", "vis", "value_range", "layout", "seed", "color", "preset", "steps", "stretch", "denoise",
     "images", "variant", "sampler", "psi", "eta", "dtype", "backend", "solver", "graph", "device",
-    "batch_size", "compile", "progress", "callback", "report", "prior", "shapes", "config",
+    "batch_size", "tile", "compile", "progress", "callback", "report", "prior", "shapes", "config",
     "num_train_timesteps",
 )  # fmt: skip
 """what a refusal must name one of"""
@@ -90,6 +90,7 @@ OPTIONS = {
     "seed": mostly(0, 7),
     "color": mostly(True, False, "ir", "vis"),
     "batch_size": mostly(None, 1, 2),
+    "tile": mostly("auto", "off", 64, "128"),
     "dtype": mostly("auto", "float32"),
     "backend": mostly("auto", "torch"),
     "graph": mostly("auto", "off"),

@@ -18,8 +18,8 @@ from ddfm_fast.images.planes import to_planes
 
 OTHER_MODES = {
     "1": "'L'", "LA": "'L'", "P": "'RGB'", "RGBA": "'RGB'", "CMYK": "'RGB'", "YCbCr": "'RGB'",
-    "HSV": "'RGB'", "LAB": "'RGB'", "PA": "'RGB'", "RGBX": "'RGB'", "I": "astype",
-    "I;16B": "astype",
+    "HSV": "'RGB'", "LAB": "'RGB'", "PA": "'RGB'", "RGBX": "'RGB'", "I": "asarray",
+    "I;16B": "asarray",
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from ddfm_fast.options import OPTIONS, FuserOptions, ReadingOptions
 from ddfm_fast.priors import precision
 from ddfm_fast.priors.load import load_prior
 from ddfm_fast.priors.network import UNetPrior
+from ddfm_fast.priors.tiled import TiledPrior
 
 QUICK = {"device": "cpu", "preset": "fast", "steps": 1}
 
@@ -63,7 +64,9 @@ def loads(monkeypatch):
 def test_a_fuser_can_be_asked_for_its_method():
     fuser = Fuser(prior=tanh_prior, device="cpu", steps=2)
     assert isinstance(fuser.method, Diffusion) and fuser.method.part == "all"
-    assert fuser.method.prior is fuser.prior and fuser.method.loops is fuser.loops
+    assert fuser.method.prior is fuser.tiled and fuser.tiled == TiledPrior(fuser.prior, "auto")
+    assert fuser.with_options(tile="off").method.prior is fuser.prior
+    assert fuser.method.loops is fuser.loops
     ir, vis = (torch.from_numpy(p)[None, None] / 255 for p in pair(33, 47))
     direct = fuser.method(ir, vis, seed=fuser.seed)
     assert direct.shape == (1, 1, 33, 47)

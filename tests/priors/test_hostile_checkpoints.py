@@ -295,13 +295,12 @@ OTHER_KINDS = [
     ({"in_channels": 4, "out_channels": 4}, {}, "latent model"),
     ({"num_class_embeds": 10}, {}, "class-conditional"),
     ({"_class_name": "UNet2DConditionModel"}, {}, "expected an unconditional UNet2DModel"),
-    ({}, {"_class_name": "ScoreSdeVeScheduler"}, "variance-exploding"),
+    ({}, {"_class_name": "ScoreSdeVeScheduler"}, "'positional' time embeddings"),
     ({}, {"_class_name": "EDMEulerScheduler"}, "EDM's preconditioning"),
-    ({}, {"_class_name": "CMStochasticIterativeScheduler"}, "trained for consistency"),
-    ({}, {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "flow matching"),
-    ({}, {"prediction_type": "v_prediction"}, "predicts 'v_prediction', expected 'epsilon'"),
-    ({}, {"prediction_type": "sample"}, "predicts 'sample'"),
-    ({}, {"beta_start": 0.00085, "beta_end": 0.012}, "was trained with betas"),
+    ({}, {"_class_name": "LCMScheduler"}, "latent consistency"),
+    ({}, {"prediction_type": "noise"}, "predicts 'noise', expected one of epsilon, sample"),
+    ({}, {"beta_start": 0.00085, "beta_end": 1.2}, "was trained with betas"),
+    ({}, {"beta_schedule": "other"}, "was trained with betas 'other'"),
 ]
 
 

@@ -7,7 +7,9 @@ import pytest
 from clips import pan, quick_fuser, texture, write_clip
 from fusing import run
 
+from ddfm_fast.api import Fuser
 from ddfm_fast.files.reading import read_image
+from ddfm_fast.images.doubts import DDFMWarning
 from ddfm_fast.video import fuse_video
 from ddfm_fast.video.fitting import beside
 from ddfm_fast.video.frames import VideoError
@@ -36,6 +38,23 @@ def test_resize(tmp_path):
         out = tmp_path / f"o{size}"
         run(tmp_path / "ir.mp4", tmp_path / "v.mp4", out, resize=resize)
         assert read_image(out / "000001.png").shape[:2] == ((size, size) if size else (40, 48))
+
+
+def test_alignment_brings_streams_of_two_sizes_together(tmp_path):
+    """The infrared one is a part of the scene at half the size; no option of sizes is given."""
+    scene = pan(2, 2, size=160)
+    vis = [np.dstack([f] * 3) for f in scene]
+    ir = [f[8:136:2, 16:144:2].copy() for f in scene]
+    fuse_video(ir, vis, tmp_path / "o", fuser=Fuser(preset="instant", align="affine"),
+               preset="realtime", side_by_side=True)  # fmt: skip
+    shown = read_image(tmp_path / "o" / "000001.png").astype(int)
+    assert shown.shape == (160, 480, 3)
+    inside = slice(20, 120), slice(30, 130)
+    assert np.abs(shown[:, :160][inside] - shown[:, 160:320][inside]).mean() < 4
+    with pytest.warns(DDFMWarning, match="no shift .* fused resized until one does"):
+        fuse_video([np.full((64, 64), 9, np.uint8)] * 2, vis, tmp_path / "p",
+                   fuser=Fuser(preset="instant", align="shift"), preset="realtime")  # fmt: skip
+    assert read_image(tmp_path / "p" / "000001.png").shape == (160, 160, 3)
 
 
 def test_beside():

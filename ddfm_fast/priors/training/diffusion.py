@@ -72,3 +72,16 @@ def diffuse(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """Mix x_t = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) noise; a float64 alpha_bar per image."""
     alpha_bar = alpha_bar[:, None, None, None]
     return alpha_bar.sqrt().float() * x0 + (1 - alpha_bar).sqrt().float() * noise
+
+
+def denoised_psnr(errors: list[tuple[int, float]], alpha_bar: Tensor) -> float:
+    """Give the mean PSNR of x0 from squared eps errors, over levels of ``LOW_SIGMAS``; [dB].
+
+    x0's error is that of eps times sigma, and pictures span 2.
+    """
+    found = []
+    for t, error in errors:
+        sigma = math.sqrt(1 / float(alpha_bar[t]) - 1)
+        if LOW_SIGMAS[0] <= 127.5 * sigma <= LOW_SIGMAS[1]:
+            found.append(10 * math.log10(4 / max(sigma**2 * error, 1e-12)))
+    return float(np.mean(found)) if found else math.nan

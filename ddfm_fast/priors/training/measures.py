@@ -151,14 +151,21 @@ def scale_losses(
 
 @torch.inference_mode()
 def sample(
-    prior: Prior, count: int = 4, size: int = 256, steps: int = 100, seed: int = 0
+    prior: Prior,
+    count: int = 4,
+    size: int = 256,
+    steps: int = 100,
+    seed: int = 0,
+    progress: bool = True,
 ) -> Tensor:
-    """Draw unconditional samples [count, 3, size, size] in [-1, 1] by DDIM, eta 0."""
+    """Draw unconditional samples [count, C, size, size] in [-1, 1] by DDIM, eta 0."""
     schedule = make_schedule(steps)
     conditioning = prior.conditioning(torch.as_tensor(schedule.timesteps[::-1].copy()))
-    x = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, prior.channels, size, size, generator=generator)
     rows = step_rows(schedule, "ddim")
-    for row, step in tqdm(zip(rows, conditioning, strict=True), total=steps, desc="sample"):
+    pairs = zip(rows, conditioning, strict=True)
+    for row, step in tqdm(pairs, total=steps, desc="sample", disable=not progress):
         eps = prior.eps(x, step).float()
         x0 = (row.recip * x - row.recipm1 * eps).clamp_(-1, 1)
         x = row.a * x + row.b * x0

@@ -25,7 +25,9 @@ FLAT_KEPT = 0.15
 """chance that a flat tile is used all the same: skies and black ground exist"""
 THERMAL = 0.5
 """share of gray patches that are made to look like thermal images"""
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+STRETCHED = 0.1, 99.9
+"""percentiles that become black and white of pictures deeper than 8 bits"""
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def find_photos(folder: Path) -> list[Path]:
@@ -59,10 +61,7 @@ def split_photos(photos: list[Path], holdout: int) -> tuple[list[Path], list[Pat
 
 def load_pyramid(path: Path, patch: int) -> list[np.ndarray]:
     """Read a photograph as RGB uint8 at every scale of ``SCALES`` that still holds a patch."""
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ValueError(f"--data: {path.name!r} cannot be read as an image; remove or replace it")
-    image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    image = read_photo(path)
     height, width = image.shape[:2]
     pyramid = []
     for scale in SCALES:
@@ -72,6 +71,22 @@ def load_pyramid(path: Path, patch: int) -> list[np.ndarray]:
     if not pyramid:
         raise ValueError(f"--data: {path.name!r} is {width}x{height}, smaller than --patch {patch}")
     return pyramid
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """Read a photograph as RGB uint8 [H, W, 3]; deeper ones are stretched to their own range.
+
+    ValueError for what is no image.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
+    if image is None:
+        raise ValueError(f"--data: {path.name!r} cannot be read as an image; remove or replace it")
+    if image.dtype != np.uint8:  # counts of a thermal camera or a scanner fill a part of 16 bits
+        counts = np.nan_to_num(image.astype(np.float32))
+        low, high = np.percentile(counts, STRETCHED)
+        image = ((counts - low) / max(high - low, 1e-6)).clip(0, 1) * 255
+        image = image.round().astype(np.uint8)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 class Patches:
@@ -128,7 +143,7 @@ class Patches:
 
     @staticmethod
     def _gray(tile: np.ndarray, rng: np.random.Generator, augmented: bool) -> np.ndarray:
-        gray = np.ascontiguousarray(tile @ _LUMA)
+        gray = np.ascontiguousarray(tile @ LUMA)
         return thermal(gray, rng) if augmented and rng.random() < THERMAL else gray
 
 
@@ -141,7 +156,7 @@ def augment(tile: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         tile = enlarge(tile, rng.uniform(1.3, 3.0), rng)
     kind = rng.random()
     if kind < 0.35:
-        tile = np.repeat((tile @ _LUMA)[..., None], 3, axis=2)
+        tile = np.repeat((tile @ LUMA)[..., None], 3, axis=2)
     elif kind < 0.5:
         tile = np.repeat(tile[..., rng.integers(3), None], 3, axis=2)
     elif kind < 0.55:

@@ -29,7 +29,14 @@ from ..network import UNetPrior
 from ..unet import Stage, UNet
 from ..unet_config import UNetConfig
 from .architectures import ARCHITECTURES
-from .diffusion import T, alphas_cumprod, diffuse, draw_timesteps, loss_weights
+from .diffusion import (
+    T,
+    alphas_cumprod,
+    denoised_psnr,
+    diffuse,
+    draw_timesteps,
+    loss_weights,
+)
 from .log import append_line, curve_path, draw_curve, log_path, trim_log
 from .photos import Patches, find_photos, hash_files, split_photos
 from .start import start_from
@@ -192,9 +199,16 @@ class Run:
         self.seconds += time.monotonic() - began
         return value
 
-    @torch.inference_mode()
     def heldout_loss(self, count: int = 100) -> dict[str, float]:
         """Measure the averaged network's squared eps error on fixed patches, by range of t."""
+        return self.measured(count)[0]
+
+    @torch.inference_mode()
+    def measured(self, count: int = 100) -> tuple[dict[str, float], float]:
+        """Give ``heldout_loss``, and the PSNR of the pictures that it denoises on the way.
+
+        That is of x0 in decibels, the mean over timesteps whose noise is that of pictures.
+        """
         rng = np.random.default_rng(0)
         errors: list[tuple[int, float]] = []
         t = torch.from_numpy(((np.arange(count) + 0.5) * T / count).astype(np.int64))
@@ -209,7 +223,8 @@ class Run:
         losses = {"all": float(np.mean([e for _, e in errors]))}
         for low, high in zip(HELDOUT_BUCKETS, HELDOUT_BUCKETS[1:], strict=False):
             losses[f"{low}-{high - 1}"] = float(np.mean([e for t, e in errors if low <= t < high]))
-        return {k: round(v, 5) for k, v in losses.items()}
+        psnr = denoised_psnr(errors, self.alphas)
+        return {k: round(v, 5) for k, v in losses.items()}, round(psnr, 2)
 
     def save(self, out: Path, heldout: dict[str, float]) -> None:
         """Write the exported prior to ``out`` and the state to resume from beside it."""
@@ -313,10 +328,10 @@ def train(
             losses.append(run.train_step())
             bar.update()
             if run.step % log_every == 0 or run.finished():
-                heldout = run.heldout_loss()
+                heldout, psnr = run.measured()
                 loss = round(float(np.mean(losses)), 5)
-                append_line(log_path(out), _log_line(run, loss, heldout))
-                bar.set_postfix(train=loss, heldout=heldout["all"])
+                append_line(log_path(out), _log_line(run, loss, heldout, psnr))
+                bar.set_postfix(train=loss, heldout=heldout["all"], psnr=f"{psnr} dB")
                 losses.clear()
             if time.monotonic() - saved > 60 * save_minutes:
                 run.save(out, heldout)
@@ -325,13 +340,14 @@ def train(
     draw_curve(log_path(out), curve_path(out))
 
 
-def _log_line(run: Run, loss: float, heldout: dict[str, float]) -> str:
+def _log_line(run: Run, loss: float, heldout: dict[str, float], psnr: float) -> str:
     entry = {
         "step": run.step,
         "minutes": round(run.seconds / 60, 2),
         "lr": round(run.learning_rate(), 7),
         "train": loss,
         "heldout": heldout,
+        "psnr": psnr,
     }
     return json.dumps(entry)
 

@@ -1,0 +1,43 @@
+"""Options that only the commands of ``ddfm-fast prior`` have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from ..options import METHOD, OUTPUT
+from .options import INPUT_OPTIONS, argument, option
+
+InfoFile = Annotated[
+    str, argument("FILE", "A .pt or .safetensors file, a folder of diffusers, or `embedded`.")
+]
+
+# download
+
+KnownName = Annotated[str, argument("NAME", "A name of `ddfm-fast prior list`.")]
+Url = Annotated[
+    str | None, option(INPUT_OPTIONS, "Another address of the file, such as a mirror's.")
+]
+Sha256 = Annotated[
+    str | None, option(INPUT_OPTIONS, "What the file's sha256 has to be.", "--sha256")
+]
+Folder = Annotated[
+    Path | None,
+    option(OUTPUT, "Folder for the file (default: the cache, which is printed).", "-o", "--out"),
+]
+
+# train
+
+Pictures = Annotated[Path, argument("FOLDER", "Folder of pictures, two or more.")]
+TrainedPrior = Annotated[
+    Path, option(OUTPUT, "The prior, a .safetensors file. Same call again: resume.", "-o", "--out")
+]
+OneChannel = Annotated[
+    bool, option(METHOD, "One channel, for thermal, MRI or SAR.", "--gray", show_default=False)
+]
+Minutes = Annotated[float, option(METHOD, "How long to train, about.")]
+Updates = Annotated[int | None, option(METHOD, "Updates to train, instead of --minutes.", min=1)]
+Start = Annotated[
+    str | None,
+    option(METHOD, "Prior whose weights to start from (default: the package's), or `none`."),
+]

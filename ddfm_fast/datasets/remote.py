@@ -1,0 +1,233 @@
+"""Pairs and outputs behind URLs: what finds and fuses files, on files that stand for objects."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from ..files.paths import ImageFileError, few
+from ..storage.objects import check_writable, listing, look
+from ..storage.staging import Stage
+from ..storage.urls import as_url, join, name_of, parent
+from .jobs import Job, plan_jobs, run_jobs
+from .lists import MANIFEST_SUFFIXES, read_list
+from .pairs import PairItem, Survey, find_pairs, survey_pairs
+
+if TYPE_CHECKING:
+    from ..api import Fuser
+
+Place = str | os.PathLike[str]
+"""a local path or a URL"""
+
+
+def find_remote_pairs(
+    stage: Stage,
+    root: Place | tuple[Place, Place],
+    *,
+    layout: str | None = None,
+    manifest: Place | None = None,
+    pattern: str | None = None,
+) -> list[PairItem]:
+    """Find pairs as `find_pairs` does, where places are URLs; their files stand for objects.
+
+    A manifest's paths may be URLs, or relative to ``root`` or to the manifest.
+
+    Raises:
+        ImageFileError: As `find_pairs` raises it, or a place that cannot be reached.
+        ValueError: ``layout``, ``manifest`` and ``pattern`` exclude one another.
+    """
+    manifest, base = _list_of(root, layout, manifest, pattern)
+    if manifest is not None:
+        return _listed(stage, manifest, base)
+    source = _sources(stage, root)
+    with stage.named_errors():
+        return find_pairs(source, layout=layout, pattern=pattern, check_sizes=False)
+
+
+def survey_remote_pairs(
+    stage: Stage,
+    root: Place | tuple[Place, Place],
+    *,
+    layout: str | None = None,
+    manifest: Place | None = None,
+    pattern: str | None = None,
+) -> Survey:
+    """Find pairs and what has none, as `survey_pairs` does, where places are URLs.
+
+    Args:
+        stage: Where files stand for objects.
+        root: As `find_remote_pairs` takes it, like the others.
+        layout: Names of folders.
+        manifest: A list of pairs.
+        pattern: Names of files.
+    """
+    manifest, base = _list_of(root, layout, manifest, pattern)
+    if manifest is not None:
+        return Survey(_listed(stage, manifest, base))
+    source = _sources(stage, root)
+    with stage.named_errors():
+        return survey_pairs(source, layout=layout, pattern=pattern)
+
+
+def names_urls(path: Path | None) -> bool:
+    """Whether a local file is a list of pairs that names URLs."""
+    if path is None or path.suffix.lower() not in MANIFEST_SUFFIXES or not path.is_file():
+        return False
+    return b"://" in path.read_bytes()
+
+
+def _list_of(
+    root: Place | tuple[Place, Place], layout: str | None, manifest: Place | None, pattern: Any
+) -> tuple[Place | None, Place | None]:
+    """The list of pairs that is meant, if any, and what its paths are relative to, if given."""
+    given = {"layout": layout, "manifest": manifest, "pattern": pattern}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise ValueError(f"{' and '.join(named)} exclude each other; leave out all but one")
+    if isinstance(root, tuple):
+        return manifest, None
+    url = as_url(root)
+    name = Path(root if url is None else name_of(url))
+    if not named and name.suffix.lower() in MANIFEST_SUFFIXES:
+        return root, None
+    return manifest, root
+
+
+def _sources(stage: Stage, root: Place | tuple[Place, Place]) -> Path | tuple[Path, Path]:
+    if isinstance(root, tuple):
+        return stage.source(root[0]), stage.source(root[1])
+    return stage.source(root)
+
+
+def _listed(stage: Stage, manifest: Place, base: Place | None) -> list[PairItem]:
+    path = stage.source(manifest)
+    if failures := stage.fill([path]):
+        raise failures[path]
+    url = as_url(manifest)
+    above: Place = base if base is not None else parent(url) if url else Path(manifest).parent
+
+    def locate(text: str) -> Path:
+        if as_url(text):
+            return stage.file(text)
+        prefix = as_url(above)
+        return stage.file(join(prefix, text)) if prefix else Path(above) / text
+
+    with stage.named_errors():
+        items = [PairItem(*row) for row in read_list(path, None, locate)]
+    counts = Counter(item.name for item in items)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ImageFileError(
+            f"{manifest}: {len(twice)} names occur twice: {few(twice)}; give a column name"
+        )
+    return items
+
+
+def fuse_remote(
+    ir: Place,
+    vis: Place,
+    out: Place,
+    make_fuser: Callable[[], Fuser],
+    *,
+    format: str | None = None,
+    panel: bool = False,
+    skip_existing: bool = False,
+    on_error: Callable[[Job, Exception], None] | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> tuple[list[dict[str, Any]], Fuser]:
+    """Fuse two files, or the pairs of two folders, as `jobs.fuse_files` does, where any is a URL.
+
+    Args:
+        ir: Infrared (first) image, or a folder (a prefix) of them.
+        vis: Visible (second) image, or a folder of them.
+        out: What is written.
+        make_fuser: Makes the fuser, once the pairs are found.
+        format: Suffix of the files in a folder.
+        panel: Write a panel beside each file.
+        skip_existing: Leave pairs alone whose output is listed.
+        on_error: Called with each job that fails.
+        progress: Show bars on stderr.
+        **options: Of `jobs.run_jobs`.
+
+    Returns:
+        The reports of `jobs.run_jobs`, and the fuser.
+
+    Raises:
+        ValueError: Paths that do not make pairs, or a place that cannot be read or written.
+    """
+    with Stage() as stage:
+        if url := as_url(out):
+            check_writable(url)
+        first, second = stage.source(ir), stage.source(vis)
+        with stage.named_errors():
+            jobs = plan_jobs(first, second, stage.output(out), format=format, panel=panel)
+        targets = {job: _targets(stage, job) for job in jobs} if url else {}
+        _refuse_own_inputs(stage, jobs, targets)
+        there = _there(url, jobs) if skip_existing and url else set()
+        fuser = make_fuser()
+        bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
+        reports = []
+        for job in bar:
+            if targets and targets[job][job.output] in there:
+                job.output.touch()
+            report = _run_one(stage, job, fuser, targets.get(job, {}), skip_existing, options)
+            if report["error"] is not None and on_error is not None:
+                with bar.external_write_mode():
+                    on_error(job, ImageFileError(report["error"]))
+            reports.append(report)
+        return reports, fuser
+
+
+def _targets(stage: Stage, job: Job) -> dict[Path, str]:
+    return {path: stage.url_of(path) for path in (job.output, job.panel) if path is not None}
+
+
+def _refuse_own_inputs(
+    stage: Stage, jobs: Sequence[Job], targets: dict[Job, dict[Path, str]]
+) -> None:
+    inputs = {stage.url_of(path) for job in jobs for path in (job.ir, job.vis)}
+    for url in (url for found in targets.values() for url in found.values()):
+        if url in inputs:
+            raise ValueError(f"output {url} would replace an input; choose another --out")
+
+
+def _there(url: str, jobs: Sequence[Job]) -> set[str]:
+    """The URLs of what is in the place of the outputs already."""
+    if len(jobs) == 1 and (found := look(url)) and not found.is_prefix:
+        return {url}
+    return {one.url for one in listing(url).values()}
+
+
+def _run_one(
+    stage: Stage,
+    job: Job,
+    fuser: Fuser,
+    targets: dict[Path, str],
+    skip_existing: bool,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Fetch the sources of a job, fuse them and put what comes of it; return its report."""
+    skipped = skip_existing and job.output.is_file()
+    failures = {} if skipped else stage.fill((job.ir, job.vis))
+    if not failures:
+        (report,) = run_jobs([job], fuser, skip_existing=skip_existing, **options)
+        if report["ok"] and not report["skipped"]:
+            failures = stage.put({path: url for path, url in targets.items() if path.is_file()})
+    else:
+        report = {k: str(v) if v else None for k, v in dataclasses.asdict(job).items()}
+        report["skipped"] = False
+    stage.drop((job.ir, job.vis))
+    for path in targets:
+        path.unlink(missing_ok=True)
+    if failures:
+        report |= {"ok": False, "error": str(next(iter(failures.values())))}
+    places = ("ir", "vis", "output", "panel")
+    shown = {key: stage.url_of(Path(report[key])) for key in places if report[key]}
+    error = report.get("error")
+    return report | shown | {"error": error and stage.text(error)}

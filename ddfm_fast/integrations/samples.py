@@ -1,0 +1,85 @@
+"""What transforms of samples share: two keys, a key for the result, and a fuser in each worker."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..images.ranges import by_source
+from ..options import FuserOptions, check_names
+
+if TYPE_CHECKING:
+    from ..api import Fuser
+
+
+class SampleFusion:
+    """A transform of dictionaries: fuses what two keys have and puts the result under a third.
+
+    A subclass calls :meth:`prepare` and :meth:`added` and says in :meth:`fused` how two images of
+    its library become one. The fuser is made when it is first needed, so that a worker, which gets
+    the transform by pickle, makes its own; one that was given travels as it is.
+    """
+
+    output: Hashable
+    _kept: Fuser | None
+    _own: bool
+    _options: FuserOptions
+
+    def prepare(
+        self,
+        keys: Iterable[Hashable],
+        output: Hashable,
+        fuser: Fuser | None,
+        options: FuserOptions,
+        value_range: Any = None,
+    ) -> tuple[Hashable, Hashable]:
+        """Check and keep what the transform was made of; the two keys.
+
+        Args:
+            keys: Of the first and the second image.
+            output: Key of the result.
+            fuser: A ``Fuser``, or None for one of ``options``.
+            options: Of ``Fuser``.
+            value_range: As in a call of ``Fuser``, checked only.
+
+        Raises:
+            ValueError: There are not two keys, or options have no effect.
+            TypeError: An option of no known name.
+        """
+        both = (keys,) if isinstance(keys, str) else tuple(keys)
+        if len(both) != 2:
+            raise ValueError(f"keys is {keys!r}; expected two: of the first and the second image")
+        if fuser is not None and options:
+            raise ValueError(f"options {', '.join(options)} are of no use with fuser; give one")
+        check_names(options, FuserOptions.__annotations__)
+        by_source(value_range)
+        self.output = output
+        self._kept, self._own, self._options = fuser, fuser is None, options
+        return both[0], both[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers, which make fusers of their own."""
+        state = self.__dict__.copy()
+        if self._own:
+            state["_kept"] = None
+        return state
+
+    @property
+    def fuser(self) -> Fuser:
+        """What fuses: the one that was given, or this process's own."""
+        if self._kept is None:
+            from ..api import Fuser
+
+            self._kept = Fuser(**self._options)
+        return self._kept
+
+    def added(self, sample: Mapping[Any, Any], present: Iterable[Hashable]) -> dict[Any, Any]:
+        """A copy of the sample with the result, or without where fewer than two keys are there."""
+        copied, both = dict(sample), list(present)
+        if len(both) == 2:
+            copied[self.output] = self.fused(copied, both[0], both[1])
+        return copied
+
+    def fused(self, sample: dict[Any, Any], ir: Hashable, vis: Hashable) -> Any:
+        """The result of the images under two keys."""
+        raise NotImplementedError

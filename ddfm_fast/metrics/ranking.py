@@ -1,0 +1,117 @@
+"""Methods side by side: who is best, how surely, and by how much a mean may be off."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from .evaluation import Evaluation, MethodScores
+
+BOOTSTRAPS = 2000
+_SEED = 20
+CRITICAL = {
+    2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164,
+}  # fmt: skip
+"""q at .05 of Nemenyi's test by the number of methods (Demšar 2006, table 5a)"""
+
+
+class Ranks(NamedTuple):
+    """Ranks of the methods in a column, over the pairs; 1 is best, ties share their mean."""
+
+    mean: list[float]
+    """of each method"""
+    p: float
+    """of Friedman's test: the chance of such ranks where the methods are equally good"""
+
+
+def marked(evaluation: Evaluation) -> dict[str, tuple[str | None, str | None]]:
+    """Name the best and the second best mean of each column; more is better in all of them.
+
+    A method most of whose results are nearly copies of a source stands out of the contest. Equal
+    means share a mark by the order of the methods; of one method alone nothing is marked.
+    """
+    fair = [m for m in evaluation.methods if not _copies(m, len(evaluation.pairs))]
+    found: dict[str, tuple[str | None, str | None]] = {}
+    for column in evaluation.columns:
+        ordered = sorted(
+            (m for m in fair if math.isfinite(m.mean(column))), key=lambda m: -m.mean(column)
+        )
+        names: list[str | None] = [m.name for m in ordered[:2]]
+        names += [None] * (2 - len(names))
+        found[column] = (names[0], names[1]) if len(ordered) > 1 else (None, None)
+    return found
+
+
+def _copies(method: MethodScores, pairs: int) -> bool:
+    return 2 * len(method.near_copies) > pairs
+
+
+def ranks(evaluation: Evaluation, column: str) -> Ranks | None:
+    """Rank the methods by a column, pair by pair; None for one method or one pair alone.
+
+    Friedman's chi-square with the correction for ties, as ``scipy.stats.friedmanchisquare`` has it.
+    """
+    scores = np.array([m.values[column] for m in evaluation.methods])
+    methods, pairs = scores.shape
+    if methods < 2 or pairs < 2 or not np.isfinite(scores).all():
+        return None
+    ranked = np.array([_ranked(-scores[:, n]) for n in range(pairs)])
+    mean = ranked.mean(0)
+    ties = sum(float((c**3 - c).sum()) for row in ranked for c in [_counts(row)])
+    spread = 1 - ties / (methods * (methods**2 - 1) * pairs)
+    if spread <= 0:  # all are equal everywhere
+        return Ranks(mean.tolist(), 1.0)
+    square = 12 * pairs / (methods * (methods + 1)) * (mean**2).sum() - 3 * pairs * (methods + 1)
+    half = torch.tensor([(methods - 1) / 2, max(0.0, square / spread) / 2], dtype=torch.float64)
+    return Ranks(mean.tolist(), float(torch.special.gammaincc(half[0], half[1])))
+
+
+def _ranked(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, ties sharing their mean."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(count)
+    return (last - (count - 1) / 2)[place]
+
+
+def _counts(row: np.ndarray) -> np.ndarray:
+    return np.unique(row, return_counts=True)[1].astype(float)
+
+
+def critical_difference(methods: int, pairs: int) -> float | None:
+    """Give the difference of mean ranks from which two methods differ (Nemenyi, .05).
+
+    None for numbers of methods that the table of the test lacks.
+    """
+    if methods not in CRITICAL or pairs < 2:
+        return None
+    return CRITICAL[methods] * math.sqrt(methods * (methods + 1) / (6 * pairs))
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Find the 95 % confidence interval of a mean over pairs, by 2000 bootstraps of one seed."""
+    values = np.asarray(values, np.float64)
+    if len(values) < 2 or not np.isfinite(values).all():
+        return math.nan, math.nan
+    rng = np.random.default_rng(_SEED)
+    means = values[rng.integers(0, len(values), (BOOTSTRAPS, len(values)))].mean(1)
+    low, high = np.percentile(means, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def verdict(evaluation: Evaluation) -> list[str]:
+    """Say in sentences how surely the methods differ; nothing for one method or one pair."""
+    found = {c: r for c in evaluation.columns if (r := ranks(evaluation, c)) is not None}
+    if not found:
+        return []
+    differ = [c for c, r in found.items() if r.p < 0.05]
+    rows = [
+        f"mean ranks over {len(evaluation.pairs)} pairs (1 is best); Friedman's test at .05: "
+        + (f"the methods differ in {', '.join(differ)}" if differ else "no column tells them apart")
+    ]
+    far = critical_difference(len(evaluation.methods), len(evaluation.pairs))
+    if far is not None and differ:
+        rows.append(f"two methods differ where their mean ranks do by {far:.2f} (Nemenyi, .05)")
+    return rows

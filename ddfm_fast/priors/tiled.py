@@ -1,0 +1,213 @@
+"""A prior evaluated tile by tile, for pictures that it cannot take whole.
+
+The tiles of a picture are all of one size and lie evenly, each at least a quarter of its side over
+the next. Along an axis a tile k takes over from those before it by a smooth ramp r_k, from 0 to 1
+inside their overlap, so its weight is w_k = r_k · Π_{j>k} (1 − r_j): the weights sum to one, and no
+tile counts within a quarter of the overlap from a border that is not the picture's own, where it
+lacks what lies beyond.
+
+Networks whose norms or attention look at the whole picture answer a tile a little otherwise than
+they answer the picture; what that costs is in bench/results/tiles-2026-11-29.md.
+"""
+
+from __future__ import annotations
+
+import functools
+from itertools import pairwise
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..runtime.memory import SAMPLER_PLANES, free_bytes, free_host_bytes
+from .conditioning import Conditioning
+from .prior import Prior
+
+LEAST, MOST = 64, 65536
+"""sides of tiles that may be asked for"""
+SIDES = (1024, 512, 256)
+"""that "auto" chooses from: the largest that fits"""
+SHARE = 0.5
+"""of the free memory that "auto" lets one picture take"""
+SMALL = 512 * 512
+"""pixels of a picture that "auto" never tiles"""
+PLENTY = 2**14
+"""bytes a pixel that are enough for any network: with so much free nothing is counted"""
+
+
+class Span(NamedTuple):
+    """A tile along one axis."""
+
+    start: int
+    weights: Tensor
+    """float32 [side] on the prior's device"""
+
+
+def tiled(prior: Prior, tile: int | str) -> Prior:
+    """Give the prior as ``tile`` says: "auto", "off" or the side of tiles.
+
+    A prior that is tiled already stays as it is.
+
+    Raises:
+        ValueError: ``tile`` is none of these.
+    """
+    if isinstance(tile, str) and tile.isdecimal():  # from a command line
+        tile = int(tile)
+    if isinstance(tile, Integral) and not isinstance(tile, bool):
+        known = LEAST <= tile <= MOST
+    else:
+        known = isinstance(tile, str) and tile in ("auto", "off")
+    if not known:
+        raise ValueError(
+            f'tile is {tile!r}; expected "auto", "off" or the side of the tiles, {LEAST} to {MOST} '
+            "pixels, such as 512"
+        )
+    if tile == "off" or isinstance(prior, TiledPrior):
+        return prior
+    return TiledPrior(prior, tile)
+
+
+class TiledPrior(Prior):
+    """``inner`` on tiles of side ``tile``, rounded up to what it takes; smaller pictures whole.
+
+    With "auto" a picture is tiled where ``inner`` would need more than ``SHARE`` of the memory that
+    is free when its size is first seen; that choice then stays, for all that tile this prior. A
+    callable, whose memory nobody knows, is then never tiled. Two of one prior and tile are equal.
+    """
+
+    def __init__(self, inner: Prior, tile: int | str):
+        super().__init__(**Prior.keywords(inner), device=inner.device, dtype=inner.dtype)
+        self.inner, self.tile = inner, tile
+        self.tf32, self.compiled, self.channels = inner.tf32, inner.compiled, inner.channels
+        self.reproducible, self.foreign = inner.reproducible, inner.foreign
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """That of ``inner``."""
+        return self.inner.fingerprint
+
+    @functools.cached_property
+    def noise_levels(self) -> Tensor:
+        """Those of ``inner``."""
+        return self.inner.noise_levels
+
+    @functools.cached_property
+    def has_variance(self) -> bool:
+        """Whether ``inner`` predicts the variance half."""
+        return self.inner.has_variance
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, TiledPrior):
+            return False
+        return self.inner is other.inner and self.tile == other.tile
+
+    def __hash__(self) -> int:
+        return hash((self.inner, self.tile))
+
+    def activation_bytes(self, n: int, height: int, width: int) -> int | None:
+        """See :meth:`Prior.activation_bytes`; of a tile, and of the sum that it goes into."""
+        side = self.tile_at(height, width)
+        tile = (side, side) if side else (height, width)
+        need = self.inner.activation_bytes(n, *map(min, tile, (height, width)))
+        channels = self.channels * (2 if side else 0)
+        return None if need is None else need + 4 * n * channels * height * width
+
+    def to(self, device: str | torch.device) -> TiledPrior:
+        """See :meth:`Prior.to`."""
+        inner = self.inner.to(device)
+        return self if inner is self.inner else TiledPrior(inner, self.tile)
+
+    def conditioning(self, timesteps: Tensor) -> Conditioning:
+        return self.inner.conditioning(timesteps)
+
+    def tile_at(self, height: int, width: int) -> int:
+        """Give the side of the tiles of a picture of that size, 0 where it is taken whole."""
+        size = tuple(-(-n // self.multiple) * self.multiple for n in (height, width))
+        chosen = self.inner.tilings.setdefault("sides", {})
+        key = (self.tile, *size)
+        if key not in chosen:
+            chosen[key] = self._automatic(*size) if self.tile == "auto" else self.side(self.tile)
+        return chosen[key] if max(size) > chosen[key] else 0
+
+    def side(self, wanted: int | str) -> int:
+        """Round a side up to a multiple of the prior's, two of them at least."""
+        return max(2, -(-int(wanted) // self.multiple)) * self.multiple
+
+    def _automatic(self, height: int, width: int) -> int:
+        if height * width <= SMALL:
+            return 0
+        free = free_host_bytes() if self.device.type == "cpu" else free_bytes(self.device)
+        if free is None or free >= PLENTY * height * width:
+            return 0
+        side, planes = 0, SAMPLER_PLANES * 4 * height * width
+        for smaller in (0, *map(self.side, SIDES)):
+            if smaller >= max(height, width):
+                continue
+            side = smaller
+            tile = (min(side, height), min(side, width)) if side else (height, width)
+            need = self.inner.activation_bytes(1, *tile)
+            if need is None or need + planes <= SHARE * free:
+                break
+        return side
+
+    @torch.no_grad()
+    def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
+        """See :meth:`Prior.eps`; float32 where the picture is tiled."""
+        side = self.tile_at(*x.shape[-2:])
+        if not side:
+            return self.inner.eps(x, cond, variance=variance)
+        self.check_input(x, variance)
+        rows, columns = (self._spans(n, side) for n in x.shape[-2:])
+        channels = self.channels * (2 if variance else 1)
+        out = torch.zeros((len(x), channels, *x.shape[2:]), dtype=torch.float32, device=x.device)
+        for top, down in rows:
+            for left, across in columns:
+                part = (..., slice(top, top + len(down)), slice(left, left + len(across)))
+                eps = self.inner.eps(x[part].contiguous(), cond, variance=variance)
+                # product and sum apart: fused, they would round otherwise at a vector's end
+                out[part] += (eps.float() * down[:, None]).mul_(across)
+        return out
+
+    def _spans(self, length: int, side: int) -> list[Span]:
+        """The tiles along an axis; kept, since graphs that are captured go on reading them."""
+        kept = self.inner.tilings.setdefault("spans", {})
+        if (length, side) not in kept:
+            overlap = overlap_of(side, self.multiple)
+            starts = starts_of(length, side, overlap, self.multiple)
+            weights = weights_of(starts, min(length, side)).to(self.device, torch.float32)
+            if self.device.type == "cuda":  # calls on other streams will read them
+                torch.cuda.current_stream(self.device).synchronize()
+            kept[length, side] = list(map(Span, starts, weights))
+        return kept[length, side]
+
+
+def overlap_of(side: int, multiple: int) -> int:
+    """Give the least overlap of tiles of that side: a quarter, a multiple of ``multiple``."""
+    return max(1, side // 4 // multiple) * multiple
+
+
+def starts_of(length: int, side: int, overlap: int, multiple: int) -> list[int]:
+    """Give where tiles of that side begin on an axis, evenly, overlapping by ``overlap`` or more.
+
+    All four are multiples of ``multiple``, and so are the starts; one tile where it is enough.
+    """
+    rest = max(0, length - side)
+    gaps = -(-rest // (side - overlap))
+    return [0] + [rest * k // (gaps * multiple) * multiple for k in range(1, gaps + 1)]
+
+
+def weights_of(starts: list[int], side: int) -> Tensor:
+    """Compute the weights of tiles at those starts, float64 [tiles, side]; see the module.
+
+    A ramp goes over the middle half of the overlap with the tile before, by u² (3 − 2u).
+    """
+    places = torch.tensor(starts)[:, None] + torch.arange(side) + 0.5  # of pixels, in the picture
+    weights = torch.ones(len(starts), side, dtype=torch.float64)
+    for k, (before, start) in enumerate(pairwise(starts), 1):
+        overlap = before + side - start
+        u = (places.double() - (start + overlap / 4)) / (overlap / 2)
+        ramp = u.clamp(0, 1) ** 2 * (3 - 2 * u.clamp(0, 1))
+        weights[:k] *= 1 - ramp[:k]
+        weights[k] *= ramp[k]
+    return weights

@@ -1,0 +1,235 @@
+"""Objects behind URLs: looked at, listed, read and written, with another try where one may help."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import random
+import secrets
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from .trouble import StorageError, explained, may_be_tried_again, missing
+from .urls import join, schemes
+
+TRIES = 4
+FIRST_PAUSE = 0.5
+"""seconds before the second try; doubled before each further one, and varied by a fifth"""
+WRITTEN_WHOLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
+"""schemes whose objects appear when all of their bytes are there"""
+READ_ONLY = ("http", "https", "zip", "tar", "libarchive", "github", "git", "data", "reference")
+NOT_LISTED = ("http", "https")
+_OWN_RETRIES = ("s3", "s3a")
+_CONNECT, _READ = 10, 60  # seconds
+
+Result = TypeVar("Result")
+
+
+class Object(NamedTuple):
+    """An object, or a prefix with objects below it."""
+
+    url: str
+    size: int = 0
+    """in bytes"""
+    version: str = ""
+    """what differs when the content does: the ETag, a checksum or the time; "" where unknown"""
+    is_prefix: bool = False
+
+    @property
+    def state(self) -> str:
+        """Size and version as one text, for records."""
+        return f"{self.size} {self.version}".strip()
+
+
+def look(url: str) -> Object | None:
+    """Find out what a URL leads to; None where nothing is there.
+
+    Raises:
+        StorageError: It cannot be found out, for the reason that the message gives.
+        ImportError: A library is missing.
+    """
+
+    def attempt() -> Object | None:
+        system, path = _system(url)
+        system.invalidate_cache()
+        try:
+            return _object(url, system.info(path))
+        except FileNotFoundError as error:
+            if path.rstrip("/") in ("", system.root_marker):
+                return Object(url, is_prefix=True)
+            if _is_simply_absent(error):
+                return None
+            raise
+
+    return _tried(attempt, url, "read")
+
+
+def listing(url: str) -> dict[str, Object]:
+    """List all objects below a prefix: their names below it, in order; none is no error.
+
+    Raises:
+        StorageError: It cannot be listed.
+        ImportError: A library is missing.
+    """
+    if schemes(url)[0] in NOT_LISTED:
+        raise StorageError(f"{url}: a web server lists no files; give a manifest of their URLs")
+
+    def attempt() -> dict[str, Object]:
+        system, path = _system(url)
+        system.invalidate_cache()
+        try:
+            found = system.find(path, detail=True)
+        except FileNotFoundError as error:
+            if _is_simply_absent(error):
+                return {}
+            raise
+        root = path.rstrip("/") + "/" if path.strip("/") else path
+        return {
+            name: _object(join(url, name), info)
+            for key, info in sorted(found.items())
+            if (name := key.removeprefix(root).lstrip("/"))
+        }
+
+    return _tried(attempt, url, "listed")
+
+
+def read(url: str) -> bytes:
+    """Read an object.
+
+    Raises:
+        StorageError: It cannot be read.
+        ImportError: A library is missing.
+    """
+
+    def attempt() -> bytes:
+        system, path = _system(url)
+        return bytes(system.cat_file(path))
+
+    return _tried(attempt, url, "read")
+
+
+def fetch(url: str, target: Path) -> Path:
+    """Copy an object to a local file, which appears when it is whole.
+
+    Args:
+        url: The object.
+        target: The file, in a folder that is there; replaced where it exists.
+
+    Raises:
+        StorageError: It cannot be read.
+        OSError: The file cannot be written.
+        ImportError: A library is missing.
+    """
+    partial = target.with_name(f".{secrets.token_hex(8)}.tmp")
+
+    def attempt() -> None:
+        system, path = _system(url)
+        system.get_file(path, str(partial))
+
+    try:
+        _tried(attempt, url, "read")
+        if not partial.is_file():  # a prefix
+            raise StorageError(f"{url}: is a folder, expected an object")
+        os.replace(partial, target)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    return target
+
+
+def put(url: str, data: bytes) -> None:
+    """Write an object so that the name holds the old or the new one, never a part.
+
+    Raises:
+        StorageError: It cannot be written.
+        ImportError: A library is missing.
+    """
+    check_writable(url)
+
+    def attempt() -> None:
+        system, path = _system(url)
+        if schemes(url)[0] in WRITTEN_WHOLE:
+            system.pipe_file(path, data)
+        else:
+            _put_and_move(system, path, data)
+
+    _tried(attempt, url, "written")
+
+
+def check_writable(url: str) -> None:
+    """Refuse URLs of what is only read.
+
+    Raises:
+        StorageError: It is one of them.
+    """
+    if (scheme := schemes(url)[0]) in READ_ONLY:
+        raise StorageError(
+            f"{url}: {scheme}:// is only read; write to a local folder, s3://, gs:// or az://"
+        )
+
+
+def _put_and_move(system: Any, path: str, data: bytes) -> None:
+    folder, slash, _ = path.rpartition("/")
+    temporary = f"{folder}{slash}.{secrets.token_hex(8)}.tmp"
+    if folder:
+        system.makedirs(folder, exist_ok=True)
+    try:
+        system.pipe_file(temporary, data)
+        system.mv(temporary, path)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            system.rm_file(temporary)
+        raise
+
+
+def _tried(attempt: Callable[[], Result], url: str, what: str) -> Result:
+    """Run it, up to `TRIES` times where another try may help; errors become `explained` ones."""
+    for tried in range(1, TRIES + 1):
+        try:
+            return attempt()
+        except Exception as error:  # libraries of services fail in every way there is
+            if tried == TRIES or not may_be_tried_again(error):
+                raise explained(error, url, what, tried) from error
+            time.sleep(FIRST_PAUSE * 2 ** (tried - 1) * random.uniform(0.8, 1.2))
+    raise AssertionError("unreachable")
+
+
+def _system(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it."""
+    try:
+        core = importlib.import_module("fsspec.core")
+    except ImportError as error:
+        raise missing(url, ImportError("fsspec")) from error
+    options = {scheme: _once(scheme) for scheme in schemes(url) if scheme in _OWN_RETRIES}
+    system, path = core.url_to_fs(url, **options)
+    for one in (system, getattr(getattr(system, "fo", None), "fs", None)):
+        if one is not None and hasattr(one, "retries"):
+            one.retries = 1
+    return system, path
+
+
+def _once(scheme: str) -> dict[str, Any]:
+    """Options by which the library of S3 tries once, as tries are counted here."""
+    given = importlib.import_module("fsspec.config").conf.get(scheme, {}).get("config_kwargs", {})
+    return {
+        "config_kwargs": {
+            "retries": {"total_max_attempts": 1},
+            "connect_timeout": _CONNECT,
+            "read_timeout": _READ,
+            **given,
+        }
+    }
+
+
+def _is_simply_absent(error: BaseException) -> bool:
+    """Whether the object alone is not there: not its bucket."""
+    return not getattr(explained(error, "", "read"), "is_common", False)
+
+
+def _object(url: str, info: dict[str, Any]) -> Object:
+    names = ("ETag", "etag", "md5Hash", "content_md5", "CRC", "Last-Modified", "mtime", "created")
+    version = next((str(info[name]) for name in names if info.get(name)), "")
+    return Object(url, int(info.get("size") or 0), version.strip('"'), info["type"] == "directory")

@@ -1,0 +1,69 @@
+"""URLs of objects, told from local paths; nothing is loaded or asked here.
+
+Of chained URLs (``zip://ir/0001.png::s3://bucket/a.zip``) the first part names the object.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+_SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+"  # two letters or more: one is a drive of Windows
+_URL = re.compile(rf"{_SCHEME}://")
+_SWALLOWED = re.compile(rf"{_SCHEME}:/")
+_LINKS = re.compile(rf"(^|::)({_SCHEME}):/+")
+_ON_DISK = ("file", "local")
+_CHAIN = "::"
+
+
+def as_url(place: object) -> str | None:
+    """Give the URL that a str or a Path is; None for local paths and for anything else.
+
+    ``Path("s3://bucket/a")`` is ``s3:/bucket/a``, which counts unless there is such a local path. A
+    key with an empty part (``a//b``) is lost in a Path, but not in a str.
+    """
+    if isinstance(place, str):
+        return place if _URL.match(place) else None
+    if not isinstance(place, os.PathLike):
+        return None
+    text = Path(place).as_posix()
+    if not _SWALLOWED.match(text) or os.path.exists(place):
+        return None
+    return _LINKS.sub(_slashes, text)
+
+
+def _slashes(match: re.Match[str]) -> str:
+    scheme = match[2]
+    return f"{match[1]}{scheme}://" + ("/" if scheme in _ON_DISK else "")
+
+
+def schemes(url: str) -> list[str]:
+    """The schemes of a URL and of those it is chained to, in lower case."""
+    return [found[1].lower() for found in _LINKS.findall(url)]
+
+
+def join(url: str, name: str) -> str:
+    """The URL of an object below a prefix; a URL stays as it is."""
+    if as_url(name):
+        return name
+    head, chain, rest = url.partition(_CHAIN)
+    if not head.endswith("://"):
+        head = head.rstrip("/") + "/"
+    return f"{head}{name}{chain}{rest}"
+
+
+def parent(url: str) -> str:
+    """The prefix that an object lies in."""
+    head, chain, rest = url.partition(_CHAIN)
+    scheme, _, path = head.partition("://")
+    return f"{scheme}://{path.rstrip('/').rpartition('/')[0]}{chain}{rest}"
+
+
+def name_of(url: str) -> str:
+    """The last part of an object's name, without a query; "" for the root of a zip file."""
+    head = url.partition(_CHAIN)[0]
+    scheme, _, path = head.partition("://")
+    if scheme in ("http", "https"):
+        path = re.split("[?#]", path)[0]
+    return PurePosixPath(path).name

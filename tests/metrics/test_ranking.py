@@ -1,0 +1,93 @@
+"""Ranks, marks and intervals against SciPy and by hand; the table for a paper."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ddfm_fast.metrics.evaluation import CORE, Evaluation, MethodScores
+from ddfm_fast.metrics.latex import escaped
+from ddfm_fast.metrics.ranking import critical_difference, interval, marked, ranks, verdict
+from ddfm_fast.metrics.tables import as_dict, render
+
+stats = pytest.importorskip("scipy.stats")
+
+
+def evaluation(scores, *, copies=(), names=None):
+    """Scores [methods, pairs], the same in every column."""
+    scores = np.asarray(scores, np.float64)
+    pairs = [f"p{n}" for n in range(scores.shape[1])]
+    methods = [
+        MethodScores(
+            name=names[n] if names else f"m{n}",
+            folder=None,
+            values={column: row + 0.0 for column in CORE},
+            near_copies=dict.fromkeys(pairs, "ir") if n in copies else {},
+        )
+        for n, row in enumerate(scores)
+    ]
+    return Evaluation("vifb", pairs, methods)
+
+
+@pytest.mark.parametrize("decimals", [6, 1])
+@pytest.mark.parametrize("methods, pairs", [(3, 2), (4, 12), (7, 30)])
+def test_friedman_and_ranks_are_scipys(methods, pairs, decimals):
+    scores = np.random.default_rng(methods).random((methods, pairs)).round(decimals)
+    found = ranks(evaluation(scores), CORE[0])
+    assert found.p == pytest.approx(stats.friedmanchisquare(*scores).pvalue, rel=1e-9)
+    expected = np.mean([stats.rankdata(-scores[:, n]) for n in range(pairs)], axis=0)
+    np.testing.assert_allclose(found.mean, expected)
+
+
+def test_what_cannot_be_ranked():
+    assert ranks(evaluation([[1, 2]]), CORE[0]) is None
+    assert ranks(evaluation([[1], [2]]), CORE[0]) is None
+    assert ranks(evaluation([[1, np.nan], [2, 3]]), CORE[0]) is None
+    assert ranks(evaluation([[1, 2], [1, 2]]), CORE[0]) == ([1.5, 1.5], 1.0)
+    assert verdict(evaluation([[1, 2]])) == []
+
+
+def test_nemenyi():
+    """Demšar 2006, section 3.2.2: 4 methods on 14 data sets differ from 1.25."""
+    assert critical_difference(4, 14) == pytest.approx(1.25, abs=0.005)
+    assert critical_difference(1, 14) is critical_difference(40, 14) is None
+
+
+def test_the_best_and_the_second_are_marked_and_copies_are_not():
+    found = evaluation([[1, 1], [3, 3], [2, 2], [9, 9]], copies=[3])
+    assert set(marked(found).values()) == {("m1", "m2")}
+    text = render(found, "markdown")
+    assert "**3.000**" in text and "<u>2.000</u>" in text and "**9" not in text
+    latex = render(found, "latex")
+    assert "\\textbf{3.000}" in latex and "\\underline{2.000}" in latex and "{9" not in latex
+    assert latex.count("\\\\\n") == 5 and "±" not in latex
+    assert set(marked(evaluation([[1, 1]])).values()) == {(None, None)}
+
+
+def test_latex_shows_names_as_they_are():
+    latex = render(evaluation([[1, 2], [2, 3]], names=["a_b & c%", "\\x^~"]), "latex")
+    assert "a\\_b \\& c\\%" in latex
+    assert "\\textbackslash{}x\\textasciicircum{}\\textasciitilde{}" in latex
+    assert escaped("$#{}") == "\\$\\#\\{\\}"
+
+
+def test_the_interval_holds_the_mean_in_95_of_100_draws():
+    rng = np.random.default_rng(1)
+    held = [low <= 5 <= high for _ in range(400) for low, high in [interval(rng.normal(5, 2, 40))]]
+    assert 0.9 < np.mean(held) < 0.98
+    assert np.isnan(interval(np.array([1.0]))).all()
+    values = np.arange(9.0)
+    assert interval(values) == interval(values)
+    assert as_dict(evaluation([values, values + 1]))["methods"][0]["interval95"][CORE[0]] == [
+        *interval(values)
+    ]
+
+
+def test_the_verdict_names_the_columns_and_the_distance():
+    better = np.arange(20.0)
+    lines = verdict(evaluation([better, better + 1, better + 2]))
+    assert f"differ in {', '.join(CORE)}" in lines[0] and "20 pairs" in lines[0]
+    assert lines[1].startswith(f"two methods differ where their mean ranks do by "
+                               f"{critical_difference(3, 20):.2f}")  # fmt: skip
+    noise = np.random.default_rng(0).random((3, 4))
+    assert verdict(evaluation(noise))[0].endswith("no column tells them apart")

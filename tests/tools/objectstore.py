@@ -1,0 +1,80 @@
+"""An S3 server of the tests' own, one that fails when told to, and a line that goes dead."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+
+
+class Failing:
+    """A WSGI application that answers 503 to the first requests whose path has a word."""
+
+    def __init__(self, application):
+        self.application = application
+        self.word, self.left, self.failed = "", 0, 0
+
+    def __call__(self, environ, start_response):
+        if self.left > 0 and self.word in environ["PATH_INFO"]:
+            self.left -= 1
+            self.failed += 1
+            start_response("503 Service Unavailable", [("Content-Length", "0")])
+            return [b""]
+        return self.application(environ, start_response)
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[tuple[Failing, int]]:
+    """A server on a free port of this machine; give what fails and the port."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    failing = Failing(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, failing, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield failing, server.server_port
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+class DeadLine:
+    """Passes bytes on to a port, and stops after ``most`` of one upload, keeping the line open."""
+
+    def __init__(self, port: int, most: int):
+        self.target, self.most = port, most
+        self.is_dead = threading.Event()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self.listener.accept()
+                server = socket.create_connection(("127.0.0.1", self.target))
+                threading.Thread(target=self._up, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._down, args=(server, client), daemon=True).start()
+
+    def _up(self, client: socket.socket, server: socket.socket) -> None:
+        passed = 0
+        with contextlib.suppress(OSError), client, server:
+            while data := client.recv(8192):
+                if passed + len(data) > self.most:
+                    self.is_dead.set()
+                    continue
+                passed += len(data)
+                server.sendall(data)
+
+    def _down(self, server: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(8192):
+                client.sendall(data)
+
+    def close(self) -> None:
+        self.listener.close()
