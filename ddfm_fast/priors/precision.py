@@ -33,7 +33,7 @@ AUTO = {
     "cpu": Auto(
         "CPU", "float32",
         "keeps the bytes of every preset; bfloat16 takes 4 to 8 times as long on a CPU without "
-        "products in it (bench/results/dtype.md) and about 0.6 of the time on one with AVX512_BF16 "
+        "products in it (bench/results/dtype.md) and 0.6 to 0.7 of it on one with AVX512_BF16 "
         "(bench/results/bfloat16-2026-11-29.md); none with AMX has been measured",
     ),
     "cuda": Auto(
