@@ -47,7 +47,7 @@ TIMESTEP = 56
 LIMITS = {"float32": 2e-4, "bfloat16": 1e-1, "int8": 0.5}
 """of eps: float32's largest error over the largest value, else the error's root mean square over
 that of eps (random weights: .05 to .07 of our bfloat16, as Winograd's filtering rounds in between,
-.02 to .03 of PyTorch's). What int8 loses (.1 to .2 was seen) is stated, not judged: 1 is an eps of 0"""
+.02 to .03 of PyTorch's). What int8 loses (.1 to .2) is stated, not judged: 1 is an eps of 0"""
 PICTURES = 6
 """that int8 is calibrated on"""
 SHARE_OF_MEMORY = 0.5
