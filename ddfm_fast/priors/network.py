@@ -22,7 +22,7 @@ from .ops.onepass import OnePassOps
 from .ops.plain import PlainOps
 from .precision import PRECISIONS, check_precision, cpu_has, float32_products
 from .prior import Prior, same_device
-from .state_dict import weights_sha256
+from .state_dict import not_finite, some, weights_sha256
 from .unet import UNet
 
 
@@ -151,6 +151,9 @@ def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
 
     Convolutions are in channels_last, and qkv in the order in which attention reads it. Upsampling
     is folded on CPUs, where it was measured to win.
+
+    Raises:
+        ValueError: Weights are beyond the range of bfloat16.
     """
     tensors = {
         k: v.to(device, dtype, memory_format=torch.channels_last)
@@ -158,6 +161,9 @@ def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
         else v.to(device, dtype)
         for k, v in unet.state_dict().items()
     }
+    low = dtype == torch.bfloat16 and device.type == "cpu"
+    if low and (bad := not_finite(tensors)):
+        raise ValueError(f"dtype: {dtype} cannot hold the weights of {some(bad)}; use float32")
     result = build_unet(unet.config, tensors).reorder_attention()
     return result.fold_upsampling() if device.type == "cpu" else result
 

@@ -32,8 +32,9 @@ class Auto(NamedTuple):
 AUTO = {
     "cpu": Auto(
         "CPU", "float32",
-        "measured: bfloat16 takes 4 to 8 times as long on a CPU without products in it and 1.1 "
-        "times on one with them (bench/results/dtype.md); none with AMX has been measured",
+        "keeps the bytes of every preset; bfloat16 takes 4 to 8 times as long on a CPU without "
+        "products in it (bench/results/dtype.md) and 0.6 to 0.7 of it on one with AVX512_BF16 "
+        "(bench/results/bfloat16-2026-11-29.md); none with AMX has been measured",
     ),
     "cuda": Auto(
         "GPU of capability 7.0 or more", "float16",

@@ -38,7 +38,7 @@ PREBUILT = "DDFM_FAST_PREBUILT"
 """environment variable; "0" compiles even where the wheel brought a library"""
 COMPILED = "compiled here"
 # struct Layer, what changes from call to call and what a prepared layer fixes; struct Attention
-LAYER_CALL, LAYER_FIXED = struct.Struct("15P2q"), struct.Struct("d21q")
+LAYER_CALL, LAYER_FIXED = struct.Struct("15P2q"), struct.Struct("d22q")
 ATTENTION = struct.Struct("6P7q")
 
 
@@ -56,8 +56,10 @@ class Library:
         self.attention_floats = library.ddfm_attention_floats
         self.attention_floats.argtypes = [ctypes.c_int64] * 2
         numbers = library.ddfm_group, library.ddfm_layer_bytes, library.ddfm_attention_bytes
-        for function in (self.attention_floats, *numbers):
+        for function in (self.attention_floats, library.ddfm_pairs, *numbers):
             function.restype = ctypes.c_int64
+        self.pairs = bool(library.ddfm_pairs())
+        """whether one instruction multiplies pairs in bfloat16"""
         self.group, *sizes = (int(number()) for number in numbers)
         """output channels that are computed together"""
         if sizes != [LAYER_CALL.size + LAYER_FIXED.size, ATTENTION.size]:

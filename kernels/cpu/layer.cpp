@@ -1,4 +1,4 @@
-// A faster version of the layers of ddfm_fast.priors.ops.PlainOps on a CPU, in float32.
+// A faster version of the layers of ddfm_fast.priors.ops.PlainOps on a CPU, in float32 and bfloat16.
 //
 // A layer of the network is norm, SiLU, resampling, convolution, bias, residual, and the sums that
 // the next norm needs. Here all of it happens while a block of pixels is in the cache: what comes
@@ -14,21 +14,21 @@
 
 // M outputs in row y of a block, from x on; the window's pixels have no gaps, so that a row of the
 // kernel is one product.
-template <int M>
-static void direct_some(int x, int y, const Layer &layer, const float *window, int columns,
-                        const float *weight, Writer &writer) {
+template <int M, class T>
+static void direct_some(int x, int y, const Layer &layer, const T *window, int columns,
+                        const T *weight, Writer<T> &writer) {
     const int side = (int)layer.side, stride = (int)layer.stride, depth = depth_of(layer.channels);
-    const float *a[M];
+    const T *a[M];
     for (int j = 0; j < M; j++)
         a[j] = window + (int64_t)(y * stride * columns + (x + j) * stride) * depth;
     vec acc[M][2] = {};
     for (int row = 0; row < side; row++) {
-        multiply<M>(side * depth, a, weight + (int64_t)row * side * depth * NR, acc);
+        multiply<M>(side * depth, a, weight + row * padded(side * depth, weight) * NR, acc);
         for (int j = 0; j < M; j++) a[j] += columns * depth;
     }
     if (writer.count == NR) {
-        writer.put_whole<M>(y, x, 0, &acc[0][0], 2);
-        writer.put_whole<M>(y, x, 1, &acc[0][1], 2);
+        writer.template put_whole<M>(y, x, 0, &acc[0][0], 2);
+        writer.template put_whole<M>(y, x, 1, &acc[0][1], 2);
     } else {
         writer.put(y, x, 0, &acc[0][0], 2, M);
         writer.put(y, x, 1, &acc[0][1], 2, M);
@@ -36,23 +36,25 @@ static void direct_some(int x, int y, const Layer &layer, const float *window, i
 }
 
 // The same as winograd(), for kernels of side 1 or 3 and any stride, by their definition.
+template <class T>
 static bool direct(const Layer &layer, const Block &block, const float *scales, int first,
                    int last) {
     const int side = (int)layer.side, stride = (int)layer.stride, depth = depth_of(layer.channels);
     const int rows = (block.rows - 1) * stride + side, columns = (block.columns - 1) * stride + side;
     const int outputs = block.rows * block.columns;
-    float *window = scratch.floats((size_t)rows * columns * depth + (size_t)outputs * NR);
-    if (!window) return false;
-    float *skip = window + (size_t)rows * columns * depth;
+    float *skip = scratch.floats((size_t)rows * columns * depth + (size_t)outputs * NR);
+    if (!skip) return false;
+    T *window = (T *)(skip + (size_t)outputs * NR);
     for (int part = 0, base = 0; part < 2; base += (int)layer.channels[part++]) {
         const int count = (int)layer.channels[part];
         if (count)
-            read(layer, scales, part, block.image, 0, count, block.y * stride - side / 2,
+            read<T>(layer, scales, part, block.image, 0, count, block.y * stride - side / 2,
                  block.x * stride - side / 2, rows, columns, window + base, depth);
     }
     for (int group = first; group < last; group++) {
-        const float *weight = layer.weight + (int64_t)group * side * side * depth * NR;
-        Writer writer(layer, block, group, skip_products(layer, block, group, skip));
+        const int64_t size = side * padded(side * depth, window) * NR;
+        const T *weight = (const T *)layer.weight + group * size;
+        Writer<T> writer(layer, block, group, skip_products<T>(layer, block, group, skip));
         for (int y = 0; y < block.rows; y++)
             IN_ROWS(block.columns, direct_some, y, layer, window, columns, weight, writer);
         writer.finish();
@@ -106,9 +108,15 @@ struct Job {
         block.rows = (int)(below < layer.block_h ? below : layer.block_h);
         block.columns = (int)(beside < layer.block_w ? beside : layer.block_w);
         const int first = (int)(groups * share / shares), last = (int)(groups * (share + 1) / shares);
-        const bool done = layer.winograd ? winograd(layer, block, scales, first, last)
-                                         : direct(layer, block, scales, first, last);
+        const bool done = layer.low ? compute<bfloat>(block, first, last)
+                                    : compute<float>(block, first, last);
         if (!done) failed = true;
+    }
+
+    template <class T>
+    bool compute(const Block &block, int first, int last) const {
+        return layer.winograd ? winograd<T>(layer, block, scales, first, last)
+                              : direct<T>(layer, block, scales, first, last);
     }
 };
 
@@ -121,6 +129,7 @@ static void work(void *argument) {
 extern "C" {
 
 int64_t ddfm_group() { return NR; }
+int64_t ddfm_pairs() { return PAIRS; }
 int64_t ddfm_layer_bytes() { return sizeof(Layer); }
 
 // 0, or 1 where there was no memory.

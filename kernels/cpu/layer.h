@@ -4,7 +4,7 @@
 
 #pragma once
 
-#include "vectors.h"
+#include "bfloat.h"
 
 extern "C" {
 
@@ -13,15 +13,17 @@ enum Resample { NONE, UP, DOWN };
 struct Layer {
     // Two inputs side by side, [n, source_h, source_w, channels[i]], the second perhaps without
     // channels; two of the skip, of the output's size; and the sums of the inputs' values and of
-    // their squares, [n, blocks[i], 2, channels[i]], where there is a norm.
-    const float *part[2], *skip[2], *part_sums[2];
+    // their squares, [n, blocks[i], 2, channels[i]], where there is a norm. Where a type is void,
+    // it is bfloat or float, by `low`.
+    const void *part[2], *skip[2];
+    const float *part_sums[2];
     const float *norm_weight;  // [all channels], or null; with a norm input = SiLU(norm(input))
     const float *norm_bias;
-    const float *weight;       // as layer.py packs it
-    const float *skip_weight;  // of a 1x1 convolution of `skip` that is added, or null
+    const void *weight;        // as layer.py packs it
+    const void *skip_weight;   // of a 1x1 convolution of `skip` that is added, or null
     const float *bias;         // [out_channels], or null
-    const float *residual;     // as out, or half its size with residual_up; or null
-    float *out;                // [n, out_h, out_w, out_channels]
+    const void *residual;      // as out, or half its size with residual_up; or null
+    void *out;                 // [n, out_h, out_w, out_channels]
     float *sums;               // [n, blocks, 2, out_channels], or null
     Team team;                 // runs a function on several threads, or null
     int64_t part_blocks[2];
@@ -29,7 +31,7 @@ struct Layer {
     double epsilon;
     int64_t channels[2], skip_channels[2];
     int64_t n, source_h, source_w, h, w, out_h, out_w, out_channels;  // h, w: after resampling
-    int64_t side, stride, winograd, groups, silu, resample, residual_up, block_h, block_w;
+    int64_t side, stride, winograd, groups, silu, resample, residual_up, block_h, block_w, low;
 };
 }
 
@@ -38,6 +40,13 @@ struct Block {
     int rows, columns;  // of outputs
 };
 
+// Asks for `count` numbers that are soon read or written: rows are too short for the processor to
+// see what comes next.
+template <class T>
+static inline void fetch(const T *p, int count) {
+    for (int i = 0; i < count; i += 64 / (int)sizeof(T)) __builtin_prefetch(p + i, 0, 2);
+}
+
 static int depth_of(const int64_t *channels) { return (int)(channels[0] + channels[1]); }
 
 static int64_t blocks_of(const Layer &layer) {
@@ -45,47 +54,49 @@ static int64_t blocks_of(const Layer &layer) {
            ((layer.out_w + layer.block_w - 1) / layer.block_w);
 }
 
-// Reads an image as a convolution sees it: normalized, resampled, with zeros around it.
-template <bool NORM, bool SILU>
+// Reads an image of T as a convolution sees it, into W: normalized, resampled, with zeros around it.
+template <class T, class W, bool NORM, bool SILU>
 struct Reader {
     const Layer &layer;
     const int64_t pitch_in;              // of the source's pixels
-    const float *image, *scale, *shift;  // scale and shift of the first channel that is read
+    const T *image;
+    const float *scale, *shift;          // of the first channel that is read
     const int count;                     // channels
 
     Reader(const Layer &layer, const float *scales, int part, int64_t n, int first, int count)
         : layer(layer), pitch_in(layer.channels[part]), count(count) {
-        image = layer.part[part] + n * layer.source_h * layer.source_w * pitch_in + first;
+        image = (const T *)layer.part[part] + n * layer.source_h * layer.source_w * pitch_in + first;
         const int all = depth_of(layer.channels);
         scale = NORM ? scales + n * 2 * all + (part ? layer.channels[0] : 0) + first : nullptr;
         shift = NORM ? scale + all : nullptr;
     }
 
-    inline vec value(const float *from, int c) const {
+    inline vec value(const T *from, int c) const {
         vec v = load(from + c);
         if (NORM) v = v * load(scale + c) + load(shift + c);
         return SILU ? silu(v) : v;
     }
 
-    inline vec some(const float *from, int c) const {
+    inline vec some(const T *from, int c) const {
         vec v = load_some(from + c, count - c);
         if (NORM) v = v * load_some(scale + c, count - c) + load_some(shift + c, count - c);
         return SILU ? silu(v) : v;
     }
 
-    inline const float *source(int64_t y, int64_t x) const {
+    inline const T *source(int64_t y, int64_t x) const {
         return image + (y * layer.source_w + x) * pitch_in;
     }
 
-    inline void one(int64_t y, int64_t x, float *to) const {
-        const float *from = source(y, x);
+    inline void one(int64_t y, int64_t x, W *to) const {
+        const T *from = source(y, x);
+        fetch(from + layer.source_w * pitch_in, count);
         int c = 0;
         for (; c + VL <= count; c += VL) store(to + c, value(from, c));
         if (c < count) store_some(to + c, some(from, c), count - c);
     }
 
-    inline void mean(int64_t y, int64_t x, float *to) const {
-        const float *a = source(2 * y, 2 * x), *b = source(2 * y + 1, 2 * x);
+    inline void mean(int64_t y, int64_t x, W *to) const {
+        const T *a = source(2 * y, 2 * x), *b = source(2 * y + 1, 2 * x);
         const int64_t next = pitch_in;
         int c = 0;
         for (; c + VL <= count; c += VL)
@@ -96,72 +107,75 @@ struct Reader {
                                         some(b + next, c)), count - c);
     }
 
-    // Pixels [y0, y0 + rows) x [x0, x0 + columns) to `to`, each `pitch` floats after the last.
-    void window(int64_t y0, int64_t x0, int rows, int columns, float *to, int pitch) const {
+    // Pixels [y0, y0 + rows) x [x0, x0 + columns) to `to`, each `pitch` numbers after the last.
+    void window(int64_t y0, int64_t x0, int rows, int columns, W *to, int pitch) const {
         const int before = x0 < 0 ? (int)-x0 : 0;
         const int64_t left = layer.w - x0;
         const int end = left < columns ? (int)left : columns;
         for (int row = 0; row < rows; row++, to += columns * pitch) {
             const int64_t y = y0 + row;
             if (y < 0 || y >= layer.h) {
-                for (int x = 0; x < columns; x++) memset(to + x * pitch, 0, 4 * count);
+                for (int x = 0; x < columns; x++) memset(to + x * pitch, 0, sizeof(W) * count);
                 continue;
             }
-            for (int x = 0; x < before; x++) memset(to + x * pitch, 0, 4 * count);
+            for (int x = 0; x < before; x++) memset(to + x * pitch, 0, sizeof(W) * count);
             if (layer.resample == UP && row && y % 2 && y > 0) {
                 // the row above is the same one of the source
                 for (int x = before; x < end; x++)
-                    memcpy(to + x * pitch, to + (x - columns) * pitch, 4 * count);
+                    memcpy(to + x * pitch, to + (x - columns) * pitch, sizeof(W) * count);
             } else {
                 read_row(y, x0, before, end, to, pitch);
             }
-            for (int x = end; x < columns; x++) memset(to + x * pitch, 0, 4 * count);
+            for (int x = end; x < columns; x++) memset(to + x * pitch, 0, sizeof(W) * count);
         }
     }
 
-    inline void read_row(int64_t y, int64_t x0, int begin, int end, float *to, int pitch) const {
+    inline void read_row(int64_t y, int64_t x0, int begin, int end, W *to, int pitch) const {
         if (layer.resample == DOWN) {
             for (int x = begin; x < end; x++) mean(y, x0 + x, to + x * pitch);
         } else if (layer.resample == UP) {
             for (int x = begin; x < end; x++) {
                 if (x > begin && (x0 + x) % 2)
-                    memcpy(to + x * pitch, to + (x - 1) * pitch, 4 * count);
+                    memcpy(to + x * pitch, to + (x - 1) * pitch, sizeof(W) * count);
                 else
                     one(y / 2, (x0 + x) / 2, to + x * pitch);
             }
-        } else if (!NORM && pitch == pitch_in) {
-            memcpy(to + begin * pitch, source(y, x0 + begin), (int64_t)4 * (end - begin) * pitch);
+        } else if (!NORM && sizeof(T) == sizeof(W) && pitch == pitch_in) {
+            memcpy(to + begin * pitch, source(y, x0 + begin), sizeof(W) * (end - begin) * pitch);
         } else {
             for (int x = begin; x < end; x++) one(y, x0 + x, to + x * pitch);
         }
     }
 };
 
+template <class T, class W>
 static void read(const Layer &layer, const float *scales, int part, int64_t n, int first, int count,
-                 int64_t y, int64_t x, int rows, int columns, float *to, int pitch) {
+                 int64_t y, int64_t x, int rows, int columns, W *to, int pitch) {
     if (!scales)
-        Reader<false, false>(layer, scales, part, n, first, count).window(y, x, rows, columns, to, pitch);
+        Reader<T, W, false, false>(layer, scales, part, n, first, count).window(y, x, rows, columns, to, pitch);
     else if (layer.silu)
-        Reader<true, true>(layer, scales, part, n, first, count).window(y, x, rows, columns, to, pitch);
+        Reader<T, W, true, true>(layer, scales, part, n, first, count).window(y, x, rows, columns, to, pitch);
     else
-        Reader<true, false>(layer, scales, part, n, first, count).window(y, x, rows, columns, to, pitch);
+        Reader<T, W, true, false>(layer, scales, part, n, first, count).window(y, x, rows, columns, to, pitch);
 }
 
 // What becomes of a block's outputs, of channels [first, first + NR): bias, residual, sums.
+template <class T>
 struct Writer {
     const Layer &layer;
     const Block &block;
     const int first, count;
     vec bias[2], sum[2], square[2];
-    float *out;          // the block's first pixel
-    const float *extra;  // what is added there, or null
+    T *out;             // the block's first pixel
+    const float *skip;  // what is added there, [rows, columns, NR], or null
+    const T *extra;     // or this, or null
     int64_t out_row, extra_row, extra_pitch;
     int up;
 
-    // skip: [rows, columns, NR] of the block, or null
     Writer(const Layer &layer, const Block &block, int group, const float *skip)
         : layer(layer), block(block), first(group * NR),
-          count((int)(layer.out_channels - group * NR < NR ? layer.out_channels - group * NR : NR)) {
+          count((int)(layer.out_channels - group * NR < NR ? layer.out_channels - group * NR : NR)),
+          skip(skip) {
         for (int i = 0; i < 2; i++) {
             bias[i] = layer.bias && width(i) > 0
                           ? load_some(layer.bias + first + i * VL, width(i)) : vec{};
@@ -169,23 +183,35 @@ struct Writer {
         }
         const int64_t channels = layer.out_channels;
         out_row = layer.out_w * channels;
-        out = layer.out + (block.image * layer.out_h + block.y) * out_row + block.x * channels + first;
-        extra = skip, extra_row = block.columns * NR, extra_pitch = NR, up = 0;
+        out = (T *)layer.out + (block.image * layer.out_h + block.y) * out_row + block.x * channels +
+              first;
+        extra = nullptr, up = layer.residual_up != 0;
+        extra_row = (layer.out_w >> up) * channels, extra_pitch = channels;
         if (!skip && layer.residual) {  // blocks begin at even pixels
-            up = layer.residual_up != 0;
-            extra_row = (layer.out_w >> up) * channels, extra_pitch = channels;
-            extra = layer.residual + first + (block.x >> up) * channels +
+            extra = (const T *)layer.residual + first + (block.x >> up) * channels +
                     (block.image * (layer.out_h >> up) + (block.y >> up)) * extra_row;
+        }
+    }
+
+    void fetch_all() const {
+        for (int y = 0; y < block.rows; y++) {
+            for (int x = 0; x < block.columns; x++) fetch(output(y, x, 0), count);
+            if (extra && !(y & up))
+                for (int x = 0; x < block.columns; x += 1 + up) fetch(addend(y, x, 0), count);
         }
     }
 
     inline int width(int i) const { return count - i * VL < VL ? count - i * VL : VL; }
 
-    inline float *output(int y, int x, int i) const {
+    inline T *output(int y, int x, int i) const {
         return out + y * out_row + x * layer.out_channels + i * VL;
     }
 
-    inline const float *addend(int y, int x, int i) const {
+    inline const float *product(int y, int x, int i) const {
+        return skip + (y * block.columns + x) * NR + i * VL;
+    }
+
+    inline const T *addend(int y, int x, int i) const {
         return extra + (y >> up) * extra_row + (x >> up) * extra_pitch + i * VL;
     }
 
@@ -195,6 +221,7 @@ struct Writer {
         if (here <= 0) return;
         for (int j = 0; j < many; j++) {
             vec v = values[j * step] + bias[i];
+            if (skip) v += load_some(product(y, x + j, i), here);
             if (extra) v += load_some(addend(y, x + j, i), here);
             store_some(output(y, x + j, i), v, here);
             sum[i] += v;
@@ -207,12 +234,16 @@ struct Writer {
     __attribute__((always_inline)) inline void put_whole(int y, int x, int i, const vec *values,
                                                          int step) {
         const int64_t pitch = layer.out_channels;
-        float *to = output(y, x, i);
+        T *to = output(y, x, i);
         vec v[M];
 #pragma GCC unroll 8
         for (int j = 0; j < M; j++) v[j] = values[j * step] + bias[i];
-        if (extra) {
-            const float *from = addend(y, 0, i);
+        if (skip) {
+            const float *from = product(y, x, i);
+#pragma GCC unroll 8
+            for (int j = 0; j < M; j++) v[j] += load(from + j * NR);
+        } else if (extra) {
+            const T *from = addend(y, 0, i);
 #pragma GCC unroll 8
             for (int j = 0; j < M; j++) v[j] += load(from + ((x + j) >> up) * extra_pitch);
         }
@@ -240,17 +271,17 @@ struct Writer {
 };
 
 // M outputs in row y of the 1x1 convolution of `skip`, from x on: to[y][x].
-template <int M>
-static void skip_some(int x, int y, const Layer &layer, const Block &block, const float *weight,
+template <int M, class T>
+static void skip_some(int x, int y, const Layer &layer, const Block &block, const T *weight,
                       float *to) {
     vec acc[M][2] = {};
     const int64_t row = (block.image * layer.out_h + block.y + y) * layer.out_w + block.x;
     for (int part = 0; part < 2; part++) {
         const int64_t channels = layer.skip_channels[part];
-        const float *a[M];
-        for (int j = 0; j < M; j++) a[j] = layer.skip[part] + (row + x + j) * channels;
+        const T *a[M];
+        for (int j = 0; j < M; j++) a[j] = (const T *)layer.skip[part] + (row + x + j) * channels;
         multiply<M>((int)channels, a, weight, acc);
-        weight += channels * NR;
+        weight += padded(channels, weight) * NR;
     }
     to += (y * block.columns + x) * NR;
 #pragma GCC unroll 8
@@ -260,9 +291,11 @@ static void skip_some(int x, int y, const Layer &layer, const Block &block, cons
     }
 }
 
+template <class T>
 static const float *skip_products(const Layer &layer, const Block &block, int group, float *to) {
     if (!layer.skip_weight) return nullptr;
-    const float *weight = layer.skip_weight + (int64_t)group * depth_of(layer.skip_channels) * NR;
+    const int64_t size = padded(depth_of(layer.skip_channels), (const T *)nullptr) * NR;
+    const T *weight = (const T *)layer.skip_weight + group * size;
     for (int y = 0; y < block.rows; y++)
         IN_ROWS(block.columns, skip_some, y, layer, block, weight, to);
     return to;

@@ -1,6 +1,7 @@
 """``layer.cpp``: a faster version of a layer of ``priors.ops.plain.PlainOps``.
 
-A layer is a convolution with all that surrounds it, float32 on a CPU.
+A layer is a convolution with all that surrounds it, on a CPU, in float32 or bfloat16. In bfloat16
+activations are stored and products made, in pairs; sums, norms and transforms are float32.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _POINTS = 0.0, 0.75, -0.75, 1.5, -1.5
 _PARTS, _SKIPS, _SUMS, _NORM, _WEIGHT, _SKIP_WEIGHT = 0, 2, 4, 6, 8, 9
 _BIAS, _RESIDUAL, _OUT, _NEW_SUMS, _TEAM, _BLOCKS = 10, 11, 12, 13, 14, 15
 _RESAMPLE = {"": 0, "up": 1, "down": 2}
+DTYPES = memory.FLOAT, torch.bfloat16
 MOST_CHANNELS = 2**20
 """of all inputs and of the result: the code counts those of a block in 32 bits"""
 
@@ -37,6 +39,8 @@ class Weight(NamedTuple):
     out_channels: int
     side: int
     winograd: bool
+    dtype: torch.dtype = memory.FLOAT
+    """of activations too"""
 
 
 def _transform() -> Tensor:
@@ -50,11 +54,12 @@ def _transform() -> Tensor:
     return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64, device=memory.CPU)
 
 
-def pack(weight: Tensor, winograd: bool) -> Weight:
+def pack(weight: Tensor, winograd: bool, dtype: torch.dtype = memory.FLOAT) -> Weight:
     """Lay a weight [O, I, 3, 3], [O, I, 1, 1] or [O, I] out for :class:`Layer`.
 
-    In groups of output channels [groups, taps or points, I, group], the last filled with zeros.
-    With ``winograd`` a weight takes four times its size.
+    In groups of output channels [groups, rows, depth, group], the last filled with zeros; a row is
+    a point or a row of taps. In bfloat16, pairs along the depth lie together, the last of an odd
+    depth filled with zero. With ``winograd`` a weight takes four times its size.
     """
     kernel = tuple(weight.shape[2:]) or (1, 1)
     if weight.ndim < 2 or kernel not in ((1, 1), (3, 3)) or winograd and kernel != (3, 3):
@@ -62,21 +67,36 @@ def pack(weight: Tensor, winograd: bool) -> Weight:
             f"weight: shape {tuple(weight.shape)}; expected [O, I, 3, 3], [O, I, 1, 1] or [O, I], "
             "and 3x3 for Winograd's filtering"
         )
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: {dtype}; expected torch.float32 or torch.bfloat16")
     out_channels, channels = weight.shape[:2]
     taps = weight.detach().to(memory.CPU).reshape(out_channels, channels, -1)
     transform = torch.kron(_transform(), _transform()).T if winograd else None
-    shape = _packed_shape(channels, out_channels, kernel[0], winograd)
-    packed, group = memory.empty(*shape).zero_(), shape[-1]
+    result = Weight(taps, channels, out_channels, kernel[0], winograd, dtype)
+    shape = _packed_shape(result)
+    packed = torch.zeros(shape, dtype=dtype, device=memory.CPU)
+    group, rows = shape[-1] if dtype is memory.FLOAT else shape[-2], shape[1]
     for index in range(len(packed)):  # in pieces: float64 of a large weight takes much memory
-        rows = taps[index * group : (index + 1) * group]
-        rows = rows if transform is None else rows.double() @ transform
-        packed[index, :, :, : len(rows)] = rows.permute(2, 1, 0)
-    return Weight(packed, channels, out_channels, kernel[0], winograd)
+        some = taps[index * group : (index + 1) * group]
+        some = some if transform is None else some.double() @ transform
+        some = some.permute(2, 1, 0).reshape(rows, -1, len(some))  # rows, depth, outputs
+        if dtype is memory.FLOAT:
+            packed[index, :, :, : some.shape[2]] = some
+            continue
+        if some.shape[1] % 2:
+            some = torch.nn.functional.pad(some, (0, 0, 0, 1))
+        packed[index, :, :, : some.shape[2]] = some.unflatten(1, (-1, 2)).transpose(2, 3)
+    return result._replace(data=packed)
 
 
-def _packed_shape(channels: int, out: int, side: int, winograd: bool) -> tuple[int, ...]:
-    group, points = library().group, (len(_POINTS) + 1) ** 2 if winograd else side * side
-    return -(-out // group), points, channels, group
+def _packed_shape(weight: Weight) -> tuple[int, ...]:
+    group = library().group
+    rows = (len(_POINTS) + 1) ** 2 if weight.winograd else weight.side
+    depth = weight.channels if weight.winograd else weight.side * weight.channels
+    groups = -(-weight.out_channels // group)
+    if weight.dtype is memory.FLOAT:
+        return groups, rows, depth, group
+    return groups, rows, -(-depth // 2), group, 2
 
 
 def suits_winograd(channels: Sequence[int], side: int, stride: int) -> bool:
@@ -85,7 +105,7 @@ def suits_winograd(channels: Sequence[int], side: int, stride: int) -> bool:
 
 
 Part = tuple[Tensor, Tensor | None]
-"""an input [N, C, H, W], float32 and channels_last, and its sums as :class:`Layer` returns them"""
+"""an input [N, C, H, W], channels_last, and its sums as :class:`Layer` returns them"""
 
 
 class Layer:
@@ -94,7 +114,8 @@ class Layer:
     Prepared for inputs of one size, so that a call costs little beside its arithmetic.
 
     Args:
-        weight: of :func:`pack`, over the channels of all inputs; padded by half its side.
+        weight: of :func:`pack`, over the channels of all inputs; padded by half its side. Its dtype
+            is that of all activations; all else is float32.
         shapes: of the inputs, one or two of [N, C, H, W] that differ in C at most.
         groups: of a group norm of the inputs, with ``epsilon``; 0: no norm.
         silu: after the norm, and only with one.
@@ -144,9 +165,7 @@ class Layer:
         skip_channels: Sequence[int] = () if skip is None else skip[1]
         self.skip_shapes = [(n, c, out_h, out_w) for c in skip_channels]
         if self.skip is not None:
-            _check_weight("skip", skip_channels, self.skip)
-            if self.skip.side != 1 or self.skip.out_channels != out:
-                raise ValueError(f"skip: of {self.skip[1:]}; expected 1x1, to {out} channels")
+            _check_skip(self.skip, skip_channels, weight)
         block_h, block_w = WINOGRAD_BLOCK if weight.winograd else DIRECT_BLOCK[stride]
         blocks = -(-out_h // block_h) * -(-out_w // block_w)
         self.sums_shape = (n, blocks, 2, out) if want_sums else None
@@ -162,6 +181,7 @@ class Layer:
             epsilon, *_two(channels), *_two(skip_channels),
             n, source_h, source_w, h, w, out_h, out_w, out, weight.side, stride, weight.winograd,
             groups or 1, silu, _RESAMPLE[resample], residual_up, block_h, block_w,
+            weight.dtype is not memory.FLOAT,
         )  # fmt: skip
 
     def __call__(
@@ -186,30 +206,30 @@ class Layer:
             out: to write to, and of no other input's memory; may be the residual of its size.
 
         Returns:
-            The result [N, O, H', W'], channels_last, and float32 [N, blocks, 2, O]: the sums of
+            The result [N, O, H', W'], channels_last; and float32 [N, blocks, 2, O]: the sums of
             its values and of their squares over parts of each image, or None.
 
         Raises:
-            ValueError: What comes is not what the layer was prepared for, or not float32 on the
-                CPU without gaps, aligned.
+            ValueError: What comes is not what the layer was prepared for, or not of the dtypes on
+                the CPU without gaps, aligned.
             MemoryError: There is no memory for scratch.
         """
         self._check_counts(parts, norm, skip, residual)
         fields = self._fields.copy()
         for i, (x, sums) in enumerate(parts):
-            fields[_PARTS + i] = _plane(x, self.shapes[i])
+            fields[_PARTS + i] = self._plane(x, self.shapes[i])
             if self.groups:
                 fields[_SUMS + i], fields[_BLOCKS + i] = self._sums_of(i, sums)
         for i, (x, _) in enumerate(skip):
-            fields[_SKIPS + i] = _plane(x, self.skip_shapes[i])
+            fields[_SKIPS + i] = self._plane(x, self.skip_shapes[i])
         if norm is not None:
             fields[_NORM], fields[_NORM + 1] = self._norm_of(norm)
         if bias is not None:
             fields[_BIAS] = _vector("bias", bias, self.shape[1])
         if residual is not None:
-            fields[_RESIDUAL] = _plane(residual, self.residual_shape)
+            fields[_RESIDUAL] = self._plane(residual, self.residual_shape)
         if out is None:
-            out = memory.empty_strided(self.shape, self.strides)
+            out = memory.empty_strided(self.shape, self.strides, self.weight.dtype)
         else:
             self._check_apart(out, parts, skip, norm, bias, residual)
         sums = None
@@ -221,6 +241,14 @@ class Layer:
         if self.library.layer(call, torch.get_num_threads()):
             raise MemoryError("not enough memory for a layer of the prior")
         return out, sums
+
+    def _plane(self, x: Tensor, shape: tuple[int, ...]) -> int:
+        """Find the address of an activation that the code can read."""
+        dtype = self.weight.dtype
+        right = x.shape == shape and x.dtype is dtype and x.is_cpu
+        if not (right and x.is_contiguous(memory_format=torch.channels_last)):
+            raise memory.refusal("tensor", x, shape, "channels_last", dtype)
+        return memory.address("tensor", x)
 
     def _check_counts(self, parts, norm, skip, residual) -> None:
         """Raise ValueError for tensors too many or too few."""
@@ -256,7 +284,7 @@ class Layer:
 
     def _check_apart(self, out, parts, skip, norm, bias, residual) -> None:
         """Raise ValueError where ``out`` does not fit, or overlaps what other blocks still read."""
-        _plane(out, self.shape)
+        self._plane(out, self.shape)
         others = [*((f"parts[{i}]", x) for i, (x, _) in enumerate(parts)),
                   *((f"skip[{i}]", x) for i, (x, _) in enumerate(skip)),
                   *((f"sums of parts[{i}]", s) for i, (_, s) in enumerate(parts) if s is not None),
@@ -267,14 +295,6 @@ class Layer:
         if residual is not None and not (in_place and residual.shape == out.shape):
             others.append(("residual", residual))
         memory.check_apart(out, others)
-
-
-def _plane(x: Tensor, shape: tuple[int, ...]) -> int:
-    """Find the address of an activation that the code can read."""
-    right = x.shape == shape and x.dtype is memory.FLOAT and x.is_cpu
-    if not (right and x.is_contiguous(memory_format=torch.channels_last)):
-        raise memory.refusal("tensor", x, shape, "channels_last")
-    return memory.address("tensor", x)
 
 
 def _vector(name: str, x: Tensor, count: int) -> int:
@@ -292,7 +312,18 @@ def _check_weight(name: str, channels: Sequence[int], weight: Weight) -> None:
         )
     if max(weight.channels, weight.out_channels) > MOST_CHANNELS:
         raise ValueError(f"weight: {weight[1:3]} channels, expected at most {MOST_CHANNELS}")
-    memory.check("packed weight", weight.data, _packed_shape(*weight[1:]))
+    memory.check("packed weight", weight.data, _packed_shape(weight), weight.dtype)
+
+
+def _check_skip(skip: Weight, channels: Sequence[int], weight: Weight) -> None:
+    _check_weight("skip", channels, skip)
+    expected = 1, weight.out_channels, weight.dtype
+    if (skip.side, skip.out_channels, skip.dtype) != expected:
+        raise ValueError(
+            f"skip: of {skip[1:]}; expected 1x1, to {weight.out_channels} channels, {weight.dtype}"
+        )
+    if skip.dtype is not memory.FLOAT and len(channels) > 1 and channels[0] % 2:
+        raise ValueError(f"skip: {channels[0]} channels first; expected an even number")
 
 
 def _check_options(weight, channels, groups: int, silu: bool, resample: str, stride: int) -> None:

@@ -19,24 +19,29 @@ def empty(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=FLOAT, device=CPU)
 
 
-def empty_strided(shape: Sequence[int], strides: Sequence[int]) -> Tensor:
+def empty_strided(
+    shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype = FLOAT
+) -> Tensor:
     """Make such a tensor of that layout; faster than :func:`empty`."""
-    return torch.empty_strided(shape, strides, dtype=FLOAT, device=CPU)
+    return torch.empty_strided(shape, strides, dtype=dtype, device=CPU)
 
 
-def check(name: str, x: Tensor, shape: Sequence[int]) -> None:
-    """Raise ValueError unless ``x`` is float32 on the CPU, of a shape, without gaps, aligned."""
-    right = x.shape == shape and x.dtype is FLOAT and x.is_cpu and x.is_contiguous()
+def check(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype = FLOAT) -> None:
+    """Raise ValueError unless ``x`` is of a dtype on the CPU, of a shape, without gaps, aligned."""
+    right = x.shape == shape and x.dtype is dtype and x.is_cpu and x.is_contiguous()
     if not right:
-        raise refusal(name, x, shape, "without gaps")
+        raise refusal(name, x, shape, "without gaps", dtype)
     address(name, x)
 
 
-def refusal(name: str, x: Tensor, shape: Sequence[int | str], layout: str) -> ValueError:
-    """Make the error for a tensor that is not float32 on the CPU of that shape and layout."""
+def refusal(
+    name: str, x: Tensor, shape: Sequence[int | str], layout: str, dtype: torch.dtype = FLOAT
+) -> ValueError:
+    """Make the error for a tensor that is not of a dtype on the CPU of that shape and layout."""
+    expected = str(dtype).removeprefix("torch.")
     return ValueError(
         f"{name} of shape {tuple(x.shape)}, {x.dtype}, {x.device}, strides {x.stride()}; "
-        f"expected {tuple(shape)}, float32 on the CPU, {layout}"
+        f"expected {tuple(shape)}, {expected} on the CPU, {layout}"
     )
 
 
@@ -47,10 +52,11 @@ def address(name: str, x: Tensor) -> int:
     the imaginary part of a conjugate has its sign in a bit of the tensor.
     """
     found = x.data_ptr()
-    if found & 3 or not found or x.is_neg():
+    size = x.element_size()
+    if found % size or not found or x.is_neg():
         raise ValueError(
             f"{name}: begins at address {found:#x}, negative bit {x.is_neg()}; expected memory "
-            "that begins at a multiple of 4 bytes, without that bit: .clone() it"
+            f"that begins at a multiple of {size} bytes, without that bit: .clone() it"
         )
     return found
 

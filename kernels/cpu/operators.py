@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
+from . import memory
 from .attention import attention
 from .layer import DIRECT_BLOCK, WINOGRAD_BLOCK, Layer, Weight, pack, suits_winograd
 
@@ -67,7 +68,7 @@ def cpu_layer(
     """Run a layer as :class:`.layer.Layer` does, and with its errors.
 
     Args:
-        parts: One or two inputs [N, C, H, W], float32, channels_last.
+        parts: One or two inputs [N, C, H, W], float32 or bfloat16 as the weight, channels_last.
         sums: Theirs, where there is a norm; else none.
         weight: [O, I, 3, 3], [O, I, 1, 1] or [O, I] over the channels of all parts.
         bias: [O] or None.
@@ -103,7 +104,7 @@ def cpu_layer(
         skip=[(x, None) for x in skip],
         residual=residual,
     )
-    return y, y.new_empty(0) if new_sums is None else new_sums
+    return y, memory.empty(0) if new_sums is None else new_sums
 
 
 @cpu_layer.register_fake
@@ -119,11 +120,11 @@ def _(
     strides = height * width * outs, 1, width * outs, outs
     y = parts[0].new_empty_strided((n, outs, height, width), strides)
     if not want_sums:
-        return y, y.new_empty(0)
+        return y, y.new_empty(0, dtype=torch.float32)
     winograd = suits_winograd([x.shape[1] for x in parts], side, stride)
     block_h, block_w = WINOGRAD_BLOCK if winograd else DIRECT_BLOCK[stride]
     blocks = -(-height // block_h) * -(-width // block_w)
-    return y, y.new_empty((n, blocks, 2, outs))
+    return y, y.new_empty((n, blocks, 2, outs), dtype=torch.float32)
 
 
 @torch.library.custom_op(
@@ -149,13 +150,13 @@ def _laid_out(weight: Tensor, channels: Sequence[int], stride: int) -> _Laid:
     winograd = suits_winograd(channels, side, stride)
     version = 0 if weight.is_inference() else weight._version
     place = StorageWeakRef(weight.untyped_storage())
-    key = place, weight.storage_offset(), weight.shape, weight.stride(), winograd
+    key = place, weight.storage_offset(), weight.shape, weight.stride(), winograd, weight.dtype
     found = _laid.get(key)
     if found is None or found.version != version:
         for old in list(_laid):
             if old[0].expired():
                 _laid.pop(old, None)  # another thread may have been here
-        found = _laid[key] = _Laid(version, pack(weight, winograd), {})
+        found = _laid[key] = _Laid(version, pack(weight, winograd, weight.dtype), {})
     return found
 
 

@@ -21,7 +21,9 @@ HERE = Path(__file__).resolve().parent
 SOURCES = tuple(
     HERE / f"{name}.cpp" for name in ("layer", "attention", "choose", "pixels", "carry")
 )
-HEADERS = tuple(HERE / f"{name}.h" for name in ("vectors", "rows", "levels", "layer", "winograd"))
+HEADERS = tuple(
+    HERE / f"{name}.h" for name in ("vectors", "bfloat", "rows", "levels", "layer", "winograd")
+)
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
          "-fPIC", "-shared")  # fmt: skip
 FOLDER = "compiled"
@@ -37,7 +39,7 @@ class Level(NamedTuple):
     """Instructions that a library is compiled for."""
 
     name: str
-    """also what -march calls it"""
+    """also what -march calls it, up to a "+" and what is asked for by a flag of its own"""
     machine: str
     needs: frozenset[str]
     """flags of /proc/cpuinfo that a processor has to have"""
@@ -45,7 +47,10 @@ class Level(NamedTuple):
 
 V3 = frozenset(["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"])
 V4 = V3 | frozenset(["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"])
+BFLOAT = V4 | {"avx512_bf16"}
+"""with products of pairs in bfloat16, which no level of -march has"""
 LEVELS = (
+    Level("x86-64-v4+avx512bf16", "x86_64", BFLOAT),
     Level("x86-64-v4", "x86_64", V4),
     Level("x86-64-v3", "x86_64", V3),
     Level("x86-64", "x86_64", frozenset()),
@@ -62,6 +67,12 @@ def compiler() -> str:
         if found := shutil.which(name):
             return found
     raise RuntimeError(f"no C++ compiler ({', '.join(names)}); install g++")
+
+
+def architecture(level: Level) -> list[str]:
+    """Give the flags that ask the compiler for a level."""
+    march, _, more = level.name.partition("+")
+    return [f"-march={march}", *([f"-m{more}"] if more else [])]
 
 
 def file_name(level: Level) -> str:
@@ -143,7 +154,7 @@ def compile_level(level: Level, folder: Path) -> Path:
     path = folder.resolve() / file_name(level)  # the compiler runs beside the sources
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [file.name for file in SOURCES]
-    _run([compiler(), *FLAGS, f"-march={level.name}", "-s", *names, "-o", str(path)])
+    _run([compiler(), *FLAGS, *architecture(level), "-s", *names, "-o", str(path)])
     if too_new := newer(path.read_bytes()):
         raise RuntimeError(
             f"{path.name} needs {', '.join(too_new)}, which systems of glibc 2.{GLIBC} do not "

@@ -15,10 +15,10 @@ constexpr int SLAB = 32;
 constexpr int SKEW = 16;
 
 // Rows [at, at + M) of `to` [.., NR] = rows of a [.., depth] times b [depth, NR].
-template <int M>
-static void product(int at, int depth, const float *a, const float *b, float *to) {
+template <int M, class T>
+static void product(int at, int depth, const T *a, const T *b, float *to) {
     vec acc[M][2] = {};
-    const float *rows[M];
+    const T *rows[M];
     for (int j = 0; j < M; j++) rows[j] = a + (int64_t)(at + j) * depth;
     multiply<M>(depth, rows, b, acc);
 #pragma GCC unroll 8
@@ -54,8 +54,9 @@ static inline void from_points(const float *m, int64_t pitch, vec *y) {
 }
 
 // One row of tiles and one vector of channels of it.
+template <class T>
 static void transform_row(const float *window, int columns, int across, int depth, float *half,
-                          float *to, int64_t plane) {
+                          T *to, int64_t plane) {
     vec v[WIDE];
     for (int x = 0; x < columns; x++) {
         to_points(window + x * SLAB, columns * SLAB, v);
@@ -72,16 +73,16 @@ static void transform_row(const float *window, int columns, int across, int dept
 }
 
 // Tiles' inputs at all points: points[point][tile][channel]. Neighbours share columns.
+template <class T>
 static void transform_inputs(const Layer &layer, const Block &block, const float *scales, int down,
-                             int across, float *window, float *half, float *points,
-                             int64_t plane) {
+                             int across, float *window, float *half, T *points, int64_t plane) {
     const int rows = down * TILE + 2, columns = across * TILE + 2, depth = depth_of(layer.channels);
     for (int part = 0, base = 0; part < 2; base += (int)layer.channels[part++]) {
         for (int first = 0; first < layer.channels[part]; first += SLAB) {
-            read(layer, scales, part, block.image, first, SLAB, block.y - 1, block.x - 1, rows,
+            read<T>(layer, scales, part, block.image, first, SLAB, block.y - 1, block.x - 1, rows,
                  columns, window, SLAB);
             for (int row = 0; row < down; row++) {
-                float *to = points + (int64_t)row * across * depth + base + first;
+                T *to = points + (int64_t)row * across * depth + base + first;
                 for (int c = 0; c < SLAB; c += VL)
                     transform_row(window + row * TILE * columns * SLAB + c, columns, across, depth,
                                   half, to + c, plane);
@@ -90,8 +91,9 @@ static void transform_inputs(const Layer &layer, const Block &block, const float
     }
 }
 
+template <class T>
 static void transform_outputs(const Block &block, int across, int tiles, const float *points,
-                              int64_t plane, Writer &writer) {
+                              int64_t plane, Writer<T> &writer) {
     for (int tile = 0; tile < tiles; tile++, points += NR) {
         const int top = tile / across * TILE, left = tile % across * TILE;
         const int rows = block.rows - top < TILE ? block.rows - top : TILE;
@@ -108,7 +110,7 @@ static void transform_outputs(const Block &block, int across, int tiles, const f
             for (int j = 0; j < rows; j++) {
                 from_points(half + j * WIDE * VL, VL, y);
                 if (whole)
-                    writer.put_whole<TILE>(top + j, left, i, y, 1);
+                    writer.template put_whole<TILE>(top + j, left, i, y, 1);
                 else
                     writer.put(top + j, left, i, y, 1, columns);
             }
@@ -117,6 +119,7 @@ static void transform_outputs(const Block &block, int across, int tiles, const f
 }
 
 // Output channels [first, last) in groups of NR, of one block, by Winograd.
+template <class T>
 static bool winograd(const Layer &layer, const Block &block, const float *scales, int first,
                      int last) {
     const int down = (block.rows + TILE - 1) / TILE, across = (block.columns + TILE - 1) / TILE;
@@ -125,15 +128,17 @@ static bool winograd(const Layer &layer, const Block &block, const float *scales
     const int64_t window_size = (int64_t)(down * TILE + 2) * (across * TILE + 2) * SLAB;
     const int64_t skip_size = (int64_t)block.rows * block.columns * NR;
     const int64_t half_size = (int64_t)(across * TILE + 2) * WIDE * VL;
-    float *window =
-        scratch.floats(window_size + half_size + skip_size + POINTS * (in_plane + out_plane));
+    const int64_t floats = window_size + half_size + skip_size + POINTS * out_plane;
+    float *window = scratch.floats(floats + POINTS * in_plane * (int64_t)sizeof(T) / 4);
     if (!window) return false;
     float *half = window + window_size, *skip = half + half_size;
-    float *in = skip + skip_size, *out = in + POINTS * in_plane;
+    float *out = skip + skip_size;
+    T *in = (T *)(out + POINTS * out_plane);
     transform_inputs(layer, block, scales, down, across, window, half, in, in_plane);
     for (int group = first; group < last; group++) {
-        const float *weight = layer.weight + (int64_t)group * POINTS * depth * NR;
-        Writer writer(layer, block, group, skip_products(layer, block, group, skip));
+        const T *weight = (const T *)layer.weight + (int64_t)group * POINTS * depth * NR;
+        Writer<T> writer(layer, block, group, skip_products<T>(layer, block, group, skip));
+        writer.fetch_all();
         for (int p = 0; p < POINTS; p++) {
             IN_ROWS(tiles, product, depth, in + p * in_plane, weight + (int64_t)p * depth * NR,
                     out + p * out_plane);

@@ -12,7 +12,7 @@
 #include <vector>
 
 extern "C" {
-int64_t ddfm_group(), ddfm_layer_bytes(), ddfm_attention_bytes();
+int64_t ddfm_group(), ddfm_pairs(), ddfm_layer_bytes(), ddfm_attention_bytes();
 int64_t ddfm_choose_bytes(), ddfm_carry_bytes();
 int64_t ddfm_read_bytes(), ddfm_order_bytes(), ddfm_give_bytes();
 int64_t ddfm_attention_floats(int64_t tokens, int64_t width);
@@ -27,6 +27,7 @@ typedef int (*Function)(const void *, int64_t);
 
 static const struct { const char *name; Number number; Function function; } TABLE[] = {
     {"ddfm_group", ddfm_group, nullptr},
+    {"ddfm_pairs", ddfm_pairs, nullptr},
     {"ddfm_layer_bytes", ddfm_layer_bytes, nullptr},
     {"ddfm_attention_bytes", ddfm_attention_bytes, nullptr},
     {"ddfm_choose_bytes", ddfm_choose_bytes, nullptr},

@@ -121,23 +121,23 @@ CASES = {
 
 
 def make(n, height, width, channels, out, *, side=3, stride=1, norm=False, silu=True, bias=False,
-         resample="", skip=(), residual=False, up=False):  # fmt: skip
+         resample="", skip=(), residual=False, up=False, dtype=torch.float32):  # fmt: skip
     """(prepared layer, its arguments, the exact result), or None where the input is too small."""
     if resample == "down" and min(height, width) < 2:
         return None
-    parts = [normal(n, c, height, width, seed=c, shift=0.5) for c in channels]
+    parts = [normal(n, c, height, width, seed=c, shift=0.5).to(dtype) for c in channels]
     every = sum(channels)
-    weight = normal(out, every, side, side, seed=1) / (side * every**0.5)
+    weight = (normal(out, every, side, side, seed=1) / (side * every**0.5)).to(dtype)
     h, w = (s * 2 if resample == "up" else s // 2 if resample == "down" else s
             for s in (height, width))  # fmt: skip
     h, w = ((s - 1) // stride + 1 for s in (h, w))
-    skips = [normal(n, c, h, w, seed=2 + c) for c in skip]
-    skip_weight = normal(out, sum(skip), 1, 1, seed=3) if skip else None
+    skips = [normal(n, c, h, w, seed=2 + c).to(dtype) for c in skip]
+    skip_weight = normal(out, sum(skip), 1, 1, seed=3).to(dtype) if skip else None
     half = 2 if up else 1
     tensors = dict(
         bias=normal(out, seed=4) if bias else None,
         norm=tuple(normal(2, every, seed=5)) if norm else None,
-        residual=normal(n, out, h // half, w // half, seed=6) if residual else None,
+        residual=normal(n, out, h // half, w // half, seed=6).to(dtype) if residual else None,
     )
     exact = twin(
         parts, weight, **tensors, silu=silu, resample=resample, stride=stride, up=up,
@@ -145,14 +145,14 @@ def make(n, height, width, channels, out, *, side=3, stride=1, norm=False, silu=
     )  # fmt: skip
     winograd = cpu.suits_winograd(channels, side, stride)
     layer = cpu.Layer(
-        cpu.pack(weight, winograd),
+        cpu.pack(weight, winograd, dtype),
         [p.shape for p in parts],
         groups=GROUPS if norm else 0,
         epsilon=EPSILON,
         silu=silu and norm,
         resample=resample,
         stride=stride,
-        skip=(cpu.pack(skip_weight, False), skip) if skip else None,
+        skip=(cpu.pack(skip_weight, False, dtype), skip) if skip else None,
         residual_up=up,
     )
     arguments = dict(parts=[(p, sums_of(p)) for p in parts], skip=[(s, None) for s in skips])

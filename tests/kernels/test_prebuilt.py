@@ -17,6 +17,7 @@ ZEN4 = (
     "processor\t: 0\nflags\t\t: fpu sse2 avx avx2 bmi1 bmi2 f16c fma abm movbe xsave avx512f "
     "avx512dq avx512cd avx512bw avx512vl avx512_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n"
 )
+SKYLAKE = ZEN4.replace(" avx512_bf16", "")
 HASWELL = "flags\t\t: fpu sse2 avx avx2 bmi1 bmi2 f16c fma abm movbe xsave\n"
 NEHALEM = "flags\t\t: fpu sse2 sse4_2 popcnt\n"
 KNL = HASWELL.strip() + " avx512f avx512cd avx512er\n"  # AVX-512 without the parts of level 4
@@ -44,7 +45,8 @@ def processor(monkeypatch):
 @pytest.mark.parametrize(
     "machine, cpuinfo, levels",
     [
-        ("x86_64", ZEN4, ["x86-64-v4", "x86-64-v3", "x86-64"]),
+        ("x86_64", ZEN4, ["x86-64-v4+avx512bf16", "x86-64-v4", "x86-64-v3", "x86-64"]),
+        ("x86_64", SKYLAKE, ["x86-64-v4", "x86-64-v3", "x86-64"]),
         ("x86_64", HASWELL, ["x86-64-v3", "x86-64"]),
         ("x86_64", KNL, ["x86-64-v3", "x86-64"]),
         ("x86_64", NEHALEM, ["x86-64"]),
@@ -63,7 +65,11 @@ def test_the_best_that_a_processor_has(brought, processor, machine, cpuinfo, lev
 def test_the_next_best_is_taken_where_one_is_missing(brought, processor):
     processor("x86_64", ZEN4)
     next(brought.glob("x86-64-v4-*")).unlink()
-    assert [name for name, _ in prebuilt.find(brought)[0]] == ["x86-64-v3", "x86-64"]
+    assert [name for name, _ in prebuilt.find(brought)[0]] == [
+        "x86-64-v4+avx512bf16",
+        "x86-64-v3",
+        "x86-64",
+    ]
 
 
 def test_a_checkout_brings_nothing_and_says_nothing(tmp_path):

@@ -74,11 +74,10 @@ def test_threads_and_batches_do_not_count(path):
 def test_without_our_kernels_batches_do_not_count(path, low, monkeypatch):
     """Threads do, and ``reproducible`` says so."""
     options = {**PATHS[path], "dtype": "bfloat16" if low else "auto"}
-    if not low:
-        monkeypatch.setattr(NativeOps, "available", lambda _dtype: False)
-        from ddfm_fast.priors import load
+    monkeypatch.setattr(NativeOps, "available", lambda _dtype: False)
+    from ddfm_fast.priors import load
 
-        monkeypatch.setattr(load, "_embedded", load._embedded.__wrapped__)
+    monkeypatch.setattr(load, "_embedded", load._embedded.__wrapped__)
     assert Fuser(device="cpu", **options).reproducible == (path == "instant")
     assert same([results(2, batch_size=batch, **options) for batch in (1, 3)])
 

@@ -233,7 +233,9 @@ NARROW = {"model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2), "ou
 def test_operations_of_a_device(monkeypatch):
     assert type(ops_for(torch.device("meta"), 1)) is PlainOps
     assert isinstance(ops_for(CPU, 1), NativeOps) == NativeOps.available()
-    assert not isinstance(ops_for(CPU, 1, torch.bfloat16), NativeOps), "it is for float32"
+    low = isinstance(ops_for(CPU, 1, torch.bfloat16), NativeOps)
+    assert low == NativeOps.available(torch.bfloat16)
+    assert not isinstance(ops_for(CPU, 1, torch.float16), NativeOps), "it has no float16"
     monkeypatch.setattr(native, "free_host_bytes", lambda: 2**34)
     assert isinstance(ops_for(CPU, 2**29), NativeOps) == NativeOps.available()
     assert type(ops_for(CPU, 2**29 + 1)) is PlainOps, "half of the memory is not enough"

@@ -25,7 +25,7 @@ from ddfm_fast.kernels.cpu import build
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "out" / "native"
-NAMES = "cpu_kernels", "cpu_memory", "closed", "cpu_pixels", "carry"
+NAMES = "cpu_kernels", "cpu_bfloat", "cpu_memory", "closed", "cpu_pixels", "carry"
 FILES = [f"tests/kernels/test_{name}.py" for name in NAMES]
 SANITIZE = "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 FINDING = re.compile(r"ERROR: AddressSanitizer|: runtime error: |Sanitizer:DEADLYSIGNAL")

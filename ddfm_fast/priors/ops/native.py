@@ -1,4 +1,4 @@
-"""The operations on a CPU in float32 by our C++, ``ddfm_fast.kernels.cpu``."""
+"""The operations on a CPU in float32 and bfloat16 by our C++, ``ddfm_fast.kernels.cpu``."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddfm_fast.kernels.cpu.attention import attention
-from ddfm_fast.kernels.cpu.build import status
-from ddfm_fast.kernels.cpu.layer import Layer, Weight, pack, suits_winograd
+from ddfm_fast.kernels.cpu.build import library, status
+from ddfm_fast.kernels.cpu.layer import DTYPES, Layer, Weight, pack, suits_winograd
 from ddfm_fast.kernels.cpu.operators import cpu_attention, cpu_layer
 from ddfm_fast.runtime.memory import free_host_bytes
 
+from ..precision import cpu_has
 from ..unet import NORM_EPS
 from ..unet_config import GROUPS
 from .base import Conv, Feature, Norm, Ops, Waiting, double, rows_of
 
 
 class NativeOps(Ops[Waiting]):
-    """The same on a CPU in float32, each layer in one pass, by ``ddfm_fast.kernels.cpu``.
+    """The same on a CPU, each layer in one pass, by ``ddfm_fast.kernels.cpu``.
 
     Norms, SiLU and resampling happen as a convolution reads; biases, residuals and skips, and the
     sums for the next norm, as it writes. Weights are laid out when first used, 3x3 ones in four
@@ -38,13 +39,18 @@ class NativeOps(Ops[Waiting]):
     """prepared ones that are kept, of about a kilobyte: one for each convolution and size"""
 
     def __init__(self):
-        self._weights: dict[tuple[str, int, bool], Weight] = {}
+        self._weights: dict[tuple, Weight] = {}
         self._layers: dict[tuple, Layer] = {}
 
     @staticmethod
     def available(dtype: torch.dtype = torch.float32) -> bool:
-        """Whether they can run here; compiles them the first time."""
-        return dtype == torch.float32 and status() is None
+        """Whether they can run here, in bfloat16 only where one instruction multiplies pairs.
+
+        Compiles them the first time.
+        """
+        if dtype not in DTYPES or status() is not None:
+            return False
+        return dtype == torch.float32 or (cpu_has(dtype) and library().pairs)
 
     @classmethod
     def fits(cls, weights: int) -> bool:
@@ -84,7 +90,7 @@ class NativeOps(Ops[Waiting]):
         return rows_of(self._after_norm(h, conv, conv.bias, silu=False, want_sums=False).data)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v)
+        return attention(q.float(), k.float(), v.float()).to(q.dtype)
 
     def project(self, h: Tensor, conv: Conv, residual: Feature) -> Feature:
         n, c, height, width = residual.data.shape
@@ -95,7 +101,8 @@ class NativeOps(Ops[Waiting]):
         if conv is None:
             x = feature.data
             x = F.avg_pool2d(x, 2) if direction == "down" else double(x)
-            sums = torch.stack([x.sum((2, 3)), (x * x).sum((2, 3))], 1)
+            y = x.float()
+            sums = torch.stack([y.sum((2, 3)), (y * y).sum((2, 3))], 1)
             return Feature(x, sums[:, None].contiguous())
         options: dict[str, Any] = {"stride": 2} if direction == "down" else {"resample": "up"}
         return self._run([feature], conv, options, bias=conv.bias)
@@ -150,7 +157,13 @@ class NativeOps(Ops[Waiting]):
         key = conv.name, len(conv.weight), winograd
         found = self._weights.get(key)
         if found is None:
-            found = self._weights[key] = pack(conv.weight, winograd)
+            found = pack(conv.weight, winograd, conv.weight.dtype)
+            if found.dtype != torch.float32 and not found.data.isfinite().all():
+                raise ValueError(
+                    f"dtype: {found.dtype} cannot hold the weights of {conv.name}, which are laid "
+                    "out for it; use float32"
+                )
+            self._weights[key] = found
         return found
 
 
@@ -161,7 +174,7 @@ class GraphNativeOps(NativeOps):
         return self
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return cpu_attention(q, k, v)
+        return cpu_attention(q.float(), k.float(), v.float()).to(q.dtype)
 
     def _run(
         self,
