@@ -44,10 +44,10 @@ SIZES = ("128x128", "256x320", "512x640", "1088x1920")
 PACKAGES = ("openvino", "nncf", "onnxruntime", "onnx", "onnxscript")
 TIMESTEP = 56
 """where the noise of x_t is σ 25 of 255"""
-LIMITS = {"float32": 2e-4, "bfloat16": 1e-1, "int8": 0.5}
+LIMITS = {"float32": 2e-4, "bfloat16": 5e-2, "int8": 0.5}
 """of eps: float32's largest error over the largest value, else the error's root mean square over
-that of eps (random weights: .05 to .07 of our bfloat16, as Winograd's filtering rounds in between,
-.02 to .03 of PyTorch's). What int8 loses (.1 to .2) is stated, not judged: 1 is an eps of 0"""
+that of eps (of random weights our bfloat16 has .05 to .07, PyTorch's .02 to .03, so that it has
+no time there). What int8 loses (.1 to .2) is stated, not judged: 1 is an eps of 0"""
 PICTURES = 6
 """that int8 is calibrated on"""
 SHARE_OF_MEMORY = 0.5
