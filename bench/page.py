@@ -28,7 +28,8 @@ def write_all(report: Report, page: Path, folder: Path) -> Iterator[Path]:
     for figure in drawn:
         yield atomic_write_bytes(folder / f"{stem}-{figure.name}.png", figure.png)
     if ours:
-        yield from readme.update_all(latest(folder))
+        for path in (readme.README, readme.TOPIC):
+            yield readme.update(latest(folder), path, short=path == readme.README)
 
 
 def render(report: Report, drawn: list[Figure]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from ddfm_fast.files.paths import atomic_write_bytes
@@ -15,85 +14,56 @@ from .table import seconds, size
 
 README = machine.FOLDER.parent / "README.md"
 TOPIC = machine.FOLDER.parent / "ddfm_fast" / "docs" / "performance.md"
-RESULTS = "../../bench/results"
-"""the folder of results, as the topic sees it"""
+RESULTS = "../../bench/results"  # as the topic sees it
 START, END = "<!-- figures: python -m bench --save --report -->", "<!-- end of figures -->"
 NOT_YET = "No GPU has been recorded yet; `bash bench/gpu_suite.sh` records one."
-Recorded = dict[str, tuple[Path, Report]]
-"""device → file and report of its latest full run"""
 
 
-def update(recorded: Recorded, path: Path, compose: Callable[[Recorded], str]) -> Path:
-    """Put what ``compose`` makes of the latest results between the markers of a page.
-
-    Raises:
-        ValueError: The page has no markers.
-    """
+def update(recorded: dict[str, tuple[Path, Report]], path: Path, short: bool = False) -> Path:
+    """Put the tables of the latest results between the markers. ValueError without markers."""
     text = path.read_text(encoding="utf-8")
     before, found, rest = text.partition(START)
     _, ended, after = rest.partition(END)
     if not (found and ended):
         raise ValueError(f"{path} has no lines {START!r} and {END!r}; put the figures' place back")
-    parts = [START, compose(recorded), END]
+    parts = [START, section(recorded, short), END]
     return atomic_write_bytes(path, (before + "\n".join(parts) + after).encode())
 
 
-def update_all(recorded: Recorded) -> list[Path]:
-    """Update the README and the topic; return what was written."""
-    return [update(recorded, README, summary), update(recorded, TOPIC, section)]
+def section(recorded: dict[str, tuple[Path, Report]], short: bool = False) -> str:
+    """Return Markdown: the CPU's result, then every GPU's; ``short``: ratios without times."""
+    names = sorted(recorded, key=lambda name: (name != "CPU", name))
+    parts = [(_ratios if short else _device)(*recorded[name]) for name in names]
+    if not any(name != "CPU" for name in names):
+        parts.append(NOT_YET)
+    return "\n\n".join(parts)
 
 
-def summary(recorded: Recorded) -> str:
-    """Return Markdown for the README: machine and ratios of every device, and no times."""
-    parts = []
-    for _, (_, report) in _in_order(recorded):
-        rows = [[row[0], row[-1]] for row in _rows(report, quality=False)]
-        parts += [f"{_machine(report)}, {report.date[:10]}:", "\n".join(markdown_table([[HEAD[0], HEAD[-1]], *rows]))]
-    return "\n\n".join([*parts, *_missing(recorded)])
-
-
-def section(recorded: Recorded) -> str:
-    """Return Markdown for the topic: the CPU's result, then every GPU's, with date and file."""
-    parts = [_device(*found) for _, found in _in_order(recorded)]
-    return "\n\n".join([*parts, *_missing(recorded)])
-
-
-def _in_order(recorded: Recorded) -> list[tuple[str, tuple[Path, Report]]]:
-    return sorted(recorded.items(), key=lambda item: (item[0] != "CPU", item[0]))
-
-
-def _missing(recorded: Recorded) -> list[str]:
-    return [] if any(name != "CPU" for name in recorded) else [NOT_YET]
-
-
-def _machine(report: Report) -> str:
-    card = report.machine
+def _name(card: dict) -> str:
     return card.get("gpu") or f"{card['threads']} threads of an {card['cpu']}"
+
+
+def _ratios(_: Path, report: Report) -> str:
+    rows = [[row[0], row[-1]] for row in [HEAD, *_rows(report, quality=False)]]
+    return "\n".join([f"{_name(report.machine)}, {report.date[:10]}:\n", *markdown_table(rows)])
 
 
 def _device(path: Path, report: Report) -> str:
     card = report.machine
     page = path.with_suffix(".html").name
     lines = [
-        f"**{_machine(report)}**, {report.date[:10]}, PyTorch {card['torch']}, commit {card['commit']} "
-        f"([samples]({RESULTS}/{path.name}), page: `bench/results/{page}`):",
-        "",
+        f"**{_name(card)}**, {report.date[:10]}, PyTorch {card['torch']}, commit {card['commit']} "
+        f"([samples]({RESULTS}/{path.name}), page: `bench/results/{page}`):\n",
         *markdown_table([HEAD, *_rows(report)]),
     ]
-    rows = waterfall_rows(report)
-    if rows:
+    if rows := waterfall_rows(report):
         m = report.of("waterfall")[0]
         lines += [
-            "",
-            f"From the authors' path to the default, one optimization at a time "
-            f"({m.facts['steps']} steps, {m.size}, embedded prior; PSNR against float64):",
-            "",
+            f"\nFrom the authors' path to the default, one optimization at a time "
+            f"({m.facts['steps']} steps, {m.size}, embedded prior; PSNR against float64):\n",
             *markdown_table(rows),
-            "",
-            f"![waterfall]({RESULTS}/{machine.device_name(card)}-waterfall.png)",
-            "",
-            "![speed against quality]"
-            f"({RESULTS}/{machine.device_name(card)}-speed_quality.png)",
+            f"\n![waterfall]({RESULTS}/{machine.device_name(card)}-waterfall.png)",
+            f"\n![speed against quality]({RESULTS}/{machine.device_name(card)}-speed_quality.png)",
         ]
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pydoc
 import sys
 
 import typer
@@ -36,7 +37,7 @@ def _show(markdown: str) -> None:
         from rich.console import Console
         from rich.markdown import Markdown
     except ImportError:  # Typer can be installed without it
-        typer.echo_via_pager(markdown)
+        pydoc.pager(markdown)
         return
     os.environ.setdefault("LESS", "-RFX")  # keep colors, and leave short texts on the screen
     console = Console()

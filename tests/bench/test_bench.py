@@ -295,25 +295,23 @@ def test_model_counts_what_the_convolutions_do():
 def test_readme_is_changed_between_the_markers_alone(tmp_path):
     path = tmp_path / "README.md"
     path.write_text(f"before\n{readme.START}\nold\n{readme.END}\nafter\n")
-    readme.update({"CPU": (tmp_path / "cpu-2026-01-01.json", report())}, path, readme.section)
+    readme.update({"CPU": (tmp_path / "cpu-2026-01-01.json", report())}, path)
     text = path.read_text()
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
     assert "| step: a step, 64x64 | 4 s | 1 s | 4.00 |" in text and readme.NOT_YET in text
     path.write_text("none")
     with pytest.raises(ValueError, match="has no lines"):
-        readme.update({}, path, readme.section)
+        readme.update({}, path)
 
 
-@pytest.mark.parametrize(
-    "path, compose", [(readme.README, readme.summary), (readme.TOPIC, readme.section)]
-)
-def test_the_readme_and_the_topic_show_the_recorded_results(path, compose):
+@pytest.mark.parametrize("path, short", [(readme.README, True), (readme.TOPIC, False)])
+def test_the_readme_and_the_topic_show_the_recorded_results(path, short):
     """What stands between the markers is what the recorded files say."""
     recorded = results.latest(ROOT / "bench" / "results")
     if not recorded:
         pytest.skip("no result is recorded in bench/results")
     between = path.read_text().partition(readme.START)[2].partition(readme.END)[0].strip()
-    assert between == compose(recorded).strip()
+    assert between == readme.section(recorded, short).strip()
 
 
 @pytest.mark.parametrize(
