@@ -19,14 +19,14 @@ START, END = "<!-- figures: python -m bench --save --report -->", "<!-- end of f
 NOT_YET = "No GPU has been recorded yet; `bash bench/gpu_suite.sh` records one."
 
 
-def update(recorded: dict[str, tuple[Path, Report]], path: Path, short: bool = False) -> Path:
+def update(recorded: dict[str, tuple[Path, Report]], path: Path) -> Path:
     """Put the tables of the latest results between the markers. ValueError without markers."""
     text = path.read_text(encoding="utf-8")
     before, found, rest = text.partition(START)
     _, ended, after = rest.partition(END)
     if not (found and ended):
         raise ValueError(f"{path} has no lines {START!r} and {END!r}; put the figures' place back")
-    parts = [START, section(recorded, short), END]
+    parts = [START, section(recorded, short=path == README), END]
     return atomic_write_bytes(path, (before + "\n".join(parts) + after).encode())
 
 
