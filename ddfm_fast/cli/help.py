@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pydoc
+import re
 import sys
 
 import typer
@@ -11,6 +12,8 @@ import typer
 from . import options as opt
 
 EPILOG = "Example:  `ddfm-fast help video`"
+_PICTURE = re.compile(r"!\[([^\]]*)\]\([^)]*\)")
+_LOCAL_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")
 
 
 def help_topic(topic: opt.Topic = None) -> None:
@@ -40,6 +43,8 @@ def _show(markdown: str) -> None:
         pydoc.pager(markdown)
         return
     os.environ.setdefault("LESS", "-RFX")  # keep colors, and leave short texts on the screen
+    markdown = _PICTURE.sub(r"*Picture, in the repository: \1*", markdown)
+    markdown = _LOCAL_LINK.sub(r"\1", markdown)  # a terminal has no page that it is relative to
     console = Console()
     with console.pager(styles=True):
         console.print(Markdown(markdown, hyperlinks=False))

@@ -195,6 +195,7 @@ def test_help_renders_a_topic_in_a_terminal(monkeypatch, capsys):
     help_command.help_topic("gpu")
     shown = capsys.readouterr().out
     assert "pip install" in shown and "```" not in shown and "# gpu" not in shown
+    assert "runtime/capture.py" in shown and "../" not in shown
 
 
 def test_an_unknown_topic_gets_the_nearest():
