@@ -28,7 +28,7 @@ def write_all(report: Report, page: Path, folder: Path) -> Iterator[Path]:
     for figure in drawn:
         yield atomic_write_bytes(folder / f"{stem}-{figure.name}.png", figure.png)
     if ours:
-        yield readme.update(latest(folder))
+        yield from (readme.update(latest(folder), p) for p in (readme.README, readme.TOPIC))
 
 
 def render(report: Report, drawn: list[Figure]) -> str:

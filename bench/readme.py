@@ -1,4 +1,4 @@
-"""The README's figures: between two markers, from the recorded results and nothing else."""
+"""Figures of README and of the topic `performance`, from the recorded results and nothing else."""
 
 from __future__ import annotations
 
@@ -13,56 +13,57 @@ from .results import SHOWN, Measurement, Report
 from .table import seconds, size
 
 README = machine.FOLDER.parent / "README.md"
+TOPIC = machine.FOLDER.parent / "ddfm_fast" / "docs" / "performance.md"
+RESULTS = "../../bench/results"  # as the topic sees it
 START, END = "<!-- figures: python -m bench --save --report -->", "<!-- end of figures -->"
 NOT_YET = "No GPU has been recorded yet; `bash bench/gpu_suite.sh` records one."
 
 
-def update(recorded: dict[str, tuple[Path, Report]], readme: Path = README) -> Path:
+def update(recorded: dict[str, tuple[Path, Report]], path: Path) -> Path:
     """Put the tables of the latest results between the markers. ValueError without markers."""
-    text = readme.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
     before, found, rest = text.partition(START)
     _, ended, after = rest.partition(END)
     if not (found and ended):
-        raise ValueError(
-            f"{readme} has no lines {START!r} and {END!r}; put the figures' place back"
-        )
-    parts = [START, section(recorded), END]
-    return atomic_write_bytes(readme, (before + "\n".join(parts) + after).encode())
+        raise ValueError(f"{path} has no lines {START!r} and {END!r}; put the figures' place back")
+    parts = [START, section(recorded, short=path == README), END]
+    return atomic_write_bytes(path, (before + "\n".join(parts) + after).encode())
 
 
-def section(recorded: dict[str, tuple[Path, Report]]) -> str:
-    """Markdown: the CPU's result, then every GPU's, each with its date and file."""
+def section(recorded: dict[str, tuple[Path, Report]], short: bool = False) -> str:
+    """Return Markdown: the CPU's result, then every GPU's; ``short``: ratios without times."""
     names = sorted(recorded, key=lambda name: (name != "CPU", name))
-    parts = [_device(*recorded[name]) for name in names]
+    parts = [(_ratios if short else _device)(*recorded[name]) for name in names]
     if not any(name != "CPU" for name in names):
         parts.append(NOT_YET)
     return "\n\n".join(parts)
 
 
+def _name(card: dict) -> str:
+    return card.get("gpu") or f"{card['threads']} threads of an {card['cpu']}"
+
+
+def _ratios(_: Path, report: Report) -> str:
+    rows = [[row[0], row[-1]] for row in [HEAD, *_rows(report, quality=False)]]
+    return "\n".join([f"{_name(report.machine)}, {report.date[:10]}:\n", *markdown_table(rows)])
+
+
 def _device(path: Path, report: Report) -> str:
     card = report.machine
-    name = card.get("gpu") or f"{card['threads']} threads of an {card['cpu']}"
     page = path.with_suffix(".html").name
     lines = [
-        f"**{name}**, {report.date[:10]}, PyTorch {card['torch']}, commit {card['commit']} "
-        f"([samples](bench/results/{path.name}), page: `bench/results/{page}`):",
-        "",
+        f"**{_name(card)}**, {report.date[:10]}, PyTorch {card['torch']}, commit {card['commit']} "
+        f"([samples]({RESULTS}/{path.name}), page: `bench/results/{page}`):\n",
         *markdown_table([HEAD, *_rows(report)]),
     ]
-    rows = waterfall_rows(report)
-    if rows:
+    if rows := waterfall_rows(report):
         m = report.of("waterfall")[0]
         lines += [
-            "",
-            f"From the authors' path to the default, one optimisation at a time "
-            f"({m.facts['steps']} steps, {m.size}, embedded prior; PSNR against float64):",
-            "",
+            f"\nFrom the authors' path to the default, one optimization at a time "
+            f"({m.facts['steps']} steps, {m.size}, embedded prior; PSNR against float64):\n",
             *markdown_table(rows),
-            "",
-            f"![waterfall](bench/results/{machine.device_name(card)}-waterfall.png)",
-            "",
-            "![speed against quality]"
-            f"(bench/results/{machine.device_name(card)}-speed_quality.png)",
+            f"\n![waterfall]({RESULTS}/{machine.device_name(card)}-waterfall.png)",
+            f"\n![speed against quality]({RESULTS}/{machine.device_name(card)}-speed_quality.png)",
         ]
     return "\n".join(lines)
 
@@ -75,7 +76,7 @@ PATHS = (
 )
 
 
-def _rows(report: Report) -> list[list[str]]:
+def _rows(report: Report, quality: bool = True) -> list[list[str]]:
     """The measurements that have a baseline, ours beside it; lossy ones say so."""
     rows = []
     for m in report.measurements:
@@ -84,16 +85,16 @@ def _rows(report: Report) -> list[list[str]]:
         base = m.candidates.get(m.baseline or "")
         for path in PATHS if base else ():
             if path in m.candidates and path != m.baseline:
-                rows.append(_row(m, path))
+                rows.append(_row(m, path, quality))
     return rows
 
 
-def _row(m: Measurement, path: str) -> list[str]:
+def _row(m: Measurement, path: str, quality: bool) -> list[str]:
     candidate, what = m.candidates[path], f"{m.section}: {m.name}, {m.size}"
     words = [what] if path == "ddfm_fast" else [what, path]
     if candidate.lossless is False:
         words.append("lossy")
-    if candidate.lossless is False and "Qabf" in candidate.quality:
+    if quality and candidate.lossless is False and "Qabf" in candidate.quality:
         words += [f"{name} {candidate.quality[name]:.2f}" for name in ("VIF", "Qabf", "SSIM")]
     times = (seconds(c.median) for c in (m.candidates[m.baseline], candidate))
     return [", ".join(words), *times, f"{m.times_faster(path):.2f}"]

@@ -16,6 +16,7 @@ from . import (
     doctor,
     evaluate,
     fuse,
+    help,
     presets,
     prior,
     prior_public,
@@ -33,7 +34,8 @@ _ENVIRONMENT = "\n".join(
 app = typer.Typer(
     name="ddfm-fast",
     help="Fuse infrared and visible (or two medical) images with a diffusion prior.\n\n"
-    "Start with:  ddfm-fast demo",
+    "Start with:  ddfm-fast demo\n\n"
+    "Read about it:  ddfm-fast help",
     epilog=f"Environment variables (and defaults):\n\n{_ENVIRONMENT}",
     no_args_is_help=True,
     add_completion=False,
@@ -53,6 +55,7 @@ register(app, demo.demo, demo.EPILOG)
 register(app, evaluate.evaluate, evaluate.EPILOG)
 register(app, ablate.ablate, ablate.EPILOG)
 register(app, bench.bench, bench.EPILOG)
+register(app, help.help_topic, help.EPILOG, "help")
 
 prior_app = typer.Typer(help=prior.HELP, no_args_is_help=True)
 register(prior_app, prior.info, prior.EPILOG_INFO)

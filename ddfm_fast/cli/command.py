@@ -8,6 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperArgument, TyperCommand
 
+from ..options import OUTPUT
 from .errors import friendly
 
 
@@ -22,8 +23,8 @@ class Command(TyperCommand):
             for param in self.params
             if not isinstance(param, TyperArgument)
         ]
-        if found is not None and panels:
-            found.rich_help_panel = panels[-1]
+        if found is not None:
+            found.rich_help_panel = panels[-1] if panels else OUTPUT
         return found
 
 

@@ -450,6 +450,10 @@ AsVideo = Annotated[
 ]
 NoBars = Annotated[bool, option(OUTPUT, "No progress bars.", "-q", "--quiet")]
 
+# help
+
+Topic = Annotated[str | None, argument("TOPIC", "What to read about; none lists the topics.")]
+
 # doctor
 
 ClearCache = Annotated[

@@ -304,14 +304,14 @@ def test_readme_is_changed_between_the_markers_alone(tmp_path):
         readme.update({}, path)
 
 
-def test_the_readme_shows_the_recorded_results():
+@pytest.mark.parametrize("path, short", [(readme.README, True), (readme.TOPIC, False)])
+def test_the_readme_and_the_topic_show_the_recorded_results(path, short):
     """What stands between the markers is what the recorded files say."""
-    text = (ROOT / "README.md").read_text()
     recorded = results.latest(ROOT / "bench" / "results")
     if not recorded:
         pytest.skip("no result is recorded in bench/results")
-    between = text.partition(readme.START)[2].partition(readme.END)[0].strip()
-    assert between == readme.section(recorded).strip()
+    between = path.read_text().partition(readme.START)[2].partition(readme.END)[0].strip()
+    assert between == readme.section(recorded, short).strip()
 
 
 @pytest.mark.parametrize(

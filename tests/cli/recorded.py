@@ -290,6 +290,9 @@ RECORD = {
         -q --quiet: bool, False
         sections: list[str], None
     """,
+    "help": """
+        topic: str, None
+    """,
     "prior info": """
         --json: bool, False
         --prior-config: str, None

@@ -154,6 +154,7 @@ def test_wheel_carries_data_and_nothing_stray(wheel):
         "assets/ATTRIBUTION.md",
         "priors/embedded.safetensors",
         "priors/MODEL_CARD.md",
+        "docs/video.md",
     ):
         assert (package / name).is_file(), name
     (info,) = wheel.glob("*.dist-info")

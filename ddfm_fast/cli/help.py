@@ -1,0 +1,50 @@
+"""``ddfm-fast help``: the topics of the documentation, in the terminal."""
+
+from __future__ import annotations
+
+import os
+import pydoc
+import re
+import sys
+
+import typer
+
+from . import options as opt
+
+EPILOG = "Example:  `ddfm-fast help video`"
+_PICTURE = re.compile(r"!\[([^\]]*)\]\([^)]*\)")
+_LOCAL_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")
+
+
+def help_topic(topic: opt.Topic = None) -> None:
+    """Show a topic of the documentation, or list the topics."""
+    from ..docs.topics import text, topics
+
+    if topic is not None:
+        _show(text(topic))
+        return
+    known = topics()
+    width = max(map(len, known))
+    typer.echo("Topics:\n")
+    for name, summary in known.items():
+        typer.echo(f"  {name:{width}}  {summary}")
+    typer.echo("\nShow one:  ddfm-fast help TOPIC\nOptions of a command:  ddfm-fast COMMAND --help")
+
+
+def _show(markdown: str) -> None:
+    """Print Markdown: rendered and paged in a terminal, as it is elsewhere."""
+    if not sys.stdout.isatty():
+        typer.echo(markdown, nl=False)
+        return
+    try:
+        from rich.console import Console
+        from rich.markdown import Markdown
+    except ImportError:  # Typer can be installed without it
+        pydoc.pager(markdown)
+        return
+    os.environ.setdefault("LESS", "-RFX")  # keep colors, and leave short texts on the screen
+    markdown = _PICTURE.sub(r"*Picture, in the repository: \1*", markdown)
+    markdown = _LOCAL_LINK.sub(r"\1", markdown)  # a terminal has no page that it is relative to
+    console = Console()
+    with console.pager(styles=True):
+        console.print(Markdown(markdown, hyperlinks=False))

@@ -1,0 +1,1 @@
+"""The topics that ``ddfm-fast help`` shows: a Markdown file per topic."""
