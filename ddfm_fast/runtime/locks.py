@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import _thread
 import os
-import threading
 import weakref
 
 _all: weakref.WeakSet[ForkLock] = weakref.WeakSet()
 
 
-class ForkLock:
+class ForkLock(_thread.RLock):  # type: ignore[misc]  # which CPython lets
     """A lock for ``with``, which the thread that holds it may take again.
 
     A process that is forked while another thread holds it would wait for that thread for ever.
+    Taking and leaving it are the interpreter's own, with no line of Python in between, at which
+    Ctrl-C could leave it closed.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
         _all.add(self)
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
     def __reduce__(self) -> tuple[type[ForkLock], tuple[()]]:
         """Arrive open in another process."""
@@ -31,10 +26,10 @@ class ForkLock:
 
     def renew(self) -> None:
         """Open it, unless this thread holds it: in a process that was just forked."""
-        if self._lock.acquire(blocking=False):
-            self._lock.release()
+        if self.acquire(blocking=False):
+            self.release()
         else:
-            self._lock = threading.RLock()
+            self._at_fork_reinit()  # type: ignore[attr-defined]
 
 
 def _renew_all() -> None:
