@@ -157,7 +157,7 @@ def test_no_private_name_of_another_module():
 
 FOREIGN = {
     "_asdict", "_replace", "_fields",  # named tuples'
-    "_version", "_schema", "_cdata",
+    "_version", "_schema", "_cdata", "_at_fork_reinit",
     "_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported",  # PyTorch's
     "_convolution", "_convolution_pointwise", "_convolution_pointwise_",
     "_reorder_convolution_weight", "_foreach_lerp_", "_exit",
