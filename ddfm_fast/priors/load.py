@@ -34,7 +34,7 @@ ASSETS = {
 EMBEDDED = ASSETS["embedded"]
 
 ACCEPTED = (
-    '"embedded", "embedded-gray" (which only denoises), the path of a .pt or .safetensors '
+    '"embedded", "embedded-gray" (of one channel), the path of a .pt or .safetensors '
     "checkpoint, the folder of a diffusers UNet2DModel, an nn.Module or callable eps(x, t), or a "
     "Prior"
 )
