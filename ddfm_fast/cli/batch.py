@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from .errors import INTERRUPTED, OK, SOME_FAILED
 from .options import default
 from .settings import (
     data_source,
+    elsewhere,
     find_items,
     levels,
     output,
@@ -29,7 +29,7 @@ from .settings import (
 
 if TYPE_CHECKING:
     from ..api import Fuser
-    from ..datasets.batch import BatchReport, Elsewhere, PairResult
+    from ..datasets.batch import BatchReport, PairResult
     from ..datasets.output import Output
     from ..datasets.pairs import PairItem
     from ..files.depth import Levels
@@ -111,23 +111,9 @@ def batch(
     options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
     if stage is not None and on is opt.Place.ray:
         raise ValueError("--on ray takes no URLs yet; leave out --on, or give local folders")
-    with elsewhere(on, address, actors, num_gpus) as options["elsewhere"]:
+    with elsewhere(context) as options["elsewhere"]:
         report = _run(items, folder, settings.fuser(), over=range_over, stage=stage, **options)
     raise typer.Exit(_echo_report(report, as_json=as_json, quiet=quiet))
-
-
-def elsewhere(
-    on: opt.Place, address: str | None, actors: int | None, num_gpus: float | None
-) -> AbstractContextManager[Elsewhere | None]:
-    """What fuses the pairs in other processes, connected inside; None for this one."""
-    given = {"--address": address, "--actors": actors, "--num-gpus": num_gpus}
-    if on is opt.Place.ray:
-        from ..integrations.ray_pairs import RayPairs
-
-        return RayPairs(address, actors, num_gpus)
-    if alone := [name for name, value in given.items() if value is not None]:
-        raise ValueError(f"{alone[0]} is for --on ray; add that, or leave it out")
-    return nullcontext()
 
 
 def _options(context: typer.Context, levels: Levels, output: Output) -> dict[str, Any]:

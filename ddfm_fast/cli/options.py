@@ -219,7 +219,7 @@ Panel = Annotated[
     bool, option(OUTPUT, "Also write NAME.panel.png, sources beside result.", "--panel")
 ]
 SkipExisting = Annotated[
-    bool, option(OUTPUT, "Leave pairs whose output is there already.", "--skip-existing")
+    bool, option(OUTPUT, "Leave alone what has its output already.", "--skip-existing")
 ]
 On = Annotated[Place, option(RUNTIME, "Who works: this process, or actors of Ray.")]
 Address = Annotated[

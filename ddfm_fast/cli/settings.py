@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -296,6 +297,23 @@ def data_source(root: Path, vis: Path | None, manifest: Path | None) -> Path | t
     if vis is not None and manifest is not None:
         raise ValueError(f"VIS is {vis} and --manifest {manifest}; leave out one of them")
     return root if vis is None else (root, vis)
+
+
+def elsewhere(context: typer.Context, *, videos: bool = False) -> AbstractContextManager[Any]:
+    """What does the work in other processes, connected inside; None for this one."""
+    given = picked(context, ("address", "actors", "num_gpus"))
+    if plain(context.params["on"]) != "ray":
+        if alone := [name for name, value in given.items() if value is not None]:
+            option = f"--{alone[0].replace('_', '-')}"
+            raise ValueError(f"{option} is for --on ray; add that, or leave it out")
+        return nullcontext()
+    if videos:
+        from ..integrations.ray_videos import RayVideos
+
+        return RayVideos(**given)
+    from ..integrations.ray_pairs import RayPairs
+
+    return RayPairs(**given)
 
 
 def pixel_limit(max_pixels: int | None) -> int:

@@ -96,7 +96,7 @@ class Output:
             raise VideoError(f"out is {path}, which is not a regular file; choose another name")
         self._lock = Lock(path)
         try:
-            self.part = _new_part(path)
+            self.part = new_part(path)
         except OSError as error:
             self._lock.let_go()
             raise _unwritable(path, error) from error
@@ -233,7 +233,7 @@ def _beside(path: Path, before: str, between: str, after: str) -> Path:
     return path.with_name(f"{before}{stem}{between}{after}")
 
 
-def _new_part(path: Path) -> Path:
+def new_part(path: Path) -> Path:
     """Make an empty file of a name that nothing has."""
     while True:
         part = _beside(path, "", f"{_MARK}{os.getpid()}-{secrets.token_hex(3)}", path.suffix)
