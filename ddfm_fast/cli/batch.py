@@ -29,9 +29,9 @@ from .settings import (
 
 if TYPE_CHECKING:
     from ..api import Fuser
-    from ..datasets.batch import BatchReport, PairResult
     from ..datasets.output import Output
     from ..datasets.pairs import PairItem
+    from ..datasets.results import BatchReport, PairResult
     from ..files.depth import Levels
     from ..storage.staging import Stage
 
@@ -231,7 +231,9 @@ def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> int:
     if as_json:
         from .. import __version__
 
-        typer.echo(json.dumps({"version": __version__, **report.to_dict(), "out": where}))
+        for part in report.json(version=__version__, out=where):
+            typer.echo(part.strip("\n"), nl=False)
+        typer.echo()
     elif not quiet:
         text = "{done} fused, {skipped} there already, {failed} failed".format(**counts)
         typer.echo(f"{where}: {text}, in {report.seconds:.1f} s; {table}")

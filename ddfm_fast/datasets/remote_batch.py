@@ -30,21 +30,12 @@ from ..storage.objects import check_writable, listing, put, read
 from ..storage.staging import Stage
 from ..storage.trouble import StorageError
 from ..storage.urls import as_url, join
-from .batch import (
-    DONE,
-    FAILED,
-    REPORT,
-    SKIPPED,
-    STOPPED_BY_USER,
-    BatchInterrupted,
-    BatchReport,
-    PairResult,
-    run_batch,
-)
+from .batch import REPORT, STOPPED_BY_USER, BatchInterrupted, run_batch
 from .history import describe_settings
 from .output import Output
 from .pairs import PairItem
 from .remote import Place
+from .results import DONE, FAILED, KEPT, SKIPPED, BatchReport, PairResult
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -52,7 +43,6 @@ if TYPE_CHECKING:
 HISTORY = "ddfm_fast_history"
 PORTION = 64
 """pairs that are fetched, fused and put together, where a batch is not larger"""
-_KEPT = ("height", "width", "dtype", "range", "seconds", "report")
 
 Failures = dict[Path, Exception]
 
@@ -194,7 +184,7 @@ class _Remote:
             if record is None:
                 found.append(item)
             else:
-                facts = {key: record.get(key) for key in _KEPT}
+                facts = {key: record.get(key) for key in KEPT}
                 self.results[item.name] = PairResult(item.name, SKIPPED, target, **facts)
         return found
 
@@ -270,7 +260,7 @@ class _Remote:
             if name in done and (error := failures.get(done[name])) is not None:
                 result = PairResult(name, FAILED, error=str(error))
             elif name in done:
-                facts = {key: getattr(result, key) for key in _KEPT}
+                facts = {key: getattr(result, key) for key in KEPT}
                 sizes = {"inputs": self.inputs[name], "size": done[name].stat().st_size}
                 settings = {"name": name, "settings": self.history.key}
                 records.append({**settings, **sizes, **facts})
@@ -294,7 +284,7 @@ def _files(items: Sequence[PairItem]) -> Iterator[Path]:
 
 
 def _put_report(url: str, report: BatchReport) -> None:
-    text = json.dumps(report.to_dict() | {"out": url}, indent=1) + "\n"
+    text = "".join(report.json(out=url))
     try:
         put(join(url, REPORT), text.encode())
     except StorageError as error:

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..api import Fuser
-from ..datasets.batch import DONE, FAILED, STAGING, PairResult, Run
-from ..datasets.history import describe_settings
+from ..datasets.batch import STAGING, Run
+from ..datasets.history import Inputs, describe_settings
 from ..datasets.pairs import PairItem
+from ..datasets.results import DONE, FAILED, PairResult
+from ..datasets.targets import Targets
 from ..images.doubts import warn
 from .ray import use_own_threads
 from .ray_pool import VERSION, Actor, Cluster, Pool, check_version, sentences
@@ -27,7 +29,7 @@ class Staged(NamedTuple):
     """What became of a pair in an actor."""
 
     result: PairResult
-    inputs: list[str]
+    inputs: Inputs
     path: Path | None
     """the picture; None of a failed pair"""
     facts: dict[str, Any]
@@ -38,10 +40,10 @@ class StagedPictures:
 
     def __init__(self, out: Path):
         self.out = out
-        self.kept: dict[str, tuple[list[str], Path, dict[str, Any]]] = {}
+        self.kept: dict[str, tuple[Inputs, Path, dict[str, Any]]] = {}
 
     def commit(
-        self, item: PairItem, inputs: list[str], staged: Path, target: Path, facts: dict[str, Any]
+        self, item: PairItem, inputs: Inputs, staged: Path, target: Path, facts: dict[str, Any]
     ) -> None:
         """Keep a picture under another name."""
         kept = staged.with_name(f"{secrets.token_hex(8)}.kept{target.suffix}")
@@ -79,7 +81,7 @@ class Worker:
             What became of each; sentences to say, and all kinds said; why a disk takes no more.
         """
         ledger = StagedPictures(self.out)
-        targets = {item.name: self.out / f"{item.name}{self.suffix}" for item in items}
+        targets = Targets(self.out, self.suffix)
         with sentences() as said:
             own: dict[str, Any] = {"redo": True, "progress": False, "on_error": None}
             run = Run(ledger, self.fuser, targets, **own, **self.options)
@@ -88,8 +90,13 @@ class Worker:
                 run.work(items)
             finally:
                 run.close()
-        found = [run.results.get(item.name, PairResult(item.name)) for item in items]
-        staged = [Staged(one, *ledger.kept.get(one.name, ([], None, {}))) for one in found]
+        nothing = Inputs([], []), None, {}
+        staged = []
+        for item in items:
+            result = run.results.get(item.name)
+            if not isinstance(result, PairResult):
+                result = PairResult(item.name)
+            staged.append(Staged(result, *ledger.kept.get(item.name, nothing)))
         return staged, said, run.told, run.stopped
 
 
@@ -108,7 +115,7 @@ class RayPairs(Cluster):
 
     def work(self, run: Run, items: list[PairItem]) -> None:
         """See :class:`.datasets.batch.Elsewhere`."""
-        suffix = next(iter(run.targets.values())).suffix
+        suffix = run.targets.suffix
         (run.history.out / STAGING).mkdir(parents=True, exist_ok=True)
         names = "workers", "max_pixels", "levels", "output", "aligner"
         options = {**{name: getattr(run, name) for name in names}, "batch_size": None}
@@ -119,7 +126,7 @@ class RayPairs(Cluster):
             lambda handle, some: handle.fuse.remote(some, run.told),
         )
         pool.run_ = run
-        pool.run(map(_absolute, items), len(items))
+        pool.run(map(_absolute, run.by_size(items)), len(items))
 
 
 class _Pairs(Pool):

@@ -82,6 +82,7 @@ def test_a_batch_survives_the_loss_of_a_node(cluster, tmp_path):
 def test_videos_survive_the_loss_of_a_node(cluster, tmp_path):
     from ddfm_fast.integrations.ray_videos import RayVideos
 
+    (tmp_path / "in").mkdir()
     for n in range(5):
         write_clip(tmp_path / "in" / f"{n}_T.mp4", pan(6, n, size=32))
         write_clip(tmp_path / "in" / f"{n}_RGB.mp4", pan(6, 9 - n, size=32, channels=3))
