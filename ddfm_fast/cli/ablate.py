@@ -18,7 +18,7 @@ from .options import default
 from .settings import Settings, find_items, levels, pixel_limit, read_settings, show_progress
 
 if TYPE_CHECKING:
-    from ..datasets.pairs import PairItem
+    from ..datasets.items import PairItem
     from ..metrics.ablation import Row
     from ..metrics.evaluation import Evaluation, MethodPictures
 

@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +30,8 @@ from .settings import (
 
 if TYPE_CHECKING:
     from ..api import Fuser
+    from ..datasets.items import PairItem
     from ..datasets.output import Output
-    from ..datasets.pairs import PairItem
     from ..datasets.results import BatchReport, PairResult
     from ..files.depth import Levels
     from ..storage.staging import Stage
@@ -39,6 +40,9 @@ EPILOG = (
     "Examples:  `ddfm-fast batch MSRS/test -o fused/ --steps 50`  ·  "
     "`ddfm-fast batch flight/ --list`"
 )
+
+_SOME = 2048
+"""parts that are printed at once"""
 
 
 def batch(
@@ -145,7 +149,6 @@ def _echo_pairs(
     The JSON object is a manifest, too: its paths are absolute.
     """
     from ..datasets.pairs import survey_pairs
-    from ..datasets.remote import survey_remote_pairs
 
     place = data_source(root, vis, source["manifest"])
     full: Callable[[Path], str] = _absolute if stage is None else stage.url_of
@@ -153,12 +156,11 @@ def _echo_pairs(
     if stage is None:
         found = survey_pairs(place, **source)
     else:
+        from ..datasets.remote import survey_remote_pairs
+
         found = survey_remote_pairs(stage, place, **source)
     lacking = {one.file for one in found.claims}
     if as_json:
-        pairs = [
-            {"name": item.name, "ir": full(item.ir), "vis": full(item.vis)} for item in found.pairs
-        ]
         alone = [
             {
                 "file": full(one.file),
@@ -168,14 +170,29 @@ def _echo_pairs(
             }
             for one in found.alone
         ]
-        typer.echo(json.dumps({"ok": not lacking, "pairs": pairs, "alone": alone}))
+        head = json.dumps({"ok": not lacking, "alone": alone})[:-1]
+        pairs = (
+            json.dumps({"name": item.name, "ir": full(item.ir), "vis": full(item.vis)})
+            for item in found.pairs
+        )
+        _echo_all(f'{head}, "pairs": [', pairs, ", ")
+        typer.echo("]}")
     else:
-        for item in found.pairs:
-            typer.echo(f"{item.name}: {shown(item.ir)} + {shown(item.vis)}")
+        lines = (f"{item.name}: {shown(item.ir)} + {shown(item.vis)}\n" for item in found.pairs)
+        _echo_all("", lines)
         for one in found.alone:
             typer.echo(f"no pair: {shown(one.file)}: {one.why}")
         typer.echo(f"{len(found.pairs)} pairs, {len(found.alone)} files without one")
     return SOME_FAILED if lacking else OK
+
+
+def _echo_all(head: str, parts: Iterable[str], between: str = "") -> None:
+    """Print what may be a million parts: some thousand of them at a time."""
+    typer.echo(head, nl=False)
+    parts, first = iter(parts), True
+    while some := list(islice(parts, _SOME)):
+        typer.echo(("" if first else between) + between.join(some), nl=False)
+        first = False
 
 
 def _absolute(path: Path) -> str:
@@ -231,8 +248,8 @@ def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> int:
     if as_json:
         from .. import __version__
 
-        for part in report.json(version=__version__, out=where):
-            typer.echo(part.strip("\n"), nl=False)
+        parts = report.json(version=__version__, out=where)
+        _echo_all("", (part.replace("\n", "") for part in parts))
         typer.echo()
     elif not quiet:
         text = "{done} fused, {skipped} there already, {failed} failed".format(**counts)

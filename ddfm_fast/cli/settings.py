@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from ..api import Fuser
     from ..config import FuseConfig
+    from ..datasets.items import PairItem
     from ..datasets.output import Output
-    from ..datasets.pairs import PairItem
     from ..files.depth import Levels
     from ..priors.prior import Prior
     from ..storage.staging import Stage
@@ -284,7 +284,7 @@ def stage_for(
     context: typer.Context, root: Path, vis: Path | None, manifest: Path | None, out: Path | None
 ) -> Stage | None:
     """Where files stand for objects, until the command ends; None where no place is a URL."""
-    from ..datasets.remote import names_urls
+    from ..datasets.lists import names_urls
     from ..storage.staging import Stage, any_url
 
     if any_url(root, vis, manifest, out) or names_urls(root if manifest is None else manifest):

@@ -20,8 +20,9 @@ from ..faces import face
 
 if TYPE_CHECKING:
     from .batch import BatchInterrupted, run_batch
+    from .items import PairItem
     from .jobs import fuse_files
-    from .pairs import PairItem, find_pairs
+    from .pairs import find_pairs
     from .results import BatchReport
 
 __all__ = [
@@ -36,7 +37,7 @@ __all__ = [
 __getattr__, __dir__ = face(
     __name__,
     {
-        "PairItem": "pairs",
+        "PairItem": "items",
         "find_pairs": "pairs",
         "fuse_files": "jobs",
         "run_batch": "batch",

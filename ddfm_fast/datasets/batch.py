@@ -36,8 +36,8 @@ from ..runtime.capture import release_cached_memory
 from ..runtime.memory import is_out_of_memory, pages_kept
 from .ahead import prefetch
 from .history import History, Inputs, describe_settings, input_hashes
+from .items import PairItem
 from .output import Output
-from .pairs import PairItem
 from .results import DONE, FAILED, BatchReport, PairResult, Results
 from .targets import Targets, check_counts, checked_suffix, checked_targets, no_room
 

@@ -34,7 +34,7 @@ from ..files.paths import ImageFileError, is_file
 from ..images.doubts import warn
 from ..priors.state_dict import file_sha256, weights_sha256
 from ..runtime.own_files import open_own
-from .pairs import PairItem
+from .items import PairItem
 
 if TYPE_CHECKING:
     from ..api import Fuser

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain, groupby
 from pathlib import Path
+from typing import Any, TextIO
 
 from ..files.packed import is_packed
 from ..files.paths import ImageFileError, few, look
 from ..files.radiometric import is_radiometric
+from .items import PairItem
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 _COLUMNS = {
@@ -22,10 +26,15 @@ _COLUMNS = {
 _PLAIN_NAME = re.compile(r"[^.\\:\0][^\\:\0]*")
 
 
+_RUN, _TOO_MANY = 32, 16
+"""files in a row for which their folder is listed, and names there for each of them beyond which
+no other one is"""
+
+
 def read_list(
     path: Path, root: Path | None, locate: Callable[[str], Path] | None = None
-) -> list[tuple[str, Path, Path]]:
-    """Read (name, infrared file, visible file) of every row.
+) -> list[PairItem]:
+    """Read the pair of every row.
 
     Args:
         path: The list.
@@ -40,21 +49,21 @@ def read_list(
             f"{path}: not a list of pairs; expected a folder or one of "
             f"{', '.join(MANIFEST_SUFFIXES)}"
         )
+    is_table = path.suffix.lower() in (".csv", ".tsv")
+    base = path.parent if root is None else root
+    find = partial(os.path.join, base) if locate is None else locate
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="" if is_table else None) as file:
+            rows = _table_rows(file, path) if is_table else _json_rows(file, path)
+            items = [_item(row, place, find) for place, row in rows]
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise ImageFileError(f"{path}: cannot be read as UTF-8 text ({why})") from error
-    is_table = path.suffix.lower() in (".csv", ".tsv")
-    rows = _table_rows(text, path) if is_table else _json_rows(text, path)
-    base = path.parent if root is None else root
-    try:
-        items = [_item(row, place, locate or base.joinpath) for place, row in rows]
     except csv.Error as error:
         raise ImageFileError(f"{path}: not a table of pairs ({error})") from None
     if not items:
         raise ImageFileError(f"{path}: lists no pairs")
-    missing = [str(p) for _, ir, vis in items for p in (ir, vis) if _is_missing(p)]
+    missing = [str(Path(file)) for file in _missing(items)]
     if missing:
         raise ImageFileError(
             f"{path}: {len(missing)} files are not there: {few(missing)}; "
@@ -63,7 +72,60 @@ def read_list(
     return items
 
 
-def _is_missing(path: Path) -> bool:
+def names_urls(path: Path | None) -> bool:
+    """Whether a local file is a list of pairs that names URLs."""
+    if path is None or path.suffix.lower() not in MANIFEST_SUFFIXES or not path.is_file():
+        return False
+    end = b""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            if b"://" in end + block:
+                return True
+            end = block[-2:]
+    return False
+
+
+def _missing(items: Sequence[PairItem]) -> Iterator[str]:
+    """The files that are not there, pair by pair.
+
+    Folders of which many files follow one another are listed, which asks for no file alone.
+    """
+    names = _Names()
+    for _, group in groupby(items, lambda item: item.folders):
+        run = list(group)
+        known = [names.of(folder, len(run)) for folder in run[0].folders]
+        for item in run:
+            for file, there in zip(item.files, known, strict=True):
+                if os.path.basename(file) not in there and _is_missing(file):
+                    yield file
+
+
+class _Names:
+    """Names in the folders of late, without links, which may lead nowhere."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, frozenset[str]] = {}
+        self._worth = True
+
+    def of(self, folder: str, files: int) -> frozenset[str]:
+        """Names that are there; not all of them where listing the folder is not worth it."""
+        if folder not in self._found and self._worth and files >= _RUN:
+            if len(self._found) > 1:
+                self._found.pop(next(iter(self._found)))
+            self._found[folder] = self._listed(folder)
+            self._worth = len(self._found[folder]) <= _TOO_MANY * files
+        return self._found.get(folder, frozenset())
+
+    @staticmethod
+    def _listed(folder: str) -> frozenset[str]:
+        try:
+            with os.scandir(folder) as entries:
+                return frozenset(entry.name for entry in entries if not entry.is_symlink())
+        except (OSError, ValueError):  # each file says what is wrong
+            return frozenset()
+
+
+def _is_missing(path: str) -> bool:
     """Whether nothing is there; not of a name that reading refuses: that fails its item alone."""
     try:
         return look(path) is None
@@ -71,10 +133,10 @@ def _is_missing(path: Path) -> bool:
         return False
 
 
-def _table_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
-    header = text.partition("\n")[0]
+def _table_rows(file: TextIO, path: Path) -> Iterator[tuple[str, dict]]:
+    header = file.readline()
     delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.DictReader(chain([header], file), delimiter=delimiter)
     columns = {(name or "").strip().casefold(): name for name in reader.fieldnames or ()}
     chosen = {
         key: next((columns[a] for a in aliases if a in columns), None)
@@ -90,17 +152,15 @@ def _table_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
         yield place, {key: row.get(column) for key, column in chosen.items() if column}
 
 
-def _json_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
+def _json_rows(file: TextIO, path: Path) -> Iterator[tuple[str, dict]]:
+    rows: Any
     try:
-        if path.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            rows = json.loads(text)
+        rows = _json_lines(file, path) if path.suffix.lower() == ".jsonl" else json.load(file)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ImageFileError(f"{path}: not JSON ({error})") from None
     if isinstance(rows, dict):
         rows = rows.get("pairs")
-    if not isinstance(rows, list):
+    if not isinstance(rows, list | Iterator):
         raise ImageFileError(
             f'{path}: expected a list of pairs, or an object with such a list as "pairs"'
         )
@@ -121,20 +181,35 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
         )
 
 
-def _item(row: dict, place: str, locate: Callable[[str], Path]) -> tuple[str, Path, Path]:
+def _json_lines(file: TextIO, path: Path) -> Iterator[Any]:
+    for line in file:
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ImageFileError(f"{path}: not JSON ({error})") from None
+
+
+def _item(row: dict, place: str, locate: Callable[[str], str | os.PathLike[str]]) -> PairItem:
     for key in ("ir", "vis"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise ImageFileError(f"{place}: {key} is {row.get(key)!r}; expected a path")
     ir, vis = (locate(row[key].strip()) for key in ("ir", "vis"))
-    if ir == vis and not (is_packed(ir) or is_radiometric(ir)):
+    if _same(ir, vis) and not (is_packed(Path(ir)) or is_radiometric(Path(ir))):
         raise ImageFileError(
             f"{place}: {ir} is given for ir and for vis; give two files, or one of four channels"
         )
     name = row.get("name")
-    name = ir.stem if name is None or name == "" else name
+    name = Path(ir).stem if name is None or name == "" else name
     # Outputs are called after it, so it must not lead out of the output folder.
     if not isinstance(name, str) or not all(map(_PLAIN_NAME.fullmatch, name.split("/"))):
         raise ImageFileError(
             f"{place}: name is {name!r}; expected a plain name, perhaps with folders: test/0001"
         )
-    return name, ir, vis
+    return PairItem(name, ir, vis)
+
+
+def _same(ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> bool:
+    """Whether two paths are equal; what costs is done of names that are."""
+    same = os.path.basename(ir) == os.path.basename(vis)
+    return same and os.path.normpath(ir) == os.path.normpath(vis) and Path(ir) == Path(vis)

@@ -9,11 +9,10 @@ two, files pair up by their path without suffix. That one rule covers the publis
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..files.packed import is_packed
 from ..files.pairing import files_alone
@@ -26,6 +25,7 @@ from ..files.paths import (
 )
 from ..files.reading import image_size
 from ..images.doubts import warn
+from .items import PairItem, are_unique
 from .lists import read_list
 from .names import Alone, Found, Match, pair_by_pattern, pair_folders, pair_mixed, pattern_pair
 from .trees import Rest, equal_names, listing, walk
@@ -75,81 +75,6 @@ LAYOUTS = {
 """the published data sets by name; "auto" accepts every alias, in any case"""
 FOLDER = "folder"
 """the source of what is no file but a whole folder without its other half"""
-
-
-class PairItem:
-    """A pair of a data set. ``name`` is unique in it and has no suffix: "00001D", "test/00001D".
-
-    Of paths the folders are kept once, and a file's name that both sources share is, so that a
-    million pairs take some 200 MB.
-    """
-
-    __slots__ = ("_ir_file", "_ir_folder", "_vis_file", "_vis_folder", "name")
-
-    def __init__(self, name: str, ir: str | os.PathLike[str], vis: str | os.PathLike[str]):
-        self.name = name
-        self._ir_folder, self._ir_file = os.path.split(os.fspath(ir))
-        self._vis_folder, self._vis_file = os.path.split(os.fspath(vis))
-        self._share()
-
-    @classmethod
-    def within(cls, name: str, ir: tuple[str, str], vis: tuple[str, str]) -> PairItem:
-        """Make a pair of (folder, file) each."""
-        item = cls.__new__(cls)
-        item.name = name
-        item._ir_folder, item._ir_file = ir
-        item._vis_folder, item._vis_file = vis
-        item._share()
-        return item
-
-    def _share(self) -> None:
-        self._ir_folder, self._vis_folder = (
-            sys.intern(self._ir_folder),
-            sys.intern(self._vis_folder),
-        )
-        if self._vis_file == self._ir_file:
-            self._vis_file = self._ir_file
-
-    @property
-    def ir(self) -> Path:
-        """The infrared file."""
-        return Path(self._ir_folder, self._ir_file)
-
-    @property
-    def vis(self) -> Path:
-        """The visible file."""
-        return Path(self._vis_folder, self._vis_file)
-
-    @property
-    def files(self) -> tuple[str, str]:
-        """Both as text, which costs less than paths do."""
-        return (
-            os.path.join(self._ir_folder, self._ir_file),
-            os.path.join(self._vis_folder, self._vis_file),
-        )
-
-    @property
-    def folders(self) -> tuple[str, str]:
-        """The folders of both."""
-        return self._ir_folder, self._vis_folder
-
-    def with_files(self, ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> PairItem:
-        """The pair of this name with other files."""
-        return PairItem(self.name, ir, vis)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, PairItem):
-            return NotImplemented
-        return (self.name, self.ir, self.vis) == (other.name, other.ir, other.vis)
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
-    def __repr__(self) -> str:
-        return f"PairItem({self.name!r}, {self.ir!r}, {self.vis!r})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return PairItem, (self.name, *self.files)
 
 
 @dataclass
@@ -241,7 +166,7 @@ def survey_pairs(
         raise ValueError(f"{' and '.join(given)} exclude each other; leave out all but one")
     if manifest is not None:
         base = None if root is None else _require_folder(root)
-        return Survey([PairItem(*row) for row in read_list(Path(manifest), base)])
+        return Survey(read_list(Path(manifest), base))
     survey = _by_pattern(root, pattern) if pattern is not None else _from_folders(root, layout)
     survey.pairs.sort(key=lambda item: item.name)
     survey.alone.sort(key=lambda one: str(one.file))
@@ -314,10 +239,8 @@ def _add_two(survey: Survey, prefix: str, first: Path, second: Path) -> None:
     """Add the pairs of two folders: equal names folder by folder, then what is left by rules."""
     rest = Rest({}, {})
     before = len(survey.pairs)
-    survey.pairs += (
-        PairItem.within(prefix + name, ir, vis)
-        for name, ir, vis in equal_names(first, second, rest)
-    )
+    found = equal_names(first, second, rest, prefix)
+    survey.pairs += (PairItem.within(*one) for one in found)
     equal = len(survey.pairs) > before
     if not (equal or rest.ir or rest.vis):
         raise ImageFileError(f"{first} and {second}: no images ({', '.join(READ_SUFFIXES)})")
@@ -453,7 +376,7 @@ def _has_videos(folder: Path) -> bool:
 
 
 def _require_unique(items: list[PairItem]) -> None:
-    if len({item.name for item in items}) == len(items):
+    if are_unique(items):
         return
     first: dict[str, PairItem] = {}
     twice = []

@@ -15,9 +15,10 @@ from ..files.paths import ImageFileError, few
 from ..storage.objects import check_writable, listing, look
 from ..storage.staging import Stage
 from ..storage.urls import as_url, join, name_of, parent
+from .items import PairItem
 from .jobs import Job, plan_jobs, run_jobs
 from .lists import MANIFEST_SUFFIXES, read_list
-from .pairs import PairItem, Survey, find_pairs, survey_pairs
+from .pairs import Survey, find_pairs, survey_pairs
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -75,13 +76,6 @@ def survey_remote_pairs(
         return survey_pairs(source, layout=layout, pattern=pattern)
 
 
-def names_urls(path: Path | None) -> bool:
-    """Whether a local file is a list of pairs that names URLs."""
-    if path is None or path.suffix.lower() not in MANIFEST_SUFFIXES or not path.is_file():
-        return False
-    return b"://" in path.read_bytes()
-
-
 def _list_of(
     root: Place | tuple[Place, Place], layout: str | None, manifest: Place | None, pattern: Any
 ) -> tuple[Place | None, Place | None]:
@@ -119,7 +113,7 @@ def _listed(stage: Stage, manifest: Place, base: Place | None) -> list[PairItem]
         return stage.file(join(prefix, text)) if prefix else Path(above) / text
 
     with stage.named_errors():
-        items = [PairItem(*row) for row in read_list(path, None, locate)]
+        items = read_list(path, None, locate)
     counts = Counter(item.name for item in items)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ImageFileError(

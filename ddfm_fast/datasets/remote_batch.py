@@ -32,8 +32,8 @@ from ..storage.trouble import StorageError
 from ..storage.urls import as_url, join
 from .batch import REPORT, STOPPED_BY_USER, BatchInterrupted, run_batch
 from .history import describe_settings
+from .items import PairItem
 from .output import Output
-from .pairs import PairItem
 from .remote import Place
 from .results import DONE, FAILED, KEPT, SKIPPED, BatchReport, PairResult
 

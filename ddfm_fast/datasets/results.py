@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from .history import HISTORY_FILE, read_record
-from .pairs import PairItem
+from .items import PairItem
 from .targets import Targets
 
 DONE, SKIPPED, FAILED, PENDING = "done", "skipped", "failed", "pending"

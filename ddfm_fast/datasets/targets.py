@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..files.paths import SUFFIXES
-from .pairs import PairItem
+from .items import PairItem, are_unique
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -50,8 +50,7 @@ def checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> Target
     """Where each picture goes: to no input, to no folder, and not where another pair's does."""
     if not items:
         raise ValueError("items is empty; expected at least one pair")
-    names = len({item.name for item in items})
-    if names < len(items):
+    if not are_unique(items) and (names := len({item.name for item in items})) < len(items):
         raise ValueError(f"items: {len(items)} pairs have {names} names; expected unique names")
     targets = Targets(out, suffix)
     real_folder = functools.lru_cache(maxsize=None)(_real)

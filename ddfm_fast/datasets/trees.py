@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -79,28 +80,32 @@ def walk(folder: Path) -> Iterator[tuple[str, list[Path]]]:
         yield prefix, sorted(here[0] / name for name in names[0])
 
 
-def equal_names(first: Path, second: Path, rest: Rest) -> Iterator[tuple[str, Place, Place]]:
+def equal_names(
+    first: Path, second: Path, rest: Rest, above: str
+) -> Iterator[tuple[str, Place, Place]]:
     """Pictures of two folders whose paths below them, without suffix, are equal.
 
     Args:
         first: The infrared folder.
         second: The visible one.
         rest: Takes those that the other folder lacks.
+        above: What all names begin with.
 
     Yields:
-        That path, and where both are.
+        What the name of a pair has before its stem, and where both files are.
 
     Raises:
         ImageFileError: Two pictures of one folder have the same stem.
     """
     for prefix, folders, (ir, vis) in _visits((first, second)):
-        places = [os.fspath(folder) for folder in folders]
+        begins = sys.intern(above + prefix)
+        places = [sys.intern(os.fspath(folder)) for folder in folders]
         for names, place in zip((ir, vis), places, strict=True):
             _require_stems(names, place)
         while ir or vis:
             a, b = (_stem(names[-1]) if names else None for names in (ir, vis))
             if a is not None and a == b:
-                yield prefix + a, (places[0], ir.pop()), (places[1], vis.pop())
+                yield begins, (places[0], ir.pop()), (places[1], vis.pop())
             elif b is None or (a is not None and a > b):
                 assert a is not None
                 rest.ir[prefix + a] = folders[0] / ir.pop()

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ..api import Fuser
 from ..datasets.batch import STAGING, Run
 from ..datasets.history import Inputs, describe_settings
-from ..datasets.pairs import PairItem
+from ..datasets.items import PairItem
 from ..datasets.results import DONE, FAILED, PairResult
 from ..datasets.targets import Targets
 from ..images.doubts import warn

@@ -25,7 +25,7 @@ from typing import Any
 from ..api import Fuser
 from ..config import SAMPLER_NAMES, VARIANT_NAMES, FuseConfig
 from ..datasets.batch import run_batch
-from ..datasets.pairs import PairItem
+from ..datasets.items import PairItem
 from ..datasets.results import FAILED, PairResult
 from ..files.depth import Levels
 from ..method import PRIOR_ALONE_START, Diffusion, EMAlone, MethodMaker, PriorAlone
