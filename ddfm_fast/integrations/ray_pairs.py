@@ -90,7 +90,7 @@ class Worker:
                 run.work(items)
             finally:
                 run.close()
-        nothing = Inputs([], []), None, {}
+        nothing: tuple[Inputs, None, dict[str, Any]] = Inputs([], []), None, {}
         staged = []
         for item in items:
             result = run.results.get(item.name)
