@@ -3,8 +3,8 @@
 A batch of 64×64 pairs by one process with one and with two threads that read and write, and by Ray
 with one node and with two, which are processes of this one machine. Each way has a process of its
 own, and notes when so many pairs were done and what it and its workers held then: start-up is what
-passes before the first. Time over pairs is fitted by a line. From parts that are measured here and floors that are stated, a
-table on paper says what a million pairs cost on clusters that nobody ran.
+passes before the first. Time over pairs is fitted by a line. From parts that are measured here and
+floors that are stated, a table on paper says what a million pairs cost on clusters that nobody ran.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def marked(sizes: list[int], pids: Callable[[], list[int]]) -> Iterator[list[dic
 
 
 def child(way: str, root: Path, sizes: list[int]) -> list[dict[str, Any]]:
-    """Fuse a batch of the largest size in this process; what each size had taken when it was done."""
+    """Fuse a batch of the largest size in this process; what each size took until it was done."""
     began = time.perf_counter()
     fuser = Fuser(preset=PRESET, device="cpu")
     items = find_pairs(root / "in", check_sizes=False)
@@ -176,7 +176,7 @@ def child(way: str, root: Path, sizes: list[int]) -> list[dict[str, Any]]:
 
 def run_child(way: str, root: Path, sizes: list[int]) -> list[dict[str, Any]]:
     """The same in a fresh process."""
-    command = [sys.executable, "-m", "bench.scale", "--child", way, "--out", str(root)]
+    command = [sys.executable, "-m", "ddfm_fast.bench.scale", "--child", way, "--out", str(root)]
     done = subprocess.run(
         [*command, "--sizes", ",".join(map(str, sizes))],
         stdout=subprocess.PIPE, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -115,7 +115,7 @@ def batch(
     options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
     if stage is not None and on is opt.Place.ray:
         raise ValueError("--on ray takes no URLs yet; leave out --on, or give local folders")
-    with elsewhere(context) as options["elsewhere"]:
+    with elsewhere(on, address, actors, num_gpus) as options["elsewhere"]:
         report = _run(items, folder, settings.fuser(), over=range_over, stage=stage, **options)
     raise typer.Exit(_echo_report(report, as_json=as_json, quiet=quiet))
 

@@ -299,10 +299,17 @@ def data_source(root: Path, vis: Path | None, manifest: Path | None) -> Path | t
     return root if vis is None else (root, vis)
 
 
-def elsewhere(context: typer.Context, *, videos: bool = False) -> AbstractContextManager[Any]:
+def elsewhere(
+    on: Any,
+    address: str | None,
+    actors: int | None,
+    num_gpus: float | None,
+    *,
+    videos: bool = False,
+) -> AbstractContextManager[Any]:
     """What does the work in other processes, connected inside; None for this one."""
-    given = picked(context, ("address", "actors", "num_gpus"))
-    if plain(context.params["on"]) != "ray":
+    given: dict[str, Any] = {"address": address, "actors": actors, "num_gpus": num_gpus}
+    if plain(on) != "ray":
         if alone := [name for name, value in given.items() if value is not None]:
             option = f"--{alone[0].replace('_', '-')}"
             raise ValueError(f"{option} is for --on ray; add that, or leave it out")

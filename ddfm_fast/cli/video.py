@@ -76,7 +76,7 @@ def video(
     of the visible stream are kept. Ctrl-C ends the file properly; meanwhile it is called
     NAME.part-….SUFFIX. Exit code: 0 well, 1 bad or missing frames, 2 bad input, 130 interrupted.
     """
-    there = elsewhere(context, videos=True)
+    there = elsewhere(on, address, actors, num_gpus, videos=True)
     raise typer.Exit(_run(read_settings(context), _options(context), context.params, there))
 
 

@@ -96,6 +96,8 @@ RECORD = {
         vis: Path, None
     """,
     "video": """
+        --actors: int min=1, None
+        --address: str, None
         --align: str, 'check'
         --codec: h264|hevc|ffv1|png, None
         --color-from: auto|ir|vis, 'auto'
@@ -110,8 +112,10 @@ RECORD = {
         --ir-range: str, None
         --json: bool, False
         --no-audio: bool, False
+        --num-gpus: float min=0, None
         --offset: float, 0.0
         --on-error: skip|repeat|stop, 'skip'
+        --on: here|ray, 'here'
         --preset: str, 'balanced'
         --preview: bool, False
         --prior-config: str, None
@@ -123,6 +127,7 @@ RECORD = {
         --resize: str, None
         --seed: int, 3407
         --side-by-side: bool, False
+        --skip-existing: bool, False
         --start: float min=0, 0.0
         --tile: str, 'auto'
         --tone-map: auto|off, 'auto'
