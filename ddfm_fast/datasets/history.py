@@ -22,7 +22,7 @@ import stat
 import threading
 import time
 from array import array
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -223,7 +223,8 @@ class Index:
     """Where lines begin, by the names in them: 16 bytes a line, the last of a name counting."""
 
     def __init__(self) -> None:
-        self._hashes, self._places = array("q"), array("q")
+        self._hashes: Any = array("q")
+        self._places: Any = array("q")
 
     def add(self, name: str, at: int) -> None:
         """Take the line of a name; TypeError for what is none."""
@@ -234,14 +235,14 @@ class Index:
 
     def sort(self) -> None:
         """Make ready to be asked."""
-        hashes, places = (np.array(found, np.int64) for found in (self._hashes, self._places))
-        order = np.lexsort((-places, hashes))
-        self._hashes, self._places = (array("q", a[order].tobytes()) for a in (hashes, places))
+        hashes, places = (np.frombuffer(a, np.int64) for a in (self._hashes, self._places))
+        order = np.argsort(hashes, kind="stable")  # of one name the last line comes last
+        self._hashes, self._places = memoryview(hashes[order]), memoryview(places[order])
 
     def find(self, name: str) -> int | None:
         """Where the last line of a name begins, or of one whose hash is the same; None: nowhere."""
-        n = bisect_left(self._hashes, found := hash(name))
-        there = n < len(self._hashes) and self._hashes[n] == found
+        n = bisect_right(self._hashes, found := hash(name)) - 1
+        there = n >= 0 and self._hashes[n] == found
         return self._places[n] if there else None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,7 +169,8 @@ def survey_pairs(
         base = None if root is None else _require_folder(root)
         return Survey(read_list(Path(manifest), base))
     survey = _by_pattern(root, pattern) if pattern is not None else _from_folders(root, layout)
-    survey.pairs.sort(key=lambda item: item.name)
+    if any(before.name > item.name for before, item in pairwise(survey.pairs)):
+        survey.pairs.sort(key=lambda item: item.name)  # which holds all of the names
     survey.alone.sort(key=lambda one: str(one.file))
     return survey
 

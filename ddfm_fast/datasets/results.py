@@ -20,6 +20,8 @@ from .targets import Targets
 DONE, SKIPPED, FAILED, PENDING = "done", "skipped", "failed", "pending"
 KEPT = ("height", "width", "dtype", "range", "seconds", "report")
 """facts of a result that the history has"""
+_STATE = b', "state": ['
+"""what comes before the facts in a line of the history; in a text its quotes would be escaped"""
 
 
 @dataclasses.dataclass
@@ -96,6 +98,26 @@ class Results(Sequence[PairResult]):
                     facts = {key: record.get(key) for key in KEPT}
                     yield PairResult(name, status, self._targets.text(name), **facts)
 
+    def json(self) -> Iterator[str]:
+        """Each result as JSON, its facts as the history has them: nothing is parsed."""
+        with (self._targets.out / HISTORY_FILE).open("rb") as history:
+            for n, item in enumerate(self._items):
+                name = item.name
+                found = self._reached.get(name, -1)
+                at = self._skipped[n] if found == -1 else found
+                line = b""
+                if not isinstance(at, PairResult) and at >= 0:
+                    history.seek(at)
+                    line = history.readline()
+                start = line.find(b'], "height": ', line.find(_STATE))
+                if not line.startswith(b'{"name": ') or _STATE not in line or start < 0:
+                    yield json.dumps(vars(self[n]))
+                    continue
+                status = SKIPPED if found == -1 else DONE
+                facts = line[start + 3 :].decode().rstrip("\n")
+                head = {"name": name, "status": status, "output": self._targets.text(name)}
+                yield f'{json.dumps(head)[:-1]}, "error": null, {facts}'
+
     def count(self, value: Any) -> int:
         """How many have a status, without reading them; or are a result."""
         if not isinstance(value, str):
@@ -151,6 +173,11 @@ class BatchReport:
     def json(self, **changed: Any) -> Iterator[str]:
         """The same as JSON in pieces, a line for each pair, with some values changed."""
         yield json.dumps({**self.head(), **changed})[:-1] + ', "results": ['
-        for n, result in enumerate(self.results):
-            yield ("," if n else "") + "\n" + json.dumps(vars(result))
+        results = self.results
+        if isinstance(results, Results):
+            texts = results.json()
+        else:
+            texts = (json.dumps(vars(one)) for one in results)
+        for n, text in enumerate(texts):
+            yield ("," if n else "") + "\n" + text
         yield "\n]}\n"

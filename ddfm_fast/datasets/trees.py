@@ -106,7 +106,7 @@ def equal_names(
             a, b = (_stem(names[-1]) if names else None for names in (ir, vis))
             if a is not None and a == b:
                 yield begins, (places[0], ir.pop()), (places[1], vis.pop())
-            elif b is None or (a is not None and a > b):
+            elif b is None or (a is not None and a < b):
                 assert a is not None
                 rest.ir[prefix + a] = folders[0] / ir.pop()
             else:
@@ -118,8 +118,8 @@ def _stem(name: str) -> str:
 
 
 def _require_stems(names: list[str], place: str) -> None:
-    """Sort by stem, of which there may be one of a kind."""
-    names.sort(key=_stem)
+    """Sort by stem, of which there may be one of a kind, the first one last."""
+    names.sort(key=_stem, reverse=True)
     for before, name in zip(names, names[1:], strict=False):
         if _stem(before) == _stem(name):
             one, other = sorted((before, name))
@@ -152,5 +152,6 @@ def _visits(
                 if not is_picture(sub):
                     over = (*(above[n] or ()), os.path.realpath(folders[n]))
                     below.setdefault(sub.name, [None] * len(roots))[n] = over
-        waiting += [(f"{prefix}{name}/", tuple(over)) for name, over in sorted(below.items())]
+        later = sorted(below.items(), reverse=True)
+        waiting += [(f"{prefix}{name}/", tuple(over)) for name, over in later]
         yield prefix, folders, names
