@@ -235,9 +235,10 @@ class Index:
 
     def sort(self) -> None:
         """Make ready to be asked."""
-        hashes, places = (np.frombuffer(a, np.int64) for a in (self._hashes, self._places))
-        order = np.argsort(hashes, kind="stable")  # of one name the last line comes last
-        self._hashes, self._places = memoryview(hashes[order]), memoryview(places[order])
+        # of one name the last line comes last; one after the other, as each holds a copy
+        order = np.argsort(np.frombuffer(self._hashes, np.int64), kind="stable")
+        self._hashes = memoryview(np.frombuffer(self._hashes, np.int64)[order])
+        self._places = memoryview(np.frombuffer(self._places, np.int64)[order])
 
     def find(self, name: str) -> int | None:
         """Where the last line of a name begins, or of one whose hash is the same; None: nowhere."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -100,5 +99,6 @@ class PairItem:
 
 def are_unique(items: Sequence[PairItem]) -> bool:
     """Whether no two pairs have one name, or one hash of it, which is as rare as it can be."""
-    hashes = array("q", (hash(item.name) for item in items))
-    return len(np.unique(np.array(hashes, np.int64))) == len(items)
+    hashes = np.fromiter((hash(item.name) for item in items), np.int64, len(items))
+    hashes.sort()
+    return not (hashes[1:] == hashes[:-1]).any()
