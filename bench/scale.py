@@ -303,7 +303,8 @@ def markdown(report: Report, found: dict[str, float], paper: list[list[str]]) ->
         f"## A million pairs of {WIDTH}×{HEIGHT}, on paper",
         "",
         "Nobody ran this. Measured here, a core's time for a pair: decoding "
-        f"{1e3 * found['decode']:.1f} ms, encoding and writing {1e3 * found['write']:.1f} ms, fusion by `fast` on a core "
+        f"{1e3 * found['decode']:.1f} ms, encoding and writing {1e3 * found['write']:.1f} ms, "
+        "fusion by `fast` on a core "
         f"{1e3 * found['fuse']:.0f} ms; {found['bytes_in'] / 1e6:.2f} MB in, "
         f"{found['bytes_out'] / 1e6:.2f} MB out; the driver's CPU of Ray with two nodes. Assumed: "
         f"nodes with {GPU_CORES} cores and an H100, or {CPU_CORES} cores; 10 Gbit/s a node, 40 "
