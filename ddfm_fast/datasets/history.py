@@ -237,8 +237,8 @@ class Index:
         """Make ready to be asked."""
         # of one name the last line comes last; one after the other, as each holds a copy
         order = np.argsort(np.frombuffer(self._hashes, np.int64), kind="stable")
-        self._hashes = memoryview(np.frombuffer(self._hashes, np.int64)[order])
-        self._places = memoryview(np.frombuffer(self._places, np.int64)[order])
+        self._hashes = np.frombuffer(self._hashes, np.int64)[order].data
+        self._places = np.frombuffer(self._places, np.int64)[order].data
 
     def find(self, name: str) -> int | None:
         """Where the last line of a name begins, or of one whose hash is the same; None: nowhere."""
