@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ddfm_fast.runtime import threads
+
 from . import memory
 from .build import LAYER_CALL, LAYER_FIXED, library
 
@@ -238,7 +240,7 @@ class Layer:
             fields[_NEW_SUMS] = sums.data_ptr()
         fields[_OUT] = out.data_ptr()
         call = LAYER_CALL.pack(*fields) + self._fixed
-        if self.library.layer(call, torch.get_num_threads()):
+        if self.library.layer(call, threads.count()):
             raise MemoryError("not enough memory for a layer of the prior")
         return out, sums
 

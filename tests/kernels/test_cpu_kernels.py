@@ -398,26 +398,6 @@ def test_without_a_cache(monkeypatch, tmp_path):
 
 
 @needs_kernels
-def test_threads_are_those_of_pytorch():
-    """A second OpenMP library would bring threads that spin beside PyTorch's."""
-    code = (
-        "import torch\n"
-        "from ddfm_fast.kernels.cpu import build\n"
-        "torch.randn(300, 300) @ torch.randn(300, 300)\n"
-        "def count():\n"
-        "    return {line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line}\n"
-        "before = count()\n"
-        "assert build.library().team, 'no OpenMP library found'\n"
-        "assert count() == before, count() - before\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-
-
-@needs_kernels
 @torch.no_grad()
 def test_engine_prepares_layers_for_each_size(monkeypatch):
     unet = random_unet(SMALL, 0).to(memory_format=torch.channels_last)
