@@ -211,8 +211,9 @@ def moved(
         values = np.rint(values).clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
     values = values.astype(dtype, copy=False)
     if empty is not None and empty.any():
-        values = values.copy()
-        values[empty] = _nothing(unit)
+        mark, values = _nothing(unit), values.copy()
+        values[empty] = mark
+        unit = unit._replace(nothing=mark)
     return unit._replace(values=values)
 
 
