@@ -62,13 +62,13 @@ class Fit:
         What black and white are follows the frames where nothing else says it.
         """
         pictures, nodata = self._read(pair)
-        self._found = self._ranges(*pictures, self._wanted, nodata)
+        self._found = self._ranges(pictures[0], pictures[1], self._wanted, nodata)
         return self._levelled(pair, pictures, nodata)
 
     def at_cut(self, pair: FramePair) -> Sources | None:
         """Return the pair that was given last as the first of a scene; None: it stays the same."""
         pictures, nodata = self._read(pair)
-        found = self._ranges(*pictures, self._wanted, nodata, cut=True)
+        found = self._ranges(pictures[0], pictures[1], self._wanted, nodata, cut=True)
         same, self._found = found == self._found, found
         return None if same else self._levelled(pair, pictures, nodata)
 
@@ -88,7 +88,7 @@ class Fit:
         self, pair: FramePair, pictures: list[np.ndarray], nodata: dict[str, Any]
     ) -> Sources:
         """The pictures at one depth and one size."""
-        found = sources(*pictures, Levels(self._found, nodata))
+        found = sources(pictures[0], pictures[1], Levels(self._found, nodata))
         sized = [
             self._sized(image, hole, name, frame.number)
             for name, image, hole, frame in zip(

@@ -157,6 +157,7 @@ RECORD = {
         --stretch: none|minmax|percentile|sources, None
         --tile: str, 'auto'
         --vis-range: str, None
+        --window: str, None
         -o --out: Path, required
         -q --quiet: bool, False
         ir: Path, required
