@@ -395,7 +395,11 @@ def _nothing_found(root, layout, roles) -> ImageFileError:
     folders, files = _listing(root, ())
     names = "; or ".join(f"{' or '.join(a)} beside {' or '.join(b)}" for a, b in roles)
     seen = few([f"{f.name}/" for f in folders] + [f.name for f in files])
-    videos = " (videos are no image pairs)" if any(_has_videos(f) for f in (root, *folders)) else ""
+    videos = (
+        f" (for videos: ddfm-fast video {root} -o fused)"
+        if any(_has_videos(f) for f in (root, *folders))
+        else ""
+    )
     return ImageFileError(
         f"{root}: no pairs found with layout {layout or 'auto'}, which means folders {names}; "
         f"the folder holds {seen}{videos}. Give two folders, a layout of two folder names, "
