@@ -257,6 +257,14 @@ class StreamAligner(Aligner):
             return _of_size(ir, vis)
         return faded(apply(ir, self._map, vis.shape[:2]), vis, self._weight)
 
+    def hole(self, hole: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Move where the frame that was given last has no data, bool [H, W], as it was moved."""
+        if not self.moves or (self._map is None and hole.shape == size):
+            return hole
+        if self._map is None:
+            return _of_size(hole.astype(np.uint8), np.empty(size)) > 0
+        return apply(hole.astype(np.uint8) * 255, self._map, size) > 0
+
     def _update(self, ir: np.ndarray, vis: np.ndarray) -> None:
         if isinstance(self.setting, Calibration):
             if self._map is None:

@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from ..api import Fuser
     from ..datasets.batch import BatchReport, Elsewhere, PairResult
     from ..datasets.output import Output
-    from ..datasets.pairs import PairItem
+    from ..datasets.pairs import PairItem, Survey
     from ..files.depth import Levels
     from ..storage.staging import Stage
 
+PANEL = ".panel"
+"""what a panel's name has before its suffix"""
 EPILOG = (
     "Examples:  `ddfm-fast batch MSRS/test -o fused/ --steps 50`  ·  "
     "`ddfm-fast batch flight/ --list`"
@@ -70,6 +72,7 @@ def batch(
     eta: opt.Eta = default.eta,
     out: opt.OutFolder = None,
     list_pairs: opt.ListPairs = False,
+    panel: opt.Panel = False,
     format: opt.Format = "png",
     quality: opt.Quality = None,
     chroma: opt.ChromaOf = None,
@@ -107,7 +110,8 @@ def batch(
     if list_pairs:
         raise typer.Exit(_echo_pairs(root, vis, source, stage, as_json=as_json))
     settings, folder = read_settings(context), _folder(out)
-    items = find_items(root, vis, stage=stage, **source)
+    items = find_items(root, vis, stage=stage, strict=False, **source)
+    _check_panels(items, panel, local=stage is None and on is opt.Place.here)
     options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
     if stage is not None and on is opt.Place.ray:
         raise ValueError("--on ray takes no URLs yet; leave out --on, or give local folders")
@@ -165,7 +169,7 @@ def _echo_pairs(
     full: Callable[[Path], str] = _absolute if stage is None else stage.url_of
     shown: Callable[[Path], str] = str if stage is None else stage.url_of
     if stage is None:
-        found = survey_pairs(place, **source)
+        found = _without_bad(survey_pairs(place, strict=False, **source))
     else:
         found = survey_remote_pairs(stage, place, **source)
     lacking = {one.file for one in found.claims}
@@ -190,6 +194,31 @@ def _echo_pairs(
             typer.echo(f"no pair: {shown(one.file)}: {one.why}")
         typer.echo(f"{len(found.pairs)} pairs, {len(found.alone)} files without one")
     return SOME_FAILED if lacking else OK
+
+
+def _without_bad(found: Survey) -> Survey:
+    """A survey whose bad entries of a list are files that lack a partner."""
+    from ..datasets.names import Alone
+    from ..datasets.pairs import Survey
+
+    bad = [
+        Alone(one.ir, f"{one.name}: {one.error}", (one.vis,)) for one in found.pairs if one.error
+    ]
+    return Survey([one for one in found.pairs if not one.error], [*found.alone, *bad])
+
+
+def _check_panels(items: list[PairItem], panel: bool, *, local: bool) -> None:
+    """Refuse panels where they cannot be written, or would be written over."""
+    if not panel:
+        return
+    if not local:
+        raise ValueError("--panel is for local folders and this process; leave it out")
+    names = {item.name for item in items}
+    if taken := [name for name in names if f"{name}{PANEL}" in names]:
+        raise ValueError(
+            f"--panel: {taken[0]} has a panel called as the result of {taken[0]}{PANEL}; rename "
+            "one of the inputs"
+        )
 
 
 def _absolute(path: Path) -> str:

@@ -115,6 +115,15 @@ class Switch(str, Enum):
     off = "off"
 
 
+class Fields(str, Enum):
+    """What is done about interlaced frames."""
+
+    auto = "auto"
+    off = "off"
+    tff = "tff"
+    bff = "bff"
+
+
 class Codec(str, Enum):
     h264 = "h264"
     hevc = "hevc"
@@ -311,7 +320,10 @@ OnBadFrame = Annotated[
     option(INPUT_OPTIONS, "A bad frame is left out, shown as the one before, or ends."),
 ]
 Deinterlace = Annotated[
-    Switch, option(INPUT_OPTIONS, "Whether interlaced frames lose their combs.")
+    Fields,
+    option(
+        INPUT_OPTIONS, "Combs of marked frames go (auto), stay, or go from all: tff, bff first."
+    ),
 ]
 ToneMap = Annotated[Switch, option(INPUT_OPTIONS, "Whether HDR (PQ, HLG) becomes BT.709.")]
 Reconnect = Annotated[

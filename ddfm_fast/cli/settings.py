@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..storage.staging import Stage
 
 OUTPUT_OPTIONS = (
-    "quality", "chroma", "compression", "out_range", "keep_thermal", "no_metadata",
+    "quality", "chroma", "compression", "out_range", "keep_thermal", "no_metadata", "panel",
 )  # fmt: skip
 """parameters of commands that say how results are written"""
 _OVERRIDES = ("steps", "psi", "eta", "denoise", "images")
@@ -261,10 +261,11 @@ def find_items(
     manifest: Path | None,
     pattern: str | None = None,
     stage: Stage | None = None,
+    strict: bool = True,
 ) -> list[PairItem]:
     """Find the pairs that ``ROOT [VIS]`` means; sizes are left to whoever decodes the files.
 
-    With a stage, of `stage_for`, places may be URLs.
+    With a stage, of `stage_for`, places may be URLs; ``strict`` as for `find_pairs`.
 
     Raises:
         ValueError: It is unclear or incomplete.
@@ -276,7 +277,9 @@ def find_items(
         from ..datasets.remote import find_remote_pairs
 
         return find_remote_pairs(stage, source, layout=layout, manifest=manifest, pattern=pattern)
-    return find_pairs(source, layout=layout, manifest=manifest, pattern=pattern, check_sizes=False)
+    return find_pairs(
+        source, layout=layout, manifest=manifest, pattern=pattern, check_sizes=False, strict=strict
+    )
 
 
 def stage_for(

@@ -300,7 +300,8 @@ class Run:
         self, item: PairItem, history: History
     ) -> tuple[PairResult | None, tuple[int, int] | None]:
         target = self.targets[item.name]
-        record = None if self.redo else history.is_done(item, target)
+        anew = self.redo or self.output.lacks_panel(target)
+        record = None if anew else history.is_done(item, target)
         if record is None:
             return None, image_size(item.ir)
         kept = ("height", "width", "dtype", "range", "seconds", "report")

@@ -179,8 +179,11 @@ def input_hashes(item: PairItem) -> list[str]:
     """Hash both files (SHA-256); "" for what is no file, which reading then refuses in words.
 
     Raises:
-        ImageFileError: A file that cannot be read, or a name that there cannot be.
+        ImageFileError: A file that cannot be read, a name that there cannot be, or a bad entry of
+            a list.
     """
+    if item.error:
+        raise ImageFileError(item.error)
     return [_hashed(path) if is_file(path) else "" for path in (item.ir, item.vis)]
 
 

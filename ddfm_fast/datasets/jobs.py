@@ -20,12 +20,10 @@ from ..files.depth import Levels, Sources, read_sources
 from ..files.pairing import match_pairs
 from ..files.paths import SUFFIXES, ensure_writable_dir, is_folder, look
 from ..files.reading import DEFAULT_MAX_PIXELS
-from ..files.writing import write_image
 from ..images.doubts import about
-from ..images.panel import draw_panel
 from ..runtime import environment
 from .names import pair_folders
-from .output import Output
+from .output import Output, panel_of
 from .pairs import refuse_lone
 
 if TYPE_CHECKING:
@@ -126,6 +124,11 @@ def plan_jobs(
         raise ValueError(
             f"IR and VIS must be two files or two folders; {folder} is a folder and {file} a file"
         )
+    if folders and os.path.realpath(ir) == os.path.realpath(vis):
+        raise ValueError(
+            f"IR and VIS are the same folder, {ir}; give two, or for one that holds both sources: "
+            f"ddfm-fast batch {ir} -o {out}"
+        )
     pairs = [(a, b) for _, a, b in match_pairs(ir, vis, _pairs)] if folders else [(ir, vis)]
     suffix = _suffix(format)
     if not folders and out.suffix and not out_is_folder:
@@ -135,7 +138,7 @@ def plan_jobs(
             raise ValueError(f"--out is {out}, a file; two folders need a folder to write to")
         outputs = [out / f"{a.stem}{suffix or '.png'}" for a, _ in pairs]
     jobs = [
-        Job(a, b, output, output.with_name(f"{output.stem}.panel.png") if panel else None)
+        Job(a, b, output, panel_of(output) if panel else None)
         for (a, b), output in zip(pairs, outputs, strict=True)
     ]
     _check_outputs(jobs)
@@ -266,7 +269,6 @@ def _run_job(
     fused = fuser(ir, vis, progress=progress, report=found, align="off", value_range="dtype")
     fused = sources.mended(fused)
     seconds = time.perf_counter() - started
+    output = dataclasses.replace(output, panel=job.panel is not None)
     facts = output.write(job.output, fused, sources, (job.ir, job.vis), color=fuser.color)
-    if job.panel is not None:
-        write_image(job.panel, draw_panel([[("infrared", ir), ("visible", vis), ("fused", fused)]]))
     return {**facts, "seconds": seconds, "report": found[0].to_dict() if found else None}

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ..files.packed import is_packed
 from ..files.paths import ImageFileError, few, look
@@ -22,15 +23,32 @@ _COLUMNS = {
 _PLAIN_NAME = re.compile(r"[^.\\:\0][^\\:\0]*")
 
 
+class Row(NamedTuple):
+    """An entry of a list."""
+
+    name: str
+    """of a bad entry, where it stands: "line 3\""""
+    ir: Path
+    """of a bad entry the list itself, unless a file of it is missing; likewise ``vis``"""
+    vis: Path
+    error: str = ""
+    """what is wrong with it"""
+
+
 def read_list(
-    path: Path, root: Path | None, locate: Callable[[str], Path] | None = None
-) -> list[tuple[str, Path, Path]]:
-    """Read (name, infrared file, visible file) of every row.
+    path: Path,
+    root: Path | None,
+    locate: Callable[[str], Path] | None = None,
+    *,
+    strict: bool = True,
+) -> list[Row]:
+    """Read every entry of a list.
 
     Args:
         path: The list.
         root: What its paths are relative to; None for the list's folder.
         locate: Finds the file of a path instead.
+        strict: Raise where an entry is bad; else it says so, unless all are.
 
     Raises:
         ImageFileError: It is no list of pairs, or names files that are not there.
@@ -49,18 +67,40 @@ def read_list(
     rows = _table_rows(text, path) if is_table else _json_rows(text, path)
     base = path.parent if root is None else root
     try:
-        items = [_item(row, place, locate or base.joinpath) for place, row in rows]
+        items = [_row(row, path, place, locate or base.joinpath) for place, row in rows]
     except csv.Error as error:
         raise ImageFileError(f"{path}: not a table of pairs ({error})") from None
     if not items:
         raise ImageFileError(f"{path}: lists no pairs")
-    missing = [str(p) for _, ir, vis in items for p in (ir, vis) if _is_missing(p)]
-    if missing:
+    whole = [row for row in items if not row.error]
+    missing = [str(p) for row in whole for p in (row.ir, row.vis) if _is_missing(p)]
+    items = [row if row.error else _looked_for(row, base) for row in items]
+    bad = [row.error for row in items if row.error]
+    if bad and (strict or len(bad) == len(items)):
+        if len(whole) < len(items):
+            raise ImageFileError(next(row.error for row in items if row not in whole and row.error))
         raise ImageFileError(
             f"{path}: {len(missing)} files are not there: {few(missing)}; "
             f"paths are relative to {base}"
         )
     return items
+
+
+def _row(row: Any, path: Path, place: str, locate: Callable[[str], Path]) -> Row:
+    try:
+        return Row(*_item(row, f"{path}, {place}", locate))
+    except ImageFileError as error:
+        return Row(place, path, path, str(error))
+
+
+def _looked_for(row: Row, base: Path) -> Row:
+    missing = [str(path) for path in (row.ir, row.vis) if _is_missing(path)]
+    if not missing:
+        return row
+    verb = "is" if len(missing) == 1 else "are"
+    return row._replace(
+        error=f"{' and '.join(missing)} {verb} not there; paths of the list are relative to {base}"
+    )
 
 
 def _is_missing(path: Path) -> bool:
@@ -71,7 +111,7 @@ def _is_missing(path: Path) -> bool:
         return False
 
 
-def _table_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
+def _table_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     header = text.partition("\n")[0]
     delimiter = max(",;\t", key=header.count)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
@@ -86,11 +126,11 @@ def _table_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
             "(and perhaps name)"
         )
     for row in reader:
-        place = f"{path}, line {reader.line_num}"
+        place = f"line {reader.line_num}"
         yield place, {key: row.get(column) for key, column in chosen.items() if column}
 
 
-def _json_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
+def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
     try:
         if path.suffix.lower() == ".jsonl":
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -105,23 +145,19 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, dict]]:
             f'{path}: expected a list of pairs, or an object with such a list as "pairs"'
         )
     for n, row in enumerate(rows, 1):
-        place = f"{path}, pair {n}"
-        if isinstance(row, list) and len(row) == 2:
-            row = {"ir": row[0], "vis": row[1]}
-        if not isinstance(row, dict):
-            raise ImageFileError(
-                f'{place}: expected {{"ir": …, "vis": …}} or [ir, vis], got {json.dumps(row)[:60]}'
-            )
-        yield (
-            place,
-            {
-                key: next((row[a] for a in aliases if a in row), None)
-                for key, aliases in _COLUMNS.items()
-            },
+        yield f"pair {n}", row
+
+
+def _item(row: Any, place: str, locate: Callable[[str], Path]) -> tuple[str, Path, Path]:
+    if isinstance(row, list) and len(row) == 2:
+        row = {"ir": row[0], "vis": row[1]}
+    if not isinstance(row, dict):
+        raise ImageFileError(
+            f'{place}: expected {{"ir": …, "vis": …}} or [ir, vis], got {json.dumps(row)[:60]}'
         )
-
-
-def _item(row: dict, place: str, locate: Callable[[str], Path]) -> tuple[str, Path, Path]:
+    row = {
+        key: next((row[a] for a in aliases if a in row), None) for key, aliases in _COLUMNS.items()
+    }
     for key in ("ir", "vis"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise ImageFileError(f"{place}: {key} is {row.get(key)!r}; expected a path")

@@ -211,8 +211,9 @@ def moved(
         values = np.rint(values).clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
     values = values.astype(dtype, copy=False)
     if empty is not None and empty.any():
-        values = values.copy()
-        values[empty] = _nothing(unit)
+        mark, values = _nothing(unit), values.copy()
+        values[empty] = mark
+        unit = unit._replace(nothing=mark)
     return unit._replace(values=values)
 
 
@@ -271,6 +272,13 @@ def as_levels(
 
 def to_16_bits(image: Array, low: float, high: float) -> Array:
     """Map low to 0 and high to 65535, and clip."""
+    if image.dtype in (np.uint8, np.uint16) and image.size > np.iinfo(image.dtype).max:
+        levels = np.arange(np.iinfo(image.dtype).max + 1)
+        return _scaled(levels, low, high)[image]  # fewer than there are pixels
+    return _scaled(image, low, high)
+
+
+def _scaled(image: Array, low: float, high: float) -> Array:
     scaled = (image.astype(np.float64) - low) * (65535 / (high - low))
     return np.rint(scaled.clip(0, 65535)).astype(np.uint16)
 

@@ -265,7 +265,8 @@ class VideoSource(Source):
         if self._intake.deinterlace == "off":
             return decoded
         order = stream.codec_context.field_order
-        return deinterlaced(decoded, self._av, self._who, order, stream.time_base)
+        how = self._intake.deinterlace
+        return deinterlaced(decoded, self._av, self._who, order, stream.time_base, how)
 
     def _decode(self) -> Iterator:
         """Decoded frames; audio packets and the timestamps still without a frame are set aside."""

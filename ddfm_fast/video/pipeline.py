@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypedDict
 
@@ -20,6 +20,7 @@ from typing_extensions import Unpack
 
 from ..align.call import StreamAligner
 from ..api import Fuser
+from ..files.depth import Sources
 from ..images.pixels import Given
 from ..options import check_names
 from ..runtime.memory import pages_kept
@@ -47,6 +48,7 @@ class VideoOptions(TypedDict, total=False):
     resize: Resize
     ir_range: tuple[float, float] | str | None
     vis_range: tuple[float, float] | str | None
+    nodata: float | Mapping[str, float | None] | None
     start: float
     end: float | None
     rate: float | None
@@ -70,6 +72,7 @@ VIDEO_DEFAULTS: VideoOptions = {
     "resize": None,
     "ir_range": None,
     "vis_range": None,
+    "nodata": None,
     "start": 0.0,
     "end": None,
     "rate": None,
@@ -113,8 +116,10 @@ def fuse_video(
             (height, width) both; without it, sizes that differ are an error unless the fuser's
             ``align`` looks for a map, which brings infrared frames to the visible size.
             ``ir_range``, ``vis_range``: (lo, hi), values that mean black and white; those beyond
-            are clipped. Or "auto" (the default), "data", "dtype": the first frame decides, see
-            ``ddfm_fast.images.ranges``.
+            are clipped. Or "auto" (the default), "data", "dtype": the first frame decides, and what
+            was found follows the others slowly, see ``ddfm_fast.images.steady``.
+            ``nodata``: a value, or NaN, that means nothing, for both or by source; there the result
+            shows the other source.
             ``start``, ``end``: seconds of the visible stream.
             ``rate``: frames per second of folders of pictures and arrays (default 25).
             ``audio``: keep the visible stream's (default: True).
@@ -125,7 +130,8 @@ def fuse_video(
             machine (MJPEG), which is printed on stderr.
             ``on_error``: what a bad frame means, see `Faults`; ``on_bad`` is called with each.
             ``deinterlace``: "auto" (the default) takes the combs out of frames that are marked as
-            interlaced, by FFmpeg's bwdif; "off" leaves them.
+            interlaced, by FFmpeg's bwdif, and says where others have combs; "off" leaves them;
+            "tff" and "bff" take them out of all, the top or bottom field being the earlier.
             ``tone_map``: "auto" (the default) brings PQ and HLG to BT.709; "off" leaves the coded
             values.
             ``reconnect``: seconds for which a live stream that breaks off is tried again.
@@ -172,8 +178,8 @@ def _fuse_opened(
     timeline = Timeline.of(ir, vis, offset=given["offset"], start=given["start"], end=given["end"])
     temporal = TemporalFuser(Fuser() if fuser is None else fuser, given["preset"])
     aligner = StreamAligner(temporal.fuser.align)
-    ranges = given["ir_range"], given["vis_range"]
-    fit = Fit(ir, vis, given["resize"], *ranges, aligned=aligner.moves)
+    values = given["ir_range"], given["vis_range"], given["nodata"]
+    fit = Fit(ir, vis, given["resize"], *values, aligned=aligner.moves)
     Inputs(inputs).refuse(out)
     pictures = given["codec"] == "png" or (given["codec"] is None and is_for_pictures(out))
     settle_aspect(ir, vis, given["resize"], pictures=pictures)
@@ -199,8 +205,8 @@ class _Prepared(NamedTuple):
     """A pair on its way to the device."""
 
     read: _Read
-    shown: tuple[np.ndarray, np.ndarray] | None
-    """the two fitted pictures, kept for side_by_side"""
+    shown: Sources | None
+    """the two fitted pictures, kept for side_by_side and for what has no data"""
     sent: tuple
     """the two pictures, as they are fused"""
     motion: Motion
@@ -211,7 +217,7 @@ class _Fused(NamedTuple):
     """A fused picture on its way back."""
 
     read: _Read
-    shown: tuple[np.ndarray, np.ndarray] | None
+    shown: Sources | None
     image: Given
 
 
@@ -298,16 +304,26 @@ class _Stages:
         find, pixels = MotionFinder(value_range="dtype"), self.temporal.fuser.pixels
         for read in items:
             with self.times.of("fit"):
-                ir, vis = self.fit(read.pair)
-                ir = self.aligner.frame(ir, vis)
+                fitted = self._aligned(self.fit(read.pair))
             with self.times.of("motion"):
-                motion = find(ir, vis)
+                motion = find(fitted.ir, fitted.vis)
                 if motion.cut:
-                    self.aligner.look(ir, vis, again=True)
+                    if (anew := self.fit.at_cut(read.pair)) is not None:
+                        fitted = self._aligned(anew)
+                        find.begin(fitted.ir, fitted.vis)
+                    self.aligner.look(fitted.ir, fitted.vis, again=True)
                 flow = None if motion.flow is None else pixels.array_ahead(np.asarray(motion.flow))
-                sent = pixels.ahead(ir, vis)
-            shown = (ir, vis) if self.side_by_side else None
+                sent = pixels.ahead(fitted.ir, fitted.vis)
+            holed = any(hole is not None for hole in fitted.holes)
+            shown = fitted if self.side_by_side or holed else None
             yield _Prepared(read, shown, sent, motion, flow)
+
+    def _aligned(self, found: Sources) -> Sources:
+        """A pair whose infrared picture, and where it has no data, are where the visible one is."""
+        ir, hole = self.aligner.frame(found.ir, found.vis), found.holes[0]
+        if hole is not None:
+            hole = self.aligner.hole(hole, found.vis.shape[:2])
+        return Sources(ir, found.vis, (hole, found.holes[1]))
 
     def _fuse(self, items: Iterable[_Prepared]) -> Iterator[_Fused]:
         stream = self.temporal.open()
@@ -320,8 +336,9 @@ class _Stages:
     def _write(self, item: _Fused) -> None:
         image = item.image.image()
         if item.shown is not None:
-            ir, vis = item.shown
-            image = beside(ir, vis, image)
+            image = item.shown.mended(image)
+        if self.side_by_side and item.shown is not None:
+            image = beside(item.shown.ir, item.shown.vis, image)
         frame = item.read.pair.vis
         self.sink.write(image, frame.time, frame.number, frame.packets)
         self.latencies.append(time.perf_counter() - item.read.arrived)

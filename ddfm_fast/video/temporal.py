@@ -228,7 +228,7 @@ class TemporalFuser:
                 vis,
                 color=color,
                 index=f"[{n}]" * (len(pairs) > 1),
-                **streams[n].reading(ir, vis, reading),
+                **streams[n].reading(ir, vis, reading, cut=motions[n].cut),
             )
             for n, (ir, vis) in enumerate(pairs)
         ]

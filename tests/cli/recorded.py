@@ -72,6 +72,7 @@ RECORD = {
         --num-gpus: float min=0, None
         --on: here|ray, 'here'
         --out-range: str, 'full'
+        --panel: bool, False
         --pattern: str, None
         --preset: str, None
         --prior-config: str, None
@@ -100,7 +101,7 @@ RECORD = {
         --codec: h264|hevc|ffv1|png, None
         --color-from: auto|ir|vis, 'auto'
         --crf: int min=0 max=51, None
-        --deinterlace: auto|off, 'auto'
+        --deinterlace: auto|off|tff|bff, 'auto'
         --denoise: str, None
         --device: str, None
         --end: float min=0, None
@@ -110,6 +111,7 @@ RECORD = {
         --ir-range: str, None
         --json: bool, False
         --no-audio: bool, False
+        --nodata: str, None
         --offset: float, 0.0
         --on-error: skip|repeat|stop, 'skip'
         --preset: str, 'balanced'
@@ -155,6 +157,7 @@ RECORD = {
         --stretch: none|minmax|percentile|sources, None
         --tile: str, 'auto'
         --vis-range: str, None
+        --window: str, None
         -o --out: Path, required
         -q --quiet: bool, False
         ir: Path, required
