@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..images.planes import MIN_SIZE
-from . import measures
-from .conventions import CONVENTIONS, DEFAULT, NAMES, Convention
+from . import feature_information, measures, perception
+from .conventions import CONVENTIONS, DEFAULT, LOWER, NAMES, SLOW, Convention
 from .inputs import to_triple
 
 _CUDA_CHUNK = 1 << 24
@@ -28,8 +28,17 @@ _PER_SOURCE = {
     "MS-SSIM": measures.multi_scale_similarity,
     "SCD": measures.correlation_of_differences,
     "CC": measures.source_correlation,
+    "MSE": measures.squared_error,
+    "NMI": measures.normalized_information,
+    "FMI-pixel": feature_information.pixel_information,
+    "FMI-gradient": feature_information.gradient_information,
 }
-_PAIR_AND_SOURCES = {"Qabf": measures.edge_preservation, "PSNR": measures.peak_ratio}
+_PAIR_AND_SOURCES = {
+    "Qabf": measures.edge_preservation,
+    "PSNR": measures.peak_ratio,
+    "Qcb": perception.contrast_preservation,
+    "Qcv": perception.regional_error,
+}
 
 
 @torch.no_grad()
@@ -53,12 +62,12 @@ def compute(
         vis: The second source, of fused's shape.
         convention: A key of `CONVENTIONS`, whose ``definitions[name]`` are the words.
         names: Which of `NAMES`, in any order; None for all that images of this size have
-            (`smallest_size`).
+            (`smallest_size`), but for those in `SLOW`.
 
     Returns:
         Float64 [N] tensors in the order of `NAMES`. A metric of both sources comes as ``name``
         (the convention's combination of the two), ``name_ir``, ``name_vis`` and ``name_min`` (the
-        worse source). All are finite: a correlation with a constant image is 0, VIF and Qabf of a
+        worse source; ``name_max`` for those in `LOWER`, of which less is better). All are finite: a correlation with a constant image is 0, VIF and Qabf of a
         flat source are 1, PSNR is kept in ±100 dB.
 
     Raises:
@@ -97,7 +106,10 @@ def _score(planes: Tensor, convention: Convention, names: list[str]) -> dict[str
             pair = each.mean(1) if name in convention.averaged else each.sum(1)
         scores[name] = pair
         scores[f"{name}_ir"], scores[f"{name}_vis"] = each.unbind(1)
-        scores[f"{name}_min"] = each.amin(1)
+        if name in LOWER:
+            scores[f"{name}_max"] = each.amax(1)
+        else:
+            scores[f"{name}_min"] = each.amin(1)
     return scores
 
 
@@ -109,7 +121,7 @@ def _convention(name: str) -> Convention:
 
 def _names(names: Iterable[str] | None, side: int) -> list[str]:
     if names is None:
-        return [name for name in NAMES if smallest_size(name) <= side]
+        return [name for name in NAMES if smallest_size(name) <= side and name not in SLOW]
     if isinstance(names, str):
         raise TypeError(f"names: got the string {names!r}, expected several: names=[{names!r}]")
     asked = set(names)
