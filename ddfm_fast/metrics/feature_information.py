@@ -1,4 +1,4 @@
-"""Feature mutual information, FMI: how far 3 × 3 windows of a feature of one picture tell another's.
+"""Feature mutual information, FMI: how much 3 × 3 windows of two pictures tell of each other.
 
 Haghighat, Aghagolzadeh and Seyedarabi 2011, in the form of "Fast-FMI" (Haghighat and Razian 2014).
 Nine values of a window, stretched to 0..1 and divided by their sum, are taken as a distribution
@@ -23,7 +23,7 @@ def pixel_information(planes: Tensor, _convention: Convention) -> Tensor:
 
 
 def gradient_information(planes: Tensor, _convention: Convention) -> Tensor:
-    """Of the horizontal derivative alone, as the public code takes it: central, 1-sided at edges."""
+    """Of the horizontal derivative alone, as in the public code: central, one-sided at edges."""
     return _information(torch.gradient(planes, dim=-1)[0])
 
 

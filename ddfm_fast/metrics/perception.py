@@ -26,8 +26,8 @@ def contrast_preservation(planes: Tensor, _convention: Convention) -> tuple[Tens
     The sources' masked contrasts kept in the fused picture, weighted by the squared contrast; 1
     where a source and the fused picture both have none.
     """
-    fine = torch.exp(-_cycles(planes, 15) ** 2 / 15.3870**2)
-    response = fine - 0.7622 * torch.exp(-_cycles(planes, 15) ** 2 / 1.3456**2)
+    fine = torch.exp(-(_cycles(planes, 15) ** 2) / 15.3870**2)
+    response = fine - 0.7622 * torch.exp(-(_cycles(planes, 15) ** 2) / 1.3456**2)
     seen = F.pad(_filtered(stretched(planes), response), (_WINDOW // 2,) * 4)
     near, far = (filter_valid(seen, _WINDOW, sigma).mul_(_mass(sigma)) for sigma in (2.0, 4.0))
     contrast = torch.where(far == 0, 0.0, near / far - 1).abs_()

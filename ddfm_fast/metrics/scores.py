@@ -66,9 +66,10 @@ def compute(
 
     Returns:
         Float64 [N] tensors in the order of `NAMES`. A metric of both sources comes as ``name``
-        (the convention's combination of the two), ``name_ir``, ``name_vis`` and ``name_min`` (the
-        worse source; ``name_max`` for those in `LOWER`, of which less is better). All are finite: a correlation with a constant image is 0, VIF and Qabf of a
-        flat source are 1, PSNR is kept in ±100 dB.
+        (the convention's combination of the two), ``name_ir``, ``name_vis`` and ``name_min``: the
+        worse source, ``name_max`` for those in `LOWER`, of which less is better. All are finite: a
+        correlation with a constant image is 0, VIF and Qabf of a flat source are 1, PSNR is kept
+        in ±100 dB.
 
     Raises:
         TypeError: Other containers and dtypes.

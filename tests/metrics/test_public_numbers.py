@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from ddfm_fast import metrics
 from ddfm_fast.metrics import vfbench
@@ -106,8 +105,9 @@ def test_vf_benchs_numbers():
 def test_vf_benchs_measures_are_zero_where_nothing_changes_and_see_flicker():
     still = np.repeat(clip(0.5)[:1], 4, 0)
     found = vfbench.compute(still, still, still)
-    assert torch.equal(found["BiSWE"], torch.zeros(2).double()) and not found["MS2R"].any()
-    moving = clip(0.5)
+    assert found["BiSWE"].shape == (2,) and float(found["BiSWE"].max()) < 1e-10
+    assert not found["MS2R"].any()
+    moving = clip(0.5) * 0.9
     light = np.array([0, 20, 0, 20, 0])[:, None, None]
     steady, flicker = (vfbench.compute(v, moving, moving) for v in (moving, moving + light))
     assert float(steady["MS2R"].max()) == 0
