@@ -13,10 +13,10 @@ DEFAULT = "cddfuse"
 
 NAMES = (
     *("EN", "SD", "SF", "AG", "MI", "VIF", "Qabf", "SSIM", "MS-SSIM", "SCD", "CC", "PSNR"),
-    *("MSE", "NMI", "FMI-pixel", "FMI-gradient", "Qcb", "Qcv"),
+    *("MSE", "NMI", "FMI-pixel", "FMI-gradient", "Qcb", "Qcv", "LPIPS", "DISTS"),
 )
 
-LOWER = frozenset({"MSE", "Qcv"})
+LOWER = frozenset({"MSE", "Qcv", "LPIPS", "DISTS"})
 """metrics of which less is better"""
 
 
@@ -25,8 +25,11 @@ def lower(column: str) -> bool:
     return column.partition("_")[0] in LOWER
 
 
-SLOW = ("FMI-pixel", "FMI-gradient")
-"""computed only where they are named: each takes longer than all the others together"""
+WEIGHTED = ("LPIPS", "DISTS")
+"""metrics that need an extra and weights which are not shipped"""
+
+ON_REQUEST = ("FMI-pixel", "FMI-gradient", *WEIGHTED)
+"""computed only where they are named: they take longer than all the others together"""
 
 
 @dataclass(frozen=True)
@@ -109,8 +112,12 @@ _CDDFUSE = {
     "and 4 after the filter of the eye, weighted by its square; not in the toolbox",
     "Qcv": "Chen and Varshney 2007 as in VIFB: images stretched to 0..255, Mannos-Sakrison filter, "
     "16 × 16 blocks weighted by Sobel strength⁵; less is better; not in the toolbox",
+    "LPIPS": "mean over both sources of Zhang 2018, version 0.1 on AlexNet, luma as gray color; "
+    "less is better; not in the toolbox",
+    "DISTS": "mean over both sources of Ding 2020 on VGG-16, luma as gray color; less is better; "
+    "not in the toolbox",
 }
-_BEYOND = ("NMI", "FMI-pixel", "FMI-gradient", "Qcb", "Qcv")
+_BEYOND = ("NMI", "FMI-pixel", "FMI-gradient", "Qcb", "Qcv", *WEIGHTED)
 
 _VIFB = _CDDFUSE | {
     "EN": "entropy in bits of the 256-bin histogram of floor(F)",
@@ -163,7 +170,7 @@ _SANE = _CDDFUSE | {
     **{n: _CDDFUSE[n].removesuffix("; not in the toolbox") for n in _BEYOND if n != "NMI"},
 }
 
-_MEANS = frozenset({"MS-SSIM", "CC", "MSE", "FMI-pixel", "FMI-gradient"})
+_MEANS = frozenset({"MS-SSIM", "CC", "MSE", "FMI-pixel", "FMI-gradient", *WEIGHTED})
 
 CONVENTIONS: dict[str, Convention] = {
     convention.name: convention

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .conventions import Convention, SsimWindow
 
-SMALLEST = {"VIF": 41, "MS-SSIM": 176}
-"""least height and width that leave a whole window at the coarsest scale; others: MIN_SIZE"""
+SMALLEST = {"VIF": 41, "MS-SSIM": 176, "LPIPS": 32, "DISTS": 32}
+"""least height and width that leave a window at the coarsest scale; others: MIN_SIZE"""
 
 PSNR_LIMIT = 100.0
 

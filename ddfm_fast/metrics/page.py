@@ -90,7 +90,7 @@ img, canvas { display: block; width: 100%; height: auto; background: var(--wash)
 .lens { position: absolute; border: 2px solid #ffd000; box-shadow: 0 0 0 1px #000;
   pointer-events: none; }
 .crop { margin-top: 4px; border: 2px solid #ffd000; image-rendering: pixelated; }
-[hidden] { display: none !important; }
+canvas[hidden] { display: none; }
 th button { padding: 0; border: 0; background: none; font-weight: inherit; cursor: pointer; }
 th[aria-sort] button { text-decoration: underline; }
 #plot label { margin-right: 1rem; }

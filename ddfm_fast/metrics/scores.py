@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..images.planes import MIN_SIZE
 from . import feature_information, measures, perception
-from .conventions import CONVENTIONS, DEFAULT, LOWER, NAMES, SLOW, Convention
+from .conventions import CONVENTIONS, DEFAULT, LOWER, NAMES, ON_REQUEST, Convention
 from .inputs import to_triple
+from .learned import LEARNED
 
 _CUDA_CHUNK = 1 << 24
 
@@ -32,6 +33,7 @@ _PER_SOURCE = {
     "NMI": measures.normalized_information,
     "FMI-pixel": feature_information.pixel_information,
     "FMI-gradient": feature_information.gradient_information,
+    **LEARNED,
 }
 _PAIR_AND_SOURCES = {
     "Qabf": measures.edge_preservation,
@@ -62,7 +64,7 @@ def compute(
         vis: The second source, of fused's shape.
         convention: A key of `CONVENTIONS`, whose ``definitions[name]`` are the words.
         names: Which of `NAMES`, in any order; None for all that images of this size have
-            (`smallest_size`), but for those in `SLOW`.
+            (`smallest_size`), but for those in `ON_REQUEST`.
 
     Returns:
         Float64 [N] tensors in the order of `NAMES`. A metric of both sources comes as ``name``
@@ -73,8 +75,10 @@ def compute(
 
     Raises:
         TypeError: Other containers and dtypes.
+        ImportError: A named metric's package is missing.
         ValueError: Other or differing shapes, NaN, infinity, values outside 0..255 or in 0..1, an
-            unknown convention or name, or a named metric that images of this size do not have.
+            unknown convention or name, a named metric that images of this size do not have, or
+            one whose weights are missing.
     """
     chosen = _convention(convention)
     planes = to_triple(fused, ir, vis)
@@ -122,7 +126,7 @@ def _convention(name: str) -> Convention:
 
 def _names(names: Iterable[str] | None, side: int) -> list[str]:
     if names is None:
-        return [name for name in NAMES if smallest_size(name) <= side and name not in SLOW]
+        return [name for name in NAMES if smallest_size(name) <= side and name not in ON_REQUEST]
     if isinstance(names, str):
         raise TypeError(f"names: got the string {names!r}, expected several: names=[{names!r}]")
     asked = set(names)

@@ -12,10 +12,11 @@ from conftest import shared
 
 from ddfm_fast import metrics
 from ddfm_fast.files.reading import read_image
-from ddfm_fast.metrics.conventions import LOWER, SLOW
+from ddfm_fast.metrics.conventions import LOWER, ON_REQUEST, WEIGHTED
 
 SIX = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
-TWO_SOURCES = [name for name in metrics.NAMES if name not in metrics.SINGLE]
+ALL = [name for name in metrics.NAMES if name not in WEIGHTED]
+TWO_SOURCES = [name for name in ALL if name not in metrics.SINGLE]
 
 
 def triple(height: int = 64, width: int = 80, seed: int = 0) -> list[np.ndarray]:
@@ -228,9 +229,9 @@ def test_torchmetrics():
 
 
 def test_keys_and_worse_source():
-    scores = metrics.compute(*triple(176, 176), names=metrics.NAMES)
+    scores = metrics.compute(*triple(176, 176), names=ALL)
     expected = []
-    for name in metrics.NAMES:
+    for name in ALL:
         expected.append(name)
         if name in TWO_SOURCES:
             worse = f"{name}_max" if name in LOWER else f"{name}_min"
@@ -258,7 +259,7 @@ def test_swapping_the_sources_swaps_their_scores():
 @pytest.mark.parametrize("convention", metrics.CONVENTIONS)
 def test_a_batch_gives_each_image_what_it_gets_alone(convention):
     batch = [np.stack(planes) for planes in zip(*(triple(seed=s) for s in range(3)), strict=True)]
-    names = [n for n in metrics.NAMES if metrics.smallest_size(n) <= 64]
+    names = [n for n in ALL if metrics.smallest_size(n) <= 64]
     together = metrics.compute(*batch, convention=convention, names=names)
     for index in range(3):
         alone = metrics.compute(*(p[index] for p in batch), convention=convention, names=names)
@@ -268,9 +269,9 @@ def test_a_batch_gives_each_image_what_it_gets_alone(convention):
 
 def test_rows_cut_into_strips_do_not_change_the_sums(monkeypatch):
     images = triple(176, 181)
-    whole = values(metrics.compute(*images, names=metrics.NAMES))
+    whole = values(metrics.compute(*images, names=ALL))
     monkeypatch.setattr("ddfm_fast.metrics.measures._STRIP_PIXELS", 1)
-    assert values(metrics.compute(*images, names=metrics.NAMES)) == pytest.approx(whole, rel=1e-12)
+    assert values(metrics.compute(*images, names=ALL)) == pytest.approx(whole, rel=1e-12)
 
 
 def test_containers_and_dtypes_agree():
@@ -301,7 +302,7 @@ def test_inputs_are_left_alone():
 @pytest.mark.parametrize("levels", [(0, 0, 0), (255, 255, 255), (90, 90, 12), (100.3, 7.7, 0)])
 def test_flat_images_score_finite(convention, levels):
     flat = [np.full((41, 48), level, np.float64) for level in levels]
-    names = [n for n in metrics.NAMES if metrics.smallest_size(n) <= 41]
+    names = [n for n in ALL if metrics.smallest_size(n) <= 41]
     scores = values(metrics.compute(*flat, convention=convention, names=names))
     assert all(math.isfinite(v) for v in scores.values())
     assert scores["Qcb"] == scores["FMI-pixel"] == 1 and scores["Qcv"] == scores["NMI"] == 0
@@ -324,7 +325,7 @@ def test_names_choose_and_sizes_limit():
     images = triple()
     chosen = metrics.compute(*images, names=["SD", "EN"])
     assert list(chosen) == ["EN", "SD"]
-    assert not set(SLOW) & set(metrics.compute(*images))
+    assert not set(ON_REQUEST) & set(metrics.compute(*images))
     tiny = metrics.compute(*triple(16, 40))
     assert "VIF" not in tiny and "SSIM" in tiny and "MS-SSIM" not in tiny
     assert "VIF" in metrics.compute(*triple(41, 41))
@@ -446,7 +447,7 @@ def test_near_copy_needs_two_sources_that_differ():
 def test_cuda_agrees():
     batch = [np.stack(p) for p in zip(*(triple(176, 181, s) for s in range(3)), strict=True)]
     for convention in metrics.CONVENTIONS:
-        options = {"convention": convention, "names": metrics.NAMES}
+        options = {"convention": convention, "names": ALL}
         expected = metrics.compute(*batch, **options)
         scores = metrics.compute(*(torch.from_numpy(p).cuda() for p in batch), **options)
         for name, value in expected.items():
