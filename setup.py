@@ -107,7 +107,7 @@ FILES = [  # kinds of image files that Pillow and OpenCV cannot read, or read wi
 BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]
 
 METRICS = [
-    "DISTS-pytorch>=0.1",
+    "dists-pytorch>=0.1",
     "lpips>=0.1.4",
     "torchvision>=0.20",
 ]

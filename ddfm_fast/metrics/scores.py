@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ _ALONE = {
     "SF": measures.spatial_frequency,
     "AG": measures.average_gradient,
 }
-_PER_SOURCE = {
+_PER_SOURCE: dict[str, Callable[[Tensor, Convention], Tensor]] = {
     "MI": measures.mutual_information,
     "VIF": measures.visual_information_fidelity,
     "SSIM": measures.structural_similarity,

@@ -82,10 +82,11 @@ def compute(
 
 
 def _dense_flow() -> Flow:
-    finder = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    finder: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
 
     def find(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return finder.calc(*(np.rint(p).astype(np.uint8) for p in (a, b)), None)
+        first, second = (np.rint(p).astype(np.uint8) for p in (a, b))
+        return finder.calc(first, second, None)
 
     return find
 
