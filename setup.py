@@ -106,6 +106,11 @@ FILES = [  # kinds of image files that Pillow and OpenCV cannot read, or read wi
 ]
 BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]
 
+METRICS = [
+    "dists-pytorch>=0.1",
+    "lpips>=0.1.4",
+    "torchvision>=0.20",
+]
 SERVE = [
     "prometheus-client>=0.20",
     "python-multipart>=0.0.18",
@@ -166,6 +171,7 @@ setup(
         "ray": ["ray[data]>=2.44"],
         "video": VIDEO,
         "medical": MEDICAL,
+        "metrics": METRICS,
         "test": TEST,
         "bench": BENCH,
         "files": FILES,

@@ -424,7 +424,10 @@ Paper = Annotated[
     option(METHOD, "Add the paper's row: MSRS, RoadScene, M3FD, TNO or Harvard."),
 ]
 Metrics = Annotated[str, option(METHOD, "Whose conventions: cddfuse, vifb, tang or sane.")]
-Extra = Annotated[str | None, option(METHOD, "More columns: all, or of SF,AG,MS-SSIM,PSNR.")]
+Extra = Annotated[
+    str | None,
+    option(METHOD, "More columns: all, or names such as SF,AG,PSNR,NMI,Qcb (help metrics)."),
+]
 OfTable = Annotated[
     TableFormat | None,
     option(OUTPUT, "Of the table; by the suffix of --out, else a plain table."),
