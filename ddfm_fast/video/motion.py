@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
+from ..align.streams import StreamAligner
 from ..images.color import luma
 from ..images.planes import to_planes
 from ..images.ranges import FirstFrame, by_source
@@ -53,9 +54,9 @@ class MotionFinder:
     a cut.
     """
 
-    def __init__(self, **reading: Unpack[ReadingOptions]):
-        """``reading``: as in the call of ``Fuser``."""
-        self._reading = reading
+    def __init__(self, aligner: StreamAligner | None = None, **reading: Unpack[ReadingOptions]):
+        """``aligner``: brings pairs together first; ``reading``: as in the call of ``Fuser``."""
+        self._reading, self._aligner = reading, aligner
         self._ranges = FirstFrame(told=False)
         self._flow: Any = _flow_finder()
         self._before: np.ndarray | None = None
@@ -81,6 +82,15 @@ class MotionFinder:
             )
             for name, image in (("ir", ir), ("vis", vis))
         )  # fmt: skip
+        if self._aligner is None:
+            return self._of(a, b)
+        a, b = self._aligner.frame(a, b)
+        found = self._of(a, b)
+        if found.cut:
+            self._aligner.look(a, b, again=True)
+        return found
+
+    def _of(self, a: np.ndarray, b: np.ndarray) -> Motion:
         if a.shape != b.shape:
             return Motion(None, True)
         now = cv2.addWeighted(a, 0.5, b, 0.5, 0)

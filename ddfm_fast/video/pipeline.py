@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from typing_extensions import Unpack
 
-from ..align.call import StreamAligner
+from ..align.streams import StreamAligner
 from ..api import Fuser
 from ..images.pixels import Given
 from ..options import check_names
@@ -171,7 +171,7 @@ def _fuse_opened(
     ir, vis = sources
     timeline = Timeline.of(ir, vis, offset=given["offset"], start=given["start"], end=given["end"])
     temporal = TemporalFuser(Fuser() if fuser is None else fuser, given["preset"])
-    aligner = StreamAligner(temporal.fuser.align)
+    aligner = temporal.aligner()
     ranges = given["ir_range"], given["vis_range"]
     fit = Fit(ir, vis, given["resize"], *ranges, aligned=aligner.moves)
     Inputs(inputs).refuse(out)
@@ -299,7 +299,7 @@ class _Stages:
         for read in items:
             with self.times.of("fit"):
                 ir, vis = self.fit(read.pair)
-                ir = self.aligner.frame(ir, vis)
+                ir, vis = self.aligner.frame(ir, vis)
             with self.times.of("motion"):
                 motion = find(ir, vis)
                 if motion.cut:
