@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from .align.call import Aligner, checked_align, setting_identity
+from .align.call import Aligner, checked_align, checked_field, setting_identity
 from .config import IMAGE_KINDS, FuseConfig, default_preset, require_bool
 from .graphs.cache import GraphCache, GraphSummary
 from .images.doubts import warn
@@ -90,6 +90,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         self.device = resolve_device(given["device"])
         self.seed, self.color = checked_seed(given["seed"]), checked_color(given["color"])
         self.align = checked_align(given["align"])
+        self.align_field = checked_field(given["align_field"], self.align)
         for name in ("progress", "compile"):
             require_bool(name, given[name])
         self.progress = given["progress"]
@@ -221,7 +222,8 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         }
         check_run(run, report)
         many, items = as_items(ir, vis)
-        aligner = Aligner(self.align if align is None else checked_align(align))
+        setting = self.align if align is None else checked_align(align)
+        aligner = Aligner(setting, field=self.align_field)
         pairs = [
             self.read(a, b, color=color, index=f"[{n}]" * many, aligner=aligner, **reading)
             for n, (a, b) in enumerate(items)
@@ -487,7 +489,7 @@ def _key(given: dict[str, Any]) -> _Key | None:
     precision = chosen_precision(prior, given["dtype"], device, config.round_luma)
     ours = (identity, str(device), str(precision), given["compile"])
     rest = [given[n] for n in ("backend", "solver", "graph", "batch_size", "tile")]
-    rest.append(setting_identity(given["align"]))
+    rest += [setting_identity(given["align"]), given["align_field"]]
     key = _Key(ours, config, (*rest, *sorted(environment.set_values().items())))
     try:
         hash(key)

@@ -51,6 +51,7 @@ class FuserOptions(TypedDict, total=False):
     denoise: str | float | Mapping[str, str | float] | None
     images: str | None
     align: object
+    align_field: str
     seed: int
     color: bool | str
     device: str | torch.device | None
@@ -130,6 +131,12 @@ OPTIONS: dict[str, Option] = {
         '"check" says by a sentence where the first pair of a call, folder or stream is surely '
         "shifted. The others bring the infrared picture to the visible one, of another size, too, "
         "where a map stands out; files are those of `ddfm-fast align`. See `ddfm_fast.align`.",
+    ),
+    "align_field": Option(
+        INPUT_OPTIONS, "visible", "visible (default) or common: what an aligned result shows.",
+        '"visible" keeps the visible frame, and shows that source where the infrared one does not '
+        'reach; "common" crops both to a rectangle that both have, where a map was found. A '
+        "stream is cropped by a calibration alone.",
     ),
     "layout": Option(
         INPUT, None, "Order of the axes, such as HWC, where the rule would read it wrongly.",

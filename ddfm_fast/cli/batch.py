@@ -57,6 +57,7 @@ def batch(
     raw_size: opt.RawSize = None,
     resize: opt.ResizeFiles = None,
     align: opt.Align = default.align,
+    align_field: opt.AlignField = opt.Frame.visible,
     range_over: opt.RangeOver = opt.Over.picture,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,

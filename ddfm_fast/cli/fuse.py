@@ -34,6 +34,7 @@ def fuse(
     raw_size: opt.RawSize = None,
     resize: opt.ResizeFiles = None,
     align: opt.Align = default.align,
+    align_field: opt.AlignField = opt.Frame.visible,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,

@@ -37,6 +37,11 @@ class MapModel(str, Enum):
     homography = "homography"
 
 
+class Frame(str, Enum):
+    visible = "visible"
+    common = "common"
+
+
 class ColorFrom(str, Enum):
     auto = "auto"
     ir = "ir"
@@ -158,6 +163,7 @@ Sampler = Annotated[str | None, shared("sampler")]
 Psi = Annotated[float | None, shared("psi")]
 Eta = Annotated[float | None, shared("eta")]
 Align = Annotated[str, shared("align", metavar="HOW", show_default=False)]
+AlignField = Annotated[Frame, shared("align_field", show_default=False)]
 Seed = Annotated[int, shared("seed")]
 Prior = Annotated[str, shared("prior")]
 ColorSource = Annotated[ColorFrom, shared("color")]

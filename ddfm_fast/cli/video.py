@@ -39,6 +39,7 @@ def video(
     *,
     resize: opt.Resize = None,
     align: opt.Align = default.align,
+    align_field: opt.AlignField = opt.Frame.visible,
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,

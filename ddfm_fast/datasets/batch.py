@@ -155,7 +155,8 @@ def run_batch(
     check_counts(batch_size=batch_size, workers=workers)
     (output := output or Output()).check([suffix])
     targets, _ = checked_targets(items, Path(out), suffix), ensure_writable_dir(out)
-    levels, aligner = levels or Levels(), Aligner(fuser.align, resize)
+    levels = levels or Levels()
+    aligner = Aligner(fuser.align, resize, field=fuser.align_field)
     own = elsewhere.settings(fuser, suffix) if elsewhere else describe_settings(fuser, suffix)
     settings = own | levels.to_dict() | output.to_dict() | aligner.to_dict()
     with History(Path(out), settings) as history:

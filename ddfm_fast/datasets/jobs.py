@@ -224,7 +224,8 @@ def run_jobs(
     Returns:
         One dictionary per job: ``ir``, ``vis``, ``output``, ``panel``, ``ok``, ``skipped``,
         ``error``, ``height``, ``width``, ``dtype``, ``range`` (the values of black and white),
-        ``seconds`` (fusion alone, without files).
+        ``seconds`` (fusion alone, without files), and ``crop``, [top, left] in the visible picture,
+        where ``align_field`` cut it.
 
     Raises:
         ValueError: An output that does not hold what ``output`` says.
@@ -233,7 +234,9 @@ def run_jobs(
     output.check(job.output.suffix for job in jobs)
     reports: list[dict[str, Any]] = []
     told: set[str] = set()
-    read = _reader(Aligner(fuser.align, resize), levels or Levels(), max_pixels)
+    read = _reader(
+        Aligner(fuser.align, resize, field=fuser.align_field), levels or Levels(), max_pixels
+    )
     bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
     for job in bar:
         report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
@@ -271,4 +274,6 @@ def _run_job(
     seconds = time.perf_counter() - started
     output = dataclasses.replace(output, panel=job.panel is not None)
     facts = output.write(job.output, fused, sources, (job.ir, job.vis), color=fuser.color)
+    if sources.cut is not None:
+        facts["crop"] = [sources.cut.top, sources.cut.left]
     return {**facts, "seconds": seconds, "report": found[0].to_dict() if found else None}

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from typing_extensions import Unpack
 
-from ..align.call import StreamAligner
+from ..align.streams import StreamAligner
 from ..api import Fuser
 from ..files.depth import Sources
 from ..images.pixels import Given
@@ -177,7 +177,7 @@ def _fuse_opened(
     ir, vis = sources
     timeline = Timeline.of(ir, vis, offset=given["offset"], start=given["start"], end=given["end"])
     temporal = TemporalFuser(Fuser() if fuser is None else fuser, given["preset"])
-    aligner = StreamAligner(temporal.fuser.align)
+    aligner = temporal.aligner()
     values = given["ir_range"], given["vis_range"], given["nodata"]
     fit = Fit(ir, vis, given["resize"], *values, aligned=aligner.moves)
     Inputs(inputs).refuse(out)
@@ -192,6 +192,9 @@ def _fuse_opened(
     )  # fmt: skip
     with pages_kept(temporal.fuser.device):
         return stages.run(timeline, progress=given["progress"])
+
+
+Placing = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class _Read(NamedTuple):
@@ -304,12 +307,12 @@ class _Stages:
         find, pixels = MotionFinder(value_range="dtype"), self.temporal.fuser.pixels
         for read in items:
             with self.times.of("fit"):
-                fitted = self._aligned(self.fit(read.pair))
+                fitted = self._aligned(self.fit(read.pair), self.aligner.frame)
             with self.times.of("motion"):
                 motion = find(fitted.ir, fitted.vis)
                 if motion.cut:
                     if (anew := self.fit.at_cut(read.pair)) is not None:
-                        fitted = self._aligned(anew)
+                        fitted = self._aligned(anew, self.aligner.placed)
                         find.begin(fitted.ir, fitted.vis)
                     self.aligner.look(fitted.ir, fitted.vis, again=True)
                 flow = None if motion.flow is None else pixels.array_ahead(np.asarray(motion.flow))
@@ -318,12 +321,10 @@ class _Stages:
             shown = fitted if self.side_by_side or holed else None
             yield _Prepared(read, shown, sent, motion, flow)
 
-    def _aligned(self, found: Sources) -> Sources:
-        """A pair whose infrared picture, and where it has no data, are where the visible one is."""
-        ir, hole = self.aligner.frame(found.ir, found.vis), found.holes[0]
-        if hole is not None:
-            hole = self.aligner.hole(hole, found.vis.shape[:2])
-        return Sources(ir, found.vis, (hole, found.holes[1]))
+    def _aligned(self, found: Sources, placed: Placing) -> Sources:
+        """A pair brought together, and where each of it has no data."""
+        ir, vis = placed(found.ir, found.vis)
+        return Sources(ir, vis, self.aligner.holes(found.holes, found.vis.shape[:2]))
 
     def _fuse(self, items: Iterable[_Prepared]) -> Iterator[_Fused]:
         stream = self.temporal.open()

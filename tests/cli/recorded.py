@@ -2,6 +2,7 @@
 
 RECORD = {
     "fuse": """
+        --align-field: visible|common, 'visible'
         --align: str, 'check'
         --backend: str, None
         --chroma: 444|422|420, None
@@ -46,6 +47,7 @@ RECORD = {
     "batch": """
         --actors: int min=1, None
         --address: str, None
+        --align-field: visible|common, 'visible'
         --align: str, 'check'
         --backend: str, None
         --batch-size: int min=1, None
@@ -97,6 +99,7 @@ RECORD = {
         vis: Path, None
     """,
     "video": """
+        --align-field: visible|common, 'visible'
         --align: str, 'check'
         --codec: h264|hevc|ffv1|png, None
         --color-from: auto|ir|vis, 'auto'
