@@ -151,8 +151,10 @@ class UNetPrior(Prior):
         return float32_products(self.tf32, convolutions=self.compiled)
 
 
-def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
-    """Lay a network out for a device; tensors that fit already are shared, not copied.
+def optimized(
+    unet: UNet, device: torch.device, dtype: torch.dtype, *, copied: bool = False
+) -> UNet:
+    """Lay a network out for a device; tensors that fit already are shared, unless ``copied``.
 
     Convolutions are in channels_last, and qkv in the order in which attention reads it. Upsampling
     is folded on CPUs, where it was measured to win.
@@ -161,9 +163,9 @@ def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
         ValueError: Weights are beyond the range of bfloat16.
     """
     tensors = {
-        k: v.to(device, dtype, memory_format=torch.channels_last)
+        k: v.to(device, dtype, memory_format=torch.channels_last, copy=copied)
         if v.ndim == 4
-        else v.to(device, dtype)
+        else v.to(device, dtype, copy=copied)
         for k, v in unet.state_dict().items()
     }
     low = dtype == torch.bfloat16 and device.type == "cpu"
