@@ -44,7 +44,11 @@ def info(
 def _cost_text(cost: dict[str, Any]) -> str:
     seconds = cost["seconds"]
     text = f"{cost['flops'] / 1e9:,.1f} GFLOP, {cost['peak_bytes'] / 1e6:,.0f} MB"
-    return text if seconds is None else f"{text}, about {seconds:.3g} s on this CPU (an estimate)"
+    if seconds is not None:
+        text += f", about {seconds:.3g} s on this CPU (an estimate)"
+    if cost["reused"] is not None:
+        text += f"; {cost['reused']:.0%} of the FLOP where deep layers are reused (--reuse)"
+    return text
 
 
 def check(
