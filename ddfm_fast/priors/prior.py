@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..schedule import check_alphas, make_schedule
+from ..schedule import LEAST_LINEAR, check_alphas, make_betas, make_schedule
 from .conditioning import Conditioning
 from .origin import Origin, Sent, arrive
 from .reuse import Kept
@@ -89,6 +89,8 @@ class Prior:
             most = LARGEST[key]  # a file may say it, and memory is taken by it
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
                 raise ValueError(f"config: {key}={value!r}, expected an integer, 1 to {most}")
+        if alphas is None and num_train_timesteps < LEAST_LINEAR:
+            make_betas(noise_schedule, num_train_timesteps)  # which says why not
         if not isinstance(rescale_timesteps, bool):
             raise ValueError(f"config: rescale_timesteps={rescale_timesteps!r}, expected a bool")
         self.name, self.multiple = name, multiple

@@ -336,6 +336,8 @@ def write_folder(folder, model=MODEL, scheduler=None):
         (MODEL, {"beta_schedule": "linear", "beta_end": 1.5}, "1.5"),
         (MODEL, {"beta_schedule": "linear", "beta_end": "x"}, "beta_end 'x'"),
         (MODEL, {"trained_betas": [0.1, "y"]}, "expected two or more numbers"),
+        (MODEL, {"trained_betas": [0.1, 1.0]}, "expected two or more numbers between 0 and 1"),
+        (MODEL, {"trained_betas": [0.1, 1.7]}, "expected two or more numbers between 0 and 1"),
         (MODEL, {"_class_name": "EDMEulerScheduler"}, "EDM's preconditioning"),
         (MODEL, {"_class_name": "LCMScheduler"}, "latent consistency"),
         (MODEL, {"_class_name": "ScoreSdeVeScheduler"}, "'positional' time embeddings"),
