@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .config import FuseConfig
 from .graphs.cache import GraphCache
-from .images.doubts import warn
 from .images.color import luma
+from .images.doubts import warn
 from .images.planes import crop, pad_to_multiple
 from .lumas import fuse_lumas
 from .priors.prior import Prior

@@ -122,8 +122,10 @@ class CallablePrior(Prior):
         if own is x:  # what the function does to its x in place must not change ours
             own = x.clone(memory_format=torch.preserve_format)
         times = cond.repeat(len(x))
-        evaluate = None if kept is None else evaluator_of(self.function)
-        out = self.function(own, times) if evaluate is None else evaluate(own, times, kept)
+        if kept is None or (evaluate := evaluator_of(self.function)) is None:
+            out = self.function(own, times)
+        else:
+            out = evaluate(own, times, kept)
         if not isinstance(out, Tensor):
             out = getattr(out, "sample", out)
         _require_dense(out)

@@ -78,8 +78,8 @@ class Check(NamedTuple):
 def check(prior: Prior) -> Check:
     """Let a prior denoise a picture at three levels, and look at pure noise through it.
 
-    Five evaluations at 128×128 pixels, one of them a repetition; where it fails, some for each mistake that people make:
-    another prediction, time in other units, pictures of another range.
+    Five evaluations at 128×128 pixels, one of them a repetition; where it fails, some for each
+    mistake that people make: another prediction, time in other units, pictures of another range.
 
     Args:
         prior: What ``load_prior`` or ``wrap`` gave.

@@ -72,7 +72,7 @@ def _is_unet_2d(model: Any) -> bool:
     kind = type(model)
     if kind.__name__ != "UNet2DModel" or kind.__module__.partition(".")[0] != "diffusers":
         return False
-    changed = "forward" in vars(model) or model._forward_hooks or model._forward_pre_hooks
+    changed = any(map(vars(model).get, ("forward", "_forward_hooks", "_forward_pre_hooks")))
     blocks = [*model.down_blocks, *model.up_blocks]
     plain = model.class_embedding is None and not any(hasattr(b, "skip_conv") for b in blocks)
     return plain and not changed and len(model.down_blocks) > 1

@@ -16,7 +16,7 @@ from .conditioning import Conditioning
 from .network import UNetPrior
 from .predictions import PREDICTIONS, Level, Prediction
 from .prior import EPS_DTYPES
-from .reuse import Kept, passed
+from .reuse import Kept
 
 SIGMAS = (0.002, 80.0)
 """of the networks of EDM and of consistency models"""
@@ -114,7 +114,7 @@ class NetworkFunction:
 
     def with_kept(self, x: Tensor, t: Tensor, kept: Kept | None = None) -> Tensor:
         """Evaluate by what is kept of the deep layers."""
-        return self.prior.eps(x.float(), self.prior.unet.conditioning(t[:1])[0], **passed(kept))
+        return self.prior.eps(x.float(), self.prior.unet.conditioning(t[:1])[0], kept=kept)
 
     def on_device(self, device: torch.device) -> NetworkFunction:
         """Give this one there."""

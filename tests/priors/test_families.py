@@ -1,8 +1,8 @@
 """Every family of priors in a ``Fuser`` on one small pair, beside its own network called plainly.
 
 Each prior fuses as a callable ε does that asks the original network and uses the family's formula,
-written out here: `wrap(…, "eps")` under the prior's own noise levels. At most one pixel in fifty may
-round to the gray level beside.
+written out here: `wrap(…, "eps")` under the prior's own noise levels. At most one pixel in fifty
+may round to the gray level beside.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def test_guided_diffusion(tmp_path):
 def test_improved_diffusion(tmp_path):
     said = {"num_head_channels": 32, "noise_schedule": "cosine", "num_train_timesteps": 4000,
             "rescale_timesteps": True}  # fmt: skip
-    prior, network = of_file(tmp_path, {**ATTENTIVE, "use_scale_shift_norm": True}, said, **IMPROVED)
+    prior, network = of_file(
+        tmp_path, {**ATTENTIVE, "use_scale_shift_norm": True}, said, **IMPROVED
+    )
     assert_fuses_as(prior, lambda x, _s, t: network(x.double(), t / 4)[:, :3])
 
 

@@ -167,7 +167,7 @@ def test_nothing_is_left_of_a_call_for_the_next():
                                              np.stack([PAIR[1], other[1].T]))  # fmt: skip
     np.testing.assert_array_equal(batch[0], first)
     plain = fuse(*PAIR, **OFFICIAL, steps=5)
-    assert 0 < np.abs(first.astype(int) - plain).max()
+    assert np.abs(first.astype(int) - plain).max() > 0
 
 
 @pytest.mark.parametrize("name", ["plain", "tiled"])
@@ -265,7 +265,7 @@ def test_its_cost_on_paper():
     def conv(ins, outs, side=3):
         return 2 * ins * outs * side**2 * 16 * 16
 
-    up = conv(96, 32) + conv(32, 32) + conv(96, 32, 1), conv(64, 32) + conv(32, 32) + conv(64, 32, 1)
+    up = [conv(c, 32) + conv(32, 32) + conv(c, 32, 1) for c in (96, 64)]
     down = conv(3, 32) + 2 * conv(32, 32)
     assert reused == down + sum(up) + conv(32, 3)
     assert reused < 0.7 * whole
@@ -308,9 +308,7 @@ class TestDiffusers:
         for block in (model.down_blocks[0], model.up_blocks[-1], model.mid_block):
             block.register_forward_hook(lambda m, *_: calls.append(m))
         # what the model itself gives where all between its ends gives what it gave for x
-        before = model.up_blocks[-2].register_forward_hook(
-            lambda *_: self.deep(model, x, int(t))
-        )
+        before = model.up_blocks[-2].register_forward_hook(lambda *_: self.deep(model, x, int(t)))
         wanted = prior.eps(other, t)
         before.remove()
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
