@@ -12,15 +12,14 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from .align.call import Aligner, checked_align, checked_field, setting_identity
-from .config import IMAGE_KINDS, FuseConfig, default_preset, require_bool
+from .config import IMAGE_KINDS, LOOP_OPTIONS, FuseConfig, default_preset, require_bool
 from .graphs.cache import GraphCache, GraphSummary
-from .images.doubts import warn
 from .images.pair import Pair, as_items, checked_color, read_pair
 from .images.pixels import Given
 from .images.planes import padded_size
 from .images.stretch import Fused, joined, together
 from .lumas import LumaLoop
-from .method import Diffusion, MethodMaker
+from .method import Diffusion, MethodMaker, doubt_steps
 from .options import (
     FuserOptions,
     ReadingOptions,
@@ -109,12 +108,8 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         self.loops = GraphCache(mode, self.backend)
         self.pixels = pixels_for(self.device, self.backend.name)
         self._build()
-        if given["steps"] and not getattr(self.method, "rows", True):
-            warn(
-                f"steps is {given['steps']!r}, but the steps of variant {self.config.variant!r} "
-                f"change less than a gray level at eta {self.config.eta:g} and are skipped; for "
-                'the authors\' loop give preset="official"'
-            )
+        if (rows := getattr(self.method, "rows", None)) is not None:
+            doubt_steps(given["steps"], self.config, len(rows))
 
     @property
     def reproducible(self) -> bool:
@@ -385,7 +380,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
 
 def _config(given: Mapping[str, Any]) -> FuseConfig:
     """The preset of these options with what they override."""
-    overrides = ("variant", "sampler", "steps", "psi", "eta", "stretch", "denoise", "images")
+    overrides = (*LOOP_OPTIONS, "reuse", "stretch", "denoise", "images")
     preset = default_preset(given) if given["preset"] is None else given["preset"]
     return FuseConfig.from_preset(preset).with_overrides(**{n: given[n] for n in overrides})
 

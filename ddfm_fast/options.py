@@ -45,6 +45,7 @@ class FuserOptions(TypedDict, total=False):
     variant: str | None
     sampler: str | None
     steps: int | str | None
+    reuse: int | None
     psi: float | None
     eta: float | None
     stretch: str | None
@@ -93,6 +94,11 @@ OPTIONS: dict[str, Option] = {
         "\"auto\" looks for false color on black. None: as the preset has it.",
     ),
     "steps": Option(METHOD, None, "1 to 1000 steps, ddimN, or 10,20,30."),
+    "reuse": Option(
+        METHOD, None, "Deep layers of the prior at every Nth step only.",
+        "Of UNets whose layers are known; the steps between are cheaper, and a little other "
+        "(`ddfm-fast help priors`). None: 1, all of it at every step.",
+    ),
     "stretch": Option(
         METHOD, None, "none, minmax, percentile or sources.",
         'To the full range, but for 0.01 % of the pixels with "percentile", or to the range of '

@@ -79,7 +79,9 @@ class StreamAligner(Aligner):
         elif ir is not None:
             ir = _of_size(ir.astype(np.uint8), np.empty(size)) > 0
         part = self._reach[1]
-        return (ir, vis) if part is None else tuple(h if h is None else h[part] for h in (ir, vis))
+        if part is not None:
+            ir, vis = (None if hole is None else hole[part] for hole in (ir, vis))
+        return ir, vis
 
     def now(self) -> Aligner:
         """What does to a frame, of any container, what :meth:`frame` did to the last one."""

@@ -63,6 +63,7 @@ def batch(
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
     steps: opt.Steps = default.steps,
+    reuse: opt.Reuse = default.reuse,
     stretch: opt.StretchLuma = default.stretch,
     seed: opt.Seed = default.seed,
     prior: opt.Prior = default.prior,

@@ -155,6 +155,7 @@ def argument(metavar: str, help: str) -> Any:
 
 Preset = Annotated[str | None, shared("preset")]
 Steps = Annotated[str | None, shared("steps")]
+Reuse = Annotated[int | None, shared("reuse", min=1)]
 StretchLuma = Annotated[Stretch | None, shared("stretch", metavar="HOW")]
 Denoise = Annotated[str | None, shared("denoise")]
 Images = Annotated[ImageKind | None, shared("images", metavar="KIND")]

@@ -31,6 +31,7 @@ RECORD = {
         --quality: int min=1 max=100, None
         --raw-size: str, None
         --resize: ir|vis, None
+        --reuse: int min=1, None
         --sampler: str, None
         --seed: int, 3407
         --skip-existing: bool, False
@@ -85,6 +86,7 @@ RECORD = {
         --raw-size: str, None
         --redo: bool, False
         --resize: ir|vis, None
+        --reuse: int min=1, None
         --sampler: str, None
         --seed: int, 3407
         --steps: str, None
@@ -153,6 +155,7 @@ RECORD = {
         --preset: str, None
         --prior-config: str, None
         --prior: str, 'embedded'
+        --reuse: int min=1, None
         --seed: int, 3407
         --series: str, None
         --slices: str, None
