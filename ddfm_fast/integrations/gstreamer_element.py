@@ -195,24 +195,31 @@ class Element(GstBase.Aggregator):
         return template.intersect_full(caps, Gst.CapsIntersectMode.FIRST)
 
     def _leading_to(self, structure: Any) -> list[str]:
-        """The visible formats whose result fits a structure of downstream's caps."""
-        color = COLORS.get(self._given.get("color", ""), True)
+        """The visible formats whose result fits a structure of downstream's caps.
+
+        While the infrared source is unknown, those whose result is one whatever that is; those
+        whose result may be one where there are none.
+        """
+        asked = structure.copy()
+        for field in ("width", "height", "framerate"):
+            asked.remove_field(field)
+        fitting = Gst.Caps.new_empty()
+        fitting.append_structure(asked)
+        fits = {
+            kind: fitting.can_intersect(Gst.Caps.from_string(f"video/x-raw, format={fmt}"))
+            for fmt, kind in KINDS.items()
+        }
         other = self._infos.get("ir")
-        others = KINDS.values() if other is None else [KINDS[other.finfo.name]]
-        found = []
-        for fmt, kind in KINDS.items():
-            for ir in others:
-                out = FORMATS.get(result_kind(ir, kind, color))
-                possible = Gst.Caps.from_string(f"video/x-raw, format={out}")
-                asked = structure.copy()
-                for field in ("width", "height", "framerate"):
-                    asked.remove_field(field)
-                caps = Gst.Caps.new_empty()
-                caps.append_structure(asked)
-                if out is not None and caps.can_intersect(possible):
-                    found.append(fmt)
-                    break
-        return found
+        others = list(KINDS.values()) if other is None else [KINDS[other.finfo.name]]
+        found = {
+            fmt: [fits.get(result_kind(ir, kind, self._color()), False) for ir in others]
+            for fmt, kind in KINDS.items()
+        }
+        surely = [fmt for fmt, those in found.items() if all(those)]
+        return surely or [fmt for fmt, those in found.items() if any(those)]
+
+    def _color(self) -> bool | str:
+        return COLORS.get(self._given.get("color", ""), True)
 
     def do_update_src_caps(self, caps: Any) -> Any:
         """The caps of the result, which follow from both sources'."""
@@ -227,8 +234,7 @@ class Element(GstBase.Aggregator):
         if any(name not in self._infos for name in SINKS):
             return None
         infos = [self._infos[name] for name in SINKS]
-        color = COLORS.get(self._given.get("color", ""), True)
-        kind = result_kind(*(KINDS[info.finfo.name] for info in infos), color)
+        kind = result_kind(*(KINDS[info.finfo.name] for info in infos), self._color())
         caps = infos[1].to_caps()
         caps.set_value("format", FORMATS[kind])
         if not kind[0] or infos[1].finfo.name != FORMATS[kind]:  # colorimetry was another's

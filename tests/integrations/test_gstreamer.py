@@ -266,9 +266,9 @@ pipeline.set_state(Gst.State.NULL)
 """
 STALLED = """
 pipeline = Gst.parse_launch(
-    f"appsrc name=ir format=time is-live=true {caps} ! f.ir "
+    f"appsrc name=ir format=time is-live=true {caps} ! queue ! f.ir "
     "videotestsrc is-live=true num-buffers=8 ! "
-    "video/x-raw,format=GRAY8,width=64,height=48,framerate=10/1 ! f.vis "
+    "video/x-raw,format=GRAY8,width=64,height=48,framerate=10/1 ! queue ! f.vis "
     "ddfmfuse name=f preset=instant latency=20000000 ! appsink name=out sync=false"
 )
 pipeline.set_state(Gst.State.PLAYING)
