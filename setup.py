@@ -143,6 +143,7 @@ setup(
         "ddfm_fast": ["py.typed", "assets/*.png", "assets/*.md"],
         "ddfm_fast.bench": ["page.html"],
         "ddfm_fast.docs": ["*.md"],
+        "ddfm_fast.integrations": ["gst/python/*.py", "ros_launch/*.py"],
         "ddfm_fast.kernels.cpu": ["*.cpp", "*.h"],
         "ddfm_fast.priors": ["*.safetensors", "*.md"],
         "ddfm_fast.priors.training": ["*.jsonl", "*.png"],
