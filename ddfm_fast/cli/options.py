@@ -261,7 +261,7 @@ Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--red
 # video
 
 Stream = Annotated[
-    str, argument("IR", "Infrared video, URL or folder of pictures; or a data set of both.")
+    str, argument("IR", "Infrared video, URL, - (stdin) or folder of pictures; or a data set.")
 ]
 OtherStream = Annotated[str | None, argument("VIS", "Visible video, URL or folder of pictures.")]
 OutVideo = Annotated[

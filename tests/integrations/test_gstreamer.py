@@ -247,6 +247,23 @@ def times():
         found.append(sample.get_buffer().pts // 10**8)
     return found
 """
+def test_the_lines_of_the_topic_run(environment, tmp_path):
+    """As printed, in a shell that finds this Python as ``python``."""
+    page = (ROOT / "ddfm_fast/docs/integrations.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S)
+    (tmp_path / "bin").mkdir()
+    kept = {k: v for k, v in environment.items() if k not in ("PYTHONPATH", "GST_PLUGIN_PATH")}
+    python = tmp_path / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["sh", "-ec", block], cwd=tmp_path, capture_output=True, text=True, timeout=240,
+        env={**kept, "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert done.returncode == 0 and "DDFM image fusion" in done.stdout, done.stderr
+    assert (tmp_path / "fused.avi").stat().st_size > 50 * 320 * 240
+
+
 DROPS = """
 pipeline = Gst.parse_launch(
     f"appsrc name=ir format=time {caps} ! f.ir appsrc name=vis format=time {caps} ! f.vis "
