@@ -233,11 +233,11 @@ class Element(GstBase.Aggregator):
     def _out_caps(self) -> Any:
         if any(name not in self._infos for name in SINKS):
             return None
-        infos = [self._infos[name] for name in SINKS]
-        kind = result_kind(*(KINDS[info.finfo.name] for info in infos), self._color())
-        caps = infos[1].to_caps()
+        ir, vis = (self._infos[name] for name in SINKS)
+        kind = result_kind(KINDS[ir.finfo.name], KINDS[vis.finfo.name], self._color())
+        caps = vis.to_caps()
         caps.set_value("format", FORMATS[kind])
-        if not kind[0] or infos[1].finfo.name != FORMATS[kind]:  # colorimetry was another's
+        if not kind[0] or vis.finfo.name != FORMATS[kind]:  # colorimetry was another's
             for field in ("colorimetry", "chroma-site"):
                 caps.get_structure(0).remove_field(field)
         return caps
