@@ -247,6 +247,8 @@ def times():
         found.append(sample.get_buffer().pts // 10**8)
     return found
 """
+
+
 def test_the_lines_of_the_topic_run(environment, tmp_path):
     """As printed, in a shell that finds this Python as ``python``."""
     page = (ROOT / "ddfm_fast/docs/integrations.md").read_text(encoding="utf-8")
