@@ -208,6 +208,10 @@ OutFileOrFolder = Annotated[
 OutFolder = Annotated[
     Path | None, option(OUTPUT, "Folder to write to; required without --list.", "-o", "--out")
 ]
+LayoutOut = Annotated[
+    str | None,
+    option(OUTPUT, "As benchmarks read it: ivif-zoo:DATASET, vif-benchmark, vifb; and :METHOD."),
+]
 ListPairs = Annotated[
     bool, option(OUTPUT, "Print the pairs, and why the rest has none; fuse nothing.", "--list")
 ]
