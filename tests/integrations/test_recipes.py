@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -16,6 +17,8 @@ from clips import pan, read_clip, write_clip
 from conftest import ROOT
 
 from ddfm_fast import Fuser
+from ddfm_fast.files.reading import read_image
+from ddfm_fast.files.writing import write_image
 
 pytestmark = pytest.mark.slow
 DOCS = ROOT / "ddfm_fast" / "docs" / "integrations.md"
@@ -126,6 +129,57 @@ def test_the_opencv_loop(folder):
     found = [cv2.imread(f"fused_{n:06d}.png")[..., ::-1] for n in range(FRAMES)]
     same(found, wanted)
     assert not Path(f"fused_{FRAMES:06d}.png").exists()
+
+
+def test_the_fiftyone_recipe(folder, monkeypatch):
+    """On a stand-in for fiftyone 1.22, whose database cannot be installed from an index.
+
+    core/dataset.py: ``iter_groups(group_slices)`` yields {slice: sample}, ``group_field``,
+    ``add_samples``; core/groups.py: ``Group.element(name)`` is the same group's other slice.
+    """
+    (block,) = [one for one in blocks("py") if "fiftyone" in one]
+    infrared, visible = pan(2, 1), pan(2, 2, channels=3)
+    for n in range(2):
+        write_image(folder / f"ir_{n}.png", infrared[n])
+        write_image(folder / f"vis_{n}.png", visible[n])
+
+    class Group:
+        def __init__(self, id, name):
+            self.id, self.name = id, name
+
+        def element(self, name):
+            return Group(self.id, name)
+
+    class Sample(dict):
+        def __init__(self, *, filepath, **fields):
+            super().__init__(fields)
+            self.filepath = filepath
+
+    class Dataset:
+        group_field = "camera"
+        added: list = []
+
+        def iter_groups(self, group_slices=None):
+            for n in range(2):
+                names = {"infrared": f"ir_{n}.png", "visible": f"vis_{n}.png"}
+                assert group_slices == list(names)
+                yield {
+                    name: Sample(filepath=str(folder / file), camera=Group(n, name))
+                    for name, file in names.items()
+                }
+
+        def add_samples(self, samples):
+            self.added += samples
+
+    theirs, dataset = ModuleType("fiftyone"), Dataset()
+    theirs.Sample, theirs.load_dataset = Sample, lambda name: dataset
+    monkeypatch.setitem(sys.modules, "fiftyone", theirs)
+    exec(block, {})
+    assert [one["camera"].id for one in dataset.added] == [0, 1]
+    assert {one["camera"].name for one in dataset.added} == {"fused"}
+    for n, one in enumerate(dataset.added):
+        assert one.filepath == str(folder / f"ir_{n}_fused.png")
+        np.testing.assert_array_equal(read_image(one.filepath), Fuser()(infrared[n], visible[n]))
 
 
 def test_lines_that_start_gstreamer_are_in_a_block_that_names_the_element():
