@@ -13,7 +13,7 @@ and ``python main.py eval --method DDFM --checkpoint embedded …`` runs it.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .torch import FuseModule
 
@@ -42,11 +42,12 @@ def fusion_method(base: type, **options: Unpack[FuserOptions]) -> type:
     if "device" in options:
         raise ValueError("device is the benchmark's to choose (--device); leave it out")
 
-    class DDFM(base):  # type: ignore[misc]
+    class DDFM(base):
         """DDFM by ddfm_fast."""
 
         def _build_model(self) -> FuseModule:
-            return FuseModule(device=self.device, **options)
+            given: FuserOptions = {**options, "device": self.device}
+            return FuseModule(**given)
 
         def _fuse(self, ir: Tensor, vi: Tensor) -> Tensor:
             return self.model(ir, vi)
@@ -55,8 +56,8 @@ def fusion_method(base: type, **options: Unpack[FuserOptions]) -> type:
             """Load another prior; ValueError for a file that is none."""
             if path is None or os.fspath(path) == EMBEDDED:
                 return
-            given: Any = {**options, "prior": os.fspath(path)}
-            self.model = FuseModule(device=self.device, **given).eval()
+            other = self.model.fuser.with_options(prior=os.fspath(path))
+            self.model = FuseModule(other).eval()
 
         @property
         def name(self) -> str:

@@ -96,7 +96,7 @@ def make_widget() -> Any:
     from napari.qt.threading import FunctionWorker, thread_worker
     from napari.types import LayerDataTuple
 
-    def fuse(infrared, visible, preset="balanced", denoise="preset", color="auto"):  # type: ignore[no-untyped-def]
+    def fuse(infrared, visible, preset="balanced", denoise="preset", color="auto"):
         work = thread_worker(fused_layer, start_thread=False)
         worker = work(infrared, visible, preset, denoise, color)
         worker.start()
