@@ -45,6 +45,8 @@ def fusion_method(base: type, **options: Unpack[FuserOptions]) -> type:
     class DDFM(base):
         """DDFM by ddfm_fast."""
 
+        model: FuseModule
+
         def _build_model(self) -> FuseModule:
             given: FuserOptions = {**options, "device": self.device}
             return FuseModule(**given)

@@ -169,14 +169,17 @@ class Element(GstBase.Aggregator):
         """Answer what a source may send: what downstream takes, of the one that decides it."""
         if query.type != Gst.QueryType.CAPS:
             return GstBase.Aggregator.do_sink_query(self, pad, query)
-        caps = self._acceptable(pad.get_name(), pad.get_pad_template_caps())
-        wanted = query.parse_caps()
-        if wanted is not None:
-            caps = wanted.intersect_full(caps, Gst.CapsIntersectMode.FIRST)
+        wanted, caps = query.parse_caps(), Gst.Caps.new_empty()
+        for surely in (True, False):
+            caps = self._acceptable(pad.get_name(), pad.get_pad_template_caps(), surely)
+            if wanted is not None:
+                caps = wanted.intersect_full(caps, Gst.CapsIntersectMode.FIRST)
+            if not caps.is_empty():
+                break
         query.set_caps_result(caps)
         return True
 
-    def _acceptable(self, name: str, template: Any) -> Any:
+    def _acceptable(self, name: str, template: Any, surely: bool) -> Any:
         """The caps of a pad. The visible one has those that lead to what downstream takes."""
         if name != "vis":
             return template
@@ -188,17 +191,16 @@ class Element(GstBase.Aggregator):
             structure = wanted.get_structure(n)
             if structure.get_name() != "video/x-raw":
                 continue
-            for fmt in self._leading_to(structure):
+            for fmt in self._leading_to(structure, surely):
                 one = structure.copy()
                 one.set_value("format", fmt)
                 caps.append_structure(one)
         return template.intersect_full(caps, Gst.CapsIntersectMode.FIRST)
 
-    def _leading_to(self, structure: Any) -> list[str]:
+    def _leading_to(self, structure: Any, surely: bool) -> list[str]:
         """The visible formats whose result fits a structure of downstream's caps.
 
-        While the infrared source is unknown, those whose result is one whatever that is; those
-        whose result may be one where there are none.
+        ``surely``: with every format that the infrared source may send; else with one of them.
         """
         asked = structure.copy()
         for field in ("width", "height", "framerate"):
@@ -209,14 +211,27 @@ class Element(GstBase.Aggregator):
             kind: fitting.can_intersect(Gst.Caps.from_string(f"video/x-raw, format={fmt}"))
             for fmt, kind in KINDS.items()
         }
-        other = self._infos.get("ir")
-        others = list(KINDS.values()) if other is None else [KINDS[other.finfo.name]]
-        found = {
-            fmt: [fits.get(result_kind(ir, kind, self._color()), False) for ir in others]
+        others = self._infrared_kinds()
+        judge = all if surely else any
+        return [
+            fmt
             for fmt, kind in KINDS.items()
-        }
-        surely = [fmt for fmt, those in found.items() if all(those)]
-        return surely or [fmt for fmt, those in found.items() if any(those)]
+            if judge(fits.get(result_kind(ir, kind, self._color()), False) for ir in others)
+        ]
+
+    def _infrared_kinds(self) -> list[tuple[bool, int]]:
+        """What the infrared source sends, or may send while its caps have not come."""
+        if (info := self._infos.get("ir")) is not None:
+            return [KINDS[info.finfo.name]]
+        pad = self.get_static_pad("ir")
+        caps = None if pad is None else pad.peer_query_caps(pad.get_pad_template_caps())
+        found = [
+            kind
+            for fmt, kind in KINDS.items()
+            if caps is not None
+            and caps.can_intersect(Gst.Caps.from_string(f"video/x-raw, format={fmt}"))
+        ]
+        return found or list(KINDS.values())
 
     def _color(self) -> bool | str:
         return COLORS.get(self._given.get("color", ""), True)
