@@ -297,6 +297,31 @@ pipeline.set_state(Gst.State.NULL)
 """
 
 
+UNKNOWN = """
+import time
+color = caps.replace("GRAY8", "RGB")
+pipeline = Gst.parse_launch(
+    f"appsrc name=ir format=time {color} ! f.ir videotestsrc num-buffers=3 ! "
+    "video/x-raw,format=GRAY8,width=64,height=48,framerate=10/1 ! f.vis "
+    "ddfmfuse name=f preset=instant ! video/x-raw,format=RGB ! appsink name=out sync=false"
+)
+pipeline.set_state(Gst.State.PLAYING)
+time.sleep(1)
+for n in range(3):
+    buffer = Gst.Buffer.new_wrapped(bytes((31 * n + 7 * k) % 251 for k in range(64 * 48 * 3)))
+    buffer.pts, buffer.duration = n * 10**8, 10**8
+    pipeline.get_by_name("ir").emit("push-buffer", buffer)
+pipeline.get_by_name("ir").emit("end-of-stream")
+print(times())
+pipeline.set_state(Gst.State.NULL)
+"""
+
+
+def test_formats_fit_though_the_infrared_source_is_silent_yet(environment):
+    """A gray visible source, and color of the infrared one, which downstream asks for."""
+    assert script(environment, UNKNOWN) == "[0, 1, 2]"
+
+
 def test_frames_that_come_too_late_are_dropped_and_counted(environment):
     """Those before the first infrared one (0, 1), and what ends before 450 ms (2, 3)."""
     assert script(environment, DROPS) == "[4, 5, 6, 7] 4 None"
