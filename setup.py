@@ -148,6 +148,7 @@ setup(
         "ddfm_fast": ["py.typed", "assets/*.png", "assets/*.md"],
         "ddfm_fast.bench": ["page.html"],
         "ddfm_fast.docs": ["*.md"],
+        "ddfm_fast.integrations": ["gst/python/*.py", "ros_launch/*.py", "napari.yaml"],
         "ddfm_fast.kernels.cpu": ["*.cpp", "*.h"],
         "ddfm_fast.priors": ["*.safetensors", "*.md"],
         "ddfm_fast.priors.training": ["*.jsonl", "*.png"],
@@ -180,7 +181,10 @@ setup(
         "storage": STORAGE,
         "storage-test": [*STORAGE, "moto[server]>=5.1"],
     },
-    entry_points={"console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"]},
+    entry_points={
+        "console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"],
+        "napari.manifest": ["ddfm_fast = ddfm_fast.integrations:napari.yaml"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

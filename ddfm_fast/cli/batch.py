@@ -73,6 +73,7 @@ def batch(
     psi: opt.Psi = default.psi,
     eta: opt.Eta = default.eta,
     out: opt.OutFolder = None,
+    layout_out: opt.LayoutOut = None,
     list_pairs: opt.ListPairs = False,
     panel: opt.Panel = False,
     format: opt.Format = "png",
@@ -111,10 +112,14 @@ def batch(
     stage = stage_for(context, root, vis, manifest, out)
     if list_pairs:
         raise typer.Exit(_echo_pairs(root, vis, source, stage, as_json=as_json))
+    from ..datasets.judges import arranged
+
     settings, folder = read_settings(context), _folder(out)
     items = find_items(root, vis, stage=stage, strict=False, **source)
     _check_panels(items, panel, local=stage is None and on is opt.Place.here)
     options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
+    if layout_out is not None:
+        items, options["format"] = arranged(items, layout_out, _given_format(context))
     if stage is not None and on is opt.Place.ray:
         raise ValueError("--on ray takes no URLs yet; leave out --on, or give local folders")
     with elsewhere(on, address, actors, num_gpus) as options["elsewhere"]:
@@ -143,6 +148,13 @@ def _options(context: typer.Context, levels: Levels, output: Output) -> dict[str
     given = picked(context, ("format", "workers", "redo", "resize"))
     meant = {"levels": levels, "output": output}
     return {**given, **meant, "max_pixels": limit, "progress": bars}
+
+
+def _given_format(context: typer.Context) -> str | None:
+    """``--format``; None where it is the default."""
+    source = context.get_parameter_source("format")
+    given = source is not None and source.name != "DEFAULT"
+    return context.params["format"] if given else None
 
 
 def _folder(out: Path | None) -> Path:

@@ -224,6 +224,10 @@ OutFileOrFolder = Annotated[
 OutFolder = Annotated[
     Path | None, option(OUTPUT, "Folder to write to; required without --list.", "-o", "--out")
 ]
+LayoutOut = Annotated[
+    str | None,
+    option(OUTPUT, "As benchmarks read it: ivif-zoo:DATASET, vif-benchmark, vifb; and :METHOD."),
+]
 ListPairs = Annotated[
     bool, option(OUTPUT, "Print the pairs, and why the rest has none; fuse nothing.", "--list")
 ]
@@ -277,7 +281,7 @@ Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--red
 # video
 
 Stream = Annotated[
-    str, argument("IR", "Infrared video, URL or folder of pictures; or a data set of both.")
+    str, argument("IR", "Infrared video, URL, - (stdin) or folder of pictures; or a data set.")
 ]
 OtherStream = Annotated[str | None, argument("VIS", "Visible video, URL or folder of pictures.")]
 OutVideo = Annotated[

@@ -10,18 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from ..runtime.words import parse_range
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED, termination_is_an_interrupt
 from .options import default
-from .settings import (
-    Settings,
-    parse_nodata,
-    parse_range,
-    picked,
-    plain,
-    read_settings,
-    show_progress,
-)
+from .settings import Settings, parse_nodata, picked, plain, read_settings, show_progress
 
 if TYPE_CHECKING:
     from ..video.frames import BadFrame

@@ -66,6 +66,7 @@ RECORD = {
         --ir-range: str, None
         --json: bool, False
         --keep-thermal: bool, False
+        --layout-out: str, None
         --layout: str, None
         --list: bool, False
         --manifest: Path, None
