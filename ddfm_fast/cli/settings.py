@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -154,21 +153,9 @@ def parse_range(
     text: str | None, name: str, names: Sequence[str] | None = None
 ) -> tuple[float, float] | str | None:
     """``LO,HI``, or one of the names: ``auto``, ``dtype`` or ``data``; ValueError otherwise."""
-    from ..images.ranges import NAMES
+    from ..images.ranges import range_from_text
 
-    names = NAMES if names is None else names
-    if text is None or text in names:
-        return text
-    try:
-        low, high = (float(n) for n in text.split(","))
-    except ValueError:
-        low = high = 0.0
-    if not (low < high and abs(low) < math.inf and abs(high) < math.inf):
-        raise ValueError(
-            f"{name} is {text!r}; expected LO,HI with LO below HI such as 7000,9000, or one of "
-            + ", ".join(names)
-        )
-    return low, high
+    return range_from_text(text, name, names)
 
 
 def parse_raw_size(text: str | None) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ..align.call import Aligner
@@ -31,6 +32,7 @@ from .pairs import refuse_lone
 if TYPE_CHECKING:
     from ..api import Fuser
     from ..restore.sources import FusionReport
+    from ..sampler import Callback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +206,8 @@ def run_jobs(
     progress: bool = False,
     skip_existing: bool = False,
     on_error: Callable[[Job, Exception], None] | None = None,
+    on_fused: Callable[[Job, Sources, np.ndarray], None] | None = None,
+    callback: Callback | None = None,
 ) -> list[dict[str, Any]]:
     """Fuse every pair and report on each; a pair that fails does not stop the others.
 
@@ -217,6 +221,9 @@ def run_jobs(
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Leave jobs alone whose output file exists.
         on_error: Called with each failure as it happens.
+        on_fused: Called with each job, its sources as they were fused, and the result, before that
+            is written.
+        callback: Gets a ``StepInfo`` after every step of the loop, as in a call of ``Fuser``.
 
     Returns:
         One dictionary per job: ``ir``, ``vis``, ``output``, ``panel``, ``ok``, ``skipped``,
@@ -240,7 +247,9 @@ def run_jobs(
                 report["skipped"] = True
             else:
                 with about([job.ir.name], told):
-                    report |= _run_job(job, fuser, read, output, progress=progress)
+                    report |= _run_job(
+                        job, fuser, read, output, on_fused, progress=progress, callback=callback
+                    )
         except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
@@ -257,15 +266,22 @@ def _reader(aligner: Aligner, levels: Levels, max_pixels: int) -> Read:
 
 
 def _run_job(
-    job: Job, fuser: Fuser, read: Read, output: Output, *, progress: bool
+    job: Job,
+    fuser: Fuser,
+    read: Read,
+    output: Output,
+    on_fused: Callable[[Job, Sources, np.ndarray], None] | None,
+    **run: Any,
 ) -> dict[str, Any]:
     sources = read(job)
     ir, vis = sources.ir, sources.vis
     started = time.perf_counter()
     found: list[FusionReport] = []
-    fused = fuser(ir, vis, progress=progress, report=found, align="off", value_range="dtype")
+    fused = fuser(ir, vis, **run, report=found, align="off", value_range="dtype")
     fused = sources.mended(fused)
     seconds = time.perf_counter() - started
+    if on_fused is not None:
+        on_fused(job, sources, fused)
     facts = output.write(job.output, fused, sources, (job.ir, job.vis), color=fuser.color)
     if job.panel is not None:
         write_image(job.panel, draw_panel([[("infrared", ir), ("visible", vis), ("fused", fused)]]))

@@ -18,7 +18,7 @@ none, does not move it. Where all is one value, that is black.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cv2
@@ -361,3 +361,22 @@ def _array(image: Any, name: str) -> Array:
         return np.asarray(image)
     tensor = image if is_signed(image) else as_tensor(image, name)[0]
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
+
+
+def range_from_text(
+    text: str | None, name: str, names: Sequence[str] | None = None
+) -> tuple[float, float] | str | None:
+    """Read ``LO,HI``, or one of the names (``NAMES`` by default); ValueError otherwise."""
+    names = NAMES if names is None else names
+    if text is None or text in names:
+        return text
+    try:
+        low, high = (float(n) for n in text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not (low < high and abs(low) < math.inf and abs(high) < math.inf):
+        raise ValueError(
+            f"{name} is {text!r}; expected LO,HI with LO below HI such as 7000,9000, or one of "
+            + ", ".join(names)
+        )
+    return low, high

@@ -1,0 +1,377 @@
+"""What the page shows: controls and results, by Gradio; what they compute is ``work``'s."""
+
+from __future__ import annotations
+
+import functools
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gradio as gr
+
+from ..align.call import SETTINGS
+from ..config import DEFAULT_PRESET, DEFAULT_SEED, PRESETS
+from ..datasets.demo import PAIRS
+from ..files.paths import VIDEO_SUFFIXES
+from ..images.ranges import NAMES as RANGES
+from ..serve.logs import Log
+from ..video.temporal import VIDEO_PRESETS
+from .controls import COLORS, FORMATS, PRESET_DECIDES, SIZES, Controls
+from .sentences import Sentence, as_html, of_error
+from .views import Views, score
+from .work import Result, Tell, Work
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+_ONE = {"concurrency_limit": 1, "concurrency_id": "device", "api_visibility": "private"}
+"""of what works on the device: one after the other, of all visitors"""
+_LIGHT = {"concurrency_limit": 4, "api_visibility": "private", "show_progress": "hidden"}
+_WAITING = 32
+"""visitors who may wait"""
+_COLOR_NAMES = {
+    "auto": "of the visible picture",
+    "vis": "of the visible picture alone",
+    "ir": "of the infrared picture",
+    "gray": "none",
+}
+_FORMAT_NAMES = {"png": "PNG", "tif": "TIFF"}
+
+CSS = """
+.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+#head h1 { font-size: 1.35rem; font-weight: 600; margin: 0; }
+#head p { margin: .15rem 0 0; color: var(--body-text-color-subdued); }
+ul.sentences { list-style: none; margin: 0; padding: 0; font-size: .9rem; line-height: 1.45; }
+ul.sentences li { padding: .1rem 0 .1rem .7rem; border-left: 3px solid transparent;
+  overflow-wrap: anywhere; }
+ul.sentences li.warning { border-left-color: #d9a400; }
+ul.sentences li.error { border-left-color: #c62828; font-weight: 600; }
+ul.sentences + code { display: block; margin-top: .5rem; padding: .45rem .6rem; font-size: .8rem;
+  background: var(--background-fill-secondary); border-radius: 4px; overflow-wrap: anywhere;
+  user-select: all; }
+table.scores { border-collapse: collapse; font-size: .88rem; width: 100%; max-width: 24rem; }
+table.scores th, table.scores td { text-align: right; padding: .15rem .6rem; border: 0;
+  border-bottom: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; }
+table.scores th:first-child { text-align: left; font-weight: 500; }
+.files .file-preview { font-size: .85rem; }
+@media (max-width: 640px) {
+  .gradio-container { padding: .5rem !important; }
+  .parts { flex-wrap: nowrap !important; gap: .35rem !important; }
+  .parts > * { min-width: 0 !important; }
+}
+"""
+
+
+def make_theme() -> Any:
+    """Make a plain theme, of the fonts that the system has: none is loaded."""
+    return gr.themes.Default(
+        primary_hue="slate",
+        neutral_hue="gray",
+        radius_size="sm",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+
+
+class _Said:
+    """Calls the work, and turns what goes wrong into a sentence; the log has its place."""
+
+    def __init__(self, root: Path, log: Log):
+        self.root, self.log = root, log
+
+    def __call__(self, failed: Callable[[str], Any], function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def wrapped(*args: Any) -> Any:
+            try:
+                return function(*args)
+            except Exception as error:
+                if not isinstance(error, (ValueError, TypeError, ImportError)):
+                    self.log("error", error=repr(error), where=traceback.format_exc()[-400:])
+                return failed(as_html([Sentence(of_error(error, self.root), "error")]))
+
+        return wrapped
+
+    def html(self, lines: list[Sentence], note: str = "") -> str:
+        return as_html([Sentence(of_error(ValueError(t), self.root), k) for t, k in lines], note)
+
+
+class _Method(NamedTuple):
+    """Controls that all three parts of the page have."""
+
+    preset: Any
+    denoise: Any
+    align: Any
+    resize: Any
+    ir_range: Any
+    vis_range: Any
+    color: Any
+    steps: Any
+    seed: Any
+
+
+def make_page(work: Work, root: Path, log: Log) -> Any:
+    """Make the page.
+
+    Args:
+        work: What computes.
+        root: The folder that no sentence says.
+        log: Of faults of the program.
+    """
+    said = _Said(root, log)
+    with gr.Blocks(
+        title="ddfm_fast", analytics_enabled=False, delete_cache=(600, 6 * 3600), fill_width=False
+    ) as page:
+        gr.HTML(
+            "<h1>Fuse two pictures</h1><p>Infrared and visible, or two medical pictures. All is "
+            "done on the machine that runs this page.</p>",
+            elem_id="head",
+        )
+        with gr.Tab("Pictures"):
+            _pair_tab(work, said)
+        with gr.Tab("Video"):
+            _video_tab(work, said)
+        with gr.Tab("Folder"):
+            _folder_tab(work, said)
+    page.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
+    return page
+
+
+def _method(*, image: bool = True) -> _Method:
+    """The controls; ``image``: those of single pictures too, which a video has not."""
+    presets = [(f"{name}: {one.summary}", name) for name, one in PRESETS.items()]
+    preset = gr.Dropdown(presets, value=DEFAULT_PRESET, label="Preset", filterable=False)
+    denoise = gr.Dropdown(
+        [PRESET_DECIDES, "auto", "off"], value=PRESET_DECIDES, allow_custom_value=True,
+        label="Noise to remove first", info="or its σ in gray levels",
+    )  # fmt: skip
+    align = gr.Dropdown(
+        [*SETTINGS], value="check", label="Align", filterable=False,
+        info="check only says where the pair is shifted",
+    )  # fmt: skip
+    with gr.Accordion("More", open=False):
+        with gr.Row():
+            ranges = [
+                gr.Dropdown(
+                    [*RANGES], value="auto", allow_custom_value=True, min_width=140,
+                    label=f"{name} range", info="or black,white",
+                )
+                for name in ("Infrared", "Visible")
+            ]  # fmt: skip
+        names = dict(zip(SIZES, ("as they are", "of the infrared", "of the visible"), strict=True))
+        resize = gr.Dropdown(
+            [(names[one], one) for one in SIZES], value=SIZES[0], label="Size of both",
+            filterable=False,
+        )  # fmt: skip
+        color = gr.Dropdown(
+            [(_COLOR_NAMES[one], one) for one in COLORS], value="auto", label="Color",
+            filterable=False,
+        )  # fmt: skip
+        with gr.Row(visible=image):
+            steps = gr.Textbox("", label="Steps", placeholder=PRESET_DECIDES, min_width=120)
+            seed = gr.Number(DEFAULT_SEED, label="Seed", precision=0, minimum=0, min_width=120)
+    return _Method(preset, denoise, align, resize, *ranges, color, steps, seed)
+
+
+def _files(kinds: list[str] | None, what: str) -> list[Any]:
+    with gr.Row(elem_classes="files"):
+        return [
+            gr.File(
+                label=f"{name} {what}", file_types=kinds, height=120, min_width=140,
+                elem_id=f"{short}-{what}",
+            )
+            for name, short in (("Infrared", "ir"), ("Visible", "vis"))
+        ]  # fmt: skip
+
+
+def _teller(progress: Any) -> Tell:
+    return lambda at, text: progress(at, desc=text)
+
+
+class _Pair(NamedTuple):
+    """What shows a fused pair."""
+
+    result: Any
+    slider: Any
+    before: Any
+    download: Any
+    report: Any
+    parts: list[Any]
+    place: list[Any]
+    scores: Any
+    views: Any
+
+
+def _pair_tab(work: Work, said: _Said) -> None:
+    with gr.Row():
+        with gr.Column(scale=2, min_width=310):
+            ir, vis = files = _files(None, "picture")
+            with gr.Row():
+                for pair in PAIRS:
+                    paths = [str(ASSETS / pair.first), str(ASSETS / pair.second)]
+                    gr.Button(pair.name, size="sm", min_width=80).click(
+                        lambda paths=paths: paths, None, files, **_LIGHT
+                    )
+            seen = gr.HTML(elem_id="seen")
+            method = _method()
+            form = gr.Radio(
+                [(_FORMAT_NAMES[one], one) for one in FORMATS], value="png", label="File"
+            )
+            button = gr.Button("Fuse", variant="primary", elem_id="fuse")
+        with gr.Column(scale=3, min_width=330):
+            shown = _result()
+    given = [*files, *method, form]
+    _connect_pair(work, said, button, given, shown)
+    looked = said(
+        lambda text: text,
+        lambda a, b, *c: said.html(work.look(a, b, Controls(*c))),
+    )
+    changed = [one.change for one in (*files, method.ir_range, method.vis_range, method.resize)]
+    gr.on(changed, looked, given, seen, **_LIGHT)
+
+
+def _result() -> _Pair:
+    report = gr.HTML(
+        '<p id="empty">Choose two pictures, or an example, then <b>Fuse</b>.</p>', elem_id="report"
+    )
+    with gr.Column(visible=False) as result:
+        before = gr.Radio(
+            [("Infrared", "ir"), ("Visible", "vis")], value="vis", label="Left of the line",
+            elem_id="before",
+        )  # fmt: skip
+        slider = gr.ImageSlider(
+            label="Source and result: move the line", interactive=False, format="png",
+            max_height=620, buttons=["fullscreen"], elem_id="slider",
+        )  # fmt: skip
+        download = gr.DownloadButton("Download", variant="primary", elem_id="download")
+        with gr.Row(elem_classes="parts"):
+            parts = [
+                gr.Image(label=name, interactive=False, format="png", buttons=[], min_width=90)
+                for name in ("Infrared", "Visible", "Fused")
+            ]
+        with gr.Row():
+            place = [
+                gr.Slider(0, 100, 50, step=1, label="Across, %", min_width=100, elem_id="across"),
+                gr.Slider(0, 100, 50, step=1, label="Down, %", min_width=100),
+                gr.Slider(16, 256, 96, step=8, label="Pixels a side", min_width=100),
+            ]
+        with gr.Accordion("Metrics", open=False):
+            scores = gr.HTML(elem_id="scores")
+    return _Pair(result, slider, before, download, report, parts, place, scores, gr.State(None))
+
+
+def _connect_pair(work: Work, said: _Said, button: Any, given: list[Any], shown: _Pair) -> None:
+    head = [shown.report, shown.result, shown.views]
+    rest = [shown.slider, shown.download, *shown.place, *shown.parts, shown.scores]
+
+    def fuse(*values: Any, progress: Any) -> list[Any]:
+        """What is said and shown of a pair."""
+        ir, vis, *controls = values
+        done = work.pair(ir, vis, Controls(*controls), _teller(progress))
+        views = done.views
+        assert views is not None  # of a pair, always
+        across, down = views.place
+        return [
+            said.html(done.lines, done.note), gr.update(visible=True), views,
+            gr.update(value=(views.shown("vis"), views.shown("fused"))),
+            _download(done), round(100 * across), round(100 * down), 96,
+            *views.parts(across, down, 96), "",
+        ]  # fmt: skip
+
+    def failed(text: str) -> list[Any]:
+        return [text, gr.update(visible=False), None, *[gr.skip()] * len(rest)]
+
+    def run(*values: Any, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
+        return said(failed, lambda: fuse(*values, progress=progress))()
+
+    fused = button.click(
+        run, given, [*head, *rest], show_progress_on=shown.report, **_ONE
+    ).then(lambda: "vis", None, shown.before, **_LIGHT)
+    fused.then(said(str, functools.partial(_scored, said)), shown.views, shown.scores, **_LIGHT)
+    shown.before.change(
+        lambda name, views: views and (views.shown(name), views.shown("fused")),
+        [shown.before, shown.views], shown.slider, **_LIGHT,
+    )  # fmt: skip
+    gr.on(
+        [one.release for one in shown.place], _parts, [shown.views, *shown.place], shown.parts,
+        **_LIGHT,
+    )  # fmt: skip
+
+
+def _parts(views: Views | None, across: float, down: float, side: float) -> list[Any]:
+    return [None] * 3 if views is None else [*views.parts(across / 100, down / 100, side)]
+
+
+def _scored(said: _Said, views: Views | None) -> str:
+    if views is None:
+        return ""
+    table, sentences = score(views)
+    return table + said.html([Sentence(text, "warning") for text in sentences])
+
+
+def _download(done: Result) -> Any:
+    return gr.update(value=str(done.file), label=f"Download {done.file.name}")
+
+
+def _video_tab(work: Work, said: _Said) -> None:
+    with gr.Row():
+        with gr.Column(scale=2, min_width=310):
+            files = _files([*VIDEO_SUFFIXES], "video")
+            presets = [(f"{n}: {p.summary}", n) for n, p in VIDEO_PRESETS.items()]
+            preset = gr.Dropdown(
+                presets, value="balanced", label="Video preset", filterable=False
+            )
+            method = _method(image=False)
+            button = gr.Button("Fuse the videos", variant="primary", elem_id="fuse-video")
+        with gr.Column(scale=3, min_width=330):
+            report = gr.HTML("<p>Choose two videos, then <b>Fuse the videos</b>.</p>")
+            player = gr.Video(visible=False, interactive=False, label="Fused", buttons=[])
+            download = gr.DownloadButton("Download", visible=False, elem_id="download-video")
+
+    def run(
+        ir: Any, vis: Any, preset: str, *controls: Any, progress: Any = gr.Progress()  # noqa: B008
+    ) -> list[Any]:
+        def fuse() -> list[Any]:
+            done = work.video(ir, vis, preset, Controls(*controls), _teller(progress))
+            shown = gr.update(value=str(done.file), visible=True)
+            return [said.html(done.lines), shown, {**_download(done), "visible": True}]
+
+        return said(_nothing(2), fuse)()
+
+    outputs = [report, player, download]
+    button.click(run, [*files, preset, *method], outputs, show_progress_on=report, **_ONE)
+
+
+def _folder_tab(work: Work, said: _Said) -> None:
+    with gr.Row():
+        with gr.Column(scale=2, min_width=310):
+            archive = gr.File(
+                label="ZIP file of pairs", file_types=[".zip"], height=120, elem_id="archive"
+            )
+            gr.HTML(
+                "<p>Two folders of equal names, such as <code>ir/</code> and <code>vis/</code>, or "
+                "names that tell the two apart.</p>"
+            )
+            method = _method()
+            form = gr.Radio(
+                [(_FORMAT_NAMES[one], one) for one in FORMATS], value="png", label="Files"
+            )
+            button = gr.Button("Fuse the folder", variant="primary", elem_id="fuse-folder")
+        with gr.Column(scale=3, min_width=330):
+            report = gr.HTML(
+                "<p>Choose a ZIP file, then <b>Fuse the folder</b>.</p>", elem_id="folder-report"
+            )
+            download = gr.DownloadButton("Download", visible=False, elem_id="download-folder")
+
+    def run(file: Any, *controls: Any, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
+        def fuse() -> list[Any]:
+            done = work.folder(file, Controls(*controls), _teller(progress))
+            return [said.html(done.lines), {**_download(done), "visible": True}]
+
+        return said(_nothing(1), fuse)()
+
+    button.click(
+        run, [archive, *method, form], [report, download], show_progress_on=report, **_ONE
+    )
+
+
+def _nothing(count: int) -> Callable[[str], list[Any]]:
+    return lambda text: [text, *[gr.update(visible=False, value=None)] * count]
