@@ -44,6 +44,4 @@ def page(
     password = read_token(token_file)
     run.check_installed()
     limits = Limits(max_pixels=max_pixels, max_bytes=max_bytes)
-    run.show(
-        settings.fuser, bind(host, port), limits=limits, password=password, say=typer.echo
-    )
+    run.show(settings.fuser, bind(host, port), limits=limits, password=password, say=typer.echo)

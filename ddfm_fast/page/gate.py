@@ -32,7 +32,7 @@ _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
 )
-_ASK = (b"www-authenticate", b'Basic realm="ddfm-fast: any name, and the password", charset="UTF-8"')
+_ASK = (b"www-authenticate", b'Basic realm="ddfm-fast: any name", charset="UTF-8"')
 
 
 class Gate:

@@ -20,7 +20,7 @@ from ..video.temporal import VIDEO_PRESETS
 from .controls import COLORS, FORMATS, PRESET_DECIDES, SIZES, Controls
 from .sentences import Sentence, as_html, of_error
 from .views import Views, score
-from .work import Result, Tell, Work
+from .work import Tell, Work
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _ONE = {"concurrency_limit": 1, "concurrency_id": "device", "api_visibility": "private"}
@@ -38,21 +38,22 @@ _FORMAT_NAMES = {"png": "PNG", "tif": "TIFF"}
 
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container .html-container { padding: 0 !important; }
 #head h1 { font-size: 1.35rem; font-weight: 600; margin: 0; }
 #head p { margin: .15rem 0 0; color: var(--body-text-color-subdued); }
-ul.sentences { list-style: none; margin: 0; padding: 0; font-size: .9rem; line-height: 1.45; }
-ul.sentences li { padding: .1rem 0 .1rem .7rem; border-left: 3px solid transparent;
-  overflow-wrap: anywhere; }
-ul.sentences li.warning { border-left-color: #d9a400; }
-ul.sentences li.error { border-left-color: #c62828; font-weight: 600; }
-ul.sentences + code { display: block; margin-top: .5rem; padding: .45rem .6rem; font-size: .8rem;
+.sentences { font-size: .9rem; line-height: 1.4; }
+.sentences p { margin: 0 !important; padding: .12rem 0 .12rem .6rem; overflow-wrap: anywhere;
+  border-left: 3px solid var(--border-color-primary); }
+.sentences p.warning { border-left-color: #d9a400; }
+.sentences p.error { border-left-color: #c62828; font-weight: 600; }
+.sentences code { display: block; margin-top: .5rem; padding: .45rem .6rem; font-size: .8rem;
   background: var(--background-fill-secondary); border-radius: 4px; overflow-wrap: anywhere;
   user-select: all; }
-table.scores { border-collapse: collapse; font-size: .88rem; width: 100%; max-width: 24rem; }
-table.scores th, table.scores td { text-align: right; padding: .15rem .6rem; border: 0;
-  border-bottom: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; }
-table.scores th:first-child { text-align: left; font-weight: 500; }
-.files .file-preview { font-size: .85rem; }
+.scores { display: grid; grid-template-columns: repeat(3, max-content); gap: .1rem 1.6rem;
+  font-size: .88rem; font-variant-numeric: tabular-nums; text-align: right; }
+.scores > :nth-child(3n + 1) { text-align: left; }
+.scores > :nth-child(-n + 3) { color: var(--body-text-color-subdued); }
+.examples button { font-weight: 400; white-space: normal; }
 @media (max-width: 640px) {
   .gradio-container { padding: .5rem !important; }
   .parts { flex-wrap: nowrap !important; gap: .35rem !important; }
@@ -124,6 +125,7 @@ def make_page(work: Work, root: Path, log: Log) -> Any:
             "<h1>Fuse two pictures</h1><p>Infrared and visible, or two medical pictures. All is "
             "done on the machine that runs this page.</p>",
             elem_id="head",
+            padding=False,
         )
         with gr.Tab("Pictures"):
             _pair_tab(work, said)
@@ -137,8 +139,8 @@ def make_page(work: Work, root: Path, log: Log) -> Any:
 
 def _method(*, image: bool = True) -> _Method:
     """The controls; ``image``: those of single pictures too, which a video has not."""
-    presets = [(f"{name}: {one.summary}", name) for name, one in PRESETS.items()]
-    preset = gr.Dropdown(presets, value=DEFAULT_PRESET, label="Preset", filterable=False)
+    summaries = {name: one.summary for name, one in PRESETS.items()}
+    preset = _presets(summaries, "Preset" if image else "Preset of each frame", visible=image)
     denoise = gr.Dropdown(
         [PRESET_DECIDES, "auto", "off"], value=PRESET_DECIDES, allow_custom_value=True,
         label="Noise to remove first", info="or its σ in gray levels",
@@ -171,15 +173,25 @@ def _method(*, image: bool = True) -> _Method:
     return _Method(preset, denoise, align, resize, *ranges, color, steps, seed)
 
 
+def _presets(summaries: dict[str, str], label: str, *, visible: bool = True) -> Any:
+    """A choice of presets, with the summary of the chosen one above it."""
+    names = [*summaries]
+    value = DEFAULT_PRESET if DEFAULT_PRESET in names else names[0]
+    choice = gr.Dropdown(
+        names, value=value, label=label, info=summaries[value], filterable=False, visible=visible
+    )
+    choice.input(lambda name: gr.update(info=summaries[name]), choice, choice, **_LIGHT)
+    return choice
+
+
 def _files(kinds: list[str] | None, what: str) -> list[Any]:
-    with gr.Row(elem_classes="files"):
-        return [
-            gr.File(
-                label=f"{name} {what}", file_types=kinds, height=120, min_width=140,
-                elem_id=f"{short}-{what}",
-            )
-            for name, short in (("Infrared", "ir"), ("Visible", "vis"))
-        ]  # fmt: skip
+    return [
+        gr.File(
+            label=f"{name} {what}", file_types=kinds, height=132, elem_id=f"{short}-{what}",
+            elem_classes="file",
+        )
+        for name, short in (("Infrared", "ir"), ("Visible", "vis"))
+    ]  # fmt: skip
 
 
 def _teller(progress: Any) -> Tell:
@@ -204,13 +216,14 @@ def _pair_tab(work: Work, said: _Said) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=310):
             ir, vis = files = _files(None, "picture")
-            with gr.Row():
+            gr.HTML("Or an example:", padding=False)
+            with gr.Row(elem_classes="examples"):
                 for pair in PAIRS:
                     paths = [str(ASSETS / pair.first), str(ASSETS / pair.second)]
-                    gr.Button(pair.name, size="sm", min_width=80).click(
-                        lambda paths=paths: paths, None, files, **_LIGHT
-                    )
-            seen = gr.HTML(elem_id="seen")
+                    title = pair.title.partition(",")[0]
+                    button = gr.Button(title, size="sm", min_width=90, elem_id=pair.name)
+                    button.click(lambda paths=paths: paths, None, files, **_LIGHT)
+            seen = gr.HTML(elem_id="seen", padding=False)
             method = _method()
             form = gr.Radio(
                 [(_FORMAT_NAMES[one], one) for one in FORMATS], value="png", label="File"
@@ -230,7 +243,9 @@ def _pair_tab(work: Work, said: _Said) -> None:
 
 def _result() -> _Pair:
     report = gr.HTML(
-        '<p id="empty">Choose two pictures, or an example, then <b>Fuse</b>.</p>', elem_id="report"
+        '<p id="empty">Choose two pictures, or an example, then <b>Fuse</b>.</p>',
+        elem_id="report",
+        padding=False,
     )
     with gr.Column(visible=False) as result:
         before = gr.Radio(
@@ -241,7 +256,7 @@ def _result() -> _Pair:
             label="Source and result: move the line", interactive=False, format="png",
             max_height=620, buttons=["fullscreen"], elem_id="slider",
         )  # fmt: skip
-        download = gr.DownloadButton("Download", variant="primary", elem_id="download")
+        download = gr.DownloadButton("Download the file", variant="primary", elem_id="download")
         with gr.Row(elem_classes="parts"):
             parts = [
                 gr.Image(label=name, interactive=False, format="png", buttons=[], min_width=90)
@@ -249,13 +264,18 @@ def _result() -> _Pair:
             ]
         with gr.Row():
             place = [
-                gr.Slider(0, 100, 50, step=1, label="Across, %", min_width=100, elem_id="across"),
-                gr.Slider(0, 100, 50, step=1, label="Down, %", min_width=100),
-                gr.Slider(16, 256, 96, step=8, label="Pixels a side", min_width=100),
+                gr.Slider(0, 100, 50, step=1, label="Across, %", min_width=170, elem_id="across"),
+                gr.Slider(0, 100, 50, step=1, label="Down, %", min_width=170),
+                gr.Slider(16, 256, 96, step=8, label="Pixels a side", min_width=170),
             ]
         with gr.Accordion("Metrics", open=False):
-            scores = gr.HTML(elem_id="scores")
+            scores = gr.HTML(elem_id="scores", padding=False)
     return _Pair(result, slider, before, download, report, parts, place, scores, gr.State(None))
+
+
+_TO_RESULT = """() => { if (window.innerWidth < 768)
+  document.querySelector("#report").scrollIntoView({behavior: "smooth"}); }"""
+"""on a phone the result is below the controls"""
 
 
 def _connect_pair(work: Work, said: _Said, button: Any, given: list[Any], shown: _Pair) -> None:
@@ -272,7 +292,7 @@ def _connect_pair(work: Work, said: _Said, button: Any, given: list[Any], shown:
         return [
             said.html(done.lines, done.note), gr.update(visible=True), views,
             gr.update(value=(views.shown("vis"), views.shown("fused"))),
-            _download(done), round(100 * across), round(100 * down), 96,
+            gr.update(value=str(done.file)), round(100 * across), round(100 * down), 96,
             *views.parts(across, down, 96), "",
         ]  # fmt: skip
 
@@ -282,9 +302,10 @@ def _connect_pair(work: Work, said: _Said, button: Any, given: list[Any], shown:
     def run(*values: Any, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
         return said(failed, lambda: fuse(*values, progress=progress))()
 
-    fused = button.click(
-        run, given, [*head, *rest], show_progress_on=shown.report, **_ONE
-    ).then(lambda: "vis", None, shown.before, **_LIGHT)
+    fused = button.click(run, given, [*head, *rest], show_progress_on=shown.report, **_ONE).then(
+        lambda: "vis", None, shown.before, **_LIGHT
+    )
+    fused.then(None, js=_TO_RESULT)
     fused.then(said(str, functools.partial(_scored, said)), shown.views, shown.scores, **_LIGHT)
     shown.before.change(
         lambda name, views: views and (views.shown(name), views.shown("fused")),
@@ -307,32 +328,37 @@ def _scored(said: _Said, views: Views | None) -> str:
     return table + said.html([Sentence(text, "warning") for text in sentences])
 
 
-def _download(done: Result) -> Any:
-    return gr.update(value=str(done.file), label=f"Download {done.file.name}")
-
-
 def _video_tab(work: Work, said: _Said) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=310):
             files = _files([*VIDEO_SUFFIXES], "video")
-            presets = [(f"{n}: {p.summary}", n) for n, p in VIDEO_PRESETS.items()]
-            preset = gr.Dropdown(
-                presets, value="balanced", label="Video preset", filterable=False
-            )
+            summaries = {name: one.summary for name, one in VIDEO_PRESETS.items()}
+            preset = _presets(summaries, "Video preset")
             method = _method(image=False)
+            preset.input(
+                lambda name: gr.update(visible=name == "exact"), preset, method.preset, **_LIGHT
+            )
             button = gr.Button("Fuse the videos", variant="primary", elem_id="fuse-video")
         with gr.Column(scale=3, min_width=330):
-            report = gr.HTML("<p>Choose two videos, then <b>Fuse the videos</b>.</p>")
+            report = gr.HTML(
+                "<p>Choose two videos, then <b>Fuse the videos</b>.</p>", padding=False
+            )
             player = gr.Video(visible=False, interactive=False, label="Fused", buttons=[])
-            download = gr.DownloadButton("Download", visible=False, elem_id="download-video")
+            download = gr.DownloadButton(
+                "Download the file", visible=False, elem_id="download-video"
+            )
 
     def run(
-        ir: Any, vis: Any, preset: str, *controls: Any, progress: Any = gr.Progress()  # noqa: B008
+        ir: Any,
+        vis: Any,
+        preset: str,
+        *controls: Any,
+        progress: Any = gr.Progress(),  # noqa: B008
     ) -> list[Any]:
         def fuse() -> list[Any]:
             done = work.video(ir, vis, preset, Controls(*controls), _teller(progress))
             shown = gr.update(value=str(done.file), visible=True)
-            return [said.html(done.lines), shown, {**_download(done), "visible": True}]
+            return [said.html(done.lines), shown, gr.update(value=str(done.file), visible=True)]
 
         return said(_nothing(2), fuse)()
 
@@ -344,11 +370,12 @@ def _folder_tab(work: Work, said: _Said) -> None:
     with gr.Row():
         with gr.Column(scale=2, min_width=310):
             archive = gr.File(
-                label="ZIP file of pairs", file_types=[".zip"], height=120, elem_id="archive"
+                label="ZIP file of pairs", file_types=[".zip"], height=132, elem_id="archive"
             )
             gr.HTML(
                 "<p>Two folders of equal names, such as <code>ir/</code> and <code>vis/</code>, or "
-                "names that tell the two apart.</p>"
+                "names that tell the two apart.</p>",
+                padding=False,
             )
             method = _method()
             form = gr.Radio(
@@ -357,20 +384,22 @@ def _folder_tab(work: Work, said: _Said) -> None:
             button = gr.Button("Fuse the folder", variant="primary", elem_id="fuse-folder")
         with gr.Column(scale=3, min_width=330):
             report = gr.HTML(
-                "<p>Choose a ZIP file, then <b>Fuse the folder</b>.</p>", elem_id="folder-report"
+                "<p>Choose a ZIP file, then <b>Fuse the folder</b>.</p>",
+                elem_id="folder-report",
+                padding=False,
             )
-            download = gr.DownloadButton("Download", visible=False, elem_id="download-folder")
+            download = gr.DownloadButton(
+                "Download the file", visible=False, elem_id="download-folder"
+            )
 
     def run(file: Any, *controls: Any, progress: Any = gr.Progress()) -> list[Any]:  # noqa: B008
         def fuse() -> list[Any]:
             done = work.folder(file, Controls(*controls), _teller(progress))
-            return [said.html(done.lines), {**_download(done), "visible": True}]
+            return [said.html(done.lines), gr.update(value=str(done.file), visible=True)]
 
         return said(_nothing(1), fuse)()
 
-    button.click(
-        run, [archive, *method, form], [report, download], show_progress_on=report, **_ONE
-    )
+    button.click(run, [archive, *method, form], [report, download], show_progress_on=report, **_ONE)
 
 
 def _nothing(count: int) -> Callable[[str], list[Any]]:

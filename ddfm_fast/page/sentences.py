@@ -88,11 +88,11 @@ def without_paths(text: str, root: Path) -> str:
 def as_html(lines: Iterable[Sentence], note: str = "") -> str:
     """Draw sentences as a list, and below it a line to be copied."""
     items = "".join(
-        f'<li class="{line.kind}">{html.escape(_whole(line.text))}</li>' for line in lines
+        f'<p class="{line.kind}">{html.escape(_whole(line.text))}</p>' for line in lines
     )
     below = f"<code>{html.escape(note)}</code>" if note else ""
-    return f'<ul class="sentences">{items}</ul>{below}' if items or below else ""
+    return f'<div class="sentences">{items}{below}</div>' if items or below else ""
 
 
 def _whole(text: str) -> str:
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    return text if text.endswith((".", "!", "?")) else f"{text}."

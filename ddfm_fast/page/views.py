@@ -66,6 +66,7 @@ class Views(NamedTuple):
 def make_views(folder: Path, sources: Sources, fused: Array) -> Views:
     """Write what the page shows of a result."""
     height, width = fused.shape[:2]
+    fused = fused[..., 0] if fused.shape[2:] == (1,) else fused
     pictures = [image[:height, :width] for image in (sources.ir, sources.vis, fused)]
     for name, picture in zip(NAMES, pictures, strict=True):
         np.save(folder / f"{name}.npy", picture)
@@ -93,7 +94,7 @@ def score(views: Views) -> tuple[str, list[str]]:
     """Score a result against its sources, as ``ddfm-fast evaluate`` does.
 
     Returns:
-        A table in HTML, and sentences; nothing but a sentence for pictures that are too large.
+        A grid in HTML, and sentences; nothing but a sentence for pictures that are too large.
     """
     height, width = views.size
     if height * width > SCORED:
@@ -103,18 +104,16 @@ def score(views: Views) -> tuple[str, list[str]]:
     names = [name for name in COLUMNS if smallest_size(name) <= min(height, width)]
     scores = compute(f, i, v, names=names)
     words = CONVENTIONS[DEFAULT].definitions
-    rows = "".join(
-        f'<tr title="{html.escape(words[name])}"><th scope="row">{name}</th>'
-        f"<td>{float(scores[name]):.3f}</td>{_worse(scores, name)}</tr>"
-        for name in names
-    )
-    head = '<tr><th scope="col">Metric</th><th scope="col">Value</th>'
-    head += '<th scope="col">Worse source</th></tr>'
+    cells = ["Metric", "Value", "Worse source"]
+    for name in names:
+        worse = scores.get(f"{name}_min")
+        cells += [name, _shown(scores[name]), "" if worse is None else _shown(worse)]
+    titles = ["", *(html.escape(words[name]) for name in names)]
+    drawn = "".join(f'<span title="{titles[n // 3]}">{cell}</span>' for n, cell in enumerate(cells))
     copied = near_copy(f, i, v)
     said = [f"the result is nearly a copy of {copied}: high scores mean nothing"] if copied else []
-    return f'<table class="scores"><thead>{head}</thead><tbody>{rows}</tbody></table>', said
+    return f'<div class="scores">{drawn}</div>', said
 
 
-def _worse(scores: Any, name: str) -> str:
-    found = scores.get(f"{name}_min")
-    return "<td></td>" if found is None else f"<td>{float(found):.3f}</td>"
+def _shown(score: Any) -> str:
+    return f"{float(score):.3f}"

@@ -145,9 +145,9 @@ class Work:
         lines = _warnings(heard)
         done = []
         for n, (item, job) in enumerate(zip(items, jobs, strict=True)):
-            at, what = n / len(jobs), f"pair {n + 1} of {len(jobs)}"
+            tell(n / len(jobs), f"pair {n + 1} of {len(jobs)}")
             try:
-                _, said = self._run(job, controls, lambda _, text, a=at, w=what: tell(a, w))
+                _, said = self._run(job, controls, lambda *_: None)
                 done.append((f"{item.name}.{controls.format}", job.output))
                 lines += _warnings(said)
             except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
