@@ -60,8 +60,8 @@ class Controls:
         found = {}
         for name, text in (("ir", self.ir_range), ("vis", self.vis_range)):
             value = range_from_text(text.strip() or None, f"range of {name}")
-            if value not in (None, "auto"):
-                found[name] = cast("tuple[float, float] | str", value)
+            if value is not None and value != "auto":
+                found[name] = value
         return found
 
     def levels(self) -> Levels:

@@ -151,13 +151,13 @@ def _method(*, image: bool = True) -> _Method:
     )  # fmt: skip
     with gr.Accordion("More", open=False):
         with gr.Row():
-            ranges = [
+            ir_range, vis_range = (
                 gr.Dropdown(
                     [*RANGES], value="auto", allow_custom_value=True, min_width=140,
                     label=f"{name} range", info="or black,white",
                 )
                 for name in ("Infrared", "Visible")
-            ]  # fmt: skip
+            )  # fmt: skip
         names = dict(zip(SIZES, ("as they are", "of the infrared", "of the visible"), strict=True))
         resize = gr.Dropdown(
             [(names[one], one) for one in SIZES], value=SIZES[0], label="Size of both",
@@ -170,7 +170,9 @@ def _method(*, image: bool = True) -> _Method:
         with gr.Row(visible=image):
             steps = gr.Textbox("", label="Steps", placeholder=PRESET_DECIDES, min_width=120)
             seed = gr.Number(DEFAULT_SEED, label="Seed", precision=0, minimum=0, min_width=120)
-    return _Method(preset, denoise, align, resize, *ranges, color, steps, seed)
+    return _Method(
+        preset, denoise, align, resize, ir_range, vis_range, color, steps, seed
+    )  # fmt: skip
 
 
 def _presets(summaries: dict[str, str], label: str, *, visible: bool = True) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import socket
 import tempfile
@@ -32,12 +33,9 @@ _QUIET = {
 
 def check_installed() -> None:
     """Raise ImportError, naming the extra, where a library of the page is missing."""
-    os.environ.update(_QUIET)
-    try:
-        import gradio  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"the page needs {error.name}: {MISSING}") from None
+    for name in ("gradio", "uvicorn"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"the page needs {name}: {MISSING}")
 
 
 def show(
@@ -68,7 +66,7 @@ def show(
         told_apart(log),
     ):
         folder = Path(root).resolve()
-        os.environ["GRADIO_TEMP_DIR"] = str(folder / "uploads")
+        os.environ.update(_QUIET, GRADIO_TEMP_DIR=str(folder / "uploads"))  # before the import
         results = folder / "results"
         results.mkdir()
         work = Work(make(), results, limits)
