@@ -235,30 +235,40 @@ def run_jobs(
     """
     output = output or Output()
     output.check(job.output.suffix for job in jobs)
+    run = {"progress": progress, "callback": callback}
     reports: list[dict[str, Any]] = []
     told: set[str] = set()
     read = _reader(Aligner(fuser.align, resize), levels or Levels(), max_pixels)
     bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
     for job in bar:
-        report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
-        report = {k: str(v) if isinstance(v, Path) else v for k, v in report.items()}
+        report = _begun(job)
         try:
             if skip_existing and job.output.is_file():
                 report["skipped"] = True
             else:
                 with about([job.ir.name], told):
-                    report |= _run_job(
-                        job, fuser, read, output, on_fused, progress=progress, callback=callback
-                    )
+                    report |= _run_job(job, fuser, read, output, on_fused, **run)
         except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
             report |= {"ok": False, "error": str(error) or type(error).__name__}
-            if on_error is not None:
-                with bar.external_write_mode(file=sys.stderr):
-                    on_error(job, error)
+            _tell(on_error, job, error, bar)
         reports.append(report)
     return reports
+
+
+def _begun(job: Job) -> dict[str, Any]:
+    """The report of a job, before it is done."""
+    report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in report.items()}
+
+
+def _tell(
+    on_error: Callable[[Job, Exception], None] | None, job: Job, error: Exception, bar: Any
+) -> None:
+    if on_error is not None:
+        with bar.external_write_mode(file=sys.stderr):
+            on_error(job, error)
 
 
 def _reader(aligner: Aligner, levels: Levels, max_pixels: int) -> Read:

@@ -53,6 +53,8 @@ CSS = """
   font-size: .88rem; font-variant-numeric: tabular-nums; text-align: right; }
 .scores > :nth-child(3n + 1) { text-align: left; }
 .scores > :nth-child(-n + 3) { color: var(--body-text-color-subdued); }
+.said { min-height: 6rem; scroll-margin-top: .75rem; }
+.said .pending { opacity: 0 !important; }
 .examples button { font-weight: 400; white-space: normal; }
 @media (max-width: 640px) {
   .gradio-container { padding: .5rem !important; }
@@ -158,9 +160,9 @@ def _method(*, image: bool = True) -> _Method:
                 )
                 for name in ("Infrared", "Visible")
             )  # fmt: skip
-        names = dict(zip(SIZES, ("as they are", "of the infrared", "of the visible"), strict=True))
+        names = dict(zip(SIZES, ("no", "both to the infrared", "both to the visible"), strict=True))
         resize = gr.Dropdown(
-            [(names[one], one) for one in SIZES], value=SIZES[0], label="Size of both",
+            [(names[one], one) for one in SIZES], value=SIZES[0], label="Resize",
             filterable=False,
         )  # fmt: skip
         color = gr.Dropdown(
@@ -223,7 +225,9 @@ def _pair_tab(work: Work, said: _Said) -> None:
                 for pair in PAIRS:
                     paths = [str(ASSETS / pair.first), str(ASSETS / pair.second)]
                     title = pair.title.partition(",")[0]
-                    button = gr.Button(title, size="sm", min_width=90, elem_id=pair.name)
+                    button = gr.Button(
+                        title[:1].upper() + title[1:], size="sm", min_width=90, elem_id=pair.name
+                    )
                     button.click(lambda paths=paths: paths, None, files, **_LIGHT)
             seen = gr.HTML(elem_id="seen", padding=False)
             method = _method()
@@ -247,6 +251,7 @@ def _result() -> _Pair:
     report = gr.HTML(
         '<p id="empty">Choose two pictures, or an example, then <b>Fuse</b>.</p>',
         elem_id="report",
+        elem_classes="said",
         padding=False,
     )
     with gr.Column(visible=False) as result:
@@ -275,12 +280,15 @@ def _result() -> _Pair:
     return _Pair(result, slider, before, download, report, parts, place, scores, gr.State(None))
 
 
-_TO_RESULT = """() => { if (window.innerWidth < 768)
-  document.querySelector("#report").scrollIntoView({behavior: "smooth"}); }"""
-"""on a phone the result is below the controls"""
+def _in_view(selector: str) -> str:
+    """JavaScript that brings what is said into the window: the button may be far below it."""
+    return f"""() => {{ const said = document.querySelector("{selector}");
+      const top = said.getBoundingClientRect().top;
+      if (top < 0 || top > window.innerHeight - 120) said.scrollIntoView(); }}"""
 
 
 def _connect_pair(work: Work, said: _Said, button: Any, given: list[Any], shown: _Pair) -> None:
+    button.click(None, js=_in_view("#report"))
     head = [shown.report, shown.result, shown.views]
     rest = [shown.slider, shown.download, *shown.place, *shown.parts, shown.scores]
 
@@ -307,7 +315,7 @@ def _connect_pair(work: Work, said: _Said, button: Any, given: list[Any], shown:
     fused = button.click(run, given, [*head, *rest], show_progress_on=shown.report, **_ONE).then(
         lambda: "vis", None, shown.before, **_LIGHT
     )
-    fused.then(None, js=_TO_RESULT)
+    fused.then(None, js=_in_view("#report"))
     fused.then(said(str, functools.partial(_scored, said)), shown.views, shown.scores, **_LIGHT)
     shown.before.change(
         lambda name, views: views and (views.shown(name), views.shown("fused")),
@@ -343,7 +351,10 @@ def _video_tab(work: Work, said: _Said) -> None:
             button = gr.Button("Fuse the videos", variant="primary", elem_id="fuse-video")
         with gr.Column(scale=3, min_width=330):
             report = gr.HTML(
-                "<p>Choose two videos, then <b>Fuse the videos</b>.</p>", padding=False
+                "<p>Choose two videos, then <b>Fuse the videos</b>.</p>",
+                elem_id="video-report",
+                elem_classes="said",
+                padding=False,
             )
             player = gr.Video(visible=False, interactive=False, label="Fused", buttons=[])
             download = gr.DownloadButton(
@@ -365,7 +376,9 @@ def _video_tab(work: Work, said: _Said) -> None:
         return said(_nothing(2), fuse)()
 
     outputs = [report, player, download]
-    button.click(run, [*files, preset, *method], outputs, show_progress_on=report, **_ONE)
+    button.click(None, js=_in_view("#video-report"))
+    fused = button.click(run, [*files, preset, *method], outputs, show_progress_on=report, **_ONE)
+    fused.then(None, js=_in_view("#video-report"))
 
 
 def _folder_tab(work: Work, said: _Said) -> None:
@@ -388,6 +401,7 @@ def _folder_tab(work: Work, said: _Said) -> None:
             report = gr.HTML(
                 "<p>Choose a ZIP file, then <b>Fuse the folder</b>.</p>",
                 elem_id="folder-report",
+                elem_classes="said",
                 padding=False,
             )
             download = gr.DownloadButton(
@@ -401,7 +415,11 @@ def _folder_tab(work: Work, said: _Said) -> None:
 
         return said(_nothing(1), fuse)()
 
-    button.click(run, [archive, *method, form], [report, download], show_progress_on=report, **_ONE)
+    button.click(None, js=_in_view("#folder-report"))
+    fused = button.click(
+        run, [archive, *method, form], [report, download], show_progress_on=report, **_ONE
+    )
+    fused.then(None, js=_in_view("#folder-report"))
 
 
 def _nothing(count: int) -> Callable[[str], list[Any]]:
