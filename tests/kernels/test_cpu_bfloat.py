@@ -20,6 +20,8 @@ from test_cpu_kernels import (
     sums_of,
 )  # fmt: skip
 
+from ddfm_fast.bench.data import network
+from ddfm_fast.bench.engines import TIMESTEP, pictures
 from ddfm_fast.kernels import cpu
 from ddfm_fast.kernels.cpu import build, winograd
 from ddfm_fast.kernels.cpu.operators import cpu_layer
@@ -185,11 +187,9 @@ def test_winograd_of_inputs_loses_less_than_by_rounding_one_by_one():
 @torch.no_grad()
 def test_plain_network_is_within_the_limit_of_the_comparison():
     """5 %, of ``bench.engines``; with random weights, which no training has made robust."""
-    config = {**SMALL, "channel_mult": (1, 2, 2, 4), "middle_attention": False,
-              "use_scale_shift_norm": True, "resblock_updown": True}  # fmt: skip
-    prior = UNetPrior(random_unet(config, 0).to(memory_format=torch.channels_last))
+    prior = UNetPrior(network("ADM 32"))
     low = prior.to(None, "bfloat16")
-    x, step = normal(1, 3, 64, 96), prior.conditioning(torch.tensor([56]))[0]
+    x, step = pictures(1, 64, 96, 0)[1], prior.conditioning(torch.tensor([TIMESTEP]))[0]
     exact = prior.eps(x, step)
     error = (low.eps(x, step).float() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
     assert error < 5e-2
