@@ -12,9 +12,6 @@
 
 #include "winograd.h"
 
-// That are worth another thread: those of a sixth of a millisecond.
-constexpr double MULTIPLICATIONS = 5e6;
-
 // M outputs in row y of a block, from x on; the window's pixels have no gaps, so that a row of the
 // kernel is one product.
 template <int M, class T>
@@ -129,17 +126,6 @@ static void work(void *argument) {
     for (int64_t task; (task = job.next.fetch_add(1)) < tasks;) job.run(task);
 }
 
-// As many threads as find enough to do: to wake one takes up to a twentieth of a millisecond, and far
-// longer where other programs have its core.
-static int64_t useful(const Layer &layer, int64_t threads) {
-    // multiplications of a direct convolution, of which Winograd's filtering makes a quarter
-    const double taps = (double)depth_of(layer.channels) * (double)(layer.side * layer.side);
-    const double each = (layer.winograd ? taps / 4 : taps) + depth_of(layer.skip_channels);
-    const double shares = each * (double)(layer.n * layer.out_h * layer.out_w) *
-                          (double)layer.out_channels / MULTIPLICATIONS;
-    return shares < (double)(threads - 1) ? 1 + (int64_t)shares : threads;
-}
-
 extern "C" {
 
 int64_t ddfm_group() { return NR; }
@@ -158,7 +144,7 @@ int ddfm_layer(const Layer *layer, int64_t threads) {
         find_scales(*layer, total, scales);
     }
     Job job{*layer, scales, blocks_of(*layer), (layer->out_channels + NR - 1) / NR, 1};
-    threads = layer->team ? useful(*layer, threads) : 1;
+    if (!layer->team) threads = 1;
     if (layer->n * job.blocks < 2 * threads) job.shares = job.groups < threads ? job.groups : threads;
     if (threads > 1 && layer->n * job.blocks * job.shares > 1)
         layer->team(work, &job, (unsigned)threads, 0);
