@@ -25,7 +25,7 @@ README = ROOT / "README.md"
 DOCS = ROOT / "ddfm_fast" / "docs"
 WANTED = {
     *("method", "pictures", "inputs", "video", "priors", "precision"),
-    *("gpu", "scale", "integrations", "performance", "metrics", "medical"),
+    *("gpu", "scale", "integrations", "hosts", "performance", "metrics", "medical"),
 }
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 named = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
