@@ -106,6 +106,11 @@ FILES = [  # kinds of image files that Pillow and OpenCV cannot read, or read wi
 ]
 BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]
 
+METRICS = [
+    "dists-pytorch>=0.1",
+    "lpips>=0.1.4",
+    "torchvision>=0.20",
+]
 SERVE = [
     "prometheus-client>=0.20",
     "python-multipart>=0.0.18",
@@ -113,6 +118,12 @@ SERVE = [
     "uvicorn>=0.30",
 ]
 
+APP = [
+    "fastapi>=0.115.2",
+    "gradio>=6.31,<7",  # asks for a Pillow below 13: make test-app
+    "uvicorn>=0.30",
+    *VIDEO,
+]
 STORAGE = [
     "aiohttp>=3.9",  # https://
     "fsspec>=2024.6.1",
@@ -143,6 +154,7 @@ setup(
         "ddfm_fast": ["py.typed", "assets/*.png", "assets/*.md"],
         "ddfm_fast.bench": ["page.html"],
         "ddfm_fast.docs": ["*.md"],
+        "ddfm_fast.integrations": ["gst/python/*.py", "ros_launch/*.py", "napari.yaml"],
         "ddfm_fast.kernels.cpu": ["*.cpp", "*.h"],
         "ddfm_fast.priors": ["*.safetensors", "*.md"],
         "ddfm_fast.priors.training": ["*.jsonl", "*.png"],
@@ -166,15 +178,21 @@ setup(
         "ray": ["ray[data]>=2.44"],
         "video": VIDEO,
         "medical": MEDICAL,
+        "metrics": METRICS,
         "test": TEST,
         "bench": BENCH,
         "files": FILES,
         "engines": [*BENCH, *ENGINES],
         "serve": SERVE,
+        "app": APP,
+        "app-test": [*APP, "playwright>=1.50"],  # with a Chromium of the system
         "storage": STORAGE,
         "storage-test": [*STORAGE, "moto[server]>=5.1"],
     },
-    entry_points={"console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"]},
+    entry_points={
+        "console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"],
+        "napari.manifest": ["ddfm_fast = ddfm_fast.integrations:napari.yaml"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

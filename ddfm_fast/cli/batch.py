@@ -32,10 +32,13 @@ if TYPE_CHECKING:
     from ..api import Fuser
     from ..datasets.items import PairItem
     from ..datasets.output import Output
+    from ..datasets.pairs import Survey
     from ..datasets.results import BatchReport, PairResult
     from ..files.depth import Levels
     from ..storage.staging import Stage
 
+PANEL = ".panel"
+"""what a panel's name has before its suffix"""
 EPILOG = (
     "Examples:  `ddfm-fast batch MSRS/test -o fused/ --steps 50`  ·  "
     "`ddfm-fast batch flight/ --list`"
@@ -59,11 +62,13 @@ def batch(
     raw_size: opt.RawSize = None,
     resize: opt.ResizeFiles = None,
     align: opt.Align = default.align,
+    align_field: opt.AlignField = opt.Frame.visible,
     range_over: opt.RangeOver = opt.Over.picture,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
     steps: opt.Steps = default.steps,
+    reuse: opt.Reuse = default.reuse,
     stretch: opt.StretchLuma = default.stretch,
     seed: opt.Seed = default.seed,
     prior: opt.Prior = default.prior,
@@ -73,7 +78,9 @@ def batch(
     psi: opt.Psi = default.psi,
     eta: opt.Eta = default.eta,
     out: opt.OutFolder = None,
+    layout_out: opt.LayoutOut = None,
     list_pairs: opt.ListPairs = False,
+    panel: opt.Panel = False,
     format: opt.Format = "png",
     quality: opt.Quality = None,
     chroma: opt.ChromaOf = None,
@@ -110,9 +117,14 @@ def batch(
     stage = stage_for(context, root, vis, manifest, out)
     if list_pairs:
         raise typer.Exit(_echo_pairs(root, vis, source, stage, as_json=as_json))
+    from ..datasets.judges import arranged
+
     settings, folder = read_settings(context), _folder(out)
-    items = find_items(root, vis, stage=stage, **source)
+    items = find_items(root, vis, stage=stage, strict=False, **source)
+    _check_panels(items, panel, local=stage is None and on is opt.Place.here)
     options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
+    if layout_out is not None:
+        items, options["format"] = arranged(items, layout_out, _given_format(context))
     if stage is not None and on is opt.Place.ray:
         raise ValueError("--on ray takes no URLs yet; leave out --on, or give local folders")
     with elsewhere(on, address, actors, num_gpus) as options["elsewhere"]:
@@ -127,6 +139,13 @@ def _options(context: typer.Context, levels: Levels, output: Output) -> dict[str
     given = picked(context, ("format", "workers", "redo", "resize"))
     meant = {"levels": levels, "output": output}
     return {**given, **meant, "max_pixels": limit, "progress": bars}
+
+
+def _given_format(context: typer.Context) -> str | None:
+    """``--format``; None where it is the default."""
+    source = context.get_parameter_source("format")
+    given = source is not None and source.name != "DEFAULT"
+    return context.params["format"] if given else None
 
 
 def _folder(out: Path | None) -> Path:
@@ -154,7 +173,7 @@ def _echo_pairs(
     full: Callable[[Path], str] = _absolute if stage is None else stage.url_of
     shown: Callable[[Path], str] = str if stage is None else stage.url_of
     if stage is None:
-        found = survey_pairs(place, **source)
+        found = _without_bad(survey_pairs(place, strict=False, **source))
     else:
         from ..datasets.remote import survey_remote_pairs
 
@@ -193,6 +212,31 @@ def _echo_all(head: str, parts: Iterable[str], between: str = "") -> None:
     while some := list(islice(parts, _SOME)):
         typer.echo(("" if first else between) + between.join(some), nl=False)
         first = False
+
+
+def _without_bad(found: Survey) -> Survey:
+    """A survey whose bad entries of a list are files that lack a partner."""
+    from ..datasets.names import Alone
+    from ..datasets.pairs import Survey
+
+    bad = [
+        Alone(one.ir, f"{one.name}: {one.error}", (one.vis,)) for one in found.pairs if one.error
+    ]
+    return Survey([one for one in found.pairs if not one.error], [*found.alone, *bad])
+
+
+def _check_panels(items: list[PairItem], panel: bool, *, local: bool) -> None:
+    """Refuse panels where they cannot be written, or would be written over."""
+    if not panel:
+        return
+    if not local:
+        raise ValueError("--panel is for local folders and this process; leave it out")
+    names = {item.name for item in items}
+    if taken := [name for name in names if f"{name}{PANEL}" in names]:
+        raise ValueError(
+            f"--panel: {taken[0]} has a panel called as the result of {taken[0]}{PANEL}; rename "
+            "one of the inputs"
+        )
 
 
 def _absolute(path: Path) -> str:

@@ -37,6 +37,11 @@ class MapModel(str, Enum):
     homography = "homography"
 
 
+class Frame(str, Enum):
+    visible = "visible"
+    common = "common"
+
+
 class ColorFrom(str, Enum):
     auto = "auto"
     ir = "ir"
@@ -115,6 +120,15 @@ class Switch(str, Enum):
     off = "off"
 
 
+class Fields(str, Enum):
+    """What is done about interlaced frames."""
+
+    auto = "auto"
+    off = "off"
+    tff = "tff"
+    bff = "bff"
+
+
 class Codec(str, Enum):
     h264 = "h264"
     hevc = "hevc"
@@ -141,6 +155,7 @@ def argument(metavar: str, help: str) -> Any:
 
 Preset = Annotated[str | None, shared("preset")]
 Steps = Annotated[str | None, shared("steps")]
+Reuse = Annotated[int | None, shared("reuse", min=1)]
 StretchLuma = Annotated[Stretch | None, shared("stretch", metavar="HOW")]
 Denoise = Annotated[str | None, shared("denoise")]
 Images = Annotated[ImageKind | None, shared("images", metavar="KIND")]
@@ -149,6 +164,7 @@ Sampler = Annotated[str | None, shared("sampler")]
 Psi = Annotated[float | None, shared("psi")]
 Eta = Annotated[float | None, shared("eta")]
 Align = Annotated[str, shared("align", metavar="HOW", show_default=False)]
+AlignField = Annotated[Frame, shared("align_field", show_default=False)]
 Seed = Annotated[int, shared("seed")]
 Prior = Annotated[str, shared("prior")]
 ColorSource = Annotated[ColorFrom, shared("color")]
@@ -208,6 +224,10 @@ OutFileOrFolder = Annotated[
 OutFolder = Annotated[
     Path | None, option(OUTPUT, "Folder to write to; required without --list.", "-o", "--out")
 ]
+LayoutOut = Annotated[
+    str | None,
+    option(OUTPUT, "As benchmarks read it: ivif-zoo:DATASET, vif-benchmark, vifb; and :METHOD."),
+]
 ListPairs = Annotated[
     bool, option(OUTPUT, "Print the pairs, and why the rest has none; fuse nothing.", "--list")
 ]
@@ -261,7 +281,7 @@ Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--red
 # video
 
 Stream = Annotated[
-    str, argument("IR", "Infrared video, URL or folder of pictures; or a data set of both.")
+    str, argument("IR", "Infrared video, URL, - (stdin) or folder of pictures; or a data set.")
 ]
 OtherStream = Annotated[str | None, argument("VIS", "Visible video, URL or folder of pictures.")]
 OutVideo = Annotated[
@@ -311,7 +331,10 @@ OnBadFrame = Annotated[
     option(INPUT_OPTIONS, "A bad frame is left out, shown as the one before, or ends."),
 ]
 Deinterlace = Annotated[
-    Switch, option(INPUT_OPTIONS, "Whether interlaced frames lose their combs.")
+    Fields,
+    option(
+        INPUT_OPTIONS, "Combs of marked frames go (auto), stay, or go from all: tff, bff first."
+    ),
 ]
 ToneMap = Annotated[Switch, option(INPUT_OPTIONS, "Whether HDR (PQ, HLG) becomes BT.709.")]
 Reconnect = Annotated[
@@ -412,7 +435,10 @@ Paper = Annotated[
     option(METHOD, "Add the paper's row: MSRS, RoadScene, M3FD, TNO or Harvard."),
 ]
 Metrics = Annotated[str, option(METHOD, "Whose conventions: cddfuse, vifb, tang or sane.")]
-Extra = Annotated[str | None, option(METHOD, "More columns: all, or of SF,AG,MS-SSIM,PSNR.")]
+Extra = Annotated[
+    str | None,
+    option(METHOD, "More columns: all, or names such as SF,AG,PSNR,NMI,Qcb (help metrics)."),
+]
 OfTable = Annotated[
     TableFormat | None,
     option(OUTPUT, "Of the table; by the suffix of --out, else a plain table."),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import typer
 from typing_extensions import Unpack
 
 from ..options import FuserOptions
+from ..runtime.words import parse_denoise, parse_range, parse_steps
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..storage.staging import Stage
 
 OUTPUT_OPTIONS = (
-    "quality", "chroma", "compression", "out_range", "keep_thermal", "no_metadata",
+    "quality", "chroma", "compression", "out_range", "keep_thermal", "no_metadata", "panel",
 )  # fmt: skip
 """parameters of commands that say how results are written"""
 _OVERRIDES = ("steps", "psi", "eta", "denoise", "images")
@@ -94,9 +94,9 @@ def read_settings(context: typer.Context) -> Settings:
     given = context.params
     options = picked(context, FuserOptions.__annotations__)
     if "steps" in options:
-        options["steps"] = steps(options["steps"])
+        options["steps"] = parse_steps(options["steps"])
     if "denoise" in options:
-        options["denoise"] = denoise(options["denoise"])
+        options["denoise"] = parse_denoise(options["denoise"], "--denoise")
     if "gray" in given:
         options["color"] = _color(given["gray"], plain(given["color_from"]))
     config = json_object(given.get("prior_config"), "--prior-config")
@@ -113,30 +113,6 @@ def plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
-def steps(text: str | None) -> int | str | None:
-    """``--steps`` as the library takes it: an int where it is one."""
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
-
-
-def denoise(text: str | None) -> Any:
-    """``--denoise`` as the library takes it: a word, a number, or ir=…,vis=… as a dict."""
-    if text is None or "=" not in text:
-        return _number(text)
-    levels: dict[str, Any] = {}
-    for part in text.split(","):
-        name, _, level = (word.strip() for word in part.partition("="))
-        if name in levels or not level:
-            raise ValueError(
-                f"--denoise is {text!r}; expected each source once and its level, such as "
-                "ir=12,vis=off"
-            )
-        levels[name] = _number(level)
-    return levels
-
-
 def levels(
     ir_range: str | None, vis_range: str | None, nodata: str | None, raw_size: str | None = None
 ) -> Levels:
@@ -149,27 +125,6 @@ def levels(
         if (found := parse_range(text, f"--{name}-range")) is not None
     }
     return Levels(ranges or None, parse_nodata(nodata), parse_raw_size(raw_size))
-
-
-def parse_range(
-    text: str | None, name: str, names: Sequence[str] | None = None
-) -> tuple[float, float] | str | None:
-    """``LO,HI``, or one of the names: ``auto``, ``dtype`` or ``data``; ValueError otherwise."""
-    from ..images.ranges import NAMES
-
-    names = NAMES if names is None else names
-    if text is None or text in names:
-        return text
-    try:
-        low, high = (float(n) for n in text.split(","))
-    except ValueError:
-        low = high = 0.0
-    if not (low < high and abs(low) < math.inf and abs(high) < math.inf):
-        raise ValueError(
-            f"{name} is {text!r}; expected LO,HI with LO below HI such as 7000,9000, or one of "
-            + ", ".join(names)
-        )
-    return low, high
 
 
 def parse_raw_size(text: str | None) -> tuple[int, int] | None:
@@ -214,13 +169,6 @@ def parse_nodata(text: str | None) -> float | dict[str, float] | None:
     raise ValueError(f"--nodata is {text!r}; expected a number, nan, or such as ir=-9999,vis=0")
 
 
-def _number(text: str | None) -> Any:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text
-
-
 def _color(gray: bool, color_from: str) -> bool | str:
     if gray and color_from != "auto":
         raise ValueError(f"--gray and --color-from {color_from} exclude each other")
@@ -262,10 +210,11 @@ def find_items(
     manifest: Path | None,
     pattern: str | None = None,
     stage: Stage | None = None,
+    strict: bool = True,
 ) -> list[PairItem]:
     """Find the pairs that ``ROOT [VIS]`` means; sizes are left to whoever decodes the files.
 
-    With a stage, of `stage_for`, places may be URLs.
+    With a stage, of `stage_for`, places may be URLs; ``strict`` as for `find_pairs`.
 
     Raises:
         ValueError: It is unclear or incomplete.
@@ -277,7 +226,9 @@ def find_items(
         from ..datasets.remote import find_remote_pairs
 
         return find_remote_pairs(stage, source, layout=layout, manifest=manifest, pattern=pattern)
-    return find_pairs(source, layout=layout, manifest=manifest, pattern=pattern, check_sizes=False)
+    return find_pairs(
+        source, layout=layout, manifest=manifest, pattern=pattern, check_sizes=False, strict=strict
+    )
 
 
 def stage_for(

@@ -30,17 +30,16 @@ def scoring(metrics: str, extra: str | None, paper: str | None) -> dict[str, Any
 
 
 def _metric_names(extra: str | None) -> tuple[str, ...]:
-    """The metrics of every table and those of ``--extra``."""
-    from ..metrics.conventions import NAMES
+    """The metrics of every table and those of ``--extra``; those with weights are named alone."""
+    from ..metrics.conventions import NAMES, WEIGHTED
     from ..metrics.evaluation import CORE
 
     wanted = [name.strip().lower() for name in (extra or "").split(",") if name.strip()]
     for name in wanted:
         if name not in ("all", *(known.lower() for known in NAMES)):
             raise ValueError(f"--extra has {name!r}; expected all, or of {', '.join(NAMES)}")
-    if "all" in wanted:
-        return NAMES
-    return tuple(name for name in NAMES if name in CORE or name.lower() in wanted)
+    every = [name for name in NAMES if name not in WEIGHTED] if "all" in wanted else CORE
+    return tuple(name for name in NAMES if name in every or name.lower() in wanted)
 
 
 def file_format(out: Path | None, format: TableFormat | None) -> str:

@@ -11,10 +11,19 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from ..runtime.words import parse_range
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED, termination_is_an_interrupt
 from .options import default
-from .settings import Settings, elsewhere, parse_range, picked, plain, read_settings, show_progress
+from .settings import (
+    Settings,
+    elsewhere,
+    parse_nodata,
+    picked,
+    plain,
+    read_settings,
+    show_progress,
+)
 
 if TYPE_CHECKING:
     from ..video.frames import BadFrame
@@ -32,14 +41,16 @@ def video(
     *,
     resize: opt.Resize = None,
     align: opt.Align = default.align,
+    align_field: opt.AlignField = opt.Frame.visible,
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
+    nodata: opt.Nodata = None,
     offset: opt.Offset = 0.0,
     start: opt.Start = 0.0,
     end: opt.End = None,
     rate: opt.Rate = None,
     on_error: opt.OnBadFrame = opt.OnError.skip,
-    deinterlace: opt.Deinterlace = opt.Switch.auto,
+    deinterlace: opt.Deinterlace = opt.Fields.auto,
     tone_map: opt.ToneMap = opt.Switch.auto,
     reconnect: opt.Reconnect = 0.0,
     preset: opt.VideoPreset = "balanced",
@@ -139,6 +150,7 @@ def _options(context: typer.Context) -> VideoOptions:
         "resize": parse_resize(given["resize"]),
         "ir_range": parse_range(given["ir_range"], "--ir-range"),
         "vis_range": parse_range(given["vis_range"], "--vis-range"),
+        "nodata": parse_nodata(given["nodata"]),
         "audio": not given["no_audio"],
         "progress": show_progress(given["quiet"]),
         "on_bad": _echo_bad,

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,12 @@ from .settings import levels, plain, read_settings, show_progress
 if TYPE_CHECKING:
     from ..medical.fuse import FusedVolume
 
+OfWindow = Annotated[
+    str | None,
+    opt.option(
+        opt.INPUT_OPTIONS, "Of DICOM with several: N, its explanation, or lut; or ir=…,vis=…."
+    ),
+]
 EPILOG = (
     "Examples:  `ddfm-fast volume t1.nii.gz ct.nii.gz -o fused.nii.gz`  ·  "
     "`ddfm-fast volume mr/ pet/ --colormap hot -o fused/`"
@@ -32,6 +38,7 @@ def volume(
     *,
     series: opt.OfSeries = None,
     frame: opt.OfFrame = None,
+    window: OfWindow = None,
     ir_range: opt.IrVolumeRange = None,
     vis_range: opt.VisVolumeRange = None,
     nodata: opt.Nodata = None,
@@ -43,6 +50,7 @@ def volume(
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
     steps: opt.Steps = default.steps,
+    reuse: opt.Reuse = default.reuse,
     stretch: opt.StretchLuma = default.stretch,
     seed: opt.Seed = default.seed,
     prior: opt.Prior = default.prior,
@@ -75,6 +83,7 @@ def volume(
         settings.fuser(),
         series=by_source(series, "--series"),
         frame=_numbers(frame),
+        window=by_source(window, "--window"),
         value_range=meant.value_range,
         nodata=meant.nodata,
         colormap=by_source(colormap, "--colormap"),

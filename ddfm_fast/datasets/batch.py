@@ -109,7 +109,8 @@ def run_batch(
     check_counts(batch_size=batch_size, workers=workers)
     (output := output or Output()).check([suffix])
     targets, _ = checked_targets(items, Path(out), suffix), ensure_writable_dir(out)
-    levels, aligner = levels or Levels(), Aligner(fuser.align, resize)
+    levels = levels or Levels()
+    aligner = Aligner(fuser.align, resize, field=fuser.align_field)
     own = elsewhere.settings(fuser, suffix) if elsewhere else describe_settings(fuser, suffix)
     settings = own | levels.to_dict() | output.to_dict() | aligner.to_dict()
     with History(Path(out), settings) as history:
@@ -244,7 +245,7 @@ class Run:
 
         def look_up(start: int) -> list[int | None]:
             some = items[start : start + CHECKED]
-            return [history.where_done(item, self.targets.text(item.name)) for item in some]
+            return [self._where_done(item, history) for item in some]
 
         starts, pending = range(0, len(items), CHECKED), []
         found = prefetch(self.readers, look_up, starts, self.workers)
@@ -258,6 +259,12 @@ class Run:
                         skipped[n] = at
                 bar.update(len(places))
         return pending
+
+    def _where_done(self, item: PairItem, history: History) -> int | None:
+        target = self.targets.text(item.name)
+        if self.output.panel and self.output.lacks_panel(Path(target)):
+            return None
+        return history.where_done(item, target)
 
     def by_size(self, items: Sequence[PairItem]) -> Iterator[PairItem]:
         """Some thousand items at a time: equal sizes together, in the order in which they occur."""

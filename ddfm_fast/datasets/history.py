@@ -155,7 +155,7 @@ class History:
             item: The pair.
             target: Its output.
         """
-        at = self._index.find(item.name)
+        at = None if item.error else self._index.find(item.name)
         record = None if at is None else self.record(at)
         if record is None or record.get("name") != item.name or record.get("settings") != self.key:
             return None
@@ -270,8 +270,11 @@ def input_hashes(item: PairItem) -> Inputs:
     """Hash both files (SHA-256); "" for what is no file, which reading then refuses in words.
 
     Raises:
-        ImageFileError: A file that cannot be read, or a name that there cannot be.
+        ImageFileError: A file that cannot be read, a name that there cannot be, or a bad entry of
+            a list.
     """
+    if item.error:
+        raise ImageFileError(item.error)
     paths = item.ir, item.vis
     files = [is_file(path) for path in paths]
     states = [_state(path) if there else None for path, there in zip(paths, files, strict=True)]

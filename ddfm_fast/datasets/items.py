@@ -66,6 +66,11 @@ class PairItem:
         return Path(self._vis_folder, self._vis_file)
 
     @property
+    def error(self) -> str:
+        """Why it cannot be fused, of a bad entry of a list (`BadItem`); else ""."""
+        return ""
+
+    @property
     def files(self) -> tuple[str, str]:
         """Both as text, which costs less than paths do."""
         return (
@@ -80,12 +85,20 @@ class PairItem:
 
     def with_files(self, ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> PairItem:
         """The pair of this name with other files."""
-        return PairItem(self.name, ir, vis)
+        return self._made(self.name, ir, vis)
+
+    def with_name(self, name: str) -> PairItem:
+        """The pair of these files under another name."""
+        return self._made(name, *self.files)
+
+    def _made(self, name: str, ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> PairItem:
+        return PairItem(name, ir, vis)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PairItem):
             return NotImplemented
-        return (self.name, self.ir, self.vis) == (other.name, other.ir, other.vis)
+        own, others = ((one.name, one.ir, one.vis, one.error) for one in (self, other))
+        return own == others
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -95,6 +108,36 @@ class PairItem:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PairItem, (self.name, *self.files)
+
+
+class BadItem(PairItem):
+    """A bad entry of a list: a pair that cannot be fused, because of its ``error``.
+
+    Its name is where it stands ("line 3") and both files are the list, unless all that is wrong is
+    that a file is missing.
+    """
+
+    __slots__ = ("_error",)
+
+    def __init__(
+        self, name: str, ir: str | os.PathLike[str], vis: str | os.PathLike[str], error: str
+    ):
+        super().__init__(name, ir, vis)
+        self._error = error
+
+    @property
+    def error(self) -> str:
+        """What is wrong with it."""
+        return self._error
+
+    def _made(self, name: str, ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> BadItem:
+        return BadItem(name, ir, vis, self._error)
+
+    def __repr__(self) -> str:
+        return f"BadItem({self.name!r}, {self.ir!r}, {self.vis!r}, {self._error!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadItem, (self.name, *self.files, self._error)
 
 
 def are_unique(items: Sequence[PairItem]) -> bool:

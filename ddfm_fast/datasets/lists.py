@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from ..files.packed import is_packed
 from ..files.paths import ImageFileError, few, look
 from ..files.radiometric import is_radiometric
-from .items import PairItem
+from .items import BadItem, PairItem
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 _COLUMNS = {
@@ -23,23 +23,28 @@ _COLUMNS = {
     "vis": ("vis", "vi", "visible", "rgb", "source2"),
     "name": ("name", "stem"),
 }
+Find = Callable[[str], str | os.PathLike[str]]
+"""finds the file of a path in a list"""
 _PLAIN_NAME = re.compile(r"[^.\\:\0][^\\:\0]*")
-
-
 _RUN, _TOO_MANY = 32, 16
 """files in a row for which their folder is listed, and names there for each of them beyond which
 no other one is"""
 
 
 def read_list(
-    path: Path, root: Path | None, locate: Callable[[str], Path] | None = None
+    path: Path,
+    root: Path | None,
+    locate: Callable[[str], Path] | None = None,
+    *,
+    strict: bool = True,
 ) -> list[PairItem]:
-    """Read the pair of every row.
+    """Read the pair of every entry.
 
     Args:
         path: The list.
         root: What its paths are relative to; None for the list's folder.
         locate: Finds the file of a path instead.
+        strict: Raise where an entry is bad; else it says so, unless all are.
 
     Raises:
         ImageFileError: It is no list of pairs, or names files that are not there.
@@ -55,7 +60,7 @@ def read_list(
     try:
         with path.open(encoding="utf-8-sig", newline="" if is_table else None) as file:
             rows = _table_rows(file, path) if is_table else _json_rows(file, path)
-            items = [_item(row, place, find) for place, row in rows]
+            items = [_item(row, path, place, find) for place, row in rows]
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise ImageFileError(f"{path}: cannot be read as UTF-8 text ({why})") from error
@@ -63,12 +68,19 @@ def read_list(
         raise ImageFileError(f"{path}: not a table of pairs ({error})") from None
     if not items:
         raise ImageFileError(f"{path}: lists no pairs")
-    missing = [str(Path(file)) for file in _missing(items)]
-    if missing:
+    missing = _missing(items)
+    wrong = [item.error for item in items if item.error]
+    if (wrong or missing) and (strict or len(wrong) + len(missing) == len(items)):
+        if wrong:
+            raise ImageFileError(wrong[0])
+        files = [file for found in missing.values() for file in found]
         raise ImageFileError(
-            f"{path}: {len(missing)} files are not there: {few(missing)}; "
-            f"paths are relative to {base}"
+            f"{path}: {len(files)} files are not there: {few(files)}; paths are relative to {base}"
         )
+    for n, found in missing.items():
+        item, are = items[n], "is" if len(found) == 1 else "are"
+        why = f"{' and '.join(found)} {are} not there; paths of the list are relative to {base}"
+        items[n] = BadItem(item.name, *item.files, why)
     return items
 
 
@@ -85,19 +97,22 @@ def names_urls(path: Path | None) -> bool:
     return False
 
 
-def _missing(items: Sequence[PairItem]) -> Iterator[str]:
-    """The files that are not there, pair by pair.
+def _missing(items: Sequence[PairItem]) -> dict[int, list[str]]:
+    """The files that are not there, by the place of their pair.
 
     Folders of which many files follow one another are listed, which asks for no file alone.
     """
     names = _Names()
-    for _, group in groupby(items, lambda item: item.folders):
+    missing: dict[int, list[str]] = {}
+    whole = (n for n, item in enumerate(items) if not item.error)
+    for folders, group in groupby(whole, lambda n: items[n].folders):
         run = list(group)
-        known = [names.of(folder, len(run)) for folder in run[0].folders]
-        for item in run:
-            for file, there in zip(item.files, known, strict=True):
+        known = [names.of(folder, len(run)) for folder in folders]
+        for n in run:
+            for file, there in zip(items[n].files, known, strict=True):
                 if os.path.basename(file) not in there and _is_missing(file):
-                    yield file
+                    missing.setdefault(n, []).append(str(Path(file)))
+    return missing
 
 
 class _Names:
@@ -133,7 +148,7 @@ def _is_missing(path: str) -> bool:
         return False
 
 
-def _table_rows(file: TextIO, path: Path) -> Iterator[tuple[str, dict]]:
+def _table_rows(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
     header = file.readline()
     delimiter = max(",;\t", key=header.count)
     reader = csv.DictReader(chain([header], file), delimiter=delimiter)
@@ -148,11 +163,11 @@ def _table_rows(file: TextIO, path: Path) -> Iterator[tuple[str, dict]]:
             "(and perhaps name)"
         )
     for row in reader:
-        place = f"{path}, line {reader.line_num}"
+        place = f"line {reader.line_num}"
         yield place, {key: row.get(column) for key, column in chosen.items() if column}
 
 
-def _json_rows(file: TextIO, path: Path) -> Iterator[tuple[str, dict]]:
+def _json_rows(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
     rows: Any
     try:
         rows = _json_lines(file, path) if path.suffix.lower() == ".jsonl" else json.load(file)
@@ -165,20 +180,7 @@ def _json_rows(file: TextIO, path: Path) -> Iterator[tuple[str, dict]]:
             f'{path}: expected a list of pairs, or an object with such a list as "pairs"'
         )
     for n, row in enumerate(rows, 1):
-        place = f"{path}, pair {n}"
-        if isinstance(row, list) and len(row) == 2:
-            row = {"ir": row[0], "vis": row[1]}
-        if not isinstance(row, dict):
-            raise ImageFileError(
-                f'{place}: expected {{"ir": …, "vis": …}} or [ir, vis], got {json.dumps(row)[:60]}'
-            )
-        yield (
-            place,
-            {
-                key: next((row[a] for a in aliases if a in row), None)
-                for key, aliases in _COLUMNS.items()
-            },
-        )
+        yield f"pair {n}", row
 
 
 def _json_lines(file: TextIO, path: Path) -> Iterator[Any]:
@@ -190,11 +192,27 @@ def _json_lines(file: TextIO, path: Path) -> Iterator[Any]:
                 raise ImageFileError(f"{path}: not JSON ({error})") from None
 
 
-def _item(row: dict, place: str, locate: Callable[[str], str | os.PathLike[str]]) -> PairItem:
+def _item(row: Any, path: Path, place: str, find: Find) -> PairItem:
+    try:
+        return _whole(row, f"{path}, {place}", find)
+    except ImageFileError as error:
+        return BadItem(place, path, path, str(error))
+
+
+def _whole(row: Any, place: str, find: Find) -> PairItem:
+    if isinstance(row, list) and len(row) == 2:
+        row = {"ir": row[0], "vis": row[1]}
+    if not isinstance(row, dict):
+        raise ImageFileError(
+            f'{place}: expected {{"ir": …, "vis": …}} or [ir, vis], got {json.dumps(row)[:60]}'
+        )
+    row = {
+        key: next((row[a] for a in aliases if a in row), None) for key, aliases in _COLUMNS.items()
+    }
     for key in ("ir", "vis"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise ImageFileError(f"{place}: {key} is {row.get(key)!r}; expected a path")
-    ir, vis = (locate(row[key].strip()) for key in ("ir", "vis"))
+    ir, vis = (find(row[key].strip()) for key in ("ir", "vis"))
     if _same(ir, vis) and not (is_packed(Path(ir)) or is_radiometric(Path(ir))):
         raise ImageFileError(
             f"{place}: {ir} is given for ir and for vis; give two files, or one of four channels"

@@ -12,8 +12,9 @@ import numpy as np
 from ..files.depth import Sources
 from ..files.metadata import Geo, Metadata, read_metadata
 from ..files.paths import DEEP_SUFFIXES, ImageFileError
-from ..files.writing import JPEG_SUFFIXES, TIFF_SUFFIXES, check_options, write_image
+from ..files.writing import JPEG_SUFFIXES, TIFF_SUFFIXES, SidePage, check_options, write_image
 from ..images.doubts import warn
+from ..images.panel import draw_panel
 from ..images.ranges import SOURCES
 
 RANGES = ("full", *SOURCES)
@@ -37,6 +38,7 @@ class Output:
             "vis" for those of a source as it was read, or (low, high). Whole numbers stay integers,
             others are float32, for TIFF alone.
         keep_thermal: Write the infrared values as they were read as a second page, for TIFF alone.
+        panel: Also write a labeled picture of sources and result beside each file, NAME.panel.png.
 
     Raises:
         ValueError: One of them is none of these.
@@ -49,10 +51,11 @@ class Output:
     metadata: bool = True
     out_range: str | tuple[float, float] = "full"
     keep_thermal: bool = False
+    panel: bool = False
 
     def __post_init__(self) -> None:
         check_options(95 if self.quality is None else self.quality, self.chroma, self.compression)
-        for name in ("metadata", "keep_thermal"):
+        for name in ("metadata", "keep_thermal", "panel"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: got {getattr(self, name)!r}, expected True or False")
         given = self.out_range
@@ -90,12 +93,16 @@ class Output:
                 warn(f"{name}={getattr(self, name)} does nothing to {_names(found)} (--{name})")
 
     def to_dict(self) -> dict[str, Any]:
-        """What was changed, for a record of settings; empty where nothing was."""
+        """What was changed of the files, for a record of settings; empty where nothing was."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if getattr(self, field.name) != field.default
+            if getattr(self, field.name) != field.default and field.name != "panel"
         }
+
+    def lacks_panel(self, path: Path) -> bool:
+        """Whether a result is to have a panel and has none."""
+        return self.panel and not panel_of(path).is_file()
 
     def write(
         self,
@@ -129,7 +136,7 @@ class Output:
         if self.metadata:
             said = read_metadata(files[0]), read_metadata(files[1])
             metadata = kept_metadata(said, sources, color, limits, picture.dtype)
-        thermal = sources.units[0].values[:height, :width] if self.keep_thermal else None
+        pages = {"infrared": _thermal_page(sources, height, width)} if self.keep_thermal else None
         try:
             write_image(
                 path,
@@ -139,8 +146,11 @@ class Output:
                 compression=self.compression,
                 metadata=metadata,
                 value_range=None if self.out_range == "full" else limits,
-                pages=None if thermal is None else {"infrared": thermal},
+                pages=pages,
             )
+            if self.panel:
+                shown = [("infrared", sources.ir), ("visible", sources.vis), ("fused", fused)]
+                write_image(panel_of(final or path), draw_panel([shown]))
         except ImageFileError as error:
             if final is None or not isinstance(error.__cause__, OSError):
                 raise
@@ -178,6 +188,16 @@ class Output:
         return np.rint(values).astype(dtype), (round(low), round(high))
 
 
+def panel_of(path: Path) -> Path:
+    """Where the panel of a result goes."""
+    return path.with_name(f"{path.stem}.panel.png")
+
+
+def _thermal_page(sources: Sources, height: int, width: int) -> SidePage:
+    unit = sources.units[0]
+    return SidePage(unit.values[:height, :width], unit.nothing)
+
+
 def kept_metadata(
     said: tuple[Metadata, Metadata],
     sources: Sources,
@@ -198,8 +218,12 @@ def kept_metadata(
     first, second = said if color == "ir" or only_ir else said[::-1]
     found = first.or_else(second)
     if found.geo is not None:
-        size = sources.vis.shape[:2]
-        found = dataclasses.replace(found, geo=Geo(found.geo.for_size(*size), size))
+        size, cut = sources.vis.shape[:2], sources.cut
+        whole = (size[0], size[1]) if cut is None else (cut.size[0], cut.size[1])
+        geo = Geo(found.geo.for_size(*whole), whole)
+        if cut is not None:
+            geo = geo.cut(cut.top, cut.left, (size[0], size[1]))
+        found = dataclasses.replace(found, geo=geo)
     if found.nodata is not None and not _is_free(found.nodata.text, limits, dtype):
         found = dataclasses.replace(found, nodata=None)
     return found

@@ -104,6 +104,7 @@ def find_pairs(
     manifest: str | os.PathLike[str] | None = None,
     pattern: str | tuple[str, str] | None = None,
     check_sizes: bool = True,
+    strict: bool = True,
 ) -> list[PairItem]:
     """Find all pairs of a data set, sorted by name (in the order of the list, for a manifest).
 
@@ -120,13 +121,15 @@ def find_pairs(
             a pair shares, ``*`` and ``?`` vary. With folders: "thermal/{}.tiff,rgb/{}.jpg".
         check_sizes: Read every header and compare the two sizes of a pair. Headers that cannot be
             read are left for whoever decodes the file.
+        strict: Raise where an entry of a list is bad; else its pair has an ``error``, unless all
+            are.
 
     Raises:
         ImageFileError: No pairs, files without a partner or with two, sizes that differ, names
             that occur twice, folders that could be either; the message names the first few.
         ValueError: ``layout``, ``manifest`` and ``pattern`` exclude one another.
     """
-    found = survey_pairs(root, layout=layout, manifest=manifest, pattern=pattern)
+    found = survey_pairs(root, layout=layout, manifest=manifest, pattern=pattern, strict=strict)
     folders = [one.file for one in found.alone if one.source == FOLDER]
     if folders:
         raise _no_other_folder(Path(str(root)), folders)
@@ -146,6 +149,7 @@ def survey_pairs(
     layout: str | tuple[str, str] | None = None,
     manifest: str | os.PathLike[str] | None = None,
     pattern: str | tuple[str, str] | None = None,
+    strict: bool = True,
 ) -> Survey:
     """Find the pairs as `find_pairs` does, and say why the rest has none instead of raising.
 
@@ -154,6 +158,7 @@ def survey_pairs(
         layout: Names of folders.
         manifest: A list of pairs.
         pattern: Names of files.
+        strict: As there.
 
     Raises:
         ImageFileError: Nothing there, or folders that could be either.
@@ -167,7 +172,7 @@ def survey_pairs(
         raise ValueError(f"{' and '.join(given)} exclude each other; leave out all but one")
     if manifest is not None:
         base = None if root is None else _require_folder(root)
-        return Survey(read_list(Path(manifest), base))
+        return Survey(read_list(Path(manifest), base, strict=strict))
     survey = _by_pattern(root, pattern) if pattern is not None else _from_folders(root, layout)
     if any(before.name > item.name for before, item in pairwise(survey.pairs)):
         survey.pairs.sort(key=lambda item: item.name)  # which holds all of the names
@@ -362,7 +367,11 @@ def _nothing_found(root, layout, roles) -> ImageFileError:
     folders, files = listing(root)
     names = "; or ".join(f"{' or '.join(a)} beside {' or '.join(b)}" for a, b in roles)
     seen = few([f"{f.name}/" for f in folders] + files)
-    videos = " (videos are no image pairs)" if any(_has_videos(f) for f in (root, *folders)) else ""
+    videos = (
+        f" (for videos: ddfm-fast video {root} -o fused)"
+        if any(_has_videos(f) for f in (root, *folders))
+        else ""
+    )
     return ImageFileError(
         f"{root}: no pairs found with layout {layout or 'auto'}, which means folders {names}; "
         f"the folder holds {seen}{videos}. Give two folders, a layout of two folder names, "

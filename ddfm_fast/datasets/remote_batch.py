@@ -92,7 +92,7 @@ def run_remote_batch(
     levels, output = levels or Levels(), output or Output()
     suffix = "." + format.lower().lstrip(".")
     settings = describe_settings(fuser, suffix) | levels.to_dict() | output.to_dict()
-    settings |= Aligner(fuser.align, resize).to_dict()
+    settings |= Aligner(fuser.align, resize, field=fuser.align_field).to_dict()
     history = _History(url, settings, suffix)
     shown = {"format": format, "levels": levels, "output": output, "resize": resize}
     run = _Remote(stage, history, fuser, on_error, {**options, **shown})

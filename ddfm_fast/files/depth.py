@@ -51,6 +51,15 @@ class Unit(NamedTuple):
     """the value that means nothing, where one does"""
 
 
+class Cut(NamedTuple):
+    """The place of a part in the frame that it was cut from."""
+
+    top: int
+    left: int
+    size: tuple[int, ...]
+    """(height, width) of the frame"""
+
+
 class Sources(NamedTuple):
     """A pair of one depth."""
 
@@ -61,6 +70,16 @@ class Sources(NamedTuple):
     """of ``ir`` and ``vis``: bool [H, W], where there is no data; or how much, from 0 to 1"""
     units: tuple[Unit, ...] = ()
     """of ``ir`` and ``vis``"""
+    cut: Cut | None = None
+    """what these are a part of"""
+
+    def cropped(self, rows: slice, columns: slice) -> Sources:
+        """These rows and columns of all of it."""
+        part = rows, columns
+        holes = tuple(None if hole is None else hole[part] for hole in self.holes)
+        units = tuple(unit._replace(values=unit.values[part]) for unit in self.units)
+        cut = Cut(rows.start, columns.start, self.vis.shape[:2])
+        return Sources(self.ir[part], self.vis[part], (holes[0], holes[1]), units, cut)
 
     def mended(self, fused: Array) -> Array:
         """A result, cropped at most, that shows the other source where one has no data."""
@@ -211,8 +230,9 @@ def moved(
         values = np.rint(values).clip(np.iinfo(dtype).min, np.iinfo(dtype).max)
     values = values.astype(dtype, copy=False)
     if empty is not None and empty.any():
-        values = values.copy()
-        values[empty] = _nothing(unit)
+        mark, values = _nothing(unit), values.copy()
+        values[empty] = mark
+        unit = unit._replace(nothing=mark)
     return unit._replace(values=values)
 
 
@@ -271,6 +291,13 @@ def as_levels(
 
 def to_16_bits(image: Array, low: float, high: float) -> Array:
     """Map low to 0 and high to 65535, and clip."""
+    if image.dtype in (np.uint8, np.uint16) and image.size > np.iinfo(image.dtype).max:
+        levels = np.arange(np.iinfo(image.dtype).max + 1)
+        return _scaled(levels, low, high)[image]  # fewer than there are pixels
+    return _scaled(image, low, high)
+
+
+def _scaled(image: Array, low: float, high: float) -> Array:
     scaled = (image.astype(np.float64) - low) * (65535 / (high - low))
     return np.rint(scaled.clip(0, 65535)).astype(np.uint16)
 

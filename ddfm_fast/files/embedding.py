@@ -57,6 +57,8 @@ class Facts:
     """None for none, and no name of the program"""
     value_range: tuple[float, float] | None = None
     """values of black and white"""
+    nodata: Tag | None = None
+    """GDAL's, in place of the source's"""
 
     @property
     def profile(self) -> bytes:
@@ -163,9 +165,15 @@ def _with_facts(page: Page, facts: Facts) -> Page:
         tags[meta.XMP] = Tag(BYTE, found.xmp)
     if found is not None and found.geo is not None:
         tags |= found.geo.tags
-    if found is not None and found.nodata is not None:
-        tags[meta.NODATA] = found.nodata
+    nothing = facts.nodata or (None if found is None else found.nodata)
+    if nothing is not None:
+        tags[meta.NODATA] = nothing
     return Page(tags, page.strips, facts.inner())
+
+
+def nodata_tag(value: float) -> Tag:
+    """GDAL's tag of a value that means nothing; readers take the text for a number."""
+    return text("nan" if value != value else f"{value:.17g}")
 
 
 def _into_png(data: bytes, facts: Facts) -> bytes:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypedDict
 
 import cv2
 import numpy as np
 from PIL import Image
+from typing_extensions import Unpack
 
 from ..storage import objects
 from ..storage.urls import as_url
 from .directories import SHORT, numbers, pack, pages_of
-from .embedding import Facts, bind, embed
+from .embedding import Facts, bind, embed, nodata_tag
 from .metadata import Metadata
 from .paths import DEEP_SUFFIXES, SUFFIXES, ImageFileError, atomic_write_bytes, check_path
 
@@ -35,29 +37,42 @@ _PAGE_TYPES = {
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def write_image(
-    path: str | os.PathLike[str],
-    array: Array,
-    *,
-    quality: int = 95,
-    chroma: str | None = None,
-    compression: str | int | None = None,
-    metadata: Metadata | None = None,
-    value_range: tuple[float, float] | None = None,
-    pages: Mapping[str, Array] | None = None,
-) -> Path:
+class SidePage(NamedTuple):
+    """A further page of a TIFF file."""
+
+    values: Array
+    """[H, W] or [H, W, 3] of any real dtype"""
+    nodata: float | None = None
+    """the value that means nothing in them"""
+
+
+class WritingOptions(TypedDict, total=False):
+    """How a picture is written; see :func:`write_image`."""
+
+    quality: int
+    chroma: str | None
+    compression: str | int | None
+    metadata: Metadata | None
+    value_range: tuple[float, float] | None
+    pages: Mapping[str, SidePage] | None
+
+
+def write_image(path: str | os.PathLike[str], array: Array, **how: Unpack[WritingOptions]) -> Path:
     """Write [H, W], [H, W, 1] or RGB [H, W, 3] atomically, in the format that the suffix names.
 
     Args:
         path: The file to write; its folder is made where it is missing.
         array: uint8 for any of ``SUFFIXES``, uint16 for one of ``DEEP_SUFFIXES``, or float32 for
             TIFF.
-        quality: JPEG quality, 1 to 100.
-        chroma: How finely JPEG holds color, one of ``CHROMAS``; None for "444" from quality 90 on.
-        compression: Of TIFF one of ``COMPRESSIONS`` (None: LZW; floats none), of PNG 0 to 9.
-        metadata: What the file says beside its pixels, and the program's name; BMP holds none.
-        value_range: The values of black and white, where the file is to say them.
-        pages: Further pages of a TIFF file by name, of any real dtype; the first is "fused".
+        **how: ``quality``: of JPEG, 1 to 100 (95).
+            ``chroma``: How finely JPEG holds color, one of ``CHROMAS``; None for "444" from quality
+            90 on.
+            ``compression``: Of TIFF one of ``COMPRESSIONS`` (None: LZW; floats none), of PNG 0 to
+            9.
+            ``metadata``: What the file says beside its pixels, and the program's name; BMP holds
+            none.
+            ``value_range``: The values of black and white, where the file is to say them.
+            ``pages``: Further pages of a TIFF file by name; the first is "fused".
 
     Returns:
         The path.
@@ -65,13 +80,10 @@ def write_image(
     Raises:
         ImageFileError: The file or folder cannot be written, or its suffix does not fit.
         ValueError: An array of another shape, or an option out of range or of another format.
-        TypeError: Another container or dtype.
+        TypeError: Another container or dtype, or an option that there is not.
     """
     url, path = as_url(path), check_path(path)
-    data = encode_image(
-        array, path, quality=quality, chroma=chroma, compression=compression, metadata=metadata,
-        value_range=value_range, pages=pages,
-    )  # fmt: skip
+    data = encode_image(array, path, **how)
     if url is None:
         return atomic_write_bytes(path, data)
     objects.put(url, data)
@@ -87,7 +99,7 @@ def encode_image(
     compression: str | int | None = None,
     metadata: Metadata | None = None,
     value_range: tuple[float, float] | None = None,
-    pages: Mapping[str, Array] | None = None,
+    pages: Mapping[str, SidePage] | None = None,
 ) -> bytes:
     """Encode an image as :func:`write_image` would write it to ``path``; errors are the same."""
     suffix = path.suffix.lower()
@@ -109,9 +121,10 @@ def encode_image(
             return embed(data, suffix, facts)
         parts = [("fused", data, facts)]
         for name, page in pages.items():
-            page = _as_page(page)
-            encoded = _encode(page, suffix, options, compression, path)
-            parts.append((name, encoded, _facts(page, None, None)))
+            values = _as_page(page.values)
+            encoded = _encode(values, suffix, options, compression, path)
+            said = None if page.nodata is None else nodata_tag(page.nodata)
+            parts.append((name, encoded, replace(_facts(values, None, None), nodata=said)))
         return bind(parts)
     except ImageFileError:
         raise

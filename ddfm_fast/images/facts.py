@@ -42,7 +42,7 @@ def _of_pair(ir: Raw, vis: Raw, index: str) -> list[str]:
     if len(flat) == 2:
         return [f"ir{index} and vis{index} show nothing; check the files, or value_range"]
     return [
-        f"{name} is {value:.3g} everywhere, so the result shows the other source alone; check the "
+        f"{name} is {value:.6g} everywhere, so the result shows the other source alone; check the "
         "file, or value_range"
         for name, value in flat
     ]
@@ -75,14 +75,21 @@ def _few_lumas(raw: Raw, rows: int, columns: int) -> Any:
 
 
 def flat_level(raw: Raw) -> float | None:
-    """The level in [0, 1] that an image has everywhere, or None."""
+    """The value that an image has everywhere, in its own units; None where it has several.
+
+    Of several beyond one end of its range, which all become black or white, that end.
+    """
+    black, white = raw.spec.value_range or (0.0, 1.0)
+    value = 0.0
     for values in (raw.values[..., :_FIRST_ROWS, :], raw.values):
         low, high = extremes(values)
+        value = low if raw.is_integer else black + low * (white - black)
         if low != high and raw.spec.value_range is not None:  # which may make them equal
             low, high = raw.unit(torch.tensor((low, high)).to(values.dtype)).tolist()
+            value = black + low * (white - black)
         if low != high:
             return None
-    return float(raw.unit(values[0, 0, 0, :1]))
+    return value
 
 
 def are_colored(raw: Raw) -> list[bool]:

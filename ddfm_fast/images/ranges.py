@@ -7,8 +7,8 @@
 
 Every source has a range of its own: ``value_range`` is one of these for both, or a dict by source.
 ``nodata`` names a value without meaning likewise. Whoever reads a pair asks here: arrays by
-:func:`.planes.read_raw`, files by ``files.depth``, and streams, whose first frame decides, by
-:class:`FirstFrame`.
+:func:`.planes.read_raw`, files by ``files.depth``, and streams by :mod:`.steady`, which follows
+what their frames span.
 
 The window is what the values span, without those that lie farther off than half of what 99.8 % of
 the pixels span (in a large picture, of some 16,000 of them): one dead pixel, or a camera's mark for
@@ -331,7 +331,7 @@ def nearest_valid(hole: Array) -> Array:
 
 
 class FirstFrame:
-    """The ranges of a stream: its first frame decides what is left to be found."""
+    """The ranges of pairs that belong together: the first decides what is left to be found."""
 
     def __init__(self, *, told: bool = True):
         self._told = told
@@ -352,10 +352,10 @@ class FirstFrame:
     def _range(self, image: Any, own: Any, name: str, nodata: Ignored | None) -> Any:
         if own is not None and not isinstance(own, str):
             return own
-        return chosen(_array(image, name), own, name, nodata, told=self._told) or "dtype"
+        return chosen(on_host(image, name), own, name, nodata, told=self._told) or "dtype"
 
 
-def _array(image: Any, name: str) -> Array:
+def on_host(image: Any, name: str) -> Array:
     """The values of an image of any container, on the host."""
     if not isinstance(image, Tensor) and is_signed(image):
         return np.asarray(image)

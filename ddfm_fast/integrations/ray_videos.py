@@ -18,6 +18,7 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from ..images.doubts import warn
+from ..video.opening import STDIN
 from ..video.pipeline import VideoOptions
 from ..video.streams import is_stream
 from ..video.tasks import Task, TaskResult, run_task
@@ -71,6 +72,8 @@ class RayVideos(Cluster):
         for task in tasks:
             if is_stream(task.out):
                 raise ValueError(f"out is {task.out}, a stream; give a file, or leave out Ray")
+            if any(isinstance(one, str) and one == STDIN for one in (task.ir, task.vis)):
+                raise ValueError("a source is -, which this process alone has; leave out Ray")
         sent = cast("VideoOptions", {k: v for k, v in options.items() if k not in _STAY})
         pool = _Videos(
             self,

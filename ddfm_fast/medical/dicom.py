@@ -131,7 +131,12 @@ def choose_series(folder: Path, wanted: str | None) -> Series:
     )
 
 
-def read_dicom(path: Path, series: str | None = None, frame: int | None = None) -> Volume:
+def read_dicom(
+    path: Path,
+    series: str | None = None,
+    frame: int | None = None,
+    window: str | int | None = None,
+) -> Volume:
     """Read a DICOM file, or the series of a folder, as a volume.
 
     Slices are sorted along their normal. A gap is left without data, and said; uneven slices are
@@ -141,6 +146,7 @@ def read_dicom(path: Path, series: str | None = None, frame: int | None = None) 
         path: A file, or a folder.
         series: Of a folder with several, see :func:`choose_series`.
         frame: Which volume, where every place occurs several times.
+        window: Which of the windows that the files name, see :func:`.views.chosen`.
 
     Raises:
         ImageFileError: Names the file or folder, and what to do.
@@ -151,7 +157,7 @@ def read_dicom(path: Path, series: str | None = None, frame: int | None = None) 
     headers = []
     for file in files:
         dataset = _read(file)
-        slices += _slices(dataset, file)
+        slices += _slices(dataset, file, window)
         for word in ("PixelData", "FloatPixelData", "DoubleFloatPixelData"):
             if word in dataset:
                 del dataset[word]
@@ -182,10 +188,10 @@ def _read(file: Path) -> Any:
         ) from error
 
 
-def _slices(dataset: Any, file: Path) -> list[Slice]:
+def _slices(dataset: Any, file: Path, window: str | int | None) -> list[Slice]:
     """Every frame of a file with its place."""
     try:
-        frames = frames_of(dataset, str(file))
+        frames = frames_of(dataset, str(file), window)
         instance = str(dataset.get("SOPClassUID", "")), str(dataset.get("SOPInstanceUID", ""))
         number = float(dataset.get("InstanceNumber") or 0)
         places = [_place(dataset, n, len(frames)) for n in range(len(frames))]

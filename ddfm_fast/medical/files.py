@@ -32,7 +32,10 @@ WORDS = f"ddfm_fast {__version__}: {NOTICE}"
 
 
 def read_volume(
-    path: str | os.PathLike[str], series: str | None = None, frame: int | None = None
+    path: str | os.PathLike[str],
+    series: str | None = None,
+    frame: int | None = None,
+    window: str | int | None = None,
 ) -> Volume:
     """Read a volume.
 
@@ -41,6 +44,8 @@ def read_volume(
         series: Of a folder with several: its UID or the end of it, its number or a part of its
             description.
         frame: Which volume of a file or series with four dimensions.
+        window: Which of the views that DICOM files name: the number of a window from 0, its
+            explanation, or "lut" for their table. None: the first window, else the table.
 
     Raises:
         ImageFileError: Names the file or folder, and what to do.
@@ -50,12 +55,18 @@ def read_volume(
     if look(path) is None:
         raise ImageFileError(f"{path}: there is nothing of that name")
     if is_folder(path):
-        return read_dicom(path, series, frame)
+        return read_dicom(path, series, frame, window)
     if not is_file(path):
         raise ImageFileError(f"{path}: is no regular file; expected a NIfTI or DICOM file")
     if series is not None:
         raise ImageFileError(f"{path}: is a file, so series {series!r} chooses nothing; leave it")
-    return read_nifti(path, frame) if is_nifti(path) else read_dicom(path, None, frame)
+    if not is_nifti(path):
+        return read_dicom(path, None, frame, window)
+    if window is not None:
+        raise ImageFileError(
+            f"{path}: NIfTI names no windows, so window {window!r} chooses nothing; leave it out"
+        )
+    return read_nifti(path, frame)
 
 
 def write_volume(path: str | os.PathLike[str], fused: FusedVolume) -> Path:
@@ -132,6 +143,7 @@ def fuse_files(
     *,
     series: Any = None,
     frame: Any = None,
+    window: Any = None,
     **options: Any,
 ) -> FusedVolume:
     """Read two volumes, fuse them and write the result.
@@ -143,6 +155,7 @@ def fuse_files(
         fuser: As for ``fuse_volumes``.
         series: Of folders with several, for both or a dict by source.
         frame: Likewise, of four dimensions.
+        window: Likewise, of DICOM files that name several.
         **options: Of ``fuse_volumes``.
 
     Raises:
@@ -156,8 +169,9 @@ def fuse_files(
     check_apart(out, (ir, vis))
     check_kind(check_path(out))
     chosen, number = by_source(series, "series"), by_source(frame, "frame")
+    view = by_source(window, "window")
     volumes = {
-        name: read_volume(path, _of_folder(chosen[name], path, series), number[name])
+        name: read_volume(path, _of_folder(chosen[name], path, series), number[name], view[name])
         for name, path in (("ir", ir), ("vis", vis))
     }
     fused = fuse_volumes(volumes["ir"], volumes["vis"], fuser, **options)

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..files.paths import ImageFileError
 from .needs import need
+from .views import View, by_table, chosen, views
 from .volume import Array
 
 GRAY = ("MONOCHROME1", "MONOCHROME2")
@@ -22,8 +23,13 @@ class Frame(NamedTuple):
     units: str
 
 
-def frames_of(dataset: Any, name: str) -> list[Frame]:
+def frames_of(dataset: Any, name: str, window: str | int | None = None) -> list[Frame]:
     """Decode every frame of a dataset.
+
+    Args:
+        dataset: With its pixels.
+        name: The file, for errors.
+        window: Which of its views, see :func:`.views.chosen`.
 
     Raises:
         ImageFileError: There are no pixels, or they cannot be decoded.
@@ -69,7 +75,10 @@ def frames_of(dataset: Any, name: str) -> list[Frame]:
             "PALETTE COLOR, RGB or YBR"
         )
     inverted = photometric == "MONOCHROME1"
-    return [_gray(frame, dataset, n, inverted, pixels) for n, frame in enumerate(frames)]
+    seen = [chosen(views(_holder(dataset, n)), window, name) for n in range(len(frames))]
+    return [
+        _gray(frame, dataset, n, inverted, pixels, seen[n], name) for n, frame in enumerate(frames)
+    ]
 
 
 def _can_decode(syntax: Any, pixels: Any) -> bool:
@@ -93,8 +102,16 @@ def _of_palette(frame: Array, dataset: Any, pixels: Any) -> Frame:
     return Frame(rgb.astype(np.float32) / np.float32(2**bits - 1), None, "")
 
 
-def _gray(frame: Array, dataset: Any, number: int, inverted: bool, pixels: Any) -> Frame:
-    """A gray frame in the units of its modality, brighter where it is meant to be."""
+def _holder(dataset: Any, number: int) -> Any:
+    """What has the windows of a frame."""
+    return _groups(dataset, number).get("FrameVOILUTSequence", dataset)
+
+
+def _gray(
+    frame: Array, dataset: Any, number: int, inverted: bool, pixels: Any, view: View | None,
+    name: str,
+) -> Frame:  # fmt: skip
+    """A gray frame in the units of its modality, or of its table, brighter where that is meant."""
     groups = _groups(dataset, number)
     found = _transform(dataset, groups)
     if found is None:
@@ -105,7 +122,14 @@ def _gray(frame: Array, dataset: Any, number: int, inverted: bool, pixels: Any) 
         values = frame * np.float64(slope) + intercept
     values = np.asarray(values).astype(np.float32)
     padding = _padding(frame, dataset)
-    window = _window(groups.get("FrameVOILUTSequence", dataset))
+    window = None if view is None else view.window
+    if view is not None and view.table is not None:
+        signed = bool(values.min() < 0)
+        values, white = by_table(values, view.table, signed=signed, name=name)
+        values = np.float32(white) - values if inverted else values
+        if padding is not None:
+            values[padding] = np.nan
+        return Frame(values, (0.0, white), "")
     if inverted and frame.dtype.kind in "iu":
         ends = _stored_ends(dataset)
         both = np.float32((ends[0] + ends[1]) * slope + 2 * intercept)
@@ -152,25 +176,6 @@ def _padding(frame: Array, dataset: Any) -> Array | None:
     low, high = sorted((value, end if isinstance(end, int) else value))
     found = (frame >= low) & (frame <= high)
     return found if found.any() else None
-
-
-def _window(dataset: Any) -> tuple[float, float] | None:
-    """Black and white of the first window, as DICOM PS3.3 C.11.2 defines them."""
-    center, width = (_first(dataset.get(f"Window{word}")) for word in ("Center", "Width"))
-    if center is None or width is None or width <= 0:
-        return None
-    if str(dataset.get("VOILUTFunction", "LINEAR")) == "LINEAR" and width > 1:
-        return center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
-    return center - width / 2, center + width / 2
-
-
-def _first(value: Any) -> float | None:
-    """The first of one or several numbers, as attributes have them."""
-    many = value if hasattr(value, "__len__") and not isinstance(value, str) else [value]
-    try:
-        return float(many[0])
-    except (TypeError, ValueError, IndexError):
-        return None
 
 
 def _stored_ends(dataset: Any) -> tuple[int, int]:

@@ -6,7 +6,7 @@
 >>> print(metrics.CONVENTIONS["cddfuse"].definitions["VIF"])    # doctest: +SKIP
 
 A high MI, VIF or Qabf can mean that the fused image is a copy of one source: read them beside
-SCD, CC and the worse source (``_min``), and see `near_copy`.
+SCD, CC and the worse source (``_min``; ``_max`` where less is better), and see `near_copy`.
 """
 
 from __future__ import annotations

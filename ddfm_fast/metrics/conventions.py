@@ -11,7 +11,25 @@ SINGLE = ("EN", "SD", "SF", "AG")
 DEFAULT = "cddfuse"
 """the convention that scores follow unless another is named"""
 
-NAMES = ("EN", "SD", "SF", "AG", "MI", "VIF", "Qabf", "SSIM", "MS-SSIM", "SCD", "CC", "PSNR")
+NAMES = (
+    *("EN", "SD", "SF", "AG", "MI", "VIF", "Qabf", "SSIM", "MS-SSIM", "SCD", "CC", "PSNR"),
+    *("MSE", "NMI", "FMI-pixel", "FMI-gradient", "Qcb", "Qcv", "LPIPS", "DISTS"),
+)
+
+LOWER = frozenset({"MSE", "Qcv", "LPIPS", "DISTS"})
+"""metrics of which less is better"""
+
+
+def lower(column: str) -> bool:
+    """Tell whether less is better in a column: a metric, or its score of one source."""
+    return column.partition("_")[0] in LOWER
+
+
+WEIGHTED = ("LPIPS", "DISTS")
+"""metrics that need an extra and weights which are not shipped"""
+
+ON_REQUEST = ("FMI-pixel", "FMI-gradient", *WEIGHTED)
+"""computed only where they are named: they take longer than all the others together"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,8 @@ class Convention:
     """One toolbox's choices; ``definitions`` says each metric in words, the rest is what runs.
 
     entropy_floor: EN counts floor(x) where the others count round(x).
-    mi_base: the base of MI's logarithm. mi_rescale: each image is stretched to 0..255 first.
+    mi_base: the base of MI's logarithm. mi_rescale: for MI and NMI each image is stretched to
+        0..255 first.
     averaged: the metrics given as the mean of the two sources where others give their sum.
     qabf_equal: the ratio of two equal gradients is qabf_equal times their strength, not 1;
         None for 1.
@@ -82,7 +101,23 @@ _CDDFUSE = {
     "SCD": "corr(ir, F − vis) + corr(vis, F − ir), the sum of the correlations of differences",
     "CC": "mean of the linear correlations of F with ir and with vis",
     "PSNR": "10 log10(max(F)² / mean of the two mean squared errors), dB, at most 100",
+    "MSE": "mean of the two mean squared errors, gray levels²; less is better",
+    "NMI": "2 MI(F, ir) / (EN(F) + EN(ir)) + 2 MI(F, vis) / (EN(F) + EN(vis)), histograms as of MI "
+    "(Hossny 2008); not in the toolbox",
+    "FMI-pixel": "mean over both sources of Fast-FMI (Haghighat 2014) of the gray levels, 3 × 3 "
+    "windows, whole ones only; 1 where both are flat; not in the toolbox",
+    "FMI-gradient": "as FMI-pixel, of the horizontal derivatives by central differences; not in "
+    "the toolbox",
+    "Qcb": "Chen and Blum 2009 as in VIFB: images stretched to 0..255, contrast of Gaussians σ 2 "
+    "and 4 after the filter of the eye, weighted by its square; not in the toolbox",
+    "Qcv": "Chen and Varshney 2007 as in VIFB: images stretched to 0..255, Mannos-Sakrison filter, "
+    "16 × 16 blocks weighted by Sobel strength⁵; less is better; not in the toolbox",
+    "LPIPS": "mean over both sources of Zhang 2018, version 0.1 on AlexNet, luma as gray color; "
+    "less is better; not in the toolbox",
+    "DISTS": "mean over both sources of Ding 2020 on VGG-16, luma as gray color; less is better; "
+    "not in the toolbox",
 }
+_BEYOND = ("NMI", "FMI-pixel", "FMI-gradient", "Qcb", "Qcv", *WEIGHTED)
 
 _VIFB = _CDDFUSE | {
     "EN": "entropy in bits of the 256-bin histogram of floor(F)",
@@ -98,6 +133,11 @@ _VIFB = _CDDFUSE | {
     "CC": _CDDFUSE["CC"] + "; not in the toolbox",
     "PSNR": "10 log10(255² / mean of the two errors), where the toolbox's error is "
     "√(sum of squared differences) / pixels, not the mean squared error",
+    "MSE": "mean of the two √(sum of squared differences) / pixels, which the toolbox calls RMSE; "
+    "less is better",
+    "NMI": _CDDFUSE["NMI"].replace("not in the toolbox", "the toolbox's authors have it in MEFB"),
+    "Qcb": _CDDFUSE["Qcb"].removesuffix("; not in the toolbox"),
+    "Qcv": _CDDFUSE["Qcv"].removesuffix("; not in the toolbox"),
 }
 
 _TANG = _CDDFUSE | {
@@ -110,6 +150,11 @@ _TANG = _CDDFUSE | {
     ),
     "PSNR": "10 log10(255² / mean of the two mean squared errors of the images divided by 255): "
     "48.13 dB above the usual PSNR",
+    "MSE": "mean of the two mean squared errors of the images divided by 255; less is better",
+    "FMI-pixel": _CDDFUSE["FMI-pixel"].replace(
+        "not in the toolbox",
+        "the toolbox's FMI_pixel calls Fast-FMI without a feature, which then takes edges",
+    ),
 }
 
 _SANE = _CDDFUSE | {
@@ -121,7 +166,11 @@ _SANE = _CDDFUSE | {
     "SSIM": "mean of SSIM(F, ir) and SSIM(F, vis), 7 × 7 uniform window, sample covariance, whole "
     "windows only, L = 255",
     "PSNR": "10 log10(255² / mean of the two mean squared errors), dB, at most 100",
+    "NMI": "mean of 2 MI(F, S) / (EN(F) + EN(S)) over both sources S, histograms as of MI",
+    **{n: _CDDFUSE[n].removesuffix("; not in the toolbox") for n in _BEYOND if n != "NMI"},
 }
+
+_MEANS = frozenset({"MS-SSIM", "CC", "MSE", "FMI-pixel", "FMI-gradient", *WEIGHTED})
 
 CONVENTIONS: dict[str, Convention] = {
     convention.name: convention
@@ -131,7 +180,7 @@ CONVENTIONS: dict[str, Convention] = {
             "the evaluator of the DDFM authors' group (MMIF-CDDFuse), as their tables use it",
             _CDDFUSE,
             SsimWindow(7, None, 2.0, unbiased=True),
-            averaged=frozenset({"MS-SSIM", "CC"}),
+            averaged=_MEANS,
             psnr_peak=None,
         ),
         Convention(
@@ -139,7 +188,7 @@ CONVENTIONS: dict[str, Convention] = {
             "the VIFB benchmark's MATLAB toolbox, on luma (the toolbox averages colour channels)",
             _VIFB,
             SsimWindow(11, 1.5, 255.0),
-            averaged=frozenset({"MS-SSIM", "CC"}),
+            averaged=_MEANS,
             entropy_floor=True,
             mi_rescale=True,
             qabf_equal=255.0,
@@ -152,7 +201,7 @@ CONVENTIONS: dict[str, Convention] = {
             "the MATLAB toolbox Evaluation-for-Image-Fusion of Linfeng Tang",
             _TANG,
             SsimWindow(11, 1.5, 1.0, replicate=True),
-            averaged=frozenset({"SSIM", "MS-SSIM", "CC"}),
+            averaged=_MEANS | {"SSIM"},
             mi_base=2.0,
             psnr_unit=255.0,
             gradient_cells=True,
@@ -162,7 +211,7 @@ CONVENTIONS: dict[str, Convention] = {
             "cddfuse with data range 255, the mean of the sources, and Qabf's equality fixed",
             _SANE,
             SsimWindow(7, None, 255.0, unbiased=True),
-            averaged=frozenset({"MI", "VIF", "SSIM", "MS-SSIM", "CC"}),
+            averaged=_MEANS | {"MI", "VIF", "SSIM", "NMI"},
             qabf_equal=None,
         ),
     )

@@ -25,6 +25,7 @@ from ..method import BASELINES
 from .conventions import CONVENTIONS, DEFAULT, NAMES
 from .guard import near_copy
 from .inputs import to_luma
+from .learned import require
 from .scores import compute
 
 CORE = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM", "SCD", "CC")
@@ -285,7 +286,7 @@ def read_lumas(
 def check_scoring(
     *, convention: str = DEFAULT, names: Sequence[str] = CORE, paper: str | None = None
 ) -> None:
-    """ValueError unless :func:`evaluate` knows these: to be called before long work."""
+    """Refuse what :func:`evaluate` does not know or have: to be called before long work."""
     for what, given, known in (
         ("convention", [convention], CONVENTIONS),
         ("names", names, NAMES),
@@ -294,6 +295,7 @@ def check_scoring(
         for one in given:
             if one not in known:
                 raise ValueError(f"{what} is {one!r}; expected of {', '.join(known)}")
+    require(names)
 
 
 def _check_methods(items: Sequence[PairItem], methods: Sequence[MethodPictures]) -> None:

@@ -7,16 +7,19 @@ from .ranking import marked
 
 _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
-    "±": "$\\pm$", "∞": "$\\infty$", "–": "--",
+    "±": "$\\pm$", "∞": "$\\infty$", "–": "--", "↓": "$\\downarrow$",
 }  # fmt: skip
 
 
-def latex(evaluation: Evaluation, caption: str, rows: list[tuple[str, list[str]]]) -> str:
+def latex(
+    evaluation: Evaluation, caption: str, headings: list[str], rows: list[tuple[str, list[str]]]
+) -> str:
     """Write a table of ``booktabs``: the best mean of a column bold, the second underlined.
 
     Args:
         evaluation: From :func:`.evaluation.evaluate`.
         caption: Under the table.
+        headings: Of the columns.
         rows: Label and cells, formatted: of the methods in their order, then others.
     """
     best, columns = marked(evaluation), evaluation.columns
@@ -28,7 +31,7 @@ def latex(evaluation: Evaluation, caption: str, rows: list[tuple[str, list[str]]
         "\\centering",
         f"\\begin{{tabular}}{{l{'r' * len(columns)}}}",
         "\\toprule",
-        " & ".join(["", *map(escaped, columns)]) + " \\\\",
+        " & ".join(["", *map(escaped, headings)]) + " \\\\",
         "\\midrule",
     ]
     for label, cells in rows:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .conventions import Convention, SsimWindow
 
-SMALLEST = {"VIF": 41, "MS-SSIM": 176}
-"""least height and width that leave a whole window at the coarsest scale; others: MIN_SIZE"""
+SMALLEST = {"VIF": 41, "MS-SSIM": 176, "LPIPS": 32, "DISTS": 32}
+"""least height and width that leave a window at the coarsest scale; others: MIN_SIZE"""
 
 PSNR_LIMIT = 100.0
 
@@ -78,7 +78,7 @@ def _band(size: int, sigma: float | None, step: int, device: torch.device) -> Te
     return band.to(device)
 
 
-def _sum_over_strips(term: Callable[[Tensor], Tensor], planes: Tensor, size: int) -> Tensor:
+def sum_over_strips(term: Callable[[Tensor], Tensor], planes: Tensor, size: int) -> Tensor:
     """The sum of term(strip) over strips of rows, each with the rows that its windows reach into.
 
     term: takes [N, C, h, W], whose windows are h − size + 1 rows, and returns their sums.
@@ -154,20 +154,30 @@ def average_gradient(planes: Tensor, convention: Convention) -> Tensor:
 
 
 def mutual_information(planes: Tensor, convention: Convention) -> Tensor:
-    levels = _levels(planes, convention.mi_rescale)
+    return _information(planes, convention)[0]
+
+
+def normalized_information(planes: Tensor, convention: Convention) -> Tensor:
+    """Hossny, Nahavandi and Creighton 2008: of each source 2 MI(F, S) / (EN(F) + EN(S))."""
+    shared, marginals = _information(planes, convention)
+    return torch.where(marginals > 0, 2 * shared / marginals.clamp(min=_TINY), 0.0)
+
+
+def _information(planes: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
+    """MI of fused with each source, and the sums of their entropies, both [N, 2]."""
+    levels = (stretched(planes) if convention.mi_rescale else planes.round()).long()
     joint = histograms((levels[:, :1] * 256 + levels[:, 1:]).flatten(0, 1), 256 * 256)
     joint = joint.view(-1, 2, 256, 256)
     base = convention.mi_base
     marginals = entropy(joint.sum(-1), base) + entropy(joint.sum(-2), base)
-    return (marginals - entropy(joint.flatten(-2), base)).clamp(min=0)
+    return (marginals - entropy(joint.flatten(-2), base)).clamp(min=0), marginals
 
 
-def _levels(planes: Tensor, rescale: bool) -> Tensor:
-    if not rescale:
-        return planes.round().long()
+def stretched(planes: Tensor) -> Tensor:
+    """Each plane from its minimum and maximum to 0..255, rounded half up; a flat one is 0."""
     low, high = planes.amin((-2, -1), keepdim=True), planes.amax((-2, -1), keepdim=True)
     span = torch.where(high > low, high - low, 1.0)
-    return ((planes - low) / span * 255 + 0.5).floor().long()
+    return ((planes - low) / span * 255 + 0.5).floor()
 
 
 def visual_information_fidelity(planes: Tensor, _convention: Convention) -> Tensor:
@@ -177,9 +187,9 @@ def visual_information_fidelity(planes: Tensor, _convention: Convention) -> Tens
     for size in (17, 9, 5, 3):
         if size < 17:
             planes = filter_valid(planes, size, size / 5, step=2)
-        sums.append(_sum_over_strips(partial(_vif_terms, size=size), planes, size))
+        sums.append(sum_over_strips(partial(_vif_terms, size=size), planes, size))
     kept, there = _sum(sums)
-    return _share(kept, there)
+    return share(kept, there)
 
 
 def _vif_terms(planes: Tensor, size: int) -> Tensor:
@@ -194,7 +204,7 @@ def _vif_terms(planes: Tensor, size: int) -> Tensor:
     return torch.stack([kept.sum((-2, -1)), there.sum((-2, -1))])
 
 
-def _share(part: Tensor, whole: Tensor) -> Tensor:
+def share(part: Tensor, whole: Tensor) -> Tensor:
     """Divide part by whole; 1 where there is nothing to have a part of."""
     return torch.where(whole > 0, part / whole.clamp(min=_TINY), 1.0)
 
@@ -208,13 +218,13 @@ def edge_preservation(planes: Tensor, convention: Convention) -> tuple[Tensor, T
     """
 
     def terms(padded: Tensor) -> Tensor:
-        return _edge_terms(*_sobel(padded), convention.qabf_equal)
+        return _edge_terms(*sobel(padded), convention.qabf_equal)
 
-    parts, weights = _sum_over_strips(terms, F.pad(planes.float(), (1, 1, 1, 1)), 3)
-    return _share(parts.sum(1), weights.sum(1)), _share(parts, weights)
+    parts, weights = sum_over_strips(terms, F.pad(planes.float(), (1, 1, 1, 1)), 3)
+    return share(parts.sum(1), weights.sum(1)), share(parts, weights)
 
 
-def _sobel(padded: Tensor) -> tuple[Tensor, Tensor]:
+def sobel(padded: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient strength, and atan of vertical over horizontal, π/2 where the latter is 0."""
     d_columns = padded[..., 2:] - padded[..., :-2]
     d_rows = padded[..., :-2, :] - padded[..., 2:, :]
@@ -257,7 +267,7 @@ def _ssim(planes: Tensor, window: SsimWindow) -> Tensor:
     planes, middle = _centered(planes)
     if window.replicate:
         planes = F.pad(planes, (window.size // 2,) * 4, mode="replicate")
-    total = _sum_over_strips(lambda strip: _ssim_terms(strip, middle, window), planes, window.size)
+    total = sum_over_strips(lambda strip: _ssim_terms(strip, middle, window), planes, window.size)
     height, width = planes.shape[-2:]
     return total / ((height - window.size + 1) * (width - window.size + 1))
 
@@ -290,16 +300,20 @@ def correlation_of_differences(planes: Tensor, _convention: Convention) -> Tenso
     return correlation(planes[:, 1:], planes[:, :1] - planes[:, 1:].flip(1))
 
 
+def squared_error(planes: Tensor, convention: Convention) -> Tensor:
+    """The error that the convention's PSNR is of, which two of them do not call what it is."""
+    squares = (planes[:, :1] - planes[:, 1:]).div_(convention.psnr_unit).square_()
+    if convention.psnr_root:
+        return squares.sum((-2, -1)).sqrt() / squares.shape[-2:].numel()
+    return squares.mean((-2, -1))
+
+
 def peak_ratio(planes: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
     """PSNR of the pair [N] (from the mean of the two errors) and of each source [N, 2], in dB.
 
     Kept in ±100 dB, where an identical image would give infinity.
     """
-    squares = (planes[:, :1] - planes[:, 1:]).div_(convention.psnr_unit).square_()
-    if convention.psnr_root:
-        error = squares.sum((-2, -1)).sqrt() / squares.shape[-2:].numel()
-    else:
-        error = squares.mean((-2, -1))
+    error = squared_error(planes, convention)
     peak = planes[:, 0].amax((-2, -1)) if convention.psnr_peak is None else convention.psnr_peak
     peak = torch.as_tensor(peak, dtype=torch.float64, device=planes.device)[..., None]
 

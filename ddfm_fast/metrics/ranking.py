@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .conventions import lower
 from .evaluation import Evaluation, MethodScores
 
 BOOTSTRAPS = 2000
@@ -28,7 +29,7 @@ class Ranks(NamedTuple):
 
 
 def marked(evaluation: Evaluation) -> dict[str, tuple[str | None, str | None]]:
-    """Name the best and the second best mean of each column; more is better in all of them.
+    """Name the best and the second best mean of each column.
 
     A method most of whose results are nearly copies of a source stands out of the contest. Equal
     means share a mark by the order of the methods; of one method alone nothing is marked.
@@ -36,8 +37,9 @@ def marked(evaluation: Evaluation) -> dict[str, tuple[str | None, str | None]]:
     fair = [m for m in evaluation.methods if not _copies(m, len(evaluation.pairs))]
     found: dict[str, tuple[str | None, str | None]] = {}
     for column in evaluation.columns:
+        sign = 1 if lower(column) else -1
         ordered = sorted(
-            (m for m in fair if math.isfinite(m.mean(column))), key=lambda m: -m.mean(column)
+            (m for m in fair if math.isfinite(m.mean(column))), key=lambda m: sign * m.mean(column)
         )
         names: list[str | None] = [m.name for m in ordered[:2]]
         names += [None] * (2 - len(names))
@@ -58,7 +60,8 @@ def ranks(evaluation: Evaluation, column: str) -> Ranks | None:
     methods, pairs = scores.shape
     if methods < 2 or pairs < 2 or not np.isfinite(scores).all():
         return None
-    ranked = np.array([_ranked(-scores[:, n]) for n in range(pairs)])
+    sign = 1 if lower(column) else -1
+    ranked = np.array([_ranked(sign * scores[:, n]) for n in range(pairs)])
     mean = ranked.mean(0)
     ties = sum(float((c**3 - c).sum()) for row in ranked for c in [_counts(row)])
     spread = 1 - ties / (methods * (methods**2 - 1) * pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Sequence
 from html import escape
@@ -17,6 +18,7 @@ from ..files.packed import read_pair
 from ..files.paths import atomic_write_bytes
 from ..files.reading import DEFAULT_MAX_PIXELS
 from ..images.panel import to_rgb8
+from .conventions import lower
 from .evaluation import (
     PAPER_NOTE,
     SOURCES,
@@ -26,7 +28,8 @@ from .evaluation import (
     Results,
     read_lumas,
 )
-from .tables import caption, format_value, table_rows
+from .page import PAGE, SCRIPT, STYLE
+from .tables import caption, format_value, headings, table_rows
 
 _JPEG_QUALITY = 90
 
@@ -39,10 +42,13 @@ def write_report(
     *,
     title: str = "Fusion results",
     max_pairs: int = 60,
-    max_width: int = 480,
+    max_width: int = 640,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> Path:
     """Write one HTML file that needs nothing else: the table, and a panel of pictures per pair.
+
+    Its script plots the scores over the pairs, orders pairs and methods by a score, enlarges one
+    place of all the pictures of a pair, and shows their differences from one of them.
 
     Of more than ``max_pairs`` pairs the page shows that many, those with a near copy first and the
     rest evenly spread, and says so. Written atomically.
@@ -54,7 +60,8 @@ def write_report(
         methods: The methods of the evaluation.
         title: Heading of the page.
         max_pairs: Most pairs to show.
-        max_width: Most pixels across of a picture, which is embedded as JPEG.
+        max_width: Most pixels across of a picture, which is embedded as JPEG: the pixels that the
+            page enlarges.
         max_pixels: Limit of an input file, see :func:`.files.reading.read_image`.
 
     Returns:
@@ -104,7 +111,8 @@ def _pictures(
 
 def _figure(label: str, alt: str, picture: np.ndarray, max_width: int) -> str:
     return (
-        f'<figure><img src="{_uri(picture, max_width)}" alt="{escape(alt)}">'
+        f'<figure><div class="view"><img src="{_uri(picture, max_width)}" alt="{escape(alt)}">'
+        "</div>"
         f"<figcaption>{label}</figcaption></figure>"
     )
 
@@ -145,8 +153,8 @@ def _html_table(evaluation: Evaluation, rows, label: str) -> str:
     """``rows``: (class, label as HTML, cells as text)."""
     texts = evaluation.definitions
     head = "".join(
-        f'<th scope="col" title="{escape(texts.get(c, ""))}">{escape(c)}</th>'
-        for c in evaluation.columns
+        f'<th scope="col" title="{escape(texts.get(c, ""))}">{escape(shown)}</th>'
+        for c, shown in zip(evaluation.columns, headings(evaluation), strict=True)
     )
     body = "".join(
         f'<tr class="{kind}"><th scope="row">{name}</th>'
@@ -174,7 +182,7 @@ def _page(evaluation: Evaluation, title: str, shown: list[str], panels: list[str
     )
     parts = {
         "title": escape(title),
-        "style": _STYLE,
+        "style": STYLE,
         "caption": escape(caption(evaluation)),
         "notes": "".join(f'<p class="{k}"><b>{k}:</b> {escape(t)}.</p>' for k, t in notes),
         "table": _html_table(evaluation, rows, "Summary"),
@@ -188,113 +196,30 @@ def _page(evaluation: Evaluation, title: str, shown: list[str], panels: list[str
         ),
         "options": options,
         "panels": "".join(panels),
-        "script": _SCRIPT,
+        "script": SCRIPT,
+        "scores": _scores(evaluation, shown),
     }
-    return re.sub("@([a-z]+)@", lambda found: parts[found[1]], _PAGE)
+    return re.sub("@([a-z]+)@", lambda found: parts[found[1]], PAGE)
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>@title@</title>
-<style>@style@</style>
-</head>
-<body>
-<header><h1>@title@</h1><p>@caption@</p></header>
-<main>
-@notes@
-@table@
-<ul>@abouts@</ul>
-<details><summary>What the columns are</summary><dl>@definitions@</dl></details>
-<nav aria-label="Pairs" hidden>
-<button type="button" id="previous" aria-label="Previous pair">&larr;</button>
-<label>Pair <select id="choice">@options@</select></label>
-<button type="button" id="next" aria-label="Next pair">&rarr;</button>
-<span id="position" role="status"></span>
-<span class="hint">arrow keys leaf through</span>
-</nav>
-@panels@
-</main>
-<script>@script@</script>
-</body>
-</html>
-"""
+def _scores(evaluation: Evaluation, shown: list[str]) -> str:
+    """What the page's script plots and sorts by, as JSON that no tag can end."""
+    pairs = {pair: n for n, pair in enumerate(evaluation.pairs)}
+    found = {
+        "methods": [m.name for m in evaluation.methods],
+        "pairs": evaluation.pairs,
+        "shown": [pairs[pair] for pair in shown],
+        "columns": [
+            {
+                "name": c,
+                "lower": lower(c),
+                "values": [_short(m.values[c]) for m in evaluation.methods],
+            }
+            for c in evaluation.columns
+        ],
+    }
+    return json.dumps(found, separators=(",", ":")).replace("<", "\\u003c")
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1b1e23; --paper: #fff; --soft: #5c6470; --line: #d5d9df;
-  --wash: #f3f5f7; --warn: #8a4b00; --warn-wash: #fff3df; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --paper: #15171a; --soft: #9aa3af;
-  --line: #353a41; --wash: #1e2125; --warn: #ffc46b; --warn-wash: #33260f; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1500px; padding: 1rem 1.5rem 3rem; color: var(--ink);
-  background: var(--paper); font: 16px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: .5rem 0 0; }
-h2 { font-size: 1.15rem; margin: 1rem 0 .5rem; overflow-wrap: anywhere; }
-header p, .hint, figcaption, .note { color: var(--soft); }
-header p { margin: .25rem 0 1rem; }
-.warning { color: var(--warn); background: var(--warn-wash); border-left: 4px solid currentColor;
-  padding: .5rem .75rem; }
-.flag { color: var(--warn); font-weight: 600; font-size: .85em; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .55rem; text-align: right; white-space: nowrap; }
-tbody th, thead th:first-child { text-align: left; }
-thead th { border-bottom: 2px solid var(--line); }
-tbody th { font-weight: 600; }
-tr.std td { color: var(--soft); font-size: .85em; padding-top: 0; }
-tr.paper th, tr.paper td { color: var(--soft); font-weight: 400; font-style: italic; }
-tr:not(.std) + tr:not(.std) > *, tr.std + tr:not(.std) > * { border-top: 1px solid var(--line); }
-details { margin: 1rem 0; }
-dt { font-weight: 600; }
-dd { margin: 0 0 .4rem 1.2rem; color: var(--soft); }
-ul:empty { display: none; }
-nav { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: .6rem;
-  align-items: center; padding: .6rem 0; background: var(--paper);
-  border-bottom: 1px solid var(--line); }
-nav[hidden] { display: none; }
-button, select { font: inherit; color: inherit; background: var(--wash); padding: .3rem .8rem;
-  border: 1px solid var(--line); border-radius: 6px; }
-select { max-width: 60vw; }
-:focus-visible { outline: 3px solid #4c8dff; outline-offset: 2px; }
-.pictures { display: grid; gap: .8rem; margin-bottom: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); }
-figure { margin: 0; }
-img { display: block; width: 100%; height: auto; background: var(--wash); border-radius: 3px; }
-figcaption { padding-top: .2rem; }
-"""
 
-_SCRIPT = """
-const panels = [...document.querySelectorAll('.panel')];
-const choice = document.getElementById('choice');
-let current = 0;
-function show(n, note = true) {
-  current = (n + panels.length) % panels.length;
-  panels.forEach((panel, k) => { panel.hidden = k !== current; });
-  choice.value = String(current + 1);
-  document.getElementById('position').textContent = `${current + 1} of ${panels.length}`;
-  if (note) history.replaceState(null, '', `#pair-${current + 1}`);
-}
-function fromAddress(note) {
-  const found = /^#pair-(\\d+)$/.exec(location.hash);
-  show(found ? Math.min(Number(found[1]), panels.length) - 1 : 0, note);
-}
-document.querySelector('nav').hidden = false;
-document.getElementById('previous').addEventListener('click', () => show(current - 1));
-document.getElementById('next').addEventListener('click', () => show(current + 1));
-choice.addEventListener('change', () => show(Number(choice.value) - 1));
-addEventListener('hashchange', () => fromAddress(true));
-addEventListener('keydown', (event) => {
-  if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
-  if (event.target.closest?.('select, .scroll')) return;
-  if (event.key === 'ArrowLeft') show(current - 1);
-  else if (event.key === 'ArrowRight') show(current + 1);
-  else return;
-  event.preventDefault();
-});
-fromAddress(false);
-"""
+def _short(values: np.ndarray) -> list[float | None]:
+    return [float(f"{v:.5g}") if np.isfinite(v) else None for v in values]

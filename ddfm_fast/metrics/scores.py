@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..images.planes import MIN_SIZE
-from . import measures
-from .conventions import CONVENTIONS, DEFAULT, NAMES, Convention
+from . import feature_information, measures, perception
+from .conventions import CONVENTIONS, DEFAULT, LOWER, NAMES, ON_REQUEST, Convention
 from .inputs import to_triple
+from .learned import LEARNED
 
 _CUDA_CHUNK = 1 << 24
 
@@ -21,15 +22,25 @@ _ALONE = {
     "SF": measures.spatial_frequency,
     "AG": measures.average_gradient,
 }
-_PER_SOURCE = {
+_PER_SOURCE: dict[str, Callable[[Tensor, Convention], Tensor]] = {
     "MI": measures.mutual_information,
     "VIF": measures.visual_information_fidelity,
     "SSIM": measures.structural_similarity,
     "MS-SSIM": measures.multi_scale_similarity,
     "SCD": measures.correlation_of_differences,
     "CC": measures.source_correlation,
+    "MSE": measures.squared_error,
+    "NMI": measures.normalized_information,
+    "FMI-pixel": feature_information.pixel_information,
+    "FMI-gradient": feature_information.gradient_information,
+    **LEARNED,
 }
-_PAIR_AND_SOURCES = {"Qabf": measures.edge_preservation, "PSNR": measures.peak_ratio}
+_PAIR_AND_SOURCES = {
+    "Qabf": measures.edge_preservation,
+    "PSNR": measures.peak_ratio,
+    "Qcb": perception.contrast_preservation,
+    "Qcv": perception.regional_error,
+}
 
 
 @torch.no_grad()
@@ -53,18 +64,21 @@ def compute(
         vis: The second source, of fused's shape.
         convention: A key of `CONVENTIONS`, whose ``definitions[name]`` are the words.
         names: Which of `NAMES`, in any order; None for all that images of this size have
-            (`smallest_size`).
+            (`smallest_size`), but for those in `ON_REQUEST`.
 
     Returns:
         Float64 [N] tensors in the order of `NAMES`. A metric of both sources comes as ``name``
-        (the convention's combination of the two), ``name_ir``, ``name_vis`` and ``name_min`` (the
-        worse source). All are finite: a correlation with a constant image is 0, VIF and Qabf of a
-        flat source are 1, PSNR is kept in ±100 dB.
+        (the convention's combination of the two), ``name_ir``, ``name_vis`` and ``name_min``: the
+        worse source, ``name_max`` for those in `LOWER`, of which less is better. All are finite: a
+        correlation with a constant image is 0, VIF and Qabf of a flat source are 1, PSNR is kept
+        in ±100 dB.
 
     Raises:
         TypeError: Other containers and dtypes.
+        ImportError: A named metric's package is missing.
         ValueError: Other or differing shapes, NaN, infinity, values outside 0..255 or in 0..1, an
-            unknown convention or name, or a named metric that images of this size do not have.
+            unknown convention or name, a named metric that images of this size do not have, or
+            one whose weights are missing.
     """
     chosen = _convention(convention)
     planes = to_triple(fused, ir, vis)
@@ -97,7 +111,10 @@ def _score(planes: Tensor, convention: Convention, names: list[str]) -> dict[str
             pair = each.mean(1) if name in convention.averaged else each.sum(1)
         scores[name] = pair
         scores[f"{name}_ir"], scores[f"{name}_vis"] = each.unbind(1)
-        scores[f"{name}_min"] = each.amin(1)
+        if name in LOWER:
+            scores[f"{name}_max"] = each.amax(1)
+        else:
+            scores[f"{name}_min"] = each.amin(1)
     return scores
 
 
@@ -109,7 +126,7 @@ def _convention(name: str) -> Convention:
 
 def _names(names: Iterable[str] | None, side: int) -> list[str]:
     if names is None:
-        return [name for name in NAMES if smallest_size(name) <= side]
+        return [name for name in NAMES if smallest_size(name) <= side and name not in ON_REQUEST]
     if isinstance(names, str):
         raise TypeError(f"names: got the string {names!r}, expected several: names=[{names!r}]")
     asked = set(names)

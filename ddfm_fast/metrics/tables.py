@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 from .. import __version__
 from ..files.paths import atomic_write_bytes
+from .conventions import lower
 from .evaluation import PAPER_NOTE, Evaluation, MethodScores
 from .latex import latex
 from .ranking import interval, marked, ranks, verdict
 
-_COARSE = ("SD", "SF", "AG", "PSNR")
+_COARSE = ("SD", "SF", "AG", "PSNR", "Qcv")
 
 
 def render(evaluation: Evaluation, format: str = "table", *, per_image: bool = False) -> str:
@@ -52,6 +53,11 @@ def format_value(value: float | None, column: str) -> str:
     return f"{value:.2f}" if column in _COARSE else f"{value:.3f}"
 
 
+def headings(evaluation: Evaluation) -> list[str]:
+    """Name the columns; an arrow says that less is better."""
+    return [f"{c}↓" if lower(c) else c for c in evaluation.columns]
+
+
 def table_rows(evaluation: Evaluation) -> Iterator[tuple[str, str, list[str]]]:
     """Yield (kind, label, cells): a "mean" and a "std" row per method, then "paper" rows."""
     columns = evaluation.columns
@@ -80,18 +86,18 @@ def caption(evaluation: Evaluation) -> str:
 
 
 def _text(evaluation: Evaluation, per_image: bool) -> str:
-    head = ["", *evaluation.columns]
+    head = ["", *headings(evaluation)]
     rows = [head] + [[label, *cells] for _, label, cells in table_rows(evaluation)]
     lines = [caption(evaluation), "", *_aligned(rows)]
     abouts = [[m.name, m.about] for m in evaluation.methods if m.about]
     if abouts:
         lines += ["", *_aligned(abouts, 2)]
     if notes := verdict(evaluation):
-        lines += ["", *_aligned([["rank", *evaluation.columns], *_rank_rows(evaluation)]), *notes]
+        lines += ["", *_aligned([["rank", *headings(evaluation)], *_rank_rows(evaluation)]), *notes]
     if evaluation.paper:
         lines += ["", f"note: {PAPER_NOTE}"]
     if per_image:
-        head = ["pair", "method", *evaluation.columns]
+        head = ["pair", "method", *headings(evaluation)]
         rows = [head] + [[p, m, *cells] for p, m, cells in image_rows(evaluation)]
         lines += ["", *_aligned(rows, 2)]
     return "\n".join(lines) + "\n"
@@ -114,11 +120,14 @@ def _markdown(evaluation: Evaluation, per_image: bool) -> str:
         cells = [[c.replace("|", "\\|") for c in row] for row in rows]
         return ["| " + " | ".join(row) + " |" for row in (head, rule, *cells)]
 
-    columns, best = list(evaluation.columns), marked(evaluation)
+    columns, best = headings(evaluation), marked(evaluation)
     rows = [
         [
             label,
-            *(_emphasized(cell, label, best[c]) for c, cell in zip(columns, cells, strict=True)),
+            *(
+                _emphasized(cell, label, best[c])
+                for c, cell in zip(evaluation.columns, cells, strict=True)
+            ),
         ]
         for _, label, cells in table_rows(evaluation)
     ]
@@ -157,7 +166,7 @@ def _latex(evaluation: Evaluation, per_image: bool) -> str:
     about = caption(evaluation).replace("mean ± standard deviation", "mean")
     notes = [PAPER_NOTE] if evaluation.paper else []
     text = "; ".join([about, *verdict(evaluation), *notes])
-    return latex(evaluation, text, rows)
+    return latex(evaluation, text, headings(evaluation), rows)
 
 
 def _csv(evaluation: Evaluation, per_image: bool) -> str:

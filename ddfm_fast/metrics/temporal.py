@@ -49,7 +49,7 @@ def compute(fused: Iterable[Any], ir: Iterable[Any], vis: Iterable[Any]) -> dict
     scores: dict[str, list[float]] = {name: [] for name in NAMES}
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     before = None
-    for now in _frames(fused, ir, vis):
+    for now in read_frames(fused, ir, vis):
         if before is not None:
             flicker, error = _changes(before, now, flow)
             scores["flicker"].append(flicker)
@@ -60,7 +60,7 @@ def compute(fused: Iterable[Any], ir: Iterable[Any], vis: Iterable[Any]) -> dict
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}
 
 
-def _frames(*videos: Iterable[Any]):
+def read_frames(*videos: Iterable[Any]):
     """The planes (fused, ir, vis) of each frame, float32 [3, H, W]; ValueError on lengths."""
     iterators = [iter(video) for video in videos]
     names = ("fused", "ir", "vis")

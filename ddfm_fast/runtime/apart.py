@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 
-from . import machine
+from . import machine, threads
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -61,11 +61,15 @@ def apart(device: torch.device) -> Iterator[None]:
 
 
 def runs_apart(method: Function) -> Function:
-    """Run a method in :func:`apart` from the program, on the device of its object."""
+    """Run a method in :func:`apart` from the program, on the device of its object.
+
+    Where threads do not change its results, PyTorch's are left out while the machine is busy.
+    """
 
     @functools.wraps(method)
     def wrapped(self, *args, **kwargs):
-        with apart(self.device):
+        ours = self.reproducible and threads.machine_is_busy()
+        with apart(self.device), threads.for_ours() if ours else nullcontext():
             return method(self, *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]

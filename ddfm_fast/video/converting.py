@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..images.doubts import warn
+from .combs import CombFinder
 from .frames import ColorTags, Intake
 from .hdr import HLG, PQ, to_sdr
 
@@ -64,11 +65,12 @@ class Converter:
 
 
 def deinterlaced(
-    frames: Iterable[Any], av: Any, who: str, field_order: int, time_base: Fraction
+    frames: Iterable[Any], av: Any, who: str, field_order: int, time_base: Fraction, how: str
 ) -> Iterator[Any]:
     """Weave no lines of two moments: FFmpeg's bwdif on the frames that are marked as interlaced.
 
     Frames before the first of these pass as they are; from it on each comes when the next is there.
+    Combs in frames that nothing marks are told of.
 
     Args:
         frames: Decoded.
@@ -76,27 +78,41 @@ def deinterlaced(
         who: For the sentence that says so.
         field_order: The stream's, FFmpeg's number; codecs that mark no frame have it alone.
         time_base: The stream's, which the frames keep.
+        how: "auto", or "tff" or "bff" for all frames, whatever they are marked as.
     """
-    graph: _Bwdif | None = None
+    graph: _Bwdif | None = None if how == "auto" else _Bwdif(av, how, time_base)
+    finder = CombFinder()
     for frame in frames:
         if graph is None and (frame.interlaced_frame or field_order in _PARITY):
             warn(
                 f"{who}: it is interlaced, deinterlaced by bwdif; --deinterlace off keeps its lines"
             )
-            graph = _Bwdif(av, field_order, time_base)
-        if graph is None:
-            yield frame
-        else:
+            graph = _Bwdif(av, _PARITY.get(field_order, "auto"), time_base)
+        if graph is not None:
             yield from graph(frame)
+            continue
+        if not finder.done:
+            _look_for_combs(finder, frame, who)
+        yield frame
     if graph is not None:
         yield from graph.rest()
+
+
+def _look_for_combs(finder: CombFinder, frame: Any, who: str) -> None:
+    finder(frame.to_ndarray(format="gray"))
+    if finder.found is not None:
+        warn(
+            f"{who}: its lines are of two moments (combs), though no frame is marked as "
+            f"interlaced; --deinterlace {finder.found} takes them out, off says nothing"
+        )
 
 
 class _Bwdif:
     """FFmpeg's filter, set up anew where the frames change their shape."""
 
-    def __init__(self, av: Any, field_order: int, time_base: Fraction):
-        self._av, self._order, self._time_base = av, field_order, time_base
+    def __init__(self, av: Any, order: str, time_base: Fraction):
+        """``order``: "tff" or "bff" where frames are not marked; "auto" for those that are."""
+        self._av, self._order, self._time_base = av, order, time_base
         self._graph: Any = None
         self._shape: tuple | None = None
 
@@ -118,7 +134,7 @@ class _Bwdif:
 
     def _made(self, frame: Any) -> Any:
         marked = frame.interlaced_frame
-        which = "deint=interlaced:parity=auto" if marked else f"parity={_PARITY[self._order]}"
+        which = "deint=interlaced:parity=auto" if marked else f"parity={self._order}"
         graph = self._av.filter.Graph()
         source = graph.add_buffer(
             width=frame.width,

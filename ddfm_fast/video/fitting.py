@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ..files.depth import resized, same_depth, to_16_bits
+from ..files.depth import Levels, Sources, nodata_of, resized, sources
+from ..files.guards import Picture
 from ..files.reading import DEFAULT_MAX_PIXELS
 from ..images.doubts import warn
 from ..images.planes import MIN_SIZE, to_planes
-from ..images.ranges import NAMES, FirstFrame, is_signed
-from .frames import Frame, Source, VideoError
+from ..images.ranges import NAMES, by_source, ignored, is_signed
+from ..images.steady import SteadyRanges
+from .frames import Source, VideoError
 from .pairing import FramePair
 
 Resize = str | tuple[int, int] | None
@@ -28,55 +30,94 @@ class Fit:
         resize: Resize = None,
         ir_range: Any = None,
         vis_range: Any = None,
+        nodata: Any = None,
         *,
         aligned: bool = False,
     ):
-        """See ``resize``, ``ir_range`` and ``vis_range`` of `fuse_video`.
+        """See ``resize``, ``ir_range``, ``vis_range`` and ``nodata`` of `fuse_video`.
 
         ``aligned``: a map that is found later brings infrared to the visible size.
 
         Raises:
             VideoError: The sizes differ, ``resize`` is None, and no map is looked for.
-            ValueError: An argument out of range.
+            ValueError: An argument out of range; TypeError for a ``nodata`` that is no number.
         """
         self.size = vis.size if aligned and resize is None else _target_size(ir, vis, resize)
         self._wanted = {
             "ir": _checked_range(ir_range, "ir"),
             "vis": _checked_range(vis_range, "vis"),
         }
-        self._ranges = FirstFrame()
+        self._nodata = by_source(nodata, "nodata")
+        for value in self._nodata.values():
+            ignored(value)
+        self._ranges = SteadyRanges()
+        self._found: dict[str, Any] = {}
         self._resized = resize is not None
         self._shapes: dict[str, tuple] = {}
+        self._told: set[str] = set()
 
-    def __call__(self, pair: FramePair) -> tuple[np.ndarray, np.ndarray]:
-        """Return (infrared, visible), uint8 or both uint16, [H, W] or [H, W, 3].
+    def __call__(self, pair: FramePair) -> Sources:
+        """Return infrared and visible, uint8 or both uint16, [H, W] or [H, W, 3].
 
-        The first pair decides what black and white are where nothing else does.
+        What black and white are follows the frames where nothing else says it.
         """
-        ir, vis = self._picture(pair.ir, "ir"), self._picture(pair.vis, "vis")
-        ranges = self._ranges(ir, vis, self._wanted)
-        ir, vis = (
-            image if ranges[name] == "dtype" else to_16_bits(image, *ranges[name])
-            for name, image in (("ir", ir), ("vis", vis))
-        )
-        return same_depth(ir, vis)
+        pictures, nodata = self._read(pair)
+        self._found = self._ranges(pictures[0], pictures[1], self._wanted, nodata)
+        return self._levelled(pair, pictures, nodata)
 
-    def _picture(self, frame: Frame, name: str) -> np.ndarray:
-        image = _pixels(frame.image, name)
+    def at_cut(self, pair: FramePair) -> Sources | None:
+        """Return the pair that was given last as the first of a scene; None: it stays the same."""
+        pictures, nodata = self._read(pair)
+        found = self._ranges(pictures[0], pictures[1], self._wanted, nodata, cut=True)
+        same, self._found = found == self._found, found
+        return None if same else self._levelled(pair, pictures, nodata)
+
+    def _read(self, pair: FramePair) -> tuple[list[np.ndarray], dict[str, Any]]:
+        """The pictures, of their own dtype and size, and what means nothing in them."""
+        pictures, nodata = [], {}
+        for name, frame in (("ir", pair.ir), ("vis", pair.vis)):
+            image = _pixels(frame.image, name)
+            own = Picture(image, frame.nodata)
+            nodata[name] = nodata_of(own, self._nodata[name], name, told=name not in self._told)
+            if nodata[name] is not None:
+                self._told.add(name)
+            pictures.append(image)
+        return pictures, nodata
+
+    def _levelled(
+        self, pair: FramePair, pictures: list[np.ndarray], nodata: dict[str, Any]
+    ) -> Sources:
+        """The pictures at one depth and one size."""
+        found = sources(pictures[0], pictures[1], Levels(self._found, nodata))
+        sized = [
+            self._sized(image, hole, name, frame.number)
+            for name, image, hole, frame in zip(
+                ("ir", "vis"), (found.ir, found.vis), found.holes, pair, strict=True
+            )
+        ]
+        (ir, in_ir), (vis, in_vis) = sized
+        return Sources(ir, vis, (in_ir, in_vis))
+
+    def _sized(
+        self, image: np.ndarray, hole: np.ndarray | None, name: str, number: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         if self._resized:
             if self.size is None:
                 raise VideoError(
                     f"resize needs the size of {name}, which an iterator does not tell"
                 )
-            if image.shape[:2] != self.size:
-                return resized(image, self.size)
+            if image.shape[:2] == self.size:
+                return image, hole
+            if hole is not None:
+                hole = resized(hole.astype(np.float32), self.size) > 0
+            return resized(image, self.size), hole
         first = self._shapes.setdefault(name, image.shape)
         if image.shape != first:
             raise VideoError(
-                f"{name}: frame {frame.number} has shape {image.shape} after {first}; expected "
+                f"{name}: frame {number} has shape {image.shape} after {first}; expected "
                 "frames of one size, or --resize"
             )
-        return image
+        return image, hole
 
 
 def beside(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarray:
@@ -120,7 +161,7 @@ def settle_aspect(ir: Source, vis: Source, resize: Resize, *, pictures: bool) ->
 def _pixels(image: Any, name: str) -> np.ndarray:
     """An image of any container as NumPy; floats in [0, 1] of other containers become uint16."""
     plain = isinstance(image, np.ndarray) and (
-        image.dtype in (np.uint8, np.uint16, np.float32) or is_signed(image)
+        image.dtype in (np.uint8, np.uint16) or image.dtype.kind == "f" or is_signed(image)
     )
     if plain:
         return image

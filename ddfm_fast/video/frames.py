@@ -11,7 +11,7 @@ from ..config import require_number
 
 DEFAULT_RATE = Fraction(25)
 """frames per second of what has no rate of its own: folders of pictures and arrays"""
-SWITCHES = ("auto", "off")
+SWITCHES = {"deinterlace": ("auto", "off", "tff", "bff"), "tone_map": ("auto", "off")}
 _LONGEST_WAIT = 1e6
 ON_ERROR = ("skip", "repeat", "stop")
 FAULTS_KEPT = 1000
@@ -32,6 +32,8 @@ class Frame(NamedTuple):
     """counted from 0 at the first frame of the stream; from the timestamps after a seek"""
     packets: tuple = ()
     """encoded audio that comes before this picture, and its times, for the output to keep"""
+    nodata: float | None = None
+    """the value that the picture's file says means nothing"""
 
 
 class BadFrame(NamedTuple):
@@ -60,10 +62,10 @@ class Intake(NamedTuple):
 
     def checked(self) -> Intake:
         """Return itself; ValueError or TypeError where something else was meant."""
-        for name in ("deinterlace", "tone_map"):
-            if getattr(self, name) not in SWITCHES:
+        for name, known in SWITCHES.items():
+            if getattr(self, name) not in known:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(SWITCHES)}"
+                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}"
                 )
         require_number("reconnect", self.reconnect, 0, _LONGEST_WAIT)
         return self

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
+from ..align.streams import StreamAligner
 from ..images.color import luma
 from ..images.planes import to_planes
-from ..images.ranges import FirstFrame, by_source
+from ..images.ranges import by_source
+from ..images.steady import SteadyRanges
 from ..metrics.temporal import warp
 from ..options import ReadingOptions
 
@@ -53,10 +55,10 @@ class MotionFinder:
     a cut.
     """
 
-    def __init__(self, **reading: Unpack[ReadingOptions]):
-        """``reading``: as in the call of ``Fuser``."""
-        self._reading = reading
-        self._ranges = FirstFrame(told=False)
+    def __init__(self, aligner: StreamAligner | None = None, **reading: Unpack[ReadingOptions]):
+        """``aligner``: brings pairs together first; ``reading``: as in the call of ``Fuser``."""
+        self._reading, self._aligner = reading, aligner
+        self._ranges = SteadyRanges(told=False)
         self._flow: Any = _flow_finder()
         self._before: np.ndarray | None = None
 
@@ -71,8 +73,26 @@ class MotionFinder:
 
         A pair of unequal sizes is left to the fusion to refuse.
         """
+        now = self._mean(ir, vis, cut=False)
+        if now is None:
+            return Motion(None, True)
+        before, self._before = self._before, now
+        if before is not None and before.shape == now.shape:
+            flow = self._flow.calc(now, before, None)
+            if _moved_correlation(now, before, flow) >= CUT_CORRELATION:
+                return Motion(flow, False)
+        if before is not None:
+            self.begin(ir, vis)
+        return Motion(None, True)
+
+    def begin(self, ir: Any, vis: Any) -> None:
+        """Take the pair that was given last for the first of a scene, as it is read now."""
+        self._before = self._mean(ir, vis, cut=True)
+
+    def _mean(self, ir: Any, vis: Any, *, cut: bool) -> np.ndarray | None:
+        """The mean of both lumas, uint8 [H, W]; None for a pair of unequal sizes."""
         nodata = self._reading.get("nodata")
-        ranges = self._ranges(ir, vis, self._reading.get("value_range"), nodata)
+        ranges = self._ranges(ir, vis, self._reading.get("value_range"), nodata, cut=cut)
         nothing = by_source(nodata, "nodata")
         a, b = (
             gray8(
@@ -81,16 +101,11 @@ class MotionFinder:
             )
             for name, image in (("ir", ir), ("vis", vis))
         )  # fmt: skip
-        if a.shape != b.shape:
-            return Motion(None, True)
-        now = cv2.addWeighted(a, 0.5, b, 0.5, 0)
-        before, self._before = self._before, now
-        if before is None or before.shape != now.shape:
-            return Motion(None, True)
-        flow = self._flow.calc(now, before, None)
-        if _moved_correlation(now, before, flow) < CUT_CORRELATION:
-            return Motion(None, True)
-        return Motion(flow, False)
+        if self._aligner is not None:
+            a, b = self._aligner.placed(a, b) if cut else self._aligner.frame(a, b)
+            if cut:
+                self._aligner.look(a, b, again=True)
+        return cv2.addWeighted(a, 0.5, b, 0.5, 0) if a.shape == b.shape else None
 
 
 def _flow_finder() -> Any:

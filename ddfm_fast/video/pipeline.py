@@ -11,15 +11,16 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from typing_extensions import Unpack
 
-from ..align.call import StreamAligner
+from ..align.streams import StreamAligner
 from ..api import Fuser
+from ..files.depth import Sources
 from ..images.pixels import Given
 from ..options import check_names
 from ..runtime.memory import pages_kept
@@ -47,6 +48,7 @@ class VideoOptions(TypedDict, total=False):
     resize: Resize
     ir_range: tuple[float, float] | str | None
     vis_range: tuple[float, float] | str | None
+    nodata: float | Mapping[str, float | None] | None
     start: float
     end: float | None
     rate: float | None
@@ -62,6 +64,7 @@ class VideoOptions(TypedDict, total=False):
     reconnect: float
     progress: bool
     on_bad: Callable[[BadFrame], None] | None
+    on_frame: Callable[[int, int | None], None] | None
 
 
 VIDEO_DEFAULTS: VideoOptions = {
@@ -70,6 +73,7 @@ VIDEO_DEFAULTS: VideoOptions = {
     "resize": None,
     "ir_range": None,
     "vis_range": None,
+    "nodata": None,
     "start": 0.0,
     "end": None,
     "rate": None,
@@ -85,6 +89,7 @@ VIDEO_DEFAULTS: VideoOptions = {
     "reconnect": 0.0,
     "progress": False,
     "on_bad": None,
+    "on_frame": None,
 }
 
 
@@ -113,8 +118,10 @@ def fuse_video(
             (height, width) both; without it, sizes that differ are an error unless the fuser's
             ``align`` looks for a map, which brings infrared frames to the visible size.
             ``ir_range``, ``vis_range``: (lo, hi), values that mean black and white; those beyond
-            are clipped. Or "auto" (the default), "data", "dtype": the first frame decides, see
-            ``ddfm_fast.images.ranges``.
+            are clipped. Or "auto" (the default), "data", "dtype": the first frame decides, and what
+            was found follows the others slowly, see ``ddfm_fast.images.steady``.
+            ``nodata``: a value, or NaN, that means nothing, for both or by source; there the result
+            shows the other source.
             ``start``, ``end``: seconds of the visible stream.
             ``rate``: frames per second of folders of pictures and arrays (default 25).
             ``audio``: keep the visible stream's (default: True).
@@ -125,11 +132,13 @@ def fuse_video(
             machine (MJPEG), which is printed on stderr.
             ``on_error``: what a bad frame means, see `Faults`; ``on_bad`` is called with each.
             ``deinterlace``: "auto" (the default) takes the combs out of frames that are marked as
-            interlaced, by FFmpeg's bwdif; "off" leaves them.
+            interlaced, by FFmpeg's bwdif, and says where others have combs; "off" leaves them;
+            "tff" and "bff" take them out of all, the top or bottom field being the earlier.
             ``tone_map``: "auto" (the default) brings PQ and HLG to BT.709; "off" leaves the coded
             values.
             ``reconnect``: seconds for which a live stream that breaks off is tried again.
-            ``progress``: show a bar on stderr.
+            ``progress``: show a bar on stderr; ``on_frame`` is called after each frame with how
+            many are written, and of how many, where that is known.
 
     Raises:
         ValueError: Input or output does not do (VideoError); nothing is written then. VideoError
@@ -171,9 +180,9 @@ def _fuse_opened(
     ir, vis = sources
     timeline = Timeline.of(ir, vis, offset=given["offset"], start=given["start"], end=given["end"])
     temporal = TemporalFuser(Fuser() if fuser is None else fuser, given["preset"])
-    aligner = StreamAligner(temporal.fuser.align)
-    ranges = given["ir_range"], given["vis_range"]
-    fit = Fit(ir, vis, given["resize"], *ranges, aligned=aligner.moves)
+    aligner = temporal.aligner()
+    values = given["ir_range"], given["vis_range"], given["nodata"]
+    fit = Fit(ir, vis, given["resize"], *values, aligned=aligner.moves)
     Inputs(inputs).refuse(out)
     pictures = given["codec"] == "png" or (given["codec"] is None and is_for_pictures(out))
     settle_aspect(ir, vis, given["resize"], pictures=pictures)
@@ -182,10 +191,13 @@ def _fuse_opened(
         sink = Previewed(sink)
     stages = _Stages(
         temporal, fit, aligner, sink,
-        realtime=given["realtime"], side_by_side=given["side_by_side"],
+        realtime=given["realtime"], side_by_side=given["side_by_side"], told=given["on_frame"],
     )  # fmt: skip
     with pages_kept(temporal.fuser.device):
         return stages.run(timeline, progress=given["progress"])
+
+
+Placing = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class _Read(NamedTuple):
@@ -199,8 +211,8 @@ class _Prepared(NamedTuple):
     """A pair on its way to the device."""
 
     read: _Read
-    shown: tuple[np.ndarray, np.ndarray] | None
-    """the two fitted pictures, kept for side_by_side"""
+    shown: Sources | None
+    """the two fitted pictures, kept for side_by_side and for what has no data"""
     sent: tuple
     """the two pictures, as they are fused"""
     motion: Motion
@@ -211,7 +223,7 @@ class _Fused(NamedTuple):
     """A fused picture on its way back."""
 
     read: _Read
-    shown: tuple[np.ndarray, np.ndarray] | None
+    shown: Sources | None
     image: Given
 
 
@@ -234,9 +246,10 @@ class _Stages:
         *,
         realtime: bool,
         side_by_side: bool,
+        told: Callable[[int, int | None], None] | None = None,
     ):
         self.temporal, self.fit, self.aligner, self.sink = temporal, fit, aligner, sink
-        self.realtime, self.side_by_side = realtime, side_by_side
+        self.realtime, self.side_by_side, self.told = realtime, side_by_side, told
         self.latencies: deque[float] = deque(maxlen=_LATENCIES)
         self.times = StageTimes()
 
@@ -259,6 +272,8 @@ class _Stages:
                     self._write(item)
                 report.dropped = read.dropped
                 self._show(bar, report)
+                if self.told is not None:
+                    self.told(self.sink.frames, total)
         except KeyboardInterrupt:
             report.stopped = INTERRUPTED
         except ReaderGone:
@@ -298,16 +313,24 @@ class _Stages:
         find, pixels = MotionFinder(value_range="dtype"), self.temporal.fuser.pixels
         for read in items:
             with self.times.of("fit"):
-                ir, vis = self.fit(read.pair)
-                ir = self.aligner.frame(ir, vis)
+                fitted = self._aligned(self.fit(read.pair), self.aligner.frame)
             with self.times.of("motion"):
-                motion = find(ir, vis)
+                motion = find(fitted.ir, fitted.vis)
                 if motion.cut:
-                    self.aligner.look(ir, vis, again=True)
+                    if (anew := self.fit.at_cut(read.pair)) is not None:
+                        fitted = self._aligned(anew, self.aligner.placed)
+                        find.begin(fitted.ir, fitted.vis)
+                    self.aligner.look(fitted.ir, fitted.vis, again=True)
                 flow = None if motion.flow is None else pixels.array_ahead(np.asarray(motion.flow))
-                sent = pixels.ahead(ir, vis)
-            shown = (ir, vis) if self.side_by_side else None
+                sent = pixels.ahead(fitted.ir, fitted.vis)
+            holed = any(hole is not None for hole in fitted.holes)
+            shown = fitted if self.side_by_side or holed else None
             yield _Prepared(read, shown, sent, motion, flow)
+
+    def _aligned(self, found: Sources, placed: Placing) -> Sources:
+        """A pair brought together, and where each of it has no data."""
+        ir, vis = placed(found.ir, found.vis)
+        return Sources(ir, vis, self.aligner.holes(found.holes, found.vis.shape[:2]))
 
     def _fuse(self, items: Iterable[_Prepared]) -> Iterator[_Fused]:
         stream = self.temporal.open()
@@ -320,8 +343,9 @@ class _Stages:
     def _write(self, item: _Fused) -> None:
         image = item.image.image()
         if item.shown is not None:
-            ir, vis = item.shown
-            image = beside(ir, vis, image)
+            image = item.shown.mended(image)
+        if self.side_by_side and item.shown is not None:
+            image = beside(item.shown.ir, item.shown.vis, image)
         frame = item.read.pair.vis
         self.sink.write(image, frame.time, frame.number, frame.packets)
         self.latencies.append(time.perf_counter() - item.read.arrived)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..images.ranges import FirstFrame
+from ..images.steady import SteadyRanges
 from ..restore.noise_level import CLEAN, Estimator, NoiseLevel, estimate
 from ..restore.sources import SOURCES
 from .reuse import KeptClean
@@ -54,14 +54,16 @@ class Stream:
     def __init__(self) -> None:
         self.kept: Kept | None = None
         """of the frame before; None before the first"""
-        self.ranges = FirstFrame()
+        self.ranges = SteadyRanges()
         self.settled = True
         """whether the tensors are on the device of the frames"""
         self.new_scene()
 
-    def reading(self, ir: Any, vis: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-        """How a frame is read: as was asked for, by the ranges that the first frame had."""
-        found = self.ranges(ir, vis, given.get("value_range"), given.get("nodata"))
+    def reading(
+        self, ir: Any, vis: Any, given: Mapping[str, Any], *, cut: bool = False
+    ) -> dict[str, Any]:
+        """How a frame is read: as was asked for, by ranges that follow the frames."""
+        found = self.ranges(ir, vis, given.get("value_range"), given.get("nodata"), cut=cut)
         return {**given, "value_range": found}
 
     def __getstate__(self) -> dict[str, Any]:

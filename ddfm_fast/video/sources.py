@@ -17,7 +17,7 @@ from typing import Any
 
 from ..config import require_number
 from ..files.paths import READ_SUFFIXES, ImageFileError, image_files, is_folder
-from ..files.reading import image_size, read_image
+from ..files.reading import image_size, read_picture
 from .decoding import VideoSource
 from .frames import DEFAULT_RATE, BadFrame, Faults, Frame, Intake, Source, VideoError
 from .opening import local
@@ -136,14 +136,14 @@ class PictureSource(Source):
             if time < start:
                 continue
             try:
-                last = read_image(path)
+                last = read_picture(path)
             except ImageFileError as error:
                 self.faults.add(BadFrame(self.name, number, str(error)))
                 if self.faults.stopped:
                     return
                 if self.faults.on_error == "skip" or last is None:
                     continue
-            yield Frame(last, time, number)
+            yield Frame(last.values, time, number, nodata=last.nodata)
 
 
 def _frame_numbers(paths: list[Path]) -> list[int]:

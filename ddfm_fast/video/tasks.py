@@ -16,6 +16,7 @@ from ..datasets.pairs import find_pairs
 from ..files.paths import ImageFileError, is_file, is_folder
 from ..options import check_names
 from .frames import VideoError
+from .opening import STDIN
 from .outputs import Inputs, new_part
 from .pipeline import VIDEO_DEFAULTS, VideoOptions, fuse_video
 from .report import INTERRUPTED, VideoReport
@@ -87,6 +88,8 @@ def plan(
     Raises:
         ValueError: Nothing is found, or ``out`` is a file for several sequences.
     """
+    if ir == vis == STDIN:
+        raise ValueError("IR and VIS are both -; give one of them as a file or a named pipe")
     if vis is not None:
         return [Task("video", ir, vis, str(out)) if is_stream(out) else _one(ir, vis, Path(out))]
     root = Path(ir)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from ddfm_fast.runtime import threads
 
 from . import memory
 from .build import ATTENTION, library
@@ -45,6 +46,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         *addresses, packed.data_ptr(), out.data_ptr(), compiled.team,
         n, tokens, heads, width, q.stride(0), q.stride(1), q.stride(2),
     )  # fmt: skip
-    if compiled.attention(call, torch.get_num_threads()):
+    if compiled.attention(call, threads.count()):
         raise MemoryError("not enough memory for attention")
     return out

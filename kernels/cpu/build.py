@@ -24,7 +24,7 @@ from typing import TypeVar
 
 import torch
 
-from ddfm_fast.runtime import environment
+from ddfm_fast.runtime import environment, threads
 from ddfm_fast.runtime.locks import ForkLock
 
 from . import cache, prebuilt
@@ -64,7 +64,7 @@ class Library:
         """output channels that are computed together"""
         if sizes != [LAYER_CALL.size + LAYER_FIXED.size, ATTENTION.size]:
             raise RuntimeError("structs of the compiled code have other sizes than here")
-        self.team = _team() or 0
+        self.team = _team(library) if isinstance(library, ctypes.CDLL) else 0
 
 
 class Functions:
@@ -84,7 +84,7 @@ class Functions:
 
     def run(self, name: str, *values: float) -> None:
         """Call a function with the fields of its struct; MemoryError where it has no scratch."""
-        if getattr(self, name)(self.STRUCTS[name].pack(*values), torch.get_num_threads()):
+        if getattr(self, name)(self.STRUCTS[name].pack(*values), threads.count()):
             raise MemoryError(f"not enough memory for {name}")
 
 
@@ -225,6 +225,13 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
+def _team(library: ctypes.CDLL) -> int:
+    """Give the address of what runs a function on several threads; 0 where there are no threads."""
+    start = getattr(ctypes.CDLL(None), "pthread_create", None)
+    library.ddfm_team_starts(ctypes.cast(start, ctypes.c_void_p) if start else None)
+    return ctypes.cast(library.ddfm_team, ctypes.c_void_p).value or 0
+
+
 def _version(compiler: str) -> str:
     return run([compiler, "--version"])
 
@@ -234,21 +241,3 @@ def _processor() -> str:
     lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     wanted = "vendor_id", "cpu family", "model", "flags", "Features", "CPU part"
     return "\n".join(line for line in lines if line.split("\t")[0].split(":")[0] in wanted)
-
-
-def _team() -> int | None:
-    """Find the address of ``GOMP_parallel`` in the OpenMP library that PyTorch runs on, else None.
-
-    A library of our own would bring threads of its own, and PyTorch's, which spin for a while
-    after each operation, would be in their way.
-    """
-    lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
-    paths = {line.split(maxsplit=5)[-1] for line in lines}
-    names = "libgomp", "libiomp5", "libomp"
-    found = [Path(p) for p in paths if Path(p).name.startswith(names)]
-    home = Path(torch.__file__).parent
-    for path in sorted(found, key=lambda p: (home not in p.parents, p)):
-        function = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
-        if function is not None:
-            return ctypes.cast(function, ctypes.c_void_p).value
-    return None

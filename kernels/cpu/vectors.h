@@ -25,7 +25,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * VL)));
 // Products are computed for MR pixels times NR channels at once: 12 accumulators.
 constexpr int MR = 6, NR = 2 * VL;
 
-// Runs a function on several threads: OpenMP's GOMP_parallel.
+// Runs a function on several threads: ddfm_team of team.cpp.
 extern "C" typedef void (*Team)(void (*)(void *), void *, unsigned, unsigned);
 
 static inline vec load(const float *p) { return *(const loose *)p; }

@@ -2,6 +2,7 @@
 
 RECORD = {
     "fuse": """
+        --align-field: visible|common, 'visible'
         --align: str, 'check'
         --backend: str, None
         --chroma: 444|422|420, None
@@ -30,6 +31,7 @@ RECORD = {
         --quality: int min=1 max=100, None
         --raw-size: str, None
         --resize: ir|vis, None
+        --reuse: int min=1, None
         --sampler: str, None
         --seed: int, 3407
         --skip-existing: bool, False
@@ -46,6 +48,7 @@ RECORD = {
     "batch": """
         --actors: int min=1, None
         --address: str, None
+        --align-field: visible|common, 'visible'
         --align: str, 'check'
         --backend: str, None
         --batch-size: int min=1, None
@@ -63,6 +66,7 @@ RECORD = {
         --ir-range: str, None
         --json: bool, False
         --keep-thermal: bool, False
+        --layout-out: str, None
         --layout: str, None
         --list: bool, False
         --manifest: Path, None
@@ -72,6 +76,7 @@ RECORD = {
         --num-gpus: float min=0, None
         --on: here|ray, 'here'
         --out-range: str, 'full'
+        --panel: bool, False
         --pattern: str, None
         --preset: str, None
         --prior-config: str, None
@@ -82,6 +87,7 @@ RECORD = {
         --raw-size: str, None
         --redo: bool, False
         --resize: ir|vis, None
+        --reuse: int min=1, None
         --sampler: str, None
         --seed: int, 3407
         --steps: str, None
@@ -98,11 +104,12 @@ RECORD = {
     "video": """
         --actors: int min=1, None
         --address: str, None
+        --align-field: visible|common, 'visible'
         --align: str, 'check'
         --codec: h264|hevc|ffv1|png, None
         --color-from: auto|ir|vis, 'auto'
         --crf: int min=0 max=51, None
-        --deinterlace: auto|off, 'auto'
+        --deinterlace: auto|off|tff|bff, 'auto'
         --denoise: str, None
         --device: str, None
         --end: float min=0, None
@@ -112,6 +119,7 @@ RECORD = {
         --ir-range: str, None
         --json: bool, False
         --no-audio: bool, False
+        --nodata: str, None
         --num-gpus: float min=0, None
         --offset: float, 0.0
         --on-error: skip|repeat|stop, 'skip'
@@ -153,6 +161,7 @@ RECORD = {
         --preset: str, None
         --prior-config: str, None
         --prior: str, 'embedded'
+        --reuse: int min=1, None
         --seed: int, 3407
         --series: str, None
         --slices: str, None
@@ -160,6 +169,7 @@ RECORD = {
         --stretch: none|minmax|percentile|sources, None
         --tile: str, 'auto'
         --vis-range: str, None
+        --window: str, None
         -o --out: Path, required
         -q --quiet: bool, False
         ir: Path, required
@@ -186,6 +196,21 @@ RECORD = {
         --timeout: float min=0.1, 60.0
         --token-file: Path, None
         --wait: float min=0, 5.0
+    """,
+    "app": """
+        --backend: str, None
+        --device: str, None
+        --dtype: auto|float32|tf32|bfloat16|float16, 'auto'
+        --graph: str, None
+        --host: str, '127.0.0.1'
+        --insecure: bool, False
+        --max-bytes: int min=1, 1073741824
+        --max-pixels: int min=256, 67108864
+        --port: int min=0 max=65535, 7860
+        --prior-config: str, None
+        --prior: str, 'embedded'
+        --tile: str, 'auto'
+        --token-file: Path, None
     """,
     "align": """
         --ir-camera: Path, None

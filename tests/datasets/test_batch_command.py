@@ -100,6 +100,63 @@ def test_command_with_two_folders_a_list_or_a_layout(call, data, out):
         assert result.exit_code == code and words in result.output, result.output
 
 
+def test_a_bad_entry_of_a_list_fails_alone(call, data, out):
+    good = "test/ir/a.png,test/vi/a.png,x\n"
+    bad = ["test/ir/a.png,,y", "test/ir/gone.png,test/vi/a.png,z", "a.png,b.png,../up"]
+    (data / "x.csv").write_text("ir,vis,name\n" + good + "\n".join(bad) + "\n")
+    result = call(data / "x.csv", "-o", out)
+    assert result.exit_code == 1, result.output
+    assert "1 fused, 0 there already, 3 failed" in result.stdout
+    for words in (
+        "line 3: ", "expected a path", "z: ", "gone.png is not there; paths of the list are",
+        "line 5: ", "expected a plain name",
+    ):  # fmt: skip
+        assert words in result.stderr, result.stderr
+    again = call(data / "x.csv", "-o", out)
+    assert again.exit_code == 1 and "0 fused, 1 there already, 3 failed" in again.stdout
+    rows = [["test/ir/a.png", "test/vi/a.png"], ["one"], 4, {"ir": "test/ir/a.png", "vis": 4}]
+    (data / "x.json").write_text(json.dumps(rows))
+    result = call(data / "x.json", "-o", out / "j", "--range-over", "dataset")
+    assert result.exit_code == 1 and "1 fused, 0 there already, 3 failed" in result.stdout
+    assert "pair 3: " in result.stderr and "got 4" in result.stderr
+    listed = call(data / "x.json", "--list")
+    assert listed.exit_code == 1 and "1 pairs, 3 files without one" in listed.stdout
+    assert "pair 2: " in listed.stdout
+
+
+def test_a_list_without_a_good_entry_is_refused(call, data, out):
+    (data / "x.csv").write_text("ir,vis\nno.png,none.png\n")
+    result = call(data / "x.csv", "-o", out)
+    assert result.exit_code == 2 and "2 files are not there" in result.stderr
+    assert not out.exists() or not list(out.glob("*.png"))
+
+
+def test_panels(call, data, out):
+    assert call(data, "-o", out).exit_code == 0
+    before = {path: path.read_bytes() for path in out.rglob("*.png")}
+    result = call(data, "-o", out, "--panel")
+    assert "5 fused" in result.stdout and result.exit_code == 0
+    panel = read_image(out / "test" / "a.panel.png")
+    height, width = read_image(out / "test" / "a.png").shape[:2]
+    assert panel.shape[0] >= height and panel.shape[1] >= 3 * width
+    assert all(path.read_bytes() == data for path, data in before.items())
+    again = call(data, "-o", out, "--panel")
+    assert "0 fused, 5 there already" in again.stdout
+    assert "0 fused, 5 there already" in call(data, "-o", out).stdout
+    (out / "test" / "a.panel.png").unlink()
+    assert "1 fused, 4 there already" in call(data, "-o", out, "--panel").stdout
+    ray = call(data, "-o", out / "r", "--panel", "--on", "ray")
+    assert ray.exit_code == 2 and "--panel is for local folders" in ray.stderr
+
+
+def test_panels_do_not_replace_results(call, data, out):
+    for name in ("ir", "vi"):
+        folder = data / "test" / name
+        (folder / "a.panel.png").write_bytes((folder / "a.png").read_bytes())
+    result = call(data, "-o", out, "--panel")
+    assert result.exit_code == 2 and "test/a.panel; rename" in result.stderr
+
+
 def test_command_reports_failures(call, data, out):
     (data / "test" / "ir" / "a.png").write_bytes(b"junk")
     result = call(data, "-o", out)

@@ -45,3 +45,9 @@ def test_a_pair_that_fails_does_not_stop_the_others(data):
     assert [(path.name, str(error)) for path, error in told] == [("a.png", first["error"])]
     with pytest.raises(ValueError, match="no such file|does not exist"):
         fuse_files(data / "none", data / "vi", data / "out", make_fuser())
+
+
+def test_a_folder_given_twice_is_refused_with_the_command_that_is_meant(data):
+    with pytest.raises(ValueError, match="the same folder.*ddfm-fast batch .*ir -o"):
+        fuse_files(data / "ir", data / "vi" / ".." / "ir", data / "out", make_fuser())
+    assert not (data / "out").exists()

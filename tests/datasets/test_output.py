@@ -276,6 +276,30 @@ def test_the_infrared_stays_as_a_second_page(tmp_path, fuser, ir):
         np.testing.assert_array_equal(np.asarray(image), ir)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "text"),
+    [
+        ("float32", -9999, "-9999"), ("float32", np.nan, "nan"), ("int16", -32768, "-32768"),
+        ("uint16", 0, "0"), ("float32", 0.1, "0.10000000000000001"),
+    ],
+)  # fmt: skip
+def test_the_second_page_says_which_value_means_nothing(tmp_path, fuser, dtype, value, text):
+    tifffile = pytest.importorskip("tifffile")
+    values = COUNTS.astype(dtype)
+    values[10:14, 10:14] = value
+    paths = pair(tmp_path, ir=values)
+    levels = Levels({"ir": (0, 65535), "vis": "dtype"}, {"ir": value})
+    how = {"keep_thermal": True, "compression": "none"}
+    fused(paths, tmp_path / "o.tif", fuser, levels=levels, **how)
+    with tifffile.TiffFile(tmp_path / "o.tif") as file:
+        first, second = file.pages
+        assert second.tags["GDAL_NODATA"].value == text and "GDAL_NODATA" not in first.tags
+        np.testing.assert_array_equal(second.asarray(), values)
+    fused(pair(tmp_path, ir=COUNTS), tmp_path / "p.tif", fuser, levels=QUIET, keep_thermal=True)
+    with tifffile.TiffFile(tmp_path / "p.tif") as file:
+        assert not any("GDAL_NODATA" in page.tags for page in file.pages)
+
+
 def test_a_second_page_of_a_cropped_result_is_cropped_too(tmp_path, fuser):
     size = 75, 101
     cv2.imwrite(str(tmp_path / "ir.tif"), counts := np.arange(7575, dtype=np.uint16).reshape(size))

@@ -273,7 +273,7 @@ def test_scores_see_what_was_fused(tmp_path):
 
 
 @pytest.mark.parametrize(("ir_range", "most"), [(None, 65535), ("data", 65535), ("dtype", 9040)])
-def test_a_video_keeps_the_range_of_its_first_frame(ir_range, most, said):
+def test_a_video_keeps_near_the_range_of_its_first_frame(ir_range, most, said):
     frames = [counts(7000, 8), counts(7000, 4), counts(7500, 8)]
     streams = (ArraySource(many, name, Fraction(25)) for many, name in ((frames, "ir"), ([], "v")))
     fit = Fit(*streams, ir_range=ir_range)

@@ -19,7 +19,7 @@ from ddfm_fast import DDFMWarning, __version__
 from ddfm_fast.files.directories import SHORT, Page, Reader, numbers, pack, text
 from ddfm_fast.files.metadata import Geo, Metadata, read_metadata
 from ddfm_fast.files.srgb import profile
-from ddfm_fast.files.writing import write_image
+from ddfm_fast.files.writing import SidePage, write_image
 
 SUFFIXES = (".png", ".jpg", ".tif")
 GEO = {
@@ -143,12 +143,12 @@ def test_pages_keep_values_of_any_dtype(tmp_path, dtype):
     values = np.arange(30).reshape(5, 6) * 4 % 120
     values = (values - (0 if dtype[0] in "ub" else 60)).astype(dtype)
     fused = pixels(5, 6)
-    write_image(tmp_path / "o.tif", fused, pages={"infrared": values}, compression="none")
+    write_image(tmp_path / "o.tif", fused, pages={"infrared": SidePage(values)}, compression="none")
     with tifffile.TiffFile(tmp_path / "o.tif") as file:
         np.testing.assert_array_equal(file.pages[0].asarray(), fused)
         np.testing.assert_array_equal(file.pages[1].asarray(), values)
     with pytest.raises(ValueError, match=r"o\.png: \.png holds one picture, not 2; write \.tif"):
-        write_image(tmp_path / "o.png", fused, pages={"infrared": values})
+        write_image(tmp_path / "o.png", fused, pages={"infrared": SidePage(values)})
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
@@ -159,7 +159,7 @@ def test_tifffile_agrees(tmp_path, dtype):
     thermal = np.linspace(-20, 60, 33 * 41).reshape(33, 41)
     write_image(
         tmp_path / "o.tif", picture, metadata=found, compression="none",
-        pages={"infrared": thermal},
+        pages={"infrared": SidePage(thermal)},
     )  # fmt: skip
     with tifffile.TiffFile(tmp_path / "o.tif") as file:
         first, second = file.pages
@@ -237,6 +237,12 @@ def test_a_place_in_other_pixels():
     # the same point of the earth: (column, row) of the one is (column / 2, 2 row) of the other
     for column, row in ((0, 0), (8, 6), (20, 12)):
         point = matrix @ [column / 2, row * 2, 0, 1]
+        np.testing.assert_allclose(point, before @ [column, row, 0, 1])
+    part = geo.cut(3, 5, (9, 15))
+    assert part.size == (9, 15) and part.tags[33922].numbers == [5.0, 1.0, 0.0, 7.0, 8.0, 0.0]
+    matrix = np.array(part.tags[34264].numbers).reshape(4, 4)
+    for column, row in ((5, 3), (8, 6)):
+        point = matrix @ [column - 5, row - 3, 0, 1]
         np.testing.assert_allclose(point, before @ [column, row, 0, 1])
 
 

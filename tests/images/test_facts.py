@@ -90,7 +90,9 @@ def test_integers_say_what_planes_say(dtype, data):
     assert facts.same_picture(*raws) == torch.equal(*map(luma, planes))
     for raw, plane in zip(raws, planes, strict=True):
         assert torch.equal(raw.planes(), plane)
-        assert facts.flat_level(raw) == level(plane)
+        flat = facts.flat_level(raw)
+        unit = None if flat is None else float(raw.unit(torch.tensor([flat]).to(raw.values.dtype)))
+        assert unit == level(plane)
         assert facts.are_colored(raw) == has_chroma(plane).tolist()
         assert is_functional(raw.values, raw.unit) == [functional(plane[0])]
         assert is_functional(plane) == [functional(plane[0])]
@@ -125,3 +127,19 @@ def test_limits_of_some_images_are_contiguous_as_kernels_read_them():
     limits = torch.arange(6.0).view(2, 3, 1, 1, 1)
     some = Fused(torch.zeros(3, 1, 16, 16), limits).images(1, 2)
     assert some.limits.is_contiguous() and torch.equal(some.limits, limits[:, 1:3])
+
+
+@pytest.mark.parametrize(
+    "image, reading, value",
+    [
+        (np.full((20, 20), 7000, np.uint16), {}, "7000"),
+        (np.full((20, 20), 100, np.uint8), {}, "100"),
+        (np.full((20, 20), 0.25), {}, "0.25"),
+        (np.full((20, 20), 7000, np.uint16), {"value_range": (6000, 9000)}, "7000"),
+        (np.full((20, 20), 21.5), {"value_range": (-20, 60)}, "21.5"),
+    ],
+)
+def test_a_flat_source_is_told_in_its_own_units(image, reading, value):
+    other = read_raw(np.tile(np.arange(20, dtype=np.uint8) * 9, (20, 1)), "vis")
+    (sentence,) = facts.unlikely(read_raw(image, "ir", **reading), other)
+    assert sentence.startswith(f"ir is {value} everywhere")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import shutil
-import subprocess
-import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -395,26 +392,6 @@ def test_without_a_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
     assert fresh_status(monkeypatch, XDG_CACHE_HOME=str(blocked)) is None
     assert list(tmp_path.iterdir()) == [blocked], "nothing is left"
-
-
-@needs_kernels
-def test_threads_are_those_of_pytorch():
-    """A second OpenMP library would bring threads that spin beside PyTorch's."""
-    code = (
-        "import torch\n"
-        "from ddfm_fast.kernels.cpu import build\n"
-        "torch.randn(300, 300) @ torch.randn(300, 300)\n"
-        "def count():\n"
-        "    return {line.split()[-1] for line in open('/proc/self/maps') if 'omp' in line}\n"
-        "before = count()\n"
-        "assert build.library().team, 'no OpenMP library found'\n"
-        "assert count() == before, count() - before\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @needs_kernels

@@ -274,7 +274,7 @@ def test_a_row_that_fails_is_left_out(items, tmp_path, monkeypatch):
 
 
 def test_wrong_scoring_is_refused_before_the_work(items, tmp_path):
-    for wrong in ({"convention": "mine"}, {"names": ["LPIPS"]}, {"paper": "KAIST"}):
+    for wrong in ({"convention": "mine"}, {"names": ["NIQE"]}, {"paper": "KAIST"}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             run(items, tmp_path / "out", ablation.ablation_rows(CONFIG), **wrong)
     assert not (tmp_path / "out").exists()

@@ -12,9 +12,11 @@ from conftest import shared
 
 from ddfm_fast import metrics
 from ddfm_fast.files.reading import read_image
+from ddfm_fast.metrics.conventions import LOWER, ON_REQUEST, WEIGHTED
 
 SIX = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
-TWO_SOURCES = [name for name in metrics.NAMES if name not in metrics.SINGLE]
+ALL = [name for name in metrics.NAMES if name not in WEIGHTED]
+TWO_SOURCES = [name for name in ALL if name not in metrics.SINGLE]
 
 
 def triple(height: int = 64, width: int = 80, seed: int = 0) -> list[np.ndarray]:
@@ -169,6 +171,15 @@ def test_scikit_learn():
     assert scores["MI_vis"] == pytest.approx(score(f.ravel(), b.ravel()), rel=1e-9)
 
 
+def test_scikit_learns_normalized_information():
+    score = pytest.importorskip("sklearn.metrics").normalized_mutual_info_score
+    f, a, b = triple()
+    expected = [score(f.ravel(), s.ravel()) for s in (a, b)]
+    scores = values(metrics.compute(f, a, b, names=["NMI"]))
+    assert [scores["NMI_ir"], scores["NMI_vis"]] == pytest.approx(expected, rel=1e-9)
+    assert scores["NMI"] == pytest.approx(sum(expected), rel=1e-9)
+
+
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
@@ -218,24 +229,29 @@ def test_torchmetrics():
 
 
 def test_keys_and_worse_source():
-    scores = metrics.compute(*triple(176, 176))
+    scores = metrics.compute(*triple(176, 176), names=ALL)
     expected = []
-    for name in metrics.NAMES:
+    for name in ALL:
         expected.append(name)
         if name in TWO_SOURCES:
-            expected += [f"{name}_ir", f"{name}_vis", f"{name}_min"]
+            worse = f"{name}_max" if name in LOWER else f"{name}_min"
+            expected += [f"{name}_ir", f"{name}_vis", worse]
     assert list(scores) == expected
     assert all(v.shape == (1,) and v.dtype == torch.float64 for v in scores.values())
     for name in TWO_SOURCES:
         pair = scores[f"{name}_ir"], scores[f"{name}_vis"]
-        assert torch.equal(scores[f"{name}_min"], torch.minimum(*pair))
+        if name in LOWER:
+            assert torch.equal(scores[f"{name}_max"], torch.maximum(*pair))
+        else:
+            assert torch.equal(scores[f"{name}_min"], torch.minimum(*pair))
         assert pair[0] != pair[1]
 
 
 def test_swapping_the_sources_swaps_their_scores():
     f, a, b = triple()
-    one, two = metrics.compute(f, a, b), metrics.compute(f, b, a)
-    for name in (n for n in TWO_SOURCES if n in one):
+    names = [n for n in TWO_SOURCES if metrics.smallest_size(n) <= 64]
+    one, two = (metrics.compute(f, *sources, names=names) for sources in ((a, b), (b, a)))
+    for name in names:
         assert float(one[f"{name}_ir"]) == float(two[f"{name}_vis"])
         assert float(one[name]) == pytest.approx(float(two[name]), rel=1e-12)
 
@@ -243,18 +259,19 @@ def test_swapping_the_sources_swaps_their_scores():
 @pytest.mark.parametrize("convention", metrics.CONVENTIONS)
 def test_a_batch_gives_each_image_what_it_gets_alone(convention):
     batch = [np.stack(planes) for planes in zip(*(triple(seed=s) for s in range(3)), strict=True)]
-    together = metrics.compute(*batch, convention=convention)
+    names = [n for n in ALL if metrics.smallest_size(n) <= 64]
+    together = metrics.compute(*batch, convention=convention, names=names)
     for index in range(3):
-        alone = metrics.compute(*(p[index] for p in batch), convention=convention)
+        alone = metrics.compute(*(p[index] for p in batch), convention=convention, names=names)
         for name, value in alone.items():
             assert torch.equal(together[name][index : index + 1], value), name
 
 
 def test_rows_cut_into_strips_do_not_change_the_sums(monkeypatch):
     images = triple(176, 181)
-    whole = values(metrics.compute(*images))
+    whole = values(metrics.compute(*images, names=ALL))
     monkeypatch.setattr("ddfm_fast.metrics.measures._STRIP_PIXELS", 1)
-    assert values(metrics.compute(*images)) == pytest.approx(whole, rel=1e-12)
+    assert values(metrics.compute(*images, names=ALL)) == pytest.approx(whole, rel=1e-12)
 
 
 def test_containers_and_dtypes_agree():
@@ -285,8 +302,10 @@ def test_inputs_are_left_alone():
 @pytest.mark.parametrize("levels", [(0, 0, 0), (255, 255, 255), (90, 90, 12), (100.3, 7.7, 0)])
 def test_flat_images_score_finite(convention, levels):
     flat = [np.full((41, 48), level, np.float64) for level in levels]
-    scores = values(metrics.compute(*flat, convention=convention))
+    names = [n for n in ALL if metrics.smallest_size(n) <= 41]
+    scores = values(metrics.compute(*flat, convention=convention, names=names))
     assert all(math.isfinite(v) for v in scores.values())
+    assert scores["Qcb"] == scores["FMI-pixel"] == 1 and scores["Qcv"] == scores["NMI"] == 0
     assert scores["EN"] == scores["MI"] == scores["CC"] == scores["SCD"] == 0
     assert scores["SD"] == pytest.approx(0, abs=1e-12)
     assert scores["VIF_min"] == 1
@@ -306,6 +325,7 @@ def test_names_choose_and_sizes_limit():
     images = triple()
     chosen = metrics.compute(*images, names=["SD", "EN"])
     assert list(chosen) == ["EN", "SD"]
+    assert not set(ON_REQUEST) & set(metrics.compute(*images))
     tiny = metrics.compute(*triple(16, 40))
     assert "VIF" not in tiny and "SSIM" in tiny and "MS-SSIM" not in tiny
     assert "VIF" in metrics.compute(*triple(41, 41))
@@ -427,10 +447,9 @@ def test_near_copy_needs_two_sources_that_differ():
 def test_cuda_agrees():
     batch = [np.stack(p) for p in zip(*(triple(176, 181, s) for s in range(3)), strict=True)]
     for convention in metrics.CONVENTIONS:
-        expected = metrics.compute(*batch, convention=convention)
-        scores = metrics.compute(
-            *(torch.from_numpy(p).cuda() for p in batch), convention=convention
-        )
+        options = {"convention": convention, "names": ALL}
+        expected = metrics.compute(*batch, **options)
+        scores = metrics.compute(*(torch.from_numpy(p).cuda() for p in batch), **options)
         for name, value in expected.items():
             assert scores[name].is_cuda
             torch.testing.assert_close(scores[name].cpu(), value, rtol=1e-5, atol=1e-7)

@@ -64,6 +64,16 @@ def test_the_best_and_the_second_are_marked_and_copies_are_not():
     assert set(marked(evaluation([[1, 1]])).values()) == {(None, None)}
 
 
+def test_where_less_is_better_the_least_is_best():
+    pairs = ["a", "b"]
+    methods = [MethodScores(f"m{n}", None, {"MSE": np.array([n, n + 0.5])}, {}) for n in range(3)]
+    found = Evaluation("sane", pairs, methods)
+    assert marked(found) == {"MSE": ("m0", "m1")}
+    assert ranks(found, "MSE").mean == [1, 2, 3]
+    assert "MSE$\\downarrow$" in render(found, "latex") and "MSE↓" in render(found, "table")
+    assert "\\textbf{0.250}" in render(found, "latex")
+
+
 def test_latex_shows_names_as_they_are():
     latex = render(evaluation([[1, 2], [2, 3]], names=["a_b & c%", "\\x^~"]), "latex")
     assert "a\\_b \\& c\\%" in latex

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import warnings
 from fractions import Fraction
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from clips import pan, read_clip, write_clip
-from conftest import shared
 from fusing import run
 
 from ddfm_fast import DDFMWarning
@@ -336,7 +336,7 @@ def test_one_frame_and_odd_sizes(tmp_path):
 
 def test_damaged_rate(tmp_path):
     """Flipped bits and a rate of a frame in 16 months: 3 bad frames are left out of 30."""
-    path = shared("cases/damaged_rate.ts")
+    path = Path(__file__).parents[1] / "data" / "damaged_rate.ts"
     out = tmp_path / "o.mp4"
     report = run(pan(30, 2, size=48), path, out, resize="vis")
     assert report.frames + report.bad_count == 30 and report.bad_count == 3

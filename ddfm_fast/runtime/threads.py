@@ -1,0 +1,74 @@
+"""How many threads a call computes on, and on which of two kinds.
+
+PyTorch's own operations run on OpenMP's threads, and each waits until all of them were there: on a
+machine whose cores are busy that is a time slice of the scheduler, whatever there is to do. The
+C++ of ``ddfm_fast.kernels.cpu`` has threads that are not awaited. So where that does nearly all of
+the work, what little PyTorch does between is left on the calling thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+_of_thread = threading.local()
+
+
+def count() -> int:
+    """Count the threads that this thread's calls may use: ``torch.get_num_threads()`` as set."""
+    return getattr(_of_thread, "count", 0) or torch.get_num_threads()
+
+
+@contextmanager
+def for_ours() -> Iterator[None]:
+    """Keep PyTorch's own operations of this thread on one, until the end of the block.
+
+    :func:`count` goes on saying how many there are. Other threads' operations stay as they are,
+    and nothing is changed where PyTorch's OpenMP library is not found.
+    """
+    before, limit = torch.get_num_threads(), _limit()
+    if before <= 1 or limit is None:
+        yield
+        return
+    _of_thread.count = before
+    limit(1)
+    try:
+        yield
+    finally:
+        limit(before)
+        _of_thread.count = 0
+
+
+def machine_is_busy() -> bool:
+    """Whether more threads want to run now than there are cores; False where that is not told."""
+    try:
+        running = Path("/proc/loadavg").read_text().split()[3].partition("/")[0]
+        return int(running) > (os.cpu_count() or 1)
+    except (OSError, ValueError, IndexError):  # not Linux
+        return False
+
+
+@lru_cache(maxsize=1)
+def _limit() -> Callable[[int], None] | None:
+    """Find what sets the threads of the calling thread alone; torch.set_num_threads does of all."""
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+    except OSError:  # not Linux
+        return None
+    paths = {line.split(maxsplit=5)[-1] for line in lines}
+    names = "libgomp", "libiomp5", "libomp"
+    home = Path(torch.__file__).parent
+    found = [Path(path) for path in paths if Path(path).name.startswith(names)]
+    for path in sorted(found, key=lambda p: (home not in p.parents, p)):
+        function = getattr(ctypes.CDLL(str(path)), "omp_set_num_threads", None)
+        if function is not None:
+            function.argtypes, function.restype = [ctypes.c_int], None
+            return function
+    return None

@@ -1,0 +1,155 @@
+// Threads that work for a call, of which it awaits none but those that have come.
+//
+// OpenMP's calls wait until each of their threads was there, even where no work is left: on a machine
+// whose cores are busy that is a time slice of the scheduler for every layer. Here a call closes when
+// the thread that made it has found no more work, and threads that come later go on waiting.
+//
+// Functions that are run so hand out their work piece by piece, and give the same however many come.
+
+#include <atomic>
+#include <cstdint>
+#include <pthread.h>
+#include <signal.h>
+#include <unistd.h>
+
+typedef void (*Function)(void *);
+typedef int (*Start)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+
+// Looks before a thread that waits falls asleep: some 30 microseconds.
+constexpr int LOOKS = 1000;
+
+// One look less often than memory can be read.
+static inline void pause_once() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+struct Call {
+    Function function;
+    void *argument;
+    unsigned places;  // for threads that have not come yet
+    std::atomic<unsigned> inside{0};
+    Call *next = nullptr;
+};
+
+// All but the two counters that are looked at without it belongs to whoever holds the lock.
+struct Team {
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t called = PTHREAD_COND_INITIALIZER, left = PTHREAD_COND_INITIALIZER;
+    pid_t process = getpid();
+    Call *first = nullptr;
+    std::atomic<unsigned> calls{0};
+    unsigned hired = 0, asleep = 0, leaving = 0;
+};
+
+// Those of a process that was forked stayed behind in it, maybe with the lock.
+static std::atomic<Team *> current{nullptr};
+
+static Team *team_of_process() {
+    Team *team = current.load(std::memory_order_acquire);
+    if (team && team->process == getpid()) return team;
+    Team *made = new Team;
+    if (current.compare_exchange_strong(team, made)) return made;
+    delete made;
+    return team;
+}
+
+static Call *open_call(const Team &team) {
+    for (Call *call = team.first; call; call = call->next)
+        if (call->places) return call;
+    return nullptr;
+}
+
+// Until another call comes; the lock is held before and after.
+static void await_call(Team &team) {
+    const unsigned seen = team.calls.load(std::memory_order_relaxed);
+    pthread_mutex_unlock(&team.lock);
+    for (int look = 0; look < LOOKS && team.calls.load(std::memory_order_relaxed) == seen; look++)
+        pause_once();
+    pthread_mutex_lock(&team.lock);
+    if (team.calls.load(std::memory_order_relaxed) != seen) return;
+    team.asleep++;
+    pthread_cond_wait(&team.called, &team.lock);
+    team.asleep--;
+}
+
+static void *serve(void *argument) {
+    Team &team = *(Team *)argument;
+    pthread_mutex_lock(&team.lock);
+    for (;;) {
+        Call *call = open_call(team);
+        if (!call) {
+            await_call(team);
+            continue;
+        }
+        call->places--;
+        call->inside.fetch_add(1, std::memory_order_relaxed);
+        pthread_mutex_unlock(&team.lock);
+        call->function(call->argument);
+        pthread_mutex_lock(&team.lock);
+        // the call may be over with this, and its memory gone
+        if (call->inside.fetch_sub(1, std::memory_order_release) == 1 && team.leaving)
+            pthread_cond_broadcast(&team.left);
+    }
+    return nullptr;
+}
+
+// Threads up to a number; signals go to the others. Fewer where the system gives no more.
+static void hire(Team &team, unsigned count, Start start) {
+    if (team.hired >= count) return;
+    sigset_t all, before;
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, &before);
+    pthread_t thread;
+    while (team.hired < count && start(&thread, nullptr, serve, &team) == 0) team.hired++;
+    sigprocmask(SIG_SETMASK, &before, nullptr);
+}
+
+static void post(Team &team, Call &call, Start start) {
+    pthread_mutex_lock(&team.lock);
+    hire(team, call.places, start);
+    call.next = team.first;
+    team.first = &call;
+    team.calls.fetch_add(1, std::memory_order_relaxed);
+    for (unsigned i = 0; i < call.places && i < team.asleep; i++) pthread_cond_signal(&team.called);
+    pthread_mutex_unlock(&team.lock);
+}
+
+// After this no thread comes; those that have come are awaited.
+static void close(Team &team, Call &call) {
+    pthread_mutex_lock(&team.lock);
+    Call **at = &team.first;
+    while (*at != &call) at = &(*at)->next;
+    *at = call.next;
+    if (call.inside.load(std::memory_order_acquire)) {
+        pthread_mutex_unlock(&team.lock);
+        for (int look = 0; look < LOOKS && call.inside.load(std::memory_order_acquire); look++)
+            pause_once();
+        pthread_mutex_lock(&team.lock);
+        team.leaving++;
+        while (call.inside.load(std::memory_order_acquire)) pthread_cond_wait(&team.left, &team.lock);
+        team.leaving--;
+    }
+    pthread_mutex_unlock(&team.lock);
+}
+
+static Start start_thread = nullptr;
+
+extern "C" {
+
+// pthread_create, which is named by the loader: glibc 2.34 gave it a version that older ones lack.
+void ddfm_team_starts(void *function) { start_thread = (Start)function; }
+
+// Run a function on this thread and on up to `threads - 1` others; as OpenMP's GOMP_parallel.
+void ddfm_team(Function function, void *argument, unsigned threads, unsigned) {
+    if (threads <= 1 || !start_thread) return function(argument);
+    Team &team = *team_of_process();
+    Call call{function, argument, threads - 1};
+    post(team, call, start_thread);
+    function(argument);
+    close(team, call);
+}
+}

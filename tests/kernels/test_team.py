@@ -1,0 +1,129 @@
+"""Threads of the C++: whether calls wait for none that has not come, and for all that have."""
+
+import ctypes
+import os
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import ddfm_fast
+from ddfm_fast.kernels.cpu import build, prebuilt
+from ddfm_fast.runtime import threads
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+needs_kernels = pytest.mark.skipif(build.status() is not None, reason=f"{build.status()}")
+FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """Compile team.cpp with the program beside this file, plainly or under a sanitizer."""
+
+    def compiled(*flags: str) -> str:
+        path = tmp_path_factory.mktemp("team") / "program"
+        files = f"{HERE}/team.cpp", str(prebuilt.HERE / "team.cpp")
+        command = [build.prebuilt.compiler(), "-std=c++17", "-O1", "-g", "-pthread", *flags]
+        done = subprocess.run([*command, *files, "-o", str(path)], capture_output=True, text=True)
+        if done.returncode and flags:
+            pytest.skip(f"the compiler has no {flags}: {done.stderr[-200:]}")
+        assert done.returncode == 0, done.stderr
+        return str(path)
+
+    return compiled
+
+
+@needs_kernels
+def test_calls_of_several_threads_and_after_a_fork(program):
+    done = subprocess.run([program()], timeout=120)
+    assert done.returncode == 0
+
+
+@needs_kernels
+def test_no_race_that_the_thread_sanitizer_sees(program):
+    path = program("-fsanitize=thread")
+    environment = {**os.environ, "TSAN_OPTIONS": "exitcode=9"}
+    command = ["setarch", "-R", path, "no fork"]  # its shadow memory needs known addresses
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    if "unexpected memory mapping" in done.stderr or "setarch" in done.stderr:
+        pytest.skip("the thread sanitizer cannot run here")
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@needs_kernels
+def test_a_call_waits_for_no_thread_that_has_not_come():
+    """The others of the team are kept busy by one call; another ends without them."""
+    team = build.library().shared.ddfm_team
+    team.argtypes = [FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    started, release, inside = threading.Semaphore(0), threading.Event(), []
+
+    def stay(_):
+        inside.append(threading.get_ident())
+        started.release()
+        release.wait(60)
+
+    long_one = FUNCTION(stay)
+    caller = threading.Thread(target=team, args=(long_one, None, 2, 0))
+    caller.start()
+    assert started.acquire(timeout=60)
+    assert started.acquire(timeout=60)
+    runs = []
+    short_one = FUNCTION(lambda _: runs.append(threading.get_ident()))
+    before = time.monotonic()
+    team(short_one, None, 2, 0)
+    assert runs
+    assert set(runs).isdisjoint(inside)
+    assert time.monotonic() - before < 30, "it waited for the other call"
+    release.set()
+    caller.join(60)
+    assert not caller.is_alive()
+    assert len(set(inside)) == 2
+
+
+@needs_kernels
+def test_pytorch_is_left_on_one_thread_inside_and_only_there():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with threads.for_ours():
+            assert torch.get_num_threads() == 1
+            assert threads.count() == 3
+            with threads.for_ours():
+                assert threads.count() == 3
+            assert threads.count() == 3
+            elsewhere = []
+            other = threading.Thread(target=lambda: elsewhere.append(threads.count()))
+            other.start()
+            other.join()
+        assert elsewhere[0] > 1
+        assert torch.get_num_threads() == threads.count() == 3
+        with pytest.raises(KeyError), threads.for_ours():
+            raise KeyError
+        assert torch.get_num_threads() == threads.count() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_kernels
+@pytest.mark.parametrize("preset", ["instant", "balanced", "official"])
+def test_a_busy_machine_changes_no_byte(preset, monkeypatch):
+    rng = np.random.default_rng(3)
+    ir = rng.integers(0, 255, (72, 90), dtype=np.uint8)
+    vis = rng.integers(0, 255, (72, 90, 3), dtype=np.uint8)
+    fuser = ddfm_fast.Fuser(preset=preset, **({"steps": 2} if preset == "official" else {}))
+    results = []
+    for busy in (False, True):
+        monkeypatch.setattr(threads, "machine_is_busy", lambda busy=busy: busy)
+        results.append(fuser(ir, vis))
+    assert np.array_equal(*results)
+
+
+def test_what_the_system_says_of_itself_is_read(monkeypatch):
+    texts = {"0.1 0.2 0.3 2/345 99\n": False, "9 9 9 5/345 99\n": True, "": False, "a b c d": False}
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for text, busy in texts.items():
+        monkeypatch.setattr(threads.Path, "read_text", lambda _, text=text: text)
+        assert threads.machine_is_busy() is busy, text
