@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import sys
 import tracemalloc
 from collections import Counter
@@ -95,6 +96,37 @@ def test_a_list_names_what_is_missing(tmp_path, stats):
         find_pairs(root, manifest=root / "list.csv")
     assert all(name in str(error.value) for name in (gone[0], gone[2]))
     assert gone[1] not in str(error.value)
+
+
+def test_bad_entries_alone_carry_an_error(tmp_path, stats):
+    """Among many that are whole, which take no more for it; no other file is looked at."""
+    root = tree(tmp_path, 60)
+    (root / "in/vi/05/00008.png").unlink()
+    lines = (root / "list.csv").read_text().splitlines()
+    whole = find_pairs(root, manifest=write(root / "whole.csv", lines[:300]), check_sizes=False)
+    lines.insert(200, "odd,,in/vi/00/00000.png")
+    stats.clear()
+    listed = write(root / "list.csv", lines)
+    items = find_pairs(root, manifest=listed, check_sizes=False, strict=False)
+    bad = {item.name: item for item in items if item.error}
+    assert bad.keys() == {"line 201", "05/00008"}
+    assert bad["line 201"].error == f"{listed}, line 201: ir is ''; expected a path"
+    gone = root / "in/vi/05/00008.png"
+    assert bad["05/00008"].error == f"{gone} is not there; paths of the list are relative to {root}"
+    assert bad["05/00008"].vis == gone
+    assert len(items) == FOLDERS * 60 + 1
+    assert {type(item) for item in items if not item.error} == {PairItem}
+    assert {*map(sys.getsizeof, whole)} == {sys.getsizeof(i) for i in items if not i.error}
+    assert stats["stat"] + stats["lstat"] < 20
+    for item in bad.values():
+        for other in (pickle.loads(pickle.dumps(item)), item.with_name(item.name)):
+            assert other == item and other.error == item.error
+        assert item != PairItem(item.name, item.ir, item.vis)
+
+
+def write(path: Path, lines: list[str]) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
 
 
 def finished(root: Path) -> list[PairItem]:

@@ -119,6 +119,22 @@ def test_pairs_that_fail_take_no_others_down(cluster, data, tmp_path):
     assert str(broken) in told[0].error
 
 
+def test_bad_entries_of_a_list_fail_with_their_sentences(cluster, data, tmp_path):
+    whole = find_pairs(data)[:3]
+    rows = [{"name": i.name, "ir": str(i.ir), "vis": str(i.vis)} for i in whole]
+    rows[1]["vis"] = "gone.png"
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps([*rows, {"ir": "a.png"}]))
+    items = find_pairs(None, manifest=listed, check_sizes=False, strict=False)
+    with RayPairs() as there:
+        report = run_batch(items, tmp_path / "two", Fuser(**QUICK), elsewhere=there)
+    assert [one.status for one in report.results] == ["done", "failed", "done", "failed"]
+    assert report.results[1].error == (
+        f"{tmp_path / 'gone.png'} is not there; paths of the list are relative to {tmp_path}"
+    )
+    assert report.results[3].error == f"{listed}, pair 4: vis is None; expected a path"
+
+
 class Deadly:
     """A prior that ends the process of an actor when it is asked."""
 

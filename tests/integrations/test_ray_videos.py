@@ -40,6 +40,11 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
+def test_standard_input_is_refused(data, tmp_path):
+    code, _, errors = done("-", tmp_path / "a.mp4", str(data / "0_RGB.mp4"), "--on", "ray")
+    assert code == 2 and "a source is -" in errors
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("?.mp4"))}
 
