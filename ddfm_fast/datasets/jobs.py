@@ -228,9 +228,9 @@ def run_jobs(
         callback: Gets a ``StepInfo`` after every step of the loop, as in a call of ``Fuser``.
 
     Returns:
-        One dictionary per job: ``ir``, ``vis``, ``output``, ``panel``, ``ok``, ``skipped``, ``error``,
-        ``height``, ``width``, ``dtype``, ``range`` (of black and white), ``seconds`` (without files),
-        and, where ``align_field`` cut the visible picture, ``crop``, [top, left] in it.
+        One dictionary per job: ``ir``, ``vis``, ``output``, ``panel``, ``ok``, ``skipped``,
+        ``error``, ``height``, ``width``, ``dtype``, ``range`` (of black and white), ``seconds``
+        (fusion alone) and ``crop``, [top, left], where ``align_field`` cut the visible picture.
 
     Raises:
         ValueError: An output that does not hold what ``output`` says.
