@@ -224,15 +224,13 @@ def run_jobs(
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Leave jobs alone whose output file exists.
         on_error: Called with each failure as it happens.
-        on_fused: Called with each job, its sources as they were fused, and the result, before that
-            is written.
+        on_fused: Called with each job, its sources as fused, and the result before it is written.
         callback: Gets a ``StepInfo`` after every step of the loop, as in a call of ``Fuser``.
 
     Returns:
         One dictionary per job: ``ir``, ``vis``, ``output``, ``panel``, ``ok``, ``skipped``,
-        ``error``, ``height``, ``width``, ``dtype``, ``range`` (the values of black and white),
-        ``seconds`` (fusion alone, without files), and ``crop``, [top, left] in the visible picture,
-        where ``align_field`` cut it.
+        ``error``, ``height``, ``width``, ``dtype``, ``range`` (of black and white), ``seconds``
+        (fusion alone) and ``crop``, [top, left], where ``align_field`` cut the visible picture.
 
     Raises:
         ValueError: An output that does not hold what ``output`` says.
@@ -242,9 +240,8 @@ def run_jobs(
     run = {"progress": progress, "callback": callback}
     reports: list[dict[str, Any]] = []
     told: set[str] = set()
-    read = _reader(
-        Aligner(fuser.align, resize, field=fuser.align_field), levels or Levels(), max_pixels
-    )
+    aligner = Aligner(fuser.align, resize, field=fuser.align_field)
+    read = _reader(aligner, levels or Levels(), max_pixels)
     bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
     for job in bar:
         report = _begun(job)

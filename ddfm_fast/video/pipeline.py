@@ -137,8 +137,7 @@ def fuse_video(
             ``tone_map``: "auto" (the default) brings PQ and HLG to BT.709; "off" leaves the coded
             values.
             ``reconnect``: seconds for which a live stream that breaks off is tried again.
-            ``progress``: show a bar on stderr; ``on_frame`` is called after each frame with how
-            many are written, and of how many, where that is known.
+            ``progress``: show a bar on stderr; ``on_frame``: called with frames written, of all.
 
     Raises:
         ValueError: Input or output does not do (VideoError); nothing is written then. VideoError

@@ -204,7 +204,7 @@ def test_an_unknown_topic_gets_the_nearest():
     assert result.exit_code == 2
     assert "no help topic 'vidoe'; did you mean video?" in result.stderr
     result = CliRunner().invoke(app, ["help", "zzz"])
-    assert result.exit_code == 2 and "choose from gpu, inputs" in result.stderr
+    assert result.exit_code == 2 and "choose from gpu, hosts" in result.stderr
 
 
 if __name__ == "__main__":

@@ -161,7 +161,9 @@ def test_wheel_carries_data_and_nothing_stray(wheel):
     assert {path.name for path in wheel.iterdir()} == {"ddfm_fast", info.name}
     assert {path.name for path in info.rglob("*")} >= {"LICENSE", "NOTICE"}
     size = sum(path.stat().st_size for path in wheel.rglob("*") if path.is_file())
-    assert size < 11e6, "unpacked; the two networks are 7.1e6 of it"
+    assert size < 12e6, (
+        "unpacked; the two networks are 7.1e6 of it, the code of page and hosts .4e6"
+    )
 
 
 def test_metadata(metadata):
