@@ -15,6 +15,7 @@ from ..api import Fuser
 from ..datasets.pairs import find_pairs
 from ..files.paths import is_folder
 from ..options import check_names
+from ..runtime.items import reached
 from .outputs import Inputs
 from .pipeline import VIDEO_DEFAULTS, VideoOptions, fuse_video
 from .report import INTERRUPTED, VideoReport
@@ -139,6 +140,12 @@ def _sequences(root: Path) -> dict[str, tuple[Any, Any]]:
     return found
 
 
+def _fault(result: TaskResult) -> str:
+    if result.report is None:
+        return str(result.error)
+    return result.report.stopped or f"{result.report.bad_count} bad frames"
+
+
 def run_tasks(
     tasks: Sequence[Task],
     *,
@@ -175,6 +182,7 @@ def run_tasks(
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             result = TaskResult(task, error=error)
         results.append(result)
+        reached(str(task.out), "fused" if result.ok else _fault(result), result.as_dict())
         if on_result is not None:
             on_result(result)
         if result.report is not None and result.report.stopped == INTERRUPTED:
