@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import glob
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..files.paths import ImageFileError, few, is_picture, look
@@ -65,6 +66,13 @@ def by_stem(name: Path, files: list[Path]) -> dict[str, Path]:
             "@lists, which are paired line by line"
         )
     return found
+
+
+def in_turn(names: Sequence[Path]) -> list[Path]:
+    """Pictures of both sources in turn, of such a list as it is or of two patterns in pairs."""
+    if len(names) == 2 and (pairs := paired(*names)) is not None:
+        return [file for pair in pairs for file in pair]
+    return [file for one in names for file in (files_of(one) if means_many(one) else [one])]
 
 
 def paired(ir: Path, vis: Path) -> list[tuple[Path, Path]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from ddfm_fast.cli.app import app
 from ddfm_fast.cli.manners import commands, keys
+from ddfm_fast.datasets.wildcards import in_turn
 from ddfm_fast.files.writing import write_image
 
 if sys.version_info >= (3, 11):
@@ -268,6 +270,17 @@ def test_wrong_patterns_and_lists(pictures, ir, vis, words):
     (pictures / "two.txt").write_text("in/a_vis.png\nin/b_vis.png\n")
     (pictures / "none.txt").write_text("# nothing\n")
     refused(call("fuse", ir, vis, "-o", "f", *QUICK), *words)
+
+
+def test_pictures_in_turn(pictures):
+    """As ``align`` takes them: of both cameras."""
+    (pictures / "list.txt").write_text("in/a_ir.png\nin/a_vis.png\n")
+    a, b = [Path(one) for one in pair()], [Path(one) for one in pair("b")]
+    assert in_turn([Path("in/*_ir.png"), Path("in/*_vis.png")]) == [*a, *b]
+    assert in_turn([Path("@list.txt")]) == a and in_turn(a) == a
+    assert in_turn([Path("@list.txt"), *b]) == [*a, *b]
+    found = call("align", "in/*_ir.png", "in/*_vis.png", "-o", "map.json")
+    assert "pairs" in found.output and "does not exist" not in found.output
 
 
 def test_a_file_of_such_a_name_is_itself(pictures):

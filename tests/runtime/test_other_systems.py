@@ -225,7 +225,7 @@ def test_writing_refuses_them(monkeypatch, tmp_path):
 
 
 def test_lists_of_windows_programs(tmp_path, monkeypatch):
-    """Notepad begins UTF-8 with a mark, PowerShell's ``>`` writes UTF-16; lines end in two characters."""
+    """Notepad begins UTF-8 with a mark, PowerShell's ``>`` writes UTF-16, with CR and LF."""
     monkeypatch.chdir(tmp_path)
     for encoding in ("utf-8", "utf-8-sig", "utf-16"):
         (tmp_path / "list.txt").write_bytes("in\\ä.png\r\nb.png\r\n".encode(encoding))
