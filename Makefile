@@ -81,7 +81,7 @@ test-native: venv
 test-extras: venv
 	@echo "test-extras: installing the extras"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt --no-build-isolation -e '.[engines,files,medical,ray,serve,storage-test]'
+	  -c constraints.txt --no-build-isolation -e '.[engines,files,medical,notebook,ray,serve,storage-test]'
 	@$(BIN)/python -m pytest -q -m extras tests $(ARGS)
 
 # CUDA wheels of PyTorch, outside of .venv; CUDA_VENV= names an environment that is there already.

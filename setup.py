@@ -106,6 +106,7 @@ FILES = [  # kinds of image files that Pillow and OpenCV cannot read, or read wi
 ]
 BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]
 
+NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]  # runs docs/tour.ipynb
 SERVE = [
     "prometheus-client>=0.20",
     "python-multipart>=0.0.18",
@@ -142,7 +143,7 @@ setup(
     package_data={
         "ddfm_fast": ["py.typed", "assets/*.png", "assets/*.md"],
         "ddfm_fast.bench": ["page.html"],
-        "ddfm_fast.docs": ["*.md"],
+        "ddfm_fast.docs": ["*.md", "*.ipynb"],
         "ddfm_fast.kernels.cpu": ["*.cpp", "*.h"],
         "ddfm_fast.priors": ["*.safetensors", "*.md"],
         "ddfm_fast.priors.training": ["*.jsonl", "*.png"],
@@ -154,6 +155,7 @@ setup(
         "opencv-python-headless>=4.8",
         "pillow>=10.1",
         "safetensors>=0.4.3",
+        "tomli>=2.0; python_version < '3.11'",
         "torch>=2.9",  # comes with Triton 3.5
         "tqdm>=4.66",
         "typing-extensions>=4.7",
@@ -172,6 +174,7 @@ setup(
         "engines": [*BENCH, *ENGINES],
         "serve": SERVE,
         "storage": STORAGE,
+        "notebook": NOTEBOOK,
         "storage-test": [*STORAGE, "moto[server]>=5.1"],
     },
     entry_points={"console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"]},

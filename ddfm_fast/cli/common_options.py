@@ -16,7 +16,7 @@ Config = Annotated[
     Path | None,
     option(
         INPUT_OPTIONS,
-        "TOML file of options: `ddfm-fast help command`.",
+        "TOML file of options: ddfm-fast help command.",
         metavar="FILE",
         is_eager=True,  # before the options that it sets
         callback=take_config,

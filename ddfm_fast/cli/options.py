@@ -210,7 +210,7 @@ Limit = Annotated[int | None, option(INPUT_OPTIONS, "Take only the first N pairs
 
 # fuse and batch
 
-Infrared = Annotated[Path, argument("IR", "Infrared (or first) image, a folder, 'ir/*.png', @list.")]
+Infrared = Annotated[Path, argument("IR", "Infrared (or first) image, folder, 'ir/*.png', @list.")]
 Visible = Annotated[Path, argument("VIS", "Visible (or second) image; likewise of many.")]
 OutFileOrFolder = Annotated[
     Path, option(OUTPUT, "File or folder to write; an output there is replaced.", "-o", "--out")

@@ -155,6 +155,7 @@ def test_wheel_carries_data_and_nothing_stray(wheel):
         "priors/embedded.safetensors",
         "priors/MODEL_CARD.md",
         "docs/video.md",
+        "docs/tour.ipynb",
     ):
         assert (package / name).is_file(), name
     (info,) = wheel.glob("*.dist-info")
@@ -169,7 +170,7 @@ def test_metadata(metadata):
     assert metadata["Requires-Python"] == ">=3.10"
     extras = set(metadata.get_all("Provides-Extra"))
     libraries = {"cuda12", "cuda13", "diffusers", "video", "medical", "files", "engines", "serve"}
-    assert extras == {*libraries, "ray", "storage", "storage-test", "test", "bench"}
+    assert extras == {*libraries, "notebook", "ray", "storage", "storage-test", "test", "bench"}
 
 
 def test_constraints_pin_all_that_make_venv_asks_for(metadata):
