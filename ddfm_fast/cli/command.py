@@ -16,7 +16,7 @@ from .errors import friendly
 Plan = Callable[[typer.Context], dict[str, Any]]
 """what a command would do, by its parsed command line"""
 _PANELS = (INPUT, INPUT_OPTIONS, METHOD, OUTPUT, RUNTIME)
-_USAGE = typer.BadParameter.__mro__[1]
+_USAGE: Any = typer.BadParameter.__mro__[1]
 """click's UsageError, of whichever click typer brings"""
 
 

@@ -55,7 +55,7 @@ def common(*, plans: bool, items: bool) -> list[Any]:
         plans: The command can say what it would do.
         items: It works on many things, one after the other.
     """
-    wanted = [_of_all, *[_of_work] * plans, *[_of_items] * items]
+    wanted: list[Callable[..., None]] = [_of_all, *[_of_work] * plans, *[_of_items] * items]
     return [one for function in wanted for one in _parameters(function)]
 
 

@@ -50,7 +50,7 @@ def _resolved(
     name: str, command: Any, context: typer.Context, path: Any
 ) -> dict[str, tuple[Any, str]]:
     """The options of a command that is called with the file of this one and no arguments."""
-    parent = context.find_root()
+    parent: Any = context.find_root()
     for group in name.split()[:-1]:
         parent = type(context)(parent.command.commands[group], info_name=group, parent=parent)
     inner = type(context)(

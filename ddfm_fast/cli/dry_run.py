@@ -51,10 +51,11 @@ def fuse(context: typer.Context) -> Row:
     from ..datasets.jobs import plan_jobs
 
     given, settings = context.params, read_settings(context)
-    places = (given["ir"], given["vis"], given["out"])
+    places = [Path(given[name]) for name in ("ir", "vis", "out")]
     _refuse_urls(*places)
     how = output(context)
-    jobs = plan_jobs(*places, format=given["format"], panel=given["panel"], make=False)
+    ir, vis, out = places
+    jobs = plan_jobs(ir, vis, out, format=given["format"], panel=given["panel"], make=False)
     how.check(job.output.suffix for job in jobs)
     rows = [
         {**_row(job.ir, job.vis, job.output, left=given["skip_existing"]), "panel": job.panel}
@@ -70,13 +71,16 @@ def batch(context: typer.Context) -> Row:
     given, settings = context.params, read_settings(context)
     if given["out"] is None:
         raise ValueError("--out is missing; expected a folder to write to, or --list")
-    _refuse_urls(given["root"], given["vis"], given["manifest"], given["out"])
-    source = picked(context, ("layout", "manifest", "pattern"))
-    stage: Stage | None = stage_for(context, given["root"], given["vis"], given["manifest"], None)
-    items = find_items(given["root"], given["vis"], stage=stage, strict=False, **source)
+    root, vis, manifest, out = (
+        given[name] and Path(given[name]) for name in ("root", "vis", "manifest", "out")
+    )
+    _refuse_urls(root, vis, manifest, out)
+    source = {"manifest": manifest, **picked(context, ("layout", "pattern"))}
+    stage: Stage | None = stage_for(context, root, vis, manifest, None)
+    items = find_items(root, vis, stage=stage, strict=False, **source)
     suffix = checked_suffix(given["format"])
     output(context).check([suffix])
-    targets = checked_targets(items, given["out"], suffix)
+    targets = checked_targets(items, out, suffix)
     rows = [_row(one.ir, one.vis, targets[one.name], left=False) for one in items]
     where = "here" if plain(given["on"]) == Place.here.value else "ray"
     return {"items": rows, "settings": {**_settings(settings), "on": where}}
@@ -107,14 +111,13 @@ def volume(context: typer.Context) -> Row:
     from ..medical.files import check_apart, check_kind
 
     given, settings = context.params, read_settings(context)
-    for name in ("ir", "vis"):
-        if look(given[name]) is None:
-            raise ValueError(
-                f"{name.upper()} is {given[name]}, which does not exist; give a volume"
-            )
-    check_apart(given["out"], (given["ir"], given["vis"]))
-    check_kind(given["out"])
-    row = _row(given["ir"], given["vis"], given["out"], left=False)
+    ir, vis, out = (Path(given[name]) for name in ("ir", "vis", "out"))
+    for name, path in (("IR", ir), ("VIS", vis)):
+        if look(path) is None:
+            raise ValueError(f"{name} is {path}, which does not exist; give a volume")
+    check_apart(out, (ir, vis))
+    check_kind(out)
+    row = _row(ir, vis, out, left=False)
     return {"items": [row], "settings": _settings(settings)}
 
 

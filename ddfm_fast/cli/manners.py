@@ -77,8 +77,8 @@ def values_for(content: Mapping[str, Any], path: Path, context: typer.Context) -
     shared = {key for command in everywhere.values() for key in keys(command, shared=True)}
     for key in top.keys() - shared:
         if owners := [name for name, command in everywhere.items() if key in keys(command)]:
-            table = owners[0].replace(" ", ".")
-            raise ValueError(f"{path}: {key} is not of all commands; write it below [{table}]")
+            owner = owners[0].replace(" ", ".")
+            raise ValueError(f"{path}: {key} is not of all commands; write it below [{owner}]")
     _refuse_unknown(top, {*shared, *everywhere, *groups}, f"{path}: ")
     tables = _tables(content, everywhere, groups, path)
     for name, table in tables.items():
@@ -143,7 +143,7 @@ def _value(parameter: Any, key: str, value: Any, path: Path, context: typer.Cont
 
 def commands(group: Any, prefix: str = "") -> dict[str, Any]:
     """Every command below a group by its name, such as ``fuse`` and ``prior train``."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, command in getattr(group, "commands", {}).items():
         inner = hasattr(command, "commands")
         found |= commands(command, f"{prefix}{name} ") if inner else {prefix + name: command}
@@ -155,7 +155,7 @@ def keys(command: Any, *, shared: bool = False) -> dict[str, Any]:
 
     ``shared``: only those that mean what they mean for ``Fuser`` (``video --preset`` does not).
     """
-    found = {}
+    found: dict[str, Any] = {}
     for parameter in command.params:
         if parameter.param_type_name != "option" or parameter.name in NOT_IN_FILES:
             continue
