@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -11,8 +12,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from ddfm_fast import Fuser
 from ddfm_fast.cli.app import app
 from ddfm_fast.cli.manners import commands, keys
+from ddfm_fast.datasets.batch import run_batch
+from ddfm_fast.datasets.jobs import fuse_files
+from ddfm_fast.datasets.pairs import find_pairs
 from ddfm_fast.datasets.wildcards import in_turn
 from ddfm_fast.files.writing import write_image
 
@@ -301,3 +306,12 @@ def test_misspelled_words_get_the_nearest(pictures):
     refused(call("fuse", *pair(), "-o", "o.png", "--preset", "balancd"), "did you mean balanced?")
     assert "--panel" in call("fuse", *pair(), "--panle", "-o", "o.png").stderr
     assert "fuse" in call("fues").stderr
+
+
+def test_a_bar_has_rate_time_left_and_name(pictures, capsys):
+    fuse_files("in/*_ir.png", "in/*_vis.png", "f", Fuser(preset="instant"), progress=True)
+    items = find_pairs("in", check_sizes=False)
+    run_batch(items, "g", Fuser(preset="instant"), progress=True)
+    bars = [line for line in re.split(r"[\r\n]", capsys.readouterr().err) if "pairs:" in line]
+    for name in ("a_ir.png", "b_ir.png", "a", "b"):
+        assert any(re.search(rf"\d\d:\d\d<.*/?pair.*, {name}\]", bar) for bar in bars), (name, bars)
