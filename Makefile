@@ -8,11 +8,12 @@ ARGS ?=
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check quick-method quick-rooms test test-thorough test-native test-extras test-app test-cuda-host fuzz lint types \
+.PHONY: help venv man demo check quick-method quick-rooms test test-thorough test-native test-extras test-app test-cuda-host fuzz lint types \
   bench quality wheel gpu-kit clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
+	@echo "make man     manual pages of the commands, in out/man"
 	@echo "make demo    fuse three example pairs, pictures in out/"
 	@echo "make check   style, types and the quick tests, under a minute: while you work"
 	@echo "make test    run all the tests        (ARGS='-k cli' chooses, ARGS=-x stops early)"
@@ -44,6 +45,9 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	  -c constraints.txt --no-build-isolation -e '.[test,diffusers,bench]'
 	@touch $@
 	@echo "venv: ready"
+
+man: venv
+	@$(BIN)/python tests/tools/man_pages.py out/man
 
 demo: venv
 	@$(BIN)/python -m ddfm_fast demo --out out $(ARGS)
@@ -78,7 +82,7 @@ test-native: venv
 test-extras: venv
 	@echo "test-extras: installing the extras"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt --no-build-isolation -e '.[engines,files,medical,ray,serve,storage-test]'
+	  -c constraints.txt --no-build-isolation -e '.[engines,files,medical,notebook,ray,serve,storage-test]'
 	@$(BIN)/python -m pytest -q -m extras tests $(ARGS)
 	@$(MAKE) --no-print-directory test-app
 

@@ -111,6 +111,7 @@ METRICS = [
     "lpips>=0.1.4",
     "torchvision>=0.20",
 ]
+NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]  # runs docs/tour.ipynb
 SERVE = [
     "prometheus-client>=0.20",
     "python-multipart>=0.0.18",
@@ -153,7 +154,7 @@ setup(
     package_data={
         "ddfm_fast": ["py.typed", "assets/*.png", "assets/*.md"],
         "ddfm_fast.bench": ["page.html"],
-        "ddfm_fast.docs": ["*.md"],
+        "ddfm_fast.docs": ["*.md", "*.ipynb"],
         "ddfm_fast.integrations": ["gst/python/*.py", "ros_launch/*.py", "napari.yaml"],
         "ddfm_fast.kernels.cpu": ["*.cpp", "*.h"],
         "ddfm_fast.priors": ["*.safetensors", "*.md"],
@@ -166,6 +167,7 @@ setup(
         "opencv-python-headless>=4.8",
         "pillow>=10.1",
         "safetensors>=0.4.3",
+        "tomli>=2.0; python_version < '3.11'",
         "torch>=2.9",  # comes with Triton 3.5
         "tqdm>=4.66",
         "typing-extensions>=4.7",
@@ -187,6 +189,7 @@ setup(
         "app": APP,
         "app-test": [*APP, "playwright>=1.50"],  # with a Chromium of the system
         "storage": STORAGE,
+        "notebook": NOTEBOOK,
         "storage-test": [*STORAGE, "moto[server]>=5.1"],
     },
     entry_points={

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -192,7 +193,9 @@ def require_int(name: str, value: Any, low: int, high: int) -> None:
 def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise ValueError, naming the argument, unless it is one of the choices."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+        near = difflib.get_close_matches(str(value), choices, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}{hint}")
 
 
 def require_number(name: str, value: Any, low: float, high: float) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..config import PRESETS
 from ..options import INPUT, INPUT_OPTIONS, METHOD, OPTIONS, OUTPUT, RUNTIME
 
 default = SimpleNamespace(**{name: option.default for name, option in OPTIONS.items()})
@@ -153,7 +154,7 @@ def argument(metavar: str, help: str) -> Any:
 
 # Shared with the library
 
-Preset = Annotated[str | None, shared("preset")]
+Preset = Annotated[str | None, shared("preset", autocompletion=lambda: list(PRESETS))]
 Steps = Annotated[str | None, shared("steps")]
 Reuse = Annotated[int | None, shared("reuse", min=1)]
 StretchLuma = Annotated[Stretch | None, shared("stretch", metavar="HOW")]
@@ -216,8 +217,8 @@ Limit = Annotated[int | None, option(INPUT_OPTIONS, "Take only the first N pairs
 
 # fuse and batch
 
-Infrared = Annotated[Path, argument("IR", "Infrared (or first) image, or a folder of them.")]
-Visible = Annotated[Path, argument("VIS", "Visible (or second) image, or a folder of them.")]
+Infrared = Annotated[Path, argument("IR", "Infrared (or first) image, folder, 'ir/*.png', @list.")]
+Visible = Annotated[Path, argument("VIS", "Visible (or second) image; likewise of many.")]
 OutFileOrFolder = Annotated[
     Path, option(OUTPUT, "File or folder to write; an output there is replaced.", "-o", "--out")
 ]

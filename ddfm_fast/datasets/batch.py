@@ -33,6 +33,7 @@ from ..files.reading import DEFAULT_MAX_PIXELS, image_size
 from ..images.doubts import about, warn
 from ..runtime import environment
 from ..runtime.capture import release_cached_memory
+from ..runtime.items import reached
 from ..runtime.memory import is_out_of_memory, pages_kept
 from .ahead import prefetch
 from .history import History, Inputs, describe_settings, input_hashes
@@ -434,10 +435,17 @@ class Run:
         if result.status == DONE and isinstance(self.history, History):
             self.results[result.name] = self.history.fresh.pop(result.name)
         if self.bar is not None:
+            self.bar.set_postfix_str(result.name, refresh=False)
             self.bar.update()
+        tell(result)
         if result.status == FAILED and self.on_error is not None:
             with tqdm.external_write_mode():
                 self.on_error(result)
+
+
+def tell(result: PairResult) -> None:
+    """Tell what became of a pair, see :mod:`..runtime.items`."""
+    reached(result.name, result.error or result.status, dataclasses.asdict(result))
 
 
 def _failure(item: PairItem, error: BaseException) -> PairResult:

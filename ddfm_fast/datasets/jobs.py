@@ -23,9 +23,11 @@ from ..files.paths import SUFFIXES, ensure_writable_dir, is_folder, look
 from ..files.reading import DEFAULT_MAX_PIXELS
 from ..images.doubts import about
 from ..runtime import environment
+from ..runtime.items import reached
 from .names import pair_folders
 from .output import Output, panel_of
 from .pairs import refuse_lone
+from .wildcards import paired
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -97,11 +99,18 @@ def fuse_files(
 
 
 def plan_jobs(
-    ir: Path, vis: Path, out: Path, *, format: str | None = None, panel: bool = False
+    ir: Path,
+    vis: Path,
+    out: Path,
+    *,
+    format: str | None = None,
+    panel: bool = False,
+    make: bool = True,
 ) -> list[Job]:
     """Find the pairs that ``IR VIS -o OUT`` means, with every output folder made and writable.
 
-    Two files give one job, two folders one job for each pair, see :func:`.names.pair_folders`.
+    Two files give one job, two folders, patterns or ``@FILE`` lists one for each pair, see
+    :func:`.names.pair_folders` and :func:`.wildcards.paired`.
     ``out`` is a file for two files when it has a suffix and is no folder; otherwise it is a
     folder, and outputs are called after the infrared file's stem with the suffix ``format``
     (default ``png``).
@@ -112,26 +121,15 @@ def plan_jobs(
         out: File or folder to write to.
         format: Suffix of the files, with or without its point; None for png, or for ``out``'s.
         panel: Plan a panel beside each file.
+        make: Make the folders; else nothing is written.
 
     Raises:
         ValueError: A file beside a folder, stems without a partner, an output that cannot be
             written, or an output that would replace an input.
     """
-    for name, path in (("IR", ir), ("VIS", vis)):
-        if look(path) is None:
-            raise ValueError(f"{name} is {path}, which does not exist; give a file or a folder")
-    folders, out_is_folder = is_folder(ir), is_folder(out)
-    if folders != is_folder(vis):
-        folder, file = (ir, vis) if folders else (vis, ir)
-        raise ValueError(
-            f"IR and VIS must be two files or two folders; {folder} is a folder and {file} a file"
-        )
-    if folders and os.path.realpath(ir) == os.path.realpath(vis):
-        raise ValueError(
-            f"IR and VIS are the same folder, {ir}; give two, or for one that holds both sources: "
-            f"ddfm-fast batch {ir} -o {out}"
-        )
-    pairs = [(a, b) for _, a, b in match_pairs(ir, vis, _pairs)] if folders else [(ir, vis)]
+    listed = paired(ir, vis)
+    pairs, folders = (listed, True) if listed is not None else _named(ir, vis, out)
+    out_is_folder = is_folder(out)
     suffix = _suffix(format)
     if not folders and out.suffix and not out_is_folder:
         outputs = [_single_output(out, suffix)]
@@ -144,7 +142,30 @@ def plan_jobs(
         for (a, b), output in zip(pairs, outputs, strict=True)
     ]
     _check_outputs(jobs)
+    for folder in {job.output.parent for job in jobs} if make else ():
+        ensure_writable_dir(folder)
     return jobs
+
+
+def _named(ir: Path, vis: Path, out: Path) -> tuple[list[tuple[Path, Path]], bool]:
+    """The pairs of two files or of two folders, and whether they are folders."""
+    for name, path in (("IR", ir), ("VIS", vis)):
+        if look(path) is None:
+            raise ValueError(f"{name} is {path}, which does not exist; give a file or a folder")
+    folders = is_folder(ir)
+    if folders != is_folder(vis):
+        folder, file = (ir, vis) if folders else (vis, ir)
+        raise ValueError(
+            f"IR and VIS must be two files or two folders; {folder} is a folder and {file} a file"
+        )
+    if folders and os.path.realpath(ir) == os.path.realpath(vis):
+        raise ValueError(
+            f"IR and VIS are the same folder, {ir}; give two, or for one that holds both sources: "
+            f"ddfm-fast batch {ir} -o {out}"
+        )
+    if not folders:
+        return [(ir, vis)], False
+    return [(a, b) for _, a, b in match_pairs(ir, vis, _pairs)], True
 
 
 def _pairs(ir: dict[str, Path], vis: dict[str, Path]) -> list[tuple[str, Path, Path]]:
@@ -190,8 +211,6 @@ def _check_outputs(jobs: list[Job]) -> None:
                 raise ValueError(f"output {path} would replace an input; choose another --out")
             if os.path.isdir(path):  # any other trouble with the name is its own job's
                 raise ValueError(f"output {path} is a folder; choose another --out")
-    for folder in {job.output.parent for job in jobs}:
-        ensure_writable_dir(folder)
 
 
 Read = Callable[[Job], Sources]
@@ -212,7 +231,7 @@ def run_jobs(
     on_fused: Callable[[Job, Sources, np.ndarray], None] | None = None,
     callback: Callback | None = None,
 ) -> list[dict[str, Any]]:
-    """Fuse every pair and report on each; a pair that fails does not stop the others.
+    """Fuse every pair, tell of each (`runtime.items`); one that fails does not stop the others.
 
     Args:
         jobs: From :func:`plan_jobs`.
@@ -244,6 +263,7 @@ def run_jobs(
     read = _reader(aligner, levels or Levels(), max_pixels)
     bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
     for job in bar:
+        bar.set_postfix_str(job.ir.name)
         report = _begun(job)
         try:
             if skip_existing and job.output.is_file():
@@ -257,6 +277,7 @@ def run_jobs(
             report |= {"ok": False, "error": str(error) or type(error).__name__}
             _tell(on_error, job, error, bar)
         reports.append(report)
+        reached(report["output"], outcome(report), report)
     return reports
 
 
@@ -272,6 +293,11 @@ def _tell(
     if on_error is not None:
         with bar.external_write_mode(file=sys.stderr):
             on_error(job, error)
+
+
+def outcome(report: dict[str, Any]) -> str:
+    """What became of a job, in a word or a sentence."""
+    return report["error"] or ("there already" if report["skipped"] else "fused")
 
 
 def _reader(aligner: Aligner, levels: Levels, max_pixels: int) -> Read:

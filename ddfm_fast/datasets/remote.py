@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ..files.paths import ImageFileError, few
+from ..runtime.items import reached, silently
 from ..storage.objects import check_writable, listing, look
 from ..storage.staging import Stage
 from ..storage.urls import as_url, join, name_of, parent
 from .items import PairItem
-from .jobs import Job, plan_jobs, run_jobs
+from .jobs import Job, outcome, plan_jobs, run_jobs
 from .lists import MANIFEST_SUFFIXES, read_list
 from .pairs import Survey, find_pairs, survey_pairs
 
@@ -168,6 +169,7 @@ def fuse_remote(
         bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
         reports = []
         for job in bar:
+            bar.set_postfix_str(job.ir.name)
             if targets and targets[job][job.output] in there:
                 job.output.touch()
             report = _run_one(stage, job, fuser, targets.get(job, {}), skip_existing, options)
@@ -175,6 +177,7 @@ def fuse_remote(
                 with bar.external_write_mode():
                     on_error(job, ImageFileError(report["error"]))
             reports.append(report)
+            reached(report["output"], outcome(report), report)
         return reports, fuser
 
 
@@ -210,7 +213,8 @@ def _run_one(
     skipped = skip_existing and job.output.is_file()
     failures = {} if skipped else stage.fill((job.ir, job.vis))
     if not failures:
-        (report,) = run_jobs([job], fuser, skip_existing=skip_existing, **options)
+        with silently():
+            (report,) = run_jobs([job], fuser, skip_existing=skip_existing, **options)
         if report["ok"] and not report["skipped"]:
             failures = stage.put({path: url for path, url in targets.items() if path.is_file()})
     else:

@@ -26,11 +26,12 @@ from ..align.call import Aligner
 from ..files.depth import Levels
 from ..files.paths import ImageFileError
 from ..images.doubts import warn
+from ..runtime.items import silently
 from ..storage.objects import check_writable, listing, put, read
 from ..storage.staging import Stage
 from ..storage.trouble import StorageError
 from ..storage.urls import as_url, join
-from .batch import REPORT, STOPPED_BY_USER, BatchInterrupted, run_batch
+from .batch import REPORT, STOPPED_BY_USER, BatchInterrupted, run_batch, tell
 from .history import describe_settings
 from .items import PairItem
 from .output import Output
@@ -242,7 +243,8 @@ class _Remote:
 
     def _run(self, ready: list[PairItem], local: Path) -> BatchReport:
         try:
-            report = run_batch(ready, local, self.fuser, **self.options)
+            with silently():
+                report = run_batch(ready, local, self.fuser, **self.options)
         except BatchInterrupted as interrupted:
             report = interrupted.report
         self.stopped = report.stopped
@@ -273,7 +275,9 @@ class _Remote:
 
     def _record(self, result: PairResult) -> None:
         self.results[result.name] = result
+        self.bar.set_postfix_str(result.name, refresh=False)
         self.bar.update()
+        tell(result)
         if result.status == FAILED and self.on_error is not None:
             with tqdm.external_write_mode():
                 self.on_error(result)

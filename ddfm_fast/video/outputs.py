@@ -190,7 +190,7 @@ def _behind(path: Path, depth: int) -> list[Path]:
             return [Path(e.path).resolve() for e in os.scandir(path) if e.is_symlink()]
         found = [path.resolve()] if path.is_symlink() else []
         if path.suffix.lower() in PLAYLISTS and path.is_file() and depth < MOST_NESTED:
-            with path.open(errors="replace") as file:
+            with path.open(encoding="utf-8", errors="replace") as file:
                 lines = file.read(MOST_LISTED).splitlines()
             words = [re.sub(r"^file\s+|['\"]", "", line.strip()) for line in lines]
             names = [path.parent / word for word in words if word and not word.startswith("#")]

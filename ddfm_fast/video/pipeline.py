@@ -264,7 +264,7 @@ class _Stages:
         )
         prepared = Ahead(self._prepare(read), 1)
         fused = Ahead(self._fuse(prepared), 1 if self.realtime else AHEAD)
-        bar = _bar(total, progress)
+        bar = _bar(total, progress, os.path.basename(str(self.sink.path)))
         try:
             for item in fused:
                 with self.times.of("encode"):
@@ -377,7 +377,7 @@ def _arrivals(pairs: Iterator[FramePair], paced: bool) -> Iterator[_Read]:
         yield _Read(pair, time.perf_counter())
 
 
-def _bar(total: int | None, progress: bool) -> Any:
+def _bar(total: int | None, progress: bool, name: str) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=total, desc="fusing", unit="frame", disable=not progress, smoothing=0.05)
+    return tqdm(total=total, desc=name, unit="frame", disable=not progress, smoothing=0.05)

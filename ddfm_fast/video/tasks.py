@@ -15,6 +15,7 @@ from ..api import Fuser
 from ..datasets.pairs import find_pairs
 from ..files.paths import ImageFileError, is_file, is_folder
 from ..options import check_names
+from ..runtime.items import reached
 from .frames import VideoError
 from .opening import STDIN
 from .outputs import Inputs, new_part
@@ -168,6 +169,17 @@ class Elsewhere(Protocol):
         """Do the tasks, in any order, and tell of each."""
 
 
+def _outcome(result: TaskResult) -> str:
+    """What became of a task, in a word or a sentence."""
+    if result.skipped:
+        return "there already"
+    if result.ok:
+        return "fused"
+    if result.report is None:
+        return str(result.error)
+    return result.report.stopped or f"{result.report.bad_count} bad frames"
+
+
 def run_tasks(
     tasks: Sequence[Task],
     *,
@@ -206,6 +218,7 @@ def run_tasks(
 
     def tell(result: TaskResult) -> None:
         found[places[id(result.task)]] = result
+        reached(str(result.task.out), _outcome(result), result.as_dict())
         if on_result is not None:
             on_result(result)
 

@@ -229,6 +229,10 @@ RECORD = {
     "presets": """
         --json: bool, False
     """,
+    "config": """
+        --json: bool, False
+        command: list[str], None
+    """,
     "doctor": """
         --clear-cache: bool, False
         --json: bool, False

@@ -155,6 +155,7 @@ def test_wheel_carries_data_and_nothing_stray(wheel):
         "priors/embedded.safetensors",
         "priors/MODEL_CARD.md",
         "docs/video.md",
+        "docs/tour.ipynb",
     ):
         assert (package / name).is_file(), name
     (info,) = wheel.glob("*.dist-info")
@@ -172,7 +173,7 @@ def test_metadata(metadata):
     extras = set(metadata.get_all("Provides-Extra"))
     libraries = {"cuda12", "cuda13", "diffusers", "video", "medical", "files", "engines", "serve"}
     for_tests = {"app-test", "storage-test", "test", "bench"}
-    assert extras == {*libraries, *for_tests, "app", "metrics", "ray", "storage"}
+    assert extras == {*libraries, *for_tests, "app", "metrics", "notebook", "ray", "storage"}
 
 
 def test_constraints_pin_all_that_make_venv_asks_for(metadata):
