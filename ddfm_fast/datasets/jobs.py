@@ -259,8 +259,7 @@ def run_jobs(
     run = {"progress": progress, "callback": callback}
     reports: list[dict[str, Any]] = []
     told: set[str] = set()
-    aligner = Aligner(fuser.align, resize, field=fuser.align_field)
-    read = _reader(aligner, levels or Levels(), max_pixels)
+    read = _reader(fuser, resize, levels or Levels(), max_pixels)
     bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
     for job in bar:
         bar.set_postfix_str(job.ir.name)
@@ -274,8 +273,7 @@ def run_jobs(
         except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
-            report |= {"ok": False, "error": str(error) or type(error).__name__}
-            _tell(on_error, job, error, bar)
+            report |= _failed(on_error, job, error, bar)
         reports.append(report)
         reached(report["output"], outcome(report), report)
     return reports
@@ -287,12 +285,14 @@ def _begun(job: Job) -> dict[str, Any]:
     return {k: str(v) if isinstance(v, Path) else v for k, v in report.items()}
 
 
-def _tell(
+def _failed(
     on_error: Callable[[Job, Exception], None] | None, job: Job, error: Exception, bar: Any
-) -> None:
+) -> dict[str, Any]:
+    """What the report says of a failure, of which is told now."""
     if on_error is not None:
         with bar.external_write_mode(file=sys.stderr):
             on_error(job, error)
+    return {"ok": False, "error": str(error) or type(error).__name__}
 
 
 def outcome(report: dict[str, Any]) -> str:
@@ -300,7 +300,8 @@ def outcome(report: dict[str, Any]) -> str:
     return report["error"] or ("there already" if report["skipped"] else "fused")
 
 
-def _reader(aligner: Aligner, levels: Levels, max_pixels: int) -> Read:
+def _reader(fuser: Fuser, resize: str | None, levels: Levels, max_pixels: int) -> Read:
+    aligner = Aligner(fuser.align, resize, field=fuser.align_field)
     return lambda job: aligner.sources(read_sources(job.ir, job.vis, levels, max_pixels))
 
 
