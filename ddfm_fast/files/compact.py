@@ -17,17 +17,13 @@ from PIL import Image, features
 from ..images.doubts import warn
 from .guards import UPRIGHT, Array, check_pixels, colors, damaged, library
 from .paths import ImageFileError
-from .profiles import from_profile
+from .profiles import from_profile, tell_of_colors
 
 _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF = (b"avif", b"avis")
 _JXL, _JXL_BOX = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 _HEADER = 1 << 16
 """bytes at a file's start that its boxes of properties are looked for in"""
-_HDR = (16, 18)
-"""transfer characteristics: PQ and HLG"""
-_WIDE = {9: "BT.2020", 12: "Display P3"}
-"""color primaries that are not sRGB's"""
 _ORIENTATION = 274
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
 """width to height, which a JPEG XL may give in place of its width"""
@@ -72,7 +68,7 @@ def _decode_deep_avif(file: BinaryIO, path: Path, max_pixels: int) -> Array | No
     file.seek(0)
     start = data.find(b"colrnclx")
     found = struct.unpack_from(">HH", data, start + 8) if 0 <= start < len(data) - 12 else (1, 13)
-    _tell_of_colors(path, *found)
+    tell_of_colors(path, *found)
     start = data.find(b"av1C")
     flags = data[start + 6] if 0 <= start < len(data) - 6 else 0
     if not flags & 0x40:
@@ -102,7 +98,7 @@ def _decode_heif(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     bits = int(image.info.get("bit_depth") or 8)
     profile, coded = image.info.get("icc_profile"), image.info.get("nclx_profile") or {}
     if not profile:
-        _tell_of_colors(
+        tell_of_colors(
             path, coded.get("color_primaries", 1), coded.get("transfer_characteristics", 13)
         )
     values = colors(np.asarray(image), (1 << bits) - 1, path)
@@ -166,13 +162,6 @@ class _Bits:
         found = self.value & ((1 << count) - 1)
         self.value >>= count
         return found
-
-
-def _tell_of_colors(path: Path, primaries: int, transfer: int) -> None:
-    if transfer in _HDR:
-        warn(f"{path}: is HDR, whose values are read as they are and look flat; export it as SDR")
-    elif primaries in _WIDE:
-        warn(f"{path}: its colors of {_WIDE[primaries]} are read as sRGB; export it as sRGB")
 
 
 def _of_16_bits(values: Array, bits: int) -> Array:

@@ -278,7 +278,7 @@ def as_levels(
         first = image[~finite].flat[0]
         raise ValueError(
             f"{name}: {int((~finite).sum())} values are NaN or infinite, such as {first:g}; "
-            f"nodata={first:g} (command line: --nodata) leaves them out"
+            "nodata=nan (command line: --nodata) leaves all of them out"
         )
     is_range = setting is not None and not isinstance(setting, str)
     limits = tuple(setting) if is_range else chosen(image, setting, name, nodata)

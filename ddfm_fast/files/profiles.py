@@ -12,11 +12,12 @@ What a profile of sRGB says changes no byte.
 from __future__ import annotations
 
 import io
+import os
 import struct
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -32,6 +33,10 @@ SRGB = np.array(
     ]
 )
 """M_sRGB: primaries and white of the standard, adapted by Bradford's matrix"""
+_HDR = (16, 18)
+"""transfer characteristics of ITU-T H.273: PQ and HLG"""
+_WIDE = {9: "BT.2020", 12: "Display P3"}
+"""color primaries there that are not sRGB's"""
 USUAL_GAMMA = (0.4, 0.5)
 """of PNG files that are meant for screens; sRGB's is near 1/2.2"""
 _GRID = 17
@@ -106,6 +111,25 @@ def from_gamma(values: Array, gamma: float, path: Path) -> Array:
     warn(f"{path}: says it is {kind} (its gAMA chunk), and is converted to sRGB")
     table = _levels(_encode(np.linspace(0, 1, 65536) ** (1 / gamma)))
     return table[values]
+
+
+def tell_of_colors(path: Path, primaries: int, transfer: int) -> None:
+    """Warn of colors that are read as sRGB's and are others, by the numbers of ITU-T H.273."""
+    if transfer in _HDR:
+        warn(f"{path}: is HDR, whose values are read as they are and look flat; export it as SDR")
+    elif primaries in _WIDE:
+        warn(f"{path}: its colors of {_WIDE[primaries]} are read as sRGB; export it as sRGB")
+
+
+def png_colors(file: BinaryIO) -> tuple[int, int] | None:
+    """Read (primaries, transfer) of a PNG's cICP chunk, which Pillow passes over; None without."""
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
+        size = int.from_bytes(head[:4], "big")
+        if head[4:] == b"cICP" and len(data := file.read(4)) == size:
+            return data[0], data[1]
+        file.seek(size + 4, os.SEEK_CUR)
+    return None
 
 
 _INTENT: dict[str, Any] = {

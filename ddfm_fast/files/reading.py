@@ -299,6 +299,10 @@ def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
     tags = read_tags(file, path)
     if raw.is_raw(tags):
         return Picture(raw.decode(file, path, max_pixels))
+    if tags.pictures > 1 and tags.is_small_copy:
+        raise ImageFileError(
+            f"{path}: its first picture is a small copy of another; export the large one alone"
+        )
     if tags.pictures > 1:
         warn(f"{path}: holds {tags.pictures} pictures; the first is used")
     values = None
@@ -338,20 +342,23 @@ def _decode_by_pillow(
     if deep:
         rgb = _decode_deep(file, np.asarray(image.convert("RGB")), orientation, path)
         return _in_srgb(
-            np.ascontiguousarray(rgb[..., 0] if "LA;16" in raw_mode else rgb), image, path
+            np.ascontiguousarray(rgb[..., 0] if "LA;16" in raw_mode else rgb), image, file, path
         )
     if image.mode == "CMYK" and (profile := image.info.get("icc_profile")):
         return _to_array(profiles.from_cmyk(image, profile, path))
     array = _to_array(image)
     # Pillow inverts 8-bit TIFFs whose zero is white, but not those of 16 bits.
     inverted = inverted and array.dtype == np.uint16
-    return _in_srgb(65535 - array if inverted else array, image, path)
+    return _in_srgb(65535 - array if inverted else array, image, file, path)
 
 
-def _in_srgb(array: np.ndarray, image: Image.Image, path: Path) -> np.ndarray:
+def _in_srgb(array: np.ndarray, image: Image.Image, file: BinaryIO, path: Path) -> np.ndarray:
     """Convert what was read of an image by the profile or the gamma it has, if that says so."""
     if profile := image.info.get("icc_profile"):
         return profiles.from_profile(array, profile, path)
+    if image.format == "PNG" and array.ndim == 3 and (coded := profiles.png_colors(file)):
+        profiles.tell_of_colors(path, *coded)
+        return array
     is_deep_png = image.format == "PNG" and array.dtype == np.uint16
     if is_deep_png and "gamma" in image.info and "srgb" not in image.info:
         return profiles.from_gamma(array, image.info["gamma"], path)

@@ -25,7 +25,7 @@ _REDUCED, _MASK = 1, 4
 _WANTED = frozenset(
     (WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, STRIP_OFFSETS, ORIENTATION, SAMPLES, ROWS,
      STRIP_COUNTS, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, EXTRA,
-     FORMAT, NODATA, DNG, PROFILE)
+     FORMAT, NODATA, DNG, PROFILE, _SUBFILE)
 )  # fmt: skip
 """what is read; other tags may be damaged"""
 _TYPES = {
@@ -46,6 +46,11 @@ class Tags(NamedTuple):
     """in the file, smaller copies and masks apart"""
     length: int
     """of the file"""
+
+    @property
+    def is_small_copy(self) -> bool:
+        """Whether the first picture says that it is another one made smaller."""
+        return bool(self.one(_SUBFILE, 0) & _REDUCED)
 
     def one(self, tag: int, default: int) -> int:
         """The first value of a tag of integers."""

@@ -37,12 +37,12 @@ def unlikely(ir: Raw, vis: Raw, index: str = "") -> list[str]:
 def _of_pair(ir: Raw, vis: Raw, index: str) -> list[str]:
     if same_picture(ir, vis):
         return [f"ir{index} and vis{index} are the same picture; give two different sources"]
-    levels = [(f"{name}{index}", flat_level(raw)) for name, raw in (("ir", ir), ("vis", vis))]
+    levels = [(f"{name}{index}", _flat(raw)) for name, raw in (("ir", ir), ("vis", vis))]
     flat = [(name, level) for name, level in levels if level is not None]
     if len(flat) == 2:
         return [f"ir{index} and vis{index} show nothing; check the files, or value_range"]
     return [
-        f"{name} is {value:.6g} everywhere, so the result shows the other source alone; check the "
+        f"{name} is {value} everywhere, so the result shows the other source alone; check the "
         "file, or value_range"
         for name, value in flat
     ]
@@ -72,6 +72,17 @@ def _few_lumas(raw: Raw, rows: int, columns: int) -> Any:
     values = raw.values[0, :, ::rows, ::columns].numpy().astype(np.float64)
     unit = ((values - low) / (high - low)).clip(0, 1)
     return unit[0] if len(unit) == 1 else np.tensordot(_WEIGHTS, unit, 1)
+
+
+def _flat(raw: Raw) -> str | None:
+    """The one value of an image in words; ends of integers by color, as files map theirs there."""
+    level = flat_level(raw)
+    if level is None:
+        return None
+    if raw.is_integer and raw.spec.value_range is None:
+        named = {0: "black", INTEGER_MAX[raw.values.dtype]: "white"}
+        return named.get(int(level), f"{level:g}")
+    return f"{level:.6g}"
 
 
 def flat_level(raw: Raw) -> float | None:

@@ -435,8 +435,8 @@ def _check_values(
         first = tuple(bad[0].tolist())
         raise ValueError(
             f"{name}: {len(bad)} of {values.numel()} values are NaN or infinite, the first at "
-            f"index {first}; replace them, for example with numpy.nan_to_num, or leave NaN out "
-            "with nodata=nan"
+            f"index {first}; replace them, for example with numpy.nan_to_num, or leave both "
+            "out with nodata=nan"
         )
     slack = _RANGE_TOLERANCE * (high - low)
     if clips:

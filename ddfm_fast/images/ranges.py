@@ -12,7 +12,9 @@ what their frames span.
 
 The window is what the values span, without those that lie farther off than half of what 99.8 % of
 the pixels span (in a large picture, of some 16,000 of them): one dead pixel, or a camera's mark for
-none, does not move it. Where all is one value, that is black.
+none, does not move it. Where all is one value, that is black. Where a picture is windowed, a value
+that more pixels have is left out too if it lies farther below all others than those span, or ten
+times as far above, where targets are: -9999 or 0 around a field that was measured.
 """
 
 from __future__ import annotations
@@ -47,6 +49,10 @@ _FEW = 256
 """pixels of the smallest picture; of fewer, left by nodata, all count"""
 _DEAD = 4
 """pixels that may differ from all others and be dead; of more, a target on a plain ground"""
+_SHADES = 16
+"""values more than which a picture has, where a mark stands beside them"""
+_ABOVE = 10
+"""times farther that a mark lies above the others than below them: hot targets may be saturated"""
 _SAMPLES = 64
 """rows and columns of a first look"""
 _RANKED = 1 << 14
@@ -60,13 +66,22 @@ class Window(tuple):
 
 
 class Ignored(NamedTuple):
-    """A value that means nothing; NaN is one."""
+    """A value that means nothing; NaN or infinity is all that is not finite."""
 
     value: float
 
     def where(self, values: Any) -> Any:
-        """Whether each value is that one; of an array or a tensor."""
-        return values != values if math.isnan(self.value) else values == self.value
+        """Whether each value is that one; of an array or a tensor.
+
+        NaN and infinity are one kind: no number was measured, whichever of them stands there.
+        """
+        if math.isfinite(self.value):
+            return values == self.value
+        return ~(abs(values) < math.inf) if _is_float(values.dtype) else values != values
+
+
+def _is_float(dtype: Any) -> bool:
+    return dtype.is_floating_point if isinstance(dtype, torch.dtype) else dtype.kind == "f"
 
 
 def by_source(setting: Any, name: str = "value_range") -> dict[str, Any]:
@@ -110,6 +125,8 @@ class Span(NamedTuple):
     least: float
     """of all values that count, likewise ``most``"""
     most: float
+    marked: bool = False
+    """whether an end is of many equal values that lie apart from all others"""
 
     @property
     def window(self) -> Window:
@@ -122,12 +139,13 @@ class Span(NamedTuple):
         return self.low == self.high or self.high - self.low >= NARROW * white
 
 
-def span(values: Array, nodata: Ignored | None = None) -> Span | None:
+def span(values: Array, nodata: Ignored | None = None, *, marks: bool = True) -> Span | None:
     """Find what a picture spans; None where nothing counts.
 
     Args:
         values: Of any shape and real dtype.
         nodata: What does not count; NaN and infinity never do.
+        marks: Whether values count that many pixels have and that lie apart from all others.
     """
     flat = np.ravel(values)
     if flat.dtype == np.float16:
@@ -143,19 +161,44 @@ def span(values: Array, nodata: Ignored | None = None) -> Span | None:
             return None
         least, most = _ends(flat)
     ranked = _ranked(flat, values.size // len(values))
+    rest = _without_marks(ranked)
+    marked = rest.size < ranked.size
+    ranked = ranked if marks else rest
     out = math.ceil(SHARE * ranked.size) if ranked.size >= _FEW else 0
     low, high = float(ranked[out]), float(ranked[-1 - out])
     reach = REACH * (high - low)
     low, high = low - reach, high + reach
     if (low <= least and most <= high) or (not reach and (flat != low).sum() > _DEAD):
-        return Span(least, most, least, most)
-    return Span(*_ends(flat[(flat >= low) & (flat <= high)]), least, most)
+        return Span(least, most, least, most, marked)
+    return Span(*_ends(flat[(flat >= low) & (flat <= high)]), least, most, marked)
 
 
 def window(values: Array, nodata: Ignored | None = None) -> Window | None:
     """The window of :func:`span`; None where all of a picture is one value, or nothing."""
     found = span(values, nodata)
     return None if found is None or found.low == found.high else found.window
+
+
+def _without_marks(ranked: Array) -> Array:
+    """Sorted values without an end that many share and that lies far from what the rest spans.
+
+    A few are left to the reach of :func:`span`, and a picture of few values, such as a mask, to
+    itself.
+    """
+    for at_end in (False, True):
+        mark = ranked[-1 if at_end else 0]
+        shared = ranked == mark
+        rest = ranked[~shared]
+        if not SHARE * ranked.size < ranked.size - rest.size <= ranked.size - _FEW:
+            continue
+        if np.count_nonzero(np.diff(rest)) < _SHADES:
+            continue
+        out = math.ceil(SHARE * rest.size)
+        low, high = float(rest[out]), float(rest[-1 - out])
+        gap = (float(mark) - high) / _ABOVE if at_end else low - float(mark)
+        if high - low < gap:
+            return _without_marks(rest)
+    return ranked
 
 
 def _ends(values: Array) -> tuple[float, float]:
@@ -202,8 +245,11 @@ def chosen(
     if found is None:
         return own
     if setting == "data" and found.low < found.high:
-        return found.window
+        return ((found.marked and span(values, nodata, marks=False)) or found).window
     judged = _judged(values, found, nodata)
+    if judged.window is not None and found.marked:  # what uses its dtype's range keeps all of it
+        found = span(values, nodata, marks=False) or found
+        judged = _judged(values, found, nodata)
     if judged.sentence and told and setting != "data":
         source = name.partition("[")[0]
         option = f'value_range={{"{source}": …}} or --{source}-range'
@@ -248,11 +294,12 @@ def _judged(values: Array, found: Span, nodata: Ignored | None) -> _Judged:
 
 
 def _of_floats(values: Array, found: Span, nodata: Ignored | None) -> _Judged:
-    low, high, least, most = found
+    low, high, least, most = found[:4]
     if low >= -SLACK and high <= 1 + SLACK:
         unit = Window((0.0, 1.0))
         if least < -SLACK or most > 1 + SLACK:
-            return _Judged(unit, _told(values, found._replace(low=0, high=1), nodata, "0..1"))
+            far = _clipped(values, found._replace(low=0, high=1), nodata)
+            return _Judged(unit, f"is read as 0 to 1, with {far}")
         if least < -ROUNDING or most > 1 + ROUNDING:
             return _Judged(unit, f"values from {least:.3g} to {most:.3g} are clipped to 0 to 1")
         if found.uses(1):
@@ -278,20 +325,33 @@ def _is_8_bits_deep(values: Array) -> bool:
 
 
 def _told(values: Array, found: Span, nodata: Ignored | None, usual: str) -> str:
-    low, high, least, most = found
     more = ""
-    if least < low or most > high:
-        far = (values < low) | (values > high)
-        if nodata is not None:
-            far &= ~nodata.where(values)
-        if values.dtype.kind == "f":
-            far &= np.isfinite(values)
-        count, first = int(far.sum()), float(values[far].flat[0])
-        more = (
-            f", and {count} value{'s' * (count > 1)} such as {first:g} clipped, which "
-            f"nodata={first:g} would leave out"
-        )
-    return f"values are {low:.6g} to {high:.6g}, not {usual}: black and white are set there{more}"
+    if found.least < found.low or found.most > found.high:
+        more = f", and {_clipped(values, found, nodata)}"
+    return (
+        f"values are {found.low:.6g} to {found.high:.6g}, not {usual}: black and white are set "
+        f"there{more}"
+    )
+
+
+def _clipped(values: Array, found: Span, nodata: Ignored | None) -> str:
+    """What is outside of a window, of which there is some."""
+    far = (values < found.low) | (values > found.high)
+    if nodata is not None:
+        far &= ~nodata.where(values)
+    if values.dtype.kind == "f":
+        far &= np.isfinite(values)
+    count, first = int(far.sum()), exact(values[far].flat[0])
+    return (
+        f"{count} value{'s' * (count > 1)} such as {first} clipped, which nodata={first} would "
+        "leave out"
+    )
+
+
+def exact(value: Any) -> str:
+    """A number of an array as text that reads as that number again."""
+    short = f"{value:g}"
+    return short if type(value)(float(short)) == value else str(value)
 
 
 def _clearly_uses(values: Array) -> bool:

@@ -182,6 +182,12 @@ def _read(file: Path) -> Any:
         return pydicom.dcmread(file)
     except OSError as error:
         raise ImageFileError(f"{file}: cannot be read ({error.strerror})") from error
+    except pydicom.errors.InvalidDicomError as error:
+        raise ImageFileError(
+            f"{file}: neither DICOM, by its first bytes, nor named .nii or .nii.gz; convert it to "
+            "NIfTI, or write a DICOM file without its first 132 bytes anew (pydicom's dcmread with "
+            "force=True); `ddfm-fast fuse` takes pictures"
+        ) from error
     except Exception as error:
         raise ImageFileError(
             f"{file}: cannot be read as DICOM ({str(error).splitlines()[0]}); check the file"

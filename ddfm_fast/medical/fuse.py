@@ -343,6 +343,8 @@ def _check_sources(volumes: dict[str, Volume], maps: dict[str, str]) -> None:
             raise TypeError(f"{name} is a {type(volume).__name__}; expected a Volume")
         if name in maps and volume.colored:
             raise ValueError(f"colormap is given for {name}, which has color; expected a gray one")
+    if np.array_equal(volumes["ir"].array, volumes["vis"].array, equal_nan=True):
+        warn("ir and vis are the same volume; give two different sources")
     headers = [v.origin.header for v in volumes.values() if v.origin is not None]
     if len(headers) < 2:
         return

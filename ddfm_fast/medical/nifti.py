@@ -41,6 +41,10 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
     nib = need("nibabel", f"{path}: reading NIfTI")
     try:
         image = nib.load(path)
+        if not isinstance(image, nib.nifti1.Nifti1Pair):
+            raise ImageFileError(
+                f"{path}: is a {type(image).__name__} of surfaces, expected voxels in a NIfTI file"
+            )
         header = image.header
         array = _values(image, frame, str(path))
         turned = nib.orientations.io_orientation(image.affine)
@@ -94,7 +98,11 @@ def checked_frame(frame: int | None, count: int, name: str) -> int:
             f"frame= or --frame, 0 to {count - 1}"
         )
     if not 0 <= frame < count:
-        raise ImageFileError(f"{name}: frame is {frame}; expected 0 to {count - 1}")
+        only = "it holds one volume: a frame of the other source alone is " if count == 1 else ""
+        raise ImageFileError(
+            f"{name}: frame is {frame}; expected 0 to {count - 1}; {only or 'by source: '}"
+            'frame={"vis": …} or --frame vis=…'
+        )
     return frame
 
 

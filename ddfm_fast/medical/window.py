@@ -68,7 +68,12 @@ def _robust(volume: Volume, name: str, *, told: bool) -> tuple[float, float]:
     found = span(some)
     if found is None:
         raise ValueError(f"{name}: {volume.name} has no data; check the file")
+    if found.low == found.high:
+        warn(
+            f"{name}: {volume.name} is {found.low:.6g} everywhere and shows nothing; check the file"
+        )
     low, high = found.window
+    told = told and found.low < found.high
     if volume.units == "HU":
         low = min(max(low, AIR), high - 1)
     if told:

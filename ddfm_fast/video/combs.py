@@ -23,8 +23,11 @@ ENOUGH = 4
 """pairs of frames that have to say the same"""
 _MOVES = 0.25
 """gray levels by which the worst weave has to exceed the frame itself"""
-_LIKE, _UNLIKE = 0.35, 0.65
-"""share of that by which the better weave may, and at least does in a progressive stream"""
+_LIKE, _UNLIKE = 0.15, 0.65
+"""share of that by which the better weave may, and at least does in a progressive stream
+
+Of photographs that move, 99 % of pairs are below 0.05 where they are woven, and all above 0.89
+where they are not; of crisp drawings that are not, some are at 0.2."""
 _COLUMNS = 320
 """at most this many are looked at"""
 

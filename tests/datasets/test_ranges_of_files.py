@@ -186,7 +186,7 @@ def test_nan_in_a_file_is_no_data_with_a_word(tmp_path):
 def test_infinity_in_a_file_names_the_option():
     image = PICTURE.astype(np.float32) / 255
     image[3, 4] = np.inf
-    with pytest.raises(ValueError, match=r"ir: 1 values .*infinite, such as inf; nodata=inf"):
+    with pytest.raises(ValueError, match=r"ir: 1 values .*infinite, such as inf; nodata=nan"):
         sources(image, PICTURE)
     assert sources(image, PICTURE, Levels(nodata={"ir": np.inf})).holes[0].sum() == 1
 

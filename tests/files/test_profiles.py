@@ -277,3 +277,24 @@ def test_gray_tiff_of_16_bits(tmp_path):
     assert np.abs(read_image(path) - expected(array, None, G18)).max() <= CLOSE[np.uint16]
     path.write_bytes(tiff(array, 1))
     np.testing.assert_array_equal(read_image(path), array)
+
+
+@pytest.mark.parametrize(
+    "coded, said",
+    [
+        ((12, 13, 0, 1), "image.png: its colors of Display P3 are read as sRGB"),
+        ((9, 16, 0, 1), "image.png: is HDR"),
+        ((1, 13, 0, 1), None),
+    ],
+)
+def test_a_png_that_codes_other_colors_is_told(tmp_path, coded, said):
+    """By numbers of ITU-T H.273, in the chunk cICP of PNG's third edition."""
+    for dtype in ("uint8", "uint16"):
+        array = random_array((16, 20, 3), dtype)
+        path = tmp_path / "image.png"
+        path.write_bytes(png(array, (b"tEXt", b"a\0b"), (b"cICP", bytes(coded)), gamma(1.0)))
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always", DDFMWarning)
+            np.testing.assert_array_equal(read_image(path), array)
+        told = [str(w.message).replace(str(path), "image.png") for w in found]
+        assert len(told) == (said is not None) and all(said in sentence for sentence in told)

@@ -204,7 +204,7 @@ def _(folder):
 
 @kind("infrared that is black everywhere")
 def _(folder):
-    return Seen("ir is 0 everywhere", alike(fused(folder / "a", np.zeros(SIZE, np.uint8)), VIS))
+    return Seen("ir is black everywhere", alike(fused(folder / "a", np.zeros(SIZE, np.uint8)), VIS))
 
 
 @kind("infrared that is the visible picture")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import struct
 import sys
@@ -13,6 +14,7 @@ import zlib
 import numpy as np
 import pytest
 from image_bytes import RANDOM, random_array, tiff, upright
+from PIL import Image
 
 from ddfm_fast.files.depth import Levels, read_sources
 from ddfm_fast.files.paths import ImageFileError
@@ -365,3 +367,17 @@ def test_a_strip_that_ends_early_is_refused(tmp_path):
         (tmp_path / "a.tif").write_bytes(patched(data, 279, count // 2))
         with pytest.raises(ImageFileError):
             read_image(tmp_path / "a.tif")
+
+
+def test_a_small_copy_that_comes_first_is_no_picture(save):
+    """Viewers look for such a copy there; the camera's picture is the second."""
+    small, large = Image.new("L", (20, 16), 9), Image.new("L", (40, 32), 7)
+    for more in ([large], []):
+        file = io.BytesIO()
+        small.save(file, "TIFF", tiffinfo={254: 0}, save_all=True, append_images=more)
+        path = save(patched(file.getvalue(), 254, 1))
+        if not more:
+            assert (read_image(path) == 9).all(), "alone it is all there is"
+            continue
+        with pytest.raises(ImageFileError, match="first picture is a small copy of another; exp"):
+            read_image(path)

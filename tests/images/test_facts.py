@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddfm_fast.files.depth import sources
 from ddfm_fast.images import facts
 from ddfm_fast.images.color import has_chroma, luma
 from ddfm_fast.images.kind import (
@@ -134,6 +135,8 @@ def test_limits_of_some_images_are_contiguous_as_kernels_read_them():
     [
         (np.full((20, 20), 7000, np.uint16), {}, "7000"),
         (np.full((20, 20), 100, np.uint8), {}, "100"),
+        (np.full((20, 20), 0, np.uint8), {}, "black"),
+        (np.full((20, 20), 65535, np.uint16), {}, "white"),
         (np.full((20, 20), 0.25), {}, "0.25"),
         (np.full((20, 20), 7000, np.uint16), {"value_range": (6000, 9000)}, "7000"),
         (np.full((20, 20), 21.5), {"value_range": (-20, 60)}, "21.5"),
@@ -143,3 +146,11 @@ def test_a_flat_source_is_told_in_its_own_units(image, reading, value):
     other = read_raw(np.tile(np.arange(20, dtype=np.uint8) * 9, (20, 1)), "vis")
     (sentence,) = facts.unlikely(read_raw(image, "ir", **reading), other)
     assert sentence.startswith(f"ir is {value} everywhere")
+
+
+def test_a_flat_file_of_degrees_is_not_told_to_be_at_0():
+    """Files become levels of 16 bits, whose ends are no values of theirs."""
+    ramp = np.arange(400, dtype=np.uint16).reshape(20, 20) * 160
+    found = sources(np.full((20, 20), 21.5, np.float32), ramp)
+    (sentence,) = facts.unlikely(read_raw(found.ir, "ir"), read_raw(found.vis, "vis"))
+    assert sentence.startswith("ir is black everywhere")

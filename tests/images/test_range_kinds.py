@@ -9,11 +9,11 @@ import pytest
 import torch
 from clips import texture
 
-from ddfm_fast import DDFMWarning, Fuser
+from ddfm_fast import DDFMWarning, Fuser, fuse
 from ddfm_fast.images.pair import read_pair
 from ddfm_fast.images.pixels import Pixels
 from ddfm_fast.images.planes import to_planes
-from ddfm_fast.images.ranges import FirstFrame, Window, chosen, nearest_valid, span
+from ddfm_fast.images.ranges import FirstFrame, Ignored, Window, chosen, nearest_valid, span
 
 PICTURE = texture(48, 64, 1)
 """0 to 255, all of it used"""
@@ -351,3 +351,69 @@ def test_the_first_frame_decides_for_a_stream():
 def test_a_range_that_is_given_stays_in_a_stream():
     given = {"ir": (0, 65535), "vis": "dtype"}
     assert FirstFrame()(KINDS["counts"][0], OTHER, given) == given
+
+
+DEGREES = (UNIT * 80 - 20).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "mark, image",
+    [
+        (-9999, DEGREES),
+        (np.finfo(np.float32).min, DEGREES),
+        (1e6, DEGREES),
+        (0, (UNIT * 40 + 280).astype(np.float32)),
+        (0, (7000 + UNIT * 2000).astype(np.uint16)),
+        (-32768, (UNIT * 4000 - 1024).astype(np.int16)),
+        (-1234567, (UNIT * 80 - 20).astype(np.int32)),
+    ],
+)
+def test_a_field_of_marks_does_not_set_the_range(mark, image):
+    """A twentieth of the picture, more than dead pixels are; what is named reads as that value."""
+    marked = image.copy()
+    marked[5:15, 20:36] = mark
+    low, high = float(image[15:].min()), float(image[15:].max())
+    with pytest.warns(DDFMWarning, match=r"160 values such as .* clipped, which nodata=") as said:
+        found = chosen(marked, "auto", "ir")
+    assert found[0] <= low and high <= found[1] and found[1] - found[0] <= np.ptp(image * 1.0)
+    named = float(str(said[0].message).split("which nodata=")[1].split(" would")[0])
+    assert (marked == Ignored(named).value).sum() == 160 == Ignored(named).where(marked).sum()
+
+
+def test_marks_at_both_ends_and_beside_floats_in_0_to_1():
+    image = DEGREES.copy()
+    image[:4], image[40:44] = -9999, 1e6
+    with pytest.warns(DDFMWarning, match="512 values such as -9999 clipped"):
+        assert chosen(image, "auto", "ir") == (-20, 60)
+    unit = UNIT.astype(np.float32)
+    unit[:4] = -9999
+    sentence = "ir: is read as 0 to 1, with 256 values such as -9999 clipped"
+    with pytest.warns(DDFMWarning, match=sentence):
+        assert chosen(unit, "auto", "ir") == (0, 1)
+
+
+def test_what_uses_its_dtype_and_masks_keep_their_ground():
+    """Black around the picture is black there, and 0, 1000 and 5000 are a map of classes."""
+    dim = (UNIT * 0.5 + 0.5).astype(np.float32)
+    dim[:20] = 0
+    classes = np.zeros((48, 64), np.int32)
+    classes[10:20], classes[30:34] = 1000, 5000
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert chosen(dim, "auto", "ir") is None
+    with pytest.warns(DDFMWarning, match="values are 0 to 5000"):
+        assert chosen(classes, "auto", "ir") == (0, 5000)
+
+
+@pytest.mark.parametrize("named", [np.nan, np.inf, -np.inf])
+def test_not_a_number_and_infinity_are_left_out_by_the_name_of_either(named):
+    """Else a picture that has both could not be read at all."""
+    image = DEGREES.copy()
+    image[3, 4], image[5, 6], image[7, 8] = np.nan, np.inf, -np.inf
+    for values in (image, torch.from_numpy(image)):
+        where = np.asarray(Ignored(named).where(values))
+        assert sorted(zip(*np.nonzero(where), strict=True)) == [(3, 4), (5, 6), (7, 8)]
+    options = {"value_range": {"ir": (-20, 60)}, "nodata": {"ir": named}}
+    fused = fuse(image, OTHER, preset="instant", device="cpu", **options)
+    assert np.abs(fused[[3, 5, 7], [4, 6, 8]].astype(int) - OTHER[[3, 5, 7], [4, 6, 8]]).max() <= 1
+    assert not Ignored(named).where(PICTURE).any()

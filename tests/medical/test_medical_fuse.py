@@ -254,3 +254,16 @@ def test_steps_of_the_prior_are_run(tmp_path):
     fuser = Fuser(prior="embedded", preset="official", steps=2, device="cpu")
     found = fuse_volumes(ir, vis, fuser, slices=slice(5, 7))
     assert found.volume.array.dtype == np.uint16 and np.ptp(found.volume.array) == 65535
+
+
+def test_the_same_volume_twice_and_one_that_shows_nothing_are_told(instant):
+    ir, vis = pair()
+    again = Volume(ir.array.copy(), AT, window=(0.0, 1000.0), name="c")
+    with pytest.warns(DDFMWarning, match="ir and vis are the same volume"):
+        fuse_volumes(ir, again, instant, slices=slice(0, 2))
+    flat = Volume(np.full(SHAPE, 5, np.float32), AT, name="flat")
+    with pytest.warns(DDFMWarning) as said:
+        fuse_volumes(ir, flat, instant, slices=slice(0, 2))
+    assert [str(one.message) for one in said] == [
+        "vis: flat is 5 everywhere and shows nothing; check the file"
+    ]

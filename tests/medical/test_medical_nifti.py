@@ -129,3 +129,14 @@ def test_place_is_kept_through_reading(tmp_path):
     found = read_volume(tmp_path / "a.nii")
     before = center_of(ellipsoid(SHAPE, at), at)
     np.testing.assert_allclose(center_of(found.array, found.affine), before, atol=0.01)
+
+
+def test_a_frame_of_one_source_and_what_is_no_volume(tmp_path):
+    path = tmp_path / "one.nii"
+    nib.save(nib.Nifti1Image(np.zeros((20, 20, 3), np.float32), np.eye(4)), path)
+    with pytest.raises(ImageFileError, match="frame is 1; .* holds one volume: .*--frame vis="):
+        read_volume(path, frame=1)
+    with pytest.raises(ImageFileError, match="Cifti2Image of surfaces, expected voxels"):
+        read_volume(bundled("row_major.dconn.nii"))
+    with pytest.raises(ImageFileError, match="convert it to NIfTI"):
+        read_volume(bundled("test.mgz"))

@@ -169,7 +169,7 @@ def test_zero_is_off():
 
 @pytest.mark.parametrize(
     "ir, text",
-    [(np.zeros((40, 40), np.uint8), "ir is 0 everywhere"), (None, "are the same picture")],
+    [(np.zeros((40, 40), np.uint8), "ir is black everywhere"), (None, "are the same picture")],
 )
 def test_what_is_surely_not_meant_gets_a_sentence(ir, text):
     vis = (scene(40, 40) * 255).astype(np.uint8)
@@ -238,7 +238,7 @@ def test_a_jump_of_the_noise_is_followed_within_a_dozen_frames(before, after):
 def test_a_warning_names_the_picture_and_the_callers_line():
     vis = (scene(40, 40) * 255).astype(np.uint8)
     fuser = Fuser(preset="instant", device="cpu")
-    sentence = r"^a, b: ir\[1\] is 0 everywhere"
+    sentence = r"^a, b: ir\[1\] is black everywhere"
     with pytest.warns(ddfm_fast.DDFMWarning, match=sentence) as found, about(["a", "b"]):
         fuser(np.stack([vis[::-1], vis * 0]), np.stack([vis, vis]))
     assert found[0].filename == __file__

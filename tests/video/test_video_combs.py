@@ -130,3 +130,16 @@ def test_progressive_clips_are_read_in_silence(tmp_path):
         for codec, pix_fmt in (("ffv1", "gray"), ("libx264", "yuv420p")):
             path = write_clip(tmp_path / f"{n}{codec}.mkv", images, codec=codec, pix_fmt=pix_fmt)
             assert read(path)[1] == []
+
+
+@pytest.mark.parametrize("name", ["testsrc2", "testsrc"])
+def test_the_test_pictures_of_ffmpeg_have_no_combs(name):
+    """Crisp figures that move by fractions of a line, which every engineer tries first."""
+    av = pytest.importorskip("av")
+    try:
+        clip = av.open(f"{name}=size=160x120:rate=25:duration=2", format="lavfi")
+    except (ValueError, av.error.FFmpegError):
+        pytest.skip("this PyAV makes no test pictures")
+    with clip:
+        frames = [frame.to_ndarray(format="gray") for frame in clip.decode(video=0)]
+    assert len(frames) == 50 and found(frames) is None
