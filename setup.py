@@ -118,6 +118,12 @@ SERVE = [
     "uvicorn>=0.30",
 ]
 
+APP = [
+    "fastapi>=0.115.2",
+    "gradio>=6.31,<7",  # asks for a Pillow below 13: make test-app
+    "uvicorn>=0.30",
+    *VIDEO,
+]
 STORAGE = [
     "aiohttp>=3.9",  # https://
     "fsspec>=2024.6.1",
@@ -178,6 +184,8 @@ setup(
         "files": FILES,
         "engines": [*BENCH, *ENGINES],
         "serve": SERVE,
+        "app": APP,
+        "app-test": [*APP, "playwright>=1.50"],  # with a Chromium of the system
         "storage": STORAGE,
         "storage-test": [*STORAGE, "moto[server]>=5.1"],
     },

@@ -17,6 +17,7 @@ from . import (
     evaluate,
     fuse,
     help,
+    page,
     presets,
     prior,
     prior_public,
@@ -48,6 +49,7 @@ register(app, batch.batch, batch.EPILOG)
 register(app, video.video, video.EPILOG)
 register(app, volume.volume, volume.EPILOG)
 register(app, serve.serve, serve.EPILOG)
+register(app, page.page, page.EPILOG, "app")
 register(app, align.align, align.EPILOG)
 register(app, presets.presets, presets.EPILOG)
 register(app, doctor.doctor, doctor.EPILOG)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ..align.call import Aligner
@@ -29,6 +30,7 @@ from .pairs import refuse_lone
 if TYPE_CHECKING:
     from ..api import Fuser
     from ..restore.sources import FusionReport
+    from ..sampler import Callback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +209,8 @@ def run_jobs(
     progress: bool = False,
     skip_existing: bool = False,
     on_error: Callable[[Job, Exception], None] | None = None,
+    on_fused: Callable[[Job, Sources, np.ndarray], None] | None = None,
+    callback: Callback | None = None,
 ) -> list[dict[str, Any]]:
     """Fuse every pair and report on each; a pair that fails does not stop the others.
 
@@ -220,42 +224,54 @@ def run_jobs(
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Leave jobs alone whose output file exists.
         on_error: Called with each failure as it happens.
+        on_fused: Called with each job, its sources as fused, and the result before it is written.
+        callback: Gets a ``StepInfo`` after every step of the loop, as in a call of ``Fuser``.
 
     Returns:
         One dictionary per job: ``ir``, ``vis``, ``output``, ``panel``, ``ok``, ``skipped``,
-        ``error``, ``height``, ``width``, ``dtype``, ``range`` (the values of black and white),
-        ``seconds`` (fusion alone, without files), and ``crop``, [top, left] in the visible picture,
-        where ``align_field`` cut it.
+        ``error``, ``height``, ``width``, ``dtype``, ``range`` (of black and white), ``seconds``
+        (fusion alone) and ``crop``, [top, left], where ``align_field`` cut the visible picture.
 
     Raises:
         ValueError: An output that does not hold what ``output`` says.
     """
     output = output or Output()
     output.check(job.output.suffix for job in jobs)
+    run = {"progress": progress, "callback": callback}
     reports: list[dict[str, Any]] = []
     told: set[str] = set()
-    read = _reader(
-        Aligner(fuser.align, resize, field=fuser.align_field), levels or Levels(), max_pixels
-    )
+    aligner = Aligner(fuser.align, resize, field=fuser.align_field)
+    read = _reader(aligner, levels or Levels(), max_pixels)
     bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
     for job in bar:
-        report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
-        report = {k: str(v) if isinstance(v, Path) else v for k, v in report.items()}
+        report = _begun(job)
         try:
             if skip_existing and job.output.is_file():
                 report["skipped"] = True
             else:
                 with about([job.ir.name], told):
-                    report |= _run_job(job, fuser, read, output, progress=progress)
+                    report |= _run_job(job, fuser, read, output, on_fused, **run)
         except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
             report |= {"ok": False, "error": str(error) or type(error).__name__}
-            if on_error is not None:
-                with bar.external_write_mode(file=sys.stderr):
-                    on_error(job, error)
+            _tell(on_error, job, error, bar)
         reports.append(report)
     return reports
+
+
+def _begun(job: Job) -> dict[str, Any]:
+    """The report of a job, before it is done."""
+    report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in report.items()}
+
+
+def _tell(
+    on_error: Callable[[Job, Exception], None] | None, job: Job, error: Exception, bar: Any
+) -> None:
+    if on_error is not None:
+        with bar.external_write_mode(file=sys.stderr):
+            on_error(job, error)
 
 
 def _reader(aligner: Aligner, levels: Levels, max_pixels: int) -> Read:
@@ -263,16 +279,23 @@ def _reader(aligner: Aligner, levels: Levels, max_pixels: int) -> Read:
 
 
 def _run_job(
-    job: Job, fuser: Fuser, read: Read, output: Output, *, progress: bool
+    job: Job,
+    fuser: Fuser,
+    read: Read,
+    output: Output,
+    on_fused: Callable[[Job, Sources, np.ndarray], None] | None,
+    **run: Any,
 ) -> dict[str, Any]:
     sources = read(job)
     ir, vis = sources.ir, sources.vis
     started = time.perf_counter()
     found: list[FusionReport] = []
-    fused = fuser(ir, vis, progress=progress, report=found, align="off", value_range="dtype")
+    fused = fuser(ir, vis, **run, report=found, align="off", value_range="dtype")
     fused = sources.mended(fused)
     seconds = time.perf_counter() - started
     output = dataclasses.replace(output, panel=job.panel is not None)
+    if on_fused is not None:
+        on_fused(job, sources, fused)
     facts = output.write(job.output, fused, sources, (job.ir, job.vis), color=fuser.color)
     if sources.cut is not None:
         facts["crop"] = [sources.cut.top, sources.cut.left]

@@ -132,7 +132,7 @@ def serve(
         service = Service(Fusers(make()), limits, token, log)
         host, port = address.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        with _signals(), _server_log(log):
+        with repeated_signals_ignored(), _server_log(log):
             server = _server(make_app(service), service, limits)
             log("listening", url=f"http://{shown}:{port}", pid=os.getpid(), token=bool(token))
             asyncio.run(server.serve(sockets=[address]))
@@ -167,7 +167,7 @@ def _server(app: Any, service: Any, limits: Limits) -> Any:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
+def repeated_signals_ignored() -> Iterator[None]:
     """Inside, the signals that the server repeats once it has stopped end nothing more."""
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -64,6 +64,7 @@ class VideoOptions(TypedDict, total=False):
     reconnect: float
     progress: bool
     on_bad: Callable[[BadFrame], None] | None
+    on_frame: Callable[[int, int | None], None] | None
 
 
 VIDEO_DEFAULTS: VideoOptions = {
@@ -88,6 +89,7 @@ VIDEO_DEFAULTS: VideoOptions = {
     "reconnect": 0.0,
     "progress": False,
     "on_bad": None,
+    "on_frame": None,
 }
 
 
@@ -135,7 +137,7 @@ def fuse_video(
             ``tone_map``: "auto" (the default) brings PQ and HLG to BT.709; "off" leaves the coded
             values.
             ``reconnect``: seconds for which a live stream that breaks off is tried again.
-            ``progress``: show a bar on stderr.
+            ``progress``: show a bar on stderr; ``on_frame``: called with frames written, of all.
 
     Raises:
         ValueError: Input or output does not do (VideoError); nothing is written then. VideoError
@@ -188,7 +190,7 @@ def _fuse_opened(
         sink = Previewed(sink)
     stages = _Stages(
         temporal, fit, aligner, sink,
-        realtime=given["realtime"], side_by_side=given["side_by_side"],
+        realtime=given["realtime"], side_by_side=given["side_by_side"], told=given["on_frame"],
     )  # fmt: skip
     with pages_kept(temporal.fuser.device):
         return stages.run(timeline, progress=given["progress"])
@@ -243,9 +245,10 @@ class _Stages:
         *,
         realtime: bool,
         side_by_side: bool,
+        told: Callable[[int, int | None], None] | None = None,
     ):
         self.temporal, self.fit, self.aligner, self.sink = temporal, fit, aligner, sink
-        self.realtime, self.side_by_side = realtime, side_by_side
+        self.realtime, self.side_by_side, self.told = realtime, side_by_side, told
         self.latencies: deque[float] = deque(maxlen=_LATENCIES)
         self.times = StageTimes()
 
@@ -268,6 +271,8 @@ class _Stages:
                     self._write(item)
                 report.dropped = read.dropped
                 self._show(bar, report)
+                if self.told is not None:
+                    self.told(self.sink.frames, total)
         except KeyboardInterrupt:
             report.stopped = INTERRUPTED
         except ReaderGone:

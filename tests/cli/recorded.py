@@ -192,6 +192,21 @@ RECORD = {
         --token-file: Path, None
         --wait: float min=0, 5.0
     """,
+    "app": """
+        --backend: str, None
+        --device: str, None
+        --dtype: auto|float32|tf32|bfloat16|float16, 'auto'
+        --graph: str, None
+        --host: str, '127.0.0.1'
+        --insecure: bool, False
+        --max-bytes: int min=1, 1073741824
+        --max-pixels: int min=256, 67108864
+        --port: int min=0 max=65535, 7860
+        --prior-config: str, None
+        --prior: str, 'embedded'
+        --tile: str, 'auto'
+        --token-file: Path, None
+    """,
     "align": """
         --ir-camera: Path, None
         --ir-range: str, None

@@ -25,7 +25,7 @@ README = ROOT / "README.md"
 DOCS = ROOT / "ddfm_fast" / "docs"
 WANTED = {
     *("method", "pictures", "inputs", "video", "priors", "precision"),
-    *("gpu", "scale", "integrations", "performance", "metrics", "medical"),
+    *("gpu", "scale", "integrations", "hosts", "performance", "metrics", "medical"),
 }
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 named = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -204,7 +204,7 @@ def test_an_unknown_topic_gets_the_nearest():
     assert result.exit_code == 2
     assert "no help topic 'vidoe'; did you mean video?" in result.stderr
     result = CliRunner().invoke(app, ["help", "zzz"])
-    assert result.exit_code == 2 and "choose from gpu, inputs" in result.stderr
+    assert result.exit_code == 2 and "choose from gpu, hosts" in result.stderr
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def test_it_is_a_method_and_fuses():
 
 
 def test_the_lines_of_the_topic_register_it(monkeypatch):
-    page = (ROOT / "ddfm_fast/docs/integrations.md").read_text(encoding="utf-8")
+    page = (ROOT / "ddfm_fast/docs/hosts.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```py\n(.*?)^```$", page, re.M | re.S)
     (block,) = [block for block in blocks if "base_method" in block]
     registered = {}

@@ -1,6 +1,6 @@
 """``ddfmfuse`` by GStreamer's own command: pipelines of test sources, compared with ``fuse``.
 
-Needs Debian's packages (``ddfm_fast/docs/integrations.md`` has the line) and a loader of Python
+Needs Debian's packages (``ddfm_fast/docs/hosts.md`` has the line) and a loader of Python
 plugins that runs the version of Python that runs the tests.
 """
 
@@ -251,7 +251,7 @@ def times():
 
 def test_the_lines_of_the_topic_run(environment, tmp_path):
     """As printed, in a shell that finds this Python as ``python``."""
-    page = (ROOT / "ddfm_fast/docs/integrations.md").read_text(encoding="utf-8")
+    page = (ROOT / "ddfm_fast/docs/hosts.md").read_text(encoding="utf-8")
     (block,) = re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S)
     (tmp_path / "bin").mkdir()
     kept = {k: v for k, v in environment.items() if k not in ("PYTHONPATH", "GST_PLUGIN_PATH")}

@@ -21,7 +21,7 @@ from ddfm_fast.files.reading import read_image
 from ddfm_fast.files.writing import write_image
 
 pytestmark = pytest.mark.slow
-DOCS = ROOT / "ddfm_fast" / "docs" / "integrations.md"
+DOCS = ROOT / "ddfm_fast" / "docs" / "hosts.md"
 FRAMES, SIZE = 6, (64, 96)
 FFMPEG = shutil.which("ffmpeg")
 
