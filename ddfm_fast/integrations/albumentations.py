@@ -110,7 +110,7 @@ class FuseDDFM(SampleFusion, _BasicTransform):
             "value_range": self.value_range,
             "allow_missing_keys": self.allow_missing_keys,
         }
-        return own | (dict(self._options) if self._own else {"fuser": self._kept})
+        return own | self.fused_by
 
     def _drawn(self) -> float:
         """A number in [0, 1) of Albumentations' own generator, or of Python's."""
