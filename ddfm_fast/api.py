@@ -446,7 +446,11 @@ _fusers_lock = ForkLock()
 
 
 def clear_cache() -> None:
-    """Drop the fusers that :func:`fuse` keeps, with their priors and graphs."""
+    """Drop the fusers that :func:`fuse` keeps, with their priors and graphs.
+
+    >>> fused = ddfm_fast.fuse(infrared, visible)
+    >>> ddfm_fast.clear_cache()  # the next call makes its fuser anew
+    """
     with _fusers_lock:
         _fusers.clear()
 

@@ -117,7 +117,8 @@ class FuseConfig:
             raise ValueError(f"start is {self.start!r}; expected a timestep from 1, or None")
         if self.start is not None and isinstance(self.steps, str):
             raise ValueError(
-                f"steps is {self.steps!r} and start is {self.start}; expected a count with start"
+                f"steps is {self.steps!r}; expected a whole number of steps, since this preset "
+                f"starts at the timestep {self.start}; words such as ddim50 choose from all"
             )
 
     @property

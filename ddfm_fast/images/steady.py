@@ -15,8 +15,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from .containers import as_tensor
 from .planes import extremes
 from .ranges import (
@@ -104,10 +102,12 @@ class _Running:
         if shown is None or shown.low == shown.high:
             return alone if self._range is None else self._range
         self._told &= found is None
-        if cut or self._range in (None, _UNIT) or _apart(_limits(alone, values), self._range):
+        # not the dtype's own range: one hot spot would move a window by a fiftieth of all that
+        target = (shown.low, shown.high) if found is None else found
+        if cut or self._range in (None, _UNIT) or _apart(target, self._range):
             self._range = alone
         else:
-            pairs = zip(self._range, _limits(alone, values), strict=True)
+            pairs = zip(self._range, target, strict=True)
             self._range = Window(old + FOLLOW * (new - old) for old, new in pairs)
         return self._range
 
@@ -115,10 +115,6 @@ class _Running:
 def _own(values: Array) -> Any:
     """What stands for a dtype's own range; floats are clipped to it."""
     return _UNIT if values.dtype.kind == "f" else "dtype"
-
-
-def _limits(found: Any, values: Array) -> tuple[float, float]:
-    return (0.0, float(np.iinfo(values.dtype).max)) if found == "dtype" else found
 
 
 def _apart(a: tuple[float, float], b: tuple[float, float]) -> bool:

@@ -102,6 +102,16 @@ class FuseDDFM(SampleFusion, _BasicTransform):
         """What a ``Compose`` lets through to it."""
         return {*self.keys, self.output}
 
+    def get_transform_init_args(self) -> dict[str, Any]:
+        """What Albumentations prints and saves, with which it makes the transform again."""
+        own = {
+            "keys": self.keys,
+            "output": self.output,
+            "value_range": self.value_range,
+            "allow_missing_keys": self.allow_missing_keys,
+        }
+        return own | self.fused_by
+
     def _drawn(self) -> float:
         """A number in [0, 1) of Albumentations' own generator, or of Python's."""
         return getattr(self, "py_random", random).random() if self.p < 1 else 0.0

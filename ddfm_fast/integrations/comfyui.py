@@ -55,13 +55,7 @@ def fuse_images(
     Raises:
         ValueError: Numbers of images or sizes that do not fit.
     """
-    count = max(len(infrared), len(visible))
-    for name, images in (("infrared", infrared), ("visible", visible)):
-        if len(images) not in (1, count):
-            raise ValueError(
-                f"{name} has {len(images)} images and the other source {count}; expected as many, "
-                "or one"
-            )
+    count = _checked(infrared, visible)
     sources = [x.expand(count, *x.shape[1:]).clamp(0, 1) for x in (infrared, visible)]
     key = (preset, denoise, color)
     if key not in _fusers:
@@ -75,6 +69,29 @@ def fuse_images(
         done += list(fuser(ir, vis, seed=seed, value_range=(0.0, 1.0), layout="NHWC"))
         tell(len(done), count)
     return _in_color(done)
+
+
+def _checked(infrared: Tensor, visible: Tensor) -> int:
+    """How many pairs there are; ValueError names the node that mends what does not fit."""
+    count = max(len(infrared), len(visible))
+    for name, images in (("infrared", infrared), ("visible", visible)):
+        if images.ndim != 4 or images.shape[-1] not in (1, 3):
+            raise ValueError(
+                f"{name} has the shape {tuple(images.shape)}; expected an IMAGE [B, H, W, C] of "
+                "one channel or three: put Convert Mask to Image, or Split Image with Alpha, before"
+            )
+        if len(images) not in (1, count) or not count:
+            raise ValueError(
+                f"{name} has {len(images)} images and the other source {count}; expected as many, "
+                "or one"
+            )
+    (ih, iw), (vh, vw) = infrared.shape[1:3], visible.shape[1:3]
+    if (ih, iw) != (vh, vw):
+        raise ValueError(
+            f"infrared is {iw}x{ih} and visible {vw}x{vh}; expected equal sizes: put Upscale Image "
+            "before one, or Image Crop where it shows more"
+        )
+    return count
 
 
 def _in_color(images: list[Tensor]) -> Tensor:

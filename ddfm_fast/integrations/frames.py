@@ -47,7 +47,8 @@ SETTINGS = {
 class FrameFusion:
     """Fuses the frames of one stream, in order; made of settings as text.
 
-    Ranges that are left to be found are those of the first frame, so that brightness does not jump.
+    Ranges that are left to be found follow the frames slowly, as those of a video, so that
+    brightness does not jump but where the camera's does.
 
     Args:
         given: Names of ``SETTINGS`` and their text; what is missing has its default.
@@ -94,9 +95,9 @@ class FrameFusion:
 
     def restart(self) -> None:
         """Forget the frames before: a new stream, or one that was sought in."""
-        from ..images.ranges import FirstFrame
+        from ..images.steady import SteadyRanges
 
-        self._ranges = FirstFrame()
+        self._ranges = SteadyRanges()
         if self._temporal is not None:
             from ..video.motion import MotionFinder
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..config import PRESETS
+from ..images.steady import SteadyRanges
 from .frames import COLORS
 
 if TYPE_CHECKING:
@@ -29,14 +30,17 @@ def fused_frames(
 ) -> Iterator[tuple[tuple[int, ...], Array]]:
     """Fuse two layers image by image: the place in the stack, and the result.
 
+    Ranges that have to be found follow the images slowly, as those of a video.
+
     Args:
         fuser: A ``Fuser``.
         infrared: A layer with ``data`` [..., H, W], or [..., H, W, 3 or 4] where ``rgb``.
         visible: Likewise, with the same leading axes, or none in one of the two.
 
     Raises:
-        ValueError: Stacks that do not fit.
+        ValueError: Stacks that do not fit, or without an image.
     """
+    ranges = SteadyRanges()
     leads, sources = [], []
     for layer in (infrared, visible):
         leads.append(tuple(layer.data.shape[: -3 if layer.rgb else -2]))
@@ -47,12 +51,14 @@ def fused_frames(
             f"infrared is a stack of {leads[0]} and visible of {leads[1]}; expected the same, or "
             "one picture and a stack"
         )
+    if 0 in lead:
+        raise ValueError(f"the layers are stacks of {lead}, which have no image; choose others")
     for place in product(*map(range, lead)):
         ir, vis = (
             np.asarray(data[place] if own else data)
             for data, own in zip(sources, leads, strict=True)
         )
-        fused = fuser(ir, vis)
+        fused = fuser(ir, vis, value_range=ranges(ir, vis))
         yield place, fused[..., 0] if fused.ndim == 3 and fused.shape[-1] == 1 else fused
 
 

@@ -73,6 +73,11 @@ class SampleFusion:
             self._kept = Fuser(**self._options)
         return self._kept
 
+    @property
+    def fused_by(self) -> dict[str, Any]:
+        """The options, or the fuser, that were given; no fuser is made for it."""
+        return dict(self._options) if self._own else {"fuser": self._kept}
+
     def added(self, sample: Mapping[Any, Any], present: Iterable[Hashable]) -> dict[Any, Any]:
         """A copy of the sample with the result, or without where fewer than two keys are there."""
         copied, both = dict(sample), list(present)

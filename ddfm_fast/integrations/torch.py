@@ -50,8 +50,9 @@ class FuseModule(nn.Module):
 
     The closed form, ``preset="instant"``, is differentiable with respect to both sources; its
     salience counts whole gray levels and adds nothing to the derivative. Elsewhere the prior is
-    evaluated, or noise estimated, without autograd: sources that require gradients are refused
-    then. An exported program has no gradients, and torch.compile breaks its graph for them.
+    evaluated, noise estimated or a source aligned without autograd: sources that require gradients
+    are refused then. An exported program has no gradients, and torch.compile breaks its graph for
+    them.
 
     Args:
         fuser: What fuses; None for one of ``options``.
@@ -88,7 +89,13 @@ class FuseModule(nn.Module):
             TypeError: A source is no tensor of a floating dtype.
             ValueError: Shapes that do not fit, values outside of [0, 1], or gradients that are
                 required of what has none.
+            RuntimeError: ``torch.jit.trace`` records the call.
         """
+        if torch.jit.is_tracing():  # it would keep what was decided of this pair for all others
+            raise RuntimeError(
+                "torch.jit.trace cannot record a fusion, which depends on what the pair is; "
+                "expected torch.export.export(module, (ir, vis)) or torch.compile(module)"
+            )
         lead = _leading(ir, vis)
         a, b = (x.reshape(-1, *x.shape[-3:]) for x in (ir, vis))
         if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
@@ -201,6 +208,11 @@ def _with_gradients(fuser: Fuser, ir: Tensor, vis: Tensor) -> Tensor:
         raise ValueError(
             f"{name} requires gradients, which only the closed form without denoising has; "
             f'expected preset="instant", or a call under torch.no_grad() or with {name}.detach()'
+        )
+    if fuser.align not in ("check", "off"):
+        raise ValueError(
+            'a source requires gradients, which alignment has none of; expected align="off" and '
+            "sources that are aligned, or a call under torch.no_grad()"
         )
     with apart(fuser.device):
         pair = fuser.read(ir.detach(), vis.detach(), value_range=(0.0, 1.0), layout="NCHW")

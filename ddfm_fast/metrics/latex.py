@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from .evaluation import Evaluation
-from .ranking import marked
+from .ranking import Marks, marked
 
 _SPECIAL = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}",
+    "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}",
     "±": "$\\pm$", "∞": "$\\infty$", "–": "--", "↓": "$\\downarrow$",
 }  # fmt: skip
 
@@ -46,10 +47,12 @@ def latex(
 
 def escaped(text: str) -> str:
     """Write text so that LaTeX shows it as it is."""
-    return "".join(_SPECIAL.get(c, c) for c in text)
+    shown = "".join(_SPECIAL.get(c, c) for c in text)
+    # at the start of a row these two would be arguments of the line break before it
+    return f"{{{shown[0]}}}{shown[1:]}" if shown[:1] in ("[", "*") else shown
 
 
-def _marked(cell: str, method: str, best: tuple[str | None, str | None]) -> str:
-    if method and method == best[0]:
+def _marked(cell: str, method: str, best: Marks) -> str:
+    if method in best.best:
         return f"\\textbf{{{cell}}}"
-    return f"\\underline{{{cell}}}" if method and method == best[1] else cell
+    return f"\\underline{{{cell}}}" if method in best.second else cell

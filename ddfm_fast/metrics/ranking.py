@@ -15,8 +15,19 @@ BOOTSTRAPS = 2000
 _SEED = 20
 CRITICAL = {
     2: 1.960, 3: 2.343, 4: 2.569, 5: 2.728, 6: 2.850, 7: 2.949, 8: 3.031, 9: 3.102, 10: 3.164,
+    11: 3.219, 12: 3.268, 13: 3.313, 14: 3.354, 15: 3.391, 16: 3.426, 17: 3.458, 18: 3.489,
+    19: 3.517, 20: 3.544,
 }  # fmt: skip
-"""q at .05 of Nemenyi's test by the number of methods (Demšar 2006, table 5a)"""
+"""q at .05 of Nemenyi's test by the number of methods (to 10 Demšar 2006, table 5a; then SciPy's
+``studentized_range`` over the root of 2)"""
+
+
+class Marks(NamedTuple):
+    """Names of the methods with the best mean of a column, and of those with the second best."""
+
+    best: tuple[str, ...]
+    second: tuple[str, ...]
+
 
 
 class Ranks(NamedTuple):
@@ -28,22 +39,24 @@ class Ranks(NamedTuple):
     """of Friedman's test: the chance of such ranks where the methods are equally good"""
 
 
-def marked(evaluation: Evaluation) -> dict[str, tuple[str | None, str | None]]:
-    """Name the best and the second best mean of each column.
+def marked(evaluation: Evaluation) -> dict[str, Marks]:
+    """Name the best and the second best mean of each column; equal means share a mark.
 
-    A method most of whose results are nearly copies of a source stands out of the contest. Equal
-    means share a mark by the order of the methods; of one method alone nothing is marked.
+    A method most of whose results are nearly copies of a source stands out of the contest. Of one
+    method alone nothing is marked, and nothing where all are equal.
     """
     fair = [m for m in evaluation.methods if not _copies(m, len(evaluation.pairs))]
-    found: dict[str, tuple[str | None, str | None]] = {}
+    found: dict[str, Marks] = {}
     for column in evaluation.columns:
-        sign = 1 if lower(column) else -1
-        ordered = sorted(
-            (m for m in fair if math.isfinite(m.mean(column))), key=lambda m: sign * m.mean(column)
-        )
-        names: list[str | None] = [m.name for m in ordered[:2]]
-        names += [None] * (2 - len(names))
-        found[column] = (names[0], names[1]) if len(ordered) > 1 else (None, None)
+        means = {m.name: x for m in fair if math.isfinite(x := m.mean(column))}
+        groups: list[list[str]] = []
+        for name in sorted(means, key=lambda n: means[n] if lower(column) else -means[n]):
+            if groups and math.isclose(means[groups[-1][0]], means[name], rel_tol=1e-9):
+                groups[-1].append(name)
+            else:
+                groups.append([name])
+        first, second, *_ = (*map(tuple, groups), (), ())
+        found[column] = Marks(first, second) if len(groups) > 1 else Marks((), ())
     return found
 
 
@@ -91,6 +104,28 @@ def critical_difference(methods: int, pairs: int) -> float | None:
     if methods not in CRITICAL or pairs < 2:
         return None
     return CRITICAL[methods] * math.sqrt(methods * (methods + 1) / (6 * pairs))
+
+
+def groups(evaluation: Evaluation, found: Ranks) -> list[list[str]]:
+    """Group the methods that Nemenyi's test does not tell apart, best mean rank first.
+
+    Each group is as large as it can be, so that a method may be in several; two methods differ
+    where no group has both. All are one group where Friedman's test tells none apart; the list is
+    empty where there is no critical difference.
+    """
+    names = [m.name for m in evaluation.methods]
+    far = critical_difference(len(names), len(evaluation.pairs))
+    if far is None:
+        return []
+    order = sorted(range(len(names)), key=lambda n: found.mean[n])
+    if found.p >= 0.05:
+        return [[names[n] for n in order]]
+    whole: list[list[int]] = []
+    for place, first in enumerate(order):
+        near = [n for n in order[place:] if found.mean[n] - found.mean[first] < far]
+        if not whole or near[-1] not in whole[-1]:
+            whole.append(near)
+    return [[names[n] for n in group] for group in whole]
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:

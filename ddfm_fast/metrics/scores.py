@@ -138,6 +138,6 @@ def _names(names: Iterable[str] | None, side: int) -> list[str]:
         if smallest_size(name) > side:
             raise ValueError(
                 f"names: {name} needs at least {smallest_size(name)} pixels a side, these images "
-                f"have {side}; leave it out, or pass names=None for the metrics that fit"
+                f"have {side}; name the others (--extra), or pass names=None for all that fit"
             )
     return [name for name in NAMES if name in asked]

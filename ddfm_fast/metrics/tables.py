@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from ..files.paths import atomic_write_bytes
 from .conventions import lower
 from .evaluation import PAPER_NOTE, Evaluation, MethodScores
 from .latex import latex
-from .ranking import interval, marked, ranks, verdict
+from .ranking import Marks, critical_difference, groups, interval, marked, ranks, verdict
 
 _COARSE = ("SD", "SF", "AG", "PSNR", "Qcv")
 
@@ -117,7 +118,7 @@ def _aligned(rows: list[list[str]], labels: int = 1) -> list[str]:
 def _markdown(evaluation: Evaluation, per_image: bool) -> str:
     def table(head: list[str], labels: int, rows) -> list[str]:
         rule = ["---"] * labels + ["---:"] * (len(head) - labels)
-        cells = [[c.replace("|", "\\|") for c in row] for row in rows]
+        cells = [[*map(_plain, row[:labels]), *row[labels:]] for row in rows]
         return ["| " + " | ".join(row) + " |" for row in (head, rule, *cells)]
 
     columns, best = headings(evaluation), marked(evaluation)
@@ -145,10 +146,15 @@ def _markdown(evaluation: Evaluation, per_image: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _emphasized(cell: str, method: str, best: tuple[str | None, str | None]) -> str:
-    if method and method == best[0]:
+def _emphasized(cell: str, method: str, best: Marks) -> str:
+    if method in best.best:
         return f"**{cell}**"
-    return f"<u>{cell}</u>" if method and method == best[1] else cell
+    return f"<u>{cell}</u>" if method in best.second else cell
+
+
+def _plain(name: str) -> str:
+    """A name of the user's so that Markdown shows it as it is."""
+    return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", name)
 
 
 def _rank_rows(evaluation: Evaluation) -> list[list[str]]:
@@ -230,6 +236,13 @@ def as_dict(evaluation: Evaluation, *, per_image: bool = False) -> dict[str, Any
             }
         return found
 
+    def ranked(column: str) -> dict[str, Any] | None:
+        if (r := ranks(evaluation, column)) is None:
+            return None
+        names = [m.name for m in evaluation.methods]
+        mean = dict(zip(names, r.mean, strict=True))
+        return {"mean": mean, "p": finite(r.p), "groups": groups(evaluation, r)}
+
     paper = [{"name": label, "mean": row} for label, row in evaluation.paper_rows()]
     return {
         "ok": not evaluation.failures,
@@ -239,6 +252,8 @@ def as_dict(evaluation: Evaluation, *, per_image: bool = False) -> dict[str, Any
         "columns": list(evaluation.columns),
         "pairs": evaluation.pairs,
         "methods": [method(m) for m in evaluation.methods],
+        "ranks": {c: found for c in evaluation.columns if (found := ranked(c)) is not None},
+        "critical_difference": critical_difference(len(evaluation.methods), len(evaluation.pairs)),
         "paper": {"note": PAPER_NOTE, "rows": paper} if paper else None,
         "warnings": evaluation.warnings,
         "failures": evaluation.failures,

@@ -11,6 +11,16 @@ from typing import Any, NamedTuple
 from ..files.depth import Sources
 
 NAMES = {"ir": "Infrared", "vis": "Visible"}
+_WORDS = (
+    (r'value_range=\{"ir": …\} or --ir-range', "the control Infrared range"),
+    (r'value_range=\{"vis": …\} or --vis-range', "the control Visible range"),
+    (r'align="homography" \(--align\), or for files --resize vis', "Align homography, or Resize"),
+    (r"--resize vis, or a calibration \(--align\)", "Resize"),
+    (r'pass denoise="off"', "choose off for Noise to remove first"),
+    (r"^((?:.*: )?)ir(?=: )", r"\1Infrared"),
+    (r"^((?:.*: )?)vis(?=: )", r"\1Visible"),
+)
+"""what the library and the commands call a thing, and what the page does"""
 _EXPECTED = (ValueError, TypeError, ImportError, OSError, MemoryError, RuntimeError)
 
 
@@ -77,7 +87,18 @@ def of_error(error: Exception, root: Path) -> str:
         text = "the memory of the server is not enough for this; try a smaller picture"
     if not isinstance(error, _EXPECTED):
         text = f"the program has a fault ({type(error).__name__}: {text}); its log says where"
-    return without_paths(text, root)
+    return in_words_of_the_page(without_paths(text, root))
+
+
+def in_words_of_the_page(text: str) -> str:
+    """The sentence with controls of the page named, where it names options of a call.
+
+    >>> in_words_of_the_page("ir has 1 image; expected --resize vis, or a calibration (--align)")
+    'ir has 1 image; expected Resize'
+    """
+    for pattern, word in _WORDS:
+        text = re.sub(pattern, word, text)
+    return text
 
 
 def without_paths(text: str, root: Path) -> str:

@@ -13,7 +13,9 @@ says Any, and :func:`typed_as` gives them to it. A checker then knows
     two kinds of these, or other arrays (CuPy, JAX, …)    Any: of the source that gives the color
     ====================================================  ===========================
 
-and refuses what is no image, such as the name of a file, and options that there are not.
+and refuses what is no image, such as the name of a file, and options that there are not. Of arrays
+whose dtype is Any, such as np.asarray(picture), mypy says Any, since more than one row fits them;
+pyright says an array, and so does mypy of NDArray[np.uint8].
 """
 
 from __future__ import annotations

@@ -75,6 +75,15 @@ def test_a_hot_target_does_not_make_the_rest_dark():
     hot[:16, :16] = 15000
     found, _ = ranges_of([counts(7000), hot, hot])
     assert found[1][1] == 9040 + (15000 - 9040) * FOLLOW and found[1][0] == 7000
+    hot[:16, :16] = 20000  # so much of 65535 that the frame alone would be taken for all of it
+    assert ranges_of([hot])[0] == ["dtype"]
+    found, _ = ranges_of([counts(7000), hot, hot])
+    assert found[1] == (7000, 9040 + (20000 - 9040) * FOLLOW)
+
+
+def test_it_jumps_to_all_of_sixteen_bits_where_nothing_is_shared():
+    found, _ = ranges_of([counts(7000)] * 2 + [counts(20000, 170)] * 2)
+    assert found == [(7000, 9040)] * 2 + ["dtype"] * 2
 
 
 def test_a_closed_shutter_changes_nothing():
@@ -91,7 +100,7 @@ def test_sixteen_bits_that_are_used_stay_so_in_the_dark():
 def test_a_window_grows_to_all_of_sixteen_bits():
     frames = [counts(0, 16)] + [counts(0, 250)] * 2
     followed, _ = ranges_of(frames)
-    assert followed[1] == (0, 4080 + (65535 - 4080) * FOLLOW)
+    assert followed[1] == (0, 4080 + (63750 - 4080) * FOLLOW)
     assert ranges_of(frames, (0, 1))[0][1] == "dtype"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pickle
 import sys
 
@@ -84,6 +85,20 @@ def test_workers_make_their_own_fuser(module):
     np.testing.assert_array_equal(again(**sample())["image"], first)
     own = Fuser(**OPTIONS)
     assert module.FuseDDFM(fuser=own).__getstate__()["_kept"] is own
+
+
+def test_it_is_saved_printed_and_made_again(module):
+    """With its options, and without a network that nobody asked for yet."""
+    albumentations = pytest.importorskip("albumentations", reason="needs albumentations")
+    made = module.FuseDDFM(color=False, **OPTIONS)
+    if not isinstance(made, albumentations.BasicTransform):
+        pytest.skip("made without it")
+    assert "preset='instant'" in repr(made) and "color=False" in repr(made)
+    text = json.dumps(albumentations.to_dict(albumentations.Compose([made])))
+    assert made.__dict__["_kept"] is None
+    (again,) = albumentations.from_dict(json.loads(text)).transforms
+    np.testing.assert_array_equal(again(**sample())["image"], made(**sample())["image"])
+    assert again(**sample())["image"].shape == (48, 64, 1)
 
 
 def test_in_a_compose(module):

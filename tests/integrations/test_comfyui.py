@@ -153,6 +153,31 @@ def test_numbers_that_do_not_fit_are_a_sentence(node):
         execute(images(2, 1), images(3, 2), **OPTIONS)
 
 
+@pytest.mark.parametrize(
+    "ir, vis, sentence",
+    [
+        (
+            images(2, 1)[..., 0],
+            images(2, 2),
+            r"infrared has the shape \(2, 48, 64\).*Mask to Image",
+        ),
+        (
+            images(1, 1),
+            images(1, 2)[..., [0, 1, 2, 2]],
+            r"visible has .* 64, 4\).*Image with Alpha",
+        ),
+        (images(1, 1)[:, :40], images(1, 2), "infrared is 64x40 and visible 64x48.*Upscale Image"),
+        (images(1, 1)[:0], images(1, 2)[:0], "infrared has 0 images"),
+        (images(1, 1)[:0], images(2, 2), "infrared has 0 images and the other source 2"),
+    ],
+)
+def test_masks_alpha_sizes_and_nothing_are_sentences(node, ir, vis, sentence):
+    """In words of the host: its nodes, not options of ours that the node does not have."""
+    _, execute = node
+    with pytest.raises(ValueError, match=sentence):
+        execute(ir, vis, **OPTIONS)
+
+
 def test_the_file_for_custom_nodes_is_printed(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "ddfm_fast.integrations.comfyui"],

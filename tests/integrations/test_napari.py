@@ -52,6 +52,28 @@ def test_stacks_that_do_not_fit_are_a_sentence():
         list(fused_frames(Fuser(preset="instant"), layer(IR), layer(VIS[:2], True)))
 
 
+def test_a_stack_of_counts_keeps_one_range():
+    """A hot spot of one image does not darken what lies beside it, as a range of its own would."""
+    counts = 7000 + np.add.outer(np.arange(48) * 4, np.arange(64) * 6)
+    stack = np.stack([counts, counts]).astype(np.uint16)
+    stack[1, :6, :6] = 10000
+    gray = np.stack([VIS[0, :, :, 0].repeat(2, 0)[:48].repeat(2, 1)[:, :64]] * 2)
+    own = Fuser(preset="instant", images="photographic")
+    (_, first), (_, second) = fused_frames(own, layer(stack), layer(gray))
+    np.testing.assert_array_equal(first, own(stack[0], gray[0]))
+    beside = (slice(16, None), slice(16, None))
+    changed = {
+        name: np.abs(one.astype(int) - first)[beside].mean()
+        for name, one in (("stack", second), ("alone", own(stack[1], gray[1])))
+    }
+    assert changed["stack"] < 15 < 40 < changed["alone"], changed
+
+
+def test_a_stack_of_nothing_is_a_sentence():
+    with pytest.raises(ValueError, match=r"stacks of \(0,\), which have no image"):
+        fused_layer(layer(IR[:0]), layer(VIS[:0], True), "instant", "preset", "auto")
+
+
 @pytest.mark.extras
 def test_in_a_viewer():
     os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")

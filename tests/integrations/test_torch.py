@@ -143,6 +143,21 @@ def test_what_has_no_gradients_says_so(options):
         assert own(ir, vis).shape == vis.shape
 
 
+def test_gradients_are_not_those_of_a_pair_that_was_to_be_aligned():
+    """The picture with gradients is the one without, or there is none."""
+    ir, vis = pair(1, 3, 1)
+    own = FuseModule(preset="instant", align="shift", device="cpu")
+    with pytest.raises(ValueError, match='requires gradients, which alignment.*align="off"'):
+        own(ir, vis.requires_grad_())
+    with torch.no_grad():
+        assert own(ir, vis).shape == vis.shape
+
+
+def test_a_trace_would_be_of_one_pair_and_is_refused(module):
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot.*torch\.export\.export"):
+        torch.jit.trace(module, tuple(pair(1, 3, 1)))
+
+
 def test_state_dict_has_the_network_of_the_prior():
     own = FuseModule(preset="instant", device="cpu")
     state = own.state_dict()

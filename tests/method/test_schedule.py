@@ -6,6 +6,7 @@ from conftest import shared
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ddfm_fast.config import FuseConfig
 from ddfm_fast.schedule import make_betas, make_schedule, respace, spread, step_rows
 
 SPECS = [8, 10, 25, 50, 100, 250, 1000, "ddim50", "10,20,30"]
@@ -160,3 +161,5 @@ def test_bad_starts_are_refused():
         make_schedule(5, start=1000)
     with pytest.raises(ValueError, match="more than fit below start=3"):
         make_schedule(5, start=3)
+    with pytest.raises(ValueError, match="steps is 'x'; expected a whole number of steps.*20"):
+        FuseConfig(steps="x", start=20)

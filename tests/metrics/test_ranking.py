@@ -7,7 +7,15 @@ import pytest
 
 from ddfm_fast.metrics.evaluation import CORE, Evaluation, MethodScores
 from ddfm_fast.metrics.latex import escaped
-from ddfm_fast.metrics.ranking import critical_difference, interval, marked, ranks, verdict
+from ddfm_fast.metrics.ranking import (
+    CRITICAL,
+    critical_difference,
+    groups,
+    interval,
+    marked,
+    ranks,
+    verdict,
+)
 from ddfm_fast.metrics.tables import as_dict, render
 
 stats = pytest.importorskip("scipy.stats")
@@ -53,22 +61,59 @@ def test_nemenyi():
     assert critical_difference(1, 14) is critical_difference(40, 14) is None
 
 
+@pytest.mark.parametrize("methods", CRITICAL)
+def test_critical_values_are_scipys(methods):
+    exact = stats.studentized_range.ppf(0.95, methods, 1e6) / np.sqrt(2)
+    assert CRITICAL[methods] == pytest.approx(exact, abs=0.0015)
+
+
+def test_groups_have_the_methods_that_nemenyi_does_not_tell_apart():
+    """Mean ranks 1, 2, 3, 4 and 5 of 12 pairs; the critical difference is 1.76 by hand."""
+    scores = np.array([np.full(12, 5.0 - n) for n in range(5)])
+    found = evaluation(scores)
+    assert critical_difference(5, 12) == pytest.approx(2.728 * np.sqrt(5 * 6 / (6 * 12)))
+    expected = [["m0", "m1"], ["m1", "m2"], ["m2", "m3"], ["m3", "m4"]]
+    assert groups(found, ranks(found, CORE[0])) == expected
+    told = as_dict(found)
+    assert told["ranks"][CORE[0]]["groups"] == expected
+    assert told["ranks"][CORE[0]]["mean"] == {"m0": 1, "m1": 2, "m2": 3, "m3": 4, "m4": 5}
+    assert told["ranks"][CORE[0]]["p"] == pytest.approx(stats.chi2.sf(48, 4))
+    assert told["critical_difference"] == critical_difference(5, 12)
+    even = evaluation([[1, 2, 3], [1, 2, 3]])
+    assert groups(even, ranks(even, CORE[0])) == [["m0", "m1"]]
+    assert as_dict(evaluation([[1, 2]]))["ranks"] == {}
+
+
 def test_the_best_and_the_second_are_marked_and_copies_are_not():
     found = evaluation([[1, 1], [3, 3], [2, 2], [9, 9]], copies=[3])
-    assert set(marked(found).values()) == {("m1", "m2")}
+    assert set(marked(found).values()) == {(("m1",), ("m2",))}
     text = render(found, "markdown")
     assert "**3.000**" in text and "<u>2.000</u>" in text and "**9" not in text
     latex = render(found, "latex")
     assert "\\textbf{3.000}" in latex and "\\underline{2.000}" in latex and "{9" not in latex
     assert latex.count("\\\\\n") == 5 and "±" not in latex
-    assert set(marked(evaluation([[1, 1]])).values()) == {(None, None)}
+    assert set(marked(evaluation([[1, 1]])).values()) == {((), ())}
+    assert set(marked(evaluation([[1, 1], [1, 1]])).values()) == {((), ())}
+
+
+def test_equal_means_share_their_mark():
+    found = evaluation([[1, 2], [3, 4], [0, 1], [3, 4], [1, 2 + 1e-15]])
+    for one in marked(found).values():
+        assert (set(one.best), set(one.second)) == ({"m1", "m3"}, {"m0", "m4"})
+    for form, best, second in (
+        ("markdown", "**3.500**", "<u>1.500</u>"),
+        ("latex", "\\textbf{3.500}", "\\underline{1.500}"),
+    ):
+        text = render(found, form)
+        columns = len(found.columns) - 1  # all but SD, which has two digits
+        assert text.count(best) == text.count(second) == 2 * columns
 
 
 def test_where_less_is_better_the_least_is_best():
     pairs = ["a", "b"]
     methods = [MethodScores(f"m{n}", None, {"MSE": np.array([n, n + 0.5])}, {}) for n in range(3)]
     found = Evaluation("sane", pairs, methods)
-    assert marked(found) == {"MSE": ("m0", "m1")}
+    assert marked(found) == {"MSE": (("m0",), ("m1",))}
     assert ranks(found, "MSE").mean == [1, 2, 3]
     assert "MSE$\\downarrow$" in render(found, "latex") and "MSE↓" in render(found, "table")
     assert "\\textbf{0.250}" in render(found, "latex")
@@ -79,6 +124,16 @@ def test_latex_shows_names_as_they_are():
     assert "a\\_b \\& c\\%" in latex
     assert "\\textbackslash{}x\\textasciicircum{}\\textasciitilde{}" in latex
     assert escaped("$#{}") == "\\$\\#\\{\\}"
+    latex = render(evaluation([[1, 2], [2, 3], [1, 1]], names=["[1] a", "*b", "<c>"]), "latex")
+    assert "\n{[}1] a &" in latex and "\n{*}b &" in latex  # not arguments of \midrule and \\\\
+    assert "\n\\textless{}c\\textgreater{} &" in latex
+
+
+def test_markdown_shows_names_as_they_are():
+    names = ["*a* _b_", "`c`|<d>", "[e](f)"]
+    text = render(evaluation([[1, 2], [2, 3], [1, 1]], names=names), "markdown")
+    assert "| \\*a\\* \\_b\\_ |" in text
+    assert "| \\`c\\`\\|\\<d\\> |" in text and "| \\[e\\](f) |" in text
 
 
 def test_the_interval_holds_the_mean_in_95_of_100_draws():

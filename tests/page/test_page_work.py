@@ -160,6 +160,28 @@ def test_sentences_name_no_folder_of_the_server(tmp_path):
     assert "<script>" not in shown and "<b>" not in shown and 'class="error"' in shown
 
 
+@pytest.mark.parametrize(
+    "dark, size, control",
+    [(20, (150, 100), "Infrared range"), (255, (150, 90), "Resize"), (255, (150, 90), "Align")],
+)
+def test_sentences_name_controls_of_the_page(work, tmp_path, dark, size, control):
+    """What the functions say is for calls and commands, which a visitor has none of."""
+    ir, vis = tmp_path / "a.png", tmp_path / "b.png"
+    y, x = np.mgrid[:100, :150]
+    Image.fromarray((x * dark // 150).astype(np.uint8)).save(ir)
+    Image.fromarray((y * 2).astype(np.uint8)).resize(size).save(vis)
+    big = Work(work.fusers.own, work.root, Limits())
+    try:
+        said = [one.text for one in big.pair(str(ir), str(vis), Controls(), silent).lines]
+    except ValueError as error:
+        said = [str(error)]
+    assert any("--" in text for text in said)
+    shown = [of_error(ValueError(text), tmp_path) for text in said]
+    assert any(control in text for text in shown)
+    assert not any("--" in text or "value_range" in text for text in shown), shown
+    assert not any(re.search(r"(^|: )(ir|vis): ", text) for text in shown), shown
+
+
 def test_parts_show_one_place_of_all_three(work, pair):
     views = work.pair(*pair, Controls(preset="instant"), silent).views
     for across, down in ((0.5, 0.5), (0, 0), (1, 1)):

@@ -131,7 +131,7 @@ def test_a_pipe_is_a_stream(streams, tmp_path, pipe):
 @posix
 def test_a_pipe_that_ends_without_a_byte_is_an_error(pipe):
     writer = written_to(pipe, b"")
-    with pytest.raises(VideoError, match="ir is .*pipe.mkv: cannot be opened as video"):
+    with pytest.raises(VideoError, match="ir is .*pipe.mkv: no video came through the pipe"):
         open_source(pipe, "ir")
     writer.join()
 
