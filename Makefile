@@ -9,7 +9,7 @@ MINUTES ?= 10
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo check quick-method quick-rooms test test-thorough test-native test-extras test-cuda-host fuzz lint types \
-  bench quality wheel gpu-kit clean
+  docs bench quality wheel gpu-kit clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
@@ -23,6 +23,7 @@ help:
 	@echo "make fuzz    feed it bad calls, files and kills (MINUTES=10), a table in out/fuzz/"
 	@echo "make lint    check the style"
 	@echo "make types   check the types"
+	@echo "make docs    README, topics, references and the API as a site in out/site (into .venv)"
 	@echo "make bench   time this machine against the reference path (ARGS="--save --report": all of it)"
 	@echo "make quality  the pictures against their targets (ARGS=FOLDER with ivf/ and mif/)"
 	@echo "make gpu-kit  what bench/gpu_suite.sh needs, in one folder (CUDA=cuda12 WITH_TORCH=1 ARGS=…)"
@@ -77,7 +78,7 @@ test-native: venv
 test-extras: venv
 	@echo "test-extras: installing the extras"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt --no-build-isolation -e '.[engines,files,medical,ray,serve,storage-test]'
+	  -c constraints.txt --no-build-isolation -e '.[docs,engines,files,medical,ray,serve,storage-test]'
 	@$(BIN)/python -m pytest -q -m extras tests $(ARGS)
 
 # CUDA wheels of PyTorch, outside of .venv; CUDA_VENV= names an environment that is there already.
@@ -107,6 +108,12 @@ lint: venv
 
 types: venv
 	@$(BIN)/python tests/tools/check_types.py
+
+docs: venv
+	@echo "docs: installing the extra"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -c constraints.txt --no-build-isolation -e '.[docs]'
+	@$(BIN)/python tests/tools/docsite.py
 
 bench: venv
 	@$(BIN)/python -m bench $(ARGS)

@@ -105,6 +105,7 @@ FILES = [  # kinds of image files that Pillow and OpenCV cannot read, or read wi
     "tifffile>=2024.5.10",
 ]
 BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
 
 SERVE = [
     "prometheus-client>=0.20",
@@ -168,6 +169,7 @@ setup(
         "medical": MEDICAL,
         "test": TEST,
         "bench": BENCH,
+        "docs": DOCS,
         "files": FILES,
         "engines": [*BENCH, *ENGINES],
         "serve": SERVE,

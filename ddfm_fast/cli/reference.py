@@ -136,8 +136,8 @@ def _environment(_: Any) -> Iterator[str]:
 def _errors(_: Any) -> Iterator[str]:
     """Kinds of errors and warnings, exit codes, and where each is explained."""
     yield "An error names the argument, what came, what is expected and the fix. A command prints"
-    yield "it on stderr, and below it the topic that explains the argument. `DDFM_FAST_DEBUG=1` lets"
-    yield from ("the traceback out.", "")
+    yield "it on stderr, and below it the topic that explains the argument. `DDFM_FAST_DEBUG=1`"
+    yield from ("lets the traceback out.", "")
     yield from table(
         ("exception", "what it means", "exit code"),
         (
