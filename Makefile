@@ -9,7 +9,7 @@ MINUTES ?= 10
 
 .DEFAULT_GOAL := help
 .PHONY: help venv demo check quick-method quick-rooms test test-thorough test-native test-extras test-cuda-host fuzz lint types \
-  docs bench quality wheel gpu-kit clean
+  docs claims bench quality wheel gpu-kit clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
@@ -24,6 +24,7 @@ help:
 	@echo "make lint    check the style"
 	@echo "make types   check the types"
 	@echo "make docs    README, topics, references and the API as a site in out/site (into .venv)"
+	@echo "make claims  time what README says again, in ten minutes: claimed beside measured"
 	@echo "make bench   time this machine against the reference path (ARGS="--save --report": all of it)"
 	@echo "make quality  the pictures against their targets (ARGS=FOLDER with ivf/ and mif/)"
 	@echo "make gpu-kit  what bench/gpu_suite.sh needs, in one folder (CUDA=cuda12 WITH_TORCH=1 ARGS=…)"
@@ -114,6 +115,9 @@ docs: venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 	  -c constraints.txt --no-build-isolation -e '.[docs]'
 	@$(BIN)/python tests/tools/docsite.py
+
+claims: venv
+	@$(BIN)/python tests/tools/claims.py $(ARGS)
 
 bench: venv
 	@$(BIN)/python -m bench $(ARGS)
