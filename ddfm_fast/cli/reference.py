@@ -172,7 +172,7 @@ PAGES: dict[str, Callable[[Any], Iterator[str]]] = {
 
 def commands(group: Any, prefix: str = "") -> dict[str, Any]:
     """Return every command of a group with its name, those of groups within it too."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             found |= commands(command, f"{prefix}{name} ")
