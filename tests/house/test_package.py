@@ -169,7 +169,7 @@ def test_metadata(metadata):
     assert metadata["Requires-Python"] == ">=3.10"
     extras = set(metadata.get_all("Provides-Extra"))
     libraries = {"cuda12", "cuda13", "diffusers", "video", "medical", "files", "engines", "serve"}
-    assert extras == {*libraries, "ray", "storage", "storage-test", "test", "bench"}
+    assert extras == {*libraries, "ray", "storage", "storage-test", "test", "bench", "docs"}
 
 
 def test_constraints_pin_all_that_make_venv_asks_for(metadata):
