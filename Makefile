@@ -1,15 +1,16 @@
 # `make` lists the targets. PYTHON picks the interpreter, PIP_ARGS and ARGS are handed through.
 PYTHON ?= python3
 VENV := .venv
-BIN := $(VENV)/bin
+SCRIPTS := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+BIN := $(VENV)/$(SCRIPTS)
 STAMP := $(VENV)/.installed
 PIP_ARGS ?=
 ARGS ?=
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help venv man demo check quick-method quick-rooms test test-thorough test-native test-extras test-app test-cuda-host fuzz lint types \
-  bench quality wheel gpu-kit clean
+.PHONY: help venv man demo check quick-method quick-rooms test test-thorough test-native test-extras test-app test-cuda-host fuzz lint types test-wheel \
+  docs claims bench quality wheel gpu-kit clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
@@ -23,12 +24,15 @@ help:
 	@echo "make test-app  the page in the browser, where chromium is (a second environment in .app-venv)"
 	@echo "make test-cuda-host  the GPU path's host code on a fake CUDA device (5 GB into .cuda-venv)"
 	@echo "make fuzz    feed it bad calls, files and kills (MINUTES=10), a table in out/fuzz/"
-	@echo "make lint    check the style"
+	@echo "make lint    check style and format"
 	@echo "make types   check the types"
+	@echo "make docs    README, topics, references and the API as a site in out/site (into .venv)"
+	@echo "make claims  time what README says again, in ten minutes: claimed beside measured"
 	@echo "make bench   time this machine against the reference path (ARGS="--save --report": all of it)"
 	@echo "make quality  the pictures against their targets (ARGS=FOLDER with ivf/ and mif/)"
 	@echo "make gpu-kit  what bench/gpu_suite.sh needs, in one folder (CUDA=cuda12 WITH_TORCH=1 ARGS=…)"
 	@echo "make wheel   dist/*.whl with the C++ compiled (CXX=aarch64-linux-gnu-g++: for ARM)"
+	@echo "make test-wheel  that wheel, in an environment of its own in out/wheel-venv"
 	@echo "make clean   remove .venv, .cuda-venv, .app-venv, out/ and everything built"
 
 venv: $(STAMP)
@@ -82,7 +86,7 @@ test-native: venv
 test-extras: venv
 	@echo "test-extras: installing the extras"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt --no-build-isolation -e '.[engines,files,medical,notebook,ray,serve,storage-test]'
+	  -c constraints.txt --no-build-isolation -e '.[docs,engines,files,medical,notebook,ray,serve,storage-test]'
 	@$(BIN)/python -m pytest -q -m extras tests $(ARGS)
 	@$(MAKE) --no-print-directory test-app
 
@@ -127,9 +131,19 @@ fuzz: venv
 
 lint: venv
 	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check --quiet .
 
 types: venv
 	@$(BIN)/python tests/tools/check_types.py
+
+docs: venv
+	@echo "docs: installing the extra"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -c constraints.txt --no-build-isolation -e '.[docs]'
+	@$(BIN)/python tests/tools/docsite.py
+
+claims: venv
+	@$(BIN)/python tests/tools/claims.py $(ARGS)
 
 bench: venv
 	@$(BIN)/python -m bench $(ARGS)
@@ -143,6 +157,16 @@ wheel: venv
 	@DDFM_FAST_PREBUILT=1 $(BIN)/python -m pip wheel --quiet --disable-pip-version-check $(PIP_ARGS) \
 	  --no-deps --no-build-isolation --wheel-dir dist .
 	@ls -l dist/*.whl
+
+test-wheel: wheel
+	@rm -rf out/wheel-venv
+	@$(PYTHON) -m venv out/wheel-venv
+	@echo "test-wheel: installing it, with PyTorch"
+	@out/wheel-venv/$(SCRIPTS)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -c constraints.txt "$$(ls -t dist/*.whl | head -n 1)"
+	@echo "test-wheel: running it"
+	@cd out/wheel-venv && $(SCRIPTS)/ddfm-fast doctor && $(SCRIPTS)/ddfm-fast demo --steps 5 --quiet \
+	  && $(SCRIPTS)/ddfm-fast help gpu > help.txt && test -s help.txt
 
 CUDA ?= cuda13
 

@@ -105,6 +105,7 @@ FILES = [  # kinds of image files that Pillow and OpenCV cannot read, or read wi
     "tifffile>=2024.5.10",
 ]
 BENCH = ["matplotlib>=3.8", "nvtx>=0.2.8", "pytest-benchmark>=4.0", "scikit-image>=0.22"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
 
 METRICS = [
     "dists-pytorch>=0.1",
@@ -183,6 +184,7 @@ setup(
         "metrics": METRICS,
         "test": TEST,
         "bench": BENCH,
+        "docs": DOCS,
         "files": FILES,
         "engines": [*BENCH, *ENGINES],
         "serve": SERVE,

@@ -7,11 +7,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .results import Measurement, Report
-from .table import seconds
+from .results import Candidate, Measurement, Report
+from .table import exponents, seconds
 
 OURS, THEIRS, LOSSY, INK = "#1f6f8b", "#9a9da3", "#d9822b", "#2b2e33"
 DPI = 110
+MARKS = {OURS: "o", THEIRS: "s", LOSSY: "^"}
+"""shapes beside the colors, for who sees gray"""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,26 @@ def figures(report: Report) -> list[Figure]:
     return [figure for figure in made if figure is not None]
 
 
-def _png(draw: Callable, width: float, height: float) -> bytes:
+def _about(report: Report, *shown: Measurement) -> str:
+    """The machine, how many samples a point stands for, and whether it was but a quick look."""
+    card = report.machine
+    counts = {len(c.samples) for m in shown for c in m.candidates.values() if c.samples}
+    n = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts, default=0)}"
+    device = card.get("gpu") or f"{card['threads']} threads of {card['cpu']}"
+    words = f"{device}, {report.date[:10]}, PyTorch {card['torch']}; n = {n} samples a point"
+    for name, what in (("quick", "QUICK LOOK"), ("rehearse", "REHEARSAL")):
+        if report.settings.get(name):
+            words = f"{what}, no figures to rely on. {words}"
+    return words
+
+
+def _spread(candidate: Candidate, factor: float = 1.0) -> list[list[float]]:
+    """Bars from the median to the 20th and 80th percentile, as errorbar takes them."""
+    low, high = candidate.median - candidate.p20, candidate.p80 - candidate.median
+    return [[low * factor], [high * factor]]
+
+
+def _png(draw: Callable, width: float, height: float, about: str) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -45,6 +66,7 @@ def _png(draw: Callable, width: float, height: float) -> bytes:
     with plt.rc_context(style):
         figure = plt.figure(figsize=(width, height), layout="constrained")
         draw(figure)
+        figure.supxlabel(about, x=0.01, ha="left", fontsize=7, color=INK)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
         plt.close(figure)
@@ -66,19 +88,24 @@ def waterfall(report: Report) -> Figure | None:
         axis, rows = figure.subplots(), range(len(names))[::-1]
         colors = [THEIRS, *(OURS if m.candidates[n].lossless else LOSSY for n in names[1:])]
         times = [m.candidates[n].median for n in names]
-        axis.barh(rows, times, color=colors, height=0.66)
-        for row, time, name in zip(rows, times, names, strict=True):
-            axis.text(time, row, _beside(m, name), va="center", fontsize=9)
-        axis.set(yticks=list(rows), yticklabels=names, xlim=(0, max(times) * 1.42))
-        axis.set_xlabel("seconds a fusion, median")
-        axis.set_title("blue: lossless   orange: lossy (another picture)   gray: reference")
+        bars = axis.barh(rows, times, color=colors, height=0.66)
+        for bar, row, name, color in zip(bars, rows, names, colors, strict=True):
+            bar.set_hatch({LOSSY: "///", THEIRS: ".."}.get(color, ""))
+            bar.set_edgecolor("white")
+            c = m.candidates[name]
+            axis.errorbar(c.median, row, xerr=_spread(c), color=INK, lw=1, capsize=2)
+            axis.text(max(c.median, c.p80), row, _beside(m, name), va="center", fontsize=9)
+        most = max(m.candidates[name].p80 for name in names)
+        axis.set(yticks=list(rows), yticklabels=names, xlim=(0, most * 1.42))
+        axis.set_xlabel("seconds a fusion, median (lines: p20 to p80)")
+        axis.set_title("blue: lossless   orange, hatched: lossy   gray, dotted: reference")
 
     text = (
         f"From the reference path to the shipped default ({m.facts['default']}), one optimization "
         f"at a time: {m.facts['steps']} steps at {m.size}, embedded prior. PSNR is against the "
         "exact result (float64)."
     )
-    png = _png(draw, 9, 1.2 + 0.42 * len(names))
+    png = _png(draw, 9, 1.4 + 0.42 * len(names), _about(report, m))
     return Figure("waterfall", "Waterfall", text, m.command, png)
 
 
@@ -101,15 +128,17 @@ def scaling(report: Report) -> Figure | None:
     def draw(figure) -> None:
         axes = figure.subplots(1, len(found), squeeze=False)[0]
         for axis, m in zip(axes, found, strict=True):
-            for group, fit in m.facts["fits"].items():
+            for group in m.facts["fits"]:
                 names = [n for n in m.facts["x"] if n.startswith(f"{group}, ")]
                 x = [m.facts["x"][n] for n in names]
                 y = [m.candidates[n].median * 1e3 for n in names]
                 low = [(m.candidates[n].median - m.candidates[n].p20) * 1e3 for n in names]
                 high = [(m.candidates[n].p80 - m.candidates[n].median) * 1e3 for n in names]
+                fit = exponents(m).get(group)
                 label = f"{group}: ^{fit['exponent']:.2f}" if fit else group
                 color = OURS if group == "ddfm_fast" else THEIRS
-                axis.errorbar(x, y, [low, high], fmt="o-", ms=4, color=color, label=label)
+                style = f"{MARKS[color]}{'-' if color == OURS else '--'}"
+                axis.errorbar(x, y, [low, high], fmt=style, ms=4, color=color, label=label)
             axis.set(xscale="log", yscale="log", xlabel=m.facts["against"])
             axis.set_title(_wrapped(m.name), fontsize=9)
             if m.facts["against"] != "pixels":
@@ -119,10 +148,10 @@ def scaling(report: Report) -> Figure | None:
         axes[0].set_ylabel("ms, median (bars: p20 to p80)")
 
     text = (
-        "Cost against pixels, images in a batch and steps, with the exponent fitted by least "
-        "squares on logarithms; overheads flatten the small sizes."
+        "Cost against pixels, images in a batch and steps; the exponent is fitted by least squares "
+        "on logarithms where there are six sizes or more. Overheads flatten the small sizes."
     )
-    png = _png(draw, 3.1 * len(found), 3.4)
+    png = _png(draw, 3.1 * len(found), 3.6, _about(report, *found))
     return Figure("scaling", "Scaling", text, found[0].command, png)
 
 
@@ -130,7 +159,8 @@ def _plain_numbers(axis) -> None:
     """1, 3, 10 on a logarithmic axis, not powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 300 * low else (1.0,)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 
@@ -154,21 +184,26 @@ def pareto(report: Report) -> Figure | None:
                 candidate = m.candidates[name]
                 point = candidate.median, candidate.quality[metric]
                 color = LOSSY if candidate.lossless is False else OURS
-                axis.plot(*point, "o", ms=7, color=color)
-                away = (5, -12 if name.startswith("official-script") else 5)
-                axis.annotate(name, point, away, textcoords="offset points", fontsize=8)
+                bars = _spread(candidate)
+                axis.errorbar(*point, xerr=bars, fmt=MARKS[color], ms=7, color=color, elinewidth=1)
+            points = {n: (m.candidates[n].median, m.candidates[n].quality[metric]) for n in names}
+            for point, label in _labels(points, lambda _: True):
+                right = point[0] > max(x for x, _ in points.values()) / 5
+                side = {"xytext": (5, -12 if right else 5), "ha": "right" if right else "left"}
+                axis.annotate(label, point, textcoords="offset points", fontsize=8, **side)
             axis.axvline(m.candidates["reference"].median, color=THEIRS, ls="--", lw=1)
-            axis.set(xscale="log", xlabel="seconds a fusion", title=metric)
-            _plain_numbers(axis.xaxis)
+            axis.set(xscale="log", xlabel="seconds a fusion, median, p20 to p80", title=metric)
             axis.margins(0.35, 0.2)
+            _plain_numbers(axis.xaxis)
             axis.grid(True)
 
     text = (
-        f"Speed against quality by preset, {m.size}, one pair: blue computes the reference's "
-        "picture, orange another one. Dashed: the reference's time. VIF_min is the worse source's; "
-        "one pair proves nothing: bench/results/pareto.md has 16."
+        f"Speed against quality by preset, {m.size}, one pair: blue dots compute the reference's "
+        "picture, orange triangles another one. Dashed: the reference's time. VIF_min is the worse "
+        "source's; one pair proves nothing: bench/results/pareto.md has 16."
     )
-    return Figure("speed_quality", "Speed against quality", text, m.command, _png(draw, 13, 3.4))
+    png = _png(draw, 13, 3.6, _about(report, m))
+    return Figure("speed_quality", "Speed against quality", text, m.command, png)
 
 
 def quality_front(report: Report) -> bytes | None:
@@ -186,8 +221,19 @@ def quality_front(report: Report) -> bytes | None:
                 for name, c in m.candidates.items():
                     if c.samples:
                         color = OURS if name.startswith("preset") else THEIRS
-                        axis.plot(c.median, c.quality[metric], "o", ms=6, color=color)
-                for point, label in _labels(m, metric):
+                        point = c.median, c.quality[metric]
+                        axis.errorbar(
+                            *point,
+                            xerr=_spread(c),
+                            fmt=MARKS[color],
+                            ms=6,
+                            color=color,
+                            elinewidth=1,
+                        )
+                points = {
+                    n: (c.median, c.quality[metric]) for n, c in m.candidates.items() if c.samples
+                }
+                for point, label in _labels(points, lambda name: name.startswith("preset")):
                     right = point[0] > max(c.median for c in m.candidates.values()) / 12
                     where: dict = (
                         {"xytext": (-4, 4), "ha": "right"} if right else {"xytext": (4, 4)}
@@ -200,23 +246,23 @@ def quality_front(report: Report) -> bytes | None:
                 axis.margins(0.35, 0.15)
                 axis.grid(True)
         for axis in axes[-1]:
-            axis.set_xlabel("seconds a picture, median")
+            axis.set_xlabel("seconds a picture, median, p20 to p80")
 
-    return _png(draw, 14, 3.1 * len(found))
+    return _png(draw, 14, 3.1 * len(found), _about(report, *found))
 
 
-def _labels(m: Measurement, metric: str) -> list[tuple[tuple[float, float], str]]:
-    """Name the points of a figure; neighbors share a label at the last of them."""
-    points = {n: (c.median, c.quality[metric]) for n, c in m.candidates.items() if c.samples}
+def _labels(
+    points: dict[str, tuple[float, float]], joined: Callable[[str], bool]
+) -> list[tuple[tuple[float, float], str]]:
+    """Name the points of a figure; neighbors that may be ``joined`` share a label at the last."""
     heights = [y for _, y in points.values()]
     near = 0.05 * (max(heights) - min(heights))
     groups: list[list[str]] = []
     for name in sorted(points, key=lambda n: points[n]):
         x, y = points[name]
-        for group in groups if name.startswith("preset") else ():
-            if not group[0].startswith("preset"):
-                continue
-            if x < 5 * points[group[-1]][0] and abs(y - points[group[-1]][1]) < near:
+        for group in groups if joined(name) else ():
+            last = points[group[-1]]
+            if joined(group[0]) and x < 5 * last[0] and abs(y - last[1]) <= near:
                 group.append(name)
                 break
         else:
@@ -229,7 +275,7 @@ def _labels(m: Measurement, metric: str) -> list[tuple[tuple[float, float], str]
 def engines_over_pixels(report: Report) -> bytes | None:
     """Draw the time of a forward over its pixels, a part a network: PNG, or None without times.
 
-    One image as a line, several at once as open circles of the same color.
+    One image as a line, several at once as open marks of the same color.
     """
     found = [m for m in report.measurements if any(c.samples for c in m.candidates.values())]
     names = list(dict.fromkeys(m.name for m in found))
@@ -243,6 +289,7 @@ def engines_over_pixels(report: Report) -> bytes | None:
         axes = figure.subplots(1, len(names), squeeze=False)[0]
         engines = list(dict.fromkeys(path.partition(",")[0] for path in paths))
         colors = dict(zip(engines, [OURS, *matplotlib.color_sequences["Dark2"][1:]], strict=False))
+        marks = dict(zip(engines, "osD^v*", strict=False))
         for axis, name in zip(axes, names, strict=True):
             for path in paths:
                 points = [
@@ -253,13 +300,14 @@ def engines_over_pixels(report: Report) -> bytes | None:
                 color = colors[path.partition(",")[0]]
                 line = {"float32": "-", "bfloat16": ":", "int8": "--"}
                 style = line[path.partition(", ")[2] or "float32"]
+                mark = marks[path.partition(",")[0]]
                 single = [point[:2] for point in points if point[2] == 1] or [(math.nan,) * 2]
                 axis.plot(
-                    *zip(*single, strict=True), marker="o", ls=style, ms=4, color=color, label=path
+                    *zip(*single, strict=True), marker=mark, ls=style, ms=4, color=color, label=path
                 )
                 for pixels, took, batch in points:
                     if batch > 1:
-                        axis.plot(pixels, took, "o", ms=7, mfc="none", color=color)
+                        axis.plot(pixels, took, mark, ms=7, mfc="none", color=color)
             axis.set(xscale="log", yscale="log", title=name)
             _plain_numbers(axis.yaxis)
             sizes = {m.facts["pixels"]: m.size.rpartition(" ")[2] for m in found}
@@ -269,4 +317,4 @@ def engines_over_pixels(report: Report) -> bytes | None:
         axes[0].set_ylabel("ms a forward, median")
         axes[-1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
-    return _png(draw, 4.2 * len(names) + 1.6, 4.2)
+    return _png(draw, 4.2 * len(names) + 1.6, 4.4, _about(report, *found))

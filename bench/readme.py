@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from ddfm_fast.files.paths import atomic_write_bytes
@@ -77,27 +78,35 @@ PATHS = (
 
 
 def _rows(report: Report, quality: bool = True) -> list[list[str]]:
-    """The measurements that have a baseline, ours beside it; lossy ones say so."""
-    rows = []
+    """The measurements that have a baseline, ours beside it."""
+    return [_row(m, path, quality) for m, path in shown(report)]
+
+
+def shown(report: Report) -> Iterator[tuple[Measurement, str]]:
+    """What the tables show: each measurement with the name of the candidate that is a row."""
     for m in report.measurements:
         if m.section not in {*SHOWN, "throughput", "video", "metrics"} or not m.green:
             continue
         base = m.candidates.get(m.baseline or "")
         for path in PATHS if base else ():
             if path in m.candidates and path != m.baseline:
-                rows.append(_row(m, path, quality))
-    return rows
+                yield m, path
 
 
-def _row(m: Measurement, path: str, quality: bool) -> list[str]:
+def label(m: Measurement, path: str, quality: bool = False) -> str:
+    """Name a row; lossy ones say so, and with ``quality`` what they score."""
     candidate, what = m.candidates[path], f"{m.section}: {m.name}, {m.size}"
     words = [what] if path == "ddfm_fast" else [what, path]
     if candidate.lossless is False:
         words.append("lossy")
     if quality and candidate.lossless is False and "Qabf" in candidate.quality:
         words += [f"{name} {candidate.quality[name]:.2f}" for name in ("VIF", "Qabf", "SSIM")]
-    times = (seconds(c.median) for c in (m.candidates[m.baseline], candidate))
-    return [", ".join(words), *times, f"{m.times_faster(path):.2f}"]
+    return ", ".join(words)
+
+
+def _row(m: Measurement, path: str, quality: bool) -> list[str]:
+    times = (seconds(c.median) for c in (m.candidates[m.baseline or ""], m.candidates[path]))
+    return [label(m, path, quality), *times, f"{m.times_faster(path):.2f}"]
 
 
 def waterfall_rows(report: Report) -> list[list[str]]:

@@ -33,6 +33,8 @@ UNITS = {
     "ceilings": "bytes, operations or launches per second",
     "times_faster": "the baseline's median over this one's, in one interleaved run",
 }
+FEWEST_SIZES = 6
+"""that an exponent of growth is fitted over"""
 SHOWN = frozenset({"step", "prior", "loop", "waterfall"})
 """sections that a run must have to stand for its device in the README"""
 

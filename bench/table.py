@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .results import Candidate, Measurement, Report
+from .results import FEWEST_SIZES, Candidate, Measurement, Report
 
 HEAD = ("what", "path", "median", "p20 - p80", "times faster", "of the limit", "memory", "notes")
 UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
@@ -122,13 +122,18 @@ def card_lines(report: Report) -> list[str]:
     return lines
 
 
+def exponents(m: Measurement) -> dict[str, dict]:
+    """The fits of a measurement's groups; those of too few points, in older results, are out."""
+    sizes = [name.partition(", ")[0] for name in m.facts.get("x", ())]
+    fitted = (m.facts.get("fits") or {}).items()
+    return {group: fit for group, fit in fitted if fit and sizes.count(group) >= FEWEST_SIZES}
+
+
 def fits(report: Report) -> list[str]:
     """The fitted exponents."""
     lines = [
-        f"{m.name}, {group}: cost ~ {m.facts['against']}^{fit['exponent']:.2f} "
-        f"(r2 {fit['r2']:.3f}; upper half ^{fit['exponent_above']:.2f})"
+        f"{m.name}, {group}: cost ~ {m.facts['against']}^{fit['exponent']:.2f} (r2 {fit['r2']:.3f})"
         for m in report.of("scaling")
-        for group, fit in (m.facts.get("fits") or {}).items()
-        if fit
+        for group, fit in exponents(m).items()
     ]
     return ["", *lines] if lines else []

@@ -244,7 +244,7 @@ PRESETS: dict[str, FuseConfig] = {
         crop_multiple=32,
         round_luma=True,
         color=False,
-        summary="their script to the pixel: visible as i, cropped to 32, 8-bit luma, grey result",
+        summary="their script to the pixel: visible as i, cropped to 32, 8-bit luma, gray result",
     ),
     "balanced": FuseConfig(
         **_SALIENCY,

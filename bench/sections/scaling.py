@@ -14,13 +14,13 @@ from ddfm_fast.runtime.machine import usable_cores
 
 from ..data import pair, planes
 from ..place import Place, Task, largest_difference, named
-from ..results import Measurement, Parity
+from ..results import FEWEST_SIZES, Measurement, Parity
 from . import loop, prior, step
 
 ABOUT = "cost against pixels (64x64 to 2160x3840), batch, steps and threads: fitted exponents"
 STEP_SIZES = [(64, 64), (128, 128), (256, 256), (512, 640), (1088, 1920), (2160, 3840)]
-PRIOR_SIZES = [(64, 64), (128, 128), (256, 256), (512, 640)]
-BATCHES, STEPS = [1, 2, 4, 8], [2, 4, 8, 16, 32]
+PRIOR_SIZES = [(64, 64), (96, 96), (128, 128), (256, 256), (256, 512), (512, 640)]
+BATCHES, STEPS = [1, 2, 3, 4, 6, 8], [2, 3, 4, 8, 16, 32]
 SIDE = 64
 
 
@@ -52,20 +52,18 @@ def tasks(place: Place) -> list[Task]:
 def fit(x: list[float], seconds: list[float]) -> dict[str, float]:
     """seconds ≈ factor · x^exponent by least squares on the logarithms; r² says how well.
 
-    ``exponent_above``: over the upper half of x alone, where overheads weigh less.
+    {} for fewer points than `FEWEST_SIZES`: a line through two says nothing.
     """
-    if len(x) < 2:
+    if len(x) < FEWEST_SIZES:
         return {}
     logs = np.log(np.array([x, seconds], float))
     exponent, factor = np.polyfit(*logs, 1)
     residual = logs[1] - np.polyval([exponent, factor], logs[0])
     spread = float(((logs[1] - logs[1].mean()) ** 2).sum())
-    upper = logs[:, len(x) // 2 - (len(x) < 4) :]
     return {
         "exponent": float(exponent),
         "factor": float(np.exp(factor)),
         "r2": 1 - float((residual**2).sum()) / spread if spread else 1.0,
-        "exponent_above": float(np.polyfit(*upper, 1)[0]),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +19,27 @@ from ..runtime.interrupts import by_exception
 
 OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """exit codes; the last is what shells give a program after Ctrl-C"""
+
+TOPICS = {
+    "conventions": ("convention", "metrics"),
+    "gpu": ("backend", "solver", "graph"),
+    "inputs": (
+        *("ir", "vis", "value_range", "ir_range", "vis_range", "out_range", "nodata", "layout"),
+        *("align", "raw_size", "resize", "chroma", "compression", "quality"),
+    ),
+    "medical": ("colormap", "grid", "plane", "series", "slices", "window"),
+    "method": ("variant", "sampler", "steps", "psi", "eta"),
+    "metrics": ("fused",),
+    "options": ("batch_size", "device", "seed", "tile"),
+    "pictures": ("color", "denoise", "images", "stretch"),
+    "precision": ("compile", "dtype"),
+    "presets": ("preset",),
+    "priors": ("config", "prior"),
+    "scale": ("actors", "on", "token_file"),
+    "video": ("codec", "frame"),
+}
+"""topic of ``ddfm-fast help`` → the arguments that it explains, by their names in Python"""
+_TOPIC_OF = {argument: topic for topic, names in TOPICS.items() for argument in names}
 
 _EXPECTED = (ValueError, TypeError, ImportError, OSError)
 
@@ -47,6 +69,8 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
             if kwargs.get("as_json"):
                 typer.echo(json.dumps({"ok": False, "error": message(error)}))
             typer.echo(f"error: {message(error)}", err=True)
+            if isinstance(error, _EXPECTED) and (topic := topic_of(str(error))):
+                typer.echo(f"More: ddfm-fast help {topic}", err=True)
             raise typer.Exit(BAD_INPUT if isinstance(error, _EXPECTED) else SOME_FAILED) from None
 
     return wrapper
@@ -57,6 +81,17 @@ def message(error: Exception) -> str:
     if isinstance(error, _EXPECTED):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error} (DDFM_FAST_DEBUG=1 shows where)"
+
+
+def topic_of(text: str) -> str | None:
+    """Find the topic that explains the argument or variable which an error begins with.
+
+    >>> topic_of("--raw-size is '640'; expected a width and a height, such as 640x512")
+    'inputs'
+    """
+    first = re.match(r"(?:--|\$)?([A-Za-z][\w-]*)", text)
+    name = first[1].replace("-", "_") if first else ""
+    return "environment" if name in environment.VARIABLES else _TOPIC_OF.get(name)
 
 
 def _shown_once() -> Callable[..., None]:

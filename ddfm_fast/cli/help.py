@@ -10,25 +10,30 @@ import sys
 import typer
 
 from . import options as opt
+from . import reference
 
 EPILOG = "Example:  `ddfm-fast help video`"
 _PICTURE = re.compile(r"!\[([^\]]*)\]\([^)]*\)")
 _LOCAL_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")
 
 
-def help_topic(topic: opt.Topic = None) -> None:
+def help_topic(context: typer.Context, topic: opt.Topic = None) -> None:
     """Show a topic of the documentation, or list the topics."""
-    from ..docs.topics import text, topics
+    from ..docs.topics import find, text, topics
 
+    lists = {"Topics": topics(), "References, made from the code": reference.summaries()}
     if topic is not None:
-        _show(text(topic))
+        name = find(topic, [name for known in lists.values() for name in known])
+        is_topic = name in lists["Topics"]
+        _show(text(name) if is_topic else reference.text(name, context.find_root().command))
         return
-    known = topics()
-    width = max(map(len, known))
-    typer.echo("Topics:\n")
-    for name, summary in known.items():
-        typer.echo(f"  {name:{width}}  {summary}")
-    typer.echo("\nShow one:  ddfm-fast help TOPIC\nOptions of a command:  ddfm-fast COMMAND --help")
+    width = max(len(name) for known in lists.values() for name in known)
+    for head, known in lists.items():
+        typer.echo(f"{head}:\n")
+        for name, summary in known.items():
+            typer.echo(f"  {name:{width}}  {summary}")
+        typer.echo()
+    typer.echo("Show one:  ddfm-fast help TOPIC\nOptions of a command:  ddfm-fast COMMAND --help")
 
 
 def _show(markdown: str) -> None:

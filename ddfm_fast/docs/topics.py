@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from importlib.resources import files
 
 _FOLDER = "docs"
@@ -21,16 +22,21 @@ def topics() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def text(topic: str) -> str:
-    """Return the Markdown text of a topic.
+def text(name: str) -> str:
+    """Return the Markdown text of a topic, by its name in :func:`topics`."""
+    return (files("ddfm_fast") / _FOLDER / f"{name}.md").read_text(encoding="utf-8")
+
+
+def find(topic: str, known: Iterable[str]) -> str:
+    """Return the one of ``known`` that a reader's word means, in lower case or not.
 
     Raises:
-        ValueError: There is no such topic; the message names the nearest ones.
+        ValueError: There is none; the message names the nearest ones.
     """
-    known = topics()
+    known = list(known)
     name = topic.strip().lower()
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+        near = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
         hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(known)}"
         raise ValueError(f"there is no help topic {topic!r}; {hint}")
-    return (files("ddfm_fast") / _FOLDER / f"{name}.md").read_text(encoding="utf-8")
+    return name

@@ -185,7 +185,7 @@ CONVENTIONS: dict[str, Convention] = {
         ),
         Convention(
             "vifb",
-            "the VIFB benchmark's MATLAB toolbox, on luma (the toolbox averages colour channels)",
+            "the VIFB benchmark's MATLAB toolbox, on luma (the toolbox averages color channels)",
             _VIFB,
             SsimWindow(11, 1.5, 255.0),
             averaged=_MEANS,

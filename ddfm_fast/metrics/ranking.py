@@ -29,7 +29,6 @@ class Marks(NamedTuple):
     second: tuple[str, ...]
 
 
-
 class Ranks(NamedTuple):
     """Ranks of the methods in a column, over the pairs; 1 is best, ties share their mean."""
 

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 pytest.importorskip("skimage", reason="the baseline converts colours with scikit-image")
 
-from ddfm_fast.bench import compare, machine, model, readme, results, runner, table
+from ddfm_fast.bench import compare, machine, model, plots, readme, results, runner, table
 from ddfm_fast.bench.data import network, reference_unet
 from ddfm_fast.bench.place import ParityError, Place, require
 from ddfm_fast.bench.results import Candidate, Measurement, Parity, Report
@@ -236,10 +236,40 @@ def test_list_names_every_section():
 
 
 def test_fit_finds_the_exponent():
-    x = [1.0, 2, 4, 8, 16]
+    x = [1.0, 2, 4, 8, 16, 32]
+    assert scaling.fit(x[:5], x[:5]) == {}
     fit = scaling.fit(x, [3 * n**1.5 for n in x])
     assert fit["exponent"] == pytest.approx(1.5) and fit["factor"] == pytest.approx(3)
-    assert fit["r2"] == pytest.approx(1) and fit["exponent_above"] == pytest.approx(1.5)
+    assert fit["r2"] == pytest.approx(1)
+
+
+def test_figures_name_the_machine_and_mark_a_quick_look(monkeypatch):
+    from matplotlib.figure import Figure
+
+    lines = []
+    monkeypatch.setattr(Figure, "supxlabel", lambda self, text, **_: lines.append(text))
+    recorded = results.load(ROOT / "bench" / "results" / "cpu-2026-11-28.json")
+    assert [figure.name for figure in plots.figures(recorded)] == [
+        "waterfall", "scaling", "speed_quality",
+    ]  # fmt: skip
+    for line in lines:
+        assert line.startswith("2 threads of Intel(R) Xeon(R)") and "2026-11-28" in line
+        assert re.search(r"n = 3( to 10)? samples", line)
+    plots.figures(replace(recorded, settings={"quick": True}))
+    assert [line.startswith("QUICK LOOK") for line in lines] == [False] * 3 + [True] * 3
+
+
+def test_no_exponent_of_fewer_than_six_sizes():
+    """The record of 2026-11-28 has fits of four and five; they are not shown."""
+    recorded = results.load(ROOT / "bench" / "results" / "cpu-2026-11-28.json")
+    counts = {m.name: len(m.facts.get("x", ())) for m in recorded.of("scaling")}
+    assert counts["whole fusion against steps"] == 5
+    shown = {m.name: set(table.exponents(m)) for m in recorded.of("scaling")}
+    assert shown.pop("step after the prior against pixels") == {"ddfm_fast", "reference"}
+    assert not any(shown.values())
+    assert len([line for line in table.fits(recorded) if line]) == 2
+    for values in (scaling.PRIOR_SIZES, scaling.STEP_SIZES, scaling.BATCHES, scaling.STEPS):
+        assert len(values) >= results.FEWEST_SIZES == 6
 
 
 def test_planes_rotate_beyond_the_cache():

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from ddfm_fast.cli import help as help_command
 from ddfm_fast.cli.app import app
 from ddfm_fast.cli.presets import MEASURED
+from ddfm_fast.cli.reference import summaries
 from ddfm_fast.config import PRESETS
 from ddfm_fast.docs.topics import text, topics
 from ddfm_fast.runtime import environment
@@ -75,7 +76,7 @@ def test_links_lead_to_files(page):
 @named
 def test_topics_that_are_named_exist(page):
     named_ones = re.findall(r"ddfm-fast help ([a-z]+)", page.read_text())
-    assert set(named_ones) <= WANTED
+    assert set(named_ones) <= WANTED | set(summaries())
 
 
 @named
@@ -189,7 +190,7 @@ def test_american_spelling(page):
 def test_help_lists_the_topics():
     result = CliRunner().invoke(app, ["help"])
     assert result.exit_code == 0
-    for name, summary in topics().items():
+    for name, summary in (topics() | summaries()).items():
         assert re.search(rf"^  {name} +{re.escape(summary)}$", result.stdout, re.M)
 
 
@@ -202,7 +203,7 @@ def test_help_prints_a_topic_as_it_is_where_it_is_piped():
 def test_help_renders_a_topic_in_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("pydoc.pager", lambda content, *title: print(content))
-    help_command.help_topic("gpu")
+    help_command.help_topic(None, "gpu")
     shown = capsys.readouterr().out
     assert "pip install" in shown and "```" not in shown and "# gpu" not in shown
     assert "runtime/capture.py" in shown and "../" not in shown
