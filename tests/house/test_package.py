@@ -173,15 +173,8 @@ def test_metadata(metadata):
     extras = set(metadata.get_all("Provides-Extra"))
     libraries = {"cuda12", "cuda13", "diffusers", "video", "medical", "files", "engines", "serve"}
     for_tests = {"app-test", "storage-test", "test", "bench"}
-    assert extras == {
-        *libraries,
-        *for_tests,
-        "app",
-        "docs",
-        "metrics",
-        "notebook",
-        "ray",
-        "storage",
+    assert extras == libraries | for_tests | {
+        *("app", "docs", "metrics", "notebook", "ray", "storage"),
     }
 
 
