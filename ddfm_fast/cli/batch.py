@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import options as opt
+from . import shards
 from .errors import INTERRUPTED, OK, SOME_FAILED
 from .options import default
 from .settings import (
@@ -105,6 +106,8 @@ def batch(
     unless settings, prior or inputs changed. Exit code: 0 all fused, 1 some failed (with --list:
     lack a partner), 2 bad input, 130 interrupted.
     """
+    if shards.are_meant(context.params):
+        raise typer.Exit(shards.fuse(context))
     source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
     stage = stage_for(context, root, vis, manifest, out)
     if list_pairs:

@@ -82,10 +82,12 @@ def test_who_speaks_no_tls_hurts_nobody(server, made):
         assert not link.recv(100).startswith(b"HTTP/1.1 200")
     context = ssl.create_default_context(cafile=made / "cert.pem")
     context.maximum_version = ssl.TLSVersion.TLSv1_2
-    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as plain:
-        with context.wrap_socket(plain, server_hostname="127.0.0.1") as link:
-            link.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-            assert link.recv(100).startswith(b"HTTP/1.1 200")
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=30) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as link,
+    ):
+        link.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert link.recv(100).startswith(b"HTTP/1.1 200")
 
 
 def test_the_client_is_told_what_is_wrong(made, tmp_path):
