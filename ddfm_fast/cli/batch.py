@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,10 @@ def batch(
     _check_panels(items, panel, local=stage is None and on is opt.Place.here)
     options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
     if stage is not None and on is opt.Place.ray:
-        raise ValueError("--on ray takes no URLs yet; leave out --on, or give local folders")
+        raise ValueError(
+            "--on ray takes no URLs; leave out --on, give local folders, or use "
+            "ddfm_fast.integrations.ray.FuseBatch, whose workers read and write URLs"
+        )
     with elsewhere(on, address, actors, num_gpus) as options["elsewhere"]:
         report = _run(items, folder, settings.fuser(), over=range_over, stage=stage, **options)
     raise typer.Exit(_echo_report(report, as_json=as_json, quiet=quiet))
@@ -240,18 +244,15 @@ def _run(
 ) -> BatchReport:
     """:func:`.datasets.batch.run_batch`, with failures on stderr and Ctrl-C as a report."""
     from ..datasets.batch import BatchInterrupted, run_batch
+    from ..datasets.remote import one_by_one
     from ..datasets.remote_batch import run_remote_batch
     from ..datasets.window import over_dataset
 
     options["on_error"] = echo_failure
     if over is opt.Over.dataset:
-        if stage is not None:
-            raise ValueError(
-                "--range-over dataset would fetch every picture twice; give --ir-range and "
-                "--vis-range, or copy the data set to this machine"
-            )
         seen = {name: options[name] for name in ("max_pixels", "progress")}
-        levels = over_dataset(items, levels, **seen)
+        ready = None if stage is None else partial(one_by_one, stage)  # fetched twice, then
+        levels = over_dataset(items, levels, **seen, ready=ready)
     try:
         if stage is not None:
             return run_remote_batch(stage, items, out, fuser, levels=levels, **options)

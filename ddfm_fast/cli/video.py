@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import typer
 
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED, termination_is_an_interrupt
 from .options import default
+from .remote import VideoPlaces, video_places
 from .settings import (
     Settings,
     parse_nodata,
@@ -79,15 +80,18 @@ def video(
     of the visible stream are kept. Ctrl-C ends the file properly; meanwhile it is called
     NAME.part-….SUFFIX. Exit code: 0 well, 1 bad or missing frames, 2 bad input, 130 interrupted.
     """
-    raise typer.Exit(_run(read_settings(context), _options(context), context.params))
+    with video_places(context.params) as places:
+        code = _run(read_settings(context), _options(context), places)
+    raise typer.Exit(code)
 
 
-def _run(settings: Settings, options: VideoOptions, given: dict[str, Any]) -> int:
+def _run(settings: Settings, options: VideoOptions, places: VideoPlaces) -> int:
     """Fuse what the command says; the exit code."""
     from ..video.streams import STDOUT
     from ..video.tasks import plan, run_tasks
     from ..video.temporal import get_video_preset
 
+    given = places.given
     tasks = plan(given["ir"], given["vis"], given["out"], plain(given["codec"]))
     get_video_preset(given["preset"])
     streamed = given["out"] == STDOUT
@@ -98,7 +102,7 @@ def _run(settings: Settings, options: VideoOptions, given: dict[str, Any]) -> in
         if result.error is not None and len(tasks) == 1:
             raise result.error
         wanted = {"quiet": quiet or as_json, "profile": profile and not as_json}
-        _echo_result(result, **wanted, err=streamed)
+        _echo_result(places.named(result), **wanted, err=streamed)
 
     with termination_is_an_interrupt():
         results = run_tasks(tasks, fuser=fuser, on_result=tell, **options)

@@ -396,10 +396,12 @@ class TarSink(Sink):
 
     def __init__(self, path: Path, kind: str):
         self.files = ExitStack()
-        stream: Any = self.files.enter_context(path.open("wb"))  # noqa: SIM115
+        stream: Any = self.files.enter_context(path.open("wb"))
         if kind != ".tar":
-            stream = self.files.enter_context(gzip.GzipFile("", "wb", 9, stream, 0))
-        self.tar = self.files.enter_context(tarfile.open(fileobj=stream, mode="w|"))
+            packed = gzip.GzipFile("", "wb", fileobj=stream, mtime=0)
+            stream = self.files.enter_context(packed)
+        tar = tarfile.open(fileobj=stream, mode="w|")  # noqa: SIM115
+        self.tar = self.files.enter_context(tar)
 
     def write(self, portion: Portion, found: list[tuple[Path | None, str]]) -> None:
         """See :class:`Sink`."""

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 from conftest import ROOT
-from test_shards import PAIRS, QUICK, expected, members, packed, run, unpacked  # noqa: F401
+from packs import PAIRS, members, packed, unpacked
+from test_shards import QUICK, expected, run  # noqa: F401
 
 from ddfm_fast.datasets import shard_files
 

@@ -6,11 +6,9 @@ import gzip
 import io
 import json
 import tarfile
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from packs import PAIRS, members, packed, unpacked
 from typer.testing import CliRunner
 
 from ddfm_fast.api import Fuser
@@ -19,38 +17,6 @@ from ddfm_fast.datasets import shard_files, shards
 from ddfm_fast.datasets.shards import are_shards, fuse_shards
 
 QUICK = ("--preset", "instant", "--align", "off", "--quiet")
-
-
-def png(seed: int, *shape: int) -> bytes:
-    file = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 255, shape or (24, 32), dtype=np.uint8)
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-PAIRS = [(png(n), png(n + 50, 24, 32, 3)) for n in range(3)]
-
-
-def packed(path: Path, members: list[tuple[str, bytes]], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
-
-
-def members(pairs=PAIRS) -> list[tuple[str, bytes]]:
-    found = []
-    for n, (ir, vis) in enumerate(pairs):
-        meta = json.dumps({"n": n}).encode()
-        found += [(f"a/{n}.ir.png", ir), (f"a/{n}.json", meta), (f"a/{n}.vis.png", vis)]
-    return found
-
-
-def unpacked(path: Path) -> dict[str, bytes]:
-    with tarfile.open(path) as tar:
-        return {one.name: tar.extractfile(one).read() for one in tar}
 
 
 def run(*arguments, code=0):
@@ -230,7 +196,11 @@ def test_refused_in_words(tmp_path):
 
 def test_folders_of_pictures_are_no_shards(tmp_path):
     packed(tmp_path / "a.tar", members())
-    assert are_shards(tmp_path) and are_shards(tmp_path / "a.tar") and are_shards("s3://b/c.parquet")
+    assert (
+        are_shards(tmp_path) and are_shards(tmp_path / "a.tar") and are_shards("s3://b/c.parquet")
+    )
     (tmp_path / "x.png").write_bytes(PAIRS[0][0])
-    assert not are_shards(tmp_path) and not are_shards("s3://b/c") and not are_shards("zip://::a.zip")
+    assert (
+        not are_shards(tmp_path) and not are_shards("s3://b/c") and not are_shards("zip://::a.zip")
+    )
     assert not are_shards(tmp_path / "none")
