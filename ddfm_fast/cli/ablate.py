@@ -72,7 +72,12 @@ def ablate(
     settings = read_settings(context)
     chosen = _rows(settings, rows)
     local_outputs(out=out, report=report)
-    how = {"layout": layout, "manifest": manifest, "pattern": pattern, "limit": limit}
+    how: dict[str, Any] = {
+        "layout": layout,
+        "manifest": manifest,
+        "pattern": pattern,
+        "limit": limit,
+    }
     items, _ = scored_items(context, root, vis, **how)
     tables.require_writable(out / "ablation.txt", report)
     evaluation, methods = _run(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from ..metrics.conventions import DEFAULT
@@ -56,7 +58,12 @@ def evaluate(
     from ..runtime.dispatch import resolve_device
 
     local_outputs(out=out, report=report)
-    how = {"layout": layout, "manifest": manifest, "pattern": pattern, "limit": limit}
+    how: dict[str, Any] = {
+        "layout": layout,
+        "manifest": manifest,
+        "pattern": pattern,
+        "limit": limit,
+    }
     items, stage = scored_items(context, root, vis, fused=fused or (), **how)
     methods = fused_folders(stage, fused or ())
     methods += [MethodPictures(name) for name in BASELINES] if baselines else []

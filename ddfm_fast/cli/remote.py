@@ -26,28 +26,31 @@ def scored_items(
     manifest: Path | None,
     limit: int | None,
     fused: Sequence[str] = (),
-    **how: str | None,
+    layout: str | None,
+    pattern: str | None,
 ) -> tuple[list[PairItem], Stage | None]:
     """The first pairs of ROOT, here or fetched whole into the temporary folder.
 
     Args:
         context: Of the command, at whose end what was fetched goes.
-        root: As in :func:`.settings.find_items`, like ``vis``, ``manifest`` and ``how``.
+        root: As in :func:`.settings.find_items`, like ``vis``, ``manifest`` and so on.
         vis: See there.
         manifest: See there.
         limit: The most pairs.
         fused: Of ``--fused``, which may name prefixes, too.
-        **how: ``layout`` and ``pattern``.
+        layout: See ``root``.
+        pattern: See ``root``.
 
     Raises:
         ValueError: It is unclear which, or one of them cannot be fetched.
     """
     folders = [Path(url) for text in fused if _is_url(url := text.partition("=")[2])]
     stage = stage_for(context, root, vis, manifest, next(iter(folders), None))
-    how = {"layout": None, "pattern": None, **how}
-    if stage is None or not _any_source(root, vis, manifest):
-        return find_items(root, vis, manifest=manifest, **how)[:limit], stage
-    items = find_items(root, vis, manifest=manifest, stage=stage, **how)[:limit]
+    source = stage if _any_source(root, vis, manifest) else None
+    found = find_items(root, vis, layout=layout, manifest=manifest, pattern=pattern, stage=source)
+    items = found[:limit]
+    if stage is None or source is None:
+        return items, stage
     if failures := stage.fill(file for item in items for file in (item.ir, item.vis)):
         raise next(iter(failures.values()))
     return items, stage

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from ..files.paths import ImageFileError
 from ..images.doubts import warn
@@ -358,7 +358,7 @@ class ParquetSink(Sink):
     """
 
     def __init__(self, path: Path):
-        self.path, self.writer = path, None
+        self.path, self.writer = path, cast(Any, None)
         parquet_library()
 
     def write(self, portion: Portion, found: list[tuple[Path | None, str]]) -> None:

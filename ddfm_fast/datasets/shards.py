@@ -173,14 +173,14 @@ def fuse_shards(
         ValueError: A source that is none, or an output that cannot be written.
         ImportError: pyarrow is missing.
     """
-    output = output or Output()
+    output, levels = output or Output(), levels or Levels()
     if output.panel:
         raise ValueError("--panel is for folders of pictures; leave it out with shards")
     output.check([f".{format.lower().lstrip('.')}"])
     started = time.perf_counter()
-    shown = {"format": format, "levels": levels or Levels(), "output": output, "resize": resize}
+    shown = {"format": format, "levels": levels, "output": output, "resize": resize}
     settings = describe_settings(fuser, f".{format.lower().lstrip('.')}")
-    settings |= shown["levels"].to_dict() | output.to_dict()
+    settings |= levels.to_dict() | output.to_dict()
     settings |= Aligner(fuser.align, resize).to_dict()
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     with Stage() as stage:

@@ -100,7 +100,7 @@ def from_fields(fields: Mapping[str, Any]) -> Call:
 def _resize(value: Any) -> str | None:
     if value is not None and value not in PICTURES:
         raise ValueError(f"resize is {value!r}; expected ir or vis, whose size both get")
-    return value  # type: ignore[no-any-return]
+    return None if value is None else str(value)
 
 
 def _output(given: dict[str, Any]) -> Output:

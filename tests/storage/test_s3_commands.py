@@ -11,7 +11,7 @@ import pytest
 from clips import pan, read_clip, write_clip
 from packs import PAIRS, members, packed, unpacked
 from PIL import Image
-from test_s3 import folder, fresh, run, server, store  # noqa: F401
+from test_s3 import control, folder, fresh, run, server, store  # noqa: F401
 
 from ddfm_fast.integrations.ray import FuseBatch
 from ddfm_fast.storage import objects
@@ -144,3 +144,51 @@ def test_an_unknown_scheme(tmp_path):
         assert "unknown scheme" in said and said.count("\n") == 1, said
     found = Path(tmp_path / "out")
     assert not found.exists() or not any(found.rglob("*.png"))
+
+
+@pytest.fixture
+def reader(server, store, folder, monkeypatch):  # noqa: F811
+    """The credentials of a user who may read the bucket and not write to it."""
+    boto3 = pytest.importorskip("boto3")
+    _, port = server
+    iam = boto3.client("iam", endpoint_url=f"http://127.0.0.1:{port}")
+    iam.create_user(UserName="reader")
+    keys = iam.create_access_key(UserName="reader")["AccessKey"]
+    rights = {"Effect": "Allow", "Action": ["s3:Get*", "s3:List*"], "Resource": "*"}
+    text = json.dumps({"Version": "2012-10-17", "Statement": [rights]})
+    iam.put_user_policy(UserName="reader", PolicyName="read", PolicyDocument=text)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
+    control(port, "reset-auth", b"0")  # from here on the server checks who asks
+    type(store).clear_instance_cache()
+    yield
+    control(port, "reset-auth", b"inf")
+
+
+def test_a_bucket_that_may_not_be_written(reader, tmp_path):
+    """One sentence that names the object and the fix; what was there stays as it was."""
+    before = fresh().find("box")
+    pair = ("s3://box/data/ir/0.png", "s3://box/data/vis/0.png")
+    packed(tmp_path / "a.tar", members())
+    for command in (
+        ("fuse", *pair, "-o", "s3://box/out/0.png"), ("batch", "s3://box/data", "-o", "s3://box/o"),
+        ("batch", tmp_path / "a.tar", "-o", "s3://box/out/a.tar"),
+    ):  # fmt: skip
+        found = run(*command, *QUICK, code=2)
+        assert found.stderr.count("\n") == 1, found.stderr
+        assert "may not be written" in found.stderr and "AWS_ACCESS_KEY_ID" in found.stderr
+    assert fresh().find("box") == before
+
+
+def test_an_address_where_nobody_answers(store, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    type(store).clear_instance_cache()
+    pair = ("s3://box/a.mp4", "s3://box/b.mp4")
+    for command in (
+        ("video", *pair, "-o", tmp_path / "o.mp4", "-q"), ("evaluate", "s3://box/d", "--baselines"),
+        ("batch", "s3://box/a.tar", "-o", tmp_path / "o.tar", *QUICK),
+        ("ablate", "s3://box/d", "-o", tmp_path / "rows", "-q"),
+    ):  # fmt: skip
+        said = run(*command, code=2).stderr
+        assert "cannot be read after 4 tries" in said and said.count("\n") == 1, said
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
