@@ -8,17 +8,19 @@ ARGS ?=
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo check quick-method quick-rooms test test-thorough test-native test-extras test-cuda-host fuzz lint types \
+.PHONY: help venv man demo check quick-method quick-rooms test test-thorough test-native test-extras test-app test-cuda-host fuzz lint types \
   bench quality wheel gpu-kit clean
 
 help:
 	@echo "make venv    a virtual environment in .venv with all that the rest needs"
+	@echo "make man     manual pages of the commands, in out/man"
 	@echo "make demo    fuse three example pairs, pictures in out/"
 	@echo "make check   style, types and the quick tests, under a minute: while you work"
 	@echo "make test    run all the tests        (ARGS='-k cli' chooses, ARGS=-x stops early)"
 	@echo "make test-thorough  more cases of the same kind, for minutes: after changes to kernels"
 	@echo "make test-native  the C++ for other processors, and under sanitizers: a table in out/native/"
 	@echo "make test-extras  what needs an extra: engines, files, volumes, service, Ray, storage (into .venv)"
+	@echo "make test-app  the page in the browser, where chromium is (a second environment in .app-venv)"
 	@echo "make test-cuda-host  the GPU path's host code on a fake CUDA device (5 GB into .cuda-venv)"
 	@echo "make fuzz    feed it bad calls, files and kills (MINUTES=10), a table in out/fuzz/"
 	@echo "make lint    check the style"
@@ -27,7 +29,7 @@ help:
 	@echo "make quality  the pictures against their targets (ARGS=FOLDER with ivf/ and mif/)"
 	@echo "make gpu-kit  what bench/gpu_suite.sh needs, in one folder (CUDA=cuda12 WITH_TORCH=1 ARGS=…)"
 	@echo "make wheel   dist/*.whl with the C++ compiled (CXX=aarch64-linux-gnu-g++: for ARM)"
-	@echo "make clean   remove .venv, .cuda-venv, out/ and everything built"
+	@echo "make clean   remove .venv, .cuda-venv, .app-venv, out/ and everything built"
 
 venv: $(STAMP)
 
@@ -43,6 +45,9 @@ $(STAMP): setup.py pyproject.toml constraints.txt
 	  -c constraints.txt --no-build-isolation -e '.[test,diffusers,bench]'
 	@touch $@
 	@echo "venv: ready"
+
+man: venv
+	@$(BIN)/python tests/tools/man_pages.py out/man
 
 demo: venv
 	@$(BIN)/python -m ddfm_fast demo --out out $(ARGS)
@@ -77,8 +82,26 @@ test-native: venv
 test-extras: venv
 	@echo "test-extras: installing the extras"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt --no-build-isolation -e '.[engines,files,medical,ray,serve,storage-test]'
+	  -c constraints.txt --no-build-isolation -e '.[engines,files,medical,notebook,ray,serve,storage-test]'
 	@$(BIN)/python -m pytest -q -m extras tests $(ARGS)
+	@$(MAKE) --no-print-directory test-app
+
+# Gradio asks for an older Pillow than the rest is tested with, so it has an environment of its own.
+APP_VENV := .app-venv
+
+$(APP_VENV)/.installed: setup.py constraints.txt
+	@echo "test-app: making $(APP_VENV)"
+	@test -x $(APP_VENV)/bin/python || $(PYTHON) -m venv $(APP_VENV)
+	@sed 's/^pillow==13.*/pillow==12.3.0/' constraints.txt > $(APP_VENV)/constraints.txt
+	@$(APP_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -c $(APP_VENV)/constraints.txt setuptools wheel
+	@$(APP_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -c $(APP_VENV)/constraints.txt --no-build-isolation -e '.[test,app-test]'
+	@touch $@
+
+test-app: $(APP_VENV)/.installed
+	@echo "test-app: running"
+	@$(APP_VENV)/bin/python -m pytest -q -m extras tests/page $(ARGS)
 
 # CUDA wheels of PyTorch, outside of .venv; CUDA_VENV= names an environment that is there already.
 CUDA_VENV ?= .cuda-venv
@@ -127,5 +150,5 @@ gpu-kit: venv
 	@$(BIN)/python -m bench.kit --cuda $(CUDA) $(if $(WITH_TORCH),--with-torch) $(PIP_ARGS) $(ARGS)
 
 clean:
-	rm -rf $(VENV) .cuda-venv build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .cuda-venv .app-venv build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

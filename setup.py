@@ -111,6 +111,7 @@ METRICS = [
     "lpips>=0.1.4",
     "torchvision>=0.20",
 ]
+NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]  # runs docs/tour.ipynb
 SERVE = [
     "prometheus-client>=0.20",
     "python-multipart>=0.0.18",
@@ -118,6 +119,12 @@ SERVE = [
     "uvicorn>=0.30",
 ]
 
+APP = [
+    "fastapi>=0.115.2",
+    "gradio>=6.31,<7",  # asks for a Pillow below 13: make test-app
+    "uvicorn>=0.30",
+    *VIDEO,
+]
 STORAGE = [
     "aiohttp>=3.9",  # https://
     "fsspec>=2024.6.1",
@@ -147,7 +154,8 @@ setup(
     package_data={
         "ddfm_fast": ["py.typed", "assets/*.png", "assets/*.md"],
         "ddfm_fast.bench": ["page.html"],
-        "ddfm_fast.docs": ["*.md"],
+        "ddfm_fast.docs": ["*.md", "*.ipynb"],
+        "ddfm_fast.integrations": ["gst/python/*.py", "ros_launch/*.py", "napari.yaml"],
         "ddfm_fast.kernels.cpu": ["*.cpp", "*.h"],
         "ddfm_fast.priors": ["*.safetensors", "*.md"],
         "ddfm_fast.priors.training": ["*.jsonl", "*.png"],
@@ -159,6 +167,7 @@ setup(
         "opencv-python-headless>=4.8",
         "pillow>=10.1",
         "safetensors>=0.4.3",
+        "tomli>=2.0; python_version < '3.11'",
         "torch>=2.9",  # comes with Triton 3.5
         "tqdm>=4.66",
         "typing-extensions>=4.7",
@@ -177,10 +186,16 @@ setup(
         "files": FILES,
         "engines": [*BENCH, *ENGINES],
         "serve": SERVE,
+        "app": APP,
+        "app-test": [*APP, "playwright>=1.50"],  # with a Chromium of the system
         "storage": STORAGE,
+        "notebook": NOTEBOOK,
         "storage-test": [*STORAGE, "moto[server]>=5.1"],
     },
-    entry_points={"console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"]},
+    entry_points={
+        "console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"],
+        "napari.manifest": ["ddfm_fast = ddfm_fast.integrations:napari.yaml"],
+    },
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

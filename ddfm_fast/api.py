@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from .align.call import Aligner, checked_align, setting_identity
-from .config import IMAGE_KINDS, FuseConfig, default_preset, require_bool
+from .align.call import Aligner, checked_align, checked_field, setting_identity
+from .config import IMAGE_KINDS, LOOP_OPTIONS, FuseConfig, default_preset, require_bool
 from .graphs.cache import GraphCache, GraphSummary
-from .images.doubts import warn
 from .images.pair import Pair, as_items, checked_color, read_pair
 from .images.pixels import Given
 from .images.planes import padded_size
 from .images.stretch import Fused, joined, together
 from .lumas import LumaLoop
-from .method import Diffusion, MethodMaker
+from .method import Diffusion, MethodMaker, doubt_steps
 from .options import (
     FuserOptions,
     ReadingOptions,
@@ -90,6 +89,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         self.device = resolve_device(given["device"])
         self.seed, self.color = checked_seed(given["seed"]), checked_color(given["color"])
         self.align = checked_align(given["align"])
+        self.align_field = checked_field(given["align_field"], self.align)
         for name in ("progress", "compile"):
             require_bool(name, given[name])
         self.progress = given["progress"]
@@ -108,12 +108,8 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         self.loops = GraphCache(mode, self.backend)
         self.pixels = pixels_for(self.device, self.backend.name)
         self._build()
-        if given["steps"] and not getattr(self.method, "rows", True):
-            warn(
-                f"steps is {given['steps']!r}, but the steps of variant {self.config.variant!r} "
-                f"change less than a gray level at eta {self.config.eta:g} and are skipped; for "
-                'the authors\' loop give preset="official"'
-            )
+        if (rows := getattr(self.method, "rows", None)) is not None:
+            doubt_steps(given["steps"], self.config, len(rows))
 
     @property
     def reproducible(self) -> bool:
@@ -221,7 +217,8 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         }
         check_run(run, report)
         many, items = as_items(ir, vis)
-        aligner = Aligner(self.align if align is None else checked_align(align))
+        setting = self.align if align is None else checked_align(align)
+        aligner = Aligner(setting, field=self.align_field)
         pairs = [
             self.read(a, b, color=color, index=f"[{n}]" * many, aligner=aligner, **reading)
             for n, (a, b) in enumerate(items)
@@ -383,7 +380,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
 
 def _config(given: Mapping[str, Any]) -> FuseConfig:
     """The preset of these options with what they override."""
-    overrides = ("variant", "sampler", "steps", "psi", "eta", "stretch", "denoise", "images")
+    overrides = (*LOOP_OPTIONS, "reuse", "stretch", "denoise", "images")
     preset = default_preset(given) if given["preset"] is None else given["preset"]
     return FuseConfig.from_preset(preset).with_overrides(**{n: given[n] for n in overrides})
 
@@ -487,7 +484,7 @@ def _key(given: dict[str, Any]) -> _Key | None:
     precision = chosen_precision(prior, given["dtype"], device, config.round_luma)
     ours = (identity, str(device), str(precision), given["compile"])
     rest = [given[n] for n in ("backend", "solver", "graph", "batch_size", "tile")]
-    rest.append(setting_identity(given["align"]))
+    rest += [setting_identity(given["align"]), given["align_field"]]
     key = _Key(ours, config, (*rest, *sorted(environment.set_values().items())))
     try:
         hash(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -14,6 +15,7 @@ IMAGE_KINDS = ("auto", "photographic", "functional")
 MAX_SIGMA = 100.0
 """gray levels: noise above it leaves nothing to denoise"""
 MAX_DRAWS = 4
+MAX_REUSE = 1000
 SAMPLER_NAMES = ("ddim", "ddpm")
 DEFAULT_SEED = 3407
 """the seed of the authors' script"""
@@ -50,6 +52,9 @@ class FuseConfig:
     """η of DDIM, 0 (deterministic) to 1; other samplers ignore it"""
     variance: str = "auto"
     """σ of "ddpm": "fixed_small", "learned_range", or "auto": learned where the prior has it"""
+    reuse: int = 1
+    """evaluate the deep layers of a UNet at the first step and every N-th after it, see
+    ``ddfm_fast.priors.reuse``; 1: at every step"""
     psi: float = 0.5
     """ψ, weight of the total variation (the authors' ``lamb``)"""
     eta: float = 0.001
@@ -82,6 +87,7 @@ class FuseConfig:
         object.__setattr__(self, "denoise", _checked_denoise(self.denoise))
         for name in ("update_scales", "color", "swap_sources", "round_luma"):
             require_bool(name, getattr(self, name))
+        require_int("reuse", self.reuse, 1, MAX_REUSE)
         require_int("draws", self.draws, 1, MAX_DRAWS)
         require_int("crop_multiple", self.crop_multiple, 1, 1024)
         require_choice("images", self.images, IMAGE_KINDS)
@@ -187,7 +193,9 @@ def require_int(name: str, value: Any, low: int, high: int) -> None:
 def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise ValueError, naming the argument, unless it is one of the choices."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+        near = difflib.get_close_matches(str(value), choices, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}{hint}")
 
 
 def require_number(name: str, value: Any, low: float, high: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from .config import FuseConfig
 from .graphs.cache import GraphCache
 from .images.color import luma
+from .images.doubts import warn
 from .images.planes import crop, pad_to_multiple
 from .lumas import fuse_lumas
 from .priors.prior import Prior
@@ -75,6 +76,28 @@ def reach(config: FuseConfig, first: StepRow) -> float:
     return 127.5 * distance * config.eta * p / (4 + config.eta * p)
 
 
+def doubt_steps(asked: Any, config: FuseConfig, steps: int) -> None:
+    """Warn where options of the loop do nothing.
+
+    Args:
+        asked: The steps that a call asked for, if any.
+        config: Its settings.
+        steps: Those that the method takes.
+    """
+    if asked and not steps:
+        warn(
+            f"steps is {asked!r}, but the steps of variant {config.variant!r} change less than a "
+            f"gray level at eta {config.eta:g} and are skipped; for the authors' loop give "
+            'preset="official"'
+        )
+    if config.reuse > 1 and steps < 2:
+        warn(
+            f"reuse is {config.reuse}, but there is {'one step' if steps else 'no step'} of the "
+            'loop, and nothing to reuse; leave it out, or give preset="official" for the '
+            "authors' loop"
+        )
+
+
 class Diffusion:
     """The method: reverse steps of the prior, each rectified by an EM iteration (Algorithm 1).
 
@@ -91,6 +114,8 @@ class Diffusion:
         self.rows = prior_rows(prior, config)  # an impossible number of steps fails here, not later
         if config.variant == "saliency" and self.rows and reach(config, self.rows[0]) < WORTH:
             self.rows = []
+        if self.rows:
+            prior.check_reuse(config.reuse)
 
     def __call__(
         self,

@@ -45,12 +45,14 @@ class FuserOptions(TypedDict, total=False):
     variant: str | None
     sampler: str | None
     steps: int | str | None
+    reuse: int | None
     psi: float | None
     eta: float | None
     stretch: str | None
     denoise: str | float | Mapping[str, str | float] | None
     images: str | None
     align: object
+    align_field: str
     seed: int
     color: bool | str
     device: str | torch.device | None
@@ -92,6 +94,11 @@ OPTIONS: dict[str, Option] = {
         "\"auto\" looks for false color on black. None: as the preset has it.",
     ),
     "steps": Option(METHOD, None, "1 to 1000 steps, ddimN, or 10,20,30."),
+    "reuse": Option(
+        METHOD, None, "Deep layers of the prior at every Nth step only.",
+        "Of UNets whose layers are known; the steps between are cheaper, and a little other "
+        "(`ddfm-fast help priors`). None: 1, all of it at every step.",
+    ),
     "stretch": Option(
         METHOD, None, "none, minmax, percentile or sources.",
         'To the full range, but for 0.01 % of the pixels with "percentile", or to the range of '
@@ -130,6 +137,12 @@ OPTIONS: dict[str, Option] = {
         '"check" says by a sentence where the first pair of a call, folder or stream is surely '
         "shifted. The others bring the infrared picture to the visible one, of another size, too, "
         "where a map stands out; files are those of `ddfm-fast align`. See `ddfm_fast.align`.",
+    ),
+    "align_field": Option(
+        INPUT_OPTIONS, "visible", "visible (default) or common: what an aligned result shows.",
+        '"visible" keeps the visible frame, and shows that source where the infrared one does not '
+        'reach; "common" crops both to a rectangle that both have, where a map was found. A '
+        "stream is cropped by a calibration alone.",
     ),
     "layout": Option(
         INPUT, None, "Order of the axes, such as HWC, where the rule would read it wrongly.",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .config import DEFAULT_SEED, FuseConfig
+from .priors.reuse import Kept, passed
 from .runtime.dispatch import Backend, resolve_backend
 from .runtime.memory import pages_kept
 from .runtime.profiling import span
@@ -80,6 +81,10 @@ class Loop:
         watched: bool = False,
     ):
         self.prior, self.config, self.device = prior, config, prior.device
+        self.kept: Kept | None = None
+        if config.reuse > 1:
+            prior.check_reuse(config.reuse)
+            self.kept = Kept(config.reuse)
         self.lock: AbstractContextManager = nullcontext()
         self.rows = prior_rows(prior, config)
         self.learned = uses_learned_variance(prior, config) and any(r.sigma for r in self.rows)
@@ -158,14 +163,17 @@ class Loop:
 
     def step(self, s: int, cond=None) -> None:
         """x_t → x_{t−1}; ``cond``: the prior's conditioning, by default that of step ``s``."""
-        with span("prior"):
+        kept = None if self.kept is None else self.kept.at(s)
+        with span("prior" if kept is None or kept.whole else "prior, reused"):
             cond = self.conditioning[s] if cond is None else cond
-            out = self.prior.eps(self.x, cond, variance=self.learned)
+            out = self.prior.eps(self.x, cond, variance=self.learned, **passed(kept))
         with span("update"):
             self.reverse.step_(self.x, out)
 
     def finish(self) -> None:
         """What follows the last step: x_0 is in ``x``, and now its luma."""
+        if self.kept is not None:
+            self.kept.clear()
         with span("store"):
             for luma, x in zip(self.luma, self.x, strict=True):
                 luma[0].copy_(self.reverse.luma(x))

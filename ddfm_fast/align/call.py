@@ -3,15 +3,16 @@
 ``align`` is "check": the first pair of a call, folder or stream is looked at, and one sentence says
 so where it is surely shifted; "off": nothing; a model of ``estimation``: each pair is aligned by
 what is found for it, and left as it is where nothing stands out; or a calibration of two fixed
-cameras. The visible picture keeps its frame. Where the infrared one does not reach, the result is
-the visible picture, with a soft edge.
+cameras. ``align_field`` is "visible": the result has the frame of the visible picture, and is that
+picture where the infrared one does not reach, with a soft edge; or "common": what is aligned is
+cropped to a rectangle that both have.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -20,18 +21,21 @@ from torch import Tensor
 
 from ..images.doubts import warn
 from ..images.kind import is_functional
-from ..images.planes import Raw
+from ..images.planes import MIN_SIZE, Raw
 from ..runtime.locks import ForkLock
 from .calibration import Calibration, read_calibration
 from .correlation import REACH, SIDE, SURE, shift_between
 from .estimation import MODELS, between
-from .warp import Alignment, apply, field
+from .warp import Alignment, apply, common, field
 
 if TYPE_CHECKING:
     from ..files.depth import Sources
 
 SETTINGS = ("check", "off", *MODELS)
+FIELDS = ("visible", "common")
 Setting = str | Calibration
+Part = tuple[slice, slice]
+"""rows and columns"""
 FAR, FAR_SHARE = 2.5, 0.006
 """pixels, and share of the longer side, from which a shift is worth a word"""
 LEAST = 32
@@ -61,6 +65,25 @@ def checked_align(setting: Any) -> Setting:
     return read_calibration(setting)
 
 
+def checked_field(field: Any, setting: Setting) -> str:
+    """Return ``align_field``; one that ``setting`` gives nothing to do gets a sentence.
+
+    Raises:
+        ValueError: It is none of ``FIELDS``.
+    """
+    if not isinstance(field, str) or field not in FIELDS:
+        raise ValueError(
+            f'align_field is {field!r}; expected "visible", the frame of the visible picture, or '
+            '"common", what both show'
+        )
+    if field == "common" and setting in ("check", "off"):
+        warn(
+            f'align_field="common" crops what is aligned, and align is "{setting}", which moves '
+            'nothing: pictures stay whole; align="shift" (--align shift) or another map crops'
+        )
+    return field
+
+
 def _is_file_name(text: str) -> bool:
     path = Path(text)
     return bool(path.suffix) or path.exists()
@@ -79,12 +102,32 @@ def setting_identity(setting: Any) -> Any:
     return os.path.realpath(setting), found.st_size, found.st_mtime_ns, found.st_ino
 
 
+class Moved(NamedTuple):
+    """An infrared picture in the visible one's frame."""
+
+    alignment: Alignment | None
+    """None: it is as it was"""
+    picture: np.ndarray
+    weight: np.ndarray | None = None
+    """float32 [H, W], where it counts; None: everywhere"""
+    part: Part | None = None
+    """what both have, where they are to be cropped to that"""
+    hole: np.ndarray | None = None
+    """bool [H, W], where it has no data"""
+
+
 class Aligner:
     """Aligns the pairs of one call, folder or stream; threads may share it."""
 
-    def __init__(self, setting: Setting, resize: str | None = None):
-        """``setting``: from :func:`checked_align`. ``resize``: of files, whose size both get."""
-        self.setting, self.resize = setting, resize
+    def __init__(self, setting: Setting, resize: str | None = None, *, field: str = "visible"):
+        """Take what was checked.
+
+        Args:
+            setting: From :func:`checked_align`.
+            resize: Of files, whose size both get.
+            field: From :func:`checked_field`.
+        """
+        self.setting, self.resize, self.field = setting, resize, field
         self.moves = setting not in ("check", "off") if isinstance(setting, str) else True
         self._looked = setting == "off"
         self._lock = ForkLock()
@@ -95,10 +138,13 @@ class Aligner:
         if not self.moves:
             return resize
         align = setting.to_dict() if isinstance(setting, Calibration) else setting
-        return {**resize, "align": align}
+        cut = {} if self.field == "visible" else {"align_field": self.field}
+        return {**resize, "align": align, **cut}
 
-    def raws(self, ir: Raw, vis: Raw, index: str) -> tuple[Raw, Tensor | None]:
+    def raws(self, ir: Raw, vis: Raw, index: str) -> tuple[Raw, Raw, Tensor | None]:
         """Align what was read of a call's sources.
+
+        The pictures of a batch that are to be cropped are cropped to what all of them have.
 
         Args:
             ir: One image or batch.
@@ -106,37 +152,43 @@ class Aligner:
             index: Of the arguments' names in sentences.
 
         Returns:
-            The infrared source, and where it counts, [N, 1, H, W] from 0 to 1; None: everywhere.
+            Both sources, and where the infrared one counts, [N, 1, H, W] from 0 to 1; None:
+            everywhere.
 
         Raises:
-            ValueError: The sizes differ, and no map stands out.
+            ValueError: The sizes differ, and no map stands out; or too little is common.
         """
         if not self.moves:
             self._look_at_raws(ir, vis, index)
-            return ir, None
+            return ir, vis, None
         if len(ir.values) != len(vis.values):
-            return ir, None  # which is refused by name
+            return ir, vis, None  # which is refused by name
         moved = [
             self.pictures(_hwc(ir.values[n]), _hwc(vis.values[n]), index, _hole(ir.holes, n))
             for n in range(len(ir.values))
         ]
+        if all(one.alignment is None for one in moved):
+            return ir, vis, None
         device, size = ir.values.device, vis.values.shape[-2:]
         values = [
-            torch.from_numpy(image.reshape(*size, -1)).permute(2, 0, 1) for image, *_ in moved
+            torch.from_numpy(one.picture.reshape(*size, -1)).permute(2, 0, 1) for one in moved
         ]
         holes = None
         if ir.holes is not None:
-            holes = torch.stack([torch.from_numpy(hole)[None] for *_, hole in moved]).to(device)
+            holes = torch.stack([torch.from_numpy(one.hole)[None] for one in moved]).to(device)
         weight = None
-        if any(w is not None for _, w, _ in moved):
+        if any(one.weight is not None for one in moved):
             full = np.ones(size, np.float32)
-            parts = [torch.from_numpy(full if w is None else w)[None] for _, w, _ in moved]
-            weight = torch.stack(parts)
+            weights = [full if one.weight is None else one.weight for one in moved]
+            weight = torch.stack([torch.from_numpy(w)[None] for w in weights])
         raw = ir._replace(values=torch.stack(values).to(device), sent=None, holes=holes)
-        return raw, weight
+        if self.field == "visible":
+            return raw, vis, weight
+        part = checked_part([one.part for one in moved if one.part is not None], index)
+        return _cropped_raw(raw, part), _cropped_raw(vis, part), None
 
     def sources(self, found: Sources) -> Sources:
-        """Align a pair of files; ValueError where the sizes differ and no map stands out."""
+        """Align a pair of files; ValueError as :meth:`raws` raises it."""
         from ..files.depth import moved, resized_sources
 
         found = resized_sources(found, self.resize)
@@ -147,7 +199,7 @@ class Aligner:
         chosen, size = self.found(ir, vis), vis.shape[:2]
         if chosen is None:
             return found
-        ir, weight, hole = _moved(ir, found.holes[0], chosen, size)
+        _, ir, weight, part, hole = self._moved(ir, found.holes[0], chosen, size)
         empty = hole
         if weight is not None:
             empty = weight == 0 if hole is None else hole | (weight == 0)
@@ -157,11 +209,12 @@ class Aligner:
             if n == 0 else unit
             for n, unit in enumerate(found.units)
         )  # fmt: skip
-        return found._replace(ir=faded(ir, vis, weight), holes=(hole, found.holes[1]), units=units)
+        whole = found._replace(ir=faded(ir, vis, weight), holes=(hole, found.holes[1]), units=units)
+        return whole if part is None else whole.cropped(*checked_part([part]))
 
     def pictures(
         self, ir: np.ndarray, vis: np.ndarray, index: str = "", hole: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    ) -> Moved:
         """Bring an infrared picture to the visible one.
 
         Args:
@@ -170,16 +223,32 @@ class Aligner:
             index: Of the arguments' names in sentences.
             hole: bool [H, W], where ``ir`` has no data.
 
-        Returns:
-            The picture, where it counts (float32 [H, W], None: everywhere), and its holes.
-
         Raises:
             ValueError: The sizes differ, and no map stands out.
         """
         found = self.found(ir, vis, index)
         if found is None:
-            return ir, None, hole
-        return _moved(ir, hole, found, vis.shape[:2])
+            return Moved(None, ir, hole=hole)
+        return self._moved(ir, hole, found, vis.shape[:2])
+
+    def _moved(
+        self, ir: np.ndarray, hole: np.ndarray | None, found: Alignment, size: tuple[int, ...]
+    ) -> Moved:
+        """An infrared picture brought to the visible one's frame."""
+        frame = size[0], size[1]
+        weight, part = self.reach(found, (ir.shape[0], ir.shape[1]), frame)
+        if hole is not None:
+            hole = apply(hole.astype(np.uint8) * 255, found, frame) > 0
+        picture = apply(np.ascontiguousarray(ir), found, frame)
+        return Moved(found, picture, weight, part, hole)
+
+    def reach(
+        self, found: Alignment, ir_size: tuple[int, int], size: tuple[int, int]
+    ) -> tuple[np.ndarray | None, Part | None]:
+        """Where the infrared picture counts, or what both have: as ``field`` asks for."""
+        if self.field == "common":
+            return None, common(found, ir_size, size)
+        return field(found, ir_size, size), None
 
     def found(self, ir: np.ndarray, vis: np.ndarray, index: str = "") -> Alignment | None:
         """The map of a pair; None, after a sentence, where none stands out."""
@@ -222,101 +291,6 @@ class Aligner:
         # on a device the look would wait for it
         if not self._looked and {ir.values.device.type, vis.values.device.type} == {"cpu"}:
             self.look(_hwc(ir.values[0]), _hwc(vis.values[0]), index)
-
-
-class StreamAligner(Aligner):
-    """Aligns the frames of one stream by a map that is found once and then follows slowly."""
-
-    EVERY, SEARCH = 50, 5
-    """frames between estimates; and before the first that is sure"""
-    FOLLOW, JUMP = 0.2, 0.02
-    """share of a new estimate; of the longer side, a jump, believed when it is seen twice"""
-
-    def __init__(self, setting: Setting):
-        """``setting``: from :func:`checked_align`."""
-        super().__init__(setting)
-        self._map: Alignment | None = None
-        self._weight: np.ndarray | None = None
-        self._jumped: Alignment | None = None
-        self._frame = -1
-        self._warned = False
-
-    def frame(self, ir: np.ndarray, vis: np.ndarray) -> np.ndarray:
-        """Return the next infrared frame, of one depth with the visible one, where that is.
-
-        Until a map is found a frame of another size is resized.
-        """
-        if not self.moves:
-            self.look(ir, vis)
-            return ir
-        self._frame += 1
-        every = self.SEARCH if self._map is None else self.EVERY
-        if self._frame % every == 0:
-            self._update(ir, vis)
-        if self._map is None:
-            return _of_size(ir, vis)
-        return faded(apply(ir, self._map, vis.shape[:2]), vis, self._weight)
-
-    def hole(self, hole: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Move where the frame that was given last has no data, bool [H, W], as it was moved."""
-        if not self.moves or (self._map is None and hole.shape == size):
-            return hole
-        if self._map is None:
-            return _of_size(hole.astype(np.uint8), np.empty(size)) > 0
-        return apply(hole.astype(np.uint8) * 255, self._map, size) > 0
-
-    def _update(self, ir: np.ndarray, vis: np.ndarray) -> None:
-        if isinstance(self.setting, Calibration):
-            if self._map is None:
-                self._take(self.setting.fitted(ir.shape[:2], vis.shape[:2]), ir, vis)
-            return
-        found = between(plane(ir), plane(vis), self.setting)
-        if not found.sure:
-            if self._map is None and not self._warned:
-                self._warned = True
-                how = "as they are" if ir.shape[:2] == vis.shape[:2] else "resized"
-                warn(
-                    f"no {self.setting} between the first frames stands out; they are fused {how} "
-                    "until one does; a calibration (ddfm-fast align) needs no edges"
-                )
-            return
-        if self._map is None:
-            self._take(found, ir, vis)
-        elif not self._far(found, self._map, vis):
-            self._jumped = None
-            matrix = self._map.matrix + self.FOLLOW * (found.matrix - self._map.matrix)
-            self._take(found._replace(matrix=matrix), ir, vis)
-        elif self._jumped is not None and not self._far(found, self._jumped, vis):
-            self._jumped = None
-            self._take(found, ir, vis)
-        else:
-            self._jumped = found
-
-    def _far(self, a: Alignment, b: Alignment, vis: np.ndarray) -> bool:
-        height, width = vis.shape[:2]
-        corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float64)
-        by = np.hypot(*(a.points(corners) - b.points(corners)).T)
-        return bool(by.max() > self.JUMP * max(height, width))
-
-    def _take(self, found: Alignment, ir: np.ndarray, vis: np.ndarray) -> None:
-        self._map = found
-        self._weight = field(found, ir.shape[:2], vis.shape[:2])
-
-
-def _of_size(ir: np.ndarray, vis: np.ndarray) -> np.ndarray:
-    from ..files.depth import resized
-
-    return ir if ir.shape[:2] == vis.shape[:2] else resized(ir, vis.shape[:2])
-
-
-def _moved(
-    ir: np.ndarray, hole: np.ndarray | None, found: Alignment, size: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """An infrared picture brought to the visible one's frame, where it counts, and its holes."""
-    weight = field(found, ir.shape[:2], (size[0], size[1]))
-    if hole is not None:
-        hole = apply(hole.astype(np.uint8) * 255, found, (size[0], size[1])) > 0
-    return apply(np.ascontiguousarray(ir), found, (size[0], size[1])), weight, hole
 
 
 def _sentence(ir: np.ndarray, vis: np.ndarray, index: str) -> str | None:
@@ -381,6 +355,26 @@ def faded(ir: np.ndarray, vis: np.ndarray, weight: np.ndarray | None) -> np.ndar
         gray, weight = gray[..., None], weight[..., None]
     mixed = gray + weight * (ir.astype(np.float32) - gray)
     return (np.rint(mixed) if ir.dtype.kind != "f" else mixed).astype(ir.dtype)
+
+
+def checked_part(parts: list[Part], index: str = "") -> Part:
+    """The part that all of these have; ValueError where it is too small to be fused."""
+    part = tuple(
+        slice(max(one[n].start for one in parts), min(one[n].stop for one in parts)) for n in (0, 1)
+    )
+    height, width = (max(0, one.stop - one.start) for one in part)
+    if min(height, width) < MIN_SIZE:
+        raise ValueError(
+            f"ir{index} and vis{index} have a field of {height}x{width} pixels in common; expected "
+            f'at least {MIN_SIZE}x{MIN_SIZE}: align_field="visible" (--align-field visible) keeps '
+            "the frame"
+        )
+    return part[0], part[1]
+
+
+def _cropped_raw(raw: Raw, part: Part) -> Raw:
+    holes = None if raw.holes is None else raw.holes[..., part[0], part[1]]
+    return raw._replace(values=raw.values[..., part[0], part[1]], sent=None, holes=holes)
 
 
 def _hwc(values: Tensor) -> np.ndarray:

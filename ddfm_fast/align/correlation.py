@@ -4,7 +4,8 @@ A gradient g = gx + i·gy gives the field g²/|g|² · |g|/(|g| + m), m the medi
 edge has one direction whichever of its sides is the brighter, as sensors disagree on that; the
 weight takes flat parts out. Fields of both, tapered to their borders, are correlated by FFT, their
 spectrum half whitened (|·|^½), and the peak is fitted by parabolas. How far it stands out, in
-standard deviations of the correlation above the next peak, is the confidence. After "orientation
+standard deviations of the correlation above the next peak, is the confidence; where the same place
+does not stand out of a correlation that is whitened further (|·|^⅕), it is less. After "orientation
 correlation" (Fitch et al., BMVC 2002), with the angle doubled.
 """
 
@@ -24,8 +25,12 @@ SIDE = 320
 """pixels of the longer side, to which pictures are made smaller to be compared"""
 REACH = 40
 """pixels that a shift may have, of the full size"""
-SURE = 3.0
-"""confidence from which a shift is taken for one; on the pairs at hand none above it was wrong"""
+SURE = 3.6
+"""confidence from which a shift is taken for one; see bench/results/align-*.md"""
+_POWER, _OTHER, _CONFIRMS, _AT = 0.5, 0.8, 2.0, 2
+"""of the spectrum, that is divided out; another one, by whose correlation the place must stand out
+so far to be sure, and within so many pixels: what few large edges make look like a shift does not
+(tuned on one half of the pairs of tests/tools/align_table.py)"""
 _SIGMA, _NEAR = 1.5, 4
 """blur before gradients; pixels around a peak that are part of it"""
 _FINE, _SMALL = 0.5, 0.3
@@ -82,7 +87,7 @@ def shift_between(a: np.ndarray, b: np.ndarray, reach: float) -> Shift:
             cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for p in (a, b)
         )
     small = min(1.0, max(_SMALL, max(a.shape) / SIDE))  # has few edges: none of them is wasted
-    found = peak(directions(a), directions(b), reach * scale + 2, small)
+    found = peak(directions(a), directions(b), reach * scale + 2, small, confirm=True)
     return Shift(found.x / scale, found.y / scale, found.confidence)
 
 
@@ -118,27 +123,47 @@ def directions(plane: np.ndarray) -> np.ndarray:
     return (z * z / (size * (size + median) + 1e-12)).astype(np.complex64)
 
 
-def peak(a: np.ndarray, b: np.ndarray, reach: float, taper: float = 1.0) -> Shift:
+def peak(
+    a: np.ndarray, b: np.ndarray, reach: float, taper: float = 1.0, *, confirm: bool = False
+) -> Shift:
     """Find the shift between two fields of one size.
 
-    ``reach``: at most so far each way. ``taper``: share of a side over which both fade.
+    Args:
+        a: [H, W] complex64.
+        b: Likewise.
+        reach: At most so far each way.
+        taper: Share of a side over which both fade.
+        confirm: Let the further whitened correlation lower the confidence.
     """
     height, width = a.shape
     fade = np.outer(_taper(height, taper), _taper(width, taper)).astype(np.float32)
     spectrum = np.fft.fft2(a * fade) * np.conj(np.fft.fft2(b * fade))
-    spectrum /= np.sqrt(np.abs(spectrum)) + 1e-9
-    whole = np.fft.fftshift(np.fft.ifft2(spectrum).real)
     r = max(1, int(min(reach, height // 4, width // 4)))
-    c = whole[height // 2 - r : height // 2 + r + 1, width // 2 - r : width // 2 + r + 1]
-    y, x = np.unravel_index(np.argmax(c), c.shape)
-    others = c.copy()
-    others[max(0, y - _NEAR) : y + _NEAR + 1, max(0, x - _NEAR) : x + _NEAR + 1] = -np.inf
-    spread, next_best = float(c.std()), float(others.max())
-    stands_out = spread > 0 and np.isfinite(next_best)
-    confidence = (float(c[y, x]) - next_best) / spread if stands_out else 0.0
+    size = np.abs(spectrum)
+    c = _middle(spectrum / (size**_POWER + 1e-9), r)
+    y, x = (int(n) for n in np.unravel_index(np.argmax(c), c.shape))
+    confidence = _standing_out(c, y, x, 0)
+    if confirm and confidence > 0:
+        other = _standing_out(_middle(spectrum / (size**_OTHER + 1e-9), r), y, x, _AT)
+        confidence = max(0.0, min(confidence, SURE * other / _CONFIRMS))
     dx = _between(c[y, x - 1], c[y, x], c[y, x + 1]) if 0 < x < 2 * r else 0.0
     dy = _between(c[y - 1, x], c[y, x], c[y + 1, x]) if 0 < y < 2 * r else 0.0
     return Shift(float(x - r + dx), float(y - r + dy), confidence)
+
+
+def _middle(spectrum: np.ndarray, r: int) -> np.ndarray:
+    """The correlation of this spectrum, for shifts of up to r."""
+    y, x = (n // 2 for n in spectrum.shape)
+    return np.fft.fftshift(np.fft.ifft2(spectrum).real)[y - r : y + r + 1, x - r : x + r + 1]
+
+
+def _standing_out(c: np.ndarray, y: int, x: int, about: int) -> float:
+    """By how many standard deviations the best within ``about`` of a place is above all others."""
+    others = c.copy()
+    others[max(0, y - _NEAR) : y + _NEAR + 1, max(0, x - _NEAR) : x + _NEAR + 1] = -np.inf
+    here = c[max(0, y - about) : y + about + 1, max(0, x - about) : x + about + 1].max()
+    spread, next_best = float(c.std()), float(others.max())
+    return (float(here) - next_best) / spread if spread > 0 and np.isfinite(next_best) else 0.0
 
 
 def _taper(length: int, share: float) -> np.ndarray:

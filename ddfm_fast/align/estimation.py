@@ -22,7 +22,7 @@ from .warp import Alignment, scaling, warped
 MODELS = ("shift", "affine", "homography")
 SIDE = 640
 """pixels of the longer side, to which pictures are made smaller before maps are looked for"""
-_SHARE, _VERIFIED = 0.4, 4.5
+_SHARE, _VERIFIED = 0.44, 5.0
 """of tiles that agree; or, of half as many, the confidence of the shift that is left: either makes
 sure, where ECC finds its way from there too"""
 _ROUNDS = ((3, 1.6, 0.12), (4, 2.0, 0.08), (4, 2.4, 0.05), (5, 2.8, 0.03), (5, 2.8, 0.03))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -94,14 +94,53 @@ def field(
     Returns:
         [H, W] float32: 1 in the field, falling to 0 at its edge; None where it has no edge here.
     """
-    x, y = _where(alignment, size)
-    height, width = ir_size
-    inside = (x > -0.51) & (y > -0.51) & (x < width - 0.49) & (y < height - 0.49)
+    inside = _inside(alignment, ir_size, size)
     if inside.all():
         return None
     distance = cv2.distanceTransform(inside.astype(np.uint8), cv2.DIST_L2, 3)
     ramp = np.clip((distance - 0.5) / max(1.0, fade * min(size)), 0, 1)
     return (ramp * ramp * (3 - 2 * ramp)).astype(np.float32)
+
+
+def common(
+    alignment: Alignment, ir_size: tuple[int, int], size: tuple[int, int]
+) -> tuple[slice, slice]:
+    """Find a rectangle of the visible picture in which the infrared one has every pixel.
+
+    Of the four sides, the one with most pixels that the infrared picture lacks is moved inwards by
+    one, until none lacks any.
+
+    Args:
+        alignment: Of the two.
+        ir_size: (H, W) of the infrared picture.
+        size: (H, W) of the visible one.
+
+    Returns:
+        Its rows and columns; empty ones where there is none.
+    """
+    lacks = ~_inside(alignment, ir_size, size)
+    top, left, (bottom, right) = 0, 0, size
+    while top < bottom and left < right:
+        sides = (
+            lacks[top, left:right], lacks[bottom - 1, left:right],
+            lacks[top:bottom, left], lacks[top:bottom, right - 1],
+        )  # fmt: skip
+        shares = [float(side.mean()) for side in sides]
+        worst = int(np.argmax(shares))
+        if shares[worst] == 0 and not lacks[top:bottom, left:right].any():
+            return slice(top, bottom), slice(left, right)
+        top, bottom = top + (worst == 0), bottom - (worst == 1)
+        left, right = left + (worst == 2), right - (worst == 3)
+    return slice(0, 0), slice(0, 0)
+
+
+def _inside(
+    alignment: Alignment, ir_size: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Where the infrared picture has a pixel, bool [H, W] of the visible one."""
+    x, y = _where(alignment, size)
+    height, width = ir_size
+    return (x > -0.51) & (y > -0.51) & (x < width - 0.49) & (y < height - 0.49)
 
 
 def _where(alignment: Alignment, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ from .remote import local_outputs, scored_items, title_of
 from .settings import Settings, levels, pixel_limit, read_settings, show_progress
 
 if TYPE_CHECKING:
-    from ..datasets.pairs import PairItem
+    from ..datasets.items import PairItem
     from ..metrics.ablation import Row
     from ..metrics.evaluation import Evaluation, MethodPictures
 

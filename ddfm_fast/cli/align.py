@@ -38,11 +38,12 @@ def align(
     from ..align.calibration import write_calibration
     from ..align.cameras import read_camera
     from ..align.files import calibrate_files
+    from ..datasets.wildcards import in_turn
 
     cameras = [None if path is None else read_camera(path) for path in (ir_camera, vis_camera)]
     meant = levels(ir_range, vis_range, nodata, raw_size)
     found = calibrate_files(
-        pictures,
+        in_turn(pictures),
         model.value,
         out=out,
         kept=[path for path in (ir_camera, vis_camera) if path is not None],

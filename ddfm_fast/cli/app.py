@@ -12,11 +12,14 @@ from . import (
     align,
     batch,
     bench,
+    config,
     demo,
     doctor,
+    dry_run,
     evaluate,
     fuse,
     help,
+    page,
     presets,
     prior,
     prior_public,
@@ -38,18 +41,19 @@ app = typer.Typer(
     "Read about it:  ddfm-fast help",
     epilog=f"Environment variables (and defaults):\n\n{_ENVIRONMENT}",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-register(app, fuse.fuse, fuse.EPILOG)
-register(app, batch.batch, batch.EPILOG)
-register(app, video.video, video.EPILOG)
-register(app, volume.volume, volume.EPILOG)
+register(app, fuse.fuse, fuse.EPILOG, plan=dry_run.fuse, items=True)
+register(app, batch.batch, batch.EPILOG, plan=dry_run.batch, items=True)
+register(app, video.video, video.EPILOG, plan=dry_run.video, items=True)
+register(app, volume.volume, volume.EPILOG, plan=dry_run.volume)
 register(app, serve.serve, serve.EPILOG)
+register(app, page.page, page.EPILOG, "app")
 register(app, align.align, align.EPILOG)
 register(app, presets.presets, presets.EPILOG)
+register(app, config.config, config.EPILOG)
 register(app, doctor.doctor, doctor.EPILOG)
 register(app, demo.demo, demo.EPILOG)
 register(app, evaluate.evaluate, evaluate.EPILOG)
@@ -69,7 +73,7 @@ app.add_typer(prior_app, name="prior")
 
 def main() -> None:
     """Entry point: exit code 0 ok, 1 something failed, 2 bad usage or input."""
-    app()
+    app(windows_expand_args=False)  # patterns are ours: `datasets.wildcards`
 
 
 def _version(wanted: bool) -> None:

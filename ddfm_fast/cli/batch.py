@@ -5,9 +5,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .errors import INTERRUPTED, OK, SOME_FAILED
 from .options import default
 from .settings import (
     data_source,
+    elsewhere,
     find_items,
     levels,
     output,
@@ -31,9 +32,10 @@ from .settings import (
 
 if TYPE_CHECKING:
     from ..api import Fuser
-    from ..datasets.batch import BatchReport, Elsewhere, PairResult
+    from ..datasets.items import PairItem
     from ..datasets.output import Output
-    from ..datasets.pairs import PairItem, Survey
+    from ..datasets.pairs import Survey
+    from ..datasets.results import BatchReport, PairResult
     from ..files.depth import Levels
     from ..storage.staging import Stage
 
@@ -43,6 +45,9 @@ EPILOG = (
     "Examples:  `ddfm-fast batch MSRS/test -o fused/ --steps 50`  ·  "
     "`ddfm-fast batch flight/ --list`"
 )
+
+_SOME = 2048
+"""parts that are printed at once"""
 
 
 def batch(
@@ -59,11 +64,13 @@ def batch(
     raw_size: opt.RawSize = None,
     resize: opt.ResizeFiles = None,
     align: opt.Align = default.align,
+    align_field: opt.AlignField = opt.Frame.visible,
     range_over: opt.RangeOver = opt.Over.picture,
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
     steps: opt.Steps = default.steps,
+    reuse: opt.Reuse = default.reuse,
     stretch: opt.StretchLuma = default.stretch,
     seed: opt.Seed = default.seed,
     prior: opt.Prior = default.prior,
@@ -73,6 +80,7 @@ def batch(
     psi: opt.Psi = default.psi,
     eta: opt.Eta = default.eta,
     out: opt.OutFolder = None,
+    layout_out: opt.LayoutOut = None,
     list_pairs: opt.ListPairs = False,
     panel: opt.Panel = False,
     format: opt.Format = "png",
@@ -113,10 +121,14 @@ def batch(
     stage = stage_for(context, root, vis, manifest, out)
     if list_pairs:
         raise typer.Exit(_echo_pairs(root, vis, source, stage, as_json=as_json))
+    from ..datasets.judges import arranged
+
     settings, folder = read_settings(context), _folder(out)
     items = find_items(root, vis, stage=stage, strict=False, **source)
     _check_panels(items, panel, local=stage is None and on is opt.Place.here)
     options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
+    if layout_out is not None:
+        items, options["format"] = arranged(items, layout_out, _given_format(context))
     if stage is not None and on is opt.Place.ray:
         raise ValueError(
             "--on ray takes no URLs; leave out --on, give local folders, or use "
@@ -127,20 +139,6 @@ def batch(
     raise typer.Exit(_echo_report(report, as_json=as_json, quiet=quiet))
 
 
-def elsewhere(
-    on: opt.Place, address: str | None, actors: int | None, num_gpus: float | None
-) -> AbstractContextManager[Elsewhere | None]:
-    """What fuses the pairs in other processes, connected inside; None for this one."""
-    given = {"--address": address, "--actors": actors, "--num-gpus": num_gpus}
-    if on is opt.Place.ray:
-        from ..integrations.ray_pairs import RayPairs
-
-        return RayPairs(address, actors, num_gpus)
-    if alone := [name for name, value in given.items() if value is not None]:
-        raise ValueError(f"{alone[0]} is for --on ray; add that, or leave it out")
-    return nullcontext()
-
-
 def _options(context: typer.Context, levels: Levels, output: Output) -> dict[str, Any]:
     """Options of :func:`.datasets.batch.run_batch` from those of the command."""
     limit = pixel_limit(context.params["max_pixels"])
@@ -148,6 +146,13 @@ def _options(context: typer.Context, levels: Levels, output: Output) -> dict[str
     given = picked(context, ("format", "workers", "redo", "resize"))
     meant = {"levels": levels, "output": output}
     return {**given, **meant, "max_pixels": limit, "progress": bars}
+
+
+def _given_format(context: typer.Context) -> str | None:
+    """``--format``; None where it is the default."""
+    source = context.get_parameter_source("format")
+    given = source is not None and source.name != "DEFAULT"
+    return context.params["format"] if given else None
 
 
 def _folder(out: Path | None) -> Path:
@@ -170,7 +175,6 @@ def _echo_pairs(
     The JSON object is a manifest, too: its paths are absolute.
     """
     from ..datasets.pairs import survey_pairs
-    from ..datasets.remote import survey_remote_pairs
 
     place = data_source(root, vis, source["manifest"])
     full: Callable[[Path], str] = _absolute if stage is None else stage.url_of
@@ -178,12 +182,11 @@ def _echo_pairs(
     if stage is None:
         found = _without_bad(survey_pairs(place, strict=False, **source))
     else:
+        from ..datasets.remote import survey_remote_pairs
+
         found = survey_remote_pairs(stage, place, **source)
     lacking = {one.file for one in found.claims}
     if as_json:
-        pairs = [
-            {"name": item.name, "ir": full(item.ir), "vis": full(item.vis)} for item in found.pairs
-        ]
         alone = [
             {
                 "file": full(one.file),
@@ -193,14 +196,29 @@ def _echo_pairs(
             }
             for one in found.alone
         ]
-        typer.echo(json.dumps({"ok": not lacking, "pairs": pairs, "alone": alone}))
+        head = json.dumps({"ok": not lacking, "alone": alone})[:-1]
+        pairs = (
+            json.dumps({"name": item.name, "ir": full(item.ir), "vis": full(item.vis)})
+            for item in found.pairs
+        )
+        _echo_all(f'{head}, "pairs": [', pairs, ", ")
+        typer.echo("]}")
     else:
-        for item in found.pairs:
-            typer.echo(f"{item.name}: {shown(item.ir)} + {shown(item.vis)}")
+        lines = (f"{item.name}: {shown(item.ir)} + {shown(item.vis)}\n" for item in found.pairs)
+        _echo_all("", lines)
         for one in found.alone:
             typer.echo(f"no pair: {shown(one.file)}: {one.why}")
         typer.echo(f"{len(found.pairs)} pairs, {len(found.alone)} files without one")
     return SOME_FAILED if lacking else OK
+
+
+def _echo_all(head: str, parts: Iterable[str], between: str = "") -> None:
+    """Print what may be a million parts: some thousand of them at a time."""
+    typer.echo(head, nl=False)
+    parts, first = iter(parts), True
+    while some := list(islice(parts, _SOME)):
+        typer.echo(("" if first else between) + between.join(some), nl=False)
+        first = False
 
 
 def _without_bad(found: Survey) -> Survey:
@@ -278,7 +296,9 @@ def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> int:
     if as_json:
         from .. import __version__
 
-        typer.echo(json.dumps({"version": __version__, **report.to_dict(), "out": where}))
+        parts = report.json(version=__version__, out=where)
+        _echo_all("", (part.replace("\n", "") for part in parts))
+        typer.echo()
     elif not quiet:
         text = "{done} fused, {skipped} there already, {failed} failed".format(**counts)
         typer.echo(f"{where}: {text}, in {report.seconds:.1f} s; {table}")

@@ -8,12 +8,67 @@ from typing import Any
 import typer
 from typer.core import TyperArgument, TyperCommand
 
-from ..options import OUTPUT
+from ..options import INPUT, INPUT_OPTIONS, METHOD, OUTPUT, RUNTIME
+from . import manners
+from .common_options import common
 from .errors import friendly
+
+Plan = Callable[[typer.Context], dict[str, Any]]
+"""what a command would do, by its parsed command line"""
+_PANELS = (INPUT, INPUT_OPTIONS, METHOD, OUTPUT, RUNTIME)
+_USAGE: Any = typer.BadParameter.__mro__[1]
+"""click's UsageError, of whichever click typer brings"""
 
 
 class Command(TyperCommand):
-    """A command whose ``--help`` is in its last panel, not in a panel of its own before all."""
+    """A command with the manners of all: ``--config``, ``-v``, and some with ``--dry-run``.
+
+    Its ``--help`` is in its last panel, not in a panel of its own before all.
+    """
+
+    plan: Plan | None = None
+    items = False
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the parameters of the function and those of all commands."""
+        *own, last = super().get_params(ctx)
+        if getattr(self, "added", None) is None:
+            self.added = common(plans=self.plan is not None, items=self.items)
+        for one in self.added:
+            rank = _PANELS.index(one.rich_help_panel)
+            before = [_PANELS.index(getattr(p, "rich_help_panel", None) or INPUT) for p in own]
+            own.insert(sum(other <= rank for other in before), one)
+        return [*own, last]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse a command line; a shell's work on unquoted patterns gets a hint."""
+        try:
+            return super().parse_args(ctx, args)
+        except _USAGE as error:
+            if "unexpected extra argument" in getattr(error, "message", ""):
+                error.message += "; a shell makes many arguments of ir/*.png: quote it, 'ir/*.png'"
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command, or say what it would do."""
+        friendly(self._begin)(ctx)
+        given = {one.name: ctx.params.pop(one.name, None) for one in self.added}
+        verbose, lines = given["verbose"], bool(given.get("jsonl"))
+        with manners.telling(ctx, verbose, lines, ctx.meta.get(manners.CONFIG)):
+            if given.get("dry_run"):
+                from .dry_run import show
+
+                return friendly(show)(self.plan, ctx)
+            return super().invoke(ctx)
+
+    def _begin(self, ctx: Any) -> None:
+        given = ctx.params
+        if given["verbose"] and given.get("quiet"):
+            raise ValueError("-v and -q exclude each other; leave out one of them")
+        if given.get("jsonl"):
+            if given.get("as_json"):
+                raise ValueError("--json and --jsonl exclude each other; leave out one of them")
+            given["quiet"] = True  # stdout is for the lines
 
     def get_help_option(self, ctx: Any) -> Any:
         """Return the option ``--help``, with the panel of the last option."""
@@ -29,7 +84,24 @@ class Command(TyperCommand):
 
 
 def register(
-    app: typer.Typer, function: Callable[..., None], epilog: str, name: str | None = None
+    app: typer.Typer,
+    function: Callable[..., None],
+    epilog: str,
+    name: str | None = None,
+    *,
+    plan: Plan | None = None,
+    items: bool = False,
 ) -> None:
-    """Add a command to ``app``, called after its function; errors become messages."""
-    app.command(name, cls=Command, epilog=epilog)(friendly(function))
+    """Add a command to ``app``, called after its function; errors become messages.
+
+    Args:
+        app: What to add it to.
+        function: Its body, whose parameters are the command's.
+        epilog: What its help ends with.
+        name: Its name where that is not the function's.
+        plan: Says what it would do, for ``--dry-run``.
+        items: It tells of each of many things (:mod:`..runtime.items`), for ``--jsonl``.
+    """
+    about = {"plan": staticmethod(plan) if plan else None, "items": items}
+    kind = type("Command", (Command,), about)
+    app.command(name, cls=kind, epilog=epilog)(friendly(function))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..runtime.words import parse_steps
 from . import options as opt
 from .options import default
 from .settings import show_progress
-from .settings import steps as parse_steps
 
 EPILOG = "Example:  `ddfm-fast demo --out out`"
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..config import PRESETS
 from ..options import INPUT, INPUT_OPTIONS, METHOD, OPTIONS, OUTPUT, RUNTIME
 
 default = SimpleNamespace(**{name: option.default for name, option in OPTIONS.items()})
@@ -35,6 +36,11 @@ class MapModel(str, Enum):
     shift = "shift"
     affine = "affine"
     homography = "homography"
+
+
+class Frame(str, Enum):
+    visible = "visible"
+    common = "common"
 
 
 class ColorFrom(str, Enum):
@@ -148,8 +154,9 @@ def argument(metavar: str, help: str) -> Any:
 
 # Shared with the library
 
-Preset = Annotated[str | None, shared("preset")]
+Preset = Annotated[str | None, shared("preset", autocompletion=lambda: list(PRESETS))]
 Steps = Annotated[str | None, shared("steps")]
+Reuse = Annotated[int | None, shared("reuse", min=1)]
 StretchLuma = Annotated[Stretch | None, shared("stretch", metavar="HOW")]
 Denoise = Annotated[str | None, shared("denoise")]
 Images = Annotated[ImageKind | None, shared("images", metavar="KIND")]
@@ -158,6 +165,7 @@ Sampler = Annotated[str | None, shared("sampler")]
 Psi = Annotated[float | None, shared("psi")]
 Eta = Annotated[float | None, shared("eta")]
 Align = Annotated[str, shared("align", metavar="HOW", show_default=False)]
+AlignField = Annotated[Frame, shared("align_field", show_default=False)]
 Seed = Annotated[int, shared("seed")]
 Prior = Annotated[str, shared("prior")]
 ColorSource = Annotated[ColorFrom, shared("color")]
@@ -209,13 +217,17 @@ Limit = Annotated[int | None, option(INPUT_OPTIONS, "Take only the first N pairs
 
 # fuse and batch
 
-Infrared = Annotated[Path, argument("IR", "Infrared (or first) image, or a folder of them.")]
-Visible = Annotated[Path, argument("VIS", "Visible (or second) image, or a folder of them.")]
+Infrared = Annotated[Path, argument("IR", "Infrared (or first) image, folder, 'ir/*.png', @list.")]
+Visible = Annotated[Path, argument("VIS", "Visible (or second) image; likewise of many.")]
 OutFileOrFolder = Annotated[
     Path, option(OUTPUT, "File or folder to write; an output there is replaced.", "-o", "--out")
 ]
 OutFolder = Annotated[
     Path | None, option(OUTPUT, "Folder to write to; required without --list.", "-o", "--out")
+]
+LayoutOut = Annotated[
+    str | None,
+    option(OUTPUT, "As benchmarks read it: ivif-zoo:DATASET, vif-benchmark, vifb; and :METHOD."),
 ]
 ListPairs = Annotated[
     bool, option(OUTPUT, "Print the pairs, and why the rest has none; fuse nothing.", "--list")
@@ -228,7 +240,7 @@ Panel = Annotated[
     bool, option(OUTPUT, "Also write NAME.panel.png, sources beside result.", "--panel")
 ]
 SkipExisting = Annotated[
-    bool, option(OUTPUT, "Leave pairs whose output is there already.", "--skip-existing")
+    bool, option(OUTPUT, "Leave alone what has its output already.", "--skip-existing")
 ]
 On = Annotated[Place, option(RUNTIME, "Who works: this process, or actors of Ray.")]
 Address = Annotated[
@@ -270,7 +282,7 @@ Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--red
 # video
 
 Stream = Annotated[
-    str, argument("IR", "Infrared video, URL or folder of pictures; or a data set of both.")
+    str, argument("IR", "Infrared video, URL, - (stdin) or folder of pictures; or a data set.")
 ]
 OtherStream = Annotated[str | None, argument("VIS", "Visible video, URL or folder of pictures.")]
 OutVideo = Annotated[

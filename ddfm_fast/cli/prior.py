@@ -44,7 +44,11 @@ def info(
 def _cost_text(cost: dict[str, Any]) -> str:
     seconds = cost["seconds"]
     text = f"{cost['flops'] / 1e9:,.1f} GFLOP, {cost['peak_bytes'] / 1e6:,.0f} MB"
-    return text if seconds is None else f"{text}, about {seconds:.3g} s on this CPU (an estimate)"
+    if seconds is not None:
+        text += f", about {seconds:.3g} s on this CPU (an estimate)"
+    if cost["reused"] is not None:
+        text += f"; {cost['reused']:.0%} of the FLOP where deep layers are reused (--reuse)"
+    return text
 
 
 def check(
@@ -104,9 +108,28 @@ def convert(
 ) -> None:
     """Turn a checkpoint into safetensors with its configuration inside.
 
-    The result loads faster, cannot carry code, and needs no --prior-config.
+    The result loads faster, cannot carry code, and needs no --prior-config. What --dtype costs is
+    measured on a picture of the package, and printed.
     """
     from ..priors import checkpoint
 
-    checkpoint.convert(src, dst, dtype=plain(dtype), config=json_object(config, "--config"))
+    given = json_object(config, "--config")
+    checkpoint.convert(src, dst, dtype=plain(dtype), config=given)
     typer.echo(f"{dst}  {dst.stat().st_size / 1e6:.1f} MB")
+    if dtype is not None:
+        _echo_loss(src, dst, given)
+
+
+def _echo_loss(src: Any, dst: Any, config: dict[str, Any] | None) -> None:
+    from ..priors.conversion import loss_of, weights_of
+
+    weights = weights_of(src, dst)
+    typer.echo(
+        f"weights up to {weights.largest:.4g}, of {weights.limit:.4g} that they can hold; "
+        f"{weights.vanished:.2g} of them became 0"
+    )
+    for row in loss_of(src, dst, config):
+        typer.echo(
+            f"noise of {row.sigma:5.1f} gray levels: prediction off by {row.error:.2g} of its "
+            f"size; denoised {row.before:.3f} dB before, {row.after:.3f} dB now"
+        )

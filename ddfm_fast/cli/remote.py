@@ -12,7 +12,7 @@ import typer
 from .settings import find_items, stage_for
 
 if TYPE_CHECKING:
-    from ..datasets.pairs import PairItem
+    from ..datasets.items import PairItem
     from ..metrics.evaluation import Evaluation, MethodPictures
     from ..storage.staging import Stage
     from ..video.tasks import TaskResult
@@ -165,7 +165,7 @@ class VideoPlaces:
 
 
 @contextlib.contextmanager
-def video_places(given: dict[str, Any]) -> Iterator[VideoPlaces]:
+def video_places(given: dict[str, Any], *, here: bool) -> Iterator[VideoPlaces]:
     """Inside, the sources are here; afterwards the output is where it was wanted."""
     from ..storage.staging import Stage
     from ..storage.urls import is_object
@@ -173,6 +173,8 @@ def video_places(given: dict[str, Any]) -> Iterator[VideoPlaces]:
     if not any(is_object(given[name]) for name in ("ir", "vis", "out")):
         yield VideoPlaces(given, None)
         return
+    if not here:
+        raise ValueError("--on ray takes no URLs of videos; leave out --on, or give local files")
     with Stage() as stage, stage.named_errors():
         places = VideoPlaces(given, stage)
         places.fetch()
@@ -191,7 +193,7 @@ def _url(place: Any) -> str | None:
 
 
 def _any_source(*places: Path | None) -> bool:
-    from ..datasets.remote import names_urls
+    from ..datasets.lists import names_urls
 
     root, _, manifest = places
     return any(map(_is_url, places)) or names_urls(root if manifest is None else manifest)

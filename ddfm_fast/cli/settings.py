@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,14 +14,15 @@ import typer
 from typing_extensions import Unpack
 
 from ..options import FuserOptions
+from ..runtime.words import parse_denoise, parse_range, parse_steps
 
 if TYPE_CHECKING:
     import torch
 
     from ..api import Fuser
     from ..config import FuseConfig
+    from ..datasets.items import PairItem
     from ..datasets.output import Output
-    from ..datasets.pairs import PairItem
     from ..files.depth import Levels
     from ..priors.prior import Prior
     from ..storage.staging import Stage
@@ -93,9 +94,9 @@ def read_settings(context: typer.Context) -> Settings:
     given = context.params
     options = picked(context, FuserOptions.__annotations__)
     if "steps" in options:
-        options["steps"] = steps(options["steps"])
+        options["steps"] = parse_steps(options["steps"])
     if "denoise" in options:
-        options["denoise"] = denoise(options["denoise"])
+        options["denoise"] = parse_denoise(options["denoise"], "--denoise")
     if "gray" in given:
         options["color"] = _color(given["gray"], plain(given["color_from"]))
     config = json_object(given.get("prior_config"), "--prior-config")
@@ -112,30 +113,6 @@ def plain(value: Any) -> Any:
     return getattr(value, "value", value)
 
 
-def steps(text: str | None) -> int | str | None:
-    """``--steps`` as the library takes it: an int where it is one."""
-    try:
-        return None if text is None else int(text)
-    except ValueError:
-        return text
-
-
-def denoise(text: str | None) -> Any:
-    """``--denoise`` as the library takes it: a word, a number, or ir=…,vis=… as a dict."""
-    if text is None or "=" not in text:
-        return _number(text)
-    levels: dict[str, Any] = {}
-    for part in text.split(","):
-        name, _, level = (word.strip() for word in part.partition("="))
-        if name in levels or not level:
-            raise ValueError(
-                f"--denoise is {text!r}; expected each source once and its level, such as "
-                "ir=12,vis=off"
-            )
-        levels[name] = _number(level)
-    return levels
-
-
 def levels(
     ir_range: str | None, vis_range: str | None, nodata: str | None, raw_size: str | None = None
 ) -> Levels:
@@ -148,27 +125,6 @@ def levels(
         if (found := parse_range(text, f"--{name}-range")) is not None
     }
     return Levels(ranges or None, parse_nodata(nodata), parse_raw_size(raw_size))
-
-
-def parse_range(
-    text: str | None, name: str, names: Sequence[str] | None = None
-) -> tuple[float, float] | str | None:
-    """``LO,HI``, or one of the names: ``auto``, ``dtype`` or ``data``; ValueError otherwise."""
-    from ..images.ranges import NAMES
-
-    names = NAMES if names is None else names
-    if text is None or text in names:
-        return text
-    try:
-        low, high = (float(n) for n in text.split(","))
-    except ValueError:
-        low = high = 0.0
-    if not (low < high and abs(low) < math.inf and abs(high) < math.inf):
-        raise ValueError(
-            f"{name} is {text!r}; expected LO,HI with LO below HI such as 7000,9000, or one of "
-            + ", ".join(names)
-        )
-    return low, high
 
 
 def parse_raw_size(text: str | None) -> tuple[int, int] | None:
@@ -211,13 +167,6 @@ def parse_nodata(text: str | None) -> float | dict[str, float] | None:
     except ValueError:
         pass
     raise ValueError(f"--nodata is {text!r}; expected a number, nan, or such as ir=-9999,vis=0")
-
-
-def _number(text: str | None) -> Any:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text
 
 
 def _color(gray: bool, color_from: str) -> bool | str:
@@ -286,7 +235,7 @@ def stage_for(
     context: typer.Context, root: Path, vis: Path | None, manifest: Path | None, out: Path | None
 ) -> Stage | None:
     """Where files stand for objects, until the command ends; None where no place is a URL."""
-    from ..datasets.remote import names_urls
+    from ..datasets.lists import names_urls
     from ..storage.staging import Stage, any_url
 
     if any_url(root, vis, manifest, out) or names_urls(root if manifest is None else manifest):
@@ -299,6 +248,30 @@ def data_source(root: Path, vis: Path | None, manifest: Path | None) -> Path | t
     if vis is not None and manifest is not None:
         raise ValueError(f"VIS is {vis} and --manifest {manifest}; leave out one of them")
     return root if vis is None else (root, vis)
+
+
+def elsewhere(
+    on: Any,
+    address: str | None,
+    actors: int | None,
+    num_gpus: float | None,
+    *,
+    videos: bool = False,
+) -> AbstractContextManager[Any]:
+    """What does the work in other processes, connected inside; None for this one."""
+    given: dict[str, Any] = {"address": address, "actors": actors, "num_gpus": num_gpus}
+    if plain(on) != "ray":
+        if alone := [name for name, value in given.items() if value is not None]:
+            option = f"--{alone[0].replace('_', '-')}"
+            raise ValueError(f"{option} is for --on ray; add that, or leave it out")
+        return nullcontext()
+    if videos:
+        from ..integrations.ray_videos import RayVideos
+
+        return RayVideos(**given)
+    from ..integrations.ray_pairs import RayPairs
+
+    return RayPairs(**given)
 
 
 def pixel_limit(max_pixels: int | None) -> int:

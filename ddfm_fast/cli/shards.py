@@ -11,7 +11,7 @@ from .errors import INTERRUPTED, OK, SOME_FAILED
 from .settings import levels, output, picked, pixel_limit, plain, read_settings, show_progress
 
 if TYPE_CHECKING:
-    from ..datasets.batch import PairResult
+    from ..datasets.results import PairResult
     from ..datasets.shards import ShardsReport
 
 _NOT_TAKEN = {

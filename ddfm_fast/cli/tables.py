@@ -12,7 +12,7 @@ from .errors import SOME_FAILED
 from .options import TableFormat
 
 if TYPE_CHECKING:
-    from ..datasets.pairs import PairItem
+    from ..datasets.items import PairItem
     from ..metrics.evaluation import Evaluation, MethodPictures
 
 

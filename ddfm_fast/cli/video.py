@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, cast
 
 import typer
 
+from ..runtime.words import parse_range
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED, termination_is_an_interrupt
 from .options import default
 from .remote import VideoPlaces, video_places
 from .settings import (
     Settings,
+    elsewhere,
     parse_nodata,
-    parse_range,
     picked,
     plain,
     read_settings,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from ..video.frames import BadFrame
     from ..video.pipeline import VideoOptions
     from ..video.report import VideoReport
-    from ..video.tasks import TaskResult
+    from ..video.tasks import Elsewhere, TaskResult
 
 EPILOG = "Example:  `ddfm-fast video thermal.mp4 visible.mp4 -o fused.mp4`"
 
@@ -40,6 +42,7 @@ def video(
     *,
     resize: opt.Resize = None,
     align: opt.Align = default.align,
+    align_field: opt.AlignField = opt.Frame.visible,
     ir_range: opt.IrRange = None,
     vis_range: opt.VisRange = None,
     nodata: opt.Nodata = None,
@@ -61,6 +64,7 @@ def video(
     out: opt.OutVideo,
     codec: opt.VideoCodec = None,
     crf: opt.Crf = None,
+    skip_existing: opt.SkipExisting = False,
     no_audio: opt.NoAudio = False,
     side_by_side: opt.SideBySide = False,
     preview: opt.Preview = False,
@@ -72,6 +76,10 @@ def video(
     realtime: opt.Realtime = False,
     device: opt.Device = default.device,
     tile: opt.Tile = default.tile,
+    on: opt.On = opt.Place.here,
+    address: opt.Address = None,
+    actors: opt.Actors = None,
+    num_gpus: opt.NumGpus = None,
 ) -> None:
     """Fuse two streams at the visible one's frame rate, without flicker.
 
@@ -80,15 +88,21 @@ def video(
     of the visible stream are kept. Ctrl-C ends the file properly; meanwhile it is called
     NAME.part-….SUFFIX. Exit code: 0 well, 1 bad or missing frames, 2 bad input, 130 interrupted.
     """
-    with video_places(context.params) as places:
-        code = _run(read_settings(context), _options(context), places)
+    there = elsewhere(on, address, actors, num_gpus, videos=True)
+    with video_places(context.params, here=on is opt.Place.here) as places:
+        code = _run(read_settings(context), _options(context), places, there)
     raise typer.Exit(code)
 
 
-def _run(settings: Settings, options: VideoOptions, places: VideoPlaces) -> int:
+def _run(
+    settings: Settings,
+    options: VideoOptions,
+    places: VideoPlaces,
+    there: AbstractContextManager[Elsewhere | None],
+) -> int:
     """Fuse what the command says; the exit code."""
     from ..video.streams import STDOUT
-    from ..video.tasks import plan, run_tasks
+    from ..video.tasks import TasksInterrupted, plan, run_tasks
     from ..video.temporal import get_video_preset
 
     given = places.given
@@ -104,9 +118,15 @@ def _run(settings: Settings, options: VideoOptions, places: VideoPlaces) -> int:
         wanted = {"quiet": quiet or as_json, "profile": profile and not as_json}
         _echo_result(places.named(result), **wanted, err=streamed)
 
-    with termination_is_an_interrupt():
-        results = run_tasks(tasks, fuser=fuser, on_result=tell, **options)
-    code = _exit_code(results)
+    more = {"on_result": tell, "skip_existing": given["skip_existing"]}
+    try:
+        with termination_is_an_interrupt(), there as elsewhere:
+            results = run_tasks(tasks, fuser=fuser, elsewhere=elsewhere, **more, **options)
+        code = _exit_code(results)
+    except TasksInterrupted as interrupted:
+        results, code = interrupted.results, INTERRUPTED
+        left = f"{len(tasks) - len(results)} videos not reached"
+        typer.echo(f"interrupted: {left}; --skip-existing goes on", err=True)
     if as_json:
         _echo_json(results, code, err=streamed)
     return code
@@ -158,6 +178,10 @@ def _echo_bad(bad: BadFrame) -> None:
 
 
 def _echo_result(result: TaskResult, *, quiet: bool, profile: bool, err: bool) -> None:
+    if result.skipped:
+        if not quiet:
+            typer.echo(f"{result.task.out}  is there already", err=err)
+        return
     if result.report is None:
         typer.echo(f"error: {result.task.name}: {result.error}", err=True)
         return

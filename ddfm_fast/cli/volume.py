@@ -50,6 +50,7 @@ def volume(
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
     steps: opt.Steps = default.steps,
+    reuse: opt.Reuse = default.reuse,
     stretch: opt.StretchLuma = default.stretch,
     seed: opt.Seed = default.seed,
     prior: opt.Prior = default.prior,

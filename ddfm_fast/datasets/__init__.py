@@ -6,7 +6,9 @@ lists    manifests
 shots    when a picture was taken, from its header
 jobs     pairs of files, each fused into a file
 batch    a whole data set, safe to interrupt; rerun to resume
+trees    folders listed without a look at their files
 history  what each picture of an output folder was made from
+results  what became of each pair
 demo     the two example pairs that come with the package
 """
 
@@ -17,9 +19,11 @@ from typing import TYPE_CHECKING
 from ..faces import face
 
 if TYPE_CHECKING:
-    from .batch import BatchInterrupted, BatchReport, run_batch
+    from .batch import BatchInterrupted, run_batch
+    from .items import PairItem
     from .jobs import fuse_files
-    from .pairs import PairItem, find_pairs
+    from .pairs import find_pairs
+    from .results import BatchReport
 
 __all__ = [
     "BatchInterrupted",
@@ -33,11 +37,11 @@ __all__ = [
 __getattr__, __dir__ = face(
     __name__,
     {
-        "PairItem": "pairs",
+        "PairItem": "items",
         "find_pairs": "pairs",
         "fuse_files": "jobs",
         "run_batch": "batch",
-        "BatchReport": "batch",
+        "BatchReport": "results",
         "BatchInterrupted": "batch",
     },
 )

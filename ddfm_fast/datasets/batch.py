@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import secrets
 import shutil
 import time
+from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,7 +26,6 @@ from ..align.call import Aligner
 from ..files.depth import Levels, Sources, read_sources
 from ..files.paths import (
     ImageFileError,
-    atomic_write_bytes,
     ensure_writable_dir,
     look,
 )
@@ -34,69 +33,25 @@ from ..files.reading import DEFAULT_MAX_PIXELS, image_size
 from ..images.doubts import about, warn
 from ..runtime import environment
 from ..runtime.capture import release_cached_memory
+from ..runtime.items import reached
 from ..runtime.memory import is_out_of_memory, pages_kept
 from .ahead import prefetch
-from .history import History, describe_settings, input_hashes
+from .history import History, Inputs, describe_settings, input_hashes
+from .items import PairItem
 from .output import Output
-from .pairs import PairItem
-from .targets import check_counts, checked_suffix, checked_targets, no_room
+from .results import DONE, FAILED, BatchReport, PairResult, Results
+from .targets import Targets, check_counts, checked_suffix, checked_targets, no_room
 
 if TYPE_CHECKING:
     from ..api import Fuser
     from ..restore.sources import FusionReport
 
 REPORT, STAGING = "ddfm_fast_report.json", ".ddfm_fast_staging"
-DONE, SKIPPED, FAILED, PENDING = "done", "skipped", "failed", "pending"
 STOPPED_BY_USER = "interrupted"
+CHECKED, SORTED = 512, 4096
+"""pairs that are looked up in the history at once, and that are put in order by their sizes"""
 
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
-
-
-@dataclasses.dataclass
-class PairResult:
-    """What became of a pair."""
-
-    name: str
-    status: str = PENDING
-    """"done" in this run, "skipped" (done before), "failed", or "pending" (not reached)"""
-    output: str | None = None
-    error: str | None = None
-    height: int | None = None
-    width: int | None = None
-    dtype: str | None = None
-    range: list[float] | None = None
-    """the values of black and white"""
-    seconds: float | None = None
-    """of fusion, the pair's share of its batch"""
-    report: dict[str, Any] | None = None
-    """what was found in the sources and done about it: ``FusionReport.to_dict``"""
-
-
-@dataclasses.dataclass
-class BatchReport:
-    """What a run did; ``results`` are in the order of the items."""
-
-    out: Path
-    settings: dict[str, Any]
-    results: list[PairResult]
-    seconds: float
-    batch_size: int
-    """most pairs at once: smaller than asked for if memory ran out"""
-    stopped: str | None = None
-    """why the run ended early, or None"""
-
-    def count(self, status: str) -> int:
-        return sum(result.status == status for result in self.results)
-
-    @property
-    def ok(self) -> bool:
-        """Every pair has its picture, from this run or an earlier one."""
-        return self.count(DONE) + self.count(SKIPPED) == len(self.results)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return ``ok``, the counts, ``settings``, ``results``, … as JSON types."""
-        counts = {status: self.count(status) for status in (DONE, SKIPPED, FAILED, PENDING)}
-        return {"ok": self.ok, **counts, **dataclasses.asdict(self), "out": str(self.out)}
 
 
 class BatchInterrupted(KeyboardInterrupt):
@@ -155,7 +110,8 @@ def run_batch(
     check_counts(batch_size=batch_size, workers=workers)
     (output := output or Output()).check([suffix])
     targets, _ = checked_targets(items, Path(out), suffix), ensure_writable_dir(out)
-    levels, aligner = levels or Levels(), Aligner(fuser.align, resize)
+    levels = levels or Levels()
+    aligner = Aligner(fuser.align, resize, field=fuser.align_field)
     own = elsewhere.settings(fuser, suffix) if elsewhere else describe_settings(fuser, suffix)
     settings = own | levels.to_dict() | output.to_dict() | aligner.to_dict()
     with History(Path(out), settings) as history:
@@ -179,7 +135,7 @@ def _written(report: BatchReport) -> BatchReport:
 class _Loaded:
     item: PairItem
     sources: Sources
-    inputs: list[str]
+    inputs: Inputs
     sent: tuple  # both pictures as they are fused, on their way to the device
 
     @property
@@ -197,7 +153,7 @@ class Ledger(Protocol):
     out: Path
 
     def commit(
-        self, item: PairItem, inputs: list[str], staged: Path, target: Path, facts: dict[str, Any]
+        self, item: PairItem, inputs: Inputs, staged: Path, target: Path, facts: dict[str, Any]
     ) -> None:
         """Take a staged picture over."""
 
@@ -220,7 +176,7 @@ class Run:
         self,
         history: Ledger,
         fuser: Fuser,
-        targets: dict[str, Path],
+        targets: Targets,
         *,
         batch_size: int | None,
         workers: int,
@@ -240,7 +196,8 @@ class Run:
         self.levels, self.output, self.aligner, self.told = levels, output, aligner, set[str]()
         self.progress, self.on_error = progress, on_error
         self.staging = history.out / STAGING
-        self.results: dict[str, PairResult] = {}
+        self.results: dict[str, PairResult | int] = {}
+        """of pairs that were reached; where its line begins of one that is in the history"""
         self.writes: deque[Future[PairResult]] = deque()
         self.too_many_pixels = float("inf")
         self.stopped: str | None = None
@@ -254,15 +211,16 @@ class Run:
         shutil.rmtree(self.staging, ignore_errors=True)
         assert isinstance(self.history, History)
         settings = self.history.settings
+        skipped = array("q", [-1]) * len(items)
         try:
-            pending = self._pending(items, self.history)
+            pending = self._pending(items, self.history, skipped)
             self.bar = tqdm(
                 total=len(pending), desc="pairs", unit="pair", disable=not self.progress
             )
             if self.elsewhere is not None:
                 self.elsewhere.work(self, pending)
             else:
-                self.work(pending)
+                self.work(self.by_size(pending))
         except KeyboardInterrupt:
             self.stopped = STOPPED_BY_USER
         finally:
@@ -273,42 +231,52 @@ class Run:
         return BatchReport(
             out=self.history.out,
             settings=settings,
-            results=[self.results.get(item.name, PairResult(item.name)) for item in items],
+            results=Results(items, skipped, self.results, self.targets),
             seconds=time.perf_counter() - started,
             batch_size=self.least_batch_size,
             stopped=self.stopped,
         )
 
-    def _pending(self, items: list[PairItem], history: History) -> list[PairItem]:
-        """The items still to do, equal sizes together, in the order in which sizes first occur."""
-        inspected = prefetch(
-            self.readers, lambda item: self._inspect(item, history), items, 4 * self.workers
-        )
-        bar = tqdm(
-            inspected, "checking", len(items), leave=False, unit="pair", disable=not self.progress
-        )
-        order: dict[Any, int] = {}
-        pending = []
-        for item, (result, size) in zip(items, bar, strict=True):
-            if result is None:
-                pending.append((order.setdefault(size, len(order)), item))
-            else:
-                self.results[item.name] = result
-        return [item for _, item in sorted(pending, key=lambda found: found[0])]
+    def _pending(
+        self, items: list[PairItem], history: History, skipped: array[int]
+    ) -> list[PairItem]:
+        """The items still to do; of the others where their line begins, in ``skipped``."""
+        if self.redo:
+            return items
 
-    def _inspect(
-        self, item: PairItem, history: History
-    ) -> tuple[PairResult | None, tuple[int, int] | None]:
-        target = self.targets[item.name]
-        anew = self.redo or self.output.lacks_panel(target)
-        record = None if anew else history.is_done(item, target)
-        if record is None:
-            return None, image_size(item.ir)
-        kept = ("height", "width", "dtype", "range", "seconds", "report")
-        facts = {key: record.get(key) for key in kept}
-        return PairResult(item.name, SKIPPED, str(target), **facts), None
+        def look_up(start: int) -> list[int | None]:
+            some = items[start : start + CHECKED]
+            return [self._where_done(item, history) for item in some]
 
-    def work(self, items: list[PairItem]) -> None:
+        starts, pending = range(0, len(items), CHECKED), []
+        found = prefetch(self.readers, look_up, starts, self.workers)
+        hidden = not self.progress
+        with tqdm(None, "checking", len(items), leave=False, unit="pair", disable=hidden) as bar:
+            for start, places in zip(starts, found, strict=True):
+                for n, at in enumerate(places, start):
+                    if at is None:
+                        pending.append(items[n])
+                    else:
+                        skipped[n] = at
+                bar.update(len(places))
+        return pending
+
+    def _where_done(self, item: PairItem, history: History) -> int | None:
+        target = self.targets.text(item.name)
+        if self.output.panel and self.output.lacks_panel(Path(target)):
+            return None
+        return history.where_done(item, target)
+
+    def by_size(self, items: Sequence[PairItem]) -> Iterator[PairItem]:
+        """Some thousand items at a time: equal sizes together, in the order in which they occur."""
+        for start in range(0, len(items), SORTED):
+            some = items[start : start + SORTED]
+            sizes = prefetch(self.readers, lambda item: image_size(item.ir), some, 4 * self.workers)
+            order: dict[Any, int] = {}
+            ranks = [order.setdefault(size, len(order)) for size in sizes]
+            yield from (some[n] for n in sorted(range(len(some)), key=ranks.__getitem__))
+
+    def work(self, items: Iterable[PairItem]) -> None:
         """Fuse pairs here and collect what becomes of them in ``results``."""
         with pages_kept(self.fuser.device):
             self._work(items)
@@ -320,7 +288,7 @@ class Run:
         self._collect(0)
         self.writers.shutdown()
 
-    def _work(self, items: list[PairItem]) -> None:
+    def _work(self, items: Iterable[PairItem]) -> None:
         chunk: list[_Loaded] = []
         for loaded in prefetch(self.readers, self._load, items, self.batch_size + self.workers):
             if self.stopped:
@@ -437,7 +405,7 @@ class Run:
         return self.finish(item, pair.inputs, staged, write)
 
     def finish(
-        self, item: PairItem, inputs: list[str], staged: Path, write: Callable[[], dict[str, Any]]
+        self, item: PairItem, inputs: Inputs, staged: Path, write: Callable[[], dict[str, Any]]
     ) -> PairResult:
         """Commit a picture that ``write`` stages, in any thread; it gives the facts of it."""
         target = self.targets[item.name]
@@ -464,11 +432,20 @@ class Run:
         if result.name in self.results:
             return
         self.results[result.name] = result
+        if result.status == DONE and isinstance(self.history, History):
+            self.results[result.name] = self.history.fresh.pop(result.name)
         if self.bar is not None:
+            self.bar.set_postfix_str(result.name, refresh=False)
             self.bar.update()
+        tell(result)
         if result.status == FAILED and self.on_error is not None:
             with tqdm.external_write_mode():
                 self.on_error(result)
+
+
+def tell(result: PairResult) -> None:
+    """Tell what became of a pair, see :mod:`..runtime.items`."""
+    reached(result.name, result.error or result.status, dataclasses.asdict(result))
 
 
 def _failure(item: PairItem, error: BaseException) -> PairResult:
@@ -480,10 +457,13 @@ def _failure(item: PairItem, error: BaseException) -> PairResult:
 
 def _write_report(report: BatchReport) -> None:
     """By the staging folder, which the next run clears if this one is killed here."""
-    text = json.dumps(report.to_dict(), indent=1) + "\n"
     target, staging = report.out / REPORT, report.out / STAGING
     try:
-        atomic_write_bytes(staging / REPORT, text.encode())
+        staging.mkdir(exist_ok=True)
+        with (staging / REPORT).open("w", encoding="utf-8") as file:
+            file.writelines(report.json())
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(staging / REPORT, target)
     except (ImageFileError, OSError) as error:
         why = error.__cause__ or error

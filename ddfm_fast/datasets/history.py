@@ -5,7 +5,9 @@ the hashes of its inputs and of the output file. A picture is written in full to
 its line is appended, and then it is moved into place. So a file in place always has its line, and a
 line whose file is absent or different means that the work was cut off there and is to be done
 again. A pair counts as done when settings, prior, both inputs and the output file are all what the
-line says.
+line says: by size and times as the line has them, and by their hashes where one of these differs.
+
+Of a million lines only an index is kept: where each name's last line begins.
 """
 
 from __future__ import annotations
@@ -15,24 +17,35 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
+import stat
 import threading
+import time
+from array import array
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+import numpy as np
 import torch
 
 from ..files.paths import ImageFileError, is_file
 from ..images.doubts import warn
 from ..priors.state_dict import file_sha256, weights_sha256
 from ..runtime.own_files import open_own
-from .pairs import PairItem
+from .items import PairItem
 
 if TYPE_CHECKING:
     from ..api import Fuser
     from ..priors.prior import Prior
 
 HISTORY_FILE = "ddfm_fast_batch.jsonl"
+
+_BEGINS = re.compile(rb'\{"name": ("(?:[^"\\\\]|\\\\.)*"), ')
+"""how a line of a picture does, as this program writes it"""
+_RECENT = 2_000_000_000
+"""nanoseconds within which a file may change once more and keep its times"""
 
 MATHS_VERSION = 2
 """raised whenever the same settings, prior and inputs give another picture: it redoes them."""
@@ -82,8 +95,10 @@ class History:
         self.out = out
         self.settings = settings
         self.key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        self._lock = threading.Lock()
-        self._records: dict[str, dict[str, Any]] = {}
+        self._lock, self._reading = threading.Lock(), threading.Lock()
+        self._index = Index()
+        self.fresh: dict[str, int] = {}
+        """name → where its line begins, of those that were committed and that nobody took yet"""
 
     def __enter__(self) -> History:
         path = self.out / HISTORY_FILE
@@ -94,6 +109,7 @@ class History:
         try:
             _lock_file(self._file, self.out)
             self._load(path)
+            self._reader = path.open("rb")
         except BaseException as error:
             os.close(self._file)
             if not isinstance(error, OSError):
@@ -104,23 +120,27 @@ class History:
         return self
 
     def __exit__(self, *_) -> None:
+        self._reader.close()
         os.close(self._file)
 
     def _load(self, path: Path) -> None:
-        data = path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        os.ftruncate(self._file, whole)  # what a crash left of a line that was being appended
-        known_settings, unreadable = set(), 0
-        for line in data[:whole].splitlines():
-            try:
-                record = json.loads(line)
-                if "run" in record:
-                    known_settings.add(record["run"])
-                else:
-                    record["files"] = [*record["inputs"], record["sha256"]]
-                    self._records[record["name"]] = record
-            except (ValueError, KeyError, TypeError):
-                unreadable += 1
+        known_settings, unreadable, at, whole = set(), 0, 0, 0
+        with path.open("rb") as file:
+            for line in file:
+                at, whole = whole, whole + len(line)
+                if not line.endswith(b"\n"):
+                    os.ftruncate(self._file, at)  # what a crash left of a line being appended
+                    break
+                try:
+                    if line.endswith(b"}\n") and (begins := _BEGINS.match(line)):
+                        self._index.add(json.loads(begins[1]), at)
+                    elif "run" in (record := json.loads(line)):
+                        known_settings.add(record["run"])
+                    else:
+                        self._index.add(record["name"], at)
+                except (ValueError, KeyError, TypeError):
+                    unreadable += 1
+        self._index.sort()
         if unreadable:
             warn(
                 f"{path}: {unreadable} lines cannot be read; their pairs are done again",
@@ -128,21 +148,41 @@ class History:
         if self.key not in known_settings:
             self._append({"run": self.key, "settings": self.settings})
 
-    def is_done(self, item: PairItem, target: Path) -> dict[str, Any] | None:
-        """Return the pair's line if settings, inputs and output are what it says, else None."""
-        record = self._records.get(item.name)
-        if record is None or record.get("settings") != self.key:
+    def where_done(self, item: PairItem, target: str) -> int | None:
+        """Where the pair's line begins, if settings, inputs and output are what it says.
+
+        Args:
+            item: The pair.
+            target: Its output.
+        """
+        at = None if item.error else self._index.find(item.name)
+        record = None if at is None else self.record(at)
+        if record is None or record.get("name") != item.name or record.get("settings") != self.key:
             return None
         try:
-            found = [*input_hashes(item), file_sha256(target)]
-        except (OSError, ImageFileError):
+            files = *item.files, target
+            states = *record.get("states", ()), record.get("state")
+            if all(states) and [*map(_state, files[:2]), _state(target, moved=True)] == [*states]:
+                return at
+            found = [*input_hashes(item).hashes, file_sha256(target)]
+            return at if found == [*record["inputs"], record["sha256"]] else None
+        except (OSError, ImageFileError, KeyError, TypeError):
             return None
-        return record if found == record["files"] else None
+
+    def record(self, at: int) -> dict[str, Any] | None:
+        """Read the line that begins there; None where that fails."""
+        with self._reading:
+            return read_record(self._reader, at)
+
+    def is_done(self, item: PairItem, target: Path) -> dict[str, Any] | None:
+        """Return the pair's line if settings, inputs and output are what it says, else None."""
+        at = self.where_done(item, os.fspath(target))
+        return None if at is None else self.record(at)
 
     def commit(
         self,
         item: PairItem,
-        inputs: list[str],
+        inputs: Inputs,
         staged: Path,
         target: Path,
         facts: dict[str, Any],
@@ -151,17 +191,20 @@ class History:
         record = {
             "name": item.name,
             "settings": self.key,
-            "inputs": inputs,
+            "inputs": inputs.hashes,
             "output": target.relative_to(self.out).as_posix(),
             "sha256": _hashed(staged),
+            "states": inputs.states,
+            "state": _state(staged, moved=True),
             **facts,
         }
-        self._append(record)
+        at = self._append(record)
         with _naming(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(staged, target)
+        self.fresh[item.name] = at
 
-    def _append(self, record: dict[str, Any]) -> None:
+    def _append(self, record: dict[str, Any]) -> int:
         line = json.dumps(record).encode() + b"\n"
         with self._lock, _naming(self.out / HISTORY_FILE):
             end = os.fstat(self._file).st_size
@@ -173,9 +216,57 @@ class History:
             except OSError:
                 os.ftruncate(self._file, end)
                 raise
+            return end
 
 
-def input_hashes(item: PairItem) -> list[str]:
+class Index:
+    """Where lines begin, by the names in them: 16 bytes a line, the last of a name counting."""
+
+    def __init__(self) -> None:
+        self._hashes: Any = array("q")
+        self._places: Any = array("q")
+
+    def add(self, name: str, at: int) -> None:
+        """Take the line of a name; TypeError for what is none."""
+        if not isinstance(name, str):
+            raise TypeError(f"name is a {type(name).__name__}; expected a str")
+        self._hashes.append(hash(name))
+        self._places.append(at)
+
+    def sort(self) -> None:
+        """Make ready to be asked."""
+        # of one name the last line comes last; one after the other, as each holds a copy
+        order = np.argsort(np.frombuffer(self._hashes, np.int64), kind="stable")
+        self._hashes = np.frombuffer(self._hashes, np.int64)[order].data
+        self._places = np.frombuffer(self._places, np.int64)[order].data
+
+    def find(self, name: str) -> int | None:
+        """Where the last line of a name begins, or of one whose hash is the same; None: nowhere."""
+        n = bisect_right(self._hashes, found := hash(name)) - 1
+        there = n >= 0 and self._hashes[n] == found
+        return self._places[n] if there else None
+
+
+def read_record(file: BinaryIO, at: int) -> dict[str, Any] | None:
+    """Read a line of a history from where it begins; None where that fails."""
+    try:
+        file.seek(at)
+        record = json.loads(file.readline())
+        return record if isinstance(record, dict) else None
+    except (OSError, ValueError):
+        return None
+
+
+class Inputs(NamedTuple):
+    """What tells the two files of a pair from others."""
+
+    hashes: list[str]
+    """SHA-256; "" for what is no file"""
+    states: list[list[int] | None]
+    """size and times before they were hashed; None where these do not tell yet"""
+
+
+def input_hashes(item: PairItem) -> Inputs:
     """Hash both files (SHA-256); "" for what is no file, which reading then refuses in words.
 
     Raises:
@@ -184,7 +275,25 @@ def input_hashes(item: PairItem) -> list[str]:
     """
     if item.error:
         raise ImageFileError(item.error)
-    return [_hashed(path) if is_file(path) else "" for path in (item.ir, item.vis)]
+    paths = item.ir, item.vis
+    files = [is_file(path) for path in paths]
+    states = [_state(path) if there else None for path, there in zip(paths, files, strict=True)]
+    now = time.time_ns() - _RECENT
+    return Inputs(
+        [_hashed(path) if there else "" for path, there in zip(paths, files, strict=True)],
+        [one if one and one[1] < now and one[2] < now else None for one in states],
+    )
+
+
+def _state(path: str | os.PathLike[str], *, moved: bool = False) -> list[int] | None:
+    """Size, time of writing, and time of any change; of a file to be moved its number instead.
+
+    None where it is no regular file.
+    """
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return [found.st_size, found.st_mtime_ns, found.st_ino if moved else found.st_ctime_ns]
 
 
 def _hashed(path: Path) -> str:

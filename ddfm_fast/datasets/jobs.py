@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tqdm import tqdm
 
 from ..align.call import Aligner
@@ -22,13 +23,16 @@ from ..files.paths import SUFFIXES, ensure_writable_dir, is_folder, look
 from ..files.reading import DEFAULT_MAX_PIXELS
 from ..images.doubts import about
 from ..runtime import environment
+from ..runtime.items import reached
 from .names import pair_folders
 from .output import Output, panel_of
 from .pairs import refuse_lone
+from .wildcards import paired
 
 if TYPE_CHECKING:
     from ..api import Fuser
     from ..restore.sources import FusionReport
+    from ..sampler import Callback
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +99,18 @@ def fuse_files(
 
 
 def plan_jobs(
-    ir: Path, vis: Path, out: Path, *, format: str | None = None, panel: bool = False
+    ir: Path,
+    vis: Path,
+    out: Path,
+    *,
+    format: str | None = None,
+    panel: bool = False,
+    make: bool = True,
 ) -> list[Job]:
     """Find the pairs that ``IR VIS -o OUT`` means, with every output folder made and writable.
 
-    Two files give one job, two folders one job for each pair, see :func:`.names.pair_folders`.
+    Two files give one job, two folders, patterns or ``@FILE`` lists one for each pair, see
+    :func:`.names.pair_folders` and :func:`.wildcards.paired`.
     ``out`` is a file for two files when it has a suffix and is no folder; otherwise it is a
     folder, and outputs are called after the infrared file's stem with the suffix ``format``
     (default ``png``).
@@ -110,26 +121,15 @@ def plan_jobs(
         out: File or folder to write to.
         format: Suffix of the files, with or without its point; None for png, or for ``out``'s.
         panel: Plan a panel beside each file.
+        make: Make the folders; else nothing is written.
 
     Raises:
         ValueError: A file beside a folder, stems without a partner, an output that cannot be
             written, or an output that would replace an input.
     """
-    for name, path in (("IR", ir), ("VIS", vis)):
-        if look(path) is None:
-            raise ValueError(f"{name} is {path}, which does not exist; give a file or a folder")
-    folders, out_is_folder = is_folder(ir), is_folder(out)
-    if folders != is_folder(vis):
-        folder, file = (ir, vis) if folders else (vis, ir)
-        raise ValueError(
-            f"IR and VIS must be two files or two folders; {folder} is a folder and {file} a file"
-        )
-    if folders and os.path.realpath(ir) == os.path.realpath(vis):
-        raise ValueError(
-            f"IR and VIS are the same folder, {ir}; give two, or for one that holds both sources: "
-            f"ddfm-fast batch {ir} -o {out}"
-        )
-    pairs = [(a, b) for _, a, b in match_pairs(ir, vis, _pairs)] if folders else [(ir, vis)]
+    listed = paired(ir, vis)
+    pairs, folders = (listed, True) if listed is not None else _named(ir, vis, out)
+    out_is_folder = is_folder(out)
     suffix = _suffix(format)
     if not folders and out.suffix and not out_is_folder:
         outputs = [_single_output(out, suffix)]
@@ -142,7 +142,30 @@ def plan_jobs(
         for (a, b), output in zip(pairs, outputs, strict=True)
     ]
     _check_outputs(jobs)
+    for folder in {job.output.parent for job in jobs} if make else ():
+        ensure_writable_dir(folder)
     return jobs
+
+
+def _named(ir: Path, vis: Path, out: Path) -> tuple[list[tuple[Path, Path]], bool]:
+    """The pairs of two files or of two folders, and whether they are folders."""
+    for name, path in (("IR", ir), ("VIS", vis)):
+        if look(path) is None:
+            raise ValueError(f"{name} is {path}, which does not exist; give a file or a folder")
+    folders = is_folder(ir)
+    if folders != is_folder(vis):
+        folder, file = (ir, vis) if folders else (vis, ir)
+        raise ValueError(
+            f"IR and VIS must be two files or two folders; {folder} is a folder and {file} a file"
+        )
+    if folders and os.path.realpath(ir) == os.path.realpath(vis):
+        raise ValueError(
+            f"IR and VIS are the same folder, {ir}; give two, or for one that holds both sources: "
+            f"ddfm-fast batch {ir} -o {out}"
+        )
+    if not folders:
+        return [(ir, vis)], False
+    return [(a, b) for _, a, b in match_pairs(ir, vis, _pairs)], True
 
 
 def _pairs(ir: dict[str, Path], vis: dict[str, Path]) -> list[tuple[str, Path, Path]]:
@@ -188,8 +211,6 @@ def _check_outputs(jobs: list[Job]) -> None:
                 raise ValueError(f"output {path} would replace an input; choose another --out")
             if os.path.isdir(path):  # any other trouble with the name is its own job's
                 raise ValueError(f"output {path} is a folder; choose another --out")
-    for folder in {job.output.parent for job in jobs}:
-        ensure_writable_dir(folder)
 
 
 Read = Callable[[Job], Sources]
@@ -207,8 +228,10 @@ def run_jobs(
     progress: bool = False,
     skip_existing: bool = False,
     on_error: Callable[[Job, Exception], None] | None = None,
+    on_fused: Callable[[Job, Sources, np.ndarray], None] | None = None,
+    callback: Callback | None = None,
 ) -> list[dict[str, Any]]:
-    """Fuse every pair and report on each; a pair that fails does not stop the others.
+    """Fuse every pair, tell of each (`runtime.items`); one that fails does not stop the others.
 
     Args:
         jobs: From :func:`plan_jobs`.
@@ -220,39 +243,61 @@ def run_jobs(
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Leave jobs alone whose output file exists.
         on_error: Called with each failure as it happens.
+        on_fused: Called with each job, its sources as fused, and the result before it is written.
+        callback: Gets a ``StepInfo`` after every step of the loop, as in a call of ``Fuser``.
 
     Returns:
         One dictionary per job: ``ir``, ``vis``, ``output``, ``panel``, ``ok``, ``skipped``,
-        ``error``, ``height``, ``width``, ``dtype``, ``range`` (the values of black and white),
-        ``seconds`` (fusion alone, without files).
+        ``error``, ``height``, ``width``, ``dtype``, ``range`` (of black and white), ``seconds``
+        (fusion alone) and ``crop``, [top, left], where ``align_field`` cut the visible picture.
 
     Raises:
         ValueError: An output that does not hold what ``output`` says.
     """
     output = output or Output()
     output.check(job.output.suffix for job in jobs)
+    run = {"progress": progress, "callback": callback}
     reports: list[dict[str, Any]] = []
     told: set[str] = set()
-    read = _reader(Aligner(fuser.align, resize), levels or Levels(), max_pixels)
+    aligner = Aligner(fuser.align, resize, field=fuser.align_field)
+    read = _reader(aligner, levels or Levels(), max_pixels)
     bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
     for job in bar:
-        report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
-        report = {k: str(v) if isinstance(v, Path) else v for k, v in report.items()}
+        bar.set_postfix_str(job.ir.name)
+        report = _begun(job)
         try:
             if skip_existing and job.output.is_file():
                 report["skipped"] = True
             else:
                 with about([job.ir.name], told):
-                    report |= _run_job(job, fuser, read, output, progress=progress)
+                    report |= _run_job(job, fuser, read, output, on_fused, **run)
         except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
             report |= {"ok": False, "error": str(error) or type(error).__name__}
-            if on_error is not None:
-                with bar.external_write_mode(file=sys.stderr):
-                    on_error(job, error)
+            _tell(on_error, job, error, bar)
         reports.append(report)
+        reached(report["output"], outcome(report), report)
     return reports
+
+
+def _begun(job: Job) -> dict[str, Any]:
+    """The report of a job, before it is done."""
+    report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
+    return {k: str(v) if isinstance(v, Path) else v for k, v in report.items()}
+
+
+def _tell(
+    on_error: Callable[[Job, Exception], None] | None, job: Job, error: Exception, bar: Any
+) -> None:
+    if on_error is not None:
+        with bar.external_write_mode(file=sys.stderr):
+            on_error(job, error)
+
+
+def outcome(report: dict[str, Any]) -> str:
+    """What became of a job, in a word or a sentence."""
+    return report["error"] or ("there already" if report["skipped"] else "fused")
 
 
 def _reader(aligner: Aligner, levels: Levels, max_pixels: int) -> Read:
@@ -260,15 +305,24 @@ def _reader(aligner: Aligner, levels: Levels, max_pixels: int) -> Read:
 
 
 def _run_job(
-    job: Job, fuser: Fuser, read: Read, output: Output, *, progress: bool
+    job: Job,
+    fuser: Fuser,
+    read: Read,
+    output: Output,
+    on_fused: Callable[[Job, Sources, np.ndarray], None] | None,
+    **run: Any,
 ) -> dict[str, Any]:
     sources = read(job)
     ir, vis = sources.ir, sources.vis
     started = time.perf_counter()
     found: list[FusionReport] = []
-    fused = fuser(ir, vis, progress=progress, report=found, align="off", value_range="dtype")
+    fused = fuser(ir, vis, **run, report=found, align="off", value_range="dtype")
     fused = sources.mended(fused)
     seconds = time.perf_counter() - started
     output = dataclasses.replace(output, panel=job.panel is not None)
+    if on_fused is not None:
+        on_fused(job, sources, fused)
     facts = output.write(job.output, fused, sources, (job.ir, job.vis), color=fuser.color)
+    if sources.cut is not None:
+        facts["crop"] = [sources.cut.top, sources.cut.left]
     return {**facts, "seconds": seconds, "report": found[0].to_dict() if found else None}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TextIO
 
 from ..files.packed import is_packed
 from ..files.paths import ImageFileError, few, look
 from ..files.radiometric import is_radiometric
+from .items import BadItem, PairItem
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
 _COLUMNS = {
@@ -20,19 +23,12 @@ _COLUMNS = {
     "vis": ("vis", "vi", "visible", "rgb", "source2"),
     "name": ("name", "stem"),
 }
+Find = Callable[[str], str | os.PathLike[str]]
+"""finds the file of a path in a list"""
 _PLAIN_NAME = re.compile(r"[^.\\:\0][^\\:\0]*")
-
-
-class Row(NamedTuple):
-    """An entry of a list."""
-
-    name: str
-    """of a bad entry, where it stands: "line 3\""""
-    ir: Path
-    """of a bad entry the list itself, unless a file of it is missing; likewise ``vis``"""
-    vis: Path
-    error: str = ""
-    """what is wrong with it"""
+_RUN, _TOO_MANY = 32, 16
+"""files in a row for which their folder is listed, and names there for each of them beyond which
+no other one is"""
 
 
 def read_list(
@@ -41,8 +37,8 @@ def read_list(
     locate: Callable[[str], Path] | None = None,
     *,
     strict: bool = True,
-) -> list[Row]:
-    """Read every entry of a list.
+) -> list[PairItem]:
+    """Read the pair of every entry.
 
     Args:
         path: The list.
@@ -58,52 +54,93 @@ def read_list(
             f"{path}: not a list of pairs; expected a folder or one of "
             f"{', '.join(MANIFEST_SUFFIXES)}"
         )
+    is_table = path.suffix.lower() in (".csv", ".tsv")
+    base = path.parent if root is None else root
+    find = partial(os.path.join, base) if locate is None else locate
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="" if is_table else None) as file:
+            rows = _table_rows(file, path) if is_table else _json_rows(file, path)
+            items = [_item(row, path, place, find) for place, row in rows]
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise ImageFileError(f"{path}: cannot be read as UTF-8 text ({why})") from error
-    is_table = path.suffix.lower() in (".csv", ".tsv")
-    rows = _table_rows(text, path) if is_table else _json_rows(text, path)
-    base = path.parent if root is None else root
-    try:
-        items = [_row(row, path, place, locate or base.joinpath) for place, row in rows]
     except csv.Error as error:
         raise ImageFileError(f"{path}: not a table of pairs ({error})") from None
     if not items:
         raise ImageFileError(f"{path}: lists no pairs")
-    whole = [row for row in items if not row.error]
-    missing = [str(p) for row in whole for p in (row.ir, row.vis) if _is_missing(p)]
-    items = [row if row.error else _looked_for(row, base) for row in items]
-    bad = [row.error for row in items if row.error]
-    if bad and (strict or len(bad) == len(items)):
-        if len(whole) < len(items):
-            raise ImageFileError(next(row.error for row in items if row not in whole and row.error))
+    missing = _missing(items)
+    wrong = [item.error for item in items if item.error]
+    if (wrong or missing) and (strict or len(wrong) + len(missing) == len(items)):
+        if wrong:
+            raise ImageFileError(wrong[0])
+        files = [file for found in missing.values() for file in found]
         raise ImageFileError(
-            f"{path}: {len(missing)} files are not there: {few(missing)}; "
-            f"paths are relative to {base}"
+            f"{path}: {len(files)} files are not there: {few(files)}; paths are relative to {base}"
         )
+    for n, found in missing.items():
+        item, are = items[n], "is" if len(found) == 1 else "are"
+        why = f"{' and '.join(found)} {are} not there; paths of the list are relative to {base}"
+        items[n] = BadItem(item.name, *item.files, why)
     return items
 
 
-def _row(row: Any, path: Path, place: str, locate: Callable[[str], Path]) -> Row:
-    try:
-        return Row(*_item(row, f"{path}, {place}", locate))
-    except ImageFileError as error:
-        return Row(place, path, path, str(error))
+def names_urls(path: Path | None) -> bool:
+    """Whether a local file is a list of pairs that names URLs."""
+    if path is None or path.suffix.lower() not in MANIFEST_SUFFIXES or not path.is_file():
+        return False
+    end = b""
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            if b"://" in end + block:
+                return True
+            end = block[-2:]
+    return False
 
 
-def _looked_for(row: Row, base: Path) -> Row:
-    missing = [str(path) for path in (row.ir, row.vis) if _is_missing(path)]
-    if not missing:
-        return row
-    verb = "is" if len(missing) == 1 else "are"
-    return row._replace(
-        error=f"{' and '.join(missing)} {verb} not there; paths of the list are relative to {base}"
-    )
+def _missing(items: Sequence[PairItem]) -> dict[int, list[str]]:
+    """The files that are not there, by the place of their pair.
+
+    Folders of which many files follow one another are listed, which asks for no file alone.
+    """
+    names = _Names()
+    missing: dict[int, list[str]] = {}
+    whole = (n for n, item in enumerate(items) if not item.error)
+    for folders, group in groupby(whole, lambda n: items[n].folders):
+        run = list(group)
+        known = [names.of(folder, len(run)) for folder in folders]
+        for n in run:
+            for file, there in zip(items[n].files, known, strict=True):
+                if os.path.basename(file) not in there and _is_missing(file):
+                    missing.setdefault(n, []).append(str(Path(file)))
+    return missing
 
 
-def _is_missing(path: Path) -> bool:
+class _Names:
+    """Names in the folders of late, without links, which may lead nowhere."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, frozenset[str]] = {}
+        self._worth = True
+
+    def of(self, folder: str, files: int) -> frozenset[str]:
+        """Names that are there; not all of them where listing the folder is not worth it."""
+        if folder not in self._found and self._worth and files >= _RUN:
+            if len(self._found) > 1:
+                self._found.pop(next(iter(self._found)))
+            self._found[folder] = self._listed(folder)
+            self._worth = len(self._found[folder]) <= _TOO_MANY * files
+        return self._found.get(folder, frozenset())
+
+    @staticmethod
+    def _listed(folder: str) -> frozenset[str]:
+        try:
+            with os.scandir(folder) as entries:
+                return frozenset(entry.name for entry in entries if not entry.is_symlink())
+        except (OSError, ValueError):  # each file says what is wrong
+            return frozenset()
+
+
+def _is_missing(path: str) -> bool:
     """Whether nothing is there; not of a name that reading refuses: that fails its item alone."""
     try:
         return look(path) is None
@@ -111,10 +148,10 @@ def _is_missing(path: Path) -> bool:
         return False
 
 
-def _table_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
-    header = text.partition("\n")[0]
+def _table_rows(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
+    header = file.readline()
     delimiter = max(",;\t", key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.DictReader(chain([header], file), delimiter=delimiter)
     columns = {(name or "").strip().casefold(): name for name in reader.fieldnames or ()}
     chosen = {
         key: next((columns[a] for a in aliases if a in columns), None)
@@ -130,17 +167,15 @@ def _table_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
         yield place, {key: row.get(column) for key, column in chosen.items() if column}
 
 
-def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
+def _json_rows(file: TextIO, path: Path) -> Iterator[tuple[str, Any]]:
+    rows: Any
     try:
-        if path.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            rows = json.loads(text)
+        rows = _json_lines(file, path) if path.suffix.lower() == ".jsonl" else json.load(file)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ImageFileError(f"{path}: not JSON ({error})") from None
     if isinstance(rows, dict):
         rows = rows.get("pairs")
-    if not isinstance(rows, list):
+    if not isinstance(rows, list | Iterator):
         raise ImageFileError(
             f'{path}: expected a list of pairs, or an object with such a list as "pairs"'
         )
@@ -148,7 +183,23 @@ def _json_rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
         yield f"pair {n}", row
 
 
-def _item(row: Any, place: str, locate: Callable[[str], Path]) -> tuple[str, Path, Path]:
+def _json_lines(file: TextIO, path: Path) -> Iterator[Any]:
+    for line in file:
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ImageFileError(f"{path}: not JSON ({error})") from None
+
+
+def _item(row: Any, path: Path, place: str, find: Find) -> PairItem:
+    try:
+        return _whole(row, f"{path}, {place}", find)
+    except ImageFileError as error:
+        return BadItem(place, path, path, str(error))
+
+
+def _whole(row: Any, place: str, find: Find) -> PairItem:
     if isinstance(row, list) and len(row) == 2:
         row = {"ir": row[0], "vis": row[1]}
     if not isinstance(row, dict):
@@ -161,16 +212,22 @@ def _item(row: Any, place: str, locate: Callable[[str], Path]) -> tuple[str, Pat
     for key in ("ir", "vis"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise ImageFileError(f"{place}: {key} is {row.get(key)!r}; expected a path")
-    ir, vis = (locate(row[key].strip()) for key in ("ir", "vis"))
-    if ir == vis and not (is_packed(ir) or is_radiometric(ir)):
+    ir, vis = (find(row[key].strip()) for key in ("ir", "vis"))
+    if _same(ir, vis) and not (is_packed(Path(ir)) or is_radiometric(Path(ir))):
         raise ImageFileError(
             f"{place}: {ir} is given for ir and for vis; give two files, or one of four channels"
         )
     name = row.get("name")
-    name = ir.stem if name is None or name == "" else name
+    name = Path(ir).stem if name is None or name == "" else name
     # Outputs are called after it, so it must not lead out of the output folder.
     if not isinstance(name, str) or not all(map(_PLAIN_NAME.fullmatch, name.split("/"))):
         raise ImageFileError(
             f"{place}: name is {name!r}; expected a plain name, perhaps with folders: test/0001"
         )
-    return name, ir, vis
+    return PairItem(name, ir, vis)
+
+
+def _same(ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> bool:
+    """Whether two paths are equal; what costs is done of names that are."""
+    same = os.path.basename(ir) == os.path.basename(vis)
+    return same and os.path.normpath(ir) == os.path.normpath(vis) and Path(ir) == Path(vis)

@@ -63,23 +63,24 @@ class Found(NamedTuple):
 # Two folders
 
 
-def pair_folders(ir: Mapping[str, Path], vis: Mapping[str, Path]) -> Found:
+def pair_folders(ir: Mapping[str, Path], vis: Mapping[str, Path], *, equal: bool = False) -> Found:
     """Pair the files of an infrared and of a visible folder.
 
     Args:
         ir: Path below the folder without suffix → file, of the first.
         vis: The same of the second.
+        equal: Whether others of equal names are paired already.
     """
-    equal = ir.keys() & vis.keys()
-    pairs = [Match(stem, ir[stem], vis[stem]) for stem in equal]
-    first = {file: stem for stem, file in ir.items() if stem not in equal}
-    second = {file: stem for stem, file in vis.items() if stem not in equal}
+    same = ir.keys() & vis.keys()
+    pairs = [Match(stem, ir[stem], vis[stem]) for stem in same]
+    first = {file: stem for stem, file in ir.items() if stem not in same}
+    second = {file: stem for stem, file in vis.items() if stem not in same}
     rest = _Rest(first, second)
     if first and second:
         rest.settle(_edges(rest.ir, rest.vis, _folded, _folded), whole=True)
         rest.settle(_edges(rest.ir, rest.vis, _ir_keys, _vis_keys))
         rest.settle(_by_time(rest.ir, rest.vis))
-        if not pairs and not rest.pairs:
+        if not (equal or pairs or rest.pairs):
             rest.settle(_by_affix(rest.ir, rest.vis))
     alone = [_lone(file, "infrared") for file in rest.ir]
     alone += [_lone(file, "visible") for file in rest.vis]

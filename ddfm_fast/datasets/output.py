@@ -257,8 +257,12 @@ def kept_metadata(
     first, second = said if color == "ir" or only_ir else said[::-1]
     found = first.or_else(second)
     if found.geo is not None:
-        size = sources.vis.shape[:2]
-        found = dataclasses.replace(found, geo=Geo(found.geo.for_size(*size), size))
+        size, cut = sources.vis.shape[:2], sources.cut
+        whole = (size[0], size[1]) if cut is None else (cut.size[0], cut.size[1])
+        geo = Geo(found.geo.for_size(*whole), whole)
+        if cut is not None:
+            geo = geo.cut(cut.top, cut.left, (size[0], size[1]))
+        found = dataclasses.replace(found, geo=geo)
     if found.nodata is not None and not _is_free(found.nodata.text, limits, dtype):
         found = dataclasses.replace(found, nodata=None)
     return found

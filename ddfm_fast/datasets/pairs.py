@@ -8,10 +8,10 @@ two, files pair up by their path without suffix. That one rule covers the publis
 
 from __future__ import annotations
 
-import errno
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,14 +22,14 @@ from ..files.paths import (
     VIDEO_SUFFIXES,
     ImageFileError,
     few,
-    image_files,
     is_folder,
-    is_picture,
 )
 from ..files.reading import image_size
 from ..images.doubts import warn
+from .items import PairItem, are_unique
 from .lists import read_list
 from .names import Alone, Found, Match, pair_by_pattern, pair_folders, pair_mixed, pattern_pair
+from .trees import Rest, equal_names, listing, walk
 
 INFRARED = ("ir", "infrared", "cropinfrared", "t", "thermal", "lwir", "infrared_enhance")
 VISIBLE = ("vi", "vis", "visible", "rgb", "crop_lr_visible", "visible_enhance")
@@ -78,17 +78,6 @@ FOLDER = "folder"
 """the source of what is no file but a whole folder without its other half"""
 
 
-@dataclass(frozen=True)
-class PairItem:
-    """A pair of a data set. ``name`` is unique in it and has no suffix: "00001D", "test/00001D"."""
-
-    name: str
-    ir: Path
-    vis: Path
-    error: str = ""
-    """why it cannot be fused, of a bad entry of a list"""
-
-
 @dataclass
 class Survey:
     """What a data set holds: its pairs, and what has no partner."""
@@ -104,7 +93,7 @@ class Survey:
         return [one for one in self.alone if one.source or one.candidates]
 
     def add(self, found: Found, prefix: str = "") -> None:
-        self.pairs += [PairItem(prefix + name, ir, vis) for name, ir, vis in found.pairs]
+        self.pairs += (PairItem(prefix + name, ir, vis) for name, ir, vis in found.pairs)
         self.alone += found.alone
 
 
@@ -145,7 +134,8 @@ def find_pairs(
     if folders:
         raise _no_other_folder(Path(str(root)), folders)
     refuse_lone(found.alone)
-    if pattern is None and (others := [str(o.file) for o in found.alone if o not in found.claims]):
+    others = [str(one.file) for one in found.alone if not (one.source or one.candidates)]
+    if pattern is None and others:
         warn(f"left out, neither infrared nor visible by name: {few(sorted(others))}")
     _require_unique(found.pairs)
     if check_sizes:
@@ -182,9 +172,10 @@ def survey_pairs(
         raise ValueError(f"{' and '.join(given)} exclude each other; leave out all but one")
     if manifest is not None:
         base = None if root is None else _require_folder(root)
-        return Survey([PairItem(*row) for row in read_list(Path(manifest), base, strict=strict)])
+        return Survey(read_list(Path(manifest), base, strict=strict))
     survey = _by_pattern(root, pattern) if pattern is not None else _from_folders(root, layout)
-    survey.pairs.sort(key=lambda item: item.name)
+    if any(before.name > item.name for before, item in pairwise(survey.pairs)):
+        survey.pairs.sort(key=lambda item: item.name)  # which holds all of the names
     survey.alone.sort(key=lambda one: str(one.file))
     return survey
 
@@ -237,7 +228,7 @@ def _from_folders(root, layout) -> Survey:
         halves: list[Path] = []
         _search(folder, "", _roles(layout), found, halves, ())
         if not found and kind == "mixed":
-            for prefix, files in _walk(folder):
+            for prefix, files in walk(folder):
                 survey.add(pair_mixed(files, prefix))
             if survey.pairs or any(one.candidates for one in survey.alone):
                 return survey
@@ -247,11 +238,20 @@ def _from_folders(root, layout) -> Survey:
             Alone(half, "no folder of the other source beside it", source=FOLDER) for half in halves
         ]
     for prefix, first, second in found:
-        ir, vis = dict(_stems(first)), dict(_stems(second))
-        if not ir and not vis:
-            raise ImageFileError(f"{first} and {second}: no images ({', '.join(READ_SUFFIXES)})")
-        survey.add(pair_folders(ir, vis), prefix)
+        _add_two(survey, prefix, first, second)
     return survey
+
+
+def _add_two(survey: Survey, prefix: str, first: Path, second: Path) -> None:
+    """Add the pairs of two folders: equal names folder by folder, then what is left by rules."""
+    rest = Rest({}, {})
+    before = len(survey.pairs)
+    found = equal_names(first, second, rest, prefix)
+    survey.pairs += (PairItem.within(*one) for one in found)
+    equal = len(survey.pairs) > before
+    if not (equal or rest.ir or rest.vis):
+        raise ImageFileError(f"{first} and {second}: no images ({', '.join(READ_SUFFIXES)})")
+    survey.add(pair_folders(rest.ir, rest.vis, equal=equal), prefix)
 
 
 def _kind(layout) -> str:
@@ -261,7 +261,7 @@ def _kind(layout) -> str:
 
 
 def _packed(folder: Path, survey: Survey) -> Survey:
-    for prefix, files in _walk(folder):
+    for prefix, files in walk(folder):
         pairs = [Match(prefix + file.stem, file, file) for file in files if is_packed(file)]
         both = {match.ir for match in pairs}
         others = files if pairs else []  # labels lie in folders of their own
@@ -278,7 +278,7 @@ def _by_pattern(root, pattern) -> Survey:
     pattern_pair(pattern)
     two = _two_folders(root) if isinstance(root, (tuple, list)) else (_require_folder(root),)
     files = [
-        {prefix + file.name: file for prefix, found in _walk(folder) for file in found}
+        {prefix + file.name: file for prefix, found in walk(folder) for file in found}
         for folder in two
     ]
     survey = Survey()
@@ -325,7 +325,7 @@ def _roles(layout) -> tuple[Roles, ...]:
 
 def _search(folder, prefix, roles, found, halves, above) -> bool:
     """Collect (prefix, first, second) below the folder; True if there are any or images are."""
-    folders, files = _listing(folder, above)
+    folders, files = listing(folder, above)
     above = (*above, os.path.realpath(folder))
     taken: set[Path] = set()
     alone: set[Path] = set()
@@ -355,34 +355,6 @@ def _search(folder, prefix, roles, found, halves, above) -> bool:
     return any_image
 
 
-def _listing(folder: Path, above: Iterable[str]) -> tuple[list[Path], list[Path]]:
-    """Subfolders and image files, sorted, without hidden ones; nothing where links form a loop."""
-    if os.path.realpath(folder) in above:
-        return [], []
-    folders, files = [], []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in sorted(entries, key=lambda e: e.name):
-                if entry.name.startswith("."):
-                    continue
-                if _is_folder(entry):
-                    folders.append(folder / entry.name)
-                elif is_picture(folder / entry.name):
-                    files.append(folder / entry.name)
-    except OSError as error:
-        raise ImageFileError(f"{folder}: cannot be listed ({error.strerror})") from error
-    return folders, image_files(files)
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):  # a link that leads to no folder
-            return False
-        raise
-
-
 def _no_other_folder(root: Path, halves: Sequence[Path]) -> ImageFileError:
     return ImageFileError(
         f"{root}: images with no folder of the other source beside them in "
@@ -392,9 +364,9 @@ def _no_other_folder(root: Path, halves: Sequence[Path]) -> ImageFileError:
 
 
 def _nothing_found(root, layout, roles) -> ImageFileError:
-    folders, files = _listing(root, ())
+    folders, files = listing(root)
     names = "; or ".join(f"{' or '.join(a)} beside {' or '.join(b)}" for a, b in roles)
-    seen = few([f"{f.name}/" for f in folders] + [f.name for f in files])
+    seen = few([f"{f.name}/" for f in folders] + files)
     videos = (
         f" (for videos: ddfm-fast video {root} -o fused)"
         if any(_has_videos(f) for f in (root, *folders))
@@ -411,35 +383,12 @@ def _has_videos(folder: Path) -> bool:
     return any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.iterdir())
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[Path]]]:
-    """(path of a folder below this one, with "/", or "", its pictures) at any depth."""
-    waiting: list[tuple[Path, str, tuple]] = [(folder, "", ())]
-    while waiting:
-        here, prefix, above = waiting.pop()
-        folders, files = _listing(here, above)
-        above = (*above, os.path.realpath(here))
-        named = list(filter(is_picture, folders))  # no pictures: they fail their own pairs
-        waiting += [(f, f"{prefix}{f.name}/", above) for f in folders if f not in named]
-        yield prefix, sorted((*files, *named))
-
-
-def _stems(folder: Path) -> Iterator[tuple[str, Path]]:
-    """(path below the folder without suffix, file) of every image at any depth."""
-    for prefix, files in _walk(folder):
-        first: dict[str, Path] = {}
-        for file in files:
-            if first.setdefault(file.stem, file) is not file:
-                raise ImageFileError(
-                    f"{folder / prefix}: {first[file.stem].name} and {file.name} have the same "
-                    "stem; keep one"
-                )
-            yield prefix + file.stem, file
-
-
 # Checks on the whole
 
 
 def _require_unique(items: list[PairItem]) -> None:
+    if are_unique(items):
+        return
     first: dict[str, PairItem] = {}
     twice = []
     for item in items:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ..files.paths import ImageFileError, few
+from ..runtime.items import reached, silently
 from ..storage.objects import check_writable, listing, look
 from ..storage.staging import Stage
 from ..storage.urls import as_url, join, name_of, parent
-from .jobs import Job, plan_jobs, run_jobs
+from .items import PairItem
+from .jobs import Job, outcome, plan_jobs, run_jobs
 from .lists import MANIFEST_SUFFIXES, read_list
-from .pairs import PairItem, Survey, find_pairs, survey_pairs
+from .pairs import Survey, find_pairs, survey_pairs
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -92,13 +94,6 @@ def one_by_one(stage: Stage, items: Sequence[PairItem], name: str) -> Iterator[P
             stage.drop(files)
 
 
-def names_urls(path: Path | None) -> bool:
-    """Whether a local file is a list of pairs that names URLs."""
-    if path is None or path.suffix.lower() not in MANIFEST_SUFFIXES or not path.is_file():
-        return False
-    return b"://" in path.read_bytes()
-
-
 def _list_of(
     root: Place | tuple[Place, Place], layout: str | None, manifest: Place | None, pattern: Any
 ) -> tuple[Place | None, Place | None]:
@@ -136,7 +131,7 @@ def _listed(stage: Stage, manifest: Place, base: Place | None) -> list[PairItem]
         return stage.file(join(prefix, text)) if prefix else Path(above) / text
 
     with stage.named_errors():
-        items = [PairItem(*row) for row in read_list(path, None, locate)]
+        items = read_list(path, None, locate)
     counts = Counter(item.name for item in items)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ImageFileError(
@@ -191,6 +186,7 @@ def fuse_remote(
         bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
         reports = []
         for job in bar:
+            bar.set_postfix_str(job.ir.name)
             if targets and targets[job][job.output] in there:
                 job.output.touch()
             report = _run_one(stage, job, fuser, targets.get(job, {}), skip_existing, options)
@@ -198,6 +194,7 @@ def fuse_remote(
                 with bar.external_write_mode():
                     on_error(job, ImageFileError(report["error"]))
             reports.append(report)
+            reached(report["output"], outcome(report), report)
         return reports, fuser
 
 
@@ -233,7 +230,8 @@ def _run_one(
     skipped = skip_existing and job.output.is_file()
     failures = {} if skipped else stage.fill((job.ir, job.vis))
     if not failures:
-        (report,) = run_jobs([job], fuser, skip_existing=skip_existing, **options)
+        with silently():
+            (report,) = run_jobs([job], fuser, skip_existing=skip_existing, **options)
         if report["ok"] and not report["skipped"]:
             failures = stage.put({path: url for path, url in targets.items() if path.is_file()})
     else:

@@ -26,25 +26,17 @@ from ..align.call import Aligner
 from ..files.depth import Levels
 from ..files.paths import ImageFileError
 from ..images.doubts import warn
+from ..runtime.items import silently
 from ..storage.objects import check_writable, listing, put, read
 from ..storage.staging import Stage
 from ..storage.trouble import StorageError
 from ..storage.urls import as_url, join
-from .batch import (
-    DONE,
-    FAILED,
-    REPORT,
-    SKIPPED,
-    STOPPED_BY_USER,
-    BatchInterrupted,
-    BatchReport,
-    PairResult,
-    run_batch,
-)
+from .batch import REPORT, STOPPED_BY_USER, BatchInterrupted, run_batch, tell
 from .history import describe_settings
+from .items import PairItem
 from .output import Output
-from .pairs import PairItem
 from .remote import Place
+from .results import DONE, FAILED, KEPT, SKIPPED, BatchReport, PairResult
 
 if TYPE_CHECKING:
     from ..api import Fuser
@@ -52,7 +44,6 @@ if TYPE_CHECKING:
 HISTORY = "ddfm_fast_history"
 PORTION = 64
 """pairs that are fetched, fused and put together, where a batch is not larger"""
-_KEPT = ("height", "width", "dtype", "range", "seconds", "report")
 
 Failures = dict[Path, Exception]
 
@@ -102,7 +93,7 @@ def run_remote_batch(
     levels, output = levels or Levels(), output or Output()
     suffix = "." + format.lower().lstrip(".")
     settings = describe_settings(fuser, suffix) | levels.to_dict() | output.to_dict()
-    settings |= Aligner(fuser.align, resize).to_dict()
+    settings |= Aligner(fuser.align, resize, field=fuser.align_field).to_dict()
     history = _History(url, settings, suffix)
     shown = {"format": format, "levels": levels, "output": output, "resize": resize}
     run = _Remote(stage, history, fuser, on_error, {**options, **shown})
@@ -194,7 +185,7 @@ class _Remote:
             if record is None:
                 found.append(item)
             else:
-                facts = {key: record.get(key) for key in _KEPT}
+                facts = {key: record.get(key) for key in KEPT}
                 self.results[item.name] = PairResult(item.name, SKIPPED, target, **facts)
         return found
 
@@ -252,7 +243,8 @@ class _Remote:
 
     def _run(self, ready: list[PairItem], local: Path) -> BatchReport:
         try:
-            report = run_batch(ready, local, self.fuser, **self.options)
+            with silently():
+                report = run_batch(ready, local, self.fuser, **self.options)
         except BatchInterrupted as interrupted:
             report = interrupted.report
         self.stopped = report.stopped
@@ -270,7 +262,7 @@ class _Remote:
             if name in done and (error := failures.get(done[name])) is not None:
                 result = PairResult(name, FAILED, error=str(error))
             elif name in done:
-                facts = {key: getattr(result, key) for key in _KEPT}
+                facts = {key: getattr(result, key) for key in KEPT}
                 sizes = {"inputs": self.inputs[name], "size": done[name].stat().st_size}
                 settings = {"name": name, "settings": self.history.key}
                 records.append({**settings, **sizes, **facts})
@@ -283,7 +275,9 @@ class _Remote:
 
     def _record(self, result: PairResult) -> None:
         self.results[result.name] = result
+        self.bar.set_postfix_str(result.name, refresh=False)
         self.bar.update()
+        tell(result)
         if result.status == FAILED and self.on_error is not None:
             with tqdm.external_write_mode():
                 self.on_error(result)
@@ -294,7 +288,7 @@ def _files(items: Sequence[PairItem]) -> Iterator[Path]:
 
 
 def _put_report(url: str, report: BatchReport) -> None:
-    text = json.dumps(report.to_dict() | {"out": url}, indent=1) + "\n"
+    text = "".join(report.json(out=url))
     try:
         put(join(url, REPORT), text.encode())
     except StorageError as error:

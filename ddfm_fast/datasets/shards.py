@@ -30,19 +30,11 @@ from ..priors.state_dict import file_sha256
 from ..storage import objects
 from ..storage.staging import Stage
 from ..storage.urls import as_url, join, name_of
-from .batch import (
-    DONE,
-    FAILED,
-    PENDING,
-    SKIPPED,
-    STOPPED_BY_USER,
-    BatchInterrupted,
-    PairResult,
-    run_batch,
-)
+from .batch import STOPPED_BY_USER, BatchInterrupted, run_batch
 from .history import describe_settings
+from .items import PairItem
 from .output import Output
-from .pairs import PairItem
+from .results import DONE, FAILED, PENDING, SKIPPED, PairResult
 from .shard_files import Portion, Row, count, is_shard, paths_in, portions, sink, suffix_of
 
 if TYPE_CHECKING:

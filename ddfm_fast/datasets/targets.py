@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..files.paths import SUFFIXES
-from .pairs import PairItem
+from .items import PairItem, are_unique
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
@@ -32,30 +32,74 @@ def checked_suffix(format: str) -> str:
     return suffix
 
 
-def checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> dict[str, Path]:
-    """Name → output path, none of which is an input, a folder, or another pair's output."""
+class Targets:
+    """Name → output path: made when it is asked for, as there may be a million."""
+
+    def __init__(self, out: Path, suffix: str):
+        self.out, self.suffix = out, suffix
+
+    def __getitem__(self, name: str) -> Path:
+        return Path(self.text(name))
+
+    def text(self, name: str) -> str:
+        """The path as text."""
+        return os.path.join(self.out, f"{name}{self.suffix}")
+
+
+def checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> Targets:
+    """Where each picture goes: to no input, to no folder, and not where another pair's does."""
     if not items:
         raise ValueError("items is empty; expected at least one pair")
+    if not are_unique(items) and (names := len({item.name for item in items})) < len(items):
+        raise ValueError(f"items: {len(items)} pairs have {names} names; expected unique names")
+    targets = Targets(out, suffix)
     real_folder = functools.lru_cache(maxsize=None)(_real)
-    targets = {item.name: out / f"{item.name}{suffix}" for item in items}
-    if len(targets) < len(items):
-        raise ValueError(
-            f"items: {len(items)} pairs have {len(targets)} names; expected unique names"
-        )
-    inputs = {(real_folder(p.parent), p.name) for item in items for p in (item.ir, item.vis)}
-    for target in targets.values():
-        if (real_folder(target.parent), target.name) in inputs:
-            raise ValueError(f"output {target} would replace an input; choose another --out")
-        if os.path.isdir(target):
-            raise ValueError(f"output {target} is a folder; choose another --out")
+    ours = {real_folder(folder) for folder in {_above(targets, item) for item in items}}
+    theirs = {real_folder(folder) for item in items for folder in item.folders}
+    if common := ours & theirs:  # of other folders no input can be an output
+        _refuse_inputs(items, targets, common, real_folder)
+    for folder in {_above(targets, item) for item in items}:
+        there = _folders_in(folder)
+        for item in items if there else ():
+            target = targets.text(item.name)
+            if os.path.basename(target) in there and os.path.dirname(target) == folder:
+                raise ValueError(f"output {target} is a folder; choose another --out")
     return targets
 
 
-def _real(folder: Path) -> str:
+def _above(targets: Targets, item: PairItem) -> str:
+    return os.path.dirname(targets.text(item.name))
+
+
+def _refuse_inputs(
+    items: Sequence[PairItem], targets: Targets, common: set[str], real: Callable[[str], str]
+) -> None:
+    inputs = {
+        (folder, os.path.basename(file))
+        for item in items
+        for file in item.files
+        if (folder := real(os.path.dirname(file))) in common
+    }
+    for item in items:
+        target = targets.text(item.name)
+        if (real(os.path.dirname(target)), os.path.basename(target)) in inputs:
+            raise ValueError(f"output {target} would replace an input; choose another --out")
+
+
+def _folders_in(folder: str) -> set[str]:
+    """Names of the folders in a folder; none where it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_dir()}
+    except (OSError, ValueError):  # what is wrong with it fails the pairs that go there
+        return set()
+
+
+def _real(folder: str) -> str:
     try:
         return os.path.realpath(folder)
     except ValueError:  # a name that there cannot be: its item fails when it is read or written
-        return os.fspath(folder)
+        return folder
 
 
 def no_room(error: BaseException | None) -> str | None:

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 from ..files.depth import Levels, nodata_of
 from ..files.reading import DEFAULT_MAX_PIXELS, read_picture
 from ..images.ranges import SOURCES, by_source, chosen, ignored
-from .pairs import PairItem
+from .items import PairItem
 
 Ready = Callable[[Sequence[PairItem], str], Iterable[PairItem]]
 

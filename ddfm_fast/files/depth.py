@@ -51,6 +51,15 @@ class Unit(NamedTuple):
     """the value that means nothing, where one does"""
 
 
+class Cut(NamedTuple):
+    """The place of a part in the frame that it was cut from."""
+
+    top: int
+    left: int
+    size: tuple[int, ...]
+    """(height, width) of the frame"""
+
+
 class Sources(NamedTuple):
     """A pair of one depth."""
 
@@ -61,6 +70,16 @@ class Sources(NamedTuple):
     """of ``ir`` and ``vis``: bool [H, W], where there is no data; or how much, from 0 to 1"""
     units: tuple[Unit, ...] = ()
     """of ``ir`` and ``vis``"""
+    cut: Cut | None = None
+    """what these are a part of"""
+
+    def cropped(self, rows: slice, columns: slice) -> Sources:
+        """These rows and columns of all of it."""
+        part = rows, columns
+        holes = tuple(None if hole is None else hole[part] for hole in self.holes)
+        units = tuple(unit._replace(values=unit.values[part]) for unit in self.units)
+        cut = Cut(rows.start, columns.start, self.vis.shape[:2])
+        return Sources(self.ir[part], self.vis[part], (holes[0], holes[1]), units, cut)
 
     def mended(self, fused: Array) -> Array:
         """A result, cropped at most, that shows the other source where one has no data."""

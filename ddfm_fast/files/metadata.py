@@ -76,6 +76,20 @@ class Geo(NamedTuple):
                 found[tag] = numbers(DOUBLE, scaled)
         return found
 
+    def cut(self, top: int, left: int, size: tuple[int, int]) -> Geo:
+        """The place of a part of the picture, of ``size``, whose first pixel is (top, left)."""
+        found = dict(self.tags)
+        if _TIEPOINTS in found:  # I, J, K of the picture, X, Y, Z on the earth, for each point
+            less = left, top, 0, 0, 0, 0
+            points = found[_TIEPOINTS].numbers
+            found[_TIEPOINTS] = numbers(DOUBLE, (v - less[n % 6] for n, v in enumerate(points)))
+        if _TRANSFORMATION in found:  # rows of 4, of (I, J, K, 1)
+            m = list(found[_TRANSFORMATION].numbers)
+            for row in range(0, len(m), 4):
+                m[row + 3] += m[row] * left + m[row + 1] * top
+            found[_TRANSFORMATION] = numbers(DOUBLE, m)
+        return Geo(found, size)
+
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:

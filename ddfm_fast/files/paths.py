@@ -19,6 +19,12 @@ DEEP_SUFFIXES = (".png", ".tif", ".tiff")
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".m4v", ".ts")
 """of video files, which are not images"""
 
+_RESERVED = '<>:"|?*/\\'
+_DEVICES = {
+    *("CON", "PRN", "AUX", "NUL"),
+    *(f"{name}{n}" for name in ("COM", "LPT") for n in "123456789¹²³"),
+}
+
 
 class ImageFileError(ValueError):
     """A file or folder that cannot be read, written or paired; the message names it and the fix."""
@@ -34,6 +40,8 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
         ImageFileError: What could not be written.
     """
     path = check_path(path)
+    if why := reserved(path.name):
+        raise ImageFileError(f"{path}: {why}; choose another name")
     if (found := look(path)) is not None and not stat.S_ISREG(found.st_mode):
         raise ImageFileError(f"{path}: exists and is not a regular file; choose another name")
     target = Path(os.path.realpath(path))
@@ -144,6 +152,21 @@ def check_path(path: str | os.PathLike[str]) -> Path:
             f"{str(path)!a}: has characters that no file name here can have; rename it"
         ) from None
     return Path(path)
+
+
+def reserved(name: str, windows: bool = os.name == "nt") -> str:
+    """Say why Windows would write a file of that name elsewhere or not at all; "" where it would.
+
+    ``NUL.png`` is a device there, ``a:b.png`` a hidden stream of the file ``a``, and the dot at the
+    end of ``a.`` is dropped. On other systems every name is a file's.
+    """
+    if not windows:
+        return ""
+    if found := sorted({c for c in name if c in _RESERVED or ord(c) < 32}):
+        return f"Windows has no {' '.join(found)!r} in names"
+    if name.partition(".")[0].rstrip(" ").upper() in _DEVICES:
+        return "Windows keeps that name for a device"
+    return "Windows drops the dot or blank at the end" if name[-1:] in (".", " ") else ""
 
 
 def _make_dir(path: Path) -> None:

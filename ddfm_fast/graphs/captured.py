@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,7 +82,11 @@ class CapturedLoop(Captured):
             else:
                 self._begin = capture.capture(self.loop.begin)
                 self.steps_a_replay = 1
-                self.replay = capture.capture(self._some_any_steps)
+                if self.loop.kept is None:
+                    self.replay = capture.capture(self._some_any_steps)
+                else:  # the second reads what the first keeps, in the memory of the first
+                    self.replay = capture.capture(self._any_step)
+                    self._replay_reused = capture.capture(partial(self._any_step, 1))
                 if len(self.rows) % self.steps_a_replay:
                     self._replay_one = capture.capture(self._any_step)
                 self._finish = capture.capture(self.loop.finish)
@@ -115,9 +120,12 @@ class CapturedLoop(Captured):
         for _ in range(self.steps_a_replay - 1):
             self._any_step()
 
-    def _any_step(self) -> None:
-        """The next step, which a replay finds by the counter on the device."""
-        self.loop.step(0, self.loop.next_conditioning())
+    def _any_step(self, like: int = 0) -> None:
+        """The next step, which a replay finds by the counter on the device.
+
+        ``like``: a step that reuses deep layers as it does.
+        """
+        self.loop.step(like, self.loop.next_conditioning())
 
     def load(self, i: Tensor, v: Tensor, seed: int, x_start: Tensor | None = None) -> None:
         """See :meth:`Loop.load`; the device first finishes the call before."""
@@ -133,13 +141,17 @@ class CapturedLoop(Captured):
             self._begin()
             if self.steps_a_replay == 1:
                 for s in steps:
-                    self.replay()
+                    self._replay_step(s)
                     self.loop.report(s, callback)
             else:
                 self._replay_all()
             self._finish()
         finally:  # a callback may raise
             self.capture.record()
+
+    def _replay_step(self, s: int) -> None:
+        whole = s % self.loop.config.reuse == 0
+        (self.replay if whole else self._replay_reused)()
 
     def _replay_all(self) -> None:
         graphs, rest = divmod(len(self.rows), self.steps_a_replay)

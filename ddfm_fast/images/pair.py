@@ -21,9 +21,9 @@ COLORS = (True, False, "ir", "vis")
 that of the named source"""
 
 
-Align = Callable[[Raw, Raw, str], tuple[Raw, Tensor | None]]
+Align = Callable[[Raw, Raw, str], tuple[Raw, Raw, Tensor | None]]
 """of what was read of both sources and the index of the arguments' names: the first brought to the
-second, and where it counts, [N, 1, H, W] from 0 to 1; None for everywhere"""
+second, that one, and where the first counts, [N, 1, H, W] from 0 to 1; None for everywhere"""
 
 
 class Pair(NamedTuple):
@@ -116,7 +116,7 @@ def read_pair(
         )
         for name, image in (("ir", ir), ("vis", vis))
     )  # fmt: skip
-    a, counts = (a, None) if align is None else align(a, b, index)
+    a, b, counts = (a, b, None) if align is None else align(a, b, index)
     _check_sizes(a, b, least, index)
     seen = pixels.seen(a, b)
     for sentence in unlikely(*seen, index):

@@ -136,7 +136,8 @@ class FuseBatch:
         if not any(isinstance(one, str | bytes | os.PathLike) for one in (ir, vis)):
             return _Ready(np.asarray(ir), np.asarray(vis), self.levels.value_range)
         a, b = (self._picture(one) for one in (ir, vis))
-        found = Aligner(self.fuser.align).sources(sources(a, b, self.levels))
+        aligner = Aligner(self.fuser.align, field=self.fuser.align_field)
+        found = aligner.sources(sources(a, b, self.levels))
         return _Ready(found.ir, found.vis, "dtype", found)
 
     def _picture(self, given: Any) -> np.ndarray:

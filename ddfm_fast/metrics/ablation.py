@@ -24,8 +24,9 @@ from typing import Any
 
 from ..api import Fuser
 from ..config import SAMPLER_NAMES, VARIANT_NAMES, FuseConfig
-from ..datasets.batch import FAILED, PairResult, run_batch
-from ..datasets.pairs import PairItem
+from ..datasets.batch import run_batch
+from ..datasets.items import PairItem
+from ..datasets.results import FAILED, PairResult
 from ..files.depth import Levels
 from ..method import PRIOR_ALONE_START, Diffusion, EMAlone, MethodMaker, PriorAlone
 from ..rectify import get_variant

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..datasets.pairs import PairItem
+from ..datasets.items import PairItem
 from ..files.depth import Levels, read_sources
 from ..files.paths import READ_SUFFIXES, few, image_files
 from ..files.reading import DEFAULT_MAX_PIXELS, read_image

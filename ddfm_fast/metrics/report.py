@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..datasets.pairs import PairItem
+from ..datasets.items import PairItem
 from ..files.packed import read_pair
 from ..files.paths import atomic_write_bytes
 from ..files.reading import DEFAULT_MAX_PIXELS

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..images.containers import without_data
 from .conditioning import Conditioning
 from .prior import EPS_DTYPES, Prior, same_device
+from .reuse import Kept, evaluator_of
 
 
 class CallablePrior(Prior):
@@ -67,6 +68,11 @@ class CallablePrior(Prior):
             known = self.answer(zeros, self.conditioning(torch.tensor([0]))[0]).shape[1] == 6
         return bool(known)
 
+    @property
+    def reuses(self) -> bool:  # type: ignore[override]
+        """Whether the layers of the callable are known: of a network of ours or of diffusers."""
+        return evaluator_of(self.function) is not None
+
     def to(self, device: str | torch.device) -> CallablePrior:
         """Give this prior on a device; modules are copied, plain callables get x on that device."""
         device = torch.device(device)
@@ -99,21 +105,27 @@ class CallablePrior(Prior):
         return Conditioning(timesteps[:, None], lambda row: row[0])
 
     @torch.no_grad()
-    def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
+    def eps(
+        self, x: Tensor, cond: Any, *, variance: bool = False, kept: Kept | None = None
+    ) -> Tensor:
         self.check_input(x, variance)
-        out = self.answer(x, cond)
+        out = self.answer(x, cond, kept)
         if variance and out.shape[1] != 6:
             raise ValueError("prior: the callable returned no variance half, expected 6 channels")
         out = out if variance else out[:, :3]
         return out if out.dtype in EPS_DTYPES else out.float()
 
     @torch.no_grad()
-    def answer(self, x: Tensor, cond: Tensor) -> Tensor:
+    def answer(self, x: Tensor, cond: Tensor, kept: Kept | None = None) -> Tensor:
         """Call the function on x at one timestep, and check what it gives."""
         own = x.to(self.dtype)
         if own is x:  # what the function does to its x in place must not change ours
             own = x.clone(memory_format=torch.preserve_format)
-        out = self.function(own, cond.repeat(len(x)))
+        times = cond.repeat(len(x))
+        if kept is None or (evaluate := evaluator_of(self.function)) is None:
+            out = self.function(own, times)
+        else:
+            out = evaluate(own, times, kept)
         if not isinstance(out, Tensor):
             out = getattr(out, "sample", out)
         _require_dense(out)

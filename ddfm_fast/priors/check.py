@@ -24,6 +24,8 @@ LEAST_GAIN = 1.0
 """decibels by which each of them must become better"""
 LEAST_LIKENESS = 0.9
 """cosine of the angle between pure noise and what is found of it"""
+SAME = 1e-3
+"""of the largest ε: how far two answers to one question may lie apart"""
 _SIDE = 128
 
 
@@ -35,6 +37,17 @@ class Row(NamedTuple):
     before: float
     """PSNR in decibels, likewise ``after``"""
     after: float
+
+
+class Answer(NamedTuple):
+    """What a prior says of a noisy picture: tensors [1, C, H, W] in the units of [−1, 1]."""
+
+    sigma: float
+    noise: Tensor
+    x: Tensor
+    """x_t, what it was asked about"""
+    eps: Tensor
+    timestep: int
 
 
 class Check(NamedTuple):
@@ -65,8 +78,8 @@ class Check(NamedTuple):
 def check(prior: Prior) -> Check:
     """Let a prior denoise a picture at three levels, and look at pure noise through it.
 
-    Four evaluations at 128×128 pixels; where it fails, some for each mistake that people make:
-    another prediction, time in other units, pictures of another range.
+    Five evaluations at 128×128 pixels, one of them a repetition; where it fails, some for each
+    mistake that people make: another prediction, time in other units, pictures of another range.
 
     Args:
         prior: What ``load_prior`` or ``wrap`` gave.
@@ -81,34 +94,56 @@ def check(prior: Prior) -> Check:
     return found if found.good else found._replace(hints=_hints(prior, found))
 
 
-@torch.inference_mode()
-def _tried(prior: Prior) -> Check:
-    clean = _picture(prior)
+def answers(prior: Prior) -> Iterator[Answer]:
+    """Ask for the noise of one photograph at each of ``SIGMAS``; always the same noise."""
+    clean = picture_for(prior)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    rows = []
     for wanted in SIGMAS:
         t = int((prior.noise_levels - wanted).abs().argmin())
         sigma = float(prior.noise_levels[t])
-        eps = _eps(prior, (clean + sigma * noise) / math.hypot(1, sigma), t)
-        after = clean + sigma * (noise - eps)
-        rows.append(Row(sigma * 127.5, _psnr(sigma * noise), _psnr(after - clean)))
-    last = len(prior.noise_levels) - 1
+        x = (clean + sigma * noise) / math.hypot(1, sigma)
+        yield Answer(sigma, noise, x, _eps(prior, x, t), t)
+
+
+@torch.inference_mode()
+def _tried(prior: Prior) -> Check:
+    rows, answer = [], None
+    for answer in answers(prior):
+        after = answer.sigma * (answer.noise - answer.eps)
+        sizes = decibels(answer.sigma * answer.noise), decibels(after)
+        rows.append(Row(answer.sigma * 127.5, *sizes))
+    assert answer is not None
+    _require_one_answer(prior, answer)
+    last, noise = len(prior.noise_levels) - 1, answer.noise
     eps = _eps(prior, noise, last)
     likeness = torch.nn.functional.cosine_similarity(eps.flatten(), noise.flatten(), dim=0)
     return Check(rows, float(likeness), [])
+
+
+def _require_one_answer(prior: Prior, answer: Answer) -> None:
+    """ValueError where a prior answers the same question otherwise the second time."""
+    again = _eps(prior, answer.x, answer.timestep)
+    scale = answer.eps.abs().max().clamp(min=1)
+    if not bool((again - answer.eps).abs().max() <= SAME * scale):
+        raise ValueError(
+            f"prior {prior.name!r} gives two answers to one question: it keeps state from call to "
+            "call, draws numbers, or is in training mode (module.eval()); expected a function of "
+            "x and t alone"
+        )
 
 
 def _eps(prior: Prior, x: Tensor, t: int) -> Tensor:
     return prior.eps(x, prior.conditioning(torch.tensor([t]))[0]).float()
 
 
-def _psnr(error: Tensor) -> float:
+def decibels(error: Tensor) -> float:
+    """PSNR of an error, in pictures of [−1, 1]."""
     power = float(error.square().mean())
     return 10 * math.log10(4 / power) if power > 0 else math.inf
 
 
-def _picture(prior: Prior) -> Tensor:
+def picture_for(prior: Prior) -> Tensor:
     """A photograph of the package in [−1, 1], [1, C, H, W] on the prior's device."""
     with as_file(files("ddfm_fast") / "assets" / "sentinel2_visible.png") as path:
         rgb = read_image(path)

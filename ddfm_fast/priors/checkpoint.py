@@ -9,12 +9,14 @@ weights are never left random.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -220,7 +222,11 @@ def save_unet(
         k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in unet.state_dict().items()
     }
     if bad := not_finite(tensors):
-        raise ValueError(f"dtype: {dtype} cannot hold the weights of {some(bad)}; use bfloat16")
+        largest = max(float(v.abs().max()) for k, v in unet.state_dict().items() if k in bad)
+        raise ValueError(
+            f"dtype: {dtype} cannot hold the weights of {some(bad)}, up to {largest:.4g}; use "
+            "bfloat16"
+        )
     metadata = {
         FORMAT_KEY: str(FORMAT_VERSION),
         CONFIG_KEY: json.dumps({**unet.config.to_dict(), **(prior or {})}),
@@ -230,4 +236,15 @@ def save_unet(
             metadata[key] = json.dumps(value)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata)
+        _check_written(temporary, tensors)
     return Path(path)
+
+
+def _check_written(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Read a file again; OSError where it does not hold what was written."""
+    with safe_open(path, framework="pt") as file:
+        whole = set(file.keys()) == tensors.keys() and all(
+            torch.equal(file.get_tensor(k), v) for k, v in tensors.items()
+        )
+    if not whole:
+        raise OSError(errno.EIO, "what was written cannot be read again")

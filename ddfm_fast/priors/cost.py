@@ -25,6 +25,7 @@ from .ops.base import Feature, Ops
 from .ops.fused import FusedOps
 from .ops.onepass import OnePassOps
 from .ops.plain import PlainOps
+from .reuse import Kept
 from .unet import UNet
 from .unet_config import UNetConfig
 
@@ -260,11 +261,13 @@ def engine_cost(
     *,
     fused: bool = True,
     out_channels: int | None = 3,
+    reused: bool = False,
 ) -> Cost:
     """The cost of one forward of a network on n images of height x width.
 
     ``fused``: with our kernels, as on CUDA; else with PyTorch's operators. Activations only: the
-    weights, cuDNN's workspaces and the sampler's planes come on top.
+    weights, cuDNN's workspaces and the sampler's planes come on top. ``reused``: of a forward whose
+    deep layers are kept from the one before, see :mod:`.reuse`.
     """
     unet = _meta_unet(config, dtype)
     recorder = _Recorder()
@@ -280,7 +283,12 @@ def engine_cost(
         x = torch.empty(n, config.in_channels, height, width, dtype=dtype, device="meta")
         recorder.layer = "ends"
         with recorded(recorder):
-            engine(x, step, out_channels and min(out_channels, config.in_channels))
+            outs = out_channels and min(out_channels, config.in_channels)
+            kept = Kept(2) if reused else None
+            engine(x, step, outs, kept)
+            if kept is not None:
+                recorder.cost = Cost()
+                engine(x, step, outs, kept.at(1))
     return recorder.cost
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -25,6 +26,7 @@ from ddfm_fast.runtime import threads
 
 from .ops.base import Conv, Feature, Norm, Ops
 from .ops.choice import ops_for
+from .reuse import Kept
 from .timesteps import BlockCondition, StepCondition, mixed
 from .unet import AttentionBlock, Downsample, ResBlock, Stage, UNet, Upsample
 
@@ -115,6 +117,8 @@ class Engine:
         self.down = [_stage(names, cast(Stage, stage)) for stage in unet.input_blocks[1:]]
         self.middle = _stage(names, unet.middle_block.values())
         self.up = [_stage(names, cast(Stage, stage)) for stage in unet.output_blocks]
+        self.top = self.config.num_res_blocks
+        """stages of the full resolution on the way down; one more on the way up"""
         self.norm = _norm(names, unet.output_norm)
         self.last = _conv(names, unet.output_conv)
         self.in_graphs: Engine | None = None
@@ -123,20 +127,29 @@ class Engine:
             self.in_graphs = copy.copy(self)
             self.in_graphs.ops = traced
 
-    def __call__(self, x: Tensor, step: StepCondition, out_channels: int | None = None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        step: StepCondition,
+        out_channels: int | None = None,
+        kept: Kept | None = None,
+    ) -> Tensor:
         """Evaluate x [N, C, H, W] in any floating dtype at ``step``, an item of ``conditioning``.
 
         [N, out_channels or all, H, W] in the weights' dtype; with ``sigma_data`` in that of x, so
         that at high noise a float32 x_t passes into eps without a low-precision network's rounding.
+        ``kept``: of the deep layers, see :mod:`.reuse`.
         """
         if self.in_graphs is not None and torch.compiler.is_compiling():
-            return self.in_graphs(x, step, out_channels)
+            return self.in_graphs(x, step, out_channels, kept)
         if not self.ops.OWN_THREADS or torch.compiler.is_compiling():
-            return self._evaluate(x, step, out_channels)
+            return self._evaluate(x, step, out_channels, kept)
         with threads.for_ours():
-            return self._evaluate(x, step, out_channels)
+            return self._evaluate(x, step, out_channels, kept)
 
-    def _evaluate(self, x: Tensor, step: StepCondition, out_channels: int | None) -> Tensor:
+    def _evaluate(
+        self, x: Tensor, step: StepCondition, out_channels: int | None, kept: Kept | None
+    ) -> Tensor:
         unshuffle = self.config.pixel_unshuffle
         pixels = x.to(self.last.weight.dtype)
         if unshuffle > 1:
@@ -144,15 +157,26 @@ class Engine:
         h = self.ops.first(pixels.contiguous(memory_format=torch.channels_last), self.first)
         del pixels  # a copy of x, which would live as long as the forward
         blocks, skips = step.blocks, [h]
-        for stage in self.down:
+        for stage in self.down[: self.top]:
             h = self.run_stage(stage, (h,), blocks)
             skips.append(h)
-        h = self.run_stage(self.middle, (h,), blocks)
-        for stage in self.up:
+        h = self._deep(h, blocks) if kept is None else kept.of(partial(self._deep, h, blocks))
+        for stage in self.up[-self.top - 1 :]:
             h = self.run_stage(stage, (h, skips.pop()), blocks)
         out = self.ops.last(h, self.norm, self._last(out_channels))
         out = F.pixel_shuffle(out, unshuffle) if unshuffle > 1 else out
         return out if step.mix is None else mixed(x, out, step.mix)
+
+    def _deep(self, h: Feature, blocks: Blocks) -> Feature:
+        """All from the first downsampling to the last upsampling."""
+        skips = []
+        for stage in self.down[self.top :]:
+            h = self.run_stage(stage, (h,), blocks)
+            skips.append(h)
+        h = self.run_stage(self.middle, (h,), blocks)
+        for stage in self.up[: -self.top - 1]:
+            h = self.run_stage(stage, (h, skips.pop()), blocks)
+        return h
 
     def run_stage(self, stage: list[Layer], parts: tuple[Feature, ...], blocks: Blocks) -> Feature:
         """Run layers in order; the first of them reads all parts."""

@@ -20,6 +20,7 @@ from .hf import Folder, read_folder
 from .load import ASSETS, load_prior
 from .predictions import PREDICTIONS
 from .prior import Prior
+from .reuse import Kept, evaluator_of
 from .state_dict import file_sha256, files_of, read_tensors, weights_sha256
 from .unet_config import UNetConfig
 from .wrapped import SIGMAS
@@ -50,8 +51,9 @@ def inspect(
         What :func:`.checkpoint.describe` gives (of a folder, what it has of that), and family,
         channels, prediction, schedule, trained_at (pixels, or None), license (or None), cost
         (for each of ``COST_SIZES`` flops, peak_bytes with the weights, seconds: an estimate by the
-        FLOP of a forward at 64 pixels), missing (what to say besides, and the option for it) and
-        assumed (what the file does not say and is taken).
+        FLOP of a forward at 64 pixels, reused: the share of the FLOP that a step takes which reuses
+        deep layers, None where they are not known), missing (what to say besides, and the option
+        for it) and assumed (what the file does not say and is taken).
 
     Raises:
         ValueError: It is no prior, as :func:`.load.load_prior` says.
@@ -67,10 +69,11 @@ def inspect(
     loaded = _loaded(path, {**(config or {}), **(_GUESS if found["unknown"] else {})})
     dtype = torch.float32
 
-    def cost(height: int, width: int) -> Cost:
+    def cost(height: int, width: int, reused: bool = False) -> Cost:
         return engine_cost(
-            unet, 1, height, width, dtype, fused=False, out_channels=unet.in_channels
-        )
+            unet, 1, height, width, dtype, fused=False, out_channels=unet.in_channels,
+            reused=reused,
+        )  # fmt: skip
 
     return {
         **found,
@@ -138,6 +141,7 @@ def _costs(cost: Any, prior: Prior | None, parameters: int, timed: bool) -> dict
         side = -(-_TIMED_SIDE // prior.multiple) * prior.multiple
         rate = _seconds(prior, side) / max(cost(side, side).flops, 1)
     found = {}
+    reuses = prior is not None and prior.reuses
     for size in COST_SIZES:
         multiple = 1 if prior is None else prior.multiple
         height, width = (-(-n // multiple) * multiple for n in size)
@@ -146,6 +150,7 @@ def _costs(cost: Any, prior: Prior | None, parameters: int, timed: bool) -> dict
             "flops": paper.flops,
             "peak_bytes": paper.peak_bytes + 4 * parameters,
             "seconds": None if rate is None else float(f"{paper.flops * rate:.3g}"),
+            "reused": cost(height, width, True).flops / paper.flops if reuses else None,
         }
     return found
 
@@ -220,9 +225,16 @@ def _diffusers_cost(folder: Folder) -> Any:
     with torch.device("meta"):
         model = UNet2DModel.from_config(folder.config).eval().requires_grad_(False)
 
-    def cost(height: int, width: int) -> Cost:
+    evaluate = evaluator_of(model)
+
+    def cost(height: int, width: int, reused: bool = False) -> Cost:
         x = torch.empty(1, folder.config.get("in_channels", 3), height, width, device="meta")
-        return cost_of(model, x, torch.zeros(1, device="meta"), attention=True)
+        t = torch.zeros(1, device="meta")
+        if not reused or evaluate is None:
+            return cost_of(model, x, t, attention=True)
+        kept = Kept(2)
+        cost_of(evaluate, x, t, kept.at(0), attention=True)
+        return cost_of(evaluate, x, t, kept.at(1), attention=True)
 
     return cost
 

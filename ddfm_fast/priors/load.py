@@ -54,7 +54,8 @@ def load_prior(
     ``spec``: "embedded" (the small network that comes with the package, read once per process), the
     path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint or its URL, the folder
     of a diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
-    (:class:`CallablePrior`), or a :class:`Prior`, which comes back as it is.
+    (:class:`CallablePrior`), or a :class:`Prior`, which comes back as it is. A module of ours is
+    copied as it is now; what trains on has to be loaded again.
     ``config``: guided-diffusion's ``UNetModel`` keywords for what a checkpoint does not say
     (mostly ``num_head_channels`` or ``num_heads``), and the prior's own: ``noise_schedule``
     ("linear" | "cosine"), ``num_train_timesteps``, ``alphas`` (of any other process),
@@ -110,7 +111,8 @@ def _prior_of(
         prior = _from_path(spec, config, device, dtype)
     elif isinstance(spec, UNet):
         unet_dtype = spec.dtype if dtype is None else PRECISIONS[dtype]
-        unet = optimized(spec, torch.device(device or spec.device), unet_dtype)
+        # whole: of a network that trains on, some layers would follow and others not
+        unet = optimized(spec, torch.device(device or spec.device), unet_dtype, copied=True)
         prior = _of_network(unet, {"tf32": dtype == "tf32", **_prior_keywords(config)})
     elif callable(spec) and not isinstance(spec, type):
         input_dtype = None if dtype is None else PRECISIONS[dtype]

@@ -22,6 +22,7 @@ from .ops.onepass import OnePassOps
 from .ops.plain import PlainOps
 from .precision import PRECISIONS, check_precision, cpu_has, float32_products
 from .prior import Prior, same_device
+from .reuse import Kept
 from .state_dict import not_finite, some, weights_sha256
 from .unet import UNet
 
@@ -81,6 +82,7 @@ class UNetPrior(Prior):
         self.tf32, self.compiled = tf32 and self.dtype == torch.float32, compiled
         self.engine = Engine(unet, PlainOps() if compiled else None)
         # our own layers add in one order; oneDNN and cuDNN choose theirs by threads and batch
+        self.reuses = not compiled
         self.reproducible = isinstance(self.engine.ops, NativeOps) and not compiled
         self._evaluate = _compiled(self.engine.__call__, self.device) if compiled else self.engine
 
@@ -130,14 +132,17 @@ class UNetPrior(Prior):
         return self.unet.conditioning(self.network_timesteps(timesteps))
 
     @torch.no_grad()
-    def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
+    def eps(
+        self, x: Tensor, cond: Any, *, variance: bool = False, kept: Kept | None = None
+    ) -> Tensor:
         self.check_input(x, variance)
         with self._products():
             wanted = None if variance else self.channels
+            more = () if kept is None else (kept,)
             if self.device.type == "cpu" and not self.reproducible and len(x) > 1:
                 # oneDNN picks its algorithm by the batch
-                return torch.cat([self._evaluate(one, cond, wanted) for one in x.split(1)])
-            return self._evaluate(x, cond, wanted)
+                return torch.cat([self._evaluate(one, cond, wanted, *more) for one in x.split(1)])
+            return self._evaluate(x, cond, wanted, *more)
 
     def _products(self) -> AbstractContextManager[None]:
         """How float32 is multiplied in ``eps``."""
@@ -146,8 +151,10 @@ class UNetPrior(Prior):
         return float32_products(self.tf32, convolutions=self.compiled)
 
 
-def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
-    """Lay a network out for a device; tensors that fit already are shared, not copied.
+def optimized(
+    unet: UNet, device: torch.device, dtype: torch.dtype, *, copied: bool = False
+) -> UNet:
+    """Lay a network out for a device; tensors that fit already are shared, unless ``copied``.
 
     Convolutions are in channels_last, and qkv in the order in which attention reads it. Upsampling
     is folded on CPUs, where it was measured to win.
@@ -156,9 +163,9 @@ def optimized(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
         ValueError: Weights are beyond the range of bfloat16.
     """
     tensors = {
-        k: v.to(device, dtype, memory_format=torch.channels_last)
+        k: v.to(device, dtype, memory_format=torch.channels_last, copy=copied)
         if v.ndim == 4
-        else v.to(device, dtype)
+        else v.to(device, dtype, copy=copied)
         for k, v in unet.state_dict().items()
     }
     low = dtype == torch.bfloat16 and device.type == "cpu"

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..schedule import check_alphas, make_schedule
+from ..schedule import LEAST_LINEAR, check_alphas, make_betas, make_schedule
 from .conditioning import Conditioning
 from .origin import Origin, Sent, arrive
+from .reuse import Kept
 
 EPS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 """what a prior may answer in"""
@@ -52,6 +53,7 @@ class Prior:
         reproducible: Whether ``eps`` has the same bytes for any number of threads and of images at
             once, on one machine and build.
         origin: The name or path that it was loaded from, by which it is pickled; else None.
+        reuses: Whether ``eps`` takes what is kept of its deep layers (``reuse``).
         foreign: Whether ``eps`` runs code of others, which may not repeat itself in a CUDA graph.
     """
 
@@ -61,6 +63,7 @@ class Prior:
     reproducible: bool = False
     origin: Origin | None = None
     foreign: bool = False
+    reuses: bool = False
 
     def __init__(
         self,
@@ -86,6 +89,8 @@ class Prior:
             most = LARGEST[key]  # a file may say it, and memory is taken by it
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
                 raise ValueError(f"config: {key}={value!r}, expected an integer, 1 to {most}")
+        if alphas is None and num_train_timesteps < LEAST_LINEAR:
+            make_betas(noise_schedule, num_train_timesteps)  # which says why not
         if not isinstance(rescale_timesteps, bool):
             raise ValueError(f"config: rescale_timesteps={rescale_timesteps!r}, expected a bool")
         self.name, self.multiple = name, multiple
@@ -143,7 +148,9 @@ class Prior:
         """Make one item for each of the training timesteps [S], to hand to ``eps``."""
         raise NotImplementedError
 
-    def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
+    def eps(
+        self, x: Tensor, cond: Any, *, variance: bool = False, kept: Kept | None = None
+    ) -> Tensor:
         """Predict the noise [N, 3, H, W] of x [N, 3, H, W] float32, without autograd.
 
         Args:
@@ -151,6 +158,7 @@ class Prior:
             cond: An item of ``conditioning``.
             variance: Return [N, 6, H, W]; the second half is the learned-range interpolation
                 weight v in [-1, 1] (Nichol and Dhariwal 2021, eq. 15).
+            kept: What a loop keeps of the deep layers; given only where ``reuses``.
 
         Returns:
             The prediction as the network leaves it, in any memory format, and float32, bfloat16
@@ -235,6 +243,19 @@ class Prior:
                 f"variance: prior {self.name!r} predicts no variance; "
                 "use a sampler with a fixed one"
             )
+
+    def check_reuse(self, every: int) -> None:
+        """Raise ValueError where deep layers are to be reused and are not known."""
+        if every == 1 or self.reuses:
+            return
+        if self.compiled:
+            why = "runs through torch.compile, which evaluates all of it; leave out compile"
+        else:
+            why = (
+                "is code whose layers are not known; expected 1, or a UNet of ddfm_fast, "
+                "guided-diffusion or diffusers (UNet2DModel of two levels or more)"
+            )
+        raise ValueError(f"reuse is {every}, but prior {self.name!r} {why}")
 
     def keywords(self) -> dict[str, Any]:
         """Give the name and the ``PRIOR_KEYWORDS``, to make another like this one."""

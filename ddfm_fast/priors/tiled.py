@@ -23,6 +23,7 @@ from torch import Tensor
 from ..runtime.memory import SAMPLER_PLANES, free_bytes, free_host_bytes
 from .conditioning import Conditioning
 from .prior import Prior
+from .reuse import Kept, passed
 
 LEAST, MOST = 64, 65536
 """sides of tiles that may be asked for"""
@@ -81,6 +82,7 @@ class TiledPrior(Prior):
         self.inner, self.tile = inner, tile
         self.tf32, self.compiled, self.channels = inner.tf32, inner.compiled, inner.channels
         self.reproducible, self.foreign = inner.reproducible, inner.foreign
+        self.reuses = inner.reuses
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -152,11 +154,14 @@ class TiledPrior(Prior):
         return side
 
     @torch.no_grad()
-    def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
+    def eps(
+        self, x: Tensor, cond: Any, *, variance: bool = False, kept: Kept | None = None
+    ) -> Tensor:
         """See :meth:`Prior.eps`; float32 where the picture is tiled."""
+        options: Any = {"variance": variance, **passed(kept)}
         side = self.tile_at(*x.shape[-2:])
         if not side:
-            return self.inner.eps(x, cond, variance=variance)
+            return self.inner.eps(x, cond, **options)
         self.check_input(x, variance)
         rows, columns = (self._spans(n, side) for n in x.shape[-2:])
         channels = self.channels * (2 if variance else 1)
@@ -164,7 +169,7 @@ class TiledPrior(Prior):
         for top, down in rows:
             for left, across in columns:
                 part = (..., slice(top, top + len(down)), slice(left, left + len(across)))
-                eps = self.inner.eps(x[part].contiguous(), cond, variance=variance)
+                eps = self.inner.eps(x[part].contiguous(), cond, **options)
                 # product and sum apart: fused, they would round otherwise at a vector's end
                 out[part] += (eps.float() * down[:, None]).mul_(across)
         return out

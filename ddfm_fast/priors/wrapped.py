@@ -16,6 +16,7 @@ from .conditioning import Conditioning
 from .network import UNetPrior
 from .predictions import PREDICTIONS, Level, Prediction
 from .prior import EPS_DTYPES
+from .reuse import Kept
 
 SIGMAS = (0.002, 80.0)
 """of the networks of EDM and of consistency models"""
@@ -81,12 +82,14 @@ class WrappedPrior(CallablePrior):
         return line.scale * half, middle, time, line.of_x, of_out, offset
 
     @torch.no_grad()
-    def eps(self, x: Tensor, cond: Any, *, variance: bool = False) -> Tensor:
+    def eps(
+        self, x: Tensor, cond: Any, *, variance: bool = False, kept: Kept | None = None
+    ) -> Tensor:
         self.check_input(x, variance)
         scale, shift, time, of_x, of_out, offset = cond
         if self._counts:
             time = time.long()
-        out = self.answer(x * scale + shift, time)[:, : self.channels]
+        out = self.answer(x * scale + shift, time, kept)[:, : self.channels]
         out = out if out.dtype in EPS_DTYPES else out.float()
         return x * of_x + out.float() * of_out + offset
 
@@ -107,7 +110,11 @@ class NetworkFunction:
         self.__name__, self.activation_bytes = prior.name, prior.activation_bytes
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.prior.eps(x.float(), self.prior.unet.conditioning(t[:1])[0])
+        return self.with_kept(x, t)
+
+    def with_kept(self, x: Tensor, t: Tensor, kept: Kept | None = None) -> Tensor:
+        """Evaluate by what is kept of the deep layers."""
+        return self.prior.eps(x.float(), self.prior.unet.conditioning(t[:1])[0], kept=kept)
 
     def on_device(self, device: torch.device) -> NetworkFunction:
         """Give this one there."""

@@ -35,6 +35,7 @@ VARIABLES = {
     ),
     "DDFM_FAST_CACHE": Variable("folder of compiled CPU kernels", "~/.cache/ddfm_fast"),
     "DDFM_FAST_NVTX": Variable("1 marks ranges for Nsight", "0"),
+    "DDFM_FAST_CONFIG": Variable("file of options for commands without --config", "none"),
     "DDFM_FAST_DEBUG": Variable("1 lets tracebacks out", "0"),
 }
 

@@ -40,7 +40,7 @@ class InGraphs:
             prior.fingerprint, sorted(keywords.items()), prior.precision,
             getattr(prior, "compiled", False), repr(replace(self.config, summary="")),
             type(method).__name__, method.part, self.device.type, self.backend[:2],
-            *([] if self.align in ("check", "off") else [repr(self.align)]),
+            *([] if self.align in ("check", "off") else [repr(self.align), self.align_field]),
             str(getattr(self.tiled, "tile", "off")),
         )  # fmt: skip
         return f"fuser {hashlib.sha256(repr(decides).encode()).hexdigest()[:16]}"

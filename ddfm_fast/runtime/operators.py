@@ -54,7 +54,8 @@ def traced(call: Call) -> Call:
         from .breaks import outside
 
         many = isinstance(ir, (list, tuple))
-        if not _fits_graph(ir, vis, given):
+        cropped = self.align_field == "common"  # to a size that the pictures decide
+        if cropped or not _fits_graph(ir, vis, given):
             return outside(run, self, ir, vis, given)
         seed, color, progress = (
             getattr(self, name) if given.get(name) is None else given[name]

@@ -24,6 +24,7 @@ def open_own(path: Path, flags: int = 0) -> int:
     """
     link = OSError(errno.EEXIST, f"{path.name} is a link or no file: remove it")
     only = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    only |= getattr(os, "O_BINARY", 0)  # else Windows writes other bytes than it is given
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | only | flags, 0o666)
     except OSError as error:

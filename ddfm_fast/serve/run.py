@@ -180,7 +180,7 @@ def serve(
         service = Service(Fusers(make()), limits, token, log)
         host, port = address.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        with _signals(), _server_log(log):
+        with repeated_signals_ignored(), _server_log(log):
             server = _server(make_app(service), service, limits, tls)
             scheme = "http" if tls is None else "https"
             log("listening", url=f"{scheme}://{shown}:{port}", pid=os.getpid(), token=bool(token))
@@ -218,7 +218,7 @@ def _server(app: Any, service: Any, limits: Limits, tls: Tls | None) -> Any:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
+def repeated_signals_ignored() -> Iterator[None]:
     """Inside, the signals that the server repeats once it has stopped end nothing more."""
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGTERM, signal.SIGINT)}
     try:

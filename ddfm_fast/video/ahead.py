@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,7 +40,8 @@ class Ahead(Iterator[T]):
         self._changed = threading.Condition()
         self._closed = self._done = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        here = contextvars.copy_context()  # in which warnings are heard, and name their picture
+        self._thread = threading.Thread(target=here.run, args=(self._run,), daemon=True)
         self._thread.start()
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from threading import Event
@@ -26,7 +27,7 @@ from .frames import (
     Source,
     VideoError,
 )
-from .opening import Pipe, address, is_pipe, local
+from .opening import STDIN, Pipe, address, is_pipe, local
 
 TIMEOUT = 15.0
 """seconds without data after which a network stream counts as ended"""
@@ -105,13 +106,19 @@ class VideoSource(Source):
             self._container = open_camera(self._av, device, name)
             return True
         path, text = local(url), str(url)
+        if text == STDIN and sys.stdin is not None and sys.stdin.isatty():
+            raise VideoError(
+                f"{name} is -, and standard input is a terminal; pipe a stream in "
+                "(ffmpeg … -f nut - | ddfm-fast video - …), or name a file"
+            )
         remote = path is None and "://" in text and not text.startswith("file:")
         options = {"rtsp_transport": "tcp"} if remote and text.startswith("rtsp") else {}
         wait = TIMEOUT if remote else None
         try:
             if path is not None and is_pipe(path):
                 self._pipe = Pipe(path, name)
-            source = self._pipe or (text if path is None else address(path))
+            is_file = path is not None or text == STDIN
+            source = self._pipe or (address(path or text) if is_file else text)
             self._container = self._av.open(source, timeout=wait, options=options)
         except (self._av.error.FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"{name} is {url}: {_why(error, url)}") from error

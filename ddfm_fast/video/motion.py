@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from typing_extensions import Unpack
 
+from ..align.streams import StreamAligner
 from ..images.color import luma
 from ..images.planes import to_planes
 from ..images.ranges import by_source
@@ -54,9 +55,9 @@ class MotionFinder:
     a cut.
     """
 
-    def __init__(self, **reading: Unpack[ReadingOptions]):
-        """``reading``: as in the call of ``Fuser``."""
-        self._reading = reading
+    def __init__(self, aligner: StreamAligner | None = None, **reading: Unpack[ReadingOptions]):
+        """``aligner``: brings pairs together first; ``reading``: as in the call of ``Fuser``."""
+        self._reading, self._aligner = reading, aligner
         self._ranges = SteadyRanges(told=False)
         self._flow: Any = _flow_finder()
         self._before: np.ndarray | None = None
@@ -100,6 +101,10 @@ class MotionFinder:
             )
             for name, image in (("ir", ir), ("vis", vis))
         )  # fmt: skip
+        if self._aligner is not None:
+            a, b = self._aligner.placed(a, b) if cut else self._aligner.frame(a, b)
+            if cut:
+                self._aligner.look(a, b, again=True)
         return cv2.addWeighted(a, 0.5, b, 0.5, 0) if a.shape == b.shape else None
 
 

@@ -3,7 +3,7 @@
 FFmpeg takes what stands before a colon for a protocol, so ``12:30.mp4`` would be no file to it.
 Here a name that exists is a file, whatever is in it, and so is every `pathlib.Path` and every
 output: FFmpeg then gets ``file:NAME``. All other text with a colon is FFmpeg's: ``rtsp://…``,
-``concat:a|b``, ``pipe:0``.
+``concat:a|b``, ``pipe:0``. A dash is standard input.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _SLICE = 0.2
 """seconds that Ctrl-C or `Pipe.close` may take while a pipe is silent"""
 _PATIENCE = 5
 """slices of silence after which a pipe without a writer is mentioned"""
+STDIN = "-"
+_STDIN = Path("/dev/stdin")
 _NO_DESCRIPTOR = re.compile(r"(pipe|fd):(?!\d*$)")
 """a name that FFmpeg would take for an open file of this process"""
 
@@ -30,6 +32,8 @@ def local(spec: str | os.PathLike[str]) -> Path | None:
     """The file or folder that a stream's name means, which need not exist; None for FFmpeg's."""
     if isinstance(spec, os.PathLike) or os.path.lexists(spec):
         return Path(spec)
+    if spec == STDIN:
+        return _STDIN if _STDIN.exists() else None
     is_plain = ":" not in spec or _NO_DESCRIPTOR.match(spec)
     return Path(spec) if is_plain else None
 
@@ -37,6 +41,8 @@ def local(spec: str | os.PathLike[str]) -> Path | None:
 def address(path: str | os.PathLike[str]) -> str:
     """Name a file so that FFmpeg takes it for nothing else."""
     text = os.fspath(path)
+    if text == STDIN and not os.path.lexists(text):
+        return "pipe:0"  # where a system has no name for it
     return f"file:{text}" if ":" in text else text
 
 

@@ -96,7 +96,7 @@ class Output:
             raise VideoError(f"out is {path}, which is not a regular file; choose another name")
         self._lock = Lock(path)
         try:
-            self.part = _new_part(path)
+            self.part = new_part(path)
         except OSError as error:
             self._lock.let_go()
             raise _unwritable(path, error) from error
@@ -190,7 +190,7 @@ def _behind(path: Path, depth: int) -> list[Path]:
             return [Path(e.path).resolve() for e in os.scandir(path) if e.is_symlink()]
         found = [path.resolve()] if path.is_symlink() else []
         if path.suffix.lower() in PLAYLISTS and path.is_file() and depth < MOST_NESTED:
-            with path.open(errors="replace") as file:
+            with path.open(encoding="utf-8", errors="replace") as file:
                 lines = file.read(MOST_LISTED).splitlines()
             words = [re.sub(r"^file\s+|['\"]", "", line.strip()) for line in lines]
             names = [path.parent / word for word in words if word and not word.startswith("#")]
@@ -233,7 +233,7 @@ def _beside(path: Path, before: str, between: str, after: str) -> Path:
     return path.with_name(f"{before}{stem}{between}{after}")
 
 
-def _new_part(path: Path) -> Path:
+def new_part(path: Path) -> Path:
     """Make an empty file of a name that nothing has."""
     while True:
         part = _beside(path, "", f"{_MARK}{os.getpid()}-{secrets.token_hex(3)}", path.suffix)

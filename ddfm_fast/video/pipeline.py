@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from typing_extensions import Unpack
 
-from ..align.call import StreamAligner
+from ..align.streams import StreamAligner
 from ..api import Fuser
 from ..files.depth import Sources
 from ..images.pixels import Given
@@ -64,6 +64,7 @@ class VideoOptions(TypedDict, total=False):
     reconnect: float
     progress: bool
     on_bad: Callable[[BadFrame], None] | None
+    on_frame: Callable[[int, int | None], None] | None
 
 
 VIDEO_DEFAULTS: VideoOptions = {
@@ -88,6 +89,7 @@ VIDEO_DEFAULTS: VideoOptions = {
     "reconnect": 0.0,
     "progress": False,
     "on_bad": None,
+    "on_frame": None,
 }
 
 
@@ -135,7 +137,7 @@ def fuse_video(
             ``tone_map``: "auto" (the default) brings PQ and HLG to BT.709; "off" leaves the coded
             values.
             ``reconnect``: seconds for which a live stream that breaks off is tried again.
-            ``progress``: show a bar on stderr.
+            ``progress``: show a bar on stderr; ``on_frame``: called with frames written, of all.
 
     Raises:
         ValueError: Input or output does not do (VideoError); nothing is written then. VideoError
@@ -177,7 +179,7 @@ def _fuse_opened(
     ir, vis = sources
     timeline = Timeline.of(ir, vis, offset=given["offset"], start=given["start"], end=given["end"])
     temporal = TemporalFuser(Fuser() if fuser is None else fuser, given["preset"])
-    aligner = StreamAligner(temporal.fuser.align)
+    aligner = temporal.aligner()
     values = given["ir_range"], given["vis_range"], given["nodata"]
     fit = Fit(ir, vis, given["resize"], *values, aligned=aligner.moves)
     Inputs(inputs).refuse(out)
@@ -188,10 +190,13 @@ def _fuse_opened(
         sink = Previewed(sink)
     stages = _Stages(
         temporal, fit, aligner, sink,
-        realtime=given["realtime"], side_by_side=given["side_by_side"],
+        realtime=given["realtime"], side_by_side=given["side_by_side"], told=given["on_frame"],
     )  # fmt: skip
     with pages_kept(temporal.fuser.device):
         return stages.run(timeline, progress=given["progress"])
+
+
+Placing = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class _Read(NamedTuple):
@@ -240,9 +245,10 @@ class _Stages:
         *,
         realtime: bool,
         side_by_side: bool,
+        told: Callable[[int, int | None], None] | None = None,
     ):
         self.temporal, self.fit, self.aligner, self.sink = temporal, fit, aligner, sink
-        self.realtime, self.side_by_side = realtime, side_by_side
+        self.realtime, self.side_by_side, self.told = realtime, side_by_side, told
         self.latencies: deque[float] = deque(maxlen=_LATENCIES)
         self.times = StageTimes()
 
@@ -258,13 +264,15 @@ class _Stages:
         )
         prepared = Ahead(self._prepare(read), 1)
         fused = Ahead(self._fuse(prepared), 1 if self.realtime else AHEAD)
-        bar = _bar(total, progress)
+        bar = _bar(total, progress, os.path.basename(str(self.sink.path)))
         try:
             for item in fused:
                 with self.times.of("encode"):
                     self._write(item)
                 report.dropped = read.dropped
                 self._show(bar, report)
+                if self.told is not None:
+                    self.told(self.sink.frames, total)
         except KeyboardInterrupt:
             report.stopped = INTERRUPTED
         except ReaderGone:
@@ -304,12 +312,12 @@ class _Stages:
         find, pixels = MotionFinder(value_range="dtype"), self.temporal.fuser.pixels
         for read in items:
             with self.times.of("fit"):
-                fitted = self._aligned(self.fit(read.pair))
+                fitted = self._aligned(self.fit(read.pair), self.aligner.frame)
             with self.times.of("motion"):
                 motion = find(fitted.ir, fitted.vis)
                 if motion.cut:
                     if (anew := self.fit.at_cut(read.pair)) is not None:
-                        fitted = self._aligned(anew)
+                        fitted = self._aligned(anew, self.aligner.placed)
                         find.begin(fitted.ir, fitted.vis)
                     self.aligner.look(fitted.ir, fitted.vis, again=True)
                 flow = None if motion.flow is None else pixels.array_ahead(np.asarray(motion.flow))
@@ -318,12 +326,10 @@ class _Stages:
             shown = fitted if self.side_by_side or holed else None
             yield _Prepared(read, shown, sent, motion, flow)
 
-    def _aligned(self, found: Sources) -> Sources:
-        """A pair whose infrared picture, and where it has no data, are where the visible one is."""
-        ir, hole = self.aligner.frame(found.ir, found.vis), found.holes[0]
-        if hole is not None:
-            hole = self.aligner.hole(hole, found.vis.shape[:2])
-        return Sources(ir, found.vis, (hole, found.holes[1]))
+    def _aligned(self, found: Sources, placed: Placing) -> Sources:
+        """A pair brought together, and where each of it has no data."""
+        ir, vis = placed(found.ir, found.vis)
+        return Sources(ir, vis, self.aligner.holes(found.holes, found.vis.shape[:2]))
 
     def _fuse(self, items: Iterable[_Prepared]) -> Iterator[_Fused]:
         stream = self.temporal.open()
@@ -371,7 +377,7 @@ def _arrivals(pairs: Iterator[FramePair], paced: bool) -> Iterator[_Read]:
         yield _Read(pair, time.perf_counter())
 
 
-def _bar(total: int | None, progress: bool) -> Any:
+def _bar(total: int | None, progress: bool, name: str) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=total, desc="fusing", unit="frame", disable=not progress, smoothing=0.05)
+    return tqdm(total=total, desc=name, unit="frame", disable=not progress, smoothing=0.05)

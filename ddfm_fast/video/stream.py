@@ -7,6 +7,8 @@ from typing import Any
 
 from typing_extensions import Unpack
 
+from ..align.call import Aligner
+from ..align.streams import StreamAligner
 from ..options import ReadingOptions, check_reading
 from .ahead import Ahead, close_all
 from .motion import Motion, MotionFinder
@@ -26,7 +28,8 @@ def fuse_stream(
     """Fuse an iterable of (ir, vis) images as one video, lazily and in order.
 
     Pairs are taken from the iterable in another thread, up to two ahead. Close the iterator to stop
-    early.
+    early. The fuser's ``align`` holds for the stream as in :func:`.pipeline.fuse_video`: one map,
+    which follows slowly.
 
     Args:
         fuser: A ``Fuser``: its prior, seed, device and color count.
@@ -47,10 +50,13 @@ def _fuse_stream(
     temporal: TemporalFuser, pairs: Iterable[tuple], color: Color, reading: ReadingOptions
 ) -> Iterator[Any]:
     stream = temporal.open()
-    analyzed = Ahead(_analyzed(pairs, reading))
+    analyzed = Ahead(_analyzed(pairs, temporal.aligner(), reading))
     try:
-        for ir, vis, motion in analyzed:
-            yield temporal.fuse(stream, ir, vis, motion, color=color, **reading)
+        for ir, vis, motion, aligner in analyzed:
+            (fused,) = temporal.fuse_many(
+                [stream], [(ir, vis)], [motion], aligners=[aligner], color=color, **reading
+            )
+            yield fused
     finally:
         analyzed.close()
 
@@ -81,7 +87,7 @@ def fuse_streams(
     check_reading(reading, "stream")
     temporal = TemporalFuser(fuser, preset)
     inputs = [
-        Ahead(_analyzed(_checked_iterable(pairs, f"streams[{n}]"), reading))
+        Ahead(_analyzed(_checked_iterable(pairs, f"streams[{n}]"), temporal.aligner(), reading))
         for n, pairs in enumerate(_checked_iterable(streams, "streams"))
     ]
     return _fuse_streams(temporal, inputs, color, reading)
@@ -99,8 +105,9 @@ def _fuse_streams(
                 return
             fused = temporal.fuse_many(
                 [states[n] for n, _ in here],
-                [(ir, vis) for _, (ir, vis, _) in here],
-                [motion for _, (_, _, motion) in here],
+                [item[:2] for _, item in here],
+                [item[2] for _, item in here],
+                aligners=[item[3] for _, item in here],
                 color=color,
                 **reading,
             )
@@ -112,8 +119,10 @@ def _fuse_streams(
         close_all(inputs)
 
 
-def _analyzed(pairs: Iterable[tuple], reading: ReadingOptions) -> Iterator[tuple[Any, Any, Motion]]:
-    find = MotionFinder(**reading)
+def _analyzed(
+    pairs: Iterable[tuple], aligner: StreamAligner, reading: ReadingOptions
+) -> Iterator[tuple[Any, Any, Motion, Aligner]]:
+    find = MotionFinder(aligner, **reading)
     for number, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             length = f" of {len(pair)}" if isinstance(pair, tuple | list) else ""
@@ -122,7 +131,7 @@ def _analyzed(pairs: Iterable[tuple], reading: ReadingOptions) -> Iterator[tuple
                 "image of each source: zip(infrared_frames, visible_frames)"
             )
         ir, vis = pair
-        yield ir, vis, find(ir, vis)
+        yield ir, vis, find(ir, vis), aligner.now()
 
 
 def _checked_iterable(value: Any, name: str) -> Iterable:

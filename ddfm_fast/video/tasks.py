@@ -7,15 +7,18 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from typing_extensions import Unpack
 
 from ..api import Fuser
 from ..datasets.pairs import find_pairs
-from ..files.paths import is_folder
+from ..files.paths import ImageFileError, is_file, is_folder
 from ..options import check_names
-from .outputs import Inputs
+from ..runtime.items import reached
+from .frames import VideoError
+from .opening import STDIN
+from .outputs import Inputs, new_part
 from .pipeline import VIDEO_DEFAULTS, VideoOptions, fuse_video
 from .report import INTERRUPTED, VideoReport
 from .streams import is_stream
@@ -45,14 +48,18 @@ class TaskResult:
     task: Task
     report: VideoReport | None = None
     error: Exception | None = None
+    skipped: bool = False
+    """its output was there"""
 
     @property
     def ok(self) -> bool:
-        """Whether every frame was read, fused and written."""
-        return self.report is not None and self.report.ok
+        """Whether every frame was read, fused and written; of a skipped one, by an earlier run."""
+        return self.skipped or (self.report is not None and self.report.ok)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the result as a dictionary that JSON holds: the report, or the error's text."""
+        if self.skipped:
+            return {"name": self.task.name, "ok": True, "skipped": True, "out": str(self.task.out)}
         if self.report is None:
             return {"name": self.task.name, "ok": False, "error": str(self.error)}
         found = asdict(self.report) | {
@@ -82,6 +89,8 @@ def plan(
     Raises:
         ValueError: Nothing is found, or ``out`` is a file for several sequences.
     """
+    if ir == vis == STDIN:
+        raise ValueError("IR and VIS are both -; give one of them as a file or a named pipe")
     if vis is not None:
         return [Task("video", ir, vis, str(out)) if is_stream(out) else _one(ir, vis, Path(out))]
     root = Path(ir)
@@ -139,11 +148,45 @@ def _sequences(root: Path) -> dict[str, tuple[Any, Any]]:
     return found
 
 
+class TasksInterrupted(KeyboardInterrupt):
+    """Ctrl-C while tasks were done elsewhere, after those under way have ended: ``results``."""
+
+    def __init__(self, results: list[TaskResult]):
+        super().__init__("the videos were interrupted; skip what exists to go on")
+        self.results = results
+
+
+class Elsewhere(Protocol):
+    """What does tasks in other processes."""
+
+    def work(
+        self,
+        tasks: list[Task],
+        fuser: FrameFuser,
+        options: VideoOptions,
+        tell: Callable[[TaskResult], None],
+    ) -> None:
+        """Do the tasks, in any order, and tell of each."""
+
+
+def _outcome(result: TaskResult) -> str:
+    """What became of a task, in a word or a sentence."""
+    if result.skipped:
+        return "there already"
+    if result.ok:
+        return "fused"
+    if result.report is None:
+        return str(result.error)
+    return result.report.stopped or f"{result.report.bad_count} bad frames"
+
+
 def run_tasks(
     tasks: Sequence[Task],
     *,
     fuser: FrameFuser | None = None,
     on_result: Callable[[TaskResult], None] | None = None,
+    skip_existing: bool = False,
+    elsewhere: Elsewhere | None = None,
     **options: Unpack[VideoOptions],
 ) -> list[TaskResult]:
     """Fuse every task; one that fails does not stop the others.
@@ -155,6 +198,9 @@ def run_tasks(
         fuser: As in `fuse_video`.
         on_result: Called with each result as soon as its task has ended. What it raises is
             raised here and ends the run.
+        skip_existing: Leave tasks alone whose file is there: it has its name only when it is
+            complete. What Ctrl-C cuts short then is called NAME.part-….SUFFIX.
+        elsewhere: What does the tasks in other processes; None for this one.
         **options: Of `fuse_video`, among them ``preset`` and ``on_bad``.
 
     Returns:
@@ -162,21 +208,81 @@ def run_tasks(
 
     Raises:
         TypeError: An option that there is not.
+        ValueError: ``skip_existing`` with outputs that are no files.
+        TasksInterrupted: Ctrl-C where the tasks are done ``elsewhere``: no other was started.
     """
     check_names(options, VIDEO_DEFAULTS)
     fuser = Fuser() if fuser is None else fuser
-    results = []
+    found: dict[int, TaskResult] = {}
+    places = {id(task): n for n, task in enumerate(tasks)}
+
+    def tell(result: TaskResult) -> None:
+        found[places[id(result.task)]] = result
+        reached(str(result.task.out), _outcome(result), result.as_dict())
+        if on_result is not None:
+            on_result(result)
+
+    try:
+        todo = _todo(tasks, skip_existing, tell)
+        if elsewhere is not None:
+            elsewhere.work(todo, fuser, options, tell)
+        else:
+            _work(todo, fuser, options, tell, skip_existing)
+    except KeyboardInterrupt:
+        raise TasksInterrupted([found[n] for n in sorted(found)]) from None
+    return [found[n] for n in sorted(found)]
+
+
+def _todo(
+    tasks: Sequence[Task], skip_existing: bool, tell: Callable[[TaskResult], None]
+) -> list[Task]:
+    """Tell of the tasks that are done already and of those that cannot be; the others."""
     inputs = Inputs(source for task in tasks for source in (task.ir, task.vis))
+    todo = []
     for task in tasks:
         try:
             inputs.refuse(task.out)
-            report = fuse_video(task.ir, task.vis, task.out, fuser=fuser, **options)
-            result = TaskResult(task, report)
-        except (ValueError, TypeError, OSError, RuntimeError) as error:
-            result = TaskResult(task, error=error)
-        results.append(result)
-        if on_result is not None:
-            on_result(result)
-        if result.report is not None and result.report.stopped == INTERRUPTED:
-            break
-    return results
+            if skip_existing and _is_there(task.out):
+                tell(TaskResult(task, skipped=True))
+            else:
+                todo.append(task)
+        except (VideoError, ImageFileError) as error:
+            tell(TaskResult(task, error=error))
+    return todo
+
+
+def _is_there(out: Path | str) -> bool:
+    if is_stream(out) or not Path(out).suffix:
+        raise ValueError(
+            f"out is {out} and what exists is to be skipped; a folder or a stream does not show "
+            "whether it is complete: give a video file, or leave out skip_existing "
+            "(command line: --skip-existing)"
+        )
+    return is_file(out)
+
+
+def run_task(task: Task, fuser: FrameFuser, options: VideoOptions) -> TaskResult:
+    """Fuse a task; what goes wrong with it is its result."""
+    try:
+        return TaskResult(task, fuse_video(task.ir, task.vis, task.out, fuser=fuser, **options))
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        return TaskResult(task, error=error)
+
+
+def _work(
+    tasks: Sequence[Task],
+    fuser: FrameFuser,
+    options: VideoOptions,
+    tell: Callable[[TaskResult], None],
+    aside: bool,
+) -> None:
+    """Do the tasks here; ``aside``: what Ctrl-C cut short does not get its name."""
+    for task in tasks:
+        result = run_task(task, fuser, options)
+        cut = result.report is not None and result.report.stopped == INTERRUPTED
+        if cut and aside and result.report is not None and is_file(task.out):
+            result.report.out = new_part(Path(task.out))
+            os.replace(task.out, result.report.out)
+        tell(result)
+        if cut:
+            return

@@ -38,7 +38,8 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from ..align.call import Setting
+from ..align.call import Aligner, Setting
+from ..align.streams import StreamAligner
 from ..config import PRESETS, FuseConfig
 from ..images.pair import Pair
 from ..images.pixels import Given, Pixels
@@ -121,6 +122,7 @@ class FrameFuser(Protocol):
     seed: int
     color: bool | str
     align: Setting
+    align_field: str
     batch_size: int
     prior: Prior
     method: Method
@@ -138,6 +140,7 @@ class FrameFuser(Protocol):
         *,
         color: bool | str | None = None,
         index: str = "",
+        aligner: Aligner | None = None,
         **reading: Unpack[ReadingOptions],
     ) -> Pair:
         """Read a frame of both streams."""
@@ -183,6 +186,10 @@ class TemporalFuser:
         """The state of a new stream."""
         return Stream()
 
+    def aligner(self) -> StreamAligner:
+        """What aligns the frames of a new stream; ValueError for a crop that would change."""
+        return StreamAligner(self.fuser.align, field=self.fuser.align_field)
+
     def fuse(self, stream: Stream, ir, vis, motion: Motion, **reading):
         """One frame of one stream: two images in, the fused image out.
 
@@ -201,14 +208,16 @@ class TemporalFuser:
         pairs: Sequence[tuple],
         motions: Sequence[Motion],
         *,
+        aligners: Sequence[Aligner] | None = None,
         color: bool | str | None = None,
         **reading: Unpack[ReadingOptions],
     ) -> list:
         """One frame of each stream; frames of one size go through the prior in batches.
 
+        ``aligners``: what brings each pair together; None for pairs that are together.
         ValueError or TypeError names what is wrong with an image, and where the prior yields NaN.
         """
-        given = self.begin_many(streams, pairs, motions, color=color, **reading)
+        given = self.begin_many(streams, pairs, motions, aligners=aligners, color=color, **reading)
         return [one.image() for one in given]
 
     def begin_many(
@@ -217,6 +226,7 @@ class TemporalFuser:
         pairs: Sequence[tuple],
         motions: Sequence[Motion],
         *,
+        aligners: Sequence[Aligner] | None = None,
         color: bool | str | None = None,
         **reading: Unpack[ReadingOptions],
     ) -> list[Given]:
@@ -228,6 +238,7 @@ class TemporalFuser:
                 vis,
                 color=color,
                 index=f"[{n}]" * (len(pairs) > 1),
+                aligner=None if aligners is None else aligners[n],
                 **streams[n].reading(ir, vis, reading, cut=motions[n].cut),
             )
             for n, (ir, vis) in enumerate(pairs)

@@ -2,7 +2,7 @@
 //
 // Everything else is in float: what is loaded is widened, what is stored is rounded to the nearest.
 // A product of pairs adds two products to each float of a vector, by one instruction where the
-// processor has it (AVX512_BF16), else by two in float.
+// processor has it (AVX512_BF16, ARM's BF16), else by two in float.
 
 #pragma once
 
@@ -11,6 +11,9 @@
 #if defined(__AVX512BF16__) && VL == 16
 #define PAIRS 1
 #include <immintrin.h>
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC) && VL == 4
+#define PAIRS 1
+#include <arm_neon.h>
 #else
 #define PAIRS 0
 #endif
@@ -30,7 +33,11 @@ static inline vec load(const bfloat *p) {
 
 static inline halves rounded(vec v) {
 #if PAIRS
+#if defined(__aarch64__)
+    const bfloat16x4_t found = vcvt_bf16_f32((float32x4_t)v);
+#else
     const __m256bh found = _mm512_cvtneps_pbh((__m512)v);
+#endif
     halves result;
     memcpy(&result, &found, sizeof result);
     return result;
@@ -60,7 +67,12 @@ static inline void store_some(bfloat *p, vec value, int count) {
 
 // acc + a pair times VL pairs.
 static inline vec add_pairs(vec acc, uint32_t pair, const bfloat *b) {
-#if PAIRS
+#if PAIRS && defined(__aarch64__)
+    bfloat16x8_t weights;
+    memcpy(&weights, b, sizeof weights);
+    const bfloat16x8_t both = vreinterpretq_bf16_u32(vdupq_n_u32(pair));
+    return (vec)vbfdotq_f32((float32x4_t)acc, both, weights);
+#elif PAIRS
     __m512i weights;
     memcpy(&weights, b, sizeof weights);
     return (vec)_mm512_dpbf16_ps((__m512)acc, (__m512bh)_mm512_set1_epi32((int)pair),

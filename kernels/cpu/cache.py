@@ -48,10 +48,12 @@ def refusal(path: Path) -> str | None:
     A folder of the user's that others may read, as earlier versions made it, is closed to them.
     Nobody else may be able to put another in its place: see `_exchangeable`.
     """
-    found = path.lstat()
+    found, user = path.lstat(), _user()
     if not stat.S_ISDIR(found.st_mode):
         return f"{path} is a link or a file, not a folder"
-    if found.st_uid != os.getuid():
+    if user is None:
+        return f"{path} has no owner that could be compared: kernels are built for Linux only"
+    if found.st_uid != user:
         return f"{path} belongs to another user"
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return f"{path} can be written to by others: chmod 700 {path}"
@@ -60,6 +62,11 @@ def refusal(path: Path) -> str | None:
     if found.st_mode & 0o777 != 0o700:
         path.chmod(0o700)
     return None if os.access(path, os.W_OK | os.X_OK) else f"{path} cannot be written to"
+
+
+def _user() -> int | None:
+    """The number of the user; None on Windows, which has none."""
+    return os.getuid() if hasattr(os, "getuid") else None
 
 
 def _exchangeable(path: Path) -> str | None:
@@ -71,7 +78,7 @@ def _exchangeable(path: Path) -> str | None:
     rest = list(reversed((Path.cwd() / path).parts))
     here, followed = Path(rest.pop()), 0
     # in a container root may be a user without a number of its own, who owns / all the same
-    trusted = {0, os.getuid(), here.lstat().st_uid}
+    trusted = {0, _user(), here.lstat().st_uid}
     while rest:
         found = here.lstat()
         if found.st_uid not in trusted:

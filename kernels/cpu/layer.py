@@ -16,14 +16,13 @@ from ddfm_fast.runtime import threads
 
 from . import memory
 from .build import LAYER_CALL, LAYER_FIXED, library
+from .winograd import POINTS, rounded, weights_transform
 
 SLAB = 32
 """channels that Winograd's transform reads together: every input has a multiple of them"""
 WINOGRAD_BLOCK = 16, 24
 DIRECT_BLOCK = {1: (8, 24), 2: (8, 12)}
 """outputs that a thread does at once, by stride; their inputs fit a core's cache"""
-_POINTS = 0.0, 0.75, -0.75, 1.5, -1.5
-"""of Winograd's filtering, with infinity; as in winograd.h"""
 # indices of struct Layer's first fields, some of which are two
 _PARTS, _SKIPS, _SUMS, _NORM, _WEIGHT, _SKIP_WEIGHT = 0, 2, 4, 6, 8, 9
 _BIAS, _RESIDUAL, _OUT, _NEW_SUMS, _TEAM, _BLOCKS = 10, 11, 12, 13, 14, 15
@@ -45,23 +44,13 @@ class Weight(NamedTuple):
     """of activations too"""
 
 
-def _transform() -> Tensor:
-    """Make G of F(4x4, 3x3) [6, 3]: a filter's values at the points; its last tap at infinity."""
-    rows = []
-    for p in _POINTS:
-        scale = 1.0
-        for q in _POINTS:
-            scale *= 1.0 if p == q else p - q
-        rows.append([1 / scale, p / scale, p * p / scale])
-    return torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64, device=memory.CPU)
-
-
 def pack(weight: Tensor, winograd: bool, dtype: torch.dtype = memory.FLOAT) -> Weight:
     """Lay a weight [O, I, 3, 3], [O, I, 1, 1] or [O, I] out for :class:`Layer`.
 
     In groups of output channels [groups, rows, depth, group], the last filled with zeros; a row is
     a point or a row of taps. In bfloat16, pairs along the depth lie together, the last of an odd
-    depth filled with zero. With ``winograd`` a weight takes four times its size.
+    depth filled with zero. With ``winograd`` a weight takes four times its size, and what bfloat16
+    rounds away at one point is made up for at the next ones.
     """
     kernel = tuple(weight.shape[2:]) or (1, 1)
     if weight.ndim < 2 or kernel not in ((1, 1), (3, 3)) or winograd and kernel != (3, 3):
@@ -73,7 +62,8 @@ def pack(weight: Tensor, winograd: bool, dtype: torch.dtype = memory.FLOAT) -> W
         raise ValueError(f"dtype: {dtype}; expected torch.float32 or torch.bfloat16")
     out_channels, channels = weight.shape[:2]
     taps = weight.detach().to(memory.CPU).reshape(out_channels, channels, -1)
-    transform = torch.kron(_transform(), _transform()).T if winograd else None
+    once = weights_transform()
+    transform = torch.kron(once, once).T if winograd else None
     result = Weight(taps, channels, out_channels, kernel[0], winograd, dtype)
     shape = _packed_shape(result)
     packed = torch.zeros(shape, dtype=dtype, device=memory.CPU)
@@ -85,6 +75,8 @@ def pack(weight: Tensor, winograd: bool, dtype: torch.dtype = memory.FLOAT) -> W
         if dtype is memory.FLOAT:
             packed[index, :, :, : some.shape[2]] = some
             continue
+        if transform is not None:
+            some = rounded(some.flatten(1)).view_as(some)
         if some.shape[1] % 2:
             some = torch.nn.functional.pad(some, (0, 0, 0, 1))
         packed[index, :, :, : some.shape[2]] = some.unflatten(1, (-1, 2)).transpose(2, 3)
@@ -93,7 +85,7 @@ def pack(weight: Tensor, winograd: bool, dtype: torch.dtype = memory.FLOAT) -> W
 
 def _packed_shape(weight: Weight) -> tuple[int, ...]:
     group = library().group
-    rows = (len(_POINTS) + 1) ** 2 if weight.winograd else weight.side
+    rows = (len(POINTS) + 1) ** 2 if weight.winograd else weight.side
     depth = weight.channels if weight.winograd else weight.side * weight.channels
     groups = -(-weight.out_channels // group)
     if weight.dtype is memory.FLOAT:

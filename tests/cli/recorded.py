@@ -2,6 +2,7 @@
 
 RECORD = {
     "fuse": """
+        --align-field: visible|common, 'visible'
         --align: str, 'check'
         --backend: str, None
         --chroma: 444|422|420, None
@@ -30,6 +31,7 @@ RECORD = {
         --quality: int min=1 max=100, None
         --raw-size: str, None
         --resize: ir|vis, None
+        --reuse: int min=1, None
         --sampler: str, None
         --seed: int, 3407
         --skip-existing: bool, False
@@ -46,6 +48,7 @@ RECORD = {
     "batch": """
         --actors: int min=1, None
         --address: str, None
+        --align-field: visible|common, 'visible'
         --align: str, 'check'
         --backend: str, None
         --batch-size: int min=1, None
@@ -63,6 +66,7 @@ RECORD = {
         --ir-range: str, None
         --json: bool, False
         --keep-thermal: bool, False
+        --layout-out: str, None
         --layout: str, None
         --list: bool, False
         --manifest: Path, None
@@ -83,6 +87,7 @@ RECORD = {
         --raw-size: str, None
         --redo: bool, False
         --resize: ir|vis, None
+        --reuse: int min=1, None
         --sampler: str, None
         --seed: int, 3407
         --steps: str, None
@@ -97,6 +102,9 @@ RECORD = {
         vis: Path, None
     """,
     "video": """
+        --actors: int min=1, None
+        --address: str, None
+        --align-field: visible|common, 'visible'
         --align: str, 'check'
         --codec: h264|hevc|ffv1|png, None
         --color-from: auto|ir|vis, 'auto'
@@ -112,8 +120,10 @@ RECORD = {
         --json: bool, False
         --no-audio: bool, False
         --nodata: str, None
+        --num-gpus: float min=0, None
         --offset: float, 0.0
         --on-error: skip|repeat|stop, 'skip'
+        --on: here|ray, 'here'
         --preset: str, 'balanced'
         --preview: bool, False
         --prior-config: str, None
@@ -125,6 +135,7 @@ RECORD = {
         --resize: str, None
         --seed: int, 3407
         --side-by-side: bool, False
+        --skip-existing: bool, False
         --start: float min=0, 0.0
         --tile: str, 'auto'
         --tone-map: auto|off, 'auto'
@@ -150,6 +161,7 @@ RECORD = {
         --preset: str, None
         --prior-config: str, None
         --prior: str, 'embedded'
+        --reuse: int min=1, None
         --seed: int, 3407
         --series: str, None
         --slices: str, None
@@ -189,6 +201,21 @@ RECORD = {
         --token-file: Path, None
         --wait: float min=0, 5.0
     """,
+    "app": """
+        --backend: str, None
+        --device: str, None
+        --dtype: auto|float32|tf32|bfloat16|float16, 'auto'
+        --graph: str, None
+        --host: str, '127.0.0.1'
+        --insecure: bool, False
+        --max-bytes: int min=1, 1073741824
+        --max-pixels: int min=256, 67108864
+        --port: int min=0 max=65535, 7860
+        --prior-config: str, None
+        --prior: str, 'embedded'
+        --tile: str, 'auto'
+        --token-file: Path, None
+    """,
     "align": """
         --ir-camera: Path, None
         --ir-range: str, None
@@ -205,6 +232,10 @@ RECORD = {
     """,
     "presets": """
         --json: bool, False
+    """,
+    "config": """
+        --json: bool, False
+        command: list[str], None
     """,
     "doctor": """
         --clear-cache: bool, False

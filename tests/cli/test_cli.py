@@ -102,7 +102,9 @@ def test_options_reach_the_api(call, pair, prior, tmp_path):
     options += ["--eta", "0.1", "--seed", "7", "--stretch", "none", "--gray", "--device", "cpu"]
     result = call("fuse", *pair, "-o", tmp_path / "out.png", *options)
     assert result.exit_code == 0, result.output
+    options += ["--reuse", "2"]
     settings = {"variant": "paper", "sampler": "ddpm", "steps": 3, "psi": 0.2, "eta": 0.1}
+    settings["reuse"] = 2
     expected = fuse(
         *map(read_image, pair), prior=prior, seed=7, stretch="none", color=False, **settings
     )

@@ -38,7 +38,8 @@ from ddfm_fast.datasets.batch import (
     run_batch,
 )
 from ddfm_fast.datasets.history import HISTORY_FILE
-from ddfm_fast.datasets.pairs import PairItem, find_pairs
+from ddfm_fast.datasets.items import PairItem
+from ddfm_fast.datasets.pairs import find_pairs
 from ddfm_fast.files.paths import ImageFileError
 from ddfm_fast.files.reading import read_image
 from ddfm_fast.files.writing import write_image

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import shared
 
-from ddfm_fast.datasets.pairs import LAYOUTS, PairItem, find_pairs
+from ddfm_fast.datasets.items import PairItem
+from ddfm_fast.datasets.pairs import LAYOUTS, find_pairs
 from ddfm_fast.files.paths import ImageFileError
 from ddfm_fast.files.writing import write_image
 

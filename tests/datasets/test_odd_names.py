@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 from ddfm_fast import DDFMWarning
 from ddfm_fast.cli.app import app
 from ddfm_fast.datasets.batch import run_batch
+from ddfm_fast.datasets.items import PairItem
 from ddfm_fast.datasets.jobs import plan_jobs, run_jobs
-from ddfm_fast.datasets.pairs import PairItem, find_pairs
+from ddfm_fast.datasets.pairs import find_pairs
 from ddfm_fast.files.pairing import match_pairs
 from ddfm_fast.files.paths import ImageFileError
 from ddfm_fast.files.reading import read_image

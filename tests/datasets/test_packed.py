@@ -10,7 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ddfm_fast.cli.app import app
-from ddfm_fast.datasets.pairs import PairItem, find_pairs, survey_pairs
+from ddfm_fast.datasets.items import PairItem
+from ddfm_fast.datasets.pairs import find_pairs, survey_pairs
 from ddfm_fast.files.depth import Levels, read_sources
 from ddfm_fast.files.packed import is_packed, read_pair
 from ddfm_fast.files.paths import ImageFileError

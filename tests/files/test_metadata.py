@@ -238,6 +238,12 @@ def test_a_place_in_other_pixels():
     for column, row in ((0, 0), (8, 6), (20, 12)):
         point = matrix @ [column / 2, row * 2, 0, 1]
         np.testing.assert_allclose(point, before @ [column, row, 0, 1])
+    part = geo.cut(3, 5, (9, 15))
+    assert part.size == (9, 15) and part.tags[33922].numbers == [5.0, 1.0, 0.0, 7.0, 8.0, 0.0]
+    matrix = np.array(part.tags[34264].numbers).reshape(4, 4)
+    for column, row in ((5, 3), (8, 6)):
+        point = matrix @ [column - 5, row - 3, 0, 1]
+        np.testing.assert_allclose(point, before @ [column, row, 0, 1])
 
 
 def test_the_place_of_a_picture_that_is_turned_is_left_out(tmp_path):

@@ -25,7 +25,7 @@ README = ROOT / "README.md"
 DOCS = ROOT / "ddfm_fast" / "docs"
 WANTED = {
     *("method", "pictures", "inputs", "video", "priors", "precision"),
-    *("gpu", "scale", "integrations", "performance", "metrics", "medical"),
+    *("gpu", "scale", "integrations", "hosts", "performance", "metrics", "medical", "command"),
 }
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 named = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -42,7 +42,8 @@ PURPOSE = {
 
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of a page in one language; "" for those that name none."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.M | re.S)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
+    return [block for name, block in found if name == language]
 
 
 def test_readme_is_short():
@@ -78,18 +79,26 @@ def test_topics_that_are_named_exist(page):
 
 
 @named
-def test_commands_parse(page):
-    """Every ``ddfm-fast`` line of a block has options and arguments that its command takes."""
+def test_commands_parse(page, tmp_path, monkeypatch):
+    """Every ``ddfm-fast`` line of a block has options and arguments that its command takes.
+
+    Where it names a file of options, that is the page's.
+    """
+    (tmp_path / "ddfm.toml").write_text("".join(blocks(page, "toml")), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     command = typer.main.get_command(app)
     for line in "".join(blocks(page, "")).splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] != ["ddfm-fast"]:
             continue
         group, rest = command, words[1:]
+        context = command.context_class(command, info_name="ddfm-fast")
         while hasattr(group, "commands"):
             assert rest and rest[0] in group.commands, line
-            group, rest = group.commands[rest[0]], rest[1:]
-        group.make_context(words[1], rest)  # raises a usage error
+            name, group, rest = rest[0], group.commands[rest[0]], rest[1:]
+            if hasattr(group, "commands"):
+                context = group.context_class(group, info_name=name, parent=context)
+        group.make_context(name, rest, parent=context)  # raises a usage error
 
 
 @named
@@ -107,7 +116,8 @@ def test_options_in_the_text_exist(page):
 
 
 def _options(command) -> list[str]:
-    found = [name for parameter in command.params for name in parameter.opts]
+    parameters = command.get_params(command.context_class(command))
+    found = [name for parameter in parameters for name in parameter.opts]
     for inner in getattr(command, "commands", {}).values():
         found += _options(inner)
     return [*found, "--help"]
@@ -203,7 +213,7 @@ def test_an_unknown_topic_gets_the_nearest():
     assert result.exit_code == 2
     assert "no help topic 'vidoe'; did you mean video?" in result.stderr
     result = CliRunner().invoke(app, ["help", "zzz"])
-    assert result.exit_code == 2 and "choose from gpu, inputs" in result.stderr
+    assert result.exit_code == 2 and "choose from command, gpu, hosts" in result.stderr
 
 
 if __name__ == "__main__":

@@ -198,7 +198,8 @@ def test_the_benchmarks_keep_to_their_size():
     lines = sum(
         len(p.read_text(encoding="utf-8").splitlines()) for p in (ROOT / "bench").rglob("*.py")
     )
-    assert lines <= 6450, lines  # a GPU's quarter of an hour, its kit and other engines among them
+    # a GPU's quarter of an hour, its kit, other engines and how cost grows (scale) among them
+    assert lines <= 6900, lines
 
 
 def test_no_two_test_files_have_one_name():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import os
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clusters import pictures, slow_fuser, two_nodes, workers
 from PIL import Image
 
 from ddfm_fast.api import Fuser
@@ -24,30 +24,13 @@ from ddfm_fast.datasets.pairs import find_pairs
 from ddfm_fast.files.reading import read_image
 from ddfm_fast.files.writing import write_image
 from ddfm_fast.integrations.ray import FuseBatch
-from ddfm_fast.integrations.ray_pairs import RayPairs, cpus_each
+from ddfm_fast.integrations.ray_pairs import RayPairs
+from ddfm_fast.integrations.ray_pool import cpus_each
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 pytestmark = [pytest.mark.extras, pytest.mark.timeout(300)]
 PAIRS = 12
 QUICK = {"preset": "fast"}
-
-
-class SlowPrior:
-    """A prior that takes its time, so that workers are caught at work."""
-
-    __name__ = "slow"
-
-    def __init__(self, seconds: float):
-        self.seconds = seconds
-
-    def __call__(self, x, t):
-        del t
-        time.sleep(self.seconds)
-        return x * 0.5
-
-
-def slow_fuser(seconds: float = 0.4) -> Fuser:
-    return Fuser(prior=SlowPrior(seconds), steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -68,34 +51,8 @@ def data(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes of one CPU each, as two machines would be."""
-    from ray.cluster_utils import Cluster
-
-    small = {"num_cpus": 1, "object_store_memory": 80 << 20}
-    nodes = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
-    nodes.add_node(**small)
-    here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    ray.init(
-        address=nodes.address, logging_level="ERROR", log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": here}},
-    )  # fmt: skip
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
-
-
-def pictures(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
-
-
-def workers() -> dict[str, int]:
-    """Processes of our actors that are alive, by node."""
-    from ray._private.state import actors  # the public list needs a dashboard
-
-    return {
-        one["Address"]["NodeID"]: one["Pid"]
-        for one in actors().values()
-        if one["State"] == "ALIVE" and one["ActorClassName"] == "Worker"
-    }
+    with two_nodes() as nodes:
+        yield nodes
 
 
 def test_a_batch_on_two_nodes_is_that_of_one_machine(cluster, data, tmp_path):
@@ -151,7 +108,7 @@ def test_pairs_that_fail_take_no_others_down(cluster, data, tmp_path):
     items = find_pairs(data)[:5]
     broken = tmp_path / "broken.png"
     broken.write_bytes(items[1].ir.read_bytes()[:200])
-    items[1] = dataclasses.replace(items[1], ir=broken)
+    items[1] = items[1].with_files(broken, items[1].vis)
     told = []
     with RayPairs() as there:
         report = run_batch(
@@ -160,6 +117,22 @@ def test_pairs_that_fail_take_no_others_down(cluster, data, tmp_path):
     assert (report.count("done"), report.count("failed")) == (4, 1)
     assert [one.name for one in told] == [items[1].name]
     assert str(broken) in told[0].error
+
+
+def test_bad_entries_of_a_list_fail_with_their_sentences(cluster, data, tmp_path):
+    whole = find_pairs(data)[:3]
+    rows = [{"name": i.name, "ir": str(i.ir), "vis": str(i.vis)} for i in whole]
+    rows[1]["vis"] = "gone.png"
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps([*rows, {"ir": "a.png"}]))
+    items = find_pairs(None, manifest=listed, check_sizes=False, strict=False)
+    with RayPairs() as there:
+        report = run_batch(items, tmp_path / "two", Fuser(**QUICK), elsewhere=there)
+    assert [one.status for one in report.results] == ["done", "failed", "done", "failed"]
+    assert report.results[1].error == (
+        f"{tmp_path / 'gone.png'} is not there; paths of the list are relative to {tmp_path}"
+    )
+    assert report.results[3].error == f"{listed}, pair 4: vis is None; expected a path"
 
 
 class Deadly:

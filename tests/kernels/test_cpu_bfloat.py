@@ -5,6 +5,7 @@ What goes in is exact in bfloat16, so that only the code's own rounding is seen.
 
 from __future__ import annotations
 
+import emulated
 import pytest
 import torch
 from networks import SMALL, random_unet
@@ -19,8 +20,10 @@ from test_cpu_kernels import (
     sums_of,
 )  # fmt: skip
 
+from ddfm_fast.bench.data import network
+from ddfm_fast.bench.engines import TIMESTEP, pictures
 from ddfm_fast.kernels import cpu
-from ddfm_fast.kernels.cpu import build
+from ddfm_fast.kernels.cpu import build, winograd
 from ddfm_fast.kernels.cpu.operators import cpu_layer
 from ddfm_fast.priors import load_prior
 from ddfm_fast.priors.network import UNetPrior
@@ -135,6 +138,63 @@ def test_operator_is_the_layer():
     torch.library.opcheck(torch.ops.ddfm_fast.cpu_layer, call)
 
 
+def tiles(count, channels):
+    """Inputs of tiles as SiLU gives them, filters, and what a direct convolution makes of them."""
+    inputs = torch.nn.functional.silu(normal(count, channels, 6, 6)).double()
+    filters = normal(16, channels, 3, 3, seed=1).double()
+    return inputs, filters, torch.nn.functional.conv2d(inputs, filters)
+
+
+def by_points(inputs, filters, narrow):
+    once = winograd.weights_transform()
+    weights = torch.einsum("ia,ocab,jb->ijoc", once, filters, once)
+    weights = narrow(weights.reshape(36, -1)).double().view_as(weights)
+    across, back = (
+        torch.from_numpy(f()) for f in (winograd.inputs_transform, winograd.outputs_transform)
+    )
+    values = torch.einsum("ia,ncab,jb->ijnc", across, inputs, across)
+    return torch.einsum("xi,yj,ijoc,ijnc->noxy", back, back, weights, values)
+
+
+def test_transforms_are_a_convolution():
+    inputs, filters, exact = tiles(3, 5)
+    torch.testing.assert_close(by_points(inputs, filters, lambda w: w), exact, rtol=0, atol=1e-12)
+
+
+def test_weights_are_rounded_together():
+    """The outputs lose 0.6 of what they lose by rounding one by one; what bfloat16 holds stays."""
+    inputs, filters, exact = tiles(200, 64)
+    alone, together = (
+        (by_points(inputs, filters, narrow) - exact).square().mean().sqrt()
+        for narrow in (lambda w: w.to(LOW), winograd.rounded)
+    )
+    assert together < 0.68 * alone
+    held = normal(36, 7, seed=2).to(LOW)
+    assert torch.equal(winograd.rounded(held.double()), held)
+
+
+def test_winograd_of_inputs_loses_less_than_by_rounding_one_by_one():
+    """Rounded one by one, inputs and weights would cost 1.2 % of the result, either alone .93 %."""
+    x = torch.nn.functional.silu(normal(1, 64, 64, 96)).to(LOW)
+    weight = normal(32, 64, 3, 3, seed=1)
+    exact = torch.nn.functional.conv2d(x.double(), weight.double(), padding=1)
+    got, _ = cpu.Layer(cpu.pack(weight, True, LOW), [x.shape])([(x, None)])
+    error = (got.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error < 9e-3
+
+
+@needs_pairs
+@torch.no_grad()
+def test_plain_network_is_within_the_limit_of_the_comparison():
+    """5 %, of ``bench.engines``; with random weights, which no training has made robust."""
+    prior = UNetPrior(network("ADM 32"))
+    low = prior.to(None, "bfloat16")
+    x, step = pictures(1, 64, 96, 0)[1], prior.conditioning(torch.tensor([TIMESTEP]))[0]
+    exact = prior.eps(x, step)
+    error = (low.eps(x, step).float() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error < 5e-2
+
+
 @needs_pairs
 @pytest.mark.parametrize("size", [(16, 48), (80, 112)])
 def test_prior(size):
@@ -190,3 +250,9 @@ def test_other_cpus(monkeypatch):
     monkeypatch.setattr(library, "pairs", False)
     assert NativeOps.available() and not NativeOps.available(LOW)
     assert not isinstance(load_prior("embedded", dtype="bfloat16").engine.ops, NativeOps)
+
+
+@pytest.mark.parametrize("target", emulated.PARAMS)
+def test_instructions_of_arm(foreign, target):
+    """Where the compiler may, one of them multiplies pairs; the tests above compare it."""
+    assert build.Library(foreign(target)).pairs == (target == emulated.BFDOT)

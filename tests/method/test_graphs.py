@@ -77,11 +77,14 @@ class TestPlain:
             FuseConfig(steps=4, sampler="ddpm", variant="paper", eta=0.1),
             FuseConfig(steps=4, sampler="ddpm", variance="fixed_small"),
             FuseConfig(steps=4, ddim_eta=0.7, update_scales=False),
+            FuseConfig(steps=5, reuse=3),
         ],
     )
     @pytest.mark.parametrize("kind", ["network", "callable"])
     def test_a_replay_equals_the_eager_loop(self, kind, config):
         """Bit for bit, on other images and another seed than those of the capture."""
+        if kind == "callable" and config.reuse > 1:
+            pytest.skip("its layers are not known")
         prior = unet_prior() if kind == "network" else load_prior(tanh_prior_with_variance)
         size = (2, 32, 48)
         cache = Cache()
@@ -323,10 +326,11 @@ class TestKernels:
         [
             pytest.param(FuseConfig(steps=3), marks=pytest.mark.thorough),
             FuseConfig(steps=4, sampler="ddpm", variant="paper"),
+            FuseConfig(steps=4, reuse=3),
         ],
     )
     def test_a_replay_equals_the_eager_loop(self, config, mode, backend):
-        """An odd number of steps, and an even one with noise."""
+        """An odd number of steps, an even one with noise, and two graphs taken in turn."""
         prior = unet_prior()
         cache = Cache(mode, backend)
         cache.warm_up(prior, config, (1, 16, 32))

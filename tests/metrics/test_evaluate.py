@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from ddfm_fast import metrics
 from ddfm_fast.cli.app import app
-from ddfm_fast.datasets.pairs import PairItem, find_pairs
+from ddfm_fast.datasets.items import PairItem
+from ddfm_fast.datasets.pairs import find_pairs
 from ddfm_fast.files.reading import read_image
 from ddfm_fast.files.writing import write_image
 from ddfm_fast.metrics.evaluation import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from test_wrapped import (
     KINDS,
     bare_edm,
@@ -65,3 +66,23 @@ def test_what_raises_is_told():
 
     found = check(load_prior(broken))
     assert not found.good and "no such layer" in found.error
+
+
+class Counting:
+    """Answers otherwise at each call."""
+
+    calls = 0
+
+    def __call__(self, x, t):
+        self.calls += 1
+        return truth(x, t[0]) * (1 + 0.01 * self.calls)
+
+
+def test_what_keeps_state_or_draws_numbers_is_told():
+    dropping = torch.nn.Sequential(torch.nn.Dropout(0.1))
+    module = load_prior(lambda x, t: truth(dropping(x), t[0]))
+    for prior in (load_prior(Counting()), module):
+        found = check(prior)
+        assert not found.good and "two answers to one question" in found.error
+    dropping.eval()
+    assert check(module).good

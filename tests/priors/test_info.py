@@ -26,6 +26,7 @@ def test_embedded():
     small, large = found["cost"]["256x256"], found["cost"]["512x640"]
     assert large["flops"] == 5 * small["flops"]  # no attention: in proportion to pixels
     assert 0 < small["seconds"] < large["seconds"]
+    assert large["reused"] == small["reused"] and 0.4 < small["reused"] < 0.7
     assert large["peak_bytes"] > small["peak_bytes"] > 4 * found["parameters"]
     json.dumps(found)
     assert inspect("embedded", timed=False)["cost"]["256x256"]["seconds"] is None
@@ -92,6 +93,16 @@ def test_folder_of_diffusers(tmp_path):
     wanted = counter.get_total_flops() + 4 * 4 * (128 * 128) ** 2 * 32
     assert found["cost"]["256x256"]["flops"] == pytest.approx(wanted, rel=1e-3)
     assert found["cost"]["256x256"]["seconds"] > 0
+    # what a step that reuses deep layers runs, by PyTorch's counter; no attention in it
+    model.up_blocks[0] = model.mid_block = model.down_blocks[1] = torch.nn.Identity()
+    emb, ends = torch.zeros(1, 128), (model.down_blocks[0], model.up_blocks[1])
+    with counters.FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.time_embedding(torch.zeros(1, 32))
+        h = model.conv_in(torch.zeros(1, 3, 256, 256))
+        _, skips = ends[0](h, emb)
+        model.conv_out(ends[1](h, (h, *skips[:1]), emb))
+    share = counter.get_total_flops() / found["cost"]["256x256"]["flops"]
+    assert found["cost"]["256x256"]["reused"] == pytest.approx(share, rel=1e-3)
     json.dumps(found)
 
 
@@ -101,6 +112,7 @@ def test_command():
     lines = result.stdout.splitlines()
     assert any(line.startswith("family ") and line.endswith("ddfm_fast") for line in lines)
     assert any("forward at 512x640" in line and "(an estimate)" in line for line in lines)
+    assert sum("of the FLOP where deep layers are reused" in line for line in lines) == 2
     result = CliRunner().invoke(app, ["prior", "info", "embedded", "--json"])
     assert json.loads(result.stdout)["cost"]["512x640"]["flops"] > 1e10
     result = CliRunner().invoke(app, ["prior", "info", "nowhere.pt"])

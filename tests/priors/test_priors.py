@@ -122,6 +122,20 @@ def test_our_module_keeps_its_fast_path_and_is_not_changed():
         evaluate(prior, variance=True)
 
 
+@pytest.mark.parametrize("config", [None, {"prediction": "v"}])
+def test_our_module_that_trains_on_leaves_the_prior_as_it_was(config):
+    """All of its layers: none follows while others, and the table of timesteps, do not."""
+    unet = random_unet({**SMALL, "out_channels": 3}).to(memory_format=torch.channels_last)
+    prior = load_prior(unet, config)
+    item = prior.conditioning(torch.tensor([500]))[0]
+    before = prior.eps(X, item)
+    for parameter in unet.parameters():
+        parameter.mul_(1.1)
+    assert torch.equal(prior.eps(X, item), before)
+    assert torch.equal(evaluate(prior), before)
+    assert not torch.equal(evaluate(load_prior(unet, config)), before)
+
+
 def test_embedded_is_read_once():
     prior = load_prior("embedded")
     assert load_prior("embedded") is prior
@@ -322,6 +336,8 @@ def write_folder(folder, model=MODEL, scheduler=None):
         (MODEL, {"beta_schedule": "linear", "beta_end": 1.5}, "1.5"),
         (MODEL, {"beta_schedule": "linear", "beta_end": "x"}, "beta_end 'x'"),
         (MODEL, {"trained_betas": [0.1, "y"]}, "expected two or more numbers"),
+        (MODEL, {"trained_betas": [0.1, 1.0]}, "expected two or more numbers between 0 and 1"),
+        (MODEL, {"trained_betas": [0.1, 1.7]}, "expected two or more numbers between 0 and 1"),
         (MODEL, {"_class_name": "EDMEulerScheduler"}, "EDM's preconditioning"),
         (MODEL, {"_class_name": "LCMScheduler"}, "latent consistency"),
         (MODEL, {"_class_name": "ScoreSdeVeScheduler"}, "'positional' time embeddings"),

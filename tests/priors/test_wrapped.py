@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from networks import SMALL, random_unet
 
 from ddfm_fast import FuseConfig, Fuser, fuse
 from ddfm_fast.priors.load import load_prior
@@ -17,6 +18,7 @@ from ddfm_fast.schedule import LEAST_ALPHA, check_alphas, make_betas
 
 ALPHAS = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
 LEVELS = np.sqrt(1 / ALPHAS - 1)
+CONTRARY = {**SMALL, "out_channels": 3}
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
 
@@ -219,6 +221,14 @@ class TestGray:
         (lambda: wrap(score, "score", sigmas=(80, 1)), ValueError, "sigmas: got"),
         (lambda: wrap(score, "score", sigmas=(1e5, 1e6)), ValueError, "sigmas: got"),
         (lambda: load_prior(velocity, {"sigmas": (1, 2)}), ValueError, "'sigmas' has no effect"),
+        (lambda: load_prior(straight, {"prediction": "flow", "noise_schedule": "cosine"}),
+         ValueError, "schedule: got 'cosine' with prediction 'flow'"),
+        (lambda: load_prior(random_unet(CONTRARY), {"prediction": "edm", "alphas": ALPHAS}),
+         ValueError, "schedule: got .* with prediction 'edm'"),
+        (lambda: wrap(velocity, "v", schedule=np.cumprod(1 - np.array([0.1, 1.5]))), ValueError,
+         "alphas: got"),
+        (lambda: wrap(velocity, "v", num_train_timesteps=20), ValueError,
+         "at least 21 of linear betas, which reach 1"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together(call, error, words):

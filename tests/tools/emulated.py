@@ -26,7 +26,11 @@ WHEEL = "armv8.2-a"
 """this target is the library of that level which a wheel brings"""
 SYSTEM = "/usr/aarch64-linux-gnu"
 """of the emulated process: its C and C++ libraries"""
-TARGETS: dict[str, tuple[str, ...]] = {"aarch64": (), "aarch64-ubsan": TRAPS, WHEEL: ()}
+BFDOT = "bfdot"
+"""this target has products of pairs in bfloat16, which QEMU has too"""
+TARGETS: dict[str, tuple[str, ...]] = {
+    "aarch64": (), "aarch64-ubsan": TRAPS, WHEEL: (), BFDOT: ("-march=armv8.6-a+bf16",),
+}  # fmt: skip
 PARAMS = [pytest.param(n, marks=[pytest.mark.slow, pytest.mark.emulated]) for n in TARGETS]
 POINTERS = {
     "ddfm_layer": 15, "ddfm_attention": 6, "ddfm_choose": 58, "ddfm_carry": 8,

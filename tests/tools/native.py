@@ -58,7 +58,7 @@ def targets() -> list[Target]:
         chosen = "aarch64 and not ubsan" if name == "aarch64" else name
         title = f"{name}, emulated"
         run = "-m", "emulated", "-k", chosen
-        made.append(Target(title, " ".join(flags), tools[0], run, bool(flags), missing))
+        made.append(Target(title, " ".join(flags), tools[0], run, flags == emulated.TRAPS, missing))
     made.append(Target("address and undefined", SANITIZE, compiler, sanitized=True))
     return made
 

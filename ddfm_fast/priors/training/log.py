@@ -78,5 +78,5 @@ def _entries(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log; none where there is no file."""
     if not path.is_file():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]  # after the last line end: a torn line

@@ -1,0 +1,169 @@
+"""``--dry-run``: what a command would read and write, and with which settings; writes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .manners import CONFIG, as_json, as_option, changed, origins
+from .options import Place
+from .settings import Settings, find_items, output, picked, plain, read_settings, stage_for
+
+if TYPE_CHECKING:
+    from ..storage.staging import Stage
+
+_CONFIG = ("variant", "sampler", "steps", "psi", "eta", "stretch", "denoise", "images")
+"""options that are fields of a preset"""
+Row = dict[str, Any]
+
+
+def show(plan: Callable[[typer.Context], Row], context: typer.Context) -> None:
+    """Print a plan, as one JSON object or in lines."""
+    found = plan(context)
+    set_ones = changed(origins(context, context.meta.get(CONFIG)))
+    if context.params.get("as_json"):
+        given = {
+            name: {"value": value, "from": origin} for name, (value, origin) in set_ones.items()
+        }
+        typer.echo(json.dumps({"ok": True, "dry_run": True, **found, "given": given}, default=str))
+        return
+    for row in found["items"]:
+        there = ""
+        if row["there"]:
+            there = "  (there already: left alone)" if row["left"] else "  (there already)"
+        typer.echo(f"{row['ir']} + {row['vis']} -> {row['output']}{there}")
+        if row.get("panel"):
+            typer.echo(f"  panel: {row['panel']}")
+    for name, (value, origin) in set_ones.items():
+        typer.echo(as_option(name, value, origin))
+    for name, value in found["settings"].items():
+        typer.echo(f"{name}: {value}")
+    count = len(found["items"])
+    typer.echo(f"dry run: {count} to do, nothing was written")
+
+
+def fuse(context: typer.Context) -> Row:
+    """What ``fuse`` would do."""
+    from ..datasets.jobs import plan_jobs
+
+    given, settings = context.params, read_settings(context)
+    places = [Path(given[name]) for name in ("ir", "vis", "out")]
+    _refuse_urls(*places)
+    how = output(context)
+    ir, vis, out = places
+    jobs = plan_jobs(ir, vis, out, format=given["format"], panel=given["panel"], make=False)
+    how.check(job.output.suffix for job in jobs)
+    rows = [
+        {**_row(job.ir, job.vis, job.output, left=given["skip_existing"]), "panel": job.panel}
+        for job in jobs
+    ]
+    return {"items": rows, "settings": _settings(settings)}
+
+
+def batch(context: typer.Context) -> Row:
+    """What ``batch`` would do, but for which of the pictures that are there are up to date."""
+    from ..datasets.targets import checked_suffix, checked_targets
+
+    given, settings = context.params, read_settings(context)
+    if given["out"] is None:
+        raise ValueError("--out is missing; expected a folder to write to, or --list")
+    root, vis, manifest, out = (
+        given[name] and Path(given[name]) for name in ("root", "vis", "manifest", "out")
+    )
+    _refuse_urls(root, vis, manifest, out)
+    source = {"manifest": manifest, **picked(context, ("layout", "pattern"))}
+    stage: Stage | None = stage_for(context, root, vis, manifest, None)
+    items = find_items(root, vis, stage=stage, strict=False, **source)
+    suffix = checked_suffix(given["format"])
+    output(context).check([suffix])
+    targets = checked_targets(items, out, suffix)
+    rows = [_row(one.ir, one.vis, targets[one.name], left=False) for one in items]
+    where = "here" if plain(given["on"]) == Place.here.value else "ray"
+    return {"items": rows, "settings": {**_settings(settings), "on": where}}
+
+
+def video(context: typer.Context) -> Row:
+    """What ``video`` would do."""
+    from ..files.paths import look
+    from ..storage.urls import as_url
+    from ..video.tasks import plan
+    from ..video.temporal import get_video_preset
+
+    given, settings = context.params, read_settings(context)
+    tasks = plan(given["ir"], given["vis"], given["out"], plain(given["codec"]))
+    get_video_preset(given["preset"])
+    for name, stream in (("IR", given["ir"]), ("VIS", given["vis"])):
+        named = stream is not None and not stream.isdecimal() and stream != "-"
+        if named and "://" not in stream and as_url(stream) is None and look(stream) is None:
+            raise ValueError(f"{name} is {stream}, which does not exist; give a video or a folder")
+    rows = [_row(_stream(one.ir), _stream(one.vis), one.out, left=False) for one in tasks]
+    own = {"preset": given["preset"], "image preset": given["image_preset"]}
+    return {"items": rows, "settings": {**_machine(settings), **own}}
+
+
+def volume(context: typer.Context) -> Row:
+    """What ``volume`` would do."""
+    from ..files.paths import look
+    from ..medical.files import check_apart, check_kind
+
+    given, settings = context.params, read_settings(context)
+    ir, vis, out = (Path(given[name]) for name in ("ir", "vis", "out"))
+    for name, path in (("IR", ir), ("VIS", vis)):
+        if look(path) is None:
+            raise ValueError(f"{name} is {path}, which does not exist; give a volume")
+    check_apart(out, (ir, vis))
+    check_kind(out)
+    row = _row(ir, vis, out, left=False)
+    return {"items": [row], "settings": _settings(settings)}
+
+
+def _refuse_urls(*places: Any) -> None:
+    from ..storage.staging import any_url
+
+    if any_url(*places):
+        raise ValueError("--dry-run lists no URLs yet; leave it out, or give local files")
+
+
+def _row(ir: Any, vis: Any, out: Any, *, left: bool) -> Row:
+    there = isinstance(out, Path) and out.exists()
+    return {"ir": str(ir), "vis": str(vis), "output": str(out), "there": there, "left": left}
+
+
+def _stream(source: Any) -> str:
+    """A stream in a word or two: a sequence of pictures is a list."""
+    if isinstance(source, list):
+        return f"{source[0].parent} ({len(source)} pictures)"
+    return str(source)
+
+
+def _settings(settings: Settings) -> Row:
+    """What the method would be, checked; the prior is not loaded."""
+    from ..config import FuseConfig
+    from ..schedule import make_schedule
+
+    options = settings.options
+    config = FuseConfig.from_preset(settings.preset)
+    changes = {name: options[name] for name in _CONFIG if name in options}  # type: ignore[literal-required]
+    config = config.with_overrides(**{name: as_json(value) for name, value in changes.items()})
+    if config.steps != 0:
+        make_schedule(config.steps)
+    name = settings.preset if isinstance(settings.preset, str) else "of its own"
+    fields = {one: getattr(config, one) for one in (*_CONFIG, "iterations") if hasattr(config, one)}
+    return {"preset": name, **fields, **_machine(settings)}
+
+
+def _machine(settings: Settings) -> Row:
+    """Prior, device and so on; ValueError for a prior that is no file."""
+    from ..files.paths import look
+    from ..storage.urls import as_url
+
+    options = settings.options
+    prior = str(options["prior"])
+    if prior != "embedded" and as_url(prior) is None and look(prior) is None:
+        raise ValueError(f"--prior is {prior}, which does not exist; give a file, or embedded")
+    kept = {name: as_json(options.get(name)) for name in ("seed", "color", "align", "tile")}
+    return {"prior": prior, "device": str(settings.device), **kept}

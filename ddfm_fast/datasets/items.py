@@ -1,0 +1,147 @@
+"""A pair of files and its name, small enough for a million of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class PairItem:
+    """A pair of a data set. ``name`` is unique in it and has no suffix: "00001D", "test/00001D".
+
+    Folders are kept once, a file's name that both sources share is, and a name that follows from
+    it is not kept at all, so that a million pairs take some 150 MB.
+    """
+
+    __slots__ = ("_above", "_ir_file", "_ir_folder", "_name", "_vis_file", "_vis_folder")
+
+    def __init__(self, name: str, ir: str | os.PathLike[str], vis: str | os.PathLike[str]):
+        self._ir_folder, self._ir_file = os.path.split(os.fspath(ir))
+        self._vis_folder, self._vis_file = os.path.split(os.fspath(vis))
+        stem = os.path.splitext(self._ir_file)[0]
+        self._name: str | None = name
+        self._above = ""
+        if name.endswith(stem):
+            self._name, self._above = None, sys.intern(name[: len(name) - len(stem)])
+        self._share()
+
+    @classmethod
+    def within(cls, above: str, ir: tuple[str, str], vis: tuple[str, str]) -> PairItem:
+        """Make a pair of (folder, file) each, called ``above`` and the infrared file's stem."""
+        item = cls.__new__(cls)
+        item._name, item._above = None, above
+        item._ir_folder, item._ir_file = ir
+        item._vis_folder, item._vis_file = vis
+        item._share()
+        return item
+
+    def _share(self) -> None:
+        self._ir_folder, self._vis_folder = (
+            sys.intern(self._ir_folder),
+            sys.intern(self._vis_folder),
+        )
+        if self._vis_file == self._ir_file:
+            self._vis_file = self._ir_file
+
+    @property
+    def name(self) -> str:
+        """What the pair is called."""
+        if self._name is not None:
+            return self._name
+        return self._above + os.path.splitext(self._ir_file)[0]
+
+    @property
+    def ir(self) -> Path:
+        """The infrared file."""
+        return Path(self._ir_folder, self._ir_file)
+
+    @property
+    def vis(self) -> Path:
+        """The visible file."""
+        return Path(self._vis_folder, self._vis_file)
+
+    @property
+    def error(self) -> str:
+        """Why it cannot be fused, of a bad entry of a list (`BadItem`); else ""."""
+        return ""
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """Both as text, which costs less than paths do."""
+        return (
+            os.path.join(self._ir_folder, self._ir_file),
+            os.path.join(self._vis_folder, self._vis_file),
+        )
+
+    @property
+    def folders(self) -> tuple[str, str]:
+        """The folders of both."""
+        return self._ir_folder, self._vis_folder
+
+    def with_files(self, ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> PairItem:
+        """The pair of this name with other files."""
+        return self._made(self.name, ir, vis)
+
+    def with_name(self, name: str) -> PairItem:
+        """The pair of these files under another name."""
+        return self._made(name, *self.files)
+
+    def _made(self, name: str, ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> PairItem:
+        return PairItem(name, ir, vis)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PairItem):
+            return NotImplemented
+        own, others = ((one.name, one.ir, one.vis, one.error) for one in (self, other))
+        return own == others
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return f"PairItem({self.name!r}, {self.ir!r}, {self.vis!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PairItem, (self.name, *self.files)
+
+
+class BadItem(PairItem):
+    """A bad entry of a list: a pair that cannot be fused, because of its ``error``.
+
+    Its name is where it stands ("line 3") and both files are the list, unless all that is wrong is
+    that a file is missing.
+    """
+
+    __slots__ = ("_error",)
+
+    def __init__(
+        self, name: str, ir: str | os.PathLike[str], vis: str | os.PathLike[str], error: str
+    ):
+        super().__init__(name, ir, vis)
+        self._error = error
+
+    @property
+    def error(self) -> str:
+        """What is wrong with it."""
+        return self._error
+
+    def _made(self, name: str, ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> BadItem:
+        return BadItem(name, ir, vis, self._error)
+
+    def __repr__(self) -> str:
+        return f"BadItem({self.name!r}, {self.ir!r}, {self.vis!r}, {self._error!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BadItem, (self.name, *self.files, self._error)
+
+
+def are_unique(items: Sequence[PairItem]) -> bool:
+    """Whether no two pairs have one name, or one hash of it, which is as rare as it can be."""
+    hashes = np.fromiter((hash(item.name) for item in items), np.int64, len(items))
+    hashes.sort()
+    return not (hashes[1:] == hashes[:-1]).any()

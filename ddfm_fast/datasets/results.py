@@ -1,0 +1,183 @@
+"""What became of the pairs of a batch: each alone, all of them, and as JSON.
+
+Of pairs that are done only the place of their line in the history is kept, so that a million of
+them take little; a result is read when it is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from .history import HISTORY_FILE, read_record
+from .items import PairItem
+from .targets import Targets
+
+DONE, SKIPPED, FAILED, PENDING = "done", "skipped", "failed", "pending"
+KEPT = ("height", "width", "dtype", "range", "seconds", "report")
+"""facts of a result that the history has"""
+_STATE = b', "state": ['
+"""what comes before the facts in a line of the history; in a text its quotes would be escaped"""
+
+
+@dataclasses.dataclass
+class PairResult:
+    """What became of a pair."""
+
+    name: str
+    status: str = PENDING
+    """"done" in this run, "skipped" (done before), "failed", or "pending" (not reached)"""
+    output: str | None = None
+    error: str | None = None
+    height: int | None = None
+    width: int | None = None
+    dtype: str | None = None
+    range: list[float] | None = None
+    """the values of black and white"""
+    seconds: float | None = None
+    """of fusion, the pair's share of its batch"""
+    report: dict[str, Any] | None = None
+    """what was found in the sources and done about it: ``FusionReport.to_dict``"""
+
+
+class Results(Sequence[PairResult]):
+    """The results of a run, in the order of its items, read from its history.
+
+    Args:
+        items: The pairs.
+        skipped: Of each item, where the line of an earlier run begins; −1 without one.
+        reached: Name → the result of a pair, or where its line begins.
+        targets: Where the pictures are.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[PairItem],
+        skipped: array[int],
+        reached: Mapping[str, PairResult | int],
+        targets: Targets,
+    ):
+        self._items, self._skipped, self._reached = items, skipped, reached
+        self._targets = targets
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, index: int) -> PairResult: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[PairResult]: ...
+
+    def __getitem__(self, index: int | slice) -> PairResult | list[PairResult]:
+        chosen = range(len(self))[index]
+        if isinstance(chosen, range):
+            return list(self._read(chosen))
+        return next(self._read([chosen]))
+
+    def __iter__(self) -> Iterator[PairResult]:
+        return self._read(range(len(self)))
+
+    def _read(self, chosen: Sequence[int]) -> Iterator[PairResult]:
+        with (self._targets.out / HISTORY_FILE).open("rb") as history:
+            for n in chosen:
+                name = self._items[n].name
+                found = self._reached.get(name, -1)
+                status = SKIPPED if found == -1 else DONE
+                at = self._skipped[n] if found == -1 else found
+                if isinstance(at, PairResult):
+                    yield at
+                elif at < 0:
+                    yield PairResult(name)
+                else:
+                    record = read_record(history, at) or {}
+                    facts = {key: record.get(key) for key in KEPT}
+                    yield PairResult(name, status, self._targets.text(name), **facts)
+
+    def json(self) -> Iterator[str]:
+        """Each result as JSON, its facts as the history has them: nothing is parsed."""
+        with (self._targets.out / HISTORY_FILE).open("rb") as history:
+            for n, item in enumerate(self._items):
+                name = item.name
+                found = self._reached.get(name, -1)
+                at = self._skipped[n] if found == -1 else found
+                line = b""
+                if not isinstance(at, PairResult) and at >= 0:
+                    history.seek(at)
+                    line = history.readline()
+                start = line.find(b'], "height": ', line.find(_STATE))
+                if not line.startswith(b'{"name": ') or _STATE not in line or start < 0:
+                    yield json.dumps(vars(self[n]))
+                    continue
+                status = SKIPPED if found == -1 else DONE
+                facts = line[start + 3 :].decode().rstrip("\n")
+                head = {"name": name, "status": status, "output": self._targets.text(name)}
+                yield f'{json.dumps(head)[:-1]}, "error": null, {facts}'
+
+    def count(self, value: Any) -> int:
+        """How many have a status, without reading them; or are a result."""
+        if not isinstance(value, str):
+            return super().count(value)
+        own = sum(
+            isinstance(one, PairResult) and one.status == value for one in self._reached.values()
+        )
+        done = sum(not isinstance(one, PairResult) for one in self._reached.values())
+        skipped = sum(at >= 0 for at in self._skipped)
+        if value == PENDING:
+            return own + len(self) - len(self._reached) - skipped
+        return own + {DONE: done, SKIPPED: skipped}.get(value, 0)
+
+
+@dataclasses.dataclass
+class BatchReport:
+    """What a run did; ``results`` are in the order of the items."""
+
+    out: Path
+    settings: dict[str, Any]
+    results: Sequence[PairResult]
+    seconds: float
+    batch_size: int
+    """most pairs at once: smaller than asked for if memory ran out"""
+    stopped: str | None = None
+    """why the run ended early, or None"""
+
+    def count(self, status: str) -> int:
+        if isinstance(self.results, Results):
+            return self.results.count(status)
+        return sum(result.status == status for result in self.results)
+
+    @property
+    def ok(self) -> bool:
+        """Every pair has its picture, from this run or an earlier one."""
+        return self.count(DONE) + self.count(SKIPPED) == len(self.results)
+
+    def head(self) -> dict[str, Any]:
+        """``ok``, the counts, ``settings`` and so on as JSON types: all but the results."""
+        counts = {status: self.count(status) for status in (DONE, SKIPPED, FAILED, PENDING)}
+        names = "settings", "seconds", "batch_size", "stopped"
+        return {
+            "ok": self.ok,
+            **counts,
+            "out": str(self.out),
+            **{name: getattr(self, name) for name in names},
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``ok``, the counts, ``settings``, ``results``, … as JSON types."""
+        return {**self.head(), "results": [dataclasses.asdict(result) for result in self.results]}
+
+    def json(self, **changed: Any) -> Iterator[str]:
+        """The same as JSON in pieces, a line for each pair, with some values changed."""
+        yield json.dumps({**self.head(), **changed})[:-1] + ', "results": ['
+        results = self.results
+        if isinstance(results, Results):
+            texts = results.json()
+        else:
+            texts = (json.dumps(vars(one)) for one in results)
+        for n, text in enumerate(texts):
+            yield ("," if n else "") + "\n" + text
+        yield "\n]}\n"

@@ -1,0 +1,157 @@
+"""Trees of folders with pictures: listed by names alone, without a look at any file.
+
+What a listing gives tells folders from files (``d_type``), so that of a million files none is asked
+for; links are. Names stay text, as a path costs several times the room of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ..files.paths import READ_SUFFIXES, SUFFIXES, ImageFileError, is_picture
+
+Place = tuple[str, str]
+"""a folder, and the name of a file in it"""
+
+
+class Rest(NamedTuple):
+    """Path below the folder without suffix → file, of those whose name the other one lacks."""
+
+    ir: dict[str, Path]
+    vis: dict[str, Path]
+
+
+def listing(folder: Path, above: Iterable[str] = ()) -> tuple[list[Path], list[str]]:
+    """Subfolders and names of image files, sorted, without hidden ones.
+
+    Args:
+        folder: Which to list.
+        above: The real paths of those that it was reached by: links that form a loop end there.
+
+    Raises:
+        ImageFileError: It cannot be listed.
+    """
+    if os.path.realpath(folder) in above:
+        return [], []
+    folders, files = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    folders.append(name)
+                elif os.path.splitext(name)[1].lower() in READ_SUFFIXES:
+                    files.append(name)
+    except OSError as error:
+        raise ImageFileError(f"{folder}: cannot be listed ({error.strerror})") from error
+    files.sort()
+    return [folder / name for name in sorted(folders)], _without_copies(files)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENAMETOOLONG):  # a link that leads to no folder
+            return False
+        raise
+
+
+def _without_copies(names: list[str]) -> list[str]:
+    """Leave out what `files.paths.image_files` does: a.npy beside a.png."""
+    rare = [name for name in names if os.path.splitext(name)[1].lower() not in SUFFIXES]
+    if not rare:
+        return names
+    usual = {_stem(name) for name in names if os.path.splitext(name)[1].lower() in SUFFIXES}
+    copies = {name for name in rare if _stem(name) in usual}
+    return [name for name in names if name not in copies]
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[Path]]]:
+    """(path of a folder below this one, with "/", or "", its pictures) at any depth."""
+    for prefix, here, names in _visits((folder,)):
+        yield prefix, sorted(here[0] / name for name in names[0])
+
+
+def equal_names(
+    first: Path, second: Path, rest: Rest, above: str
+) -> Iterator[tuple[str, Place, Place]]:
+    """Pictures of two folders whose paths below them, without suffix, are equal.
+
+    Args:
+        first: The infrared folder.
+        second: The visible one.
+        rest: Takes those that the other folder lacks.
+        above: What all names begin with.
+
+    Yields:
+        What the name of a pair has before its stem, and where both files are.
+
+    Raises:
+        ImageFileError: Two pictures of one folder have the same stem.
+    """
+    for prefix, folders, (ir, vis) in _visits((first, second)):
+        begins = sys.intern(above + prefix)
+        places = [sys.intern(os.fspath(folder)) for folder in folders]
+        for names, place in zip((ir, vis), places, strict=True):
+            _require_stems(names, place)
+        while ir or vis:
+            a, b = (_stem(names[-1]) if names else None for names in (ir, vis))
+            if a is not None and a == b:
+                yield begins, (places[0], ir.pop()), (places[1], vis.pop())
+            elif b is None or (a is not None and a < b):
+                assert a is not None
+                rest.ir[prefix + a] = folders[0] / ir.pop()
+            else:
+                rest.vis[prefix + b] = folders[1] / vis.pop()
+
+
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]
+
+
+def _require_stems(names: list[str], place: str) -> None:
+    """Sort by stem, of which there may be one of a kind, the first one last."""
+    names.sort(key=_stem, reverse=True)
+    for before, name in zip(names, names[1:], strict=False):
+        if _stem(before) == _stem(name):
+            one, other = sorted((before, name))
+            raise ImageFileError(f"{place}: {one} and {other} have the same stem; keep one")
+
+
+def _visits(
+    roots: tuple[Path, ...],
+) -> Iterator[tuple[str, tuple[Path, ...], tuple[list[str], ...]]]:
+    """Visit trees side by side: (path below the roots, the folders, the names of their pictures).
+
+    A folder that one of them lacks has no pictures there.
+    """
+    waiting: list[tuple[str, tuple[tuple[str, ...] | None, ...]]] = [("", tuple(() for _ in roots))]
+    while waiting:
+        prefix, above = waiting.pop()
+        folders = tuple(root / prefix for root in roots)
+        found = [
+            ([], []) if over is None else listing(folder, over)
+            for folder, over in zip(folders, above, strict=True)
+        ]
+        # folders that are called as pictures are: they fail their own pairs
+        names = tuple(
+            sorted([*files, *(sub.name for sub in subs if is_picture(sub))])
+            for subs, files in found
+        )
+        below: dict[str, list[tuple[str, ...] | None]] = {}
+        for n, (subs, _) in enumerate(found):
+            for sub in subs:
+                if not is_picture(sub):
+                    over = (*(above[n] or ()), os.path.realpath(folders[n]))
+                    below.setdefault(sub.name, [None] * len(roots))[n] = over
+        later = sorted(below.items(), reverse=True)
+        waiting += [(f"{prefix}{name}/", tuple(over)) for name, over in later]
+        yield prefix, folders, names

@@ -1,0 +1,98 @@
+"""What was found and done, in sentences, and what went wrong, without the server's paths."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..files.depth import Sources
+
+NAMES = {"ir": "Infrared", "vis": "Visible"}
+_EXPECTED = (ValueError, TypeError, ImportError, OSError, MemoryError, RuntimeError)
+
+
+class Sentence(NamedTuple):
+    """A line of the page."""
+
+    text: str
+    kind: str = "fact"
+    """"fact", "warning" or "error": how it is drawn"""
+
+
+def about_sources(found: Sources) -> list[Sentence]:
+    """Say what two files are: their size, depth, color and range."""
+    lines = []
+    for name, image, unit in zip(NAMES, (found.ir, found.vis), found.units, strict=True):
+        height, width = unit.values.shape[:2]
+        kind = "color" if image.ndim == 3 else "gray"
+        depth = f"{unit.values.dtype.itemsize * 8} bits"
+        if unit.values.dtype.kind == "f":
+            depth = f"floats of {depth}"
+        ends = f"black is {unit.low:g}, white is {unit.high:g}"
+        lines.append(Sentence(f"{NAMES[name]}: {width} × {height} pixels, {kind}, {depth}; {ends}"))
+    return lines
+
+
+def about_report(report: Mapping[str, Any] | None) -> list[Sentence]:
+    """Say what was found in both sources, and done about it: ``FusionReport.to_dict``."""
+    if report is None:
+        return []
+    lines = [Sentence(f"{NAMES[n]}: {_about_source(report[n])}") for n in NAMES]
+    work = "without steps"
+    if report["steps"]:
+        work = f"by {_count(report['steps'], 'step')}"
+    lines.append(Sentence(f"Taken for a {report['images']} pair and fused {work}"))
+    return lines
+
+
+def _about_source(found: Mapping[str, Any]) -> str:
+    parts = []
+    if found["sigma"]:
+        how = "grows with brightness, " if found["gain"] else ""
+        parts.append(
+            f"noise of {found['sigma']:.1f} gray levels, {how}taken out by "
+            + _count(found["evaluations"], "evaluation")
+            + " of the prior"
+        )
+    if found["columns"] or found["rows"]:
+        parts.append(f"stripes of {max(found['columns'], found['rows']):.1f} gray levels removed")
+    if found["dead_pixels"]:
+        parts.append(f"{_count(found['dead_pixels'], 'dead pixel')} replaced")
+    if found["chroma"]:
+        parts.append(f"noise of color of {found['chroma']:.1f} gray levels smoothed")
+    return "; ".join(parts) or "no noise was taken out"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
+
+
+def of_error(error: Exception, root: Path) -> str:
+    """The sentence of an error; of one that is a fault of this program, its type, too."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, MemoryError):
+        text = "the memory of the server is not enough for this; try a smaller picture"
+    if not isinstance(error, _EXPECTED):
+        text = f"the program has a fault ({type(error).__name__}: {text}); its log says where"
+    return without_paths(text, root)
+
+
+def without_paths(text: str, root: Path) -> str:
+    """The text with files of the server named as their visitor named them."""
+    return re.sub(re.escape(str(root)) + r"[/\\](?:[^/\\\n:]+[/\\])*", "", text)
+
+
+def as_html(lines: Iterable[Sentence], note: str = "") -> str:
+    """Draw sentences as a list, and below it a line to be copied."""
+    items = "".join(
+        f'<p class="{line.kind}">{html.escape(_whole(line.text))}</p>' for line in lines
+    )
+    below = f"<code>{html.escape(note)}</code>" if note else ""
+    return f'<div class="sentences">{items}{below}</div>' if items or below else ""
+
+
+def _whole(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -1,0 +1,226 @@
+"""Data sets of many pairs: what listing, planning and resuming ask the system for, and hold.
+
+Nothing here is timed. `ddfm_fast/docs/scale.md` has what a million takes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from batches import make_fuser, picture
+
+from ddfm_fast.datasets import history
+from ddfm_fast.datasets.batch import REPORT, run_batch
+from ddfm_fast.datasets.history import HISTORY_FILE
+from ddfm_fast.datasets.items import PairItem
+from ddfm_fast.datasets.pairs import find_pairs
+from ddfm_fast.files.writing import write_image
+
+FOLDERS = 10
+OLD = 1_600_000_000
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="counts of POSIX")
+
+
+def links(folder: Path, one: Path, files: int) -> None:
+    """Names of one file; a file a folder, since file systems limit the links of one."""
+    folder.mkdir(parents=True)
+    (folder / "00000.png").write_bytes(one.read_bytes())
+    os.utime(folder / "00000.png", (OLD, OLD))
+    for n in range(1, files):
+        os.link(folder / "00000.png", folder / f"{n:05}.png")
+
+
+def tree(root: Path, files: int) -> Path:
+    """``FOLDERS`` folders of so many pairs, and their list."""
+    write_image(root / "ir.png", picture(1, 16, 16))
+    write_image(root / "vi.png", picture(2, 16, 16, 3))
+    with (root / "list.csv").open("w") as table:
+        table.write("name,ir,vis\n")
+        for f in range(FOLDERS):
+            for role in ("ir", "vi"):
+                links(root / "in" / role / f"{f:02}", root / f"{role}.png", files)
+            for n in range(files):
+                table.write(f"{f:02}/{n:05},in/ir/{f:02}/{n:05}.png,in/vi/{f:02}/{n:05}.png\n")
+    return root
+
+
+@pytest.fixture
+def stats(monkeypatch) -> Counter[str]:
+    """Counts looks at files, by name, and folders that are listed."""
+    found: Counter[str] = Counter()
+    for name in ("stat", "lstat", "scandir", "listdir"):
+        real = getattr(os, name)
+
+        def call(*arguments, real=real, name=name, **more):
+            found[name] += 1
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(os, name, call)
+    return found
+
+
+@pytest.mark.parametrize("by_list", [False, True], ids=["tree", "manifest"])
+def test_listing_looks_at_folders_alone(tmp_path, stats, by_list):
+    """As often for 40 files a folder as for 400."""
+    counts = []
+    for files in (40, 400):
+        root = tree(tmp_path / str(files), files)
+        stats.clear()
+        given = {"root": root, "manifest": root / "list.csv"} if by_list else {"root": root / "in"}
+        items = find_pairs(**given, check_sizes=False)
+        counts.append(dict(stats))
+        assert len(items) == FOLDERS * files
+        assert items[0] == PairItem(
+            "00/00000", root / "in/ir/00/00000.png", root / "in/vi/00/00000.png"
+        )
+    assert counts[0] == counts[1], "no file is asked for"
+    assert counts[0]["scandir"] <= 3 * FOLDERS
+
+
+def test_a_list_names_what_is_missing(tmp_path, stats):
+    """Also of folders that are listed, and with links, of which one leads nowhere."""
+    root = tree(tmp_path, 60)
+    gone = ["in/ir/03/00007.png", "in/vi/05/00008.png", "in/vi/05/00009.png"]
+    for name in gone:
+        (root / name).unlink()
+    (root / gone[1]).symlink_to(root / "vi.png")
+    (root / gone[2]).symlink_to(root / "nowhere.png")
+    with pytest.raises(ValueError, match="2 files are not there") as error:
+        find_pairs(root, manifest=root / "list.csv")
+    assert all(name in str(error.value) for name in (gone[0], gone[2]))
+    assert gone[1] not in str(error.value)
+
+
+def test_bad_entries_alone_carry_an_error(tmp_path, stats):
+    """Among many that are whole, which take no more for it; no other file is looked at."""
+    root = tree(tmp_path, 60)
+    (root / "in/vi/05/00008.png").unlink()
+    lines = (root / "list.csv").read_text().splitlines()
+    whole = find_pairs(root, manifest=write(root / "whole.csv", lines[:300]), check_sizes=False)
+    lines.insert(200, "odd,,in/vi/00/00000.png")
+    stats.clear()
+    listed = write(root / "list.csv", lines)
+    items = find_pairs(root, manifest=listed, check_sizes=False, strict=False)
+    bad = {item.name: item for item in items if item.error}
+    assert bad.keys() == {"line 201", "05/00008"}
+    assert bad["line 201"].error == f"{listed}, line 201: ir is ''; expected a path"
+    gone = root / "in/vi/05/00008.png"
+    assert bad["05/00008"].error == f"{gone} is not there; paths of the list are relative to {root}"
+    assert bad["05/00008"].vis == gone
+    assert len(items) == FOLDERS * 60 + 1
+    assert {type(item) for item in items if not item.error} == {PairItem}
+    assert {*map(sys.getsizeof, whole)} == {sys.getsizeof(i) for i in items if not i.error}
+    assert stats["stat"] + stats["lstat"] < 20
+    for item in bad.values():
+        for other in (pickle.loads(pickle.dumps(item)), item.with_name(item.name)):
+            assert other == item and other.error == item.error
+        assert item != PairItem(item.name, item.ir, item.vis)
+
+
+def write(path: Path, lines: list[str]) -> Path:
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def finished(root: Path) -> list[PairItem]:
+    """The output of a run over all pairs, as if it had been: its pictures are links, too."""
+    items = find_pairs(root / "in", check_sizes=False)
+    run_batch(items[:1], root / "one", make_fuser())
+    head, line = (root / "one" / HISTORY_FILE).read_text().splitlines()
+    record = json.loads(line)
+    per = len(items) // FOLDERS
+    for f in range(FOLDERS):
+        links(root / "out" / f"{f:02}", root / "one" / "00" / "00000.png", per)
+    with (root / "out" / HISTORY_FILE).open("w") as file:
+        file.write(head + "\n")
+        for item in items:
+            ir, vis = (os.stat(path) for path in item.files)
+            out = os.stat(root / "out" / f"{item.name}.png")
+            states = [[s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in (ir, vis)]
+            state = [out.st_size, out.st_mtime_ns, out.st_ino]
+            more = {"name": item.name, "states": states, "state": state}
+            file.write(json.dumps({**record, **more}) + "\n")
+    return items
+
+
+def test_resuming_looks_at_each_file_once_and_reads_none(tmp_path, stats, monkeypatch):
+    counts = []
+    for files in (40, 400):
+        items = finished(tree(tmp_path / str(files), files))
+        monkeypatch.setattr(history, "file_sha256", lambda *_: pytest.fail("a file is read"))
+        stats.clear()
+        report = run_batch(items, tmp_path / str(files) / "out", make_fuser())
+        counts.append(Counter(stats))
+        monkeypatch.undo()
+        stats_again(stats, monkeypatch)
+        assert report.ok and report.count("skipped") == len(items)
+        assert report.results[7].name == items[7].name and report.results[7].height == 16
+    more = counts[1] - counts[0]
+    assert more == {"stat": 3 * FOLDERS * 360}, "both inputs and the output, once"
+
+
+def stats_again(found: Counter[str], monkeypatch) -> None:
+    """Count again what ``undo`` ended."""
+    for name in ("stat", "lstat", "scandir", "listdir"):
+        real = getattr(os, name)
+
+        def call(*arguments, real=real, name=name, **more):
+            found[name] += 1
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(os, name, call)
+
+
+def test_memory_of_many_pairs(tmp_path):
+    """10,000 pairs take at most so much each: listed, read from a list, and resumed."""
+    pairs = 10_000
+    root = tree(tmp_path, pairs // FOLDERS)
+    items = finished(root)
+    del items
+    fuser = make_fuser()
+    find_pairs(root / "one" / ".." / "in", check_sizes=False)  # modules are loaded
+    tracemalloc.start()
+    try:
+        listed = peak(lambda: find_pairs(root / "in", check_sizes=False))
+        by_list = peak(lambda: find_pairs(root, manifest=root / "list.csv", check_sizes=False))
+        items = find_pairs(root / "in", check_sizes=False)
+        run_batch(items[:10], root / "out", fuser)
+        resumed = peak(lambda: run_batch(items, root / "out", fuser))
+    finally:
+        tracemalloc.stop()
+    assert listed < 280 * pairs, listed / pairs
+    assert by_list < 400 * pairs, by_list / pairs
+    assert resumed < 150 * pairs, f"beside the items: {resumed / pairs}"
+    report = json.loads((root / "out" / REPORT).read_text())
+    assert report["skipped"] == len(report["results"]) == pairs
+
+
+def peak(work) -> int:
+    """Bytes held at once, above what was held before."""
+    tracemalloc.reset_peak()
+    before, _ = tracemalloc.get_traced_memory()
+    work()
+    return tracemalloc.get_traced_memory()[1] - before
+
+
+@pytest.mark.parametrize("what", ["ir", "vi", "out"])
+def test_what_changed_by_its_bytes_alone_is_found(tmp_path, what):
+    """Of the same size, at another time: hashed, and done again; touched alone: hashed and kept."""
+    root = tree(tmp_path, 1)
+    items = finished(root)
+    path = {"out": root / "out/04/00000.png"}.get(what, root / "in" / what / "04/00000.png")
+    os.utime(path)
+    assert run_batch(items, root / "out", make_fuser()).count("skipped") == FOLDERS
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1  # in the checksum of the pixels or beside it: no picture, of the same size
+    path.write_bytes(data)
+    report = run_batch(items, root / "out", make_fuser())
+    changed = [one.name for one in report.results if one.status != "skipped"]
+    assert changed == ["04/00000"]
