@@ -15,7 +15,8 @@ from . import tables
 from .batch import echo_failure
 from .errors import INTERRUPTED
 from .options import default
-from .settings import Settings, find_items, levels, pixel_limit, read_settings, show_progress
+from .remote import local_outputs, scored_items, title_of
+from .settings import Settings, levels, pixel_limit, read_settings, show_progress
 
 if TYPE_CHECKING:
     from ..datasets.items import PairItem
@@ -70,7 +71,14 @@ def ablate(
     """
     settings = read_settings(context)
     chosen = _rows(settings, rows)
-    items = find_items(root, vis, layout=layout, manifest=manifest, pattern=pattern)[:limit]
+    local_outputs(out=out, report=report)
+    how: dict[str, Any] = {
+        "layout": layout,
+        "manifest": manifest,
+        "pattern": pattern,
+        "limit": limit,
+    }
+    items, _ = scored_items(context, root, vis, **how)
     tables.require_writable(out / "ablation.txt", report)
     evaluation, methods = _run(
         *(items, out, chosen, settings),
@@ -81,7 +89,7 @@ def ablate(
         on_row=_ignore if quiet or as_json else _echo_row,
         **tables.scoring(metrics, extra, paper),
     )
-    title, limits = f"Ablation of {settings.preset}: {root.resolve().name}", pixel_limit(max_pixels)
+    title, limits = f"Ablation of {settings.preset}: {title_of(root)}", pixel_limit(max_pixels)
     page: dict[str, Any] = {"title": title, "max_pairs": report_pairs, "max_pixels": limits}
     tables.write_page(report, evaluation, items, methods, **page)
     written = _write_tables(out, evaluation, per_image) + ([] if report is None else [report])

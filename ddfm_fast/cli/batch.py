@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import options as opt
+from . import shards
 from .errors import INTERRUPTED, OK, SOME_FAILED
 from .options import default
 from .settings import (
@@ -113,6 +115,8 @@ def batch(
     unless settings, prior or inputs changed. Exit code: 0 all fused, 1 some failed (with --list:
     lack a partner), 2 bad input, 130 interrupted.
     """
+    if shards.are_meant(context.params):
+        raise typer.Exit(shards.fuse(context))
     source: dict[str, Any] = {"layout": layout, "manifest": manifest, "pattern": pattern}
     stage = stage_for(context, root, vis, manifest, out)
     if list_pairs:
@@ -126,7 +130,10 @@ def batch(
     if layout_out is not None:
         items, options["format"] = arranged(items, layout_out, _given_format(context))
     if stage is not None and on is opt.Place.ray:
-        raise ValueError("--on ray takes no URLs yet; leave out --on, or give local folders")
+        raise ValueError(
+            "--on ray takes no URLs; leave out --on, give local folders, or use "
+            "ddfm_fast.integrations.ray.FuseBatch, whose workers read and write URLs"
+        )
     with elsewhere(on, address, actors, num_gpus) as options["elsewhere"]:
         report = _run(items, folder, settings.fuser(), over=range_over, stage=stage, **options)
     raise typer.Exit(_echo_report(report, as_json=as_json, quiet=quiet))
@@ -255,18 +262,15 @@ def _run(
 ) -> BatchReport:
     """:func:`.datasets.batch.run_batch`, with failures on stderr and Ctrl-C as a report."""
     from ..datasets.batch import BatchInterrupted, run_batch
+    from ..datasets.remote import one_by_one
     from ..datasets.remote_batch import run_remote_batch
     from ..datasets.window import over_dataset
 
     options["on_error"] = echo_failure
     if over is opt.Over.dataset:
-        if stage is not None:
-            raise ValueError(
-                "--range-over dataset would fetch every picture twice; give --ir-range and "
-                "--vis-range, or copy the data set to this machine"
-            )
         seen = {name: options[name] for name in ("max_pixels", "progress")}
-        levels = over_dataset(items, levels, **seen)
+        ready = None if stage is None else partial(one_by_one, stage)  # fetched twice, then
+        levels = over_dataset(items, levels, **seen, ready=ready)
     try:
         if stage is not None:
             return run_remote_batch(stage, items, out, fuser, levels=levels, **options)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import typer
+
 from ..metrics.conventions import DEFAULT
 from . import options as opt
 from . import tables
 from .options import default
-from .settings import find_items, levels, pixel_limit, show_progress
+from .remote import as_named, fused_folders, local_outputs, scored_items, title_of
+from .settings import levels, pixel_limit, show_progress
 
 EPILOG = "Example:  `ddfm-fast evaluate MSRS/test --fused ours=fused --baselines --paper MSRS`"
 
 
 def evaluate(
+    context: typer.Context,
     root: opt.Root,
     vis: opt.Vis = None,
     *,
@@ -46,26 +52,35 @@ def evaluate(
     best of all, are named. Exit code: 0 all scored, 1 some pairs left out, 2 bad input.
     """
     from ..method import BASELINES
-    from ..metrics.evaluation import MethodPictures, parse_method
+    from ..metrics.evaluation import MethodPictures
     from ..metrics.evaluation import evaluate as score
     from ..metrics.tables import write_table
     from ..runtime.dispatch import resolve_device
 
-    methods = [parse_method(text) for text in fused or ()]
+    local_outputs(out=out, report=report)
+    how: dict[str, Any] = {
+        "layout": layout,
+        "manifest": manifest,
+        "pattern": pattern,
+        "limit": limit,
+    }
+    items, stage = scored_items(context, root, vis, fused=fused or (), **how)
+    methods = fused_folders(stage, fused or ())
     methods += [MethodPictures(name) for name in BASELINES] if baselines else []
     written_as, most_pixels = tables.file_format(out, format), pixel_limit(max_pixels)
-    items = find_items(root, vis, layout=layout, manifest=manifest, pattern=pattern)[:limit]
     tables.require_writable(out, report)
-    evaluation = score(
-        items,
-        methods,
-        **tables.scoring(metrics, extra, paper),
-        device=resolve_device(device),
-        max_pixels=most_pixels,
-        levels=levels(ir_range, vis_range, nodata, raw_size),
-        progress=show_progress(quiet),
-    )
-    page = {"title": f"Fusion results: {root.resolve().name}", "max_pairs": report_pairs}
+    with as_named(stage) as named:
+        evaluation = score(
+            items,
+            methods,
+            **tables.scoring(metrics, extra, paper),
+            device=resolve_device(device),
+            max_pixels=most_pixels,
+            levels=levels(ir_range, vis_range, nodata, raw_size),
+            progress=show_progress(quiet),
+        )
+    named(evaluation)
+    page = {"title": f"Fusion results: {title_of(root)}", "max_pairs": report_pairs}
     tables.write_page(report, evaluation, items, methods, **page, max_pixels=most_pixels)
     if out is not None:
         write_table(out, evaluation, written_as, per_image=per_image)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import typer
 
 from . import options as opt
+from . import serve_options as serving
 from .options import default
 from .settings import read_settings
 
@@ -17,6 +18,8 @@ EPILOG += "`curl -F ir=@ir.png -F vis=@vis.png -o fused.png http://127.0.0.1:800
 def serve(
     context: typer.Context,
     *,
+    align: opt.Align = default.align,
+    formats: serving.Formats = "png,jpeg,tiff,npy",
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
@@ -26,6 +29,8 @@ def serve(
     port: opt.Port = 8000,
     token_file: opt.TokenFile = None,
     insecure: opt.Insecure = False,
+    tls_cert: serving.TlsCert = None,
+    tls_key: serving.TlsKey = None,
     device: opt.Device = default.device,
     tile: opt.Tile = default.tile,
     dtype: opt.DType = default.dtype,
@@ -45,13 +50,16 @@ def serve(
     """
     settings = read_settings(context)
     from ..serve import run
+    from ..serve.formats import parse_formats
     from ..serve.limits import Limits
 
     run.check_address(host, token_file, insecure)
-    token = run.read_token(token_file)
+    token, tls = run.read_token(token_file), run.read_tls(tls_cert, tls_key)
+    taken = parse_formats(formats)
     run.check_installed()
     limits = Limits(
         max_bytes=max_bytes, max_pixels=max_pixels, max_queue=max_queue, max_batch=max_batch,
         wait=wait / 1000, timeout=timeout, max_held=max(2**30, max_bytes),
+        formats=taken,
     )  # fmt: skip
-    run.serve(settings.fuser, run.bind(host, port), limits=limits, token=token)
+    run.serve(settings.fuser, run.bind(host, port), limits=limits, token=token, tls=tls)

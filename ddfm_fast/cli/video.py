@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import typer
 
@@ -15,6 +15,7 @@ from ..runtime.words import parse_range
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED, termination_is_an_interrupt
 from .options import default
+from .remote import VideoPlaces, video_places
 from .settings import (
     Settings,
     elsewhere,
@@ -88,13 +89,15 @@ def video(
     NAME.part-….SUFFIX. Exit code: 0 well, 1 bad or missing frames, 2 bad input, 130 interrupted.
     """
     there = elsewhere(on, address, actors, num_gpus, videos=True)
-    raise typer.Exit(_run(read_settings(context), _options(context), context.params, there))
+    with video_places(context.params, here=on is opt.Place.here) as places:
+        code = _run(read_settings(context), _options(context), places, there)
+    raise typer.Exit(code)
 
 
 def _run(
     settings: Settings,
     options: VideoOptions,
-    given: dict[str, Any],
+    places: VideoPlaces,
     there: AbstractContextManager[Elsewhere | None],
 ) -> int:
     """Fuse what the command says; the exit code."""
@@ -102,6 +105,7 @@ def _run(
     from ..video.tasks import TasksInterrupted, plan, run_tasks
     from ..video.temporal import get_video_preset
 
+    given = places.given
     tasks = plan(given["ir"], given["vis"], given["out"], plain(given["codec"]))
     get_video_preset(given["preset"])
     streamed = given["out"] == STDOUT
@@ -112,7 +116,7 @@ def _run(
         if result.error is not None and len(tasks) == 1:
             raise result.error
         wanted = {"quiet": quiet or as_json, "profile": profile and not as_json}
-        _echo_result(result, **wanted, err=streamed)
+        _echo_result(places.named(result), **wanted, err=streamed)
 
     more = {"on_result": tell, "skip_existing": given["skip_existing"]}
     try:

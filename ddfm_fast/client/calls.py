@@ -7,6 +7,7 @@ import io
 import json
 import os
 import secrets
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -38,6 +39,7 @@ def fuse(
     token: str | None = None,
     format: str | None = None,
     timeout: float = 60.0,
+    cafile: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> np.ndarray | bytes:
     """Fuse a pair as ``ddfm_fast.fuse`` does, on a service.
@@ -48,6 +50,8 @@ def fuse(
         url: Of the service, without ``/fuse``.
         token: What its ``--token-file`` holds.
         format: png, tiff, jpeg or npy, of what comes back.
+        cafile: PEM file of the certificates to trust, of an ``https`` service that was not signed
+            by an authority that this machine knows.
         timeout: Seconds in all; while the service is full or loads, it is asked again.
         **options: Those of ``ddfm_fast.fuse`` that have to do with the method and the input.
 
@@ -69,7 +73,7 @@ def fuse(
     headers = {"Content-Type": kind}
     if token is not None:
         headers["Authorization"] = f"Bearer {token}"
-    data = _ask(url, body, headers, time.monotonic() + timeout)
+    data = _ask(url, body, headers, time.monotonic() + timeout, _trust(url, cafile))
     if not (arrays and form == "npy"):
         return data
     import numpy as np
@@ -111,13 +115,34 @@ def _form(files: dict[str, bytes], fields: dict[str, str]) -> tuple[bytes, str]:
     return b"".join([*parts, f"--{mark}--\r\n".encode()]), f"multipart/form-data; boundary={mark}"
 
 
-def _ask(url: str, body: bytes, headers: dict[str, str], end: float) -> bytes:
-    if urlsplit(url).scheme not in ("http", "https"):
+def _trust(url: str, cafile: str | os.PathLike[str] | None) -> ssl.SSLContext | None:
+    """The certificates that are trusted; None for HTTP without TLS."""
+    scheme = urlsplit(url).scheme
+    if scheme not in ("http", "https"):
         raise ValueError(f"url is {url!r}; expected such as {URL}")
+    if scheme == "http":
+        if cafile is not None:
+            raise ValueError(f"cafile is {cafile}, and url is {url!r}; expected https://")
+        return None
+    try:
+        return ssl.create_default_context(cafile=cafile)
+    except OSError as error:
+        reason = getattr(error, "reason", None) or error.strerror or error
+        raise ValueError(
+            f"cafile is {cafile}, which cannot be used ({reason}); give a PEM file of certificates"
+        ) from None
+
+
+def _ask(
+    url: str, body: bytes, headers: dict[str, str], end: float, trust: ssl.SSLContext | None
+) -> bytes:
     request = urllib.request.Request(f"{url.rstrip('/')}/fuse", body, headers)
     # no proxy is between a machine and itself
     proxies: dict[str, str] | None = {} if urlsplit(url).hostname in _HERE else None
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler(proxies))
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler(proxies)]
+    if trust is not None:
+        handlers.append(urllib.request.HTTPSHandler(context=trust))
+    opener = urllib.request.build_opener(*handlers)
     while True:
         left = end - time.monotonic()
         try:
@@ -131,6 +156,11 @@ def _ask(url: str, body: bytes, headers: dict[str, str], end: float) -> bytes:
                 raise ServiceError(sentence, error.code) from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                raise ServiceError(
+                    f"the certificate of {url} is not trusted ({reason.verify_message}); give "
+                    "cafile=, a file with it or with that of who signed it"
+                ) from error
             raise ServiceError(
                 f"no answer from {url} ({reason}); start it with `ddfm-fast serve`, or give url="
             ) from error

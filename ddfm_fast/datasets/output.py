@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,19 @@ RANGES = ("full", *SOURCES)
 LEAST_VALUES = 100
 """integers that a range has to span for a result in it to be of integers"""
 
+NOTHING_SAID = Metadata(), Metadata()
+
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Prepared(NamedTuple):
+    """A result as an encoder takes it."""
+
+    picture: Array
+    limits: tuple[float, float]
+    """the values of black and white"""
+    how: dict[str, Any]
+    """options of :func:`.files.writing.encode_image`"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,24 +142,11 @@ class Output:
         Raises:
             ValueError: The file cannot be written, or does not hold such values.
         """
-        picture, limits = self._in_range(fused, sources, path.suffix.lower())
+        said = (read_metadata(files[0]), read_metadata(files[1])) if self.metadata else NOTHING_SAID
+        picture, limits, how = self.prepared(fused, sources, said, path.suffix.lower(), color=color)
         height, width = picture.shape[:2]
-        metadata = None
-        if self.metadata:
-            said = read_metadata(files[0]), read_metadata(files[1])
-            metadata = kept_metadata(said, sources, color, limits, picture.dtype)
-        pages = {"infrared": _thermal_page(sources, height, width)} if self.keep_thermal else None
         try:
-            write_image(
-                path,
-                picture,
-                quality=95 if self.quality is None else self.quality,
-                chroma=self.chroma,
-                compression=self.compression,
-                metadata=metadata,
-                value_range=None if self.out_range == "full" else limits,
-                pages=pages,
-            )
+            write_image(path, picture, **how)
             if self.panel:
                 shown = [("infrared", sources.ir), ("visible", sources.vis), ("fused", fused)]
                 write_image(panel_of(final or path), draw_panel([shown]))
@@ -159,6 +158,46 @@ class Output:
                 "you may write to and that has room"
             ) from error.__cause__
         return {"height": height, "width": width, "dtype": str(picture.dtype), "range": [*limits]}
+
+    def encoding(self) -> dict[str, Any]:
+        """The options of an encoder, of :func:`.files.writing.encode_image`."""
+        quality = 95 if self.quality is None else self.quality
+        return {"quality": quality, "chroma": self.chroma, "compression": self.compression}
+
+    def prepared(
+        self,
+        fused: Array,
+        sources: Sources,
+        said: tuple[Metadata, Metadata],
+        suffix: str,
+        *,
+        color: Any = True,
+    ) -> Prepared:
+        """Give what an encoder writes for a result, and how.
+
+        Args:
+            fused: uint8 or uint16, cropped at most.
+            sources: What it is made of.
+            said: By the infrared and the visible file.
+            suffix: Of the file, such as ".png".
+            color: The fuser's.
+
+        Raises:
+            ValueError: Files of that suffix do not hold such values.
+        """
+        picture, limits = self._in_range(fused, sources, suffix)
+        height, width = picture.shape[:2]
+        how = {
+            **self.encoding(),
+            "metadata": None,
+            "value_range": None if self.out_range == "full" else limits,
+            "pages": None,
+        }
+        if self.metadata:
+            how["metadata"] = kept_metadata(said, sources, color, limits, picture.dtype)
+        if self.keep_thermal:
+            how["pages"] = {"infrared": _thermal_page(sources, height, width)}
+        return Prepared(picture, limits, how)
 
     def _in_range(
         self, fused: Array, sources: Sources, suffix: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from .pairs import Survey, find_pairs, survey_pairs
 if TYPE_CHECKING:
     from ..api import Fuser
 
+PORTION = 64
+"""files that are fetched together"""
 Place = str | os.PathLike[str]
 """a local path or a URL"""
 
@@ -75,6 +77,21 @@ def survey_remote_pairs(
     source = _sources(stage, root)
     with stage.named_errors():
         return survey_pairs(source, layout=layout, pattern=pattern)
+
+
+def one_by_one(stage: Stage, items: Sequence[PairItem], name: str) -> Iterator[PairItem]:
+    """Give pairs while their file of a source, "ir" or "vis", is here; portions are fetched.
+
+    One that cannot be fetched is an empty file.
+    """
+    for start in range(0, len(items), PORTION):
+        portion = items[start : start + PORTION]
+        files = [getattr(item, name) for item in portion]
+        try:
+            stage.fill(files)
+            yield from portion
+        finally:
+            stage.drop(files)
 
 
 def _list_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tqdm.auto import tqdm
 
@@ -11,6 +11,8 @@ from ..files.reading import DEFAULT_MAX_PIXELS, read_picture
 from ..images.ranges import SOURCES, by_source, chosen, ignored
 from .items import PairItem
 
+Ready = Callable[[Sequence[PairItem], str], Iterable[PairItem]]
+
 
 def over_dataset(
     items: Sequence[PairItem],
@@ -18,6 +20,7 @@ def over_dataset(
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: bool = False,
+    ready: Ready | None = None,
 ) -> Levels:
     """Find the range of each source over all pictures, where a picture's own was to be found.
 
@@ -26,6 +29,7 @@ def over_dataset(
         levels: What was asked for: a range that is given stays.
         max_pixels: Of an input file, see :func:`.files.reading.read_image`.
         progress: Show a bar on stderr.
+        ready: Gives the pairs again, each once its file of a source is here.
 
     Returns:
         Levels with a range for each source: what spans the windows of all pictures, or "dtype"
@@ -41,6 +45,7 @@ def over_dataset(
                 levels._replace(nodata=nodata[name]),
                 max_pixels,
                 progress,
+                ready,
             )
             if wanted[name] in (None, "auto", "data")
             else wanted[name]
@@ -57,9 +62,14 @@ def _over(
     levels: Levels,
     max_pixels: int,
     progress: bool,
+    ready: Ready | None,
 ) -> tuple[float, float] | str:
     ranges = []
-    for item in tqdm(items, f"range of {name}", unit="file", leave=False, disable=not progress):
+    bar = tqdm(
+        items if ready is None else ready(items, name),
+        f"range of {name}", len(items), unit="file", leave=False, disable=not progress,
+    )  # fmt: skip
+    for item in bar:
         try:
             picture = read_picture(
                 getattr(item, name),

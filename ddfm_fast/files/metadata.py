@@ -19,7 +19,10 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image, UnidentifiedImageError
 
 from ..images.doubts import warn
+from ..storage import objects
+from ..storage.urls import as_url
 from .directories import ASCII, DOUBLE, MAGIC, SHORT, Directory, Reader, Tag, numbers
+from .paths import ImageFileError
 from .reading import pillow_limit_lifted
 
 WIDTH, HEIGHT, ORIENTATION = 256, 257, 274
@@ -115,14 +118,14 @@ class Metadata:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Metadata:
-    """Read what a file says beside its pixels; of an unknown kind, nothing.
+    """Read what a file, or the object of a URL, says beside its pixels; of others, nothing.
 
     What is damaged is left out with one warning.
     """
-    path = Path(path)
+    url, path = as_url(path), Path(path)
     try:
-        file = path.open("rb")
-    except OSError as error:
+        file: BinaryIO = path.open("rb") if url is None else io.BytesIO(objects.read(url))
+    except (OSError, ImageFileError) as error:
         _warn(path, f"cannot be read ({error}) and is left out")
         return Metadata()
     with file:

@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, Router
 
 from .bodies import Call, from_form, from_json
+from .formats import check_kind
 from .fusers import Fusers
 from .limits import Clock, Held, Left, Limits, Receive, Refused, check_length, discard, read_body
 from .logs import Log
@@ -123,7 +124,9 @@ class Service:
         )
 
     def _sizes(self, call: Call) -> tuple[tuple[int, ...], ...]:
-        most = self.limits.max_pixels
+        most, taken = self.limits.max_pixels, self.limits.formats
+        check_kind(call.ir, "ir", taken)
+        check_kind(call.vis, "vis", taken)
         return size_of(call.ir, "ir", most), size_of(call.vis, "vis", most)
 
     async def health(self, _: Request) -> Response:

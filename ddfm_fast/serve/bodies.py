@@ -6,9 +6,11 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
+from ..align.call import SETTINGS as ALIGNMENTS
+from ..datasets.output import Output
 from ..options import FuserOptions, ReadingOptions, check_names
 from .limits import Refused
 
@@ -23,6 +25,14 @@ OPTIONS = tuple(
     if name not in AT_START
 )
 """options that a request may have"""
+OF_RESULT = tuple(one.name for one in fields(Output) if one.name != "panel")
+"""options that say how a result is written"""
+OF_FILES = ("resize", *OF_RESULT)
+ELSEWHERE = {
+    "panel": "`ddfm-fast fuse --panel` draws one",
+    "raw_size": "send bare numbers as NPY",
+}
+"""options of the command that a request has not, and what there is in their place"""
 PICTURES = ("ir", "vis")
 _PER_CALL = ("seed", "color")
 _WORDS = {"null": None, "true": True, "false": False, "nan": float("nan")}
@@ -40,6 +50,10 @@ class Call:
     """``seed`` and ``color``"""
     reading: dict[str, Any]
     format: str | None = None
+    resize: str | None = None
+    """the source whose size both get"""
+    output: Output = field(default_factory=Output)
+    """how the result is written"""
 
     @property
     def settings(self) -> str:
@@ -65,17 +79,46 @@ def from_fields(fields: Mapping[str, Any]) -> Call:
             raise Refused(
                 400, f"{name!r} is no option of a request; it is chosen where the service starts"
             )
+        if name in ELSEWHERE:
+            raise Refused(400, f"{name!r} is no option of a request; {ELSEWHERE[name]}")
     try:
-        check_names(given, OPTIONS)
-    except TypeError as error:
+        check_names(given, (*OPTIONS, *OF_FILES))
+        resize = _resize(given.pop("resize", None))
+        output = _output({name: given.pop(name) for name in OF_RESULT if name in given})
+    except (TypeError, ValueError) as error:
         raise Refused(400, str(error)) from None
+    _check_align(given.get("align"))
     reading = {n: _ranges(given.pop(n)) for n in ReadingOptions.__annotations__ if n in given}
     run = {name: given.pop(name) for name in _PER_CALL if given.get(name) is not None}
     options = {name: value for name, value in given.items() if value is not None}
     form = fields.get("format")
     if form is not None and not isinstance(form, str):
         raise Refused(400, f"format is {form!r}; expected a word such as 'png'")
-    return Call(fields["ir"], fields["vis"], options, run, reading, form)
+    return Call(fields["ir"], fields["vis"], options, run, reading, form, resize, output)
+
+
+def _resize(value: Any) -> str | None:
+    if value is not None and value not in PICTURES:
+        raise ValueError(f"resize is {value!r}; expected ir or vis, whose size both get")
+    return None if value is None else str(value)
+
+
+def _output(given: dict[str, Any]) -> Output:
+    """How a result is written; ValueError or TypeError for what that cannot be."""
+    words = {name: _ranges(value) for name, value in given.items() if value is not None}
+    if isinstance(words.get("chroma"), int):
+        words["chroma"] = str(words["chroma"])
+    return Output(**words)
+
+
+def _check_align(value: Any) -> None:
+    """Refuse names of files, which would be the server's."""
+    if value is not None and (not isinstance(value, str) or value not in ALIGNMENTS):
+        raise Refused(
+            400,
+            f"align is {value!r}; expected one of {', '.join(ALIGNMENTS)}: a calibration is "
+            "chosen where the service starts (--align)",
+        )
 
 
 def from_json(body: bytes) -> Call:
@@ -120,7 +163,7 @@ async def from_form(body: bytes, headers: Any) -> Call:
 
     try:
         form = await InMemory(
-            headers, stream(), max_files=len(PICTURES), max_fields=len(OPTIONS) + 8,
+            headers, stream(), max_files=len(PICTURES), max_fields=len(OPTIONS) + len(OF_FILES) + 8,
             max_part_size=2**14,
         ).parse()  # fmt: skip
     except Exception as error:  # damaged forms fail in every way there is
@@ -147,7 +190,7 @@ def from_text(name: str, text: str) -> Any:
         return text
     if text.lower() in _WORDS:
         return _WORDS[text.lower()]
-    if name == "value_range" and text.count(",") == 1 and text[:1] not in "[{":
+    if name in ("value_range", "out_range") and text.count(",") == 1 and text[:1] not in "[{":
         text = f"[{text}]"
     try:
         return json.loads(text)

@@ -14,6 +14,9 @@ Receive = Callable[[], Awaitable[Any]]
 DISCARD_SECONDS = 1.0
 """for which the rest of a body that is too long is read, so that its sender sees the answer"""
 
+FORMATS = ("png", "jpeg", "tiff", "npy")
+"""kinds of picture files that are decoded unless others are asked for"""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -33,6 +36,8 @@ class Limits:
     """seconds from the first byte of a request to its result"""
     max_held: int = 2**30
     """bytes of all bodies in memory"""
+    formats: tuple[str, ...] = FORMATS
+    """kinds of picture files that are decoded, see `.formats`"""
 
 
 class Refused(Exception):

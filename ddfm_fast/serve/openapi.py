@@ -16,13 +16,38 @@ _TYPES: dict[str, Any] = {
     "color": ["boolean", "string"], "denoise": ["number", "string", "object"],
     "value_range": ["array", "string", "object"], "nodata": ["number", "object"],
 }  # fmt: skip
+_OF_FILES: dict[str, Any] = {
+    "resize": {
+        "type": "string", "enum": ["ir", "vis"], "description": "The source whose size both get.",
+    },
+    "quality": {"type": "integer", "description": "Of JPEG, 1 to 100.", "default": 95},
+    "chroma": {
+        "type": "string", "enum": ["444", "422", "420"], "description": "Color of JPEG.",
+    },
+    "compression": {
+        "type": ["string", "integer"],
+        "description": "Of TIFF none, lzw, deflate or zstd; of PNG 0 to 9.",
+    },
+    "out_range": {
+        "type": ["string", "array"], "default": "full",
+        "description": "LO,HI, ir or vis: values of black and white, in place of the full range.",
+    },
+    "keep_thermal": {
+        "type": "boolean", "default": False,
+        "description": "The infrared values as a second page of a TIFF.",
+    },
+    "metadata": {
+        "type": "boolean", "default": True, "description": "Keep EXIF, color profile and place.",
+    },
+}  # fmt: skip
+"""of requests with image files"""
 ERRORS = {
     400: "What the library refuses, in its sentence.",
     401: "No token, or a wrong one.",
     406: "A format that there is not.",
     408: "The body came too slowly.",
     413: "A body or a picture above the limit.",
-    415: "Neither a form nor JSON.",
+    415: "Neither a form nor JSON, or a kind of picture that is not taken.",
     429: "The queue is full: Retry-After says when to try again.",
     500: "An error of the service, which its log describes.",
     503: "The service stops, loads, or has no memory left for now.",
@@ -32,8 +57,9 @@ ERRORS = {
 
 def document(limits: Limits, token: bool) -> dict[str, Any]:
     """Make the OpenAPI 3.1 document."""
-    picture = {"type": "string", "description": "PNG, JPEG, TIFF, BMP or NPY, by content"}
-    options = {name: _schema(name) for name in OPTIONS}
+    taken = ", ".join(name.upper() for name in limits.formats)
+    picture = {"type": "string", "description": f"One of {taken}, by content."}
+    options: dict[str, Any] = {name: _schema(name) for name in OPTIONS} | _OF_FILES
     options["format"] = {
         "type": "string", "enum": list(FORMATS), "description": "Of the result; else by Accept.",
     }  # fmt: skip

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..datasets.output import kept_metadata
-from ..files.depth import Levels, Sources, sources
+from ..datasets.output import NOTHING_SAID, Output
+from ..files.depth import Levels, Sources, resized_sources, sources
 from ..files.metadata import Metadata, metadata_of
 from ..files.reading import pillow_limit_lifted, read_image_bytes
 from ..files.writing import encode_image
 from .bodies import Call
+from .formats import pillow_formats
 from .limits import Refused
 
 FORMATS = {
@@ -37,19 +38,26 @@ class Pictures(NamedTuple):
     """options of the call"""
     files: Sources | None
     """the pair, where it came as image files, for what has no data there"""
-    said: tuple[Metadata, Metadata] = (Metadata(), Metadata())
+    said: tuple[Metadata, Metadata] = NOTHING_SAID
     """by these files, beside their pixels"""
+    output: Output = Output()
+    """how the result is written"""
 
     def shown(self, fused: np.ndarray) -> np.ndarray:
         """The result, with the other source where a file has no data."""
         return fused if self.files is None else self.files.mended(fused)
 
-    def metadata(self, fused: np.ndarray, color: Any) -> Metadata | None:
-        """What a result of files says beside its pixels, as ``ddfm-fast fuse`` writes it."""
-        if self.files is None:
-            return None
-        limits = 0, float(np.iinfo(fused.dtype).max)
-        return kept_metadata(self.said, self.files, color, limits, fused.dtype)
+    def encoded(self, fused: np.ndarray, name: str, color: Any) -> tuple[bytes, np.ndarray]:
+        """The result in a format, as ``ddfm-fast fuse`` writes it where files came; its values.
+
+        Raises:
+            ValueError: The format cannot hold it.
+        """
+        if self.files is None or name == "npy":
+            return encode(fused, name, **self.output.encoding()), fused
+        suffix = _SUFFIXES[name]
+        ready = self.output.prepared(fused, self.files, self.said, suffix, color=color)
+        return encode_image(ready.picture, Path(f"result{suffix}"), **ready.how), ready.picture
 
 
 def size_of(data: bytes, name: str, max_pixels: int) -> tuple[int, ...]:
@@ -68,7 +76,8 @@ def size_of(data: bytes, name: str, max_pixels: int) -> tuple[int, ...]:
         pixels = math.prod(shape) // max([1, *channels])
     else:
         try:
-            with pillow_limit_lifted(), Image.open(io.BytesIO(data)) as image:
+            known = pillow_formats(data)
+            with pillow_limit_lifted(), Image.open(io.BytesIO(data), formats=known) as image:
                 shape = image.size[::-1]
         except Exception:  # decoders fail on damaged files in every way there is
             return ()
@@ -97,14 +106,24 @@ def decode(call: Call, max_pixels: int) -> Pictures:
             else read_image_bytes(data, name, max_pixels=max_pixels)
             for name, data in files
         )
-        return Pictures(ir, vis, call.reading, None)
+        _check_array_output(call)
+        return Pictures(ir, vis, call.reading, None, output=call.output)
     if (layout := call.reading.get("layout")) is not None:
         raise ValueError(f"layout is {layout!r}; it is for arrays (NPY): leave it out for files")
     levels = Levels(call.reading.get("value_range"), call.reading.get("nodata"))
     ir, vis = (read_image_bytes(data, name, max_pixels=max_pixels) for name, data in files)
-    found = sources(ir, vis, levels)
+    found = resized_sources(sources(ir, vis, levels), call.resize)
     one, other = (metadata_of(io.BytesIO(data), Path(name)) for name, data in files)
-    return Pictures(found.ir, found.vis, {"value_range": "dtype"}, found, (one, other))
+    reading = {"value_range": "dtype"}
+    return Pictures(found.ir, found.vis, reading, found, (one, other), call.output)
+
+
+def _check_array_output(call: Call) -> None:
+    """Refuse what a call of arrays cannot have."""
+    given = {"resize": call.resize, **call.output.to_dict()}
+    of_files = ("resize", "out_range", "keep_thermal", "metadata")
+    if wrong := [name for name in of_files if given.get(name) is not None]:
+        raise ValueError(f"{wrong[0]} is for image files, and arrays (NPY) came; leave it out")
 
 
 def _header(data: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
@@ -185,8 +204,8 @@ def _by_preference(accept: str) -> list[str]:
     return [kind for *_, kind in sorted(wanted)]
 
 
-def encode(picture: np.ndarray, name: str, metadata: Metadata | None = None) -> bytes:
-    """The bytes of a result in a format, with what a file says beside its pixels.
+def encode(picture: np.ndarray, name: str, **how: Any) -> bytes:
+    """The bytes of a result in a format, by the options of :func:`.files.writing.encode_image`.
 
     Raises:
         ValueError: The format cannot hold it.
@@ -202,11 +221,15 @@ def encode(picture: np.ndarray, name: str, metadata: Metadata | None = None) -> 
             f"format is {name!r}, which does not hold the result, {picture.dtype} "
             f"{list(picture.shape)}; ask for npy"
         )
-    return encode_image(picture, Path(f"result{_SUFFIXES[name]}"), metadata=metadata)
+    return encode_image(picture, Path(f"result{_SUFFIXES[name]}"), **how)
 
 
 def check_format(pictures: Pictures, name: str) -> None:
     """Raise ValueError, before the fusion, where a format cannot hold a result of files."""
+    if name != "npy":
+        pictures.output.check([_SUFFIXES[name]])
+    elif given := pictures.output.to_dict():
+        raise ValueError(f"{next(iter(given))} is not for NPY; ask for png, tiff or jpeg")
     if pictures.files is not None:
         _check_depth(pictures.vis, name)
 

@@ -20,7 +20,7 @@ from .fusers import Fusers, Result
 from .limits import Clock, Limits, Refused, retry_after
 from .logs import hearing
 from .metrics import Metrics
-from .pictures import Pictures, check_format, decode, encode
+from .pictures import Pictures, check_format, decode
 
 BATCHES = 3
 """at once: one is decoded, one fused, one encoded"""
@@ -52,7 +52,7 @@ class Item:
         """What requests that are fused together have in common."""
         if () in self.sizes:
             return id(self)  # it will be refused, alone
-        return self.sizes, self.call.settings, repr(self.call.reading)
+        return self.sizes, self.call.settings, repr(self.call.reading), self.call.resize
 
     @property
     def wanted(self) -> bool:
@@ -238,10 +238,9 @@ class Queue:
     ) -> None:
         def work() -> Answer:
             assert isinstance(result, Result)
-            picture, said = result.picture, None
-            if item.pictures is not None:
-                said = item.pictures.metadata(picture, item.call.run.get("color", True))
-            data = encode(picture, item.format, said)
+            assert item.pictures is not None
+            color = item.call.run.get("color", True)
+            data, picture = item.pictures.encoded(result.picture, item.format, color)
             return Answer(
                 data, picture.shape, str(picture.dtype), result.report,
                 [*item.warnings, *result.warnings], batch, waited,

@@ -9,9 +9,10 @@ import logging
 import os
 import signal
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..files.paths import ImageFileError, is_file
 from ..images.doubts import warn
@@ -68,6 +69,51 @@ def read_token(path: Path | None) -> str | None:
     return token
 
 
+class Tls(NamedTuple):
+    """The files of a certificate and its key."""
+
+    cert: Path
+    key: Path
+
+
+def read_tls(cert: Path | None, key: Path | None) -> Tls | None:
+    """Find a certificate and its key usable; None where neither is given.
+
+    Raises:
+        ValueError: One of them alone.
+        ImageFileError: They cannot be read, or do not belong together.
+    """
+    if cert is None and key is None:
+        return None
+    if cert is None or key is None:
+        given, other = ("cert", "key") if key is None else ("key", "cert")
+        raise ValueError(f"--tls-{given} needs --tls-{other}: a certificate and its key, in PEM")
+    for name, path in (("cert", cert), ("key", key)):
+        if not is_file(path):
+            raise ImageFileError(f"--tls-{name} is {path}, which is no file; give a PEM file")
+
+    def no_password() -> str:
+        raise ImageFileError(
+            f"--tls-key is {key}, which has a password; give a key without one, which only the "
+            "service's user may read"
+        )
+
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key, no_password)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ImageFileError):
+            raise
+        reason = getattr(error, "reason", None) or error
+        raise ImageFileError(
+            f"--tls-cert {cert} and --tls-key {key} cannot be used ({reason}); expected a "
+            "certificate (with those between it and the root) and the key it was made with, in PEM"
+        ) from None
+    if os.name == "posix" and key.stat().st_mode & 0o077:
+        warn(f"--tls-key {key}: other users of this machine may read it; chmod 600")
+    return Tls(cert, key)
+
+
 def bind(host: str, port: int) -> socket.socket:
     """Take the address, before anything is loaded; port 0 means a free one.
 
@@ -109,6 +155,7 @@ def serve(
     *,
     limits: Limits | None = None,
     token: str | None = None,
+    tls: Tls | None = None,
     log: Log | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, which let requests finish that are being worked on.
@@ -118,6 +165,7 @@ def serve(
         address: From :func:`bind`; closed in the end.
         limits: Of requests.
         token: What requests must carry.
+        tls: From :func:`read_tls`; None for HTTP without it.
         log: Where lines go; stderr by default.
 
     Raises:
@@ -133,13 +181,14 @@ def serve(
         host, port = address.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         with repeated_signals_ignored(), _server_log(log):
-            server = _server(make_app(service), service, limits)
-            log("listening", url=f"http://{shown}:{port}", pid=os.getpid(), token=bool(token))
+            server = _server(make_app(service), service, limits, tls)
+            scheme = "http" if tls is None else "https"
+            log("listening", url=f"{scheme}://{shown}:{port}", pid=os.getpid(), token=bool(token))
             asyncio.run(server.serve(sockets=[address]))
         log("stopped")
 
 
-def _server(app: Any, service: Any, limits: Limits) -> Any:
+def _server(app: Any, service: Any, limits: Limits, tls: Tls | None) -> Any:
     import uvicorn
 
     from .protocol import protocol
@@ -162,6 +211,8 @@ def _server(app: Any, service: Any, limits: Limits) -> Any:
         proxy_headers=False,
         limit_concurrency=max(1024, 4 * limits.max_queue),
         timeout_graceful_shutdown=int(limits.timeout) + 1,
+        ssl_certfile=None if tls is None else str(tls.cert),
+        ssl_keyfile=None if tls is None else str(tls.key),
     )
     return Server(config)
 

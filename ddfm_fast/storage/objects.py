@@ -159,6 +159,28 @@ def put(url: str, data: bytes) -> None:
     _tried(attempt, url, "written")
 
 
+def put_file(url: str, file: Path) -> None:
+    """Write an object from a local file, as :func:`put` does, without holding it in memory.
+
+    Raises:
+        StorageError: It cannot be written.
+        OSError: The file cannot be read.
+        ImportError: A library is missing.
+    """
+    check_writable(url)
+    with file.open("rb"):  # its own trouble is no service's
+        pass
+
+    def attempt() -> None:
+        system, path = _system(url)
+        if schemes(url)[0] in WRITTEN_WHOLE:
+            system.put_file(str(file), path)
+        else:
+            _put_and_move(system, path, file)
+
+    _tried(attempt, url, "written")
+
+
 def check_writable(url: str) -> None:
     """Refuse URLs of what is only read.
 
@@ -171,13 +193,16 @@ def check_writable(url: str) -> None:
         )
 
 
-def _put_and_move(system: Any, path: str, data: bytes) -> None:
+def _put_and_move(system: Any, path: str, data: bytes | Path) -> None:
     folder, slash, _ = path.rpartition("/")
     temporary = f"{folder}{slash}.{secrets.token_hex(8)}.tmp"
     if folder:
         system.makedirs(folder, exist_ok=True)
     try:
-        system.pipe_file(temporary, data)
+        if isinstance(data, Path):
+            system.put_file(str(data), temporary)
+        else:
+            system.pipe_file(temporary, data)
         system.mv(temporary, path)
     except BaseException:
         with contextlib.suppress(Exception):

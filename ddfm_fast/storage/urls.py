@@ -13,6 +13,10 @@ _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+"  # two letters or more: one is a drive of W
 _URL = re.compile(rf"{_SCHEME}://")
 _SWALLOWED = re.compile(rf"{_SCHEME}:/")
 _LINKS = re.compile(rf"(^|::)({_SCHEME}):/+")
+OBJECTS = (
+    "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory", "zip", "tar", "libarchive",
+)  # fmt: skip
+"""schemes that FFmpeg does not open itself"""
 _ON_DISK = ("file", "local")
 _CHAIN = "::"
 
@@ -41,6 +45,12 @@ def _slashes(match: re.Match[str]) -> str:
 def schemes(url: str) -> list[str]:
     """The schemes of a URL and of those it is chained to, in lower case."""
     return [found[1].lower() for found in _LINKS.findall(url)]
+
+
+def is_object(place: object) -> bool:
+    """Whether a place of a video is an object to be fetched, not an address of FFmpeg's."""
+    url = as_url(place)
+    return url is not None and (_CHAIN in url or schemes(url)[0] in OBJECTS)
 
 
 def join(url: str, name: str) -> str:

@@ -176,10 +176,12 @@ RECORD = {
         vis: Path, required
     """,
     "serve": """
+        --align: str, 'check'
         --backend: str, None
         --denoise: str, None
         --device: str, None
         --dtype: auto|float32|tf32|bfloat16|float16, 'auto'
+        --formats: str, 'png,jpeg,tiff,npy'
         --graph: str, None
         --host: str, '127.0.0.1'
         --images: auto|photographic|functional, None
@@ -194,6 +196,8 @@ RECORD = {
         --prior: str, 'embedded'
         --tile: str, 'auto'
         --timeout: float min=0.1, 60.0
+        --tls-cert: Path, None
+        --tls-key: Path, None
         --token-file: Path, None
         --wait: float min=0, 5.0
     """,

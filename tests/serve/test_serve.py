@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import warnings
@@ -144,15 +145,18 @@ def test_refused_as_the_library_does(server):
 
 def test_every_option_is_taken_or_refused_by_name(server):
     """None falls under the table: what a request may not choose is said."""
-    from ddfm_fast.serve.bodies import AT_START, OPTIONS
+    from ddfm_fast.datasets.output import Output
+    from ddfm_fast.serve.bodies import AT_START, ELSEWHERE, OF_FILES, OPTIONS
 
     known = {*FuserOptions.__annotations__, *ReadingOptions.__annotations__}
     assert {*AT_START, *OPTIONS} == known and not {*AT_START} & {*OPTIONS}
+    of_results = {one.name for one in dataclasses.fields(Output)}
+    assert {*OF_FILES, *ELSEWHERE} == {"resize", "raw_size", *of_results}
     shown = json.loads(server.request("GET", "/openapi.json")[2])
     schema = shown["paths"]["/fuse"]["post"]["requestBody"]["content"]
     for kind in ("multipart/form-data", "application/json"):
         fields = set(schema[kind]["schema"]["properties"])
-        assert fields == {"ir", "vis", "format", *OPTIONS}
+        assert fields == {"ir", "vis", "format", *OPTIONS, *OF_FILES}
     page = server.request("GET", "/docs")[2].decode()
     assert all(f"<code>{name}</code>" in page for name in OPTIONS)
     assert "://" not in page, "needs no other host"

@@ -1,0 +1,199 @@
+"""Commands whose places may be URLs: what they read is fetched, what they write is put whole."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from .settings import find_items, stage_for
+
+if TYPE_CHECKING:
+    from ..datasets.items import PairItem
+    from ..metrics.evaluation import Evaluation, MethodPictures
+    from ..storage.staging import Stage
+    from ..video.tasks import TaskResult
+
+
+def scored_items(
+    context: typer.Context,
+    root: Path,
+    vis: Path | None,
+    *,
+    manifest: Path | None,
+    limit: int | None,
+    fused: Sequence[str] = (),
+    layout: str | None,
+    pattern: str | None,
+) -> tuple[list[PairItem], Stage | None]:
+    """The first pairs of ROOT, here or fetched whole into the temporary folder.
+
+    Args:
+        context: Of the command, at whose end what was fetched goes.
+        root: As in :func:`.settings.find_items`, like ``vis``, ``manifest`` and so on.
+        vis: See there.
+        manifest: See there.
+        limit: The most pairs.
+        fused: Of ``--fused``, which may name prefixes, too.
+        layout: See ``root``.
+        pattern: See ``root``.
+
+    Raises:
+        ValueError: It is unclear which, or one of them cannot be fetched.
+    """
+    folders = [Path(url) for text in fused if _is_url(url := text.partition("=")[2])]
+    stage = stage_for(context, root, vis, manifest, next(iter(folders), None))
+    source = stage if _any_source(root, vis, manifest) else None
+    found = find_items(root, vis, layout=layout, manifest=manifest, pattern=pattern, stage=source)
+    items = found[:limit]
+    if stage is None or source is None:
+        return items, stage
+    if failures := stage.fill(file for item in items for file in (item.ir, item.vis)):
+        raise next(iter(failures.values()))
+    return items, stage
+
+
+def fused_folders(stage: Stage | None, texts: Sequence[str]) -> list[MethodPictures]:
+    """The methods of ``--fused``, whose folders may be prefixes."""
+    from ..metrics.evaluation import MethodPictures, parse_method
+
+    found = []
+    for text in texts:
+        name, separator, url = text.partition("=")
+        if stage is None or not separator or not _is_url(url):
+            found.append(parse_method(text))
+            continue
+        folder = stage.source(url)
+        if failures := stage.fill(file for file in stage.objects if folder in file.parents):
+            raise next(iter(failures.values()))
+        found.append(MethodPictures(name.strip(), folder))
+    return found
+
+
+@contextlib.contextmanager
+def as_named(stage: Stage | None) -> Iterator[Callable[[Evaluation], None]]:
+    """Inside, errors name URLs; gives what makes an evaluation name them, too."""
+
+    def named(evaluation: Evaluation) -> None:
+        if stage is None:
+            return
+        for method in evaluation.methods:
+            method.folder = method.folder and stage.text(method.folder)
+        for pair, why in evaluation.failures.items():
+            evaluation.failures[pair] = stage.text(why)
+        evaluation.remarks[:] = map(stage.text, evaluation.remarks)
+
+    with contextlib.nullcontext() if stage is None else stage.named_errors():
+        yield named
+
+
+def local_outputs(**places: Path | None) -> None:
+    """Refuse URLs where tables, pages and rows go; ValueError names the option."""
+    for name, place in places.items():
+        if place is not None and _is_url(place):
+            raise ValueError(
+                f"--{name} is {_url(place)}; this command writes to a local place: give one, and "
+                "copy it afterwards"
+            )
+
+
+def title_of(root: Path) -> str:
+    """What a data set is called: the name of its folder, or of its prefix."""
+    from ..storage.urls import name_of
+
+    url = _url(root)
+    return root.resolve().name if url is None else name_of(url.rstrip("/")) or url
+
+
+class VideoPlaces:
+    """The arguments of ``video`` with local files in the place of objects."""
+
+    def __init__(self, given: dict[str, Any], stage: Stage | None):
+        self.stage, self.given = stage, dict(given)
+        self.url: str | None = None
+        """of the output, where it is an object"""
+
+    def fetch(self) -> None:
+        """Bring the sources here, and give the output a place; ValueError where that fails."""
+        from ..storage.urls import is_object
+
+        given, stage = self.given, self.stage
+        assert stage is not None
+        if is_object(given["out"]):
+            self._check_output(given)
+        if is_object(given["ir"]) and given["vis"] is None:
+            raise ValueError(
+                f"IR is {given['ir']} and VIS is missing; give two videos, or copy the data set to "
+                "this machine"
+            )
+        for name in ("ir", "vis"):
+            if is_object(given[name]):
+                local = stage.source(given[name])
+                wanted = [file for file in stage.objects if local in (file, *file.parents)]
+                if failures := stage.fill(wanted):
+                    raise next(iter(failures.values()))
+                given[name] = str(local)
+        if self.url is not None:
+            given["out"] = str(stage.output(self.url))
+
+    def _check_output(self, given: dict[str, Any]) -> None:
+        from ..storage.objects import check_writable
+        from ..storage.urls import name_of
+
+        self.url = url = str(given["out"])
+        check_writable(url)
+        if not Path(name_of(url)).suffix:
+            raise ValueError(f"--out is {url}; expected a file there, such as fused.mp4")
+        if url in (given["ir"], given["vis"]):
+            raise ValueError(f"output {url} would replace an input; choose another --out")
+
+    def put(self) -> None:
+        """Write the output, if there is one, to its URL."""
+        from ..storage.objects import put_file
+
+        if self.url is not None and (local := Path(self.given["out"])).is_file():
+            put_file(self.url, local)
+
+    def named(self, result: TaskResult) -> TaskResult:
+        """A result that names the URL of its output."""
+        if self.url is not None and result.report is not None:
+            result.report.out = self.url
+        return result
+
+
+@contextlib.contextmanager
+def video_places(given: dict[str, Any], *, here: bool) -> Iterator[VideoPlaces]:
+    """Inside, the sources are here; afterwards the output is where it was wanted."""
+    from ..storage.staging import Stage
+    from ..storage.urls import is_object
+
+    if not any(is_object(given[name]) for name in ("ir", "vis", "out")):
+        yield VideoPlaces(given, None)
+        return
+    if not here:
+        raise ValueError("--on ray takes no URLs of videos; leave out --on, or give local files")
+    with Stage() as stage, stage.named_errors():
+        places = VideoPlaces(given, stage)
+        places.fetch()
+        yield places
+        places.put()
+
+
+def _is_url(place: Any) -> bool:
+    return _url(place) is not None
+
+
+def _url(place: Any) -> str | None:
+    from ..storage.urls import as_url
+
+    return as_url(place)
+
+
+def _any_source(*places: Path | None) -> bool:
+    from ..datasets.lists import names_urls
+
+    root, _, manifest = places
+    return any(map(_is_url, places)) or names_urls(root if manifest is None else manifest)
