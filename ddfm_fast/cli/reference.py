@@ -76,6 +76,7 @@ def _commands(command: Any) -> Iterator[str]:
         ((f"`{name}`", _first_line(inner.help)) for name, inner in commands(command).items()),
     )
     found: dict[tuple, list[str]] = {}
+    count = len(commands(command))
     for parameter, name, flag in _parameters(command):
         shared = OPTIONS.get(parameter.name)
         if flag.startswith("--") and (shared is None or shared.help != parameter.help):
@@ -85,7 +86,10 @@ def _commands(command: Any) -> Iterator[str]:
     yield from ("", "Beyond those of `ddfm-fast help options`:", "")
     yield from table(
         ("option", "of", "default", "what it does"),
-        ((f"`{row[0]}`", ", ".join(names), row[2], row[1]) for row, names in sorted(found.items())),
+        (
+            (f"`{row[0]}`", "all" if len(names) == count else ", ".join(names), row[2], row[1])
+            for row, names in sorted(found.items())
+        ),
     )
 
 
@@ -184,8 +188,8 @@ def commands(group: Any, prefix: str = "") -> dict[str, Any]:
 def _parameters(command: Any) -> Iterator[tuple[Any, str, str]]:
     """Every parameter with its command's name and its own longest name."""
     for name, inner in commands(command).items():
-        for parameter in inner.params:
-            if not isinstance(parameter, TyperArgument):
+        for parameter in inner.get_params(inner.context_class(inner)):
+            if not isinstance(parameter, TyperArgument) and parameter.name != "help":
                 yield parameter, name, max(parameter.opts, key=len)
 
 
