@@ -19,6 +19,9 @@ _CLASSES = (
     "checkpoint, `ddfm-fast prior list` has some"
 )
 _KEYS = (
+    ((".lora_", ".to_q_lora.", "lora_unet_", "lora_te"), "LoRA",
+     "it changes the weights of another network and is none itself; merge it into that network "
+     "with its own code, and give the whole state dict"),
     (("model.diffusion_model.", "first_stage_model.", "cond_stage_model."),
      "latent diffusion model (Stable Diffusion's layout)", _LATENT),
     ((".transformer_blocks.", ".attn2."),
