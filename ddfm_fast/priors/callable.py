@@ -16,6 +16,9 @@ from .conditioning import Conditioning
 from .prior import EPS_DTYPES, Prior, same_device
 from .reuse import Kept, evaluator_of
 
+_DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class CallablePrior(Prior):
     """Any ``eps(x, t)``: x [N, 3, H, W], t [N] training timesteps (int64 unless rescaled).
@@ -154,8 +157,8 @@ class CallablePrior(Prior):
 
 def _draws(module: nn.Module) -> bool:
     """Whether a layer answers by chance or by its batch."""
-    drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-    return module.training and (drops or isinstance(module, nn.modules.batchnorm._BatchNorm))
+    drops = isinstance(module, _DROPS) and module.p > 0
+    return module.training and (drops or isinstance(module, _NORMS))
 
 
 def _require_dense(out: Any) -> None:

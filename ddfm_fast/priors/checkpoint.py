@@ -193,13 +193,17 @@ def convert(
     with contextlib.suppress(OSError):  # one of them is not there
         if os.path.samefile(src, dst):
             raise ValueError(f"dst: {str(dst)!r} is src, {str(src)!r}; choose another name")
+    if os.path.isdir(src):
+        raise ValueError(
+            f"src: {str(src)!r} is a folder (of diffusers?), expected a .pt, .pth or .safetensors "
+            "file; a folder is used as it is, --prior FOLDER, and its network stores fewer bits by "
+            "model.half().save_pretrained(folder)"
+        )
     target = check_dtype(dtype)
     unet, info = load_checkpoint(src, config)
     prior = _storable(info["prior"], unet)
     source = {"file": Path(src).name, "sha256": file_sha256(*files_of(src))}
-    return save_unet(
-        dst, unet, dtype=target, training=info["training"], prior=prior, source=source
-    )
+    return save_unet(dst, unet, dtype=target, training=info["training"], prior=prior, source=source)
 
 
 def _storable(prior: dict[str, Any], unet: UNet) -> dict[str, Any]:

@@ -165,20 +165,12 @@ def wrap(
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"function: got {function!r}, expected a module or callable F(x, t)")
     check_prediction(prediction)
-    if time is not None and not callable(time):
-        raise TypeError(
-            f"time: got {time!r}, expected a function of a level, as lambda level: level.sigma"
-        )
+    _check_time(prediction, time, num_train_timesteps)
     _check_numbers(prediction, channels, sigma_data, value_range)
     if PREDICTIONS[prediction].family == "vp":
         process = _named(prediction, schedule, num_train_timesteps, sigmas)
     else:
         process = _own(prediction, schedule, sigmas, value_range, keywords)
-        if num_train_timesteps != 1000:
-            raise ValueError(
-                f"num_train_timesteps: got {num_train_timesteps!r}, but {prediction!r} has no "
-                "timesteps; leave it out, and say what it takes by time="
-            )
         if prediction == "consistency" and sigmas is not None:
             process["sigma_min"] = sigmas[0]
     return WrappedPrior(
@@ -223,6 +215,18 @@ def denoiser(
     return wrap(
         function, "denoised", channels=channels, value_range=value_range, sigmas=sigmas, **keywords
     )
+
+
+def _check_time(prediction: str, time: Any, timesteps: Any) -> None:
+    if time is not None and not callable(time):
+        raise TypeError(
+            f"time: got {time!r}, expected a function of a level, as lambda level: level.sigma"
+        )
+    if PREDICTIONS[prediction].family != "vp" and timesteps != 1000:
+        raise ValueError(
+            f"num_train_timesteps: got {timesteps!r}, but {prediction!r} has no timesteps; leave "
+            "it out, and say what it takes by time="
+        )
 
 
 def _check_numbers(
