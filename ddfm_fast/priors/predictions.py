@@ -10,7 +10,7 @@ Everywhere x_t = α x₀ + s ε with α² + s² = 1, and σ = s / α. Three fami
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any, NamedTuple
 
 SIGMA_MIN = 0.002
@@ -181,7 +181,7 @@ def corrected(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         dropped = (*dropped, *_PROCESS)
     merged = {**{k: v for k, v in found.items() if k not in dropped}, **given}
     alphas, steps = merged.get("alphas"), given.get("num_train_timesteps")
-    if steps is not None and hasattr(alphas, "__len__") and len(alphas) != steps:
+    if steps is not None and isinstance(alphas, Sized) and len(alphas) != steps:
         raise ValueError(
             f"config: num_train_timesteps={steps!r} with alphas of {len(alphas)} timesteps; leave "
             "it out, or give noise_schedule with it"
