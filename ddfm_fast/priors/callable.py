@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ..images.containers import without_data
+from ..images.doubts import warn
 from .conditioning import Conditioning
 from .prior import EPS_DTYPES, Prior, same_device
 from .reuse import Kept, evaluator_of
+
+_DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class CallablePrior(Prior):
@@ -52,6 +56,11 @@ class CallablePrior(Prior):
             **keywords,
         )
         self.function = function
+        if isinstance(function, nn.Module) and any(map(_draws, function.modules())):
+            warn(
+                f"prior: {self.name!r} is in training mode with dropout or batch norm, so it "
+                "answers otherwise at each call; call module.eval()"
+            )
 
     @functools.cached_property
     def has_variance(self) -> bool:
@@ -144,6 +153,12 @@ class CallablePrior(Prior):
         if (lacking := without_data(out)) is not None and without_data(x) is None:
             raise TypeError(f"prior: eps(x, t) returned {lacking}")
         return out
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether a layer answers by chance or by its batch."""
+    drops = isinstance(module, _DROPS) and module.p > 0
+    return module.training and (drops or isinstance(module, _NORMS))
 
 
 def _require_dense(out: Any) -> None:

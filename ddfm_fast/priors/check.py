@@ -35,8 +35,15 @@ class Row(NamedTuple):
     sigma: float
     """gray levels of 255"""
     before: float
-    """PSNR in decibels, likewise ``after``"""
+    """PSNR in decibels, likewise ``after`` and ``blurred``"""
     after: float
+    blurred: float
+    """of the mean over 5×5 pixels, which no prior that is read rightly falls below"""
+
+    @property
+    def good(self) -> bool:
+        """Whether the prior denoises here."""
+        return self.after >= max(self.before + LEAST_GAIN, self.blurred)
 
 
 class Answer(NamedTuple):
@@ -44,6 +51,8 @@ class Answer(NamedTuple):
 
     sigma: float
     noise: Tensor
+    noisy: Tensor
+    clean: Tensor
     x: Tensor
     """x_t, what it was asked about"""
     eps: Tensor
@@ -64,8 +73,8 @@ class Check(NamedTuple):
     @property
     def good(self) -> bool:
         """Whether it denoises at every level and knows noise for what it is."""
-        gains = [row.after - row.before for row in self.rows]
-        return bool(gains) and min(gains) >= LEAST_GAIN and self.likeness >= LEAST_LIKENESS
+        found = bool(self.rows) and all(row.good for row in self.rows)
+        return found and self.likeness >= LEAST_LIKENESS
 
     @property
     def gain(self) -> float:
@@ -102,17 +111,22 @@ def answers(prior: Prior) -> Iterator[Answer]:
     for wanted in SIGMAS:
         t = int((prior.noise_levels - wanted).abs().argmin())
         sigma = float(prior.noise_levels[t])
-        x = (clean + sigma * noise) / math.hypot(1, sigma)
-        yield Answer(sigma, noise, x, _eps(prior, x, t), t)
+        noisy = clean + sigma * noise
+        x = noisy / math.hypot(1, sigma)
+        yield Answer(sigma, noise, noisy, clean, x, _eps(prior, x, t), t)
 
 
 @torch.inference_mode()
-def _tried(prior: Prior) -> Check:
-    rows, answer = [], None
+def _tried(prior: Prior, whole: bool = True) -> Check:
+    """Ask at each level; unless ``whole``, no further than one at which it fails."""
+    rows: list[Row] = []
+    answer = None
     for answer in answers(prior):
-        after = answer.sigma * (answer.noise - answer.eps)
-        sizes = decibels(answer.sigma * answer.noise), decibels(after)
-        rows.append(Row(answer.sigma * 127.5, *sizes))
+        errors = (answer.sigma * answer.noise, answer.sigma * (answer.noise - answer.eps),
+                  _blurred(answer.noisy) - answer.clean)  # fmt: skip
+        rows.append(Row(answer.sigma * 127.5, *map(decibels, errors)))
+        if not whole and not rows[-1].good:
+            return Check(rows, 0.0, [])
     assert answer is not None
     _require_one_answer(prior, answer)
     last, noise = len(prior.noise_levels) - 1, answer.noise
@@ -125,12 +139,21 @@ def _require_one_answer(prior: Prior, answer: Answer) -> None:
     """ValueError where a prior answers the same question otherwise the second time."""
     again = _eps(prior, answer.x, answer.timestep)
     scale = answer.eps.abs().max().clamp(min=1)
+    if not bool(answer.eps.isfinite().all()):
+        raise ValueError(
+            f"prior {prior.name!r} gives NaN or inf; check its weights, and the range of numbers "
+            "of its dtype"
+        )
     if not bool((again - answer.eps).abs().max() <= SAME * scale):
         raise ValueError(
             f"prior {prior.name!r} gives two answers to one question: it keeps state from call to "
             "call, draws numbers, or is in training mode (module.eval()); expected a function of "
             "x and t alone"
         )
+
+
+def _blurred(x: Tensor) -> Tensor:
+    return torch.nn.functional.avg_pool2d(x, 5, 1, 2, count_include_pad=False)
 
 
 def _eps(prior: Prior, x: Tensor, t: int) -> Tensor:
@@ -160,7 +183,7 @@ def _hints(prior: Prior, found: Check) -> list[str]:
     better = []
     for words, make in _others(prior):
         try:
-            tried = _tried(make())
+            tried = _tried(make(), whole=False)
         except Exception:  # a callable that is misread may raise anything
             continue
         if tried.good and tried.gain > found.gain + LEAST_GAIN:
@@ -195,16 +218,31 @@ def _others(prior: Prior) -> Iterator[tuple[str, Callable[[], Prior]]]:
     for name, kind in PREDICTIONS.items():
         for words, time in times.items() if kind.family == "vp" else [("", None)]:
             yield f"wrap(function, {name!r}{words})", _wrapped(function, name, time=time, **own)
-    for ends in ((0.0, 1.0), (0.0, 255.0)):
-        half = ends[1] / 2
-        words = f"wrap(function, 'denoised', value_range=({ends[0]:g}, {ends[1]:g}))"
-        yield (
-            words,
-            _wrapped(
-                function, "denoised", value_range=ends, sigmas=(0.002 * half, 80 * half), **own
-            ),
-        )
+    yield from _denoisers(function, own)
     yield "the negative of what it gives now", _wrapped(_Negative(function), "eps", **own)
+
+
+def _denoisers(function: Any, own: dict) -> Iterator[tuple[str, Callable[[], Prior]]]:
+    """Pictures of each range, and σ in the units of each."""
+    for ends in ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)):
+        half = (ends[1] - ends[0]) / 2
+        of_range = {"value_range": ends, "sigmas": (0.002 * half, 80 * half), **own}
+        words = f"wrap(function, 'denoised', value_range=({ends[0]:g}, {ends[1]:g})"
+        for size, units in ((2.0, "of pictures from -1 to 1"), (1.0, "of pictures from 0 to 1"),
+                            (255.0, "in gray levels")):  # fmt: skip
+            if size != 2 * half:
+                factor = size / (2 * half)
+                time = f", time=lambda level: {factor:.6g} * level.sigma (sigma {units})"
+                yield (
+                    f"{words}{time})",
+                    _wrapped(function, "denoised", time=_times(factor), **of_range),
+                )
+            elif ends[0] == 0:  # else it is among the predictions
+                yield f"{words})", _wrapped(function, "denoised", **of_range)
+
+
+def _times(factor: float) -> Callable[[Level], float]:
+    return lambda level: factor * level.sigma
 
 
 class _Negative:

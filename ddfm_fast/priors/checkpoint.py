@@ -28,7 +28,8 @@ from .architecture import (
     uses_attention,
 )
 from .atomic import atomic_path
-from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS
+from .predictions import corrected
+from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS, Prior
 from .state_dict import (
     check_finite,
     file_sha256,
@@ -77,7 +78,7 @@ def load_checkpoint(
         raise ValueError(f"{os.fspath(path)!r}: {error}") from None
     check_finite(path, tensors)
     return unet, {
-        "prior": {**stored_prior, **prior},
+        "prior": corrected(stored_prior, prior),
         "training": json_metadata(path, metadata, TRAINING_KEY) or None,
         "metadata": metadata,
     }
@@ -166,7 +167,7 @@ def describe(path: str | os.PathLike, config: dict[str, Any] | None = None) -> d
         "dtype": ", ".join(sorted({str(v.dtype).removeprefix("torch.") for v in tensors.values()})),
         "config": {k: v for k, v in full.items() if k not in unknown},
         "unknown": unknown,
-        "prior": {**prior, **given_prior},
+        "prior": corrected(prior, given_prior),
         "source": json_metadata(path, metadata, SOURCE_KEY) or None,
         "training": json_metadata(path, metadata, TRAINING_KEY) or None,
     }
@@ -192,12 +193,29 @@ def convert(
     with contextlib.suppress(OSError):  # one of them is not there
         if os.path.samefile(src, dst):
             raise ValueError(f"dst: {str(dst)!r} is src, {str(src)!r}; choose another name")
+    if os.path.isdir(src):
+        raise ValueError(
+            f"src: {str(src)!r} is a folder (of diffusers?), expected a .pt, .pth or .safetensors "
+            "file; a folder is used as it is, --prior FOLDER, and its network stores fewer bits by "
+            "model.half().save_pretrained(folder)"
+        )
     target = check_dtype(dtype)
     unet, info = load_checkpoint(src, config)
+    prior = _storable(info["prior"], unet)
     source = {"file": Path(src).name, "sha256": file_sha256(*files_of(src))}
-    return save_unet(
-        dst, unet, dtype=target, training=info["training"], prior=info["prior"], source=source
-    )
+    return save_unet(dst, unet, dtype=target, training=info["training"], prior=prior, source=source)
+
+
+def _storable(prior: dict[str, Any], unet: UNet) -> dict[str, Any]:
+    """Give prior keywords as JSON has them; ValueError for what no prior takes, or no file."""
+    if "time" in prior:
+        raise ValueError(
+            "config: time is a function, which no file holds; leave it out here, and give it where "
+            "the prior is loaded"
+        )
+    process = {k: v for k, v in prior.items() if k in PRIOR_KEYWORDS and k != "multiple"}
+    made = Prior(name="", multiple=1, device=unet.device, dtype=unet.dtype, **process)
+    return prior if made.alphas is None else {**prior, "alphas": made.alphas.tolist()}
 
 
 def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -19,7 +19,11 @@ _CLASSES = (
     "checkpoint, `ddfm-fast prior list` has some"
 )
 _KEYS = (
-    (("model.diffusion_model.", "first_stage_model.", "cond_stage_model."),
+    ((".lora_", ".to_q_lora.", ".to_k_lora.", ".to_v_lora.", ".to_out_lora.", "lora_unet_",
+      "lora_te"), "LoRA",
+     "it changes the weights of another network and is none itself; merge it into that network "
+     "with its own code, and give the whole state dict"),
+    (("model.diffusion_model.", "diffusion_model.", "first_stage_model.", "cond_stage_model."),
      "latent diffusion model (Stable Diffusion's layout)", _LATENT),
     ((".transformer_blocks.", ".attn2."),
      "text-conditioned U-Net (Stable Diffusion, SDXL)", f"{_TEXT}; most are latent, too"),

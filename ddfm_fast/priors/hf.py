@@ -86,6 +86,43 @@ def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     return model.eval().requires_grad_(False), found.keywords
 
 
+def keywords_of_module(module: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Give the prior keywords of a network of diffusers that is handed over itself.
+
+    ``given`` as it is for other code. ValueError for what cannot be taken, or not as it is given.
+    """
+    if hasattr(module, "scheduler") and (hasattr(module, "unet") or hasattr(module, "transformer")):
+        raise ValueError(
+            f"prior: got a {type(module).__name__}, a pipeline of diffusers; save it by "
+            "pipeline.save_pretrained(folder) and give the folder, which tells its process too"
+        )
+    if not any(_is_unet_2d(kind) for kind in type(module).__mro__):
+        return given
+    config, name = dict(module.config), type(module).__name__
+    if config.get("class_embed_type") or config.get("num_class_embeds"):
+        raise ValueError(
+            f"prior: this {name} is class-conditional, but DDFM needs an unconditional prior; use "
+            "an unconditional one, `ddfm-fast prior list` has some"
+        )
+    channels = config.get("in_channels", 3), config.get("out_channels", 3)
+    if channels[0] not in (1, 3) or channels[1] not in (channels[0], 2 * channels[0]):
+        raise ValueError(
+            f"prior: this {name} maps {channels[0]} to {channels[1]} channels, expected 3 to 3 or "
+            f"6, or 1 to 1 or 2, of pictures{why_channels(channels[0])}"
+        )
+    if config.get("time_embedding_type") == "fourier" and given.get("prediction", "eps") == "eps":
+        raise ValueError(
+            f"prior: this {name} has 'fourier' time embeddings, those of a variance-exploding "
+            "process, and is taken for eps; give the folder with its scheduler, or config="
+            '{"prediction": "score", "value_range": (0, 1), "sigmas": (0.01, 1348)}'
+        )
+    return {**given, "channels": 1} if channels[0] == 1 else given
+
+
+def _is_unet_2d(kind: type) -> bool:
+    return kind.__name__ == "UNet2DModel" and kind.__module__.startswith("diffusers.")
+
+
 def _weights_file(root: Path, folder: Path) -> Path:
     """The file of weights, or the list of several, judged before diffusers reads it."""
     names = [f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}{INDEX}", f"{_WEIGHTS}.bin"]

@@ -16,10 +16,11 @@ from ..storage.urls import as_url
 from .architecture import like_consistency_models
 from .callable import CallablePrior
 from .checkpoint import load_checkpoint, split_config
+from .hf import keywords_of_module
 from .network import UNetPrior, optimized
 from .origin import Origin, file_identity
 from .precision import PRECISIONS, check_precision, default_precision
-from .predictions import PREDICTIONS, thousandth_log
+from .predictions import PREDICTIONS, corrected, thousandth_log
 from .prior import PREDICTION_KEYWORDS, PRIOR_KEYWORDS, Prior
 from .state_dict import INDEX
 from .tiled import TiledPrior, tiled
@@ -116,7 +117,8 @@ def _prior_of(
         prior = _of_network(unet, {"tf32": dtype == "tf32", **_prior_keywords(config)})
     elif callable(spec) and not isinstance(spec, type):
         input_dtype = None if dtype is None else PRECISIONS[dtype]
-        prior = _of_callable(spec, {"dtype": input_dtype, **_prior_keywords(config)})
+        given = _prior_keywords(config)
+        prior = _of_callable(spec, {"dtype": input_dtype, **keywords_of_module(spec, given)})
     else:
         raise TypeError(f"prior: got {type(spec).__name__}, expected {ACCEPTED}")
     return prior
@@ -129,7 +131,7 @@ def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
             f"config: {', '.join(map(repr, network))} has no effect on this kind of prior; "
             f"expected {', '.join((*PRIOR_KEYWORDS, *PREDICTION_KEYWORDS))}"
         )
-    return prior
+    return corrected({}, prior)
 
 
 def denoiser_of(prior: Prior) -> Prior:
@@ -228,7 +230,7 @@ def _from_path(
         from .hf import load_diffusers
 
         model, found = load_diffusers(path)
-        keywords = {**found, **_prior_keywords(config)}
+        keywords = corrected(found, _prior_keywords(config))
         model = model.to(device, PRECISIONS[precision])
         prior = _of_callable(model, {"name": path.name, **keywords})
     else:

@@ -10,11 +10,11 @@ Everywhere x_t = α x₀ + s ε with α² + s² = 1, and σ = s / α. Three fami
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sized
+from typing import Any, NamedTuple
 
 SIGMA_MIN = 0.002
-"""the least noise of consistency models (Song et al. 2023), at which they are the identity"""
+"""the usual least noise of consistency models (Song et al. 2023), where they are the identity"""
 
 
 class Level(NamedTuple):
@@ -78,10 +78,10 @@ def edm(level: Level, data: float) -> Line:
     )
 
 
-def consistency(level: Level, data: float) -> Line:
+def consistency(level: Level, data: float, least: float = SIGMA_MIN) -> Line:
     """The bare F of a consistency model (Song et al. 2023, appendix C), the identity at σ_min."""
     sigma = level.sigma
-    power, above = sigma**2 + data**2, max(sigma - SIGMA_MIN, 0.0)
+    power, above = sigma**2 + data**2, max(sigma - least, 0.0)
     return _preconditioned(
         level,
         data**2 / (above**2 + data**2),
@@ -144,3 +144,46 @@ PREDICTIONS = {
     "flow": Prediction(flow, _tau, "flow"),
 }
 """by the name that ``wrap`` takes"""
+
+
+def check_prediction(name: Any) -> None:
+    """ValueError where this is the name of none."""
+    if not isinstance(name, str) or name not in PREDICTIONS:
+        raise ValueError(f"prediction: got {name!r}, expected one of {', '.join(PREDICTIONS)}")
+
+
+_PROCESS = ("noise_schedule", "num_train_timesteps", "alphas")
+_FAMILY = (*_PROCESS, "rescale_timesteps", "sigmas", "sigma_data", "value_range", "time")
+
+
+def corrected(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What a file says of its prior, as a caller's ``config`` corrects it.
+
+    A prediction of another family leaves nothing of the process that the file tells, and a
+    schedule that is given replaces one that is found.
+
+    Raises:
+        ValueError: ``given`` tells two processes, or no prediction.
+    """
+    dropped: tuple[str, ...] = ()
+    alphas = given.get("alphas")
+    if "prediction" in given:
+        check_prediction(given["prediction"])
+        before = PREDICTIONS.get(str(found.get("prediction", "eps")), PREDICTIONS["eps"])
+        if PREDICTIONS[given["prediction"]].family != before.family:
+            dropped = _FAMILY
+    if alphas is not None and "noise_schedule" in given:
+        raise ValueError(
+            f"config: noise_schedule={given['noise_schedule']!r} beside alphas, which tell another "
+            "process; leave one of them out"
+        )
+    if alphas is not None or "noise_schedule" in given:
+        dropped = (*dropped, *_PROCESS)
+    merged = {**{k: v for k, v in found.items() if k not in dropped}, **given}
+    alphas, steps = merged.get("alphas"), given.get("num_train_timesteps")
+    if steps is not None and isinstance(alphas, Sized) and len(alphas) != steps:
+        raise ValueError(
+            f"config: num_train_timesteps={steps!r} with alphas of {len(alphas)} timesteps; leave "
+            "it out, or give noise_schedule with it"
+        )
+    return merged

@@ -191,7 +191,8 @@ class Prior:
         x = x.to(self.device, torch.float32)
         if len(distinct := sorted(set(steps))) == 1:
             return self._eps_at(x, distinct[0])
-        out = x.new_empty(len(x), 6 if self.has_variance else 3, *x.shape[2:])
+        channels = self.channels * (2 if self.has_variance else 1)
+        out = x.new_empty(len(x), channels, *x.shape[2:])
         for step in distinct:
             rows = [row for row, own in enumerate(steps) if own == step]
             out[rows] = self._eps_at(x[rows], step)

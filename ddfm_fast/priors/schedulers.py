@@ -18,6 +18,8 @@ _OTHER_PROCESSES = {
     "LCM": "latent consistency",
 }
 """part of a scheduler's class name -> what is not taken"""
+_USUAL = ("", "DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
+"""those that may leave out their betas, which are then the usual ones"""
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 _LINEAR = (1e-4, 0.02)
@@ -33,12 +35,7 @@ def keywords_of(scheduler: dict[str, Any], folder: Path) -> dict[str, Any]:
     kind = str(scheduler.get("_class_name", ""))
     for words, what in _OTHER_PROCESSES.items():
         if words in kind:
-            raise ValueError(
-                f"prior: {str(folder)!r} was trained for {what} ({kind}), expected the scheduler "
-                "of a process whose noise levels are known (DDPM, DDIM, PNDM, ScoreSdeVe, "
-                "CMStochasticIterative, FlowMatchEuler); call its network by "
-                "ddfm_fast.priors.wrap(function, prediction)"
-            )
+            raise _refusal(folder, f"{what} ({kind})")
     if "ScoreSdeVe" in kind:  # trained on pictures in [0, 1]
         ends = (_number(scheduler, "sigma_min", 0.01, folder),
                 _number(scheduler, "sigma_max", 1348.0, folder))  # fmt: skip
@@ -51,7 +48,17 @@ def keywords_of(scheduler: dict[str, Any], folder: Path) -> dict[str, Any]:
     if "FlowMatch" in kind:
         steps = _timesteps(scheduler, folder)
         return {"prediction": "flow", "time": functools.partial(_times_tau, float(steps))}
+    if kind not in _USUAL and not any(scheduler.get(k) for k in ("beta_schedule", "trained_betas")):
+        raise _refusal(folder, f"a process that its configuration does not tell by betas ({kind})")
     return _variance_preserving(scheduler, folder)
+
+
+def _refusal(folder: Path, what: str) -> ValueError:
+    return ValueError(
+        f"prior: {str(folder)!r} was trained for {what}, expected the scheduler of a process whose "
+        "noise levels are known (DDPM, DDIM, PNDM, ScoreSdeVe, CMStochasticIterative, "
+        "FlowMatchEuler); call its network by ddfm_fast.priors.wrap(function, prediction)"
+    )
 
 
 def _times_tau(steps: float, level: Level) -> float:

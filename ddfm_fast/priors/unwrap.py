@@ -10,8 +10,12 @@ from torch import Tensor
 from ..images.doubts import warn
 
 _AVERAGED = ("ema", "ema_params", "params_ema", "model_ema", "state_dict_ema")
-_PLAIN = ("state_dict", "params", "model")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "unet.", "network.")
+_PLAIN = ("state_dict", "params", "model", "model_state_dict", "net")
+_PREFIXES = (
+    "module.", "_orig_mod.", "model.", "unet.", "network.", "ema_model.", "ema.", "denoise_fn.",
+)  # fmt: skip
+_AVERAGES = ("ema_model.", "ema.", "model_ema.")
+"""prefixes of averaged weights that stand beside others"""
 _KNOWN = ("input_blocks.", "time_embed.")
 """how keys begin once nothing is around them"""
 _DEEPEST = 4
@@ -75,9 +79,25 @@ def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     for _ in range(_DEEPEST):
         if any(key.startswith(_KNOWN) for key in tensors):
             break
+        tensors = _averaged(tensors)
         prefix = next((p for p in _PREFIXES if all(k.startswith(p) for k in tensors)), None)
         rest = {k[len(prefix) :]: v for k, v in tensors.items()} if prefix else {}
         if not rest or "" in rest:
             break
         tensors = rest
     return tensors
+
+
+def _averaged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Give the averaged network alone where a file has it beside the other, under a prefix."""
+    for prefix in _AVERAGES:
+        inner = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        if len(inner) < len(tensors) and any(_is_known(key) for key in inner):
+            return inner
+    return tensors
+
+
+def _is_known(key: str) -> bool:
+    """Whether a network's key begins here, or after one prefix."""
+    rest = next((key[len(p) :] for p in _PREFIXES if key.startswith(p)), key)
+    return rest.startswith(_KNOWN)

@@ -14,7 +14,7 @@ from ..schedule import NOISE_SCHEDULES, check_alphas, trained_alphas
 from .callable import CallablePrior
 from .conditioning import Conditioning
 from .network import UNetPrior
-from .predictions import PREDICTIONS, Level, Prediction
+from .predictions import PREDICTIONS, SIGMA_MIN, Level, Prediction, check_prediction, consistency
 from .prior import EPS_DTYPES
 from .reuse import Kept
 
@@ -37,11 +37,13 @@ class WrappedPrior(CallablePrior):
         time: Callable[[Level], float] | None = None,
         sigma_data: float = 0.5,
         value_range: tuple[float, float] = (-1.0, 1.0),
+        sigma_min: float = SIGMA_MIN,
         channels: int = 3,
         **keywords: Any,
     ):
         super().__init__(function, **keywords)
         self.prediction, self.time, self.sigma_data = prediction, time, sigma_data
+        self.sigma_min = sigma_min
         self.value_range, self.channels = value_range, channels
         vp = PREDICTIONS[prediction].family == "vp"
         self._counts = vp and time is None and not self.rescale_timesteps
@@ -54,7 +56,7 @@ class WrappedPrior(CallablePrior):
 
     def keywords(self) -> dict[str, Any]:
         """Give what makes another like this one."""
-        own = ("prediction", "time", "sigma_data", "value_range", "channels")
+        own = ("prediction", "time", "sigma_data", "sigma_min", "value_range", "channels")
         return {**super().keywords(), **{name: getattr(self, name) for name in own}}
 
     def conditioning(self, timesteps: Tensor) -> Conditioning:
@@ -71,6 +73,8 @@ class WrappedPrior(CallablePrior):
         low, high = self.value_range
         half, middle = (high - low) / 2, (high + low) / 2  # a network's values are half·x + middle
         line = kind.line(level, self.sigma_data)
+        if self.prediction == "consistency":
+            line = consistency(level, self.sigma_data, self.sigma_min)
         time = (self.time or kind.time)(_measured(level, half))
         if self.rescale_timesteps:
             time *= 1000.0 / self.num_train_timesteps
@@ -146,7 +150,8 @@ def wrap(
             the least noise to the most.
         channels: 3, or 1 for a network of gray.
         sigma_data: Of "edm" and "consistency".
-        sigmas: Least and most noise, in F's values, of the others; (0.002, 80) by default.
+        sigmas: Least and most noise, in F's values, of the others; (0.002, 80) by default. A
+            "consistency" network is the identity at the least.
         value_range: What black and white are to F; for "denoised" and "score" only.
         time: What F is given for time at a :class:`.predictions.Level`, where it is not the
             timestep, σ, ln(σ)/4 of "edm", 250 ln σ of "consistency" or τ.
@@ -159,15 +164,15 @@ def wrap(
     """
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"function: got {function!r}, expected a module or callable F(x, t)")
-    if prediction not in PREDICTIONS:
-        raise ValueError(
-            f"prediction: got {prediction!r}, expected one of {', '.join(PREDICTIONS)}"
-        )
+    check_prediction(prediction)
+    _check_time(prediction, time, num_train_timesteps)
     _check_numbers(prediction, channels, sigma_data, value_range)
     if PREDICTIONS[prediction].family == "vp":
         process = _named(prediction, schedule, num_train_timesteps, sigmas)
     else:
         process = _own(prediction, schedule, sigmas, value_range, keywords)
+        if prediction == "consistency" and sigmas is not None:
+            process["sigma_min"] = sigmas[0]
     return WrappedPrior(
         function,
         prediction=prediction,
@@ -210,6 +215,18 @@ def denoiser(
     return wrap(
         function, "denoised", channels=channels, value_range=value_range, sigmas=sigmas, **keywords
     )
+
+
+def _check_time(prediction: str, time: Any, timesteps: Any) -> None:
+    if time is not None and not callable(time):
+        raise TypeError(
+            f"time: got {time!r}, expected a function of a level, as lambda level: level.sigma"
+        )
+    if PREDICTIONS[prediction].family != "vp" and timesteps != 1000:
+        raise ValueError(
+            f"num_train_timesteps: got {timesteps!r}, but {prediction!r} has no timesteps; leave "
+            "it out, and say what it takes by time="
+        )
 
 
 def _check_numbers(

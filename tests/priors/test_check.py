@@ -17,6 +17,7 @@ from test_wrapped import (
 
 from ddfm_fast.priors.check import check
 from ddfm_fast.priors.load import load_prior
+from ddfm_fast.priors.wrapped import denoiser, wrap
 
 MISTAKES = {
     "v": (velocity, "wrap(function, 'v')"),
@@ -86,3 +87,43 @@ def test_what_keeps_state_or_draws_numbers_is_told():
         assert not found.good and "two answers to one question" in found.error
     dropping.eval()
     assert check(module).good
+
+
+def denoiser_of_unit(units):
+    """A denoiser of pictures from 0 to 1 that takes σ in units of its own."""
+    return lambda x, s: unit_denoiser(x, s / units)
+
+
+SUBTLE = {
+    "eps taken for v": (lambda: wrap(lambda x, t: truth(x, t[0]), "v"), "wrap(function, 'eps')"),
+    "another schedule": (
+        lambda: wrap(lambda x, t: truth(x, t[0]), "eps", schedule="cosine"),
+        "wrap(function, 'eps')",
+    ),
+    "sigma in gray levels": (
+        lambda: denoiser(denoiser_of_unit(255)),
+        "wrap(function, 'denoised', value_range=(0, 1), time=lambda level: 255 * level.sigma "
+        "(sigma in gray levels))",
+    ),
+    "sigma of twice the range": (
+        lambda: denoiser(denoiser_of_unit(2)),
+        "wrap(function, 'denoised', value_range=(0, 1), time=lambda level: 2 * level.sigma "
+        "(sigma of pictures from -1 to 1))",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", SUBTLE)
+def test_what_denoises_a_little_and_wrongly_is_named(mistake):
+    make, hint = SUBTLE[mistake]
+    found = check(make())
+    assert not found.good and found.hints[0] == hint
+
+
+def test_pictures_from_0_to_1_given_to_a_network_of_others_do_not_pass():
+    assert not check(load_prior(lambda x, t: truth(2 * x - 1, t[0]))).good
+
+
+def test_nan_is_not_called_state():
+    found = check(load_prior(lambda x, t: truth(x, t[0]) * float("nan")))
+    assert not found.good and "gives NaN or inf" in found.error

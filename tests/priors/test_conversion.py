@@ -16,7 +16,7 @@ from ddfm_fast.files.reading import read_image
 from ddfm_fast.priors import checkpoint as home
 from ddfm_fast.priors.checkpoint import build_unet, convert, load_checkpoint, save_unet
 from ddfm_fast.priors.conversion import loss_of, weights_of
-from ddfm_fast.priors.load import ASSETS
+from ddfm_fast.priors.load import ASSETS, load_prior
 
 PLAIN = {**SMALL, "middle_attention": False, "out_channels": 3}
 
@@ -105,3 +105,26 @@ def test_a_file_that_cannot_be_read_again_replaces_nothing(tmp_path, monkeypatch
         save_unet(tmp_path / "b.safetensors", random_unet(PLAIN))
     assert (tmp_path / "b.safetensors").read_bytes() == b"before"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_only_what_loads_again_is_written(tmp_path):
+    unet = random_unet({**SMALL, "middle_attention": False})
+    save_unet(tmp_path / "a.safetensors", unet)
+    new = tmp_path / "b.safetensors"
+    for config, words in (
+        ({"prediction": "flow", "time": lambda level: level.tau}, "time is a function"),
+        ({"prediction": "nonsense"}, "expected one of eps"),
+        ({"noise_schedule": "sqrt"}, "expected one of linear"),
+        ({"num_train_timesteps": -4}, "expected an integer"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            convert(tmp_path / "a.safetensors", new, config=config)
+        assert not new.exists()
+    alphas = np.linspace(0.99, 0.01, 50)
+    convert(tmp_path / "a.safetensors", new, config={"alphas": alphas})
+    np.testing.assert_array_equal(load_prior(new).alphas, alphas)
+
+
+def test_folders_are_used_as_they_are(tmp_path):
+    with pytest.raises(ValueError, match="is a folder.*--prior FOLDER"):
+        convert(tmp_path, tmp_path / "b.safetensors")

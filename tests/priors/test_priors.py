@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+import warnings
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from networks import SMALL, random_unet
 from safetensors.torch import load_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ddfm_fast.images.doubts import DDFMWarning
 from ddfm_fast.priors.callable import CallablePrior
 from ddfm_fast.priors.checkpoint import describe, save_unet
 from ddfm_fast.priors.load import EMBEDDED, load_prior
@@ -381,3 +383,47 @@ def test_diffusers_folder(tmp_path):
     with torch.no_grad():
         expected = model(X, torch.tensor([500, 500])).sample
     torch.testing.assert_close(evaluate(prior), expected)
+
+
+def test_timesteps_that_differ_give_what_each_gives_in_gray_too():
+    gray = load_prior("embedded-gray")
+    x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(3))
+    both = gray(x, torch.tensor([5, 500]))
+    assert both.shape == x.shape
+    for n, t in enumerate((5, 500)):
+        torch.testing.assert_close(both[n : n + 1], gray(x[n : n + 1], t), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"alphas": [0.9, 0.5], "noise_schedule": "cosine"}, "beside alphas"),
+        ({"alphas": [0.9, 0.5], "num_train_timesteps": 1000}, "with alphas of 2 timesteps"),
+        ({"prediction": ["v"]}, "expected one of eps, x0"),
+        ({"prediction": "edm", "num_train_timesteps": 500}, "has no timesteps"),
+    ],
+)
+def test_config_that_contradicts_itself(config, words):
+    with pytest.raises(ValueError, match=words):
+        load_prior(lambda x, t: x, config)
+
+
+def test_time_is_a_function():
+    with pytest.raises(TypeError, match="time: got 3, expected a function of a level"):
+        load_prior(lambda x, t: x, {"prediction": "v", "time": 3})
+
+
+def test_a_module_in_training_mode_is_doubted():
+    class Dropping(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop = torch.nn.Dropout(0.1)
+
+        def forward(self, x, _t):
+            return self.drop(x)
+
+    with pytest.warns(DDFMWarning, match="training mode.*module.eval"):
+        load_prior(Dropping())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_prior(Dropping().eval())

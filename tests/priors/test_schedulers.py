@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -133,3 +134,69 @@ def test_gray(tmp_path):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     ir, vis = (torch.randint(0, 256, (32, 32), dtype=torch.uint8) for _ in range(2))
     assert fuse(ir, vis, prior=prior, preset="official", steps=2).shape == (32, 32)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        {"_class_name": "IPNDMScheduler", "num_train_timesteps": 1000, "trained_betas": None},
+        {"_class_name": "ScoreSdeVpScheduler", "num_train_timesteps": 2000, "beta_min": 0.1},
+        {"_class_name": "VQDiffusionScheduler", "num_train_timesteps": 100},
+        {"_class_name": "DDPMWuerstchenScheduler", "s": 0.008, "scaler": 1.0},
+    ],
+    ids=lambda scheduler: scheduler["_class_name"],
+)
+def test_processes_that_no_betas_tell_are_refused(tmp_path, scheduler):
+    network().save_pretrained(tmp_path / "unet")
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    with pytest.raises(ValueError, match=f"does not tell by betas .{scheduler['_class_name']}"):
+        load_prior(tmp_path)
+
+
+def test_consistency_of_another_least_noise(tmp_path):
+    """c_skip = data² / ((σ − σ_min)² + data²), c_out = data (σ − σ_min) / √(σ² + data²)."""
+    scheduler = diffusers.CMStochasticIterativeScheduler(sigma_min=0.1)
+    model = network()
+    eps, sigma = eps_at(saved(tmp_path, model, scheduler), X, 0.2)
+    with torch.no_grad():
+        time = torch.tensor(250 * math.log(sigma))
+        out = model(X / math.sqrt(sigma**2 + 0.25), time).sample
+    skip, size = scheduler.get_scalings_for_boundary_condition(sigma)
+    torch.testing.assert_close(X - sigma * eps, skip * X + size * out, rtol=1e-4, atol=1e-4)
+
+
+def test_config_corrects_what_a_folder_says(tmp_path):
+    scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction", beta_end=0.01)
+    found = saved(tmp_path, network(), scheduler)
+    assert (found.prediction, len(found.alphas)) == ("v", 1000)
+    cosine = load_prior(tmp_path, {"noise_schedule": "cosine"})
+    assert cosine.alphas is None and cosine.noise_schedule == "cosine"
+    assert load_prior(tmp_path, {"prediction": "flow"}).prediction == "flow"
+    with pytest.raises(ValueError, match="num_train_timesteps=500 with alphas of 1000"):
+        load_prior(tmp_path, {"num_train_timesteps": 500})
+
+
+def test_networks_that_are_handed_over_themselves():
+    model = network(in_channels=1, out_channels=1)
+    prior = load_prior(model)
+    assert prior.channels == 1
+    with torch.no_grad():
+        expected = model(X[:, :1], torch.tensor([300, 300])).sample
+    torch.testing.assert_close(prior(X[:, :1], 300), expected, atol=1e-6, rtol=0)
+    own = {"prediction": "score", "value_range": (0, 1), "sigmas": (0.01, 1348)}
+    assert load_prior(network(time_embedding_type="fourier"), own).prediction == "score"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: network(time_embedding_type="fourier"), "fourier.*prediction.*score"),
+        (lambda: network(num_class_embeds=10), "class-conditional"),
+        (lambda: network(in_channels=4, out_channels=4), "4 to 4 channels.*latent"),
+        (lambda: diffusers.DDPMPipeline(network(), diffusers.DDPMScheduler()), "save_pretrained"),
+    ],
+)
+def test_networks_of_other_kinds_that_are_handed_over(make, words):
+    with pytest.raises(ValueError, match=words):
+        load_prior(make())

@@ -319,7 +319,7 @@ def test_command_line_trains(photos, tmp_path):
         (["--precision", "float16"], "--precision 'float16', expected one of float32, bfloat16"),
         (["--arch", "large"], "--arch 'large', expected one of embedded, gray, embedded-large"),
         (["--log-every", "0"], "--log-every 0, expected 1 or more"),
-        (["--patch", "512"], "smaller than --patch 512"),
+        (["--patch", "512"], "smaller than patches of 512"),
     ],
 )
 def test_command_line_errors(photos, tmp_path, extra, message):

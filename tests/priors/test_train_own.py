@@ -155,3 +155,8 @@ def test_bad_input(stripes, tmp_path):
         cv2.imwrite(str(small / f"{i}.png"), np.zeros((20, 20), np.uint8))
     with pytest.raises(ValueError, match="'0.png' is 20 pixels .* at least 32"):
         train_own(small, tmp_path / "b.safetensors", device="cpu")
+
+
+def test_the_folder_is_named_as_the_command_has_it(tmp_path):
+    with pytest.raises(ValueError, match="FOLDER '.*absent' is not a folder"):
+        train_own(tmp_path / "absent", tmp_path / "a.safetensors")

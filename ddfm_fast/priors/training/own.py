@@ -102,7 +102,7 @@ def train_own(
     base = "embedded-gray" if gray else "embedded"
     config = ARCHITECTURES["gray" if gray else "embedded"]
     device = pick_device(device)
-    photos = find_photos(folder)
+    photos = find_photos(folder, "FOLDER")
     settings = _resumed(out, photos, config)
     resume, first, weights = settings is not None, None, None
     if settings is None:

@@ -30,14 +30,19 @@ STRETCHED = 0.1, 99.9
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
-def find_photos(folder: Path) -> list[Path]:
-    """Find the photographs in a folder, by name; ValueError when there are fewer than two."""
+def find_photos(folder: Path, argument: str = "--data") -> list[Path]:
+    """Find the photographs in a folder, by name; ValueError when there are fewer than two.
+
+    ``argument``: how the caller names the folder, for errors.
+    """
     if not folder.is_dir():
-        raise ValueError(f"--data {str(folder)!r} is not a folder; give a folder of photographs")
+        raise ValueError(
+            f"{argument} {str(folder)!r} is not a folder; give a folder of photographs"
+        )
     photos = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
     if len(photos) < 2:
         raise ValueError(
-            f"--data {str(folder)!r} holds {len(photos)} photographs, expected at least 2 "
+            f"{argument} {str(folder)!r} holds {len(photos)} photographs, expected at least 2 "
             f"({', '.join(SUFFIXES)})"
         )
     return photos
@@ -69,7 +74,10 @@ def load_pyramid(path: Path, patch: int) -> list[np.ndarray]:
         if min(size) >= patch:
             pyramid.append(cv2.resize(image, size, interpolation=cv2.INTER_AREA))
     if not pyramid:
-        raise ValueError(f"--data: {path.name!r} is {width}x{height}, smaller than --patch {patch}")
+        raise ValueError(
+            f"photographs: {path.name!r} is {width}x{height}, smaller than patches of {patch} "
+            "pixels; remove it, or lower --patch where there is one"
+        )
     return pyramid
 
 
@@ -80,7 +88,9 @@ def read_photo(path: Path) -> np.ndarray:
     """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image is None:
-        raise ValueError(f"--data: {path.name!r} cannot be read as an image; remove or replace it")
+        raise ValueError(
+            f"photographs: {path.name!r} cannot be read as an image; remove or replace it"
+        )
     if image.dtype != np.uint8:  # counts of a thermal camera or a scanner fill a part of 16 bits
         counts = np.nan_to_num(image.astype(np.float32))
         low, high = np.percentile(counts, STRETCHED)
@@ -124,7 +134,8 @@ class Patches:
                 break
         if tile is None:
             raise ValueError(
-                f"--data: the photographs are smaller than patches of {side} pixels; lower --patch"
+                f"photographs: all are smaller than patches of {side} pixels; add larger ones, or "
+                "lower --patch where there is one"
             )
         return tile
 
