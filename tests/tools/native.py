@@ -3,7 +3,7 @@
     python tests/tools/native.py [--only TARGET] [arguments of pytest]
 
 Prints a table and writes it, and what each run printed, to out/native/. `make test-native` is this.
-TARGET is a part of a name in its first column. "Compiling" is the processor's seconds for the
+TARGET is a name in its first column. "Compiling" is the processor's seconds for the
 library that most tests load; "seconds" are of the tests, by the clock.
 """
 
@@ -154,7 +154,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("--only", default="")
     given, arguments = parser.parse_known_args(arguments)
-    found = [row_of(target, arguments) for target in targets() if given.only in target.name]
+    found = [row_of(target, arguments) for target in targets() if given.only in ("", target.name)]
     titles = ["target", "more flags", "compiler", "tests", "sanitizers' findings",
               "compiling", "seconds"]  # fmt: skip
     rows = [titles, ["---"] * len(titles), *(cells for cells, _ in found)]

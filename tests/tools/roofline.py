@@ -89,12 +89,13 @@ def table(dtype: str, height: int, width: int, rounds: int) -> None:
     step = prior.conditioning(torch.tensor([TIMESTEP]))[0]
     prior.eps(x, step)
     layers = {key[0]: layer for key, layer in prior.engine.ops._layers.items()}
-    call, least, wholes = Layer.__call__, {}, []
+    call, least, rests, wholes = Layer.__call__, {}, [], []
     largest = max(torch.Size(layer.shape).numel() for layer in layers.values())
     peaks = Peaks(dtype == "bfloat16", largest // (2 if dtype == "bfloat16" else 1))
 
     def timed(self, *arguments, **options):
         seconds, result = thread_seconds(lambda: call(self, *arguments, **options))
+        rests[-1] -= seconds
         least[id(self)] = min(seconds, least.get(id(self), seconds))
         return result
 
@@ -102,19 +103,22 @@ def table(dtype: str, height: int, width: int, rounds: int) -> None:
     with pages_kept(torch.device("cpu")):
         for _ in range(rounds):
             peaks.look()
+            rests.append(0.0)
             wholes.append(thread_seconds(prior.eps, x, step)[0])
+            rests[-1] += wholes[-1]
     Layer.__call__ = call
     rows = [row_of(name, layer, least[id(layer)]) for name, layer in layers.items()]
-    print_table(dtype, rows, min(wholes), *peaks.rates)
+    print_table(dtype, rows, (min(wholes), min(rests)), *peaks.rates)
 
 
-def print_table(dtype: str, rows: list[Row], whole: float, products: float, copied: float) -> None:
+def print_table(dtype: str, rows: list[Row], whole: tuple, products: float, copied: float) -> None:
     floors = {r.name: max(r.made / products, r.moved / copied) for r in rows}
-    inside, together = sum(r.seconds for r in rows), sum(floors.values())
+    inside, together, (whole, rest) = sum(r.seconds for r in rows), sum(floors.values()), whole
     # fmt: off
     print(f"## {dtype}\n{products / 1e9:.0f}e9 multiplications and {copied / 1e9:.1f}e9 bytes a "
-          f"second at most. A forward takes {1e3 * whole:.1f} ms, {1e3 * inside:.1f} in these "
-          f"layers, whose floors are {1e3 * together:.1f} together.\n\n| layer | channels and "
+          f"second at most. A forward takes {1e3 * whole:.1f} ms, and {1e3 * rest:.1f} of it "
+          f"between these layers; they take {1e3 * inside:.1f} and their floors are "
+          f"{1e3 * together:.1f} together.\n\n| layer | channels and "
           "size | how | 1e6 mult. | MB | floor, ms | ms | above | share |\n" + "|---" * 9 + "|")
     # fmt: on
     rows.sort(key=lambda r: floors[r.name] - r.seconds)
