@@ -55,7 +55,38 @@ def assert_interpreted(request: pytest.FixtureRequest) -> Callable[[], None]:
 
 
 @pytest.fixture(scope="session")
-def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
+def patience() -> Iterator[None]:
+    """Let the compiler take longer than a user should wait: other programs run beside tests."""
+    from ddfm_fast.kernels.cpu import build, prebuilt
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (build, prebuilt):
+            patch.setattr(module, "COMPILE_SECONDS", 1800)
+        yield
+
+
+@pytest.fixture(scope="session")
+def libraries(patience: None, tmp_path_factory: pytest.TempPathFactory) -> Callable:  # noqa: ARG001
+    """A function from floats in a vector (None: this processor's) to the kernels compiled so."""
+    from ddfm_fast.kernels.cpu import build
+
+    folder, found = tmp_path_factory.mktemp("kernels"), {}
+
+    def library(width: int | None) -> build.Library:
+        if width not in found:
+            flags = () if width is None else (f"-DVL={width}",)
+            if width is not None and 2 * width == library(None).group:
+                found[width] = found[None]
+            else:
+                found[width] = build.Library(ctypes.CDLL(str(build.build(folder, flags))))
+        return found[width]
+
+    library.folder = folder
+    return library
+
+
+@pytest.fixture(scope="session")
+def foreign(patience: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:  # noqa: ARG001
     """A function from a target of ``emulated.TARGETS`` to its library; skips without the tools."""
     import emulated
 

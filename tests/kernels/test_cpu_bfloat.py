@@ -13,7 +13,6 @@ from test_cpu_kernels import (
     CASES,
     SIZES,
     kernels,
-    libraries,
     make,
     needs_kernels,
     normal,
@@ -30,7 +29,7 @@ from ddfm_fast.priors.network import UNetPrior
 from ddfm_fast.priors.ops.base import Conv
 from ddfm_fast.priors.ops.native import NativeOps
 
-FIXTURES = kernels, libraries
+FIXTURES = (kernels,)
 LOW = torch.bfloat16
 ROUNDING = 2.0**-8
 """the largest relative error of a rounded result"""

@@ -34,20 +34,6 @@ WIDTHS = [None, 4, 16]
 SIZES = [(1, 1, 1), (3, 5, 7), (1, 17, 25), (3, 34, 50)]
 
 
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory):
-    folder, found = tmp_path_factory.mktemp("kernels"), {}
-
-    def library(width):
-        if width not in found:
-            flags = () if width is None else (f"-DVL={width}",)
-            found[width] = build.Library(ctypes.CDLL(str(build.build(folder, flags))))
-        return found[width]
-
-    library.folder = folder
-    return library
-
-
 @pytest.fixture(params=[*WIDTHS, *emulated.PARAMS], ids=lambda w: f"{w or 'native'}")
 def kernels(request, libraries, monkeypatch):
     if request.param in emulated.TARGETS:

@@ -19,6 +19,11 @@ needs_kernels = pytest.mark.skipif(build.status() is not None, reason=f"{build.s
 FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
+def alone(**more: str) -> dict[str, str]:
+    """The environment without the sanitizer that tools/native.py has loaded before all else."""
+    return {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"} | more
+
+
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
     """Compile team.cpp with the program beside this file, plainly or under a sanitizer."""
@@ -37,17 +42,20 @@ def program(tmp_path_factory):
 
 
 @needs_kernels
-def test_calls_of_several_threads_and_after_a_fork(program):
-    done = subprocess.run([program()], timeout=120)
-    assert done.returncode == 0
+@pytest.mark.parametrize("flags", [(), ("-fsanitize=address,undefined", "-static-libasan")])
+def test_calls_of_several_threads_and_after_a_fork(program, flags):
+    path = program(*flags, *(["-fno-sanitize-recover=all"] if flags else []))
+    options = {"ASAN_OPTIONS": "detect_leaks=0"}  # a team stays as long as its process
+    done = subprocess.run([path], env=alone(**options), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @needs_kernels
 def test_no_race_that_the_thread_sanitizer_sees(program):
     path = program("-fsanitize=thread")
-    environment = {**os.environ, "TSAN_OPTIONS": "exitcode=9"}
     command = ["setarch", "-R", path, "no fork"]  # its shadow memory needs known addresses
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    env = alone(TSAN_OPTIONS="exitcode=9")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     if "unexpected memory mapping" in done.stderr or "setarch" in done.stderr:
         pytest.skip("the thread sanitizer cannot run here")
     assert done.returncode == 0, done.stderr[-2000:]

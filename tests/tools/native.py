@@ -1,12 +1,15 @@
 """Test the CPU kernels for other processors of this kind, for ARM and under sanitizers.
 
-    python tests/tools/native.py [arguments of pytest]
+    python tests/tools/native.py [--only TARGET] [arguments of pytest]
 
 Prints a table and writes it, and what each run printed, to out/native/. `make test-native` is this.
+TARGET is a name in its first column. "Compiling" is the processor's seconds for the
+library that most tests load; "seconds" are of the tests, by the clock.
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import os
 import platform
@@ -25,8 +28,14 @@ from ddfm_fast.kernels.cpu import build
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "out" / "native"
-NAMES = "cpu_kernels", "cpu_bfloat", "cpu_memory", "closed", "cpu_pixels", "carry"
+NAMES = "cpu_kernels", "cpu_bfloat", "cpu_memory", "closed", "cpu_pixels", "carry", "team"
 FILES = [f"tests/kernels/test_{name}.py" for name in NAMES]
+COMPILE = """
+from ddfm_fast.kernels.cpu import build, cache
+build.COMPILE_SECONDS = 3600
+if folder := cache.usable_folder():
+    build.build(folder)
+"""
 SANITIZE = "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 FINDING = re.compile(r"ERROR: AddressSanitizer|: runtime error: |Sanitizer:DEADLYSIGNAL")
 
@@ -63,26 +72,47 @@ def targets() -> list[Target]:
     return made
 
 
-def environment(target: Target) -> dict[str, str]:
-    """Of the run; the sanitizers' libraries must be there before Python is."""
+def environment(target: Target, *, running: bool = True) -> dict[str, str]:
+    """Of the run; the sanitizers' libraries must be there before Python is, and in no compiler."""
     if target.compiler == emulated.COMPILER:
         return dict(os.environ)
     more = {build.MORE_FLAGS: target.flags}
     if target.sanitized:
+        script = OUT / "compiler"
+        script.write_text(f'#!/bin/sh\nunset LD_PRELOAD\nexec {target.compiler} "$@"\n')
+        script.chmod(0o755)
+        more["CXX"] = str(script)
+    if target.sanitized and running:
         names = ("libasan.so", "libubsan.so")
         found = [build.run([target.compiler, f"-print-file-name={n}"]).strip() for n in names]
         more |= {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0"}
     return os.environ | more
 
 
+def compile_for(target: Target) -> str:
+    """Compile what the tests will load, however long other programs make it last; seconds, as text.
+
+    They are of the processor: of the compiler and all it starts.
+    """
+    if target.compiler == emulated.COMPILER:
+        return ""
+    before = os.times()
+    subprocess.run(
+        [sys.executable, "-c", COMPILE], cwd=ROOT, env=environment(target, running=False)
+    )
+    after = os.times()
+    seconds = sum(after[2:4]) - sum(before[2:4])
+    return f"{seconds:.0f}"
+
+
 def row_of(target: Target, arguments: list[str]) -> tuple[list[str], bool]:
     """Run the tests for a target; the cells of its row, and whether all is well."""
     if target.missing:
         print(f"native: {target.name}: skipped, {target.missing}", flush=True)
-        return [target.name, f"`{target.flags}`", "", f"skipped: {target.missing}", "", ""], True
+        return [target.name, f"`{target.flags}`", "", f"skipped: {target.missing}", *[""] * 3], True
     print(f"native: {target.name}", flush=True)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    begun = time.monotonic()
+    compiling, begun = compile_for(target), time.monotonic()
     done = subprocess.run(
         [*command, *target.pytest, *FILES, *arguments],
         cwd=ROOT,
@@ -102,7 +132,7 @@ def row_of(target: Target, arguments: list[str]) -> tuple[list[str], bool]:
     version = build.run([target.compiler, "--version"]).splitlines()[0]
     seconds = f"{time.monotonic() - begun:.0f}"
     flags = f"`{target.flags}`" if target.flags else ""
-    return [target.name, flags, version, counts, findings, seconds], done.returncode == 0
+    return [target.name, flags, version, counts, findings, compiling, seconds], done.returncode == 0
 
 
 def header() -> str:
@@ -121,8 +151,12 @@ def header() -> str:
 
 def main(arguments: list[str]) -> int:
     OUT.mkdir(parents=True, exist_ok=True)
-    found = [row_of(target, arguments) for target in targets()]
-    titles = ["target", "more flags", "compiler", "tests", "sanitizers' findings", "seconds"]
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("--only", default="")
+    given, arguments = parser.parse_known_args(arguments)
+    found = [row_of(target, arguments) for target in targets() if given.only in ("", target.name)]
+    titles = ["target", "more flags", "compiler", "tests", "sanitizers' findings",
+              "compiling", "seconds"]  # fmt: skip
     rows = [titles, ["---"] * len(titles), *(cells for cells, _ in found)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     command = "`python tests/tools/native.py`, which `make test-native` runs"
