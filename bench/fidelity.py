@@ -30,6 +30,6 @@ def psnr(luma: Tensor, exact: Tensor) -> float:
 
 
 def to_bytes(luma: Tensor) -> np.ndarray:
-    """A luma plane [1, 1, H, W] in [0, 1] as a grey picture uint8 [H, W], rounded as they are."""
+    """A luma plane [1, 1, H, W] in [0, 1] as a gray picture uint8 [H, W], rounded as they are."""
     plane = luma.detach().reshape(luma.shape[-2:])
     return torch.floor(plane.clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()

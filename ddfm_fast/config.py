@@ -74,13 +74,13 @@ class FuseConfig:
     """"photographic", "functional" (PET, SPECT: gray levels mean something) or "auto", which looks;
     for the variant "saliency" """
     color: bool = True
-    """keep the colour source's chroma; False: the result is grey whatever the call asks for"""
+    """keep the color source's chroma; False: the result is gray whatever the call asks for"""
     swap_sources: bool = False
     """hand the visible image to the method as i and the infrared one as v"""
     crop_multiple: int = 1
     """crop height and width down to a multiple of this, instead of padding"""
     round_luma: bool = False
-    """round the sources' luma to whole 8-bit grey levels, as the authors' script does"""
+    """round the sources' luma to whole 8-bit gray levels, as the authors' script does"""
     summary: str = field(default="", compare=False)
 
     def __post_init__(self):

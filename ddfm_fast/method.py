@@ -268,7 +268,7 @@ def em_alone(i: Tensor, v: Tensor, config: FuseConfig, iterations: int) -> Tenso
     clamp included.
     """
     em = plain_em(i, v, config)
-    x0 = em.grey((i + v) / 2)
+    x0 = em.gray((i + v) / 2)
     for _ in range(iterations):
         em.rectify_(x0.clamp_(-1, 1))
     return torch.stack([em.luma(x) for x in x0])[:, None]

@@ -143,7 +143,7 @@ class Loop:
         """x_T: the noise drawn, or with ``config.start`` the mean of i and v noised by it."""
         if self.config.start is None:
             return self.noise
-        return noised(self.reverse.grey((self.i + self.v) / 2), self.noise, self.rows[0])
+        return noised(self.reverse.gray((self.i + self.v) / 2), self.noise, self.rows[0])
 
     def run(self, steps: Iterable[int], callback: Callback | None) -> None:
         """All of the work after ``load``; ``steps`` counts 0, 1, … to the last."""

@@ -60,7 +60,7 @@ class Step(Protocol):
         """The variant's luma [H, W] of an RGB image [3, H, W]."""
         ...
 
-    def grey(self, luma: Tensor) -> Tensor:
+    def gray(self, luma: Tensor) -> Tensor:
         """The gray RGB images [N, 3, H, W] whose ``luma`` is the given [N, 1, H, W]."""
         ...
 
@@ -237,8 +237,8 @@ class ReverseStep:
         )
         image.add_(fused.sub_(f), alpha=self.variant.writeback)
 
-    def grey(self, luma: Tensor) -> Tensor:
-        """The grey RGB images [N, 3, H, W] whose ``luma`` is the given [N, 1, H, W]."""
+    def gray(self, luma: Tensor) -> Tensor:
+        """The gray RGB images [N, 3, H, W] whose ``luma`` is the given [N, 1, H, W]."""
         level = (luma - self.variant.luma_offset) * self.variant.writeback
         return level.repeat(1, self.channels, 1, 1)
 

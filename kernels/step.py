@@ -247,7 +247,7 @@ class TritonStep:
     counts_on_device = True
     channels = 3
     luma = ReverseStep.luma
-    grey = ReverseStep.grey
+    gray = ReverseStep.gray
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ LIMIT = 1e-4
 """after ten steps from one x_T, in x of about [−3, 3], float32 on both sides"""
 GPU_SIZES = [(256, 256), (512, 640), (1088, 1920), (2160, 3840)]
 REFERENCE_PIXELS = 2**20
-"""on a GPU the reference is timed up to here: its colour conversion on the CPU takes seconds"""
+"""on a GPU the reference is timed up to here: its color conversion on the CPU takes seconds"""
 INDEX = 60
 """the step that is timed, of 100"""
 

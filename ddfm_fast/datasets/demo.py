@@ -48,7 +48,7 @@ PAIRS = (
         "sentinel2_visible.png",
         ("near infrared", "visible"),
         True,
-        "the visible colours with the texture of the infrared, best seen in the dark woods",
+        "the visible colors with the texture of the infrared, best seen in the dark woods",
     ),
     Pair(
         "brain",
@@ -75,7 +75,7 @@ def run(
     device: str | None = None,
     progress: bool = False,
 ) -> list[Path]:
-    """Fuse the example pairs and write the results and a labelled panel.
+    """Fuse the example pairs and write the results and a labeled panel.
 
     Args:
         out: Folder to write to, made if it is not there.

@@ -357,7 +357,7 @@ def _guess_layout(shape: tuple[int, ...], container: str, name: str) -> str:
         if channels in _CHANNELS:
             return layout
     if any(channels == 4 for _, channels in choices):
-        four_gray = "; for four grey images pass layout='NHW'" if rank == 3 else ""
+        four_gray = "; for four gray images pass layout='NHW'" if rank == 3 else ""
         alpha = "image[..., :3]" if shape[-1] == 4 else "image[..., :3, :, :]"
         raise ValueError(
             f"{name}: shape {shape} has 4 channels, expected 1 or 3; drop alpha: {alpha}{four_gray}"

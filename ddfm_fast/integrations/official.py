@@ -314,7 +314,7 @@ def _save_progress(path: Path, x: Tensor) -> None:
     from ..files.writing import write_image
     from ..images.color import luma
 
-    grey = luma(x[None])[0, 0].double().cpu().numpy()
-    span = max(grey.max() - grey.min(), np.finfo(np.float64).tiny)
+    gray = luma(x[None])[0, 0].double().cpu().numpy()
+    span = max(gray.max() - gray.min(), np.finfo(np.float64).tiny)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(path, ((grey - grey.min()) / span * 255).astype(np.uint8))
+    write_image(path, ((gray - gray.min()) / span * 255).astype(np.uint8))

@@ -86,7 +86,7 @@ def _to_tensor(image: Any, name: str) -> Tensor:
 def _dtype_message(name: str, dtype: Any) -> str:
     return (
         f"{name}: got dtype {dtype}, expected uint8 or float luma in 0..255; "
-        "metrics.to_luma turns 16-bit and colour images into it"
+        "metrics.to_luma turns 16-bit and color images into it"
     )
 
 
@@ -95,7 +95,7 @@ def _check_shape(shape: torch.Size) -> None:
     if rank not in (2, 3, 4) or (rank == 4 and shape[1] != 1):
         raise ValueError(
             f"fused: got shape {tuple(shape)}, expected [H, W], [N, H, W] or [N, 1, H, W] of luma; "
-            "metrics.to_luma turns colour into luma"
+            "metrics.to_luma turns color into luma"
         )
     if rank > 2 and shape[0] == 0:
         raise ValueError(f"fused: got shape {tuple(shape)}, expected at least one image")

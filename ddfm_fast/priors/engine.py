@@ -7,7 +7,7 @@ for one timestep shared by the batch. It keeps no copy of a large weight. What i
 - the learned variance's half of the output convolution is not computed unless asked for;
 - biases of a block's last convolution and of its skip are one vector;
 - the rest is in the operations (``ops``): norms fused with what surrounds them, no
-  concatenation, nearest upsampling and 2x2 means inside their neighbours.
+  concatenation, nearest upsampling and 2x2 means inside their neighbors.
 """
 
 from __future__ import annotations

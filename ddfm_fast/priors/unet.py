@@ -63,7 +63,7 @@ def _zeroed(layer: Layer) -> Layer:
 def upsampling_kernel(weight: Tensor) -> Tensor:
     """Make the kernel [I, O, 4, 4] that upsamples and convolves in one go.
 
-    Nearest-neighbour doubling followed by a 3x3 convolution with ``weight`` [O, I, 3, 3] equals a
+    Nearest-neighbor doubling followed by a 3x3 convolution with ``weight`` [O, I, 3, 3] equals a
     transposed convolution of stride 2 and padding 1 with this kernel: doubling is a transposed
     convolution with 2x2 ones, so the kernel is the flipped weight summed over a 2x2 window. It
     takes 4 multiplications per output value instead of 9.
@@ -157,7 +157,7 @@ def _resample(x: Tensor, direction: str) -> Tensor:
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling, then a 3x3 convolution if ``conv_resample``."""
+    """Nearest-neighbor doubling, then a 3x3 convolution if ``conv_resample``."""
 
     conv: nn.Conv2d | nn.Identity
     up_kernel: Tensor | None

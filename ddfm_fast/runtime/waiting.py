@@ -72,7 +72,7 @@ class Awaited:
     async def afuse(self: Any, ir: Any, vis: Any, **options: Any) -> Any:
         """Fuse without blocking the event loop: a call in a thread of asyncio's own pool.
 
-        Cancelling the task returns at once and stops the fusion after the reverse step that it is
+        Canceling the task returns at once and stops the fusion after the reverse step that it is
         in. What has no steps, such as preset="instant" and the denoising of sources, runs to its
         end in its thread, and the result is dropped. Sources must not change meanwhile.
 

@@ -63,14 +63,14 @@ class Fit:
         """
         pictures, nodata = self._read(pair)
         self._found = self._ranges(pictures[0], pictures[1], self._wanted, nodata)
-        return self._levelled(pair, pictures, nodata)
+        return self._leveled(pair, pictures, nodata)
 
     def at_cut(self, pair: FramePair) -> Sources | None:
         """Return the pair that was given last as the first of a scene; None: it stays the same."""
         pictures, nodata = self._read(pair)
         found = self._ranges(pictures[0], pictures[1], self._wanted, nodata, cut=True)
         same, self._found = found == self._found, found
-        return None if same else self._levelled(pair, pictures, nodata)
+        return None if same else self._leveled(pair, pictures, nodata)
 
     def _read(self, pair: FramePair) -> tuple[list[np.ndarray], dict[str, Any]]:
         """The pictures, of their own dtype and size, and what means nothing in them."""
@@ -84,7 +84,7 @@ class Fit:
             pictures.append(image)
         return pictures, nodata
 
-    def _levelled(
+    def _leveled(
         self, pair: FramePair, pictures: list[np.ndarray], nodata: dict[str, Any]
     ) -> Sources:
         """The pictures at one depth and one size."""

@@ -3,7 +3,7 @@
 With i, v the sources' luma, f the fused luma and ←· the frame before moved along the sources'
 flow, a frame of a stream is
 
-    trust   m = exp(−d / s),  d = mean over 3×3 pixels of max(|i − ←i|, |v − ←v|) in grey levels
+    trust   m = exp(−d / s),  d = mean over 3×3 pixels of max(|i − ←i|, |v − ←v|) in gray levels
     keep    i ← i + m (←i − i), v ← v + m (←v − v)
     fuse    f = the closed form of the variant "saliency" of these, whose noise was taken out before
             by a running estimate, where the frame before does not tell already (``video.reuse``)
@@ -68,7 +68,7 @@ class VideoPreset:
     polish: int = 0
     """EM iterations without the prior after the reverse steps"""
     trust: float = 2.0
-    """s, the grey levels of source change at which trust in the frame before falls to 1/e"""
+    """s, the gray levels of source change at which trust in the frame before falls to 1/e"""
     settle: int = 2
     """extra passes over the first frame of a scene, each from its own result"""
 
@@ -78,7 +78,7 @@ class VideoPreset:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is {value!r}; expected an int of at least {least}")
         if not 0 < self.trust <= 255:
-            raise ValueError(f"trust is {self.trust!r}; expected grey levels above 0, up to 255")
+            raise ValueError(f"trust is {self.trust!r}; expected gray levels above 0, up to 255")
         if self.config is not None and self.config.steps != 0 and self.config.start is None:
             raise ValueError("config has start None; expected the timestep of a warm start")
 
@@ -151,7 +151,7 @@ class TemporalFuser:
     """A :class:`Fuser` for the frames of streams, one or several at a time.
 
     ``preset``: a name of ``VIDEO_PRESETS`` or a :class:`VideoPreset`. The prior, the seed, the
-    device and the colour are the fuser's, and its ``denoise`` and ``images`` where it was given
+    device and the color are the fuser's, and its ``denoise`` and ``images`` where it was given
     any; "exact" also takes its configuration, the other presets bring their own. ``evaluations``
     counts the evaluations of the prior, image by image, and ``found`` adds up what the sources
     were.
@@ -367,7 +367,7 @@ class TemporalFuser:
         i, v, start = (pad_to_multiple(p * 2 - 1, prior.multiple) for p in (i, v, start))
         em = plain_em(i, v, self.config)
         z = _noise(self.fuser.seed, *i.shape[-2:], i.device)
-        x_start = noised(em.grey(start), z, self.rows[0])
+        x_start = noised(em.gray(start), z, self.rows[0])
         sampled = self._warm.sample(i, v, seed=self.fuser.seed, x_start=x_start)
         self.evaluations += len(i) * len(self.rows)
         polish = self.preset.polish

@@ -102,7 +102,7 @@ static void transform_row(const float *window, int columns, int across, int dept
     }
 }
 
-// Tiles' inputs at all points: points[point][tile][channel]. Neighbours share columns.
+// Tiles' inputs at all points: points[point][tile][channel]. Neighbors share columns.
 template <class T>
 static void transform_inputs(const Layer &layer, const Block &block, const float *scales, int down,
                              int across, float *window, float *half, T *points, int64_t plane) {

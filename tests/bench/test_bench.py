@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from typer.testing import CliRunner
 
-pytest.importorskip("skimage", reason="the baseline converts colours with scikit-image")
+pytest.importorskip("skimage", reason="the baseline converts colors with scikit-image")
 
 from ddfm_fast.bench import compare, machine, model, plots, readme, results, runner, table
 from ddfm_fast.bench.data import network, reference_unet

@@ -8,7 +8,7 @@ import torch
 from analytic import tanh_prior_with_variance
 from conftest import shared
 
-pytest.importorskip("skimage", reason="the baseline converts colours with scikit-image")
+pytest.importorskip("skimage", reason="the baseline converts colors with scikit-image")
 
 from bench.reference import ReferenceLoop, ReferenceUNet, em_initial, em_onestep
 from ddfm_fast.schedule import make_schedule

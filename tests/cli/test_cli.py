@@ -59,7 +59,7 @@ def picture(seed: int, *, color: bool = False, dtype=np.uint8) -> np.ndarray:
 
 @pytest.fixture
 def pair(tmp_path):
-    """(infrared path, visible path): 8-bit grey and colour PNG."""
+    """(infrared path, visible path): 8-bit gray and color PNG."""
     return (
         write_image(tmp_path / "in" / "ir.png", picture(0)),
         write_image(tmp_path / "in" / "vis.png", picture(1, color=True)),
@@ -113,8 +113,8 @@ def test_options_reach_the_api(call, pair, prior, tmp_path):
 
 
 def test_color_from_infrared(call, pair, tmp_path):
-    grey, color = pair
-    for order, source in (((grey, color), "vis"), ((color, grey), "ir")):
+    gray, color = pair
+    for order, source in (((gray, color), "vis"), ((color, gray), "ir")):
         result = call("fuse", *order, "-o", tmp_path / f"{source}.png", "--color-from", source)
         assert result.exit_code == 0, result.output
         out = read_image(tmp_path / f"{source}.png").astype(int)

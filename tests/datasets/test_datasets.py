@@ -17,7 +17,7 @@ from ddfm_fast.files.writing import write_image
 
 
 def touch(root, *paths: str, size=(16, 20)) -> None:
-    """Grey images of that (height, width)."""
+    """Gray images of that (height, width)."""
     for path in paths:
         write_image(root / path, np.zeros(size, np.uint8))
 

@@ -72,10 +72,10 @@ def test_any_size_comes_back(tmp_path_factory, height, width, channels, dtype, s
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])
-def test_jpeg_is_close_in_luma_and_colour(tmp_path, suffix):
+def test_jpeg_is_close_in_luma_and_color(tmp_path, suffix):
     ramp = np.linspace(0, 255, 64).round().astype(np.uint8)
-    colour = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], 90), axis=-1)
-    for array in (colour.astype(np.uint8), colour[..., 1].astype(np.uint8)):
+    color = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None, :], 90), axis=-1)
+    for array in (color.astype(np.uint8), color[..., 1].astype(np.uint8)):
         back = read_image(write_image(tmp_path / f"image{suffix}", array))
         assert back.shape == array.shape
         assert np.abs(back.astype(int) - array).max() <= 4
@@ -131,13 +131,13 @@ def test_opaque_alpha_is_dropped_in_silence(save, channels, dtype):
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16"])
 def test_tiff_kinds(save, order, dtype):
-    colour, white = random_array((16, 20, 3), dtype), np.iinfo(dtype).max
-    np.testing.assert_array_equal(read_image(save(tiff(colour, 2, order), "a.tif")), colour)
-    grey = colour[..., 0]
-    np.testing.assert_array_equal(read_image(save(tiff(grey, 1, order), "b.tif")), grey)
+    color, white = random_array((16, 20, 3), dtype), np.iinfo(dtype).max
+    np.testing.assert_array_equal(read_image(save(tiff(color, 2, order), "a.tif")), color)
+    gray = color[..., 0]
+    np.testing.assert_array_equal(read_image(save(tiff(gray, 1, order), "b.tif")), gray)
     if order == "<":  # Pillow does not know big-endian white-is-zero of 16 bits
-        inverted = read_image(save(tiff(grey, 0, order), "c.tif"))
-        np.testing.assert_array_equal(inverted, white - grey)
+        inverted = read_image(save(tiff(gray, 0, order), "c.tif"))
+        np.testing.assert_array_equal(inverted, white - gray)
 
 
 def test_planar_tiff_is_read_right(save):

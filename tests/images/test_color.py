@@ -25,19 +25,19 @@ def colors(rgb: np.ndarray) -> torch.Tensor:
 
 
 def random_colors(seed: int, count: int = 500) -> torch.Tensor:
-    """Colours inside the cube and on its faces and corners."""
+    """Colors inside the cube and on its faces and corners."""
     generator = torch.Generator().manual_seed(seed)
     rgb = torch.rand(count, 3, generator=generator) * 1.5 - 0.25
     return colors(rgb.clamp(0, 1).numpy())
 
 
 @pytest.mark.parametrize("levels", [256, 65536])
-def test_grey_has_exactly_its_own_luma_and_no_chroma(levels):
-    grey = (torch.arange(levels, dtype=torch.float32) / (levels - 1)).reshape(1, 1, 16, -1)
-    rgb = grey.expand(1, 3, -1, -1)
-    assert torch.equal(luma(rgb), grey)
+def test_gray_has_exactly_its_own_luma_and_no_chroma(levels):
+    gray = (torch.arange(levels, dtype=torch.float32) / (levels - 1)).reshape(1, 1, 16, -1)
+    rgb = gray.expand(1, 3, -1, -1)
+    assert torch.equal(luma(rgb), gray)
     assert not has_chroma(rgb).any()
-    assert torch.equal(with_luma(grey.flip(-1), rgb), grey.flip(-1).expand(1, 3, -1, -1))
+    assert torch.equal(with_luma(gray.flip(-1), rgb), gray.flip(-1).expand(1, 3, -1, -1))
 
 
 def test_luma_is_bt601():
@@ -119,7 +119,7 @@ def test_stretch_reaches_both_ends_in_each_image():
     torch.testing.assert_close(out, expected)
 
 
-def test_stretch_leaves_a_flat_image_and_its_neighbours_alone():
+def test_stretch_leaves_a_flat_image_and_its_neighbors_alone():
     y = torch.stack([torch.full((1, 16, 16), v) for v in (0.0, 0.25, 1.0, 1.5)])
     assert stretch_minmax(y)[:, 0, 0, 0].tolist() == [0, 0.25, 1, 1]
     assert stretch_minmax(y + torch.rand_like(y) * 1e-8).isfinite().all()

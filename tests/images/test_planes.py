@@ -95,7 +95,7 @@ def test_alpha_is_refused(image):
         to_planes(image, "vis")
 
 
-def test_layout_settles_four_grey_images():
+def test_layout_settles_four_gray_images():
     assert to_planes(torch.zeros(4, 20, 20), "ir", layout="NHW")[0].shape == (4, 1, 20, 20)
     assert to_planes(np.zeros((4, 20, 20)), "ir")[0].shape == (4, 1, 20, 20)
 
@@ -222,7 +222,7 @@ def test_malformed_value_range(value_range):
 # Containers and dtypes
 
 
-def test_pil_colour_made_grey():
+def test_pil_color_made_gray():
     _, spec = to_planes(Image.new("RGB", (20, 16)), "vis")
     back = from_planes(torch.ones(1, 1, 16, 20), spec)
     assert back.mode == "L" and back.size == (20, 16)
@@ -271,13 +271,13 @@ def test_cuda_tensors_come_back_on_their_device():
 
 
 def test_from_planes_refuses_what_the_layout_cannot_hold():
-    grey = to_planes(np.zeros((16, 16), np.uint8), "ir")[1]
+    gray = to_planes(np.zeros((16, 16), np.uint8), "ir")[1]
     with pytest.raises(ValueError, match="3 channels do not fit layout HW"):
-        from_planes(torch.zeros(1, 3, 16, 16), grey)
+        from_planes(torch.zeros(1, 3, 16, 16), gray)
     with pytest.raises(ValueError, match="2 images do not fit layout HW"):
-        from_planes(torch.zeros(2, 1, 16, 16), grey)
+        from_planes(torch.zeros(2, 1, 16, 16), gray)
     with pytest.raises(ValueError, match=r"planes: got shape \(16, 16\)"):
-        from_planes(torch.zeros(16, 16), grey)
+        from_planes(torch.zeros(16, 16), gray)
 
 
 @pytest.mark.parametrize("layout", ["HWC", "NHWC", "CHW", "NCHW"])

@@ -128,7 +128,7 @@ def test_loop_equals_fuse_on_the_same_noise():
     torch.testing.assert_close(fuser(i[0, 0], v[0, 0]), wanted, rtol=0, atol=1e-5)
 
 
-def test_colour_conversions_are_studio_range_and_inverse():
+def test_color_conversions_are_studio_range_and_inverse():
     rgb = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0)) * 2 - 1
     color = pytest.importorskip("skimage.color", reason="scikit-image is a test extra")
     ycbcr = rgb_to_ycbcr(rgb)

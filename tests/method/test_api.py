@@ -1,4 +1,4 @@
-"""``fuse`` and ``Fuser``: presets, colour, containers, batches, sizes, errors."""
+"""``fuse`` and ``Fuser``: presets, color, containers, batches, sizes, errors."""
 
 import numpy as np
 import oracles
@@ -53,16 +53,16 @@ def test_official_preset_is_the_authors_loop_with_chroma_kept():
 
 
 def test_official_script_preset_is_their_script_to_the_pixel():
-    """Visible as i, infrared as v, crop to 32, rounded luma, grey result, stretched."""
+    """Visible as i, infrared as v, crop to 32, rounded luma, gray result, stretched."""
     ir, vis = picture(70, 45), picture(70, 45, 3, seed=1)
     fused = fuse(ir, vis, preset="official-script", prior=tanh_prior, steps=4)
-    grey = np.round(luma_of(vis))[:64, :32] / 255 * 2 - 1
+    gray = np.round(luma_of(vis))[:64, :32] / 255 * 2 - 1
     thermal = ir[:64, :32] / 255 * 2 - 1
     torch.manual_seed(3407)
     x_T = torch.randn(1, 3, 64, 32)[0].numpy().astype(np.float64)
     schedule = make_schedule(4)
     x = oracles.ddim_loop(
-        lambda x, t: np.tanh(x * (0.3 + t / 1500)), x_T, grey, thermal,
+        lambda x, t: np.tanh(x * (0.3 + t / 1500)), x_T, gray, thermal,
         (schedule.timesteps, schedule.alphas_cumprod), variant="official", psi=0.5, eta=0.001,
     )  # fmt: skip
     y = luma_of(x.transpose(1, 2, 0))
@@ -157,7 +157,7 @@ def test_results_can_be_used_by_autograd():
 
 
 @pytest.mark.parametrize(
-    ("ir_coloured", "vis_coloured", "color", "chroma_of"),
+    ("ir_colored", "vis_colored", "color", "chroma_of"),
     [
         (False, True, True, "vis"),
         (True, False, True, "ir"),
@@ -169,12 +169,12 @@ def test_results_can_be_used_by_autograd():
         (True, False, "vis", None),
     ],
 )
-def test_chroma_comes_from_the_colour_source(ir_coloured, vis_coloured, color, chroma_of):
-    grey = [np.repeat(picture(24, 24, 1, seed=s, dtype=np.float64), 3, 2) for s in (0, 1)]
+def test_chroma_comes_from_the_color_source(ir_colored, vis_colored, color, chroma_of):
+    gray = [np.repeat(picture(24, 24, 1, seed=s, dtype=np.float64), 3, 2) for s in (0, 1)]
     tint = [np.array([0.08, 0.0, -0.04]), np.array([-0.05, 0.02, 0.07])]
     sources = {
-        "ir": np.clip(grey[0] * 0.6 + 0.2 + ir_coloured * tint[0], 0, 1),
-        "vis": np.clip(grey[1] * 0.6 + 0.2 + vis_coloured * tint[1], 0, 1),
+        "ir": np.clip(gray[0] * 0.6 + 0.2 + ir_colored * tint[0], 0, 1),
+        "vis": np.clip(gray[1] * 0.6 + 0.2 + vis_colored * tint[1], 0, 1),
     }
     fused = fuse(sources["ir"], sources["vis"], color=color, **FAST)
     assert fused.shape == (24, 24, 1 if color is False else 3)
@@ -188,15 +188,15 @@ def test_chroma_comes_from_the_colour_source(ir_coloured, vis_coloured, color, c
     np.testing.assert_allclose(chroma[middle], wanted[middle], atol=1e-5)
 
 
-def test_grey_image_in_a_coloured_batch_is_what_it_is_alone():
-    coloured = picture(20, 20, 3, seed=4)
-    grey = np.repeat(picture(20, 20, 1, seed=5), 3, axis=2)
+def test_gray_image_in_a_colored_batch_is_what_it_is_alone():
+    colored = picture(20, 20, 3, seed=4)
+    gray = np.repeat(picture(20, 20, 1, seed=5), 3, axis=2)
     irs = np.stack([picture(20, 20, 3, seed=6)] * 2)
-    batch = fuse(irs, np.stack([coloured, grey]), **FAST)
-    assert np.array_equal(batch[1], fuse(irs[1], grey, **FAST))
+    batch = fuse(irs, np.stack([colored, gray]), **FAST)
+    assert np.array_equal(batch[1], fuse(irs[1], gray, **FAST))
 
 
-def test_colour_follows_the_only_coloured_layout():
+def test_color_follows_the_only_colored_layout():
     fused = fuse(picture(20, 20, 3), picture(20, 20, seed=1), **FAST)
     assert fused.shape == (20, 20, 3)
     assert fuse(picture(20, 20), picture(20, 20, seed=1), **FAST).shape == (20, 20)

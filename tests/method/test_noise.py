@@ -34,8 +34,8 @@ def test_deviates_are_standard_normal_and_uncorrelated():
     assert abs(float(z.var()) - 1) < 4 * (2 / count) ** 0.5
     assert stats.kstest(z.flatten().numpy(), "norm").pvalue > 1e-3
     channels = z.transpose(0, 1).reshape(3, -1)
-    neighbours = torch.stack([channels[0, :-1], channels[0, 1:]])
-    for pairs in (channels, neighbours):
+    neighbors = torch.stack([channels[0, :-1], channels[0, 1:]])
+    for pairs in (channels, neighbors):
         off = torch.corrcoef(pairs) - torch.eye(len(pairs))
         assert float(off.abs().max()) < 4.5 * len(pairs) / count**0.5
 

@@ -155,7 +155,7 @@ def test_divergence_stencil_equals_the_two_operators(size, official):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_luma_writeback_equals_the_colour_round_trip(variant):
+def test_luma_writeback_equals_the_color_round_trip(variant):
     rgb = torch.tensor(np.random.default_rng(3).uniform(-1, 1, size=(3, 18, 22)))
     i = torch.zeros(1, 1, 18, 22, dtype=torch.float64)
     rectifier = ReverseStep(i, i, variant=variant)

@@ -20,7 +20,7 @@ TWO_SOURCES = [name for name in ALL if name not in metrics.SINGLE]
 
 
 def triple(height: int = 64, width: int = 80, seed: int = 0) -> list[np.ndarray]:
-    """Fused, infrared and visible: float64 whole grey levels with some texture."""
+    """Fused, infrared and visible: float64 whole gray levels with some texture."""
     rng = np.random.default_rng(seed)
     blocks = rng.uniform(0, 255, (2, -(-height // 8), -(-width // 8)))
     ir, vis = np.kron(blocks, np.ones((8, 8)))[:, :height, :width]
@@ -401,14 +401,14 @@ def test_to_luma_is_the_evaluators():
     bgr = np.ascontiguousarray(rgb[..., ::-1]).astype(np.float32)
     assert luma.dtype == torch.float64
     assert np.array_equal(luma.numpy(), np.round(cv2.cvtColor(bgr, cv2.COLOR_BGR2GRAY)))
-    grey = rgb[..., 0]
-    assert np.array_equal(metrics.to_luma(grey).numpy(), grey)
-    assert np.array_equal(metrics.to_luma(np.stack([grey] * 3, -1)).numpy(), grey)
-    wide = grey.astype(np.uint16) * 257
-    assert np.array_equal(metrics.to_luma(wide).numpy(), grey)
-    assert np.array_equal(metrics.to_luma(wide + np.uint16(0)).numpy(), grey)
+    gray = rgb[..., 0]
+    assert np.array_equal(metrics.to_luma(gray).numpy(), gray)
+    assert np.array_equal(metrics.to_luma(np.stack([gray] * 3, -1)).numpy(), gray)
+    wide = gray.astype(np.uint16) * 257
+    assert np.array_equal(metrics.to_luma(wide).numpy(), gray)
+    assert np.array_equal(metrics.to_luma(wide + np.uint16(0)).numpy(), gray)
     assert metrics.to_luma(np.full((16, 16), 65535 // 3, np.uint16)).unique().tolist() == [85]
-    for bad, error in ((rgb[..., :2], ValueError), (grey / 255, TypeError), ([1], TypeError)):
+    for bad, error in ((rgb[..., :2], ValueError), (gray / 255, TypeError), ([1], TypeError)):
         with pytest.raises(error, match="image: got"):
             metrics.to_luma(bad)
 

@@ -193,7 +193,7 @@ def test_loss_weights_have_mean_1_and_the_published_shape():
     for name in WEIGHTINGS:
         weights = loss_weights(name)
         assert weights.shape == (T,) and weights.mean().item() == pytest.approx(1, rel=1e-5)
-        assert (weights.diff() >= -1e-6).all()  # none favours low noise over high
+        assert (weights.diff() >= -1e-6).all()  # none favors low noise over high
     assert loss_weights("eps").unique().tolist() == [1]
     weights = loss_weights("min-snr").tolist()
     assert weights[900] / weights[100] == pytest.approx(snr[100] / 5, rel=1e-4)

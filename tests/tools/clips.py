@@ -43,7 +43,7 @@ def write_clip(
     rotation: int = 0,
     aspect: Fraction | None = None,
 ) -> Path:
-    """A video of uint8 or uint16, grey or RGB frames; ``times`` in frames, 0, 1, 2 … by default."""
+    """A video of uint8 or uint16, gray or RGB frames; ``times`` in frames, 0, 1, 2 … by default."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         options = {"crf": "8", "preset": "veryfast"} if codec == "libx264" else {}
@@ -67,8 +67,8 @@ def write_clip(
             frame = av.VideoFrame.from_ndarray(
                 image, kind[(image.ndim == 3) + 2 * (image.dtype == np.uint16)]
             )
-            colour = {"dst_colorspace": BT709, "dst_color_range": 1} if tags else {}
-            frame = frame.reformat(format=pix_fmt, **colour)
+            color = {"dst_colorspace": BT709, "dst_color_range": 1} if tags else {}
+            frame = frame.reformat(format=pix_fmt, **color)
             frame.pts = n if times is None else times[n]
             frame.time_base = Fraction(1, rate)
             container.mux(stream.encode(frame))

@@ -22,8 +22,8 @@ def png(array: np.ndarray, *extra: tuple[bytes, bytes]) -> bytes:
     height, width, channels = array.shape
     rows = array.astype(array.dtype.newbyteorder(">"))
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
-    colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    header = struct.pack(">IIBBBBB", width, height, array.itemsize * 8, colour, 0, 0, 0)
+    color = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    header = struct.pack(">IIBBBBB", width, height, array.itemsize * 8, color, 0, 0, 0)
     chunks = [(b"IHDR", header), *extra, (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

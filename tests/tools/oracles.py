@@ -1,7 +1,7 @@
 """Slow, independent transcriptions that the fast code is checked against; NumPy, float64.
 
-They follow the equations (and the authors' published behaviour) operation by operation: four
-complex FFTs, explicit u, colour conversion there and back. They share no code with ddfm_fast.
+They follow the equations (and the authors' published behavior) operation by operation: four
+complex FFTs, explicit u, color conversion there and back. They share no code with ddfm_fast.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def gradient_em(f, i, v, state, psi, eta, floor=1e-6):
 
 
 def replace_luma(rgb, new_luma, *, official):
-    """Swap the luma of [3, H, W] through a full colour conversion and its inverse."""
+    """Swap the luma of [3, H, W] through a full color conversion and its inverse."""
     if official:
         matrix, offset = RGB_TO_STUDIO / 255, STUDIO_OFFSET / 255
     else:

@@ -96,7 +96,7 @@ def pictures() -> None:
             ir = [picture(40 + 8 * (s % 2), 64, 1, np.uint8, s) for s in range(5)]
             vis = [picture(40 + 8 * (s % 2), 64, 3, np.uint8, 9 + s) for s in range(5)]
             note(f"{name} mixed batch", *fuser(ir, vis))
-            note(f"{name} grey wanted", *fuser(ir, vis, color=False))
+            note(f"{name} gray wanted", *fuser(ir, vis, color=False))
             note(f"{name} color of ir", *fuser(vis, ir, color="ir"))
 
 

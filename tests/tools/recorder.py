@@ -82,7 +82,7 @@ class RecordingCapture:
     """The interface of ``ddfm_fast.runtime.capture.CudaCapture``.
 
     ``short_of_memory``: how many captures fail for want of memory, or "loop" to fail those of
-    whole loops (recognised by their length).
+    whole loops (recognized by their length).
     """
 
     def __init__(self, device, short_of_memory=0):

@@ -54,7 +54,7 @@ def fused(pairs, preset, fuser=None, **reading) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("preset", WARM)
 def test_still_scene_is_constant(preset):
-    """100 equal frames with the network that comes with the package: one grey level at most."""
+    """100 equal frames with the network that comes with the package: one gray level at most."""
     still = [asset(f"brain_mri_{name}.png")[70:110, 70:110] for name in ("t1", "pd")]
     results = np.stack(fused([tuple(still)] * 100, preset, Fuser(device="cpu"))).astype(int)
     assert np.ptp(results, axis=0).max() <= 1
@@ -62,7 +62,7 @@ def test_still_scene_is_constant(preset):
 
 
 def test_still_scene_with_noise_does_not_creep():
-    """Sensor noise of 2 grey levels for 100 frames: less of it, and the mean picture stays."""
+    """Sensor noise of 2 gray levels for 100 frames: less of it, and the mean picture stays."""
     rng = np.random.default_rng(0)
     still = [texture(48, 48, seed).astype(float) * 0.8 + 20 for seed in (1, 2)]
     noisy = [
@@ -79,7 +79,7 @@ def test_still_scene_with_noise_does_not_creep():
 
 
 def kept_lumas(pairs, preset, fuser=None) -> np.ndarray:
-    """The fused luma of every frame before the output scale, in grey levels: [T, H, W]."""
+    """The fused luma of every frame before the output scale, in gray levels: [T, H, W]."""
     engine = TemporalFuser(fuser or quick_fuser(), preset)
     stream, find, found = engine.open(), MotionFinder(), []
     for ir, vis in pairs:
@@ -136,7 +136,7 @@ def test_kept_pixels_are_kept_exactly(preset, planes):
 
 
 def test_slow_change_is_followed():
-    """A quarter grey level a frame rounds to no change most of the time, and still adds up."""
+    """A quarter gray level a frame rounds to no change most of the time, and still adds up."""
     ir, vis = texture(32, 32, 1) // 2, texture(32, 32, 2) // 2
     fade = [np.rint(ir + n / 4).astype(np.uint8) for n in range(120)]
     engine = TemporalFuser(quick_fuser(), "realtime")
@@ -201,7 +201,7 @@ def test_motion_of_a_pan():
     assert error < 3 < (before - here).abs().mean() * 255
 
 
-def test_correlation_and_grey():
+def test_correlation_and_gray():
     a = texture(40, 60, 1)
     assert correlation(a, a) == pytest.approx(1)
     assert correlation(a, 255 - a) == pytest.approx(-1, abs=0.01)
@@ -213,7 +213,7 @@ def test_correlation_and_grey():
         assert np.abs(gray8(image, "ir").astype(int) - a).max() <= 1
 
 
-def test_change_is_the_worse_source_in_grey_levels():
+def test_change_is_the_worse_source_in_gray_levels():
     now = torch.zeros(2, 16, 16)
     kept = torch.stack([torch.full((16, 16), 2 / 255), torch.full((16, 16), 5 / 255)])
     found = change(now, torch.cat([kept, kept[:1]]))
@@ -349,8 +349,8 @@ def test_stream_of_every_container():
     tensors = (torch.from_numpy(ir), torch.from_numpy(vis))
     out = fused([tensors] * 2, "realtime")[1]
     assert isinstance(out, torch.Tensor) and np.array_equal(out.numpy(), base)
-    grey = fused([(ir, vis)], "realtime", color=False)[0]
-    assert grey.shape == (*vis.shape[:2], 1)
+    gray = fused([(ir, vis)], "realtime", color=False)[0]
+    assert gray.shape == (*vis.shape[:2], 1)
 
 
 def test_stream_is_lazy_and_ends_when_closed():

@@ -80,7 +80,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def double(x: Tensor) -> Tensor:
-    """Upsample to twice the size by nearest neighbours."""
+    """Upsample to twice the size by nearest neighbors."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
@@ -136,7 +136,7 @@ def convolve_in_strips(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
             bottom = min(top + strip, height)
             above, below = max(top - halo, 0), min(bottom + halo, height)
             part = x[index : index + 1, :, above:below]
-            # rows of padding only at the image's own border; the others come from the neighbours
+            # rows of padding only at the image's own border; the others come from the neighbors
             missing = halo - (top - above), halo - (below - bottom)
             part = F.pad(part, (0, 0, *missing)) if any(missing) else part
             part = conv2d(part, weight, bias, padding=(0, halo))

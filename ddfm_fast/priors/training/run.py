@@ -143,7 +143,7 @@ class Run:
 
     def _loss(self, x_t: Tensor, t: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
         low = self.settings.precision == "bfloat16"
-        step = self.model.fold(t)  # outside of autocast: bfloat16 blurs neighbouring timesteps
+        step = self.model.fold(t)  # outside of autocast: bfloat16 blurs neighboring timesteps
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=low):
             eps = self.model.run(x_t, step)
         return ((eps.float() - noise).square().mean((1, 2, 3)) * weight).mean()
