@@ -133,9 +133,8 @@ def test_streams(pairs, words, fuser):
 
 @pytest.mark.parametrize("timesteps", [2, 20])
 def test_betas_that_reach_one_are_refused(timesteps):
-    prior = load_prior(lambda x, _: x * 0, config={"num_train_timesteps": timesteps})
     with pytest.raises(ValueError, match=f"num_train_timesteps is {timesteps}; expected at least"):
-        fuse(IR, VIS, prior=prior, preset="official", steps=2, device="cpu")
+        load_prior(lambda x, _: x * 0, config={"num_train_timesteps": timesteps})
 
 
 def test_a_callable_that_writes_into_its_x_changes_nothing():
