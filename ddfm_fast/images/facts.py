@@ -96,7 +96,9 @@ def flat_level(raw: Raw) -> float | None:
         low, high = extremes(values)
         value = low if raw.is_integer else black + low * (white - black)
         if low != high and raw.spec.value_range is not None:  # which may make them equal
-            low, high = raw.unit(torch.tensor((low, high)).to(values.dtype)).tolist()
+            low, high = raw.unit(
+                torch.tensor((low, high), dtype=values.dtype, device="cpu")
+            ).tolist()
             value = black + low * (white - black)
         if low != high:
             return None

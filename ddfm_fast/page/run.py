@@ -66,7 +66,7 @@ def show(
         told_apart(log),
     ):
         folder = Path(root).resolve()
-        os.environ.update(_QUIET, GRADIO_TEMP_DIR=str(folder / "uploads"))  # before the import
+        os.environ.update(**_QUIET, GRADIO_TEMP_DIR=str(folder / "uploads"))  # before the import
         results = folder / "results"
         results.mkdir()
         work = Work(make(), results, limits)
