@@ -22,8 +22,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddfm_fast.runtime import threads
-
 from .ops.base import Conv, Feature, Norm, Ops
 from .ops.choice import ops_for
 from .reuse import Kept
@@ -142,14 +140,6 @@ class Engine:
         """
         if self.in_graphs is not None and torch.compiler.is_compiling():
             return self.in_graphs(x, step, out_channels, kept)
-        if not self.ops.OWN_THREADS or torch.compiler.is_compiling():
-            return self._evaluate(x, step, out_channels, kept)
-        with threads.for_ours():
-            return self._evaluate(x, step, out_channels, kept)
-
-    def _evaluate(
-        self, x: Tensor, step: StepCondition, out_channels: int | None, kept: Kept | None
-    ) -> Tensor:
         unshuffle = self.config.pixel_unshuffle
         pixels = x.to(self.last.weight.dtype)
         if unshuffle > 1:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..runtime import threads
 from ..schedule import LEAST_LINEAR, check_alphas, make_betas, make_schedule
 from .conditioning import Conditioning
 from .origin import Origin, Sent, arrive
@@ -189,14 +190,15 @@ class Prior:
         self.check_input(x, False)
         steps = self._timestep_list(t, len(x))
         x = x.to(self.device, torch.float32)
-        if len(distinct := sorted(set(steps))) == 1:
-            return self._eps_at(x, distinct[0])
-        channels = self.channels * (2 if self.has_variance else 1)
-        out = x.new_empty(len(x), channels, *x.shape[2:])
-        for step in distinct:
-            rows = [row for row, own in enumerate(steps) if own == step]
-            out[rows] = self._eps_at(x[rows], step)
-        return out
+        with threads.where_busy(self.reproducible):
+            if len(distinct := sorted(set(steps))) == 1:
+                return self._eps_at(x, distinct[0])
+            channels = self.channels * (2 if self.has_variance else 1)
+            out = x.new_empty(len(x), channels, *x.shape[2:])
+            for step in distinct:
+                rows = [row for row, own in enumerate(steps) if own == step]
+                out[rows] = self._eps_at(x[rows], step)
+            return out
 
     def _eps_at(self, x: Tensor, step: int) -> Tensor:
         item = self.conditioning(torch.tensor([step]))[0]

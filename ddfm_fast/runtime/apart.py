@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -68,8 +68,7 @@ def runs_apart(method: Function) -> Function:
 
     @functools.wraps(method)
     def wrapped(self, *args, **kwargs):
-        ours = self.reproducible and threads.machine_is_busy()
-        with apart(self.device), threads.for_ours() if ours else nullcontext():
+        with apart(self.device), threads.where_busy(self.reproducible):
             return method(self, *args, **kwargs)
 
     return wrapped  # type: ignore[return-value]

@@ -3,7 +3,7 @@
 PyTorch's own operations run on OpenMP's threads, and each waits until all of them were there: on a
 machine whose cores are busy that is a time slice of the scheduler, whatever there is to do. The
 C++ of ``ddfm_fast.kernels.cpu`` has threads that are not awaited. So where that does nearly all of
-the work, what little PyTorch does between is left on the calling thread.
+the work and cores are busy, what PyTorch does between is left on the calling thread.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 from pathlib import Path
 
@@ -46,12 +46,22 @@ def for_ours() -> Iterator[None]:
         _of_thread.count = 0
 
 
+def where_busy(allowed: bool) -> AbstractContextManager[None]:
+    """:func:`for_ours` while the machine is busy, if ``allowed``: no byte may depend on it."""
+    return for_ours() if allowed and machine_is_busy() else nullcontext()
+
+
 def machine_is_busy() -> bool:
-    """Whether more threads want to run now than there are cores; False where that is not told."""
+    """Whether more threads want to run than there are cores: now, or in the last minute.
+
+    A moment alone says little of a machine whose programs wait and run in turn. A program that
+    has the machine to itself makes a load of the cores at most. False where nothing is told.
+    """
     try:
-        running = Path("/proc/loadavg").read_text().split()[3].partition("/")[0]
-        return int(running) > (os.cpu_count() or 1)
-    except (OSError, ValueError, IndexError):  # not Linux
+        load, _, _, running, *_ = Path("/proc/loadavg").read_text().split()
+        cores = os.cpu_count() or 1
+        return int(running.partition("/")[0]) > cores or float(load) > cores + 0.5
+    except (OSError, ValueError):  # not Linux
         return False
 
 

@@ -49,6 +49,7 @@ from ..method import Diffusion, Method
 from ..options import ReadingOptions
 from ..priors.prior import Prior
 from ..restore.sources import SOURCES, Remover, SourceModel, SourceTotals
+from ..runtime import threads
 from ..runtime.apart import apart, refuse_where_impossible
 from ..sampler import noised
 from ..schedule import StepRow
@@ -254,7 +255,8 @@ class TemporalFuser:
             groups.setdefault(pair.size, []).append(n)
         size = self.fuser.batch_size
         batches = [m[n : n + size] for m in groups.values() for n in range(0, len(m), size)]
-        with apart(self.fuser.device), torch.inference_mode():
+        quiet = threads.where_busy(self.fuser.prior.reproducible)
+        with apart(self.fuser.device), quiet, torch.inference_mode():
             for members in batches:
                 for n in members:
                     if motions[n].cut:

@@ -130,7 +130,13 @@ def test_a_busy_machine_changes_no_byte(preset, monkeypatch):
 
 
 def test_what_the_system_says_of_itself_is_read(monkeypatch):
-    texts = {"0.1 0.2 0.3 2/345 99\n": False, "9 9 9 5/345 99\n": True, "": False, "a b c d": False}
+    texts = {
+        "4.4 9.0 9.0 4/345 99\n": False,
+        "0.1 0.1 0.1 5/345 99\n": True,
+        "4.6 0.1 0.1 1/345 99\n": True,
+        "": False,
+        "a b c d e": False,
+    }
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     for text, busy in texts.items():
         monkeypatch.setattr(threads.Path, "read_text", lambda _, text=text: text)

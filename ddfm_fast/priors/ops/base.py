@@ -147,9 +147,6 @@ def convolve_in_strips(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 class Ops(ABC, Generic[Hidden]):
     """What the engine calls; ``plain.PlainOps`` is the twin of all others."""
 
-    OWN_THREADS = False
-    """whether nearly all of the work is on threads that are not PyTorch's"""
-
     def for_graphs(self) -> Ops[Any]:
         """Give what runs in their place while torch.compile or torch.export traces a forward."""
         return self

@@ -29,7 +29,6 @@ class NativeOps(Ops[Waiting]):
     times their size, so a large network has to find memory for it.
     """
 
-    OWN_THREADS = True
     WEIGHT_BYTES = 16
     """of memory for each weight, at most"""
     SMALL_BYTES = 2**30
