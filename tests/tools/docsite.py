@@ -34,7 +34,7 @@ ROOMS = (
     *("metrics", "priors", "restore", "storage", "video"),
 )
 """packages that others import from"""
-COPIED = {".png", ".svg", ".json", ".html", ".npz"}
+COPIED = {".png", ".webp", ".svg", ".json", ".html", ".npz"}
 LINK = re.compile(r"(\]\()([^)\s]+)(\))")
 MARK = re.compile(r"^( *)(OPTIONS|READING)$", re.M)
 ROLE = re.compile(r":(?:attr|class|func|meth|mod):`~?([^`]+)`")
