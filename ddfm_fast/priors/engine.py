@@ -19,13 +19,12 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .ops.base import Conv, Feature, Norm, Ops
 from .ops.choice import ops_for
 from .reuse import Kept
-from .timesteps import BlockCondition, StepCondition, mixed
+from .timesteps import BlockCondition, StepCondition
 from .unet import AttentionBlock, Downsample, ResBlock, Stage, UNet, Upsample
 
 Blocks = Sequence[BlockCondition]
@@ -141,11 +140,7 @@ class Engine:
         if self.in_graphs is not None and torch.compiler.is_compiling():
             return self.in_graphs(x, step, out_channels, kept)
         unshuffle = self.config.pixel_unshuffle
-        pixels = x.to(self.last.weight.dtype)
-        if unshuffle > 1:
-            pixels = F.pixel_unshuffle(pixels, unshuffle)
-        h = self.ops.first(pixels.contiguous(memory_format=torch.channels_last), self.first)
-        del pixels  # a copy of x, which would live as long as the forward
+        h = self.ops.first(self.ops.gathered(x, unshuffle, self.last.weight.dtype), self.first)
         blocks, skips = step.blocks, [h]
         for stage in self.down[: self.top]:
             h = self.run_stage(stage, (h,), blocks)
@@ -154,8 +149,7 @@ class Engine:
         for stage in self.up[-self.top - 1 :]:
             h = self.run_stage(stage, (h, skips.pop()), blocks)
         out = self.ops.last(h, self.norm, self._last(out_channels))
-        out = F.pixel_shuffle(out, unshuffle) if unshuffle > 1 else out
-        return out if step.mix is None else mixed(x, out, step.mix)
+        return self.ops.spread(out, unshuffle, x, step.mix)
 
     def _deep(self, h: Feature, blocks: Blocks) -> Feature:
         """All from the first downsampling to the last upsampling."""

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 HERE = Path(__file__).resolve().parent
 SOURCES = tuple(
-    HERE / f"{name}.cpp" for name in ("layer", "attention", "choose", "pixels", "carry", "team")
+    HERE / f"{name}.cpp"
+    for name in ("layer", "attention", "choose", "pixels", "carry", "edges", "team")
 )
 HEADERS = tuple(
     HERE / f"{name}.h" for name in ("vectors", "bfloat", "rows", "levels", "layer", "winograd")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..precision import convolutions_in_tf32
+from ..timesteps import Mix, mixed
 
 CONV_ELEMENTS = 2**31 - 1
 """what an image may hold before and after a convolution on CUDA: offsets in cuDNN are 32-bit"""
@@ -150,6 +151,17 @@ class Ops(ABC, Generic[Hidden]):
     def for_graphs(self) -> Ops[Any]:
         """Give what runs in their place while torch.compile or torch.export traces a forward."""
         return self
+
+    def gathered(self, x: Tensor, side: int, dtype: torch.dtype) -> Tensor:
+        """Give x [N, C, H, W] with squares of ``side`` pixels as channels, channels_last."""
+        x = x.to(dtype)
+        x = F.pixel_unshuffle(x, side) if side > 1 else x
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def spread(self, out: Tensor, side: int, x: Tensor, mix: Mix | None) -> Tensor:
+        """Give the way back of the network's answer, mixed with x_t where it is to be."""
+        out = F.pixel_shuffle(out, side) if side > 1 else out
+        return out if mix is None else mixed(x, out, mix)
 
     @abstractmethod
     def first(self, x: Tensor, conv: Conv) -> Feature:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddfm_fast.kernels.cpu import edges
 from ddfm_fast.kernels.cpu.attention import attention
 from ddfm_fast.kernels.cpu.build import library, status
 from ddfm_fast.kernels.cpu.layer import DTYPES, Layer, Weight, pack, suits_winograd
@@ -16,6 +17,7 @@ from ddfm_fast.kernels.cpu.operators import cpu_attention, cpu_layer
 from ddfm_fast.runtime.memory import free_host_bytes
 
 from ..precision import cpu_has
+from ..timesteps import Mix
 from ..unet import NORM_EPS
 from ..unet_config import GROUPS
 from .base import Conv, Feature, Norm, Ops, Waiting, double, rows_of
@@ -60,6 +62,17 @@ class NativeOps(Ops[Waiting]):
 
     def for_graphs(self) -> NativeOps:
         return GraphNativeOps()
+
+    def gathered(self, x: Tensor, side: int, dtype: torch.dtype) -> Tensor:
+        if x.dtype != torch.float32 or side not in edges.SIDES:
+            return super().gathered(x, side, dtype)
+        return edges.gather(x.contiguous(), side, dtype)
+
+    def spread(self, out: Tensor, side: int, x: Tensor, mix: Mix | None) -> Tensor:
+        ours = x.dtype == torch.float32 and side in edges.SIDES
+        if mix is None or not ours or out.shape[1] != x.shape[1] * side**2:
+            return super().spread(out, side, x, mix)
+        return edges.spread(out, side, x.contiguous(), *(factor.contiguous() for factor in mix))
 
     def first(self, x: Tensor, conv: Conv) -> Feature:
         return self._run([Feature(x)], conv, {}, bias=conv.bias)
@@ -172,6 +185,12 @@ class GraphNativeOps(NativeOps):
 
     def for_graphs(self) -> NativeOps:
         return self
+
+    def gathered(self, x: Tensor, side: int, dtype: torch.dtype) -> Tensor:
+        return Ops.gathered(self, x, side, dtype)
+
+    def spread(self, out: Tensor, side: int, x: Tensor, mix: Mix | None) -> Tensor:
+        return Ops.spread(self, out, side, x, mix)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return cpu_attention(q.float(), k.float(), v.float()).to(q.dtype)
