@@ -10,6 +10,7 @@ import contextlib
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from ..images.doubts import warn
 from ..video.opening import STDIN
+from ..video.outputs import OutputBusy
 from ..video.pipeline import VideoOptions
 from ..video.streams import is_stream
 from ..video.tasks import Task, TaskResult, run_task
@@ -28,6 +30,9 @@ from .ray_pool import VERSION, Cluster, Pool, check_version, sentences
 
 _STAY = ("on_bad", "progress")
 """options that are for the process that asks"""
+LET_GO = 30.0
+"""seconds for which a video waits for a lock: a worker of a lost node, or of a run that was killed,
+holds it until it notices"""
 
 
 class VideoWorker:
@@ -49,6 +54,10 @@ class VideoWorker:
         """Fuse a video; what became of it, and sentences to say."""
         with sentences() as said:
             result = run_task(task, self.fuser, options)
+            until = time.monotonic() + LET_GO
+            while isinstance(result.error, OutputBusy) and time.monotonic() < until:
+                time.sleep(0.5)
+                result = run_task(task, self.fuser, options)
         return replace(result, error=_sendable(result.error)), said
 
 
