@@ -26,7 +26,7 @@ from ..video.streams import is_stream
 from ..video.tasks import Task, TaskResult, run_task
 from ..video.temporal import FrameFuser
 from .ray import use_own_threads
-from .ray_pool import VERSION, Cluster, Pool, check_version, sentences
+from .ray_pool import VERSION, Cluster, Pool, as_given, check_version, sentences
 
 _STAY = ("on_bad", "progress")
 """options that are for the process that asks"""
@@ -118,6 +118,8 @@ class _Videos(Pool):
                 for bad in report.bad:
                     self.on_bad(bad)
             report.out = Path(task.out)
+        if result.error is not None:
+            name_as_given(result.error, task)
         self._tell(replace(result, task=task))
 
     def give_up(self, piece: Task, why: str) -> None:
@@ -141,6 +143,16 @@ def _path(source: Any) -> Any:
     if isinstance(source, str | os.PathLike) and os.path.exists(source):
         return os.path.abspath(source)
     return source
+
+
+def name_as_given(error: Exception, task: Task) -> None:
+    """Have what a worker raised name the task's files as they were given."""
+    files = [task.out]
+    for source in (task.ir, task.vis):
+        files += source if isinstance(source, list | tuple) else [source]
+    if len(error.args) == 1 and isinstance(error.args[0], str):
+        named = [file for file in files if isinstance(file, str | os.PathLike)]
+        error.args = (as_given(error.args[0], named),)
 
 
 def _sendable(error: Exception | None) -> Exception | None:

@@ -129,3 +129,13 @@ def test_a_worker_that_is_lost_may_still_hold_the_lock(data, tmp_path, monkeypat
         assert f"which process {os.getpid()} is writing; wait for it" in str(result.error)
         lock.let_go()
     assert [p.name for p in tmp_path.iterdir()] == ["0.mp4"] * result.ok
+
+
+def test_an_error_names_files_as_they_were_given(tmp_path, monkeypatch):
+    from ddfm_fast.integrations.ray_videos import name_as_given
+    from ddfm_fast.video.tasks import Task
+
+    monkeypatch.chdir(tmp_path)
+    error = ValueError(f"{tmp_path}/a/0.mp4 is no video; {tmp_path}/o/0.mp4 stays")
+    name_as_given(error, Task("0", "a/0.mp4", [Path("b/1.png")], Path("o/0.mp4")))
+    assert str(error) == "a/0.mp4 is no video; o/0.mp4 stays"
