@@ -105,13 +105,32 @@ def paths_in(path: Path) -> Iterator[Path]:
     pa = parquet_library()[0]
     with _opened(path) as file:
         columns = _columns(file.schema_arrow, path)
-        texts = [
-            name for name in columns[:2]
-            if name and pa.types.is_string(file.schema_arrow.field(name).type)
-        ]  # fmt: skip
+        texts = []
+        for name in columns[:2]:
+            kind = file.schema_arrow.field(name).type
+            if _is_text(kind):
+                texts.append(name)
+            elif pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+                texts.append(f"{name}.path")
         for batch in file.iter_batches(PORTION, columns=texts) if texts else ():
             for row in batch.to_pylist():
-                yield from (path.parent / text for text in row.values() if text)
+                found = (one["path"] if isinstance(one, dict) else one for one in row.values())
+                yield from (path.parent / text for text in found if isinstance(text, str) and text)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a column's values are text, in any of the ways that Arrow has for it."""
+    types = parquet_library()[0].types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    is_view = getattr(types, "is_string_view", types.is_string)  # older ones know no views
+    return types.is_string(kind) or types.is_large_string(kind) or is_view(kind)
+
+
+def _is_bytes(kind: Any) -> bool:
+    types = parquet_library()[0].types
+    is_view = getattr(types, "is_binary_view", types.is_binary)
+    return types.is_binary(kind) or types.is_large_binary(kind) or is_view(kind)
 
 
 def parquet_library() -> tuple[Any, Any]:
@@ -145,8 +164,8 @@ def _columns(schema: Any, path: Path) -> tuple[str, str, str | None]:
                 f"{' or '.join(names)}, and it has {', '.join(schema.names)}"
             )
         kind, types = schema.field(column).type, pa.types
-        fits = types.is_binary(kind) or types.is_large_binary(kind) or types.is_string(kind)
-        if not (fits or (types.is_struct(kind) and kind.get_field_index("bytes") >= 0)):
+        pictures = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+        if not (pictures or _is_bytes(kind) or _is_text(kind)):
             raise ImageFileError(
                 f"{path}: column {column!r} is {kind}; expected the bytes of image files, paths, "
                 "or structs of bytes and path"
@@ -162,10 +181,7 @@ def _of_parquet(path: Path, folder: Path) -> Iterator[Portion]:
     with _opened(path) as file:
         schema = file.schema_arrow
         *sources, key = _columns(schema, path)
-        pictures = [
-            name for name in sources
-            if not pa.types.is_string(schema.field(name).type)
-        ]  # fmt: skip
+        pictures = [name for name in sources if not _is_text(schema.field(name).type)]
         index, meta = 0, file.metadata
         try:
             for group in range(meta.num_row_groups):
@@ -307,7 +323,9 @@ def _take(tar: tarfile.TarFile, member: Any, row: Row, name: str, folder: Path) 
     head = name.lower().split(".")[0]
     source = next((one for one, names in NAMES.items() if head in names), None)
     if source is None:
-        if member.size > _MOST_BESIDE:
+        if head == FUSED or name.lower() == f"{ERROR}.txt":
+            warn(f"{member.name}: is not passed on, the result is called so", "result's name")
+        elif member.size > _MOST_BESIDE:
             warn(f"{member.name}: of {member.size} bytes is not passed on, only up to 1 MiB are",
                  "beside")  # fmt: skip
         elif (file := tar.extractfile(member)) is not None:
@@ -366,12 +384,12 @@ class ParquetSink(Sink):
         pa, parquet = parquet_library()
         kept = portion.table
         if kept is None:
-            kept = pa.record_batch({"name": pa.array([row.key for row in portion.rows])})
+            kept = pa.record_batch({"name": pa.array([_text(row.key) for row in portion.rows])})
         pictures = [None if file is None else file.read_bytes() for file, _ in found]
         columns = [
             *kept.columns,
             pa.array(pictures, pa.large_binary()),
-            pa.array([error for _, error in found], pa.string()),
+            pa.array([_text(error) for _, error in found], pa.string()),
         ]
         fields = [*kept.schema, pa.field(FUSED, pa.large_binary()), pa.field(ERROR, pa.string())]
         schema = pa.schema(fields)
@@ -413,7 +431,7 @@ class TarSink(Sink):
             if file is not None:
                 self._add(f"{key}.{FUSED}{file.suffix}", file.read_bytes())
             else:
-                self._add(f"{key}.{ERROR}.txt", error.encode())
+                self._add(f"{key}.{ERROR}.txt", _text(error).encode())
 
     def _add(self, name: str, data: bytes) -> None:
         member = tarfile.TarInfo(name)
@@ -423,6 +441,11 @@ class TarSink(Sink):
     def close(self) -> None:
         """See :class:`Sink`."""
         self.files.close()
+
+
+def _text(name: str) -> str:
+    r"""A text that UTF-8 can hold: bytes of a tar's names that are none become \udcXX."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _safe_key(row: Row) -> str:

@@ -286,7 +286,9 @@ class _Run:
     def _written(self, target: str) -> Iterator[Path]:
         """A file to write, which becomes the target at the end, or goes where that fails."""
         url = as_url(target)
-        folder = Path(target).parent if url is None else self.stage.folder
+        # where a killed run leaves it, the next one removes the folder
+        folder = _work(target) if url is None else self.stage.folder
+        folder.mkdir(exist_ok=True)
         file = folder / f".{secrets.token_hex(8)}.tmp"
         try:
             yield file
@@ -298,6 +300,9 @@ class _Run:
                 objects.put_file(url, file)
         finally:
             file.unlink(missing_ok=True)
+            if url is None:
+                with suppress(OSError):  # it has pictures
+                    folder.rmdir()
 
     def _record(self, target: str, source: dict[str, Any], result: ShardResult) -> None:
         url = as_url(target)

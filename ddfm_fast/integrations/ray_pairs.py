@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from ..datasets.results import DONE, FAILED, PairResult
 from ..datasets.targets import Targets
 from ..images.doubts import warn
 from .ray import use_own_threads
-from .ray_pool import VERSION, Actor, Cluster, Pool, check_version, sentences
+from .ray_pool import VERSION, Actor, Cluster, Pool, as_given, check_version, sentences
 
 CHUNK_SECONDS, MOST_PAIRS = 2.0, 32
 """work that an actor is handed at once: as much as takes so long, and so many pairs at most"""
@@ -123,10 +124,10 @@ class RayPairs(Cluster):
         pool = _Pairs(
             self,
             lambda: self.make(Worker, run.fuser, out, suffix, VERSION, options),
-            lambda handle, some: handle.fuse.remote(some, run.told),
+            lambda handle, some: handle.fuse.remote([*map(_absolute, some)], run.told),
         )
         pool.run_ = run
-        pool.run(map(_absolute, run.by_size(items)), len(items))
+        pool.run(run.by_size(items), len(items))
 
 
 class _Pairs(Pool):
@@ -155,6 +156,8 @@ class _Pairs(Pool):
             run.stopped = stopped
         for item, one in zip(pieces, staged, strict=True):
             result = self._commit(item, one) if one.result.status == DONE else one.result
+            if result.error:
+                result = replace(result, error=as_given(result.error, item.files))
             if result.status in (DONE, FAILED):
                 run.record(result)
 

@@ -50,6 +50,13 @@ def check_version(asked: tuple[Any, ...]) -> None:
         )
 
 
+def as_given(text: str, files: Iterable[Any]) -> str:
+    """What an actor said, with names of files as they were given to the process that asks."""
+    for file in files:
+        text = text.replace(os.path.abspath(file), os.fspath(file))
+    return text
+
+
 @contextlib.contextmanager
 def sentences() -> Iterator[list[str]]:
     """Collect what is warned inside, for the process that asks."""

@@ -10,6 +10,7 @@ import contextlib
 import os
 import pickle
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,15 +20,19 @@ from tqdm import tqdm
 
 from ..images.doubts import warn
 from ..video.opening import STDIN
+from ..video.outputs import OutputBusy
 from ..video.pipeline import VideoOptions
 from ..video.streams import is_stream
 from ..video.tasks import Task, TaskResult, run_task
 from ..video.temporal import FrameFuser
 from .ray import use_own_threads
-from .ray_pool import VERSION, Cluster, Pool, check_version, sentences
+from .ray_pool import VERSION, Cluster, Pool, as_given, check_version, sentences
 
 _STAY = ("on_bad", "progress")
 """options that are for the process that asks"""
+LET_GO = 30.0
+"""seconds for which a video waits for a lock: a worker of a lost node, or of a run that was killed,
+holds it until it notices"""
 
 
 class VideoWorker:
@@ -49,6 +54,10 @@ class VideoWorker:
         """Fuse a video; what became of it, and sentences to say."""
         with sentences() as said:
             result = run_task(task, self.fuser, options)
+            until = time.monotonic() + LET_GO
+            while isinstance(result.error, OutputBusy) and time.monotonic() < until:
+                time.sleep(0.5)
+                result = run_task(task, self.fuser, options)
         return replace(result, error=_sendable(result.error)), said
 
 
@@ -109,6 +118,8 @@ class _Videos(Pool):
                 for bad in report.bad:
                     self.on_bad(bad)
             report.out = Path(task.out)
+        if result.error is not None:
+            name_as_given(result.error, task)
         self._tell(replace(result, task=task))
 
     def give_up(self, piece: Task, why: str) -> None:
@@ -132,6 +143,16 @@ def _path(source: Any) -> Any:
     if isinstance(source, str | os.PathLike) and os.path.exists(source):
         return os.path.abspath(source)
     return source
+
+
+def name_as_given(error: Exception, task: Task) -> None:
+    """Have what a worker raised name the task's files as they were given."""
+    files = [task.out]
+    for source in (task.ir, task.vis):
+        files += source if isinstance(source, list | tuple) else [source]
+    if len(error.args) == 1 and isinstance(error.args[0], str):
+        named = [file for file in files if isinstance(file, str | os.PathLike)]
+        error.args = (as_given(error.args[0], named),)
 
 
 def _sendable(error: Exception | None) -> Exception | None:

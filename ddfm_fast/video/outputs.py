@@ -40,6 +40,10 @@ _MARK = ".part-"
 _FOLDER_LOCK = ".ddfm_fast_video.lock"
 
 
+class OutputBusy(VideoError):
+    """Another process writes the output."""
+
+
 class Lock:
     """The right to write an output, of one process at a time, until it is let go.
 
@@ -50,7 +54,8 @@ class Lock:
         folder: Whether it is a folder, which must exist.
 
     Raises:
-        VideoError: Another run writes it, or a lock cannot be made there.
+        OutputBusy: Another run writes it.
+        VideoError: A lock cannot be made there.
     """
 
     def __init__(self, output: Path, *, folder: bool = False):
@@ -270,7 +275,7 @@ def _locked(name: Path, output: Path) -> IO[str] | None:
             file.seek(0)
             process = file.read().strip() or "another"
             file.close()
-            raise VideoError(
+            raise OutputBusy(
                 f"out is {output}, which process {process} is writing; wait for it, or choose "
                 "another name"
             ) from None

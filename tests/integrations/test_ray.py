@@ -119,6 +119,23 @@ def test_pairs_that_fail_take_no_others_down(cluster, data, tmp_path):
     assert str(broken) in told[0].error
 
 
+def test_errors_name_files_as_they_were_given(cluster, data, tmp_path, monkeypatch):
+    """By relative paths, which workers, who have another folder, are handed as absolute ones."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("ir", "vi"):
+        (tmp_path / "in" / folder).mkdir(parents=True)
+        for name in ("00.png", "01.png"):
+            (tmp_path / "in" / folder / name).symlink_to(data / folder / name)
+    (tmp_path / "in" / "vi" / "01.png").unlink()
+    (tmp_path / "in" / "vi" / "01.png").write_bytes(b"no picture")
+    items, fuser = find_pairs(Path("in"), check_sizes=False), Fuser(**QUICK)
+    one = run_batch(items, Path("one"), fuser)
+    with RayPairs(actors=2) as there:
+        two = run_batch(items, Path("two"), fuser, elsewhere=there)
+    assert [r.error for r in two.results] == [r.error for r in one.results]
+    assert two.results[0].error is None and two.results[1].error.startswith("in/vi/01.png: not a")
+
+
 def test_bad_entries_of_a_list_fail_with_their_sentences(cluster, data, tmp_path):
     whole = find_pairs(data)[:3]
     rows = [{"name": i.name, "ir": str(i.ir), "vis": str(i.vis)} for i in whole]

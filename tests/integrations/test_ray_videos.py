@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -104,3 +105,37 @@ def test_streams_are_for_one_machine(data, tmp_path):
         )
     code, _, errors = done(tmp_path, "udp://127.0.0.1:9", "--on", "ray")
     assert code == 2 and "a stream; give a file, or leave out Ray" in errors
+
+
+@pytest.mark.parametrize("seconds", [1.0, 30.0], ids=["lets go", "stays"])
+def test_a_worker_that_is_lost_may_still_hold_the_lock(data, tmp_path, monkeypatch, seconds):
+    """Its node is gone and it has not noticed: the next one waits, and not for ever."""
+    from clusters import slow_fuser
+
+    from ddfm_fast.integrations import ray_videos
+    from ddfm_fast.integrations.ray_pool import VERSION
+    from ddfm_fast.video.outputs import Lock
+    from ddfm_fast.video.tasks import Task
+
+    monkeypatch.setattr(ray_videos, "LET_GO", 10.0 if seconds == 1.0 else 1.0)
+    task = Task("0", str(data / "0_T.mp4"), str(data / "0_RGB.mp4"), tmp_path / "0.mp4")
+    lock = Lock(task.out)
+    later = threading.Timer(seconds, lock.let_go)
+    later.start()
+    result, _ = ray_videos.VideoWorker(slow_fuser(0), VERSION).fuse(task, {"preset": "realtime"})
+    later.cancel()
+    assert result.ok == (seconds == 1.0), result.error
+    if not result.ok:
+        assert f"which process {os.getpid()} is writing; wait for it" in str(result.error)
+        lock.let_go()
+    assert [p.name for p in tmp_path.iterdir()] == ["0.mp4"] * result.ok
+
+
+def test_an_error_names_files_as_they_were_given(tmp_path, monkeypatch):
+    from ddfm_fast.integrations.ray_videos import name_as_given
+    from ddfm_fast.video.tasks import Task
+
+    monkeypatch.chdir(tmp_path)
+    error = ValueError(f"{tmp_path}/a/0.mp4 is no video; {tmp_path}/o/0.mp4 stays")
+    name_as_given(error, Task("0", "a/0.mp4", [Path("b/1.png")], Path("o/0.mp4")))
+    assert str(error) == "a/0.mp4 is no video; o/0.mp4 stays"
