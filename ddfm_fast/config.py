@@ -252,20 +252,20 @@ PRESETS: dict[str, FuseConfig] = {
         start=20,
         denoise="auto",
         draws=2,
-        summary="saliency and scales choose; noise removed by 2 prior evaluations a noisy source",
+        summary="saliency and scales choose; 2 prior evaluations remove noise of each noisy source",
     ),
     "fast": FuseConfig(
         **_SALIENCY,
         steps=0,
         denoise="auto",
-        summary="as balanced, with 1 evaluation a noisy source",
+        summary="as balanced, with 1 evaluation per noisy source",
     ),
     "robust": FuseConfig(
         **_SALIENCY,
         steps=0,
         denoise="auto",
         draws=4,
-        summary="as balanced, with 4 evaluations a noisy source: for noisy and hard scenes",
+        summary="as balanced, with 4 evaluations per noisy source: for noisy and hard scenes",
     ),
     "instant": FuseConfig(
         **_SALIENCY,

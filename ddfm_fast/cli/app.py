@@ -34,13 +34,25 @@ _ENVIRONMENT = "\n".join(
     f"- {name} ({row.default}): {row.meaning}" for name, row in environment.VARIABLES.items()
 )
 
+_ABOUT = "Fuse infrared and visible (or two medical) images with a diffusion prior."
+START = f"""{_ABOUT}
+
+  ddfm-fast demo                                            three example pairs, into out/
+  ddfm-fast fuse ir.png visible.png -o fused.png --panel    two pictures, or two folders
+  ddfm-fast batch DATASET -o fused/                         a data set; rerun to resume
+  ddfm-fast video thermal.mp4 visible.mp4 -o fused.mp4      files, cameras, streams
+  ddfm-fast help                                            the topics to read
+
+All commands:  ddfm-fast --help
+Options of one:  ddfm-fast COMMAND --help
+"""
+"""what the program prints where it is called without arguments"""
+
 app = typer.Typer(
     name="ddfm-fast",
-    help="Fuse infrared and visible (or two medical) images with a diffusion prior.\n\n"
-    "Start with:  ddfm-fast demo\n\n"
-    "Read about it:  ddfm-fast help",
+    help=f"{_ABOUT}\n\nStart with:  ddfm-fast demo\n\nRead about it:  ddfm-fast help",
     epilog=f"Environment variables (and defaults):\n\n{_ENVIRONMENT}",
-    no_args_is_help=True,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -86,11 +98,13 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None and not version:
+        typer.echo(START, nl=False)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +46,7 @@ class Command(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except _USAGE as error:
-            if "unexpected extra argument" in getattr(error, "message", ""):
+            if re.search(r"unexpected extra argument.*\.\w", getattr(error, "message", "")):
                 error.message += "; a shell makes many arguments of ir/*.png: quote it, 'ir/*.png'"
             raise
 

@@ -20,7 +20,7 @@ def demo(
     quiet: opt.NoBars = False,
     device: opt.Device = default.device,
 ) -> None:
-    """Fuse the two pairs that come with the package: satellite (color) and brain MRI (gray)."""
+    """Fuse the three example pairs of the package: smoke, satellite and brain MRI; no download."""
     if video:
         from ..video.demo import run as run_video
 

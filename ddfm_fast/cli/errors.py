@@ -68,12 +68,17 @@ def friendly(command: Callable[..., None]) -> Callable[..., None]:
                 raise
             if kwargs.get("as_json"):
                 typer.echo(json.dumps({"ok": False, "error": message(error)}))
-            typer.echo(f"error: {message(error)}", err=True)
-            if isinstance(error, _EXPECTED) and (topic := topic_of(str(error))):
-                typer.echo(f"More: ddfm-fast help {topic}", err=True)
+            echo_error(error)
             raise typer.Exit(BAD_INPUT if isinstance(error, _EXPECTED) else SOME_FAILED) from None
 
     return wrapper
+
+
+def echo_error(error: Exception) -> None:
+    """Print an error on stderr, and the topic that explains its argument."""
+    typer.echo(f"error: {message(error)}", err=True)
+    if isinstance(error, _EXPECTED) and (topic := topic_of(str(error))):
+        typer.echo(f"More: ddfm-fast help {topic}", err=True)
 
 
 def message(error: Exception) -> str:

@@ -13,7 +13,7 @@ import typer
 
 from ..config import default_preset
 from . import options as opt
-from .errors import BAD_INPUT, OK, SOME_FAILED, message
+from .errors import BAD_INPUT, OK, SOME_FAILED, echo_error, message
 from .options import default
 from .settings import levels, output, pixel_limit, plain, read_settings, show_progress
 
@@ -94,6 +94,8 @@ def fuse(
         reports, fuser = fuse_remote(ir, vis, out, settings.fuser, **shape, **options)
     else:
         jobs, fuser = plan_jobs(ir, vis, out, **shape), settings.fuser()
+        if len(jobs) == 1:
+            options["on_error"] = _echo_only_error
         reports = run_jobs(jobs, fuser, **options)
     seconds, name = time.perf_counter() - started, preset or default_preset(context.params)
     if as_json:
@@ -122,6 +124,11 @@ def _exit_code(reports: list[dict[str, Any]]) -> int:
 
 def _echo_error(job: Any, error: Exception) -> None:
     typer.echo(f"error: {job.output.stem}: {message(error)}", err=True)
+
+
+def _echo_only_error(job: Any, error: Exception) -> None:
+    """The only pair needs no name in front, which would look like an argument's."""
+    echo_error(error)
 
 
 def _as_dict(

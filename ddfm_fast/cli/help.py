@@ -18,12 +18,15 @@ _LOCAL_LINK = re.compile(r"\[([^\]]*)\]\((?!https?:)[^)]*\)")
 
 
 def help_topic(context: typer.Context, topic: opt.Topic = None) -> None:
-    """Show a topic of the documentation, or list the topics."""
+    """Show a topic of the documentation or the options of a command, or list the topics."""
     from ..docs.topics import find, text, topics
 
     lists = {"Topics": topics(), "References, made from the code": reference.summaries()}
     if topic is not None:
-        name = find(topic, [name for known in lists.values() for name in known])
+        names = [name for known in lists.values() for name in known]
+        if topic not in names and _show_command(topic, context):
+            return
+        name = find(topic, names)
         is_topic = name in lists["Topics"]
         _show(text(name) if is_topic else reference.text(name, context.find_root().command))
         return
@@ -34,6 +37,17 @@ def help_topic(context: typer.Context, topic: opt.Topic = None) -> None:
             typer.echo(f"  {name:{width}}  {summary}")
         typer.echo()
     typer.echo("Show one:  ddfm-fast help TOPIC\nOptions of a command:  ddfm-fast COMMAND --help")
+
+
+def _show_command(name: str, context: typer.Context) -> bool:
+    """Print what ``--help`` of a command prints; False where there is no such command."""
+    root = context.find_root()
+    command = getattr(root.command, "commands", {}).get(name)
+    if command is None:
+        return False
+    if text := command.get_help(typer.Context(command, root, name)):  # with rich, printed by it
+        typer.echo(text)
+    return True
 
 
 def _show(markdown: str) -> None:

@@ -479,7 +479,7 @@ NoBars = Annotated[bool, option(OUTPUT, "No progress bars.", "-q", "--quiet")]
 
 # help
 
-Topic = Annotated[str | None, argument("TOPIC", "What to read about; none lists the topics.")]
+Topic = Annotated[str | None, argument("TOPIC", "A topic or a command; none lists the topics.")]
 
 # doctor
 

@@ -49,9 +49,10 @@ def presets(*, as_json: opt.JsonInstead = False) -> None:
         return
     options = ", ".join(f"--{name}" for name in LOOP_OPTIONS)
     typer.echo(f"The default is {DEFAULT_PRESET}, or {LOOP_PRESET} with one of {options}.\n")
-    for name, config in PRESETS.items():
-        settings = dataclasses.asdict(config)
-        typer.echo(f"{name}: {settings.pop('summary')}")
+    for name in sorted(PRESETS, key=[*MEASURED, *PRESETS].index):  # the default first
+        settings = dataclasses.asdict(PRESETS[name])
+        mark = " (default)" if name == DEFAULT_PRESET else ""
+        typer.echo(f"{name}{mark}: {settings.pop('summary')}")
         if name in MEASURED:
             typer.echo(f"    {_measured(MEASURED[name])}")
         typer.echo("    " + "  ".join(f"{key}={value}" for key, value in settings.items()))

@@ -196,10 +196,11 @@ def _echo_report(report: VideoReport, *, quiet: bool, err: bool) -> None:
 
     if not quiet:
         ms = (report.latency_p50 * 1e3, report.latency_p99 * 1e3)
+        frames = "1 frame" if report.frames == 1 else f"{report.frames} frames"
         dropped = f", {report.dropped} dropped" if report.dropped else ""
         typer.echo(
-            f"{report.out}  {report.frames} frames{dropped}, {report.fps:.1f} frames/s, "
-            f"{report.evaluations / max(1, report.frames):.1f} prior evaluations a frame, "
+            f"{report.out}  {frames}{dropped}, {report.fps:.1f} frames/s, "
+            f"{report.evaluations / max(1, report.frames):.1f} prior evaluations per frame, "
             f"latency p50 {ms[0]:.0f} ms, p99 {ms[1]:.0f} ms",
             err=err,
         )

@@ -319,8 +319,9 @@ class Run:
             ir, vis = found.ir, found.vis
             if ir.shape[:2] != vis.shape[:2]:
                 raise ValueError(
-                    f"ir has {ir.shape[0]}x{ir.shape[1]} and vis {vis.shape[0]}x{vis.shape[1]}; "
-                    "expected images of equal size: --resize vis, or --align homography"
+                    f"ir is {ir.shape[0]}x{ir.shape[1]} and vis is {vis.shape[0]}x{vis.shape[1]} "
+                    "(height x width); expected images of equal size: --resize vis where both show "
+                    "the same view, else --align homography"
                 )
             return _Loaded(item, found, inputs, self.fuser.pixels.ahead(ir, vis))
         except _EXPECTED as error:

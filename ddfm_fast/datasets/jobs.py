@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from tqdm import tqdm
 from ..align.call import Aligner
 from ..files.depth import Levels, Sources, read_sources
 from ..files.pairing import match_pairs
-from ..files.paths import SUFFIXES, ensure_writable_dir, is_folder, look
+from ..files.paths import SUFFIXES, VIDEO_SUFFIXES, ensure_writable_dir, is_folder, look
 from ..files.reading import DEFAULT_MAX_PIXELS
 from ..images.doubts import about
 from ..runtime import environment
@@ -151,7 +153,7 @@ def _named(ir: Path, vis: Path, out: Path) -> tuple[list[tuple[Path, Path]], boo
     """The pairs of two files or of two folders, and whether they are folders."""
     for name, path in (("IR", ir), ("VIS", vis)):
         if look(path) is None:
-            raise ValueError(f"{name} is {path}, which does not exist; give a file or a folder")
+            raise ValueError(f"{name} is {path}, which does not exist; {_hint(path)}")
     folders = is_folder(ir)
     if folders != is_folder(vis):
         folder, file = (ir, vis) if folders else (vis, ir)
@@ -164,8 +166,28 @@ def _named(ir: Path, vis: Path, out: Path) -> tuple[list[tuple[Path, Path]], boo
             f"ddfm-fast batch {ir} -o {out}"
         )
     if not folders:
+        _refuse_videos(ir, vis, out)
         return [(ir, vis)], False
     return [(a, b) for _, a, b in match_pairs(ir, vis, _pairs)], True
+
+
+def _hint(missing: Path) -> str:
+    try:
+        beside = [entry.name for entry in missing.parent.iterdir()]
+    except OSError:
+        beside = []
+    near = difflib.get_close_matches(missing.name, beside, 1, 0.7)
+    return f"did you mean {missing.with_name(near[0])}?" if near else "give a file or a folder"
+
+
+def _refuse_videos(ir: Path, vis: Path, out: Path) -> None:
+    for name, path in (("IR", ir), ("VIS", vis)):
+        if path.suffix.lower() in VIDEO_SUFFIXES:
+            raise ValueError(
+                f"{name} is {path}, a video, and fuse takes pictures; give both to "
+                f"ddfm-fast video {shlex.quote(str(ir))} {shlex.quote(str(vis))} "
+                f"-o {shlex.quote(str(out))}"
+            )
 
 
 def _pairs(ir: dict[str, Path], vis: dict[str, Path]) -> list[tuple[str, Path, Path]]:

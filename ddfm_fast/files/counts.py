@@ -52,8 +52,8 @@ def decode_table(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     best, count = _longest(rows)
     if min(len(best), len(best[0]) if best else 0) < _LEAST:
         raise ImageFileError(
-            f"{path}: holds no table of numbers, expected rows of temperatures separated by ';', "
-            "tabs or commas; export the temperatures of all pixels as CSV"
+            f"{path}: holds no table of numbers; expected an image, or in a text file rows of "
+            "temperatures separated by ';', tabs or commas, one number per pixel"
         )
     if count > 1:
         warn(f"{path}: holds {count} tables of {len(best)} rows; the first is used")

@@ -50,8 +50,8 @@ def _unpacked(path: Path, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
     if height * width > max_pixels or not is_packed(path):
         picture = read_image(path, max_pixels=max_pixels)  # which says what is wrong with it
         raise ImageFileError(
-            f"{path}: has the shape {picture.shape} and is given for both sources; expected RGB "
-            "and infrared as a fourth channel, or two files"
+            f"{path}: is given for both sources and has the shape {picture.shape}; expected two "
+            "files, or one of four channels: RGB and infrared"
         )
     try:
         with pillow_limit_lifted(), Image.open(path) as image:

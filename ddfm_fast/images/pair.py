@@ -139,13 +139,13 @@ def _check_sizes(ir: Raw, vis: Raw, least: int, index: str) -> None:
     a, b = ir.values, vis.values
     if len(a) != len(b) or a.shape[-2:] != b.shape[-2:]:
         raise ValueError(
-            f"ir{index} has {_size(a)} and vis{index} {_size(b)}; "
-            'expected images of equal size: align="homography" (--align), or for files '
-            "--resize vis"
+            f"ir{index} is {_size(a)} and vis{index} is {_size(b)} (height x width); expected "
+            "images of equal size: for files of the same view --resize vis, else "
+            'align="homography" (--align)'
         )
     if min(a.shape[-2:]) < least:
         raise ValueError(
-            f"ir{index} has {_size(a)}, which cropping to multiples of {least} leaves "
+            f"ir{index} is {_size(a)}, which cropping to multiples of {least} leaves "
             f"empty; expected at least {least}x{least}, or a preset that does not crop"
         )
 
@@ -224,4 +224,4 @@ def checked_color(color: Any) -> bool | str:
 
 def _size(planes: Tensor) -> str:
     n, _, height, width = planes.shape
-    return f"{n} image{'s' * (n != 1)} of {height}x{width}"
+    return f"{height}x{width}" if n == 1 else f"{n} images of {height}x{width}"

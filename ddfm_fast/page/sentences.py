@@ -14,7 +14,10 @@ NAMES = {"ir": "Infrared", "vis": "Visible"}
 _WORDS = (
     (r'value_range=\{"ir": …\} or --ir-range', "the control Infrared range"),
     (r'value_range=\{"vis": …\} or --vis-range', "the control Visible range"),
-    (r'align="homography" \(--align\), or for files --resize vis', "Align homography, or Resize"),
+    (
+        r'for files of the same view --resize vis, else align="homography" \(--align\)',
+        "Resize where both show the same view, else Align homography",
+    ),
     (r"--resize vis, or a calibration \(--align\)", "Resize"),
     (r'pass denoise="off"', "choose off for Noise to remove first"),
     (r"^((?:.*: )?)ir(?=: )", r"\1Infrared"),

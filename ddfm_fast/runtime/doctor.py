@@ -101,10 +101,15 @@ def _backend_lines(backend: dict[str, Any]) -> list[str]:
 
 
 def _environment_lines(found: dict[str, Any]) -> list[str]:
-    lines = []
-    for name, variable in found["variables"].items():
-        value = variable["value"] if variable["set"] else f"{variable['value']} (default)"
-        lines.append(f"  {name:<22} {value:<16} {variable['meaning']}")
+    values = {
+        name: variable["value"] if variable["set"] else f"{variable['value']} (default)"
+        for name, variable in found["variables"].items()
+    }
+    width = max(map(len, values.values()))
+    lines = [
+        f"  {name:<22} {value:<{width}}  {found['variables'][name]['meaning']}"
+        for name, value in values.items()
+    ]
     lines += [
         f"  {name:<22} is set, but nothing in the package reads it" for name in found["unknown"]
     ]
@@ -114,11 +119,11 @@ def _environment_lines(found: dict[str, Any]) -> list[str]:
 def _cache_lines(cache: dict[str, Any]) -> list[str]:
     if not cache["ok"]:
         return [f"  FAIL  {cache['detail']}"]
-    held = f"{cache['files']} files, {cache['bytes'] / 2**20:.1f} MiB"
+    held = f"{cache['files']} file{'s' * (cache['files'] != 1)}, {cache['bytes'] / 2**20:.1f} MiB"
     values = {"folder": cache["folder"], "holds": held}
     if cache["refused"]:
-        values["not used"] = f"{cache['refused']}; kernels are compiled anew by each process"
-    return [*_pairs(values), "  empty it by ddfm-fast doctor --clear-cache"]
+        values["not used"] = f"{cache['refused']}; each process compiles the kernels again"
+    return [*_pairs(values), "  to empty it: ddfm-fast doctor --clear-cache"]
 
 
 def _cache() -> dict[str, Any]:

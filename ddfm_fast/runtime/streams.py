@@ -22,13 +22,17 @@ class _Raw(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, data: Any, /) -> int:
-        if self.failure is None:
-            try:
-                return super().write(data)
-            except OSError as error:
-                self.failure = error
-        return memoryview(data).nbytes
+    def write(self, data: Any, /) -> int | None:
+        left = memoryview(data).cast("B")
+        size = left.nbytes
+        try:
+            while left and self.failure is None:  # nobody above tries again without a buffer
+                if (written := super().write(left)) is None:
+                    return size - left.nbytes or None
+                left = left[written:]
+        except OSError as error:
+            self.failure = error
+        return size
 
 
 @contextmanager
@@ -86,8 +90,9 @@ def _tolerant(stream) -> tuple[_Raw | None, io.TextIOBase]:
         raw = _Raw(stream.fileno(), "w", closefd=False)
     except (OSError, ValueError):
         return None, stream
+    # write_through alone stops at the buffer: PYTHONUNBUFFERED has none, as in Python itself
     return raw, io.TextIOWrapper(
-        io.BufferedWriter(raw),
+        raw if stream.write_through else io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors="backslashreplace",
         line_buffering=stream.line_buffering,

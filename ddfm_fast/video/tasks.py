@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from ..api import Fuser
 from ..datasets.pairs import find_pairs
-from ..files.paths import ImageFileError, is_file, is_folder
+from ..files.paths import VIDEO_SUFFIXES, ImageFileError, is_file, is_folder
 from ..options import check_names
 from ..runtime.items import reached
 from .frames import VideoError
@@ -24,7 +24,6 @@ from .report import INTERRUPTED, VideoReport
 from .streams import is_stream
 from .temporal import FrameFuser
 
-VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".m4v", ".ts")
 PAIRED_NAMES = (("_T", "_RGB"), ("_ir", "_vis"), ("_thermal", "_visible"))
 """endings of the infrared and the visible file of a pair of videos"""
 

@@ -220,6 +220,35 @@ def test_a_stem_without_partner_is_refused(call, folders, tmp_path):
     refused(call("fuse", *folders, "-o", tmp_path / "out"), "b", "partner")
 
 
+@pytest.mark.parametrize("which", [0, 1], ids=["ir", "vis"])
+def test_the_only_pair_has_no_name_in_front_of_its_error(call, pair, tmp_path, which):
+    pair[which].write_bytes(b"no image")
+    result = call("fuse", *pair, "-o", tmp_path / "seed.png")
+    refused(result, str(pair[which]))
+    assert result.stderr.startswith(f"error: {pair[which]}: ")
+
+
+def test_sizes_of_the_only_pair_lead_to_the_topic(call, pair, tmp_path):
+    write_image(pair[0], picture(0)[:20])
+    result = call("fuse", *pair, "-o", tmp_path / "out.png")
+    refused(result, "ir is 20x32 and vis is 32x32 (height x width)", "help inputs")
+
+
+def test_a_name_that_is_nearly_right_gets_the_right_one(call, pair, tmp_path):
+    result = call("fuse", pair[0].with_name("ir.pgn"), pair[1], "-o", tmp_path / "out.png")
+    refused(result, f"did you mean {pair[0]}?")
+    result = call("fuse", tmp_path / "no" / "x.png", pair[1], "-o", tmp_path / "out.png")
+    refused(result, "does not exist; give a file or a folder")
+
+
+def test_videos_lead_to_their_command(call, pair, tmp_path):
+    clip = tmp_path / "a clip.MP4"
+    clip.write_bytes(b"whatever")
+    result = call("fuse", pair[0], clip, "-o", tmp_path / "out.mp4")
+    refused(result, f"VIS is {clip}, a video", f"ddfm-fast video {pair[0]} '{clip}' -o ")
+    assert not (tmp_path / "out.mp4").exists()
+
+
 # What it prints
 
 

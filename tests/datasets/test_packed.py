@@ -64,7 +64,7 @@ def test_layout(root):
 def test_a_file_without_a_fourth_channel(root, tmp_path):
     path = tmp_path / "labels" / "00001D.png"
     assert not is_packed(path) and not is_packed(tmp_path / "none.png")
-    with pytest.raises(ImageFileError, match=r"shape \(48, 64\) and is given for both sources"):
+    with pytest.raises(ImageFileError, match=r"both sources and has the shape \(48, 64\)"):
         read_pair(path, path)
     packed = root / "images" / "00001D.png"
     with pytest.raises(ImageFileError, match="pixels"):

@@ -115,7 +115,7 @@ def test_several_tables(save):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        ("name,label\na.png,3\nb.png,4\n", "holds no table of numbers, expected rows"),
+        ("name,label\na.png,3\nb.png,4\n", "holds no table of numbers; expected an image"),
         ("1;2;3\n4;5;6\n", "holds no table of numbers"),
         ("\n".join("12.5" for _ in range(40)), "holds no table of numbers"),
         (b"\0\1\2;3" * 90, "bytes of zero in what should be text"),

@@ -15,7 +15,7 @@ from conftest import ROOT
 from typer.testing import CliRunner
 
 from ddfm_fast.cli import help as help_command
-from ddfm_fast.cli.app import app
+from ddfm_fast.cli.app import START, app
 from ddfm_fast.cli.presets import MEASURED
 from ddfm_fast.cli.reference import summaries
 from ddfm_fast.config import PRESETS
@@ -165,6 +165,13 @@ def test_python_of_the_video_topic_runs(capsys):
     assert len(capsys.readouterr().out.splitlines()) == 10
 
 
+def test_python_of_the_method_topic_runs():
+    (block,) = blocks(DOCS / "method.md", "python")
+    names: dict = {}
+    exec(block, names)
+    assert names["rgb"].shape == (3, 208, 176) and bool(names["rgb"].isfinite().all())
+
+
 def presets_table() -> list[str]:
     """The README's presets, from the measured table of the program."""
     rows = ["| preset | prior evaluations | seconds | for |", "|---|---|---|---|"]
@@ -215,6 +222,23 @@ def test_an_unknown_topic_gets_the_nearest():
     assert "no help topic 'vidoe'; did you mean video?" in result.stderr
     result = CliRunner().invoke(app, ["help", "zzz"])
     assert result.exit_code == 2 and "choose from command, gpu, hosts" in result.stderr
+
+
+def test_help_of_a_command_is_its_own():
+    wanted = CliRunner().invoke(app, ["fuse", "--help"]).stdout
+    result = CliRunner().invoke(app, ["help", "fuse"])
+    assert result.exit_code == 0 and "--denoise" in wanted
+    assert result.stdout.split() == wanted.split()
+
+
+def test_without_arguments_there_are_five_examples():
+    result = CliRunner().invoke(app, [])
+    assert (result.exit_code, result.stdout, result.stderr) == (0, START, "")
+    lines = [line for line in START.splitlines() if line.startswith("  ddfm-fast ")]
+    assert len(lines) == 5
+    for line in lines:
+        name = line.split()[1]
+        assert CliRunner().invoke(app, [name, "--help"]).exit_code == 0
 
 
 if __name__ == "__main__":

@@ -256,7 +256,7 @@ OK = picture(20, 20)
 @pytest.mark.parametrize(
     ("args", "kwargs", "error", "match"),
     [
-        ((OK, picture(20, 21)), {}, ValueError, "ir has 1 image of 20x20 and vis 1 image of 20x21"),
+        ((OK, picture(20, 21)), {}, ValueError, r"ir is 20x20 and vis is 20x21 \(height x width\)"),
         ((OK, np.stack([OK, OK])), {}, ValueError, "2 images"),
         ((np.zeros((0, 0), np.uint8), OK), {}, ValueError, "ir"),
         ((OK, picture(20, 12)), {}, ValueError, "vis"),

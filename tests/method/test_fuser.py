@@ -133,7 +133,7 @@ def test_a_pair_gives_back_what_came_in():
 
 
 def test_a_pair_that_cropping_would_empty():
-    with pytest.raises(ValueError, match=r"ir\[3\] has 1 image of 20x40, which cropping"):
+    with pytest.raises(ValueError, match=r"ir\[3\] is 20x40, which cropping"):
         read_pair(*pair(20), pixels=ON_CPU, least=32, index="[3]")
 
 

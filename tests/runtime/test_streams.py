@@ -147,6 +147,19 @@ def test_ctrl_c_ends_the_command_from_its_first_import_on(tmp_path, words, ended
     assert ended or "KeyboardInterrupt" in done.stderr
 
 
+def test_unbuffered_lines_come_in_the_order_they_were_printed(tmp_path):
+    """As a container has it: PYTHONUNBUFFERED=1, and both streams into one log."""
+    code = GUARDED + (
+        "import sys; print('first', file=sys.stderr); print('second'); print('third', end='')\n"
+        " sys.stderr.write('fourth' * 20000); print('fifth')\n"
+    )
+    with (tmp_path / "log").open("w") as log:
+        done = run("-c", code, stdout=log, stderr=log, PYTHONUNBUFFERED="1")
+    assert done.returncode == 0
+    wanted = "first\nsecond\nthird" + "fourth" * 20000 + "fifth\n"
+    assert (tmp_path / "log").read_text() == wanted
+
+
 def test_ctrl_c_is_an_exception_once_work_begins(monkeypatch):
     from ddfm_fast.runtime import interrupts
 
