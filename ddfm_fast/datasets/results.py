@@ -11,8 +11,9 @@ import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, BinaryIO, overload
 
+from ..files.paths import ImageFileError
 from .history import HISTORY_FILE, read_record
 from .items import PairItem
 from .targets import Targets
@@ -83,7 +84,7 @@ class Results(Sequence[PairResult]):
         return self._read(range(len(self)))
 
     def _read(self, chosen: Sequence[int]) -> Iterator[PairResult]:
-        with (self._targets.out / HISTORY_FILE).open("rb") as history:
+        with self._history() as history:
             for n in chosen:
                 name = self._items[n].name
                 found = self._reached.get(name, -1)
@@ -98,9 +99,16 @@ class Results(Sequence[PairResult]):
                     facts = {key: record.get(key) for key in KEPT}
                     yield PairResult(name, status, self._targets.text(name), **facts)
 
+    def _history(self) -> BinaryIO:
+        path = self._targets.out / HISTORY_FILE
+        try:
+            return path.open("rb")
+        except OSError as error:
+            raise ImageFileError(f"{path}: cannot be read ({error.strerror})") from error
+
     def json(self) -> Iterator[str]:
         """Each result as JSON, its facts as the history has them: nothing is parsed."""
-        with (self._targets.out / HISTORY_FILE).open("rb") as history:
+        with self._history() as history:
             for n, item in enumerate(self._items):
                 name = item.name
                 found = self._reached.get(name, -1)

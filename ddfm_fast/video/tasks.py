@@ -228,6 +228,8 @@ def run_tasks(
         else:
             _work(todo, fuser, options, tell, skip_existing)
     except KeyboardInterrupt:
+        if elsewhere is None:
+            raise
         raise TasksInterrupted([found[n] for n in sorted(found)]) from None
     return [found[n] for n in sorted(found)]
 

@@ -55,10 +55,11 @@ def test_batches_in_failing_folders(tmp_path):
                     assert str(tmp_path) in str(error), f"{error}; {faults.failed}"
                 else:
                     word = "whole" if report.ok else "in part"
-                    done = names(report, "done")
-                    for result in report.results:
-                        failed = result.status == "failed"
-                        assert not failed or str(tmp_path) in result.error, result
+            if word != "refused":  # results are read from the history when they are looked at
+                done = names(report, "done")
+                for result in report.results:
+                    failed = result.status == "failed"
+                    assert not failed or str(tmp_path) in result.error, result
             before = pictures(out)
             assert done <= set(before), "what was called done is not there"
             assert all(read_image(out / f"{name}.png").ndim == 3 for name in before)
