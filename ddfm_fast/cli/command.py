@@ -52,7 +52,7 @@ class Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, or say what it would do."""
-        friendly(self._begin)(ctx)
+        friendly(self._begin, loading=True)(ctx)
         given = {one.name: ctx.params.pop(one.name, None) for one in self.added}
         verbose, lines = given["verbose"], bool(given.get("jsonl"))
         with manners.telling(ctx, verbose, lines, ctx.meta.get(manners.CONFIG)):

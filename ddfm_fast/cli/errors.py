@@ -44,15 +44,17 @@ _TOPIC_OF = {argument: topic for topic, names in TOPICS.items() for argument in 
 _EXPECTED = (ValueError, TypeError, ImportError, OSError)
 
 
-def friendly(command: Callable[..., None]) -> Callable[..., None]:
+def friendly(command: Callable[..., None], *, loading: bool = False) -> Callable[..., None]:
     """Turn the errors of a command into a line or two on stderr and an exit code.
 
-    ``DDFM_FAST_DEBUG=1`` lets the traceback out.
+    ``DDFM_FAST_DEBUG=1`` lets the traceback out. ``loading``: Ctrl-C still ends the process at
+    once, as it must not meet the libraries that read the command line.
     """
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
-        by_exception()
+        if not loading:
+            by_exception()
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _shown_once()
