@@ -22,7 +22,7 @@ class _Raw(io.FileIO):
 
     failure: OSError | None = None
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int | None:  # type: ignore[override]  # None: it would block
         left = memoryview(data).cast("B")
         size = left.nbytes
         try:

@@ -19,7 +19,7 @@ from conftest import ROOT
 from ddfm_fast import fuse
 from ddfm_fast.integrations import gstreamer
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.extras]
 LAUNCH = shutil.which("gst-launch-1.0")
 WIDTH, HEIGHT = 66, 48
 """whose rows GStreamer pads to 68 bytes in GRAY8 and to 200 in RGB"""
