@@ -35,7 +35,7 @@ FROM_ENVIRONMENT = {"backend": "DDFM_FAST_BACKEND", "graph": "DDFM_FAST_GRAPH"}
 def take_config(context: typer.Context, given: Path | None) -> Path | None:
     """Let what the command line leaves out come from ``--config``, or the environment's file."""
     if not context.resilient_parsing:
-        friendly(_take_config)(context, given)
+        friendly(_take_config, loading=True)(context, given)
     return given
 
 

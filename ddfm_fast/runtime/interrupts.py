@@ -3,6 +3,7 @@
 Imports little, and that first: until the handler is there, Ctrl-C is a traceback.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -33,8 +34,13 @@ def end_at_once() -> None:
 
 
 def by_exception() -> None:
-    """From here on Ctrl-C is a KeyboardInterrupt again."""
+    """From here on Ctrl-C is a KeyboardInterrupt again.
+
+    Garbage so far stays: classes that were made to read the command line would be collected later,
+    and Python drops a KeyboardInterrupt that it meets in the callback of a weak reference.
+    """
     if signal.getsignal(signal.SIGINT) is _end:
+        gc.freeze()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from ddfm_fast import PRESETS, fuse
 from ddfm_fast.cli.app import app
+from ddfm_fast.config import DEFAULT_PRESET
 from ddfm_fast.datasets.jobs import plan_jobs
 from ddfm_fast.files.depth import same_depth
 from ddfm_fast.files.reading import read_image
@@ -289,7 +290,8 @@ def test_presets(call):
     result = call("presets")
     assert result.exit_code == 0
     for name, config in PRESETS.items():
-        assert f"{name}: {config.summary}" in result.stdout
+        mark = " (default)" * (name == DEFAULT_PRESET)
+        assert f"{name}{mark}: {config.summary}" in result.stdout
     assert json.loads(call("presets", "--json").stdout)["official"]["steps"] == 100
 
 

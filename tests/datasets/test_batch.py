@@ -127,7 +127,7 @@ def test_broken_pairs_are_reported_and_the_others_go_on(data, out):
     expected = {
         "test/a": "a.png",
         "train/b": "damaged",
-        "test/b": "20x20 and vis 20x21",
+        "test/b": "20x20 and vis is 20x21",
         "train/tiny": "16",
         "lost": "none.png",
     }

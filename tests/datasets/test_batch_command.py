@@ -91,7 +91,7 @@ def test_command_with_two_folders_a_list_or_a_layout(call, data, out):
             ([test / "ir", test / "vi"], 0, "3 fused"),
             ([data, "--layout", "ir,vi"], 0, "5 fused"),
             ([data, "--layout", "llvip"], 2, "no pairs"),
-            ([data / "x.csv"], 1, "x: ir has 16x24 and vis 20x20"),
+            ([data / "x.csv"], 1, "x: ir is 16x24 and vis is 20x20"),
             ([data, "--manifest", data / "x.csv"], 1, "1 failed"),
             ([test / "ir", test / "vi", "--manifest", data / "x.csv"], 2, "leave out one"),
         ]
