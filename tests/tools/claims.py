@@ -80,6 +80,8 @@ STATED = (
     Claim("scale", "listing took 15 s of CPU … 131 s in all and 472 MB", BY_HAND),
     Claim("scale", "spends 0.8 to 1.0 ms of CPU … 4 ms where it also fuses",
           "python -m bench.scale", "scale-2026-11-29.json"),
+    Claim("performance", "is 1.41 times (128x128) and 1.80 times (256x320)",
+          "python -m bench.engines", "engines-epyc-2026-11-29.json"),
     Claim("performance", "takes 2.5 times the floor … 3.5 times in bfloat16",
           "python tests/tools/roofline.py", "roofline-2026-11-29.md"),
     Claim("performance", "the engine 3.4 times faster", "python -m bench waterfall",
