@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..images.color import luma
 from ..images.planes import to_planes
-from ..images.ranges import FirstFrame, is_signed
+from ..images.ranges import is_signed, ranges_of
 
 SIDE = 320
 """pixels of the longer side, to which pictures are made smaller to be compared"""
@@ -93,7 +93,7 @@ def shift_between(a: np.ndarray, b: np.ndarray, reach: float) -> Shift:
 
 def grays(ir: Any, vis: Any, value_range: Any = None) -> tuple[np.ndarray, np.ndarray]:
     """Read a pair as luma planes [H, W] float32 in [0, 1]; ranges and errors as of ``fuse``."""
-    ranges = FirstFrame(told=False)(ir, vis, value_range)
+    ranges = ranges_of(ir, vis, value_range, told=False)
     return _gray(ir, "ir", ranges["ir"]), _gray(vis, "vis", ranges["vis"])
 
 

@@ -390,29 +390,19 @@ def nearest_valid(hole: Array) -> Array:
     return nearest
 
 
-class FirstFrame:
-    """The ranges of pairs that belong together: the first decides what is left to be found."""
-
-    def __init__(self, *, told: bool = True):
-        self._told = told
-        self._found: dict[str, Any] | None = None
-
-    def __call__(
-        self, ir: Any, vis: Any, setting: Any = None, nodata: Any = None
-    ) -> dict[str, Any]:
-        """Give each source's range, of images of any container: (low, high) or "dtype"."""
-        if self._found is None:
-            wanted, nothing = by_source(setting), by_source(nodata, "nodata")
-            self._found = {
-                name: self._range(image, wanted[name], name, ignored(nothing[name]))
-                for name, image in (("ir", ir), ("vis", vis))
-            }
-        return self._found
-
-    def _range(self, image: Any, own: Any, name: str, nodata: Ignored | None) -> Any:
-        if own is not None and not isinstance(own, str):
-            return own
-        return chosen(on_host(image, name), own, name, nodata, told=self._told) or "dtype"
+def ranges_of(
+    ir: Any, vis: Any, setting: Any = None, nodata: Any = None, *, told: bool = True
+) -> dict[str, Any]:
+    """Give each source's range, of images of any container: (low, high), a window, or "dtype"."""
+    wanted, nothing = by_source(setting), by_source(nodata, "nodata")
+    found = {}
+    for name, image in (("ir", ir), ("vis", vis)):
+        own = wanted[name]
+        if own is None or isinstance(own, str):
+            values, ignore = on_host(image, name), ignored(nothing[name])
+            own = chosen(values, own, name, ignore, told=told) or "dtype"
+        found[name] = own
+    return found
 
 
 def on_host(image: Any, name: str) -> Array:

@@ -13,7 +13,7 @@ from ddfm_fast import DDFMWarning, Fuser, fuse
 from ddfm_fast.images.pair import read_pair
 from ddfm_fast.images.pixels import Pixels
 from ddfm_fast.images.planes import to_planes
-from ddfm_fast.images.ranges import FirstFrame, Ignored, Window, chosen, nearest_valid, span
+from ddfm_fast.images.ranges import Ignored, Window, chosen, nearest_valid, ranges_of, span
 
 PICTURE = texture(48, 64, 1)
 """0 to 255, all of it used"""
@@ -336,21 +336,19 @@ def test_nodata_that_is_no_number(nodata):
         Fuser(preset="instant")(PICTURE, OTHER, nodata={"thermal": 1})
 
 
-# Streams
+# Pairs
 
 
-def test_the_first_frame_decides_for_a_stream():
-    counts, ranges = KINDS["counts"][0], FirstFrame()
+def test_a_range_is_found_for_each_source():
     with pytest.warns(DDFMWarning, match="7000 to 9040") as said:
-        first = ranges(counts, OTHER)
-        later = ranges(counts + 500, OTHER)
-    assert first == later == {"ir": Window((7000.0, 9040.0)), "vis": "dtype"}
+        found = ranges_of(KINDS["counts"][0], OTHER)
+    assert found == {"ir": Window((7000.0, 9040.0)), "vis": "dtype"}
     assert len(said) == 1
 
 
-def test_a_range_that_is_given_stays_in_a_stream():
+def test_a_range_that_is_given_stays():
     given = {"ir": (0, 65535), "vis": "dtype"}
-    assert FirstFrame()(KINDS["counts"][0], OTHER, given) == given
+    assert ranges_of(KINDS["counts"][0], OTHER, given) == given
 
 
 DEGREES = (UNIT * 80 - 20).astype(np.float32)

@@ -1,6 +1,7 @@
 """What black and white are in a source, and what means nothing."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from PIL import Image
 from ddfm_fast import Fuser, fuse
 from ddfm_fast.files.depth import Levels, read_sources, sources
 from ddfm_fast.images.doubts import DDFMWarning
-from ddfm_fast.images.ranges import FirstFrame, Window, chosen, nearest_valid, window
 from ddfm_fast.images.ranges import Ignored as Nothing
+from ddfm_fast.images.ranges import Window, chosen, nearest_valid, ranges_of, window
 
 FAST = {"preset": "instant", "device": "cpu"}
 
@@ -198,12 +199,11 @@ def test_the_window_of_odd_pictures():
     assert chosen(np.zeros((4, 4), np.int16), "dtype", "ir") == (-32768, 32767)
 
 
-def test_a_stream_keeps_the_range_of_its_first_frame():
-    first = FirstFrame()
+def test_a_pair_and_a_stream_are_told_of_a_window_once():
     with pytest.warns(DDFMWarning, match="7000 to 9000") as said:
-        ranges = first(KINDS["thermal counts"], VIS)
-    assert silent(first, KINDS["14 bits"], VIS) == ranges == {"ir": (7000, 9000), "vis": "dtype"}
-    assert len(said) == 1
+        ranges = ranges_of(KINDS["thermal counts"], VIS)
+    assert ranges == {"ir": (7000, 9000), "vis": "dtype"} and len(said) == 1
+    assert silent(partial(ranges_of, told=False), KINDS["thermal counts"], VIS) == ranges
     frames = [(KINDS["thermal counts"] + 20 * n, VIS) for n in range(3)]
     with pytest.warns(DDFMWarning, match="ir: values are 7000 to 9000") as said:
         results = list(Fuser(**FAST).stream(frames, preset="realtime"))
