@@ -82,6 +82,7 @@ STATED = (
           "python -m bench.scale", "scale-2026-11-29.json"),
     Claim("performance", "is 1.41 times (128x128) and 1.80 times (256x320)",
           "python -m bench.engines", "engines-epyc-2026-11-29.json"),
+    Claim("performance", "and 1.0 to 1.8 times that at 256x320", NOT_KEPT, "busy-2026-11-29.md"),
     Claim("performance", "takes 2.5 times the floor … 3.5 times in bfloat16",
           "python tests/tools/roofline.py", "roofline-2026-11-29.md"),
     Claim("performance", "the engine 3.4 times faster", "python -m bench waterfall",
