@@ -112,8 +112,8 @@ STATED = (
     Claim("priors", "takes 6 to 8 s a forward", BY_HAND),
     Claim("inputs", "(6 ms), reading and checking … and 3.6 ms with",
           "python tests/tools/reading_time.py"),
-    Claim("gpu", "23.1 GB for the official network, on paper … 27.0 GB and 20.0 ms",
-          "counted on paper", "prior-paper-2026-11-28.md"),
+    Claim("gpu", "23.1 GB of memory traffic instead of 27.0 GB … instead of 20.0 ms",
+          "calculated from counts", "prior-paper-2026-11-28.md"),
 )  # fmt: skip
 GIVEN = (
     ("inputs", "99.8 % of the pixels"),
@@ -122,7 +122,7 @@ GIVEN = (
     ("performance", "machine of 24 GB"),
     ("pictures", "about 1.2 gray levels"),
     ("gpu", "targets were 18 GB and 16.5 ms"),
-    ("gpu", "16.5 ms a forward of the official network, 1.25 times torch.compile"),
+    ("gpu", "16.5 ms per forward pass of the official network, and 1.25 times the speed"),
     ("precision", "20 dB nearer"),
     ("priors", "3.7 MB"),
     ("priors", "0.3 dB above in no more time was the target"),
