@@ -50,7 +50,7 @@ class Claim(NamedTuple):
 
 QUALITY, PEERS = "python -m bench.quality", "python -m bench.peers"
 STATED = (
-    Claim("README", "On clean pairs it is 17 % below", QUALITY, "quality-2026-11-28.json"),
+    Claim("README", "fares worse is 17 % below version 0.2.0 on clean pairs", QUALITY, "quality-2026-11-28.json"),
     Claim("pictures", "| infrared-visible: `balanced` … 0.593 | 0.608 |", QUALITY,
           "quality-2026-11-28.json"),
     Claim("pictures", "SCD reaches 0.931 of 0.975", f"{QUALITY} --view corner",
