@@ -50,10 +50,11 @@ class Claim(NamedTuple):
 
 QUALITY, PEERS = "python -m bench.quality", "python -m bench.peers"
 STATED = (
-    Claim("README", "fares worse is 17 % below version 0.2.0 on clean pairs", QUALITY, "quality-2026-11-28.json"),
+    Claim("README", "fares worse is 17 % below version 0.2.0 on clean pairs", QUALITY,
+          "quality-2026-11-28.json"),
     Claim("pictures", "| infrared-visible: `balanced` … 0.593 | 0.608 |", QUALITY,
           "quality-2026-11-28.json"),
-    Claim("pictures", "SCD reaches 0.931 of 0.975", f"{QUALITY} --view corner",
+    Claim("pictures", "SCD reaches 0.931 where the target is 0.975", f"{QUALITY} --view corner",
           "quality-corner-2026-11-28.json"),
     Claim("pictures", "| `balanced` | 0.017 clean … 0.249 | 0.346 |", PEERS,
           "peers-2026-11-28.json"),
@@ -94,9 +95,9 @@ STATED = (
           "prior-2026-11-25.json"),
     Claim("performance", "made (8.2 MB)", "make wheel"),
     Claim("performance", "6 to 8 s a forward at 256x256 instead of 14 to 18, after 16 s", BY_HAND),
-    Claim("method", "takes 41 ms, 93 ms with", BY_HAND),
+    Claim("method", "takes 41 ms, or 93 ms with", BY_HAND),
     Claim("method", "change it by 0.004 gray levels", NOT_KEPT),
-    Claim("method", "would change 0.004 gray levels", NOT_KEPT),
+    Claim("method", "steps would change 0.004 gray levels", NOT_KEPT),
     Claim("precision", "| official (3) | 61.9 … under 0.02 % |", "python -m bench.precision, 0.1.0",
           "precision.json"),
     Claim("precision", "costs less than 0.02 dB", NOT_KEPT),
