@@ -111,7 +111,7 @@ STATED = (
     Claim("priors", "stands 0.05 to 0.07 dB above BM3D … in 1.5 times the color",
           NOT_KEPT),
     Claim("priors", "takes 6 to 8 s a forward", BY_HAND),
-    Claim("inputs", "(6 ms), reading and checking … and 3.6 ms with",
+    Claim("inputs", "files takes 2.8 ms of processor time … and 3.6 ms with",
           "python tests/tools/reading_time.py"),
     Claim("gpu", "23.1 GB of memory traffic instead of 27.0 GB … instead of 20.0 ms",
           "calculated from counts", "prior-paper-2026-11-28.md"),
