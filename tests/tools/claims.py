@@ -64,7 +64,7 @@ STATED = (
     Claim("video", "| image preset `official`, frame … 0.587 | 1.339 |", "python -m bench video",
           "cpu-2026-11-28.json"),
     Claim("video", "have 1.6 times its contrast", NOT_KEPT),
-    Claim("video", "by 0.8 gray levels. A still", "python -m bench video", "cpu-2026-11-28.json"),
+    Claim("video", "by 0.8 gray levels. A camera", "python -m bench video", "cpu-2026-11-28.json"),
     Claim("video", "by 0.1 at 25 and 52 times the speed", "python -m bench.video, 0.1.0",
           "video.json"),
     Claim("video", "flickers by 0.8 gray levels with", "python -m bench video",
