@@ -175,12 +175,12 @@ def _(folder):
     return Seen("transparent.*alpha is dropped", near(found, fused(folder / "b", IR), 0))
 
 
-@kind("12 bits in 16, 0 to 4080, beside 8 bits")
+@kind("12-bit values in 16 bits, 0 to 4080, with an 8-bit picture")
 def _(folder):
     return Seen("0 to 4080.*--ir-range", like_8_bits(folder, IR.astype(np.uint16) * 16))
 
 
-@kind("int16 of -1024 to 3071 with its range")
+@kind("int16 of -1024 to 3071, its range given")
 def _(folder):
     image = np.rint(IR / 255 * 4095 - 1024).astype(np.int16)
     image.flat[:2] = -1024, 3071
@@ -207,7 +207,7 @@ def _(folder):
     return Seen("ir is black everywhere", alike(fused(folder / "a", np.zeros(SIZE, np.uint8)), VIS))
 
 
-@kind("infrared that is the visible picture")
+@kind("the same picture as infrared and visible")
 def _(folder):
     return Seen("the same picture", alike(fused(folder / "a", VIS), VIS))
 
@@ -228,7 +228,7 @@ def _(folder):
 
 KINDS |= {
     "an interlaced clip": "video/test_video_kinds.py::test_interlaced_frames_lose_their_combs",
-    "combs that nothing marks":
+    "interlaced frames that are not marked as such":
         "video/test_video_combs.py::test_a_clip_that_no_frame_marks_is_told_of_once_and_can_be_mended",
     "a clip of full range (yuvj420p)":
         "video/test_video_kinds.py::test_the_ends_of_a_full_range_ramp_stay",

@@ -31,13 +31,13 @@ WANTED = {
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 named = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 PURPOSE = {
-    "balanced": "everything; a noisy source is denoised",
-    "fast": "the same, quicker on noisy pairs",
-    "robust": "noisy and hard scenes",
-    "instant": "clean pairs: no denoising",
-    "official": "the authors' mathematics, at any size, in color",
-    "official-script": "the authors' script to the pixel",
-    "paper": "Algorithm 1 as printed; drifts towards one source",
+    "balanced": "general use; noisy sources are denoised",
+    "fast": "the same, faster on noisy pairs",
+    "robust": "noisy and difficult scenes",
+    "instant": "clean pairs: never denoises",
+    "official": "the mathematics of the authors' code, at any size, in color",
+    "official-script": "the output of the authors' script, pixel for pixel",
+    "paper": "Algorithm 1 as printed; drifts toward one source",
 }
 
 
