@@ -20,8 +20,8 @@ help:
 	@echo "make test    run all the tests        (ARGS='-k cli' chooses, ARGS=-x stops early)"
 	@echo "make test-thorough  more cases of the same kind, for minutes: after changes to kernels"
 	@echo "make test-native  the C++ for other processors, and under sanitizers: a table in out/native/"
-	@echo "make test-extras  what needs an extra: engines, files, volumes, service, Ray, storage (into .venv)"
-	@echo "make test-app  the page in the browser, where chromium is (a second environment in .app-venv)"
+	@echo "make test-extras  what needs an extra: engines, files, volumes, Ray, storage, browser (into .extras-venv)"
+	@echo "make test-app  of these the page in the browser, where chromium is"
 	@echo "make test-cuda-host  the GPU path's host code on a fake CUDA device (5 GB into .cuda-venv)"
 	@echo "make fuzz    feed it bad calls, files and kills (MINUTES=10), a table in out/fuzz/"
 	@echo "make lint    check style and format"
@@ -33,7 +33,7 @@ help:
 	@echo "make gpu-kit  what bench/gpu_suite.sh needs, in one folder (CUDA=cuda12 WITH_TORCH=1 ARGS=…)"
 	@echo "make wheel   dist/*.whl with the C++ compiled (CXX=aarch64-linux-gnu-g++: for ARM)"
 	@echo "make test-wheel  that wheel, in an environment of its own in out/wheel-venv"
-	@echo "make clean   remove .venv, .cuda-venv, .app-venv, out/ and everything built"
+	@echo "make clean   remove .venv, .cuda-venv, .extras-venv, out/ and everything built"
 
 venv: $(STAMP)
 
@@ -83,29 +83,30 @@ test-thorough: venv
 test-native: venv
 	@$(BIN)/python tests/tools/native.py $(ARGS)
 
-test-extras: venv
-	@echo "test-extras: installing the extras"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt --no-build-isolation -e '.[docs,engines,files,medical,notebook,ray,serve,storage-test]'
-	@$(BIN)/python -m pytest -q -m extras tests $(ARGS)
-	@$(MAKE) --no-print-directory test-app
+# Gradio asks for an older Pillow than the core is tested with: one more reason for an environment apart.
+EXTRAS_VENV := .extras-venv
+EXTRAS_BIN := $(EXTRAS_VENV)/$(SCRIPTS)
+EXTRAS := app-test,bench,diffusers,docs,engines,files,medical,notebook,ray,serve,storage-test
 
-# Gradio asks for an older Pillow than the rest is tested with, so it has an environment of its own.
-APP_VENV := .app-venv
-
-$(APP_VENV)/.installed: setup.py constraints.txt
-	@echo "test-app: making $(APP_VENV)"
-	@test -x $(APP_VENV)/bin/python || $(PYTHON) -m venv $(APP_VENV)
-	@sed 's/^pillow==13.*/pillow==12.3.0/' constraints.txt > $(APP_VENV)/constraints.txt
-	@$(APP_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c $(APP_VENV)/constraints.txt setuptools wheel
-	@$(APP_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c $(APP_VENV)/constraints.txt --no-build-isolation -e '.[test,app-test]'
+$(EXTRAS_VENV)/.installed: setup.py constraints.txt
+	@echo "test-extras: making $(EXTRAS_VENV) (1 GB: PyTorch, OpenVINO, Ray and more)"
+	@test -x $(EXTRAS_BIN)/python || $(PYTHON) -m venv $(EXTRAS_VENV)
+	@sed 's/^pillow==13.*/pillow==12.3.0/' constraints.txt > $(EXTRAS_VENV)/constraints.txt
+	@$(EXTRAS_BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -c $(EXTRAS_VENV)/constraints.txt setuptools wheel
+	@$(EXTRAS_BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -c $(EXTRAS_VENV)/constraints.txt --no-compile --no-build-isolation -e '.[$(EXTRAS)]' \
+	  hypothesis pytest pytest-timeout
 	@touch $@
 
-test-app: $(APP_VENV)/.installed
+test-extras: $(EXTRAS_VENV)/.installed
+	@echo "test-extras: running"
+	@$(EXTRAS_BIN)/python -m pytest -q -m extras --timeout 600 --durations 15 \
+	  $$(grep -rl --include='test_*.py' 'mark\.extras' tests) $(ARGS)
+
+test-app: $(EXTRAS_VENV)/.installed
 	@echo "test-app: running"
-	@$(APP_VENV)/bin/python -m pytest -q -m extras tests/page $(ARGS)
+	@$(EXTRAS_BIN)/python -m pytest -q -m extras tests/page $(ARGS)
 
 # CUDA wheels of PyTorch, outside of .venv; CUDA_VENV= names an environment that is there already.
 CUDA_VENV ?= .cuda-venv
@@ -174,5 +175,5 @@ gpu-kit: venv
 	@$(BIN)/python -m bench.kit --cuda $(CUDA) $(if $(WITH_TORCH),--with-torch) $(PIP_ARGS) $(ARGS)
 
 clean:
-	rm -rf $(VENV) .cuda-venv .app-venv build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .cuda-venv $(EXTRAS_VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -122,7 +122,7 @@ SERVE = [
 
 APP = [
     "fastapi>=0.115.2",
-    "gradio>=6.31,<7",  # asks for a Pillow below 13: make test-app
+    "gradio>=6.31,<7",  # asks for a Pillow below 13: make test-extras
     "uvicorn>=0.30",
     *VIDEO,
 ]
