@@ -34,7 +34,7 @@ class FuseConfig:
     ('saliency', 3, {'ir': 4.0, 'vis': 4.0})
     >>> FuseConfig(steps=0)
     Traceback (most recent call last):
-    ValueError: steps is 0; expected 1 to the prior's timesteps, mostly 1000
+    ValueError: steps is 0; expected 1 to the prior's timesteps, usually 1000
     """
 
     variant: str = "official"
@@ -109,7 +109,7 @@ class FuseConfig:
         least = 0 if self.variant == "saliency" else 1
         if isinstance(self.steps, int) and self.steps < least:
             raise ValueError(
-                f"steps is {self.steps}; expected {least} to the prior's timesteps, mostly 1000"
+                f"steps is {self.steps}; expected {least} to the prior's timesteps, usually 1000"
             )
         if self.start is not None and (
             isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 1
@@ -146,7 +146,7 @@ class FuseConfig:
         known = {f.name for f in fields(self)}
         for name in overrides:
             if name not in known:
-                raise TypeError(f"{name!r} is no setting; expected one of {', '.join(known)}")
+                raise TypeError(f"{name!r} is not a setting; expected one of {', '.join(known)}")
         return replace(self, **{k: v for k, v in overrides.items() if v is not None})
 
 
@@ -159,7 +159,7 @@ def _checked_denoise(value: Any) -> Any:
             levels = {None: None}
         if not levels or not set(levels) <= {"ir", "vis"}:
             raise ValueError(
-                f"denoise is {value!r}; expected the keys 'ir', 'vis' or both, in small letters"
+                f"denoise is {value!r}; expected the keys 'ir', 'vis' or both, in lowercase"
             )
         return tuple(
             sorted((n, _checked_level(level, f"denoise[{n!r}]")) for n, level in levels.items())
@@ -258,14 +258,14 @@ PRESETS: dict[str, FuseConfig] = {
         **_SALIENCY,
         steps=0,
         denoise="auto",
-        summary="as balanced, with 1 evaluation per noisy source",
+        summary="like balanced, with 1 evaluation per noisy source",
     ),
     "robust": FuseConfig(
         **_SALIENCY,
         steps=0,
         denoise="auto",
         draws=4,
-        summary="as balanced, with 4 evaluations per noisy source: for noisy and hard scenes",
+        summary="like balanced, with 4 evaluations per noisy source: for noisy and hard scenes",
     ),
     "instant": FuseConfig(
         **_SALIENCY,

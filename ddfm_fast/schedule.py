@@ -33,7 +33,7 @@ def make_betas(noise_schedule: str = "linear", num_train_timesteps: int = 1000) 
     if noise_schedule == "linear":
         if n < LEAST_LINEAR:
             raise ValueError(
-                f"num_train_timesteps is {n}; expected at least {LEAST_LINEAR} of linear betas, "
+                f"num_train_timesteps is {n}; expected at least {LEAST_LINEAR} for linear betas, "
                 "which reach 1 otherwise"
             )
         return np.linspace(0.1 / n, 20.0 / n, n, dtype=np.float64)

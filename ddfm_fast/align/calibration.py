@@ -36,15 +36,15 @@ class Calibration(NamedTuple):
     """that it was found from"""
 
     def fitted(self, ir_size: tuple[int, int], vis_size: tuple[int, int]) -> Alignment:
-        """Return the map for pictures of these sizes; ValueError for another ratio of the sides."""
+        """Return the map for pictures of these sizes; ValueError for another aspect ratio."""
         if (ir_size, vis_size) == (self.ir_size, self.vis_size):
             return self.alignment
         for name, size, own in (("ir", ir_size, self.ir_size), ("vis", vis_size, self.vis_size)):
             if abs(math.log(size[1] / size[0] * own[0] / own[1])) > _ASPECT:
                 raise ValueError(
                     f"align: the calibration is for {name} pictures of {own[1]}x{own[0]} pixels, "
-                    f"and {name} has {size[1]}x{size[0]}, another ratio of the sides; make one "
-                    "with such pictures: ddfm-fast align IR VIS -o calibration.json"
+                    f"and {name} has {size[1]}x{size[0]}, another aspect ratio; make one from "
+                    "such pictures: ddfm-fast align IR VIS -o calibration.json"
                 )
         found = self.alignment
         matrix = scaling(self.ir_size, ir_size) @ found.matrix @ scaling(vis_size, self.vis_size)
@@ -118,17 +118,17 @@ def calibrate(
         if one.sure:
             found.append(one)
     if sizes is None:
-        raise ValueError("there is no pair; expected at least one of each camera's pictures")
+        raise ValueError("no pair is given; expected at least one picture of each camera")
     if not found:
         raise ValueError(
-            f"{', '.join(names[:3])}{' and more' * (len(names) > 3)}: no {model} stands out; "
+            f"{', '.join(names[:3])}{' and more' * (len(names) > 3)}: no {model} is clear; "
             "expected pictures of one scene with edges that both show, by day rather than at dusk"
         )
     matrix, spread = _together([one.matrix for one in found], sizes[1], model)
     if spread > _SPREAD * max(sizes[1]):
         warn(
-            f"the maps of {len(found)} pairs differ by {spread:.1f} pixels; what is near lies "
-            "elsewhere for two cameras: take pictures of what is far, or another --model"
+            f"the maps of {len(found)} pairs differ by {spread:.1f} pixels, as near "
+            "things shift between two cameras: take pictures of far things, or another --model"
         )
     confidence = float(np.median([one.confidence for one in found]))
     alignment = Alignment(
@@ -176,7 +176,7 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
     path = Path(path)
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise ValueError("it has over 1 MiB")
+            raise ValueError("it is larger than 1 MiB")
         found = json.loads(path.read_bytes().decode(), parse_constant=_no_number)
         return _checked(found, str(path))
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
@@ -214,7 +214,7 @@ def _checked(found: Any, name: str) -> Calibration:
     height, width = sizes[1]
     corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1.0]])
     if (corners @ matrix[2] <= 0).any():
-        raise ValueError("matrix sends a part of the picture behind the camera")
+        raise ValueError("matrix puts a part of the picture behind the camera")
     return Calibration(
         Alignment(matrix, found["model"], confidence, *cameras), sizes[0], sizes[1], pairs
     )

@@ -2,7 +2,7 @@
 
 ``align`` is "check": the first pair of a call, folder or stream is looked at, and one sentence says
 so where it is surely shifted; "off": nothing; a model of ``estimation``: each pair is aligned by
-what is found for it, and left as it is where nothing stands out; or a calibration of two fixed
+what is found for it, and left as it is if nothing is clear; or a calibration of two fixed
 cameras. ``align_field`` is "visible": the result has the frame of the visible picture, and is that
 picture where the infrared one does not reach, with a soft edge; or "common": what is aligned is
 cropped to a rectangle that both have.
@@ -156,7 +156,7 @@ class Aligner:
             everywhere.
 
         Raises:
-            ValueError: The sizes differ, and no map stands out; or too little is common.
+            ValueError: The sizes differ, and no map is clear; or too little is common.
         """
         if not self.moves:
             self._look_at_raws(ir, vis, index)
@@ -224,7 +224,7 @@ class Aligner:
             hole: bool [H, W], where ``ir`` has no data.
 
         Raises:
-            ValueError: The sizes differ, and no map stands out.
+            ValueError: The sizes differ, and no map is clear.
         """
         found = self.found(ir, vis, index)
         if found is None:
@@ -251,7 +251,7 @@ class Aligner:
         return field(found, ir_size, size), None
 
     def found(self, ir: np.ndarray, vis: np.ndarray, index: str = "") -> Alignment | None:
-        """The map of a pair; None, after a sentence, where none stands out."""
+        """Return the map of a pair; warn and return None if none is clear."""
         if isinstance(self.setting, Calibration):
             return self.setting.fitted(ir.shape[:2], vis.shape[:2])
         found = between(plane(ir), plane(vis), self.setting)
@@ -259,14 +259,14 @@ class Aligner:
             return found
         if ir.shape[:2] == vis.shape[:2]:
             warn(
-                f"no {self.setting} between ir{index} and vis{index} stands out; they are fused as "
+                f"no {self.setting} between ir{index} and vis{index} is clear; they are fused as "
                 'they are: align="off" says nothing, a calibration (ddfm-fast align) needs no edges'
             )
             return None
         (a, b), (c, d) = ir.shape[:2], vis.shape[:2]
         raise ValueError(
             f"ir{index} has {a}x{b} and vis{index} {c}x{d}, and no {self.setting} between them "
-            "stands out; expected images of equal size: --resize vis, or a calibration (--align)"
+            "is clear; expected images of equal size: --resize vis, or a calibration (--align)"
         )
 
     def look(

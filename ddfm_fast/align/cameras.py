@@ -59,7 +59,7 @@ def checked_camera(matrix: Any, distortion: Any, size: tuple[int, int] | None, n
         k = np.array(matrix, np.float64)
         d = np.array([] if distortion is None else distortion, np.float64).ravel()
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name}: the camera has something else than numbers") from None
+        raise ValueError(f"{name}: the camera has values that are not numbers") from None
     good = k.shape == (3, 3) and np.isfinite(k).all() and min(k[0, 0], k[1, 1]) > 0
     if not good or list(k[2]) != [0, 0, 1]:
         raise ValueError(
@@ -92,7 +92,7 @@ def read_camera(path: str | os.PathLike[str]) -> Camera:
             raise ValueError(f"{path}: over 1 MiB, which no camera needs; expected OpenCV's YAML")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
+        why = getattr(error, "strerror", None) or "it is not text"
         raise ValueError(
             f"{path}: {why}; expected a camera as OpenCV's FileStorage writes"
         ) from None
@@ -114,7 +114,7 @@ def _parsed(text: str, name: str) -> Camera:
     finally:
         storage.release()
     if matrix is None:
-        raise ValueError(f"{name}: no camera_matrix in it; expected OpenCV's names")
+        raise ValueError(f"{name}: it has no camera_matrix; expected OpenCV's names")
     known = all(np.isfinite(n) and 1 <= n <= 1e6 for n in (height, width))
     size = (int(height), int(width)) if known else None
     return checked_camera(matrix, distortion, size, name)

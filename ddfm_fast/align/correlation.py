@@ -73,8 +73,8 @@ def check(ir: Any, vis: Any, *, value_range: Any = None, reach: float = REACH) -
     a, b = grays(ir, vis, value_range)
     if a.shape != b.shape:
         raise ValueError(
-            f"ir is {_size(a)} and vis {_size(b)}; expected one size: bring them there by "
-            "ddfm_fast.align.estimate and apply"
+            f"ir is {_size(a)} and vis {_size(b)}; expected equal sizes: align them first "
+            "with ddfm_fast.align.estimate and apply"
         )
     return shift_between(a, b, reach)
 

@@ -98,7 +98,7 @@ class StreamAligner(Aligner):
                 self._warned = True
                 how = "as they are" if ir.shape[:2] == vis.shape[:2] else "resized"
                 warn(
-                    f"no {self.setting} between the first frames stands out; they are fused {how} "
+                    f"no {self.setting} between the first frames is clear; they are fused {how} "
                     "until one does; a calibration (ddfm-fast align) needs no edges"
                 )
             return

@@ -130,7 +130,7 @@ def _run(
             **options,
         )
     except BatchInterrupted:
-        typer.echo("interrupted; start the same command again to go on", err=True)
+        typer.echo("interrupted; run the same command again to resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -208,7 +208,7 @@ def _echo_pairs(
         _echo_all("", lines)
         for one in found.alone:
             typer.echo(f"no pair: {shown(one.file)}: {one.why}")
-        typer.echo(f"{len(found.pairs)} pairs, {len(found.alone)} files without one")
+        typer.echo(f"{len(found.pairs)} pairs, {len(found.alone)} files without a partner")
     return SOME_FAILED if lacking else OK
 
 
@@ -237,12 +237,12 @@ def _check_panels(items: list[PairItem], panel: bool, *, local: bool) -> None:
     if not panel:
         return
     if not local:
-        raise ValueError("--panel is for local folders and this process; leave it out")
+        raise ValueError("--panel works only with local folders, in this process; leave it out")
     names = {item.name for item in items}
     if taken := [name for name in names if f"{name}{PANEL}" in names]:
         raise ValueError(
-            f"--panel: {taken[0]} has a panel called as the result of {taken[0]}{PANEL}; rename "
-            "one of the inputs"
+            f"--panel: {taken[0]} would have a panel named like the result of {taken[0]}{PANEL}; "
+            "rename one of the inputs"
         )
 
 
@@ -300,12 +300,12 @@ def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> int:
         _echo_all("", (part.replace("\n", "") for part in parts))
         typer.echo()
     elif not quiet:
-        text = "{done} fused, {skipped} there already, {failed} failed".format(**counts)
+        text = "{done} fused, {skipped} already there, {failed} failed".format(**counts)
         typer.echo(f"{where}: {text}, in {report.seconds:.1f} s; {table}")
     if report.stopped is not None:
         by_user = report.stopped == STOPPED_BY_USER
         why = "interrupted" if by_user else f"error: stopped early: {report.stopped}"
-        again = f"{'' if by_user else 'make room and '}start the same command again to go on"
+        again = f"{'' if by_user else 'make room and '}run the same command again to resume"
         typer.echo(f"{why}: {counts['pending']} pairs not reached; {again}", err=True)
     return _exit_code(report)
 

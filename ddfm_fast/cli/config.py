@@ -13,7 +13,7 @@ from .manners import CONFIG, changed, commands, origins, read_config, values_for
 EPILOG = "Examples:  `ddfm-fast config fuse`  ·  `ddfm-fast config --config ddfm.toml`"
 Named = Annotated[
     list[str] | None,
-    opt.argument("COMMAND", "Whose options; without it what is set, of all commands."),
+    opt.argument("COMMAND", "Command whose options to print; by default, those that are set."),
 ]
 
 

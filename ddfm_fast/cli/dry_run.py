@@ -34,7 +34,7 @@ def show(plan: Callable[[typer.Context], Row], context: typer.Context) -> None:
     for row in found["items"]:
         there = ""
         if row["there"]:
-            there = "  (there already: left alone)" if row["left"] else "  (there already)"
+            there = "  (already there: left alone)" if row["left"] else "  (already there)"
         typer.echo(f"{row['ir']} + {row['vis']} -> {row['output']}{there}")
         if row.get("panel"):
             typer.echo(f"  panel: {row['panel']}")
@@ -125,7 +125,7 @@ def _refuse_urls(*places: Any) -> None:
     from ..storage.staging import any_url
 
     if any_url(*places):
-        raise ValueError("--dry-run lists no URLs yet; leave it out, or give local files")
+        raise ValueError("--dry-run takes no URLs yet; leave it out, or give local files")
 
 
 def _row(ir: Any, vis: Any, out: Any, *, left: bool) -> Row:

@@ -47,7 +47,7 @@ _EXPECTED = (ValueError, TypeError, ImportError, OSError)
 def friendly(command: Callable[..., None], *, loading: bool = False) -> Callable[..., None]:
     """Turn the errors of a command into a line or two on stderr and an exit code.
 
-    ``DDFM_FAST_DEBUG=1`` lets the traceback out. ``loading``: Ctrl-C still ends the process at
+    ``DDFM_FAST_DEBUG=1`` shows the traceback. ``loading``: Ctrl-C still ends the process at
     once, as it must not meet the libraries that read the command line.
     """
 

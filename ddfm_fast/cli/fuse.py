@@ -157,7 +157,7 @@ def _as_dict(
 def _echo_results(reports: list[dict[str, Any]], seconds: float) -> None:
     for report in reports:
         if report["skipped"]:
-            typer.echo(f"{report['output']}  (there already)")
+            typer.echo(f"{report['output']}  (already there)")
         elif report["ok"]:
             size = f"{report['width']}x{report['height']}"
             typer.echo(f"{report['output']}  {size} {report['dtype']}, {report['seconds']:.1f} s")

@@ -53,7 +53,7 @@ def read_config(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(
-            f"{path}: the file of options cannot be read ({error.strerror}); give another --config"
+            f"{path}: the options file cannot be read ({error.strerror}); give another --config"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
@@ -78,7 +78,9 @@ def values_for(content: Mapping[str, Any], path: Path, context: typer.Context) -
     for key in top.keys() - shared:
         if owners := [name for name, command in everywhere.items() if key in keys(command)]:
             owner = owners[0].replace(" ", ".")
-            raise ValueError(f"{path}: {key} is not of all commands; write it below [{owner}]")
+            raise ValueError(
+                f"{path}: {key} is not an option of every command; put it below [{owner}]"
+            )
     _refuse_unknown(top, {*shared, *everywhere, *groups}, f"{path}: ")
     tables = _tables(content, everywhere, groups, path)
     for name, table in tables.items():
@@ -119,8 +121,8 @@ def _refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> N
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else "ddfm-fast config lists what there is"
-            raise ValueError(f"{where}{name!r} is no option; {hint}")
+            hint = f"did you mean {near[0]}?" if near else "ddfm-fast config lists the options"
+            raise ValueError(f"{where}{name!r} is not an option; {hint}")
 
 
 def _value(parameter: Any, key: str, value: Any, path: Path, context: typer.Context) -> Any:

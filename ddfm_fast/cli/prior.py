@@ -11,7 +11,7 @@ from . import options as opt
 from . import prior_options as own
 from .settings import json_object, plain
 
-HELP = "Look into prior files (checkpoints), check and convert them."
+HELP = "Inspect, check and convert prior files (checkpoints)."
 EPILOG_INFO = "Example:  `ddfm-fast prior info embedded`"
 EPILOG_CHECK = "Example:  `ddfm-fast prior check model.pt`"
 EPILOG_CONVERT = (

@@ -68,6 +68,6 @@ def download(
 def _lines(found: Any, config: dict[str, Any]) -> list[str]:
     lines = [str(found.path) + ("" if found.fresh else "  (was here)")]
     lines += [f"sha256 {digest}  {name}" for name, digest in found.sha256.items()]
-    lines.append(f"checked: {found.checked or 'nothing was told to compare with'}")
+    lines.append(f"checked: {found.checked or 'there was nothing to compare with'}")
     extra = f" --prior-config '{json.dumps(config)}'" if config else ""
     return [*lines, f"use it: ddfm-fast fuse IR VIS -o OUT --prior '{found.path}'{extra}"]

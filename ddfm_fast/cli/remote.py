@@ -95,8 +95,8 @@ def local_outputs(**places: Path | None) -> None:
     for name, place in places.items():
         if place is not None and _is_url(place):
             raise ValueError(
-                f"--{name} is {_url(place)}; this command writes to a local place: give one, and "
-                "copy it afterwards"
+                f"--{name} is {_url(place)}; this command only writes locally: give a local path, "
+                "and copy the result afterwards"
             )
 
 

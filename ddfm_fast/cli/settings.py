@@ -166,7 +166,9 @@ def parse_nodata(text: str | None) -> float | dict[str, float] | None:
             return {name: float(value) for name, value in parts.items()}
     except ValueError:
         pass
-    raise ValueError(f"--nodata is {text!r}; expected a number, nan, or such as ir=-9999,vis=0")
+    raise ValueError(
+        f"--nodata is {text!r}; expected a number, nan, or both, such as ir=-9999,vis=0"
+    )
 
 
 def _color(gray: bool, color_from: str) -> bool | str:

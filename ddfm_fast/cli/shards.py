@@ -81,12 +81,12 @@ def _echo(report: ShardsReport, *, as_json: bool, quiet: bool) -> int:
         failed = sum(one.failed for one in report.shards)
         typer.echo(
             f"{report.out}: {report.count('done')} shards written, with {rows} pictures and "
-            f"{failed} errors, {report.count('skipped')} there already, "
+            f"{failed} errors, {report.count('skipped')} already there, "
             f"{report.count('failed')} failed, in {report.seconds:.1f} s"
         )
     if report.stopped is not None:
         by_user = report.stopped == STOPPED_BY_USER
         why = "interrupted" if by_user else f"error: stopped early: {report.stopped}"
-        typer.echo(f"{why}; start the same command again to go on", err=True)
+        typer.echo(f"{why}; run the same command again to resume", err=True)
         return INTERRUPTED if by_user else SOME_FAILED
     return OK if report.ok else SOME_FAILED

@@ -126,7 +126,7 @@ def _run(
     except TasksInterrupted as interrupted:
         results, code = interrupted.results, INTERRUPTED
         left = f"{len(tasks) - len(results)} videos not reached"
-        typer.echo(f"interrupted: {left}; --skip-existing goes on", err=True)
+        typer.echo(f"interrupted: {left}; run it again with --skip-existing to resume", err=True)
     if as_json:
         _echo_json(results, code, err=streamed)
     return code
@@ -180,7 +180,7 @@ def _echo_bad(bad: BadFrame) -> None:
 def _echo_result(result: TaskResult, *, quiet: bool, profile: bool, err: bool) -> None:
     if result.skipped:
         if not quiet:
-            typer.echo(f"{result.task.out}  is there already", err=err)
+            typer.echo(f"{result.task.out}  is already there", err=err)
         return
     if result.report is None:
         typer.echo(f"error: {result.task.name}: {result.error}", err=True)
@@ -216,7 +216,7 @@ def _echo_report(report: VideoReport, *, quiet: bool, err: bool) -> None:
         more = f"{report.frames} frames are written"
         typer.echo(f"{report.out}: {report.bad_count} bad frames ({of}); {more}", err=True)
     if report.stopped not in (None, READER_GONE):
-        kept = f"the frames up to there, {report.frames}, are in {report.out}"
+        kept = f"the {report.frames} frames before that are in {report.out}"
         kept = kept if report.frames else "nothing was written"
         typer.echo(f"stopped: {report.stopped}; {kept}", err=True)
 
@@ -225,8 +225,8 @@ def _echo_profile(report: VideoReport, *, err: bool) -> None:
     """Print where the time went: milliseconds a frame that each stage worked, beside the others."""
     frames = max(1, report.frames)
     for stage, seconds in report.stages.items():
-        typer.echo(f"{stage:<8}{seconds * 1e3 / frames:8.1f} ms a frame", err=err)
-    whole = f"{report.seconds * 1e3 / frames:8.1f} ms a frame, stages overlapping"
+        typer.echo(f"{stage:<8}{seconds * 1e3 / frames:8.1f} ms per frame", err=err)
+    whole = f"{report.seconds * 1e3 / frames:8.1f} ms per frame, stages overlapping"
     typer.echo(f"{'in all':<8}{whole}", err=err)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OfWindow = Annotated[
     str | None,
     opt.option(
-        opt.INPUT_OPTIONS, "Of DICOM with several: N, its explanation, or lut; or ir=…,vis=…."
+        opt.INPUT_OPTIONS, "DICOM window, if several: N, its explanation or lut; or ir=…,vis=…."
     ),
 ]
 EPILOG = (

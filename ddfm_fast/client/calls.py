@@ -159,7 +159,7 @@ def _ask(
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise ServiceError(
                     f"the certificate of {url} is not trusted ({reason.verify_message}); give "
-                    "cafile=, a file with it or with that of who signed it"
+                    "cafile=, a file with it or with its issuer's"
                 ) from error
             raise ServiceError(
                 f"no answer from {url} ({reason}); start it with `ddfm-fast serve`, or give url="

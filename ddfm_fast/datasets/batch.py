@@ -58,7 +58,7 @@ class BatchInterrupted(KeyboardInterrupt):
     """Ctrl-C during a batch, after everything that was finished has been written: ``report``."""
 
     def __init__(self, report: BatchReport):
-        super().__init__("the batch was interrupted; start it again to go on")
+        super().__init__("the batch was interrupted; run it again to resume")
         self.report = report
 
 
@@ -320,7 +320,7 @@ class Run:
             if ir.shape[:2] != vis.shape[:2]:
                 raise ValueError(
                     f"ir is {ir.shape[0]}x{ir.shape[1]} and vis is {vis.shape[0]}x{vis.shape[1]} "
-                    "(height x width); expected images of equal size: --resize vis where both show "
+                    "(height x width); expected images of equal size: --resize vis if both show "
                     "the same view, else --align homography"
                 )
             return _Loaded(item, found, inputs, self.fuser.pixels.ahead(ir, vis))

@@ -288,7 +288,7 @@ def input_hashes(item: PairItem) -> Inputs:
 def _state(path: str | os.PathLike[str], *, moved: bool = False) -> list[int] | None:
     """Size, time of writing, and time of any change; of a file to be moved its number instead.
 
-    None where it is no regular file.
+    None where it is not a regular file.
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):

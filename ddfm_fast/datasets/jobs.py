@@ -319,7 +319,7 @@ def _failed(
 
 def outcome(report: dict[str, Any]) -> str:
     """What became of a job, in a word or a sentence."""
-    return report["error"] or ("there already" if report["skipped"] else "fused")
+    return report["error"] or ("already there" if report["skipped"] else "fused")
 
 
 def _reader(fuser: Fuser, resize: str | None, levels: Levels, max_pixels: int) -> Read:

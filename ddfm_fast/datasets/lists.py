@@ -75,11 +75,11 @@ def read_list(
             raise ImageFileError(wrong[0])
         files = [file for found in missing.values() for file in found]
         raise ImageFileError(
-            f"{path}: {len(files)} files are not there: {few(files)}; paths are relative to {base}"
+            f"{path}: {len(files)} files do not exist: {few(files)}; paths are relative to {base}"
         )
     for n, found in missing.items():
         item, are = items[n], "is" if len(found) == 1 else "are"
-        why = f"{' and '.join(found)} {are} not there; paths of the list are relative to {base}"
+        why = f"{' and '.join(found)} {are} not there; paths in the list are relative to {base}"
         items[n] = BadItem(item.name, *item.files, why)
     return items
 

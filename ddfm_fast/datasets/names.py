@@ -165,7 +165,7 @@ def pair_by_pattern(
         for files, expression in zip((ir, vis), map(_expression, texts), strict=True)
     )
     if both := sorted(first.keys() & second.keys()):
-        raise ValueError(f"pattern is {pattern!r}; {both[0].name} fits both, make them differ")
+        raise ValueError(f"pattern is {pattern!r}; {both[0].name} fits both; make them differ")
     others = sorted({*ir.values(), *vis.values()} - first.keys() - second.keys())
     rest = _Rest(first, second)
     rest.settle(_edges(rest.ir, rest.vis, _folded, _folded), whole=True)

@@ -99,10 +99,10 @@ class Output:
             if not isinstance(self.out_range, str):
                 _check_holds(suffix, _dtype_of(*self.out_range), self.out_range)
         if self.compression is not None and not found & {".png", *TIFF_SUFFIXES}:
-            warn(f"compression={self.compression} does nothing to {_names(found)} (--compression)")
+            warn(f"compression={self.compression} has no effect on {_names(found)} (--compression)")
         for name in ("quality", "chroma"):
             if getattr(self, name) is not None and not found & set(JPEG_SUFFIXES):
-                warn(f"{name}={getattr(self, name)} does nothing to {_names(found)} (--{name})")
+                warn(f"{name}={getattr(self, name)} has no effect on {_names(found)} (--{name})")
 
     def to_dict(self) -> dict[str, Any]:
         """What was changed of the files, for a record of settings; empty where nothing was."""

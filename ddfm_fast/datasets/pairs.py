@@ -195,8 +195,8 @@ def refuse_lone(alone: Sequence[Alone]) -> None:
     if doubts:
         said.append(
             f"{len(doubts)} images with more than one possible partner: "
-            f"{few(doubts, separator='; ')}; remove one of them, or say which is meant by pattern "
-            '(command line: --pattern "{}_T.*,{}_W.*") or by a manifest'
+            f"{few(doubts, separator='; ')}; remove one of them, or say which to take with pattern "
+            '(command line: --pattern "{}_T.*,{}_W.*") or a manifest'
         )
     if ir or vis:
         said.append(
@@ -359,7 +359,7 @@ def _no_other_folder(root: Path, halves: Sequence[Path]) -> ImageFileError:
     return ImageFileError(
         f"{root}: images with no folder of the other source beside them in "
         f"{few([str(h.relative_to(root)) for h in halves])}; add or rename the other folder, "
-        "give a folder further down, or say by layout which two folders count"
+        "give a folder further down, or name the two folders by layout"
     )
 
 

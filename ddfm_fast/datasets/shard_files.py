@@ -160,7 +160,7 @@ def _columns(schema: Any, path: Path) -> tuple[str, str, str | None]:
         column = next((lower[name] for name in names if name in lower), None)
         if column is None:
             raise ImageFileError(
-                f"{path}: no column of the {source} pictures; expected one called "
+                f"{path}: no column of {source} pictures; expected one called "
                 f"{' or '.join(names)}, and it has {', '.join(schema.names)}"
             )
         kind, types = schema.field(column).type, pa.types
@@ -270,7 +270,7 @@ def _of_tar(path: Path, folder: Path) -> Iterator[Portion]:
     try:
         for row in _samples(path, folder):
             if row.key in seen:
-                row.error = f"{row.key} comes twice in the tar, or not one after the other"
+                row.error = f"{row.key} occurs twice in the tar, or in separate places"
             seen.add(row.key)
             rows.append(row)
             if len(rows) == PORTION:
@@ -324,9 +324,9 @@ def _take(tar: tarfile.TarFile, member: Any, row: Row, name: str, folder: Path) 
     source = next((one for one, names in NAMES.items() if head in names), None)
     if source is None:
         if head == FUSED or name.lower() == f"{ERROR}.txt":
-            warn(f"{member.name}: is not passed on, the result is called so", "result's name")
+            warn(f"{member.name}: is not copied, as the result has that name", "result's name")
         elif member.size > _MOST_BESIDE:
-            warn(f"{member.name}: of {member.size} bytes is not passed on, only up to 1 MiB are",
+            warn(f"{member.name}: of {member.size} bytes is not copied, as only up to 1 MiB are",
                  "beside")  # fmt: skip
         elif (file := tar.extractfile(member)) is not None:
             row.beside[name] = file.read()

@@ -53,7 +53,7 @@ def _read(path: Path) -> str:
             f"@{path}: the list cannot be read ({error.strerror}); give a text file"
         ) from error
     except UnicodeDecodeError as error:
-        raise ImageFileError(f"@{path}: is no text in UTF-8 or UTF-16 ({error})") from None
+        raise ImageFileError(f"@{path}: is not text in UTF-8 or UTF-16 ({error})") from None
 
 
 def by_stem(name: Path, files: list[Path]) -> dict[str, Path]:

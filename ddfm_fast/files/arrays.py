@@ -60,7 +60,7 @@ def decode_mat(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     """
     if file.read(len(MAT_HDF)) == MAT_HDF:
         raise ImageFileError(
-            f"{path}: a MATLAB file of version 7.3, which is not read; save it with "
+            f"{path}: a MATLAB file of version 7.3, which cannot be read; save it with "
             "save(name, 'variable', '-v7')"
         )
     found = {v.name: v for v in matlab.variables(file, path)}
@@ -77,7 +77,7 @@ def decode_exr(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     """
     openexr = library("OpenEXR", path, "OpenEXR", "a TIFF of 32-bit floats")
     if isinstance(file, io.BytesIO):
-        raise ImageFileError(f"{path}: OpenEXR is read from disk alone; send a TIFF of floats")
+        raise ImageFileError(f"{path}: OpenEXR is only read from disk; send a TIFF of floats")
     header = openexr.File(str(path), header_only=True).parts[0].header
     low, high = header["dataWindow"]
     width, height = (int(b) - int(a) + 1 for a, b in zip(low, high, strict=True))
@@ -101,7 +101,7 @@ def decode_exr(file: BinaryIO, path: Path, max_pixels: int) -> Array:
         raise ImageFileError(f"{path}: channels of different sizes; export them at one size")
     if len(found) == 1:
         return as_picture(found[0], path, max_pixels)
-    warn(f"{path}: is linear light, and its colors are converted to sRGB's")
+    warn(f"{path}: holds linear light, and its colors are converted to sRGB")
     light = np.stack(found, -1).astype(np.float32)
     size = np.abs(light)
     coded = np.where(size <= 0.0031308, 12.92 * size, 1.055 * size ** (1 / 2.4) - 0.055)

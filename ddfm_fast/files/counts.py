@@ -95,7 +95,7 @@ def decode_raw(file: BinaryIO, path: Path, size: tuple[int, int], max_pixels: in
         warn(f"{path}: holds {frames} pictures; the first is used")
     values = np.frombuffer(file.read(2 * pixels), "<u2").reshape(height, width).astype(np.uint16)
     if is_swapped(values):
-        warn(f"{path}: its numbers have their high byte first, as neighbors show")
+        warn(f"{path}: its numbers have their high byte first, judging by neighboring pixels")
         return values.byteswap()
     return values
 
@@ -171,7 +171,7 @@ def _without_counters(values: Array, path: Path) -> Array:
     for axis, name in ((0, "row"), (1, "column")):
         first = values.take(0, axis)
         if _counts_up(first) or (axis == 0 and _counts_up(first[1:])):  # a corner of any kind
-            warn(f"{path}: its first {name} only counts and is left out")
+            warn(f"{path}: its first {name} only numbers the others and is left out")
             values = np.delete(values, 0, axis)
     whole = np.isfinite(values).all() and (values == np.rint(values)).all()
     if whole and np.abs(values).max() < 1 << 53:

@@ -154,7 +154,7 @@ def nodata_of(picture: Picture, given: Any, name: str, *, told: bool = True) -> 
     if told:
         warn(
             f"{name}: the file says that {own.value:g} means no data: {used}; nodata= "
-            "(command line: --nodata) says what is meant",
+            "(command line: --nodata) overrides this",
             f"nodata {name}",
         )
     return result
@@ -271,7 +271,7 @@ def as_levels(
         hole = where.any(-1) if image.ndim == 3 else where
         if hole.all():
             raise ValueError(
-                f"{name}: all of it is nodata={nodata.value:g}, expected a picture; check the file"
+                f"{name}: every pixel is nodata={nodata.value:g}, expected a picture; check it"
             )
         image = image.reshape(hole.size, -1)[nearest_valid(hole)].reshape(image.shape)
     if image.dtype.kind == "f" and not (finite := np.isfinite(image)).all():

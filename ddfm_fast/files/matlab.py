@@ -93,7 +93,7 @@ def _order(file: BinaryIO, path: Path) -> str:
     head = file.read(_HEAD)
     mark = head[126:128]
     if len(head) < _HEAD or mark not in (b"IM", b"MI"):
-        raise damaged(path, "no head of a MATLAB file")
+        raise damaged(path, "no header of a MATLAB file")
     return "<" if mark == b"IM" else ">"
 
 

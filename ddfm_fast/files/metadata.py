@@ -150,14 +150,14 @@ def metadata_of(file: BinaryIO, path: Path) -> Metadata:
         _warn(path, f"cannot be read ({error}) and is left out")
         return Metadata()
     if found.damaged:
-        _warn(path, "is damaged in part, which is left out")
+        _warn(path, "is partly damaged, and that part is left out")
     if found.is_turned_map:
         _warn(path, "places a picture that is to be turned upright, and the place is left out")
     return metadata
 
 
 def _warn(path: Path, what: str) -> None:
-    warn(f"{path.name}: its metadata {what}; --no-metadata keeps none", "metadata")
+    warn(f"{path.name}: its metadata {what}; --no-metadata drops all of it", "metadata")
 
 
 class _Found:

@@ -165,8 +165,8 @@ def reserved(name: str, windows: bool = os.name == "nt") -> str:
     if found := sorted({c for c in name if c in _RESERVED or ord(c) < 32}):
         return f"Windows has no {' '.join(found)!r} in names"
     if name.partition(".")[0].rstrip(" ").upper() in _DEVICES:
-        return "Windows keeps that name for a device"
-    return "Windows drops the dot or blank at the end" if name[-1:] in (".", " ") else ""
+        return "Windows reserves that name for a device"
+    return "Windows drops a dot or space at the end" if name[-1:] in (".", " ") else ""
 
 
 def _make_dir(path: Path) -> None:

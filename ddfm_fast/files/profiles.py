@@ -43,7 +43,7 @@ _GRID = 17
 _CLOSE_8, _CLOSE_16 = 1, 128
 """levels within which a profile is that of sRGB: of 255 what two roundings make, of 65535 half"""
 _LINEAR = 1e-3
-_MEASURED = "gray of 16 bits is taken as measured and left so"
+_MEASURED = "16-bit gray is taken as measured and left unchanged"
 _SIGNS = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK"}
 _ROWS = 1 << 20
 """pixels that are converted at a time"""
@@ -59,9 +59,7 @@ def from_profile(values: Array, profile: bytes, path: Path) -> Array:
     """
     if values.dtype not in (np.uint8, np.uint16):
         if values.ndim == 3:
-            warn(
-                f"{path}: has a color profile, which numbers of {values.dtype} are not converted by"
-            )
+            warn(f"{path}: has a color profile, which is not applied to values of {values.dtype}")
         return values
     try:
         convert = (_by_table if values.dtype == np.uint8 else _by_matrix)(profile, values.ndim)

@@ -153,7 +153,7 @@ def _of_flir(fff: bytes, path: Path, max_pixels: int) -> Array:
     raw, camera = records.get(_RAW_RECORD), records.get(_CAMERA_RECORD)
     if raw is None or camera is None:
         raise ImageFileError(
-            f"{path}: FLIR's records are without counts or constants; export its temperatures as "
+            f"{path}: FLIR's records have no counts or constants; export its temperatures as "
             "CSV or TIFF"
         )
     return celsius(_counts(raw, path, max_pixels), _constants(camera, path))
@@ -162,7 +162,7 @@ def _of_flir(fff: bytes, path: Path, max_pixels: int) -> Array:
 def _records(fff: bytes, path: Path) -> dict[int, bytes]:
     """The first record of each kind."""
     if not fff.startswith((b"FFF\0", b"AFF\0")) or len(fff) < 64:
-        raise damaged(path, "FLIR's records have no head")
+        raise damaged(path, "FLIR's records have no header")
     order = ">" if 100 <= struct.unpack_from(">I", fff, 20)[0] < 200 else "<"
     start, count = struct.unpack_from(order + "II", fff, 24)
     found: dict[int, bytes] = {}

@@ -239,7 +239,7 @@ def _check_raw_size(size: Any) -> None:
 def _unknown(path: Path) -> str:
     if path.suffix.lower() in _BARE:
         return (
-            "bare numbers have no size; say it by raw_size=(width, height) (command line: "
+            "raw numbers have no size; give it as raw_size=(width, height) (command line: "
             "--raw-size WxH)"
         )
     return "not a PNG, JPEG, TIFF or BMP image that can be read; export it as PNG"
@@ -376,7 +376,7 @@ def _orientation(image: Image.Image, path: Path) -> int:
     except Exception:  # damaged blocks fail in every way there is
         warn(
             f"{path.name}: its EXIF is damaged and left out, so the picture is taken to be "
-            "upright; save it again without EXIF where it is not",
+            "upright; save it again without EXIF if it is not",
             "metadata",
         )
         return 1
@@ -413,7 +413,7 @@ def _decode_deep(file: BinaryIO, coarse: np.ndarray, orientation: int, path: Pat
         if rgb.shape == coarse.shape and np.array_equal(rgb >> 8, coarse):
             return rgb
     raise _LayoutError(
-        f"{path}: color of 16 bits in a layout that cannot be read safely (planar, CMYK or "
+        f"{path}: 16-bit color in a layout that cannot be read safely (planar, CMYK or "
         "premultiplied); export it as 16-bit RGB PNG"
     )
 

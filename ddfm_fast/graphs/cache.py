@@ -301,7 +301,7 @@ class GraphCache:
     def _refuse(self, owner: Hashable, error: Exception) -> None:
         self._spoilt[owner] += 1
         if spoilt_by_another(error) and self._spoilt[owner] < MOST_SPOILT:
-            log.info("a capture was spoilt, perhaps by another thread; a later call tries again")
+            log.info("a capture was spoiled, perhaps by another thread; a later call tries again")
             return
         what = f"prior {owner.name!r}" if isinstance(owner, Prior) else f"{owner}"
         warn(

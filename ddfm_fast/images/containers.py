@@ -153,7 +153,7 @@ def _from_dlpack(image: Any, name: str) -> Tensor:
         if str(error).startswith(f"{name}: "):
             raise
         raise TypeError(
-            f"{name}: {type(image).__name__} cannot be taken by DLPack ({_first_line(error)}); "
+            f"{name}: {type(image).__name__} cannot be read through DLPack ({_first_line(error)}); "
             "expected uint8, uint16 or float in native byte order and ordinary strides: copy it"
         ) from None
 
@@ -192,7 +192,7 @@ def _dtype_error(name: str, image: Any) -> TypeError:
     elif kind.startswith("complex") or getattr(image.dtype, "kind", "") == "c":
         fix = "take its magnitude: abs(image)"
     else:
-        fix = "convert it to float32 and say what is black and white with value_range=(lo, hi)"
+        fix = "convert it to float32 and give its values of black and white: value_range=(lo, hi)"
     return TypeError(
         f"{name}: got dtype {kind}, expected uint8, uint16, float16, bfloat16, float32 or float64; "
         f"{fix}"

@@ -42,7 +42,7 @@ def _of_pair(ir: Raw, vis: Raw, index: str) -> list[str]:
     if len(flat) == 2:
         return [f"ir{index} and vis{index} show nothing; check the files, or value_range"]
     return [
-        f"{name} is {value} everywhere, so the result shows the other source alone; check the "
+        f"{name} is {value} everywhere, so the result shows only the other source; check the "
         "file, or value_range"
         for name, value in flat
     ]

@@ -211,7 +211,9 @@ def as_items(ir: Any, vis: Any) -> tuple[bool, list[tuple]]:
             "expected two images, or two lists of images"
         )
     if many and len(ir) != len(vis):
-        raise ValueError(f"ir has {len(ir)} images and vis {len(vis)}; expected as many of each")
+        raise ValueError(
+            f"ir has {len(ir)} images and vis {len(vis)}; expected equally many of each"
+        )
     return many, list(zip(ir, vis, strict=True)) if many else [(ir, vis)]
 
 

@@ -202,7 +202,7 @@ def _without_holes(
     for image, hole in zip(_as_nchw(tensor, layout), holes[:, 0].cpu().numpy(), strict=True):
         if hole.all():
             raise ValueError(
-                f"{name}: all of it is nodata={nodata.value:g}, expected a picture; check the file"
+                f"{name}: every pixel is nodata={nodata.value:g}, expected a picture; check it"
             )
         # PyTorch cannot index uint16
         values = image.view(torch.int16) if image.dtype == torch.uint16 else image
@@ -336,7 +336,7 @@ def resolve_layout(shape: tuple[int, ...], container: str, layout: str | None, n
     if sizes["H"] < MIN_SIZE or sizes["W"] < MIN_SIZE:
         raise ValueError(
             f"{name}: shape {shape}, read as {layout}, has H = {sizes['H']} and W = {sizes['W']}, "
-            f"expected at least {MIN_SIZE}; if the layout is another, pass layout="
+            f"expected at least {MIN_SIZE}; if the layout is different, pass layout="
         )
     return layout
 

@@ -254,7 +254,7 @@ def chosen(
         source = name.partition("[")[0]
         option = f'value_range={{"{source}": …}} or --{source}-range'
         kind = "narrow" if judged.window is None else "window"
-        warn(f"{name}: {judged.sentence}; {option} says what is meant", f"{kind} {source}")
+        warn(f"{name}: {judged.sentence}; {option} overrides this", f"{kind} {source}")
     return judged.window or own
 
 
@@ -304,7 +304,7 @@ def _of_floats(values: Array, found: Span, nodata: Ignored | None) -> _Judged:
             return _Judged(unit, f"values from {least:.3g} to {most:.3g} are clipped to 0 to 1")
         if found.uses(1):
             return _Judged(None)
-        return _Judged(None, f"uses only {low:.3g} to {high:.3g} of 0 to 1, and is left so")
+        return _Judged(None, f"uses only {low:.3g} to {high:.3g} of 0 to 1, and is left unchanged")
     if low == high:
         return _Judged(found.window)
     if low >= 0 and high <= 255 and found.uses(255) and _is_whole(values):

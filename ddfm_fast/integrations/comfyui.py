@@ -112,7 +112,7 @@ def _v3() -> Any:
                 node_id=NODE,
                 display_name=TITLE,
                 category=CATEGORY,
-                description="Fuses an infrared and a visible image by a diffusion prior.",
+                description="Fuses an infrared and a visible image with a diffusion prior.",
                 inputs=[
                     io.Image.Input("infrared"),
                     io.Image.Input("visible"),

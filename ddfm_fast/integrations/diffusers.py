@@ -217,8 +217,8 @@ class DDFMPipeline(_Pipeline):
             for name, value in changed.items():
                 if name not in handed or not torch.equal(value, tensors[name]):
                     raise ValueError(
-                        f"callback_on_step_end returned other {name!r}; expected them as they "
-                        "came, since EM's state goes with them"
+                        f"callback_on_step_end changed {name!r}; expected them unchanged, "
+                        "since EM's state belongs to them"
                     )
             if self._interrupt:
                 raise FusionInterrupted(

@@ -63,7 +63,7 @@ def trouble(version: str | None) -> str | None:
     if version != own:
         return (
             f"GStreamer's loader runs Python {version}, and this is Python {own}; install "
-            f"ddfm_fast for Python {version} and ask that one"
+            f"ddfm_fast for Python {version} and use that one"
         )
     return None
 

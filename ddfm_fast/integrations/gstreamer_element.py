@@ -70,7 +70,7 @@ class Element(GstBase.Aggregator):
             for name, one in SETTINGS.items()
         },
         "qos": (
-            bool, "qos", "Drop frames that downstream would get too late", True,
+            bool, "qos", "Drop frames that would reach downstream too late", True,
             GObject.ParamFlags.READWRITE,
         ),
         "dropped": (
@@ -299,7 +299,9 @@ class Element(GstBase.Aggregator):
             return Gst.FlowReturn.EOS if vis.is_eos() else _NEED_DATA
         at = self._running_time("vis", frame)
         if at == NEVER:
-            return self._error("vis: a buffer has no timestamp; put a parser or videorate before")
+            return self._error(
+                "vis: a buffer has no timestamp; put a parser or videorate before it"
+            )
         lasts = self._duration("vis", frame)
         if not self._settle(ir, at, lasts):
             return Gst.FlowReturn.ERROR
@@ -323,7 +325,7 @@ class Element(GstBase.Aggregator):
         while (head := ir.peek_buffer()) is not None:
             time = self._running_time("ir", head)
             if time == NEVER:
-                self._error("ir: a buffer has no timestamp; put a parser or videorate before")
+                self._error("ir: a buffer has no timestamp; put a parser or videorate before it")
                 return False
             if self._held is not None and abs(time - at) > abs(self._held[1] - at):
                 break

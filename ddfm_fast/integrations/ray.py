@@ -194,8 +194,8 @@ class FuseBatch:
         source = batch[self.ir][n]
         if not isinstance(source, str | os.PathLike):
             raise ValueError(
-                f"column {self.ir!r} holds no paths to call results after; pass name=, the column "
-                "of their names"
+                f"column {self.ir!r} holds no paths to name results after; pass name=, the column "
+                "with their names"
             )
         return Path(source).stem
 

@@ -134,7 +134,7 @@ class Cluster:
                 "on CPUs, or add nodes with a GPU"
             )
         if not sum(cpus):
-            raise ValueError("the cluster has no CPUs; expected nodes that take work")
+            raise ValueError("the cluster has no CPUs; expected nodes that accept work")
         if self.actors is None:
             by_gpu = int(gpus / self.num_gpus) if self.num_gpus else 0
             self.actors = by_gpu or max(sum(n > 0 for n in cpus), sum(cpus) // CPUS_EACH)
@@ -291,13 +291,13 @@ class Pool:
             if self.deaths[piece.name] < ATTEMPTS:
                 self.queue.append([piece])
             else:
-                self.give_up(piece, f"{ATTEMPTS} workers were lost while they had this")
+                self.give_up(piece, f"{ATTEMPTS} workers were lost while working on this")
         if actor not in self.actors:
             return
         self.actors.remove(actor)
         self.lost += 1
         if self.lost > MOST_LOST + len(self.actors):
-            raise ValueError(f"Ray's workers end before they give anything: {_first_line(error)}")
+            raise ValueError(f"Ray's workers end before they return anything: {_first_line(error)}")
         if not draining and (self._more() or self._busy()):
             self._start()
 

@@ -77,12 +77,12 @@ class RayVideos(Cluster):
             ValueError: An output or an option that only this process can have.
         """
         if options.get("preview"):
-            raise ValueError("preview shows frames of this process; leave it out, or Ray")
+            raise ValueError("preview shows only frames of this process; leave it or Ray out")
         for task in tasks:
             if is_stream(task.out):
                 raise ValueError(f"out is {task.out}, a stream; give a file, or leave out Ray")
             if any(isinstance(one, str) and one == STDIN for one in (task.ir, task.vis)):
-                raise ValueError("a source is -, which this process alone has; leave out Ray")
+                raise ValueError("a source is -, which only this process has; leave out Ray")
         sent = cast("VideoOptions", {k: v for k, v in options.items() if k not in _STAY})
         pool = _Videos(
             self,

@@ -48,9 +48,9 @@ class SampleFusion:
         """
         both = (keys,) if isinstance(keys, str) else tuple(keys)
         if len(both) != 2:
-            raise ValueError(f"keys is {keys!r}; expected two: of the first and the second image")
+            raise ValueError(f"keys is {keys!r}; expected two, for the first and the second image")
         if fuser is not None and options:
-            raise ValueError(f"options {', '.join(options)} are of no use with fuser; give one")
+            raise ValueError(f"options {', '.join(options)} have no effect with fuser; give one")
         check_names(options, FuserOptions.__annotations__)
         by_source(value_range)
         self.output = output

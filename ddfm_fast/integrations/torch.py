@@ -211,7 +211,7 @@ def _with_gradients(fuser: Fuser, ir: Tensor, vis: Tensor) -> Tensor:
         )
     if fuser.align not in ("check", "off"):
         raise ValueError(
-            'a source requires gradients, which alignment has none of; expected align="off" and '
+            'a source requires gradients, which alignment does not have; expected align="off" and '
             "sources that are aligned, or a call under torch.no_grad()"
         )
     with apart(fuser.device):

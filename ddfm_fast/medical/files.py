@@ -53,13 +53,15 @@ def read_volume(
     """
     path = check_path(path)
     if look(path) is None:
-        raise ImageFileError(f"{path}: there is nothing of that name")
+        raise ImageFileError(f"{path}: no such file or folder")
     if is_folder(path):
         return read_dicom(path, series, frame, window)
     if not is_file(path):
-        raise ImageFileError(f"{path}: is no regular file; expected a NIfTI or DICOM file")
+        raise ImageFileError(f"{path}: is not a regular file; expected a NIfTI or DICOM file")
     if series is not None:
-        raise ImageFileError(f"{path}: is a file, so series {series!r} chooses nothing; leave it")
+        raise ImageFileError(
+            f"{path}: is a file, so series {series!r} chooses nothing; leave it out"
+        )
     if not is_nifti(path):
         return read_dicom(path, None, frame, window)
     if window is not None:
@@ -116,7 +118,7 @@ def check_kind(path: Path, slices: int | None = None) -> None:
         )
     found = look(path)
     if found is not None and not is_folder(path):
-        raise ImageFileError(f"{path}: exists and is no folder; choose another name")
+        raise ImageFileError(f"{path}: exists and is not a folder; choose another name")
     if found is not None and any(path.iterdir()):
         raise ImageFileError(
             f"{path}: the folder is not empty, and series would get mixed; choose a new one"

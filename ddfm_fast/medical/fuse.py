@@ -354,7 +354,9 @@ def _check_sources(volumes: dict[str, Volume], maps: dict[str, str]) -> None:
     ):
         a, b = (str(header.get(word, "") or "") for header in headers)
         if a and b and a != b:
-            warn(f"ir and vis are of different {what}, so what lies together may differ; {then}")
+            warn(
+                f"ir and vis are of different {what}, so what lies at one place may differ; {then}"
+            )
 
 
 def _check_target(target: Volume, fuser: Fuser, plane: str | None, slices: slice | None) -> None:

@@ -80,6 +80,6 @@ def _robust(volume: Volume, name: str, *, told: bool) -> tuple[float, float]:
         units = f" {volume.units}" if volume.units else ""
         warn(
             f"{name}: the file names no window: black and white are set at {low:.6g} and "
-            f"{high:.6g}{units}; value_range or --{name}-range says what is meant"
+            f"{high:.6g}{units}; value_range or --{name}-range overrides this"
         )
     return low, high

@@ -150,5 +150,5 @@ def verdict(evaluation: Evaluation) -> list[str]:
     ]
     far = critical_difference(len(evaluation.methods), len(evaluation.pairs))
     if far is not None and differ:
-        rows.append(f"two methods differ where their mean ranks do by {far:.2f} (Nemenyi, .05)")
+        rows.append(f"two methods differ if their mean ranks differ by {far:.2f} (Nemenyi, .05)")
     return rows

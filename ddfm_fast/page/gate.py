@@ -49,8 +49,8 @@ class Gate:
             return
         headers = {name: value for name, value in scope["headers"]}
         if not self._knows(headers.get(b"authorization", b"")):
-            await _refuse(send, 401, "the page asks for a password: any name, and what is in the "
-                          "file of --token-file", _ASK)  # fmt: skip
+            await _refuse(send, 401, "the page asks for a password: give any name, and what the "
+                          "file of --token-file holds", _ASK)  # fmt: skip
         elif scope["type"] == "websocket" or _foreign(scope, headers):
             await _refuse(send, 403, "another site asked for this; open the page itself")
         else:

@@ -149,7 +149,7 @@ def _method(*, image: bool = True) -> _Method:
     )  # fmt: skip
     align = gr.Dropdown(
         [*SETTINGS], value="check", label="Align", filterable=False,
-        info="check only says where the pair is shifted",
+        info="check only says if the pair is shifted",
     )  # fmt: skip
     with gr.Accordion("More", open=False):
         with gr.Row():

@@ -16,7 +16,7 @@ _WORDS = (
     (r'value_range=\{"vis": …\} or --vis-range', "the control Visible range"),
     (
         r'for files of the same view --resize vis, else align="homography" \(--align\)',
-        "Resize where both show the same view, else Align homography",
+        "Resize if both show the same view, else Align homography",
     ),
     (r"--resize vis, or a calibration \(--align\)", "Resize"),
     (r'pass denoise="off"', "choose off for Noise to remove first"),
@@ -76,7 +76,7 @@ def _about_source(found: Mapping[str, Any]) -> str:
         parts.append(f"{_count(found['dead_pixels'], 'dead pixel')} replaced")
     if found["chroma"]:
         parts.append(f"noise of color of {found['chroma']:.1f} gray levels smoothed")
-    return "; ".join(parts) or "no noise was taken out"
+    return "; ".join(parts) or "no noise was removed"
 
 
 def _count(number: int, word: str) -> str:

@@ -229,7 +229,7 @@ def _check_video(path: Path) -> None:
         start = file.read(16)
     if not any(start[at:].startswith(head) for at, head in heads):
         raise ImageFileError(
-            f"{path.name}: is no video that the page takes; expected a file of "
+            f"{path.name}: is not a video that the page takes; expected a file of "
             + ", ".join(suffix.lstrip(".") for suffix in VIDEO_SUFFIXES)
         )
 

@@ -59,7 +59,7 @@ class CallablePrior(Prior):
         if isinstance(function, nn.Module) and any(map(_draws, function.modules())):
             warn(
                 f"prior: {self.name!r} is in training mode with dropout or batch norm, so it "
-                "answers otherwise at each call; call module.eval()"
+                "answers differently at each call; call module.eval()"
             )
 
     @functools.cached_property

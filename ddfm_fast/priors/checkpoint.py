@@ -210,8 +210,8 @@ def _storable(prior: dict[str, Any], unet: UNet) -> dict[str, Any]:
     """Give prior keywords as JSON has them; ValueError for what no prior takes, or no file."""
     if "time" in prior:
         raise ValueError(
-            "config: time is a function, which no file holds; leave it out here, and give it where "
-            "the prior is loaded"
+            "config: time is a function, which a file cannot hold; leave it out here, and give it "
+            "when the prior is loaded"
         )
     process = {k: v for k, v in prior.items() if k in PRIOR_KEYWORDS and k != "multiple"}
     made = Prior(name="", multiple=1, device=unet.device, dtype=unet.dtype, **process)
@@ -265,4 +265,4 @@ def _check_written(path: Path, tensors: dict[str, Tensor]) -> None:
             torch.equal(file.get_tensor(k), v) for k, v in tensors.items()
         )
     if not whole:
-        raise OSError(errno.EIO, "what was written cannot be read again")
+        raise OSError(errno.EIO, "what was written cannot be read back")

@@ -63,7 +63,7 @@ def download(
     Args:
         row: Of the catalog.
         folder: Where to put it (default: :func:`cache_folder`, or the Hub's own cache).
-        url: Another address of the file, such as a mirror's.
+        url: Another address for the file, such as a mirror's.
         sha256: What the file's has to be.
         progress: Called with the bytes that are here and the bytes of all, None if unknown.
 
@@ -76,7 +76,7 @@ def download(
         raise ValueError(f"--sha256 {sha256[:80]!r}, expected 64 hexadecimal digits")
     if not row.where and not url:
         raise ValueError(
-            f"prior download: {row.name!r} is at no address that is known to last; get "
+            f"prior download: {row.name!r} has no address that is known to last; get "
             f"{row.by_hand}, and give the file by its path"
         )
     if row.on_hub and not url:
@@ -109,7 +109,7 @@ def fetch(
             _remove(part, note)
         raise ValueError(
             f"prior download: {target.name!r} has sha256 {found}, expected {sha256.lower()}; "
-            + ("it was thrown away, try again" if fresh else f"remove {str(target)!r}, try again")
+            + ("it was discarded, try again" if fresh else f"remove {str(target)!r}, try again")
         )
     if fresh:
         try:
@@ -232,14 +232,14 @@ def _place(answer: Any) -> tuple[int, int | None]:
         return 0, int(length) if length and length.isdigit() else None
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
     if answer.status != 206 or found is None:
-        raise ConnectionResetError(f"the server answered {answer.status} to a question for a part")
+        raise ConnectionResetError(f"the server answered {answer.status} to a request for a part")
     return int(found[1]), int(found[2]) if found[2] != "*" else None
 
 
 def _check_room(part: Path, needed: int) -> None:
     if needed > (free := shutil.disk_usage(part.parent).free):
         raise ValueError(
-            f"prior download: {needed:,} bytes are to come and {str(part.parent)!r} has room for "
+            f"prior download: {needed:,} bytes are missing and {str(part.parent)!r} has room for "
             f"{free:,}; make room, or choose another folder by --out"
         )
 
@@ -256,8 +256,8 @@ def _compared(part: Path, note: Path, said: _Said) -> list[str]:
                 digest.update(block)
         if base64.b64encode(digest.digest()).decode() != said.md5:
             _remove(part, note)
-            raise ValueError("prior download: what came has another MD5 than the server says; "
-                             "it was thrown away, try again")  # fmt: skip
+            raise ValueError("prior download: the MD5 of the download is not the server's; "
+                             "it was discarded, try again")  # fmt: skip
         checks.append("the server's MD5")
     return checks
 
@@ -322,8 +322,8 @@ def _kept(row: Known, place: Path | None, error: Exception) -> Downloaded:
     if not files:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ConnectionError(
-            f"prior download: {row.where} cannot be had from the Hugging Face Hub ({reason}); "
-            "what came is kept, and the same command resumes; offline, copy the folder from "
+            f"prior download: {row.where} the Hugging Face Hub did not give it ({reason}); "
+            "what arrived is kept, and the same command resumes; offline, copy the folder from "
             "another machine and give its path as --prior"
         ) from error
     hashes = {p.relative_to(path).as_posix(): file_sha256(p) for p in files}

@@ -240,7 +240,7 @@ def _check_sizes(config: dict[str, Any], folder: Path) -> None:
             f"prior: {str(folder)!r}: down_block_types is no list; get config.json again"
         )
     if config.get("quantization_config"):
-        raise ValueError(f"prior: {str(folder)!r} is quantised, expected floating-point weights")
+        raise ValueError(f"prior: {str(folder)!r} is quantized, expected floating-point weights")
     for key, value in config.items():
         most = MOST_BLOCKS if key == "layers_per_block" else MOST
         values = value if isinstance(value, list) else [value]

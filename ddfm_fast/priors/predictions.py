@@ -174,7 +174,7 @@ def corrected(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             dropped = _FAMILY
     if alphas is not None and "noise_schedule" in given:
         raise ValueError(
-            f"config: noise_schedule={given['noise_schedule']!r} beside alphas, which tell another "
+            f"config: noise_schedule={given['noise_schedule']!r} and alphas, which give another "
             "process; leave one of them out"
         )
     if alphas is not None or "noise_schedule" in given:

@@ -70,7 +70,7 @@ def read_tensors(
         kinds = sorted({str(tensors[k].dtype).removeprefix("torch.") for k in wrong})
         raise ValueError(
             f"prior: {str(path)!r} holds tensors that are not floating point of 16 to 64 bits "
-            f"({some(wrong)}: {some(kinds)}); quantised checkpoints are not supported, give the "
+            f"({some(wrong)}: {some(kinds)}); quantized checkpoints are not supported, give the "
             "float one"
         )
     if (total := sum(v.numel() * v.element_size() for v in tensors.values())) > size:

@@ -225,7 +225,7 @@ def _check_time(prediction: str, time: Any, timesteps: Any) -> None:
     if PREDICTIONS[prediction].family != "vp" and timesteps != 1000:
         raise ValueError(
             f"num_train_timesteps: got {timesteps!r}, but {prediction!r} has no timesteps; leave "
-            "it out, and say what it takes by time="
+            "it out, and say what it takes with time="
         )
 
 
@@ -272,12 +272,12 @@ def _own(
     """What tells a Prior of a process that a prediction brings."""
     if schedule is not None:
         raise ValueError(
-            f"schedule: got {str(schedule)[:80]!r} with prediction {prediction!r}, whose noise is "
-            "told by itself; leave it out, or name the prediction that the schedule is of"
+            f"schedule: got {str(schedule)[:80]!r} with prediction {prediction!r}, which knows "
+            "its own noise; leave it out, or name the prediction that the schedule is of"
         )
     if keywords.get("rescale_timesteps"):
         raise ValueError(
-            f"rescale_timesteps: {prediction!r} has no timesteps; say what it takes by time="
+            f"rescale_timesteps: {prediction!r} has no timesteps; say what it takes with time="
         )
     return {"alphas": _alphas_between(PREDICTIONS[prediction], sigmas or SIGMAS, value_range)}
 

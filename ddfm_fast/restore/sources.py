@@ -258,8 +258,8 @@ class SourceModel:
         plane, calls = remover(plane, level, lambda part: self._denoised(part, level, seed))
         if float(plane.std()) * 255 < max(1.0, ALL_NOISE * level.sigma):
             warn(
-                f"{name} is noise all over: nearly nothing is left of it without, and the result "
-                'shows the other source alone; check the file, or pass denoise="off"',
+                f"{name} is almost only noise: hardly anything is left without it, and the result "
+                'shows only the other source; check the file, or pass denoise="off"',
             )
         report = SourceReport(level.sigma, level.gain, columns, rows, dead, calls * self.draws)
         return plane, report

@@ -23,7 +23,7 @@ def refuse_where_impossible(device: torch.device) -> None:
         return
     if machine.forked_from_cuda():
         raise RuntimeError(
-            "this process was forked from one that uses CUDA, which then works in the first only; "
+            "this process was forked from one that uses CUDA, which then works only in the parent; "
             'expected device="cpu", or processes of multiprocessing\'s method "spawn"'
         )
     if torch.cuda.is_initialized():

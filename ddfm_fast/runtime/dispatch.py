@@ -134,7 +134,7 @@ def resolve_backend(
     if obstacle:
         if obstacle.remedy:
             _tell(
-                f"the fused kernels cannot run, and PyTorch's own, slower operations do: {obstacle}"
+                f"the fused kernels cannot run, so PyTorch's slower operations are used: {obstacle}"
             )
         return Backend("torch", _torch_solver(solver, str(obstacle)), str(obstacle))
     if solver == "cupy":

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..priors.unet_config import UNetConfig
 
 GIB = 2**30
-KERNELS_NOTE = "the GPU kernels and graphs were never run on a GPU yet: bash bench/gpu_suite.sh"
+KERNELS_NOTE = "the GPU kernels and graphs have not been run on a GPU yet: bash bench/gpu_suite.sh"
 MEMORY_SIZES = ((512, 640), (2160, 3840))
 
 

@@ -142,7 +142,7 @@ def copy_each_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def fetched(*tensors: Tensor) -> list[Tensor]:
-    """Tensors on the host, after waiting for all of them at once; there already, as they are.
+    """Tensors on the host, after waiting for all of them at once; already there, as they are.
 
     What was fetched is for a short while: it lies in page-locked memory.
     """

@@ -101,7 +101,7 @@ class Awaited:
                 "let it call asyncio.run_coroutine_threadsafe(...)"
             )
         if watch is not None and not callable(watch):
-            raise TypeError(f"callback is {watch!r}; expected a function of a StepInfo")
+            raise TypeError(f"callback is {watch!r}; expected a function that takes a StepInfo")
         stopped = threading.Event()
 
         def each(info: StepInfo) -> None:

@@ -77,10 +77,10 @@ def from_fields(fields: Mapping[str, Any]) -> Call:
     for name in given:
         if name in AT_START:
             raise Refused(
-                400, f"{name!r} is no option of a request; it is chosen where the service starts"
+                400, f"{name!r} is not an option of a request; it is chosen when the service starts"
             )
         if name in ELSEWHERE:
-            raise Refused(400, f"{name!r} is no option of a request; {ELSEWHERE[name]}")
+            raise Refused(400, f"{name!r} is not an option of a request; {ELSEWHERE[name]}")
     try:
         check_names(given, (*OPTIONS, *OF_FILES))
         resize = _resize(given.pop("resize", None))
@@ -117,7 +117,7 @@ def _check_align(value: Any) -> None:
         raise Refused(
             400,
             f"align is {value!r}; expected one of {', '.join(ALIGNMENTS)}: a calibration is "
-            "chosen where the service starts (--align)",
+            "chosen when the service starts (--align)",
         )
 
 
@@ -172,7 +172,7 @@ async def from_form(body: bytes, headers: Any) -> Call:
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
         if name in fields:
-            raise Refused(400, f"{name!r} comes twice; give it once")
+            raise Refused(400, f"{name!r} is given twice; give it once")
         if isinstance(value, str):
             if name in PICTURES:
                 raise Refused(400, f"{name} is text; expected a file: -F {name}=@FILE")

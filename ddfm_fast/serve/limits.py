@@ -64,7 +64,7 @@ class Held:
         """Count more bytes; Refused where that is too much."""
         if self.now + count > self.most:
             raise Refused(
-                503, "the service holds as many bytes as it may; try again soon",
+                503, "the service holds as many bytes as it can; try again soon",
                 Retry_After="1", Connection="close",
             )  # fmt: skip
         self.now += count

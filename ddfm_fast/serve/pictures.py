@@ -167,7 +167,7 @@ def chosen_format(asked: str | None, accept: str) -> tuple[str, bool]:
         accept: The header of that name.
 
     Raises:
-        Refused: A format that there is not.
+        Refused: An unknown format.
     """
     if asked is not None and asked.lower() not in _NAMES:
         raise Refused(400, f"format is {asked!r}; expected one of {', '.join(FORMATS)}")

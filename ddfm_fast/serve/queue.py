@@ -100,7 +100,7 @@ class Queue:
         if len(self) >= self.limits.max_queue:
             raise Refused(
                 429,
-                f"{len(self)} requests wait already; try again later",
+                f"{len(self)} requests are already waiting; try again later",
                 Retry_After=retry_after(len(self) * self.seconds),
             )
 

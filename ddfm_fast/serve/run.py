@@ -54,7 +54,7 @@ def read_token(path: Path | None) -> str | None:
     if path is None:
         return None
     if not is_file(path):
-        raise ImageFileError(f"--token-file is {path}, which is no file; write a secret to it")
+        raise ImageFileError(f"--token-file is {path}, which is not a file; write a secret to it")
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -90,7 +90,7 @@ def read_tls(cert: Path | None, key: Path | None) -> Tls | None:
         raise ValueError(f"--tls-{given} needs --tls-{other}: a certificate and its key, in PEM")
     for name, path in (("cert", cert), ("key", key)):
         if not is_file(path):
-            raise ImageFileError(f"--tls-{name} is {path}, which is no file; give a PEM file")
+            raise ImageFileError(f"--tls-{name} is {path}, which is not a file; give a PEM file")
 
     def no_password() -> str:
         raise ImageFileError(
@@ -124,7 +124,9 @@ def bind(host: str, port: int) -> socket.socket:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         taken = socket.socket(family, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise ValueError(f"--host is {host!r}, which is no address here ({error})") from None
+        raise ValueError(
+            f"--host is {host!r}, which is not an address of this machine ({error})"
+        ) from None
     try:
         if os.name == "posix":  # elsewhere it would share the port with another program
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -133,7 +135,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         taken.close()
         raise ValueError(
-            f"--port is {port}, which cannot be had at {host} ({error.strerror}); choose another"
+            f"--port is {port}, which cannot be opened at {host} ({error.strerror}); choose another"
         ) from None
     return taken
 

@@ -189,7 +189,7 @@ def check_writable(url: str) -> None:
     """
     if (scheme := schemes(url)[0]) in READ_ONLY:
         raise StorageError(
-            f"{url}: {scheme}:// is only read; write to a local folder, s3://, gs:// or az://"
+            f"{url}: {scheme}:// is read-only; write to a local folder, s3://, gs:// or az://"
         )
 
 

@@ -102,12 +102,12 @@ def explained(error: BaseException, url: str, what: str, tries: int = 1) -> Exce
     if may_be_tried_again(error):
         return StorageError(
             f"{url}: cannot be {what} after {tries} tries ({reason}); check the address and the "
-            "network, then run the same again"
+            "network, then try again"
         )
     statuses = {_status(one) for one in causes}
     if isinstance(error, PermissionError) or statuses & {401, 403}:
         return _CommonError(
-            f"{url}: may not be {what} ({reason}); ask for the right to it, or for other "
+            f"{url}: may not be {what} ({reason}); ask for permission, or use other "
             f"credentials: {_fix(url)}"
         )
     if isinstance(error, FileNotFoundError) or 404 in statuses:

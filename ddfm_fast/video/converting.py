@@ -103,7 +103,7 @@ def _look_for_combs(finder: CombFinder, frame: Any, who: str) -> None:
     if finder.found is not None:
         warn(
             f"{who}: its lines are of two moments (combs), though no frame is marked as "
-            f"interlaced; --deinterlace {finder.found} takes them out, off says nothing"
+            f"interlaced; --deinterlace {finder.found} removes them, off silences this"
         )
 
 

@@ -396,5 +396,7 @@ def _why(error: Exception, url: str | os.PathLike[str]) -> str:
         return "the file is empty; copy or record it again"
     reason = getattr(error, "strerror", None) or str(error)
     if found is not None and stat.S_ISFIFO(found.st_mode):
-        return f"no video came through the pipe ({reason}); see what the program before it says"
+        return (
+            f"no video came through the pipe ({reason}); see the messages of the program before it"
+        )
     return f"cannot be opened as video ({reason}); check that it plays"

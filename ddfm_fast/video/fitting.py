@@ -104,7 +104,7 @@ class Fit:
         if self._resized:
             if self.size is None:
                 raise VideoError(
-                    f"resize needs the size of {name}, which an iterator does not tell"
+                    f"resize needs the size of {name}, which an iterator does not give"
                 )
             if image.shape[:2] == self.size:
                 return image, hole

@@ -96,7 +96,7 @@ class Pipe:
                 time.sleep(_SLICE)
             silent += 1
             if silent == _PATIENCE and not self._begun:
-                warn(f"{self._what}; waiting for it (Ctrl-C ends that)")
+                warn(f"{self._what}; waiting for it (Ctrl-C stops waiting)")
         return b""
 
     def close(self, *, reading: bool) -> None:

@@ -111,7 +111,7 @@ class Output:
                 with contextlib.suppress(OSError):
                     old.unlink()
             else:
-                warn(f"{old} is left from a run that did not end; it is left alone")
+                warn(f"{old} is left from a run that did not finish; it is not touched")
 
     def mark(self) -> None:
         """Note that all in the part is whole, so that `take_back` returns to here."""

@@ -358,7 +358,7 @@ class _Stages:
 
     def _failed(self, error: BaseException) -> BaseException:
         part = self.sink.abandon()
-        kept = f"The frames up to there, {self.sink.frames}, are in {part}"
+        kept = f"The {self.sink.frames} frames before that are in {part}"
         left = kept if part is not None else self.sink.lost
         if left is None or str(error).endswith(f" {part}") or not isinstance(error, Exception):
             return error

@@ -56,7 +56,7 @@ class Previewed(Sink):
             try:
                 self.viewer.show(_eight_bits(image))
             except (OSError, cv2.error) as error:
-                warn(f"the preview ended ({error}); the output goes on")
+                warn(f"the preview ended ({error}); the output continues")
                 self._close()
         self.sink.write(image, time, number, packets)
 

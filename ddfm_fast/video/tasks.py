@@ -151,7 +151,7 @@ class TasksInterrupted(KeyboardInterrupt):
     """Ctrl-C while tasks were done elsewhere, after those under way have ended: ``results``."""
 
     def __init__(self, results: list[TaskResult]):
-        super().__init__("the videos were interrupted; skip what exists to go on")
+        super().__init__("the videos were interrupted; rerun with skip_existing to resume")
         self.results = results
 
 
@@ -171,7 +171,7 @@ class Elsewhere(Protocol):
 def _outcome(result: TaskResult) -> str:
     """What became of a task, in a word or a sentence."""
     if result.skipped:
-        return "there already"
+        return "already there"
     if result.ok:
         return "fused"
     if result.report is None:

@@ -112,7 +112,7 @@ def test_bad_entries_alone_carry_an_error(tmp_path, stats):
     assert bad.keys() == {"line 201", "05/00008"}
     assert bad["line 201"].error == f"{listed}, line 201: ir is ''; expected a path"
     gone = root / "in/vi/05/00008.png"
-    assert bad["05/00008"].error == f"{gone} is not there; paths of the list are relative to {root}"
+    assert bad["05/00008"].error == f"{gone} is not there; paths in the list are relative to {root}"
     assert bad["05/00008"].vis == gone
     assert len(items) == FOLDERS * 60 + 1
     assert {type(item) for item in items if not item.error} == {PairItem}

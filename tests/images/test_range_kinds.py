@@ -317,7 +317,7 @@ def test_holes_are_filled_in_every_layout(dtype):
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 def test_a_picture_of_nodata_alone_is_refused(dtype):
-    with pytest.raises(ValueError, match="vis: all of it is nodata=7, expected a picture"):
+    with pytest.raises(ValueError, match="vis: every pixel is nodata=7, expected a picture"):
         read(np.full((16, 16), 7, dtype), "vis", nodata=7)
 
 

@@ -34,7 +34,7 @@ def test_addresses():
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--port is {port}, .*choose another"):
             bind("127.0.0.1", port)
-    with pytest.raises(ValueError, match="--host is '256.1.1.1', which is no address"):
+    with pytest.raises(ValueError, match="--host is '256.1.1.1', which is not an address"):
         bind("256.1.1.1", 0)
     assert bind("127.0.0.1", 0).family == socket.AF_INET
 

@@ -84,7 +84,7 @@ def train_own(
     Args:
         folder: Of pictures, 8 bits or deeper.
         out: The prior, a .safetensors file; state, log and sheet lie beside it.
-        gray: One channel, for thermal, MRI or SAR.
+        gray: Train with one channel, for thermal, MRI or SAR.
         minutes: How long, about; ``updates`` are counted out from the time of the first.
         updates: How many instead.
         start: Prior whose weights to start from (default: the package's), "none" for random ones.
@@ -120,7 +120,9 @@ def train_own(
 def _network(start: str) -> UNetPrior:
     prior = load_prior(start)
     if not isinstance(prior, UNetPrior):
-        raise ValueError(f"--start {start!r} is no network of ours; give a checkpoint, or none")
+        raise ValueError(
+            f"--start {start!r} is not a network of ddfm_fast; give a checkpoint, or none"
+        )
     return prior
 
 
@@ -140,8 +142,8 @@ def _resumed(out: Path, photos: list[Path], config: UNetConfig) -> Settings | No
         other = state["config"] != config.to_dict()
     except Exception as error:  # whatever a damaged file makes PyTorch do
         raise ValueError(
-            f"--out: {str(path)!r} is no state of a training ({type(error).__name__}); remove it "
-            "to start again"
+            f"--out: {str(path)!r} is not the state of a training ({type(error).__name__}); remove "
+            "it to start again"
         ) from None
     if other or not same:
         what = "a network of other channels" if other else "other pictures"

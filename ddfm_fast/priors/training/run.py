@@ -392,7 +392,9 @@ def train_prior(
     if start:
         prior = load_prior(start)
         if not isinstance(prior, UNetPrior):
-            raise ValueError(f"--start {str(start)!r} is no network of ours; give a checkpoint")
+            raise ValueError(
+                f"--start {str(start)!r} is not a network of ddfm_fast; give a checkpoint"
+            )
         first, settings = prior.unet, replace(settings, start=prior.fingerprint)
     settings.check(config)
     run = Run(config, settings, find_photos(data), pick_device(device), first)
