@@ -13,7 +13,7 @@ STRETCHES = ("none", "minmax", "percentile", "sources")
 VARIANT_NAMES = ("official", "paper", "printed", "gradient", "saliency")
 IMAGE_KINDS = ("auto", "photographic", "functional")
 MAX_SIGMA = 100.0
-"""gray levels: noise above it leaves nothing to denoise"""
+"""gray levels: with more noise, nothing is left to denoise"""
 MAX_DRAWS = 4
 MAX_REUSE = 1000
 SAMPLER_NAMES = ("ddim", "ddpm")
@@ -24,7 +24,7 @@ VARIANCES = ("auto", "fixed_small", "learned_range")
 
 @dataclass(frozen=True)
 class FuseConfig:
-    """Everything that decides a fused picture, but for the images, the prior and the seed.
+    """Everything that determines a fused picture, except the images, the prior and the seed.
 
     Frozen and hashable; ``replace`` (or ``with_overrides``) makes a changed copy. Raises
     ValueError or TypeError, naming the field, on anything out of range.
@@ -38,7 +38,7 @@ class FuseConfig:
     """
 
     variant: str = "official"
-    """which reading of the method: one of VARIANT_NAMES, see ``ddfm_fast.rectify``"""
+    """interpretation of the method: one of VARIANT_NAMES, see ``ddfm_fast.rectify``"""
     sampler: str = "ddim"
     """"ddim" or "ddpm" (Algorithm 1 of the paper)"""
     steps: int | str = 100
@@ -51,7 +51,7 @@ class FuseConfig:
     ddim_eta: float = 0.0
     """η of DDIM, 0 (deterministic) to 1; other samplers ignore it"""
     variance: str = "auto"
-    """σ of "ddpm": "fixed_small", "learned_range", or "auto": learned where the prior has it"""
+    """σ of "ddpm": "fixed_small", "learned_range", or "auto": learned if the prior has it"""
     reuse: int = 1
     """evaluate the deep layers of a UNet at the first step and every N-th after it, see
     ``ddfm_fast.priors.reuse``; 1: at every step"""
@@ -142,7 +142,7 @@ class FuseConfig:
         return PRESETS[preset]
 
     def with_overrides(self, **overrides) -> FuseConfig:
-        """A copy with the given fields changed; None leaves a field as it is."""
+        """Return a copy with the given fields changed; None leaves a field as it is."""
         known = {f.name for f in fields(self)}
         for name in overrides:
             if name not in known:

@@ -1,7 +1,7 @@
 """The options that ``fuse``, ``Fuser`` and the commands share, each listed once.
 
-``OPTIONS`` has the group, default and help of every one; ``FuserOptions`` and ``ReadingOptions``
-have their types, for type checkers and completion. Docstrings and the command line come from here.
+``OPTIONS`` has the group, default and help of every option; ``FuserOptions`` and ``ReadingOptions``
+have the types, for type checkers and completion. Docstrings and the command line come from here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Option(NamedTuple):
 class FuserOptions(TypedDict, total=False):
     """Options of ``Fuser`` and of ``fuse``; defaults and meanings are in ``OPTIONS``.
 
-    A function that hands them on has ``**options: Unpack[FuserOptions]``.
+    A function that passes them on takes ``**options: Unpack[FuserOptions]``.
 
     >>> options: FuserOptions = {"preset": "instant", "color": False}
     >>> ddfm_fast.Fuser(**options).config.summary
@@ -76,7 +76,7 @@ class ReadingOptions(TypedDict, total=False):
 
 INPUT, METHOD, OUTPUT, RUNTIME = "Input", "Method", "Output", "Runtime"
 INPUT_OPTIONS = f"{INPUT} options"
-"""the panel below that of the arguments"""
+"""the panel below the one with the arguments"""
 
 OPTIONS: dict[str, Option] = {
     "preset": Option(
@@ -251,7 +251,7 @@ def check_reading(reading: Mapping[str, Any], where: str) -> None:
 
 
 def check_run(run: dict[str, Any], report: Any) -> None:
-    """Raise TypeError, naming the argument, for what a call cannot run with."""
+    """Raise TypeError, naming the argument, if a call cannot run with it."""
     require_bool("progress", run["progress"])
     if run["callback"] is not None and not callable(run["callback"]):
         raise TypeError(

@@ -93,7 +93,7 @@ class Obstacle(NamedTuple):
 
     reason: str
     remedy: str
-    """what to install or set; empty where nothing helps, or nothing is amiss"""
+    """what to install or set; empty if nothing helps, or nothing is amiss"""
     untried: bool = False
     """whether they compile and nobody has seen them run: by name, they may be asked for"""
 
@@ -102,7 +102,7 @@ class Obstacle(NamedTuple):
 
 
 def obstacle(device: torch.device) -> Obstacle | None:
-    """Say why the Triton kernels cannot run on a CUDA device, or None where they can.
+    """Say why the Triton kernels cannot run on a CUDA device, or None if they can.
 
     The first question about a device compiles and launches a kernel of one line there.
     """

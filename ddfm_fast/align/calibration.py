@@ -20,8 +20,8 @@ from .warp import Alignment, scaling
 
 FORMAT = "ddfm_fast alignment 1"
 _GRID, _SPREAD, _ASPECT = 7, 0.01, 0.01
-"""places a side that maps are compared at; median distance between pairs, of the visible picture's
-longer side, above which a sentence is due; and what the sides' ratio may differ"""
+"""points per side at which maps are compared; median distance between pairs, relative to the longer
+side of the visible picture, above which to warn; and how much the aspect ratio may differ"""
 _MOST_SIDE = 1 << 20
 
 
@@ -30,13 +30,13 @@ class Calibration(NamedTuple):
 
     alignment: Alignment
     ir_size: tuple[int, int]
-    """(height, width), likewise ``vis_size``"""
+    """(height, width), like ``vis_size``"""
     vis_size: tuple[int, int]
     pairs: int = 1
-    """that it was found from"""
+    """from how many it was found"""
 
     def fitted(self, ir_size: tuple[int, int], vis_size: tuple[int, int]) -> Alignment:
-        """Return the map for pictures of these sizes; ValueError for another aspect ratio."""
+        """Return the map for pictures of these sizes; raise ValueError for another aspect ratio."""
         if (ir_size, vis_size) == (self.ir_size, self.vis_size):
             return self.alignment
         for name, size, own in (("ir", ir_size, self.ir_size), ("vis", vis_size, self.vis_size)):
@@ -56,7 +56,7 @@ class Calibration(NamedTuple):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the file has, as JSON types."""
+        """Return the content of the file, as JSON types."""
         found = self.alignment
         record = {
             "format": FORMAT,
@@ -84,23 +84,23 @@ def calibrate(
     ir_camera: Camera | None = None,
     vis_camera: Camera | None = None,
 ) -> Calibration:
-    """Find the map between two fixed cameras from pairs of what they see.
+    """Find the map between two fixed cameras from pairs of their pictures.
 
-    The map of each pair sends a grid of places to others; a map is fitted to the medians of these
+    The map of each pair sends a grid of points to other points; one map is fitted to their medians
     over all pairs, so that a few pairs with something near do no harm.
 
     Args:
         planes: A name and both planes [H, W] float32 in [0, 1] of each pair, all of one size.
         model: "shift", "affine" or "homography".
-        ir_camera: What the infrared lens does, if known, and likewise ``vis_camera``: both pictures
-            are straightened before the map is looked for.
-        vis_camera: See ``ir_camera``.
+        ir_camera: The infrared camera with its distortion, if known. Pictures are undistorted
+            before the map is estimated.
+        vis_camera: The visible camera, likewise.
 
     Returns:
-        The calibration; its confidence is the median of those of the pairs that were sure.
+        The calibration; its confidence is the median over the pairs that were sure.
 
     Raises:
-        ValueError: An unknown model, no pair, sizes that differ, or no pair is sure.
+        ValueError: The model is unknown, there is no pair, sizes differ, or no pair is sure.
     """
     if model not in MODELS:
         raise ValueError(f"model is {model!r}; expected one of {', '.join(MODELS)}")
@@ -162,7 +162,7 @@ def _together(
 
 
 def write_calibration(path: str | os.PathLike[str], calibration: Calibration) -> None:
-    """Write a calibration as JSON, whole or not at all; ImageFileError where that cannot be."""
+    """Write a calibration as JSON, whole or not at all; raise ImageFileError if that fails."""
     text = json.dumps(calibration.to_dict(), indent=1, allow_nan=False) + "\n"
     atomic_write_bytes(Path(path), text.encode())
 
@@ -171,7 +171,7 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
     """Read a calibration that :func:`write_calibration` wrote.
 
     Raises:
-        ValueError: Names the file, and what is wrong with it.
+        ValueError: The file is wrong; the message names it and says why.
     """
     path = Path(path)
     try:

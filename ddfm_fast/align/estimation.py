@@ -51,18 +51,18 @@ def estimate(ir: Any, vis: Any, model: str = "homography", *, value_range: Any =
     """Estimate how an infrared picture must be moved to fit the visible one.
 
     Args:
-        ir: The infrared picture, of any container that ``fuse`` takes and of any size.
-        vis: The visible one. Of another size, "shift" first scales the infrared one to it; the
+        ir: The infrared picture, in any container that ``fuse`` takes and of any size.
+        vis: The visible one. If the sizes differ, "shift" first scales the infrared one to it; the
             other models find the scale, from 0.4 to 2.5 times that at which they just fit.
         model: "shift", "affine" or "homography".
         value_range: As for ``fuse``.
 
     Returns:
-        The map; where it is not ``sure``, leave the pictures as they are.
+        The map; if it is not ``sure``, leave the pictures as they are.
 
     Raises:
-        ValueError: An unknown model; else as ``fuse`` raises.
-        TypeError: As ``fuse`` raises it.
+        ValueError: The model is unknown, or as in ``fuse``.
+        TypeError: As in ``fuse``.
     """
     if model not in MODELS:
         raise ValueError(f"model is {model!r}; expected one of {', '.join(MODELS)}")
@@ -185,7 +185,7 @@ def _fitted(
     settings: tuple[int, float, float],
     model: str,
 ) -> tuple[np.ndarray | None, float]:
-    """A map [3, 3] from b to a, and the share of tiles that agree; None where too few stand out."""
+    """A map [3, 3] from b to a, and the share of tiles that agree; None if too few stand out."""
     rows, fraction, reach = settings
     part = _box(inside)
     top, left, (height, width) = part[0].start, part[1].start, b[part].shape
@@ -224,7 +224,7 @@ def _by_ransac(at: np.ndarray, to: np.ndarray, model: str) -> tuple[np.ndarray |
 def _by_ecc(
     a: np.ndarray, b: np.ndarray, matrix: np.ndarray, model: str
 ) -> tuple[np.ndarray, bool]:
-    """The map, moved a little, to the mean of what both planes say; False where one has no say."""
+    """The map, moved a little, to the mean of what both planes say; False if one has no say."""
     whole = model == "homography"
     start = (matrix if whole else matrix[:2]).astype(np.float32)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ECC_STEPS, 1e-4)
@@ -258,7 +258,7 @@ def _rest(a: np.ndarray, b: np.ndarray, matrix: np.ndarray) -> float:
 
 
 def _box(inside: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns in which anything is inside."""
+    """Return the rows and columns in which anything is inside."""
     found = [np.flatnonzero(inside.any(axis)) for axis in (1, 0)]
     rows, columns = (slice(n[0], n[-1] + 1) if len(n) else slice(0, 0) for n in found)
     return rows, columns
@@ -273,7 +273,7 @@ def _corners(matrix: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _plausible(matrix: np.ndarray, start: np.ndarray, size: tuple[int, ...]) -> bool:
-    """Whether a map turns nothing over and changes no side by half against its start."""
+    """Return whether a map turns nothing over and changes no side by half against its start."""
     got, was = _corners(matrix, size), _corners(start, size)
     sides, before = (np.roll(c, -1, 1) - c for c in (got, was))
     turns = sides[0] * np.roll(sides[1], -1) - sides[1] * np.roll(sides[0], -1)

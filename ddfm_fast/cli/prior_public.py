@@ -16,7 +16,7 @@ EPILOG_DOWNLOAD = "Example:  `ddfm-fast prior download adm-256`"
 
 
 def list_priors(*, as_json: opt.JsonInstead = False) -> None:
-    """List known public priors: what of, size, license, where, and what they need."""
+    """List known public priors: subject, size, license, address and what they need."""
     from ..priors.catalog import CATALOG
 
     if as_json:

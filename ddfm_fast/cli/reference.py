@@ -199,7 +199,7 @@ def commands(group: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _parameters(command: Any) -> Iterator[tuple[Any, str, str]]:
-    """Every parameter with its command's name and its own longest name."""
+    """Yield every parameter with its command's name and its own longest name."""
     for name, inner in commands(command).items():
         for parameter in inner.get_params(inner.context_class(inner)):
             if not isinstance(parameter, TyperArgument) and parameter.name != "help":

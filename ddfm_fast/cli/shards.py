@@ -21,14 +21,14 @@ _NOT_TAKEN = {
 
 
 def are_meant(given: dict[str, Any]) -> bool:
-    """Whether ROOT of a batch is a Parquet file, a tar, or more of them."""
+    """Return whether ROOT of a batch is a Parquet file, a tar, or more of them."""
     from ..datasets.shards import are_shards
 
     return given["manifest"] is None and are_shards(given["root"])
 
 
 def fuse(context: typer.Context) -> int:
-    """Fuse shards as the options of `batch` say; the exit code."""
+    """Fuse shards as the options of `batch` say; return the exit code."""
     given = context.params
     _refuse(given)
     from ..datasets.shards import fuse_shards

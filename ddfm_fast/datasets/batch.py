@@ -79,22 +79,22 @@ def run_batch(
     on_error: Callable[[PairResult], None] | None = None,
     elsewhere: Elsewhere | None = None,
 ) -> BatchReport:
-    """Fuse every pair into ``out/NAME.format``; pairs that are done already are left alone.
+    """Fuse every pair into ``out/NAME.format``; skip pairs that are already done.
 
     ``out/ddfm_fast_report.json`` is the report. A full disk leaves the rest "pending".
 
     Args:
         items: From :func:`.pairs.find_pairs`; pairs of equal size share a batch.
-        out: Folder to write to, made where it is missing.
+        out: Folder to write to, made if it is missing.
         fuser: What fuses them; its settings are part of the history.
         batch_size: Most pairs at once, halved on out-of-memory; None for the fuser's own.
         format: "png", "tif", "jpg" or "bmp"; the first two hold 16 bits.
-        workers: Threads that read, and as many that write, while the fuser computes.
-        max_pixels: Of an input file, see :func:`.files.reading.read_image`.
+        workers: Threads for reading, and as many for writing, while the fuser computes.
+        max_pixels: Most pixels of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from each pair by default.
         output: How results are written.
         resize: "ir" or "vis": both sources get its size, before they are aligned.
-        redo: Fuse what is done already once more.
+        redo: Fuse again what is already done.
         progress: Show bars with an estimate of the end, on stderr.
         on_error: Called with each pair that fails, as it happens; the others continue.
         elsewhere: What fuses the pairs in other processes; None for this one.
@@ -124,7 +124,7 @@ def run_batch(
 
 
 def _written(report: BatchReport) -> BatchReport:
-    """The report, once it is written; BatchInterrupted where Ctrl-C ended the run."""
+    """Return the report, once it is written; BatchInterrupted where Ctrl-C ended the run."""
     _write_report(report)
     if report.stopped == STOPPED_BY_USER:
         raise BatchInterrupted(report)
@@ -240,7 +240,7 @@ class Run:
     def _pending(
         self, items: list[PairItem], history: History, skipped: array[int]
     ) -> list[PairItem]:
-        """The items still to do; of the others where their line begins, in ``skipped``."""
+        """Return the items still to do; of the others where their line begins, in ``skipped``."""
         if self.redo:
             return items
 

@@ -84,11 +84,11 @@ class PairItem:
         return self._ir_folder, self._vis_folder
 
     def with_files(self, ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> PairItem:
-        """The pair of this name with other files."""
+        """Return the pair of this name with other files."""
         return self._made(self.name, ir, vis)
 
     def with_name(self, name: str) -> PairItem:
-        """The pair of these files under another name."""
+        """Return the pair of these files under another name."""
         return self._made(name, *self.files)
 
     def _made(self, name: str, ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> PairItem:

@@ -47,7 +47,7 @@ def read_list(
         strict: Raise where an entry is bad; else it says so, unless all are.
 
     Raises:
-        ImageFileError: It is no list of pairs, or names files that are not there.
+        ImageFileError: It is no list of pairs, or names files that do not exist.
     """
     if path.suffix.lower() not in MANIFEST_SUFFIXES:
         raise ImageFileError(
@@ -85,7 +85,7 @@ def read_list(
 
 
 def names_urls(path: Path | None) -> bool:
-    """Whether a local file is a list of pairs that names URLs."""
+    """Return whether a local file is a list of pairs that names URLs."""
     if path is None or path.suffix.lower() not in MANIFEST_SUFFIXES or not path.is_file():
         return False
     end = b""
@@ -98,7 +98,7 @@ def names_urls(path: Path | None) -> bool:
 
 
 def _missing(items: Sequence[PairItem]) -> dict[int, list[str]]:
-    """The files that are not there, by the place of their pair.
+    """Return the files that do not exist, by the place of their pair.
 
     Folders of which many files follow one another are listed, which asks for no file alone.
     """
@@ -123,7 +123,7 @@ class _Names:
         self._worth = True
 
     def of(self, folder: str, files: int) -> frozenset[str]:
-        """Names that are there; not all of them where listing the folder is not worth it."""
+        """Return names that are there; not all of them where listing the folder is not worth it."""
         if folder not in self._found and self._worth and files >= _RUN:
             if len(self._found) > 1:
                 self._found.pop(next(iter(self._found)))
@@ -228,6 +228,6 @@ def _whole(row: Any, place: str, find: Find) -> PairItem:
 
 
 def _same(ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> bool:
-    """Whether two paths are equal; what costs is done of names that are."""
+    """Return whether two paths are equal; what costs is done of names that are."""
     same = os.path.basename(ir) == os.path.basename(vis)
     return same and os.path.normpath(ir) == os.path.normpath(vis) and Path(ir) == Path(vis)

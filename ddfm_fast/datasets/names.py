@@ -236,7 +236,7 @@ def _doubt(file: Path, fitting: list[Path], partners: Mapping[Path, list[Path]])
 
 
 def _names(files: Sequence[Path]) -> str:
-    """Names, with their folders where the names alone do not differ."""
+    """Return names, with their folders where the names alone do not differ."""
     same = len({file.name for file in files}) < len(files)
     return " and ".join(str(file) if same else file.name for file in files)
 
@@ -247,7 +247,7 @@ def _edges(
     ir_keys: Callable[[str], Iterable[object]],
     vis_keys: Callable[[str], Iterable[object]],
 ) -> Iterator[Edge]:
-    """Every infrared and visible file that share a key."""
+    """Yield every infrared and visible file that share a key."""
     by_key: dict[object, list[Path]] = defaultdict(list)
     for file, name in vis.items():
         for key in vis_keys(name):
@@ -273,7 +273,7 @@ def _words(name: str) -> Words:
 
 
 def _without(name: str, marks: Sequence[str]) -> list[Words]:
-    """The words of a name less each mark in it, the folders above left as they are."""
+    """Return the words of a name less each mark in it, the folders above left as they are."""
     folded = _folded(name)[0]
     found = list(_WORD.finditer(folded))
     words = tuple(match[0] for match in found)
@@ -286,7 +286,7 @@ def _without(name: str, marks: Sequence[str]) -> list[Words]:
 
 
 def _stands_alone(text: str, match: re.Match[str]) -> bool:
-    """Whether a mark is meant: a letter beside a digit (T1, 4V) says nothing."""
+    """Return whether a mark is meant: a letter beside a digit (T1, 4V) says nothing."""
     before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
     return len(match[0]) > 1 or not (before.isdigit() or after.isdigit())
 
@@ -397,7 +397,7 @@ def _stamped(names: Iterable[Words], seconds: int) -> Iterator[object]:
 
 
 def _by_affix(ir: Mapping[Path, str], vis: Mapping[Path, str]) -> list[Edge]:
-    """Names that are equal without the words that all of a folder begin or end with."""
+    """Return names that are equal without the words that all of a folder begin or end with."""
     first, second = _cores(ir), _cores(vis)
     edges = list(_edges(ir, vis, lambda name: first[name], lambda name: second[name]))
     return edges if len(edges) > 1 else []

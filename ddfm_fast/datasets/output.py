@@ -1,4 +1,4 @@
-"""How fused pictures become files: in which units, how compressed, with what of their sources."""
+"""How fused pictures become files: units, compression, and what is kept of the sources."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Output:
         panel: Also write a labeled picture of sources and result beside each file, NAME.panel.png.
 
     Raises:
-        ValueError: One of them is none of these.
-        TypeError: A switch that is no bool.
+        ValueError: An attribute has another value.
+        TypeError: A switch that is not a bool.
     """
 
     quality: int | None = None
@@ -105,7 +105,7 @@ class Output:
                 warn(f"{name}={getattr(self, name)} has no effect on {_names(found)} (--{name})")
 
     def to_dict(self) -> dict[str, Any]:
-        """What was changed of the files, for a record of settings; empty where nothing was."""
+        """What was changed of the files, for a record of settings; empty if nothing was."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -113,7 +113,7 @@ class Output:
         }
 
     def lacks_panel(self, path: Path) -> bool:
-        """Whether a result is to have a panel and has none."""
+        """Return whether a result is to have a panel and has none."""
         return self.panel and not panel_of(path).is_file()
 
     def write(
@@ -160,7 +160,7 @@ class Output:
         return {"height": height, "width": width, "dtype": str(picture.dtype), "range": [*limits]}
 
     def encoding(self) -> dict[str, Any]:
-        """The options of an encoder, of :func:`.files.writing.encode_image`."""
+        """Return the options of an encoder, of :func:`.files.writing.encode_image`."""
         quality = 95 if self.quality is None else self.quality
         return {"quality": quality, "chroma": self.chroma, "compression": self.compression}
 
@@ -202,7 +202,7 @@ class Output:
     def _in_range(
         self, fused: Array, sources: Sources, suffix: str
     ) -> tuple[Array, tuple[float, float]]:
-        """The picture as it is written, and the values of its black and white."""
+        """Return the picture as it is written, and the values of its black and white."""
         white = np.iinfo(fused.dtype).max
         if self.out_range == "full":
             if fused.dtype == np.uint16 and suffix not in DEEP_SUFFIXES:
@@ -228,7 +228,7 @@ class Output:
 
 
 def panel_of(path: Path) -> Path:
-    """Where the panel of a result goes."""
+    """Return where the panel of a result goes."""
     return path.with_name(f"{path.stem}.panel.png")
 
 
@@ -244,7 +244,7 @@ def kept_metadata(
     limits: tuple[float, float],
     dtype: np.dtype[Any],
 ) -> Metadata:
-    """What a result says beside its pixels.
+    """Return what a result says beside its pixels.
 
     Args:
         said: By the infrared and the visible file.
@@ -290,7 +290,7 @@ def _is_range(value: Any) -> bool:
 
 
 def _dtype_like(values: Array, low: float, high: float) -> np.dtype[Any]:
-    """The dtype that holds a source's values and that files have."""
+    """Return the dtype that holds a source's values and that files have."""
     if values.dtype == np.uint8:
         return values.dtype
     whole = values.dtype.kind in "iu" and low >= 0 and high <= 65535

@@ -1,4 +1,4 @@
-"""Where the pairs of a data set lie: folder layouts and aliases; nothing is decoded here.
+"""Find the pairs of a data set: folder layouts and aliases; nothing is decoded here.
 
 A tree is searched for folders that hold an infrared and a visible folder side by side; below the
 two, files pair up by their path without suffix. That one rule covers the published layouts of
@@ -75,7 +75,7 @@ LAYOUTS = {
 }
 """the published data sets by name; "auto" accepts every alias, in any case"""
 FOLDER = "folder"
-"""the source of what is no file but a whole folder without its other half"""
+"""the source of what is not a file but a whole folder without its other half"""
 
 
 @dataclass

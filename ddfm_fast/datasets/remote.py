@@ -165,7 +165,7 @@ def fuse_remote(
         skip_existing: Leave pairs alone whose output is listed.
         on_error: Called with each job that fails.
         progress: Show bars on stderr.
-        **options: Of `jobs.run_jobs`.
+        **options: Options of `jobs.run_jobs`.
 
     Returns:
         The reports of `jobs.run_jobs`, and the fuser.
@@ -212,7 +212,7 @@ def _refuse_own_inputs(
 
 
 def _there(url: str, jobs: Sequence[Job]) -> set[str]:
-    """The URLs of what is in the place of the outputs already."""
+    """Return the URLs of what is in the place of the outputs already."""
     if len(jobs) == 1 and (found := look(url)) and not found.is_prefix:
         return {url}
     return {one.url for one in listing(url).values()}

@@ -24,7 +24,7 @@ def check_counts(**counts: int | None) -> None:
 
 
 def checked_suffix(format: str) -> str:
-    """Return the suffix of a format; ValueError for what is none."""
+    """Return the suffix of a format; ValueError if it is not one."""
     suffix = "." + str(format).lower().lstrip(".")
     if suffix not in SUFFIXES:
         names = ", ".join(s.lstrip(".") for s in SUFFIXES)
@@ -33,7 +33,7 @@ def checked_suffix(format: str) -> str:
 
 
 class Targets:
-    """Name → output path: made when it is asked for, as there may be a million."""
+    """Name → output path: made on demand, as there may be a million."""
 
     def __init__(self, out: Path, suffix: str):
         self.out, self.suffix = out, suffix
@@ -42,7 +42,7 @@ class Targets:
         return Path(self.text(name))
 
     def text(self, name: str) -> str:
-        """The path as text."""
+        """Return the path as text."""
         return os.path.join(self.out, f"{name}{self.suffix}")
 
 
@@ -87,7 +87,7 @@ def _refuse_inputs(
 
 
 def _folders_in(folder: str) -> set[str]:
-    """Names of the folders in a folder; none where it cannot be listed."""
+    """Return names of the folders in a folder; none where it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_dir()}

@@ -131,7 +131,7 @@ def as_picture(values: Array, path: Path, max_pixels: int) -> Array:
 
 
 def _read_npy(stream: Any, path: Path, length: int, max_pixels: int) -> Array:
-    """The array of a stream of `length` bytes."""
+    """Return the array of a stream of `length` bytes."""
     shape, fortran, dtype = _npy_header(stream, path)
     if dtype.hasobject:
         raise ImageFileError(

@@ -122,13 +122,13 @@ def _text(data: bytes, path: Path) -> str:
 
 
 def _area(lines: list[str], form: tuple[str | None, str]) -> int:
-    """The numbers in the largest table of the first lines that are read in this form."""
+    """Return the numbers in the largest table of the first lines that are read in this form."""
     best, _ = _longest([_cells(line, form) for line in lines[:_SAMPLED]])
     return len(best) * len(best[0]) if best else 0
 
 
 def _longest(rows: list[list[float] | None]) -> tuple[list[list[float]], int]:
-    """The largest run of rows of one length, and how many of its size there are."""
+    """Return the largest run of rows of one length, and how many of its size there are."""
     runs: list[list[list[float]]] = []
     previous = None
     for row in rows:
@@ -146,7 +146,7 @@ def _longest(rows: list[list[float] | None]) -> tuple[list[list[float]], int]:
 
 
 def _cells(line: str, form: tuple[str | None, str]) -> list[float] | None:
-    """The numbers of a line, of two or more; None where it holds anything else."""
+    """Return the numbers of a line, of two or more; None if it holds anything else."""
     between, point = form
     cells = [cell.strip().strip('"').strip() for cell in line.split(between)]
     if len(cells) > 1 and not cells[-1]:  # a separator at the end

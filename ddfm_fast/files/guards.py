@@ -68,7 +68,7 @@ def library(module: str, path: Path, kind: str, instead: str) -> Any:
 
 
 def damaged(path: Path, what: str) -> ImageFileError:
-    """The error of a file that contradicts itself."""
+    """Return the error of a file that contradicts itself."""
     return ImageFileError(f"{path}: {what}; the file is damaged or cut short, copy it again")
 
 

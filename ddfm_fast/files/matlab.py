@@ -112,7 +112,7 @@ def _elements(file: BinaryIO, path: Path, order: str) -> Iterator[tuple[int, int
 
 
 def _front(file: BinaryIO, place: int, size: int, kind: int, most: int) -> bytes:
-    """The first bytes of an element, unpacked where it is compressed."""
+    """Return the first bytes of an element, unpacked where it is compressed."""
     file.seek(place)
     if kind == _COMPRESSED:
         return zlib.decompressobj().decompress(file.read(size), most)

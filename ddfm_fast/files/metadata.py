@@ -60,7 +60,7 @@ class Geo(NamedTuple):
     """height and width of the picture that they are of"""
 
     def for_size(self, height: int, width: int) -> Directory:
-        """The tags of the same place in another number of pixels."""
+        """Return the tags of the same place in another number of pixels."""
         down, across = self.size[0] / height, self.size[1] / width
         if down == across == 1:
             return self.tags
@@ -93,7 +93,7 @@ class Geo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What a file says beside its pixels; empty where it says nothing."""
+    """What a file says beside its pixels; empty if it says nothing."""
 
     image: Directory = dataclasses.field(default_factory=dict)
     """who made it, with what and when: the first directory of EXIF"""
@@ -199,7 +199,7 @@ class _Found:
         self.dpi = self.dpi or _dpi(tags)
 
     def metadata(self) -> Metadata:
-        """All of it, set right for pixels that are upright and sRGB."""
+        """Return all of it, set right for pixels that are upright and sRGB."""
         turned = _first(self.image, ORIENTATION, 1)
         image = {tag: value for tag, value in self.image.items() if tag in _KEPT}
         if _OF_PIXELS.match(image[_DESCRIPTION].text if _DESCRIPTION in image else ""):

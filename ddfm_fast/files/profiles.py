@@ -55,7 +55,7 @@ def from_profile(values: Array, profile: bytes, path: Path) -> Array:
     Args:
         values: [H, W] or [H, W, 3].
         profile: The ICC profile of its file.
-        path: For the sentence.
+        path: For the message.
     """
     if values.dtype not in (np.uint8, np.uint16):
         if values.ndim == 3:
@@ -98,7 +98,7 @@ def from_gamma(values: Array, gamma: float, path: Path) -> Array:
     Args:
         values: uint16, [H, W] or [H, W, 3].
         gamma: The exponent that took light to the file's values; 1 where they are linear.
-        path: For the sentence.
+        path: For the message.
     """
     if USUAL_GAMMA[0] <= gamma <= USUAL_GAMMA[1] or not 0.01 <= gamma <= 100:
         return values
@@ -147,7 +147,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 @lru_cache(16)
 def _by_table(profile: bytes, ndim: int) -> Callable[[Array], Array] | None:
-    """What turns 8 bits to sRGB; None where that changes nothing."""
+    """Return what turns 8 bits to sRGB; None if that changes nothing."""
     own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     mode = _SIGNS[own.profile.xcolor_space]
     if mode == "CMYK" or (mode == "L" and ndim == 3):
@@ -174,7 +174,7 @@ def _by_table(profile: bytes, ndim: int) -> Callable[[Array], Array] | None:
 
 @lru_cache(16)
 def _by_matrix(profile: bytes, ndim: int) -> Callable[[Array], Array] | None:
-    """What turns 16 bits to sRGB; None where that changes nothing."""
+    """Return what turns 16 bits to sRGB; None if that changes nothing."""
     if ndim == 2:
         table = _levels(_encode(_gray(profile)))
         same = np.abs(table.astype(int) - np.arange(65536)).max() <= _CLOSE_16
@@ -232,7 +232,7 @@ def read_profile(profile: bytes) -> Profile:
 
 
 def _gray(profile: bytes) -> Array:
-    """The light of all levels of gray: of color, green's."""
+    """Return the light of all levels of gray: of color, green's."""
     return read_profile(profile).curves[-2:][0]
 
 
@@ -241,7 +241,7 @@ def _is_linear(light: Array) -> bool:
 
 
 def _curve(data: bytes) -> Array:
-    """A ``curv`` or ``para`` tag, at all levels of 16 bits."""
+    """Return a ``curv`` or ``para`` tag, at all levels of 16 bits."""
     x = np.linspace(0, 1, 65536)
     kind, number = data[:4], struct.unpack_from(">I", data, 8)[0]
     if kind == b"curv":

@@ -74,7 +74,7 @@ class Constants(NamedTuple):
 
 
 def decode(file: BinaryIO, path: Path, max_pixels: int) -> Array | None:
-    """Decode what a JPEG's camera measured, upright as the sensor; None where it has no such thing.
+    """Decode what a JPEG's camera measured, upright as the sensor; None if it has no such thing.
 
     Returns:
         float32 [H, W] in Celsius of a FLIR camera, where NaN is below all that it measures; uint16
@@ -129,7 +129,7 @@ def celsius(counts: Array, constants: Constants) -> Array:
 
 
 def _counts_of(kelvin: float, c: Constants) -> float:
-    """The counts that a black body of this temperature gives: W above."""
+    """Return the counts that a black body of this temperature gives: W above."""
     return c.r1 / (c.r2 * (math.exp(c.b / kelvin) - c.f)) - c.o
 
 
@@ -160,7 +160,7 @@ def _of_flir(fff: bytes, path: Path, max_pixels: int) -> Array:
 
 
 def _records(fff: bytes, path: Path) -> dict[int, bytes]:
-    """The first record of each kind."""
+    """Return the first record of each kind."""
     if not fff.startswith((b"FFF\0", b"AFF\0")) or len(fff) < 64:
         raise damaged(path, "FLIR's records have no header")
     order = ">" if 100 <= struct.unpack_from(">I", fff, 20)[0] < 200 else "<"
@@ -179,7 +179,7 @@ def _records(fff: bytes, path: Path) -> dict[int, bytes]:
 
 
 def _counts(raw: bytes, path: Path, max_pixels: int) -> Array:
-    """The counts of a raw record: a PNG, a TIFF or bare numbers."""
+    """Return the counts of a raw record: a PNG, a TIFF or bare numbers."""
     if len(raw) < _RAW_HEAD:
         raise damaged(path, "the record of counts is cut off")
     order = "<" if struct.unpack_from("<H", raw, 0)[0] == 2 else ">"

@@ -31,7 +31,7 @@ _INSTEAD = "an uncompressed TIFF of 16-bit integers or 32-bit floats"
 
 
 def kind_of(tags: Tags) -> str:
-    """What the numbers of a TIFF are, for sentences."""
+    """Return what the numbers of a TIFF are, for messages."""
     number = {_SIGNED: "signed", _FLOAT: "float"}.get(tags.one(t.FORMAT, _UNSIGNED), "unsigned")
     packed = tags.one(t.COMPRESSION, _NONE)
     more = "" if packed == _NONE else f", compression {packed}"
@@ -41,7 +41,7 @@ def kind_of(tags: Tags) -> str:
 
 
 def is_for_pillow(tags: Tags) -> bool:
-    """Whether Pillow, with OpenCV for deep color, reads the first picture exactly."""
+    """Return whether Pillow, with OpenCV for deep color, reads the first picture exactly."""
     bits, formats = set(tags.all(t.BITS, (1,))), set(tags.all(t.FORMAT, (_UNSIGNED,)))
     packed, order = tags.one(t.COMPRESSION, _NONE), tags.order
     if len(bits) > 1 or len(formats) > 1:
@@ -68,7 +68,7 @@ def as_stored(values: Array, path: Path, tags: Tags) -> Array:
 
 
 def nodata(tags: Tags) -> float | None:
-    """The value that GDAL's tag says means nothing; None where there is none, or no number."""
+    """The value that GDAL's tag says means nothing; None if there is none, or no number."""
     try:
         return float(tags.text(t.NODATA))
     except ValueError:

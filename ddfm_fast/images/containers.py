@@ -19,7 +19,7 @@ _DLPACK_CPU = 1
 
 
 def as_tensor(image: Any, name: str) -> tuple[Tensor, str]:
-    """The image as a tensor that may share its memory, and the container to give back."""
+    """Return the image as a tensor that may share its memory, and the container to give back."""
     try:
         tensor, container = _taken(image, name)
     except AssertionError as error:  # a FakeTensorMode's, whose message is a dump of the tensor
@@ -163,7 +163,7 @@ def _dlpack_device(image: Any) -> int:
 
 
 def _only_torch_has(image: Any) -> bool:
-    """Whether the dtype is one that NumPy has not."""
+    """Return whether the dtype is one that NumPy has not."""
     return "bfloat16" in str(getattr(image, "dtype", ""))
 
 
@@ -172,7 +172,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _home(image: Any) -> str | None:
-    """The module whose from_dlpack makes arrays of the image's kind, if there is one."""
+    """Return the module whose from_dlpack makes arrays of the image's kind, if there is one."""
     namespace = getattr(image, "__array_namespace__", None)
     names = [getattr(namespace(), "__name__", "")] if namespace is not None else []
     names.append(type(image).__module__.partition(".")[0])

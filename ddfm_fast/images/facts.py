@@ -49,7 +49,7 @@ def _of_pair(ir: Raw, vis: Raw, index: str) -> list[str]:
 
 
 def same_picture(ir: Raw, vis: Raw) -> bool:
-    """Whether two images have the same luma, everywhere; images on two devices have not."""
+    """Return whether two images have the same luma, everywhere; images on two devices have not."""
     if ir.values.device != vis.values.device or _differ_clearly(ir, vis):
         return False
     return all(
@@ -59,7 +59,7 @@ def same_picture(ir: Raw, vis: Raw) -> bool:
 
 
 def _differ_clearly(ir: Raw, vis: Raw) -> bool:
-    """Whether a few pixels have another luma, by far more than float32 rounds: mostly so."""
+    """Return whether a few pixels have another luma, by far more than float32 rounds: mostly so."""
     if not all(raw.is_integer and raw.values.device.type == "cpu" for raw in (ir, vis)):
         return False
     step = [max(1, side // _SAMPLES) for side in ir.values.shape[-2:]]
@@ -86,7 +86,7 @@ def _flat(raw: Raw) -> str | None:
 
 
 def flat_level(raw: Raw) -> float | None:
-    """The value that an image has everywhere, in its own units; None where it has several.
+    """Return the value that an image has everywhere, in its own units; None if it has several.
 
     Of several beyond one end of its range, which all become black or white, that end.
     """

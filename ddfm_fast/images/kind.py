@@ -84,7 +84,7 @@ def _medians(blocks: Array) -> Array:
 
 
 def _median(values: Array) -> Array:
-    """The lower median along the last axis, a value that occurs."""
+    """Return the lower median along the last axis, a value that occurs."""
     middle = (values.shape[-1] - 1) // 2
     return np.asarray(np.partition(values, middle, axis=-1)[..., middle])
 

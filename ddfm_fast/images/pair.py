@@ -1,4 +1,4 @@
-"""Two sources read for fusion, and the fused luma given back as what came in."""
+"""Two sources read for fusion, and the fused luma returned in the container of the input."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Pair(NamedTuple):
         return self.functional if images == "auto" else [images == "functional"] * len(self.ir)
 
     def give_back(self, fused: Fused, *, dims: bool = False) -> Given:
-        """Turn the fused luma into the container that came in, which may take its time.
+        """Turn the fused luma into the container of the input, which may take a while.
 
         Args:
             fused: Its height and width may have been cropped at the bottom and right.
@@ -98,15 +98,15 @@ def read_pair(
         color: One of ``COLORS``.
         value_range: The values that mean black and white, for both or by source; None for "auto",
             see :mod:`.ranges`.
-        layout: Where the rule would read it wrongly.
-        nodata: A value that means nothing, for both or by source.
+        layout: The order of the axes, if it would be guessed wrongly.
+        nodata: The value of missing pixels, for both or by source.
         least: Smallest height and width that leave something of the picture.
         index: Appended to the arguments' names in errors, such as "[3]".
-        align: Brings the first source to the second, before sizes are compared.
+        align: Warps the first source onto the second, before sizes are compared.
 
     Raises:
-        ValueError: Sizes that differ or are too small, and what ``to_planes`` refuses.
-        TypeError: What ``to_planes`` refuses.
+        ValueError: Sizes differ or are too small, or as in ``to_planes``.
+        TypeError: As in ``to_planes``.
     """
     ranges, nothing = by_source(value_range), by_source(nodata, "nodata")
     a, b = (
@@ -171,7 +171,7 @@ def result_like(
     """Make an empty result of two sources, of which only shape, dtype and device are read.
 
     Args:
-        ir: As for :func:`read_pair`, likewise ``vis``, ``color`` and ``layout``.
+        ir: As for :func:`read_pair`, as are ``vis``, ``color`` and ``layout``.
         vis: See ``ir``.
         color: See ``ir``.
         layout: See ``ir``.

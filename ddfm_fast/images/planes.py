@@ -51,7 +51,7 @@ _RANGE_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What `from_planes` needs to give back what came in.
+    """What `from_planes` needs to return the container of the input.
 
     container: "numpy", "torch", "pil", or the name of the module whose `from_dlpack` makes one.
     dtype: the torch dtype of the same name (NumPy arrays come back in native byte order).
@@ -114,17 +114,17 @@ def to_planes(
             (12 bits in uint16: (0, 4095); a float image in 8-bit units: (0, 255)); or "auto",
             "data" or "dtype", see :mod:`.ranges`. With any, signed and 32-bit integers are taken
             too, as float32.
-        layout: One of ``LAYOUTS``, where the rule would read the image wrongly.
-        nodata: A value, or NaN, that means nothing; such pixels are filled from the nearest others.
+        layout: One of ``LAYOUTS``, if the rule would read the image wrongly.
+        nodata: The value of missing pixels, which may be NaN; they are filled from the nearest ones.
 
     Returns:
         Contiguous float32 planes [N, C, H, W] in [0, 1] on the image's device, never sharing the
         caller's memory, and the ImageSpec.
 
     Raises:
-        TypeError: A container or dtype that is not supported.
-        ValueError: A shape, layout or value_range that does not fit; values out of range, NaN and
-            infinity.
+        TypeError: The container or dtype is not supported.
+        ValueError: The shape, layout or value_range does not fit, or values are out of range, NaN
+            or infinite.
     """
     raw = read_raw(image, name, value_range=value_range, layout=layout, nodata=nodata)
     return raw.planes(), raw.spec
@@ -233,7 +233,7 @@ def from_planes(planes: Tensor, spec: ImageSpec) -> Any:
 
 
 def as_values(planes: Tensor, spec: ImageSpec) -> Tensor:
-    """What :func:`from_planes` puts in the container, on the planes' device, any strides."""
+    """Return what :func:`from_planes` puts in the container, on the planes' device, any strides."""
     check_fits(len(planes), check_planes(planes, "planes"), spec)
     return _as_layout(_from_unit(planes.detach(), spec), spec.layout)
 

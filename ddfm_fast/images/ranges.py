@@ -71,7 +71,7 @@ class Ignored(NamedTuple):
     value: float
 
     def where(self, values: Any) -> Any:
-        """Whether each value is that one; of an array or a tensor.
+        """Return whether each value is that one; of an array or a tensor.
 
         NaN and infinity are one kind: no number was measured, whichever of them stands there.
         """
@@ -120,10 +120,10 @@ class Span(NamedTuple):
     """What the values of a picture span."""
 
     low: float
-    """the window's, likewise ``high``"""
+    """the window's, as is ``high``"""
     high: float
     least: float
-    """of all values that count, likewise ``most``"""
+    """of all values that count, as is ``most``"""
     most: float
     marked: bool = False
     """whether an end is of many equal values that lie apart from all others"""
@@ -140,7 +140,7 @@ class Span(NamedTuple):
 
 
 def span(values: Array, nodata: Ignored | None = None, *, marks: bool = True) -> Span | None:
-    """Find what a picture spans; None where nothing counts.
+    """Find what a picture spans; None if nothing counts.
 
     Args:
         values: Of any shape and real dtype.
@@ -174,7 +174,7 @@ def span(values: Array, nodata: Ignored | None = None, *, marks: bool = True) ->
 
 
 def window(values: Array, nodata: Ignored | None = None) -> Window | None:
-    """The window of :func:`span`; None where all of a picture is one value, or nothing."""
+    """Return the window of :func:`span`; None if all of a picture is one value, or nothing."""
     found = span(values, nodata)
     return None if found is None or found.low == found.high else found.window
 
@@ -206,7 +206,7 @@ def _ends(values: Array) -> tuple[float, float]:
 
 
 def _ranked(flat: Array, row: int) -> Array:
-    """The values sorted, of many some from all over the picture."""
+    """Return the values sorted, of many some from all over the picture."""
     step = max(1, flat.size // _RANKED)
     while math.gcd(step, row) > 1:  # or all of them would be of a few columns or one channel
         step += 1
@@ -221,7 +221,7 @@ def chosen(
     Args:
         values: The picture: uint8, uint16, other integers or floats.
         setting: "auto" or None, "data" or "dtype".
-        name: Of the picture, for the sentence.
+        name: Of the picture, for the message.
         nodata: What does not count.
         told: Whether to say it where "auto" takes the window.
 
@@ -272,7 +272,7 @@ class _Judged(NamedTuple):
 
 
 def _judged(values: Array, found: Span, nodata: Ignored | None) -> _Judged:
-    """The window of a picture that does not use its dtype's range, and what to say of it."""
+    """Return the window of a picture that does not use its dtype's range, and what to say of it."""
     if values.dtype == np.uint8:
         if found.uses(255):
             return _Judged(None)
@@ -320,7 +320,7 @@ def _is_whole(values: Array) -> bool:
 
 
 def _is_8_bits_deep(values: Array) -> bool:
-    """Whether 16 bits are 8 that were made deeper."""
+    """Return whether 16 bits are 8 that were made deeper."""
     return not (_sample(values) % 257).any() and not (values % 257).any()
 
 
@@ -335,7 +335,7 @@ def _told(values: Array, found: Span, nodata: Ignored | None, usual: str) -> str
 
 
 def _clipped(values: Array, found: Span, nodata: Ignored | None) -> str:
-    """What is outside of a window, of which there is some."""
+    """Return what is outside of a window, of which there is some."""
     far = (values < found.low) | (values > found.high)
     if nodata is not None:
         far &= ~nodata.where(values)
@@ -349,7 +349,7 @@ def _clipped(values: Array, found: Span, nodata: Ignored | None) -> str:
 
 
 def exact(value: Any) -> str:
-    """A number of an array as text that reads as that number again."""
+    """Return a number of an array as text that reads as that number again."""
     short = f"{value:g}"
     return short if type(value)(float(short)) == value else str(value)
 
@@ -406,7 +406,7 @@ def ranges_of(
 
 
 def on_host(image: Any, name: str) -> Array:
-    """The values of an image of any container, on the host."""
+    """Return the values of an image of any container, on the host."""
     if not isinstance(image, Tensor) and is_signed(image):
         return np.asarray(image)
     tensor = image if is_signed(image) else as_tensor(image, name)[0]

@@ -54,7 +54,7 @@ class FrameFusion:
         given: Names of ``SETTINGS`` and their text; what is missing has its default.
 
     Raises:
-        ValueError: A setting that is out of range, or of no known name.
+        ValueError: A setting that is out of range, or unknown.
         ImportError: A library that an option needs is missing.
     """
 
@@ -129,7 +129,7 @@ class FrameFusion:
 
 
 def result_kind(ir: tuple[bool, int], vis: tuple[bool, int], color: bool | str) -> tuple[bool, int]:
-    """What a fused frame is: (whether in color, bits a value), of what the sources are.
+    """Return what a fused frame is: (whether in color, bits a value), of what the sources are.
 
     The rule of ``ddfm_fast.fuse``: the source that gives the color decides the depth, which is the
     visible one unless only the infrared one has color, or it is named.

@@ -36,7 +36,7 @@ def python_folders() -> list[str]:
 
 
 def loader_version() -> str | None:
-    """The Python that GStreamer's loader runs, such as "3.11"; None where there is no loader.
+    """The Python that GStreamer's loader runs, such as "3.11"; None if there is no loader.
 
     Read from the names of libraries that the loader asks for.
     """
@@ -52,7 +52,7 @@ def loader_version() -> str | None:
 
 
 def trouble(version: str | None) -> str | None:
-    """What keeps the element from being found, as a sentence; None where all fits."""
+    """Return what keeps the element from being found, as a sentence; None if all fits."""
     own = f"{sys.version_info.major}.{sys.version_info.minor}"
     if version is None:
         return (

@@ -143,7 +143,7 @@ class Element(GstBase.Aggregator):
         return True
 
     def do_flush(self) -> Any:
-        """Begin anew after a seek."""
+        """Begin again after a seek."""
         kept = self._infos, self._segments
         self._forget()
         self._infos, self._segments = kept
@@ -198,7 +198,7 @@ class Element(GstBase.Aggregator):
         return template.intersect_full(caps, Gst.CapsIntersectMode.FIRST)
 
     def _leading_to(self, structure: Any, surely: bool) -> list[str]:
-        """The visible formats whose result fits a structure of downstream's caps.
+        """Return the visible formats whose result fits a structure of downstream's caps.
 
         ``surely``: with every format that the infrared source may send; else with one of them.
         """
@@ -220,7 +220,7 @@ class Element(GstBase.Aggregator):
         ]
 
     def _infrared_kinds(self) -> list[tuple[bool, int]]:
-        """What the infrared source sends, or may send while its caps have not come."""
+        """Return what the infrared source sends, or may send while its caps have not come."""
         if (info := self._infos.get("ir")) is not None:
             return [KINDS[info.finfo.name]]
         pad = self.get_static_pad("ir")
@@ -237,7 +237,7 @@ class Element(GstBase.Aggregator):
         return COLORS.get(self._given.get("color", ""), True)
 
     def do_update_src_caps(self, caps: Any) -> Any:
-        """The caps of the result, which follow from both sources'."""
+        """Return the caps of the result, which follow from both sources'."""
         out = self._out_caps()
         if out is None:
             return _NEED_DATA, None
@@ -342,7 +342,7 @@ class Element(GstBase.Aggregator):
         return segment.to_running_time(Gst.Format.TIME, buffer.pts)
 
     def _duration(self, name: str, buffer: Any) -> int:
-        """How long a frame lasts, in ns; 0 where nothing says it."""
+        """Return how long a frame lasts, in ns; 0 where nothing says it."""
         if buffer.duration != NEVER:
             return buffer.duration
         info = self._infos.get(name)
@@ -366,7 +366,7 @@ class Element(GstBase.Aggregator):
         return self.finish_buffer(out)
 
     def _array(self, name: str, buffer: Any) -> Frame:
-        """The pixels of a buffer, copied."""
+        """Return the pixels of a buffer, copied."""
         import numpy as np
 
         info = self._infos[name]
@@ -393,7 +393,7 @@ class Element(GstBase.Aggregator):
 
 
 def _packed(fused: Frame, stride: int, size: int) -> bytes:
-    """The bytes of a frame with rows of a stride."""
+    """Return the bytes of a frame with rows of a stride."""
     import numpy as np
 
     rows = np.ascontiguousarray(fused).view(np.uint8).reshape(len(fused), -1)

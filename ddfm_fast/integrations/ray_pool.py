@@ -37,7 +37,7 @@ MOST_LOST = 5
 PATIENCE = 30.0
 """seconds without a free worker after which that is said"""
 CPUS_EACH = 4
-"""of an actor, where their number is left to choose"""
+"""of an actor, where their number is automatic"""
 VERSION = __version__, MATHS_VERSION
 
 
@@ -89,7 +89,7 @@ class Cluster:
 
     Raises:
         ImportError: Ray is missing.
-        ValueError: Numbers out of range, or a cluster that cannot be had.
+        ValueError: Numbers out of range, or a cluster that is not available.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Cluster:
         return remote.remote(sent_to(fuser, "cuda" if self.num_gpus else "cpu"), *more)
 
     def get(self, call: Any) -> Any:
-        """The result of a call; what its code raised is raised as it was."""
+        """Return the result of a call; what its code raised is raised as it was."""
         try:
             return self.ray.get(call)
         except self.ray.exceptions.RayTaskError as error:
@@ -187,7 +187,7 @@ class Pool:
         self.waited = time.monotonic()
 
     def size(self, actor: Actor) -> int:
-        """How many pieces an actor is handed next."""
+        """Return how many pieces an actor is handed next."""
         del actor
         return 1
 
@@ -200,7 +200,7 @@ class Pool:
         raise NotImplementedError
 
     def stopped(self) -> bool:
-        """Whether no more is to be handed out."""
+        """Return whether no more is to be handed out."""
         return False
 
     def run(self, pieces: Iterable[Any], count: int) -> None:
@@ -275,7 +275,7 @@ class Pool:
         return sum(one is actor for one, _, _ in self.asked.values())
 
     def _some(self, actor: Actor) -> list[Any]:
-        """The next pieces."""
+        """Return the next pieces."""
         if self.queue:
             return self.queue.popleft()
         some = list(islice(self.pieces, min(self.size(actor), self.left)))
@@ -355,7 +355,7 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nothing listens: Ray would try again for minutes."""
+    """Raise OSError if nothing listens: Ray would try again for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

@@ -132,7 +132,7 @@ class _Videos(Pool):
 
 
 def _absolute(task: Task) -> Task:
-    """The task by paths that mean the same in every process."""
+    """Return the task by paths that mean the same in every process."""
     ir, vis = (_path(source) for source in (task.ir, task.vis))
     return replace(task, ir=ir, vis=vis, out=Path(os.path.abspath(task.out)))
 
@@ -156,7 +156,7 @@ def name_as_given(error: Exception, task: Task) -> None:
 
 
 def _sendable(error: Exception | None) -> Exception | None:
-    """The error as it is, or its text where it cannot travel."""
+    """Return the error as it is, or its text where it cannot travel."""
     try:
         pickle.loads(pickle.dumps(error))
         return error

@@ -184,7 +184,7 @@ class FusionNode(Node):
 
 
 def _word(value: Any) -> str:
-    """A parameter as text; YAML reads ``off`` as False, and ``12`` as a number."""
+    """Return a parameter as text; YAML reads ``off`` as False, and ``12`` as a number."""
     if isinstance(value, bool):
         return "auto" if value else "off"
     return str(value)

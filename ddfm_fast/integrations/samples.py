@@ -36,7 +36,7 @@ class SampleFusion:
         """Check and keep what the transform was made of; the two keys.
 
         Args:
-            keys: Of the first and the second image.
+            keys: Keys of the first and the second image.
             output: Key of the result.
             fuser: A ``Fuser``, or None for one of ``options``.
             options: Of ``Fuser``.
@@ -44,7 +44,7 @@ class SampleFusion:
 
         Raises:
             ValueError: There are not two keys, or options have no effect.
-            TypeError: An option of no known name.
+            TypeError: An unknown option.
         """
         both = (keys,) if isinstance(keys, str) else tuple(keys)
         if len(both) != 2:

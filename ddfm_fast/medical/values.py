@@ -82,7 +82,7 @@ def frames_of(dataset: Any, name: str, window: str | int | None = None) -> list[
 
 
 def _can_decode(syntax: Any, pixels: Any) -> bool:
-    """Whether a decoder is there; one that nobody has is no matter of installing."""
+    """Return whether a decoder is there; one that nobody has is no matter of installing."""
     if not syntax.is_compressed:
         return True
     try:
@@ -92,7 +92,7 @@ def _can_decode(syntax: Any, pixels: Any) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of an error: decoders list what each of them says."""
+    """Return the last line of an error: decoders list what each of them says."""
     return ((str(error) or type(error).__name__).splitlines()[-1]).strip()
 
 
@@ -103,7 +103,7 @@ def _of_palette(frame: Array, dataset: Any, pixels: Any) -> Frame:
 
 
 def _holder(dataset: Any, number: int) -> Any:
-    """What has the windows of a frame."""
+    """Return what has the windows of a frame."""
     return _groups(dataset, number).get("FrameVOILUTSequence", dataset)
 
 
@@ -168,7 +168,7 @@ def _rescale(dataset: Any) -> tuple[float, float]:
 
 
 def _padding(frame: Array, dataset: Any) -> Array | None:
-    """Where the stored value says that there is no data."""
+    """Return where the stored value says that there is no data."""
     value = dataset.get("PixelPaddingValue")
     if not isinstance(value, int):
         return None

@@ -18,7 +18,7 @@ RANGED = 32
 
 
 def without(volume: Volume, nodata: Any) -> Volume:
-    """A volume with NaN where it has the value that means nothing."""
+    """Return a volume with NaN where it has the value that means nothing."""
     nothing = ignored(nodata)
     if nothing is None:
         return volume

@@ -112,7 +112,7 @@ def ablate(
     on_error: Callable[[PairResult], None] | None = None,
     **scoring,
 ) -> tuple[Evaluation, list[MethodPictures]]:
-    """Fuse the data set once a row, into ``out/<row>``, and score the rows side by side.
+    """Fuse the data set once per row, into ``out/<row>``, and score the rows side by side.
 
     ``settings``: of :func:`make_fuser`. ``scoring``: ``convention``, ``names`` and ``paper`` of
     :func:`.evaluation.evaluate`. What is done already is not done again: each folder is

@@ -110,7 +110,7 @@ def groups(evaluation: Evaluation, found: Ranks) -> list[list[str]]:
 
     Each group is as large as it can be, so that a method may be in several; two methods differ
     where no group has both. All are one group where Friedman's test tells none apart; the list is
-    empty where there is no critical difference.
+    empty if there is no critical difference.
     """
     names = [m.name for m in evaluation.methods]
     far = critical_difference(len(names), len(evaluation.pairs))

@@ -85,7 +85,7 @@ def _unpack(file: zipfile.ZipFile, name: str, folder: Path, bounds: Bounds) -> l
 
 
 def _checked_parts(info: zipfile.ZipInfo, name: str) -> tuple[str, ...] | None:
-    """The parts of an image's name below the folder; None for what is left out."""
+    """Return the parts of an image's name below the folder; None for what is left out."""
     given = info.filename.replace("\\", "/")
     parts = PurePosixPath(given).parts
     odd = any(
@@ -123,7 +123,7 @@ def _write(file: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, most: int, 
 
 
 def root_of(folder: Path) -> Path:
-    """The folder itself, or the one that holds all of it, as many archives have it."""
+    """Return the folder itself, or the one that holds all of it, as many archives have it."""
     while True:
         found = list(folder.iterdir())
         if len(found) != 1 or not found[0].is_dir():

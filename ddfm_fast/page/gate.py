@@ -68,7 +68,7 @@ class Gate:
 
 
 def _foreign(scope: Scope, headers: dict[bytes, bytes]) -> bool:
-    """Whether a page of another site sends something."""
+    """Return whether a page of another site sends something."""
     origin = headers.get(b"origin")
     if origin is None or scope["method"] in ("GET", "HEAD"):
         return False

@@ -110,7 +110,7 @@ class Work:
     def _run(
         self, job: Job, controls: Controls, tell: Tell, on_fused: Any = None
     ) -> tuple[dict[str, Any], list[str]]:
-        """The report of a job that went well, and the warnings about it."""
+        """Return the report of a job that went well, and the warnings about it."""
         tell(0.0, "reading")
         with hearing() as said:
             fuser, told = self.fusers.get(cast("dict[str, Any]", controls.options()))
@@ -207,7 +207,7 @@ class Work:
         return Result(Path(report.out), [*lines, *_warnings([*told, *said])])
 
     def _fresh(self) -> Path:
-        """A new folder for a result; what nobody looks at any more goes."""
+        """Return a new folder for a result; what nobody looks at any more goes."""
         for old in self.root.iterdir():
             with contextlib.suppress(OSError):
                 if time.time() - old.stat().st_mtime > KEPT_SECONDS:

@@ -21,7 +21,7 @@ class Known:
         license: "" where its authors were not found to say one.
         where: A URL of https; or owner/name on the Hugging Face Hub.
         by_hand: How to get it where neither is known.
-        megabytes: Of the files, about; None where that is not known.
+        megabytes: Of the files, about; None if that is not known.
         config: The ``config=`` (``--prior-config``) that it needs.
         sha256: Of the file, where it is known.
     """

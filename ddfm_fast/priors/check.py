@@ -35,7 +35,7 @@ class Row(NamedTuple):
     sigma: float
     """gray levels of 255"""
     before: float
-    """PSNR in decibels, likewise ``after`` and ``blurred``"""
+    """PSNR in decibels, as are ``after`` and ``blurred``"""
     after: float
     blurred: float
     """of the mean over 5×5 pixels, which no prior that is read rightly falls below"""
@@ -136,7 +136,7 @@ def _tried(prior: Prior, whole: bool = True) -> Check:
 
 
 def _require_one_answer(prior: Prior, answer: Answer) -> None:
-    """ValueError where a prior answers the same question otherwise the second time."""
+    """ValueError if a prior answers the same question otherwise the second time."""
     again = _eps(prior, answer.x, answer.timestep)
     scale = answer.eps.abs().max().clamp(min=1)
     if not bool(answer.eps.isfinite().all()):
@@ -167,7 +167,7 @@ def decibels(error: Tensor) -> float:
 
 
 def picture_for(prior: Prior) -> Tensor:
-    """A photograph of the package in [−1, 1], [1, C, H, W] on the prior's device."""
+    """Return a photograph of the package in [−1, 1], [1, C, H, W] on the prior's device."""
     with as_file(files("ddfm_fast") / "assets" / "sentinel2_visible.png") as path:
         rgb = read_image(path)
     side = max(1, _SIDE // prior.multiple) * prior.multiple
@@ -179,7 +179,7 @@ def picture_for(prior: Prior) -> Tensor:
 
 
 def _hints(prior: Prior, found: Check) -> list[str]:
-    """What denoises, of the likely mistakes, the best first."""
+    """Return what denoises, of the likely mistakes, the best first."""
     better = []
     for words, make in _others(prior):
         try:

@@ -259,7 +259,7 @@ def save_unet(
 
 
 def _check_written(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Read a file again; OSError where it does not hold what was written."""
+    """Read a file again; OSError if it does not hold what was written."""
     with safe_open(path, framework="pt") as file:
         whole = set(file.keys()) == tensors.keys() and all(
             torch.equal(file.get_tensor(k), v) for k, v in tensors.items()

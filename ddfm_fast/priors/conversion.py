@@ -22,7 +22,7 @@ class Loss(NamedTuple):
     error: float
     """‖ε' − ε‖ / ‖ε‖ of the prediction"""
     before: float
-    """PSNR of the picture denoised by one evaluation, in decibels; likewise ``after``"""
+    """PSNR of the picture denoised by one evaluation, in decibels, as is ``after``"""
     after: float
 
 

@@ -43,7 +43,7 @@ class Downloaded(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Where files are kept: priors/ in $DDFM_FAST_CACHE, else in ~/.cache/ddfm_fast."""
+    """Return where files are kept: priors/ in $DDFM_FAST_CACHE, else in ~/.cache/ddfm_fast."""
     if chosen := environment.set_values().get("DDFM_FAST_CACHE"):
         return Path(chosen).expanduser() / "priors"
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -226,7 +226,7 @@ def _here(url: str, part: Path, note: Path) -> tuple[int, str, str]:
 
 
 def _place(answer: Any) -> tuple[int, int | None]:
-    """Where an answer begins, and how long the file is."""
+    """Return where an answer begins, and how long the file is."""
     if answer.status == 200:
         length = answer.headers.get("Content-Length")
         return 0, int(length) if length and length.isdigit() else None

@@ -52,7 +52,7 @@ def read_folder(folder: Path) -> Folder:
 
 
 def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model of a folder and the prior keywords that its configuration files tell.
+    """Return the model of a folder and the prior keywords that its configuration files tell.
 
     ``folder`` holds ``config.json`` of a ``UNet2DModel`` (and perhaps ``scheduler_config.json``),
     or is a pipeline with ``unet/`` and ``scheduler/``. ValueError if it holds something else, is
@@ -124,7 +124,7 @@ def _is_unet_2d(kind: type) -> bool:
 
 
 def _weights_file(root: Path, folder: Path) -> Path:
-    """The file of weights, or the list of several, judged before diffusers reads it."""
+    """Return the file of weights, or the list of several, judged before diffusers reads it."""
     names = [f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}{INDEX}", f"{_WEIGHTS}.bin"]
     found = next((root / name for name in names if (root / name).is_file()), None)
     if found is None:

@@ -52,7 +52,7 @@ def inspect(
         channels, prediction, schedule, trained_at (pixels, or None), license (or None), cost
         (for each of ``COST_SIZES`` flops, peak_bytes with the weights, seconds: an estimate by the
         FLOP of a forward at 64 pixels, reused: the share of the FLOP that a step takes which reuses
-        deep layers, None where they are not known), missing (what to say besides, and the option
+        deep layers, None if they are not known), missing (what to say besides, and the option
         for it) and assumed (what the file does not say and is taken).
 
     Raises:

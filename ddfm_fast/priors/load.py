@@ -99,7 +99,7 @@ def _prior_of(
     device: str | torch.device | None,
     dtype: str | None,
 ) -> Prior:
-    """The prior, in that precision where it is made here."""
+    """Return the prior, in that precision where it is made here."""
     if isinstance(spec, Prior):
         if config:
             raise ValueError("config: a Prior is taken as it is; pass config where it is made")
@@ -151,7 +151,7 @@ def denoiser_of(prior: Prior) -> Prior:
 
 
 def _of_callable(function: Any, keywords: dict[str, Any]) -> Prior:
-    """A prior of a callable: of ε as it is, or wrapped."""
+    """Return a prior of a callable: of ε as it is, or wrapped."""
     if keywords.get("prediction", "eps") == "eps" and keywords.get("channels", 3) == 3:
         _check_unused(keywords)
         return CallablePrior(function, **_without_prediction(keywords))
@@ -161,7 +161,7 @@ def _of_callable(function: Any, keywords: dict[str, Any]) -> Prior:
 
 
 def _of_network(unet: UNet, keywords: dict[str, Any]) -> Prior:
-    """A prior of one of our networks, wrapped where it does not predict ε."""
+    """Return a prior of one of our networks, wrapped where it does not predict ε."""
     if keywords.get("prediction", "eps") == "eps":
         _check_unused(keywords)
         return UNetPrior(unet, **_without_prediction(keywords))

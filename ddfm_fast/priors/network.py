@@ -145,7 +145,7 @@ class UNetPrior(Prior):
             return self._evaluate(x, cond, wanted, *more)
 
     def _products(self) -> AbstractContextManager[None]:
-        """How float32 is multiplied in ``eps``."""
+        """Return how float32 is multiplied in ``eps``."""
         if self.device.type != "cuda" or self.dtype != torch.float32:
             return nullcontext()
         return float32_products(self.tf32, convolutions=self.compiled)

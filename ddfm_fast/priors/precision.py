@@ -38,7 +38,7 @@ AUTO = {
     ),
     "cuda": Auto(
         "GPU of capability 7.0 or more", "float16",
-        "on paper: as fast as bfloat16, more exact by 20 dB (bench/results/precision.md); unmeasured",
+        "on paper: as fast as bfloat16, 20 dB more exact (bench/results/precision.md); unmeasured",
     ),
     "old": Auto("older GPU", "float32", "it has no matrix units; not measured"),
 }  # fmt: skip

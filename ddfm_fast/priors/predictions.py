@@ -21,7 +21,7 @@ class Level(NamedTuple):
     """A noise level of the loop."""
 
     alpha: float
-    """√ᾱ, likewise ``s`` = √(1 − ᾱ)"""
+    """√ᾱ, as is ``s`` = √(1 − ᾱ)"""
     s: float
     timestep: int
 
@@ -70,7 +70,7 @@ def denoised(level: Level, _data: float) -> Line:
 
 
 def edm(level: Level, data: float) -> Line:
-    """The bare F of D = c_skip x + c_out F(c_in x) (Karras et al. 2022, table 1)."""
+    """Return the bare F of D = c_skip x + c_out F(c_in x) (Karras et al. 2022, table 1)."""
     sigma = level.sigma
     power = sigma**2 + data**2
     return _preconditioned(
@@ -147,7 +147,7 @@ PREDICTIONS = {
 
 
 def check_prediction(name: Any) -> None:
-    """ValueError where this is the name of none."""
+    """ValueError if this is the name of none."""
     if not isinstance(name, str) or name not in PREDICTIONS:
         raise ValueError(f"prediction: got {name!r}, expected one of {', '.join(PREDICTIONS)}")
 
@@ -157,7 +157,7 @@ _FAMILY = (*_PROCESS, "rescale_timesteps", "sigmas", "sigma_data", "value_range"
 
 
 def corrected(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """What a file says of its prior, as a caller's ``config`` corrects it.
+    """Return what a file says of its prior, as a caller's ``config`` corrects it.
 
     A prediction of another family leaves nothing of the process that the file tells, and a
     schedule that is given replaces one that is found.

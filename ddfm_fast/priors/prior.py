@@ -205,7 +205,7 @@ class Prior:
         return self.eps(x, item, variance=self.has_variance).float()
 
     def _timestep_list(self, t: int | Tensor, n: int) -> list[int]:
-        """The timesteps of n images, checked."""
+        """Return the timesteps of n images, checked."""
         if isinstance(t, Tensor):
             if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
                 raise TypeError(f"t: got {_kind(t)}, expected an integer tensor, [] or [N]")
@@ -248,7 +248,7 @@ class Prior:
             )
 
     def check_reuse(self, every: int) -> None:
-        """Raise ValueError where deep layers are to be reused and are not known."""
+        """Raise ValueError if deep layers are to be reused and are not known."""
         if every == 1 or self.reuses:
             return
         if self.compiled:
@@ -296,7 +296,7 @@ class Prior:
 
 
 def same_device(a: torch.device, b: torch.device) -> bool:
-    """Whether two devices are one; every index of a CPU is the same."""
+    """Return whether two devices are one; every index of a CPU is the same."""
     return a.type == b.type and (a.index == b.index or a.type == "cpu")
 
 

@@ -55,12 +55,12 @@ class Kept:
 
 
 def passed(kept: Kept | None) -> dict[str, Kept]:
-    """The keyword for ``Prior.eps``; none where nothing is kept, which every prior takes."""
+    """Return the keyword for ``Prior.eps``; none where nothing is kept, which every prior takes."""
     return {} if kept is None else {"kept": kept}
 
 
 def evaluator_of(function: Any) -> Evaluate | None:
-    """How to evaluate a callable by what is kept; None where its layers are not known."""
+    """Return how to evaluate a callable by what is kept; None if its layers are not known."""
     own = getattr(function, "with_kept", None)
     if own is not None:
         return own
@@ -68,7 +68,7 @@ def evaluator_of(function: Any) -> Evaluate | None:
 
 
 def _is_unet_2d(model: Any) -> bool:
-    """Whether this is a UNet2DModel of diffusers as they have it, of two or more levels."""
+    """Return whether this is a UNet2DModel of diffusers as they have it, of two or more levels."""
     kind = type(model)
     if kind.__name__ != "UNet2DModel" or kind.__module__.partition(".")[0] != "diffusers":
         return False

@@ -130,7 +130,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _is_beside(name: str) -> bool:
-    """Whether a name is that of a safetensors file in the same folder."""
+    """Return whether a name is that of a safetensors file in the same folder."""
     plain = name == os.path.basename(name) and "\\" not in name and "\0" not in name
     return plain and name.endswith(".safetensors")
 
@@ -164,7 +164,7 @@ def _file_size(path: Path) -> int:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has a number in memory for each of its elements."""
+    """Return whether a tensor has a number in memory for each of its elements."""
     if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
         return False
     return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()

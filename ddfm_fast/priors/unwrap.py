@@ -98,6 +98,6 @@ def _averaged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_known(key: str) -> bool:
-    """Whether a network's key begins here, or after one prefix."""
+    """Return whether a network's key begins here, or after one prefix."""
     rest = next((key[len(p) :] for p in _PREFIXES if key.startswith(p)), key)
     return rest.startswith(_KNOWN)

@@ -99,7 +99,7 @@ class WrappedPrior(CallablePrior):
 
 
 def _measured(level: Level, half: float) -> Level:
-    """The level whose σ is in a network's own values."""
+    """Return the level whose σ is in a network's own values."""
     if half == 1:
         return level
     alpha = 1 / math.hypot(1, level.sigma * half)
@@ -252,7 +252,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _named(prediction: str, schedule: Any, timesteps: int, sigmas: Any) -> dict[str, Any]:
-    """What tells a Prior of a variance-preserving process."""
+    """Return what tells a Prior of a variance-preserving process."""
     if sigmas is not None:
         raise ValueError(f"sigmas: {prediction!r} has a schedule of timesteps; leave it out")
     schedule = "linear" if schedule is None else schedule
@@ -269,7 +269,7 @@ def _named(prediction: str, schedule: Any, timesteps: int, sigmas: Any) -> dict[
 def _own(
     prediction: str, schedule: Any, sigmas: Any, value_range: tuple[float, float], keywords: dict
 ) -> dict[str, Any]:
-    """What tells a Prior of a process that a prediction brings."""
+    """Return what tells a Prior of a process that a prediction brings."""
     if schedule is not None:
         raise ValueError(
             f"schedule: got {str(schedule)[:80]!r} with prediction {prediction!r}, which knows "

@@ -163,7 +163,7 @@ def _without(levels: _Floats, offsets: _Floats) -> _Floats:
 
 
 def _stripes(levels: _Floats) -> _Floats | None:
-    """Return the offset of each column; None where the picture has no stripes."""
+    """Return the offset of each column; None if the picture has no stripes."""
     if min(levels.shape) < _MIN_SIDE:
         return None
     profile = _profile(levels)

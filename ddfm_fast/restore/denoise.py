@@ -116,7 +116,7 @@ def _inverse_of_clipped_mean(y: Tensor, sigma: float) -> Tensor:
 
 
 def _luma_noise(prior: Prior, y: Tensor, sigma: float, seed: int, evaluate: Evaluate) -> Tensor:
-    """The predicted noise of a luma plane [1, 1, H, W] in [−1, 1], in its units."""
+    """Return the predicted noise of a luma plane [1, 1, H, W] in [−1, 1], in its units."""
     height, width = y.shape[-2:]
     y = pad_to_multiple(y, prior.multiple)
     wanted = channel_level(prior, sigma)

@@ -282,5 +282,5 @@ def _remove_all(
     level: NoiseLevel,  # noqa: ARG001
     remove: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, int]:
-    """What an image's noise is taken out by."""
+    """Return what an image's noise is taken out by."""
     return remove(plane), 1

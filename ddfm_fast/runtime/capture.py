@@ -51,7 +51,7 @@ class Replay:
     """A captured graph: call it to run it on the current stream.
 
     Attributes:
-        nodes: What the graph holds, kernels and copies; None where the driver does not tell.
+        nodes: What the graph holds, kernels and copies; None if the driver does not tell.
     """
 
     def __init__(self, graph: torch.cuda.CUDAGraph, device: torch.device, nodes: int | None):
@@ -89,7 +89,7 @@ class CudaCapture:
             torch.cuda.empty_cache()
 
     def capture(self, work: Callable[[], object]) -> Replay:
-        """The replay of ``work``, which is not run, on memory of its own.
+        """Return the replay of ``work``, which is not run, on memory of its own.
 
         Whatever ``work`` raises comes through, with stream, allocator and generator as they were.
         """
@@ -106,7 +106,7 @@ class CudaCapture:
         return Replay(graph, self.device, nodes)
 
     def nodes(self) -> int | None:
-        """How many nodes the capture has that is under way; None where the driver does not tell."""
+        """How many nodes the capture has that is under way; None if the driver does not tell."""
         status, identifier = ctypes.c_int(), ctypes.c_uint64()
         graph, count = ctypes.c_void_p(), ctypes.c_size_t()
         by = ctypes.byref
@@ -191,7 +191,7 @@ def checked_limit(limit: int | None) -> int:
 
 
 def bytes_of_environment() -> int | None:
-    """The device memory that graphs may hold, by DDFM_FAST_GRAPHS_MIB; None for "auto"."""
+    """Return the device memory that graphs may hold, by DDFM_FAST_GRAPHS_MIB; None for "auto"."""
     value = environment.get("DDFM_FAST_GRAPHS_MIB")
     if value == "auto":
         return None
@@ -205,5 +205,5 @@ def bytes_of_environment() -> int | None:
 
 @functools.cache
 def _driver() -> ctypes.CDLL:
-    """The driver's library, whose streams and graphs are those of the runtime."""
+    """Return the driver's library, whose streams and graphs are those of the runtime."""
     return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

@@ -1,4 +1,4 @@
-"""Which code runs a step: chosen once, from what was asked for, the device and what is installed.
+"""Which code runs a step: chosen once, from what was requested, the device and what is installed.
 
 ``backend``
     "triton": the fused kernels of ``ddfm_fast.kernels``; "torch": plain PyTorch
@@ -83,9 +83,9 @@ class Backend(NamedTuple):
 
 
 def resolve_device(device) -> torch.device:
-    """The device of a name, CUDA where there is one by default; ValueError for what is none.
+    """Return the device of a name, CUDA where there is one by default; ValueError if it is not one.
 
-    RuntimeError where it cannot be used now: ``apart.refuse_where_impossible``.
+    RuntimeError if it cannot be used now: ``apart.refuse_where_impossible``.
     """
     resolved = _named_device(device)
     refuse_where_impossible(resolved)
@@ -114,9 +114,9 @@ def _named_device(device) -> torch.device:
 def resolve_backend(
     device: torch.device | str, backend: str | None = None, solver: str | None = None
 ) -> Backend:
-    """The backend for a device. None takes the environment's word, "auto" without one.
+    """Return the backend for a device. None takes the environment's word, "auto" without one.
 
-    ValueError or ImportError where what was asked for by name cannot run here.
+    ValueError or ImportError if what was requested by name cannot run here.
     """
     device = torch.device(device)
     backend = _choice("backend", backend, BACKENDS, "DDFM_FAST_BACKEND")
@@ -147,7 +147,7 @@ def resolve_graph(graph: str | None, device: torch.device | str, backend: Backen
     """The graph mode for a device: "auto", "loop", "step" or "off", which is "auto" on a CPU.
 
     None takes the environment's word, "auto" without one.
-    ValueError where what was asked for cannot run here.
+    ValueError if what was requested cannot run here.
     """
     device = torch.device(device)
     graph = _choice("graph", graph, GRAPHS, "DDFM_FAST_GRAPH")
@@ -167,7 +167,7 @@ def resolve_graph(graph: str | None, device: torch.device | str, backend: Backen
 
 
 def triton_obstacle(device: torch.device) -> Obstacle | None:
-    """Why the kernels cannot run on ``device``, or None where they can."""
+    """Return why the kernels cannot run on ``device``, or None if they can."""
     from .. import kernels
 
     if device.type == "cuda":

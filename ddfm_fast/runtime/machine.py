@@ -54,7 +54,7 @@ def quiet_openmp() -> None:
 
 
 def total_bytes() -> int | None:
-    """Memory of the machine, or the container's limit if that is less; None where unknown."""
+    """Memory of the machine, or the container's limit if that is less; None if unknown."""
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -79,7 +79,7 @@ def one_thread_after_fork() -> None:
 
 
 def forked_from_cuda() -> bool:
-    """Whether a process that had used CUDA was forked into this one, which then cannot."""
+    """Return whether a process that had used CUDA was forked into this one, which then cannot."""
     return _cuda["lost"]
 
 

@@ -76,7 +76,7 @@ class NativePixels(Pixels):
         )
 
     def _source(self, raw: Raw, chroma: bool, whole: bool) -> Planes:
-        """One source; ``whole``: whether its RGB may stay integers."""
+        """Return one source; ``whole``: whether its RGB may stay integers."""
         if _kept_as(raw) is None:
             return self.split(raw.planes().to(self.device), chroma)
         from ..kernels.cpu import pixels
@@ -93,7 +93,7 @@ def _compiled() -> bool:
 
 
 def _kept_as(raw: Raw) -> torch.dtype | None:
-    """The dtype of integers that the C++ reads, else None."""
+    """Return the dtype of integers that the C++ reads, else None."""
     return raw.values.dtype if _in_whole_numbers(raw.spec) and raw.values.is_cpu else None
 
 

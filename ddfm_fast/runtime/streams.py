@@ -84,7 +84,7 @@ def _tolerant(stream) -> tuple[_Raw | None, io.TextIOBase]:
     if stream is None:  # closed by whoever started the program
         return None, open(os.devnull, "w")  # noqa: SIM115  (lives as long as the program)
     try:
-        if os.name == "nt" and stream.isatty():  # a console, which is no file there
+        if os.name == "nt" and stream.isatty():  # a console, which is not a file there
             return None, stream
         stream.flush()
         raw = _Raw(stream.fileno(), "w", closefd=False)
@@ -101,7 +101,7 @@ def _tolerant(stream) -> tuple[_Raw | None, io.TextIOBase]:
 
 
 def _lost(raw: _Raw | None) -> OSError | None:
-    """Why something printed went nowhere; None where nothing did, or nobody listens any more."""
+    """Why something printed went nowhere; None if nothing did, or nobody listens any more."""
     _flush()
     failure = None if raw is None else raw.failure
     return None if failure is None or failure.errno == errno.EPIPE else failure

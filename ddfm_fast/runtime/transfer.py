@@ -72,10 +72,10 @@ class Upload(NamedTuple):
     """of all of them"""
     sent: Sequence[Tensor]
     event: Any
-    """of their arrival, or None where the stream itself sees to it"""
+    """of their arrival, or None if the stream itself sees to it"""
 
     def tensors(self) -> Sequence[Tensor]:
-        """The tensors, for work queued on the current stream from now on."""
+        """Return the tensors, for work queued on the current stream from now on."""
         if self.event is not None:
             stream = torch.cuda.current_stream(self.memory.device)
             stream.wait_event(self.event)
@@ -90,7 +90,7 @@ class Download(NamedTuple):
     event: Any
 
     def tensor(self) -> Tensor:
-        """The tensor in ordinary memory, after waiting for it."""
+        """Return the tensor in ordinary memory, after waiting for it."""
         self.event.synchronize()
         return torch.from_numpy(self.host.numpy().copy())
 
@@ -161,7 +161,7 @@ def fetched(*tensors: Tensor) -> list[Tensor]:
 
 
 def _dense(image: Tensor) -> tuple[Tensor, list[int]]:
-    """The image with its axes in the order of memory, contiguous, and the way back."""
+    """Return the image with its axes in the order of memory, contiguous, and the way back."""
     strides = image.stride()
     order = sorted(range(image.ndim), key=lambda axis: -strides[axis])
     back = sorted(range(image.ndim), key=order.__getitem__)
@@ -169,5 +169,5 @@ def _dense(image: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _typed(memory: Tensor, start: int, like: Tensor) -> Tensor:
-    """The part of some bytes that holds a tensor like another, contiguous."""
+    """Return the part of some bytes that holds a tensor like another, contiguous."""
     return memory[start : start + like.nbytes].view(like.dtype).view(like.shape)

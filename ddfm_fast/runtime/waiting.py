@@ -77,7 +77,7 @@ class Awaited:
         end in its thread, and the result is dropped. Sources must not change meanwhile.
 
         Args:
-            ir: As in the call of the fuser, likewise ``vis``.
+            ir: As in the call of the fuser, as is ``vis``.
             vis: See ``ir``.
             **options: Those of the call. ``callback`` runs in the thread: reach the loop by
                 ``loop.call_soon_threadsafe``.

@@ -57,7 +57,7 @@ def parse_range(
 
 
 def _number(text: str | None) -> Any:
-    """The number that a text means; the text itself where it means none."""
+    """Return the number that a text means; the text itself where it means none."""
     try:
         return None if text is None else float(text)
     except ValueError:

@@ -104,7 +104,7 @@ def _resize(value: Any) -> str | None:
 
 
 def _output(given: dict[str, Any]) -> Output:
-    """How a result is written; ValueError or TypeError for what that cannot be."""
+    """Return how a result is written; ValueError or TypeError for what that cannot be."""
     words = {name: _ranges(value) for name, value in given.items() if value is not None}
     if isinstance(words.get("chroma"), int):
         words["chroma"] = str(words["chroma"])
@@ -185,7 +185,7 @@ async def from_form(body: bytes, headers: Any) -> Call:
 
 
 def from_text(name: str, text: str) -> Any:
-    """The value of a form's field: JSON where it is that, LO,HI for a range, else text."""
+    """Return the value of a form's field: JSON where it is that, LO,HI for a range, else text."""
     if name == "format":
         return text
     if text.lower() in _WORDS:

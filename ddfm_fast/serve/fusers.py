@@ -39,7 +39,7 @@ class Fusers:
         self.kept: OrderedDict[str, tuple[Fuser, list[str]]] = OrderedDict()
 
     def get(self, options: dict[str, Any]) -> tuple[Fuser, list[str]]:
-        """The fuser of these options, and what is to be said of them.
+        """Return the fuser of these options, and what is to be said of them.
 
         Raises:
             ValueError: An option that is out of range.
@@ -103,7 +103,7 @@ class Fusers:
 
 
 def _about(n: int, count: int, sentences: list[str]) -> list[str]:
-    """The sentences that concern one of several pairs, which each client is told alone."""
+    """Return the sentences that concern one of several pairs, which each client is told alone."""
     if count == 1:
         return sentences
     mine = []

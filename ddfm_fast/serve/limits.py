@@ -15,7 +15,7 @@ DISCARD_SECONDS = 1.0
 """for which the rest of a body that is too long is read, so that its sender sees the answer"""
 
 FORMATS = ("png", "jpeg", "tiff", "npy")
-"""kinds of picture files that are decoded unless others are asked for"""
+"""kinds of picture files that are decoded unless others are requested"""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Clock:
 
 
 def too_long(limits: Limits) -> Refused:
-    """The refusal of a body."""
+    """Return the refusal of a body."""
     return Refused(
         413,
         f"the request is longer than {limits.max_bytes} bytes; send smaller pictures, or start "

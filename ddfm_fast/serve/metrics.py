@@ -64,5 +64,5 @@ class Metrics:
             self.errors.labels(str(status)).inc()
 
     def page(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Return the text that Prometheus reads."""
         return generate_latest(self.registry)

@@ -44,7 +44,7 @@ class Pictures(NamedTuple):
     """how the result is written"""
 
     def shown(self, fused: np.ndarray) -> np.ndarray:
-        """The result, with the other source where a file has no data."""
+        """Return the result, with the other source where a file has no data."""
         return fused if self.files is None else self.files.mended(fused)
 
     def encoded(self, fused: np.ndarray, name: str, color: Any) -> tuple[bytes, np.ndarray]:
@@ -160,7 +160,7 @@ def _array(data: bytes, name: str) -> np.ndarray:
 
 
 def chosen_format(asked: str | None, accept: str) -> tuple[str, bool]:
-    """The format of the result, and whether it is wanted within JSON.
+    """Return the format of the result, and whether it is wanted within JSON.
 
     Args:
         asked: The field ``format``, which counts first.

@@ -156,7 +156,7 @@ class Queue:
             task.add_done_callback(self.batches.discard)
 
     async def _next(self) -> list[Item]:
-        """The oldest item and those like it, for which it waits a moment."""
+        """Return the oldest item and those like it, for which it waits a moment."""
         while not self.waiting:
             self.came.clear()
             await self.came.wait()

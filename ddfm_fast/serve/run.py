@@ -38,7 +38,7 @@ def check_address(host: str, token_file: Path | None, insecure: bool) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether only this machine reaches an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -77,7 +77,7 @@ class Tls(NamedTuple):
 
 
 def read_tls(cert: Path | None, key: Path | None) -> Tls | None:
-    """Find a certificate and its key usable; None where neither is given.
+    """Find a certificate and its key usable; None if neither is given.
 
     Raises:
         ValueError: One of them alone.
@@ -118,7 +118,7 @@ def bind(host: str, port: int) -> socket.socket:
     """Take the address, before anything is loaded; port 0 means a free one.
 
     Raises:
-        ValueError: It cannot be had.
+        ValueError: It is not available.
     """
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

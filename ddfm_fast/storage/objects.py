@@ -45,7 +45,7 @@ class Object(NamedTuple):
 
 
 def look(url: str) -> Object | None:
-    """Find out what a URL leads to; None where nothing is there.
+    """Find out what a URL leads to; None if nothing is there.
 
     Raises:
         StorageError: It cannot be found out, for the reason that the message gives.
@@ -223,7 +223,7 @@ def _tried(attempt: Callable[[], Result], url: str, what: str) -> Result:
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path in it."""
+    """Return the file system of a URL and the path in it."""
     try:
         core = importlib.import_module("fsspec.core")
     except ImportError as error:
@@ -250,7 +250,7 @@ def _once(scheme: str) -> dict[str, Any]:
 
 
 def _is_simply_absent(error: BaseException) -> bool:
-    """Whether the object alone is not there: not its bucket."""
+    """Return whether the object alone is not there: not its bucket."""
     return not getattr(explained(error, "", "read"), "is_common", False)
 
 

@@ -126,7 +126,7 @@ class Stage:
         return str(local)
 
     def text(self, message: str) -> str:
-        """A message with URLs in the place of the stage's own paths."""
+        """Return a message with URLs in the place of the stage's own paths."""
         for local, url in self._shown.items():
             message = message.replace(local, url)
         return message
@@ -142,7 +142,7 @@ class Stage:
             raise ValueError(self.text(str(error))) from error
 
     def state(self, local: Path) -> str:
-        """What changes with the content of a source, "" where that is unknown.
+        """Return what changes with the content of a source, "" where that is unknown.
 
         Of an object it is size and version, as listed or as `inform` found them, else by stat.
         """
@@ -209,5 +209,5 @@ class Stage:
 
 
 def any_url(*places: object) -> bool:
-    """Whether one of the places is a URL."""
+    """Return whether one of the places is a URL."""
     return any(as_url(place) for place in places)

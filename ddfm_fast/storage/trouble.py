@@ -64,7 +64,7 @@ class _CommonError(StorageError):
 
 
 def may_be_tried_again(error: BaseException) -> bool:
-    """Whether the network, a busy server or a limit of requests was at fault."""
+    """Return whether the network, a busy server or a limit of requests was at fault."""
     for one in _chain(error):
         code, status = _code(one), _status(one)
         if code in (*_REFUSED_CREDENTIALS, *_NO_BUCKET):
@@ -116,7 +116,7 @@ def explained(error: BaseException, url: str, what: str, tries: int = 1) -> Exce
 
 
 def _refusal(url: str, causes: list[BaseException], codes: list[str]) -> str | None:
-    """What is wrong with the credentials or the bucket, and the fix."""
+    """Return what is wrong with the credentials or the bucket, and the fix."""
     if any(_is_named(one, _NO_CREDENTIALS) for one in causes):
         return f"there are no credentials ({_short(causes[-1])}); {_fix(url)}"
     if refused := [code for code in codes if code in _REFUSED_CREDENTIALS]:
@@ -143,7 +143,7 @@ def missing(url: str, error: ImportError) -> ImportError:
 
 
 def _library(url: str) -> str:
-    """The library of the last scheme, which is where the bytes come from."""
+    """Return the library of the last scheme, which is where the bytes come from."""
     return _LIBRARIES.get((schemes(url) or [""])[-1], "")
 
 

@@ -43,18 +43,18 @@ def _slashes(match: re.Match[str]) -> str:
 
 
 def schemes(url: str) -> list[str]:
-    """The schemes of a URL and of those it is chained to, in lower case."""
+    """Return the schemes of a URL and of those it is chained to, in lower case."""
     return [found[1].lower() for found in _LINKS.findall(url)]
 
 
 def is_object(place: object) -> bool:
-    """Whether a place of a video is an object to be fetched, not an address of FFmpeg's."""
+    """Return whether a place of a video is an object to be fetched, not an address of FFmpeg's."""
     url = as_url(place)
     return url is not None and (_CHAIN in url or schemes(url)[0] in OBJECTS)
 
 
 def join(url: str, name: str) -> str:
-    """The URL of an object below a prefix; a URL stays as it is."""
+    """Return the URL of an object below a prefix; a URL stays as it is."""
     if as_url(name):
         return name
     head, chain, rest = url.partition(_CHAIN)
@@ -64,14 +64,14 @@ def join(url: str, name: str) -> str:
 
 
 def parent(url: str) -> str:
-    """The prefix that an object lies in."""
+    """Return the prefix that an object lies in."""
     head, chain, rest = url.partition(_CHAIN)
     scheme, _, path = head.partition("://")
     return f"{scheme}://{path.rstrip('/').rpartition('/')[0]}{chain}{rest}"
 
 
 def name_of(url: str) -> str:
-    """The last part of an object's name, without a query; "" for the root of a zip file."""
+    """Return the last part of an object's name, without a query; "" for the root of a zip file."""
     head = url.partition(_CHAIN)[0]
     scheme, _, path = head.partition("://")
     if scheme in ("http", "https"):

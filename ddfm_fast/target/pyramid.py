@@ -68,7 +68,7 @@ def depth(height: int, width: int, most: int) -> int:
 
 
 def _filter(x: Tensor, axis: int, stride: int) -> Tensor:
-    """The binomial filter along an axis, at every ``stride``-th place."""
+    """Return the binomial filter along an axis, at every ``stride``-th place."""
     size = x.shape[axis]
     period = max(2 * size - 2, 1)  # of an axis mirrored at both ends, however short it is
     places = torch.arange(-2, size + 2, device=x.device).remainder(period)

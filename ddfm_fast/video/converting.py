@@ -75,7 +75,7 @@ def deinterlaced(
     Args:
         frames: Decoded.
         av: PyAV.
-        who: For the sentence that says so.
+        who: For the message that says so.
         field_order: The stream's, FFmpeg's number; codecs that mark no frame have it alone.
         time_base: The stream's, which the frames keep.
         how: "auto", or "tff" or "bff" for all frames, whatever they are marked as.
@@ -108,7 +108,7 @@ def _look_for_combs(finder: CombFinder, frame: Any, who: str) -> None:
 
 
 class _Bwdif:
-    """FFmpeg's filter, set up anew where the frames change their shape."""
+    """FFmpeg's filter, set up again where the frames change their shape."""
 
     def __init__(self, av: Any, order: str, time_base: Fraction):
         """``order``: "tff" or "bff" where frames are not marked; "auto" for those that are."""

@@ -308,7 +308,7 @@ class VideoSource(Source):
                 return
 
     def _reopened(self) -> bool:
-        """Open the stream again, at growing intervals; False where it is not back in time."""
+        """Open the stream again, at growing intervals; False if it is not back in time."""
         why, seconds = self.ended_early or "it ended", self._intake.reconnect
         warn(f"{self._who}: it broke off ({why}); trying again for {seconds:g} s")
         until, pause = monotonic() + seconds, _FIRST_PAUSE

@@ -73,7 +73,7 @@ class Fit:
         return None if same else self._leveled(pair, pictures, nodata)
 
     def _read(self, pair: FramePair) -> tuple[list[np.ndarray], dict[str, Any]]:
-        """The pictures, of their own dtype and size, and what means nothing in them."""
+        """Return the pictures, of their own dtype and size, and what means nothing in them."""
         pictures, nodata = [], {}
         for name, frame in (("ir", pair.ir), ("vis", pair.vis)):
             image = _pixels(frame.image, name)
@@ -87,7 +87,7 @@ class Fit:
     def _leveled(
         self, pair: FramePair, pictures: list[np.ndarray], nodata: dict[str, Any]
     ) -> Sources:
-        """The pictures at one depth and one size."""
+        """Return the pictures at one depth and one size."""
         found = sources(pictures[0], pictures[1], Levels(self._found, nodata))
         sized = [
             self._sized(image, hole, name, frame.number)

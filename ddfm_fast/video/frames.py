@@ -61,7 +61,7 @@ class Intake(NamedTuple):
     reconnect: float = 0.0
 
     def checked(self) -> Intake:
-        """Return itself; ValueError or TypeError where something else was meant."""
+        """Return itself; ValueError or TypeError if something else was meant."""
         for name, known in SWITCHES.items():
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -110,7 +110,7 @@ class Source:
     rate: Fraction = DEFAULT_RATE
     """frames per second, nominal"""
     size: tuple[int, int] | None = None
-    """(height, width), upright; None where only the first frame will tell"""
+    """(height, width), upright; None if only the first frame will tell"""
     length: int | None = None
     """number of frames, None if unknown"""
     live = False

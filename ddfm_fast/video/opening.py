@@ -47,7 +47,7 @@ def address(path: str | os.PathLike[str]) -> str:
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether it is a named pipe, or a shell's ``<(…)``."""
+    """Return whether it is a named pipe, or a shell's ``<(…)``."""
     try:
         return stat.S_ISFIFO(path.stat().st_mode)
     except (OSError, ValueError):
@@ -59,7 +59,7 @@ class Pipe:
 
     Args:
         path: The pipe.
-        name: "ir" or "vis", for the sentence which says that it waits.
+        name: "ir" or "vis", for the message which says that it waits.
 
     Raises:
         OSError: It cannot be opened.

@@ -108,9 +108,9 @@ def fuse_video(
     by as much as they arrived apart. Ctrl-C ends the output properly, and the report says so.
 
     Args:
-        ir: See `open_source`; likewise ``vis``.
+        ir: See `open_source`, as is ``vis``.
         vis: See ``ir``.
-        out: See `open_sink`; likewise ``codec`` and ``crf``.
+        out: See `open_sink`, as are ``codec`` and ``crf``.
         fuser: Its prior, seed, device and color count (default: the embedded prior).
         **options: ``preset``: a name of ``VIDEO_PRESETS``, or a preset (default: "balanced").
             ``offset``: seconds by which the infrared stream starts later.
@@ -143,7 +143,7 @@ def fuse_video(
         ValueError: Input or output does not do (VideoError); nothing is written then. VideoError
             later, naming the playable part that is left, where the output can no longer be
             written or a frame no longer be fused.
-        TypeError: An input of the wrong type, or an option that there is not.
+        TypeError: An input of the wrong type, or an option that does not exist.
     """
     check_names(options, VIDEO_DEFAULTS)
     given: VideoOptions = {**VIDEO_DEFAULTS, **options}
@@ -227,7 +227,7 @@ class _Fused(NamedTuple):
 
 
 def _merge_dropped(dropped: _Read, following: _Read) -> _Read:
-    """The next pair, with the audio of one that is dropped."""
+    """Return the next pair, with the audio of one that is dropped."""
     vis = following.pair.vis
     vis = vis._replace(packets=dropped.pair.vis.packets + vis.packets)
     return following._replace(pair=following.pair._replace(vis=vis))
@@ -327,7 +327,7 @@ class _Stages:
             yield _Prepared(read, shown, sent, motion, flow)
 
     def _aligned(self, found: Sources, placed: Placing) -> Sources:
-        """A pair brought together, and where each of it has no data."""
+        """Return a pair brought together, and where each of it has no data."""
         ir, vis = placed(found.ir, found.vis)
         return Sources(ir, vis, self.aligner.holes(found.holes, found.vis.shape[:2]))
 

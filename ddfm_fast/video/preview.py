@@ -188,7 +188,7 @@ class _Window:
 
 
 def _window() -> _Window | None:
-    """A window; None without a display, or with an OpenCV that has none (headless)."""
+    """Return a window; None without a display, or with an OpenCV that has none (headless)."""
     if sys.platform == "linux" and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):

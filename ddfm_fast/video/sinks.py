@@ -78,7 +78,7 @@ def open_sink(
 
 
 def is_for_pictures(out: str | os.PathLike[str]) -> bool:
-    """Whether an output without a codec means a folder of PNG files."""
+    """Return whether an output without a codec means a folder of PNG files."""
     return not is_stream(out) and Path(out).suffix.lower() not in SUFFIXES
 
 
@@ -105,7 +105,7 @@ class Sink:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Complete the output under its name. VideoError where that fails."""
+        """Complete the output under its name. VideoError if that fails."""
 
     def abandon(self) -> Path | str | None:
         """Stop after an error; return where a part of the output is that plays. Raises nothing."""
@@ -354,7 +354,7 @@ class StreamSink(VideoSink):
         )
 
     def finish(self) -> None:
-        """Send the end. VideoError where that fails."""
+        """Send the end. VideoError if that fails."""
         with contextlib.suppress(ReaderGone):
             super().finish()
             return

@@ -34,7 +34,7 @@ class Task:
 
     name: str
     ir: Any
-    """a stream as `open_source` takes it; likewise ``vis``"""
+    """a stream as `open_source` takes it, as is ``vis``"""
     vis: Any
     out: Path | str
     """a file or folder; "-" or an address as text"""
@@ -169,7 +169,7 @@ class Elsewhere(Protocol):
 
 
 def _outcome(result: TaskResult) -> str:
-    """What became of a task, in a word or a sentence."""
+    """Return what became of a task, in a word or a sentence."""
     if result.skipped:
         return "already there"
     if result.ok:
@@ -200,13 +200,13 @@ def run_tasks(
         skip_existing: Leave tasks alone whose file is there: it has its name only when it is
             complete. What Ctrl-C cuts short then is called NAME.part-….SUFFIX.
         elsewhere: What does the tasks in other processes; None for this one.
-        **options: Of `fuse_video`, among them ``preset`` and ``on_bad``.
+        **options: Options of `fuse_video`, among them ``preset`` and ``on_bad``.
 
     Returns:
         A result for each task, in order; fewer after Ctrl-C.
 
     Raises:
-        TypeError: An option that there is not.
+        TypeError: An option that does not exist.
         ValueError: ``skip_existing`` with outputs that are no files.
         TasksInterrupted: Ctrl-C where the tasks are done ``elsewhere``: no other was started.
     """

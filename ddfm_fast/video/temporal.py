@@ -184,7 +184,7 @@ class TemporalFuser:
         self.__dict__.update(state["own"])
 
     def open(self) -> Stream:
-        """The state of a new stream."""
+        """Return the state of a new stream."""
         return Stream()
 
     def aligner(self) -> StreamAligner:
@@ -192,7 +192,7 @@ class TemporalFuser:
         return StreamAligner(self.fuser.align, field=self.fuser.align_field)
 
     def fuse(self, stream: Stream, ir, vis, motion: Motion, **reading):
-        """One frame of one stream: two images in, the fused image out.
+        """Return one frame of one stream: two images in, the fused image out.
 
         ``reading``: ``color``, ``value_range`` and ``layout`` as in the call of :class:`Fuser`,
         whose rules for containers, dtypes and the result hold.
@@ -213,7 +213,7 @@ class TemporalFuser:
         color: bool | str | None = None,
         **reading: Unpack[ReadingOptions],
     ) -> list:
-        """One frame of each stream; frames of one size go through the prior in batches.
+        """Return one frame of each stream; frames of one size go through the prior in batches.
 
         ``aligners``: what brings each pair together; None for pairs that are together.
         ValueError or TypeError names what is wrong with an image, and where the prior yields NaN.
@@ -279,7 +279,7 @@ class TemporalFuser:
         return results
 
     def _restored(self, stream: Stream, pair: Pair, motion: Motion) -> tuple[Tensor, Tensor]:
-        """The sources of a frame, denoised by the stream's running estimates."""
+        """Return the sources of a frame, denoised by the stream's running estimates."""
         removers: dict[str, Remover] | None = None
         if self._warm is not None:
             removers = {name: partial(stream.clean[name], motion) for name in SOURCES}
@@ -339,7 +339,7 @@ class TemporalFuser:
         motions: list[Motion],
         functional: list[bool],
     ) -> Tensor:
-        """The closed form of sources that are kept where they show the same as before."""
+        """Return the closed form of sources that are kept where they show the same as before."""
         assert self._warm is not None
         found = []
         for stream, i, v, motion, is_map in zip(
@@ -397,21 +397,21 @@ def _diffusion(method: Method) -> Diffusion:
 
 @lru_cache(maxsize=4)
 def _noise(seed: int, height: int, width: int, device: torch.device) -> Tensor:
-    """The z of every frame: what `sample` would draw first for this seed and size."""
+    """Return the z of every frame: what `sample` would draw first for this seed and size."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn((1, 3, height, width), generator=generator, dtype=torch.float32, device="cpu")
     return z.to(device)
 
 
 def _known(stream: Stream, now: Tensor, motion: Motion) -> Kept | None:
-    """What a stream knows of the frame before, where a frame of its size follows."""
+    """Return what a stream knows of the frame before, where a frame of its size follows."""
     kept = stream.kept
     known = kept is not None and not motion.cut and kept.ir.shape == now.shape
     return kept if known else None
 
 
 def _flow(motion: Motion, like: Tensor) -> Tensor | None:
-    """The flow of a frame, on the device of its planes."""
+    """Return the flow of a frame, on the device of its planes."""
     if motion.flow is None:
         return None
     return torch.as_tensor(motion.flow).to(like.device, torch.float32).contiguous()

@@ -103,7 +103,7 @@ def functions(kind: type[F]) -> tuple[F | None, str | None]:
 
 
 def status() -> str | None:
-    """Say why these kernels cannot be used here, or None where they can; compiles on first use."""
+    """Say why these kernels cannot be used here, or None if they can; compiles on first use."""
     return load()[1]
 
 

@@ -33,7 +33,7 @@ def folder() -> Path:
 
 
 def usable_folder() -> Path | None:
-    """The folder, made where it was missing; None where it cannot be trusted or written to."""
+    """The folder, made where it was missing; None if it cannot be trusted or written to."""
     try:
         path = folder()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def usable_folder() -> Path | None:
 
 
 def refusal(path: Path) -> str | None:
-    """Say why nothing is loaded from an existing folder; None where all is well.
+    """Say why nothing is loaded from an existing folder; None if all is well.
 
     A folder of the user's that others may read, as earlier versions made it, is closed to them.
     Nobody else may be able to put another in its place: see `_exchangeable`.
@@ -65,7 +65,7 @@ def refusal(path: Path) -> str | None:
 
 
 def _user() -> int | None:
-    """The number of the user; None on Windows, which has none."""
+    """Return the number of the user; None on Windows, which has none."""
     return os.getuid() if hasattr(os, "getuid") else None
 
 
@@ -130,7 +130,7 @@ def clear() -> list[Path]:
 
 
 def describe() -> dict[str, object]:
-    """The folder, why it is not used (or None), and the files and bytes in it."""
+    """Return the folder, why it is not used (or None), and the files and bytes in it."""
     path = folder()
     found: dict[str, object] = {"folder": str(path), "refused": None, "files": 0, "bytes": 0}
     if path.is_dir() or path.is_symlink():

@@ -277,7 +277,7 @@ class Layer:
         return scale.data_ptr(), shift.data_ptr()
 
     def _check_apart(self, out, parts, skip, norm, bias, residual) -> None:
-        """Raise ValueError where ``out`` does not fit, or overlaps what other blocks still read."""
+        """Raise ValueError if ``out`` does not fit, or overlaps what other blocks still read."""
         self._plane(out, self.shape)
         others = [*((f"parts[{i}]", x) for i, (x, _) in enumerate(parts)),
                   *((f"skip[{i}]", x) for i, (x, _) in enumerate(skip)),

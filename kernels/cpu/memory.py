@@ -46,7 +46,7 @@ def refusal(
 
 
 def address(name: str, x: Tensor) -> int:
-    """Find where a tensor begins; ValueError where that is not what code can read as floats.
+    """Find where a tensor begins; ValueError if that is not what code can read as floats.
 
     A view of bytes may begin anywhere, the storage of a tensor may have been freed under it, and
     the imaginary part of a conjugate has its sign in a bit of the tensor.
@@ -62,7 +62,7 @@ def address(name: str, x: Tensor) -> int:
 
 
 def check_apart(out: Tensor, others: Sequence[tuple[str, Tensor]]) -> None:
-    """Raise ValueError where a result would be written over what is read; all without gaps."""
+    """Raise ValueError if a result would be written over what is read; all without gaps."""
     begin, end = _span(out)
     for name, x in others:
         first, last = _span(x)

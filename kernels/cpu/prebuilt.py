@@ -62,7 +62,7 @@ LEVELS = (
 
 
 def compiler() -> str:
-    """Find the C++ compiler: $CXX, else c++, g++ or clang++; RuntimeError where there is none."""
+    """Find the C++ compiler: $CXX, else c++, g++ or clang++; RuntimeError if there is none."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     for name in names:
         if found := shutil.which(name):
@@ -97,7 +97,7 @@ def find(folder: Path | None = None) -> tuple[list[tuple[str, Path]], str | None
         folder: Where they lie; default: beside this file.
 
     Returns:
-        The level and the path of each, the best first; and why there is none, or None where there
+        The level and the path of each, the best first; and why there is none, or None if there
         is one or where the installation brought none at all, as a checkout does.
     """
     folder = HERE / FOLDER if folder is None else folder

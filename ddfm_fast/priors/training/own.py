@@ -127,7 +127,7 @@ def _network(start: str) -> UNetPrior:
 
 
 def _resumed(out: Path, photos: list[Path], config: UNetConfig) -> Settings | None:
-    """Read the settings of the run to resume; None where there is none."""
+    """Read the settings of the run to resume; None if there is none."""
     path = state_path(out)
     if not path.is_file():
         if out.exists():
@@ -229,7 +229,7 @@ def judged(
 
 
 def _psnr(sigma: float, error: float) -> float:
-    """That of x0 in decibels; x0's error is that of eps times sigma, here in gray levels."""
+    """Return that of x0 in decibels; x0's error is that of eps times sigma, here in gray levels."""
     return 10 * math.log10(255**2 / max(sigma**2 * error, 1e-9))
 
 

@@ -157,7 +157,7 @@ class Run:
         )
 
     def finished(self) -> bool:
-        """Whether all steps are done."""
+        """Return whether all steps are done."""
         return self.step >= self.settings.steps
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -280,7 +280,7 @@ class Run:
 
 
 def state_path(out: Path) -> Path:
-    """Where the state of the run that makes ``out`` is kept."""
+    """Return where the state of the run that makes ``out`` is kept."""
     return out.with_suffix(".state.pt")
 
 
