@@ -171,7 +171,7 @@ class Contest:
 
 
 def impossible(run: Run, name: str, batch: int, size: tuple[int, int]) -> str | None:
-    """Say why a measurement is left out whole: its time or its memory."""
+    """Return why a measurement is left out whole: its time or its memory."""
     for engine in (OURS, OFFICIAL):  # without either there is nothing to compare
         if reason := run.too_long(name, engine, batch * size[0] * size[1]):
             return f"{engine} takes {reason}"

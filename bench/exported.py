@@ -228,7 +228,7 @@ ENGINES = {
 
 
 def missing(name: str, precision: str) -> str | None:
-    """Say why an engine cannot run in a precision here, in a sentence, or None."""
+    """Return why an engine cannot run in a precision here, in a sentence, or None."""
     kind = ENGINES[name]
     wanted = kind.modules + (kind.for_int8 if precision == "int8" else ())
     if absent := [module for module in wanted if find_spec(module) is None]:

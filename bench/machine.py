@@ -155,7 +155,7 @@ def _memory() -> int | None:
 
 
 def installed_version(distribution: str) -> str | None:
-    """Say which version of a distribution is here; None without it."""
+    """Return which version of a distribution is here; None without it."""
     try:
         return version(distribution)
     except PackageNotFoundError:

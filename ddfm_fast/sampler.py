@@ -208,7 +208,7 @@ class AnyLoop(Protocol):
         ...
 
     def take(self) -> Any:
-        """Give the result, valid until the next ``load``."""
+        """Return the result, valid until the next ``load``."""
         ...
 
 

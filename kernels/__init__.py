@@ -102,7 +102,7 @@ class Obstacle(NamedTuple):
 
 
 def obstacle(device: torch.device) -> Obstacle | None:
-    """Say why the Triton kernels cannot run on a CUDA device, or None if they can.
+    """Return why the Triton kernels cannot run on a CUDA device, or None if they can.
 
     The first question about a device compiles and launches a kernel of one line there.
     """

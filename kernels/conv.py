@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
 
 def stages(wide: bool) -> int:
-    """Give the loads that are in flight at once, in steps of the sum."""
+    """Return the loads that are in flight at once, in steps of the sum."""
     return 3 if wide else 2
 
 

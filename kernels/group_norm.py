@@ -244,7 +244,7 @@ def whole_norm_kernel(
 
 
 def tile(elements: int, *channels: int) -> tuple[int, int]:
-    """Give (BLOCK_R, BLOCK_C) for these numbers of channels: no tile reaches past one's last."""
+    """Return (BLOCK_R, BLOCK_C) for these numbers of channels: no tile reaches past one's last."""
     block_c = min(128, math.gcd(*channels) & -math.gcd(*channels))
     return elements // block_c, block_c
 
@@ -372,7 +372,7 @@ def normalize(
 
 
 def suits_whole(x: Tensor) -> bool:
-    """Say whether :func:`normalize_whole_` is for such a map: a small one of many channels."""
+    """Return whether :func:`normalize_whole_` is for such a map: a small one of many channels."""
     channels, rows = x.shape[1], x.shape[2] * x.shape[3]
     return rows <= WHOLE_ROWS and channels % (8 * GROUPS) == 0 and channels <= WHOLE_LANES * GROUPS
 

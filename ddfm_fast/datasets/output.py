@@ -173,7 +173,7 @@ class Output:
         *,
         color: Any = True,
     ) -> Prepared:
-        """Give what an encoder writes for a result, and how.
+        """Return what an encoder writes for a result, and how.
 
         Args:
             fused: uint8 or uint16, cropped at most.

@@ -80,7 +80,7 @@ def survey_remote_pairs(
 
 
 def one_by_one(stage: Stage, items: Sequence[PairItem], name: str) -> Iterator[PairItem]:
-    """Give pairs while their file of a source, "ir" or "vis", is here; portions are fetched.
+    """Yield pairs while their file of a source, "ir" or "vis", is here; portions are fetched.
 
     One that cannot be fetched is an empty file.
     """

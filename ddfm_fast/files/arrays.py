@@ -109,7 +109,7 @@ def decode_exr(file: BinaryIO, path: Path, max_pixels: int) -> Array:
 
 
 def as_picture(values: Array, path: Path, max_pixels: int) -> Array:
-    """Give an array as [H, W] or [H, W, 3] of a dtype that the package knows, or refuse it."""
+    """Return an array as [H, W] or [H, W, 3] of a dtype that the package knows, or refuse it."""
     height, width, first = _checked_shape(values.shape, path, max_pixels)
     if values.dtype.kind not in "buif" or values.dtype.itemsize > 8:
         raise ImageFileError(

@@ -85,7 +85,7 @@ def plain_integers(values: Array) -> Array:
 
 
 def colors(values: Array, white: float, path: Path) -> Array:
-    """Give [H, W] or [H, W, 3] of [H, W] or [H, W, 1 to 4]; tells of an alpha that is dropped.
+    """Return [H, W] or [H, W, 3] of [H, W] or [H, W, 1 to 4]; tells of an alpha that is dropped.
 
     Raises:
         ImageFileError: Another shape.

@@ -269,7 +269,7 @@ def _curve(data: bytes) -> Array:
 
 
 def _encode(light: Array) -> Array:
-    """Give sRGB's value in [0, 1] of light, which is clipped."""
+    """Return sRGB's value in [0, 1] of light, which is clipped."""
     light = light.clip(0, 1)
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 

@@ -204,7 +204,7 @@ class CapturedCall(Captured):
             self.replay = capture.capture(on_inputs)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """Give copies of what the work gives for such inputs."""
+        """Return copies of what the work gives for such inputs."""
         with self.capture.lock, torch.inference_mode(False), torch.no_grad():
             self.capture.wait()
             copy_each_(self.inputs, inputs)

@@ -106,7 +106,7 @@ def flat_level(raw: Raw) -> float | None:
 
 
 def are_colored(raw: Raw) -> list[bool]:
-    """Tell which images have color, as :func:`.color.has_chroma` does."""
+    """Return which images have color, as :func:`.color.has_chroma` does."""
     return [_is_colored(_image(raw, n)) for n in range(len(raw.values))]
 
 

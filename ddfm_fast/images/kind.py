@@ -29,7 +29,7 @@ Unit = Callable[[Tensor], Tensor]
 
 
 def is_functional(rgb: Tensor, unit: Unit = torch.Tensor.float) -> list[bool]:
-    """Tell which images look like functional maps: strong false color on empty, black ground.
+    """Return which images look like functional maps: strong false color on empty, black ground.
 
     Medians are taken of the values as they are and converted then, which gives the same numbers.
 

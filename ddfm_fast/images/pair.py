@@ -54,7 +54,7 @@ class Pair(NamedTuple):
         return height, width
 
     def are_functional(self, images: str) -> list[bool]:
-        """Tell which images count as maps by ``FuseConfig.images``: "auto" looks at them."""
+        """Return which images count as maps by ``FuseConfig.images``: "auto" looks at them."""
         return self.functional if images == "auto" else [images == "functional"] * len(self.ir)
 
     def give_back(self, fused: Fused, *, dims: bool = False) -> Given:
@@ -203,7 +203,7 @@ def _chroma(sources: list[str], rgb: dict[str, Tensor | None]) -> Tensor:
 
 
 def as_items(ir: Any, vis: Any) -> tuple[bool, list[tuple]]:
-    """Tell whether a call has lists, and list its pairs of images; TypeError or ValueError."""
+    """Return whether a call has lists, and list its pairs of images; TypeError or ValueError."""
     many = isinstance(ir, (list, tuple))
     if many != isinstance(vis, (list, tuple)):
         raise TypeError(

@@ -115,7 +115,7 @@ def to_planes(
             "data" or "dtype", see :mod:`.ranges`. With any, signed and 32-bit integers are taken
             too, as float32.
         layout: One of ``LAYOUTS``, if the rule would read the image wrongly.
-        nodata: The value of missing pixels, which may be NaN; they are filled from the nearest ones.
+        nodata: The value of missing pixels, maybe NaN; they are filled from the nearest others.
 
     Returns:
         Contiguous float32 planes [N, C, H, W] in [0, 1] on the image's device, never sharing the
@@ -216,7 +216,7 @@ def _without_holes(
 
 
 def from_planes(planes: Tensor, spec: ImageSpec) -> Any:
-    """Give planes back in the container, dtype, device, layout and value range of `spec`.
+    """Return planes back in the container, dtype, device, layout and value range of `spec`.
 
     Integers are rounded half up, so uint8 and uint16 images that went through `to_planes` come
     back exactly.

@@ -120,10 +120,10 @@ class Span(NamedTuple):
     """What the values of a picture span."""
 
     low: float
-    """the window's, as is ``high``"""
+    """the window's, like ``high``"""
     high: float
     least: float
-    """of all values that count, as is ``most``"""
+    """of all values that count, like ``most``"""
     most: float
     marked: bool = False
     """whether an end is of many equal values that lie apart from all others"""
@@ -393,7 +393,7 @@ def nearest_valid(hole: Array) -> Array:
 def ranges_of(
     ir: Any, vis: Any, setting: Any = None, nodata: Any = None, *, told: bool = True
 ) -> dict[str, Any]:
-    """Give each source's range, of images of any container: (low, high), a window, or "dtype"."""
+    """Return each source's range, of images of any container: (low, high), a window, or "dtype"."""
     wanted, nothing = by_source(setting), by_source(nodata, "nodata")
     found = {}
     for name, image in (("ir", ir), ("vis", vis)):

@@ -70,7 +70,7 @@ def stretch_limits(stretch: str, y: Tensor, ir: Tensor, vis: Tensor) -> Tensor |
         stretch: "minmax" for the extremes of y; "percentile" for all but ``SHARE`` of it at either
             end; "sources" for what :func:`source_limits` says; "none".
         y: Fused luma [N, 1, H, W].
-        ir: Luma of a source, of that shape, as is ``vis``; of use to "sources" alone.
+        ir: Luma of a source, of that shape; like ``vis``, it is used by "sources" alone.
         vis: See ``ir``.
     """
     if stretch == "none":

@@ -87,8 +87,8 @@ class FuseModule(nn.Module):
 
         Raises:
             TypeError: A source is not a tensor of a floating dtype.
-            ValueError: Shapes do not fit, values are outside of [0, 1], or gradients are required of
-                something that has none.
+            ValueError: Shapes do not fit, values are outside of [0, 1], or gradients are required
+                of something that has none.
             RuntimeError: ``torch.jit.trace`` records the call.
         """
         if torch.jit.is_tracing():  # it would keep what was decided of this pair for all others

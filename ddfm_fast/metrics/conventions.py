@@ -21,7 +21,7 @@ LOWER = frozenset({"MSE", "Qcv", "LPIPS", "DISTS"})
 
 
 def lower(column: str) -> bool:
-    """Tell whether less is better in a column: a metric, or its score of one source."""
+    """Return whether less is better in a column: a metric, or its score of one source."""
     return column.partition("_")[0] in LOWER
 
 

@@ -19,7 +19,7 @@ LEAST_LEAD = 6.0
 def near_copy(fused: Any, ir: Any, vis: Any) -> str | None:
     """Name the source that ``fused`` is nearly a copy of: "ir", "vis", or None.
 
-    The images are as in `compute`, one triple only. A source counts as copied when all of these hold:
+    The images are as in `compute`, one triple only. A source counts as copied if all of this holds:
 
     - its linear correlation with fused is positive and at least 0.99;
     - after the best affine fit a·source + b, fused differs from it by an RMS of at most 5.1 gray

@@ -96,7 +96,7 @@ def _counts(row: np.ndarray) -> np.ndarray:
 
 
 def critical_difference(methods: int, pairs: int) -> float | None:
-    """Give the difference of mean ranks from which two methods differ (Nemenyi, .05).
+    """Return the difference of mean ranks from which two methods differ (Nemenyi, .05).
 
     None for numbers of methods that the table of the test lacks.
     """

@@ -27,7 +27,7 @@ class Controls:
     align: str = "check"
     resize: str = SIZES[0]
     ir_range: str = "auto"
-    """a name of ``images.ranges`` or LO,HI, as is ``vis_range``"""
+    """a name of ``images.ranges`` or LO,HI, like ``vis_range``"""
     vis_range: str = "auto"
     color: str = "auto"
     steps: str = ""

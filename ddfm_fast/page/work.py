@@ -88,7 +88,7 @@ class Work:
         """Fuse two files as ``ddfm-fast fuse`` does.
 
         Raises:
-            ValueError: A file is missing or does not do, or an option is none.
+            ValueError: A file is missing or not usable, or an option is wrong.
         """
         first, second = _both(ir, vis, "picture")
         folder = self._fresh()
@@ -133,7 +133,7 @@ class Work:
         A pair that fails has a line, and the others are fused.
 
         Raises:
-            ValueError: An archive that does not do, or one in which no pair can be fused.
+            ValueError: The archive is not usable, or no pair in it can be fused.
         """
         if not archive:
             raise ValueError("no file is chosen; choose a ZIP file with pairs of pictures")
@@ -173,7 +173,7 @@ class Work:
         """Fuse two videos as ``ddfm-fast video`` does, by a name of ``VIDEO_PRESETS``.
 
         Raises:
-            ValueError: A file is missing or does not do, or an option is none.
+            ValueError: A file is missing or not usable, or an option is wrong.
             ImportError: The extra ``video`` is missing.
         """
         from ..video.pipeline import fuse_video

@@ -1,4 +1,4 @@
-"""Whether a prior removes noise, and if not, what it was likely taken for by mistake."""
+"""Check whether a prior removes noise, and if not, name the likely mistake."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Row(NamedTuple):
     sigma: float
     """gray levels of 255"""
     before: float
-    """PSNR in decibels, as are ``after`` and ``blurred``"""
+    """PSNR in decibels, like ``after`` and ``blurred``"""
     after: float
     blurred: float
     """of the mean over 5×5 pixels, which no prior that is read rightly falls below"""
@@ -68,7 +68,7 @@ class Check(NamedTuple):
     hints: list[str]
     """what would make it denoise, the best first"""
     error: str = ""
-    """what the prior raised, if it did"""
+    """the exception of the prior, if it raised one"""
 
     @property
     def good(self) -> bool:
@@ -85,13 +85,13 @@ class Check(NamedTuple):
 
 
 def check(prior: Prior) -> Check:
-    """Let a prior denoise a picture at three levels, and look at pure noise through it.
+    """Let a prior denoise a picture at three levels, and evaluate it on pure noise.
 
-    Five evaluations at 128×128 pixels, one of them a repetition; where it fails, some for each
-    mistake that people make: another prediction, time in other units, pictures of another range.
+    This takes five evaluations at 128×128 pixels, one of them a repetition, and after a failure
+    more for each usual mistake: another prediction, time in other units, another value range.
 
     Args:
-        prior: What ``load_prior`` or ``wrap`` gave.
+        prior: A prior from ``load_prior`` or ``wrap``.
 
     Returns:
         The findings; ``good`` is the verdict.
@@ -136,7 +136,7 @@ def _tried(prior: Prior, whole: bool = True) -> Check:
 
 
 def _require_one_answer(prior: Prior, answer: Answer) -> None:
-    """ValueError if a prior answers the same question otherwise the second time."""
+    """Raise ValueError if a prior gives another answer the second time."""
     again = _eps(prior, answer.x, answer.timestep)
     scale = answer.eps.abs().max().clamp(min=1)
     if not bool(answer.eps.isfinite().all()):

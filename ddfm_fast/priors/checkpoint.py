@@ -85,7 +85,7 @@ def load_checkpoint(
 
 
 def _of_family(prior: dict[str, Any], *network: dict[str, Any]) -> dict[str, Any]:
-    """Give the last keywords of a network with what its family has, unless one says otherwise.
+    """Return the last keywords of a network with what its family has, unless one says otherwise.
 
     The networks of consistency_models under ADM's keys keep q, k and v of all heads together.
     """
@@ -207,7 +207,7 @@ def convert(
 
 
 def _storable(prior: dict[str, Any], unet: UNet) -> dict[str, Any]:
-    """Give prior keywords as JSON has them; ValueError for what no prior takes, or no file."""
+    """Return prior keywords as JSON has them; ValueError for what no prior takes, or no file."""
     if "time" in prior:
         raise ValueError(
             "config: time is a function, which a file cannot hold; leave it out here, and give it "
@@ -219,7 +219,7 @@ def _storable(prior: dict[str, Any], unet: UNet) -> dict[str, Any]:
 
 
 def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Give the dtype of a name; ValueError for others than ``DTYPES``."""
+    """Return the dtype of a name; ValueError for others than ``DTYPES``."""
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if found is None and dtype is not None or found not in (None, *DTYPES.values()):
         raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")

@@ -1,4 +1,4 @@
-"""Public priors brought onto this machine: resumed where they broke off, and checked."""
+"""Download public priors, resuming where a download broke off, and check them."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ def download(
     sha256: str | None = None,
     progress: Progress | None = None,
 ) -> Downloaded:
-    """Bring a prior here, or what is missing of it.
+    """Download a prior, or what is missing of it.
 
     Args:
-        row: Of the catalog.
+        row: A row of the catalog.
         folder: Where to put it (default: :func:`cache_folder`, or the Hub's own cache).
         url: Another address for the file, such as a mirror's.
-        sha256: What the file's has to be.
-        progress: Called with the bytes that are here and the bytes of all, None if unknown.
+        sha256: The expected hash of the file.
+        progress: Called with the bytes that are here and the total, None if unknown.
 
     Raises:
-        ValueError: It is to be got by hand, has another hash, or is no checkpoint.
-        ConnectionError: There is no network, or it broke off; what came is kept.
-        ImportError: huggingface_hub is needed and absent.
+        ValueError: It must be downloaded by hand, has another hash, or is not a checkpoint.
+        ConnectionError: There is no network, or it broke off; what arrived is kept.
+        ImportError: huggingface_hub is needed and missing.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise ValueError(f"--sha256 {sha256[:80]!r}, expected 64 hexadecimal digits")
@@ -301,7 +301,7 @@ def _from_hub(row: Known, folder: Path | None) -> Downloaded:
 
 
 def _kept(row: Known, place: Path | None, error: Exception) -> Downloaded:
-    """Give what an earlier download left; ConnectionError where there is nothing."""
+    """Return what an earlier download left; ConnectionError where there is nothing."""
     from huggingface_hub import snapshot_download
 
     path, files = Path(), []

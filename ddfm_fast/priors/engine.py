@@ -39,7 +39,7 @@ class Layer(Protocol):
         """Its key in the state dict, for reports."""
 
     def __call__(self, ops: Ops[Any], parts: tuple[Feature, ...], blocks: Blocks, /) -> Feature:
-        """Give its result for the parts side by side."""
+        """Return its result for the parts side by side."""
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def keywords_of_module(module: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Give the prior keywords of a network of diffusers that is handed over itself.
+    """Return the prior keywords of a network of diffusers that is handed over itself.
 
     ``given`` as it is for other code. ValueError for what cannot be taken, or not as it is given.
     """

@@ -1,4 +1,4 @@
-"""What a prior's file or folder is, what it lacks, and what a forward of it costs here."""
+"""Describe a prior's file or folder: what it is, what it lacks, and the cost of a forward."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def inspect(
         for it) and assumed (what the file does not say and is taken).
 
     Raises:
-        ValueError: It is no prior, as :func:`.load.load_prior` says.
+        ValueError: It is not a prior, as in :func:`.load.load_prior`.
     """
     path = ASSETS.get(str(spec), Path(spec))
     if path.is_dir():

@@ -30,7 +30,7 @@ class Origin(NamedTuple):
     """of the files; "" for a name, and before the origin leaves"""
 
     def leaving(self) -> Origin:
-        """Give what is sent: with the hash of the files, without what only this machine knows.
+        """Return what is sent: with the hash of the files, without what only this machine knows.
 
         Raises:
             ValueError: The files are not those that were loaded.
@@ -45,7 +45,7 @@ class Origin(NamedTuple):
         return self._replace(identity=None, sha256=_files_sha256(self.identity))
 
     def found(self) -> str:
-        """Give the name or the path, once the files here are found to be those that were meant.
+        """Return the name or the path, once the files here are found to be those that were meant.
 
         Raises:
             ValueError: They are not here, or are others.

@@ -1,4 +1,4 @@
-"""In which arithmetic the prior runs; the rectification is float32 always."""
+"""The arithmetic of the prior; the rectification is always float32."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ AUTO = {
 
 
 def check_precision(dtype: str | torch.dtype | None) -> str | None:
-    """Give the name of a precision, or None; ValueError for anything else."""
+    """Return the name of a precision, or None; ValueError for anything else."""
     if dtype is None or isinstance(dtype, str) and dtype in PRECISIONS:
         return dtype
     names = [n for n, d in PRECISIONS.items() if n != "tf32" and d is dtype]

@@ -21,7 +21,7 @@ class Level(NamedTuple):
     """A noise level of the loop."""
 
     alpha: float
-    """√ᾱ, as is ``s`` = √(1 − ᾱ)"""
+    """√ᾱ; ``s`` is √(1 − ᾱ)"""
     s: float
     timestep: int
 
@@ -125,7 +125,7 @@ def _sigma(level: Level) -> float:
 
 
 def thousandth_log(level: Level) -> float:
-    """Give 250 ln σ, the time of the networks of consistency_models, EDM's there too."""
+    """Return 250 ln σ, the time of the networks of consistency_models, EDM's there too."""
     return 250 * math.log(level.sigma + 1e-44)
 
 
@@ -147,7 +147,7 @@ PREDICTIONS = {
 
 
 def check_prediction(name: Any) -> None:
-    """ValueError if this is the name of none."""
+    """Raise ValueError if no prediction has this name."""
     if not isinstance(name, str) or name not in PREDICTIONS:
         raise ValueError(f"prediction: got {name!r}, expected one of {', '.join(PREDICTIONS)}")
 

@@ -1,4 +1,4 @@
-"""Deep layers evaluated at every N-th step only, for ``reuse=N``.
+"""Evaluate deep layers only at every N-th step, for ``reuse=N``.
 
 Below its first downsampling a UNet sees the layout of a picture, which changes little from one step
 to the next. What its deep layers hand up to the full resolution is kept for a few steps, while the
@@ -40,7 +40,7 @@ class Kept:
         return self
 
     def of(self, deep: Callable[[], T]) -> T:
-        """Give what ``deep`` computes; in between, what it gave last time at this place."""
+        """Return what ``deep`` computes; in between, what it gave last time at this place."""
         if self.whole:
             given = deep()
             self._given.append(given)

@@ -82,7 +82,7 @@ def read_tensors(
 
 
 def files_of(path: str | os.PathLike) -> list[Path]:
-    """Give the files that a checkpoint consists of, the named one first."""
+    """Return the files that a checkpoint consists of, the named one first."""
     path = Path(path)
     if not path.name.lower().endswith(INDEX):
         return [path]

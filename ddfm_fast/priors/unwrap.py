@@ -22,7 +22,7 @@ _DEEPEST = 4
 
 
 def unwrap(path: Path, content: Any) -> Any:
-    """Give what is inside of dictionaries around a state dict; averaged weights before others.
+    """Return what is inside of dictionaries around a state dict; averaged weights before others.
 
     ``ema``, ``ema_params`` and the like are what samples are drawn with, so they are taken where a
     file has both.
@@ -89,7 +89,7 @@ def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _averaged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the averaged network alone where a file has it beside the other, under a prefix."""
+    """Return the averaged network alone where a file has it beside the other, under a prefix."""
     for prefix in _AVERAGES:
         inner = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
         if len(inner) < len(tensors) and any(_is_known(key) for key in inner):

@@ -36,7 +36,7 @@ def timestep_of(prior: Prior, level: float) -> int:
 
 
 def channel_level(prior: Prior, sigma: float) -> float:
-    """Give the noise level per channel, in units of [−1, 1], of a gray noise σ in gray levels."""
+    """Return the noise level per channel, in units of [−1, 1], of a gray noise σ in gray levels."""
     return sigma / GRAY_LEVELS * (1.0 if prior.channels == 1 else math.sqrt(3))
 
 

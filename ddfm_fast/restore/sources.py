@@ -64,7 +64,7 @@ class SourceTotals:
         self.sums[SourceReport._fields.index("chroma")] += sigma
 
     def means(self) -> dict[str, float]:
-        """Give the mean of each field of :class:`SourceReport` over the frames."""
+        """Return the mean of each field of :class:`SourceReport` over the frames."""
         frames = max(1, self.frames)
         return {
             name: round(total / frames, 3)

@@ -36,14 +36,14 @@ _SPOILT = "failed due to a previous error during capture"
 
 
 def release_cached_memory() -> None:
-    """Give cached memory of CUDA devices back, while nothing of ours captures."""
+    """Return cached memory of CUDA devices back, while nothing of ours captures."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         with CAPTURING:
             torch.cuda.empty_cache()
 
 
 def spoilt_by_another(error: BaseException) -> bool:
-    """Tell whether a capture failed before its own work did anything that is not allowed."""
+    """Return whether a capture failed before its own work did anything that is not allowed."""
     return _SPOILT in str(error)
 
 

@@ -134,7 +134,7 @@ class Service:
         return JSONResponse({"ok": True})
 
     async def is_ready(self, _: Request) -> Response:
-        """Say whether it can fuse."""
+        """Return whether it can fuse."""
         ok = self.ready and not self.stopping
         waiting = 0 if self.queue is None else len(self.queue)
         return JSONResponse({"ready": ok, "queue": waiting}, 200 if ok else 503)

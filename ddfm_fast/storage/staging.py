@@ -51,7 +51,7 @@ class Stage:
         self._temporary.cleanup()
 
     def source(self, place: str | os.PathLike[str], keep: Keep = is_picture) -> Path:
-        """Give the local file or folder that stands for a source; a local path is its own.
+        """Return the local file or folder that stands for a source; a local path is its own.
 
         Args:
             place: A URL of an object or of a prefix, or a path.
@@ -72,7 +72,7 @@ class Stage:
         return self._folder_of(url, keep) if found.is_prefix else self.file(url, found)
 
     def file(self, url: str, found: Object | None = None) -> Path:
-        """Give the local file that stands for one object, which is not looked for here."""
+        """Return the local file that stands for one object, which is not looked for here."""
         if url not in self._places:
             local = self._new_place(url)
             local.touch()
@@ -104,7 +104,7 @@ class Stage:
         return root
 
     def output(self, place: str | os.PathLike[str]) -> Path:
-        """Give the local file or folder that is written in the place of a URL; it is not made."""
+        """Return the local file or folder that is written in the place of a URL; it is not made."""
         url = as_url(place)
         return Path(place) if url is None else self._new_place(url)
 

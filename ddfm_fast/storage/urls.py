@@ -22,7 +22,7 @@ _CHAIN = "::"
 
 
 def as_url(place: object) -> str | None:
-    """Give the URL that a str or a Path is; None for local paths and for anything else.
+    """Return the URL that a str or a Path is; None for local paths and for anything else.
 
     ``Path("s3://bucket/a")`` is ``s3:/bucket/a``, which counts unless there is such a local path. A
     key with an empty part (``a//b``) is lost in a Path, but not in a str.

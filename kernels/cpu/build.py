@@ -103,12 +103,12 @@ def functions(kind: type[F]) -> tuple[F | None, str | None]:
 
 
 def status() -> str | None:
-    """Say why these kernels cannot be used here, or None if they can; compiles on first use."""
+    """Return why these kernels cannot be used here, or None if they can; compiles on first use."""
     return load()[1]
 
 
 def library() -> Library:
-    """Give the compiled kernels; RuntimeError with the reason where :func:`status` has one."""
+    """Return the compiled kernels; RuntimeError with the reason where :func:`status` has one."""
     found, reason = load()
     if found is None:
         raise RuntimeError(f"the CPU kernels cannot be used: {reason}")
@@ -197,7 +197,7 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
 
 
 def this_processor() -> str:
-    """Give the flag that asks for all that this processor can do.
+    """Return the flag that asks for all that this processor can do.
 
     On ARM -march names an architecture and -mcpu a processor: clang has "native" for the latter
     alone, GCC for both.

@@ -43,7 +43,7 @@ def usable_folder() -> Path | None:
 
 
 def refusal(path: Path) -> str | None:
-    """Say why nothing is loaded from an existing folder; None if all is well.
+    """Return why nothing is loaded from an existing folder; None if all is well.
 
     A folder of the user's that others may read, as earlier versions made it, is closed to them.
     Nobody else may be able to put another in its place: see `_exchangeable`.
@@ -70,7 +70,7 @@ def _user() -> int | None:
 
 
 def _exchangeable(path: Path) -> str | None:
-    """Say which folder above, links on the way included, lets another user exchange the folder.
+    """Return which folder above, links on the way included, lets another user exchange the folder.
 
     Each has to belong to the user or to root, and be writable for nobody else unless it is sticky,
     as /tmp is: there only the owner of a name can change it.
@@ -108,7 +108,7 @@ def find(path: Path, stem: str) -> Path | None:
 
 
 def keep(partial: Path, stem: str) -> Path:
-    """Give a new library, which is closed, its name beside it, and return that."""
+    """Return a new library, which is closed, its name beside it, and return that."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     target = _named(partial, stem)

@@ -66,7 +66,7 @@ class Library(build.Functions):
 
 
 def status() -> str | None:
-    """Say why this cannot be used here, or None if it can; compiles on first use."""
+    """Return why this cannot be used here, or None if it can; compiles on first use."""
     return load()[1]
 
 

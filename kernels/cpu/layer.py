@@ -94,7 +94,7 @@ def _packed_shape(weight: Weight) -> tuple[int, ...]:
 
 
 def suits_winograd(channels: Sequence[int], side: int, stride: int) -> bool:
-    """Say whether :class:`Layer` can do such a convolution by Winograd's filtering."""
+    """Return whether :class:`Layer` can do such a convolution by Winograd's filtering."""
     return side == 3 and stride == 1 and not any(c % SLAB for c in channels)
 
 

@@ -35,7 +35,7 @@ class Library(build.Functions):
 
 
 def status() -> str | None:
-    """Say why this cannot be used here, or None if it can; compiles on first use."""
+    """Return why this cannot be used here, or None if it can; compiles on first use."""
     return load()[1]
 
 
@@ -46,7 +46,7 @@ def load() -> tuple[Library | None, str | None]:
 
 
 def library() -> Library:
-    """Give the compiled functions; RuntimeError with the reason where :func:`status` has one."""
+    """Return the compiled functions; RuntimeError with the reason where :func:`status` has one."""
     found, reason = load()
     if found is None:
         raise RuntimeError(f"the CPU kernels cannot be used: {reason}")

@@ -71,7 +71,7 @@ def compiler() -> str:
 
 
 def architecture(level: Level) -> list[str]:
-    """Give the flags that ask the compiler for a level."""
+    """Return the flags that ask the compiler for a level."""
     march, _, more = level.name.partition("+")
     return [f"-march={march}", *([f"-m{more}"] if more else [])]
 
@@ -129,7 +129,7 @@ def target() -> str:
 
 
 def platform_tag() -> str:
-    """Give the wheel's tag of the platform that it runs on."""
+    """Return the wheel's tag of the platform that it runs on."""
     return f"manylinux_2_{GLIBC}_{target()}"
 
 

@@ -1,4 +1,4 @@
-"""A prior of people's own pictures: from the embedded one's weights, and held against it after."""
+"""Train a prior on one's own pictures, from the embedded prior's weights, and compare the two."""
 
 from __future__ import annotations
 
@@ -75,24 +75,24 @@ def train_own(
     device: str = "auto",
     progress: bool = True,
 ) -> Outcome:
-    """Train a prior on a folder of pictures, and hold it against the one of the package.
+    """Train a prior on a folder of pictures, and compare it with the one of the package.
 
     The network is that of "embedded", or of "embedded-gray". Every fifth picture or so, eight at
-    most, is held out. Called again after an interruption, it resumes from the state beside ``out``,
-    with what that run was begun with.
+    most, is held out. Called again after an interruption, it resumes from the state next to
+    ``out``, with the settings of the interrupted run.
 
     Args:
-        folder: Of pictures, 8 bits or deeper.
-        out: The prior, a .safetensors file; state, log and sheet lie beside it.
+        folder: The folder of pictures, 8 bits or deeper.
+        out: The prior, a .safetensors file; state, log and sheet lie next to it.
         gray: Train with one channel, for thermal, MRI or SAR.
-        minutes: How long, about; ``updates`` are counted out from the time of the first.
-        updates: How many instead.
+        minutes: Approximate duration, from which the number of updates is estimated.
+        updates: Number of updates, instead of ``minutes``.
         start: Prior whose weights to start from (default: the package's), "none" for random ones.
         device: "cpu", "cuda" or "auto": CUDA where there is one.
         progress: Show bars.
 
     Raises:
-        ValueError: An argument that cannot be; pictures other than those of the run to resume.
+        ValueError: An argument is wrong, or the pictures are not those of the run to resume.
         FloatingPointError: The loss is not finite.
     """
     if out.suffix != ".safetensors":

@@ -205,7 +205,7 @@ class Run:
 
     @torch.inference_mode()
     def measured(self, count: int = 100) -> tuple[dict[str, float], float]:
-        """Give ``heldout_loss``, and the PSNR of the pictures that it denoises on the way.
+        """Return ``heldout_loss``, and the PSNR of the pictures that it denoises on the way.
 
         That is of x0 in decibels, the mean over timesteps whose noise is that of pictures.
         """
