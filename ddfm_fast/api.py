@@ -365,7 +365,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         return fused
 
     def _fused(self, ir: Tensor, vis: Tensor, functional: list[bool], run: dict) -> Fused:
-        """What the method makes of two lumas, and its stretch: in a graph where it has no steps."""
+        """Apply the method to two lumas and find its stretch, in a graph if it has no steps."""
         stretch = self.config.stretch
 
         def work(i: Tensor, v: Tensor) -> tuple[Tensor, ...]:

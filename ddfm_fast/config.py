@@ -135,7 +135,7 @@ class FuseConfig:
 
     @staticmethod
     def from_preset(preset: str | FuseConfig) -> FuseConfig:
-        """The preset of that name, or the configuration given; ValueError lists the names."""
+        """Return the preset of that name, or a given configuration; ValueError lists the names."""
         if isinstance(preset, FuseConfig):
             return preset
         require_choice("preset", preset, tuple(PRESETS))
@@ -230,7 +230,7 @@ LOOP_OPTIONS = ("variant", "sampler", "steps", "psi", "eta")
 
 
 def default_preset(options: Mapping[str, Any]) -> str:
-    """The preset of a call that names none: "balanced", or "official" where it shapes the loop."""
+    """Return the preset of a call without one: "balanced", or "official" if it shapes the loop."""
     shaped = any(options.get(name) is not None for name in LOOP_OPTIONS)
     return LOOP_PRESET if shaped else DEFAULT_PRESET
 

@@ -199,7 +199,7 @@ def check_names(options: Iterable[str], known: Iterable[str]) -> None:
 
 
 def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of ``FuserOptions``, as given or by its default; TypeError for other names."""
+    """Return all of ``FuserOptions``, given or by default; TypeError for other names."""
     names = FuserOptions.__annotations__
     check_names(options, names)
     return {name: options.get(name, OPTIONS[name].default) for name in names}

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class StepInfo(NamedTuple):
-    """What a callback sees after each reverse step. The tensors are live: copy, do not write.
+    """What a callback gets after each reverse step. The tensors are live: copy them, do not write.
 
     >>> seen: list[tuple[int, int]] = []
     >>> def watch(info: StepInfo) -> None:
@@ -43,7 +43,7 @@ class StepInfo(NamedTuple):
     x0: Tensor
     """the rectified prediction f̂₀ of the step, likewise"""
     reports: Sequence[FusionReport] = ()
-    """of each image, what was found in its sources and done about it; filled in by ``Fuser``"""
+    """per image, what was found in its sources and done about it; filled in by ``Fuser``"""
 
 
 Callback = Callable[[StepInfo], None]
@@ -272,7 +272,7 @@ def noised(x0: Tensor, z: Tensor, row: StepRow) -> Tensor:
 
 
 def prior_rows(prior: Prior, config: FuseConfig) -> list[StepRow]:
-    """The coefficient rows for this prior's training schedule, in sampling order; 0 steps: none."""
+    """Return the coefficient rows for the prior's schedule, in sampling order; 0 steps: none."""
     if config.steps == 0:
         return []
     schedule = make_schedule(

@@ -239,7 +239,7 @@ def ddim_update(schedule: Schedule, ddim_eta: float) -> tuple[np.ndarray, ...]:
 def ddpm_update(schedule: Schedule, _ddim_eta: float = 0.0) -> tuple[np.ndarray, ...]:
     """(a, b, c, σ) of the DDPM posterior (Ho et al. 2020, equation 7; Algorithm 1), float64 [S].
 
-    σ is the posterior's own, "fixed small"; There is no η to choose.
+    σ is the posterior's own, "fixed small"; there is no η to choose.
     """
     alpha, alpha_prev = _alphas(schedule)
     a = (1 - alpha_prev) * np.sqrt(1 - schedule.betas) / (1 - alpha)

@@ -150,7 +150,7 @@ class ReverseStep:
         self.load_(i, v, seeds)
 
     def load_(self, i: Tensor, v: Tensor, seeds: Tensor | None = None) -> None:
-        """Take other images of the same shape, in place, and start again: ``reset``."""
+        """Take other images of the same shape, in place, and ``reset``."""
         self.v.copy_(v[:, 0])
         torch.sub(i[:, 0], v[:, 0], out=self.y)
         if self.targets is not None:
@@ -243,6 +243,6 @@ class ReverseStep:
         return level.repeat(1, self.channels, 1, 1)
 
     def luma(self, image: Tensor) -> Tensor:
-        """The variant's luma [H, W] of an RGB image [3, H, W]: what is compared with i and v."""
+        """Compute the variant's luma [H, W] of RGB [3, H, W]: what is compared with i and v."""
         flat = torch.mv(image.reshape(self.channels, -1).t(), self.luma_weights)
         return flat.add_(self.variant.luma_offset).view(image.shape[-2:])

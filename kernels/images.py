@@ -204,7 +204,7 @@ def chroma_kernel(
 
 
 def reads(value_range: tuple[float, float] | None) -> bool:
-    """Whether :func:`read` is exact for a range: one of whole numbers, as counts of a camera."""
+    """Return whether :func:`read` is exact for a range: one of whole numbers, such as counts."""
     if value_range is None:
         return True
     low, high = value_range

@@ -1,4 +1,4 @@
-"""How two fixed cameras see each other, found from several pairs and kept in a JSON file."""
+"""The map between two fixed cameras, found from several pairs and kept in a JSON file."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def calibrate(
 def _together(
     matrices: list[np.ndarray], size: tuple[int, int], model: str
 ) -> tuple[np.ndarray, float]:
-    """The map nearest to the medians of where maps send places, and their median distance."""
+    """Fit a map to the medians of where maps send points; also return the median distance."""
     y, x = np.mgrid[0 : size[0] - 1 : _GRID * 1j, 0 : size[1] - 1 : _GRID * 1j]
     at = np.stack([x.ravel(), y.ravel()], 1)
     maps = [Alignment(matrix, model, 1.0) for matrix in matrices]

@@ -45,7 +45,7 @@ class Camera(NamedTuple):
         return cv2.undistort(plane, self.matrix, self.distortion)
 
     def scaled(self, size: tuple[int, int]) -> Camera:
-        """The same for pictures of (height, width); as it is where its own size is not known."""
+        """Scale it to pictures of (height, width); return it unchanged if its size is unknown."""
         if self.size is None or self.size == size:
             return self._replace(size=size)
         y, x = size[0] / self.size[0], size[1] / self.size[1]

@@ -65,7 +65,7 @@ def fuse(context: typer.Context) -> Row:
 
 
 def batch(context: typer.Context) -> Row:
-    """What ``batch`` would do, but for which of the pictures that are there are up to date."""
+    """Return what ``batch`` would do, without checking which pictures are up to date."""
     from ..datasets.targets import checked_suffix, checked_targets
 
     given, settings = context.params, read_settings(context)

@@ -183,7 +183,7 @@ def name_of(context: typer.Context) -> str:
 
 
 def origins(context: typer.Context, path: Path | None) -> dict[str, tuple[Any, str]]:
-    """Every option of a command: its value, and ``command line``, a file, a variable, ``default``.
+    """Map every option of a command to its value and origin: ``command line``, a file and so on.
 
     Of one that has no value and that nothing sets the value is None.
     """

@@ -42,7 +42,7 @@ class Settings:
     prior_config: dict[str, Any] | None
 
     def prior(self) -> str | Prior:
-        """The prior as ``Fuser`` takes it: its name, or itself where it needs a configuration."""
+        """The prior as ``Fuser`` takes it: a name, or a loaded one if it needs a configuration."""
         if self.prior_config is None:
             return cast("str | Prior", self.options["prior"])
         return self.load_prior(self.options.get("dtype"))
@@ -236,7 +236,7 @@ def find_items(
 def stage_for(
     context: typer.Context, root: Path, vis: Path | None, manifest: Path | None, out: Path | None
 ) -> Stage | None:
-    """Where files stand for objects, until the command ends; None if no place is a URL."""
+    """Return the stage of files that stand for objects; None if no place is a URL."""
     from ..datasets.lists import names_urls
     from ..storage.staging import Stage, any_url
 

@@ -30,7 +30,7 @@ def scoring(metrics: str, extra: str | None, paper: str | None) -> dict[str, Any
 
 
 def _metric_names(extra: str | None) -> tuple[str, ...]:
-    """The metrics of every table and those of ``--extra``; those with weights are named alone."""
+    """Return the metrics of every table and those of ``--extra``; those with weights by name."""
     from ..metrics.conventions import NAMES, WEIGHTED
     from ..metrics.evaluation import CORE
 

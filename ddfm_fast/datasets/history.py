@@ -241,7 +241,7 @@ class Index:
         self._places = np.frombuffer(self._places, np.int64)[order].data
 
     def find(self, name: str) -> int | None:
-        """Where the last line of a name begins, or of one whose hash is the same; None: nowhere."""
+        """Find where the last line of a name (or of an equal hash) begins; None: nowhere."""
         n = bisect_right(self._hashes, found := hash(name)) - 1
         there = n >= 0 and self._hashes[n] == found
         return self._places[n] if there else None

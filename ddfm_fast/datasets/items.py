@@ -141,7 +141,7 @@ class BadItem(PairItem):
 
 
 def are_unique(items: Sequence[PairItem]) -> bool:
-    """Whether no two pairs have one name, or one hash of it, which is as rare as it can be."""
+    """Return whether no two pairs share a name, or its hash, which is as rare as can be."""
     hashes = np.fromiter((hash(item.name) for item in items), np.int64, len(items))
     hashes.sort()
     return not (hashes[1:] == hashes[:-1]).any()

@@ -35,7 +35,7 @@ JUDGES = {
 def arranged(
     items: Sequence[PairItem], layout: str, format: str | None = None
 ) -> tuple[list[PairItem], str]:
-    """The pairs under the names that a benchmark has for their results, and the files' format.
+    """Rename pairs as a benchmark names their results; also return the format of the files.
 
     Args:
         items: Pairs; the last part of a name is the image's.

@@ -141,7 +141,7 @@ class _Names:
 
 
 def _is_missing(path: str) -> bool:
-    """Whether nothing is there; not of a name that reading refuses: that fails its item alone."""
+    """Return whether a file is missing; a name that reading refuses fails only its own item."""
     try:
         return look(path) is None
     except ImageFileError:

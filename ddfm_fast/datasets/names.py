@@ -264,7 +264,7 @@ def _plain(name: str) -> list[Words]:
 
 
 def _folded(name: str) -> list[str]:
-    """One key for names that differ in case, or in how a letter and its accent are written."""
+    """Make one key of names that differ in case, or in how accents are encoded."""
     return [unicodedata.normalize("NFC", name).casefold()]
 
 
@@ -313,7 +313,7 @@ def _vis_keys(name: str) -> list[Words]:
 
 
 def _shared(name: str, file: Path) -> str:
-    """The name of a pair: its infrared file's without the mark, or the folder's without any."""
+    """Name a pair by its infrared file without the mark, or else by the folder."""
     above, _, stem = name.rpartition("/")
     for match in reversed(list(re.finditer(r"[^\W\d_]+", stem))):
         if match[0].casefold() in IR_MARKS and _stands_alone(stem, match):

@@ -105,7 +105,7 @@ class Output:
                 warn(f"{name}={getattr(self, name)} has no effect on {_names(found)} (--{name})")
 
     def to_dict(self) -> dict[str, Any]:
-        """What was changed of the files, for a record of settings; empty if nothing was."""
+        """Return the changed settings of the files, for a record; empty if there are none."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -269,7 +269,7 @@ def kept_metadata(
 
 
 def _is_free(text: str, limits: tuple[float, float], dtype: np.dtype[Any]) -> bool:
-    """Whether no pixel of a result can have the value: else readers would take some for holes."""
+    """Return whether no pixel of a result can have the value, which readers take for a hole."""
     try:
         value = float(text)
     except ValueError:

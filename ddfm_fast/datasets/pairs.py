@@ -255,7 +255,7 @@ def _add_two(survey: Survey, prefix: str, first: Path, second: Path) -> None:
 
 
 def _kind(layout) -> str:
-    """How a layout is searched; "auto" looks for names in one folder where it finds no folders."""
+    """Return how to search a layout; "auto" pairs by name in one folder if it finds no folders."""
     name = "auto" if layout is None else str(layout).lower()
     return "mixed" if name == "auto" else LAYOUTS[name].kind if name in LAYOUTS else "folders"
 

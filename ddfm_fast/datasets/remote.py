@@ -97,7 +97,7 @@ def one_by_one(stage: Stage, items: Sequence[PairItem], name: str) -> Iterator[P
 def _list_of(
     root: Place | tuple[Place, Place], layout: str | None, manifest: Place | None, pattern: Any
 ) -> tuple[Place | None, Place | None]:
-    """The list of pairs that is meant, if any, and what its paths are relative to, if given."""
+    """Return the list of pairs, if any, and what its paths are relative to, if given."""
     given = {"layout": layout, "manifest": manifest, "pattern": pattern}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:

@@ -89,7 +89,7 @@ class ShardsReport:
 
 
 def are_shards(place: Place) -> bool:
-    """Whether a source is a shard, a pattern of them ("a/*.tar"), or a local folder of shards.
+    """Return whether a source is a shard, a pattern ("a/*.tar"), or a local folder of shards.
 
     A prefix behind a URL is one where it ends in such a pattern.
     """

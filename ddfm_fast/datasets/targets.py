@@ -47,7 +47,7 @@ class Targets:
 
 
 def checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> Targets:
-    """Where each picture goes: to no input, to no folder, and not where another pair's does."""
+    """Return where each picture goes: no input, no folder, and no other pair's place."""
     if not items:
         raise ValueError("items is empty; expected at least one pair")
     if not are_unique(items) and (names := len({item.name for item in items})) < len(items):
@@ -103,7 +103,7 @@ def _real(folder: str) -> str:
 
 
 def no_room(error: BaseException | None) -> str | None:
-    """What the system says, if the error comes from a disk that takes no more from anyone."""
+    """Return the system's message if the error comes from a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             return error.strerror

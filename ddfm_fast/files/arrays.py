@@ -174,7 +174,7 @@ def _checked_shape(shape: tuple[int, ...], path: Path, max_pixels: int) -> tuple
 
 
 def _only_picture(shapes: dict[str, tuple[int, ...]], path: Path) -> str:
-    """The name of the one array that may be a picture: more than a vector or a small matrix."""
+    """Find the one array that may be a picture: more than a vector or a small matrix."""
     found = [
         name
         for name, shape in shapes.items()

@@ -101,7 +101,7 @@ def decode_raw(file: BinaryIO, path: Path, size: tuple[int, int], max_pixels: in
 
 
 def is_swapped(values: Array) -> bool:
-    """Whether the two bytes of counts are clearly in the wrong order: neighbors differ far more."""
+    """Return whether the bytes of counts are clearly swapped: neighbors differ far more."""
     sample = values[:: max(1, len(values) // 64)]
     steps = [
         float(np.abs(np.diff(order.astype(np.int32), axis=1)).mean() if order.shape[1] > 1 else 0)

@@ -237,7 +237,7 @@ def moved(
 
 
 def _nothing(unit: Unit) -> float:
-    """What stands where a source has no value: its own mark, else NaN or the least integer."""
+    """Return the mark of missing values: the source's own, else NaN or the least integer."""
     dtype = unit.values.dtype
     if dtype.kind not in "iu":
         return math.nan if unit.nothing is None else unit.nothing

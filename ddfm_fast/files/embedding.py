@@ -104,7 +104,7 @@ class Facts:
         return self.metadata is not None and bool(self.metadata.image or self.inner())
 
     def block(self, most: int | None = None) -> bytes:
-        """A block of EXIF of at most so many bytes; empty if it cannot be made that short."""
+        """Make a block of EXIF of at most so many bytes; empty if it cannot be that short."""
         inner = self.inner()
         found = pack([Page(self.directory(), inner=inner)])
         if most is not None and len(found) > most and meta.EXIF in inner:

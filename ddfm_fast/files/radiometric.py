@@ -93,7 +93,7 @@ def decode(file: BinaryIO, path: Path, max_pixels: int) -> Array | None:
 
 
 def is_radiometric(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a JPEG that holds what a camera measured; False for what cannot be read."""
+    """Return whether it is a JPEG with a camera's measurements; False if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(3) == b"\xff\xd8\xff" and any(_segments(file))

@@ -58,7 +58,7 @@ def is_for_pillow(tags: Tags) -> bool:
 
 
 def as_stored(values: Array, path: Path, tags: Tags) -> Array:
-    """What Pillow read, where it widens 16 signed bits to 32 as they were; bands left are told."""
+    """Return what Pillow read, with signed 16 bits as stored; warn of bands left out."""
     samples, kind = tags.one(t.SAMPLES, 1), tags.one(t.EXTRA, 0)
     wanted = 3 if values.ndim == 3 else 1
     if tags.all(t.EXTRA) and samples > wanted and kind not in _ALPHAS:
@@ -68,7 +68,7 @@ def as_stored(values: Array, path: Path, tags: Tags) -> Array:
 
 
 def nodata(tags: Tags) -> float | None:
-    """The value that GDAL's tag says means nothing; None if there is none, or no number."""
+    """Return the missing value that GDAL's tag gives; None if there is none, or not a number."""
     try:
         return float(tags.text(t.NODATA))
     except ValueError:

@@ -232,7 +232,7 @@ def _encode(
 
 
 def _by_zstd(data: bytes) -> bytes:
-    """An uncompressed TIFF with its strips compressed, which OpenCV's libtiff often cannot."""
+    """Compress the strips of an uncompressed TIFF, which OpenCV's libtiff often cannot."""
     (page,) = pages_of(io.BytesIO(data))
     page.strips = [_zstd(strip) for strip in page.strips]
     page.tags[_COMPRESSION_TAG] = numbers(SHORT, [COMPRESSIONS["zstd"]])

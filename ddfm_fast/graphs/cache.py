@@ -159,7 +159,7 @@ class GraphCache:
         return prior.eps(x, conditioning[0])
 
     def _conditioning(self, prior: Prior, timestep: int) -> Conditioning:
-        """What depends on the timestep alone; kept where graphs are, as a loop's graph keeps it."""
+        """Compute what depends on the timestep alone; kept for graphs, as a loop's graph does."""
         key = prior, timestep
         with self._lock:
             if key in self._steps:
@@ -321,7 +321,7 @@ class GraphCache:
         return ("step",) if only_steps else ("loop", "step")
 
     def _frozen(self, prior: object) -> bool:
-        """Whether a captured step has its coefficients frozen in: PyTorch's, not the kernels'."""
+        """Return whether a captured step freezes its coefficients: PyTorch's does."""
         return self.backend.name == "torch" or getattr(prior, "channels", 3) != 3
 
     def _capture(self, mode: str, key: _Key, make: Make) -> Captured:

@@ -59,7 +59,7 @@ def _taken(image: Any, name: str) -> tuple[Tensor, str]:
 
 
 def _plain_tensor(image: Tensor, name: str) -> Tensor:
-    """A tensor without gradient and without the behavior of a subclass, sharing its memory."""
+    """Return a plain tensor, without gradient or subclass behavior, that shares the memory."""
     if image.is_nested or image.layout != torch.strided or image.dtype not in _DTYPES:
         raise _dtype_error(name, image)
     if (lacking := without_data(image)) is not None:
@@ -68,7 +68,7 @@ def _plain_tensor(image: Tensor, name: str) -> Tensor:
 
 
 def without_data(values: Tensor) -> str | None:
-    """What a dense tensor is that has no numbers to work on, and what is expected; else None."""
+    """Describe a dense tensor without numbers, and what is expected; None for others."""
     if values.device.type == "meta":
         return "a meta tensor without data, expected one on a device"
     if type(values).__torch_dispatch__ is not Tensor.__torch_dispatch__ or not _has_data(values):

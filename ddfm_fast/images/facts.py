@@ -75,7 +75,7 @@ def _few_lumas(raw: Raw, rows: int, columns: int) -> Any:
 
 
 def _flat(raw: Raw) -> str | None:
-    """The one value of an image in words; ends of integers by color, as files map theirs there."""
+    """Describe the one value of an image; the ends of integers are called black and white."""
     level = flat_level(raw)
     if level is None:
         return None

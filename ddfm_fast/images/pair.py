@@ -151,7 +151,7 @@ def _check_sizes(ir: Raw, vis: Raw, least: int, index: str) -> None:
 
 
 def _color_from(ir: Raw, vis: Raw, color: bool | str) -> tuple[ImageSpec, list[str], bool]:
-    """The spec of the result, each image's source of color, and whether the result has any."""
+    """Return the result's spec, each image's source of color, and whether it has color."""
     from_ir, colored = _color_of(ir.values.shape[1], vis.values.shape[1], color)
     spec, name = (ir.spec, "ir") if from_ir else (vis.spec, "vis")
     if color is True and colored:
@@ -160,7 +160,7 @@ def _color_from(ir: Raw, vis: Raw, color: bool | str) -> tuple[ImageSpec, list[s
 
 
 def _color_of(ir: int, vis: int, color: bool | str) -> tuple[bool, bool]:
-    """Whether the result is like the infrared source, and has color, by the sources' channels."""
+    """Return whether the result is like the infrared source, and whether it has color."""
     from_ir = color == "ir" or (color is True and vis == 1 and ir == 3)
     return from_ir, bool(color) and (ir if from_ir else vis) == 3
 

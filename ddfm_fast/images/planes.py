@@ -193,7 +193,7 @@ def _found_range(
 def _without_holes(
     tensor: Tensor, layout: str, nodata: Ignored, name: str
 ) -> tuple[Tensor, Tensor | None]:
-    """The image with pixels without data filled from the nearest others, and where they are."""
+    """Fill missing pixels from the nearest others; also return where they are."""
     images = _as_nchw(tensor, layout)
     holes = nodata.where(images).any(1, keepdim=True)
     if not bool(holes.any()):
@@ -268,7 +268,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def padded_size(size: Sequence[int], crop_multiple: int, multiple: int) -> tuple[int, int]:
-    """The height and width that :func:`pad_to_multiple` gives, after cropping to a multiple."""
+    """Return the size that :func:`pad_to_multiple` gives, after cropping to a multiple."""
     height, width = (-(-(n - n % crop_multiple) // multiple) * multiple for n in size)
     return height, width
 
@@ -320,7 +320,7 @@ def _check_value_range(value_range: Any) -> tuple[float, float] | None:
 
 
 def resolve_layout(shape: tuple[int, ...], container: str, layout: str | None, name: str) -> str:
-    """The layout of a shape by the module's rule or as given, after checking that it fits."""
+    """Return the layout of a shape, by the module's rule or as given, once checked."""
     if layout is None:
         layout = _guess_layout(shape, container, name)
     elif not isinstance(layout, str) or layout not in LAYOUTS:
@@ -391,7 +391,7 @@ def _to_unit(x: Tensor, limits: tuple[float, float] | None) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _levels(dtype: torch.dtype, limits: tuple[float, float]) -> np.ndarray:
-    """What each integer becomes: looked up faster than worked out for each pixel in float64."""
+    """Return what each integer becomes: a table is faster than float64 for each pixel."""
     return _scaled(torch.arange(INTEGER_MAX[dtype] + 1, dtype=torch.float64), limits).numpy()
 
 

@@ -97,7 +97,7 @@ def by_source(setting: Any, name: str = "value_range") -> dict[str, Any]:
 
 
 def ignored(setting: Any) -> Ignored | None:
-    """The value that ``nodata`` names for a source, or None; TypeError for what is no number."""
+    """Return the source's value of ``nodata``, or None; TypeError if it is not a number."""
     if setting is None or isinstance(setting, Ignored):
         return setting
     if isinstance(setting, (bool, str)):
@@ -111,7 +111,7 @@ def ignored(setting: Any) -> Ignored | None:
 
 
 def is_signed(image: Any) -> bool:
-    """Whether an array or tensor has integers that are read as floats: signed, or of 32 bits."""
+    """Return whether integers are read as floats, as signed and 32-bit ones are."""
     kind = str(getattr(image, "dtype", "")).removeprefix("torch.")
     return kind.lstrip("<>=|") in ("int8", "int16", "int32", "int64", "uint32")
 
@@ -135,7 +135,7 @@ class Span(NamedTuple):
         return Window((self.low, self.low + max(1.0, abs(self.low)) if flat else self.high))
 
     def uses(self, white: float) -> bool:
-        """Whether the window is more than a tenth of what white is; one value is told elsewhere."""
+        """Return whether the window spans over a tenth of white; one value does not count."""
         return self.low == self.high or self.high - self.low >= NARROW * white
 
 
@@ -355,7 +355,7 @@ def exact(value: Any) -> str:
 
 
 def _clearly_uses(values: Array) -> bool:
-    """Whether a few pixels show that 8 or 16 bits are used: of most pictures that use them."""
+    """Return whether a few pixels show that 8 or 16 bits are used, as they mostly do."""
     if values.dtype not in (np.uint8, np.uint16):
         return False
     seen = np.sort(_sample(values), axis=None)

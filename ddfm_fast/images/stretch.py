@@ -64,7 +64,7 @@ def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def stretch_limits(stretch: str, y: Tensor, ir: Tensor, vis: Tensor) -> Tensor | None:
-    """The values that ``FuseConfig.stretch`` maps to 0 and 1, [2, N, 1, 1, 1]; None for "none".
+    """Find the values that a stretch maps to 0 and 1, [2, N, 1, 1, 1]; None for "none".
 
     Args:
         stretch: "minmax" for the extremes of y; "percentile" for all but ``SHARE`` of it at either

@@ -22,7 +22,7 @@ _NEEDED = ("ddfm_fast", "torch", "numpy", "cv2", "typing_extensions")
 
 
 def python_folders() -> list[str]:
-    """The folders for PYTHONPATH: those that this Python has ddfm_fast and what it needs from."""
+    """Return the folders for PYTHONPATH, from which this Python imports what is needed."""
     found: list[str] = []
     for name in _NEEDED:
         spec = find_spec(name)
@@ -36,7 +36,7 @@ def python_folders() -> list[str]:
 
 
 def loader_version() -> str | None:
-    """The Python that GStreamer's loader runs, such as "3.11"; None if there is no loader.
+    """Return the version of the Python that GStreamer's loader runs; None without a loader.
 
     Read from the names of libraries that the loader asks for.
     """

@@ -180,7 +180,7 @@ class Element(GstBase.Aggregator):
         return True
 
     def _acceptable(self, name: str, template: Any, surely: bool) -> Any:
-        """The caps of a pad. The visible one has those that lead to what downstream takes."""
+        """Return the caps of a pad; the visible one's lead to what downstream takes."""
         if name != "vis":
             return template
         wanted = self.srcpad.peer_query_caps(None)

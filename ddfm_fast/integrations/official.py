@@ -149,7 +149,7 @@ def create_model(
     use_new_attention_order=False,
     model_path="",
 ):
-    """The ADM UNet of the given configuration with the weights of ``model_path``: an nn.Module.
+    """Make the ADM UNet of a configuration with the weights of ``model_path``: an nn.Module.
 
     ``attention_resolutions`` are feature sizes at ``image_size``, as in their YAML file.
     ValueError if the checkpoint is missing or does not fit; no network has random weights.
@@ -266,7 +266,7 @@ class DDIM:
     def p_sample(
         self, model, x, t, bfHP, infrared, visible, lamb, rho, eta=0.0
     ) -> tuple[dict, dict]:
-        """One reverse step at index ``t`` (tensor [N], all equal): ({sample, pred_xstart}, state).
+        """Take the reverse step of index ``t`` ([N], all equal): ({sample, pred_xstart}, state).
 
         x: [N, 3, H, W]; infrared, visible: [N, 1, H, W] in [−1, 1].
         """

@@ -51,7 +51,7 @@ def check_version(asked: tuple[Any, ...]) -> None:
 
 
 def as_given(text: str, files: Iterable[Any]) -> str:
-    """What an actor said, with names of files as they were given to the process that asks."""
+    """Return an actor's text with the names of files as the calling process was given them."""
     for file in files:
         text = text.replace(os.path.abspath(file), os.fspath(file))
     return text

@@ -79,7 +79,7 @@ class SampleFusion:
         return dict(self._options) if self._own else {"fuser": self._kept}
 
     def added(self, sample: Mapping[Any, Any], present: Iterable[Hashable]) -> dict[Any, Any]:
-        """A copy of the sample with the result, or without where fewer than two keys are there."""
+        """Copy the sample and add the result, unless fewer than two keys are there."""
         copied, both = dict(sample), list(present)
         if len(both) == 2:
             copied[self.output] = self.fused(copied, both[0], both[1])

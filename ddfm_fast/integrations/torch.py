@@ -120,7 +120,7 @@ class FuseModule(nn.Module):
         return f"{config.summary or config}, prior={self.fuser.prior.name!r}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FuseModule:
-        """A module that shares the fuser, until one of the two is moved or gets other weights."""
+        """Share the fuser until one of the two modules is moved or gets other weights."""
         copied = type(self)(self.fuser)
         memo[id(self)] = copied
         return copied.train(self.training)

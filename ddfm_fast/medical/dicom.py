@@ -314,7 +314,7 @@ def _step(along: Array, thickness: float | None) -> float:
 def _at_places(
     slices: list[Slice], along: Array, places: Array, step: float, name: str
 ) -> tuple[Array, tuple[tuple[str, str] | None, ...]]:
-    """The values at even places, NaN where slices are missing, and which file they are from."""
+    """Interpolate to even places, NaN where slices are missing; also return their files."""
     values = slices[0].frame.values
     array = np.full((len(places), *values.shape), np.nan, np.float32)
     used: list[tuple[str, str] | None] = []

@@ -244,7 +244,7 @@ class _Run:
         return y.cpu().numpy()[0, 0]
 
     def _limits(self) -> Tensor | None:
-        """What becomes black and white in all slices, by the preset's stretch: [2, 1, 1, 1, 1]."""
+        """Find black and white of all slices, by the preset's stretch: [2, 1, 1, 1, 1]."""
         stretch = self.fuser.config.stretch
         if stretch == "none" or not self.shown.total:
             return None

@@ -67,7 +67,7 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
 
 
 def _values(image: Any, frame: int | None, name: str) -> np.ndarray[Any, Any]:
-    """The values [X, Y, Z] float32, scaled as the header says, or RGB [X, Y, Z, 3] in [0, 1]."""
+    """Read the values [X, Y, Z] float32, scaled by the header, or RGB [X, Y, Z, 3] in [0, 1]."""
     shape, kind = tuple(image.shape), image.get_data_dtype()
     many = [axis for axis in range(3, len(shape)) if shape[axis] > 1]
     if len(shape) < 2 or len(many) > 1:

@@ -111,7 +111,7 @@ def _gray(
     frame: Array, dataset: Any, number: int, inverted: bool, pixels: Any, view: View | None,
     name: str,
 ) -> Frame:  # fmt: skip
-    """A gray frame in the units of its modality, or of its table, brighter where that is meant."""
+    """Return a gray frame in the units of its modality or table, inverted if it is meant so."""
     groups = _groups(dataset, number)
     found = _transform(dataset, groups)
     if found is None:
@@ -142,7 +142,7 @@ def _gray(
 
 
 def _groups(dataset: Any, number: int) -> dict[str, Any]:
-    """The functional groups of a frame (of enhanced objects), by name, its own before shared."""
+    """Return the functional groups of a frame by name, its own before shared ones."""
     found: dict[str, Any] = {}
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []

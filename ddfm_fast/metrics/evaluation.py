@@ -250,7 +250,7 @@ class Results:
         return found[0]
 
     def picture(self, item: PairItem, ir: Tensor, vis: Tensor, max_pixels=DEFAULT_MAX_PIXELS):
-        """The result as a file holds it, [H, W] or [H, W, 3]; baselines are made from the lumas.
+        """Read the result, [H, W] or [H, W, 3]; baselines are made from the lumas.
 
         ValueError if its size is not the sources'.
         """

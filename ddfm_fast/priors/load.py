@@ -244,7 +244,7 @@ def _stem(path: Path) -> str:
 
 
 def identity_of(prior: Any) -> Any:
-    """What a prior is known by while its file, if it has one, stays as it is; None if unknown."""
+    """Return what identifies a prior while its file stays unchanged; None if unknown."""
     if isinstance(prior, Prior) or (isinstance(prior, str) and prior == "embedded"):
         return prior
     return file_identity(Path(prior)) if isinstance(prior, str | os.PathLike) else None

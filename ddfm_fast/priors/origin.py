@@ -97,7 +97,7 @@ def arrive(sent: Sent) -> Any:
 
 
 def file_identity(path: Path) -> tuple | None:
-    """The path of a file, or of a folder's files, with sizes and times; None if there is none.
+    """Return the path of a file, or of a folder's files, with sizes and times; None without.
 
     Of a URL the size and the version of its object.
     """

@@ -79,7 +79,7 @@ def edm(level: Level, data: float) -> Line:
 
 
 def consistency(level: Level, data: float, least: float = SIGMA_MIN) -> Line:
-    """The bare F of a consistency model (Song et al. 2023, appendix C), the identity at σ_min."""
+    """Return the bare F of a consistency model (Song et al. 2023, appendix C)."""
     sigma = level.sigma
     power, above = sigma**2 + data**2, max(sigma - least, 0.0)
     return _preconditioned(

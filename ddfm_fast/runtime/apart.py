@@ -1,4 +1,4 @@
-"""What surrounds a call: autocast, default device, captures and forks of the program stay out."""
+"""Keep the program's autocast, default device, captures and forks out of a call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def refuse_where_impossible(device: torch.device) -> None:
     """Raise RuntimeError if no call on a CUDA device can be made now.
 
-    Before the call does anything that would spoil the capture.
+    It is called before anything that would spoil the capture.
     """
     if device.type != "cuda":
         return

@@ -106,7 +106,7 @@ class CudaCapture:
         return Replay(graph, self.device, nodes)
 
     def nodes(self) -> int | None:
-        """How many nodes the capture has that is under way; None if the driver does not tell."""
+        """Count the nodes of the capture in progress; None if the driver does not tell."""
         status, identifier = ctypes.c_int(), ctypes.c_uint64()
         graph, count = ctypes.c_void_p(), ctypes.c_size_t()
         by = ctypes.byref
@@ -176,7 +176,7 @@ class CudaCapture:
 
 
 def checked_limit(limit: int | None) -> int:
-    """How many graphs to keep: ``limit``, or what DDFM_FAST_GRAPHS says; ValueError below 1."""
+    """Return how many graphs to keep: ``limit`` or DDFM_FAST_GRAPHS; ValueError below 1."""
     source, value = "limit", str(limit)
     if limit is None:
         source = "DDFM_FAST_GRAPHS"

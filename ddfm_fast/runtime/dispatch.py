@@ -1,4 +1,4 @@
-"""Which code runs a step: chosen once, from what was requested, the device and what is installed.
+"""Choose once which code runs a step, by the request, the device and what is installed.
 
 ``backend``
     "triton": the fused kernels of ``ddfm_fast.kernels``; "torch": plain PyTorch
@@ -9,12 +9,12 @@
     it is written for (compute capability 8.0), else "torch": the better one on paper, as no GPU has
     run either. The backend "torch" always has torch.fft.
 ``graph``
-    "loop": one CUDA graph for all steps; "step": one for a step, replayed; "off": no graph; "auto"
+    "loop": one CUDA graph for all steps; "step": one per step, replayed; "off": no graph; "auto"
     on a CUDA device: "loop", or "step" where that graph would have more than 2,000 nodes, and then
     one for as many steps as stay below.
 
-Each is "auto" unless given, and then what the environment says: DDFM_FAST_BACKEND,
-DDFM_FAST_SOLVER, DDFM_FAST_GRAPH.
+Each defaults to its environment variable, DDFM_FAST_BACKEND, DDFM_FAST_SOLVER or
+DDFM_FAST_GRAPH, else to "auto".
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Backend(NamedTuple):
         keep_x0: bool = False,
         channels: int = 3,
     ) -> Step:
-        """The steps ``rows`` of a batch: luma planes i, v [N, 1, H, W] float32 on one device.
+        """Make the steps ``rows`` of a batch: luma planes i, v [N, 1, H, W] float32 on one device.
 
         ``noise``: the source of σ, one of ``step.NOISES``. ``seeds``: int64 [N], of each image's
         noise. ``keep_x0``: f̂₀ of each step can be asked for. ``channels``: of the samples; one is
@@ -114,7 +114,7 @@ def _named_device(device) -> torch.device:
 def resolve_backend(
     device: torch.device | str, backend: str | None = None, solver: str | None = None
 ) -> Backend:
-    """Return the backend for a device. None takes the environment's word, "auto" without one.
+    """Return the backend for a device. None reads the environment variable, "auto" without one.
 
     ValueError or ImportError if what was requested by name cannot run here.
     """
@@ -144,9 +144,9 @@ def resolve_backend(
 
 
 def resolve_graph(graph: str | None, device: torch.device | str, backend: Backend) -> str:
-    """The graph mode for a device: "auto", "loop", "step" or "off", which is "auto" on a CPU.
+    """Return the graph mode for a device: "auto", "loop", "step" or "off" (always on a CPU).
 
-    None takes the environment's word, "auto" without one.
+    None reads the environment variable, "auto" without one.
     ValueError if what was requested cannot run here.
     """
     device = torch.device(device)
@@ -187,7 +187,7 @@ def triton_obstacle(device: torch.device) -> Obstacle | None:
 
 
 def _tell(sentence: str) -> None:
-    """Warn once a process."""
+    """Warn once per process."""
     if sentence not in _warned:
         _warned.add(sentence)
         warn(sentence)

@@ -1,4 +1,4 @@
-"""Locks that a forked process finds open: the threads that held them are not forked along."""
+"""Locks that are open in a forked process, where the threads that held them do not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many images go through the prior at once, and what becomes of the memory in between.
+"""Choose how many images go through the prior at once, and keep memory between steps.
 
 Batch size follows free memory and is halved on out-of-memory. On a CPU a loop keeps the pages of
 one step for the next.

@@ -1,4 +1,4 @@
-"""Standard streams that do not get in the way of the work.
+"""Keep failures of the standard streams from disturbing the work.
 
 A program that prints must not fail, or end early, because a pipe was closed, a disk is full or a
 name has bytes that the terminal's encoding has not: files matter more than what is printed.
@@ -80,7 +80,7 @@ def _occupy() -> None:
 
 
 def _tolerant(stream) -> tuple[_Raw | None, io.TextIOBase]:
-    """A stream of the same descriptor that takes everything; the same one where there is none."""
+    """Return a stream of the same descriptor that never fails; without one, the stream itself."""
     if stream is None:  # closed by whoever started the program
         return None, open(os.devnull, "w")  # noqa: SIM115  (lives as long as the program)
     try:

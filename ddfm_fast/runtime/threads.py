@@ -1,4 +1,4 @@
-"""How many threads a call computes on, and on which of two kinds.
+"""Choose how many threads a call computes on, and of which kind.
 
 PyTorch's own operations run on OpenMP's threads, and each waits until all of them were there: on a
 machine whose cores are busy that is a time slice of the scheduler, whatever there is to do. The

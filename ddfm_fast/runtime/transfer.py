@@ -1,4 +1,4 @@
-"""Images between the host and a CUDA device, beside the computation.
+"""Transfer images between the host and a CUDA device, during the computation.
 
 Both ways lead through page-locked memory, without which a copy waits for the device and runs at
 half the speed. It is PyTorch's own, which hands a block out again once the copy from or to it is
@@ -117,7 +117,7 @@ class Answer(NamedTuple):
 
 
 def stacked(*tensors: Tensor) -> Tensor | None:
-    """A view of two tensors alike that lie in one storage, the second behind the first; or None.
+    """View two like tensors as one if the second follows the first in one storage; else None.
 
     One copy then does for both.
     """

@@ -1,4 +1,4 @@
-"""How a fuser travels: as settings and a reference to its prior, built where it is first used.
+"""Send a fuser as settings and a reference to its prior; it is built on first use.
 
 By pickle, ``copy``, multiprocessing and cloudpickle. Graphs, locks and handles stay behind.
 """

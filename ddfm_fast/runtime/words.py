@@ -1,6 +1,6 @@
-"""Options that were written as text, as the library takes them.
+"""Parse options that are written as text.
 
-The command line has them so, and so have the hosts whose settings are text: GStreamer's properties
+The command line has such options, and so do hosts whose settings are text: GStreamer's properties
 and ROS's parameters.
 """
 

@@ -1,4 +1,4 @@
-"""The routes: ``/fuse``, and what says how the service is."""
+"""The routes: ``/fuse``, and those that report the state of the service."""
 
 from __future__ import annotations
 

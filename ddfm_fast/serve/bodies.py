@@ -65,7 +65,7 @@ def from_fields(fields: Mapping[str, Any]) -> Call:
     """Sort the fields of a request; pictures are bytes.
 
     Raises:
-        Refused: A picture that is missing, or no option's name.
+        Refused: A picture is missing, or an option is unknown.
     """
     for name in PICTURES:
         if name not in fields:
@@ -148,7 +148,7 @@ async def from_form(body: bytes, headers: Any) -> Call:
     """Read a multipart form: files ``ir`` and ``vis``, a field for each option.
 
     Raises:
-        Refused: No such form.
+        Refused: The body is not such a form.
     """
     from starlette.formparsers import MultiPartParser
 

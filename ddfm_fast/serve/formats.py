@@ -1,6 +1,6 @@
-"""Which kinds of picture files a service decodes: a decoder that strangers reach is a risk.
+"""The kinds of picture files that a service decodes: each decoder in reach of strangers is a risk.
 
-The kind is told by the first bytes, as :mod:`..files.reading` tells it, before any decoder sees the
+The first bytes decide the kind, as in :mod:`..files.reading`, before any decoder sees the
 file. Camera files and TIFFs of rare codecs, which other libraries decode, are kinds of their own.
 """
 

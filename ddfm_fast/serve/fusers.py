@@ -42,8 +42,8 @@ class Fusers:
         """Return the fuser of these options, and what is to be said of them.
 
         Raises:
-            ValueError: An option that is out of range.
-            TypeError: An option of the wrong type.
+            ValueError: An option is out of range.
+            TypeError: An option has the wrong type.
         """
         if not options:
             return self.own, []
@@ -79,7 +79,7 @@ class Fusers:
                 loop from being one graph, and what it could stop is short: not called there.
 
         Raises:
-            ValueError: As ``Fuser`` raises it, and likewise TypeError and ImportError.
+            ValueError, TypeError, ImportError: As in ``Fuser``.
         """
         fuser, said = self.get(options)
         found: list[FusionReport] = []

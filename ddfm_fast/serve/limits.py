@@ -1,4 +1,4 @@
-"""What a request may cost, and how its body is read within that."""
+"""Limit the cost of a request, and read its body within the limit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Limits:
     max_pixels: int = 2**24
     """of a picture, by its header"""
     max_queue: int = 256
-    """requests that were read and wait, or are worked on"""
+    """requests that were read and are waiting or being worked on"""
     max_batch: int | None = None
     """requests that are fused together; None for as many as the fuser takes at once"""
     wait: float = 0.005

@@ -1,7 +1,7 @@
-"""Requests of one size and one set of options, put together: a bounded number of them.
+"""Queue a bounded number of requests, fusing those of one size and set of options together.
 
 One thread fuses: every fuser has the same prior, and a prior takes all cores or the whole GPU
-anyway. Decoding and encoding of other batches go on beside it.
+anyway. Other batches are decoded and encoded meanwhile.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ class Queue:
         """Put an item into the queue and wait for its answer.
 
         Raises:
-            Refused: The queue is full, time ran out, or what the library refuses.
+            Refused: The queue is full, time ran out, or the library refuses the input.
         """
         self.check()
         self.waiting.append(item)

@@ -49,7 +49,7 @@ def read_token(path: Path | None) -> str | None:
     """Read the secret of a file, without the white space around it.
 
     Raises:
-        ImageFileError: No such file, or a secret that is too short or has odd characters.
+        ImageFileError: The file is missing, or its secret is too short or has odd characters.
     """
     if path is None:
         return None
@@ -164,11 +164,11 @@ def serve(
 
     Args:
         make: Makes the fuser.
-        address: From :func:`bind`; closed in the end.
-        limits: Of requests.
+        address: From :func:`bind`; closed at the end.
+        limits: Limits of requests.
         token: What requests must carry.
         tls: From :func:`read_tls`; None for HTTP without it.
-        log: Where lines go; stderr by default.
+        log: Where log lines go; stderr by default.
 
     Raises:
         ImportError: The extra ``serve`` is missing.

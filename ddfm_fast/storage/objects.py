@@ -1,4 +1,4 @@
-"""Objects behind URLs: looked at, listed, read and written, with another try where one may help."""
+"""Look at, list, read and write objects behind URLs, with retries where they may help."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .urls import join, schemes
 
 TRIES = 4
 FIRST_PAUSE = 0.5
-"""seconds before the second try; doubled before each further one, and varied by a fifth"""
+"""seconds before the second try; doubled before each later one, and varied by a fifth"""
 WRITTEN_WHOLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 """schemes whose objects appear when all of their bytes are there"""
 READ_ONLY = ("http", "https", "zip", "tar", "libarchive", "github", "git", "data", "reference")
@@ -116,7 +116,7 @@ def fetch(url: str, target: Path) -> Path:
 
     Args:
         url: The object.
-        target: The file, in a folder that is there; replaced where it exists.
+        target: The file, in an existing folder; an existing file is replaced.
 
     Raises:
         StorageError: It cannot be read.

@@ -117,7 +117,7 @@ class Stage:
         return local
 
     def url_of(self, local: Path) -> str:
-        """The URL that a file or folder of the stage stands for; of other paths their text."""
+        """Return the URL that a file or folder of the stage stands for; other paths as text."""
         if local in self.objects:
             return self.objects[local].url
         for above in (local, *local.parents):

@@ -50,7 +50,7 @@ _LONGEST = 160
 
 
 class StorageError(ImageFileError):
-    """An object that cannot be listed, read or written; the message names it and the fix.
+    """An object cannot be listed, read or written; the message names it and the fix.
 
     Attributes:
         is_common: Whether others in the same place fail alike, for want of rights or a bucket.
@@ -157,7 +157,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _code(error: BaseException) -> str:
-    """The service's own word, such as NoSuchBucket; "" where there is none or it is a number."""
+    """Return the service's error code, such as NoSuchBucket; "" if none or a number."""
     response: Any = getattr(error, "response", None)
     if isinstance(response, dict):
         code = str(response.get("Error", {}).get("Code", ""))

@@ -1,4 +1,4 @@
-"""URLs of objects, told from local paths; nothing is loaded or asked here.
+"""Tell URLs of objects from local paths; nothing is loaded or requested here.
 
 Of chained URLs (``zip://ir/0001.png::s3://bucket/a.zip``) the first part names the object.
 """

@@ -1,4 +1,4 @@
-"""The fused luma in closed form: what the variant ``saliency`` draws to.
+"""The fused luma in closed form: the target of the variant ``saliency``.
 
 Per level of the sources' Laplacian pyramids, with E = G₁ ∗ L² the local energy of a band:
 
@@ -157,7 +157,7 @@ def _fuse_level(
     terms: Terms,
     margin: float,
 ) -> Tensor:
-    """A level [H, W] of the result from the coarser one; clamped to the sources' where a margin."""
+    """Fuse a level [H, W] of the result onto the coarser one; with a margin, clamp it."""
     a, b = (bands([plane, below])[0] for plane, below in zip(sources, coarse, strict=True))
     out = up(out, *a.shape).add_(_band(a, b, maps, terms))
     if not margin:

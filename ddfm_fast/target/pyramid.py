@@ -37,7 +37,7 @@ def up(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _by_opencv(x: Tensor) -> bool:
-    """Whether OpenCV's filters, several times as fast as ours on a CPU, can take the plane."""
+    """Return whether OpenCV's filters can take the plane: several times faster on a CPU."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
 
 
@@ -86,7 +86,7 @@ def _filter(x: Tensor, axis: int, stride: int) -> Tensor:
 
 
 def _double(x: Tensor, axis: int, size: int) -> Tensor:
-    """The filter's transpose, twice as strong: (a + 6 b + c) / 8 on places, (b + c) / 2 between."""
+    """Apply twice the filter's transpose: (a + 6 b + c) / 8 on places, (b + c) / 2 between."""
     last = x.shape[axis] - 1
     before = torch.cat((x.narrow(axis, 1, 1), x.narrow(axis, 0, last)), axis)
     after = torch.cat((x.narrow(axis, 1, last), x.narrow(axis, last, 1)), axis)

@@ -70,7 +70,7 @@ def deinterlaced(
     """Weave no lines of two moments: FFmpeg's bwdif on the frames that are marked as interlaced.
 
     Frames before the first of these pass as they are; from it on each comes when the next is there.
-    Combs in frames that nothing marks are told of.
+    Combs in unmarked frames give a warning.
 
     Args:
         frames: Decoded.

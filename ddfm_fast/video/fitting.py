@@ -159,7 +159,7 @@ def settle_aspect(ir: Source, vis: Source, resize: Resize, *, pictures: bool) ->
 
 
 def _pixels(image: Any, name: str) -> np.ndarray:
-    """An image of any container as NumPy; floats in [0, 1] of other containers become uint16."""
+    """Convert any container to NumPy; floats in [0, 1] of other containers become uint16."""
     plain = isinstance(image, np.ndarray) and (
         image.dtype in (np.uint8, np.uint16) or image.dtype.kind == "f" or is_signed(image)
     )

@@ -18,7 +18,7 @@ FAULTS_KEPT = 1000
 
 
 class VideoError(ValueError):
-    """A stream that cannot be read, aligned or written; the message names it and the fix."""
+    """A stream cannot be read, aligned or written; the message names it and the fix."""
 
 
 class Frame(NamedTuple):
@@ -76,7 +76,7 @@ class Faults:
     """What was wrong with the frames of a stream, and what to do about it."""
 
     on_error: str = "skip"
-    """"skip" leaves a bad frame out (the one before stands longer), "repeat" shows the last good
+    """"skip" leaves a bad frame out (the one before lasts longer), "repeat" shows the last good
     picture in its place, "stop" ends the stream there"""
     frames: list[BadFrame] = field(default_factory=list)
     """the first ``FAULTS_KEPT``"""

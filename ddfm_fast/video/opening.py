@@ -29,7 +29,7 @@ _NO_DESCRIPTOR = re.compile(r"(pipe|fd):(?!\d*$)")
 
 
 def local(spec: str | os.PathLike[str]) -> Path | None:
-    """The file or folder that a stream's name means, which need not exist; None for FFmpeg's."""
+    """Return the file or folder that a stream's name means, if it is not FFmpeg's; else None."""
     if isinstance(spec, os.PathLike) or os.path.lexists(spec):
         return Path(spec)
     if spec == STDIN:

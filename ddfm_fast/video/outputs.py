@@ -182,7 +182,7 @@ def _files(source: Any, depth: int = 0) -> list[Path]:
 
 
 def _names(text: str) -> list[str]:
-    """A name, and what is left of it without FFmpeg's prefixes: file:NAME, concat:NAME|NAME."""
+    """Return a name, and the names without FFmpeg's prefixes: file:NAME, concat:NAME|NAME."""
     parts = text.split("|") if "|" in text else [text]
     rests = [part[at + 1 :] for part in parts for at, c in enumerate(part) if c == ":"]
     return [text, *parts[1:], *(r[2:] if r.startswith("//") else r for r in rests if r)]

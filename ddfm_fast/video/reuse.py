@@ -1,4 +1,4 @@
-"""What was denoised before, and is taken again where a noisy frame shows the same.
+"""Reuse what was denoised before where a noisy frame shows the same.
 
 A noisy source y of noise σ and a clean picture x of it leave r = (y − x) / σ: white noise of
 variance 1, and what the denoiser took for noise. Over blocks of pixels the means of r and of r² are
@@ -182,7 +182,7 @@ def _residual(plane: Tensor, clean: Tensor, level: NoiseLevel) -> Tensor:
 
 
 def _clipped_mean(x: Tensor, sigma: Tensor) -> Tensor:
-    """The mean of max(x + σ n, 0): what a picture x shows on average where black cuts noise off."""
+    """Return the mean of max(x + σ n, 0): what x shows on average if black clips the noise."""
     z = x / sigma
     density = torch.exp(z * z * -0.5) / math.sqrt(2 * math.pi)
     return x * torch.special.ndtr(z) + sigma * density
@@ -237,7 +237,7 @@ def parts_of(changed: np.ndarray, height: int, width: int) -> list[Part] | None:
 
     Args:
         changed: bool [H', W'], blocks of ``BLOCK`` pixels a side.
-        height: Of the frame, as is ``width``.
+        height: Height of the frame, like ``width``.
         width: See ``height``.
     """
     count, _, stats, _ = cv2.connectedComponentsWithStats(changed.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Where the fused frames go: a video file that survives interruption, or a folder of PNG files."""
+"""Write the fused frames to a video file that survives interruption, or to a folder of PNGs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def open_sink(
     Raises:
         ValueError: The arguments do not fit together (VideoError), or the folder cannot be
             written to (ImageFileError).
-        ImportError: PyAV is needed and absent.
+        ImportError: PyAV is needed and missing.
     """
     sent = is_stream(out)
     suffix = "" if sent else Path(out).suffix.lower()

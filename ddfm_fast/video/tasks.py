@@ -34,7 +34,7 @@ class Task:
 
     name: str
     ir: Any
-    """a stream as `open_source` takes it, as is ``vis``"""
+    """a stream as `open_source` takes it, like ``vis``"""
     vis: Any
     out: Path | str
     """a file or folder; "-" or an address as text"""
@@ -197,8 +197,8 @@ def run_tasks(
         fuser: As in `fuse_video`.
         on_result: Called with each result as soon as its task has ended. What it raises is
             raised here and ends the run.
-        skip_existing: Leave tasks alone whose file is there: it has its name only when it is
-            complete. What Ctrl-C cuts short then is called NAME.part-….SUFFIX.
+        skip_existing: Skip tasks whose file exists: it has its name only when it is complete.
+            What Ctrl-C cuts short is then called NAME.part-….SUFFIX.
         elsewhere: What does the tasks in other processes; None for this one.
         **options: Options of `fuse_video`, among them ``preset`` and ``on_bad``.
 
@@ -206,9 +206,9 @@ def run_tasks(
         A result for each task, in order; fewer after Ctrl-C.
 
     Raises:
-        TypeError: An option that does not exist.
-        ValueError: ``skip_existing`` with outputs that are no files.
-        TasksInterrupted: Ctrl-C where the tasks are done ``elsewhere``: no other was started.
+        TypeError: An option is unknown.
+        ValueError: ``skip_existing`` is given with outputs that are not files.
+        TasksInterrupted: Ctrl-C while the tasks are done ``elsewhere``: no other was started.
     """
     check_names(options, VIDEO_DEFAULTS)
     fuser = Fuser() if fuser is None else fuser

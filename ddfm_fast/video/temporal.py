@@ -106,7 +106,7 @@ VIDEO_PRESETS = {
 
 
 def get_video_preset(preset: str | VideoPreset) -> VideoPreset:
-    """The preset of that name, or the one given; ValueError with the list of names otherwise."""
+    """Return the preset of that name, or the one given; ValueError lists the names."""
     if isinstance(preset, VideoPreset):
         return preset
     if not isinstance(preset, str) or preset not in VIDEO_PRESETS:
@@ -188,7 +188,7 @@ class TemporalFuser:
         return Stream()
 
     def aligner(self) -> StreamAligner:
-        """What aligns the frames of a new stream; ValueError for a crop that would change."""
+        """Make the aligner of a new stream's frames; ValueError for a crop that would change."""
         return StreamAligner(self.fuser.align, field=self.fuser.align_field)
 
     def fuse(self, stream: Stream, ir, vis, motion: Motion, **reading):
@@ -216,7 +216,8 @@ class TemporalFuser:
         """Return one frame of each stream; frames of one size go through the prior in batches.
 
         ``aligners``: what brings each pair together; None for pairs that are together.
-        ValueError or TypeError names what is wrong with an image, and where the prior yields NaN.
+        ValueError or TypeError names what is wrong with an image; ValueError also if the prior
+        yields NaN.
         """
         given = self.begin_many(streams, pairs, motions, aligners=aligners, color=color, **reading)
         return [one.image() for one in given]
@@ -292,7 +293,7 @@ class TemporalFuser:
         return restored.ir, restored.vis
 
     def _colored(self, stream: Stream, pair: Pair, fused: Fused) -> Pair:
-        """The pair with the noise of its chroma taken out, by the stream's running estimates."""
+        """Remove the noise from the pair's chroma, by the stream's running estimates."""
         if pair.chroma is None:
             return pair
         rgb = pair.chroma_of(fused.luma)

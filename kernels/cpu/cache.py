@@ -25,7 +25,7 @@ _HASH = 24
 
 
 def folder() -> Path:
-    """The cache's folder, which need not exist: $DDFM_FAST_CACHE, else ddfm_fast in ~/.cache."""
+    """Return the cache's folder, which may be missing: $DDFM_FAST_CACHE or ~/.cache/ddfm_fast."""
     if chosen := environment.set_values().get(VARIABLE):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -98,7 +98,7 @@ def _exchangeable(path: Path) -> str | None:
 
 
 def find(path: Path, stem: str) -> Path | None:
-    """The library of that stem whose content is what its name says; others of it are removed."""
+    """Find the library of that stem whose hash matches its name; remove the others of it."""
     for candidate in sorted(path.glob(f"{stem}-*{SUFFIX}")):
         if not candidate.is_symlink() and candidate == _named(candidate, stem):
             return candidate

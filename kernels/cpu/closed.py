@@ -104,7 +104,7 @@ def choose(
 
     Raises:
         RuntimeError: :func:`status` has a reason.
-        ValueError: Shape, dtype, device, strides or alignment are others.
+        ValueError: Shape, dtype, device, strides or alignment are wrong.
         MemoryError: There is no memory for scratch.
     """
     compiled, reason = load()

@@ -1,4 +1,4 @@
-"""What the C++ of this folder may be handed: checked before an address is taken.
+"""Check what the C++ of this folder is handed, before an address is taken.
 
 Results and scratch are made here too, as float32 on the CPU whatever PyTorch's defaults are: the
 code writes floats, and a default of another size would have it write past their end.

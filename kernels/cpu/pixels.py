@@ -87,7 +87,7 @@ def limits(y: Tensor, ir: Tensor, vis: Tensor, stretch: str) -> Tensor:
     """Find what a luma is stretched by, as ``images.stretch.stretch_limits`` does.
 
     Args:
-        y: Fused luma [N, 1, H, W], float32 without gaps, as are ``ir`` and ``vis``.
+        y: Fused luma [N, 1, H, W], float32 without gaps, like ``ir`` and ``vis``.
         ir: Luma of a source.
         vis: Luma of the other.
         stretch: "sources", "percentile" or "minmax".
@@ -97,7 +97,7 @@ def limits(y: Tensor, ir: Tensor, vis: Tensor, stretch: str) -> Tensor:
 
     Raises:
         RuntimeError: :func:`status` has a reason.
-        ValueError: Shape, dtype, device, strides or alignment are others.
+        ValueError: Shape, dtype, device, strides or alignment are wrong.
         MemoryError: There is no memory for scratch.
     """
     compiled, shape = library(), (len(y), 1, *y.shape[-2:])

@@ -46,7 +46,7 @@ class NativeOps(Ops[Waiting]):
 
     @staticmethod
     def available(dtype: torch.dtype = torch.float32) -> bool:
-        """Whether they can run here, in bfloat16 only where one instruction multiplies pairs.
+        """Return whether they can run here; bfloat16 needs an instruction that multiplies pairs.
 
         Compiles them the first time.
         """
