@@ -215,7 +215,7 @@ def lead(measurement: Measurement, int8: bool) -> float:
 
 
 def cell(measurement: Measurement, name: str) -> str:
-    """Milliseconds, median (p20 to p80); a dash with a reason's first word where there are none."""
+    """Milliseconds, median (p20 to p80); a dash with a reason's first word if there are none."""
     c = measurement.candidates.get(name)
     if c is None or not c.samples:
         return "–" if c is None else c.about.partition(":")[0]

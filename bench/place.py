@@ -106,7 +106,7 @@ class Place:
         return max(2, min(MOST_SETS, math.ceil(3 * machine.cache_bytes(self.device) / of_one)))
 
     def replay(self, work: Callable[[], object]) -> Callable[[], object]:
-        """``work`` as the replay of a CUDA graph; itself where there are none."""
+        """``work`` as the replay of a CUDA graph; itself if there are none."""
         if self.device.type != "cuda":
             return work
         from ddfm_fast.runtime.capture import CudaCapture

@@ -107,7 +107,7 @@ def run(
 
 
 def measure(task: Task, place: Place) -> Measurement:
-    """The task's measurement; with red checks, or what failed, and no times where it cannot be."""
+    """The task's measurement; with red checks, or what failed, and no times if it cannot be."""
     place.yardstick = []
     where = {"section": task.section, "name": task.name, "size": task.size}
     where["command"] = place.command(task.section, task.size)

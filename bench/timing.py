@@ -89,7 +89,7 @@ which would put this folder in front of every other module"""
 
 
 def in_fresh_process(job: str, *arguments) -> dict:
-    """Return what ``job`` prints. RuntimeError with the end of its error output where it fails."""
+    """Return what ``job`` prints. RuntimeError with the end of its error output if it fails."""
     import ddfm_fast
 
     home = Path(ddfm_fast.__file__).resolve().parents[1]

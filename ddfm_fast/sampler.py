@@ -37,7 +37,7 @@ class StepInfo(NamedTuple):
     """1 .. steps"""
     steps: int
     timestep: int
-    """t of the original process that the prior was requested"""
+    """t of the original process at which the prior was evaluated"""
     x_t: Tensor
     """the sample after the step, [N, 3, H, W], or [N, 1, H, W] of a prior of gray"""
     x0: Tensor

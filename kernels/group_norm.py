@@ -259,8 +259,8 @@ def moments(x: Tensor) -> Tensor:
         float32 [N, sets, 2, C], of the chunks of rows that ``moments.chunking`` gives.
 
     Raises:
-        TypeError: x is of another dtype.
-        ValueError: x is of another shape, layout or device.
+        TypeError: x has another dtype.
+        ValueError: x has the wrong shape, layout or device.
     """
     _check("x", x, x.shape, DTYPES)
     return _launch_moments(x, None, None, join=False, upsample=False)
@@ -281,8 +281,8 @@ def join_(
         The moments as :func:`moments` gives them.
 
     Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another shape, layout or device.
+        TypeError: An argument has the wrong dtype.
+        ValueError: An argument has the wrong shape, layout or device.
     """
     _check("h", h, h.shape, DTYPES)
     n, c, height, width = h.shape
@@ -337,8 +337,8 @@ def normalize(
         y, and the 2x2 means of x or None.
 
     Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another shape, layout or device, or does not go with another.
+        TypeError: An argument has the wrong dtype.
+        ValueError: An argument has the wrong shape, layout or device, or does not go with another.
     """
     _check_parts(parts, {"weight": weight, "shift": shift, "bias": bias}, resample, pool_input)
     x, channels = parts[0][0], [part.shape[1] for part, _ in parts]
@@ -392,8 +392,8 @@ def normalize_whole_(
         x.
 
     Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another shape, layout or device.
+        TypeError: An argument has the wrong dtype.
+        ValueError: An argument has the wrong shape, layout or device.
     """
     _check("x", x, x.shape, DTYPES)
     n, channels, height, width = x.shape

@@ -240,8 +240,8 @@ class TritonStep:
         rows, noise, seeds, variant, psi, eta, update_scales: As ``ReverseStep`` takes them.
 
     Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another device, shape or layout, or of an unknown name.
+        TypeError: An argument has the wrong dtype.
+        ValueError: An argument has the wrong device, shape or layout, or an unknown name.
     """
 
     counts_on_device = True

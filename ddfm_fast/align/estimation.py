@@ -224,7 +224,7 @@ def _by_ransac(at: np.ndarray, to: np.ndarray, model: str) -> tuple[np.ndarray |
 def _by_ecc(
     a: np.ndarray, b: np.ndarray, matrix: np.ndarray, model: str
 ) -> tuple[np.ndarray, bool]:
-    """Refine the map by ECC in both directions; also return whether both converged."""
+    """Refine the map by ECC on both parts of the fields; also return whether both converged."""
     whole = model == "homography"
     start = (matrix if whole else matrix[:2]).astype(np.float32)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ECC_STEPS, 1e-4)

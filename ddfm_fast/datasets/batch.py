@@ -351,7 +351,7 @@ class Run:
                     self._fuse([pair])
 
     def _attempt(self, part: list[_Loaded]) -> tuple[PairResult | None, bool]:
-        """(None, False), or the failure and whether it was for want of memory."""
+        """(None, False), or the failure and whether it was for lack of memory."""
         started = time.perf_counter()
         found: list[FusionReport] = []
         try:
@@ -384,7 +384,7 @@ class Run:
         self.least_batch_size = min(self.least_batch_size, self._limit(part[0].pixels))
         warn(
             f"memory ran out with {len(part)} images of {height}x{width} at once; "
-            f"going on with {self._limit(part[0].pixels)}",
+            f"continuing with {self._limit(part[0].pixels)}",
         )
 
     def _write(

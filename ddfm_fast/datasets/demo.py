@@ -81,7 +81,7 @@ def run(
         out: Folder to write to, made if it is not there.
         steps: As in :func:`ddfm_fast.fuse`, of the preset "official"; ``None`` for the default
             preset.
-        device: Where to fuse; ``None`` for CUDA where there is one.
+        device: Where to fuse; ``None`` for CUDA if there is one.
         progress: Show bars over the steps on stderr.
 
     Returns:

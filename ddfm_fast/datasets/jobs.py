@@ -114,7 +114,7 @@ def plan_jobs(
     Two files give one job, two folders, patterns or ``@FILE`` lists one for each pair, see
     :func:`.names.pair_folders` and :func:`.wildcards.paired`.
     ``out`` is a file for two files when it has a suffix and is not a folder; otherwise it is a
-    folder, and outputs are called after the infrared file's stem with the suffix ``format``
+    folder, and outputs are named after the infrared file's stem with the suffix ``format``
     (default ``png``).
 
     Args:

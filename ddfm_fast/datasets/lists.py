@@ -219,7 +219,7 @@ def _whole(row: Any, place: str, find: Find) -> PairItem:
         )
     name = row.get("name")
     name = Path(ir).stem if name is None or name == "" else name
-    # Outputs are called after it, so it must not lead out of the output folder.
+    # Outputs are named after it, so it must not lead out of the output folder.
     if not isinstance(name, str) or not all(map(_PLAIN_NAME.fullmatch, name.split("/"))):
         raise ImageFileError(
             f"{place}: name is {name!r}; expected a plain name, perhaps with folders: test/0001"

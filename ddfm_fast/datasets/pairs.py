@@ -115,7 +115,7 @@ def find_pairs(
             None for "auto".
         manifest: A list of the pairs. CSV (or TSV) with the columns ir, vis and perhaps name; JSON
             or JSON lines of {"ir": …, "vis": …, "name": …} or [ir, vis]. Paths are relative to
-            ``root``, or to the list's folder where there is no root; names default to the infrared
+            ``root``, or to the list's folder if there is no root; names default to the infrared
             file's stem.
         pattern: The names of infrared and visible files, such as "{}_T.*,{}_V.*": ``{}`` is what
             a pair shares, ``*`` and ``?`` vary. With folders: "thermal/{}.tiff,rgb/{}.jpg".
@@ -181,7 +181,7 @@ def survey_pairs(
 
 
 def refuse_lone(alone: Sequence[Alone]) -> None:
-    """Name the files that lack a partner, or fit several; do nothing where there are none.
+    """Name the files that lack a partner, or fit several; do nothing if there are none.
 
     What is no file (a link that leads nowhere, a folder called x.png) is left out with a warning.
 

@@ -284,7 +284,7 @@ class _Run:
 
     @contextmanager
     def _written(self, target: str) -> Iterator[Path]:
-        """A file to write, which becomes the target at the end, or goes where that fails."""
+        """A file to write, which becomes the target at the end, or goes if that fails."""
         url = as_url(target)
         # where a killed run leaves it, the next one removes the folder
         folder = _work(target) if url is None else self.stage.folder

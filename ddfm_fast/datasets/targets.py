@@ -87,7 +87,7 @@ def _refuse_inputs(
 
 
 def _folders_in(folder: str) -> set[str]:
-    """Return names of the folders in a folder; none where it cannot be listed."""
+    """Return names of the folders in a folder; none if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_dir()}

@@ -77,7 +77,7 @@ def decode_raw(file: BinaryIO, path: Path, size: tuple[int, int], max_pixels: in
         max_pixels: The limit.
 
     Raises:
-        ImageFileError: The file is of another size.
+        ImageFileError: The file has another size.
     """
     width, height = size
     check_pixels(path, width, height, max_pixels)

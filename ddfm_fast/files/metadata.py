@@ -277,7 +277,7 @@ def _read_other(file: BinaryIO, found: _Found) -> None:
     if unit in (1, 2):
         factor = 1 if unit == 1 else _INCH_IN_CM
         found.dpi = _both_positive((density[0] * factor, density[1] * factor))
-    elif "jfif" not in info and "exif" not in info:  # or Pillow names 72 where there is none
+    elif "jfif" not in info and "exif" not in info:  # or Pillow names 72 if there is none
         found.dpi = _both_positive(info.get("dpi"))
     found.has_profile = bool(info.get("icc_profile"))
     if isinstance(xmp := info.get("xmp", b""), bytes):

@@ -33,7 +33,7 @@ class ImageFileError(ValueError):
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write data so that the path holds the old or the new file, never a part; return the path.
 
-    Makes the folder where it is missing, follows symbolic links and refuses to replace anything
+    Makes the folder if it is missing, follows symbolic links and refuses to replace anything
     but a regular file.
 
     Raises:
@@ -66,7 +66,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 
 def ensure_writable_dir(path: str | os.PathLike[str]) -> Path:
-    """Make the folder where it is missing and prove by a file that it can be written to.
+    """Make the folder if it is missing and prove by a file that it can be written to.
 
     The file has no name where the system can do that, so that a kill leaves none behind.
 

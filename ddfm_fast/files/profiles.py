@@ -81,7 +81,7 @@ def from_profile(values: Array, profile: bytes, path: Path) -> Array:
 
 
 def from_cmyk(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
-    """Turn a CMYK picture to sRGB by its profile; plainly, with a warning, where that fails."""
+    """Turn a CMYK picture to sRGB by its profile; plainly, with a warning, if that fails."""
     try:
         found = ImageCms.profileToProfile(
             image, io.BytesIO(profile), _srgb(), outputMode="RGB", **_INTENT

@@ -135,7 +135,7 @@ class Span(NamedTuple):
         return Window((self.low, self.low + max(1.0, abs(self.low)) if flat else self.high))
 
     def uses(self, white: float) -> bool:
-        """Return whether the window spans over a tenth of white; one value does not count."""
+        """Return whether it spans over a tenth of white, or is one value (reported elsewhere)."""
         return self.low == self.high or self.high - self.low >= NARROW * white
 
 

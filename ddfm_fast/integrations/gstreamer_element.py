@@ -286,7 +286,7 @@ class Element(GstBase.Aggregator):
         """Fuse the next visible frame, where the infrared frame nearest to it is there."""
         try:
             return self._next(timeout)
-        except Exception as error:  # left to the bindings it would read as "go on", for ever
+        except Exception as error:  # left to the bindings it would read as "go on", forever
             return self._error(f"{type(error).__name__}: {error}")
 
     def _next(self, timeout: bool) -> Any:

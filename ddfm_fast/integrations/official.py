@@ -256,7 +256,7 @@ class DDIM:
             )
             own = {RESCALE: False, "multiple": model.multiple}  # its call takes whole timesteps
             return load_prior(model.__call__, {**config, **own})
-        # a callable of unknown needs gets x as it comes, like the authors' loop hands it on
+        # a callable of unknown needs gets x as it comes, like the authors' loop passes it on
         own = {} if isinstance(model, UNet) else {"multiple": 1}
         return load_prior(model, {**config, **own})
 

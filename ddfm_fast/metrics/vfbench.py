@@ -41,7 +41,7 @@ def compute(
     ``BiSWE`` (bi-directional self-warping error): the mean of |F − ←F| plus that of |F − →F|, gray
         levels; ←F and →F are the frames before and after, moved along the fused video's own flow.
         Means are over the pixels for which the flows there and back of both sources agree to
-        within a pixel; 0 where there is none.
+        within a pixel; 0 if there is none.
     ``MS2R`` (motion smoothness with dual reference videos): mean over the pixels, both components
         and both sources of the absolute difference between the change of the fused video's flow
         and the source's, pixels per frame².

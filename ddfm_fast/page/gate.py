@@ -43,7 +43,7 @@ class Gate:
         self.app, self.password = app, password
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Answer a request, or hand it on."""
+        """Answer a request, or pass it on."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return

@@ -50,7 +50,7 @@ def show(
 
     Args:
         make: Makes the fuser.
-        address: From :func:`ddfm_fast.serve.run.bind`; closed in the end.
+        address: From :func:`ddfm_fast.serve.run.bind`; closed at the end.
         limits: Limits for visitors.
         password: What browsers ask for.
         say: Called with the sentence that names the address.

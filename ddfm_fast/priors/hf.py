@@ -27,7 +27,7 @@ class Folder(NamedTuple):
     config: dict[str, Any]
     """of the model"""
     scheduler: dict[str, Any]
-    """its configuration, {} where there is none"""
+    """its configuration, {} if there is none"""
     keywords: dict[str, Any]
     """of the prior"""
     weights: Path

@@ -135,7 +135,7 @@ def _schedule(prior: dict[str, Any]) -> str:
 
 
 def _costs(cost: Any, prior: Prior | None, parameters: int, timed: bool) -> dict[str, Any]:
-    """Cost by size; without seconds where there is no network to time."""
+    """Cost by size; without seconds if there is no network to time."""
     rate = None
     if prior is not None and timed:
         side = -(-_TIMED_SIDE // prior.multiple) * prior.multiple

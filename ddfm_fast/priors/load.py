@@ -70,7 +70,7 @@ def load_prior(
     new size and needs a C++ compiler on a CPU; bench/results shows what it gains.
 
     ValueError or TypeError, naming what is wrong, for anything else; ImportError when diffusers
-    is needed and absent.
+    is needed and missing.
 
     >>> prior = load_prior("embedded")
     >>> prior(torch.zeros(1, 3, 64, 64), 500).shape  # eps of the noisy image x, at timestep 500

@@ -279,7 +279,7 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def json_metadata(path: str | os.PathLike, metadata: dict[str, str], key: str) -> dict[str, Any]:
-    """Parse a JSON object of the metadata; {} where there is none."""
+    """Parse a JSON object of the metadata; {} if there is none."""
     try:
         value = json.loads(metadata.get(key, "{}"))
     except (ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def refuse_where_impossible(device: torch.device) -> None:
-    """Raise RuntimeError if no call on a CUDA device can be made now.
+    """Raise RuntimeError if no call on a CUDA device is possible now.
 
     It is called before anything that would spoil the capture.
     """

@@ -70,7 +70,7 @@ class Backend(NamedTuple):
         """Make the steps ``rows`` of a batch: luma planes i, v [N, 1, H, W] float32 on one device.
 
         ``noise``: the source of σ, one of ``step.NOISES``. ``seeds``: int64 [N], of each image's
-        noise. ``keep_x0``: f̂₀ of each step can be asked for. ``channels``: of the samples; one is
+        noise. ``keep_x0``: f̂₀ of each step can be requested. ``channels``: of the samples; one is
         for the plain step alone. ValueError or TypeError as the constructors raise them.
         """
         em = em_settings(config)
@@ -122,11 +122,11 @@ def resolve_backend(
     backend = _choice("backend", backend, BACKENDS, "DDFM_FAST_BACKEND")
     solver = _choice("solver", solver, SOLVERS, "DDFM_FAST_SOLVER")
     if backend == "torch":
-        return Backend("torch", _torch_solver(solver, "backend is 'torch'"), "asked for")
+        return Backend("torch", _torch_solver(solver, "backend is 'torch'"), "requested")
     obstacle = triton_obstacle(device)
     if backend == "triton" and obstacle and obstacle.untried:
         _tell(f"backend is 'triton', but {obstacle}: compare a result with backend='torch'")
-        return Backend("triton", "torch" if solver == "auto" else solver, "asked for")
+        return Backend("triton", "torch" if solver == "auto" else solver, "requested")
     if backend == "triton" and obstacle:
         raise ValueError(
             f"backend is 'triton', but {obstacle}; expected backend='torch' or 'auto' here"
@@ -139,7 +139,7 @@ def resolve_backend(
         return Backend("torch", _torch_solver(solver, str(obstacle)), str(obstacle))
     if solver == "cupy":
         _require_cupy()
-    reason = "asked for" if backend == "triton" else f"{device.type} device, and triton imports"
+    reason = "requested" if backend == "triton" else f"{device.type} device, and triton imports"
     return Backend("triton", _best_solver(device) if solver == "auto" else solver, reason)
 
 

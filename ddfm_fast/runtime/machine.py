@@ -67,10 +67,10 @@ def total_bytes() -> int | None:
 
 @functools.cache
 def one_thread_after_fork() -> None:
-    """Have processes that are forked from this one compute on one thread; once a process.
+    """Have processes that are forked from this one compute on one thread; once per process.
 
     The threads of OpenMP and OpenCV are not forked along, and a child that waits for them, if only
-    to end them, waits for ever: OpenCV's are ended before.
+    to end them, waits forever: OpenCV's are ended before.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(

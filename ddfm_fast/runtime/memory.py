@@ -111,7 +111,7 @@ def in_batches(
             shape = "x".join(map(str, inputs[0].shape[-2:]))
             warn(
                 f"memory ran out with {size} images of {shape} at once; "
-                f"going on with {max(size // 2, 1)}",
+                f"continuing with {max(size // 2, 1)}",
             )
             size = max(size // 2, 1)
         else:

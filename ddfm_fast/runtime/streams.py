@@ -101,7 +101,7 @@ def _tolerant(stream) -> tuple[_Raw | None, io.TextIOBase]:
 
 
 def _lost(raw: _Raw | None) -> OSError | None:
-    """Why something printed went nowhere; None if nothing did, or nobody listens any more."""
+    """Return why output was lost; None if none was, or nobody listens any more."""
     _flush()
     failure = None if raw is None else raw.failure
     return None if failure is None or failure.errno == errno.EPIPE else failure

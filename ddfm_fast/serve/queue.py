@@ -201,7 +201,7 @@ class Queue:
             _settle(item, error)
 
     def _fuse(self, items: list[Item]) -> list[tuple[Item, Result | Exception, int, float]]:
-        """In the thread of fusion: all together, or each alone where that fails."""
+        """In the thread of fusion: all together, or each alone if that fails."""
         items = [item for item in items if item.wanted]
         if not items:
             return []
@@ -210,7 +210,7 @@ class Queue:
             results = self._fused(items)
         except Unwanted:
             return []
-        except Exception as error:  # of one of them, or for want of memory: alone each shows
+        except Exception as error:  # of one of them, or for lack of memory: alone each shows
             if len(items) == 1:
                 return [(items[0], error, 1, waited[0])]
             return [one for item in items for one in self._fuse([item])]

@@ -118,7 +118,7 @@ def bind(host: str, port: int) -> socket.socket:
     """Take the address, before anything is loaded; port 0 means a free one.
 
     Raises:
-        ValueError: It is not available.
+        ValueError: The address or port is not available.
     """
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)

@@ -191,7 +191,7 @@ class Stage:
         """Write local files to URLs, in threads; return what failed, by file.
 
         Raises:
-            StorageError: No object can be written there, for want of rights or a bucket.
+            StorageError: No object can be written there, for lack of rights or a bucket.
         """
         failures: dict[Path, Exception] = {}
 

@@ -53,7 +53,7 @@ class StorageError(ImageFileError):
     """An object cannot be listed, read or written; the message names it and the fix.
 
     Attributes:
-        is_common: Whether others in the same place fail alike, for want of rights or a bucket.
+        is_common: Whether others in the same place fail alike, for lack of rights or a bucket.
     """
 
     is_common = False

@@ -67,7 +67,7 @@ class CombFinder:
 
 
 def _order(first: Array, second: Array) -> str | None:
-    """What two frames say: "tff", "bff", "" for progressive; None if hardly anything moves."""
+    """Judge two frames: "tff", "bff", "" for progressive; None if hardly anything moves."""
     own = (_combed(first, first) + _combed(second, second)) / 2
     later, earlier = _combed(second, first), _combed(first, second)
     span = max(later, earlier) - own

@@ -37,7 +37,7 @@ _HIDDEN_FRAMES = ("vp8",)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 """seconds between two attempts to open a stream again"""
 _RATES = (Fraction(1, 3600), Fraction(100_000))
-"""frames per second, from a frame an hour to the fastest cameras; others are misread"""
+"""frames per second, from a frame per hour to the fastest cameras; others are misread"""
 _JUMP = 10
 """seconds; timestamps that go back, or on by more, have restarted and are joined up"""
 

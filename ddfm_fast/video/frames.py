@@ -45,7 +45,7 @@ class BadFrame(NamedTuple):
 
 
 class ColorTags(NamedTuple):
-    """The color tags of a stream, FFmpeg's numbers; 2 or 0 where there are none."""
+    """The color tags of a stream, FFmpeg's numbers; 2 or 0 if there are none."""
 
     space: int
     range: int
@@ -110,7 +110,7 @@ class Source:
     rate: Fraction = DEFAULT_RATE
     """frames per second, nominal"""
     size: tuple[int, int] | None = None
-    """(height, width), upright; None if only the first frame will tell"""
+    """(height, width), upright; None if unknown before the first frame"""
     length: int | None = None
     """number of frames, None if unknown"""
     live = False

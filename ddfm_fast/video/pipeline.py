@@ -130,7 +130,7 @@ def fuse_video(
             one arrives while two wait for fusion; what is shown keeps its timestamps.
             ``preview``: show the frames in a window, or without a display at an address of this
             machine (MJPEG), which is printed on stderr.
-            ``on_error``: what to do about a bad frame, see `Faults`; ``on_bad`` is called with each.
+            ``on_error``: what to do about bad frames, see `Faults`; ``on_bad`` is called with each.
             ``deinterlace``: "auto" (the default) deinterlaces frames marked as
             interlaced, by FFmpeg's bwdif, and warns if others have combs; "off" leaves them;
             "tff" and "bff" deinterlace all frames, with the top or bottom field first.

@@ -137,7 +137,7 @@ def _reused(
     level: NoiseLevel,
     remove: Callable[[Tensor], Tensor],
 ) -> tuple[Clean, int] | None:
-    """The frame from the one before and parts that are denoised; None if all of it has to be."""
+    """Build the frame from the one before and denoised parts; None if all must be denoised."""
     kept, left = before, _left(plane, before.plane, level)
     entering = torch.zeros_like(left[:, :1], dtype=torch.bool)
     if motion.flow is not None:

@@ -387,7 +387,7 @@ def _polished(em: ReverseStep, x0: Tensor, iterations: int) -> Tensor:
 
 
 def _diffusion(method: Method) -> Diffusion:
-    """``method`` where it can be sampled from, else ValueError."""
+    """``method`` if it can be sampled from, else ValueError."""
     if not isinstance(method, Diffusion):
         raise ValueError(
             f"fuser has the method {method.part!r}; expected the whole one for a video preset that "

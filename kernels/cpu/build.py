@@ -130,7 +130,7 @@ def _load_cached() -> tuple[Library | None, str | None]:
 
 
 def load_again() -> tuple[Library | None, str | None]:
-    """Compile where need be and load, without looking at what this process has loaded."""
+    """Compile if need be and load, without looking at what this process has loaded."""
     if not environment.is_on(SWITCH):
         return None, f"{SWITCH}=0"
     if not sys.platform.startswith("linux"):
@@ -226,7 +226,7 @@ def run(command: list[str]) -> str:
 
 
 def _team(library: ctypes.CDLL) -> int:
-    """Give the address of what runs a function on several threads; 0 where there are no threads."""
+    """Give the address of what runs a function on several threads; 0 if there are no threads."""
     start = getattr(ctypes.CDLL(None), "pthread_create", None)
     library.ddfm_team_starts(ctypes.cast(start, ctypes.c_void_p) if start else None)
     return ctypes.cast(library.ddfm_team, ctypes.c_void_p).value or 0

@@ -33,7 +33,7 @@ def folder() -> Path:
 
 
 def usable_folder() -> Path | None:
-    """The folder, made where it was missing; None if it cannot be trusted or written to."""
+    """Return the folder, made if missing; None if it cannot be trusted or written to."""
     try:
         path = folder()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -64,7 +64,7 @@ def read_luma(values: Tensor) -> Tensor:
 
     Raises:
         RuntimeError: :func:`status` has a reason.
-        ValueError: Shape, dtype or device are others.
+        ValueError: Shape, dtype or device are wrong.
         MemoryError: There is no memory for scratch.
     """
     compiled = library()
@@ -138,7 +138,7 @@ def give_back(
 
     Raises:
         RuntimeError: :func:`status` has a reason.
-        ValueError: Shape, dtype, device or layout are others.
+        ValueError: Shape, dtype, device or layout are wrong.
         MemoryError: There is no memory for scratch.
     """
     compiled = library()

@@ -137,7 +137,7 @@ def compile_all(folder: Path) -> list[Path]:
     """Compile each level of the compiler's machine into a folder.
 
     Args:
-        folder: Made where it is missing.
+        folder: Made if it is missing.
 
     Returns:
         The libraries.

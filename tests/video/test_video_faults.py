@@ -61,7 +61,7 @@ def test_an_error_while_fusing_names_the_part(tmp_path):
     ) as caught:
         run(endless(1), vis(), tmp_path / "o.mp4")
     frames = read_clip(part_of(tmp_path / "o.mp4"))[0]
-    assert 30 <= len(frames) <= 40 and f"the {len(frames)} frames before that" in str(caught.value)
+    assert 30 <= len(frames) <= 40 and f"The {len(frames)} frames before that" in str(caught.value)
 
 
 def test_nothing_is_left_where_nothing_was_fused(streams, tmp_path):

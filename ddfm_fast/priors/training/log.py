@@ -75,7 +75,7 @@ def trim_log(path: Path, step: int) -> None:
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    """Return the whole lines of a log; none where there is no file."""
+    """Return the whole lines of a log; none if there is no file."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

@@ -88,7 +88,7 @@ def train_own(
         minutes: Approximate duration, from which the number of updates is estimated.
         updates: Number of updates, instead of ``minutes``.
         start: Prior whose weights to start from (default: the package's), "none" for random ones.
-        device: "cpu", "cuda" or "auto": CUDA where there is one.
+        device: "cpu", "cuda" or "auto": CUDA if there is one.
         progress: Show bars.
 
     Raises:

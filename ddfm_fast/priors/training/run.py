@@ -372,7 +372,7 @@ def train_prior(
         out: The prior, a .safetensors file; state, log and curve lie beside it.
         settings: What decides the result.
         config: The network (default: that of the embedded prior).
-        device: "cpu", "cuda" or "auto": CUDA where there is one.
+        device: "cpu", "cuda" or "auto": CUDA if there is one.
         save_minutes: Minutes between checkpoints.
         log_every: Steps between log lines.
         resume: Continue from the state beside ``out``.
