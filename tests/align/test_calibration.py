@@ -123,7 +123,7 @@ GOOD = (
         (GOOD[:-1] + ', "pairs": 0}', "pairs must be"),
         (GOOD[:-1] + ', "ir_camera": 3}', "ir_camera must be an object"),
         (GOOD[:-1] + ', "ir_camera": {}}', "ir_camera: camera_matrix must be"),
-        (GOOD + " " * (1 << 20), "over 1 MiB"),
+        (GOOD + " " * (1 << 20), "larger than 1 MiB"),
     ],
 )
 def test_bad_files_are_refused_by_name(text, why, tmp_path):

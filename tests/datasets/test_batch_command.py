@@ -127,7 +127,7 @@ def test_a_bad_entry_of_a_list_fails_alone(call, data, out):
 def test_a_list_without_a_good_entry_is_refused(call, data, out):
     (data / "x.csv").write_text("ir,vis\nno.png,none.png\n")
     result = call(data / "x.csv", "-o", out)
-    assert result.exit_code == 2 and "2 files are not there" in result.stderr
+    assert result.exit_code == 2 and "2 files do not exist" in result.stderr
     assert not out.exists() or not list(out.glob("*.png"))
 
 

@@ -92,7 +92,7 @@ def test_a_list_names_what_is_missing(tmp_path, stats):
         (root / name).unlink()
     (root / gone[1]).symlink_to(root / "vi.png")
     (root / gone[2]).symlink_to(root / "nowhere.png")
-    with pytest.raises(ValueError, match="2 files are not there") as error:
+    with pytest.raises(ValueError, match="2 files do not exist") as error:
         find_pairs(root, manifest=root / "list.csv")
     assert all(name in str(error.value) for name in (gone[0], gone[2]))
     assert gone[1] not in str(error.value)

@@ -42,7 +42,7 @@ def test_addresses():
 @pytest.mark.parametrize("text", [b"", b"short", b"two words are here now", b"\xff" * 40])
 def test_tokens(text, tmp_path):
     path = tmp_path / "token"
-    assert "which is no file" in error_of("--token-file", str(path))
+    assert "which is not a file" in error_of("--token-file", str(path))
     path.write_bytes(text)
     assert f"--token-file is {path}" in error_of("--token-file", str(path))
     path.write_bytes(b"0123456789abcdef \n")
