@@ -45,7 +45,7 @@ def scatter(candidate: Candidate) -> float:
 
 
 def judge(old: Measurement, new: Measurement, path: str, threshold: float) -> Change:
-    """The verdict on one path."""
+    """Return the verdict on one path."""
     a, b = old.candidates[path], new.candidates[path]
     ratio = b.median / a.median
     noise = scatter(a) + scatter(b)
@@ -95,7 +95,7 @@ def compare(old: Report, new: Report, threshold: float | None = None) -> list[Ch
 
 
 def unmatched(old: Report, new: Report) -> list[str]:
-    """What only one of the two has."""
+    """Return what only one of the two has."""
     keys = [{(*m.key, path) for m in r.measurements for path in m.candidates} for r in (old, new)]
     reds = {m.key for m in (*old.measurements, *new.measurements) if not m.green}
     lines = [(k, "the first") for k in keys[0] - keys[1] if k[:3] not in reds]
@@ -104,7 +104,7 @@ def unmatched(old: Report, new: Report) -> list[str]:
 
 
 def text(old: Report, new: Report, changes: list[Change]) -> str:
-    """The comparison for a terminal; regressions are marked and come last again."""
+    """Return the comparison for a terminal; regressions are marked and come last again."""
     lines = []
     for key in SAME:
         a, b = old.machine.get(key), new.machine.get(key)

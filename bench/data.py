@@ -57,7 +57,7 @@ def planes(height: int, width: int, device: torch.device, seed: int = 0) -> Plan
 
 
 def pair(side: int) -> tuple[Tensor, Tensor]:
-    """The middle of the demo pair, uint8: infrared [side, side], visible [side, side, 3]."""
+    """Return the middle of the demo pair, uint8: infrared [side, side], visible [side, side, 3]."""
     ir, vis = asset("sentinel2_nir.png"), asset("sentinel2_visible.png")
     top, left = ((n - side) // 2 for n in ir.shape[:2])
     return ir[top : top + side, left : left + side], vis[top : top + side, left : left + side]
@@ -82,17 +82,17 @@ def random_unet(config: UNetConfig, device: torch.device) -> UNet:
 
 @lru_cache(maxsize=4)
 def network(name: str, device: torch.device = CPU) -> UNet:
-    """A network of ``NETWORKS`` on a device, or "embedded", which is on the CPU."""
+    """Return a network of ``NETWORKS`` on a device, or "embedded", which is on the CPU."""
     return load_prior(name).unet if name == "embedded" else random_unet(NETWORKS[name], device)
 
 
 def config_of(name: str) -> UNetConfig:
-    """The architecture of the network of that name."""
+    """Return the architecture of the network of that name."""
     return NETWORKS[name] if name in NETWORKS else network(name).config
 
 
 def reference_unet(name: str, device: torch.device) -> ReferenceUNet:
-    """The authors' form of a network, with the same weights."""
+    """Return the authors' form of a network, with the same weights."""
     unet = network(name, device)
     state = {k: v.detach().contiguous().to(device) for k, v in unet.state_dict().items()}
     head = max(unet.config.num_head_channels, 1)

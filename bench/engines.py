@@ -55,7 +55,7 @@ app = typer.Typer(add_completion=False)
 
 @dataclass
 class Run:
-    """What is asked for, and what earlier sizes cost: seconds a pixel by network and engine."""
+    """What is asked for, and what earlier sizes cost: seconds per pixel by network and engine."""
 
     place: Place
     engines: list[str]
@@ -105,7 +105,7 @@ def rms_error(exact: Tensor, found: Tensor) -> float:
 
 
 def checked(exact: Tensor, found: Tensor, engine: str, precision: str) -> Parity:
-    """How far an engine's eps is from the authors' module, and how far it may be."""
+    """Return how far an engine's eps is from the authors' module, and how far it may be."""
     if found.shape != exact.shape:
         raise ValueError(f"the result has shape {tuple(found.shape)}, not {tuple(exact.shape)}")
     worst = apart(exact, found) if precision == "float32" else rms_error(exact, found.float())
@@ -113,7 +113,7 @@ def checked(exact: Tensor, found: Tensor, engine: str, precision: str) -> Parity
 
 
 def path_of(engine: str, precision: str) -> str:
-    """The name of a candidate."""
+    """Return the name of a candidate."""
     return engine if precision == "float32" else f"{engine}, {precision}"
 
 
@@ -160,7 +160,7 @@ class Contest:
         self.forwards[path] = forward
 
     def timed(self) -> Measurement:
-        """Time what is green; the seconds a pixel tell the next size what it would take."""
+        """Time what is green; the seconds per pixel tell the next size what it would take."""
         taken = self.run.place.times(self.forwards)
         pixels = self.work.x[:, 0].numel()
         for path, timed in taken.items():
@@ -171,7 +171,7 @@ class Contest:
 
 
 def impossible(run: Run, name: str, batch: int, size: tuple[int, int]) -> str | None:
-    """Say why a measurement is left out whole: its time or its memory."""
+    """Return why a measurement is left out whole: its time or its memory."""
     for engine in (OURS, OFFICIAL):  # without either there is nothing to compare
         if reason := run.too_long(name, engine, batch * size[0] * size[1]):
             return f"{engine} takes {reason}"
@@ -183,7 +183,7 @@ def impossible(run: Run, name: str, batch: int, size: tuple[int, int]) -> str | 
 
 
 def compare(run: Run, name: str, batch: int, size: tuple[int, int]) -> Measurement:
-    """A network at a size, by every engine in every precision that it has here."""
+    """Return a network at a size, by every engine in every precision that it has here."""
     torch.compiler.reset()
     clean, x = pictures(batch, *size, seed=0)
     enough = max(1, round(PICTURES * 256 * 320 / x[:, 0].numel()))
@@ -215,7 +215,7 @@ def lead(measurement: Measurement, int8: bool) -> float:
 
 
 def cell(measurement: Measurement, name: str) -> str:
-    """Milliseconds, median (p20 to p80); a dash with a reason's first word where there are none."""
+    """Milliseconds, median (p20 to p80); a dash with a reason's first word if there are none."""
     c = measurement.candidates.get(name)
     if c is None or not c.samples:
         return "–" if c is None else c.about.partition(":")[0]
@@ -284,7 +284,7 @@ def absences(report: Report) -> list[str]:
 def measure_all(
     run: Run, tasks: list[tuple[str, int, tuple[int, int]]], command: str, minutes: float, out: Path
 ) -> Path:
-    """Every task that the time allows, the files written after each: JSON, Markdown, PNG."""
+    """Return every task that the time allows, the files written after each: JSON, Markdown, PNG."""
     card = machine() | {name: found for name in PACKAGES if (found := installed_version(name))}
     report = Report(card, {}, {"sections": ["engines"], "command": command, "not_run": {}})
     path, started = free_path(out, "engines", report.date[:10]), time.monotonic()

@@ -68,7 +68,7 @@ class Work:
 
     @cached_property
     def onnx(self) -> Path:
-        """The network in float32 for this size, written when first asked for."""
+        """The network in float32 for this size, written on first use."""
         path = self.folder / "network.onnx"
         module = AtOneTimestep(_of_eps(network(self.network)), self.timestep).eval()
         with quiet(), torch.no_grad():
@@ -109,7 +109,7 @@ def ours(work: Work, precision: str) -> Forward:
 
 
 def official(work: Work, precision: str) -> Forward:
-    """The authors' module, operator by operator."""
+    """Return the authors' module, operator by operator."""
     module, low = reference_unet(work.network, CPU), PRECISIONS[precision]
     module.w = {key: value.to(low) for key, value in module.w.items()}
     t, x = torch.full((len(work.x),), work.timestep), work.x.to(low)
@@ -228,7 +228,7 @@ ENGINES = {
 
 
 def missing(name: str, precision: str) -> str | None:
-    """Say why an engine cannot run in a precision here, in a sentence, or None."""
+    """Return why an engine cannot run in a precision here, in a sentence, or None."""
     kind = ENGINES[name]
     wanted = kind.modules + (kind.for_int8 if precision == "int8" else ())
     if absent := [module for module in wanted if find_spec(module) is None]:

@@ -14,7 +14,7 @@ METRICS = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
 
 
 def scores(fused, ir, vis) -> dict[str, float]:
-    """The six metrics in the convention ``cddfuse``, of three 8-bit pictures.
+    """Return the six metrics in the convention ``cddfuse``, of three 8-bit pictures.
 
     And the worse source's VIF: a high VIF alone may be a copy of one source.
     """

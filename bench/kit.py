@@ -2,7 +2,7 @@
 
 ``out/gpu-kit`` holds the files of this checkout that the suite uses, wheels of what it imports, and
 ``install.sh``; ``out/gpu-kit.tar.gz`` is the same to be carried. PyTorch and Triton, which such a
-machine mostly has, are left out unless asked for.
+machine mostly has, are left out unless requested.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def files(root: Path = ROOT) -> list[str]:
 
 
 def requirements(cuda: str, with_torch: bool) -> list[str]:
-    """What a machine must have: for the package, CuPy, the benchmarks and the GPU tests."""
+    """Return what a machine must have: for the package, CuPy, the benchmarks and the GPU tests."""
     extras, found = ["", "test", *([] if cuda == "none" else [cuda])], {}
     for requirement in map(Requirement, requires("ddfm_fast") or ()):
         marker = requirement.marker

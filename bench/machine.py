@@ -36,7 +36,7 @@ LARGEST_CPU_CACHE = 2**26
 
 
 def machine(device: torch.device | str = "cpu") -> dict:
-    """What a reader needs to judge the figures; no host or user names."""
+    """Return what a reader needs to judge the figures; no host or user names."""
     device = torch.device(device)
     found = {
         "cpu": _cpu_name(),
@@ -67,12 +67,12 @@ def machine(device: torch.device | str = "cpu") -> dict:
 
 
 def device_name(card: dict) -> str:
-    """What a result's file is called after: the GPU's name, or "cpu"."""
+    """Return what a result's file is called after: the GPU's name, or "cpu"."""
     return re.sub(r"[^a-z0-9]+", "-", card.get("gpu", "cpu").lower()).strip("-")
 
 
 def commit() -> str:
-    """The commit of the checkout, "+changes" where files differ; of a package its version.
+    """Return the commit of the checkout, "+changes" where files differ; of a package its version.
 
     A kit (``kit``) has no history, and a file with its commit.
     """
@@ -90,7 +90,7 @@ def commit() -> str:
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The last cache before memory: what rotated inputs must exceed."""
+    """Return the last cache before memory: what rotated inputs must exceed."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).L2_cache_size
     sizes = [2**23]
@@ -155,7 +155,7 @@ def _memory() -> int | None:
 
 
 def installed_version(distribution: str) -> str | None:
-    """Say which version of a distribution is here; None without it."""
+    """Return which version of a distribution is here; None without it."""
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -90,7 +90,7 @@ def qabf(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> float:
 
 
 def baseline(fused: np.ndarray, ir: np.ndarray, vis: np.ndarray) -> dict[str, float]:
-    """The six metrics in convention cddfuse, of float32 [H, W] luma in whole gray levels."""
+    """Return the six metrics in convention cddfuse, of float32 [H, W] luma in whole gray levels."""
     sources = (ir, vis)
     return {
         "EN": entropy(fused),

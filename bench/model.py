@@ -26,7 +26,7 @@ LAUNCHES_OF_A_STEP = 8
 
 @dataclass(frozen=True)
 class Gpu:
-    """``operations``: dense bfloat16 or float16 a second; ``bandwidth``: bytes a second."""
+    """``operations``: dense bfloat16 or float16 a second; ``bandwidth``: bytes per second."""
 
     name: str
     operations: float
@@ -87,7 +87,7 @@ def gpu_table() -> list[list[str]]:
 
 
 def reference_cost(height: int, width: int) -> Cost:
-    """The authors' module, operator by operator, in float32 as their script runs it."""
+    """Return the authors' module, operator by operator, in float32 as their script runs it."""
     config = config_of("official")
     with torch.device("meta"):
         module = ReferenceUNet(UNet(config).state_dict(), config.num_head_channels)
@@ -135,7 +135,7 @@ def _roofline(cost: Cost) -> float:
 
 
 def assumptions() -> str:
-    """What the table of GPUs stands on, in words."""
+    """Return what the table of GPUs stands on, in words."""
     return (
         "On paper; no GPU has run this. Images a second and US dollars for a million frames, "
         f"16-bit, batch 1. {REACHED:.0%} of both data-sheet peaks and {LAUNCH_S * 1e6:g} µs per "

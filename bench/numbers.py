@@ -45,7 +45,7 @@ SECTIONS = tuple(dict.fromkeys(section for section, *_ in FIRST))
 
 
 def most_telling(tasks: list[Task], sizes: bool = True) -> list[Task]:
-    """The tasks that ``FIRST`` has, in its order; of any size without ``sizes``.
+    """Return the tasks that ``FIRST`` has, in its order; of any size without ``sizes``.
 
     "forward by torch.compile" compiles for minutes and comes where its row is alone.
     """

@@ -32,7 +32,7 @@ def write_all(report: Report, page: Path, folder: Path) -> Iterator[Path]:
 
 
 def render(report: Report, drawn: list[Figure]) -> str:
-    """The whole page; nothing in it points outside."""
+    """Return the whole page; nothing in it points outside."""
     parts = {
         "title": escape(f"ddfm_fast on {report.machine.get('gpu') or report.machine['cpu']}"),
         "lead": "<br>".join(escape(line) for line in card_lines(report)),
@@ -79,7 +79,7 @@ def _html_table(rows: list[list[str]]) -> str:
 
 
 def _rows(rows: list[list[str]]) -> str:
-    """The table with a line of its own for what was measured."""
+    """Return the table with a line of its own for what was measured."""
     width = len(HEAD) - 1
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0][1:])
     body = []

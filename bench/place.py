@@ -74,7 +74,7 @@ class Place:
         return synchronized_seconds if self.device.type == "cuda" else cpu_seconds
 
     def command(self, section: str, size: str) -> str:
-        """How to make a section's measurement again."""
+        """Return how to make a section's measurement again."""
         words = [machine.COMMAND, section]
         words += [f"--size {size}"] if section in SIZED else []
         words += ["--quick"] if self.quick else ["--rehearse"] if self.rehearse else []
@@ -99,14 +99,14 @@ class Place:
         return lambda: (a @ b, target.copy_(source), torch.fft.rfft2(plane))
 
     def sets(self, height: int, width: int) -> int:
-        """How many sets of a step's buffers exceed the last cache three times: 2 to 32."""
+        """Return how many sets of a step's buffers exceed the last cache three times: 2 to 32."""
         if self.tiny:
             return 2
         of_one = PLANES_OF_A_STEP * 4 * height * width
         return max(2, min(MOST_SETS, math.ceil(3 * machine.cache_bytes(self.device) / of_one)))
 
     def replay(self, work: Callable[[], object]) -> Callable[[], object]:
-        """``work`` as the replay of a CUDA graph; itself where there are none."""
+        """``work`` as the replay of a CUDA graph; itself if there are none."""
         if self.device.type != "cuda":
             return work
         from ddfm_fast.runtime.capture import CudaCapture
@@ -192,7 +192,7 @@ def in_turn(works: list[Callable[[], object]]) -> Callable[[], object]:
 
 
 def require(*parity: Parity) -> list[Parity]:
-    """The checks, if all are green; ParityError before anything is timed."""
+    """Return the checks, if all are green; ParityError before anything is timed."""
     if not all(p.green for p in parity):
         raise ParityError(list(parity))
     return list(parity)
@@ -204,7 +204,7 @@ def largest_difference(a: Tensor, b: Tensor) -> float:
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    """The largest difference over the largest value of ``a``, where that is above 1."""
+    """Return the largest difference over the largest value of ``a``, where that is above 1."""
     return largest_difference(a, b) / max(1.0, float(a.abs().max()))
 
 

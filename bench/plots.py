@@ -28,7 +28,7 @@ class Figure:
 
 
 def figures(report: Report) -> list[Figure]:
-    """Every figure that the result has the numbers for."""
+    """Return every figure that the result has the numbers for."""
     made = (draw(report) for draw in (waterfall, scaling, pareto))
     return [figure for figure in made if figure is not None]
 

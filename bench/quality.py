@@ -113,7 +113,7 @@ def relief(fused: Plane, vis: Plane) -> float | None:
 
 
 def methods(images: str) -> dict[str, Row]:
-    """A row per method, not yet run."""
+    """Return a row per method, not yet run."""
 
     def preset(config: FuseConfig | str):
         def make():
@@ -151,7 +151,7 @@ def with_steps(images: str) -> dict[str, Row]:
 
 
 def scenes_of(root: Path, kind: Set, limit: int | None, view: str = "whole") -> list[Scene]:
-    """The scenes of a set: clean pairs whole, corrupted ones as their central part."""
+    """Return the scenes of a set: clean pairs whole, corrupted ones as their central part."""
     folders = [root / kind.ir, root / kind.vis]
     scenes = read_scenes(folders, ["clean"], None, limit, 64)
     noisy = [name for name in kind.corruptions if name != "clean"]
@@ -224,7 +224,7 @@ def verdicts(values: Values) -> list[tuple[Target, float, bool]]:
 
 
 def to_markdown(values: Values, report: Report) -> str:
-    """The targets, then a table per set and corruption."""
+    """Return the targets, then a table per set and corruption."""
     rows = [["set", "pairs are", "metric", "target", "reached", ""]]
     for target, reached, enough in verdicts(values):
         sign = "≤" if target.metric == "relief" else "≥"

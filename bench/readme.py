@@ -78,12 +78,12 @@ PATHS = (
 
 
 def _rows(report: Report, quality: bool = True) -> list[list[str]]:
-    """The measurements that have a baseline, ours beside it."""
+    """Return the measurements that have a baseline, ours beside it."""
     return [_row(m, path, quality) for m, path in shown(report)]
 
 
 def shown(report: Report) -> Iterator[tuple[Measurement, str]]:
-    """What the tables show: each measurement with the name of the candidate that is a row."""
+    """Yield what the tables show: each measurement with the name of the candidate that is a row."""
     for m in report.measurements:
         if m.section not in {*SHOWN, "throughput", "video", "metrics"} or not m.green:
             continue

@@ -1,7 +1,7 @@
 """The baseline: what the authors' published code computes, operation by operation.
 
 Written from its behavior, with its costs on purpose: the luma goes through NumPy and
-scikit-image twice a step, the k-solve takes three complex FFTs and one inverse, coefficients
+scikit-image twice per step, the k-solve takes three complex FFTs and one inverse, coefficients
 are cut from NumPy arrays at every use, the posterior mean and the learned variance are computed
 and not used, attention materialises its weights. Everything the benchmarks print is a ratio to
 this. ``tests/bench/test_reference.py`` checks it against the authors' tensors. The PNG that their
@@ -42,7 +42,7 @@ def _spectrum(kernel: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def em_initial(i: Tensor) -> dict:
-    """The state before the first step for sources [N, 1, H, W]."""
+    """Return the state before the first step for sources [N, 1, H, W]."""
     size = i.shape[-2:]
     k1 = _spectrum(torch.tensor([[1, -1]], device=i.device), size)
     k2 = _spectrum(torch.tensor([[1], [-1]], device=i.device), size)
@@ -54,7 +54,7 @@ def em_initial(i: Tensor) -> dict:
 
 
 def em_onestep(f: Tensor, i: Tensor, v: Tensor, state: dict, psi: float, eta: float):
-    """One EM step on luma planes [N, 1, H, W]: (rectified luma, next state)."""
+    """Return one EM step on luma planes [N, 1, H, W]: (rectified luma, next state)."""
     y, x = i - v, f - v
     d = torch.sqrt(2 / state["tau_b"] / (x**2 + 1e-6))
     c = torch.sqrt(2 / state["tau_a"] / ((y - x + 1e-6) ** 2))
@@ -78,7 +78,7 @@ def em_onestep(f: Tensor, i: Tensor, v: Tensor, state: dict, psi: float, eta: fl
 
 
 def rectify(x0: Tensor, i: Tensor, v: Tensor, state: dict, psi: float, eta: float):
-    """The EM step on x0's luma, between two conversions on the CPU: (x0, state)."""
+    """Return the EM step on x0's luma, between two conversions on the CPU: (x0, state)."""
     ycbcr = convert_colors(rgb2ycbcr, x0, double=False) / 255
     luma, state = em_onestep(ycbcr[:, :1], i, v, state, psi, eta)
     ycbcr[:, 0] = luma[:, 0]

@@ -107,7 +107,7 @@ class Measurement:
         return self.section, self.name, self.size
 
     def times_faster(self, name: str) -> float | None:
-        """The baseline's median over this one's; None where there is none or parity is red."""
+        """The baseline's median over this one's; None if there is none or parity is red."""
         base, candidate = self.candidates.get(self.baseline or ""), self.candidates[name]
         if not self.green or base is None or not base.samples or not candidate.samples:
             return None
@@ -144,7 +144,7 @@ class Report:
 
 
 def to_json(report: Report) -> str:
-    """The report as JSON, with medians, percentiles and ratios beside the samples."""
+    """Return the report as JSON, with medians, percentiles and ratios beside the samples."""
     whole = {"schema": SCHEMA, "units": UNITS, **dataclasses.asdict(report)}
     for measurement, raw in zip(report.measurements, whole["measurements"], strict=True):
         for name, candidate in measurement.candidates.items():

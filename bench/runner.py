@@ -107,7 +107,7 @@ def run(
 
 
 def measure(task: Task, place: Place) -> Measurement:
-    """The task's measurement; with red checks, or what failed, and no times where it cannot be."""
+    """The task's measurement; with red checks, or what failed, and no times if it cannot be."""
     place.yardstick = []
     where = {"section": task.section, "name": task.name, "size": task.size}
     where["command"] = place.command(task.section, task.size)
@@ -124,7 +124,7 @@ def measure(task: Task, place: Place) -> Measurement:
 
 
 def path_for(report: Report, folder: Path) -> Path:
-    """Where to save a report: the device's name and the date, and no file that is there."""
+    """Return where to save a report: the device's name and the date, and no file that is there."""
     name = machine.device_name(report.machine)
     if report.settings.get("rehearse"):
         name = "rehearsal"
@@ -134,7 +134,7 @@ def path_for(report: Report, folder: Path) -> Path:
 
 
 def red(measurements: Sequence[Measurement]) -> list[str]:
-    """A line for every check or measurement that failed."""
+    """Return a line for every check or measurement that failed."""
     broken = [f"{', '.join(m.key)}: {m.failed}" for m in measurements if m.failed]
     return broken + [
         f"{', '.join(m.key)}: {p.what} differs by {p.difference:.1e}, more than {p.limit:.0e}"

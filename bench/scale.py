@@ -50,7 +50,7 @@ WAYS = {
 }
 PAIRS, HEIGHT, WIDTH = 10**6, 480, 640
 NETWORK, STORE = 10e9 / 8, 40e9 / 8
-"""bytes a second: of a node's network (10 Gbit/s) and of the store that all nodes share
+"""bytes per second: of a node's network (10 Gbit/s) and of the store that all nodes share
 (40 Gbit/s); assumed"""
 GPU_CORES, CPU_CORES = 16, 64
 """CPU cores of a node with a GPU and of one without; assumed"""
@@ -175,7 +175,7 @@ def child(way: str, root: Path, sizes: list[int]) -> list[dict[str, Any]]:
 
 
 def run_child(way: str, root: Path, sizes: list[int]) -> list[dict[str, Any]]:
-    """The same in a fresh process."""
+    """Return the same in a fresh process."""
     command = [sys.executable, "-m", "ddfm_fast.bench.scale", "--child", way, "--out", str(root)]
     done = subprocess.run(
         [*command, "--sizes", ",".join(map(str, sizes))],
@@ -187,7 +187,7 @@ def run_child(way: str, root: Path, sizes: list[int]) -> list[dict[str, Any]]:
 
 
 def measured(way: str, rows: list[dict[str, Any]], fusion: float) -> Measurement:
-    """A way's rows, and the lines through them."""
+    """Return a way's rows, and the lines through them."""
     startup, rows = rows[0]["startup"], rows[1:]
     pairs = [row["pairs"] for row in rows]
     wall = fitted(pairs, [row["seconds"] for row in rows])
@@ -214,7 +214,7 @@ def timed(work: Callable[[], Any], seconds: float = 1.0) -> float:
 
 
 def parts(folder: Path) -> dict[str, float]:
-    """What a pair of 640×480 takes a core to read, to fuse and to write, and its bytes."""
+    """Return what a pair of 640×480 takes a core to read, to fuse and to write, and its bytes."""
     rng = np.random.default_rng(0)
     room = [(0, HEIGHT - 256), (0, WIDTH - 256), (0, 0)]
     wide = [np.pad(np.asarray(x), room[: x.ndim], "symmetric") for x in pair(256)]
@@ -263,7 +263,7 @@ def on_paper(found: dict[str, float], coordination: float) -> list[list[str]]:
 
 
 def markdown(report: Report, found: dict[str, float], paper: list[list[str]]) -> str:
-    """The page."""
+    """Return the page."""
     quick = report.settings["quick"]
     head = ["way", "start-up, s", "fixed, s", "ms a pair", "of it beside fusion", "driver's CPU",
             "fit, worst", "driver, MB", "+ B a pair", "a worker, MB", "+ B a pair"]  # fmt: skip

@@ -58,7 +58,7 @@ class Tally(NamedTuple):
 
 
 def limits(case: Case, recorded: dict[str, np.ndarray]) -> tuple[float, float]:
-    """What a case may be off, in gray levels: mean and largest."""
+    """Return what a case may be off, in gray levels: mean and largest."""
     mean, largest = EXACT
     if case.scene.prior != "waves":
         low = case.way.precision in PRECISIONS
@@ -119,7 +119,7 @@ def difference(got: np.ndarray, expected: np.ndarray, most: tuple[float, float])
 
 
 def fault(case: Case, error: Exception, device: torch.device, notes: list[str]) -> str:
-    """The block of text that goes into a report."""
+    """Return the block of text that goes into a report."""
     card = machine.machine(device)
     lines = ["==== smoke: a fault, to be pasted whole ====", f"case:     {case}"]
     lines += [str(error)] if isinstance(error, Wrong) else [f"raised:   {type(error).__name__}"]
@@ -173,7 +173,7 @@ def run(
 
 
 def _try(case: Case, device: torch.device, recorded, judge: bool) -> tuple[list, str]:
-    """How far off each call is, and the block of a fault or nothing."""
+    """Return how far off each call is, and the block of a fault or nothing."""
     offs: list[tuple[float, float]] = []
     notes, log = _Notes(), logging.getLogger("ddfm_fast")
     log.addHandler(notes)
@@ -198,7 +198,7 @@ def _alive(device: torch.device) -> bool:
 
 
 def load(path: Path = RECORDED) -> dict[str, np.ndarray]:
-    """The recorded pictures, by scene and picture; FileNotFoundError where they are not."""
+    """Return the recorded pictures, by scene and picture; FileNotFoundError if they are not."""
     if not path.is_file():
         raise FileNotFoundError(
             f"there are no recorded pictures {path.name!r}; expected a checkout that has them, or "
@@ -209,7 +209,7 @@ def load(path: Path = RECORDED) -> dict[str, np.ndarray]:
 
 
 def record(names: list[str]) -> dict[str, np.ndarray]:
-    """A CPU's pictures in float32 with 16 bits, and what the low precisions change there.
+    """Return a CPU's pictures in float32 with 16 bits, and what the low precisions change there.
 
     The latter, mean and largest over both pictures, on a corner of a large scene: a CPU without
     such arithmetic takes minutes for all of it.

@@ -83,7 +83,7 @@ class Case(NamedTuple):
 
 
 def cases(device: torch.device, small: bool = False) -> list[Case]:
-    """All that is tried, the most telling first; ``small``: what a slow device can do."""
+    """Return all that is tried, the most telling first; ``small``: what a slow device can do."""
     if device.type == "cpu":
         cheap = [scene for scene in SCENES.values() if scene.every == 1]
         return [Case(scene, Way("float32", "torch", "torch", "off")) for scene in cheap]
@@ -123,7 +123,7 @@ def cases(device: torch.device, small: bool = False) -> list[Case]:
 
 
 def waves(x: Tensor, t: Tensor) -> Tensor:
-    """A prior by a formula: what differs with it lies in the loop."""
+    """Return a prior by a formula: what differs with it lies in the loop."""
     return torch.tanh(x * (0.3 + t.to(x.dtype) / 1500).view(-1, 1, 1, 1))
 
 
@@ -139,7 +139,7 @@ def sources(scene: Scene, picture: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _source(scene: Scene, name: str, start: int) -> np.ndarray:
-    """A piece of the demo pair, mirrored where that is too small, with noise."""
+    """Return a piece of the demo pair, mirrored where that is too small, with noise."""
     height, width = scene.size
     image = asset(name)[start : start + height, start : start + width]
     missing = [(0, height - image.shape[0]), (0, width - image.shape[1])]
@@ -157,7 +157,7 @@ def _network(name: str) -> torch.nn.Module:
 
 
 def fuser_of(scene: Scene, way: Way, device: torch.device) -> Fuser:
-    """The fuser of a case."""
+    """Return the fuser of a case."""
     chosen = {"backend": way.backend, "solver": way.solver, "graph": way.graph}
     if scene.prior == "waves":
         return Fuser(prior=waves, device=device, **scene.options, **chosen)
@@ -166,7 +166,7 @@ def fuser_of(scene: Scene, way: Way, device: torch.device) -> Fuser:
 
 
 def fused(fuser: Fuser, scene: Scene, picture: str) -> np.ndarray:
-    """The recorded pixels of a fused picture, [N, …] in gray levels."""
+    """Return the recorded pixels of a fused picture, [N, …] in gray levels."""
     images = (list(source) for source in sources(scene, picture))
     out = np.stack([np.asarray(image) for image in fuser(*images)])
     scale = 1 if scene.color else LEVELS

@@ -55,7 +55,7 @@ def notes(candidate: Candidate) -> str:
 
 
 def red_cells(measurement: Measurement) -> list[str]:
-    """A row without times, and why."""
+    """Return a row without times, and why."""
     if measurement.failed:
         return [_what(measurement), *[""] * 6, f"FAILED: {measurement.failed}"]
     worst = next(p for p in measurement.parity if not p.green)
@@ -80,7 +80,7 @@ def table(report: Report) -> list[list[str]]:
 
 
 def text(report: Report) -> str:
-    """The report for a terminal: a line for a measurement, and one for each of its paths."""
+    """Return the report for a terminal: a line for a measurement, and one for each of its paths."""
     lines = [*card_lines(report), ""]
     rows = [row[1:] for row in table(report)]
     widths = [max(len(row[n]) for row in rows) for n in range(6)]
@@ -94,7 +94,7 @@ def text(report: Report) -> str:
 
 
 def card_lines(report: Report) -> list[str]:
-    """The machine and its measured limits."""
+    """Return the machine and its measured limits."""
     card, limits = report.machine, report.ceilings
     lines = [
         f"{card.get('gpu') or card['cpu']}, {card['threads']} threads, torch {card['torch']}, "
@@ -130,7 +130,7 @@ def exponents(m: Measurement) -> dict[str, dict]:
 
 
 def fits(report: Report) -> list[str]:
-    """The fitted exponents."""
+    """Return the fitted exponents."""
     lines = [
         f"{m.name}, {group}: cost ~ {m.facts['against']}^{fit['exponent']:.2f} (r2 {fit['r2']:.3f})"
         for m in report.of("scaling")

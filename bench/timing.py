@@ -76,7 +76,7 @@ def interleave(
 
 
 def quantile(samples: list[float], share: float) -> float:
-    """The sample below which ``share`` of them lie; the nearest one, not interpolated."""
+    """Return the sample below which ``share`` of them lie; the nearest one, not interpolated."""
     ordered = sorted(samples)
     return ordered[round(share * (len(ordered) - 1))]
 
@@ -89,7 +89,7 @@ which would put this folder in front of every other module"""
 
 
 def in_fresh_process(job: str, *arguments) -> dict:
-    """What ``job`` prints. RuntimeError with the end of its error output where it fails."""
+    """Return what ``job`` prints. RuntimeError with the end of its error output if it fails."""
     import ddfm_fast
 
     home = Path(ddfm_fast.__file__).resolve().parents[1]

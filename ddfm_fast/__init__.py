@@ -1,6 +1,6 @@
 """Fuse infrared and visible (or two medical) images with a diffusion prior and no training.
 
-Two aligned pictures of one place go in, one comes out:
+Two aligned pictures of one place go in, and one comes out:
 
 >>> import numpy as np
 >>> import ddfm_fast
@@ -11,17 +11,17 @@ Two aligned pictures of one place go in, one comes out:
 >>> fused.shape, fused.dtype
 ((48, 64, 3), dtype('uint8'))
 
-What goes in: NumPy arrays (H, W), (H, W, C) or (N, H, W, C), torch tensors of the same axes or with
-C first, PIL images, CuPy and JAX arrays, or lists of any of these, with one channel or three. Black
-to white is 0 to 255 in uint8, 0 to 65535 in uint16, 0 to 1 in floats; ``value_range`` says
-otherwise. The result has container, dtype, device and axes of the source that gives the color.
+Inputs are NumPy arrays (H, W), (H, W, C) or (N, H, W, C), torch tensors with the same axes or C
+first, PIL images, CuPy and JAX arrays, or lists of any of these, with one channel or three. Black
+to white is 0 to 255 in uint8, 0 to 65535 in uint16 and 0 to 1 in floats, unless ``value_range`` is
+given. The result has the container, dtype, device and axes of the source that gives the color.
 
 ``fuse``         fuses with any options, and keeps the last few fusers
 ``Fuser``        the same, built once: also for streams of frames and, awaited, in a server
 ``clear_cache``  frees what ``fuse`` keeps
 ``load_prior``   loads another diffusion prior, from a file, a folder or a callable
 ``PRESETS``      the named settings, each a ``FuseConfig``
-``FuserOptions`` the types of the options, for functions that hand them on
+``FuserOptions`` the types of the options, for functions that pass them on
 ``StepInfo``     what a ``callback`` sees after each step
 ``FusionReport`` what ``report`` collects about each pair
 ``DDFMWarning``  every warning, for filters
@@ -37,8 +37,8 @@ dtype('float64')
 >>> ddfm_fast.__version__ >= "0.3"
 True
 
-A wrong argument raises a ValueError or a TypeError that names it; what is legal but surely not
-meant gives a ``DDFMWarning``. Files are read by ``ddfm_fast.files``, videos fused by
+A wrong argument raises a ValueError or a TypeError that names it; legal input that is surely a
+mistake gives a ``DDFMWarning``. Files are read by ``ddfm_fast.files``, videos fused by
 ``ddfm_fast.video``, volumes by ``ddfm_fast.medical``; ``ddfm_fast.integrations`` has modules,
 pipelines and transforms for other libraries. The command is ``ddfm-fast``.
 
@@ -88,7 +88,7 @@ __all__ = [
 
 
 class _FolderFinder:
-    """Finds ``ddfm_fast.kernels`` and ``ddfm_fast.bench`` in the checkout, beside this package.
+    """Find ``ddfm_fast.kernels`` and ``ddfm_fast.bench`` in the checkout, next to this package.
 
     A wheel has the folders inside the package and never gets here. In a checkout, installed as
     editable or not, this answers before any other finder, so that they always come from the same

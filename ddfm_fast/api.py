@@ -61,19 +61,19 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
     """A prior and a configuration, built once and called for any number of images.
 
     Args:
-        method: Makes what maps two lumas to one, of (prior, config, loops): the whole method by
-            default; ``ddfm_fast.method`` has others.
+        method: Makes the map of two lumas to one from (prior, config, loops): by default the whole
+            method; ``ddfm_fast.method`` has others.
 
     Options:
         OPTIONS
 
     Attributes ``config`` (a :class:`FuseConfig`), ``prior``, ``device``, ``seed``, ``color``,
-    ``progress``, ``batch_size``, ``backend``, ``loops`` and ``method`` are what they became. Any
+    ``progress``, ``batch_size``, ``backend``, ``loops`` and ``method`` are the ones in use. Any
     number of threads may call one fuser: :mod:`ddfm_fast.runtime.waiting` has the rule.
 
     Raises:
-        ValueError: An option that is out of range, or that cannot be had on this machine.
-        TypeError: An option of the wrong type, or of no known name.
+        ValueError: An option is out of range, or not available on this machine.
+        TypeError: An option has the wrong type or an unknown name.
         ImportError: A library that an option needs is missing.
 
     >>> [fused.shape for fused in Fuser(preset="instant")([infrared] * 2, [visible] * 2)]
@@ -113,7 +113,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
 
     @property
     def reproducible(self) -> bool:
-        """Whether results have the same bytes for any threads, batch and place in it: README."""
+        """Whether results have the same bytes for any threads, batch and place in it."""
         evaluates = getattr(self.method, "rows", True) or self.config.denoise != "off"
         return self.device.type == "cpu" and (self.prior.reproducible or not evaluates)
 
@@ -140,9 +140,9 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
 
     @property
     def source_options(self) -> dict[str, Any]:
-        """What this fuser was told about sources, for streams: ``denoise`` and ``images``.
+        """The options about sources, for streams: ``denoise`` and ``images``.
 
-        None where it was told nothing but the name of a preset, whose own a stream does not take.
+        None if only a preset was named, whose own settings a stream does not take.
         """
         if self._config is not self._named:
             return {name: getattr(self._config, name) for name in ("denoise", "images")}
@@ -151,9 +151,9 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
     def with_options(self, **options: Unpack[FuserOptions]) -> Fuser:
         """Make a second fuser on the same prior, which is not loaded again.
 
-        Options that are not given stay. The prior changes only if ``prior``, ``dtype``, ``device``
-        or ``compile`` is given, or if a preset that is exact to the pixel needs float32 and the
-        precision was left to choose. Graphs are shared where device and backend allow.
+        Options that are not given stay the same. The prior changes only if ``prior``, ``dtype``,
+        ``device`` or ``compile`` is given, or if a preset that is exact to the pixel needs float32
+        and the precision is automatic. Graphs are shared if device and backend allow it.
 
         >>> quick = fuser.with_options(preset="fast")    # doctest: +SKIP
         """
@@ -191,24 +191,24 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         Args:
             ir: Containers, layouts, dtypes and ranges: :func:`ddfm_fast.images.to_planes`.
             vis: The other source, of the same size unless it is to be aligned.
-            seed: In place of the fuser's own, likewise ``color``, ``progress`` and ``align``.
+            seed: Overrides the fuser's own, like ``color``, ``progress`` and ``align``.
             color: See ``seed``.
             progress: See ``seed``.
-            callback: Gets a :class:`StepInfo` after every step; raising stops the fusion.
-            report: A list, to which a :class:`FusionReport` is added for each image: what was found
-                in its sources and done about it.
+            callback: Called with a :class:`StepInfo` after every step; raising stops the fusion.
+            report: A list to which a :class:`FusionReport` is appended for each image: what was
+                found in its sources and done about it.
             align: See ``seed``.
             **reading: How the images are read:
                 READING
 
         Returns:
             Each result has the container, dtype, device and layout of the source whose color it
-            keeps (of ``vis`` where it is gray); gray results have one channel where that layout has
-            a channel axis. A list for lists.
+            keeps (of ``vis`` if it is gray); gray results have one channel if that layout has
+            a channel axis. Lists give a list.
 
         Raises:
             ValueError: Names the argument that is wrong, or the prior that yields NaN.
-            TypeError: Names the argument that is wrong.
+            TypeError: An argument is wrong; the message names it.
         """
         run = {
             "seed": self.seed if seed is None else checked_seed(seed),
@@ -257,11 +257,11 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
     def warmup(
         self, shapes: Iterable[tuple[int, ...]], *, progress: bool = False
     ) -> dict[tuple[int, ...], float]:
-        """Do the first-call work for each (height, width) or (N, height, width); seconds each.
+        """Do the first-call work for each (height, width) or (N, height, width); return seconds.
 
-        On a GPU that captures the graph which calls of N images (1 if not given) of that size then
-        replay; ``progress``: the one for calls with a bar or a callback. Elsewhere it is one step.
-        ValueError for a shape that no image has.
+        On a GPU this captures the graph that calls of N images (1 if not given) of that size then
+        replay; with ``progress``, the graph for calls with a bar or a callback. Elsewhere it runs
+        one step. Raises ValueError for a shape that no image has.
         """
         seconds = {}
         for shape in as_shapes(shapes):
@@ -280,7 +280,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         return seconds
 
     def summary(self) -> list[GraphSummary]:
-        """Describe the CUDA graphs that this fuser keeps, oldest use first."""
+        """Describe the CUDA graphs that this fuser keeps, least recently used first."""
         return self.loops.summary()
 
     @typed.typed_as(typed.stream)
@@ -295,8 +295,8 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         """Fuse (ir, vis) frames as one video: an iterator of results, in order, without flicker.
 
         ``preset``: "exact", "balanced" or "realtime", see ``ddfm_fast.video.VIDEO_PRESETS``.
-        ``color`` and ``reading`` as in a call. One image per source; containers, results and errors
-        as in a call. Files: ``ddfm_fast.video.fuse_video``.
+        ``color`` and ``reading`` are as in a call, with one image per source; so are containers,
+        results and errors. For files see ``ddfm_fast.video.fuse_video``.
 
         >>> for fused in fuser.stream(zip(thermal_frames, visible_frames)):    # doctest: +SKIP
         ...     show(fused)
@@ -306,7 +306,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         return fuse_stream(self, pairs, preset=preset, color=color, **reading)
 
     def _fuse_pairs(self, pairs: list[Pair], run: dict) -> tuple[list[Given], list[FusionReport]]:
-        """Results of the pairs, and reports of all of their images, in order."""
+        """Return the results of the pairs and the reports of all of their images, in order."""
         groups = defaultdict(list)
         for n, pair in enumerate(pairs):
             groups[pair.size].append(n)
@@ -334,7 +334,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         return results, [report for n in sorted(reports) for report in reports[n]]
 
     def _colored(self, pair: Pair, fused: Fused, reports: list[FusionReport]) -> Pair:
-        """The pair with the noise of its chroma taken out, which its reports then say."""
+        """Return the pair with the noise of its chroma taken out, which its reports then say."""
         if pair.chroma is None:
             return pair
         chroma, found = self.sources.color(pair.chroma_of(fused.luma), fused, pair.color_from)
@@ -365,7 +365,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         return fused
 
     def _fused(self, ir: Tensor, vis: Tensor, functional: list[bool], run: dict) -> Fused:
-        """What the method makes of two lumas, and its stretch: in a graph where it has no steps."""
+        """Apply the method to two lumas and find its stretch, in a graph if it has no steps."""
         stretch = self.config.stretch
 
         def work(i: Tensor, v: Tensor) -> tuple[Tensor, ...]:
@@ -379,14 +379,14 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
 
 
 def _config(given: Mapping[str, Any]) -> FuseConfig:
-    """The preset of these options with what they override."""
+    """Return the preset of these options with what they override."""
     overrides = (*LOOP_OPTIONS, "reuse", "stretch", "denoise", "images")
     preset = default_preset(given) if given["preset"] is None else given["preset"]
     return FuseConfig.from_preset(preset).with_overrides(**{n: given[n] for n in overrides})
 
 
 class _Key(NamedTuple):
-    """What decides a fuser that ``fuse`` keeps."""
+    """What identifies a fuser that ``fuse`` keeps."""
 
     prior: tuple
     """what was loaded: its identity, device, precision, and whether it is compiled"""
@@ -416,20 +416,20 @@ def fuse(
     Args:
         ir: An image, a batch or a list of images: :func:`ddfm_fast.images.to_planes`.
         vis: The other source, of the same size unless it is to be aligned.
-        callback: Gets a :class:`StepInfo` after every step; raising stops the fusion.
+        callback: Called with a :class:`StepInfo` after every step; raising stops the fusion.
         report: As in the call of :class:`Fuser`.
         value_range: As in the call of :class:`Fuser`.
         layout: As in the call of :class:`Fuser`.
         nodata: As in the call of :class:`Fuser`.
-        **options: Those of :class:`Fuser`:
+        **options: The options of :class:`Fuser`:
             OPTIONS
 
     Returns:
-        What came in: an array like ``vis``, or a list for lists.
+        The container of the input: an array like ``vis``, or a list for lists.
 
     Raises:
-        ValueError: Names the argument that is wrong.
-        TypeError: Names the argument that is wrong.
+        ValueError: An argument is wrong; the message names it.
+        TypeError: An argument is wrong; the message names it.
         ImportError: A library that an option needs is missing.
 
     >>> fuse(infrared, visible, steps=3, color=False).shape    # sources: help(ddfm_fast)
@@ -449,14 +449,14 @@ def clear_cache() -> None:
     """Drop the fusers that :func:`fuse` keeps, with their priors and graphs.
 
     >>> fused = ddfm_fast.fuse(infrared, visible)
-    >>> ddfm_fast.clear_cache()  # the next call makes its fuser anew
+    >>> ddfm_fast.clear_cache()  # the next call makes a new fuser
     """
     with _fusers_lock:
         _fusers.clear()
 
 
 def _kept_fuser(options: FuserOptions, given: dict[str, Any]) -> Fuser:
-    """The fuser of these options: a kept one, or a new one that is kept if it can be."""
+    """Return the fuser of these options: a kept one, or a new one that is kept if it can be."""
     key = _key(given)
     if key is None:
         return Fuser(**options)
@@ -478,7 +478,7 @@ def _kept_fuser(options: FuserOptions, given: dict[str, Any]) -> Fuser:
 
 
 def _key(given: dict[str, Any]) -> _Key | None:
-    """What decides a fuser, or None where that cannot be told."""
+    """Return what identifies a fuser, or None if that cannot be determined."""
     prior, device = given["prior"], resolve_device(given["device"])
     if (identity := identity_of(prior)) is None:
         return None

@@ -13,7 +13,7 @@ STRETCHES = ("none", "minmax", "percentile", "sources")
 VARIANT_NAMES = ("official", "paper", "printed", "gradient", "saliency")
 IMAGE_KINDS = ("auto", "photographic", "functional")
 MAX_SIGMA = 100.0
-"""gray levels: noise above it leaves nothing to denoise"""
+"""gray levels: with more noise, nothing is left to denoise"""
 MAX_DRAWS = 4
 MAX_REUSE = 1000
 SAMPLER_NAMES = ("ddim", "ddpm")
@@ -24,7 +24,7 @@ VARIANCES = ("auto", "fixed_small", "learned_range")
 
 @dataclass(frozen=True)
 class FuseConfig:
-    """Everything that decides a fused picture, but for the images, the prior and the seed.
+    """Everything that determines a fused picture, except the images, the prior and the seed.
 
     Frozen and hashable; ``replace`` (or ``with_overrides``) makes a changed copy. Raises
     ValueError or TypeError, naming the field, on anything out of range.
@@ -34,11 +34,11 @@ class FuseConfig:
     ('saliency', 3, {'ir': 4.0, 'vis': 4.0})
     >>> FuseConfig(steps=0)
     Traceback (most recent call last):
-    ValueError: steps is 0; expected 1 to the prior's timesteps, mostly 1000
+    ValueError: steps is 0; expected 1 to the prior's timesteps, usually 1000
     """
 
     variant: str = "official"
-    """which reading of the method: one of VARIANT_NAMES, see ``ddfm_fast.rectify``"""
+    """interpretation of the method: one of VARIANT_NAMES, see ``ddfm_fast.rectify``"""
     sampler: str = "ddim"
     """"ddim" or "ddpm" (Algorithm 1 of the paper)"""
     steps: int | str = 100
@@ -51,7 +51,7 @@ class FuseConfig:
     ddim_eta: float = 0.0
     """η of DDIM, 0 (deterministic) to 1; other samplers ignore it"""
     variance: str = "auto"
-    """σ of "ddpm": "fixed_small", "learned_range", or "auto": learned where the prior has it"""
+    """σ of "ddpm": "fixed_small", "learned_range", or "auto": learned if the prior has it"""
     reuse: int = 1
     """evaluate the deep layers of a UNet at the first step and every N-th after it, see
     ``ddfm_fast.priors.reuse``; 1: at every step"""
@@ -109,7 +109,7 @@ class FuseConfig:
         least = 0 if self.variant == "saliency" else 1
         if isinstance(self.steps, int) and self.steps < least:
             raise ValueError(
-                f"steps is {self.steps}; expected {least} to the prior's timesteps, mostly 1000"
+                f"steps is {self.steps}; expected {least} to the prior's timesteps, usually 1000"
             )
         if self.start is not None and (
             isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 1
@@ -135,18 +135,18 @@ class FuseConfig:
 
     @staticmethod
     def from_preset(preset: str | FuseConfig) -> FuseConfig:
-        """The preset of that name, or the configuration given; ValueError lists the names."""
+        """Return the preset of that name, or a given configuration; ValueError lists the names."""
         if isinstance(preset, FuseConfig):
             return preset
         require_choice("preset", preset, tuple(PRESETS))
         return PRESETS[preset]
 
     def with_overrides(self, **overrides) -> FuseConfig:
-        """A copy with the given fields changed; None leaves a field as it is."""
+        """Return a copy with the given fields changed; None leaves a field as it is."""
         known = {f.name for f in fields(self)}
         for name in overrides:
             if name not in known:
-                raise TypeError(f"{name!r} is no setting; expected one of {', '.join(known)}")
+                raise TypeError(f"{name!r} is not a setting; expected one of {', '.join(known)}")
         return replace(self, **{k: v for k, v in overrides.items() if v is not None})
 
 
@@ -159,7 +159,7 @@ def _checked_denoise(value: Any) -> Any:
             levels = {None: None}
         if not levels or not set(levels) <= {"ir", "vis"}:
             raise ValueError(
-                f"denoise is {value!r}; expected the keys 'ir', 'vis' or both, in small letters"
+                f"denoise is {value!r}; expected the keys 'ir', 'vis' or both, in lowercase"
             )
         return tuple(
             sorted((n, _checked_level(level, f"denoise[{n!r}]")) for n, level in levels.items())
@@ -230,7 +230,7 @@ LOOP_OPTIONS = ("variant", "sampler", "steps", "psi", "eta")
 
 
 def default_preset(options: Mapping[str, Any]) -> str:
-    """The preset of a call that names none: "balanced", or "official" where it shapes the loop."""
+    """Return the preset of a call without one: "balanced", or "official" if it shapes the loop."""
     shaped = any(options.get(name) is not None for name in LOOP_OPTIONS)
     return LOOP_PRESET if shaped else DEFAULT_PRESET
 
@@ -258,14 +258,14 @@ PRESETS: dict[str, FuseConfig] = {
         **_SALIENCY,
         steps=0,
         denoise="auto",
-        summary="as balanced, with 1 evaluation per noisy source",
+        summary="like balanced, with 1 evaluation per noisy source",
     ),
     "robust": FuseConfig(
         **_SALIENCY,
         steps=0,
         denoise="auto",
         draws=4,
-        summary="as balanced, with 4 evaluations per noisy source: for noisy and hard scenes",
+        summary="like balanced, with 4 evaluations per noisy source: for noisy and hard scenes",
     ),
     "instant": FuseConfig(
         **_SALIENCY,

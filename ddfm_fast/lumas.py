@@ -30,7 +30,7 @@ class FusedLumas(NamedTuple):
     """what is true where all of it is finite"""
 
     def kept(self) -> FusedLumas:
-        """A copy that stays when the loop runs again, without waiting for it."""
+        """Return a copy that stays when the loop runs again, without waiting for it."""
         return FusedLumas(self.luma.clone(), Answer.of(self.finite))
 
 
@@ -90,7 +90,7 @@ class LumaLoop(Loop):
         torch.all(torch.isfinite(self.luma), out=self.finite)
 
     def take(self) -> FusedLumas:  # type: ignore[override]
-        """The result of ``run``."""
+        """Return the result of ``run``."""
         return FusedLumas(crop(self.fused, *self._size).contiguous(), self.finite)
 
 

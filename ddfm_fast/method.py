@@ -1,7 +1,7 @@
-"""Methods: what maps two lumas to one. ``Fuser`` is given one, and can be asked for it.
+"""Methods, which map two lumas to one; ``Fuser`` takes one and has it as ``method``.
 
-:class:`Diffusion` is the whole method. The others are what an ablation sets beside it: each of its
-two halves alone, and fusions that need no method at all.
+:class:`Diffusion` is the whole method. The others are for ablations: each of its two halves
+alone, and fusions that need no method at all.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ class Diffusion:
         )
 
     def with_config(self, config: FuseConfig) -> Diffusion:
-        """The method of another configuration on the same prior and loops."""
+        """Return the method of another configuration on the same prior and loops."""
         return Diffusion(self.prior, config, self.loops)
 
 
@@ -231,7 +231,7 @@ class Baseline:
         self.part = name
 
     def of(self, _prior: Prior, _config: FuseConfig, _loops: GraphCache) -> Baseline:
-        """The maker: a baseline needs neither prior nor configuration."""
+        """Return the maker: a baseline needs neither prior nor configuration."""
         return self
 
     def __call__(self, ir: Tensor, vis: Tensor, **_run) -> Tensor:
@@ -246,7 +246,7 @@ def on_padded_planes(
     config: FuseConfig,
     multiple: int,
 ) -> Tensor:
-    """Give ``function`` the planes i and v of the method, and take its result back to [0, 1].
+    """Return ``function`` the planes i and v of the method, and take its result back to [0, 1].
 
     Between the lumas [N, 1, H, W] in [0, 1] of the sources and the planes in [−1, 1] lie the crop,
     the rounding to 8 bits, the order of the sources and the reflected margin up to a multiple.

@@ -2,7 +2,7 @@
 
 Counter-based, so that no launch shape, batch or device changes it: Philox-4x32-10 (Salmon et al.,
 "Parallel random numbers: as easy as 1, 2, 3", SC 2011) with the seed as key and (pixel, step, 0,
-0) as counter gives four words a pixel, of which the Box-Muller transform makes the three
+0) as counter gives four words per pixel, of which the Box-Muller transform makes the three
 channels' normal deviates. ``kernels/pixel.py`` computes the same in registers; what differs is
 the rounding of log and sine. x_T does not come from here: it is ``torch.randn`` on the CPU, as in
 the authors' script.
@@ -38,7 +38,7 @@ def philox(counter: tuple, key: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def box_muller(radial: Tensor, angular: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Two independent standard normal deviates of two words (int64 holding uint32).
+    """Return two independent standard normal deviates of two words (int64 holding uint32).
 
     r = √(−2 ln u), u from the upper 23 bits, the middle of its cell: within 5.8. The angle's
     upper two bits are the quadrant, so that the angle itself is in (0, π/2).

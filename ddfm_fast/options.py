@@ -1,7 +1,7 @@
 """The options that ``fuse``, ``Fuser`` and the commands share, each listed once.
 
-``OPTIONS`` has the group, default and help of every one; ``FuserOptions`` and ``ReadingOptions``
-have their types, for type checkers and completion. Docstrings and the command line come from here.
+``OPTIONS`` has the group, default and help of every option; ``FuserOptions`` and ``ReadingOptions``
+have the types, for type checkers and completion. Docstrings and the command line come from here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Option(NamedTuple):
 class FuserOptions(TypedDict, total=False):
     """Options of ``Fuser`` and of ``fuse``; defaults and meanings are in ``OPTIONS``.
 
-    A function that hands them on has ``**options: Unpack[FuserOptions]``.
+    A function that passes them on takes ``**options: Unpack[FuserOptions]``.
 
     >>> options: FuserOptions = {"preset": "instant", "color": False}
     >>> ddfm_fast.Fuser(**options).config.summary
@@ -76,130 +76,130 @@ class ReadingOptions(TypedDict, total=False):
 
 INPUT, METHOD, OUTPUT, RUNTIME = "Input", "Method", "Output", "Runtime"
 INPUT_OPTIONS = f"{INPUT} options"
-"""the panel below that of the arguments"""
+"""the panel below the one with the arguments"""
 
 OPTIONS: dict[str, Option] = {
     "preset": Option(
-        METHOD, None, "A row of `ddfm-fast presets`; balanced, or official with --steps.",
-        "A name of `ddfm_fast.PRESETS`, or a `FuseConfig`; other options override it. None: "
-        '"balanced", or "official" where steps, sampler, variant, psi or eta is given.',
+        METHOD, None, "A name from `ddfm-fast presets`: balanced, or official with --steps.",
+        "A name from `ddfm_fast.PRESETS` or a `FuseConfig`; other options override it. None: "
+        '"balanced", or "official" if steps, sampler, variant, psi or eta is given.',
     ),
     "denoise": Option(
-        METHOD, None, "Remove noise of the sources first: auto, off, σ, or ir=σ,vis=σ.",
+        METHOD, None, "Remove noise from the sources first: auto, off, σ, or ir=σ,vis=σ.",
         '"auto" estimates it and also removes stripes and dead pixels; σ is in gray levels of 255; '
-        'a dict {"ir": …, "vis": …} for one source or both. None: as the preset has it.',
+        'a dict {"ir": …, "vis": …} sets one source or both. None: as the preset has it.',
     ),
     "images": Option(
-        METHOD, None, "functional (PET, SPECT), photographic, or auto.",
+        METHOD, None, "Kind of images: functional (PET, SPECT), photographic or auto.",
         "\"auto\" looks for false color on black. None: as the preset has it.",
     ),
-    "steps": Option(METHOD, None, "1 to 1000 steps, ddimN, or 10,20,30."),
+    "steps": Option(METHOD, None, "Number of steps (1 to 1000), ddimN, or a list: 10,20,30."),
     "reuse": Option(
-        METHOD, None, "Deep layers of the prior at every Nth step only.",
-        "Of UNets whose layers are known; the steps between are cheaper, and a little other "
-        "(`ddfm-fast help priors`). None: 1, all of it at every step.",
+        METHOD, None, "Run the deep layers of the prior only at every Nth step.",
+        "For UNets whose layers are known; the steps in between are cheaper and slightly "
+        "different (`ddfm-fast help priors`). None: 1, all layers at every step.",
     ),
     "stretch": Option(
-        METHOD, None, "none, minmax, percentile or sources.",
-        'To the full range, but for 0.01 % of the pixels with "percentile", or to the range of '
-        'the sources with "sources".',
+        METHOD, None, "Stretch the result: none, minmax, percentile or sources.",
+        '"minmax" stretches to the full range, "percentile" to the full range for all but 0.01 % '
+        'of the pixels, "sources" to the range of the sources.',
     ),
-    "variant": Option(METHOD, None, "official, paper, printed, gradient or saliency."),
-    "sampler": Option(METHOD, None, "ddim or ddpm."),
+    "variant": Option(METHOD, None, "Variant: official, paper, printed, gradient or saliency."),
+    "sampler": Option(METHOD, None, "Sampler: ddim or ddpm."),
     "psi": Option(METHOD, None, "ψ, weight of the total variation."),
     "eta": Option(METHOD, None, "η, coupling of the split variables."),
     "seed": Option(
-        METHOD, DEFAULT_SEED, "Seed of the first noise.",
-        "Of x_T and of the sampler's noise, the same for every image.",
+        METHOD, DEFAULT_SEED, "Seed of the random noise.",
+        "It draws x_T and the sampler's noise, the same for every image.",
     ),
     "prior": Option(
         METHOD, "embedded", "embedded, a .pt or .safetensors file, or a diffusers folder.",
         "Also a module, a callable eps(x, t) or a `Prior`: see `ddfm_fast.load_prior`.",
     ),
     "color": Option(
-        OUTPUT, True, "Which source gives the color.",
-        'True keeps the chroma of the visible image, or of the infrared one where only that has '
-        'any; "ir" or "vis" says which; False gives gray.',
+        OUTPUT, True, "Source of the color.",
+        'True keeps the chroma of the visible image, or of the infrared one if only that has '
+        'any; "ir" or "vis" chooses one; False gives a gray result.',
     ),
     "value_range": Option(
-        INPUT, None, "LO,HI, auto, dtype or data: values that mean black and white.",
-        '(lo, hi), "dtype", "data" or "auto", for both or by source: {"ir": …, "vis": …}. None is '
-        '"auto": the dtype\'s own range where the picture plausibly uses it, else what it spans, '
-        "with a warning; see `ddfm_fast.images.ranges`.",
+        INPUT, None, "Values of black and white: LO,HI, auto, dtype or data.",
+        '(lo, hi), "dtype", "data" or "auto", for both or per source: {"ir": …, "vis": …}. None is '
+        '"auto": the range of the dtype if the picture plausibly uses it, else the range of its '
+        "values, with a warning; see `ddfm_fast.images.ranges`.",
     ),
     "nodata": Option(
-        INPUT, None, "A value, or nan, that means nothing.",
-        "For both or by source. It does not set the range, and there the result shows the other "
-        "source.",
+        INPUT, None, "The value of missing pixels; may be nan.",
+        "For both or per source. It does not affect the range, and where a pixel is missing the "
+        "result shows the other source.",
     ),
     "align": Option(
         INPUT_OPTIONS, "check", "check (default), off, shift, affine, homography or a file.",
-        '"check" says by a sentence where the first pair of a call, folder or stream is surely '
-        "shifted. The others bring the infrared picture to the visible one, of another size, too, "
-        "where a map stands out; files are those of `ddfm-fast align`. See `ddfm_fast.align`.",
+        '"check" only warns if the first pair of a call, folder or stream is clearly shifted. '
+        "The others map the infrared picture onto the visible one, even from another size, if a "
+        "clear map is found; files are those of `ddfm-fast align`. See `ddfm_fast.align`.",
     ),
     "align_field": Option(
         INPUT_OPTIONS, "visible", "visible (default) or common: what an aligned result shows.",
-        '"visible" keeps the visible frame, and shows that source where the infrared one does not '
-        'reach; "common" crops both to a rectangle that both have, where a map was found. A '
-        "stream is cropped by a calibration alone.",
+        '"visible" keeps the visible frame and shows only that source where the infrared one does '
+        'not reach; "common" crops both to a rectangle that both cover, if a map was found. A '
+        "stream is cropped only with a calibration.",
     ),
     "layout": Option(
-        INPUT, None, "Order of the axes, such as HWC, where the rule would read it wrongly.",
+        INPUT, None, "Order of the axes, such as HWC, if it would be guessed wrongly.",
         "See `ddfm_fast.images.to_planes`.",
     ),
     "device": Option(
-        RUNTIME, None, "cpu, cuda or cuda:N; CUDA where there is one by default."
+        RUNTIME, None, "cpu, cuda or cuda:N; by default CUDA if available."
     ),
     "dtype": Option(
         RUNTIME, "auto",
-        "float32, tf32, bfloat16, float16, or auto: by device.",
-        'Arithmetic of the prior. "auto": float32 on a CPU, float16 on a GPU. With it a `Prior` or '
-        "module stays as it is, and presets that round luma as the authors' script does take "
+        "float32, tf32, bfloat16, float16 or auto (by device).",
+        'Arithmetic of the prior. "auto": float32 on a CPU, float16 on a GPU; it leaves a `Prior` '
+        "or module as it is, and presets that round luma like the authors' script use "
         "float32; see `ddfm_fast.priors.precision.default_precision`.",
     ),
     "backend": Option(
-        RUNTIME, None, "auto, triton or torch: what runs a step ($DDFM_FAST_BACKEND).",
+        RUNTIME, None, "What runs a step: auto, triton or torch ($DDFM_FAST_BACKEND).",
         "None reads the environment variable, then chooses automatically.",
     ),
     "solver": Option(
-        RUNTIME, None, "auto, local, torch or cupy: how the kernels get k ($DDFM_FAST_SOLVER).",
-        "None as for backend.",
+        RUNTIME, None, "How the kernels get k: auto, local, torch or cupy ($DDFM_FAST_SOLVER).",
+        "None: as for backend.",
     ),
     "graph": Option(
         RUNTIME, None, "CUDA graphs: auto, loop, step or off ($DDFM_FAST_GRAPH).",
-        "None as for backend.",
+        "None: as for backend.",
     ),
     "compile": Option(
         RUNTIME, False, "Run the prior through torch.compile.",
-        "Costs a minute at each new size.",
+        "Takes a minute for each new size.",
     ),
     "batch_size": Option(
-        RUNTIME, None, "Most pairs at once (a CPU: 1; a GPU: what fits).",
-        "None: 1 on a CPU, where a batch saves nothing; on a GPU up to 8, fewer where its free "
+        RUNTIME, None, "Most pairs fused at once (CPU: 1; GPU: as many as fit).",
+        "None: 1 on a CPU, where a batch saves nothing; up to 8 on a GPU, fewer if its free "
         "memory holds fewer.",
     ),
     "tile": Option(
-        RUNTIME, "auto", "Evaluate the prior in tiles: auto (by free memory), off, or their side.",
-        "Tiles overlap by a quarter and are blended. Auto takes pictures whole that fit in half of "
-        "the free memory, and with callables all; for the same bytes wherever it runs, say which.",
+        RUNTIME, "auto", "Evaluate the prior in tiles: auto (by free memory), off, or a side.",
+        "Tiles overlap by a quarter and are blended. \"auto\" uses none if a picture fits in half "
+        "of the free memory or the prior is a callable; name a side for equal bytes everywhere.",
     ),
-    "progress": Option(RUNTIME, False, "Show a bar over the steps."),
+    "progress": Option(RUNTIME, False, "Show a progress bar over the steps."),
 }  # fmt: skip
 
 
 def check_names(options: Iterable[str], known: Iterable[str]) -> None:
-    """Raise TypeError, with the nearest name, for an option that there is not."""
+    """Raise TypeError, with the nearest name, for an unknown option."""
     known = list(known)
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}"
-            raise TypeError(f"{name!r} is no option; {hint}")
+            raise TypeError(f"{name!r} is not an option; {hint}")
 
 
 def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Every option of ``FuserOptions``, as given or by its default; TypeError for other names."""
+    """Return all of ``FuserOptions``, given or by default; TypeError for other names."""
     names = FuserOptions.__annotations__
     check_names(options, names)
     return {name: options.get(name, OPTIONS[name].default) for name in names}
@@ -237,30 +237,32 @@ def _entry(name: str, indent: str) -> str:
 
 
 def check_reading(reading: Mapping[str, Any], where: str) -> None:
-    """Raise TypeError for what is no option of reading, such as an option of ``Fuser``.
+    """Raise TypeError for any name but an option of reading, such as an option of ``Fuser``.
 
     ``where``: "call" or "stream", for the message.
     """
     for name in reading:
         if name in FuserOptions.__annotations__:
             raise TypeError(
-                f"{name!r} is no option of a {where}; give it to the fuser: "
+                f"{name!r} is not an option of a {where}; give it to the fuser: "
                 f"fuser.with_options({name}=…)"
             )
     check_names(reading, ReadingOptions.__annotations__)
 
 
 def check_run(run: dict[str, Any], report: Any) -> None:
-    """Raise TypeError, naming the argument, for what a call cannot run with."""
+    """Raise TypeError, naming the argument, if a call cannot run with it."""
     require_bool("progress", run["progress"])
     if run["callback"] is not None and not callable(run["callback"]):
-        raise TypeError(f"callback is {run['callback']!r}; expected a function of a StepInfo")
+        raise TypeError(
+            f"callback is {run['callback']!r}; expected a function that takes a StepInfo"
+        )
     if report is not None and not isinstance(report, list):
-        raise TypeError(f"report is a {type(report).__name__}; expected a list to add to")
+        raise TypeError(f"report is a {type(report).__name__}; expected a list to append to")
 
 
 def checked_seed(seed: Any) -> int:
-    """Return the seed as an int of 63 bits; TypeError or ValueError otherwise."""
+    """Return the seed as an int of 63 bits; raise TypeError or ValueError otherwise."""
     try:
         if isinstance(seed, bool) or getattr(seed, "ndim", None):
             raise TypeError
@@ -274,7 +276,7 @@ def checked_seed(seed: Any) -> int:
 
 
 def checked_batch_size(batch_size: Any, device: torch.device) -> int:
-    """Return the most images at once, by default what suits the device; ValueError otherwise."""
+    """Return how many images to fuse at once, by default what suits the device."""
     if batch_size is None:
         return 1 if device.type == "cpu" else 8
     if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
@@ -283,7 +285,7 @@ def checked_batch_size(batch_size: Any, device: torch.device) -> int:
 
 
 def as_shapes(shapes: Any) -> list:
-    """List the shapes; TypeError for what holds none."""
+    """List the shapes; raise TypeError for anything but an iterable."""
     try:
         return list(shapes)
     except TypeError:
@@ -293,11 +295,11 @@ def as_shapes(shapes: Any) -> list:
 
 
 MOST_PIXELS = 2**31
-"""of a call that is warmed up for: more is a mistake"""
+"""most pixels of a call to warm up for: more is a mistake"""
 
 
 def checked_shape(shape: Any, multiple: int) -> tuple[int, int, int]:
-    """Return (N, height, width) of a shape; ValueError where cropping to multiples leaves none."""
+    """Return (N, height, width) of a shape; raise ValueError if cropping leaves nothing of it."""
     try:
         *counts, height, width = (operator.index(n) for n in shape)
         (count,) = counts or (1,)

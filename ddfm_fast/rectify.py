@@ -100,7 +100,7 @@ VARIANTS = {
 
 
 def get_variant(name: str) -> Variant:
-    """The variant of that name; ValueError with the list of names otherwise."""
+    """Return the variant of that name; ValueError with the list of names otherwise."""
     if name not in VARIANTS:
         raise ValueError(f"variant is {name!r}; expected one of {', '.join(VARIANTS)}")
     return VARIANTS[name]
@@ -207,7 +207,7 @@ def x_step(y: Tensor, k: Tensor, p: Tensor, q: Tensor, eta: float, official: boo
 
 
 def x_step_printed(y, k, p, q, gamma, rho, eta: float) -> Tensor:
-    """The x-step with m̄ = √(2(y − x)²/γ) = 2p/γ and n̄ = 2q/ρ, as the paper prints them."""
+    """Return the x-step with m̄ = √(2(y − x)²/γ) = 2p/γ and n̄ = 2q/ρ, as the paper prints them."""
     weight = p * (4 / gamma)
     x = torch.mul(weight, y).add_(k, alpha=eta)
     return x.div_(weight.add_(q * (4 / rho)).add_(eta))
@@ -244,7 +244,7 @@ def rectify_plane(
     update_scales: bool = True,
     target: Tensor | None = None,
 ) -> Tensor:
-    """One EM iteration for one image: f̃₀'s luma in, f̂₀'s luma out; ``state`` is replaced.
+    """Return one EM iteration for one image: f̃₀'s luma in, f̂₀'s luma out; ``state`` is replaced.
 
     f, v, y = i − v: [H, W], in [−1, 1] (y in [−2, 2]). The official code solves k from y − x,
     and returns i − x where the paper has x + v. ``target``: ∇ᵀq of ``gradient_target``, for the

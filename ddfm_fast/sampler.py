@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class StepInfo(NamedTuple):
-    """What a callback sees after each reverse step. The tensors are live: copy, do not write.
+    """What a callback gets after each reverse step. The tensors are live: copy them, do not write.
 
     >>> seen: list[tuple[int, int]] = []
     >>> def watch(info: StepInfo) -> None:
@@ -37,13 +37,13 @@ class StepInfo(NamedTuple):
     """1 .. steps"""
     steps: int
     timestep: int
-    """t of the original process that the prior was asked for"""
+    """t of the original process at which the prior was evaluated"""
     x_t: Tensor
     """the sample after the step, [N, 3, H, W], or [N, 1, H, W] of a prior of gray"""
     x0: Tensor
     """the rectified prediction f̂₀ of the step, likewise"""
     reports: Sequence[FusionReport] = ()
-    """of each image, what was found in its sources and done about it; filled in by ``Fuser``"""
+    """per image, what was found in its sources and done about it; filled in by ``Fuser``"""
 
 
 Callback = Callable[[StepInfo], None]
@@ -57,7 +57,7 @@ class Sampled(NamedTuple):
     """its luma in the scale of i and v, [N, 1, H, W]"""
 
     def kept(self) -> Sampled:
-        """A copy that stays when the loop runs again."""
+        """Return a copy that stays when the loop runs again."""
         return Sampled(self.x0.clone(), self.luma.clone())
 
 
@@ -158,7 +158,7 @@ class Loop:
         self.reverse.load_(self.i, self.v, self.seeds)
 
     def next_conditioning(self):
-        """The prior's conditioning of the next step, by the step's counter on the device."""
+        """Return the prior's conditioning of the next step, by the step's counter on the device."""
         return self.conditioning.at(self.reverse.next_step)
 
     def step(self, s: int, cond=None) -> None:
@@ -179,7 +179,7 @@ class Loop:
                 luma[0].copy_(self.reverse.luma(x))
 
     def take(self) -> Sampled:
-        """The result of ``run``."""
+        """Return the result of ``run``."""
         return Sampled(self.x, self.luma)
 
     def report(self, s: int, callback: Callback | None) -> None:
@@ -208,7 +208,7 @@ class AnyLoop(Protocol):
         ...
 
     def take(self) -> Any:
-        """Give the result, valid until the next ``load``."""
+        """Return the result, valid until the next ``load``."""
         ...
 
 
@@ -267,12 +267,12 @@ def require_finite(finite: Any, prior: Prior) -> None:
 
 
 def noised(x0: Tensor, z: Tensor, row: StepRow) -> Tensor:
-    """A sample of q(x_t | x_0): √ᾱ · x0 + √(1 − ᾱ) · z at the step's noise level."""
+    """Return a sample of q(x_t | x_0): √ᾱ · x0 + √(1 − ᾱ) · z at the step's noise level."""
     return (x0 + row.recipm1 * z) / row.recip
 
 
 def prior_rows(prior: Prior, config: FuseConfig) -> list[StepRow]:
-    """The coefficient rows for this prior's training schedule, in sampling order; 0 steps: none."""
+    """Return the coefficient rows for the prior's schedule, in sampling order; 0 steps: none."""
     if config.steps == 0:
         return []
     schedule = make_schedule(
@@ -287,7 +287,7 @@ def prior_rows(prior: Prior, config: FuseConfig) -> list[StepRow]:
 
 
 def uses_learned_variance(prior: Prior, config: FuseConfig) -> bool:
-    """Whether σ comes from the prior's variance half; ValueError if asked for and absent."""
+    """Return whether σ comes from the prior's variance half; ValueError if requested and absent."""
     if config.sampler != "ddpm" or config.variance == "fixed_small":
         return False
     if config.variance == "learned_range" and not prior.has_variance:
@@ -299,7 +299,7 @@ def uses_learned_variance(prior: Prior, config: FuseConfig) -> bool:
 
 
 def progress_of(loop: AnyLoop, progress: bool) -> Iterable[int]:
-    """Count the steps of a loop, with a bar if asked for."""
+    """Count the steps of a loop, with a bar if requested."""
     steps = range(len(loop.rows))
     return _bar(len(steps), loop.device) if progress else steps
 

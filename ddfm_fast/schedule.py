@@ -33,7 +33,7 @@ def make_betas(noise_schedule: str = "linear", num_train_timesteps: int = 1000) 
     if noise_schedule == "linear":
         if n < LEAST_LINEAR:
             raise ValueError(
-                f"num_train_timesteps is {n}; expected at least {LEAST_LINEAR} of linear betas, "
+                f"num_train_timesteps is {n}; expected at least {LEAST_LINEAR} for linear betas, "
                 "which reach 1 otherwise"
             )
         return np.linspace(0.1 / n, 20.0 / n, n, dtype=np.float64)
@@ -78,7 +78,7 @@ def trained_alphas() -> np.ndarray:
 
 
 def respace(num_train_timesteps: int, steps: int | str) -> np.ndarray:
-    """The timesteps to keep, ascending int64, by guided-diffusion's three rules.
+    """Return the timesteps to keep, ascending int64, by guided-diffusion's three rules.
 
     ``100``: 100 steps spread evenly from the first to the last timestep.
     ``"10,20,30"``: the process is cut in three equal sections with 10, 20 and 30 steps each.
@@ -159,7 +159,7 @@ class Schedule:
 def spread(start: int, steps: int, power: float = 1.0) -> np.ndarray:
     """``steps`` timesteps from 0 to ``start``, ascending int64: start · (j / (steps − 1))^power.
 
-    A power above 1 spends more of them at low noise. ValueError where they would not be distinct.
+    A power above 1 spends more of them at low noise. ValueError if they would not be distinct.
     """
     if steps == 1:
         return np.array([start], dtype=np.int64)
@@ -239,7 +239,7 @@ def ddim_update(schedule: Schedule, ddim_eta: float) -> tuple[np.ndarray, ...]:
 def ddpm_update(schedule: Schedule, _ddim_eta: float = 0.0) -> tuple[np.ndarray, ...]:
     """(a, b, c, σ) of the DDPM posterior (Ho et al. 2020, equation 7; Algorithm 1), float64 [S].
 
-    σ is the posterior's own, "fixed small"; There is no η to choose.
+    σ is the posterior's own, "fixed small"; there is no η to choose.
     """
     alpha, alpha_prev = _alphas(schedule)
     a = (1 - alpha_prev) * np.sqrt(1 - schedule.betas) / (1 - alpha)
@@ -255,7 +255,7 @@ SAMPLERS: dict[str, Callable[[Schedule, float], tuple[np.ndarray, ...]]] = {
 
 
 def step_rows(schedule: Schedule, sampler: str, ddim_eta: float = 0.0) -> list[StepRow]:
-    """The rows of ``sampler`` in sampling order: the noisiest step first, t = 0 last."""
+    """Return the rows of ``sampler`` in sampling order: the noisiest step first, t = 0 last."""
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler is {sampler!r}; expected one of {', '.join(SAMPLERS)}")
     alpha, alpha_prev = _alphas(schedule)

@@ -26,7 +26,7 @@ class Step(Protocol):
 
     @property
     def x0(self) -> Tensor | None:
-        """f̂₀ of the last step, [N, 3, H, W], or None where it is not kept."""
+        """f̂₀ of the last step, [N, 3, H, W], or None if it is not kept."""
         ...
 
     @property
@@ -66,7 +66,7 @@ class Step(Protocol):
 
 
 def em_settings(config: FuseConfig) -> EMSettings:
-    """What a step wants to know of ``config`` beside the schedule."""
+    """Return what a step wants to know of ``config`` beside the schedule."""
     return EMSettings(
         variant=config.variant,
         psi=config.psi,
@@ -76,7 +76,7 @@ def em_settings(config: FuseConfig) -> EMSettings:
 
 
 def plain_em(i: Tensor, v: Tensor, config: FuseConfig) -> ReverseStep:
-    """The plain step without rows: for EM iterations (``rectify_``) without the prior."""
+    """Return the plain step without rows: for EM iterations (``rectify_``) without the prior."""
     return ReverseStep(i, v, **em_settings(config))
 
 
@@ -150,7 +150,7 @@ class ReverseStep:
         self.load_(i, v, seeds)
 
     def load_(self, i: Tensor, v: Tensor, seeds: Tensor | None = None) -> None:
-        """Take other images of the same shape, in place, and start anew: ``reset``."""
+        """Take other images of the same shape, in place, and ``reset``."""
         self.v.copy_(v[:, 0])
         torch.sub(i[:, 0], v[:, 0], out=self.y)
         if self.targets is not None:
@@ -238,11 +238,11 @@ class ReverseStep:
         image.add_(fused.sub_(f), alpha=self.variant.writeback)
 
     def gray(self, luma: Tensor) -> Tensor:
-        """The gray RGB images [N, 3, H, W] whose ``luma`` is the given [N, 1, H, W]."""
+        """Return the gray RGB images [N, 3, H, W] whose ``luma`` is the given [N, 1, H, W]."""
         level = (luma - self.variant.luma_offset) * self.variant.writeback
         return level.repeat(1, self.channels, 1, 1)
 
     def luma(self, image: Tensor) -> Tensor:
-        """The variant's luma [H, W] of an RGB image [3, H, W]: what is compared with i and v."""
+        """Compute the variant's luma [H, W] of RGB [3, H, W]: what is compared with i and v."""
         flat = torch.mv(image.reshape(self.channels, -1).t(), self.luma_weights)
         return flat.add_(self.variant.luma_offset).view(image.shape[-2:])

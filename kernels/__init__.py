@@ -14,7 +14,7 @@ Triton and no CuPy: what needs Triton is loaded on first use.
     group_norm  ``moments``, ``join_``, ``normalize``: the prior's norms and residuals
     conv        ``layer``: a convolution with norm, resampling, residual and moments in one launch
     operators   launchers of the prior as operators of PyTorch, for compiled and exported graphs
-    checks      what launchers ask of their tensors
+    checks      what launchers require of their tensors
     cpu         the prior's layers and attention on a CPU: C++, compiled when first used
 
 The Triton kernels agree with their twins in Triton's interpreter and compile ahead of time for
@@ -93,16 +93,16 @@ class Obstacle(NamedTuple):
 
     reason: str
     remedy: str
-    """what to install or set; empty where nothing helps, or nothing is amiss"""
+    """what to install or set; empty if nothing helps, or nothing is amiss"""
     untried: bool = False
-    """whether they compile and nobody has seen them run: by name, they may be asked for"""
+    """whether they compile but have never been seen to run; they may still be requested by name"""
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.remedy}" if self.remedy else self.reason
 
 
 def obstacle(device: torch.device) -> Obstacle | None:
-    """Say why the Triton kernels cannot run on a CUDA device, or None where they can.
+    """Return why the Triton kernels cannot run on a CUDA device, or None if they can.
 
     The first question about a device compiles and launches a kernel of one line there.
     """
@@ -135,7 +135,7 @@ def obstacle(device: torch.device) -> Obstacle | None:
 
 @functools.cache
 def _trial(index: int) -> Obstacle | None:
-    """Compile and launch the least kernel, once a process and device."""
+    """Compile and launch the smallest kernel, once per process and device."""
     try:
         import_module(".checks", __name__).try_out(index)
     except Exception as error:  # compilers, drivers and file systems fail in every kind

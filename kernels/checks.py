@@ -1,4 +1,4 @@
-"""What a launcher asks of its tensors: dtype, shape, layout, and a device that runs kernels."""
+"""Check the tensors of a launcher: dtype, shape, layout, and a device that runs kernels."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check_device(name: str, tensor: Tensor, device: torch.device | None, twin: s
 
     Args:
         name: The argument, as the error names it.
-        tensor: What came.
+        tensor: The given tensor.
         device: Where the other arguments are, or None.
         twin: What works without a GPU, for the error.
     """
@@ -88,15 +88,15 @@ def check_plane(
 
     Args:
         name: The argument, as the error names it.
-        tensor: What came.
+        tensor: The given tensor.
         shape: Expected, no side of it 0.
         dtypes: Expected, one of these.
         device: Where the other arguments are, or None.
         dense: Whether it has to be contiguous.
 
     Raises:
-        TypeError: The dtype is another one.
-        ValueError: Shape, strides, size or device are others.
+        TypeError: The dtype is wrong.
+        ValueError: Shape, strides, size or device are wrong.
     """
     check_dtype(name, tensor, dtypes)
     if tuple(tensor.shape) != tuple(shape) or 0 in shape:

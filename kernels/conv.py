@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
 
 def stages(wide: bool) -> int:
-    """Give the loads that are in flight at once, in steps of the sum."""
+    """Return the loads that are in flight at once, in steps of the sum."""
     return 3 if wide else 2
 
 
@@ -98,8 +98,8 @@ def layer(
         deviations of its channels over each of :func:`chunking`'s chunks of rows.
 
     Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another shape, layout or device.
+        TypeError: An argument has the wrong dtype.
+        ValueError: An argument has the wrong shape, layout or device.
     """
     shape = _checked(parts, packed, norm, skip, resample, stride)
     like, skip_parts = parts[0].data, () if skip is None else skip[1]

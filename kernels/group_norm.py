@@ -244,7 +244,7 @@ def whole_norm_kernel(
 
 
 def tile(elements: int, *channels: int) -> tuple[int, int]:
-    """Give (BLOCK_R, BLOCK_C) for these numbers of channels: no tile reaches past one's last."""
+    """Return (BLOCK_R, BLOCK_C) for these numbers of channels: no tile reaches past one's last."""
     block_c = min(128, math.gcd(*channels) & -math.gcd(*channels))
     return elements // block_c, block_c
 
@@ -259,8 +259,8 @@ def moments(x: Tensor) -> Tensor:
         float32 [N, sets, 2, C], of the chunks of rows that ``moments.chunking`` gives.
 
     Raises:
-        TypeError: x is of another dtype.
-        ValueError: x is of another shape, layout or device.
+        TypeError: x has another dtype.
+        ValueError: x has the wrong shape, layout or device.
     """
     _check("x", x, x.shape, DTYPES)
     return _launch_moments(x, None, None, join=False, upsample=False)
@@ -281,8 +281,8 @@ def join_(
         The moments as :func:`moments` gives them.
 
     Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another shape, layout or device.
+        TypeError: An argument has the wrong dtype.
+        ValueError: An argument has the wrong shape, layout or device.
     """
     _check("h", h, h.shape, DTYPES)
     n, c, height, width = h.shape
@@ -337,8 +337,8 @@ def normalize(
         y, and the 2x2 means of x or None.
 
     Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another shape, layout or device, or does not go with another.
+        TypeError: An argument has the wrong dtype.
+        ValueError: An argument has the wrong shape, layout or device, or does not go with another.
     """
     _check_parts(parts, {"weight": weight, "shift": shift, "bias": bias}, resample, pool_input)
     x, channels = parts[0][0], [part.shape[1] for part, _ in parts]
@@ -372,7 +372,7 @@ def normalize(
 
 
 def suits_whole(x: Tensor) -> bool:
-    """Say whether :func:`normalize_whole_` is for such a map: a small one of many channels."""
+    """Return whether :func:`normalize_whole_` is for such a map: a small one of many channels."""
     channels, rows = x.shape[1], x.shape[2] * x.shape[3]
     return rows <= WHOLE_ROWS and channels % (8 * GROUPS) == 0 and channels <= WHOLE_LANES * GROUPS
 
@@ -392,8 +392,8 @@ def normalize_whole_(
         x.
 
     Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another shape, layout or device.
+        TypeError: An argument has the wrong dtype.
+        ValueError: An argument has the wrong shape, layout or device.
     """
     _check("x", x, x.shape, DTYPES)
     n, channels, height, width = x.shape

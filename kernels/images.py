@@ -204,7 +204,7 @@ def chroma_kernel(
 
 
 def reads(value_range: tuple[float, float] | None) -> bool:
-    """Whether :func:`read` is exact for a range: one of whole numbers, as counts of a camera."""
+    """Return whether :func:`read` is exact for a range: one of whole numbers, such as counts."""
     if value_range is None:
         return True
     low, high = value_range
@@ -230,8 +230,8 @@ def read(
         float32 [N, 1, H, W], and [N, 3, H, W] or None.
 
     Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another shape, layout or device, or the range is not exact.
+        TypeError: An argument has the wrong dtype.
+        ValueError: An argument has the wrong shape, layout or device, or the range is not exact.
     """
     _check_image("values", values, tuple(INTEGER_MAX), (1, 3))
     if not reads(value_range):
@@ -274,8 +274,8 @@ def give_back(
         Contiguous values in the layout of ``spec``.
 
     Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another shape, layout or device.
+        TypeError: An argument has the wrong dtype.
+        ValueError: An argument has the wrong shape, layout or device.
     """
     y, limits = fused
     _check_image("fused", y, [torch.float32], (1,))
@@ -316,8 +316,8 @@ def chroma_planes(rgb: Tensor) -> Tensor:
         float32 [2, N, 1, H, W].
 
     Raises:
-        TypeError: rgb is of another dtype.
-        ValueError: rgb is of another shape or device.
+        TypeError: rgb has another dtype.
+        ValueError: rgb has another shape or device.
     """
     _check_image("rgb", rgb, [torch.float32], (3,))
     n, _, height, width = rgb.shape

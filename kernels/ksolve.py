@@ -71,8 +71,8 @@ def spectral_scale_(spectrum: Tensor, height: int, width: int, scale: float = 1.
         ``spectrum``.
 
     Raises:
-        TypeError: The dtype is another one.
-        ValueError: Shape, strides or device are others.
+        TypeError: The dtype is wrong.
+        ValueError: Shape, strides or device are wrong.
     """
     shape = (spectrum.shape[0], height, width // 2 + 1)
     check_plane("spectrum", spectrum, shape, [torch.complex64])
@@ -158,8 +158,8 @@ class CupySolver:
             ``k``.
 
         Raises:
-            TypeError: The dtype is another one.
-            ValueError: Shape, strides or device are others.
+            TypeError: The dtype is wrong.
+            ValueError: Shape, strides or device are wrong.
         """
         for name, tensor in (("rhs", rhs), ("k", k)):
             check_plane(name, tensor, self.shape, [torch.float32], device=self.plane.device)

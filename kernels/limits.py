@@ -241,8 +241,8 @@ def stretch_limits(stretch: str, y: Tensor, ir: Tensor, vis: Tensor) -> Tensor |
         float32 [2, N, 1, 1, 1], equal to the twin's; None for "none".
 
     Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another shape or device.
+        TypeError: An argument has the wrong dtype.
+        ValueError: An argument has the wrong shape or device.
     """
     if stretch == "none":
         return None

@@ -93,7 +93,7 @@ def statistics(
 
 
 def blocks(outs: int) -> tuple[int, int]:
-    """Give (BLOCK_M, BLOCK_N) for so many channels of a result, whatever the image."""
+    """Return (BLOCK_M, BLOCK_N) for so many channels of a result, whatever the image."""
     if outs <= 16:
         return 128, 16
     if outs > NARROW and outs % 128 == 0:
@@ -102,7 +102,7 @@ def blocks(outs: int) -> tuple[int, int]:
 
 
 def chunking(rows: int, channels: int) -> tuple[int, int, int]:
-    """Give (tiles of a program, rows of its chunk, chunks) for a result's rows and channels.
+    """Return (tiles of a program, rows of its chunk, chunks) for a result's rows and channels.
 
     A function of the size alone: every GPU sums alike.
     """

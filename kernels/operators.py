@@ -24,7 +24,7 @@ _EXACT = (torch.Tag.needs_exact_strides,)
 
 
 def pack(weight: Tensor) -> Tensor:
-    """Give the weight itself: :func:`layer` lays it out inside, mostly without a copy."""
+    """Return the weight itself: :func:`layer` lays it out inside, mostly without a copy."""
     return weight
 
 

@@ -65,8 +65,8 @@ def choose_planes(ir: Tensor, vis: Tensor, functional: Sequence[bool] | None = N
         float32 [N, 1, H, W] contiguous.
 
     Raises:
-        TypeError: A source is of another dtype.
-        ValueError: A source is of another shape or device, or ``functional`` of another length.
+        TypeError: A source has another dtype.
+        ValueError: A source has another shape or device, or ``functional`` of another length.
     """
     _check(ir, vis)
     flags = list(functional or [False] * len(ir))

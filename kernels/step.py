@@ -56,7 +56,7 @@ SIZES = (
 
 @triton.jit
 def aligned(size, ALIGNED: tl.constexpr):
-    """Give ``size``, said to be a multiple of VECTOR where it is known to be one."""
+    """Return ``size``, said to be a multiple of VECTOR where it is known to be one."""
     return size // VECTOR * VECTOR if ALIGNED else size
 
 
@@ -216,7 +216,7 @@ def coefficient_table(rows: Sequence[StepRow], device) -> Tensor:
 
 
 def luma_constants(variant: Variant) -> tuple[float, ...]:
-    """Give LUMA of the kernels: three weights, the offset and the write-back factor."""
+    """Return LUMA of the kernels: three weights, the offset and the write-back factor."""
     return (*variant.luma_weights, variant.luma_offset, variant.writeback)
 
 
@@ -240,8 +240,8 @@ class TritonStep:
         rows, noise, seeds, variant, psi, eta, update_scales: As ``ReverseStep`` takes them.
 
     Raises:
-        TypeError: An argument is of another dtype.
-        ValueError: An argument is of another device, shape or layout, or of an unknown name.
+        TypeError: An argument has the wrong dtype.
+        ValueError: An argument has the wrong device, shape or layout, or an unknown name.
     """
 
     counts_on_device = True
@@ -394,7 +394,7 @@ class TritonStep:
             )  # fmt: skip
 
     def update_constants(self) -> dict:
-        """Give the constants of the kernel that updates x_t."""
+        """Return the constants of the kernel that updates x_t."""
         return dict(
             VARIANT=self.variant.name,
             LUMA=luma_constants(self.variant),
@@ -406,7 +406,7 @@ class TritonStep:
         )
 
     def alignment(self, out: Tensor) -> dict:
-        """Give the constants of both kernels that depend on sizes: whether rows allow wide loads.
+        """Return the constants of both kernels that depend on sizes: whether rows allow wide loads.
 
         Nothing else of a size is compiled in, so that no new size of image compiles a new binary.
         """

@@ -51,7 +51,7 @@ def sources(size: tuple[int, int]) -> list[np.ndarray]:
 
 
 def measure(place: Place, name: str, size: tuple[int, int]) -> Measurement:
-    """A call by the host's clock, and the GPU's busy time in calls like it."""
+    """Return a call by the host's clock, and the GPU's busy time in calls like it."""
     images, config = sources(size), PRESETS[name]
     steps = min(config.steps, 3) if place.tiny else config.steps
     modes = {"graph": "loop"} if place.device.type == "cuda" else {"backend": "triton"}

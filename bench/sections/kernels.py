@@ -43,7 +43,7 @@ def _weights(rectifier: ReverseStep, x: Tensor, out: Tensor):
 
 
 def twin_rhs(rectifier: ReverseStep, x: Tensor, out: Tensor) -> Tensor:
-    """The right-hand side of the k-solve, and the sums for γ and ρ."""
+    """Return the right-hand side of the k-solve, and the sums for γ and ρ."""
     _, _, _, d, p, q = _weights(rectifier, x, out)
     mean_inverse(p, True), mean_inverse(q, True)
     rhs = torch.sub(rectifier.y[0], d, out=d)

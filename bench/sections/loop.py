@@ -30,7 +30,7 @@ FEW = 5
 
 
 def tasks(place: Place) -> list[Task]:
-    """All presets on the demo pair."""
+    """Return all presets on the demo pair."""
     side = side_of(place)
     name = f"whole fusion, {PAIR}, embedded prior"
     return [Task("loop", name, named(side, side), lambda: measure(place, side))]
@@ -42,7 +42,7 @@ def side_of(place: Place) -> int:
 
 
 def preset(place: Place, name: str) -> FuseConfig:
-    """The preset, with few steps in a quick look."""
+    """Return the preset, with few steps in a quick look."""
     config = PRESETS[name]
     return config.with_overrides(steps=min(config.steps, FEW)) if place.tiny else config
 
@@ -54,7 +54,7 @@ def start(side: int, device: torch.device, seed: int = 3407) -> Tensor:
 
 
 def reference_fusion(place: Place, side: int, steps: int):
-    """The authors' loop with their form of the embedded prior: () → x_0."""
+    """Return the authors' loop with their form of the embedded prior: () → x_0."""
     unet, (i, v) = reference_unet("embedded", place.device), pair_lumas(side, place.device)
     schedule, x = make_schedule(steps), start(side, place.device)
     loop = ReferenceLoop(schedule.timesteps, schedule.betas)
@@ -79,7 +79,7 @@ def modes(place: Place) -> dict[str, dict]:
 
 
 def measure(place: Place, side: int) -> Measurement:
-    """Every preset in every mode, and its picture's scores."""
+    """Return every preset in every mode, and its picture's scores."""
     steps, (ir, vis) = preset(place, "official").steps, pair(side)
     check = parity(place, side, steps)
     fusers, candidates = {}, {"reference": reference_fusion(place, side, steps)}

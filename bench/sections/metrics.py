@@ -17,7 +17,7 @@ LIMIT = 1e-4
 
 
 def tasks(place: Place) -> list[Task]:
-    """One triple of the field's usual size."""
+    """Return one triple of the field's usual size."""
     height, width = (96, 128) if place.tiny else (480, 640)
     size = named(height, width)
     return [Task("metrics", "six metrics", size, lambda: measure(place, height, width))]
@@ -33,7 +33,7 @@ def triple(height: int, width: int) -> list:
 
 
 def measure(place: Place, height: int, width: int) -> Measurement:
-    """Both sides in turn, on the host whatever the device is."""
+    """Return both sides in turn, on the host whatever the device is."""
     images = triple(height, width)
     theirs, ours = baseline(*images), compute(*images, names=METRICS)
     worst = max(abs(float(ours[n]) - theirs[n]) / abs(theirs[n]) for n in METRICS)

@@ -84,12 +84,12 @@ def tasks(place: Place) -> list[Task]:
 
 
 def which(place: Place) -> str:
-    """The network, by its name in ``data.NETWORKS``."""
+    """Return the network, by its name in ``data.NETWORKS``."""
     return "tiny" if place.rehearse else "official"
 
 
 def our_prior(place: Place, precision: str = LOW):
-    """The network as a prior on the device, and what it is conditioned by."""
+    """Return the network as a prior on the device, and what it is conditioned by."""
     unet = network(which(place), place.device)
     prior = load_prior(unet, device=place.device, dtype=precision)
     return prior, prior.conditioning(torch.tensor([TIMESTEP]))[0]
@@ -141,13 +141,13 @@ def _low_module(place: Place, x: Tensor) -> Callable[[], Tensor]:
 
 
 def _low(tensor: Tensor) -> Tensor:
-    """The tensor in bfloat16, maps and kernels in channels_last."""
+    """Return the tensor in bfloat16, maps and kernels in channels_last."""
     layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
     return tensor.to(PRECISIONS[LOW], memory_format=layout)
 
 
 def layers(place: Place, height: int, width: int) -> Measurement:
-    """Each layer's time inside whole forwards, and its floor."""
+    """Return each layer's time inside whole forwards, and its floor."""
     (prior, step), x = our_prior(place), _low(noise(height, width, place.device))
     engine = Engine(prior.unet)
     marks: list[tuple] = []
@@ -209,7 +209,7 @@ class _Convolutions(TorchDispatchMode):
 
 
 def convolutions(place: Place, height: int, width: int) -> Counter:
-    """Every convolution of a forward, found by running it on the meta device."""
+    """Return every convolution of a forward, found by running it on the meta device."""
     with torch.device("meta"), torch.no_grad():
         unet = UNet(config_of(which(place)))
         step = unet.conditioning(torch.zeros(1))[0]
@@ -299,7 +299,7 @@ def _against_eager(place: Place, x: Tensor, eager: Callable, ours: Callable) -> 
 
 
 def loop(place: Place, height: int, width: int) -> Measurement:
-    """A whole fusion, and the authors' loop without its PNG files.
+    """Return a whole fusion, and the authors' loop without its PNG files.
 
     Theirs, in float32, takes a twentieth of the steps; its time is that of all of them.
     """

@@ -29,7 +29,7 @@ COMPILED_LIMIT = 2e-2
 
 
 def tasks(place: Place) -> list[Task]:
-    """Each network at each of its sizes, rounded up to what it takes."""
+    """Return each network at each of its sizes, rounded up to what it takes."""
     found = []
     for name, sizes in wanted(place).items():
         multiple = config_of(name).multiple
@@ -63,13 +63,13 @@ def noise(height: int, width: int, device: torch.device, count: int = 1) -> Tens
 
 
 def forward(prior: Prior, x: Tensor) -> Callable[[], Tensor]:
-    """A call of ``eps`` at one timestep."""
+    """Return a call of ``eps`` at one timestep."""
     step = prior.conditioning(torch.tensor([TIMESTEP]))[0]
     return lambda: prior.eps(x, step)
 
 
 def reference_forward(name: str, x: Tensor) -> tuple[Callable[[], Tensor], Tensor]:
-    """The authors' module as a call, and its eps without TF32, by which ours are judged."""
+    """Return the authors' module as a call, and its eps without TF32, by which ours are judged."""
     module, t = reference_unet(name, x.device), torch.full((len(x),), TIMESTEP, device=x.device)
     with float32_products(tf32=False):  # PyTorch's own default rounds a GPU's convolutions
         exact = module(x, t)[:, :3].clone()
@@ -110,7 +110,7 @@ def measure(place: Place, name: str, height: int, width: int) -> Measurement:
 
 
 def _is_tried(name: str, precision: str) -> bool:
-    """Whether a CPU measures it: bfloat16 of the embedded prior even where it is slow."""
+    """Return whether a CPU measures it: bfloat16 of the embedded prior even where it is slow."""
     return cpu_has(getattr(torch, precision)) or (name, precision) == ("embedded", "bfloat16")
 
 

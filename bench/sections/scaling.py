@@ -25,7 +25,7 @@ SIDE = 64
 
 
 def tasks(place: Place) -> list[Task]:
-    """Each part of a fusion against what it grows with."""
+    """Return each part of a fusion against what it grows with."""
     few = slice(2) if place.quick else slice(1) if place.rehearse else slice(None)
     one = f"{SIDE}x{SIDE}"
 
@@ -109,7 +109,7 @@ def _forward(place: Place, *shape: int) -> Callable[[], torch.Tensor]:
 
 
 def prior_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
-    """A forward of the embedded prior."""
+    """Return a forward of the embedded prior."""
     works: Works = {
         f"ddfm_fast, {named(*size)}": (size[0] * size[1], _forward(place, *size)) for size in sizes
     }
@@ -131,7 +131,7 @@ def loop_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
 
 
 def prior_batch(place: Place, counts: list[int]) -> Measurement:
-    """A forward of several images."""
+    """Return a forward of several images."""
     works: Works = {f"ddfm_fast, {n} images": (n, _forward(place, SIDE, SIDE, n)) for n in counts}
     check = prior.parity("embedded", place, SIDE, SIDE)
     return _fitted(place, "images", works, check, repeats=10)
@@ -149,7 +149,7 @@ def loop_steps(place: Place, counts: list[int]) -> Measurement:
 
 
 def threads(place: Place, size: tuple[int, int], work: Callable) -> Measurement:
-    """The same bytes on 1, 2, 3 threads, as many as cores, and one more than these."""
+    """Return the same bytes on 1, 2, 3 threads, as many as cores, and one more than these."""
     run, before = work(place, *size), torch.get_num_threads()
     counts = sorted({1, 2, 3, usable_cores(), usable_cores() + 1})
 

@@ -29,7 +29,7 @@ INDEX = 60
 
 
 def tasks(place: Place) -> list[Task]:
-    """One step at each size."""
+    """Return one step at each size."""
     measure = on_gpu if place.on_gpu else on_cpu
     return [
         Task("step", ABOUT, named(*size), partial(measure, place, *size)) for size in sizes(place)
@@ -48,7 +48,7 @@ def sizes(place: Place) -> list[tuple[int, int]]:
 
 
 def reference_step(i, v, x, out) -> Callable[[int], Tensor]:
-    """The authors' step with its state: index of the schedule (99 first) → x_{t-1}."""
+    """Return the authors' step with its state: index of the schedule (99 first) → x_{t-1}."""
     schedule = make_schedule(100)
     loop, now = ReferenceLoop(schedule.timesteps, schedule.betas), [x, em_initial(i)]
 
@@ -80,7 +80,7 @@ def parity_of_twin(height: int, width: int, device: torch.device) -> Parity:
 
 
 def on_cpu(place: Place, height: int, width: int) -> Measurement:
-    """The reference against the plain path, each call on planes that have left the cache."""
+    """Return the reference against the plain path, each call on planes that have left the cache."""
     check = parity_of_twin(height, width, place.device)
     sets = [planes(height, width, place.device, seed) for seed in range(place.sets(height, width))]
     candidates = {
@@ -97,7 +97,7 @@ def floor(place: Place, height: int, width: int) -> float:
 
 
 def solvers() -> list[str]:
-    """The k-solvers that are installed."""
+    """Return the k-solvers that are installed."""
     from ddfm_fast.kernels import module_status
 
     return ["local", "torch", *(["cupy"] if module_status("cupy")["version"] else [])]
@@ -111,13 +111,13 @@ def make_step(solver: str, i: Tensor, v: Tensor):
 
 
 def kernel_step(solver: str, i, v, x, out) -> Callable[[], Tensor]:
-    """A step by the kernels on planes of its own; the same addresses at every call."""
+    """Return a step by the kernels on planes of its own; the same addresses at every call."""
     rectifier, now, eps = make_step(solver, i, v), x.clone(), out[:, :3]
     return lambda: rectifier.step_(now, eps)
 
 
 def kernel_difference(solver: str, i, v, x, out, steps: int = 3) -> float:
-    """The kernels against their twin, from the first row on."""
+    """Return the kernels against their twin, from the first row on."""
     rectifier, theirs = make_step(solver, i, v), twin_step(i, v, x, out)
     now, worst = x.clone(), 0.0
     for n in range(99, 99 - steps, -1):
@@ -159,7 +159,7 @@ def _kernel_candidates(place: Place, sets: list) -> dict[str, Callable]:
 
 
 def launches(place: Place, height: int, width: int) -> dict[str, list[str]]:
-    """The kernels of one step by name, as the profiler sees them; empty in a rehearsal."""
+    """Return the kernels of one step by name, as the profiler sees them; empty in a rehearsal."""
     from torch.profiler import ProfilerActivity, profile
 
     found, data = {}, planes(height, width, place.device)

@@ -17,7 +17,7 @@ PRESET = "fast"
 
 
 def tasks(place: Place) -> list[Task]:
-    """One preset, several batch sizes."""
+    """Return one preset, several batch sizes."""
     side = side_of(place)
     name = f"seconds an image, preset {PRESET}, {PAIR}"
     return [Task("throughput", name, named(side, side), lambda: measure(place, side))]

@@ -1,4 +1,4 @@
-"""Video: seconds a frame, how steady the result is, and how good.
+"""Video: seconds per frame, how steady the result is, and how good.
 
 The image presets frame by frame and the video presets, on the pan over the demo pair. Steadiness
 is flicker and flow-warped error of ``ddfm_fast.metrics.temporal``; quality is the mean over the
@@ -35,7 +35,7 @@ IMAGE_PRESETS, BASELINE = ("official", "balanced", "fast"), "image preset offici
 
 
 def tasks(place: Place) -> list[Task]:
-    """The engine frame by frame, and the whole command where PyAV is installed."""
+    """Return the engine frame by frame, and the whole command where PyAV is installed."""
     side = side_of(place)
     name = f"seconds a frame of a video, pan over the {PAIR}"
     found = [Task("video", name, named(side, side), lambda: frames(place, side))]
@@ -48,7 +48,7 @@ def tasks(place: Place) -> list[Task]:
 
 
 def _streams(place: Place) -> dict[str, Callable[[], Callable]]:
-    """What opens a stream, (ir, vis) → the fused frame, by the name of its row."""
+    """Return what opens a stream, (ir, vis) → the fused frame, by the name of its row."""
     fusers = {n: Fuser(preset=preset(place, n), device=place.device) for n in IMAGE_PRESETS}
     rows = {f"image preset {name}": lambda f=fuser: f for name, fuser in fusers.items()}
     official = fusers["official"]

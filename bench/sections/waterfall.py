@@ -64,7 +64,7 @@ class Row:
 
 
 def by_identity(x0, i, v, state, psi, eta, em=em_onestep):
-    """The authors' step without color conversions: R, G and B move with the luma."""
+    """Return the authors' step without color conversions: R, G and B move with the luma."""
     variant = VARIANTS["official"]
     weights = torch.tensor(variant.luma_weights, device=x0.device).view(1, 3, 1, 1)
     luma = (x0 * weights).sum(1, keepdim=True) + variant.luma_offset
@@ -126,7 +126,7 @@ def _our_loop(make_prior: Callable[[torch.device], Any], backend="torch", graph=
 
 
 def _our_preset(make_prior: Callable[[torch.device], Any], name: str):
-    """A preset's method on the pair, reverse steps or none."""
+    """Return a preset's method on the pair, reverse steps or none."""
 
     def build(device: torch.device, side: int, _steps: int) -> Callable[[], Tensor]:
         ir, vis = ((plane + 1) / 2 for plane in pair_lumas(side, device))
@@ -138,7 +138,7 @@ def _our_preset(make_prior: Callable[[torch.device], Any], name: str):
 
 
 def plain_unet(device: torch.device, dtype: torch.dtype = torch.float32) -> UNet:
-    """The embedded network with its weights as they are stored: nothing folded."""
+    """Return the embedded network with its weights as they are stored: nothing folded."""
     unet = network("embedded")
     weights = {k: v.detach().contiguous().to(device, dtype) for k, v in unet.state_dict().items()}
     return build_unet(unet.config, weights)
@@ -206,20 +206,20 @@ ROWS = [
 
 
 def rows(place: Place) -> list[Row]:
-    """The rows that the device can run."""
+    """Return the rows that the device can run."""
     if place.on_gpu:
         return ROWS
     return [row for row in ROWS if not row.gpu_only and cpu_has(row.needs)]
 
 
 def work_of(name: str, device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
-    """The work of the row of that name."""
+    """Return the work of the row of that name."""
     (row,) = (row for row in ROWS if row.name == name)
     return row.build(device, side, steps)
 
 
 def exact(device: torch.device, side: int, steps: int) -> Tensor:
-    """The official preset's luma in float64, from the same x_T."""
+    """Return the official preset's luma in float64, from the same x_T."""
     (i, v), config = pair_lumas(side, device), FuseConfig(steps=steps)
     unet, x = plain_unet(device, torch.float64), start(side, device).double()
     table = prior_rows(load_prior("embedded"), config)
@@ -232,7 +232,7 @@ def exact(device: torch.device, side: int, steps: int) -> Tensor:
 
 
 def tasks(place: Place) -> list[Task]:
-    """All rows in turn."""
+    """Return all rows in turn."""
     side, steps = (64, 3) if place.tiny else (192, 100)
     name = f"waterfall, {PAIR}, embedded prior"
     return [Task("waterfall", name, named(side, side), lambda: measure(place, side, steps))]
@@ -275,7 +275,7 @@ def measure(place: Place, side: int, steps: int) -> Measurement:
 
 
 def unrounded(place: Place, candidates: dict, results: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What to hold against float64: on a CPU what is timed.
+    """Return what to hold against float64: on a CPU what is timed.
 
     On a GPU PyTorch's own default, with which the authors' module is timed, rounds convolutions,
     so every row runs once without.
@@ -289,12 +289,12 @@ def unrounded(place: Place, candidates: dict, results: dict[str, Tensor]) -> dic
 
 
 def default_row(place: Place) -> str:
-    """The row that is the shipped default on the device."""
+    """Return the row that is the shipped default on the device."""
     return "prior in float16" if place.device.type == "cuda" else "prior's engine"
 
 
 def picture(luma: Tensor, preset: str) -> Tensor:
-    """The stretched luma plane [1, 1, H, W] in [0, 1] that the preset writes."""
+    """Return the stretched luma plane [1, 1, H, W] in [0, 1] that the preset writes."""
     ir, vis = ((plane + 1) / 2 for plane in pair_lumas(luma.shape[-1], luma.device))
     y = (luma + 1) / 2
     return stretched(y, stretch_limits(PRESETS[preset].stretch, y, ir, vis))

@@ -1,12 +1,12 @@
-"""Whether two sources show the same place, and how to bring them there.
+"""Find out whether two sources show the same place, and align them.
 
-    check       by how many pixels an infrared picture is shifted against the visible one
+    check       how many pixels an infrared picture is shifted from the visible one
     estimate    the shift, affine map or homography between them
-    apply       the infrared picture brought to where the visible one is
-    field       where that has a pixel, with a soft edge
-    common      a rectangle that both have
+    apply       the infrared picture warped onto the visible one
+    field       where the warped picture has pixels, with a soft edge
+    common      a rectangle that both cover
 
-What is compared are the directions of edges, whose contrast differs between the sensors.
+Directions of edges are compared, as the contrast of edges differs between the sensors.
 """
 
 from .correlation import Shift, check

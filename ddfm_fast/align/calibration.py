@@ -1,4 +1,4 @@
-"""How two fixed cameras see each other, found from several pairs and kept in a JSON file."""
+"""The map between two fixed cameras, found from several pairs and kept in a JSON file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .warp import Alignment, scaling
 
 FORMAT = "ddfm_fast alignment 1"
 _GRID, _SPREAD, _ASPECT = 7, 0.01, 0.01
-"""places a side that maps are compared at; median distance between pairs, of the visible picture's
-longer side, above which a sentence is due; and what the sides' ratio may differ"""
+"""points per side at which maps are compared; median distance between pairs, relative to the longer
+side of the visible picture, above which to warn; and how much the aspect ratio may differ"""
 _MOST_SIDE = 1 << 20
 
 
@@ -30,21 +30,21 @@ class Calibration(NamedTuple):
 
     alignment: Alignment
     ir_size: tuple[int, int]
-    """(height, width), likewise ``vis_size``"""
+    """(height, width), like ``vis_size``"""
     vis_size: tuple[int, int]
     pairs: int = 1
-    """that it was found from"""
+    """from how many it was found"""
 
     def fitted(self, ir_size: tuple[int, int], vis_size: tuple[int, int]) -> Alignment:
-        """Return the map for pictures of these sizes; ValueError for another ratio of the sides."""
+        """Return the map for pictures of these sizes; raise ValueError for another aspect ratio."""
         if (ir_size, vis_size) == (self.ir_size, self.vis_size):
             return self.alignment
         for name, size, own in (("ir", ir_size, self.ir_size), ("vis", vis_size, self.vis_size)):
             if abs(math.log(size[1] / size[0] * own[0] / own[1])) > _ASPECT:
                 raise ValueError(
                     f"align: the calibration is for {name} pictures of {own[1]}x{own[0]} pixels, "
-                    f"and {name} has {size[1]}x{size[0]}, another ratio of the sides; make one "
-                    "with such pictures: ddfm-fast align IR VIS -o calibration.json"
+                    f"and {name} has {size[1]}x{size[0]}, another aspect ratio; make one from "
+                    "such pictures: ddfm-fast align IR VIS -o calibration.json"
                 )
         found = self.alignment
         matrix = scaling(self.ir_size, ir_size) @ found.matrix @ scaling(vis_size, self.vis_size)
@@ -56,7 +56,7 @@ class Calibration(NamedTuple):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what the file has, as JSON types."""
+        """Return the content of the file, as JSON types."""
         found = self.alignment
         record = {
             "format": FORMAT,
@@ -84,23 +84,23 @@ def calibrate(
     ir_camera: Camera | None = None,
     vis_camera: Camera | None = None,
 ) -> Calibration:
-    """Find the map between two fixed cameras from pairs of what they see.
+    """Find the map between two fixed cameras from pairs of their pictures.
 
-    The map of each pair sends a grid of places to others; a map is fitted to the medians of these
+    The map of each pair sends a grid of points to other points; one map is fitted to their medians
     over all pairs, so that a few pairs with something near do no harm.
 
     Args:
         planes: A name and both planes [H, W] float32 in [0, 1] of each pair, all of one size.
         model: "shift", "affine" or "homography".
-        ir_camera: What the infrared lens does, if known, and likewise ``vis_camera``: both pictures
-            are straightened before the map is looked for.
-        vis_camera: See ``ir_camera``.
+        ir_camera: The infrared camera with its distortion, if known. Pictures are undistorted
+            before the map is estimated.
+        vis_camera: The visible camera, likewise.
 
     Returns:
-        The calibration; its confidence is the median of those of the pairs that were sure.
+        The calibration; its confidence is the median over the pairs that were sure.
 
     Raises:
-        ValueError: An unknown model, no pair, sizes that differ, or no pair is sure.
+        ValueError: The model is unknown, there is no pair, sizes differ, or no pair is sure.
     """
     if model not in MODELS:
         raise ValueError(f"model is {model!r}; expected one of {', '.join(MODELS)}")
@@ -118,17 +118,17 @@ def calibrate(
         if one.sure:
             found.append(one)
     if sizes is None:
-        raise ValueError("there is no pair; expected at least one of each camera's pictures")
+        raise ValueError("no pair is given; expected at least one picture of each camera")
     if not found:
         raise ValueError(
-            f"{', '.join(names[:3])}{' and more' * (len(names) > 3)}: no {model} stands out; "
+            f"{', '.join(names[:3])}{' and more' * (len(names) > 3)}: no {model} is clear; "
             "expected pictures of one scene with edges that both show, by day rather than at dusk"
         )
     matrix, spread = _together([one.matrix for one in found], sizes[1], model)
     if spread > _SPREAD * max(sizes[1]):
         warn(
-            f"the maps of {len(found)} pairs differ by {spread:.1f} pixels; what is near lies "
-            "elsewhere for two cameras: take pictures of what is far, or another --model"
+            f"the maps of {len(found)} pairs differ by {spread:.1f} pixels, as near "
+            "things shift between two cameras: take pictures of far things, or another --model"
         )
     confidence = float(np.median([one.confidence for one in found]))
     alignment = Alignment(
@@ -142,7 +142,7 @@ def calibrate(
 def _together(
     matrices: list[np.ndarray], size: tuple[int, int], model: str
 ) -> tuple[np.ndarray, float]:
-    """The map nearest to the medians of where maps send places, and their median distance."""
+    """Fit a map to the medians of where maps send points; also return the median distance."""
     y, x = np.mgrid[0 : size[0] - 1 : _GRID * 1j, 0 : size[1] - 1 : _GRID * 1j]
     at = np.stack([x.ravel(), y.ravel()], 1)
     maps = [Alignment(matrix, model, 1.0) for matrix in matrices]
@@ -162,7 +162,7 @@ def _together(
 
 
 def write_calibration(path: str | os.PathLike[str], calibration: Calibration) -> None:
-    """Write a calibration as JSON, whole or not at all; ImageFileError where that cannot be."""
+    """Write a calibration as JSON, whole or not at all; raise ImageFileError if that fails."""
     text = json.dumps(calibration.to_dict(), indent=1, allow_nan=False) + "\n"
     atomic_write_bytes(Path(path), text.encode())
 
@@ -171,12 +171,12 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
     """Read a calibration that :func:`write_calibration` wrote.
 
     Raises:
-        ValueError: Names the file, and what is wrong with it.
+        ValueError: The file is wrong; the message names it and says why.
     """
     path = Path(path)
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise ValueError("it has over 1 MiB")
+            raise ValueError("it is larger than 1 MiB")
         found = json.loads(path.read_bytes().decode(), parse_constant=_no_number)
         return _checked(found, str(path))
     except (OSError, ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
@@ -214,7 +214,7 @@ def _checked(found: Any, name: str) -> Calibration:
     height, width = sizes[1]
     corners = np.array([[0, 0, 1], [width, 0, 1], [width, height, 1], [0, height, 1.0]])
     if (corners @ matrix[2] <= 0).any():
-        raise ValueError("matrix sends a part of the picture behind the camera")
+        raise ValueError("matrix puts a part of the picture behind the camera")
     return Calibration(
         Alignment(matrix, found["model"], confidence, *cameras), sizes[0], sizes[1], pairs
     )

@@ -1,11 +1,11 @@
-"""What everything that fuses does about alignment: look whether a pair is, or bring it there.
+"""Alignment as every fusion uses it: check whether a pair is aligned, or align it.
 
-``align`` is "check": the first pair of a call, folder or stream is looked at, and one sentence says
-so where it is surely shifted; "off": nothing; a model of ``estimation``: each pair is aligned by
-what is found for it, and left as it is where nothing stands out; or a calibration of two fixed
-cameras. ``align_field`` is "visible": the result has the frame of the visible picture, and is that
-picture where the infrared one does not reach, with a soft edge; or "common": what is aligned is
-cropped to a rectangle that both have.
+``align`` is "check": the first pair of a call, folder or stream is checked, with one warning if
+it is surely shifted; "off": nothing; a model of ``estimation``: each pair is aligned by
+the map found for it, and left as it is if no map is clear; or a calibration of two fixed
+cameras. ``align_field`` is "visible": the result has the frame of the visible picture, and shows it
+alone where the infrared one does not reach, with a soft edge; or "common": an aligned pair is
+cropped to a rectangle that both cover.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ Setting = str | Calibration
 Part = tuple[slice, slice]
 """rows and columns"""
 FAR, FAR_SHARE = 2.5, 0.006
-"""pixels, and share of the longer side, from which a shift is worth a word"""
+"""pixels, and share of the longer side, from which a shift is worth a warning"""
 LEAST = 32
-"""pixels of the shorter side below which no word is said"""
+"""pixels of the shorter side below which there is no warning"""
 _RGB = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def checked_align(setting: Any) -> Setting:
-    """Return the setting; the calibration that a path names is read.
+    """Return the setting, with the calibration that a path names read.
 
     Raises:
-        ValueError: It is none, or the file does not do.
-        TypeError: It is no text, path or calibration.
+        ValueError: It is unknown, or the file is not a calibration.
+        TypeError: It is not a string, path or calibration.
     """
     if isinstance(setting, Calibration) or (isinstance(setting, str) and setting in SETTINGS):
         return setting
@@ -66,10 +66,10 @@ def checked_align(setting: Any) -> Setting:
 
 
 def checked_field(field: Any, setting: Setting) -> str:
-    """Return ``align_field``; one that ``setting`` gives nothing to do gets a sentence.
+    """Return ``align_field``; warn if it has no effect with ``setting``.
 
     Raises:
-        ValueError: It is none of ``FIELDS``.
+        ValueError: It is not one of ``FIELDS``.
     """
     if not isinstance(field, str) or field not in FIELDS:
         raise ValueError(
@@ -90,7 +90,7 @@ def _is_file_name(text: str) -> bool:
 
 
 def setting_identity(setting: Any) -> Any:
-    """What a setting is known by while its file, if it has one, stays as it is."""
+    """Return what a setting is known by while its file, if it has one, stays as it is."""
     if isinstance(setting, str) and setting in SETTINGS:
         return setting
     if not isinstance(setting, str | os.PathLike):
@@ -106,12 +106,12 @@ class Moved(NamedTuple):
     """An infrared picture in the visible one's frame."""
 
     alignment: Alignment | None
-    """None: it is as it was"""
+    """None: it was not moved"""
     picture: np.ndarray
     weight: np.ndarray | None = None
-    """float32 [H, W], where it counts; None: everywhere"""
+    """float32 [H, W], its weight; None: 1 everywhere"""
     part: Part | None = None
-    """what both have, where they are to be cropped to that"""
+    """the part that both cover, if they are to be cropped to it"""
     hole: np.ndarray | None = None
     """bool [H, W], where it has no data"""
 
@@ -120,7 +120,7 @@ class Aligner:
     """Aligns the pairs of one call, folder or stream; threads may share it."""
 
     def __init__(self, setting: Setting, resize: str | None = None, *, field: str = "visible"):
-        """Take what was checked.
+        """Take checked settings.
 
         Args:
             setting: From :func:`checked_align`.
@@ -133,7 +133,7 @@ class Aligner:
         self._lock = ForkLock()
 
     def to_dict(self) -> dict[str, Any]:
-        """What decides results, as JSON types; empty where nothing is moved."""
+        """Return what decides results, as JSON types; empty if nothing is moved."""
         setting, resize = self.setting, {} if self.resize is None else {"resize": self.resize}
         if not self.moves:
             return resize
@@ -142,21 +142,21 @@ class Aligner:
         return {**resize, "align": align, **cut}
 
     def raws(self, ir: Raw, vis: Raw, index: str) -> tuple[Raw, Raw, Tensor | None]:
-        """Align what was read of a call's sources.
+        """Align the sources of a call, once they are read.
 
         The pictures of a batch that are to be cropped are cropped to what all of them have.
 
         Args:
             ir: One image or batch.
             vis: The other.
-            index: Of the arguments' names in sentences.
+            index: Suffix of the arguments' names in messages.
 
         Returns:
-            Both sources, and where the infrared one counts, [N, 1, H, W] from 0 to 1; None:
+            Both sources, and the weight of the infrared one, [N, 1, H, W] from 0 to 1; None: 1
             everywhere.
 
         Raises:
-            ValueError: The sizes differ, and no map stands out; or too little is common.
+            ValueError: The sizes differ, and no map is clear; or too little is common.
         """
         if not self.moves:
             self._look_at_raws(ir, vis, index)
@@ -215,16 +215,16 @@ class Aligner:
     def pictures(
         self, ir: np.ndarray, vis: np.ndarray, index: str = "", hole: np.ndarray | None = None
     ) -> Moved:
-        """Bring an infrared picture to the visible one.
+        """Warp an infrared picture onto the visible one.
 
         Args:
             ir: [H, W] or [H, W, C].
             vis: Likewise, of any size.
-            index: Of the arguments' names in sentences.
+            index: Suffix of the arguments' names in messages.
             hole: bool [H, W], where ``ir`` has no data.
 
         Raises:
-            ValueError: The sizes differ, and no map stands out.
+            ValueError: The sizes differ, and no map is clear.
         """
         found = self.found(ir, vis, index)
         if found is None:
@@ -234,7 +234,7 @@ class Aligner:
     def _moved(
         self, ir: np.ndarray, hole: np.ndarray | None, found: Alignment, size: tuple[int, ...]
     ) -> Moved:
-        """An infrared picture brought to the visible one's frame."""
+        """Return an infrared picture warped into the visible one's frame."""
         frame = size[0], size[1]
         weight, part = self.reach(found, (ir.shape[0], ir.shape[1]), frame)
         if hole is not None:
@@ -245,13 +245,13 @@ class Aligner:
     def reach(
         self, found: Alignment, ir_size: tuple[int, int], size: tuple[int, int]
     ) -> tuple[np.ndarray | None, Part | None]:
-        """Where the infrared picture counts, or what both have: as ``field`` asks for."""
+        """Return the infrared picture's weight, or the part that both cover, as ``field`` says."""
         if self.field == "common":
             return None, common(found, ir_size, size)
         return field(found, ir_size, size), None
 
     def found(self, ir: np.ndarray, vis: np.ndarray, index: str = "") -> Alignment | None:
-        """The map of a pair; None, after a sentence, where none stands out."""
+        """Return the map of a pair; warn and return None if none is clear."""
         if isinstance(self.setting, Calibration):
             return self.setting.fitted(ir.shape[:2], vis.shape[:2])
         found = between(plane(ir), plane(vis), self.setting)
@@ -259,22 +259,22 @@ class Aligner:
             return found
         if ir.shape[:2] == vis.shape[:2]:
             warn(
-                f"no {self.setting} between ir{index} and vis{index} stands out; they are fused as "
+                f"no {self.setting} between ir{index} and vis{index} is clear; they are fused as "
                 'they are: align="off" says nothing, a calibration (ddfm-fast align) needs no edges'
             )
             return None
         (a, b), (c, d) = ir.shape[:2], vis.shape[:2]
         raise ValueError(
             f"ir{index} has {a}x{b} and vis{index} {c}x{d}, and no {self.setting} between them "
-            "stands out; expected images of equal size: --resize vis, or a calibration (--align)"
+            "is clear; expected images of equal size: --resize vis, or a calibration (--align)"
         )
 
     def look(
         self, ir: np.ndarray, vis: np.ndarray, index: str = "", *, again: bool = False
     ) -> None:
-        """Say by one sentence if a pair [H, W] or [H, W, C] is surely shifted; the first alone.
+        """Warn if a pair [H, W] or [H, W, C] is surely shifted; only the first pair is checked.
 
-        ``again``: look although a pair was looked at and nothing was found.
+        ``again``: check once more although a pair was checked and nothing was found.
         """
         with self._lock:
             if self.setting != "check" or (self._looked and not again):
@@ -294,13 +294,13 @@ class Aligner:
 
 
 def _sentence(ir: np.ndarray, vis: np.ndarray, index: str) -> str | None:
-    """What to say of a pair of one size; None of one that may be aligned."""
+    """Return the warning for a pair of one size; None if it may be aligned."""
     a, b = (plane(image, SIDE) for image in (ir, vis))
     height, width = ir.shape[:2]
     k = width / a.shape[1]
     try:
         found = shift_between(a, b, REACH / k)
-    except (cv2.error, ValueError):  # a look never stops what it looks at
+    except (cv2.error, ValueError):  # a check never stops what it checks
         return None
     x, y = found.x * k, found.y * k
     far = max(FAR, FAR_SHARE * max(height, width))
@@ -341,12 +341,12 @@ def _gray(image: np.ndarray) -> np.ndarray:
 
 
 def faded(ir: np.ndarray, vis: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
-    """An infrared picture that becomes the visible one's luma where it does not count.
+    """Return an infrared picture that fades into the visible one's luma where its weight falls.
 
     Args:
         ir: [H, W] or [H, W, C] of a real dtype.
         vis: Likewise, of that size and dtype.
-        weight: float32 [H, W]; None for an infrared picture that counts everywhere.
+        weight: float32 [H, W]; None for a weight of 1 everywhere.
     """
     if weight is None:
         return ir
@@ -358,7 +358,7 @@ def faded(ir: np.ndarray, vis: np.ndarray, weight: np.ndarray | None) -> np.ndar
 
 
 def checked_part(parts: list[Part], index: str = "") -> Part:
-    """The part that all of these have; ValueError where it is too small to be fused."""
+    """Return the part that all of these cover; ValueError if it is too small to be fused."""
     part = tuple(
         slice(max(one[n].start for one in parts), min(one[n].stop for one in parts)) for n in (0, 1)
     )

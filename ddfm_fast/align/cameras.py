@@ -1,4 +1,4 @@
-"""Cameras as OpenCV's calibration writes them: a matrix and coefficients of distortion."""
+"""Cameras as OpenCV's calibration writes them: a matrix and distortion coefficients."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ import cv2
 import numpy as np
 
 MOST_BYTES = 1 << 20
-"""of a file with a camera or a calibration"""
+"""most bytes of a file with a camera or a calibration"""
 _COEFFICIENTS = (4, 5, 8, 12, 14)
-"""how many OpenCV's models of distortion have"""
+"""numbers of coefficients that OpenCV's distortion models have"""
 
 
 class Camera(NamedTuple):
-    """What a lens does: focal lengths and center in pixels, and how it bends."""
+    """A camera: focal lengths and center in pixels, and the distortion of its lens."""
 
     matrix: np.ndarray
     """[3, 3]"""
     distortion: np.ndarray
     """[4], [5], [8], [12] or [14], in OpenCV's order"""
     size: tuple[int, int] | None = None
-    """(height, width) of the pictures that it was found with, where known"""
+    """(height, width) of the pictures that it was calibrated with, if known"""
 
     def ideal(self, at: np.ndarray) -> np.ndarray:
-        """Where pixels [N, 2] (x, y) of its picture would be without distortion."""
+        """Return where pixels [N, 2] (x, y) of its picture would lie without distortion."""
         found = cv2.undistortPoints(
             at.reshape(-1, 1, 2), self.matrix, self.distortion, P=self.matrix
         )
         return found.reshape(-1, 2)
 
     def bent(self, at: np.ndarray) -> np.ndarray:
-        """Where such places [N, 2] lie in its picture."""
+        """Return where such places [N, 2] lie in its picture."""
         x, y = at.T
         k = self.matrix
         ray = np.stack([(x - k[0, 2]) / k[0, 0], (y - k[1, 2]) / k[1, 1], np.ones(len(at))], 1)
@@ -41,11 +41,11 @@ class Camera(NamedTuple):
         return found.reshape(-1, 2)
 
     def straight(self, plane: np.ndarray) -> np.ndarray:
-        """Take the distortion out of a picture [H, W]."""
+        """Remove the distortion from a picture [H, W]."""
         return cv2.undistort(plane, self.matrix, self.distortion)
 
     def scaled(self, size: tuple[int, int]) -> Camera:
-        """The same for pictures of (height, width); as it is where its own size is not known."""
+        """Scale it to pictures of (height, width); return it unchanged if its size is unknown."""
         if self.size is None or self.size == size:
             return self._replace(size=size)
         y, x = size[0] / self.size[0], size[1] / self.size[1]
@@ -54,12 +54,12 @@ class Camera(NamedTuple):
 
 
 def checked_camera(matrix: Any, distortion: Any, size: tuple[int, int] | None, name: str) -> Camera:
-    """Make a camera of numbers; ValueError, beginning with ``name``, where they are none."""
+    """Make a camera from numbers; raise ValueError, beginning with ``name``, if they are wrong."""
     try:
         k = np.array(matrix, np.float64)
         d = np.array([] if distortion is None else distortion, np.float64).ravel()
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name}: the camera has something else than numbers") from None
+        raise ValueError(f"{name}: the camera has values that are not numbers") from None
     good = k.shape == (3, 3) and np.isfinite(k).all() and min(k[0, 0], k[1, 1]) > 0
     if not good or list(k[2]) != [0, 0, 1]:
         raise ValueError(
@@ -84,7 +84,7 @@ def read_camera(path: str | os.PathLike[str]) -> Camera:
             ``image_height``.
 
     Raises:
-        ValueError: There is no such file, it cannot be read, or lacks them.
+        ValueError: The file is missing, cannot be read, or lacks a camera.
     """
     path = Path(path)
     try:
@@ -92,7 +92,7 @@ def read_camera(path: str | os.PathLike[str]) -> Camera:
             raise ValueError(f"{path}: over 1 MiB, which no camera needs; expected OpenCV's YAML")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "it is no text"
+        why = getattr(error, "strerror", None) or "it is not text"
         raise ValueError(
             f"{path}: {why}; expected a camera as OpenCV's FileStorage writes"
         ) from None
@@ -114,7 +114,7 @@ def _parsed(text: str, name: str) -> Camera:
     finally:
         storage.release()
     if matrix is None:
-        raise ValueError(f"{name}: no camera_matrix in it; expected OpenCV's names")
+        raise ValueError(f"{name}: it has no camera_matrix; expected OpenCV's names")
     known = all(np.isfinite(n) and 1 <= n <= 1e6 for n in (height, width))
     size = (int(height), int(width)) if known else None
     return checked_camera(matrix, distortion, size, name)

@@ -22,11 +22,11 @@ from ..images.planes import to_planes
 from ..images.ranges import is_signed, ranges_of
 
 SIDE = 320
-"""pixels of the longer side, to which pictures are made smaller to be compared"""
+"""pixels of the longer side to which pictures are reduced before they are compared"""
 REACH = 40
-"""pixels that a shift may have, of the full size"""
+"""largest shift, in pixels of the full size"""
 SURE = 3.6
-"""confidence from which a shift is taken for one; see bench/results/align-*.md"""
+"""confidence from which a shift is believed; see bench/results/align-*.md"""
 _POWER, _OTHER, _CONFIRMS, _AT = 0.5, 0.8, 2.0, 2
 """of the spectrum, that is divided out; another one, by whose correlation the place must stand out
 so far to be sure, and within so many pixels: what few large edges make look like a shift does not
@@ -38,43 +38,43 @@ _FINE, _SMALL = 0.5, 0.3
 
 
 class Shift(NamedTuple):
-    """By how much the infrared picture is moved against the visible one."""
+    """How far the infrared picture is shifted from the visible one."""
 
     x: float
     """pixels to the right"""
     y: float
     """pixels down"""
     confidence: float
-    """from 0 on; ``SURE`` and above: believe it"""
+    """from 0 on; at ``SURE`` and above the shift is reliable"""
 
     @property
     def sure(self) -> bool:
-        """Whether to believe it."""
+        """Whether it is reliable."""
         return self.confidence >= SURE
 
 
 def check(ir: Any, vis: Any, *, value_range: Any = None, reach: float = REACH) -> Shift:
-    """Find by how many pixels one picture is shifted against the other.
+    """Find how many pixels one picture is shifted from the other.
 
     Args:
-        ir: The infrared picture, of any container that ``fuse`` takes.
+        ir: The infrared picture, in any container that ``fuse`` takes.
         vis: The visible one, of the same size.
         value_range: As for ``fuse``.
-        reach: The largest shift that is looked for, in pixels, each way.
+        reach: The largest shift to look for, in pixels, in each direction.
 
     Returns:
-        The shift. Of aligned pictures (0, 0) to a pixel or so; of unlike ones anything, with a
-        confidence near 0.
+        The shift. For aligned pictures it is (0, 0) to a pixel or so; for unlike ones it is
+        arbitrary, with a confidence near 0.
 
     Raises:
-        ValueError: The sizes differ, or there is more than one picture; else as ``fuse`` raises.
-        TypeError: As ``fuse`` raises it.
+        ValueError: The sizes differ, there is more than one picture, or as in ``fuse``.
+        TypeError: As in ``fuse``.
     """
     a, b = grays(ir, vis, value_range)
     if a.shape != b.shape:
         raise ValueError(
-            f"ir is {_size(a)} and vis {_size(b)}; expected one size: bring them there by "
-            "ddfm_fast.align.estimate and apply"
+            f"ir is {_size(a)} and vis {_size(b)}; expected equal sizes: align them first "
+            "with ddfm_fast.align.estimate and apply"
         )
     return shift_between(a, b, reach)
 
@@ -109,7 +109,7 @@ def _gray(image: Any, name: str, value_range: Any) -> np.ndarray:
 
 
 def blurred(plane: np.ndarray) -> np.ndarray:
-    """Take the noise off a plane before its gradients are taken: less of a small one."""
+    """Blur a plane before its gradients are taken: a small one less."""
     sigma = _SIGMA * min(1.0, max(_FINE, max(plane.shape) / SIDE))
     return cv2.GaussianBlur(plane, (0, 0), sigma)
 
@@ -152,7 +152,7 @@ def peak(
 
 
 def _middle(spectrum: np.ndarray, r: int) -> np.ndarray:
-    """The correlation of this spectrum, for shifts of up to r."""
+    """Return the correlation of this spectrum, for shifts of up to r."""
     y, x = (n // 2 for n in spectrum.shape)
     return np.fft.fftshift(np.fft.ifft2(spectrum).real)[y - r : y + r + 1, x - r : x + r + 1]
 
@@ -175,7 +175,7 @@ def _taper(length: int, share: float) -> np.ndarray:
 
 
 def _between(before: float, at: float, after: float) -> float:
-    """Where the parabola through three values has its top."""
+    """Return where the parabola through three values has its top."""
     bend = before - 2 * at + after
     return 0.0 if bend == 0 else float((before - after) / (2 * bend))
 

@@ -51,18 +51,18 @@ def estimate(ir: Any, vis: Any, model: str = "homography", *, value_range: Any =
     """Estimate how an infrared picture must be moved to fit the visible one.
 
     Args:
-        ir: The infrared picture, of any container that ``fuse`` takes and of any size.
-        vis: The visible one. Of another size, "shift" first scales the infrared one to it; the
+        ir: The infrared picture, in any container that ``fuse`` takes and of any size.
+        vis: The visible one. If the sizes differ, "shift" first scales the infrared one to it; the
             other models find the scale, from 0.4 to 2.5 times that at which they just fit.
         model: "shift", "affine" or "homography".
         value_range: As for ``fuse``.
 
     Returns:
-        The map; where it is not ``sure``, leave the pictures as they are.
+        The map; if it is not ``sure``, leave the pictures as they are.
 
     Raises:
-        ValueError: An unknown model; else as ``fuse`` raises.
-        TypeError: As ``fuse`` raises it.
+        ValueError: The model is unknown, or as in ``fuse``.
+        TypeError: As in ``fuse``.
     """
     if model not in MODELS:
         raise ValueError(f"model is {model!r}; expected one of {', '.join(MODELS)}")
@@ -96,7 +96,7 @@ def between(ir: np.ndarray, vis: np.ndarray, model: str) -> Alignment:
 
 
 def _finer(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The little shift that is left between pictures that were correlated at a smaller size."""
+    """Find the small shift that is left between pictures correlated at a smaller size."""
     left = peak(directions(a), directions(b), _FINER + 2)
     return _moves(left) if np.hypot(left.x, left.y) < _FINER else np.eye(3)
 
@@ -128,7 +128,7 @@ def _inside(a: np.ndarray, matrix: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _scaled_start(
     a: np.ndarray, b: np.ndarray, start: np.ndarray, first: Shift
 ) -> tuple[np.ndarray, Shift]:
-    """The scale about the centers at which the pictures are correlated best, and the shift."""
+    """Find the scale about the centers with the best correlation, and the shift."""
     k = min(1.0, _SCALES_SIDE / max(b.shape))
     size = tuple(max(16, round(n * k)) for n in b.shape)
     little = cv2.resize(b, size[::-1], interpolation=cv2.INTER_AREA)
@@ -152,7 +152,7 @@ def _scaled_start(
 def _fine(
     a: np.ndarray, b: np.ndarray, start: np.ndarray, model: str
 ) -> tuple[np.ndarray, float, bool]:
-    """The map from tiles and ECC, the share of tiles that agree on it, and whether ECC does."""
+    """Find the map by tiles and ECC, the share of tiles that agree, and whether ECC agrees."""
     matrix, agree = _by_tiles(a, b, start, model)
     found, converged = _by_ecc(a, b, matrix, model)
     if converged or agree < _SHARE / 2:
@@ -185,7 +185,7 @@ def _fitted(
     settings: tuple[int, float, float],
     model: str,
 ) -> tuple[np.ndarray | None, float]:
-    """A map [3, 3] from b to a, and the share of tiles that agree; None where too few stand out."""
+    """Fit a map [3, 3] from b to a, with the share of tiles that agree; None if too few do."""
     rows, fraction, reach = settings
     part = _box(inside)
     top, left, (height, width) = part[0].start, part[1].start, b[part].shape
@@ -224,7 +224,7 @@ def _by_ransac(at: np.ndarray, to: np.ndarray, model: str) -> tuple[np.ndarray |
 def _by_ecc(
     a: np.ndarray, b: np.ndarray, matrix: np.ndarray, model: str
 ) -> tuple[np.ndarray, bool]:
-    """The map, moved a little, to the mean of what both planes say; False where one has no say."""
+    """Refine the map by ECC on both parts of the fields; also return whether both converged."""
     whole = model == "homography"
     start = (matrix if whole else matrix[:2]).astype(np.float32)
     stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, _ECC_STEPS, 1e-4)
@@ -258,7 +258,7 @@ def _rest(a: np.ndarray, b: np.ndarray, matrix: np.ndarray) -> float:
 
 
 def _box(inside: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns in which anything is inside."""
+    """Return the rows and columns in which anything is inside."""
     found = [np.flatnonzero(inside.any(axis)) for axis in (1, 0)]
     rows, columns = (slice(n[0], n[-1] + 1) if len(n) else slice(0, 0) for n in found)
     return rows, columns
@@ -273,7 +273,7 @@ def _corners(matrix: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def _plausible(matrix: np.ndarray, start: np.ndarray, size: tuple[int, ...]) -> bool:
-    """Whether a map turns nothing over and changes no side by half against its start."""
+    """Return whether a map turns nothing over and changes no side by half against its start."""
     got, was = _corners(matrix, size), _corners(start, size)
     sides, before = (np.roll(c, -1, 1) - c for c in (got, was))
     turns = sides[0] * np.roll(sides[1], -1) - sides[1] * np.roll(sides[0], -1)

@@ -31,16 +31,16 @@ def calibrate_files(
     """Find the map between two cameras from files.
 
     Args:
-        pictures: An infrared and a visible file, in turn; or a folder of each.
+        pictures: Infrared and visible files in turn, or a folder of each.
         model: As for :func:`.calibration.calibrate`.
-        out: Where the calibration goes: no picture, as that would be lost.
-        kept: Other files that are read, likewise.
-        cameras: The infrared and the visible one, where known.
+        out: Where the calibration goes; it must not be a picture, which would be lost.
+        kept: Other files that are read and must not be replaced.
+        cameras: The infrared and the visible camera, if known.
         levels: What the values of the files mean; found from them by default.
-        max_pixels: Of an input file.
+        max_pixels: Most pixels of an input file.
 
     Raises:
-        ValueError: An odd number of files, files that cannot be read, and as ``calibrate`` says.
+        ValueError: The number of files is odd, a file cannot be read, or as in ``calibrate``.
     """
     pairs = _pairs(pictures)
     target = os.path.realpath(out)

@@ -1,4 +1,4 @@
-"""The frames of one stream brought together by one map, which is found once and follows slowly."""
+"""Align the frames of one stream by one map, which is found once and follows slowly."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class StreamAligner(Aligner):
         """Bring the next infrared frame, of one depth with the visible one, to where that is.
 
         Until a map is found a frame of another size is resized. Both are cropped where they are to
-        be; ValueError where that leaves too little.
+        be; ValueError if that leaves too little.
         """
         if not self.moves:
             self.look(ir, vis)
@@ -84,7 +84,7 @@ class StreamAligner(Aligner):
         return ir, vis
 
     def now(self) -> Aligner:
-        """What does to a frame, of any container, what :meth:`frame` did to the last one."""
+        """Return what does to a frame, of any container, what :meth:`frame` did to the last one."""
         return _Placed(self._map, self._reach, self.field) if self.moves else Aligner("off")
 
     def _update(self, ir: np.ndarray, vis: np.ndarray) -> None:
@@ -98,7 +98,7 @@ class StreamAligner(Aligner):
                 self._warned = True
                 how = "as they are" if ir.shape[:2] == vis.shape[:2] else "resized"
                 warn(
-                    f"no {self.setting} between the first frames stands out; they are fused {how} "
+                    f"no {self.setting} between the first frames is clear; they are fused {how} "
                     "until one does; a calibration (ddfm-fast align) needs no edges"
                 )
             return
@@ -141,7 +141,7 @@ class _Placed(Aligner):
         self._found, self._reach = found, reach
 
     def found(self, ir: np.ndarray, vis: np.ndarray, index: str = "") -> Alignment | None:
-        """The known map; without one, that of a resize where the sizes differ."""
+        """Return the known map; without one, that of a resize where the sizes differ."""
         del index
         if self._found is not None or ir.shape[:2] == vis.shape[:2]:
             return self._found
@@ -150,7 +150,7 @@ class _Placed(Aligner):
     def reach(
         self, found: Alignment, ir_size: tuple[int, int], size: tuple[int, int]
     ) -> tuple[np.ndarray | None, Part | None]:
-        """What was found with the map."""
+        """Return what was found with the map."""
         del found, ir_size, size
         return self._reach
 

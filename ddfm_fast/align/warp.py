@@ -1,4 +1,4 @@
-"""A picture brought to where another one is: by a matrix and, if known, what the lenses do."""
+"""Warp one picture onto another, by a matrix and, if known, the distortion of the lenses."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ class Alignment(NamedTuple):
     without their lenses' distortion where there are cameras"""
     model: str
     confidence: float
-    """1 and above: believe it"""
+    """at 1 and above the map is reliable"""
     ir_camera: Camera | None = None
     vis_camera: Camera | None = None
 
     @property
     def sure(self) -> bool:
-        """Whether to believe it."""
+        """Whether it is reliable."""
         return self.confidence >= 1
 
     def points(self, at: np.ndarray) -> np.ndarray:
-        """Where points [N, 2] (x, y) of the visible picture lie in the infrared one."""
+        """Return where points [N, 2] (x, y) of the visible picture lie in the infrared one."""
         if self.vis_camera is not None:
             at = self.vis_camera.ideal(at)
         x, y, w = self.matrix @ np.vstack([at.T, np.ones(len(at))])
@@ -46,20 +46,20 @@ def scaling(source: tuple[int, ...], target: tuple[int, ...]) -> np.ndarray:
 
 
 def apply(image: np.ndarray, alignment: Alignment, size: tuple[int, int]) -> np.ndarray:
-    """Bring an infrared picture to where the visible one is.
+    """Warp an infrared picture onto the visible one.
 
     Args:
         image: [H, W] or [H, W, 3], of a dtype that OpenCV interpolates (uint8, uint16, int16,
             float32, float64).
-        alignment: Of such a picture.
+        alignment: The map of such a picture.
         size: (H, W) of the visible picture.
 
     Returns:
         [H, W] or [H, W, 3] of that size and dtype; outside of the infrared picture it is mirrored.
-        ``field`` says where that is.
+        ``field`` tells where that is.
 
     Raises:
-        TypeError: ``alignment`` is none.
+        TypeError: ``alignment`` is not an :class:`Alignment`.
     """
     if not isinstance(alignment, Alignment):
         raise TypeError(
@@ -86,13 +86,13 @@ def field(
     """Find where the visible picture's pixels are in the field of the infrared one.
 
     Args:
-        alignment: Of the two.
+        alignment: The map between the two.
         ir_size: (H, W) of the infrared picture.
         size: (H, W) of the visible one.
-        fade: How wide the edge is, of the shorter side of ``size``.
+        fade: Width of the edge, as a share of the shorter side of ``size``.
 
     Returns:
-        [H, W] float32: 1 in the field, falling to 0 at its edge; None where it has no edge here.
+        [H, W] float32: 1 in the field, falling to 0 at its edge; None if it has no edge here.
     """
     inside = _inside(alignment, ir_size, size)
     if inside.all():
@@ -107,16 +107,16 @@ def common(
 ) -> tuple[slice, slice]:
     """Find a rectangle of the visible picture in which the infrared one has every pixel.
 
-    Of the four sides, the one with most pixels that the infrared picture lacks is moved inwards by
-    one, until none lacks any.
+    The side with most pixels that the infrared picture lacks is moved inwards by one pixel,
+    until no side lacks any.
 
     Args:
-        alignment: Of the two.
+        alignment: The map between the two.
         ir_size: (H, W) of the infrared picture.
         size: (H, W) of the visible one.
 
     Returns:
-        Its rows and columns; empty ones where there is none.
+        Its rows and columns; empty ones if there is no such rectangle.
     """
     lacks = ~_inside(alignment, ir_size, size)
     top, left, (bottom, right) = 0, 0, size
@@ -137,14 +137,14 @@ def common(
 def _inside(
     alignment: Alignment, ir_size: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Where the infrared picture has a pixel, bool [H, W] of the visible one."""
+    """Return where the infrared picture has a pixel, bool [H, W] of the visible one."""
     x, y = _where(alignment, size)
     height, width = ir_size
     return (x > -0.51) & (y > -0.51) & (x < width - 0.49) & (y < height - 0.49)
 
 
 def _where(alignment: Alignment, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Where the pixels of the visible picture lie, x and y, float32 [H, W]."""
+    """Return where the pixels of the visible picture lie, x and y, float32 [H, W]."""
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float64)
     found = alignment.points(np.stack([x.ravel(), y.ravel()], 1)).astype(np.float32)
     return found[:, 0].reshape(size), found[:, 1].reshape(size)

@@ -65,9 +65,9 @@ def ablate(
 ) -> None:
     """Fuse a data set again and again, each time without one part of the method, and compare.
 
-    Rows: the preset as it is; EM alone; the prior alone; no TV term; fixed γ and ρ; other variants
-    and samplers; each a batch. Safe to interrupt; rerun to resume. Pictures are gray. OUT gets a
-    folder per row, and ablation.txt, .csv, .json and .md.
+    The rows are the preset as it is, EM alone, the prior alone, no TV term, fixed γ and ρ, and
+    other variants and samplers; each is a batch. Safe to interrupt; rerun to resume. Pictures are
+    gray. OUT gets a folder per row, and ablation.txt, .csv, .json and .md.
     """
     settings = read_settings(context)
     chosen = _rows(settings, rows)
@@ -130,7 +130,7 @@ def _run(
             **options,
         )
     except BatchInterrupted:
-        typer.echo("interrupted; start the same command again to go on", err=True)
+        typer.echo("interrupted; run the same command again to resume", err=True)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -32,7 +32,7 @@ def align(
 ) -> None:
     """Find the map between two fixed cameras, from one pair of pictures or several.
 
-    The sizes may differ. Pairs in which nothing stands out do not count. Exit code: 0 written, 2
+    The sizes may differ. Pairs in which no map is clear do not count. Exit code: 0 written, 2
     bad input, or no pair is sure.
     """
     from ..align.calibration import write_calibration
@@ -57,5 +57,5 @@ def align(
     elif not quiet:
         typer.echo(
             f"{out}  {model.value} from {found.pairs} pairs, confidence "
-            f"{found.alignment.confidence:.1f} (1 and above: believe it)"
+            f"{found.alignment.confidence:.1f} (reliable from 1 on)"
         )

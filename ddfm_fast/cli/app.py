@@ -46,7 +46,7 @@ START = f"""{_ABOUT}
 All commands:  ddfm-fast --help
 Options of one:  ddfm-fast COMMAND --help
 """
-"""what the program prints where it is called without arguments"""
+"""what the program prints when it is called without arguments"""
 
 app = typer.Typer(
     name="ddfm-fast",

@@ -111,7 +111,7 @@ def batch(
     """Fuse a data set. Safe to interrupt; rerun to resume.
 
     Finds the pairs in the layouts of MSRS, RoadScene, M3FD, TNO, LLVIP, Harvard, M3SVD, VTMOT and
-    such, and by name in one folder (DJI_0001_T.JPG, DJI_0001_V.JPG). What is done is left alone
+    others, and by name in one folder (DJI_0001_T.JPG, DJI_0001_V.JPG). Finished pairs are skipped
     unless settings, prior or inputs changed. Exit code: 0 all fused, 1 some failed (with --list:
     lack a partner), 2 bad input, 130 interrupted.
     """
@@ -140,7 +140,7 @@ def batch(
 
 
 def _options(context: typer.Context, levels: Levels, output: Output) -> dict[str, Any]:
-    """Options of :func:`.datasets.batch.run_batch` from those of the command."""
+    """Make the options of :func:`.datasets.batch.run_batch` from those of the command."""
     limit = pixel_limit(context.params["max_pixels"])
     bars = show_progress(context.params["quiet"])
     given = picked(context, ("format", "workers", "redo", "resize"))
@@ -149,7 +149,7 @@ def _options(context: typer.Context, levels: Levels, output: Output) -> dict[str
 
 
 def _given_format(context: typer.Context) -> str | None:
-    """``--format``; None where it is the default."""
+    """``--format``; None if it is the default."""
     source = context.get_parameter_source("format")
     given = source is not None and source.name != "DEFAULT"
     return context.params["format"] if given else None
@@ -208,12 +208,12 @@ def _echo_pairs(
         _echo_all("", lines)
         for one in found.alone:
             typer.echo(f"no pair: {shown(one.file)}: {one.why}")
-        typer.echo(f"{len(found.pairs)} pairs, {len(found.alone)} files without one")
+        typer.echo(f"{len(found.pairs)} pairs, {len(found.alone)} files without a partner")
     return SOME_FAILED if lacking else OK
 
 
 def _echo_all(head: str, parts: Iterable[str], between: str = "") -> None:
-    """Print what may be a million parts: some thousand of them at a time."""
+    """Print what may be a million parts, some thousand at a time."""
     typer.echo(head, nl=False)
     parts, first = iter(parts), True
     while some := list(islice(parts, _SOME)):
@@ -222,7 +222,7 @@ def _echo_all(head: str, parts: Iterable[str], between: str = "") -> None:
 
 
 def _without_bad(found: Survey) -> Survey:
-    """A survey whose bad entries of a list are files that lack a partner."""
+    """Return a survey whose bad entries of a list are files that lack a partner."""
     from ..datasets.names import Alone
     from ..datasets.pairs import Survey
 
@@ -237,12 +237,12 @@ def _check_panels(items: list[PairItem], panel: bool, *, local: bool) -> None:
     if not panel:
         return
     if not local:
-        raise ValueError("--panel is for local folders and this process; leave it out")
+        raise ValueError("--panel works only with local folders, in this process; leave it out")
     names = {item.name for item in items}
     if taken := [name for name in names if f"{name}{PANEL}" in names]:
         raise ValueError(
-            f"--panel: {taken[0]} has a panel called as the result of {taken[0]}{PANEL}; rename "
-            "one of the inputs"
+            f"--panel: {taken[0]} would have a panel named like the result of {taken[0]}{PANEL}; "
+            "rename one of the inputs"
         )
 
 
@@ -280,12 +280,12 @@ def _run(
 
 
 def echo_failure(result: PairResult) -> None:
-    """Print on stderr what became of a pair that failed."""
+    """Print on stderr why a pair failed."""
     typer.echo(f"error: {result.name}: {result.error}", err=True)
 
 
 def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> int:
-    """Print what was done, as one JSON object or in a line or two; the exit code."""
+    """Print what was done, as one JSON object or in a line or two; return the exit code."""
     from ..datasets.batch import REPORT, STOPPED_BY_USER
     from ..storage.urls import as_url, join
 
@@ -300,12 +300,12 @@ def _echo_report(report: BatchReport, *, as_json: bool, quiet: bool) -> int:
         _echo_all("", (part.replace("\n", "") for part in parts))
         typer.echo()
     elif not quiet:
-        text = "{done} fused, {skipped} there already, {failed} failed".format(**counts)
+        text = "{done} fused, {skipped} already there, {failed} failed".format(**counts)
         typer.echo(f"{where}: {text}, in {report.seconds:.1f} s; {table}")
     if report.stopped is not None:
         by_user = report.stopped == STOPPED_BY_USER
         why = "interrupted" if by_user else f"error: stopped early: {report.stopped}"
-        again = f"{'' if by_user else 'make room and '}start the same command again to go on"
+        again = f"{'' if by_user else 'make room and '}run the same command again to resume"
         typer.echo(f"{why}: {counts['pending']} pairs not reached; {again}", err=True)
     return _exit_code(report)
 

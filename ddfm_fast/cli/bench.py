@@ -63,9 +63,9 @@ def bench(
 ) -> None:
     """Time this machine: how fast, against what, at what quality, how near to its limits.
 
-    Every section first checks that ours and the authors' path (a transcription) agree, then times
-    them in turn; where they do not agree no timing is reported and the exit code is 1. Limits
-    (copy, matrix product) are measured in the same run. Medians, with 20th and 80th percentile.
+    Every section first checks that our path and the authors' path (a transcription) agree, then
+    times them in turn; if they disagree, no timing is reported and the exit code is 1. Limits
+    (copy, matrix product) are measured in the same run. Times are medians, with percentiles 20, 80.
     """
     _require_extra(report)
     if compare:
@@ -103,7 +103,7 @@ def _show_result(path: Path, folder: Path) -> None:
 
 
 def _measure(options: Options, keep: _Keep | None, *, quiet: bool, report: bool) -> None:
-    """Run what was chosen, print it, write what was asked for; exit 1 where something is red."""
+    """Run what was chosen, print it, write what was requested; exit 1 if something is red."""
     from ddfm_fast.bench import runner, table
 
     found = runner.run(options, progress=show_progress(quiet), keep=keep or (lambda _report: None))

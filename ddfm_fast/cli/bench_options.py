@@ -13,33 +13,33 @@ Sections = Annotated[
     argument(
         "[SECTION]...",
         "kernels, step, prior, official, loop, waterfall, throughput, video, host, scaling, "
-        "startup, metrics; all by default. `--list` says what each is.",
+        "startup, metrics; all by default. `--list` describes each.",
     ),
 ]
 Quick = Annotated[
-    bool, option(METHOD, "Tiny sizes, under a minute: does it work, and how?", "--quick")
+    bool, option(METHOD, "Use tiny sizes: checks in under a minute that all works.", "--quick")
 ]
 Size = Annotated[
     str | None,
-    option(METHOD, "Of kernels, step and prior, such as 512x640.", metavar="HxW"),
+    option(METHOD, "Size for kernels, step and prior, such as 512x640.", metavar="HxW"),
 ]
-Repeats = Annotated[int, option(METHOD, "Most rounds of a measurement.", min=1)]
+Repeats = Annotated[int, option(METHOD, "Most rounds per measurement.", min=1)]
 Seconds = Annotated[
     float | None,
-    option(METHOD, "A measurement starts no round beyond the third after so long.", min=0),
+    option(METHOD, "Seconds after which a measurement starts no round beyond the third.", min=0),
 ]
 Rehearse = Annotated[
     bool,
-    option(METHOD, "The GPU's sections on the CPU, interpreted: no figures.", "--rehearse"),
+    option(METHOD, "Run the GPU's sections on the CPU, interpreted, for no figures.", "--rehearse"),
 ]
 ForProfiler = Annotated[
-    bool, option(METHOD, "Eight steps by each solver, for Nsight Compute.", "--for-profiler")
+    bool, option(METHOD, "Run eight steps with each solver, for Nsight Compute.", "--for-profiler")
 ]
 Compare = Annotated[
     tuple[Path, Path] | None,
     option(
         INPUT_OPTIONS,
-        "Run nothing: compare two results. Exit code 1 where a path is slower beyond the noise "
+        "Run nothing; compare two results. Exit code 1 if a path is slower beyond the noise "
         "of both.",
         metavar="OLD NEW",
     ),
@@ -48,15 +48,15 @@ Threshold = Annotated[
     float | None,
     option(
         INPUT_OPTIONS,
-        "With --compare: the rise that is no regression yet (0.1; of quick runs 0.5).",
+        "With --compare: largest rise that is no regression (0.1; 0.5 for quick runs).",
         min=0,
     ),
 ]
 FromResult = Annotated[
     Path | None,
-    option(INPUT_OPTIONS, "With --report: run nothing, show this result.", "--from"),
+    option(INPUT_OPTIONS, "With --report: run nothing; show this result.", "--from"),
 ]
-Save = Annotated[bool, option(OUTPUT, "Write DEVICE-DATE.json, with every sample.", "--save")]
+Save = Annotated[bool, option(OUTPUT, "Write DEVICE-DATE.json with every sample.", "--save")]
 WriteReport = Annotated[
     bool,
     option(
@@ -76,7 +76,7 @@ OutResults = Annotated[
     ),
 ]
 ListSections = Annotated[
-    bool, option(OUTPUT, "Say what each section measures, and stop.", "--list")
+    bool, option(OUTPUT, "Describe what each section measures and exit.", "--list")
 ]
-NoBar = Annotated[bool, option(OUTPUT, "No progress bar.", "-q", "--quiet")]
+NoBar = Annotated[bool, option(OUTPUT, "Show no progress bar.", "-q", "--quiet")]
 Threads = Annotated[int | None, option(RUNTIME, "CPU threads for PyTorch.", min=1)]

@@ -22,7 +22,7 @@ _USAGE: Any = typer.BadParameter.__mro__[1]
 
 
 class Command(TyperCommand):
-    """A command with the manners of all: ``--config``, ``-v``, and some with ``--dry-run``.
+    """A command with the options of all: ``--config``, ``-v``, and for some ``--dry-run``.
 
     Its ``--help`` is in its last panel, not in a panel of its own before all.
     """
@@ -51,7 +51,7 @@ class Command(TyperCommand):
             raise
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command, or say what it would do."""
+        """Run the command, or print what it would do."""
         friendly(self._begin, loading=True)(ctx)
         given = {one.name: ctx.params.pop(one.name, None) for one in self.added}
         verbose, lines = given["verbose"], bool(given.get("jsonl"))
@@ -93,15 +93,15 @@ def register(
     plan: Plan | None = None,
     items: bool = False,
 ) -> None:
-    """Add a command to ``app``, called after its function; errors become messages.
+    """Add a command to ``app``, named after its function; errors become messages.
 
     Args:
-        app: What to add it to.
+        app: The program to add it to.
         function: Its body, whose parameters are the command's.
-        epilog: What its help ends with.
-        name: Its name where that is not the function's.
-        plan: Says what it would do, for ``--dry-run``.
-        items: It tells of each of many things (:mod:`..runtime.items`), for ``--jsonl``.
+        epilog: The end of its help.
+        name: Its name, if that is not the function's.
+        plan: Returns what it would do, for ``--dry-run``.
+        items: Whether it reports each of many items (:mod:`..runtime.items`), for ``--jsonl``.
     """
     about = {"plan": staticmethod(plan) if plan else None, "items": items}
     kind = type("Command", (Command,), about)

@@ -1,4 +1,4 @@
-"""The options that all commands have, or all that do work on files."""
+"""The options of all commands, or of all commands that work on files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Config = Annotated[
     Path | None,
     option(
         INPUT_OPTIONS,
-        "TOML file of options: ddfm-fast help command.",
+        "TOML file of options; see `ddfm-fast help command`.",
         metavar="FILE",
         is_eager=True,  # before the options that it sets
         callback=take_config,
@@ -26,7 +26,7 @@ Verbose = Annotated[
     int,
     option(
         OUTPUT,
-        "Tell what is in use, each item, the time; -vv: more.",
+        "Report what is in use, each item and the time; -vv for more.",
         *("-v", "--verbose"),
         count=True,
         show_default=False,
@@ -36,7 +36,7 @@ Verbose = Annotated[
 DryRun = Annotated[
     bool, option(OUTPUT, "Print what would be read and written; do nothing.", "--dry-run")
 ]
-AsLines = Annotated[bool, option(OUTPUT, "A JSON line on stdout for each item.", "--jsonl")]
+AsLines = Annotated[bool, option(OUTPUT, "Print a JSON line on stdout for each item.", "--jsonl")]
 
 
 def _of_all(config: Config = None, verbose: Verbose = 0) -> None: ...
@@ -49,11 +49,11 @@ def _of_items(jsonl: AsLines = False) -> None: ...
 
 
 def common(*, plans: bool, items: bool) -> list[Any]:
-    """Make the parameters of a command beside its own, as typer makes those of a function.
+    """Make the parameters that a command has besides its own, as typer makes them.
 
     Args:
-        plans: The command can say what it would do.
-        items: It works on many things, one after the other.
+        plans: Whether the command has ``--dry-run``.
+        items: Whether it works on many items, one after the other.
     """
     wanted: list[Callable[..., None]] = [_of_all, *[_of_work] * plans, *[_of_items] * items]
     return [one for function in wanted for one in _parameters(function)]

@@ -13,14 +13,14 @@ from .manners import CONFIG, changed, commands, origins, read_config, values_for
 EPILOG = "Examples:  `ddfm-fast config fuse`  ·  `ddfm-fast config --config ddfm.toml`"
 Named = Annotated[
     list[str] | None,
-    opt.argument("COMMAND", "Whose options; without it what is set, of all commands."),
+    opt.argument("COMMAND", "Command whose options to print; by default, those that are set."),
 ]
 
 
 def config(
     context: typer.Context, command: Named = None, *, as_json: opt.JsonInstead = False
 ) -> None:
-    """Print the options of a command as a file for --config, and where each value comes from."""
+    """Print the options of a command as a file for --config, with the origin of each value."""
     known = commands(context.find_root().command)
     name = " ".join(command or ())
     if name and name not in known:
@@ -49,7 +49,7 @@ def config(
 def _resolved(
     name: str, command: Any, context: typer.Context, path: Any
 ) -> dict[str, tuple[Any, str]]:
-    """The options of a command that is called with the file of this one and no arguments."""
+    """Return the options of a command that is called with the file of this one and no arguments."""
     parent: Any = context.find_root()
     for group in name.split()[:-1]:
         parent = type(context)(parent.command.commands[group], info_name=group, parent=parent)
@@ -64,5 +64,5 @@ def _resolved(
 
 
 def _toml(value: Any) -> str:
-    """A value in TOML, whose strings, numbers and lists of strings are JSON's."""
+    """Return a value in TOML, whose strings, numbers and lists of strings are JSON's."""
     return json.dumps(value, ensure_ascii=False)

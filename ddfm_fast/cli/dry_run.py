@@ -34,7 +34,7 @@ def show(plan: Callable[[typer.Context], Row], context: typer.Context) -> None:
     for row in found["items"]:
         there = ""
         if row["there"]:
-            there = "  (there already: left alone)" if row["left"] else "  (there already)"
+            there = "  (already there: left alone)" if row["left"] else "  (already there)"
         typer.echo(f"{row['ir']} + {row['vis']} -> {row['output']}{there}")
         if row.get("panel"):
             typer.echo(f"  panel: {row['panel']}")
@@ -47,7 +47,7 @@ def show(plan: Callable[[typer.Context], Row], context: typer.Context) -> None:
 
 
 def fuse(context: typer.Context) -> Row:
-    """What ``fuse`` would do."""
+    """Return what ``fuse`` would do."""
     from ..datasets.jobs import plan_jobs
 
     given, settings = context.params, read_settings(context)
@@ -65,7 +65,7 @@ def fuse(context: typer.Context) -> Row:
 
 
 def batch(context: typer.Context) -> Row:
-    """What ``batch`` would do, but for which of the pictures that are there are up to date."""
+    """Return what ``batch`` would do, without checking which pictures are up to date."""
     from ..datasets.targets import checked_suffix, checked_targets
 
     given, settings = context.params, read_settings(context)
@@ -87,7 +87,7 @@ def batch(context: typer.Context) -> Row:
 
 
 def video(context: typer.Context) -> Row:
-    """What ``video`` would do."""
+    """Return what ``video`` would do."""
     from ..files.paths import look
     from ..storage.urls import as_url
     from ..video.tasks import plan
@@ -106,7 +106,7 @@ def video(context: typer.Context) -> Row:
 
 
 def volume(context: typer.Context) -> Row:
-    """What ``volume`` would do."""
+    """Return what ``volume`` would do."""
     from ..files.paths import look
     from ..medical.files import check_apart, check_kind
 
@@ -125,7 +125,7 @@ def _refuse_urls(*places: Any) -> None:
     from ..storage.staging import any_url
 
     if any_url(*places):
-        raise ValueError("--dry-run lists no URLs yet; leave it out, or give local files")
+        raise ValueError("--dry-run takes no URLs yet; leave it out, or give local files")
 
 
 def _row(ir: Any, vis: Any, out: Any, *, left: bool) -> Row:
@@ -134,14 +134,14 @@ def _row(ir: Any, vis: Any, out: Any, *, left: bool) -> Row:
 
 
 def _stream(source: Any) -> str:
-    """A stream in a word or two: a sequence of pictures is a list."""
+    """Return a stream in a word or two: a sequence of pictures is a list."""
     if isinstance(source, list):
         return f"{source[0].parent} ({len(source)} pictures)"
     return str(source)
 
 
 def _settings(settings: Settings) -> Row:
-    """What the method would be, checked; the prior is not loaded."""
+    """Return what the method would be, checked; the prior is not loaded."""
     from ..config import FuseConfig
     from ..schedule import make_schedule
 
@@ -157,7 +157,7 @@ def _settings(settings: Settings) -> Row:
 
 
 def _machine(settings: Settings) -> Row:
-    """Prior, device and so on; ValueError for a prior that is no file."""
+    """Prior, device and so on; ValueError for a prior that is not a file."""
     from ..files.paths import look
     from ..storage.urls import as_url
 

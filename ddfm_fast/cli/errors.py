@@ -47,7 +47,7 @@ _EXPECTED = (ValueError, TypeError, ImportError, OSError)
 def friendly(command: Callable[..., None], *, loading: bool = False) -> Callable[..., None]:
     """Turn the errors of a command into a line or two on stderr and an exit code.
 
-    ``DDFM_FAST_DEBUG=1`` lets the traceback out. ``loading``: Ctrl-C still ends the process at
+    ``DDFM_FAST_DEBUG=1`` shows the traceback. ``loading``: Ctrl-C still ends the process at
     once, as it must not meet the libraries that read the command line.
     """
 
@@ -84,7 +84,7 @@ def echo_error(error: Exception) -> None:
 
 
 def message(error: Exception) -> str:
-    """The text of an error, with its type and a hint where the error is not a user's."""
+    """Return the text of an error, with its type and a hint where the error is not a user's."""
     if isinstance(error, _EXPECTED):
         return str(error) or type(error).__name__
     return f"{type(error).__name__}: {error} (DDFM_FAST_DEBUG=1 shows where)"
@@ -102,7 +102,7 @@ def topic_of(text: str) -> str | None:
 
 
 def _shown_once() -> Callable[..., None]:
-    """What prints a warning on stderr, unless it has printed the same text before."""
+    """Return what prints a warning on stderr, unless it has printed the same text before."""
     shown: set[str] = set()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -46,10 +46,10 @@ def evaluate(
 ) -> None:
     """Score folders of fused pictures against their sources, several methods side by side.
 
-    A fused file is called after its pair: the infrared file's stem, in the data set's subfolders
-    where stems repeat. Scores are of the luma. Beside the six metrics of the paper stand SCD, CC
-    and the worse source's VIF, MI and SSIM, and near copies of one source, whose VIF and MI are
-    best of all, are named. Exit code: 0 all scored, 1 some pairs left out, 2 bad input.
+    A fused file is named after its pair: the infrared file's stem, in the data set's subfolders
+    if stems repeat. Luma is scored. The table has the six metrics of the paper, SCD, CC and
+    the worse source's VIF, MI and SSIM, and a warning names near copies of one source, whose VIF
+    and MI are best of all. Exit code: 0 all scored, 1 some pairs left out, 2 bad input.
     """
     from ..method import BASELINES
     from ..metrics.evaluation import MethodPictures

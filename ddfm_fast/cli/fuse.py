@@ -72,7 +72,7 @@ def fuse(
     """Fuse two image files, or two folders of files with the same stems, into --out.
 
     8-bit images give 8-bit images and 16-bit images give 16-bit images; metadata of the visible
-    file are kept. In folders a pair that fails is reported and the others continue. Exit code: 0
+    file are kept. In folders, a pair that fails is reported and the others continue. Exit code: 0
     all fused, 1 some failed, 2 bad input.
     """
     started = time.perf_counter()
@@ -106,7 +106,7 @@ def fuse(
 
 
 def _reading(context: typer.Context) -> dict[str, Any]:
-    """How files are read, as `run_jobs` takes it."""
+    """Return how files are read, as `run_jobs` takes it."""
     given = context.params
     return {
         "max_pixels": pixel_limit(given["max_pixels"]),
@@ -116,7 +116,7 @@ def _reading(context: typer.Context) -> dict[str, Any]:
 
 
 def _exit_code(reports: list[dict[str, Any]]) -> int:
-    """A single pair that is refused is bad input; in a folder some of many failed."""
+    """Return the exit code: bad input if the only pair failed, else whether some failed."""
     if all(report["ok"] for report in reports):
         return OK
     return BAD_INPUT if len(reports) == 1 else SOME_FAILED
@@ -127,7 +127,7 @@ def _echo_error(job: Any, error: Exception) -> None:
 
 
 def _echo_only_error(job: Any, error: Exception) -> None:
-    """The only pair needs no name in front, which would look like an argument's."""
+    """Print the error without the pair's name, which would look like an argument's."""
     echo_error(error)
 
 
@@ -157,7 +157,7 @@ def _as_dict(
 def _echo_results(reports: list[dict[str, Any]], seconds: float) -> None:
     for report in reports:
         if report["skipped"]:
-            typer.echo(f"{report['output']}  (there already)")
+            typer.echo(f"{report['output']}  (already there)")
         elif report["ok"]:
             size = f"{report['width']}x{report['height']}"
             typer.echo(f"{report['output']}  {size} {report['dtype']}, {report['seconds']:.1f} s")

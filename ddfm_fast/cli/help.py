@@ -40,7 +40,7 @@ def help_topic(context: typer.Context, topic: opt.Topic = None) -> None:
 
 
 def _show_command(name: str, context: typer.Context) -> bool:
-    """Print what ``--help`` of a command prints; False where there is no such command."""
+    """Print what ``--help`` of a command prints; False if there is no such command."""
     root = context.find_root()
     command = getattr(root.command, "commands", {}).get(name)
     if command is None:

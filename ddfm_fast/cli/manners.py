@@ -1,4 +1,4 @@
-"""What all commands do alike: values from a file of options, where values come from, telling."""
+"""What all commands share: options from a file, the origin of values, and reporting."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def read_config(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ValueError(
-            f"{path}: the file of options cannot be read ({error.strerror}); give another --config"
+            f"{path}: the options file cannot be read ({error.strerror}); give another --config"
         ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
@@ -62,7 +62,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def values_for(content: Mapping[str, Any], path: Path, context: typer.Context) -> dict[str, Any]:
-    """What a file says for the command of a context: parameter → value.
+    """Return what a file says for the command of a context: parameter → value.
 
     Keys at the top are options that mean the same for all commands, those of
     ``ddfm_fast.options``; the table of a command (``[fuse]``, ``[prior.train]``) has any of its
@@ -78,7 +78,9 @@ def values_for(content: Mapping[str, Any], path: Path, context: typer.Context) -
     for key in top.keys() - shared:
         if owners := [name for name, command in everywhere.items() if key in keys(command)]:
             owner = owners[0].replace(" ", ".")
-            raise ValueError(f"{path}: {key} is not of all commands; write it below [{owner}]")
+            raise ValueError(
+                f"{path}: {key} is not an option of every command; put it below [{owner}]"
+            )
     _refuse_unknown(top, {*shared, *everywhere, *groups}, f"{path}: ")
     tables = _tables(content, everywhere, groups, path)
     for name, table in tables.items():
@@ -119,12 +121,12 @@ def _refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> N
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
-            hint = f"did you mean {near[0]}?" if near else "ddfm-fast config lists what there is"
-            raise ValueError(f"{where}{name!r} is no option; {hint}")
+            hint = f"did you mean {near[0]}?" if near else "ddfm-fast config lists the options"
+            raise ValueError(f"{where}{name!r} is not an option; {hint}")
 
 
 def _value(parameter: Any, key: str, value: Any, path: Path, context: typer.Context) -> Any:
-    """A value as the command line would have it: ``[7000, 9000]`` is ``7000,9000``."""
+    """Return a value as the command line would have it: ``[7000, 9000]`` is ``7000,9000``."""
     if isinstance(value, dict):
         value = ",".join(f"{name}={level}" for name, level in value.items())
     elif isinstance(value, list) and not parameter.multiple:
@@ -142,7 +144,7 @@ def _value(parameter: Any, key: str, value: Any, path: Path, context: typer.Cont
 
 
 def commands(group: Any, prefix: str = "") -> dict[str, Any]:
-    """Every command below a group by its name, such as ``fuse`` and ``prior train``."""
+    """Return every command below a group by its name, such as ``fuse`` and ``prior train``."""
     found: dict[str, Any] = {}
     for name, command in getattr(group, "commands", {}).items():
         inner = hasattr(command, "commands")
@@ -151,7 +153,7 @@ def commands(group: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def keys(command: Any, *, shared: bool = False) -> dict[str, Any]:
-    """The options of a command by their names in files: ``ir-range``, and ``ir_range``, too.
+    """Return the options of a command by their names in files: ``ir-range``, and ``ir_range``, too.
 
     ``shared``: only those that mean what they mean for ``Fuser`` (``video --preset`` does not).
     """
@@ -168,7 +170,7 @@ def keys(command: Any, *, shared: bool = False) -> dict[str, Any]:
 
 
 def name_of(context: typer.Context) -> str:
-    """The command of a context, below the program: ``prior train``."""
+    """Return the command of a context, below the program: ``prior train``."""
     names: list[str] = []
     at: Any = context
     while at.parent is not None:
@@ -181,7 +183,7 @@ def name_of(context: typer.Context) -> str:
 
 
 def origins(context: typer.Context, path: Path | None) -> dict[str, tuple[Any, str]]:
-    """Every option of a command: its value, and ``command line``, a file, a variable, ``default``.
+    """Map every option of a command to its value and origin: ``command line``, a file and so on.
 
     Of one that has no value and that nothing sets the value is None.
     """
@@ -200,7 +202,7 @@ def origins(context: typer.Context, path: Path | None) -> dict[str, tuple[Any, s
 
 
 def as_json(value: Any) -> Any:
-    """A value of an option as a JSON type."""
+    """Return a value of an option as a JSON type."""
     value = getattr(value, "value", value)
     if isinstance(value, list | tuple):
         return [as_json(one) for one in value] or None
@@ -208,17 +210,17 @@ def as_json(value: Any) -> Any:
 
 
 def changed(found: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
-    """Those that are not defaults."""
+    """Return the options that are not defaults."""
     return {name: one for name, one in found.items() if one[1] != "default"}
 
 
 def as_option(name: str, value: Any, origin: str) -> str:
-    """An option as a command line has it, and where it comes from."""
+    """Return an option as a command line has it, and where it comes from."""
     text = f"--{name}" if value is True else f"--{name} {value}"
     return f"{text}  ({origin})"
 
 
-# Telling
+# Reporting
 
 
 class _Teller(logging.Handler):
@@ -244,7 +246,7 @@ class _Lines(_Teller):
 
 @contextmanager
 def telling(context: typer.Context, verbose: int, lines: bool, path: Path | None) -> Iterator[None]:
-    """Inside, what ``-v`` and ``--jsonl`` ask for is told."""
+    """Report inside what ``-v`` and ``--jsonl`` request."""
     logger, started = logging.getLogger("ddfm_fast"), time.perf_counter()
     handlers = [*[_Teller()] * (verbose > 0), *[_Lines()] * lines]
     before = logger.level

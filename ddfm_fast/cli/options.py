@@ -1,6 +1,6 @@
 """The options of all commands, each made once, with its help panel.
 
-Those that ``ddfm_fast.fuse`` and ``Fuser`` have too come from ``ddfm_fast.options``. Commands use
+Those shared with ``ddfm_fast.fuse`` and ``Fuser`` come from ``ddfm_fast.options``. Commands use
 the types of this module in their signatures, and ``default`` for the defaults of that list.
 """
 
@@ -21,7 +21,7 @@ default = SimpleNamespace(**{name: option.default for name, option in OPTIONS.it
 
 
 class Over(str, Enum):
-    """What a range that is found holds for."""
+    """What an automatic range holds for."""
 
     picture = "picture"
     dataset = "dataset"
@@ -122,7 +122,7 @@ class Switch(str, Enum):
 
 
 class Fields(str, Enum):
-    """What is done about interlaced frames."""
+    """How to treat interlaced frames."""
 
     auto = "auto"
     off = "off"
@@ -143,7 +143,7 @@ def shared(name: str, *flags: str, **more: Any) -> Any:
 
 
 def option(panel: str, help: str, *flags: str, **more: Any) -> Any:
-    """Make a typer option in a panel; without ``flags`` it is called after its parameter."""
+    """Make a typer option in a panel; without ``flags`` it is named after its parameter."""
     return typer.Option(*flags, help=help, rich_help_panel=panel, **more)
 
 
@@ -176,16 +176,16 @@ Graph = Annotated[str | None, shared("graph")]
 Tile = Annotated[str, shared("tile", metavar="HOW")]
 BatchSize = Annotated[int | None, shared("batch_size", min=1)]
 
-# Of several commands
+# Shared by several commands
 
 AsJson = Annotated[
     bool, option(OUTPUT, "Print one JSON object and nothing else on stdout.", "--json")
 ]
 JsonInstead = Annotated[bool, option(OUTPUT, "Print JSON.", "--json")]
-Quiet = Annotated[bool, option(OUTPUT, "Errors (and warnings) only.", "-q", "--quiet")]
+Quiet = Annotated[bool, option(OUTPUT, "Print only errors and warnings.", "-q", "--quiet")]
 Gray = Annotated[bool, option(OUTPUT, "Write gray images.", "--gray")]
 PriorConfig = Annotated[
-    str | None, option(METHOD, "JSON (or a file of it) with what the prior's file lacks.")
+    str | None, option(METHOD, "JSON (or a JSON file) with what the prior's file lacks.")
 ]
 MaxPixels = Annotated[
     int | None, option(RUNTIME, "Refuse larger input files (default 2^28 pixels).", min=1)
@@ -196,88 +196,88 @@ MaxPixels = Annotated[
 Root = Annotated[
     Path, argument("ROOT", "Data set, infrared folder (then VIS), or CSV/JSON list of pairs.")
 ]
-Vis = Annotated[Path | None, argument("VIS", "Visible folder, for two plain folders.")]
+Vis = Annotated[Path | None, argument("VIS", "Visible folder, if ROOT is the infrared one.")]
 Layout = Annotated[
     str | None,
     option(INPUT_OPTIONS, "msrs, roadscene, llvip, …, or two folder names such as lwir,rgb."),
 ]
 Manifest = Annotated[
     Path | None,
-    option(INPUT_OPTIONS, "CSV or JSON with ir, vis (and name), relative to ROOT."),
+    option(INPUT_OPTIONS, "CSV or JSON file with ir, vis (and name), relative to ROOT."),
 ]
 Pattern = Annotated[
     str | None,
     option(
         INPUT_OPTIONS,
-        "Infrared and visible names, what they share as {}: '{}_T.*,{}_V.*'.",
+        "Infrared and visible names, {} for what they share: '{}_T.*,{}_V.*'.",
         metavar="IR,VIS",
     ),
 ]
-Limit = Annotated[int | None, option(INPUT_OPTIONS, "Take only the first N pairs.", min=1)]
+Limit = Annotated[int | None, option(INPUT_OPTIONS, "Use only the first N pairs.", min=1)]
 
 # fuse and batch
 
 Infrared = Annotated[Path, argument("IR", "Infrared (or first) image, folder, 'ir/*.png', @list.")]
-Visible = Annotated[Path, argument("VIS", "Visible (or second) image; likewise of many.")]
+Visible = Annotated[Path, argument("VIS", "Visible (or second) image, folder, pattern or list.")]
 OutFileOrFolder = Annotated[
-    Path, option(OUTPUT, "File or folder to write; an output there is replaced.", "-o", "--out")
+    Path, option(OUTPUT, "File or folder to write; existing outputs are replaced.", "-o", "--out")
 ]
 OutFolder = Annotated[
     Path | None, option(OUTPUT, "Folder to write to; required without --list.", "-o", "--out")
 ]
 LayoutOut = Annotated[
     str | None,
-    option(OUTPUT, "As benchmarks read it: ivif-zoo:DATASET, vif-benchmark, vifb; and :METHOD."),
+    option(OUTPUT, "Layout for a benchmark: ivif-zoo:DATASET, vif-benchmark, vifb; and :METHOD."),
 ]
 ListPairs = Annotated[
-    bool, option(OUTPUT, "Print the pairs, and why the rest has none; fuse nothing.", "--list")
+    bool, option(OUTPUT, "Print the pairs and why other files have none; fuse nothing.", "--list")
 ]
 FormatInFolder = Annotated[
-    str | None, option(OUTPUT, "png, jpg, tif or bmp, for outputs in a folder.")
+    str | None, option(OUTPUT, "Format of outputs in a folder: png, jpg, tif or bmp.")
 ]
 Format = Annotated[str, option(OUTPUT, "png (default), jpg, tif or bmp.", show_default=False)]
 Panel = Annotated[
-    bool, option(OUTPUT, "Also write NAME.panel.png, sources beside result.", "--panel")
+    bool, option(OUTPUT, "Also write NAME.panel.png: the sources and the result.", "--panel")
 ]
 SkipExisting = Annotated[
-    bool, option(OUTPUT, "Leave alone what has its output already.", "--skip-existing")
+    bool, option(OUTPUT, "Skip whatever already has its output.", "--skip-existing")
 ]
-On = Annotated[Place, option(RUNTIME, "Who works: this process, or actors of Ray.")]
+On = Annotated[Place, option(RUNTIME, "Where to work: in this process or on Ray actors.")]
 Address = Annotated[
-    str | None, option(RUNTIME, "Of the Ray cluster; by default it starts one here.")
+    str | None, option(RUNTIME, "Address of the Ray cluster; by default one is started here.")
 ]
-Actors = Annotated[int | None, option(RUNTIME, "How many work on Ray.", min=1)]
-NumGpus = Annotated[float | None, option(RUNTIME, "GPUs of each actor of Ray: 1, 0.5.", min=0)]
+Actors = Annotated[int | None, option(RUNTIME, "Number of Ray actors.", min=1)]
+NumGpus = Annotated[float | None, option(RUNTIME, "GPUs per Ray actor: 1, 0.5.", min=0)]
 Quality = Annotated[
     int | None, option(OUTPUT, "JPEG quality (default 95).", metavar="N", min=1, max=100)
 ]
 ChromaOf = Annotated[
     Chroma | None,
-    option(OUTPUT, "JPEG color: 444 (from quality 90 on), 422, 420.", "--chroma", metavar="KIND"),
+    option(OUTPUT, "JPEG chroma: 444 (from quality 90), 422 or 420.", "--chroma", metavar="KIND"),
 ]
 Compression = Annotated[
-    str | None, option(OUTPUT, "none, lzw, deflate or zstd of TIFF; 0 to 9 of PNG.")
+    str | None, option(OUTPUT, "TIFF: none, lzw, deflate or zstd; PNG: 0 to 9.")
 ]
 NoMetadata = Annotated[
-    bool, option(OUTPUT, "Keep no EXIF, GPS, … of the sources.", "--no-metadata")
+    bool, option(OUTPUT, "Drop the sources' EXIF, GPS and so on.", "--no-metadata")
 ]
 OutRange = Annotated[
     str,
     option(
         OUTPUT,
-        "Black and white: full (default), ir, vis or LO,HI.",
+        "Output values of black and white: full (default), ir, vis or LO,HI.",
         metavar="RANGE",
         show_default=False,
     ),
 ]
 KeepThermal = Annotated[
-    bool, option(OUTPUT, "Second TIFF page: the infrared values as read.", "--keep-thermal")
+    bool, option(OUTPUT, "Add the infrared values as a second TIFF page.", "--keep-thermal")
 ]
 Workers = Annotated[
     int,
-    option(RUNTIME, "Threads that read, and as many that write (2).", min=1, show_default=False),
+    option(RUNTIME, "Threads for reading, and as many for writing (2).", min=1, show_default=False),
 ]
-Redo = Annotated[bool, option(OUTPUT, "Fuse again what is done already.", "--redo")]
+Redo = Annotated[bool, option(OUTPUT, "Fuse again what is already done.", "--redo")]
 
 # video
 
@@ -294,34 +294,36 @@ OutVideo = Annotated[
     ),
 ]
 VideoPreset = Annotated[
-    str, option(METHOD, "balanced (denoises), realtime (does not), or exact: by --image-preset.")
+    str, option(METHOD, "balanced (denoises), realtime (does not) or exact (with --image-preset).")
 ]
 ImagePreset = Annotated[
-    str | None, option(METHOD, "With --preset exact: the row of `ddfm-fast presets` to use.")
+    str | None, option(METHOD, "With --preset exact: a name from `ddfm-fast presets`.")
 ]
 Offset = Annotated[
     float, option(INPUT_OPTIONS, "Seconds by which the infrared stream starts later.")
 ]
 Resize = Annotated[
-    str | None, option(INPUT_OPTIONS, "vis, ir or WIDTHxHEIGHT, where the sizes differ.")
+    str | None, option(INPUT_OPTIONS, "Common size if they differ: vis, ir or WIDTHxHEIGHT.")
 ]
-ResizeFiles = Annotated[SizeOf | None, option(INPUT_OPTIONS, "Whose size both get.")]
-RANGES = "LO,HI, auto, dtype or data: black and white of"
-IrRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} infrared.")]
-VisRange = Annotated[str | None, option(INPUT_OPTIONS, f"{RANGES} visible.")]
+ResizeFiles = Annotated[SizeOf | None, option(INPUT_OPTIONS, "Source whose size both get.")]
+RANGES = "values of black and white: LO,HI, auto, dtype or data."
+IrRange = Annotated[str | None, option(INPUT_OPTIONS, f"Infrared {RANGES}")]
+VisRange = Annotated[str | None, option(INPUT_OPTIONS, f"Visible {RANGES}")]
 Nodata = Annotated[
-    str | None, option(INPUT_OPTIONS, "Value that means nothing: -9999, nan, or ir=-9999,vis=0.")
+    str | None, option(INPUT_OPTIONS, "Value of missing pixels: -9999, nan, or ir=-9999,vis=0.")
 ]
-RawSize = Annotated[str | None, option(INPUT_OPTIONS, "WxH of files of bare counts (Y16).")]
+RawSize = Annotated[str | None, option(INPUT_OPTIONS, "WxH of raw files without a header (Y16).")]
 RangeOver = Annotated[
     Over,
     option(
-        INPUT_OPTIONS, "One range for each picture (default) or the dataset.", show_default=False
+        INPUT_OPTIONS, "One range per picture (default) or for the dataset.", show_default=False
     ),
 ]
-Start = Annotated[float, option(INPUT_OPTIONS, "First second of the visible stream.", min=0)]
+Start = Annotated[
+    float, option(INPUT_OPTIONS, "Start at this second of the visible stream.", min=0)
+]
 End = Annotated[
-    float | None, option(INPUT_OPTIONS, "Second of the visible stream to end before.", min=0)
+    float | None, option(INPUT_OPTIONS, "Stop before this second of the visible stream.", min=0)
 ]
 Rate = Annotated[
     float | None,
@@ -329,37 +331,34 @@ Rate = Annotated[
 ]
 OnBadFrame = Annotated[
     OnError,
-    option(INPUT_OPTIONS, "A bad frame is left out, shown as the one before, or ends."),
+    option(INPUT_OPTIONS, "For a bad frame: skip it, repeat the one before, or stop."),
 ]
 Deinterlace = Annotated[
     Fields,
     option(
-        INPUT_OPTIONS, "Combs of marked frames go (auto), stay, or go from all: tff, bff first."
+        INPUT_OPTIONS,
+        "Deinterlace marked frames (auto), none (off) or all (tff, bff).",
     ),
 ]
-ToneMap = Annotated[Switch, option(INPUT_OPTIONS, "Whether HDR (PQ, HLG) becomes BT.709.")]
+ToneMap = Annotated[Switch, option(INPUT_OPTIONS, "Tone-map HDR (PQ, HLG) to BT.709.")]
 Reconnect = Annotated[
     float,
-    option(
-        INPUT_OPTIONS, "Seconds to try again where a live stream breaks off.", metavar="SECONDS"
-    ),
+    option(INPUT_OPTIONS, "Seconds to keep trying if a live stream breaks off.", metavar="SECONDS"),
 ]
 VideoCodec = Annotated[Codec | None, option(OUTPUT, "Default: h264 for files, png for folders.")]
 Crf = Annotated[
-    int | None, option(OUTPUT, "h264 and hevc quality, smaller is better.", min=0, max=51)
+    int | None, option(OUTPUT, "h264 and hevc quality; smaller is better.", min=0, max=51)
 ]
 NoAudio = Annotated[bool, option(OUTPUT, "Leave out the visible stream's audio.", "--no-audio")]
 SideBySide = Annotated[bool, option(OUTPUT, "Write infrared | visible | fused.", "--side-by-side")]
 Preview = Annotated[
-    bool, option(OUTPUT, "Show the frames: a window, or a page at 127.0.0.1.", "--preview")
+    bool, option(OUTPUT, "Show the frames in a window or on a page at 127.0.0.1.", "--preview")
 ]
 Realtime = Annotated[
     bool,
-    option(RUNTIME, "Keep up with the clock: drop the oldest of two waiting pairs.", "--realtime"),
+    option(RUNTIME, "Keep up with the clock: drop the older of two waiting pairs.", "--realtime"),
 ]
-Profile = Annotated[
-    bool, option(OUTPUT, "Print how long each stage worked on a frame.", "--profile")
-]
+Profile = Annotated[bool, option(OUTPUT, "Print how long each stage took per frame.", "--profile")]
 
 # volume
 
@@ -372,119 +371,119 @@ OutVolume = Annotated[
 ]
 OfSeries = Annotated[
     str | None,
-    option(INPUT_OPTIONS, "UID, number or description in a mixed folder; or ir=…,vis=…."),
+    option(INPUT_OPTIONS, "Series in a mixed folder: UID, number or text; or ir=…,vis=…."),
 ]
 OfFrame = Annotated[
-    str | None, option(INPUT_OPTIONS, "Which volume of four dimensions: N, or ir=N,vis=N.")
+    str | None, option(INPUT_OPTIONS, "Which volume of 4-D data: N, or ir=N,vis=N.")
 ]
 OnGrid = Annotated[
-    Grid, option(INPUT_OPTIONS, "Whose grid the result has; the other is interpolated.")
+    Grid, option(INPUT_OPTIONS, "Source whose grid the result has; the other is interpolated.")
 ]
 InPlane = Annotated[
-    Plane | None, option(INPUT_OPTIONS, "Plane of the slices; as they are by default.")
+    Plane | None, option(INPUT_OPTIONS, "Plane of the slices; by default as stored.")
 ]
 Slices = Annotated[
-    str | None, option(INPUT_OPTIONS, "Which slices, as 10:40:2.", metavar="START:STOP:STEP")
+    str | None, option(INPUT_OPTIONS, "Slices to fuse, such as 10:40:2.", metavar="START:STOP:STEP")
 ]
 ColorMap = Annotated[
-    str | None, option(INPUT_OPTIONS, "Colors for VIS, such as hot (PET, SPECT); or ir=…,vis=….")
+    str | None, option(INPUT_OPTIONS, "Color map for VIS, such as hot (PET, SPECT); or ir=…,vis=….")
 ]
-VOLUME_RANGE = "LO,HI in its units, data, or auto: the file's window, of"
-IrVolumeRange = Annotated[
-    str | None, option(INPUT_OPTIONS, f"{VOLUME_RANGE} the first.", "--ir-range")
-]
+VOLUME_RANGE = "volume's range: LO,HI in its units, data, or auto (the file's window)."
+IrVolumeRange = Annotated[str | None, option(INPUT_OPTIONS, f"First {VOLUME_RANGE}", "--ir-range")]
 VisVolumeRange = Annotated[
-    str | None, option(INPUT_OPTIONS, f"{VOLUME_RANGE} the second.", "--vis-range")
+    str | None, option(INPUT_OPTIONS, f"Second {VOLUME_RANGE}", "--vis-range")
 ]
 # serve
 
 Host = Annotated[
-    str, option(RUNTIME, "Address; one that other machines reach needs a token or --insecure.")
+    str, option(RUNTIME, "Address; if other machines reach it, add a token or --insecure.")
 ]
-Port = Annotated[int, option(RUNTIME, "Port; 0 for a free one.", min=0, max=65535)]
+Port = Annotated[int, option(RUNTIME, "Port; 0 picks a free one.", min=0, max=65535)]
 TokenFile = Annotated[
     Path | None, option(RUNTIME, "File with the secret that requests must carry.")
 ]
-Insecure = Annotated[bool, option(RUNTIME, "No token, whoever reaches the address.", "--insecure")]
+Insecure = Annotated[
+    bool, option(RUNTIME, "Require no token, whoever reaches the address.", "--insecure")
+]
 MaxRequestPixels = Annotated[int, option(RUNTIME, "Refuse larger pictures.", min=256)]
 MaxBytes = Annotated[int, option(RUNTIME, "Refuse longer requests.", min=1)]
 MaxBatch = Annotated[
     int | None,
-    option(RUNTIME, "Most requests of one size fused together (a CPU: 1; a GPU: 8).", min=1),
+    option(RUNTIME, "Most requests of one size to fuse together (CPU: 1; GPU: 8).", min=1),
 ]
-MaxQueue = Annotated[int, option(RUNTIME, "Refuse more requests at once, with 429.", min=1)]
-Wait = Annotated[float, option(RUNTIME, "Milliseconds to wait for such requests.", min=0)]
-Timeout = Annotated[float, option(RUNTIME, "Seconds in which a request is answered.", min=0.1)]
+MaxQueue = Annotated[int, option(RUNTIME, "Most requests at once; others get 429.", min=1)]
+Wait = Annotated[float, option(RUNTIME, "Milliseconds to wait for more requests.", min=0)]
+Timeout = Annotated[float, option(RUNTIME, "Seconds within which to answer a request.", min=0.1)]
 
 # evaluate and ablate
 
 Fused = Annotated[
     list[str] | None,
-    option(INPUT_OPTIONS, "Fused pictures of a method; repeatable.", metavar="NAME=FOLDER"),
+    option(INPUT_OPTIONS, "A method's fused pictures; repeatable.", metavar="NAME=FOLDER"),
 ]
 OutTable = Annotated[
     Path | None, option(OUTPUT, "Also write the table to this file.", "-o", "--out")
 ]
 OutRows = Annotated[
-    Path, option(OUTPUT, "Folder for the rows' pictures and the tables.", "-o", "--out")
+    Path, option(OUTPUT, "Folder for the tables and the pictures of each row.", "-o", "--out")
 ]
 Baselines = Annotated[
-    bool, option(METHOD, "Add rows for the mean and the max of the sources.", "--baselines")
+    bool, option(METHOD, "Add rows for the mean and maximum of the sources.", "--baselines")
 ]
 Paper = Annotated[
     str | None,
     option(METHOD, "Add the paper's row: MSRS, RoadScene, M3FD, TNO or Harvard."),
 ]
-Metrics = Annotated[str, option(METHOD, "Whose conventions: cddfuse, vifb, tang or sane.")]
+Metrics = Annotated[str, option(METHOD, "Scoring convention: cddfuse, vifb, tang or sane.")]
 Extra = Annotated[
     str | None,
     option(METHOD, "More columns: all, or names such as SF,AG,PSNR,NMI,Qcb (help metrics)."),
 ]
 OfTable = Annotated[
     TableFormat | None,
-    option(OUTPUT, "Of the table; by the suffix of --out, else a plain table."),
+    option(OUTPUT, "Format of the table; by default that of --out, else plain."),
 ]
-PerImage = Annotated[bool, option(OUTPUT, "A row for each pair, too.", "--per-image")]
+PerImage = Annotated[bool, option(OUTPUT, "Add a row for each pair.", "--per-image")]
 Report = Annotated[
     Path | None, option(OUTPUT, "Write one HTML page with the table and the pictures.")
 ]
-ReportPairs = Annotated[int, option(OUTPUT, "Most pairs with pictures in the report.", min=1)]
+ReportPairs = Annotated[int, option(OUTPUT, "Most pairs to show in the report.", min=1)]
 AblatedPreset = Annotated[
-    str | None, option(METHOD, "What to take parts away from: a row of `ddfm-fast presets`.")
+    str | None, option(METHOD, "Preset to take parts away from; see `ddfm-fast presets`.")
 ]
-Rows = Annotated[str | None, option(METHOD, "Only these rows, such as no-prior,no-em,no-tv.")]
+Rows = Annotated[str | None, option(METHOD, "Run only these rows, such as no-prior,no-em,no-tv.")]
 
 # align
 
 Pictures = Annotated[
     list[Path],
-    argument("IR VIS...", "Pictures of both cameras, in turn, or two folders with equal stems."),
+    argument("IR VIS...", "Pictures of both cameras in turn, or two folders with equal stems."),
 ]
 OutCalibration = Annotated[Path, option(OUTPUT, "The JSON file to write.", "-o", "--out")]
-Model = Annotated[MapModel, option(METHOD, "What the map may do.")]
+Model = Annotated[MapModel, option(METHOD, "Kind of map to find.")]
 IrCamera = Annotated[
     Path | None,
     option(INPUT_OPTIONS, "Infrared lens: OpenCV's camera_matrix and distortion_coefficients."),
 ]
-VisCamera = Annotated[Path | None, option(INPUT_OPTIONS, "Likewise of the visible one.")]
+VisCamera = Annotated[Path | None, option(INPUT_OPTIONS, "Visible lens, in the same format.")]
 
 # demo
 
 DemoOut = Annotated[Path, option(OUTPUT, "Folder to write to.", "-o", "--out")]
 FewerSteps = Annotated[str | None, option(METHOD, "Fewer steps for a quicker look (default 100).")]
 AsVideo = Annotated[
-    bool, option(OUTPUT, "A video instead: a pan over the satellite pair.", "--video")
+    bool, option(OUTPUT, "Make a video instead: a pan over the satellite pair.", "--video")
 ]
-NoBars = Annotated[bool, option(OUTPUT, "No progress bars.", "-q", "--quiet")]
+NoBars = Annotated[bool, option(OUTPUT, "Show no progress bars.", "-q", "--quiet")]
 
 # help
 
-Topic = Annotated[str | None, argument("TOPIC", "A topic or a command; none lists the topics.")]
+Topic = Annotated[str | None, argument("TOPIC", "Topic or command; by default, list the topics.")]
 
 # doctor
 
 ClearCache = Annotated[
-    bool, option(OUTPUT, "Remove the compiled CPU kernels, and stop.", "--clear-cache")
+    bool, option(OUTPUT, "Remove the compiled CPU kernels and exit.", "--clear-cache")
 ]
 
 # prior
@@ -492,7 +491,7 @@ ClearCache = Annotated[
 PriorFile = Annotated[str, argument("FILE", "A .pt or .safetensors file, or `embedded`.")]
 Source = Annotated[Path, argument("SRC", "A .pt or .safetensors checkpoint.")]
 Destination = Annotated[Path, argument("DST", "The .safetensors file to write.")]
-Weights = Annotated[WeightType | None, option(OUTPUT, "Data type of the weights; kept by default.")]
+Weights = Annotated[WeightType | None, option(OUTPUT, "Data type of the weights; by default kept.")]
 ShapeConfig = Annotated[
-    str | None, option(INPUT_OPTIONS, "JSON (or a file of it) with what the file's shapes lack.")
+    str | None, option(INPUT_OPTIONS, "JSON (or a JSON file) with what the file's shapes lack.")
 ]

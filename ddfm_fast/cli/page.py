@@ -32,8 +32,8 @@ def page(
 ) -> None:
     """Show a page in the browser: two files in, their fusion out; videos and folders, too.
 
-    It is for this machine alone unless --host says otherwise; then browsers ask for the secret of
-    --token-file, with any name. Nothing is sent elsewhere, and files are removed in the end.
+    It serves only this machine unless --host says otherwise; then browsers ask for the secret in
+    --token-file, with any name. Nothing is sent elsewhere, and files are removed at the end.
     """
     settings = read_settings(context)
     from ..page import run

@@ -40,7 +40,7 @@ MEASURED = {
 
 
 def presets(*, as_json: opt.JsonInstead = False) -> None:
-    """List the presets: what each is for, costs and is worth, and its settings."""
+    """List the presets: what each is for, its cost, scores and settings."""
     from ..config import DEFAULT_PRESET, LOOP_OPTIONS, LOOP_PRESET, PRESETS
 
     if as_json:

@@ -11,7 +11,7 @@ from . import options as opt
 from . import prior_options as own
 from .settings import json_object, plain
 
-HELP = "Look into prior files (checkpoints), check and convert them."
+HELP = "Inspect, check and convert prior files (checkpoints)."
 EPILOG_INFO = "Example:  `ddfm-fast prior info embedded`"
 EPILOG_CHECK = "Example:  `ddfm-fast prior check model.pt`"
 EPILOG_CONVERT = (
@@ -54,9 +54,9 @@ def _cost_text(cost: dict[str, Any]) -> str:
 def check(
     file: opt.PriorFile, *, prior_config: opt.PriorConfig = None, as_json: opt.JsonInstead = False
 ) -> None:
-    """Let a prior denoise a picture; where it fails, name the likely mistake.
+    """Let a prior denoise a picture; if it fails, name the likely mistake.
 
-    Exit code 1 where it does not denoise.
+    Exit code 1 if it does not denoise.
     """
     from ..priors.check import check as check_prior
     from ..priors.load import load_prior
@@ -108,8 +108,8 @@ def convert(
 ) -> None:
     """Turn a checkpoint into safetensors with its configuration inside.
 
-    The result loads faster, cannot carry code, and needs no --prior-config. What --dtype costs is
-    measured on a picture of the package, and printed.
+    The result loads faster, cannot carry code, and needs no --prior-config. The cost of --dtype is
+    measured on a picture of the package and printed.
     """
     from ..priors import checkpoint
 

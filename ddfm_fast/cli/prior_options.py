@@ -9,18 +9,16 @@ from ..options import METHOD, OUTPUT
 from .options import INPUT_OPTIONS, argument, option
 
 InfoFile = Annotated[
-    str, argument("FILE", "A .pt or .safetensors file, a folder of diffusers, or `embedded`.")
+    str, argument("FILE", "A .pt or .safetensors file, a diffusers folder, or `embedded`.")
 ]
 
 # download
 
-KnownName = Annotated[str, argument("NAME", "A name of `ddfm-fast prior list`.")]
+KnownName = Annotated[str, argument("NAME", "A name from `ddfm-fast prior list`.")]
 Url = Annotated[
-    str | None, option(INPUT_OPTIONS, "Another address of the file, such as a mirror's.")
+    str | None, option(INPUT_OPTIONS, "Another address for the file, such as a mirror's.")
 ]
-Sha256 = Annotated[
-    str | None, option(INPUT_OPTIONS, "What the file's sha256 has to be.", "--sha256")
-]
+Sha256 = Annotated[str | None, option(INPUT_OPTIONS, "Expected SHA-256 of the file.", "--sha256")]
 Folder = Annotated[
     Path | None,
     option(OUTPUT, "Folder for the file (default: the cache, which is printed).", "-o", "--out"),
@@ -28,16 +26,20 @@ Folder = Annotated[
 
 # train
 
-Pictures = Annotated[Path, argument("FOLDER", "Folder of pictures, two or more.")]
+Pictures = Annotated[Path, argument("FOLDER", "Folder with at least two pictures.")]
 TrainedPrior = Annotated[
-    Path, option(OUTPUT, "The prior, a .safetensors file. Same call again: resume.", "-o", "--out")
+    Path,
+    option(OUTPUT, "The .safetensors file to write; the same call again resumes.", "-o", "--out"),
 ]
 OneChannel = Annotated[
-    bool, option(METHOD, "One channel, for thermal, MRI or SAR.", "--gray", show_default=False)
+    bool,
+    option(
+        METHOD, "Train with one channel, for thermal, MRI or SAR.", "--gray", show_default=False
+    ),
 ]
-Minutes = Annotated[float, option(METHOD, "How long to train, about.")]
-Updates = Annotated[int | None, option(METHOD, "Updates to train, instead of --minutes.", min=1)]
+Minutes = Annotated[float, option(METHOD, "Approximate training time in minutes.")]
+Updates = Annotated[int | None, option(METHOD, "Number of updates, instead of --minutes.", min=1)]
 Start = Annotated[
     str | None,
-    option(METHOD, "Prior whose weights to start from (default: the package's), or `none`."),
+    option(METHOD, "Prior to start from (default: the package's), or `none`."),
 ]

@@ -16,7 +16,7 @@ EPILOG_DOWNLOAD = "Example:  `ddfm-fast prior download adm-256`"
 
 
 def list_priors(*, as_json: opt.JsonInstead = False) -> None:
-    """List known public priors: what of, size, license, where, and what they need."""
+    """List known public priors: subject, size, license, address and what they need."""
     from ..priors.catalog import CATALOG
 
     if as_json:
@@ -68,6 +68,6 @@ def download(
 def _lines(found: Any, config: dict[str, Any]) -> list[str]:
     lines = [str(found.path) + ("" if found.fresh else "  (was here)")]
     lines += [f"sha256 {digest}  {name}" for name, digest in found.sha256.items()]
-    lines.append(f"checked: {found.checked or 'nothing was told to compare with'}")
+    lines.append(f"checked: {found.checked or 'there was nothing to compare with'}")
     extra = f" --prior-config '{json.dumps(config)}'" if config else ""
     return [*lines, f"use it: ddfm-fast fuse IR VIS -o OUT --prior '{found.path}'{extra}"]

@@ -31,9 +31,9 @@ def train(
 ) -> None:
     """Train a prior on your own pictures, and compare it with the package's.
 
-    Safe to interrupt; rerun to resume. Beside the prior lie its state, its log and a sheet of
-    denoised pictures and samples. Exit code 1 where it is no better on held-out pictures than the
-    prior of the package; the file is kept.
+    Safe to interrupt; rerun to resume. Its state, its log and a sheet of denoised pictures and
+    samples are written next to the prior. Exit code 1 if it is no better on held-out pictures than
+    the prior of the package; the file is kept.
     """
     from ..priors.training.own import train_own
 

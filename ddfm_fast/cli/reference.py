@@ -52,7 +52,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
 
 
 def _options(command: Any) -> Iterator[str]:
-    """What fuse, Fuser and the commands share."""
+    """Options that fuse, Fuser and the commands share."""
     flags = {p.name: name for p, _, name in _parameters(command) if name.startswith("--")}
     yield "The first column is the keyword of `fuse` and `Fuser`, the second the commands' option."
     for group in dict.fromkeys(option.group for option in OPTIONS.values()):
@@ -65,12 +65,12 @@ def _options(command: Any) -> Iterator[str]:
                 rows.append((keyword, flag, f"`{option.default!r}`", words))
         yield from ("", f"## {group}", "")
         yield from table(("keyword", "option", "default", "what it does"), rows)
-    yield from ("", "† of a call, not of a `Fuser`. Options of single commands:")
+    yield from ("", "† of a call, not of a `Fuser`. For options of single commands, see")
     yield "`ddfm-fast help commands`."
 
 
 def _commands(command: Any) -> Iterator[str]:
-    """The commands, and every option that only some of them have."""
+    """The commands, and every option that only some of them take."""
     yield from table(
         ("command", "what it does"),
         ((f"`{name}`", _first_line(inner.help)) for name, inner in commands(command).items()),
@@ -83,7 +83,7 @@ def _commands(command: Any) -> Iterator[str]:
             default = getattr(parameter.default, "value", parameter.default)
             shown = "required" if parameter.required else "" if default is None else f"`{default}`"
             found.setdefault((flag, parameter.help, shown), []).append(name)
-    yield from ("", "Beyond those of `ddfm-fast help options`:", "")
+    yield from ("", "Options beyond those of `ddfm-fast help options`:", "")
     yield from table(
         ("option", "of", "default", "what it does"),
         (
@@ -100,7 +100,7 @@ def _presets(_: Any) -> Iterator[str]:
 
     given = ", ".join(f"`{name}`" for name in LOOP_OPTIONS)
     yield f"`{DEFAULT_PRESET}` is the default, or `{LOOP_PRESET}` where one of {given} is given."
-    yield from ("`ddfm-fast presets` also prints what each costs and is worth.", "")
+    yield from ("`ddfm-fast presets` also prints the cost and the scores of each.", "")
     yield from table(("preset", "what it is"), ((f"`{n}`", c.summary) for n, c in PRESETS.items()))
     named = {repr(config): f"preset `{name}`" for name, config in PRESETS.items()}
     settings = {name: dataclasses.asdict(config) for name, config in PRESETS.items()}
@@ -113,7 +113,13 @@ def _presets(_: Any) -> Iterator[str]:
     for setting in dataclasses.fields(VideoPreset):
         values = [getattr(preset, setting.name) for preset in VIDEO_PRESETS.values()]
         rows.append([f"`{setting.name}`", *(named.get(repr(value), value) for value in values)])
-    yield from ("", "## Of videos", "", "`config` None: frame by frame, as the call has it.", "")
+    yield from (
+        "",
+        "## Video presets",
+        "",
+        "`config` None: frame by frame, with the preset of the call.",
+        "",
+    )
     yield from table(("setting", *VIDEO_PRESETS), rows)
 
 
@@ -133,7 +139,10 @@ def _environment(_: Any) -> Iterator[str]:
     """The environment variables that are read."""
     rows = ((f"`{n}`", f"`{row.default}`", row.meaning) for n, row in environment.VARIABLES.items())
     yield from table(("variable", "default", "what it decides"), rows)
-    yield from ("", "A variable that is empty counts as unset. An option of a call or command wins")
+    yield from (
+        "",
+        "An empty variable counts as unset. An option of a call or command takes precedence",
+    )
     yield "over the variable of the same meaning; `ddfm-fast doctor` lists those that are set."
 
 
@@ -141,13 +150,17 @@ def _errors(_: Any) -> Iterator[str]:
     """Kinds of errors and warnings, exit codes, and where each is explained."""
     yield "An error names the argument, what came, what is expected and the fix. A command prints"
     yield "it on stderr, and below it the topic that explains the argument. `DDFM_FAST_DEBUG=1`"
-    yield from ("lets the traceback out.", "")
+    yield from ("shows the traceback.", "")
     yield from table(
         ("exception", "what it means", "exit code"),
         (
-            ("`ValueError`", "an argument or a file that cannot be used as it is", BAD_INPUT),
-            ("`TypeError`", "an argument of another type, or a name that there is not", BAD_INPUT),
-            ("`ImportError`", "a package of an extra is missing; the fix names it", BAD_INPUT),
+            ("`ValueError`", "an argument or a file that cannot be used", BAD_INPUT),
+            ("`TypeError`", "an argument of the wrong type, or an unknown name", BAD_INPUT),
+            (
+                "`ImportError`",
+                "a package is missing; the fix names the extra that has it",
+                BAD_INPUT,
+            ),
             ("`OSError`", "a file or address that cannot be read or written", BAD_INPUT),
             ("any other", "not your fault: please report it", SOME_FAILED),
         ),
@@ -157,8 +170,8 @@ def _errors(_: Any) -> Iterator[str]:
     rows = ((f"`{t}`", ", ".join(f"`{name}`" for name in names)) for t, names in TOPICS.items())
     yield from table(("topic", "errors about"), rows)
     yield from ("", "Errors about a variable `DDFM_FAST_…`: `environment`.", "", "## Warnings", "")
-    yield "What is legal but surely not meant gets one sentence, a `ddfm_fast.DDFMWarning`, so that"
-    yield from ("one filter of `warnings` holds for all of them.", "")
+    yield "What is legal but surely a mistake gets one sentence, a `ddfm_fast.DDFMWarning`, so that"
+    yield from ("one filter of `warnings` covers them all.", "")
     rows = ((f"`ddfm_fast.{room}`", f"`{topic}`") for room, topic in WARNED_BY.items())
     yield from table(("warned by", "topic"), rows)
 
@@ -186,7 +199,7 @@ def commands(group: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _parameters(command: Any) -> Iterator[tuple[Any, str, str]]:
-    """Every parameter with its command's name and its own longest name."""
+    """Yield every parameter with its command's name and its own longest name."""
     for name, inner in commands(command).items():
         for parameter in inner.get_params(inner.context_class(inner)):
             if not isinstance(parameter, TyperArgument) and parameter.name != "help":

@@ -29,7 +29,7 @@ def scored_items(
     layout: str | None,
     pattern: str | None,
 ) -> tuple[list[PairItem], Stage | None]:
-    """The first pairs of ROOT, here or fetched whole into the temporary folder.
+    """Return the first pairs of ROOT, here or fetched whole into the temporary folder.
 
     Args:
         context: Of the command, at whose end what was fetched goes.
@@ -57,7 +57,7 @@ def scored_items(
 
 
 def fused_folders(stage: Stage | None, texts: Sequence[str]) -> list[MethodPictures]:
-    """The methods of ``--fused``, whose folders may be prefixes."""
+    """Return the methods of ``--fused``, whose folders may be prefixes."""
     from ..metrics.evaluation import MethodPictures, parse_method
 
     found = []
@@ -95,13 +95,13 @@ def local_outputs(**places: Path | None) -> None:
     for name, place in places.items():
         if place is not None and _is_url(place):
             raise ValueError(
-                f"--{name} is {_url(place)}; this command writes to a local place: give one, and "
-                "copy it afterwards"
+                f"--{name} is {_url(place)}; this command only writes locally: give a local path, "
+                "and copy the result afterwards"
             )
 
 
 def title_of(root: Path) -> str:
-    """What a data set is called: the name of its folder, or of its prefix."""
+    """Return what a data set is called: the name of its folder, or of its prefix."""
     from ..storage.urls import name_of
 
     url = _url(root)
@@ -117,7 +117,7 @@ class VideoPlaces:
         """of the output, where it is an object"""
 
     def fetch(self) -> None:
-        """Bring the sources here, and give the output a place; ValueError where that fails."""
+        """Bring the sources here, and give the output a place; ValueError if that fails."""
         from ..storage.urls import is_object
 
         given, stage = self.given, self.stage
@@ -158,7 +158,7 @@ class VideoPlaces:
             put_file(self.url, local)
 
     def named(self, result: TaskResult) -> TaskResult:
-        """A result that names the URL of its output."""
+        """Return a result that names the URL of its output."""
         if self.url is not None and result.report is not None:
             result.report.out = self.url
         return result

@@ -45,8 +45,8 @@ def serve(
 ) -> None:
     """Fuse the pictures of requests: POST /fuse, as a form or JSON; GET /docs describes it.
 
-    Also /health, /ready and /metrics. Requests may have the options of `fuse`, in place of the
-    service's own. SIGTERM and Ctrl-C let requests finish. The log is JSON, on stderr.
+    It also answers /health, /ready and /metrics. Requests may set the options of `fuse`, which
+    override the service's own. SIGTERM and Ctrl-C let requests finish. The log is JSON on stderr.
     """
     settings = read_settings(context)
     from ..serve import run

@@ -9,13 +9,13 @@ from ..options import INPUT_OPTIONS, RUNTIME
 from .options import option
 
 TlsCert = Annotated[
-    Path | None, option(RUNTIME, "Certificate in PEM, with which it serves HTTPS; with --tls-key.")
+    Path | None, option(RUNTIME, "PEM certificate, to serve HTTPS; needs --tls-key.")
 ]
-TlsKey = Annotated[Path | None, option(RUNTIME, "The certificate's key in PEM, without password.")]
+TlsKey = Annotated[Path | None, option(RUNTIME, "The certificate's PEM key, without a password.")]
 Formats = Annotated[
     str,
     option(
         INPUT_OPTIONS,
-        "Kinds of pictures to decode: also bmp, webp, avif, heic, jxl, exr, npz, mat, raw; or all.",
+        "Kinds of pictures to decode; also bmp, webp, avif, heic, jxl, exr, npz, mat, raw; or all.",
     ),
 ]

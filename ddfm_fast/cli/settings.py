@@ -42,14 +42,14 @@ class Settings:
     prior_config: dict[str, Any] | None
 
     def prior(self) -> str | Prior:
-        """The prior as ``Fuser`` takes it: its name, or itself where it needs a configuration."""
+        """The prior as ``Fuser`` takes it: a name, or a loaded one if it needs a configuration."""
         if self.prior_config is None:
             return cast("str | Prior", self.options["prior"])
         return self.load_prior(self.options.get("dtype"))
 
     @property
     def device(self) -> torch.device:
-        """The device that ``--device`` means; ValueError where it is not here."""
+        """The device that ``--device`` means; ValueError if it is not here."""
         from ..runtime.dispatch import resolve_device
 
         return resolve_device(self.options["device"])
@@ -76,7 +76,7 @@ class Settings:
         return self.options.get("preset") or default_preset(self.options)
 
     def config(self) -> FuseConfig:
-        """The preset, with the overrides that `ablate` takes."""
+        """Return the preset, with the overrides that `ablate` takes."""
         from ..config import FuseConfig
 
         config = FuseConfig.from_preset(self.preset)
@@ -104,19 +104,19 @@ def read_settings(context: typer.Context) -> Settings:
 
 
 def picked(context: typer.Context, names: Iterable[str]) -> dict[str, Any]:
-    """Those parameters of the command that have one of the names."""
+    """Return those parameters of the command that have one of the names."""
     return {name: plain(context.params[name]) for name in names if name in context.params}
 
 
 def plain(value: Any) -> Any:
-    """The text of a choice; anything else as it is."""
+    """Return the text of a choice; anything else as it is."""
     return getattr(value, "value", value)
 
 
 def levels(
     ir_range: str | None, vis_range: str | None, nodata: str | None, raw_size: str | None = None
 ) -> Levels:
-    """The ranges, ``--nodata`` and ``--raw-size`` as the library takes them."""
+    """Return the ranges, ``--nodata`` and ``--raw-size`` as the library takes them."""
     from ..files.depth import Levels
 
     ranges = {
@@ -154,7 +154,7 @@ def output(context: typer.Context) -> Output:
 
 
 def parse_nodata(text: str | None) -> float | dict[str, float] | None:
-    """A number, ``nan``, or ir=…,vis=… as a dict; ValueError otherwise."""
+    """Return a number, ``nan``, or ir=…,vis=… as a dict; ValueError otherwise."""
     if text is None:
         return None
     try:
@@ -166,7 +166,9 @@ def parse_nodata(text: str | None) -> float | dict[str, float] | None:
             return {name: float(value) for name, value in parts.items()}
     except ValueError:
         pass
-    raise ValueError(f"--nodata is {text!r}; expected a number, nan, or such as ir=-9999,vis=0")
+    raise ValueError(
+        f"--nodata is {text!r}; expected a number, nan, or both, such as ir=-9999,vis=0"
+    )
 
 
 def _color(gray: bool, color_from: str) -> bool | str:
@@ -234,7 +236,7 @@ def find_items(
 def stage_for(
     context: typer.Context, root: Path, vis: Path | None, manifest: Path | None, out: Path | None
 ) -> Stage | None:
-    """Where files stand for objects, until the command ends; None where no place is a URL."""
+    """Return the stage of files that stand for objects; None if no place is a URL."""
     from ..datasets.lists import names_urls
     from ..storage.staging import Stage, any_url
 
@@ -244,7 +246,7 @@ def stage_for(
 
 
 def data_source(root: Path, vis: Path | None, manifest: Path | None) -> Path | tuple[Path, Path]:
-    """What ``ROOT [VIS]`` is for ``find_pairs``; ValueError where a list is given, too."""
+    """Return what ``ROOT [VIS]`` is for ``find_pairs``; ValueError if a list is given, too."""
     if vis is not None and manifest is not None:
         raise ValueError(f"VIS is {vis} and --manifest {manifest}; leave out one of them")
     return root if vis is None else (root, vis)
@@ -258,7 +260,7 @@ def elsewhere(
     *,
     videos: bool = False,
 ) -> AbstractContextManager[Any]:
-    """What does the work in other processes, connected inside; None for this one."""
+    """Return what does the work in other processes, connected inside; None for this one."""
     given: dict[str, Any] = {"address": address, "actors": actors, "num_gpus": num_gpus}
     if plain(on) != "ray":
         if alone := [name for name, value in given.items() if value is not None]:
@@ -282,5 +284,5 @@ def pixel_limit(max_pixels: int | None) -> int:
 
 
 def show_progress(quiet: bool) -> bool:
-    """Whether to draw bars: on a terminal, unless ``--quiet``."""
+    """Return whether to draw bars: on a terminal, unless ``--quiet``."""
     return not quiet and sys.stderr.isatty()

@@ -21,14 +21,14 @@ _NOT_TAKEN = {
 
 
 def are_meant(given: dict[str, Any]) -> bool:
-    """Whether ROOT of a batch is a Parquet file, a tar, or more of them."""
+    """Return whether ROOT of a batch is a Parquet file, a tar, or more of them."""
     from ..datasets.shards import are_shards
 
     return given["manifest"] is None and are_shards(given["root"])
 
 
 def fuse(context: typer.Context) -> int:
-    """Fuse shards as the options of `batch` say; the exit code."""
+    """Fuse shards as the options of `batch` say; return the exit code."""
     given = context.params
     _refuse(given)
     from ..datasets.shards import fuse_shards
@@ -81,12 +81,12 @@ def _echo(report: ShardsReport, *, as_json: bool, quiet: bool) -> int:
         failed = sum(one.failed for one in report.shards)
         typer.echo(
             f"{report.out}: {report.count('done')} shards written, with {rows} pictures and "
-            f"{failed} errors, {report.count('skipped')} there already, "
+            f"{failed} errors, {report.count('skipped')} already there, "
             f"{report.count('failed')} failed, in {report.seconds:.1f} s"
         )
     if report.stopped is not None:
         by_user = report.stopped == STOPPED_BY_USER
         why = "interrupted" if by_user else f"error: stopped early: {report.stopped}"
-        typer.echo(f"{why}; start the same command again to go on", err=True)
+        typer.echo(f"{why}; run the same command again to resume", err=True)
         return INTERRUPTED if by_user else SOME_FAILED
     return OK if report.ok else SOME_FAILED

@@ -20,7 +20,7 @@ def scoring(metrics: str, extra: str | None, paper: str | None) -> dict[str, Any
     """Keywords of :func:`ddfm_fast.metrics.evaluation.evaluate` that say what to score.
 
     Raises:
-        ValueError: A metric of ``--extra`` that there is not.
+        ValueError: A metric of ``--extra`` that does not exist.
     """
     from ..metrics.evaluation import PAPER
 
@@ -30,7 +30,7 @@ def scoring(metrics: str, extra: str | None, paper: str | None) -> dict[str, Any
 
 
 def _metric_names(extra: str | None) -> tuple[str, ...]:
-    """The metrics of every table and those of ``--extra``; those with weights are named alone."""
+    """Return the metrics of every table and those of ``--extra``; those with weights by name."""
     from ..metrics.conventions import NAMES, WEIGHTED
     from ..metrics.evaluation import CORE
 
@@ -43,7 +43,7 @@ def _metric_names(extra: str | None) -> tuple[str, ...]:
 
 
 def file_format(out: Path | None, format: TableFormat | None) -> str:
-    """The format to write to ``out``: that of ``--format``, else by the suffix."""
+    """Return the format to write to ``out``: that of ``--format``, else by the suffix."""
     from ..metrics.tables import FORMATS
 
     if format is not None or out is None:

@@ -83,10 +83,10 @@ def video(
 ) -> None:
     """Fuse two streams at the visible one's frame rate, without flicker.
 
-    The streams are paired by time, their first frames together unless --offset says otherwise;
-    each visible frame gets the infrared frame nearest to it. Rate, timestamps, color tags and audio
-    of the visible stream are kept. Ctrl-C ends the file properly; meanwhile it is called
-    NAME.part-….SUFFIX. Exit code: 0 well, 1 bad or missing frames, 2 bad input, 130 interrupted.
+    The streams are paired by time, starting together unless --offset says otherwise; each
+    visible frame gets the infrared frame nearest to it. Rate, timestamps, color tags and audio
+    of the visible stream are kept. Ctrl-C ends the file properly; until then it is called
+    NAME.part-….SUFFIX. Exit code: 0 good, 1 bad or missing frames, 2 bad input, 130 interrupted.
     """
     there = elsewhere(on, address, actors, num_gpus, videos=True)
     with video_places(context.params, here=on is opt.Place.here) as places:
@@ -100,7 +100,7 @@ def _run(
     places: VideoPlaces,
     there: AbstractContextManager[Elsewhere | None],
 ) -> int:
-    """Fuse what the command says; the exit code."""
+    """Fuse what the command says; return the exit code."""
     from ..video.streams import STDOUT
     from ..video.tasks import TasksInterrupted, plan, run_tasks
     from ..video.temporal import get_video_preset
@@ -126,7 +126,7 @@ def _run(
     except TasksInterrupted as interrupted:
         results, code = interrupted.results, INTERRUPTED
         left = f"{len(tasks) - len(results)} videos not reached"
-        typer.echo(f"interrupted: {left}; --skip-existing goes on", err=True)
+        typer.echo(f"interrupted: {left}; run it again with --skip-existing to resume", err=True)
     if as_json:
         _echo_json(results, code, err=streamed)
     return code
@@ -148,7 +148,7 @@ _PASSED_ON = (
 
 
 def _options(context: typer.Context) -> VideoOptions:
-    """The options of `fuse_video`; ValueError for text that is none."""
+    """Return the options of `fuse_video`; ValueError for text that is none."""
     given = context.params
     changed = {
         "resize": parse_resize(given["resize"]),
@@ -180,7 +180,7 @@ def _echo_bad(bad: BadFrame) -> None:
 def _echo_result(result: TaskResult, *, quiet: bool, profile: bool, err: bool) -> None:
     if result.skipped:
         if not quiet:
-            typer.echo(f"{result.task.out}  is there already", err=err)
+            typer.echo(f"{result.task.out}  is already there", err=err)
         return
     if result.report is None:
         typer.echo(f"error: {result.task.name}: {result.error}", err=True)
@@ -216,17 +216,17 @@ def _echo_report(report: VideoReport, *, quiet: bool, err: bool) -> None:
         more = f"{report.frames} frames are written"
         typer.echo(f"{report.out}: {report.bad_count} bad frames ({of}); {more}", err=True)
     if report.stopped not in (None, READER_GONE):
-        kept = f"the frames up to there, {report.frames}, are in {report.out}"
+        kept = f"the {report.frames} frames before that are in {report.out}"
         kept = kept if report.frames else "nothing was written"
         typer.echo(f"stopped: {report.stopped}; {kept}", err=True)
 
 
 def _echo_profile(report: VideoReport, *, err: bool) -> None:
-    """Print where the time went: milliseconds a frame that each stage worked, beside the others."""
+    """Print where the time went: milliseconds per frame of each stage; stages overlap."""
     frames = max(1, report.frames)
     for stage, seconds in report.stages.items():
-        typer.echo(f"{stage:<8}{seconds * 1e3 / frames:8.1f} ms a frame", err=err)
-    whole = f"{report.seconds * 1e3 / frames:8.1f} ms a frame, stages overlapping"
+        typer.echo(f"{stage:<8}{seconds * 1e3 / frames:8.1f} ms per frame", err=err)
+    whole = f"{report.seconds * 1e3 / frames:8.1f} ms per frame, stages overlapping"
     typer.echo(f"{'in all':<8}{whole}", err=err)
 
 

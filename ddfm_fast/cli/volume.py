@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 OfWindow = Annotated[
     str | None,
     opt.option(
-        opt.INPUT_OPTIONS, "Of DICOM with several: N, its explanation, or lut; or ir=…,vis=…."
+        opt.INPUT_OPTIONS, "DICOM window, if several: N, its explanation or lut; or ir=…,vis=…."
     ),
 ]
 EPILOG = (
@@ -96,7 +96,7 @@ def volume(
 
 
 def by_source(text: str | None, option: str) -> str | dict[str, str] | None:
-    """``VALUE`` for both, or ``ir=VALUE,vis=VALUE`` as a dict; ValueError where one is twice."""
+    """``VALUE`` for both, or ``ir=VALUE,vis=VALUE`` as a dict; ValueError if one is twice."""
     if text is None or not re.match(r"(ir|vis)=", text):
         return text
     parts = [part.split("=", 1) for part in re.split(r",(?=(?:ir|vis)=)", text)]

@@ -1,4 +1,4 @@
-"""Ask a ``ddfm-fast serve`` somewhere to fuse a pair; needs the standard library alone."""
+"""Fuse a pair on a ``ddfm-fast serve`` elsewhere; needs only the standard library."""
 
 from __future__ import annotations
 

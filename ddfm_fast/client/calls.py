@@ -1,4 +1,4 @@
-"""A pair to a service, a fused picture back."""
+"""Send a pair to a service and get the fused picture back."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def fuse(
 
     Args:
         ir: A NumPy array, the path of an image file, or its bytes.
-        vis: Likewise.
-        url: Of the service, without ``/fuse``.
-        token: What its ``--token-file`` holds.
-        format: png, tiff, jpeg or npy, of what comes back.
-        cafile: PEM file of the certificates to trust, of an ``https`` service that was not signed
-            by an authority that this machine knows.
-        timeout: Seconds in all; while the service is full or loads, it is asked again.
-        **options: Those of ``ddfm_fast.fuse`` that have to do with the method and the input.
+        vis: The other source, likewise.
+        url: Address of the service, without ``/fuse``.
+        token: The content of its ``--token-file``.
+        format: Format of the result: png, tiff, jpeg or npy.
+        cafile: PEM file of certificates to trust, for an ``https`` service whose certificate no
+            authority known to this machine has signed.
+        timeout: Seconds in all; requests are repeated while the service is full or loading.
+        **options: Options of ``ddfm_fast.fuse`` that have to do with the method and the input.
 
     Returns:
-        The bytes of an image file; an array where ``ir`` or ``vis`` is one and ``format`` is None
+        The bytes of an image file; an array if ``ir`` or ``vis`` is one and ``format`` is None
         or "npy".
 
     Raises:
-        ValueError: What the service refuses, in its sentence.
+        ValueError: The service refuses the request; the message is the service's.
         ServiceError: It cannot be reached, wants another token, or does not answer in time.
 
     >>> fused = fuse(infrared, visible, preset="fast")         # doctest: +SKIP
@@ -102,7 +102,7 @@ def _text(value: Any) -> str:
 
 
 def _form(files: dict[str, bytes], fields: dict[str, str]) -> tuple[bytes, str]:
-    """A multipart form, and its media type."""
+    """Return a multipart form, and its media type."""
     mark = secrets.token_hex(16)
     parts = []
     for name, text in fields.items():
@@ -116,7 +116,7 @@ def _form(files: dict[str, bytes], fields: dict[str, str]) -> tuple[bytes, str]:
 
 
 def _trust(url: str, cafile: str | os.PathLike[str] | None) -> ssl.SSLContext | None:
-    """The certificates that are trusted; None for HTTP without TLS."""
+    """Return the certificates that are trusted; None for HTTP without TLS."""
     scheme = urlsplit(url).scheme
     if scheme not in ("http", "https"):
         raise ValueError(f"url is {url!r}; expected such as {URL}")
@@ -159,7 +159,7 @@ def _ask(
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise ServiceError(
                     f"the certificate of {url} is not trusted ({reason.verify_message}); give "
-                    "cafile=, a file with it or with that of who signed it"
+                    "cafile=, a file with it or with its issuer's"
                 ) from error
             raise ServiceError(
                 f"no answer from {url} ({reason}); start it with `ddfm-fast serve`, or give url="

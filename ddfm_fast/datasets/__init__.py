@@ -6,10 +6,10 @@ lists    manifests
 shots    when a picture was taken, from its header
 jobs     pairs of files, each fused into a file
 batch    a whole data set, safe to interrupt; rerun to resume
-trees    folders listed without a look at their files
+trees    folders listed without opening their files
 history  what each picture of an output folder was made from
 results  what became of each pair
-demo     the two example pairs that come with the package
+demo     the example pairs that come with the package
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class BatchInterrupted(KeyboardInterrupt):
     """Ctrl-C during a batch, after everything that was finished has been written: ``report``."""
 
     def __init__(self, report: BatchReport):
-        super().__init__("the batch was interrupted; start it again to go on")
+        super().__init__("the batch was interrupted; run it again to resume")
         self.report = report
 
 
@@ -79,22 +79,22 @@ def run_batch(
     on_error: Callable[[PairResult], None] | None = None,
     elsewhere: Elsewhere | None = None,
 ) -> BatchReport:
-    """Fuse every pair into ``out/NAME.format``; pairs that are done already are left alone.
+    """Fuse every pair into ``out/NAME.format``; skip pairs that are already done.
 
     ``out/ddfm_fast_report.json`` is the report. A full disk leaves the rest "pending".
 
     Args:
         items: From :func:`.pairs.find_pairs`; pairs of equal size share a batch.
-        out: Folder to write to, made where it is missing.
+        out: Folder to write to, made if it is missing.
         fuser: What fuses them; its settings are part of the history.
         batch_size: Most pairs at once, halved on out-of-memory; None for the fuser's own.
         format: "png", "tif", "jpg" or "bmp"; the first two hold 16 bits.
-        workers: Threads that read, and as many that write, while the fuser computes.
-        max_pixels: Of an input file, see :func:`.files.reading.read_image`.
+        workers: Threads for reading, and as many for writing, while the fuser computes.
+        max_pixels: Most pixels of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from each pair by default.
         output: How results are written.
         resize: "ir" or "vis": both sources get its size, before they are aligned.
-        redo: Fuse what is done already once more.
+        redo: Fuse again what is already done.
         progress: Show bars with an estimate of the end, on stderr.
         on_error: Called with each pair that fails, as it happens; the others continue.
         elsewhere: What fuses the pairs in other processes; None for this one.
@@ -124,7 +124,7 @@ def run_batch(
 
 
 def _written(report: BatchReport) -> BatchReport:
-    """The report, once it is written; BatchInterrupted where Ctrl-C ended the run."""
+    """Return the report, once it is written; BatchInterrupted where Ctrl-C ended the run."""
     _write_report(report)
     if report.stopped == STOPPED_BY_USER:
         raise BatchInterrupted(report)
@@ -240,7 +240,7 @@ class Run:
     def _pending(
         self, items: list[PairItem], history: History, skipped: array[int]
     ) -> list[PairItem]:
-        """The items still to do; of the others where their line begins, in ``skipped``."""
+        """Return the items still to do; of the others where their line begins, in ``skipped``."""
         if self.redo:
             return items
 
@@ -320,7 +320,7 @@ class Run:
             if ir.shape[:2] != vis.shape[:2]:
                 raise ValueError(
                     f"ir is {ir.shape[0]}x{ir.shape[1]} and vis is {vis.shape[0]}x{vis.shape[1]} "
-                    "(height x width); expected images of equal size: --resize vis where both show "
+                    "(height x width); expected images of equal size: --resize vis if both show "
                     "the same view, else --align homography"
                 )
             return _Loaded(item, found, inputs, self.fuser.pixels.ahead(ir, vis))
@@ -351,7 +351,7 @@ class Run:
                     self._fuse([pair])
 
     def _attempt(self, part: list[_Loaded]) -> tuple[PairResult | None, bool]:
-        """(None, False), or the failure and whether it was for want of memory."""
+        """(None, False), or the failure and whether it was for lack of memory."""
         started = time.perf_counter()
         found: list[FusionReport] = []
         try:
@@ -384,7 +384,7 @@ class Run:
         self.least_batch_size = min(self.least_batch_size, self._limit(part[0].pixels))
         warn(
             f"memory ran out with {len(part)} images of {height}x{width} at once; "
-            f"going on with {self._limit(part[0].pixels)}",
+            f"continuing with {self._limit(part[0].pixels)}",
         )
 
     def _write(

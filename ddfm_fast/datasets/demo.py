@@ -81,7 +81,7 @@ def run(
         out: Folder to write to, made if it is not there.
         steps: As in :func:`ddfm_fast.fuse`, of the preset "official"; ``None`` for the default
             preset.
-        device: Where to fuse; ``None`` for CUDA where there is one.
+        device: Where to fuse; ``None`` for CUDA if there is one.
         progress: Show bars over the steps on stderr.
 
     Returns:
@@ -140,7 +140,7 @@ def _next_steps(out: Path) -> str:
 
 
 def _command() -> str:
-    """How this user reaches the command: its name if the shell finds it, else its path."""
+    """Return how this user reaches the command: its name if the shell finds it, else its path."""
     script = Path(sys.executable).with_name("ddfm-fast")
     if shutil.which("ddfm-fast"):
         return "ddfm-fast"
@@ -148,6 +148,6 @@ def _command() -> str:
 
 
 def _short(path: Path) -> str:
-    """The path for a shell, relative to the working directory if it lies under it."""
+    """Return the path for a shell, relative to the working directory if it lies under it."""
     cwd = Path.cwd()
     return shlex.quote(str(path.relative_to(cwd) if path.is_relative_to(cwd) else path))

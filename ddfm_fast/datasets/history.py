@@ -149,7 +149,7 @@ class History:
             self._append({"run": self.key, "settings": self.settings})
 
     def where_done(self, item: PairItem, target: str) -> int | None:
-        """Where the pair's line begins, if settings, inputs and output are what it says.
+        """Return where the pair's line begins, if settings, inputs and output are what it says.
 
         Args:
             item: The pair.
@@ -170,7 +170,7 @@ class History:
             return None
 
     def record(self, at: int) -> dict[str, Any] | None:
-        """Read the line that begins there; None where that fails."""
+        """Read the line that begins there; None if that fails."""
         with self._reading:
             return read_record(self._reader, at)
 
@@ -220,14 +220,14 @@ class History:
 
 
 class Index:
-    """Where lines begin, by the names in them: 16 bytes a line, the last of a name counting."""
+    """Where lines begin, by the names in them: 16 bytes per line, the last of a name counting."""
 
     def __init__(self) -> None:
         self._hashes: Any = array("q")
         self._places: Any = array("q")
 
     def add(self, name: str, at: int) -> None:
-        """Take the line of a name; TypeError for what is none."""
+        """Take the line of a name; TypeError if it is not one."""
         if not isinstance(name, str):
             raise TypeError(f"name is a {type(name).__name__}; expected a str")
         self._hashes.append(hash(name))
@@ -241,14 +241,14 @@ class Index:
         self._places = np.frombuffer(self._places, np.int64)[order].data
 
     def find(self, name: str) -> int | None:
-        """Where the last line of a name begins, or of one whose hash is the same; None: nowhere."""
+        """Find where the last line of a name (or of an equal hash) begins; None: nowhere."""
         n = bisect_right(self._hashes, found := hash(name)) - 1
         there = n >= 0 and self._hashes[n] == found
         return self._places[n] if there else None
 
 
 def read_record(file: BinaryIO, at: int) -> dict[str, Any] | None:
-    """Read a line of a history from where it begins; None where that fails."""
+    """Read a line of a history from its start; None if that fails."""
     try:
         file.seek(at)
         record = json.loads(file.readline())
@@ -261,13 +261,13 @@ class Inputs(NamedTuple):
     """What tells the two files of a pair from others."""
 
     hashes: list[str]
-    """SHA-256; "" for what is no file"""
+    """SHA-256; "" for anything but a file"""
     states: list[list[int] | None]
-    """size and times before they were hashed; None where these do not tell yet"""
+    """size and times before they were hashed; None if these do not tell yet"""
 
 
 def input_hashes(item: PairItem) -> Inputs:
-    """Hash both files (SHA-256); "" for what is no file, which reading then refuses in words.
+    """Hash both files (SHA-256); "" for anything but a file, which reading then refuses in words.
 
     Raises:
         ImageFileError: A file that cannot be read, a name that there cannot be, or a bad entry of
@@ -288,7 +288,7 @@ def input_hashes(item: PairItem) -> Inputs:
 def _state(path: str | os.PathLike[str], *, moved: bool = False) -> list[int] | None:
     """Size, time of writing, and time of any change; of a file to be moved its number instead.
 
-    None where it is no regular file.
+    None if it is not a regular file.
     """
     found = os.stat(path)
     if not stat.S_ISREG(found.st_mode):

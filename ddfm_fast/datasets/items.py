@@ -84,11 +84,11 @@ class PairItem:
         return self._ir_folder, self._vis_folder
 
     def with_files(self, ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> PairItem:
-        """The pair of this name with other files."""
+        """Return the pair of this name with other files."""
         return self._made(self.name, ir, vis)
 
     def with_name(self, name: str) -> PairItem:
-        """The pair of these files under another name."""
+        """Return the pair of these files under another name."""
         return self._made(name, *self.files)
 
     def _made(self, name: str, ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> PairItem:
@@ -141,7 +141,7 @@ class BadItem(PairItem):
 
 
 def are_unique(items: Sequence[PairItem]) -> bool:
-    """Whether no two pairs have one name, or one hash of it, which is as rare as it can be."""
+    """Return whether no two pairs share a name, or its hash, which is as rare as can be."""
     hashes = np.fromiter((hash(item.name) for item in items), np.int64, len(items))
     hashes.sort()
     return not (hashes[1:] == hashes[:-1]).any()

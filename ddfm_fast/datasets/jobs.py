@@ -71,13 +71,13 @@ def fuse_files(
         out: File or folder to write to, see :func:`plan_jobs`.
         fuser: What fuses them.
         format: Suffix of the files in a folder; None for png.
-        panel: Write a labeled picture of sources and result beside each file.
+        panel: Also write a labeled picture of sources and result for each file.
         max_pixels: Limit of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the files mean; found from them by default.
         output: How results are written.
         resize: "ir" or "vis": both sources get its size, before they are aligned.
         progress: Show bars on stderr, over pairs when there are several and over steps.
-        skip_existing: Leave pairs alone whose output file exists.
+        skip_existing: Skip pairs whose output file exists.
         on_error: Called with each job that fails, as it happens; the others continue. Without
             it the report alone has the error.
 
@@ -113,8 +113,8 @@ def plan_jobs(
 
     Two files give one job, two folders, patterns or ``@FILE`` lists one for each pair, see
     :func:`.names.pair_folders` and :func:`.wildcards.paired`.
-    ``out`` is a file for two files when it has a suffix and is no folder; otherwise it is a
-    folder, and outputs are called after the infrared file's stem with the suffix ``format``
+    ``out`` is a file for two files when it has a suffix and is not a folder; otherwise it is a
+    folder, and outputs are named after the infrared file's stem with the suffix ``format``
     (default ``png``).
 
     Args:
@@ -150,7 +150,7 @@ def plan_jobs(
 
 
 def _named(ir: Path, vis: Path, out: Path) -> tuple[list[tuple[Path, Path]], bool]:
-    """The pairs of two files or of two folders, and whether they are folders."""
+    """Return the pairs of two files or of two folders, and whether they are folders."""
     for name, path in (("IR", ir), ("VIS", vis)):
         if look(path) is None:
             raise ValueError(f"{name} is {path}, which does not exist; {_hint(path)}")
@@ -302,7 +302,7 @@ def run_jobs(
 
 
 def _begun(job: Job) -> dict[str, Any]:
-    """The report of a job, before it is done."""
+    """Return the report of a job, before it is done."""
     report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
     return {k: str(v) if isinstance(v, Path) else v for k, v in report.items()}
 
@@ -310,7 +310,7 @@ def _begun(job: Job) -> dict[str, Any]:
 def _failed(
     on_error: Callable[[Job, Exception], None] | None, job: Job, error: Exception, bar: Any
 ) -> dict[str, Any]:
-    """What the report says of a failure, of which is told now."""
+    """Return what the report says of a failure, of which is told now."""
     if on_error is not None:
         with bar.external_write_mode(file=sys.stderr):
             on_error(job, error)
@@ -318,8 +318,8 @@ def _failed(
 
 
 def outcome(report: dict[str, Any]) -> str:
-    """What became of a job, in a word or a sentence."""
-    return report["error"] or ("there already" if report["skipped"] else "fused")
+    """Return what became of a job, in a word or a sentence."""
+    return report["error"] or ("already there" if report["skipped"] else "fused")
 
 
 def _reader(fuser: Fuser, resize: str | None, levels: Levels, max_pixels: int) -> Read:

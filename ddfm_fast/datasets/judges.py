@@ -35,13 +35,13 @@ JUDGES = {
 def arranged(
     items: Sequence[PairItem], layout: str, format: str | None = None
 ) -> tuple[list[PairItem], str]:
-    """The pairs under the names that a benchmark has for their results, and the files' format.
+    """Rename pairs as a benchmark names their results; also return the format of the files.
 
     Args:
         items: Pairs; the last part of a name is the image's.
         layout: A name of ``JUDGES``, then the data set's where that has one, then maybe the
             method's: "ivif-zoo:M3FD", "vifb", "ivif-zoo:M3FD:DDFM-fast".
-        format: As it was asked for; None for the benchmark's, or PNG.
+        format: As it was requested; None for the benchmark's, or PNG.
 
     Raises:
         ValueError: No such layout, a format that it does not read, or two images of one name.

@@ -47,7 +47,7 @@ def read_list(
         strict: Raise where an entry is bad; else it says so, unless all are.
 
     Raises:
-        ImageFileError: It is no list of pairs, or names files that are not there.
+        ImageFileError: It is no list of pairs, or names files that do not exist.
     """
     if path.suffix.lower() not in MANIFEST_SUFFIXES:
         raise ImageFileError(
@@ -75,17 +75,17 @@ def read_list(
             raise ImageFileError(wrong[0])
         files = [file for found in missing.values() for file in found]
         raise ImageFileError(
-            f"{path}: {len(files)} files are not there: {few(files)}; paths are relative to {base}"
+            f"{path}: {len(files)} files do not exist: {few(files)}; paths are relative to {base}"
         )
     for n, found in missing.items():
         item, are = items[n], "is" if len(found) == 1 else "are"
-        why = f"{' and '.join(found)} {are} not there; paths of the list are relative to {base}"
+        why = f"{' and '.join(found)} {are} not there; paths in the list are relative to {base}"
         items[n] = BadItem(item.name, *item.files, why)
     return items
 
 
 def names_urls(path: Path | None) -> bool:
-    """Whether a local file is a list of pairs that names URLs."""
+    """Return whether a local file is a list of pairs that names URLs."""
     if path is None or path.suffix.lower() not in MANIFEST_SUFFIXES or not path.is_file():
         return False
     end = b""
@@ -98,7 +98,7 @@ def names_urls(path: Path | None) -> bool:
 
 
 def _missing(items: Sequence[PairItem]) -> dict[int, list[str]]:
-    """The files that are not there, by the place of their pair.
+    """Return the files that do not exist, by the place of their pair.
 
     Folders of which many files follow one another are listed, which asks for no file alone.
     """
@@ -123,7 +123,7 @@ class _Names:
         self._worth = True
 
     def of(self, folder: str, files: int) -> frozenset[str]:
-        """Names that are there; not all of them where listing the folder is not worth it."""
+        """Return names that are there; not all of them where listing the folder is not worth it."""
         if folder not in self._found and self._worth and files >= _RUN:
             if len(self._found) > 1:
                 self._found.pop(next(iter(self._found)))
@@ -141,7 +141,7 @@ class _Names:
 
 
 def _is_missing(path: str) -> bool:
-    """Whether nothing is there; not of a name that reading refuses: that fails its item alone."""
+    """Return whether a file is missing; a name that reading refuses fails only its own item."""
     try:
         return look(path) is None
     except ImageFileError:
@@ -219,7 +219,7 @@ def _whole(row: Any, place: str, find: Find) -> PairItem:
         )
     name = row.get("name")
     name = Path(ir).stem if name is None or name == "" else name
-    # Outputs are called after it, so it must not lead out of the output folder.
+    # Outputs are named after it, so it must not lead out of the output folder.
     if not isinstance(name, str) or not all(map(_PLAIN_NAME.fullmatch, name.split("/"))):
         raise ImageFileError(
             f"{place}: name is {name!r}; expected a plain name, perhaps with folders: test/0001"
@@ -228,6 +228,6 @@ def _whole(row: Any, place: str, find: Find) -> PairItem:
 
 
 def _same(ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> bool:
-    """Whether two paths are equal; what costs is done of names that are."""
+    """Return whether two paths are equal; what costs is done of names that are."""
     same = os.path.basename(ir) == os.path.basename(vis)
     return same and os.path.normpath(ir) == os.path.normpath(vis) and Path(ir) == Path(vis)

@@ -165,7 +165,7 @@ def pair_by_pattern(
         for files, expression in zip((ir, vis), map(_expression, texts), strict=True)
     )
     if both := sorted(first.keys() & second.keys()):
-        raise ValueError(f"pattern is {pattern!r}; {both[0].name} fits both, make them differ")
+        raise ValueError(f"pattern is {pattern!r}; {both[0].name} fits both; make them differ")
     others = sorted({*ir.values(), *vis.values()} - first.keys() - second.keys())
     rest = _Rest(first, second)
     rest.settle(_edges(rest.ir, rest.vis, _folded, _folded), whole=True)
@@ -236,7 +236,7 @@ def _doubt(file: Path, fitting: list[Path], partners: Mapping[Path, list[Path]])
 
 
 def _names(files: Sequence[Path]) -> str:
-    """Names, with their folders where the names alone do not differ."""
+    """Return names, with their folders where the names alone do not differ."""
     same = len({file.name for file in files}) < len(files)
     return " and ".join(str(file) if same else file.name for file in files)
 
@@ -247,7 +247,7 @@ def _edges(
     ir_keys: Callable[[str], Iterable[object]],
     vis_keys: Callable[[str], Iterable[object]],
 ) -> Iterator[Edge]:
-    """Every infrared and visible file that share a key."""
+    """Yield every infrared and visible file that share a key."""
     by_key: dict[object, list[Path]] = defaultdict(list)
     for file, name in vis.items():
         for key in vis_keys(name):
@@ -264,7 +264,7 @@ def _plain(name: str) -> list[Words]:
 
 
 def _folded(name: str) -> list[str]:
-    """One key for names that differ in case, or in how a letter and its accent are written."""
+    """Make one key of names that differ in case, or in how accents are encoded."""
     return [unicodedata.normalize("NFC", name).casefold()]
 
 
@@ -273,7 +273,7 @@ def _words(name: str) -> Words:
 
 
 def _without(name: str, marks: Sequence[str]) -> list[Words]:
-    """The words of a name less each mark in it, the folders above left as they are."""
+    """Return the words of a name less each mark in it, the folders above left as they are."""
     folded = _folded(name)[0]
     found = list(_WORD.finditer(folded))
     words = tuple(match[0] for match in found)
@@ -286,7 +286,7 @@ def _without(name: str, marks: Sequence[str]) -> list[Words]:
 
 
 def _stands_alone(text: str, match: re.Match[str]) -> bool:
-    """Whether a mark is meant: a letter beside a digit (T1, 4V) says nothing."""
+    """Return whether a mark is meant: a letter beside a digit (T1, 4V) says nothing."""
     before, after = text[match.start() - 1 : match.start()], text[match.end() : match.end() + 1]
     return len(match[0]) > 1 or not (before.isdigit() or after.isdigit())
 
@@ -313,7 +313,7 @@ def _vis_keys(name: str) -> list[Words]:
 
 
 def _shared(name: str, file: Path) -> str:
-    """The name of a pair: its infrared file's without the mark, or the folder's without any."""
+    """Name a pair by its infrared file without the mark, or else by the folder."""
     above, _, stem = name.rpartition("/")
     for match in reversed(list(re.finditer(r"[^\W\d_]+", stem))):
         if match[0].casefold() in IR_MARKS and _stands_alone(stem, match):
@@ -397,7 +397,7 @@ def _stamped(names: Iterable[Words], seconds: int) -> Iterator[object]:
 
 
 def _by_affix(ir: Mapping[Path, str], vis: Mapping[Path, str]) -> list[Edge]:
-    """Names that are equal without the words that all of a folder begin or end with."""
+    """Return names that are equal without the words that all of a folder begin or end with."""
     first, second = _cores(ir), _cores(vis)
     edges = list(_edges(ir, vis, lambda name: first[name], lambda name: second[name]))
     return edges if len(edges) > 1 else []

@@ -1,4 +1,4 @@
-"""How fused pictures become files: in which units, how compressed, with what of their sources."""
+"""How fused pictures become files: units, compression, and what is kept of the sources."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ class Output:
         panel: Also write a labeled picture of sources and result beside each file, NAME.panel.png.
 
     Raises:
-        ValueError: One of them is none of these.
-        TypeError: A switch that is no bool.
+        ValueError: An attribute has another value.
+        TypeError: A switch that is not a bool.
     """
 
     quality: int | None = None
@@ -99,13 +99,13 @@ class Output:
             if not isinstance(self.out_range, str):
                 _check_holds(suffix, _dtype_of(*self.out_range), self.out_range)
         if self.compression is not None and not found & {".png", *TIFF_SUFFIXES}:
-            warn(f"compression={self.compression} does nothing to {_names(found)} (--compression)")
+            warn(f"compression={self.compression} has no effect on {_names(found)} (--compression)")
         for name in ("quality", "chroma"):
             if getattr(self, name) is not None and not found & set(JPEG_SUFFIXES):
-                warn(f"{name}={getattr(self, name)} does nothing to {_names(found)} (--{name})")
+                warn(f"{name}={getattr(self, name)} has no effect on {_names(found)} (--{name})")
 
     def to_dict(self) -> dict[str, Any]:
-        """What was changed of the files, for a record of settings; empty where nothing was."""
+        """Return the changed settings of the files, for a record; empty if there are none."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -113,7 +113,7 @@ class Output:
         }
 
     def lacks_panel(self, path: Path) -> bool:
-        """Whether a result is to have a panel and has none."""
+        """Return whether a result is to have a panel and has none."""
         return self.panel and not panel_of(path).is_file()
 
     def write(
@@ -160,7 +160,7 @@ class Output:
         return {"height": height, "width": width, "dtype": str(picture.dtype), "range": [*limits]}
 
     def encoding(self) -> dict[str, Any]:
-        """The options of an encoder, of :func:`.files.writing.encode_image`."""
+        """Return the options of an encoder, of :func:`.files.writing.encode_image`."""
         quality = 95 if self.quality is None else self.quality
         return {"quality": quality, "chroma": self.chroma, "compression": self.compression}
 
@@ -173,7 +173,7 @@ class Output:
         *,
         color: Any = True,
     ) -> Prepared:
-        """Give what an encoder writes for a result, and how.
+        """Return what an encoder writes for a result, and how.
 
         Args:
             fused: uint8 or uint16, cropped at most.
@@ -202,7 +202,7 @@ class Output:
     def _in_range(
         self, fused: Array, sources: Sources, suffix: str
     ) -> tuple[Array, tuple[float, float]]:
-        """The picture as it is written, and the values of its black and white."""
+        """Return the picture as it is written, and the values of its black and white."""
         white = np.iinfo(fused.dtype).max
         if self.out_range == "full":
             if fused.dtype == np.uint16 and suffix not in DEEP_SUFFIXES:
@@ -228,7 +228,7 @@ class Output:
 
 
 def panel_of(path: Path) -> Path:
-    """Where the panel of a result goes."""
+    """Return where the panel of a result goes."""
     return path.with_name(f"{path.stem}.panel.png")
 
 
@@ -244,7 +244,7 @@ def kept_metadata(
     limits: tuple[float, float],
     dtype: np.dtype[Any],
 ) -> Metadata:
-    """What a result says beside its pixels.
+    """Return what a result says beside its pixels.
 
     Args:
         said: By the infrared and the visible file.
@@ -269,7 +269,7 @@ def kept_metadata(
 
 
 def _is_free(text: str, limits: tuple[float, float], dtype: np.dtype[Any]) -> bool:
-    """Whether no pixel of a result can have the value: else readers would take some for holes."""
+    """Return whether no pixel of a result can have the value, which readers take for a hole."""
     try:
         value = float(text)
     except ValueError:
@@ -290,7 +290,7 @@ def _is_range(value: Any) -> bool:
 
 
 def _dtype_like(values: Array, low: float, high: float) -> np.dtype[Any]:
-    """The dtype that holds a source's values and that files have."""
+    """Return the dtype that holds a source's values and that files have."""
     if values.dtype == np.uint8:
         return values.dtype
     whole = values.dtype.kind in "iu" and low >= 0 and high <= 65535

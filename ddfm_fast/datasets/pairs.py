@@ -1,4 +1,4 @@
-"""Where the pairs of a data set lie: folder layouts and aliases; nothing is decoded here.
+"""Find the pairs of a data set: folder layouts and aliases; nothing is decoded here.
 
 A tree is searched for folders that hold an infrared and a visible folder side by side; below the
 two, files pair up by their path without suffix. That one rule covers the published layouts of
@@ -75,7 +75,7 @@ LAYOUTS = {
 }
 """the published data sets by name; "auto" accepts every alias, in any case"""
 FOLDER = "folder"
-"""the source of what is no file but a whole folder without its other half"""
+"""the source of what is not a file but a whole folder without its other half"""
 
 
 @dataclass
@@ -115,7 +115,7 @@ def find_pairs(
             None for "auto".
         manifest: A list of the pairs. CSV (or TSV) with the columns ir, vis and perhaps name; JSON
             or JSON lines of {"ir": …, "vis": …, "name": …} or [ir, vis]. Paths are relative to
-            ``root``, or to the list's folder where there is no root; names default to the infrared
+            ``root``, or to the list's folder if there is no root; names default to the infrared
             file's stem.
         pattern: The names of infrared and visible files, such as "{}_T.*,{}_V.*": ``{}`` is what
             a pair shares, ``*`` and ``?`` vary. With folders: "thermal/{}.tiff,rgb/{}.jpg".
@@ -181,7 +181,7 @@ def survey_pairs(
 
 
 def refuse_lone(alone: Sequence[Alone]) -> None:
-    """Name the files that lack a partner, or fit several; do nothing where there are none.
+    """Name the files that lack a partner, or fit several; do nothing if there are none.
 
     What is no file (a link that leads nowhere, a folder called x.png) is left out with a warning.
 
@@ -195,8 +195,8 @@ def refuse_lone(alone: Sequence[Alone]) -> None:
     if doubts:
         said.append(
             f"{len(doubts)} images with more than one possible partner: "
-            f"{few(doubts, separator='; ')}; remove one of them, or say which is meant by pattern "
-            '(command line: --pattern "{}_T.*,{}_W.*") or by a manifest'
+            f"{few(doubts, separator='; ')}; remove one of them, or say which to take with pattern "
+            '(command line: --pattern "{}_T.*,{}_W.*") or a manifest'
         )
     if ir or vis:
         said.append(
@@ -255,7 +255,7 @@ def _add_two(survey: Survey, prefix: str, first: Path, second: Path) -> None:
 
 
 def _kind(layout) -> str:
-    """How a layout is searched; "auto" looks for names in one folder where it finds no folders."""
+    """Return how to search a layout; "auto" pairs by name in one folder if it finds no folders."""
     name = "auto" if layout is None else str(layout).lower()
     return "mixed" if name == "auto" else LAYOUTS[name].kind if name in LAYOUTS else "folders"
 
@@ -359,7 +359,7 @@ def _no_other_folder(root: Path, halves: Sequence[Path]) -> ImageFileError:
     return ImageFileError(
         f"{root}: images with no folder of the other source beside them in "
         f"{few([str(h.relative_to(root)) for h in halves])}; add or rename the other folder, "
-        "give a folder further down, or say by layout which two folders count"
+        "give a folder further down, or name the two folders by layout"
     )
 
 

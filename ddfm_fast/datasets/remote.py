@@ -80,7 +80,7 @@ def survey_remote_pairs(
 
 
 def one_by_one(stage: Stage, items: Sequence[PairItem], name: str) -> Iterator[PairItem]:
-    """Give pairs while their file of a source, "ir" or "vis", is here; portions are fetched.
+    """Yield pairs while their file of a source, "ir" or "vis", is here; portions are fetched.
 
     One that cannot be fetched is an empty file.
     """
@@ -97,7 +97,7 @@ def one_by_one(stage: Stage, items: Sequence[PairItem], name: str) -> Iterator[P
 def _list_of(
     root: Place | tuple[Place, Place], layout: str | None, manifest: Place | None, pattern: Any
 ) -> tuple[Place | None, Place | None]:
-    """The list of pairs that is meant, if any, and what its paths are relative to, if given."""
+    """Return the list of pairs, if any, and what its paths are relative to, if given."""
     given = {"layout": layout, "manifest": manifest, "pattern": pattern}
     named = [name for name, value in given.items() if value is not None]
     if len(named) > 1:
@@ -165,7 +165,7 @@ def fuse_remote(
         skip_existing: Leave pairs alone whose output is listed.
         on_error: Called with each job that fails.
         progress: Show bars on stderr.
-        **options: Of `jobs.run_jobs`.
+        **options: Options of `jobs.run_jobs`.
 
     Returns:
         The reports of `jobs.run_jobs`, and the fuser.
@@ -212,7 +212,7 @@ def _refuse_own_inputs(
 
 
 def _there(url: str, jobs: Sequence[Job]) -> set[str]:
-    """The URLs of what is in the place of the outputs already."""
+    """Return the URLs of what is in the place of the outputs already."""
     if len(jobs) == 1 and (found := look(url)) and not found.is_prefix:
         return {url}
     return {one.url for one in listing(url).values()}

@@ -72,14 +72,14 @@ def run_remote_batch(
         out: Prefix to write to, or a local folder.
         fuser: What fuses them; its settings are part of the history.
         portion: Pairs that are fetched, fused and put together; None for `PORTION` or a batch.
-        format: Of the pictures.
+        format: Format of the pictures.
         levels: What the values of the files mean.
         output: How results are written.
         resize: As `run_batch` takes it.
-        redo: Fuse what is done already once more.
+        redo: Fuse again what is already done.
         progress: Show a bar on stderr.
         on_error: Called with each pair that fails, as it happens.
-        **options: Of `run_batch`: ``batch_size``, ``workers``, ``max_pixels``.
+        **options: Options of `run_batch`: ``batch_size``, ``workers``, ``max_pixels``.
 
     Returns:
         What became of each pair; it is also put to ``out/ddfm_fast_report.json``.
@@ -166,7 +166,7 @@ class _Remote:
         self.bar: tqdm
 
     def pending(self, items: Sequence[PairItem], redo: bool) -> list[PairItem]:
-        """The pairs still to do; none of the outputs may be an input."""
+        """Return the pairs still to do; none of the outputs may be an input."""
         taken = {self.stage.url_of(path.absolute()) for path in _files(items)}
         self.stage.inform(_files(items))
         found = []
@@ -201,7 +201,7 @@ class _Remote:
     def report(
         self, items: Sequence[PairItem], out: Path, settings: dict[str, Any], seconds: float
     ) -> BatchReport:
-        """What became of each pair."""
+        """Return what became of each pair."""
         return BatchReport(
             out=out,
             settings=settings,

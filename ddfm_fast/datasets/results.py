@@ -1,7 +1,7 @@
 """What became of the pairs of a batch: each alone, all of them, and as JSON.
 
 Of pairs that are done only the place of their line in the history is kept, so that a million of
-them take little; a result is read when it is asked for.
+them take little; a result is read on demand.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Results(Sequence[PairResult]):
             raise ImageFileError(f"{path}: cannot be read ({error.strerror})") from error
 
     def json(self) -> Iterator[str]:
-        """Each result as JSON, its facts as the history has them: nothing is parsed."""
+        """Yield each result as JSON, its facts as the history has them: nothing is parsed."""
         with self._history() as history:
             for n, item in enumerate(self._items):
                 name = item.name
@@ -127,7 +127,7 @@ class Results(Sequence[PairResult]):
                 yield f'{json.dumps(head)[:-1]}, "error": null, {facts}'
 
     def count(self, value: Any) -> int:
-        """How many have a status, without reading them; or are a result."""
+        """Return how many have a status, without reading them; or are a result."""
         if not isinstance(value, str):
             return super().count(value)
         own = sum(
@@ -179,7 +179,7 @@ class BatchReport:
         return {**self.head(), "results": [dataclasses.asdict(result) for result in self.results]}
 
     def json(self, **changed: Any) -> Iterator[str]:
-        """The same as JSON in pieces, a line for each pair, with some values changed."""
+        """Yield the same as JSON in pieces, a line for each pair, with some values changed."""
         yield json.dumps({**self.head(), **changed})[:-1] + ', "results": ['
         results = self.results
         if isinstance(results, Results):

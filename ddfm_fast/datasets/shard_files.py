@@ -70,12 +70,12 @@ class Portion:
 
 
 def is_shard(path: Path) -> bool:
-    """Whether a name is that of a Parquet file or a tar, and not hidden."""
+    """Return whether a name is that of a Parquet file or a tar, and not hidden."""
     return path.name.lower().endswith((*PARQUET, *TARS)) and not path.name.startswith(".")
 
 
 def suffix_of(path: Path) -> str:
-    """The suffix of a shard, such as ".tar.gz"; "" of other names."""
+    """Return the suffix of a shard, such as ".tar.gz"; "" of other names."""
     name = path.name.lower()
     return next((one for one in (*PARQUET, *TARS) if name.endswith(one)), "")
 
@@ -91,7 +91,7 @@ def portions(path: Path, folder: Path) -> Iterator[Portion]:
 
 
 def count(path: Path) -> int | None:
-    """How many rows a Parquet file says it has; None of a tar."""
+    """Return how many rows a Parquet file says it has; None of a tar."""
     if suffix_of(path) not in PARQUET:
         return None
     with _opened(path) as file:
@@ -99,7 +99,7 @@ def count(path: Path) -> int | None:
 
 
 def paths_in(path: Path) -> Iterator[Path]:
-    """The files that a Parquet file's columns of paths name."""
+    """Yield the files that a Parquet file's columns of paths name."""
     if suffix_of(path) not in PARQUET:
         return
     pa = parquet_library()[0]
@@ -119,7 +119,7 @@ def paths_in(path: Path) -> Iterator[Path]:
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether a column's values are text, in any of the ways that Arrow has for it."""
+    """Return whether a column's values are text, in any of the ways that Arrow has for it."""
     types = parquet_library()[0].types
     if types.is_dictionary(kind):
         kind = kind.value_type
@@ -152,7 +152,7 @@ def _opened(path: Path) -> Any:
 
 
 def _columns(schema: Any, path: Path) -> tuple[str, str, str | None]:
-    """The columns of both sources, and that of names."""
+    """Return the columns of both sources, and that of names."""
     pa = parquet_library()[0]
     lower = {name.lower(): name for name in schema.names}
     found = []
@@ -160,7 +160,7 @@ def _columns(schema: Any, path: Path) -> tuple[str, str, str | None]:
         column = next((lower[name] for name in names if name in lower), None)
         if column is None:
             raise ImageFileError(
-                f"{path}: no column of the {source} pictures; expected one called "
+                f"{path}: no column of {source} pictures; expected one called "
                 f"{' or '.join(names)}, and it has {', '.join(schema.names)}"
             )
         kind, types = schema.field(column).type, pa.types
@@ -235,7 +235,7 @@ def _parquet_row(
 
 
 def _local_name(index: int, source: str, hint: str) -> str:
-    """A name of our own; of the given one only a plain suffix counts."""
+    """Return a name of our own; of the given one only a plain suffix counts."""
     suffix = PurePosixPath(hint).suffix.lower()
     return f"{index:08d}.{source}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
 
@@ -270,7 +270,7 @@ def _of_tar(path: Path, folder: Path) -> Iterator[Portion]:
     try:
         for row in _samples(path, folder):
             if row.key in seen:
-                row.error = f"{row.key} comes twice in the tar, or not one after the other"
+                row.error = f"{row.key} occurs twice in the tar, or in separate places"
             seen.add(row.key)
             rows.append(row)
             if len(rows) == PORTION:
@@ -324,9 +324,9 @@ def _take(tar: tarfile.TarFile, member: Any, row: Row, name: str, folder: Path) 
     source = next((one for one, names in NAMES.items() if head in names), None)
     if source is None:
         if head == FUSED or name.lower() == f"{ERROR}.txt":
-            warn(f"{member.name}: is not passed on, the result is called so", "result's name")
+            warn(f"{member.name}: is not copied, as the result has that name", "result's name")
         elif member.size > _MOST_BESIDE:
-            warn(f"{member.name}: of {member.size} bytes is not passed on, only up to 1 MiB are",
+            warn(f"{member.name}: of {member.size} bytes is not copied, as only up to 1 MiB are",
                  "beside")  # fmt: skip
         elif (file := tar.extractfile(member)) is not None:
             row.beside[name] = file.read()
@@ -444,12 +444,12 @@ class TarSink(Sink):
 
 
 def _text(name: str) -> str:
-    r"""A text that UTF-8 can hold: bytes of a tar's names that are none become \udcXX."""
+    r"""Return a text that UTF-8 can hold: bytes of a tar's names that are none become \udcXX."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def _safe_key(row: Row) -> str:
-    """The key, or the row's number where a tool that unpacks would write elsewhere by it."""
+    """Return the key, or the row's number where a tool that unpacks would write elsewhere by it."""
     above, _, last = row.key.rpartition("/")
     key = f"{above}/{last.replace('.', '_')}" if above else last.replace(".", "_")
     return key if _is_plain(key) and last else f"{row.index:08d}"

@@ -89,7 +89,7 @@ class ShardsReport:
 
 
 def are_shards(place: Place) -> bool:
-    """Whether a source is a shard, a pattern of them ("a/*.tar"), or a local folder of shards.
+    """Return whether a source is a shard, a pattern ("a/*.tar"), or a local folder of shards.
 
     A prefix behind a URL is one where it ends in such a pattern.
     """
@@ -106,7 +106,7 @@ def are_shards(place: Place) -> bool:
 
 
 def find_shards(stage: Stage, place: Place) -> list[Path]:
-    """The files that a source means, by name; those of URLs are to be filled by the stage.
+    """Return the files that a source means, by name; those of URLs are to be filled by the stage.
 
     Raises:
         ImageFileError: There are none.
@@ -152,17 +152,17 @@ def fuse_shards(
         out: A name that ends as a shard's does, for one shard; else a folder, and each keeps its
             name. It may be a URL.
         fuser: What fuses them.
-        format: Of the pictures.
+        format: Format of the pictures.
         levels: What the values of the pictures mean.
         output: How pictures are encoded.
         resize: As `run_batch` takes it.
-        redo: Fuse what is done already once more.
+        redo: Fuse again what is already done.
         progress: Show a bar on stderr.
         on_error: Called with each row, and each shard, that fails.
-        **options: Of `run_batch`: ``batch_size``, ``workers``, ``max_pixels``.
+        **options: Options of `run_batch`: ``batch_size``, ``workers``, ``max_pixels``.
 
     Raises:
-        ValueError: A source that is none, or an output that cannot be written.
+        ValueError: A source that is not a shard, or an output that cannot be written.
         ImportError: pyarrow is missing.
     """
     output, levels = output or Output(), levels or Levels()
@@ -189,7 +189,7 @@ def fuse_shards(
 
 
 def _outputs(stage: Stage, found: Sequence[Path], out: Place) -> list[tuple[Path, str]]:
-    """Each shard and what is written for it, a path or a URL."""
+    """Return each shard and what is written for it, a path or a URL."""
     url = as_url(out)
     if url is not None:
         objects.check_writable(url)
@@ -254,7 +254,7 @@ class _Run:
         self.stopped, result.status, result.done, result.failed = why, PENDING, 0, 0
 
     def _source(self, path: Path) -> dict[str, Any]:
-        """What tells that a shard has changed; a shard behind a URL is there afterwards."""
+        """Return what tells that a shard has changed; a shard behind a URL is there afterwards."""
         if path in self.stage.objects:
             state = self.stage.state(path)
             return {"state": state or secrets.token_hex(8)}
@@ -284,7 +284,7 @@ class _Run:
 
     @contextmanager
     def _written(self, target: str) -> Iterator[Path]:
-        """A file to write, which becomes the target at the end, or goes where that fails."""
+        """A file to write, which becomes the target at the end, or goes if that fails."""
         url = as_url(target)
         # where a killed run leaves it, the next one removes the folder
         folder = _work(target) if url is None else self.stage.folder
@@ -383,13 +383,13 @@ class _Run:
 
 
 def _work(target: str) -> Path:
-    """The folder beside an output that holds its pictures until it is whole."""
+    """Return the folder beside an output that holds its pictures until it is whole."""
     path = Path(target)
     return path.with_name(f".{path.name}.ddfm_fast_parts")
 
 
 def _named(row: Row, error: str) -> str:
-    """An error without the names of files that are gone when it is read."""
+    """Return an error without the names of files that are gone when it is read."""
     for source in ("ir", "vis"):
         file = getattr(row, source)
         if file is not None and file.name.startswith(f"{row.index:08d}.{source}"):

@@ -17,7 +17,7 @@ _RADIOMETRIC = ("APP1", b"FLIR\0")
 
 
 class Shot(NamedTuple):
-    """What a header says; empty where it says nothing or cannot be read."""
+    """What a header says; empty if it says nothing or cannot be read."""
 
     second: str = ""
     """EXIF's DateTimeOriginal, else its DateTime: "2026:11:29 10:15:30\""""

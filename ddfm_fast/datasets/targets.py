@@ -24,7 +24,7 @@ def check_counts(**counts: int | None) -> None:
 
 
 def checked_suffix(format: str) -> str:
-    """Return the suffix of a format; ValueError for what is none."""
+    """Return the suffix of a format; ValueError if it is not one."""
     suffix = "." + str(format).lower().lstrip(".")
     if suffix not in SUFFIXES:
         names = ", ".join(s.lstrip(".") for s in SUFFIXES)
@@ -33,7 +33,7 @@ def checked_suffix(format: str) -> str:
 
 
 class Targets:
-    """Name → output path: made when it is asked for, as there may be a million."""
+    """Name → output path: made on demand, as there may be a million."""
 
     def __init__(self, out: Path, suffix: str):
         self.out, self.suffix = out, suffix
@@ -42,12 +42,12 @@ class Targets:
         return Path(self.text(name))
 
     def text(self, name: str) -> str:
-        """The path as text."""
+        """Return the path as text."""
         return os.path.join(self.out, f"{name}{self.suffix}")
 
 
 def checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> Targets:
-    """Where each picture goes: to no input, to no folder, and not where another pair's does."""
+    """Return where each picture goes: no input, no folder, and no other pair's place."""
     if not items:
         raise ValueError("items is empty; expected at least one pair")
     if not are_unique(items) and (names := len({item.name for item in items})) < len(items):
@@ -87,7 +87,7 @@ def _refuse_inputs(
 
 
 def _folders_in(folder: str) -> set[str]:
-    """Names of the folders in a folder; none where it cannot be listed."""
+    """Return names of the folders in a folder; none if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_dir()}
@@ -103,7 +103,7 @@ def _real(folder: str) -> str:
 
 
 def no_room(error: BaseException | None) -> str | None:
-    """What the system says, if the error comes from a disk that takes no more from anyone."""
+    """Return the system's message if the error comes from a full disk."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _NO_ROOM:
             return error.strerror

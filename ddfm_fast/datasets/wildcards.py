@@ -16,7 +16,7 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def means_many(name: Path | str) -> bool:
-    """Whether a name is ``@FILE`` or a pattern; what exists by that very name is neither."""
+    """Return whether a name is ``@FILE`` or a pattern; what exists by that very name is neither."""
     text = str(name)
     return (text.startswith("@") or glob.has_magic(text)) and look(text) is None
 
@@ -53,11 +53,11 @@ def _read(path: Path) -> str:
             f"@{path}: the list cannot be read ({error.strerror}); give a text file"
         ) from error
     except UnicodeDecodeError as error:
-        raise ImageFileError(f"@{path}: is no text in UTF-8 or UTF-16 ({error})") from None
+        raise ImageFileError(f"@{path}: is not text in UTF-8 or UTF-16 ({error})") from None
 
 
 def by_stem(name: Path, files: list[Path]) -> dict[str, Path]:
-    """Stem → file; ImageFileError where two have one stem."""
+    """Stem → file; ImageFileError if two have one stem."""
     found = {file.stem: file for file in files}
     if len(found) < len(files):
         twice = sorted(str(file) for file in files if found[file.stem] != file)
@@ -76,7 +76,7 @@ def in_turn(names: Sequence[Path]) -> list[Path]:
 
 
 def paired(ir: Path, vis: Path) -> list[tuple[Path, Path]] | None:
-    """Pair the files of two patterns or lists; None where neither is one.
+    """Pair the files of two patterns or lists; None if neither is one.
 
     Two lists are paired line by line, anything else as two folders are, by stem.
 

@@ -26,8 +26,8 @@ def over_dataset(
 
     Args:
         items: The pairs; what cannot be read is left to the run that fuses them.
-        levels: What was asked for: a range that is given stays.
-        max_pixels: Of an input file, see :func:`.files.reading.read_image`.
+        levels: What was requested: a range that is given stays.
+        max_pixels: Most pixels of an input file, see :func:`.files.reading.read_image`.
         progress: Show a bar on stderr.
         ready: Gives the pairs again, each once its file of a source is here.
 

@@ -60,7 +60,7 @@ def decode_mat(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     """
     if file.read(len(MAT_HDF)) == MAT_HDF:
         raise ImageFileError(
-            f"{path}: a MATLAB file of version 7.3, which is not read; save it with "
+            f"{path}: a MATLAB file of version 7.3, which cannot be read; save it with "
             "save(name, 'variable', '-v7')"
         )
     found = {v.name: v for v in matlab.variables(file, path)}
@@ -77,7 +77,7 @@ def decode_exr(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     """
     openexr = library("OpenEXR", path, "OpenEXR", "a TIFF of 32-bit floats")
     if isinstance(file, io.BytesIO):
-        raise ImageFileError(f"{path}: OpenEXR is read from disk alone; send a TIFF of floats")
+        raise ImageFileError(f"{path}: OpenEXR is only read from disk; send a TIFF of floats")
     header = openexr.File(str(path), header_only=True).parts[0].header
     low, high = header["dataWindow"]
     width, height = (int(b) - int(a) + 1 for a, b in zip(low, high, strict=True))
@@ -101,7 +101,7 @@ def decode_exr(file: BinaryIO, path: Path, max_pixels: int) -> Array:
         raise ImageFileError(f"{path}: channels of different sizes; export them at one size")
     if len(found) == 1:
         return as_picture(found[0], path, max_pixels)
-    warn(f"{path}: is linear light, and its colors are converted to sRGB's")
+    warn(f"{path}: holds linear light, and its colors are converted to sRGB")
     light = np.stack(found, -1).astype(np.float32)
     size = np.abs(light)
     coded = np.where(size <= 0.0031308, 12.92 * size, 1.055 * size ** (1 / 2.4) - 0.055)
@@ -109,7 +109,7 @@ def decode_exr(file: BinaryIO, path: Path, max_pixels: int) -> Array:
 
 
 def as_picture(values: Array, path: Path, max_pixels: int) -> Array:
-    """Give an array as [H, W] or [H, W, 3] of a dtype that the package knows, or refuse it."""
+    """Return an array as [H, W] or [H, W, 3] of a dtype that the package knows, or refuse it."""
     height, width, first = _checked_shape(values.shape, path, max_pixels)
     if values.dtype.kind not in "buif" or values.dtype.itemsize > 8:
         raise ImageFileError(
@@ -131,7 +131,7 @@ def as_picture(values: Array, path: Path, max_pixels: int) -> Array:
 
 
 def _read_npy(stream: Any, path: Path, length: int, max_pixels: int) -> Array:
-    """The array of a stream of `length` bytes."""
+    """Return the array of a stream of `length` bytes."""
     shape, fortran, dtype = _npy_header(stream, path)
     if dtype.hasobject:
         raise ImageFileError(
@@ -174,7 +174,7 @@ def _checked_shape(shape: tuple[int, ...], path: Path, max_pixels: int) -> tuple
 
 
 def _only_picture(shapes: dict[str, tuple[int, ...]], path: Path) -> str:
-    """The name of the one array that may be a picture: more than a vector or a small matrix."""
+    """Find the one array that may be a picture: more than a vector or a small matrix."""
     found = [
         name
         for name, shape in shapes.items()

@@ -77,7 +77,7 @@ def decode_raw(file: BinaryIO, path: Path, size: tuple[int, int], max_pixels: in
         max_pixels: The limit.
 
     Raises:
-        ImageFileError: The file is of another size.
+        ImageFileError: The file has another size.
     """
     width, height = size
     check_pixels(path, width, height, max_pixels)
@@ -95,13 +95,13 @@ def decode_raw(file: BinaryIO, path: Path, size: tuple[int, int], max_pixels: in
         warn(f"{path}: holds {frames} pictures; the first is used")
     values = np.frombuffer(file.read(2 * pixels), "<u2").reshape(height, width).astype(np.uint16)
     if is_swapped(values):
-        warn(f"{path}: its numbers have their high byte first, as neighbors show")
+        warn(f"{path}: its numbers have their high byte first, judging by neighboring pixels")
         return values.byteswap()
     return values
 
 
 def is_swapped(values: Array) -> bool:
-    """Whether the two bytes of counts are clearly in the wrong order: neighbors differ far more."""
+    """Return whether the bytes of counts are clearly swapped: neighbors differ far more."""
     sample = values[:: max(1, len(values) // 64)]
     steps = [
         float(np.abs(np.diff(order.astype(np.int32), axis=1)).mean() if order.shape[1] > 1 else 0)
@@ -122,13 +122,13 @@ def _text(data: bytes, path: Path) -> str:
 
 
 def _area(lines: list[str], form: tuple[str | None, str]) -> int:
-    """The numbers in the largest table of the first lines that are read in this form."""
+    """Return the numbers in the largest table of the first lines that are read in this form."""
     best, _ = _longest([_cells(line, form) for line in lines[:_SAMPLED]])
     return len(best) * len(best[0]) if best else 0
 
 
 def _longest(rows: list[list[float] | None]) -> tuple[list[list[float]], int]:
-    """The largest run of rows of one length, and how many of its size there are."""
+    """Return the largest run of rows of one length, and how many of its size there are."""
     runs: list[list[list[float]]] = []
     previous = None
     for row in rows:
@@ -146,7 +146,7 @@ def _longest(rows: list[list[float] | None]) -> tuple[list[list[float]], int]:
 
 
 def _cells(line: str, form: tuple[str | None, str]) -> list[float] | None:
-    """The numbers of a line, of two or more; None where it holds anything else."""
+    """Return the numbers of a line, of two or more; None if it holds anything else."""
     between, point = form
     cells = [cell.strip().strip('"').strip() for cell in line.split(between)]
     if len(cells) > 1 and not cells[-1]:  # a separator at the end
@@ -171,7 +171,7 @@ def _without_counters(values: Array, path: Path) -> Array:
     for axis, name in ((0, "row"), (1, "column")):
         first = values.take(0, axis)
         if _counts_up(first) or (axis == 0 and _counts_up(first[1:])):  # a corner of any kind
-            warn(f"{path}: its first {name} only counts and is left out")
+            warn(f"{path}: its first {name} only numbers the others and is left out")
             values = np.delete(values, 0, axis)
     whole = np.isfinite(values).all() and (values == np.rint(values)).all()
     if whole and np.abs(values).max() < 1 << 53:

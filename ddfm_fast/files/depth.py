@@ -34,7 +34,7 @@ class Levels(NamedTuple):
     """(width, height) of files of bare numbers"""
 
     def to_dict(self) -> dict[str, Any]:
-        """What was given, for a record of settings; empty where nothing was."""
+        """Return what was given, for a record of settings; empty if nothing was."""
         given = self._asdict()
         return {name: value for name, value in given.items() if value is not None}
 
@@ -43,12 +43,12 @@ class Unit(NamedTuple):
     """A source as its file has it."""
 
     values: Array
-    """upright, of the file's dtype"""
+    """upright, in the file's dtype"""
     low: float
-    """what was taken for black, likewise ``high``"""
+    """what was taken for black, as is ``high``"""
     high: float
     nothing: float | None = None
-    """the value that means nothing, where one does"""
+    """the value of missing pixels, if there is one"""
 
 
 class Cut(NamedTuple):
@@ -64,14 +64,14 @@ class Sources(NamedTuple):
     """A pair of one depth."""
 
     ir: Array
-    """uint8 or uint16, [H, W] or [H, W, 3], likewise ``vis`` and both of one dtype"""
+    """uint8 or uint16, [H, W] or [H, W, 3], as is ``vis``; both have one dtype"""
     vis: Array
     holes: tuple[Array | None, Array | None] = (None, None)
     """of ``ir`` and ``vis``: bool [H, W], where there is no data; or how much, from 0 to 1"""
     units: tuple[Unit, ...] = ()
     """of ``ir`` and ``vis``"""
     cut: Cut | None = None
-    """what these are a part of"""
+    """the frame that these are a part of"""
 
     def cropped(self, rows: slice, columns: slice) -> Sources:
         """These rows and columns of all of it."""
@@ -82,7 +82,7 @@ class Sources(NamedTuple):
         return Sources(self.ir[part], self.vis[part], (holes[0], holes[1]), units, cut)
 
     def mended(self, fused: Array) -> Array:
-        """A result, cropped at most, that shows the other source where one has no data."""
+        """Return a result, cropped at most, that shows the other source where one has no data."""
         height, width = fused.shape[:2]
         for hole, other in zip(self.holes, (self.vis, self.ir), strict=True):
             if hole is None:
@@ -134,12 +134,12 @@ def read_sources(
 
 
 def nodata_of(picture: Picture, given: Any, name: str, *, told: bool = True) -> Any:
-    """What means nothing in a source: what is given, else what the file says and has.
+    """Return what means nothing in a source: what is given, else what the file says and has.
 
     Args:
         picture: The source as read.
         given: Its ``nodata``.
-        name: Of the source, for the sentence.
+        name: Of the source, for the message.
         told: Whether to say that the file's own is used.
     """
     if given is not None or picture.nodata is None:
@@ -154,7 +154,7 @@ def nodata_of(picture: Picture, given: Any, name: str, *, told: bool = True) -> 
     if told:
         warn(
             f"{name}: the file says that {own.value:g} means no data: {used}; nodata= "
-            "(command line: --nodata) says what is meant",
+            "(command line: --nodata) overrides this",
             f"nodata {name}",
         )
     return result
@@ -213,7 +213,7 @@ _MOVED = ("uint8", "uint16", "int16", "float32", "float64")
 def moved(
     unit: Unit, by: Callable[[Array], Array], hole: Array | None, empty: Array | None
 ) -> Unit:
-    """Move the values of a source as its picture was.
+    """Move the values of a source as its picture was moved.
 
     Args:
         unit: The source.
@@ -237,7 +237,7 @@ def moved(
 
 
 def _nothing(unit: Unit) -> float:
-    """What stands where a source has no value: its own mark, else NaN or the least integer."""
+    """Return the mark of missing values: the source's own, else NaN or the least integer."""
     dtype = unit.values.dtype
     if dtype.kind not in "iu":
         return math.nan if unit.nothing is None else unit.nothing
@@ -260,7 +260,7 @@ def as_levels(
     Args:
         image: [H, W] or [H, W, C] of a real dtype.
         setting: Its range, see ``images.ranges``; values outside are clipped.
-        name: For sentences and errors.
+        name: For warnings and errors.
         nodata: What means nothing.
 
     Raises:
@@ -271,7 +271,7 @@ def as_levels(
         hole = where.any(-1) if image.ndim == 3 else where
         if hole.all():
             raise ValueError(
-                f"{name}: all of it is nodata={nodata.value:g}, expected a picture; check the file"
+                f"{name}: every pixel is nodata={nodata.value:g}, expected a picture; check it"
             )
         image = image.reshape(hole.size, -1)[nearest_valid(hole)].reshape(image.shape)
     if image.dtype.kind == "f" and not (finite := np.isfinite(image)).all():

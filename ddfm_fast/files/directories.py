@@ -95,7 +95,7 @@ class Reader:
         (self.first,) = self._unpack("Q" if self._big else "I", 8 if self._big else 4)
 
     def directories(self) -> Iterator[Directory]:
-        """Read one page after the other, each whole; ValueError where one is damaged."""
+        """Read one page after the other, each whole; ValueError if one is damaged."""
         seen, offset = set[int](), self.first
         while offset and offset not in seen:
             seen.add(offset)
@@ -136,7 +136,7 @@ class Reader:
         return found, following
 
     def at(self, offset: int, size: int) -> bytes:
-        """Read bytes; ValueError where there are fewer."""
+        """Read bytes; ValueError if there are fewer."""
         return self._at(offset, size)
 
     def _tag(self, type: int, rest: bytes) -> Tag:

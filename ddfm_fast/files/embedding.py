@@ -75,7 +75,7 @@ class Facts:
         return f"black {low:g}, white {high:g}"
 
     def directory(self) -> Directory:
-        """The first directory of EXIF, or what a TIFF has of it beside its pixels."""
+        """Return the first directory of EXIF, or what a TIFF has of it beside its pixels."""
         found: Directory = {}
         if self.metadata is not None:
             found |= self.metadata.image | {_SOFTWARE_TAG: text(SOFTWARE)}
@@ -88,7 +88,7 @@ class Facts:
         return found
 
     def inner(self) -> dict[int, Directory]:
-        """The directories of EXIF and GPS."""
+        """Return the directories of EXIF and GPS."""
         if self.metadata is None:
             return {}
         exif = dict(self.metadata.exif)
@@ -104,7 +104,7 @@ class Facts:
         return self.metadata is not None and bool(self.metadata.image or self.inner())
 
     def block(self, most: int | None = None) -> bytes:
-        """A block of EXIF of at most so many bytes; empty where it cannot be made that short."""
+        """Make a block of EXIF of at most so many bytes; empty if it cannot be that short."""
         inner = self.inner()
         found = pack([Page(self.directory(), inner=inner)])
         if most is not None and len(found) > most and meta.EXIF in inner:

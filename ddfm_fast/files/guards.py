@@ -68,7 +68,7 @@ def library(module: str, path: Path, kind: str, instead: str) -> Any:
 
 
 def damaged(path: Path, what: str) -> ImageFileError:
-    """The error of a file that contradicts itself."""
+    """Return the error of a file that contradicts itself."""
     return ImageFileError(f"{path}: {what}; the file is damaged or cut short, copy it again")
 
 
@@ -85,7 +85,7 @@ def plain_integers(values: Array) -> Array:
 
 
 def colors(values: Array, white: float, path: Path) -> Array:
-    """Give [H, W] or [H, W, 3] of [H, W] or [H, W, 1 to 4]; tells of an alpha that is dropped.
+    """Return [H, W] or [H, W, 3] of [H, W] or [H, W, 1 to 4]; tells of an alpha that is dropped.
 
     Raises:
         ImageFileError: Another shape.

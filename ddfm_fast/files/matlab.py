@@ -93,7 +93,7 @@ def _order(file: BinaryIO, path: Path) -> str:
     head = file.read(_HEAD)
     mark = head[126:128]
     if len(head) < _HEAD or mark not in (b"IM", b"MI"):
-        raise damaged(path, "no head of a MATLAB file")
+        raise damaged(path, "no header of a MATLAB file")
     return "<" if mark == b"IM" else ">"
 
 
@@ -112,7 +112,7 @@ def _elements(file: BinaryIO, path: Path, order: str) -> Iterator[tuple[int, int
 
 
 def _front(file: BinaryIO, place: int, size: int, kind: int, most: int) -> bytes:
-    """The first bytes of an element, unpacked where it is compressed."""
+    """Return the first bytes of an element, unpacked where it is compressed."""
     file.seek(place)
     if kind == _COMPRESSED:
         return zlib.decompressobj().decompress(file.read(size), most)

@@ -60,7 +60,7 @@ class Geo(NamedTuple):
     """height and width of the picture that they are of"""
 
     def for_size(self, height: int, width: int) -> Directory:
-        """The tags of the same place in another number of pixels."""
+        """Return the tags of the same place in another number of pixels."""
         down, across = self.size[0] / height, self.size[1] / width
         if down == across == 1:
             return self.tags
@@ -93,7 +93,7 @@ class Geo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What a file says beside its pixels; empty where it says nothing."""
+    """What a file says beside its pixels; empty if it says nothing."""
 
     image: Directory = dataclasses.field(default_factory=dict)
     """who made it, with what and when: the first directory of EXIF"""
@@ -150,14 +150,14 @@ def metadata_of(file: BinaryIO, path: Path) -> Metadata:
         _warn(path, f"cannot be read ({error}) and is left out")
         return Metadata()
     if found.damaged:
-        _warn(path, "is damaged in part, which is left out")
+        _warn(path, "is partly damaged, and that part is left out")
     if found.is_turned_map:
         _warn(path, "places a picture that is to be turned upright, and the place is left out")
     return metadata
 
 
 def _warn(path: Path, what: str) -> None:
-    warn(f"{path.name}: its metadata {what}; --no-metadata keeps none", "metadata")
+    warn(f"{path.name}: its metadata {what}; --no-metadata drops all of it", "metadata")
 
 
 class _Found:
@@ -199,7 +199,7 @@ class _Found:
         self.dpi = self.dpi or _dpi(tags)
 
     def metadata(self) -> Metadata:
-        """All of it, set right for pixels that are upright and sRGB."""
+        """Return all of it, set right for pixels that are upright and sRGB."""
         turned = _first(self.image, ORIENTATION, 1)
         image = {tag: value for tag, value in self.image.items() if tag in _KEPT}
         if _OF_PIXELS.match(image[_DESCRIPTION].text if _DESCRIPTION in image else ""):
@@ -277,7 +277,7 @@ def _read_other(file: BinaryIO, found: _Found) -> None:
     if unit in (1, 2):
         factor = 1 if unit == 1 else _INCH_IN_CM
         found.dpi = _both_positive((density[0] * factor, density[1] * factor))
-    elif "jfif" not in info and "exif" not in info:  # or Pillow names 72 where there is none
+    elif "jfif" not in info and "exif" not in info:  # or Pillow names 72 if there is none
         found.dpi = _both_positive(info.get("dpi"))
     found.has_profile = bool(info.get("icc_profile"))
     if isinstance(xmp := info.get("xmp", b""), bytes):

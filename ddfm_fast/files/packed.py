@@ -37,7 +37,7 @@ def read_pair(
 
 
 def is_packed(path: Path) -> bool:
-    """Whether it is an image of four channels; False for what cannot be read."""
+    """Return whether it is an image of four channels; False for what cannot be read."""
     try:
         with pillow_limit_lifted(), Image.open(path) as image:
             return is_file(path) and image.mode == _MODE

@@ -44,7 +44,7 @@ def files_alone(paths: Iterable[Path]) -> list[Path]:
     found = sorted(paths)
     files = [path for path in found if os.path.isfile(path)]
     if others := [str(path) for path in found if path not in files]:
-        warn(f"left out, no files and without a partner: {few(others)}")
+        warn(f"left out, as they are not files and have no partner: {few(others)}")
     return files
 
 

@@ -27,13 +27,13 @@ _DEVICES = {
 
 
 class ImageFileError(ValueError):
-    """A file or folder that cannot be read, written or paired; the message names it and the fix."""
+    """A file or folder cannot be read, written or paired; the message names it and the fix."""
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
     """Write data so that the path holds the old or the new file, never a part; return the path.
 
-    Makes the folder where it is missing, follows symbolic links and refuses to replace anything
+    Makes the folder if it is missing, follows symbolic links and refuses to replace anything
     but a regular file.
 
     Raises:
@@ -66,7 +66,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 
 
 def ensure_writable_dir(path: str | os.PathLike[str]) -> Path:
-    """Make the folder where it is missing and prove by a file that it can be written to.
+    """Make the folder if it is missing and prove by a file that it can be written to.
 
     The file has no name where the system can do that, so that a kill leaves none behind.
 
@@ -85,7 +85,7 @@ def ensure_writable_dir(path: str | os.PathLike[str]) -> Path:
 
 
 def look(path: str | os.PathLike[str]) -> os.stat_result | None:
-    """Find out what a name leads to; None where nothing is there, or a link to nothing.
+    """Find out what a name leads to; None if nothing is there, or a link to nothing.
 
     Raises:
         ImageFileError: The name is none, is too long, leads in a circle or through a folder that
@@ -103,19 +103,19 @@ def look(path: str | os.PathLike[str]) -> os.stat_result | None:
 
 
 def is_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a folder of that name; ImageFileError as `look` raises it."""
+    """Return whether there is a folder of that name; ImageFileError as `look` raises it."""
     found = look(path)
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a regular file of that name; ImageFileError as `look` raises it."""
+    """Return whether there is a regular file of that name; ImageFileError as `look` raises it."""
     found = look(path)
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def is_picture(path: Path) -> bool:
-    """Whether a name from a folder is that of an image file: by its suffix, not hidden.
+    """Return whether a name from a folder is that of an image file: by its suffix, not hidden.
 
     A folder, a pipe or a link that leads nowhere under such a name counts: reading refuses it, and
     fails its own pair.
@@ -124,7 +124,7 @@ def is_picture(path: Path) -> bool:
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:
-    """Those of a folder's files that are images, in their order.
+    """Return those of a folder's files that are images, in their order.
 
     Beside an image of a usual kind another of the same stem is a copy or an extra of it, and is
     left out: ``a.npy`` beside ``a.png``.
@@ -165,8 +165,8 @@ def reserved(name: str, windows: bool = os.name == "nt") -> str:
     if found := sorted({c for c in name if c in _RESERVED or ord(c) < 32}):
         return f"Windows has no {' '.join(found)!r} in names"
     if name.partition(".")[0].rstrip(" ").upper() in _DEVICES:
-        return "Windows keeps that name for a device"
-    return "Windows drops the dot or blank at the end" if name[-1:] in (".", " ") else ""
+        return "Windows reserves that name for a device"
+    return "Windows drops a dot or space at the end" if name[-1:] in (".", " ") else ""
 
 
 def _make_dir(path: Path) -> None:

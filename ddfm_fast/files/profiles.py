@@ -43,7 +43,7 @@ _GRID = 17
 _CLOSE_8, _CLOSE_16 = 1, 128
 """levels within which a profile is that of sRGB: of 255 what two roundings make, of 65535 half"""
 _LINEAR = 1e-3
-_MEASURED = "gray of 16 bits is taken as measured and left so"
+_MEASURED = "16-bit gray is taken as measured and left unchanged"
 _SIGNS = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK"}
 _ROWS = 1 << 20
 """pixels that are converted at a time"""
@@ -55,13 +55,11 @@ def from_profile(values: Array, profile: bytes, path: Path) -> Array:
     Args:
         values: [H, W] or [H, W, 3].
         profile: The ICC profile of its file.
-        path: For the sentence.
+        path: For the message.
     """
     if values.dtype not in (np.uint8, np.uint16):
         if values.ndim == 3:
-            warn(
-                f"{path}: has a color profile, which numbers of {values.dtype} are not converted by"
-            )
+            warn(f"{path}: has a color profile, which is not applied to values of {values.dtype}")
         return values
     try:
         convert = (_by_table if values.dtype == np.uint8 else _by_matrix)(profile, values.ndim)
@@ -83,7 +81,7 @@ def from_profile(values: Array, profile: bytes, path: Path) -> Array:
 
 
 def from_cmyk(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
-    """Turn a CMYK picture to sRGB by its profile; plainly, with a warning, where that fails."""
+    """Turn a CMYK picture to sRGB by its profile; plainly, with a warning, if that fails."""
     try:
         found = ImageCms.profileToProfile(
             image, io.BytesIO(profile), _srgb(), outputMode="RGB", **_INTENT
@@ -100,7 +98,7 @@ def from_gamma(values: Array, gamma: float, path: Path) -> Array:
     Args:
         values: uint16, [H, W] or [H, W, 3].
         gamma: The exponent that took light to the file's values; 1 where they are linear.
-        path: For the sentence.
+        path: For the message.
     """
     if USUAL_GAMMA[0] <= gamma <= USUAL_GAMMA[1] or not 0.01 <= gamma <= 100:
         return values
@@ -149,7 +147,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 @lru_cache(16)
 def _by_table(profile: bytes, ndim: int) -> Callable[[Array], Array] | None:
-    """What turns 8 bits to sRGB; None where that changes nothing."""
+    """Return what turns 8 bits to sRGB; None if that changes nothing."""
     own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     mode = _SIGNS[own.profile.xcolor_space]
     if mode == "CMYK" or (mode == "L" and ndim == 3):
@@ -176,7 +174,7 @@ def _by_table(profile: bytes, ndim: int) -> Callable[[Array], Array] | None:
 
 @lru_cache(16)
 def _by_matrix(profile: bytes, ndim: int) -> Callable[[Array], Array] | None:
-    """What turns 16 bits to sRGB; None where that changes nothing."""
+    """Return what turns 16 bits to sRGB; None if that changes nothing."""
     if ndim == 2:
         table = _levels(_encode(_gray(profile)))
         same = np.abs(table.astype(int) - np.arange(65536)).max() <= _CLOSE_16
@@ -234,7 +232,7 @@ def read_profile(profile: bytes) -> Profile:
 
 
 def _gray(profile: bytes) -> Array:
-    """The light of all levels of gray: of color, green's."""
+    """Return the light of all levels of gray: of color, green's."""
     return read_profile(profile).curves[-2:][0]
 
 
@@ -243,7 +241,7 @@ def _is_linear(light: Array) -> bool:
 
 
 def _curve(data: bytes) -> Array:
-    """A ``curv`` or ``para`` tag, at all levels of 16 bits."""
+    """Return a ``curv`` or ``para`` tag, at all levels of 16 bits."""
     x = np.linspace(0, 1, 65536)
     kind, number = data[:4], struct.unpack_from(">I", data, 8)[0]
     if kind == b"curv":
@@ -271,7 +269,7 @@ def _curve(data: bytes) -> Array:
 
 
 def _encode(light: Array) -> Array:
-    """Give sRGB's value in [0, 1] of light, which is clipped."""
+    """Return sRGB's value in [0, 1] of light, which is clipped."""
     light = light.clip(0, 1)
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 

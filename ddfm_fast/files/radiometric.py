@@ -74,7 +74,7 @@ class Constants(NamedTuple):
 
 
 def decode(file: BinaryIO, path: Path, max_pixels: int) -> Array | None:
-    """Decode what a JPEG's camera measured, upright as the sensor; None where it has no such thing.
+    """Decode what a JPEG's camera measured, upright as the sensor; None if it has no such thing.
 
     Returns:
         float32 [H, W] in Celsius of a FLIR camera, where NaN is below all that it measures; uint16
@@ -93,7 +93,7 @@ def decode(file: BinaryIO, path: Path, max_pixels: int) -> Array | None:
 
 
 def is_radiometric(path: str | os.PathLike[str]) -> bool:
-    """Whether it is a JPEG that holds what a camera measured; False for what cannot be read."""
+    """Return whether it is a JPEG with a camera's measurements; False if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(3) == b"\xff\xd8\xff" and any(_segments(file))
@@ -129,7 +129,7 @@ def celsius(counts: Array, constants: Constants) -> Array:
 
 
 def _counts_of(kelvin: float, c: Constants) -> float:
-    """The counts that a black body of this temperature gives: W above."""
+    """Return the counts that a black body of this temperature gives: W above."""
     return c.r1 / (c.r2 * (math.exp(c.b / kelvin) - c.f)) - c.o
 
 
@@ -153,16 +153,16 @@ def _of_flir(fff: bytes, path: Path, max_pixels: int) -> Array:
     raw, camera = records.get(_RAW_RECORD), records.get(_CAMERA_RECORD)
     if raw is None or camera is None:
         raise ImageFileError(
-            f"{path}: FLIR's records are without counts or constants; export its temperatures as "
+            f"{path}: FLIR's records have no counts or constants; export its temperatures as "
             "CSV or TIFF"
         )
     return celsius(_counts(raw, path, max_pixels), _constants(camera, path))
 
 
 def _records(fff: bytes, path: Path) -> dict[int, bytes]:
-    """The first record of each kind."""
+    """Return the first record of each kind."""
     if not fff.startswith((b"FFF\0", b"AFF\0")) or len(fff) < 64:
-        raise damaged(path, "FLIR's records have no head")
+        raise damaged(path, "FLIR's records have no header")
     order = ">" if 100 <= struct.unpack_from(">I", fff, 20)[0] < 200 else "<"
     start, count = struct.unpack_from(order + "II", fff, 24)
     found: dict[int, bytes] = {}
@@ -179,7 +179,7 @@ def _records(fff: bytes, path: Path) -> dict[int, bytes]:
 
 
 def _counts(raw: bytes, path: Path, max_pixels: int) -> Array:
-    """The counts of a raw record: a PNG, a TIFF or bare numbers."""
+    """Return the counts of a raw record: a PNG, a TIFF or bare numbers."""
     if len(raw) < _RAW_HEAD:
         raise damaged(path, "the record of counts is cut off")
     order = "<" if struct.unpack_from("<H", raw, 0)[0] == 2 else ">"

@@ -19,7 +19,7 @@ _SRGB = (2.4, 12.92)
 
 
 def is_raw(tags: Tags) -> bool:
-    """Whether a TIFF is a camera's: it holds a sensor's mosaic, or says that it is a DNG."""
+    """Return whether a TIFF is a camera's: it holds a sensor's mosaic, or says that it is a DNG."""
     return t.DNG in tags.values or tags.one(t.PHOTOMETRIC, 0) in (_SENSOR, _LINEAR)
 
 

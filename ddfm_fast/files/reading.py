@@ -56,27 +56,27 @@ def read_image(
 ) -> np.ndarray:
     """Read an image file as [H, W] (gray) or [H, W, 3] (RGB), upright by EXIF.
 
-    uint8 or uint16; of TIFF, arrays (.npy, .npz, .mat), OpenEXR and tables (.csv) also int32,
-    uint32, int64, float32 or float64, whose range ``images.ranges`` finds. Colors are sRGB's, by
-    the profile of the file. The extra ``[files]`` reads what Pillow and OpenCV do not.
+    The dtype is uint8 or uint16; TIFF, arrays (.npy, .npz, .mat), OpenEXR and tables (.csv) may
+    also give int32, uint32, int64, float32 or float64, whose range ``images.ranges`` finds. Colors
+    are sRGB, by the profile of the file. The extra ``[files]`` reads what Pillow and OpenCV do not.
 
-    Alpha is dropped, with a warning where it is not fully opaque. Of several pictures in a file
-    the first is read, with a warning. Palettes become RGB, or gray where they hold only gray;
+    Alpha is dropped, with a warning if it is not fully opaque. Of several pictures in a file,
+    the first is read, with a warning. Palettes become RGB, or gray if they hold only gray;
     CMYK becomes RGB; 1-bit images become 0 and 255.
 
     Args:
         path: The file, or the URL of an object (extra ``[storage]``); its content decides the
             format, not its suffix.
         max_pixels: Refuse larger images (H * W) before decoding them.
-        radiometric: Of a thermal camera's JPEG, read what it measured rather than its picture:
-            float32 Celsius of FLIR, uint16 counts of DJI. Other files are read as ever.
-        raw_size: (width, height) of a file of bare numbers of 16 bits (Y16), the low byte first.
-            Files of known formats are read as ever.
+        radiometric: Read what a thermal camera measured rather than the picture in its JPEG:
+            float32 Celsius for FLIR, uint16 counts for DJI. Other files are read as usual.
+        raw_size: (width, height) of a file of raw 16-bit numbers (Y16), low byte first. Files of
+            known formats are read as usual.
 
     Raises:
-        ImageFileError: Anything that is not a whole, readable image.
-        TypeError: An argument of the wrong type.
-        ValueError: max_pixels or a size below 1.
+        ImageFileError: The file is not a whole, readable image.
+        TypeError: An argument has the wrong type.
+        ValueError: ``max_pixels`` or a size is below 1.
     """
     return read_picture(
         path, max_pixels=max_pixels, radiometric=radiometric, raw_size=raw_size
@@ -143,7 +143,7 @@ def _read(
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """Read (height, width), upright by EXIF, from a file's header; None where that fails.
+    """Read (height, width), upright by EXIF, from a file's header; None if that fails.
 
     Of kinds that Pillow does not know, a TIFF's tags are read, and other files as a whole.
     """
@@ -239,7 +239,7 @@ def _check_raw_size(size: Any) -> None:
 def _unknown(path: Path) -> str:
     if path.suffix.lower() in _BARE:
         return (
-            "bare numbers have no size; say it by raw_size=(width, height) (command line: "
+            "raw numbers have no size; give it as raw_size=(width, height) (command line: "
             "--raw-size WxH)"
         )
     return "not a PNG, JPEG, TIFF or BMP image that can be read; export it as PNG"
@@ -279,13 +279,13 @@ def _decode(
 
 
 def _with_holes(values: Array) -> Picture:
-    """A picture in which NaN is no data."""
+    """Return a picture in which NaN is no data."""
     holes = values.dtype.kind == "f" and bool(np.isnan(values).any())
     return Picture(values, float("nan") if holes else None)
 
 
 def _array_reader(head: bytes) -> Callable[[BinaryIO, Path, int], Array] | None:
-    """What reads a file of an array by its first bytes; None for pictures."""
+    """Return what reads a file of an array by its first bytes; None for pictures."""
     if head.startswith(arrays.NPY):
         return arrays.decode_npy
     if head.startswith(arrays.ZIP):
@@ -376,7 +376,7 @@ def _orientation(image: Image.Image, path: Path) -> int:
     except Exception:  # damaged blocks fail in every way there is
         warn(
             f"{path.name}: its EXIF is damaged and left out, so the picture is taken to be "
-            "upright; save it again without EXIF where it is not",
+            "upright; save it again without EXIF if it is not",
             "metadata",
         )
         return 1
@@ -413,7 +413,7 @@ def _decode_deep(file: BinaryIO, coarse: np.ndarray, orientation: int, path: Pat
         if rgb.shape == coarse.shape and np.array_equal(rgb >> 8, coarse):
             return rgb
     raise _LayoutError(
-        f"{path}: color of 16 bits in a layout that cannot be read safely (planar, CMYK or "
+        f"{path}: 16-bit color in a layout that cannot be read safely (planar, CMYK or "
         "premultiplied); export it as 16-bit RGB PNG"
     )
 

@@ -53,22 +53,22 @@ class Tags(NamedTuple):
         return bool(self.one(_SUBFILE, 0) & _REDUCED)
 
     def one(self, tag: int, default: int) -> int:
-        """The first value of a tag of integers."""
+        """Return the first value of a tag of integers."""
         found = self.values.get(tag)
         return int(found[0]) if found is not None and found.size else default
 
     def all(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """All values of a tag of integers."""
+        """Return all values of a tag of integers."""
         found = self.values.get(tag)
         return tuple(found.tolist()) if found is not None and found.size else default
 
     def data(self, tag: int) -> bytes:
-        """The bytes of a tag; empty where there is none."""
+        """Return the bytes of a tag; empty if there is none."""
         found = self.values.get(tag)
         return b"" if found is None else found.tobytes()
 
     def text(self, tag: int) -> str:
-        """The text of a tag; empty where there is none."""
+        """Return the text of a tag; empty if there is none."""
         return self.data(tag).split(b"\0")[0].decode("latin-1").strip()
 
 
@@ -102,7 +102,7 @@ def read_tags(file: BinaryIO, path: Path) -> Tags:
 def _directory(
     file: BinaryIO, path: Path, place: int, order: str, big: bool, wanted: frozenset[int]
 ) -> tuple[dict[int, np.ndarray[Any, np.dtype[Any]]], int]:
-    """Those of a directory's tags that are `wanted`, and where the next one is."""
+    """Return those of a directory's tags that are `wanted`, and where the next one is."""
     wide, count_type, size = ("Q", "Q", 20) if big else ("I", "H", 12)
     head = struct.calcsize(order + count_type)
     count = struct.unpack(order + count_type, _take(file, path, place, head))[0]

@@ -31,7 +31,7 @@ _INSTEAD = "an uncompressed TIFF of 16-bit integers or 32-bit floats"
 
 
 def kind_of(tags: Tags) -> str:
-    """What the numbers of a TIFF are, for sentences."""
+    """Return what the numbers of a TIFF are, for messages."""
     number = {_SIGNED: "signed", _FLOAT: "float"}.get(tags.one(t.FORMAT, _UNSIGNED), "unsigned")
     packed = tags.one(t.COMPRESSION, _NONE)
     more = "" if packed == _NONE else f", compression {packed}"
@@ -41,7 +41,7 @@ def kind_of(tags: Tags) -> str:
 
 
 def is_for_pillow(tags: Tags) -> bool:
-    """Whether Pillow, with OpenCV for deep color, reads the first picture exactly."""
+    """Return whether Pillow, with OpenCV for deep color, reads the first picture exactly."""
     bits, formats = set(tags.all(t.BITS, (1,))), set(tags.all(t.FORMAT, (_UNSIGNED,)))
     packed, order = tags.one(t.COMPRESSION, _NONE), tags.order
     if len(bits) > 1 or len(formats) > 1:
@@ -58,7 +58,7 @@ def is_for_pillow(tags: Tags) -> bool:
 
 
 def as_stored(values: Array, path: Path, tags: Tags) -> Array:
-    """What Pillow read, where it widens 16 signed bits to 32 as they were; bands left are told."""
+    """Return what Pillow read, with signed 16 bits as stored; warn of bands left out."""
     samples, kind = tags.one(t.SAMPLES, 1), tags.one(t.EXTRA, 0)
     wanted = 3 if values.ndim == 3 else 1
     if tags.all(t.EXTRA) and samples > wanted and kind not in _ALPHAS:
@@ -68,7 +68,7 @@ def as_stored(values: Array, path: Path, tags: Tags) -> Array:
 
 
 def nodata(tags: Tags) -> float | None:
-    """The value that GDAL's tag says means nothing; None where there is none, or no number."""
+    """Return the missing value that GDAL's tag gives; None if there is none, or not a number."""
     try:
         return float(tags.text(t.NODATA))
     except ValueError:
@@ -106,7 +106,7 @@ def _check_kind(path: Path, tags: Tags) -> None:
     wanted = {_WHITE_IS_ZERO: 1, _BLACK_IS_ZERO: 1, _RGB: 3}.get(photometric)
     if wanted is None:
         raise ImageFileError(
-            f"{path}: {kind_of(tags)} whose colors are coded in way {photometric}, expected gray "
+            f"{path}: {kind_of(tags)} with photometric interpretation {photometric}, expected gray "
             "or RGB; export it as RGB"
         )
     if samples - wanted not in (0, 1) or (samples > wanted and not extra):
@@ -141,7 +141,7 @@ def _check_layout(path: Path, tags: Tags, width: int, height: int) -> None:
         part = width, min(height, tags.one(t.ROWS, height))
         offsets, counts = tags.values.get(t.STRIP_OFFSETS), tags.values.get(t.STRIP_COUNTS)
     if offsets is None or counts is None or min(part) < 1:
-        raise damaged(path, "where its pixels are is missing")
+        raise damaged(path, "the place of its pixels is missing")
     if tiled and part[0] * part[1] > 4 * width * height + (1 << 22):
         raise damaged(path, f"tiles of {part[0]}x{part[1]} in a picture of {width}x{height}")
     number = math.ceil(width / part[0]) * math.ceil(height / part[1]) * (samples if planar else 1)
@@ -151,7 +151,7 @@ def _check_layout(path: Path, tags: Tags, width: int, height: int) -> None:
     if ends.max() > tags.length or counts[:number].min() < 0 or offsets[:number].min() < 0:
         raise damaged(path, f"pixels at {ends.max():.0f} of a file of {tags.length} bytes")
     if not counts[:number].all() and nodata(tags) is None:
-        raise damaged(path, "parts without pixels, and no value said to stand for them")
+        raise damaged(path, "parts without pixels, and no value to stand for them")
     size = part[0] * part[1] * (1 if planar else samples) * tags.one(t.BITS, 1) / 8
     most = counts[:number].max() * float(_PACKED.get(tags.one(t.COMPRESSION, _NONE), 1))
     if size > max(most, 1 << 22):
@@ -168,7 +168,7 @@ def _colors(path: Path, tags: Tags, values: Array) -> Array:
         solid = (1 << tags.one(t.BITS, 1)) - 1 if alpha.dtype.kind in "iu" else 1
         if kind == _PREMULTIPLIED and (alpha != solid).any():
             raise ImageFileError(
-                f"{path}: colors multiplied by a transparency; export it without transparency"
+                f"{path}: colors are premultiplied by alpha; export it without transparency"
             )
         if kind not in _ALPHAS:
             warn(f"{path}: has {values.shape[-1]} bands; the first {wanted} are used")

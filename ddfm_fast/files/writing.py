@@ -61,17 +61,17 @@ def write_image(path: str | os.PathLike[str], array: Array, **how: Unpack[Writin
     """Write [H, W], [H, W, 1] or RGB [H, W, 3] atomically, in the format that the suffix names.
 
     Args:
-        path: The file to write; its folder is made where it is missing.
+        path: The file to write; its folder is made if it is missing.
         array: uint8 for any of ``SUFFIXES``, uint16 for one of ``DEEP_SUFFIXES``, or float32 for
             TIFF.
-        **how: ``quality``: of JPEG, 1 to 100 (95).
+        **how: ``quality``: JPEG quality, 1 to 100 (95).
             ``chroma``: How finely JPEG holds color, one of ``CHROMAS``; None for "444" from quality
             90 on.
             ``compression``: Of TIFF one of ``COMPRESSIONS`` (None: LZW; floats none), of PNG 0 to
             9.
-            ``metadata``: What the file says beside its pixels, and the program's name; BMP holds
+            ``metadata``: What the file says besides its pixels, and the program's name; BMP holds
             none.
-            ``value_range``: The values of black and white, where the file is to say them.
+            ``value_range``: The values of black and white, if the file is to state them.
             ``pages``: Further pages of a TIFF file by name; the first is "fused".
 
     Returns:
@@ -79,8 +79,8 @@ def write_image(path: str | os.PathLike[str], array: Array, **how: Unpack[Writin
 
     Raises:
         ImageFileError: The file or folder cannot be written, or its suffix does not fit.
-        ValueError: An array of another shape, or an option out of range or of another format.
-        TypeError: Another container or dtype, or an option that there is not.
+        ValueError: The array has another shape, or an option is out of range or of another format.
+        TypeError: Another container or dtype, or an option that does not exist.
     """
     url, path = as_url(path), check_path(path)
     data = encode_image(array, path, **how)
@@ -184,7 +184,7 @@ def _check_depth(array: Array, suffix: str, path: Path) -> None:
 
 
 def _as_page(page: Array) -> Array:
-    """A page as TIFF writers take it; each value stays."""
+    """Return a page as TIFF writers take it; each value stays."""
     return np.ascontiguousarray(page.astype(_PAGE_TYPES.get(page.dtype.name, page.dtype.name)))
 
 
@@ -232,7 +232,7 @@ def _encode(
 
 
 def _by_zstd(data: bytes) -> bytes:
-    """An uncompressed TIFF with its strips compressed, which OpenCV's libtiff often cannot."""
+    """Compress the strips of an uncompressed TIFF, which OpenCV's libtiff often cannot."""
     (page,) = pages_of(io.BytesIO(data))
     page.strips = [_zstd(strip) for strip in page.strips]
     page.tags[_COMPRESSION_TAG] = numbers(SHORT, [COMPRESSIONS["zstd"]])

@@ -1,11 +1,11 @@
-"""Work as CUDA graphs: captured once a shape, then replayed.
+"""Work as CUDA graphs: captured once per shape, then replayed.
 
 ``captured`` has what a graph is made of, ``cache`` the graphs of a fuser.
 
     "loop"   one launch for the whole loop: initial state, every step's prior and rectification,
              and the luma at the end; between lumas (``ddfm_fast.lumas``) the way there and back.
              No host work between the steps.
-    "step"   one launch a step, one before the first and one after the last; which row it is, a
+    "step"   one launch per step, one before the first and one after the last; which row it is, a
              counter on the device says. For callbacks and progress bars, where a graph of all
              steps takes too much memory, and where it would have more than ``MOST_NODES`` nodes:
              there, unless a callback or a bar follows, a launch has as many steps as stay below.

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 SEEN_LIMIT = 256
 MOST_NODES = 2000
-"""of a graph of the loop or of some of its steps, where the mode is left to choose"""
+"""of a graph of the loop or of some of its steps, where the mode is automatic"""
 MOST_SPOILT = 3
 """captures of a prior that may fail through other threads before it is taken for the prior's own"""
 MIB = 2**20
@@ -67,7 +67,7 @@ class GraphSummary(TypedDict):
     mode: str
     """"loop", "step", "eps" or "call": see ``ddfm_fast.graphs``"""
     nodes: int | None
-    """kernels and copies of the graph that is replayed; None where the driver does not tell"""
+    """kernels and copies of the graph that is replayed; None if the driver does not tell"""
     bytes: int
     """device memory that it holds"""
     seconds: float
@@ -119,7 +119,7 @@ class GraphCache:
         watched: bool,
         kind: type[Loop] = Loop,
     ) -> Loop | CapturedLoop:
-        """The loop for a batch (N, H, W), of a kind.
+        """Return the loop for a batch (N, H, W), of a kind.
 
         ``watched``: a callback or a bar follows the steps.
         """
@@ -159,7 +159,7 @@ class GraphCache:
         return prior.eps(x, conditioning[0])
 
     def _conditioning(self, prior: Prior, timestep: int) -> Conditioning:
-        """What depends on the timestep alone; kept where graphs are, as a loop's graph keeps it."""
+        """Compute what depends on the timestep alone; kept for graphs, as a loop's graph does."""
         key = prior, timestep
         with self._lock:
             if key in self._steps:
@@ -196,7 +196,7 @@ class GraphCache:
         return found(*inputs) if isinstance(found, CapturedCall) else work(*inputs)
 
     def _found(self, key: _Key, make: Make) -> Captured | None:
-        """What is captured under a key, if need be now; None where the call runs eagerly."""
+        """Return what is captured under a key, if need be now; None if the call runs eagerly."""
         if key.owner in self._refused:
             return None
         if key in self._graphs:
@@ -276,7 +276,7 @@ class GraphCache:
             self._seen.popitem(last=False)
 
     def _captured(self, key: _Key, make: Make) -> Captured | None:
-        """Capture in the best mode that works, and remember it; None where none does."""
+        """Capture in the best mode that works, and remember it; None if none does."""
         for mode in self._modes(key):
             try:
                 captured = self._capture(mode, key, make)
@@ -301,7 +301,7 @@ class GraphCache:
     def _refuse(self, owner: Hashable, error: Exception) -> None:
         self._spoilt[owner] += 1
         if spoilt_by_another(error) and self._spoilt[owner] < MOST_SPOILT:
-            log.info("a capture was spoilt, perhaps by another thread; a later call tries again")
+            log.info("a capture was spoiled, perhaps by another thread; a later call tries again")
             return
         what = f"prior {owner.name!r}" if isinstance(owner, Prior) else f"{owner}"
         warn(
@@ -312,7 +312,7 @@ class GraphCache:
         self._refused.add(owner)
 
     def _modes(self, key: _Key) -> tuple[str, ...]:
-        """The modes to try, the best first."""
+        """Return the modes to try, the best first."""
         if key.config is None:
             return ("eps",) if isinstance(key.owner, Prior) else ("call",)
         only_steps = key.watched or self._seen[key] == "step"
@@ -321,7 +321,7 @@ class GraphCache:
         return ("step",) if only_steps else ("loop", "step")
 
     def _frozen(self, prior: object) -> bool:
-        """Whether a captured step has its coefficients frozen in: PyTorch's, not the kernels'."""
+        """Return whether a captured step freezes its coefficients: PyTorch's does."""
         return self.backend.name == "torch" or getattr(prior, "channels", 3) != 3
 
     def _capture(self, mode: str, key: _Key, make: Make) -> Captured:
@@ -366,7 +366,7 @@ class GraphCache:
 
 
 def _tile_of(key: _Key) -> int:
-    """The tiles that a graph evaluates its prior in."""
+    """Return the tiles that a graph evaluates its prior in."""
     return key.owner.tile_at(*key.shape[-2:]) if isinstance(key.owner, Prior) else 0
 
 

@@ -36,7 +36,7 @@ class Captured:
 
     @property
     def nodes(self) -> int | None:
-        """Nodes of the graph that is replayed; None where the driver does not tell."""
+        """Nodes of the graph that is replayed; None if the driver does not tell."""
         return self.replay.nodes
 
     @contextmanager
@@ -60,7 +60,7 @@ class CapturedLoop(Captured):
     Raises:
         LongGraph: The whole loop would have more nodes.
         torch.OutOfMemoryError: Memory is short.
-        Exception: What the prior raises, or RuntimeError where its code cannot be captured.
+        Exception: What the prior raises, or RuntimeError if its code cannot be captured.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class CapturedLoop(Captured):
             self._replay_one()
 
     def take(self) -> Any:
-        """A copy of the result: the next call overwrites it."""
+        """Return a copy of the result: the next call overwrites it."""
         result = self.loop.take().kept()
         self.capture.record()
         return result
@@ -178,7 +178,7 @@ class CapturedCall(Captured):
 
     Raises:
         torch.OutOfMemoryError: Memory is short.
-        Exception: What the work raises, or RuntimeError where it cannot be captured.
+        Exception: What the work raises, or RuntimeError if it cannot be captured.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class CapturedCall(Captured):
             self.replay = capture.capture(on_inputs)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """Give copies of what the work gives for such inputs."""
+        """Return copies of what the work gives for such inputs."""
         with self.capture.lock, torch.inference_mode(False), torch.no_grad():
             self.capture.wait()
             copy_each_(self.inputs, inputs)

@@ -37,7 +37,7 @@ def chroma_planes(rgb: Tensor) -> Tensor:
 
 
 def has_chroma(rgb: Tensor) -> Tensor:
-    """Tell which images of [N, C, H, W] in [0, 1] have color: bool [N], on the same device.
+    """Return which images of [N, C, H, W] in [0, 1] have color: bool [N], on the same device.
 
     An image has color when the channels of any pixel differ by more than 1.5/255. Gray saved as
     RGB has equal channels, and a color conversion in 8 bits moves them apart by one level.
@@ -49,7 +49,7 @@ def has_chroma(rgb: Tensor) -> Tensor:
 
 
 def with_luma(y: Tensor, source: Tensor, *, dims: bool = False) -> Tensor:
-    """Give `source` the luma `y`: RGB [N, 3, H, W] in [0, 1] with luma(RGB) = y.
+    """Return `source` the luma `y`: RGB [N, 3, H, W] in [0, 1] with luma(RGB) = y.
 
     The chroma source - luma(source) is added to y. Where a channel would leave [0, 1] the pixel's
     chroma is scaled towards gray, at the same hue, by just as much as makes it fit.

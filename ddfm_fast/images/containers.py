@@ -19,7 +19,7 @@ _DLPACK_CPU = 1
 
 
 def as_tensor(image: Any, name: str) -> tuple[Tensor, str]:
-    """The image as a tensor that may share its memory, and the container to give back."""
+    """Return the image as a tensor that may share its memory, and the container to give back."""
     try:
         tensor, container = _taken(image, name)
     except AssertionError as error:  # a FakeTensorMode's, whose message is a dump of the tensor
@@ -59,7 +59,7 @@ def _taken(image: Any, name: str) -> tuple[Tensor, str]:
 
 
 def _plain_tensor(image: Tensor, name: str) -> Tensor:
-    """A tensor without gradient and without the behavior of a subclass, sharing its memory."""
+    """Return a plain tensor, without gradient or subclass behavior, that shares the memory."""
     if image.is_nested or image.layout != torch.strided or image.dtype not in _DTYPES:
         raise _dtype_error(name, image)
     if (lacking := without_data(image)) is not None:
@@ -68,7 +68,7 @@ def _plain_tensor(image: Tensor, name: str) -> Tensor:
 
 
 def without_data(values: Tensor) -> str | None:
-    """What a dense tensor is that has no numbers to work on, and what is expected; else None."""
+    """Describe a dense tensor without numbers, and what is expected; None for others."""
     if values.device.type == "meta":
         return "a meta tensor without data, expected one on a device"
     if type(values).__torch_dispatch__ is not Tensor.__torch_dispatch__ or not _has_data(values):
@@ -153,7 +153,7 @@ def _from_dlpack(image: Any, name: str) -> Tensor:
         if str(error).startswith(f"{name}: "):
             raise
         raise TypeError(
-            f"{name}: {type(image).__name__} cannot be taken by DLPack ({_first_line(error)}); "
+            f"{name}: {type(image).__name__} cannot be read through DLPack ({_first_line(error)}); "
             "expected uint8, uint16 or float in native byte order and ordinary strides: copy it"
         ) from None
 
@@ -163,7 +163,7 @@ def _dlpack_device(image: Any) -> int:
 
 
 def _only_torch_has(image: Any) -> bool:
-    """Whether the dtype is one that NumPy has not."""
+    """Return whether the dtype is one that NumPy has not."""
     return "bfloat16" in str(getattr(image, "dtype", ""))
 
 
@@ -172,7 +172,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _home(image: Any) -> str | None:
-    """The module whose from_dlpack makes arrays of the image's kind, if there is one."""
+    """Return the module whose from_dlpack makes arrays of the image's kind, if there is one."""
     namespace = getattr(image, "__array_namespace__", None)
     names = [getattr(namespace(), "__name__", "")] if namespace is not None else []
     names.append(type(image).__module__.partition(".")[0])
@@ -192,7 +192,7 @@ def _dtype_error(name: str, image: Any) -> TypeError:
     elif kind.startswith("complex") or getattr(image.dtype, "kind", "") == "c":
         fix = "take its magnitude: abs(image)"
     else:
-        fix = "convert it to float32 and say what is black and white with value_range=(lo, hi)"
+        fix = "convert it to float32 and give its values of black and white: value_range=(lo, hi)"
     return TypeError(
         f"{name}: got dtype {kind}, expected uint8, uint16, float16, bfloat16, float32 or float64; "
         f"{fix}"

@@ -1,6 +1,6 @@
-"""What is legal but surely not meant gets one sentence: a ``DDFMWarning``.
+"""Warn of input that is legal but surely a mistake: one sentence, a ``DDFMWarning``.
 
-The log ``ddfm_fast`` tells what was captured and dropped, at INFO, to whoever listens.
+The logger ``ddfm_fast`` reports what was captured and dropped, at INFO.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAMED = 3
 
 
 class DDFMWarning(UserWarning):
-    """Every warning of this package, so that one filter holds for all.
+    """Every warning of this package, so that one filter covers them all.
 
     >>> warnings.filterwarnings("error", category=DDFMWarning)
     >>> ddfm_fast.fuse(infrared, infrared, preset="instant")
@@ -37,8 +37,8 @@ def warn(sentence: str, kind: str | None = None) -> None:
     """Warn at the line of the caller that is outside of this package.
 
     Args:
-        sentence: What is not meant.
-        kind: What a run over many pictures says of the first alone, see :func:`about`.
+        sentence: The warning.
+        kind: If given, a run over many pictures warns of the first alone, see :func:`about`.
     """
     if kind is not None and (told := _told.get()) is not None:
         if kind in told:

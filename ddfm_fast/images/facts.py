@@ -42,14 +42,14 @@ def _of_pair(ir: Raw, vis: Raw, index: str) -> list[str]:
     if len(flat) == 2:
         return [f"ir{index} and vis{index} show nothing; check the files, or value_range"]
     return [
-        f"{name} is {value} everywhere, so the result shows the other source alone; check the "
+        f"{name} is {value} everywhere, so the result shows only the other source; check the "
         "file, or value_range"
         for name, value in flat
     ]
 
 
 def same_picture(ir: Raw, vis: Raw) -> bool:
-    """Whether two images have the same luma, everywhere; images on two devices have not."""
+    """Return whether two images have the same luma, everywhere; images on two devices have not."""
     if ir.values.device != vis.values.device or _differ_clearly(ir, vis):
         return False
     return all(
@@ -59,7 +59,7 @@ def same_picture(ir: Raw, vis: Raw) -> bool:
 
 
 def _differ_clearly(ir: Raw, vis: Raw) -> bool:
-    """Whether a few pixels have another luma, by far more than float32 rounds: mostly so."""
+    """Return whether a few pixels have another luma, by far more than float32 rounds: mostly so."""
     if not all(raw.is_integer and raw.values.device.type == "cpu" for raw in (ir, vis)):
         return False
     step = [max(1, side // _SAMPLES) for side in ir.values.shape[-2:]]
@@ -75,7 +75,7 @@ def _few_lumas(raw: Raw, rows: int, columns: int) -> Any:
 
 
 def _flat(raw: Raw) -> str | None:
-    """The one value of an image in words; ends of integers by color, as files map theirs there."""
+    """Describe the one value of an image; the ends of integers are called black and white."""
     level = flat_level(raw)
     if level is None:
         return None
@@ -86,7 +86,7 @@ def _flat(raw: Raw) -> str | None:
 
 
 def flat_level(raw: Raw) -> float | None:
-    """The value that an image has everywhere, in its own units; None where it has several.
+    """Return the value that an image has everywhere, in its own units; None if it has several.
 
     Of several beyond one end of its range, which all become black or white, that end.
     """
@@ -106,7 +106,7 @@ def flat_level(raw: Raw) -> float | None:
 
 
 def are_colored(raw: Raw) -> list[bool]:
-    """Tell which images have color, as :func:`.color.has_chroma` does."""
+    """Return which images have color, as :func:`.color.has_chroma` does."""
     return [_is_colored(_image(raw, n)) for n in range(len(raw.values))]
 
 

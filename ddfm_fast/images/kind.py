@@ -29,7 +29,7 @@ Unit = Callable[[Tensor], Tensor]
 
 
 def is_functional(rgb: Tensor, unit: Unit = torch.Tensor.float) -> list[bool]:
-    """Tell which images look like functional maps: strong false color on empty, black ground.
+    """Return which images look like functional maps: strong false color on empty, black ground.
 
     Medians are taken of the values as they are and converted then, which gives the same numbers.
 
@@ -84,7 +84,7 @@ def _medians(blocks: Array) -> Array:
 
 
 def _median(values: Array) -> Array:
-    """The lower median along the last axis, a value that occurs."""
+    """Return the lower median along the last axis, a value that occurs."""
     middle = (values.shape[-1] - 1) // 2
     return np.asarray(np.partition(values, middle, axis=-1)[..., middle])
 

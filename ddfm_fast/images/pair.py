@@ -1,4 +1,4 @@
-"""Two sources read for fusion, and the fused luma given back as what came in."""
+"""Two sources read for fusion, and the fused luma returned in the container of the input."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ class Pair(NamedTuple):
         return height, width
 
     def are_functional(self, images: str) -> list[bool]:
-        """Tell which images count as maps by ``FuseConfig.images``: "auto" looks at them."""
+        """Return which images count as maps by ``FuseConfig.images``: "auto" looks at them."""
         return self.functional if images == "auto" else [images == "functional"] * len(self.ir)
 
     def give_back(self, fused: Fused, *, dims: bool = False) -> Given:
-        """Turn the fused luma into the container that came in, which may take its time.
+        """Turn the fused luma into the container of the input, which may take a while.
 
         Args:
             fused: Its height and width may have been cropped at the bottom and right.
@@ -98,15 +98,15 @@ def read_pair(
         color: One of ``COLORS``.
         value_range: The values that mean black and white, for both or by source; None for "auto",
             see :mod:`.ranges`.
-        layout: Where the rule would read it wrongly.
-        nodata: A value that means nothing, for both or by source.
+        layout: The order of the axes, if it would be guessed wrongly.
+        nodata: The value of missing pixels, for both or by source.
         least: Smallest height and width that leave something of the picture.
         index: Appended to the arguments' names in errors, such as "[3]".
-        align: Brings the first source to the second, before sizes are compared.
+        align: Warps the first source onto the second, before sizes are compared.
 
     Raises:
-        ValueError: Sizes that differ or are too small, and what ``to_planes`` refuses.
-        TypeError: What ``to_planes`` refuses.
+        ValueError: Sizes differ or are too small, or as in ``to_planes``.
+        TypeError: As in ``to_planes``.
     """
     ranges, nothing = by_source(value_range), by_source(nodata, "nodata")
     a, b = (
@@ -151,7 +151,7 @@ def _check_sizes(ir: Raw, vis: Raw, least: int, index: str) -> None:
 
 
 def _color_from(ir: Raw, vis: Raw, color: bool | str) -> tuple[ImageSpec, list[str], bool]:
-    """The spec of the result, each image's source of color, and whether the result has any."""
+    """Return the result's spec, each image's source of color, and whether it has color."""
     from_ir, colored = _color_of(ir.values.shape[1], vis.values.shape[1], color)
     spec, name = (ir.spec, "ir") if from_ir else (vis.spec, "vis")
     if color is True and colored:
@@ -160,7 +160,7 @@ def _color_from(ir: Raw, vis: Raw, color: bool | str) -> tuple[ImageSpec, list[s
 
 
 def _color_of(ir: int, vis: int, color: bool | str) -> tuple[bool, bool]:
-    """Whether the result is like the infrared source, and has color, by the sources' channels."""
+    """Return whether the result is like the infrared source, and whether it has color."""
     from_ir = color == "ir" or (color is True and vis == 1 and ir == 3)
     return from_ir, bool(color) and (ir if from_ir else vis) == 3
 
@@ -171,7 +171,7 @@ def result_like(
     """Make an empty result of two sources, of which only shape, dtype and device are read.
 
     Args:
-        ir: As for :func:`read_pair`, likewise ``vis``, ``color`` and ``layout``.
+        ir: As for :func:`read_pair`, as are ``vis``, ``color`` and ``layout``.
         vis: See ``ir``.
         color: See ``ir``.
         layout: See ``ir``.
@@ -203,7 +203,7 @@ def _chroma(sources: list[str], rgb: dict[str, Tensor | None]) -> Tensor:
 
 
 def as_items(ir: Any, vis: Any) -> tuple[bool, list[tuple]]:
-    """Tell whether a call has lists, and list its pairs of images; TypeError or ValueError."""
+    """Return whether a call has lists, and list its pairs of images; TypeError or ValueError."""
     many = isinstance(ir, (list, tuple))
     if many != isinstance(vis, (list, tuple)):
         raise TypeError(
@@ -211,7 +211,9 @@ def as_items(ir: Any, vis: Any) -> tuple[bool, list[tuple]]:
             "expected two images, or two lists of images"
         )
     if many and len(ir) != len(vis):
-        raise ValueError(f"ir has {len(ir)} images and vis {len(vis)}; expected as many of each")
+        raise ValueError(
+            f"ir has {len(ir)} images and vis {len(vis)}; expected equally many of each"
+        )
     return many, list(zip(ir, vis, strict=True)) if many else [(ir, vis)]
 
 

@@ -22,7 +22,7 @@ class Planes(NamedTuple):
     luma: Tensor
     """[N, 1, H, W] float32 in [0, 1]"""
     rgb: Tensor | None
-    """[N, 3, H, W], where its chroma was asked for; of a gray source its luma three times;
+    """[N, 3, H, W], where its chroma was requested; of a gray source its luma three times;
     in [0, 1], or what :meth:`Pixels.unit` makes so"""
 
 
@@ -51,7 +51,7 @@ class Pixels:
         self.device = device
 
     def seen(self, ir: Raw, vis: Raw) -> tuple[Raw, Raw]:
-        """The sources where facts are read from them soonest."""
+        """Return the sources where facts are read from them soonest."""
         return ir, vis
 
     def ahead(self, ir: Any, vis: Any) -> tuple[Any, Any]:
@@ -95,7 +95,7 @@ class Pixels:
         return Here(pack(values.to(spec.device).contiguous(), spec.container))
 
     def colored(self, fused: Fused, chroma: Tensor | None, dims: bool) -> Tensor:
-        """The planes [N, C, H, W] in [0, 1] of a result."""
+        """Return the planes [N, C, H, W] in [0, 1] of a result."""
         y = fused.stretched()
         return y if chroma is None else with_luma(y, chroma, dims=dims)
 

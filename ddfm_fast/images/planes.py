@@ -51,7 +51,7 @@ _RANGE_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What `from_planes` needs to give back what came in.
+    """What `from_planes` needs to return the container of the input.
 
     container: "numpy", "torch", "pil", or the name of the module whose `from_dlpack` makes one.
     dtype: the torch dtype of the same name (NumPy arrays come back in native byte order).
@@ -114,17 +114,17 @@ def to_planes(
             (12 bits in uint16: (0, 4095); a float image in 8-bit units: (0, 255)); or "auto",
             "data" or "dtype", see :mod:`.ranges`. With any, signed and 32-bit integers are taken
             too, as float32.
-        layout: One of ``LAYOUTS``, where the rule would read the image wrongly.
-        nodata: A value, or NaN, that means nothing; such pixels are filled from the nearest others.
+        layout: One of ``LAYOUTS``, if the rule would read the image wrongly.
+        nodata: The value of missing pixels, maybe NaN; they are filled from the nearest others.
 
     Returns:
         Contiguous float32 planes [N, C, H, W] in [0, 1] on the image's device, never sharing the
         caller's memory, and the ImageSpec.
 
     Raises:
-        TypeError: A container or dtype that is not supported.
-        ValueError: A shape, layout or value_range that does not fit; values out of range, NaN and
-            infinity.
+        TypeError: The container or dtype is not supported.
+        ValueError: The shape, layout or value_range does not fit, or values are out of range, NaN
+            or infinite.
     """
     raw = read_raw(image, name, value_range=value_range, layout=layout, nodata=nodata)
     return raw.planes(), raw.spec
@@ -193,7 +193,7 @@ def _found_range(
 def _without_holes(
     tensor: Tensor, layout: str, nodata: Ignored, name: str
 ) -> tuple[Tensor, Tensor | None]:
-    """The image with pixels without data filled from the nearest others, and where they are."""
+    """Fill missing pixels from the nearest others; also return where they are."""
     images = _as_nchw(tensor, layout)
     holes = nodata.where(images).any(1, keepdim=True)
     if not bool(holes.any()):
@@ -202,7 +202,7 @@ def _without_holes(
     for image, hole in zip(_as_nchw(tensor, layout), holes[:, 0].cpu().numpy(), strict=True):
         if hole.all():
             raise ValueError(
-                f"{name}: all of it is nodata={nodata.value:g}, expected a picture; check the file"
+                f"{name}: every pixel is nodata={nodata.value:g}, expected a picture; check it"
             )
         # PyTorch cannot index uint16
         values = image.view(torch.int16) if image.dtype == torch.uint16 else image
@@ -216,7 +216,7 @@ def _without_holes(
 
 
 def from_planes(planes: Tensor, spec: ImageSpec) -> Any:
-    """Give planes back in the container, dtype, device, layout and value range of `spec`.
+    """Return planes back in the container, dtype, device, layout and value range of `spec`.
 
     Integers are rounded half up, so uint8 and uint16 images that went through `to_planes` come
     back exactly.
@@ -233,7 +233,7 @@ def from_planes(planes: Tensor, spec: ImageSpec) -> Any:
 
 
 def as_values(planes: Tensor, spec: ImageSpec) -> Tensor:
-    """What :func:`from_planes` puts in the container, on the planes' device, any strides."""
+    """Return what :func:`from_planes` puts in the container, on the planes' device, any strides."""
     check_fits(len(planes), check_planes(planes, "planes"), spec)
     return _as_layout(_from_unit(planes.detach(), spec), spec.layout)
 
@@ -268,7 +268,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
 
 
 def padded_size(size: Sequence[int], crop_multiple: int, multiple: int) -> tuple[int, int]:
-    """The height and width that :func:`pad_to_multiple` gives, after cropping to a multiple."""
+    """Return the size that :func:`pad_to_multiple` gives, after cropping to a multiple."""
     height, width = (-(-(n - n % crop_multiple) // multiple) * multiple for n in size)
     return height, width
 
@@ -320,7 +320,7 @@ def _check_value_range(value_range: Any) -> tuple[float, float] | None:
 
 
 def resolve_layout(shape: tuple[int, ...], container: str, layout: str | None, name: str) -> str:
-    """The layout of a shape by the module's rule or as given, after checking that it fits."""
+    """Return the layout of a shape, by the module's rule or as given, once checked."""
     if layout is None:
         layout = _guess_layout(shape, container, name)
     elif not isinstance(layout, str) or layout not in LAYOUTS:
@@ -336,7 +336,7 @@ def resolve_layout(shape: tuple[int, ...], container: str, layout: str | None, n
     if sizes["H"] < MIN_SIZE or sizes["W"] < MIN_SIZE:
         raise ValueError(
             f"{name}: shape {shape}, read as {layout}, has H = {sizes['H']} and W = {sizes['W']}, "
-            f"expected at least {MIN_SIZE}; if the layout is another, pass layout="
+            f"expected at least {MIN_SIZE}; if the layout is different, pass layout="
         )
     return layout
 
@@ -391,7 +391,7 @@ def _to_unit(x: Tensor, limits: tuple[float, float] | None) -> Tensor:
 
 @lru_cache(maxsize=4)
 def _levels(dtype: torch.dtype, limits: tuple[float, float]) -> np.ndarray:
-    """What each integer becomes: looked up faster than worked out for each pixel in float64."""
+    """Return what each integer becomes: a table is faster than float64 for each pixel."""
     return _scaled(torch.arange(INTEGER_MAX[dtype] + 1, dtype=torch.float64), limits).numpy()
 
 

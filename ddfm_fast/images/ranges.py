@@ -71,7 +71,7 @@ class Ignored(NamedTuple):
     value: float
 
     def where(self, values: Any) -> Any:
-        """Whether each value is that one; of an array or a tensor.
+        """Return whether each value is that one; of an array or a tensor.
 
         NaN and infinity are one kind: no number was measured, whichever of them stands there.
         """
@@ -97,7 +97,7 @@ def by_source(setting: Any, name: str = "value_range") -> dict[str, Any]:
 
 
 def ignored(setting: Any) -> Ignored | None:
-    """The value that ``nodata`` names for a source, or None; TypeError for what is no number."""
+    """Return the source's value of ``nodata``, or None; TypeError if it is not a number."""
     if setting is None or isinstance(setting, Ignored):
         return setting
     if isinstance(setting, (bool, str)):
@@ -111,7 +111,7 @@ def ignored(setting: Any) -> Ignored | None:
 
 
 def is_signed(image: Any) -> bool:
-    """Whether an array or tensor has integers that are read as floats: signed, or of 32 bits."""
+    """Return whether integers are read as floats, as signed and 32-bit ones are."""
     kind = str(getattr(image, "dtype", "")).removeprefix("torch.")
     return kind.lstrip("<>=|") in ("int8", "int16", "int32", "int64", "uint32")
 
@@ -120,10 +120,10 @@ class Span(NamedTuple):
     """What the values of a picture span."""
 
     low: float
-    """the window's, likewise ``high``"""
+    """the window's, like ``high``"""
     high: float
     least: float
-    """of all values that count, likewise ``most``"""
+    """of all values that count, like ``most``"""
     most: float
     marked: bool = False
     """whether an end is of many equal values that lie apart from all others"""
@@ -135,12 +135,12 @@ class Span(NamedTuple):
         return Window((self.low, self.low + max(1.0, abs(self.low)) if flat else self.high))
 
     def uses(self, white: float) -> bool:
-        """Whether the window is more than a tenth of what white is; one value is told elsewhere."""
+        """Return whether it spans over a tenth of white, or is one value (reported elsewhere)."""
         return self.low == self.high or self.high - self.low >= NARROW * white
 
 
 def span(values: Array, nodata: Ignored | None = None, *, marks: bool = True) -> Span | None:
-    """Find what a picture spans; None where nothing counts.
+    """Find what a picture spans; None if nothing counts.
 
     Args:
         values: Of any shape and real dtype.
@@ -174,7 +174,7 @@ def span(values: Array, nodata: Ignored | None = None, *, marks: bool = True) ->
 
 
 def window(values: Array, nodata: Ignored | None = None) -> Window | None:
-    """The window of :func:`span`; None where all of a picture is one value, or nothing."""
+    """Return the window of :func:`span`; None if all of a picture is one value, or nothing."""
     found = span(values, nodata)
     return None if found is None or found.low == found.high else found.window
 
@@ -206,7 +206,7 @@ def _ends(values: Array) -> tuple[float, float]:
 
 
 def _ranked(flat: Array, row: int) -> Array:
-    """The values sorted, of many some from all over the picture."""
+    """Return the values sorted, of many some from all over the picture."""
     step = max(1, flat.size // _RANKED)
     while math.gcd(step, row) > 1:  # or all of them would be of a few columns or one channel
         step += 1
@@ -221,7 +221,7 @@ def chosen(
     Args:
         values: The picture: uint8, uint16, other integers or floats.
         setting: "auto" or None, "data" or "dtype".
-        name: Of the picture, for the sentence.
+        name: Of the picture, for the message.
         nodata: What does not count.
         told: Whether to say it where "auto" takes the window.
 
@@ -254,7 +254,7 @@ def chosen(
         source = name.partition("[")[0]
         option = f'value_range={{"{source}": …}} or --{source}-range'
         kind = "narrow" if judged.window is None else "window"
-        warn(f"{name}: {judged.sentence}; {option} says what is meant", f"{kind} {source}")
+        warn(f"{name}: {judged.sentence}; {option} overrides this", f"{kind} {source}")
     return judged.window or own
 
 
@@ -272,7 +272,7 @@ class _Judged(NamedTuple):
 
 
 def _judged(values: Array, found: Span, nodata: Ignored | None) -> _Judged:
-    """The window of a picture that does not use its dtype's range, and what to say of it."""
+    """Return the window of a picture that does not use its dtype's range, and what to say of it."""
     if values.dtype == np.uint8:
         if found.uses(255):
             return _Judged(None)
@@ -304,7 +304,7 @@ def _of_floats(values: Array, found: Span, nodata: Ignored | None) -> _Judged:
             return _Judged(unit, f"values from {least:.3g} to {most:.3g} are clipped to 0 to 1")
         if found.uses(1):
             return _Judged(None)
-        return _Judged(None, f"uses only {low:.3g} to {high:.3g} of 0 to 1, and is left so")
+        return _Judged(None, f"uses only {low:.3g} to {high:.3g} of 0 to 1, and is left unchanged")
     if low == high:
         return _Judged(found.window)
     if low >= 0 and high <= 255 and found.uses(255) and _is_whole(values):
@@ -320,7 +320,7 @@ def _is_whole(values: Array) -> bool:
 
 
 def _is_8_bits_deep(values: Array) -> bool:
-    """Whether 16 bits are 8 that were made deeper."""
+    """Return whether 16 bits are 8 that were made deeper."""
     return not (_sample(values) % 257).any() and not (values % 257).any()
 
 
@@ -335,7 +335,7 @@ def _told(values: Array, found: Span, nodata: Ignored | None, usual: str) -> str
 
 
 def _clipped(values: Array, found: Span, nodata: Ignored | None) -> str:
-    """What is outside of a window, of which there is some."""
+    """Return what is outside of a window, of which there is some."""
     far = (values < found.low) | (values > found.high)
     if nodata is not None:
         far &= ~nodata.where(values)
@@ -349,13 +349,13 @@ def _clipped(values: Array, found: Span, nodata: Ignored | None) -> str:
 
 
 def exact(value: Any) -> str:
-    """A number of an array as text that reads as that number again."""
+    """Return a number of an array as text that reads as that number again."""
     short = f"{value:g}"
     return short if type(value)(float(short)) == value else str(value)
 
 
 def _clearly_uses(values: Array) -> bool:
-    """Whether a few pixels show that 8 or 16 bits are used: of most pictures that use them."""
+    """Return whether a few pixels show that 8 or 16 bits are used, as they mostly do."""
     if values.dtype not in (np.uint8, np.uint16):
         return False
     seen = np.sort(_sample(values), axis=None)
@@ -393,7 +393,7 @@ def nearest_valid(hole: Array) -> Array:
 def ranges_of(
     ir: Any, vis: Any, setting: Any = None, nodata: Any = None, *, told: bool = True
 ) -> dict[str, Any]:
-    """Give each source's range, of images of any container: (low, high), a window, or "dtype"."""
+    """Return each source's range, of images of any container: (low, high), a window, or "dtype"."""
     wanted, nothing = by_source(setting), by_source(nodata, "nodata")
     found = {}
     for name, image in (("ir", ir), ("vis", vis)):
@@ -406,7 +406,7 @@ def ranges_of(
 
 
 def on_host(image: Any, name: str) -> Array:
-    """The values of an image of any container, on the host."""
+    """Return the values of an image of any container, on the host."""
     if not isinstance(image, Tensor) and is_signed(image):
         return np.asarray(image)
     tensor = image if is_signed(image) else as_tensor(image, name)[0]

@@ -113,11 +113,11 @@ class _Running:
 
 
 def _own(values: Array) -> Any:
-    """What stands for a dtype's own range; floats are clipped to it."""
+    """Return what stands for a dtype's own range; floats are clipped to it."""
     return _UNIT if values.dtype.kind == "f" else "dtype"
 
 
 def _apart(a: tuple[float, float], b: tuple[float, float]) -> bool:
-    """Whether two windows have less than ``SHARED`` of the narrower one in common."""
+    """Return whether two windows have less than ``SHARED`` of the narrower one in common."""
     common = min(a[1], b[1]) - max(a[0], b[0])
     return common < SHARED * min(a[1] - a[0], b[1] - b[0])

@@ -27,7 +27,7 @@ class Fused(NamedTuple):
     """[2, N, 1, 1, 1], what becomes 0 and 1; None: what is outside of [0, 1] is clipped"""
 
     def stretched(self) -> Tensor:
-        """The lumas in [0, 1]."""
+        """Return the lumas in [0, 1]."""
         return stretched(self.luma, self.limits)
 
     def showing(self, luma: Tensor, where: Tensor) -> Fused:
@@ -53,7 +53,7 @@ class Fused(NamedTuple):
 
 
 def together(parts: Sequence[Fused]) -> Fused:
-    """One of several, all of whose lumas are of one size, and stretched or not."""
+    """Return one of several, all of whose lumas are of one size, and stretched or not."""
     limits = [part.limits for part in parts if part.limits is not None]
     return Fused(joined([part.luma for part in parts]), joined(limits, 1) if limits else None)
 
@@ -64,13 +64,13 @@ def joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def stretch_limits(stretch: str, y: Tensor, ir: Tensor, vis: Tensor) -> Tensor | None:
-    """The values that ``FuseConfig.stretch`` maps to 0 and 1, [2, N, 1, 1, 1]; None for "none".
+    """Find the values that a stretch maps to 0 and 1, [2, N, 1, 1, 1]; None for "none".
 
     Args:
         stretch: "minmax" for the extremes of y; "percentile" for all but ``SHARE`` of it at either
             end; "sources" for what :func:`source_limits` says; "none".
         y: Fused luma [N, 1, H, W].
-        ir: Luma of a source, of that shape, likewise ``vis``; of use to "sources" alone.
+        ir: Luma of a source, of that shape; like ``vis``, it is used by "sources" alone.
         vis: See ``ir``.
     """
     if stretch == "none":
@@ -79,7 +79,7 @@ def stretch_limits(stretch: str, y: Tensor, ir: Tensor, vis: Tensor) -> Tensor |
 
 
 def own_limits(y: Tensor, stretch: str, share: float = SHARE) -> Tensor:
-    """The extremes ("minmax") or percentiles ("percentile") of images [N, 1, H, W].
+    """Return the extremes ("minmax") or percentiles ("percentile") of images [N, 1, H, W].
 
     ``share`` of the pixels are beyond the percentiles at either end (order statistics, no
     interpolation): a single hot pixel does not decide the contrast.
@@ -96,7 +96,7 @@ def own_limits(y: Tensor, stretch: str, share: float = SHARE) -> Tensor:
 
 
 def outside(pixels: int, share: float = SHARE) -> int:
-    """How many pixels of an image are beyond a percentile."""
+    """Return how many pixels of an image are beyond a percentile."""
     return int(share * (pixels - 1))
 
 
@@ -117,7 +117,7 @@ def limits_between(low: Tensor, high: Tensor, least: Tensor, most: Tensor) -> Te
     """Limits by which low and high become the range that a margin adds to, [2, N, 1, 1, 1].
 
     Args:
-        low: Percentile of a fused luma, [N, 1, 1, 1], likewise ``high``.
+        low: Percentile of a fused luma, [N, 1, 1, 1], as is ``high``.
         high: See ``low``.
         least: Least luma of the sources, of that shape.
         most: Their greatest.

@@ -1,1 +1,1 @@
-"""Adapters that put ddfm_fast behind other projects' interfaces."""
+"""Adapters that offer ddfm_fast through the interfaces of other projects."""

@@ -1,4 +1,4 @@
-"""A transform of Albumentations' kind: named arrays in, the same and a fused one out.
+"""A transform in the style of Albumentations: named arrays in, the same and a fused one out.
 
 >>> from ddfm_fast.integrations.albumentations import FuseDDFM
 >>> transform = FuseDDFM(("infrared", "image"), preset="instant")
@@ -6,8 +6,9 @@
 >>> sorted(sample), sample["image"].shape
 (['image', 'infrared', 'label'], (48, 64, 3))
 
-It needs no library. Where Albumentations is, it is one of its transforms and goes into a
-``Compose``; put it before what moves pixels, or name the infrared image in ``additional_targets``.
+It needs no library. With Albumentations installed, it is one of its transforms and goes into a
+``Compose``; put it before transforms that move pixels, or list the infrared image in
+``additional_targets``.
 """
 
 from __future__ import annotations
@@ -42,18 +43,18 @@ class FuseDDFM(SampleFusion, _BasicTransform):
     entries, boxes and masks among them, stay as they are, since no pixel moves.
 
     Args:
-        keys: Of the infrared and the visible image.
+        keys: Keys of the infrared and the visible image.
         output: Key of the result.
-        fuser: A ``Fuser``; None for one of ``options`` that is made when it is first needed, in
-            each worker.
+        fuser: A ``Fuser``; None for one made from ``options`` when it is first needed, in each
+            worker.
         value_range: As in a call of ``ddfm_fast.Fuser``.
-        allow_missing_keys: Leave samples as they are that lack a key.
+        allow_missing_keys: Leave samples that lack a key as they are.
         p: Probability of fusing a sample.
-        **options: Of ``Fuser``, such as preset="instant".
+        **options: Options of ``Fuser``, such as preset="instant".
 
     Raises:
-        ValueError: There are not two keys, or ``p`` is none.
-        TypeError: An option of no known name.
+        ValueError: There are not two keys, or ``p`` is not a probability.
+        TypeError: An unknown option.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class FuseDDFM(SampleFusion, _BasicTransform):
         return self.added(sample, present)
 
     def fused(self, sample: dict[Any, Any], ir: Any, vis: Any) -> Any:
-        """The result of the images under two keys."""
+        """Return the result of the images under two keys."""
         return self.fuser(sample[ir], sample[vis], value_range=self.value_range)
 
     @property
@@ -103,7 +104,7 @@ class FuseDDFM(SampleFusion, _BasicTransform):
         return {*self.keys, self.output}
 
     def get_transform_init_args(self) -> dict[str, Any]:
-        """What Albumentations prints and saves, with which it makes the transform again."""
+        """Return what Albumentations prints and saves, with which it makes the transform again."""
         own = {
             "keys": self.keys,
             "output": self.output,
@@ -113,5 +114,5 @@ class FuseDDFM(SampleFusion, _BasicTransform):
         return own | self.fused_by
 
     def _drawn(self) -> float:
-        """A number in [0, 1) of Albumentations' own generator, or of Python's."""
+        """Return a number in [0, 1) of Albumentations' own generator, or of Python's."""
         return getattr(self, "py_random", random).random() if self.p < 1 else 0.0

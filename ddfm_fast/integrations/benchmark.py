@@ -30,11 +30,11 @@ def fusion_method(base: type, **options: Unpack[FuserOptions]) -> type:
     """Make the class of a method, a subclass of the benchmark's ``BaseMethod``.
 
     Its ``load_checkpoint``, which the benchmark always calls, takes "embedded" (or None) for the
-    prior that is there, and the file of another prior.
+    package's prior, and the file of another prior.
 
     Args:
         base: ``base.base_method.BaseMethod``.
-        **options: Of ``Fuser``; the device is the benchmark's.
+        **options: Options of ``Fuser``; the device is the benchmark's.
 
     Raises:
         ValueError: ``device`` is given.
@@ -55,7 +55,7 @@ def fusion_method(base: type, **options: Unpack[FuserOptions]) -> type:
             return self.model(ir, vi)
 
         def load_checkpoint(self, path: str | os.PathLike[str] | None) -> None:
-            """Load another prior; ValueError for a file that is none."""
+            """Load another prior; raise ValueError if the file is not one."""
             if path is None or os.fspath(path) == EMBEDDED:
                 return
             other = self.model.fuser.with_options(prior=os.fspath(path))

@@ -2,8 +2,8 @@
 
 ``python -m ddfm_fast.integrations.comfyui > ComfyUI/custom_nodes/ddfm_fast_nodes.py`` adds it, with
 ddfm_fast installed for ComfyUI's Python. It is a node of the V3 interface where ``comfy_api`` has
-it, and of the first one, by ``NODE_CLASS_MAPPINGS``, where not; ComfyUI takes the first interface
-where a module has both.
+it, and otherwise of the first one, by ``NODE_CLASS_MAPPINGS``; ComfyUI takes the first interface
+if a module has both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NODE = "DDFMFuse"
 TITLE = "Fuse infrared and visible (DDFM)"
 CATEGORY = "image/fusion"
 DENOISE = ("preset", "auto", "off")
-"""what the noise of the sources may be said to be; the preset decides, first of all"""
+"""choices for the noise of the sources; the first leaves it to the preset"""
 FILE = "from ddfm_fast.integrations.comfyui import *  # noqa: F403\n"
 """all of a file for ``custom_nodes``"""
 
@@ -47,13 +47,13 @@ def fuse_images(
         denoise: One of ``DENOISE``.
         color: A name of ``frames.COLORS``.
         seed: As in ``Fuser``.
-        tell: Is told (images done, of how many).
+        tell: Called with (images done, of how many).
 
     Returns:
         Floats in [0, 1], [B, H, W, 3].
 
     Raises:
-        ValueError: Numbers of images or sizes that do not fit.
+        ValueError: Numbers of images or sizes do not fit.
     """
     count = _checked(infrared, visible)
     sources = [x.expand(count, *x.shape[1:]).clamp(0, 1) for x in (infrared, visible)]
@@ -72,7 +72,7 @@ def fuse_images(
 
 
 def _checked(infrared: Tensor, visible: Tensor) -> int:
-    """How many pairs there are; ValueError names the node that mends what does not fit."""
+    """Return how many pairs there are; ValueError names the node that makes inputs fit."""
     count = max(len(infrared), len(visible))
     for name, images in (("infrared", infrared), ("visible", visible)):
         if images.ndim != 4 or images.shape[-1] not in (1, 3):
@@ -102,7 +102,7 @@ def _in_color(images: list[Tensor]) -> Tensor:
 
 
 def _v3() -> Any:
-    """The entry point of the V3 interface; ImportError where this ComfyUI has none."""
+    """Return the entry point of the V3 interface; ImportError if this ComfyUI has none."""
     from comfy_api.latest import ComfyAPISync, ComfyExtension, io
 
     class Node(io.ComfyNode):
@@ -112,7 +112,7 @@ def _v3() -> Any:
                 node_id=NODE,
                 display_name=TITLE,
                 category=CATEGORY,
-                description="Fuses an infrared and a visible image by a diffusion prior.",
+                description="Fuses an infrared and a visible image with a diffusion prior.",
                 inputs=[
                     io.Image.Input("infrared"),
                     io.Image.Input("visible"),
@@ -155,7 +155,7 @@ class FirstInterface:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        """The inputs, as ComfyUI shows them."""
+        """Return the inputs, as ComfyUI shows them."""
         return {
             "required": {
                 "infrared": ("IMAGE",),

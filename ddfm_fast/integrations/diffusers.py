@@ -1,10 +1,11 @@
-"""A pipeline of diffusers around a fuser: its ways of loading, calling and watching, our method.
+"""A diffusers pipeline around a fuser: loaded, called and watched in the style of diffusers.
 
 >>> from ddfm_fast.integrations.diffusers import DDFMPipeline                # doctest: +SKIP
 >>> pipe = DDFMPipeline.from_pretrained("google/ddpm-celebahq-256")          # doctest: +SKIP
 >>> image = pipe(infrared, visible, num_inference_steps=25).images[0]        # doctest: +SKIP
 
-The module imports without diffusers; making a pipeline then says what to install.
+The module imports without diffusers; making a pipeline then raises an error that says what to
+install.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ class DDFMPipeline(_Pipeline):
                 and variant.
 
         Raises:
-            ValueError: No such prior, or an option out of range.
-            TypeError: An option of no known name.
+            ValueError: There is no such prior, or an option is out of range.
+            TypeError: An unknown option.
             ImportError: diffusers is missing.
         """
         _require()
@@ -153,16 +154,16 @@ class DDFMPipeline(_Pipeline):
             vis: The other source, aligned, of the same size.
             num_inference_steps: Reverse steps; None for those of the options.
             generator: The seed is drawn from it; without one it is the fuser's own, and two calls
-                give the same.
+                give the same result.
             output_type: "pil" for 8-bit images, "np" for float [N, H, W, C], "pt" for float
                 [N, C, H, W], both in [0, 1].
-            return_dict: Whether an ``ImagePipelineOutput`` comes back, or a tuple.
+            return_dict: Whether to return an ``ImagePipelineOutput`` or a tuple.
             callback_on_step_end: Called as (pipeline, step from 0, timestep, tensors) after each
                 step. The tensors are copies and cannot be replaced; setting ``_interrupt`` of the
                 pipeline stops it.
             callback_on_step_end_tensor_inputs: Which tensors: "latents" and
                 "pred_original_sample", [N, C, H, W] in about [−1, 1].
-            color: As in the call of ``ddfm_fast.Fuser``, likewise ``value_range`` and ``layout``.
+            color: As in the call of ``ddfm_fast.Fuser``, as are ``value_range`` and ``layout``.
             value_range: See ``color``.
             layout: See ``color``.
 
@@ -171,7 +172,7 @@ class DDFMPipeline(_Pipeline):
 
         Raises:
             FusionInterrupted: The callback set ``_interrupt``.
-            ValueError: Names the argument that is wrong; likewise TypeError.
+            ValueError, TypeError: An argument is wrong; the message names it.
         """
         if output_type not in OUTPUTS:
             raise ValueError(
@@ -217,8 +218,8 @@ class DDFMPipeline(_Pipeline):
             for name, value in changed.items():
                 if name not in handed or not torch.equal(value, tensors[name]):
                     raise ValueError(
-                        f"callback_on_step_end returned other {name!r}; expected them as they "
-                        "came, since EM's state goes with them"
+                        f"callback_on_step_end changed {name!r}; expected them unchanged, "
+                        "since EM's state belongs to them"
                     )
             if self._interrupt:
                 raise FusionInterrupted(
@@ -236,7 +237,7 @@ def _require() -> None:
 
 
 def _is_on_the_hub(spec: Any) -> bool:
-    """Whether it is the name of a repository and of nothing here."""
+    """Return whether it is the name of a repository and of nothing here."""
     if not isinstance(spec, str) or spec in ASSETS or Path(spec).exists():
         return False
     name = re.fullmatch(r"[\w.-]+/[\w.-]+", spec) is not None

@@ -28,19 +28,19 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
-    "preset": Setting("balanced", "How a frame is fused: a row of `ddfm-fast presets`"),
+    "preset": Setting("balanced", "How a frame is fused: a name from `ddfm-fast presets`"),
     "video_preset": Setting(
         ALONE,
         "exact, balanced or realtime: as one video without flicker; none: each frame by itself",
     ),
     "denoise": Setting("", "Noise of the sources: auto, off, a level of 255, or ir=12,vis=off"),
     "steps": Setting("", "Evaluations of the prior, with presets that have them"),
-    "color": Setting("auto", "Whose color: auto, vis, ir, or none for gray"),
-    "ir_range": Setting("auto", "LO,HI, auto, dtype or data: values that mean black and white"),
-    "vis_range": Setting("auto", "The same of the visible frames"),
+    "color": Setting("auto", "Source of the color: auto, vis, ir, or none for gray"),
+    "ir_range": Setting("auto", "Infrared values of black and white: LO,HI, auto, dtype or data"),
+    "vis_range": Setting("auto", "The same for the visible frames"),
     "align": Setting("off", "off, shift, affine, homography, or a file of `ddfm-fast align`"),
     "prior": Setting("embedded", "embedded, or a file or folder of a prior"),
-    "device": Setting("", "cpu, cuda or cuda:N; CUDA where there is one"),
+    "device": Setting("", "cpu, cuda or cuda:N; by default CUDA if available"),
 }
 
 
@@ -54,13 +54,15 @@ class FrameFusion:
         given: Names of ``SETTINGS`` and their text; what is missing has its default.
 
     Raises:
-        ValueError: A setting that is out of range, or of no known name.
+        ValueError: A setting that is out of range, or unknown.
         ImportError: A library that an option needs is missing.
     """
 
     def __init__(self, given: Mapping[str, str]):
         if unknown := [name for name in given if name not in SETTINGS]:
-            raise ValueError(f"{unknown[0]!r} is no setting; expected one of {', '.join(SETTINGS)}")
+            raise ValueError(
+                f"{unknown[0]!r} is not a setting; expected one of {', '.join(SETTINGS)}"
+            )
         words = {name: given.get(name, one.default) for name, one in SETTINGS.items()}
         if words["color"] not in COLORS:
             raise ValueError(f"color is {words['color']!r}; expected one of {', '.join(COLORS)}")
@@ -127,7 +129,7 @@ class FrameFusion:
 
 
 def result_kind(ir: tuple[bool, int], vis: tuple[bool, int], color: bool | str) -> tuple[bool, int]:
-    """What a fused frame is: (whether in color, bits a value), of what the sources are.
+    """Return what a fused frame is: (whether in color, bits a value), of what the sources are.
 
     The rule of ``ddfm_fast.fuse``: the source that gives the color decides the depth, which is the
     visible one unless only the infrared one has color, or it is named.

@@ -22,7 +22,7 @@ _NEEDED = ("ddfm_fast", "torch", "numpy", "cv2", "typing_extensions")
 
 
 def python_folders() -> list[str]:
-    """The folders for PYTHONPATH: those that this Python has ddfm_fast and what it needs from."""
+    """Return the folders for PYTHONPATH, from which this Python imports what is needed."""
     found: list[str] = []
     for name in _NEEDED:
         spec = find_spec(name)
@@ -36,7 +36,7 @@ def python_folders() -> list[str]:
 
 
 def loader_version() -> str | None:
-    """The Python that GStreamer's loader runs, such as "3.11"; None where there is no loader.
+    """Return the version of the Python that GStreamer's loader runs; None without a loader.
 
     Read from the names of libraries that the loader asks for.
     """
@@ -52,7 +52,7 @@ def loader_version() -> str | None:
 
 
 def trouble(version: str | None) -> str | None:
-    """What keeps the element from being found, as a sentence; None where all fits."""
+    """Return what keeps the element from being found, as a sentence; None if all fits."""
     own = f"{sys.version_info.major}.{sys.version_info.minor}"
     if version is None:
         return (
@@ -63,7 +63,7 @@ def trouble(version: str | None) -> str | None:
     if version != own:
         return (
             f"GStreamer's loader runs Python {version}, and this is Python {own}; install "
-            f"ddfm_fast for Python {version} and ask that one"
+            f"ddfm_fast for Python {version} and use that one"
         )
     return None
 

@@ -70,7 +70,7 @@ class Element(GstBase.Aggregator):
             for name, one in SETTINGS.items()
         },
         "qos": (
-            bool, "qos", "Drop frames that downstream would get too late", True,
+            bool, "qos", "Drop frames that would reach downstream too late", True,
             GObject.ParamFlags.READWRITE,
         ),
         "dropped": (
@@ -143,7 +143,7 @@ class Element(GstBase.Aggregator):
         return True
 
     def do_flush(self) -> Any:
-        """Begin anew after a seek."""
+        """Begin again after a seek."""
         kept = self._infos, self._segments
         self._forget()
         self._infos, self._segments = kept
@@ -180,7 +180,7 @@ class Element(GstBase.Aggregator):
         return True
 
     def _acceptable(self, name: str, template: Any, surely: bool) -> Any:
-        """The caps of a pad. The visible one has those that lead to what downstream takes."""
+        """Return the caps of a pad; the visible one's lead to what downstream takes."""
         if name != "vis":
             return template
         wanted = self.srcpad.peer_query_caps(None)
@@ -198,7 +198,7 @@ class Element(GstBase.Aggregator):
         return template.intersect_full(caps, Gst.CapsIntersectMode.FIRST)
 
     def _leading_to(self, structure: Any, surely: bool) -> list[str]:
-        """The visible formats whose result fits a structure of downstream's caps.
+        """Return the visible formats whose result fits a structure of downstream's caps.
 
         ``surely``: with every format that the infrared source may send; else with one of them.
         """
@@ -220,7 +220,7 @@ class Element(GstBase.Aggregator):
         ]
 
     def _infrared_kinds(self) -> list[tuple[bool, int]]:
-        """What the infrared source sends, or may send while its caps have not come."""
+        """Return what the infrared source sends, or may send while its caps have not come."""
         if (info := self._infos.get("ir")) is not None:
             return [KINDS[info.finfo.name]]
         pad = self.get_static_pad("ir")
@@ -237,7 +237,7 @@ class Element(GstBase.Aggregator):
         return COLORS.get(self._given.get("color", ""), True)
 
     def do_update_src_caps(self, caps: Any) -> Any:
-        """The caps of the result, which follow from both sources'."""
+        """Return the caps of the result, which follow from both sources'."""
         out = self._out_caps()
         if out is None:
             return _NEED_DATA, None
@@ -286,7 +286,7 @@ class Element(GstBase.Aggregator):
         """Fuse the next visible frame, where the infrared frame nearest to it is there."""
         try:
             return self._next(timeout)
-        except Exception as error:  # left to the bindings it would read as "go on", for ever
+        except Exception as error:  # left to the bindings it would read as "go on", forever
             return self._error(f"{type(error).__name__}: {error}")
 
     def _next(self, timeout: bool) -> Any:
@@ -299,7 +299,9 @@ class Element(GstBase.Aggregator):
             return Gst.FlowReturn.EOS if vis.is_eos() else _NEED_DATA
         at = self._running_time("vis", frame)
         if at == NEVER:
-            return self._error("vis: a buffer has no timestamp; put a parser or videorate before")
+            return self._error(
+                "vis: a buffer has no timestamp; put a parser or videorate before it"
+            )
         lasts = self._duration("vis", frame)
         if not self._settle(ir, at, lasts):
             return Gst.FlowReturn.ERROR
@@ -323,7 +325,7 @@ class Element(GstBase.Aggregator):
         while (head := ir.peek_buffer()) is not None:
             time = self._running_time("ir", head)
             if time == NEVER:
-                self._error("ir: a buffer has no timestamp; put a parser or videorate before")
+                self._error("ir: a buffer has no timestamp; put a parser or videorate before it")
                 return False
             if self._held is not None and abs(time - at) > abs(self._held[1] - at):
                 break
@@ -340,7 +342,7 @@ class Element(GstBase.Aggregator):
         return segment.to_running_time(Gst.Format.TIME, buffer.pts)
 
     def _duration(self, name: str, buffer: Any) -> int:
-        """How long a frame lasts, in ns; 0 where nothing says it."""
+        """Return how long a frame lasts, in ns; 0 where nothing says it."""
         if buffer.duration != NEVER:
             return buffer.duration
         info = self._infos.get(name)
@@ -364,7 +366,7 @@ class Element(GstBase.Aggregator):
         return self.finish_buffer(out)
 
     def _array(self, name: str, buffer: Any) -> Frame:
-        """The pixels of a buffer, copied."""
+        """Return the pixels of a buffer, copied."""
         import numpy as np
 
         info = self._infos[name]
@@ -391,7 +393,7 @@ class Element(GstBase.Aggregator):
 
 
 def _packed(fused: Frame, stride: int, size: int) -> bytes:
-    """The bytes of a frame with rows of a stride."""
+    """Return the bytes of a frame with rows of a stride."""
     import numpy as np
 
     rows = np.ascontiguousarray(fused).view(np.uint8).reshape(len(fused), -1)

@@ -4,7 +4,7 @@
 >>> load = LoadImaged(("mr", "ct"), ensure_channel_first=True)              # doctest: +SKIP
 >>> Compose([load, FuseDDFMd(("mr", "ct"), output="fused")])                # doctest: +SKIP
 
-The module imports without MONAI; making a transform then says what to install.
+The module imports without MONAI; making a transform then raises an error that says what to install.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ class FuseDDFMd(SampleFusion, _MapTransform):
     in [0, 1], with three channels where a source has color.
 
     Args:
-        keys: Of the first and the second image, such as MRI and CT or PET.
+        keys: Keys of the first and the second image, such as MRI and CT or PET.
         output: Key of the result.
-        fuser: A ``Fuser``; None for one of ``options`` that is made when it is first needed, in
-            each worker.
-        value_range: As in ``ddfm_fast.medical.fuse_volumes``, likewise ``nodata``, ``colormap``
+        fuser: A ``Fuser``; None for one made from ``options`` when it is first needed, in each
+            worker.
+        value_range: As in ``ddfm_fast.medical.fuse_volumes``, as are ``nodata``, ``colormap``
             and ``grid``.
         nodata: See ``value_range``.
         colormap: See ``value_range``.
         grid: See ``value_range``.
-        allow_missing_keys: Leave samples as they are that lack a key.
-        **options: Of ``Fuser``, such as preset="instant".
+        allow_missing_keys: Leave samples that lack a key as they are.
+        **options: Options of ``Fuser``, such as preset="instant".
 
     Raises:
         ImportError: MONAI is missing.
-        ValueError: There are not two keys, or an image is none.
+        ValueError: There are not two keys, or an entry is not an image.
     """
 
     def __init__(
@@ -91,14 +91,14 @@ class FuseDDFMd(SampleFusion, _MapTransform):
         return self.added(data, self.key_iterator(dict(data)))
 
     def fused(self, sample: dict[Any, Any], ir: Hashable, vis: Hashable) -> Any:
-        """The result of the images under two keys, like the one whose grid it is on."""
+        """Return the result of the images under two keys, like the one whose grid it is on."""
         volumes = [as_volume(sample[key], str(key)) for key in (ir, vis)]
         fused = fuse_volumes(volumes[0], volumes[1], self.fuser, grid=self.grid, **self._how)
         return given_back(fused.volume, sample[ir if self.grid == "ir" else vis])
 
 
 def as_volume(image: Any, name: str) -> Volume:
-    """An image [C, X, Y] or [C, X, Y, Z] as a volume; ValueError for what is none."""
+    """Return an image [C, X, Y] or [C, X, Y, Z] as a volume; ValueError if it is not one."""
     affine = getattr(image, "affine", None)
     values = image.detach().cpu().numpy() if isinstance(image, Tensor) else np.asarray(image)
     if values.ndim not in (3, 4) or values.shape[0] not in (1, 3):
@@ -128,7 +128,7 @@ def _unit(rgb: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def given_back(volume: Volume, like: Any) -> Any:
-    """A fused volume in the container of an image, float32 in [0, 1]."""
+    """Return a fused volume in the container of an image, float32 in [0, 1]."""
     white = np.float32(np.iinfo(volume.array.dtype).max)
     array = volume.array.astype(np.float32) / white
     array = array.transpose(3, 2, 1, 0) if volume.colored else array.transpose(2, 1, 0)[None]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 DENOISE = ("preset", "auto", "off")
-"""what the noise of the sources may be said to be; the preset decides, first of all"""
+"""choices for the noise of the sources; the first leaves it to the preset"""
 
 
 def fused_frames(
@@ -38,7 +38,7 @@ def fused_frames(
         visible: Likewise, with the same leading axes, or none in one of the two.
 
     Raises:
-        ValueError: Stacks that do not fit, or without an image.
+        ValueError: The stacks do not fit, or have no image.
     """
     ranges = SteadyRanges()
     leads, sources = [], []
@@ -96,7 +96,7 @@ def fused_layer(infrared: Any, visible: Any, preset: str, denoise: str, color: s
 
 
 def make_widget() -> Any:
-    """The widget: layers, preset, noise, color and a button; ImportError without napari."""
+    """Return the widget: layers, preset, noise, color and a button; ImportError without napari."""
     from magicgui import magic_factory
     from napari.layers import Image
     from napari.qt.threading import FunctionWorker, thread_worker

@@ -54,7 +54,7 @@ def rgb_to_ycbcr(input_: Tensor) -> Tensor:
 
 
 def ycbcr_to_rgb(input_: Tensor) -> Tensor:
-    """The inverse of :func:`rgb_to_ycbcr`, float32, not clipped."""
+    """Return the inverse of :func:`rgb_to_ycbcr`, float32, not clipped."""
     matrix, offset = _studio(input_)
     inverse = torch.linalg.inv(matrix)
     return torch.einsum("dc,...chw->...dhw", inverse, input_.double() - offset).float()
@@ -71,7 +71,7 @@ def _studio(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def EM_Initial(IR: Tensor) -> dict:
-    """The state before the first EM step for sources shaped like ``IR`` [N, 1, H, W].
+    """Return the state before the first EM step for sources shaped like ``IR`` [N, 1, H, W].
 
     Keys: C = m̄, D = n̄, F1 and F2 = u along x and y, H = k, tau_a = γ, tau_b = ρ, and the
     spectra of the two forward differences.
@@ -101,7 +101,7 @@ def EM_Initial(IR: Tensor) -> dict:
 def EM_onestep(
     f_pre: Tensor, I: Tensor, V: Tensor, HyperP: dict, lamb: float = 0.5, rho: float = 0.01
 ) -> tuple[Tensor, dict]:
-    """One EM iteration of the authors' code: (rectified luma, next state).
+    """Return one EM iteration of the authors' code: (rectified luma, next state).
 
     f_pre, I, V: [N, 1, H, W] in [−1, 1]; lamb = ψ, rho = η. γ and ρ are means over the whole
     batch, as theirs are; ``ddfm_fast.fuse`` keeps them per image.
@@ -149,7 +149,7 @@ def create_model(
     use_new_attention_order=False,
     model_path="",
 ):
-    """The ADM UNet of the given configuration with the weights of ``model_path``: an nn.Module.
+    """Make the ADM UNet of a configuration with the weights of ``model_path``: an nn.Module.
 
     ``attention_resolutions`` are feature sizes at ``image_size``, as in their YAML file.
     ValueError if the checkpoint is missing or does not fit; no network has random weights.
@@ -203,7 +203,7 @@ def create_sampler(
     rescale_timesteps,
     timestep_respacing="",
 ) -> DDIM:
-    """The authors' DDIM sampler with EM rectification.
+    """Return the authors' DDIM sampler with EM rectification.
 
     Their configuration (``ddim``, ``epsilon``, no dynamic threshold, clipped) is what the loop
     does; anything else is a ValueError. ``model_var_type`` has no effect on DDIM with η = 0.
@@ -256,7 +256,7 @@ class DDIM:
             )
             own = {RESCALE: False, "multiple": model.multiple}  # its call takes whole timesteps
             return load_prior(model.__call__, {**config, **own})
-        # a callable of unknown needs gets x as it comes, like the authors' loop hands it on
+        # a callable of unknown needs gets x as it comes, like the authors' loop passes it on
         own = {} if isinstance(model, UNet) else {"multiple": 1}
         return load_prior(model, {**config, **own})
 
@@ -266,7 +266,7 @@ class DDIM:
     def p_sample(
         self, model, x, t, bfHP, infrared, visible, lamb, rho, eta=0.0
     ) -> tuple[dict, dict]:
-        """One reverse step at index ``t`` (tensor [N], all equal): ({sample, pred_xstart}, state).
+        """Take the reverse step of index ``t`` ([N], all equal): ({sample, pred_xstart}, state).
 
         x: [N, 3, H, W]; infrared, visible: [N, 1, H, W] in [−1, 1].
         """

@@ -10,8 +10,8 @@
 ...     batch_size=8,
 ... )
 
-Rows are pairs, in columns of paths, of encoded files as bytes, or of arrays. What fails becomes a
-row whose column ``error`` says why; no row takes others down.
+Rows are pairs, in columns of paths, of encoded files as bytes, or of arrays. A failure becomes a
+row whose column ``error`` says why; no row affects others.
 """
 
 from __future__ import annotations
@@ -54,20 +54,20 @@ class FuseBatch:
         ir: The column of infrared sources: paths, bytes of image files, or arrays of any shape and
             dtype that ``Fuser`` takes. The two columns may differ in kind.
         vis: The column of visible sources.
-        fused: The column that is added: arrays, or paths where ``out`` is given. Of a failed row it
-            is None.
-        error: The column that says what failed, "" where nothing did.
+        fused: The column that is added: arrays, or paths if ``out`` is given; None in a failed
+            row.
+        error: The column that says what failed; "" if nothing did.
         out: Folder to write to, which every node shares; None gives arrays.
         name: The column of names of files to write, without suffix; None for the stem of ``ir``.
         format: "png", "tif", "jpg" or "bmp".
-        value_range: As in the call of ``Fuser``, and likewise ``nodata``.
+        value_range: As in the call of ``Fuser``; so is ``nodata``.
         nodata: See ``value_range``.
-        max_pixels: Of an input file, see :func:`.files.reading.read_image`.
+        max_pixels: Most pixels of an input file, see :func:`.files.reading.read_image`.
         fuser: A ``Fuser`` to use, in place of options of one.
-        **options: Those of ``Fuser``.
+        **options: Options of ``Fuser``.
 
     Raises:
-        ValueError: A format, or an option, that there is not; TypeError likewise.
+        ValueError, TypeError: The format or an option does not exist.
     """
 
     def __init__(
@@ -194,8 +194,8 @@ class FuseBatch:
         source = batch[self.ir][n]
         if not isinstance(source, str | os.PathLike):
             raise ValueError(
-                f"column {self.ir!r} holds no paths to call results after; pass name=, the column "
-                "of their names"
+                f"column {self.ir!r} holds no paths to name results after; pass name=, the column "
+                "with their names"
             )
         return Path(source).stem
 

@@ -174,5 +174,5 @@ class _Pairs(Pool):
 
 
 def _absolute(item: PairItem) -> PairItem:
-    """The pair by paths that mean the same in every process."""
+    """Return the pair by paths that mean the same in every process."""
     return item.with_files(*map(os.path.abspath, item.files))

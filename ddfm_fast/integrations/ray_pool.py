@@ -37,7 +37,7 @@ MOST_LOST = 5
 PATIENCE = 30.0
 """seconds without a free worker after which that is said"""
 CPUS_EACH = 4
-"""of an actor, where their number is left to choose"""
+"""of an actor, where their number is automatic"""
 VERSION = __version__, MATHS_VERSION
 
 
@@ -51,7 +51,7 @@ def check_version(asked: tuple[Any, ...]) -> None:
 
 
 def as_given(text: str, files: Iterable[Any]) -> str:
-    """What an actor said, with names of files as they were given to the process that asks."""
+    """Return an actor's text with the names of files as the calling process was given them."""
     for file in files:
         text = text.replace(os.path.abspath(file), os.fspath(file))
     return text
@@ -89,7 +89,7 @@ class Cluster:
 
     Raises:
         ImportError: Ray is missing.
-        ValueError: Numbers out of range, or a cluster that cannot be had.
+        ValueError: Numbers out of range, or a cluster that is not available.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Cluster:
                 "on CPUs, or add nodes with a GPU"
             )
         if not sum(cpus):
-            raise ValueError("the cluster has no CPUs; expected nodes that take work")
+            raise ValueError("the cluster has no CPUs; expected nodes that accept work")
         if self.actors is None:
             by_gpu = int(gpus / self.num_gpus) if self.num_gpus else 0
             self.actors = by_gpu or max(sum(n > 0 for n in cpus), sum(cpus) // CPUS_EACH)
@@ -149,7 +149,7 @@ class Cluster:
         return remote.remote(sent_to(fuser, "cuda" if self.num_gpus else "cpu"), *more)
 
     def get(self, call: Any) -> Any:
-        """The result of a call; what its code raised is raised as it was."""
+        """Return the result of a call; what its code raised is raised as it was."""
         try:
             return self.ray.get(call)
         except self.ray.exceptions.RayTaskError as error:
@@ -187,7 +187,7 @@ class Pool:
         self.waited = time.monotonic()
 
     def size(self, actor: Actor) -> int:
-        """How many pieces an actor is handed next."""
+        """Return how many pieces an actor is handed next."""
         del actor
         return 1
 
@@ -200,7 +200,7 @@ class Pool:
         raise NotImplementedError
 
     def stopped(self) -> bool:
-        """Whether no more is to be handed out."""
+        """Return whether no more is to be handed out."""
         return False
 
     def run(self, pieces: Iterable[Any], count: int) -> None:
@@ -275,7 +275,7 @@ class Pool:
         return sum(one is actor for one, _, _ in self.asked.values())
 
     def _some(self, actor: Actor) -> list[Any]:
-        """The next pieces."""
+        """Return the next pieces."""
         if self.queue:
             return self.queue.popleft()
         some = list(islice(self.pieces, min(self.size(actor), self.left)))
@@ -291,13 +291,13 @@ class Pool:
             if self.deaths[piece.name] < ATTEMPTS:
                 self.queue.append([piece])
             else:
-                self.give_up(piece, f"{ATTEMPTS} workers were lost while they had this")
+                self.give_up(piece, f"{ATTEMPTS} workers were lost while working on this")
         if actor not in self.actors:
             return
         self.actors.remove(actor)
         self.lost += 1
         if self.lost > MOST_LOST + len(self.actors):
-            raise ValueError(f"Ray's workers end before they give anything: {_first_line(error)}")
+            raise ValueError(f"Ray's workers end before they return anything: {_first_line(error)}")
         if not draining and (self._more() or self._busy()):
             self._start()
 
@@ -355,7 +355,7 @@ def _connect(ray: Any, address: str | None) -> None:
 
 
 def _knock(address: str) -> None:
-    """Raise OSError where nothing listens: Ray would try again for minutes."""
+    """Raise OSError if nothing listens: Ray would try again for minutes."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

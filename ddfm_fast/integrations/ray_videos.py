@@ -77,12 +77,12 @@ class RayVideos(Cluster):
             ValueError: An output or an option that only this process can have.
         """
         if options.get("preview"):
-            raise ValueError("preview shows frames of this process; leave it out, or Ray")
+            raise ValueError("preview shows only frames of this process; leave it or Ray out")
         for task in tasks:
             if is_stream(task.out):
                 raise ValueError(f"out is {task.out}, a stream; give a file, or leave out Ray")
             if any(isinstance(one, str) and one == STDIN for one in (task.ir, task.vis)):
-                raise ValueError("a source is -, which this process alone has; leave out Ray")
+                raise ValueError("a source is -, which only this process has; leave out Ray")
         sent = cast("VideoOptions", {k: v for k, v in options.items() if k not in _STAY})
         pool = _Videos(
             self,
@@ -132,7 +132,7 @@ class _Videos(Pool):
 
 
 def _absolute(task: Task) -> Task:
-    """The task by paths that mean the same in every process."""
+    """Return the task by paths that mean the same in every process."""
     ir, vis = (_path(source) for source in (task.ir, task.vis))
     return replace(task, ir=ir, vis=vis, out=Path(os.path.abspath(task.out)))
 
@@ -156,7 +156,7 @@ def name_as_given(error: Exception, task: Task) -> None:
 
 
 def _sendable(error: Exception | None) -> Exception | None:
-    """The error as it is, or its text where it cannot travel."""
+    """Return the error as it is, or its text where it cannot travel."""
     try:
         pickle.loads(pickle.dumps(error))
         return error

@@ -41,7 +41,7 @@ ENCODINGS = {
 
 
 def to_array(message: Any, name: str) -> Array:
-    """The pixels of a message: uint8 or uint16, [H, W] or [H, W, 3] in red, green, blue.
+    """Return the pixels of a message: uint8 or uint16, [H, W] or [H, W, 3] in red, green, blue.
 
     Args:
         message: A ``sensor_msgs/Image``.

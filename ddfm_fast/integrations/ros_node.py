@@ -123,7 +123,7 @@ class FusionNode(Node):
         changed = {p.name: _word(p.value) for p in parameters if p.name in SETTINGS}
         fixed = [p.name for p in parameters if p.name in ("queue_size", "slop")]
         if fixed:
-            reason = f"{fixed[0]} holds from the start; give it to ros2 run or ros2 launch"
+            reason = f"{fixed[0]} is fixed at the start; give it to ros2 run or ros2 launch"
             return SetParametersResult(successful=False, reason=reason)
         if not changed:
             return SetParametersResult(successful=True)
@@ -184,7 +184,7 @@ class FusionNode(Node):
 
 
 def _word(value: Any) -> str:
-    """A parameter as text; YAML reads ``off`` as False, and ``12`` as a number."""
+    """Return a parameter as text; YAML reads ``off`` as False, and ``12`` as a number."""
     if isinstance(value, bool):
         return "auto" if value else "off"
     return str(value)

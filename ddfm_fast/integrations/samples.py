@@ -36,7 +36,7 @@ class SampleFusion:
         """Check and keep what the transform was made of; the two keys.
 
         Args:
-            keys: Of the first and the second image.
+            keys: Keys of the first and the second image.
             output: Key of the result.
             fuser: A ``Fuser``, or None for one of ``options``.
             options: Of ``Fuser``.
@@ -44,13 +44,13 @@ class SampleFusion:
 
         Raises:
             ValueError: There are not two keys, or options have no effect.
-            TypeError: An option of no known name.
+            TypeError: An unknown option.
         """
         both = (keys,) if isinstance(keys, str) else tuple(keys)
         if len(both) != 2:
-            raise ValueError(f"keys is {keys!r}; expected two: of the first and the second image")
+            raise ValueError(f"keys is {keys!r}; expected two, for the first and the second image")
         if fuser is not None and options:
-            raise ValueError(f"options {', '.join(options)} are of no use with fuser; give one")
+            raise ValueError(f"options {', '.join(options)} have no effect with fuser; give one")
         check_names(options, FuserOptions.__annotations__)
         by_source(value_range)
         self.output = output
@@ -79,7 +79,7 @@ class SampleFusion:
         return dict(self._options) if self._own else {"fuser": self._kept}
 
     def added(self, sample: Mapping[Any, Any], present: Iterable[Hashable]) -> dict[Any, Any]:
-        """A copy of the sample with the result, or without where fewer than two keys are there."""
+        """Copy the sample and add the result, unless fewer than two keys are there."""
         copied, both = dict(sample), list(present)
         if len(both) == 2:
             copied[self.output] = self.fused(copied, both[0], both[1])

@@ -1,4 +1,4 @@
-"""A module for networks and transforms of PyTorch: two tensors in, the fused one out.
+"""A PyTorch module for networks and transforms: two tensors in, the fused one out.
 
 >>> from ddfm_fast.integrations.torch import FuseModule
 >>> import torch
@@ -41,7 +41,7 @@ WEIGHTS = "prior."
 class FuseModule(nn.Module):
     """Fuse float tensors [..., C, H, W] in [0, 1]: a :class:`ddfm_fast.Fuser` as a module.
 
-    ``state_dict`` has the weights of the prior's network; nothing where the prior is a callable.
+    ``state_dict`` has the weights of the prior's network; it is empty for a callable prior.
     ``to(device)`` moves it; a change of dtype does not touch the arithmetic, which is the option
     ``dtype`` alone. Autocast has no effect inside, and results have the dtype of the source that
     gives the color. ``torch.compile`` and ``torch.export`` take a call as one node, see
@@ -55,12 +55,12 @@ class FuseModule(nn.Module):
     them.
 
     Args:
-        fuser: What fuses; None for one of ``options``.
-        **options: Of :class:`ddfm_fast.Fuser`, such as preset="instant" or device="cuda".
+        fuser: The fuser; None for one made from ``options``.
+        **options: Options of :class:`ddfm_fast.Fuser`, such as preset="instant" or device="cuda".
 
     Raises:
-        ValueError: Both a fuser and options are given, or what ``Fuser`` refuses.
-        TypeError: ``fuser`` is none, or what ``Fuser`` refuses.
+        ValueError: Both a fuser and options are given, or as in ``Fuser``.
+        TypeError: ``fuser`` is not a ``Fuser``, or as in ``Fuser``.
     """
 
     def __init__(self, fuser: Fuser | None = None, **options: Unpack[FuserOptions]):
@@ -86,9 +86,9 @@ class FuseModule(nn.Module):
             is on.
 
         Raises:
-            TypeError: A source is no tensor of a floating dtype.
-            ValueError: Shapes that do not fit, values outside of [0, 1], or gradients that are
-                required of what has none.
+            TypeError: A source is not a tensor of a floating dtype.
+            ValueError: Shapes do not fit, values are outside of [0, 1], or gradients are required
+                of something that has none.
             RuntimeError: ``torch.jit.trace`` records the call.
         """
         if torch.jit.is_tracing():  # it would keep what was decided of this pair for all others
@@ -115,12 +115,12 @@ class FuseModule(nn.Module):
         return self.fuser.prior.dtype
 
     def extra_repr(self) -> str:
-        """What ``print`` shows."""
+        """Return what ``print`` shows."""
         config = self.fuser.config
         return f"{config.summary or config}, prior={self.fuser.prior.name!r}"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FuseModule:
-        """A module that shares the fuser, until one of the two is moved or gets other weights."""
+        """Share the fuser until one of the two modules is moved or gets other weights."""
         copied = type(self)(self.fuser)
         memo[id(self)] = copied
         return copied.train(self.training)
@@ -168,13 +168,13 @@ class FuseModule(nn.Module):
 
 
 def _weights(fuser: Fuser) -> dict[str, Tensor]:
-    """The weights of the prior's network by name; none of a callable."""
+    """Return the weights of the prior's network by name; none of a callable."""
     prior = fuser.prior
     return dict(prior.unet.state_dict()) if isinstance(prior, UNetPrior) else {}
 
 
 def _leading(ir: Tensor, vis: Tensor) -> torch.Size:
-    """The leading axes of both sources, checked."""
+    """Return the leading axes of both sources, checked."""
     for name, x in (("ir", ir), ("vis", vis)):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -195,14 +195,14 @@ def _leading(ir: Tensor, vis: Tensor) -> torch.Size:
 
 
 def _has_gradients(fuser: Fuser) -> bool:
-    """Whether the fuser computes the closed form of its sources and nothing else."""
+    """Return whether the fuser computes the closed form of its sources and nothing else."""
     levels = set(fuser.config.noise_levels.values())
     return isinstance(fuser.method, Diffusion) and not fuser.method.rows and levels == {"off"}
 
 
 @torch.compiler.disable(reason="what a pair is decides how it is fused, and is read on the host")
 def _with_gradients(fuser: Fuser, ir: Tensor, vis: Tensor) -> Tensor:
-    """The call of a fuser on [N, C, H, W] in operations that autograd can differentiate."""
+    """Return the call of a fuser on [N, C, H, W] in operations that autograd can differentiate."""
     if not _has_gradients(fuser):
         name = "ir" if ir.requires_grad else "vis"
         raise ValueError(
@@ -211,7 +211,7 @@ def _with_gradients(fuser: Fuser, ir: Tensor, vis: Tensor) -> Tensor:
         )
     if fuser.align not in ("check", "off"):
         raise ValueError(
-            'a source requires gradients, which alignment has none of; expected align="off" and '
+            'a source requires gradients, which alignment does not have; expected align="off" and '
             "sources that are aligned, or a call under torch.no_grad()"
         )
     with apart(fuser.device):

@@ -1,6 +1,6 @@
 """Medical volumes: DICOM and NIfTI read, brought to one grid, fused slice by slice, and written.
 
-needs     the libraries of the extra, named where they are missing
+needs     the libraries of the extra, with an error that names missing ones
 volume    an array with its place in the patient; planes and slices of it
 values    rescaling, windows and colors of DICOM pixels
 dicom     DICOM files and series as a volume

@@ -18,7 +18,7 @@ NAMES = tuple(sorted(name[len(PREFIX) :].lower() for name in dir(cv2) if name.st
 
 
 def color_map(name: Any) -> Colors | None:
-    """The map of that name, interpolated between its 256 colors; None for none.
+    """Return the map of that name, interpolated between its 256 colors; None for none.
 
     Raises:
         ValueError: There is no such map.

@@ -77,7 +77,7 @@ def _check_axes(volume: Volume) -> None:
 
 
 def _common(fused: FusedVolume, version: str) -> Any:
-    """What all slices share."""
+    """Return what all slices share."""
     pydicom = need("pydicom", "writing DICOM")
     uid = need("pydicom.uid", "writing DICOM")
     dataset = pydicom.Dataset()
@@ -114,7 +114,7 @@ def _common(fused: FusedVolume, version: str) -> Any:
 
 
 def _header_of(fused: FusedVolume) -> Any:
-    """The header that says whose the result is; None where that is not known."""
+    """Return the header that says whose the result is; None if that is not known."""
     names = sorted(fused.sources, key=lambda name: name != fused.grid)
     origins = [fused.sources[name].origin for name in names]
     headers = [origin.header for origin in origins if origin is not None]
@@ -134,7 +134,7 @@ def _header_of(fused: FusedVolume) -> Any:
 
 
 def _copied(dataset: Any) -> Any:
-    """A dataset with the same elements, so that more can be added."""
+    """Return a dataset with the same elements, so that more can be added."""
     copy = need("pydicom", "writing DICOM").Dataset()
     copy.update(dataset)
     return copy
@@ -156,7 +156,7 @@ def _add_place(dataset: Any, volume: Volume, z: int) -> None:
 
 
 def _number(value: float) -> str:
-    """A decimal string of at most 16 characters."""
+    """Return a decimal string of at most 16 characters."""
     value = float(value) + 0.0
     text = next(t for digits in range(14, 0, -1) if len(t := f"{value:.{digits}g}") <= 16)
     return "0" if text in ("-0", "0") else text
@@ -179,7 +179,7 @@ def _add_sources(dataset: Any, fused: FusedVolume, z: int) -> None:
 
 
 def _instances(source: Volume, grid: Volume, z: int) -> list[tuple[str, str]]:
-    """The instances of a source between whose slices a slice of the grid lies, each once."""
+    """Return the instances of a source between whose slices a slice of the grid lies, each once."""
     if source.origin is None:
         return []
     _, height, width = grid.shape

@@ -47,7 +47,7 @@ class Slice(NamedTuple):
 
     frame: Frame
     position: Any
-    """center of the first pixel, mm in LPS; None where the file does not say"""
+    """center of the first pixel, mm in LPS; None if the file does not say"""
     directions: Any
     """[2, 3] likewise: unit vectors along which columns and rows are counted"""
     pixel: tuple[float, float]
@@ -63,7 +63,7 @@ def find_series(folder: Path) -> list[Series]:
     """List the series in a folder and those below, by UID; other files are left out.
 
     Raises:
-        ImageFileError: There are none.
+        ImageFileError: There is no series.
         ImportError: pydicom is missing.
     """
     pydicom = need("pydicom", f"{folder}: reading DICOM")
@@ -92,10 +92,10 @@ def find_series(folder: Path) -> list[Series]:
 
 
 def _text(dataset: Any, word: str) -> str:
-    """An attribute as text; empty where it is missing or damaged."""
+    """Return an attribute as text; empty if it is missing or damaged."""
     try:
         return str(dataset.get(word, "") or "")
-    except Exception:  # pydicom reads attributes when they are asked for
+    except Exception:  # pydicom reads attributes when they are requested
         return ""
 
 
@@ -195,7 +195,7 @@ def _read(file: Path) -> Any:
 
 
 def _slices(dataset: Any, file: Path, window: str | int | None) -> list[Slice]:
-    """Every frame of a file with its place."""
+    """Return every frame of a file with its place."""
     try:
         frames = frames_of(dataset, str(file), window)
         instance = str(dataset.get("SOPClassUID", "")), str(dataset.get("SOPInstanceUID", ""))
@@ -203,7 +203,7 @@ def _slices(dataset: Any, file: Path, window: str | int | None) -> list[Slice]:
         places = [_place(dataset, n, len(frames)) for n in range(len(frames))]
     except (ImageFileError, ImportError):
         raise
-    except Exception as error:  # pydicom reads attributes when they are asked for
+    except Exception as error:  # pydicom reads attributes when they are requested
         raise ImageFileError(
             f"{file}: its attributes cannot be understood ({error}); check the file"
         ) from error
@@ -286,7 +286,7 @@ def _stack(slices: list[Slice], frame: int | None, name: str) -> _Stack:
 
 
 def _one_of_each(slices: list[Slice], normal: Array, frame: int | None, name: str) -> list[Slice]:
-    """The slices in order along the normal, one at each place."""
+    """Return the slices in order along the normal, one at each place."""
     places: dict[float, list[Slice]] = defaultdict(list)
     for s in sorted(slices, key=lambda s: s.order):
         places[round(float(s.position @ normal), 2)].append(s)
@@ -314,7 +314,7 @@ def _step(along: Array, thickness: float | None) -> float:
 def _at_places(
     slices: list[Slice], along: Array, places: Array, step: float, name: str
 ) -> tuple[Array, tuple[tuple[str, str] | None, ...]]:
-    """The values at even places, NaN where slices are missing, and which file they are from."""
+    """Interpolate to even places, NaN where slices are missing; also return their files."""
     values = slices[0].frame.values
     array = np.full((len(places), *values.shape), np.nan, np.float32)
     used: list[tuple[str, str] | None] = []
@@ -350,7 +350,7 @@ def _at_places(
 
 
 def _common_window(frames: list[Frame]) -> tuple[float, float] | None:
-    """The window of the file's slices: from the lowest to the highest where they differ."""
+    """Return the window of the file's slices: from the lowest to the highest where they differ."""
     windows = [frame.window for frame in frames]
     if any(window is None for window in windows):
         return None

@@ -41,25 +41,27 @@ def read_volume(
 
     Args:
         path: A NIfTI file (.nii, .nii.gz), a DICOM file, or a folder with a DICOM series.
-        series: Of a folder with several: its UID or the end of it, its number or a part of its
+        series: Which series of a folder: its UID or the end of it, its number or a part of its
             description.
         frame: Which volume of a file or series with four dimensions.
         window: Which of the views that DICOM files name: the number of a window from 0, its
             explanation, or "lut" for their table. None: the first window, else the table.
 
     Raises:
-        ImageFileError: Names the file or folder, and what to do.
+        ImageFileError: The file or folder cannot be read; the message names it and the fix.
         ImportError: A library of ``ddfm_fast[medical]`` is missing.
     """
     path = check_path(path)
     if look(path) is None:
-        raise ImageFileError(f"{path}: there is nothing of that name")
+        raise ImageFileError(f"{path}: no such file or folder")
     if is_folder(path):
         return read_dicom(path, series, frame, window)
     if not is_file(path):
-        raise ImageFileError(f"{path}: is no regular file; expected a NIfTI or DICOM file")
+        raise ImageFileError(f"{path}: is not a regular file; expected a NIfTI or DICOM file")
     if series is not None:
-        raise ImageFileError(f"{path}: is a file, so series {series!r} chooses nothing; leave it")
+        raise ImageFileError(
+            f"{path}: is a file, so series {series!r} chooses nothing; leave it out"
+        )
     if not is_nifti(path):
         return read_dicom(path, None, frame, window)
     if window is not None:
@@ -82,7 +84,7 @@ def write_volume(path: str | os.PathLike[str], fused: FusedVolume) -> Path:
         The path.
 
     Raises:
-        ImageFileError: It cannot be written, or would replace what is not ours to replace.
+        ImageFileError: It cannot be written, or would replace what must not be replaced.
         ValueError: The result does not fit the format.
         ImportError: A library of ``ddfm_fast[medical]`` is missing.
     """
@@ -98,7 +100,7 @@ def write_volume(path: str | os.PathLike[str], fused: FusedVolume) -> Path:
 
 
 def check_kind(path: Path, slices: int | None = None) -> None:
-    """Raise ImageFileError where a name is that of no output that this package writes."""
+    """Raise ImageFileError if a name is that of no output that this package writes."""
     suffix = path.suffix.lower()
     if is_nifti(path):
         return
@@ -116,7 +118,7 @@ def check_kind(path: Path, slices: int | None = None) -> None:
         )
     found = look(path)
     if found is not None and not is_folder(path):
-        raise ImageFileError(f"{path}: exists and is no folder; choose another name")
+        raise ImageFileError(f"{path}: exists and is not a folder; choose another name")
     if found is not None and any(path.iterdir()):
         raise ImageFileError(
             f"{path}: the folder is not empty, and series would get mixed; choose a new one"
@@ -124,7 +126,7 @@ def check_kind(path: Path, slices: int | None = None) -> None:
 
 
 def check_apart(out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise ImageFileError where an output is an input by whatever name, or lies in one."""
+    """Raise ImageFileError if an output is an input by whatever name, or lies in one."""
     target = Path(os.path.realpath(check_path(out)))
     for given in inputs:
         source = Path(os.path.realpath(given))
@@ -153,10 +155,10 @@ def fuse_files(
         vis: The second.
         out: What to write, see :func:`write_volume`; never an input, or in one.
         fuser: As for ``fuse_volumes``.
-        series: Of folders with several, for both or a dict by source.
-        frame: Likewise, of four dimensions.
-        window: Likewise, of DICOM files that name several.
-        **options: Of ``fuse_volumes``.
+        series: Which series of a folder, for both sources or a dict by source.
+        frame: Which volume of four dimensions, likewise.
+        window: Which window that DICOM files name, likewise.
+        **options: Options of ``fuse_volumes``.
 
     Raises:
         ValueError: See ``fuse_volumes``.
@@ -180,7 +182,7 @@ def fuse_files(
 
 
 def _of_folder(chosen: Any, path: str | os.PathLike[str], given: Any) -> Any:
-    """The series of a source; one for both is not of a file."""
+    """Return the series of a source; one for both is not of a file."""
     return None if not isinstance(given, dict) and not is_folder(path) else chosen
 
 

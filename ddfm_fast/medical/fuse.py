@@ -132,21 +132,21 @@ def fuse_volumes(
 
     Args:
         ir: First volume, such as MRI.
-        vis: Second volume, such as CT or PET, whose color the result takes where it has any.
+        vis: Second volume, such as CT or PET, whose color the result takes if it has any.
         fuser: Its preset, prior, seed and color; "auto" of ``denoise`` and ``images`` is decided
             once for the volume. Stripes and dead pixels are left as they are, and so is chroma.
         value_range: (low, high) in the units of a volume, "auto" (the file's window, or a robust
             one) or "data" (a robust one); for both or by source.
-        nodata: A value that means nothing, for both or by source. Outside of a field nothing is.
-        colormap: A name of OpenCV's, such as "hot", for ``vis``, or a dict by source.
+        nodata: The value of missing voxels, for both or by source.
+        colormap: An OpenCV color map, such as "hot", for ``vis``, or a dict by source.
         grid: "ir" or "vis": whose grid the result has; the other source is interpolated.
         plane: "axial", "coronal" or "sagittal"; None for the slices as that source has them.
         slices: Which of these, as Python counts them.
         progress: Whether to show a bar.
 
     Raises:
-        ValueError: Names the argument that is wrong, or the volumes that do not overlap.
-        ImportError: SciPy is missing where a volume has to be interpolated.
+        ValueError: An argument is wrong, or the volumes do not overlap; the message names them.
+        ImportError: SciPy is missing and a volume has to be interpolated.
     """
     require_choice("grid", grid, SOURCES)
     require_bool("progress", progress)
@@ -226,7 +226,7 @@ class _Run:
         return found
 
     def _fused(self, z: int) -> Array:
-        """The fused luma of a slice, [H, W]; of one source alone, that one's."""
+        """Return the fused luma of a slice, [H, W]; of one source alone, that one's."""
         one = self._read(z)
         ir, vis = one.lumas["ir"], one.lumas["vis"]
         holes = one.holes["ir"], one.holes["vis"]
@@ -244,7 +244,7 @@ class _Run:
         return y.cpu().numpy()[0, 0]
 
     def _limits(self) -> Tensor | None:
-        """What becomes black and white in all slices, by the preset's stretch: [2, 1, 1, 1, 1]."""
+        """Find black and white of all slices, by the preset's stretch: [2, 1, 1, 1, 1]."""
         stretch = self.fuser.config.stretch
         if stretch == "none" or not self.shown.total:
             return None
@@ -255,7 +255,7 @@ class _Run:
         return limits_between(*values)
 
     def _given(self, one: _Slice, y: Tensor, limits: Tensor | None) -> Array:
-        """A slice of the result."""
+        """Return a slice of the result."""
         fused = Fused(
             y[None, None].to(self.device), None if limits is None else limits.to(self.device)
         )
@@ -289,7 +289,7 @@ class _Run:
         return round(float(np.median(found)), 2) if found else 0.0
 
     def _looks_functional(self) -> bool:
-        """Whether most of some slices of a source are maps in false color."""
+        """Return whether most of some slices of a source are maps in false color."""
         for source in self.sources.values():
             if source.colored:
                 some = some_slices(self.shape[0], JUDGED)
@@ -319,7 +319,7 @@ class _Histogram:
         self.counts += np.bincount(index.clip(0, _BINS - 1).astype(np.int64), minlength=_BINS)
 
     def percentiles(self) -> tuple[float, float]:
-        """The values that the share of ``images.stretch`` leaves out at either end."""
+        """Return the values that the share of ``images.stretch`` leaves out at either end."""
         below = self.counts.cumsum()
         rank = outside(self.total)
         width = (_HIGH - _LOW) / _BINS
@@ -329,7 +329,7 @@ class _Histogram:
 
 
 def _maps(colormap: Any) -> dict[str, str]:
-    """The color maps by source; one alone is of the second."""
+    """Return the color maps by source; one alone is of the second."""
     if colormap is None or isinstance(colormap, str):
         return {} if colormap is None else {"vis": colormap}
     found = by_source(colormap, "colormap")
@@ -354,7 +354,9 @@ def _check_sources(volumes: dict[str, Volume], maps: dict[str, str]) -> None:
     ):
         a, b = (str(header.get(word, "") or "") for header in headers)
         if a and b and a != b:
-            warn(f"ir and vis are of different {what}, so what lies together may differ; {then}")
+            warn(
+                f"ir and vis are of different {what}, so what lies at one place may differ; {then}"
+            )
 
 
 def _check_target(target: Volume, fuser: Fuser, plane: str | None, slices: slice | None) -> None:
@@ -374,7 +376,7 @@ def _check_target(target: Volume, fuser: Fuser, plane: str | None, slices: slice
 
 
 def _functional(volumes: dict[str, Volume], maps: dict[str, str], fuser: Fuser) -> bool | None:
-    """Whether a source is a map; None where the slices have to be looked at."""
+    """Return whether a source is a map; None if the slices have to be looked at."""
     wanted = fuser.config.images
     if wanted != "auto":
         return wanted == "functional"
@@ -384,7 +386,7 @@ def _functional(volumes: dict[str, Volume], maps: dict[str, str], fuser: Fuser) 
 
 
 def _color_from(sources: dict[str, _Source], color: bool | str) -> str | None:
-    """The source that the result takes its color from, or None for gray."""
+    """Return the source that the result takes its color from, or None for gray."""
     if color is False:
         return None
     if isinstance(color, str):

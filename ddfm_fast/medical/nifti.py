@@ -23,7 +23,7 @@ _DATA_AT = 352
 
 
 def is_nifti(path: str | os.PathLike[str]) -> bool:
-    """Whether a name is that of a NIfTI file."""
+    """Return whether a name is that of a NIfTI file."""
     return Path(path).name.lower().endswith(SUFFIXES)
 
 
@@ -67,7 +67,7 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
 
 
 def _values(image: Any, frame: int | None, name: str) -> np.ndarray[Any, Any]:
-    """The values [X, Y, Z] float32, scaled as the header says, or RGB [X, Y, Z, 3] in [0, 1]."""
+    """Read the values [X, Y, Z] float32, scaled by the header, or RGB [X, Y, Z, 3] in [0, 1]."""
     shape, kind = tuple(image.shape), image.get_data_dtype()
     many = [axis for axis in range(3, len(shape)) if shape[axis] > 1]
     if len(shape) < 2 or len(many) > 1:
@@ -91,7 +91,7 @@ def _values(image: Any, frame: int | None, name: str) -> np.ndarray[Any, Any]:
 
 
 def checked_frame(frame: int | None, count: int, name: str) -> int:
-    """Return the number of a volume of several; ImageFileError where it is none, or not given."""
+    """Return the number of a volume of several; ImageFileError if it is none, or not given."""
     if frame is None:
         raise ImageFileError(
             f"{name}: holds {count} volumes (four dimensions), expected one; choose one with "

@@ -20,7 +20,7 @@ _VALID = 0.5
 
 
 class OnGrid:
-    """A volume as its slices are on a grid, interpolated linearly when they are asked for.
+    """A volume as its slices are on a grid, interpolated linearly when they are requested.
 
     Args:
         volume: The source.
@@ -46,7 +46,7 @@ class OnGrid:
         return self._interpolated(z)
 
     def inside(self, z: int) -> Array:
-        """Where slice z of the grid is in the field of the volume, bool [H, W]."""
+        """Return where slice z of the grid is in the field of the volume, bool [H, W]."""
         _, height, width = self.shape
         rows, columns = np.ogrid[:height, :width]
         found = np.ones((height, width), bool)
@@ -116,7 +116,7 @@ def on_one_grid(volumes: dict[str, Volume], grid: str, target: Volume) -> dict[s
 
 
 def _as_placed(mine: Volume, theirs: Volume) -> Volume:
-    """The other volume, on the first one's grid where files do not say where they are."""
+    """Return the other volume, on the first one's grid where files do not say where they are."""
     nowhere = " and ".join(v.name for v in (mine, theirs) if not v.placed)
     if mine.shape != theirs.shape:
         raise ImageFileError(

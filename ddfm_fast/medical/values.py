@@ -82,7 +82,7 @@ def frames_of(dataset: Any, name: str, window: str | int | None = None) -> list[
 
 
 def _can_decode(syntax: Any, pixels: Any) -> bool:
-    """Whether a decoder is there; one that nobody has is no matter of installing."""
+    """Return whether a decoder is there; one that nobody has is no matter of installing."""
     if not syntax.is_compressed:
         return True
     try:
@@ -92,7 +92,7 @@ def _can_decode(syntax: Any, pixels: Any) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of an error: decoders list what each of them says."""
+    """Return the last line of an error: decoders list what each of them says."""
     return ((str(error) or type(error).__name__).splitlines()[-1]).strip()
 
 
@@ -103,7 +103,7 @@ def _of_palette(frame: Array, dataset: Any, pixels: Any) -> Frame:
 
 
 def _holder(dataset: Any, number: int) -> Any:
-    """What has the windows of a frame."""
+    """Return what has the windows of a frame."""
     return _groups(dataset, number).get("FrameVOILUTSequence", dataset)
 
 
@@ -111,7 +111,7 @@ def _gray(
     frame: Array, dataset: Any, number: int, inverted: bool, pixels: Any, view: View | None,
     name: str,
 ) -> Frame:  # fmt: skip
-    """A gray frame in the units of its modality, or of its table, brighter where that is meant."""
+    """Return a gray frame in the units of its modality or table, inverted if it is meant so."""
     groups = _groups(dataset, number)
     found = _transform(dataset, groups)
     if found is None:
@@ -142,7 +142,7 @@ def _gray(
 
 
 def _groups(dataset: Any, number: int) -> dict[str, Any]:
-    """The functional groups of a frame (of enhanced objects), by name, its own before shared."""
+    """Return the functional groups of a frame by name, its own before shared ones."""
     found: dict[str, Any] = {}
     per_frame = dataset.get("PerFrameFunctionalGroupsSequence") or []
     shared = dataset.get("SharedFunctionalGroupsSequence") or []
@@ -168,7 +168,7 @@ def _rescale(dataset: Any) -> tuple[float, float]:
 
 
 def _padding(frame: Array, dataset: Any) -> Array | None:
-    """Where the stored value says that there is no data."""
+    """Return where the stored value says that there is no data."""
     value = dataset.get("PixelPaddingValue")
     if not isinstance(value, int):
         return None

@@ -112,7 +112,7 @@ def _ends(center: float, width: float, kind: str) -> tuple[float, float]:
 
 
 def _many(value: Any) -> list[float]:
-    """One or several numbers, as attributes have them; none where they are none."""
+    """Return one or several numbers, as attributes have them; none where they are none."""
     several = hasattr(value, "__len__") and not isinstance(value, str)
     try:
         return [float(one) for one in (value if several else [value])]

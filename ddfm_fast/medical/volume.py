@@ -24,7 +24,7 @@ class Origin:
     header: Any
     """the pydicom ``Dataset`` of a slice from the middle, without pixels"""
     instances: tuple[tuple[str, str] | None, ...]
-    """SOP class and instance UID of each slice; None where the series lacks it"""
+    """SOP class and instance UID of each slice; None if the series lacks it"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Volume:
     """4×4: index (column, row, slice) of a voxel's center → mm in RAS (right, anterior, superior
     grow)"""
     units: str = ""
-    """such as "HU"; empty where the file does not say"""
+    """such as "HU"; empty if the file does not say"""
     window: tuple[float, float] | None = None
     """the values that the file wants shown as black and white"""
     name: str = "volume"
@@ -121,7 +121,7 @@ def oriented(volume: Volume, plane: str | None) -> Volume:
 
 
 def _nearest_axes(affine: Array) -> list[int]:
-    """The world axis that each axis of the grid (x, y, z) is nearest to, each given once."""
+    """Return the world axis that each axis of the grid (x, y, z) is nearest to, each given once."""
     directions = np.abs(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0))
     best = max(
         itertools.permutations(range(3)),
@@ -131,7 +131,7 @@ def _nearest_axes(affine: Array) -> list[int]:
 
 
 def picked(volume: Volume, slices: slice | None) -> Volume:
-    """Take some of the slices, as Python counts them; ValueError where none is left."""
+    """Take some of the slices, as Python counts them; ValueError if none is left."""
     if slices is None:
         return volume
     start, _, step = slices.indices(volume.shape[0])
@@ -148,7 +148,7 @@ def picked(volume: Volume, slices: slice | None) -> Volume:
 
 
 def shown(slices: slice) -> str:
-    """A slice as START:STOP:STEP."""
+    """Return a slice as START:STOP:STEP."""
     parts = (slices.start, slices.stop, slices.step)[: 2 if slices.step is None else 3]
     return ":".join("" if part is None else str(part) for part in parts)
 

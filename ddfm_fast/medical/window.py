@@ -18,7 +18,7 @@ RANGED = 32
 
 
 def without(volume: Volume, nodata: Any) -> Volume:
-    """A volume with NaN where it has the value that means nothing."""
+    """Return a volume with NaN where it has the value that means nothing."""
     nothing = ignored(nodata)
     if nothing is None:
         return volume
@@ -80,6 +80,6 @@ def _robust(volume: Volume, name: str, *, told: bool) -> tuple[float, float]:
         units = f" {volume.units}" if volume.units else ""
         warn(
             f"{name}: the file names no window: black and white are set at {low:.6g} and "
-            f"{high:.6g}{units}; value_range or --{name}-range says what is meant"
+            f"{high:.6g}{units}; value_range or --{name}-range overrides this"
         )
     return low, high

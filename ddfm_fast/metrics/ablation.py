@@ -44,7 +44,7 @@ class Row:
 
 
 def ablation_rows(config: FuseConfig, name: str = "preset") -> list[Row]:
-    """The rows for a configuration, called ``name``; rows that would repeat it are left out."""
+    """List the rows for a configuration ``name``; rows that would repeat it are left out."""
     changed = [
         Row("no-tv", replace(config, eta=0.0, psi=config.psi or 0.5), "without the TV term: η = 0"),
         Row("fixed-scales", replace(config, update_scales=False), "γ and ρ stay at 1"),
@@ -85,7 +85,7 @@ def ablation_rows(config: FuseConfig, name: str = "preset") -> list[Row]:
 
 
 def choose_rows(rows: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
-    """The rows of those names, in the table's order; all without names. ValueError if unknown."""
+    """Return the rows of these names, in the table's order; ValueError for unknown ones."""
     known = [row.name for row in rows]
     for name in names or ():
         if name not in known:
@@ -94,7 +94,7 @@ def choose_rows(rows: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
 
 
 def make_fuser(row: Row, **settings) -> Fuser:
-    """The fuser of a row; ``settings`` are the options of :class:`Fuser` but for ``preset``."""
+    """Make the fuser of a row; ``settings``: options of :class:`Fuser` without ``preset``."""
     return Fuser(method=row.method, preset=row.config, **settings)
 
 
@@ -112,7 +112,7 @@ def ablate(
     on_error: Callable[[PairResult], None] | None = None,
     **scoring,
 ) -> tuple[Evaluation, list[MethodPictures]]:
-    """Fuse the data set once a row, into ``out/<row>``, and score the rows side by side.
+    """Fuse the data set once per row, into ``out/<row>``, and score the rows side by side.
 
     ``settings``: of :func:`make_fuser`. ``scoring``: ``convention``, ``names`` and ``paper`` of
     :func:`.evaluation.evaluate`. What is done already is not done again: each folder is

@@ -21,7 +21,7 @@ LOWER = frozenset({"MSE", "Qcv", "LPIPS", "DISTS"})
 
 
 def lower(column: str) -> bool:
-    """Tell whether less is better in a column: a metric, or its score of one source."""
+    """Return whether less is better in a column: a metric, or its score of one source."""
     return column.partition("_")[0] in LOWER
 
 
@@ -37,7 +37,7 @@ class SsimWindow:
     """Local statistics of an SSIM.
 
     size: side of the square window, in pixels.
-    sigma: the Gaussian's standard deviation, in pixels; None where every pixel weighs the same.
+    sigma: the Gaussian's standard deviation, in pixels; None if every pixel weighs the same.
     data_range: L of C1 = (0.01 L)² and C2 = (0.03 L)².
     unbiased: covariances divided by n − 1, not n.
     replicate: edge pixels repeated so that every pixel has a window; otherwise only the windows

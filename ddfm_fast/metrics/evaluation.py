@@ -1,7 +1,7 @@
 """Fused folders scored against their sources, several methods side by side, as one table.
 
-A metric alone is easily gamed: the copy of one source has a high VIF, MI and Qabf. So every table
-has SCD, CC and the worse source's VIF, MI and SSIM beside the six of the paper, and a method whose
+A single metric is easily gamed: a copy of one source has a high VIF, MI and Qabf. So every table
+has SCD, CC and the worse source's VIF, MI and SSIM besides the six of the paper, and a method whose
 pictures are nearly one of their sources is named in a warning.
 """
 
@@ -162,15 +162,15 @@ def evaluate(
 ) -> Evaluation:
     """Score every method's result of every pair, on luma in 0..255.
 
-    A pair that some method has no readable result of the sources' size for is left out of all rows
-    and reported in ``failures``, so that means stay comparable.
+    A pair for which some method has no readable result of the sources' size is left out of all
+    rows and reported in ``failures``, so that means stay comparable.
 
     Args:
         items: The pairs, from :func:`.pairs.find_pairs`.
-        methods: Folders and baselines; :class:`Results` describes what files are called.
+        methods: Folders and baselines; :class:`Results` describes the names of files.
         convention: A key of ``CONVENTIONS``.
         names: Metrics, of ``NAMES``.
-        paper: A key of `PAPER`, whose rows are printed beside.
+        paper: A key of `PAPER`, whose rows are added to the table.
         device: Where to compute.
         max_pixels: Limit of an input file, see :func:`.files.reading.read_image`.
         levels: What the values of the sources mean; found from each pair by default.
@@ -240,7 +240,7 @@ class Results:
             )
 
     def path(self, item: PairItem) -> Path:
-        """The file of a pair; ValueError when there is none, or more than one."""
+        """Return the file of a pair; ValueError when there is none, or more than one."""
         found = self._candidates(item)
         if len(found) > 1:
             names = few([f.name for f in found], 3)
@@ -250,9 +250,9 @@ class Results:
         return found[0]
 
     def picture(self, item: PairItem, ir: Tensor, vis: Tensor, max_pixels=DEFAULT_MAX_PIXELS):
-        """The result as a file holds it, [H, W] or [H, W, 3]; baselines are made from the lumas.
+        """Read the result, [H, W] or [H, W, 3]; baselines are made from the lumas.
 
-        ValueError where its size is not the sources'.
+        ValueError if its size is not the sources'.
         """
         if self.method.folder is None:
             fused = torch.floor(BASELINES[self.method.name](ir, vis) + 0.5)
@@ -275,7 +275,7 @@ class Results:
 def read_lumas(
     item: PairItem, max_pixels: int = DEFAULT_MAX_PIXELS, levels: Levels | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Luma of both sources, float64 [H, W] in 0..255; ValueError where their sizes differ."""
+    """Luma of both sources, float64 [H, W] in 0..255; ValueError if their sizes differ."""
     found = read_sources(item.ir, item.vis, levels or Levels(), max_pixels)
     ir, vis = to_luma(found.ir), to_luma(found.vis)
     if ir.shape != vis.shape:

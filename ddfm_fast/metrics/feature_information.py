@@ -61,7 +61,7 @@ def _joint_entropy(f: Tensor, s: Tensor, flat: Tensor) -> Tensor:
     positive = (correlation >= 0)[:, :, None]
 
     def bound(place: int) -> Tensor:
-        """The Fréchet bound of the cumulated joint, at a place of f and all of s."""
+        """Return the Fréchet bound of the cumulated joint, at a place of f and all of s."""
         of_f = reach_f[:, :, place : place + 1]
         upper, lower = torch.minimum(of_f, reach_s), (of_f + reach_s - 1).clamp_(min=0)
         return torch.where(positive, upper, lower)

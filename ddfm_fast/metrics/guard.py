@@ -19,7 +19,7 @@ LEAST_LEAD = 6.0
 def near_copy(fused: Any, ir: Any, vis: Any) -> str | None:
     """Name the source that ``fused`` is nearly a copy of: "ir", "vis", or None.
 
-    The images are those of `compute`, one triple only. A source counts as copied when all hold:
+    The images are as in `compute`, one triple only. A source counts as copied if all of this holds:
 
     - its linear correlation with fused is positive and at least 0.99;
     - after the best affine fit a·source + b, fused differs from it by an RMS of at most 5.1 gray
@@ -28,7 +28,7 @@ def near_copy(fused: Any, ir: Any, vis: Any) -> str | None:
       an alarm.
 
     The fit forgives a changed contrast and brightness, the limits a gamma of 1.1 and noise of
-    2 gray levels. Where one source is nearly flat, any fusion of the pair is nearly the other.
+    2 gray levels. If one source is nearly flat, any fusion of the pair is nearly the other.
 
     Args:
         fused: Luma as `compute` takes it, one image.
@@ -36,8 +36,8 @@ def near_copy(fused: Any, ir: Any, vis: Any) -> str | None:
         vis: The second source.
 
     Raises:
-        ValueError: More than one triple, and as `compute` raises it.
-        TypeError: As `compute` raises it.
+        ValueError: There is more than one triple, or as in `compute`.
+        TypeError: As in `compute`.
     """
     planes = to_triple(fused, ir, vis)
     if len(planes[0]) != 1:

@@ -81,7 +81,7 @@ def _loaded(name: str, device: torch.device, hub: str) -> torch.nn.Module:
     backbone = Path(hub) / "checkpoints" / facts.backbone
     if not backbone.is_file():
         raise ValueError(
-            f"{name} needs the weights {backbone}, which are not there; fetch "
+            f"{name} needs the weights {backbone}, which are missing; download "
             f"https://download.pytorch.org/models/{facts.backbone} to that place, or leave "
             f"{name} out"
         )

@@ -79,7 +79,7 @@ def _band(size: int, sigma: float | None, step: int, device: torch.device) -> Te
 
 
 def sum_over_strips(term: Callable[[Tensor], Tensor], planes: Tensor, size: int) -> Tensor:
-    """The sum of term(strip) over strips of rows, each with the rows that its windows reach into.
+    """Sum term(strip) over strips of rows, each with the rows that its windows reach into.
 
     term: takes [N, C, h, W], whose windows are h − size + 1 rows, and returns their sums.
     """
@@ -174,7 +174,7 @@ def _information(planes: Tensor, convention: Convention) -> tuple[Tensor, Tensor
 
 
 def stretched(planes: Tensor) -> Tensor:
-    """Each plane from its minimum and maximum to 0..255, rounded half up; a flat one is 0."""
+    """Stretch each plane from its extremes to 0..255, rounded half up; a flat one is 0."""
     low, high = planes.amin((-2, -1), keepdim=True), planes.amax((-2, -1), keepdim=True)
     span = torch.where(high > low, high - low, 1.0)
     return ((planes - low) / span * 255 + 0.5).floor()
@@ -301,7 +301,7 @@ def correlation_of_differences(planes: Tensor, _convention: Convention) -> Tenso
 
 
 def squared_error(planes: Tensor, convention: Convention) -> Tensor:
-    """The error that the convention's PSNR is of, which two of them do not call what it is."""
+    """Return the error behind the convention's PSNR, which two conventions misname."""
     squares = (planes[:, :1] - planes[:, 1:]).div_(convention.psnr_unit).square_()
     if convention.psnr_root:
         return squares.sum((-2, -1)).sqrt() / squares.shape[-2:].numel()

@@ -75,7 +75,7 @@ def _filtered(planes: Tensor, response: Tensor) -> Tensor:
 
 
 def _mass(sigma: float) -> float:
-    """What the public code's Gaussian, cut off at its window and not normalized, sums to."""
+    """Return what the public code's Gaussian, cut off at its window and not normalized, sums to."""
     half = _WINDOW // 2
     line = sum(math.exp(-(x**2) / (2 * sigma**2)) for x in range(-half, half + 1))
     return line**2 / (2 * math.pi * sigma**2)

@@ -96,7 +96,7 @@ def _counts(row: np.ndarray) -> np.ndarray:
 
 
 def critical_difference(methods: int, pairs: int) -> float | None:
-    """Give the difference of mean ranks from which two methods differ (Nemenyi, .05).
+    """Return the difference of mean ranks from which two methods differ (Nemenyi, .05).
 
     None for numbers of methods that the table of the test lacks.
     """
@@ -110,7 +110,7 @@ def groups(evaluation: Evaluation, found: Ranks) -> list[list[str]]:
 
     Each group is as large as it can be, so that a method may be in several; two methods differ
     where no group has both. All are one group where Friedman's test tells none apart; the list is
-    empty where there is no critical difference.
+    empty if there is no critical difference.
     """
     names = [m.name for m in evaluation.methods]
     far = critical_difference(len(names), len(evaluation.pairs))
@@ -150,5 +150,5 @@ def verdict(evaluation: Evaluation) -> list[str]:
     ]
     far = critical_difference(len(evaluation.methods), len(evaluation.pairs))
     if far is not None and differ:
-        rows.append(f"two methods differ where their mean ranks do by {far:.2f} (Nemenyi, .05)")
+        rows.append(f"two methods differ if their mean ranks differ by {far:.2f} (Nemenyi, .05)")
     return rows

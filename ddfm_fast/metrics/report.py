@@ -79,7 +79,7 @@ def write_report(
 
 
 def _shown(evaluation: Evaluation, limit: int) -> list[str]:
-    """The pairs to show, in the evaluation's order."""
+    """Return the pairs to show, in the evaluation's order."""
     pairs = evaluation.pairs
     if len(pairs) <= limit:
         return pairs
@@ -94,7 +94,7 @@ def _shown(evaluation: Evaluation, limit: int) -> list[str]:
 def _pictures(
     evaluation: Evaluation, item: PairItem, results: list[Results], max_width: int, max_pixels: int
 ) -> str:
-    """A figure for each source and each method's result."""
+    """Return a figure for each source and each method's result."""
     ir, vis = read_lumas(item, max_pixels)
     figures = []
     for label, picture in zip(
@@ -203,7 +203,7 @@ def _page(evaluation: Evaluation, title: str, shown: list[str], panels: list[str
 
 
 def _scores(evaluation: Evaluation, shown: list[str]) -> str:
-    """What the page's script plots and sorts by, as JSON that no tag can end."""
+    """Return what the page's script plots and sorts by, as JSON that no tag can end."""
     pairs = {pair: n for n, pair in enumerate(evaluation.pairs)}
     found = {
         "methods": [m.name for m in evaluation.methods],

@@ -62,9 +62,9 @@ def compute(
             array or torch tensor of shape [H, W], [N, H, W] or [N, 1, H, W], at least 16 × 16.
         ir: The first source, of fused's shape.
         vis: The second source, of fused's shape.
-        convention: A key of `CONVENTIONS`, whose ``definitions[name]`` are the words.
+        convention: A key of `CONVENTIONS`, whose ``definitions[name]`` describe the metrics.
         names: Which of `NAMES`, in any order; None for all that images of this size have
-            (`smallest_size`), but for those in `ON_REQUEST`.
+            (`smallest_size`), except those in `ON_REQUEST`.
 
     Returns:
         Float64 [N] tensors in the order of `NAMES`. A metric of both sources comes as ``name``
@@ -74,11 +74,11 @@ def compute(
         in ±100 dB.
 
     Raises:
-        TypeError: Other containers and dtypes.
+        TypeError: A container or dtype is not supported.
         ImportError: A named metric's package is missing.
-        ValueError: Other or differing shapes, NaN, infinity, values outside 0..255 or in 0..1, an
-            unknown convention or name, a named metric that images of this size do not have, or
-            one whose weights are missing.
+        ValueError: Shapes differ or are not supported; values are NaN, infinite, outside 0..255 or
+            in 0..1; the convention or a name is unknown; or a named metric needs larger images or
+            missing weights.
     """
     chosen = _convention(convention)
     planes = to_triple(fused, ir, vis)

@@ -153,7 +153,7 @@ def _emphasized(cell: str, method: str, best: Marks) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name of the user's so that Markdown shows it as it is."""
+    """Return a name of the user's so that Markdown shows it as it is."""
     return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", name)
 
 

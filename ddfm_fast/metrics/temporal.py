@@ -43,8 +43,8 @@ def compute(fused: Iterable[Any], ir: Iterable[Any], vis: Iterable[Any]) -> dict
         Float64 [T − 1] tensors by the names in ``NAMES``.
 
     Raises:
-        ValueError: Fewer than 2 frames, videos of different length, and as ``metrics.compute``.
-        TypeError: As ``metrics.compute``.
+        ValueError: There are fewer than 2 frames, lengths differ, or as in ``metrics.compute``.
+        TypeError: As in ``metrics.compute``.
     """
     scores: dict[str, list[float]] = {name: [] for name in NAMES}
     flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
@@ -61,7 +61,7 @@ def compute(fused: Iterable[Any], ir: Iterable[Any], vis: Iterable[Any]) -> dict
 
 
 def read_frames(*videos: Iterable[Any]):
-    """The planes (fused, ir, vis) of each frame, float32 [3, H, W]; ValueError on lengths."""
+    """Yield the planes (fused, ir, vis) of each frame, float32 [3, H, W]; ValueError on lengths."""
     iterators = [iter(video) for video in videos]
     names = ("fused", "ir", "vis")
     shape = None
@@ -102,7 +102,7 @@ def _changes(before: np.ndarray, now: np.ndarray, finder) -> tuple[float, float]
 
 
 def warp(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """The picture [H, W] or [H, W, C] sampled at (x + dx, y + dy) of the flow [H, W, 2].
+    """Return the picture [H, W] or [H, W, C] sampled at (x + dx, y + dy) of the flow [H, W, 2].
 
     Bilinear, edges repeated.
     """

@@ -41,7 +41,7 @@ def compute(
     ``BiSWE`` (bi-directional self-warping error): the mean of |F − ←F| plus that of |F − →F|, gray
         levels; ←F and →F are the frames before and after, moved along the fused video's own flow.
         Means are over the pixels for which the flows there and back of both sources agree to
-        within a pixel; 0 where there is none.
+        within a pixel; 0 if there is none.
     ``MS2R`` (motion smoothness with dual reference videos): mean over the pixels, both components
         and both sources of the absolute difference between the change of the fused video's flow
         and the source's, pixels per frame².
@@ -58,9 +58,9 @@ def compute(
         Float64 [T − 2] tensors by the names in ``NAMES``.
 
     Raises:
-        ValueError: Fewer than 3 frames, videos of different length, a flow of another shape, and
-            as ``metrics.compute``.
-        TypeError: As ``metrics.compute``.
+        ValueError: There are fewer than 3 frames, lengths differ, the flow has another shape, or
+            as in ``metrics.compute``.
+        TypeError: As in ``metrics.compute``.
     """
     find = flow or _dense_flow()
     scores: dict[str, list[float]] = {name: [] for name in NAMES}
@@ -117,7 +117,7 @@ def _warping(
 
 
 def _moved(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """The picture [H, W, C] at (x + dx, y + dy), bilinear in float64, edges repeated."""
+    """Return the picture [H, W, C] at (x + dx, y + dy), bilinear in float64, edges repeated."""
     height, width = flow.shape[:2]
     rows, columns = np.indices((height, width))
     x = (columns + flow[..., 0]) * (2 / (width - 1)) - 1

@@ -57,7 +57,7 @@ def unpack(archive: Path, folder: Path, bounds: Bounds | None = None) -> list[Pa
             return _unpack(file, archive.name, folder, bounds)
     except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError) as error:
         raise ImageFileError(
-            f"{archive.name}: is no ZIP file that can be read ({error}); pack it again"
+            f"{archive.name}: is not a ZIP file that can be read ({error}); pack it again"
         ) from None
 
 
@@ -85,7 +85,7 @@ def _unpack(file: zipfile.ZipFile, name: str, folder: Path, bounds: Bounds) -> l
 
 
 def _checked_parts(info: zipfile.ZipInfo, name: str) -> tuple[str, ...] | None:
-    """The parts of an image's name below the folder; None for what is left out."""
+    """Return the parts of an image's name below the folder; None for what is left out."""
     given = info.filename.replace("\\", "/")
     parts = PurePosixPath(given).parts
     odd = any(
@@ -98,8 +98,8 @@ def _checked_parts(info: zipfile.ZipInfo, name: str) -> tuple[str, ...] | None:
     )
     if odd or given.startswith("/") or not parts:
         raise ImageFileError(
-            f"{name}: has the name {given[:80]!r}, which leads out of the archive or is none for a "
-            "file; pack it again with plain names"
+            f"{name}: has the name {given[:80]!r}, which leads out of the archive or is not a "
+            "file's; pack it again with plain names"
         )
     if stat.S_ISLNK(info.external_attr >> 16):
         raise ImageFileError(f"{name}: {given[:80]!r} is a link; pack the file itself")
@@ -123,7 +123,7 @@ def _write(file: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, most: int, 
 
 
 def root_of(folder: Path) -> Path:
-    """The folder itself, or the one that holds all of it, as many archives have it."""
+    """Return the folder itself, or the one that holds all of it, as many archives have it."""
     while True:
         found = list(folder.iterdir())
         if len(found) != 1 or not found[0].is_dir():

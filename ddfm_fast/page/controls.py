@@ -27,7 +27,7 @@ class Controls:
     align: str = "check"
     resize: str = SIZES[0]
     ir_range: str = "auto"
-    """a name of ``images.ranges`` or LO,HI; likewise ``vis_range``"""
+    """a name of ``images.ranges`` or LO,HI, like ``vis_range``"""
     vis_range: str = "auto"
     color: str = "auto"
     steps: str = ""
@@ -56,7 +56,7 @@ class Controls:
         return None if self.resize == SIZES[0] else self.resize
 
     def ranges(self) -> dict[str, tuple[float, float] | str]:
-        """The ranges that were given, by source; ValueError where a text is none."""
+        """Return the ranges that were given, by source; ValueError if a text is none."""
         found = {}
         for name, text in (("ir", self.ir_range), ("vis", self.vis_range)):
             value = parse_range(text.strip() or None, f"range of {name}")
@@ -65,11 +65,11 @@ class Controls:
         return found
 
     def levels(self) -> Levels:
-        """What the values of the files mean."""
+        """Return what the values of the files mean."""
         return Levels(self.ranges() or None)
 
     def arguments(self) -> list[str]:
-        """The options of ``ddfm-fast fuse`` that do the same; defaults are left out."""
+        """Return the options of ``ddfm-fast fuse`` that do the same; defaults are left out."""
         given = {
             "--preset": (self.preset, DEFAULT_PRESET),
             "--denoise": (self.denoise, PRESET_DECIDES),
@@ -97,12 +97,12 @@ class Controls:
 
 
 def command(ir: str, vis: str, out: str, controls: Controls) -> str:
-    """The command line that fuses these files likewise."""
+    """Return the command line that fuses these files likewise."""
     return shlex.join(["ddfm-fast", "fuse", ir, vis, "-o", out, *controls.arguments()])
 
 
 def _number(text: str, kind: type) -> Any:
-    """A number where the text is one; else the text, which whoever takes it judges."""
+    """Return a number where the text is one; else the text, which whoever takes it judges."""
     try:
         return kind(text)
     except ValueError:

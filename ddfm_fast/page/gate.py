@@ -43,14 +43,14 @@ class Gate:
         self.app, self.password = app, password
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Answer a request, or hand it on."""
+        """Answer a request, or pass it on."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
         headers = {name: value for name, value in scope["headers"]}
         if not self._knows(headers.get(b"authorization", b"")):
-            await _refuse(send, 401, "the page asks for a password: any name, and what is in the "
-                          "file of --token-file", _ASK)  # fmt: skip
+            await _refuse(send, 401, "the page asks for a password: give any name, and what the "
+                          "file of --token-file holds", _ASK)  # fmt: skip
         elif scope["type"] == "websocket" or _foreign(scope, headers):
             await _refuse(send, 403, "another site asked for this; open the page itself")
         else:
@@ -68,7 +68,7 @@ class Gate:
 
 
 def _foreign(scope: Scope, headers: dict[bytes, bytes]) -> bool:
-    """Whether a page of another site sends something."""
+    """Return whether a page of another site sends something."""
     origin = headers.get(b"origin")
     if origin is None or scope["method"] in ("GET", "HEAD"):
         return False

@@ -140,7 +140,7 @@ def make_page(work: Work, root: Path, log: Log) -> Any:
 
 
 def _method(*, image: bool = True) -> _Method:
-    """The controls; ``image``: those of single pictures too, which a video has not."""
+    """Return the controls; ``image``: those of single pictures too, which a video has not."""
     summaries = {name: one.summary for name, one in PRESETS.items()}
     preset = _presets(summaries, "Preset" if image else "Preset of each frame", visible=image)
     denoise = gr.Dropdown(
@@ -149,7 +149,7 @@ def _method(*, image: bool = True) -> _Method:
     )  # fmt: skip
     align = gr.Dropdown(
         [*SETTINGS], value="check", label="Align", filterable=False,
-        info="check only says where the pair is shifted",
+        info="check only says if the pair is shifted",
     )  # fmt: skip
     with gr.Accordion("More", open=False):
         with gr.Row():
@@ -178,7 +178,7 @@ def _method(*, image: bool = True) -> _Method:
 
 
 def _presets(summaries: dict[str, str], label: str, *, visible: bool = True) -> Any:
-    """A choice of presets, with the summary of the chosen one above it."""
+    """Return a choice of presets, with the summary of the chosen one above it."""
     names = [*summaries]
     value = DEFAULT_PRESET if DEFAULT_PRESET in names else names[0]
     choice = gr.Dropdown(
@@ -293,7 +293,7 @@ def _connect_pair(work: Work, said: _Said, button: Any, given: list[Any], shown:
     rest = [shown.slider, shown.download, *shown.place, *shown.parts, shown.scores]
 
     def fuse(*values: Any, progress: Any) -> list[Any]:
-        """What is said and shown of a pair."""
+        """Return what is said and shown of a pair."""
         ir, vis, *controls = values
         done = work.pair(ir, vis, Controls(*controls), _teller(progress))
         views = done.views

@@ -50,8 +50,8 @@ def show(
 
     Args:
         make: Makes the fuser.
-        address: From :func:`ddfm_fast.serve.run.bind`; closed in the end.
-        limits: Of what visitors may ask for.
+        address: From :func:`ddfm_fast.serve.run.bind`; closed at the end.
+        limits: Limits for visitors.
         password: What browsers ask for.
         say: Called with the sentence that names the address.
 

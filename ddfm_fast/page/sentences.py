@@ -16,7 +16,7 @@ _WORDS = (
     (r'value_range=\{"vis": …\} or --vis-range', "the control Visible range"),
     (
         r'for files of the same view --resize vis, else align="homography" \(--align\)',
-        "Resize where both show the same view, else Align homography",
+        "Resize if both show the same view, else Align homography",
     ),
     (r"--resize vis, or a calibration \(--align\)", "Resize"),
     (r'pass denoise="off"', "choose off for Noise to remove first"),
@@ -76,7 +76,7 @@ def _about_source(found: Mapping[str, Any]) -> str:
         parts.append(f"{_count(found['dead_pixels'], 'dead pixel')} replaced")
     if found["chroma"]:
         parts.append(f"noise of color of {found['chroma']:.1f} gray levels smoothed")
-    return "; ".join(parts) or "no noise was taken out"
+    return "; ".join(parts) or "no noise was removed"
 
 
 def _count(number: int, word: str) -> str:
@@ -84,7 +84,7 @@ def _count(number: int, word: str) -> str:
 
 
 def of_error(error: Exception, root: Path) -> str:
-    """The sentence of an error; of one that is a fault of this program, its type, too."""
+    """Return the sentence of an error; of one that is a fault of this program, its type, too."""
     text = str(error) or type(error).__name__
     if isinstance(error, MemoryError):
         text = "the memory of the server is not enough for this; try a smaller picture"
@@ -94,7 +94,7 @@ def of_error(error: Exception, root: Path) -> str:
 
 
 def in_words_of_the_page(text: str) -> str:
-    """The sentence with controls of the page named, where it names options of a call.
+    """Return the sentence with controls of the page named, where it names options of a call.
 
     >>> in_words_of_the_page("ir has 1 image; expected --resize vis, or a calibration (--align)")
     'ir has 1 image; expected Resize'
@@ -105,7 +105,7 @@ def in_words_of_the_page(text: str) -> str:
 
 
 def without_paths(text: str, root: Path) -> str:
-    """The text with files of the server named as their visitor named them."""
+    """Return the text with files of the server named as their visitor named them."""
     return re.sub(re.escape(str(root)) + r"[/\\](?:[^/\\\n:]+[/\\])*", "", text)
 
 

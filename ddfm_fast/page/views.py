@@ -39,14 +39,14 @@ class Views(NamedTuple):
     """where the sources differ most: shares of width and height"""
 
     def shown(self, name: str) -> str:
-        """The picture of a name of ``NAMES``."""
+        """Return the picture of a name of ``NAMES``."""
         return str(self.folder / f"{name}.png")
 
     def parts(self, across: float, down: float, side: float) -> list[Array]:
         """Cut the same place out of all three, enlarged.
 
         Args:
-            across: Its center, a share of the width; likewise ``down``.
+            across: Its center, a share of the width, as is ``down``.
             down: See ``across``.
             side: Of the part, in pixels.
         """
@@ -77,7 +77,7 @@ def make_views(folder: Path, sources: Sources, fused: Array) -> Views:
 
 
 def _busiest(ir: Array, vis: Array) -> tuple[float, float]:
-    """Where the details of two pictures differ most."""
+    """Return where the details of two pictures differ most."""
     scale = min(1.0, 320 / max(ir.shape[:2]))
     size = tuple(max(1, round(n * scale)) for n in ir.shape[1::-1])
     a, b = (

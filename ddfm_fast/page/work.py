@@ -88,7 +88,7 @@ class Work:
         """Fuse two files as ``ddfm-fast fuse`` does.
 
         Raises:
-            ValueError: A file is missing or does not do, or an option is none.
+            ValueError: A file is missing or not usable, or an option is wrong.
         """
         first, second = _both(ir, vis, "picture")
         folder = self._fresh()
@@ -110,7 +110,7 @@ class Work:
     def _run(
         self, job: Job, controls: Controls, tell: Tell, on_fused: Any = None
     ) -> tuple[dict[str, Any], list[str]]:
-        """The report of a job that went well, and the warnings about it."""
+        """Return the report of a job that went well, and the warnings about it."""
         tell(0.0, "reading")
         with hearing() as said:
             fuser, told = self.fusers.get(cast("dict[str, Any]", controls.options()))
@@ -133,7 +133,7 @@ class Work:
         A pair that fails has a line, and the others are fused.
 
         Raises:
-            ValueError: An archive that does not do, or one in which no pair can be fused.
+            ValueError: The archive is not usable, or no pair in it can be fused.
         """
         if not archive:
             raise ValueError("no file is chosen; choose a ZIP file with pairs of pictures")
@@ -173,7 +173,7 @@ class Work:
         """Fuse two videos as ``ddfm-fast video`` does, by a name of ``VIDEO_PRESETS``.
 
         Raises:
-            ValueError: A file is missing or does not do, or an option is none.
+            ValueError: A file is missing or not usable, or an option is wrong.
             ImportError: The extra ``video`` is missing.
         """
         from ..video.pipeline import fuse_video
@@ -207,7 +207,7 @@ class Work:
         return Result(Path(report.out), [*lines, *_warnings([*told, *said])])
 
     def _fresh(self) -> Path:
-        """A new folder for a result; what nobody looks at any more goes."""
+        """Return a new folder for a result; what nobody looks at any more goes."""
         for old in self.root.iterdir():
             with contextlib.suppress(OSError):
                 if time.time() - old.stat().st_mtime > KEPT_SECONDS:
@@ -229,7 +229,7 @@ def _check_video(path: Path) -> None:
         start = file.read(16)
     if not any(start[at:].startswith(head) for at, head in heads):
         raise ImageFileError(
-            f"{path.name}: is no video that the page takes; expected a file of "
+            f"{path.name}: is not a video that the page takes; expected a file of "
             + ", ".join(suffix.lstrip(".") for suffix in VIDEO_SUFFIXES)
         )
 

@@ -1,7 +1,7 @@
-"""Priors: unconditional noise predictors eps(x_t, t), whatever they come from, behind one class.
+"""Priors: unconditional noise predictors eps(x_t, t) from any source, behind one class.
 
 :func:`load_prior` turns the embedded network, a checkpoint, a diffusers folder, an ``nn.Module``
-or a callable into a :class:`Prior`, which is all that the sampler knows.
+or a callable into a :class:`Prior`, the only thing that the sampler knows.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ def known_head_channels(config: dict[str, Any]) -> int | None:
 
 
 def like_consistency_models(config: UNetConfig) -> bool:
-    """Whether a network is shaped as those of consistency_models, which do not predict eps.
+    """Return whether a network is shaped as those of consistency_models, which do not predict eps.
 
     Residual blocks resample, timesteps only shift, and no variance comes out; guided-diffusion's
     published networks have the contrary of the last two.
@@ -217,5 +217,5 @@ def like_consistency_models(config: UNetConfig) -> bool:
 
 
 def uses_attention(config: dict[str, Any]) -> bool:
-    """Whether a network has attention anywhere."""
+    """Return whether a network has attention anywhere."""
     return bool(config["attention_resolutions"]) or config["middle_attention"]

@@ -45,7 +45,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def _reason(error: BaseException) -> str:
-    """What the system said, if it said anything, in the error or in what led to it."""
+    """Return what the system said, if it said anything, in the error or in what led to it."""
     while True:
         if isinstance(error, OSError) and error.strerror:
             return error.strerror

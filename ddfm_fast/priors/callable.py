@@ -26,7 +26,7 @@ class CallablePrior(Prior):
     It returns [N, 3, H, W], or [N, 6, H, W] with the variance half, or an object with such a
     tensor as ``.sample`` (diffusers). ``multiple`` is the callable's attribute of that name,
     else 32; ``has_variance`` its attribute, or ``out_channels == 6``, else found by one evaluation
-    on zeros when first asked for.
+    on zeros on first use.
     """
 
     foreign = True
@@ -59,7 +59,7 @@ class CallablePrior(Prior):
         if isinstance(function, nn.Module) and any(map(_draws, function.modules())):
             warn(
                 f"prior: {self.name!r} is in training mode with dropout or batch norm, so it "
-                "answers otherwise at each call; call module.eval()"
+                "answers differently at each call; call module.eval()"
             )
 
     @functools.cached_property
@@ -156,13 +156,13 @@ class CallablePrior(Prior):
 
 
 def _draws(module: nn.Module) -> bool:
-    """Whether a layer answers by chance or by its batch."""
+    """Return whether a layer answers by chance or by its batch."""
     drops = isinstance(module, _DROPS) and module.p > 0
     return module.training and (drops or isinstance(module, _NORMS))
 
 
 def _require_dense(out: Any) -> None:
-    """TypeError where what a callable returned is no tensor of floating-point numbers."""
+    """TypeError if what a callable returned is not a tensor of floating-point numbers."""
     lacking = None
     if not isinstance(out, Tensor):
         lacking = type(out).__name__

@@ -16,14 +16,14 @@ class Known:
 
     Attributes:
         name: As ``ddfm-fast prior download`` takes it.
-        what: What it is a prior of, and whose.
-        size: Of its pictures, in pixels.
-        license: "" where its authors were not found to say one.
-        where: A URL of https; or owner/name on the Hugging Face Hub.
-        by_hand: How to get it where neither is known.
-        megabytes: Of the files, about; None where that is not known.
+        what: What it was trained on, and by whom.
+        size: Side of its pictures, in pixels.
+        license: "" if no license of its authors was found.
+        where: An https URL, or owner/name on the Hugging Face Hub.
+        by_hand: How to get it if neither is known.
+        megabytes: Of the files, about; None if that is not known.
         config: The ``config=`` (``--prior-config``) that it needs.
-        sha256: Of the file, where it is known.
+        sha256: The file's hash, if it is known.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Known:
         return bool(self.where) and "://" not in self.where
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain JSON types."""
+        """Return plain JSON types."""
         return asdict(self)
 
 
@@ -104,7 +104,7 @@ CATALOG = {row.name: row for row in _ROWS}
 
 
 def known(name: str) -> Known:
-    """Give the row of a name, of a repository of the Hub in it, or of a file's name.
+    """Return the row of a name, of a repository of the Hub in it, or of a file's name.
 
     Raises:
         ValueError: There is none.

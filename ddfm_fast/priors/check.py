@@ -1,4 +1,4 @@
-"""Whether a prior removes noise, and if not, what it was likely taken for by mistake."""
+"""Check whether a prior removes noise, and if not, name the likely mistake."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Row(NamedTuple):
     sigma: float
     """gray levels of 255"""
     before: float
-    """PSNR in decibels, likewise ``after`` and ``blurred``"""
+    """PSNR in decibels, like ``after`` and ``blurred``"""
     after: float
     blurred: float
     """of the mean over 5×5 pixels, which no prior that is read rightly falls below"""
@@ -68,7 +68,7 @@ class Check(NamedTuple):
     hints: list[str]
     """what would make it denoise, the best first"""
     error: str = ""
-    """what the prior raised, if it did"""
+    """the exception of the prior, if it raised one"""
 
     @property
     def good(self) -> bool:
@@ -85,13 +85,13 @@ class Check(NamedTuple):
 
 
 def check(prior: Prior) -> Check:
-    """Let a prior denoise a picture at three levels, and look at pure noise through it.
+    """Let a prior denoise a picture at three levels, and evaluate it on pure noise.
 
-    Five evaluations at 128×128 pixels, one of them a repetition; where it fails, some for each
-    mistake that people make: another prediction, time in other units, pictures of another range.
+    This takes five evaluations at 128×128 pixels, one of them a repetition, and after a failure
+    more for each usual mistake: another prediction, time in other units, another value range.
 
     Args:
-        prior: What ``load_prior`` or ``wrap`` gave.
+        prior: A prior from ``load_prior`` or ``wrap``.
 
     Returns:
         The findings; ``good`` is the verdict.
@@ -136,7 +136,7 @@ def _tried(prior: Prior, whole: bool = True) -> Check:
 
 
 def _require_one_answer(prior: Prior, answer: Answer) -> None:
-    """ValueError where a prior answers the same question otherwise the second time."""
+    """Raise ValueError if a prior gives another answer the second time."""
     again = _eps(prior, answer.x, answer.timestep)
     scale = answer.eps.abs().max().clamp(min=1)
     if not bool(answer.eps.isfinite().all()):
@@ -167,7 +167,7 @@ def decibels(error: Tensor) -> float:
 
 
 def picture_for(prior: Prior) -> Tensor:
-    """A photograph of the package in [−1, 1], [1, C, H, W] on the prior's device."""
+    """Return a photograph of the package in [−1, 1], [1, C, H, W] on the prior's device."""
     with as_file(files("ddfm_fast") / "assets" / "sentinel2_visible.png") as path:
         rgb = read_image(path)
     side = max(1, _SIDE // prior.multiple) * prior.multiple
@@ -179,7 +179,7 @@ def picture_for(prior: Prior) -> Tensor:
 
 
 def _hints(prior: Prior, found: Check) -> list[str]:
-    """What denoises, of the likely mistakes, the best first."""
+    """Return what denoises, of the likely mistakes, the best first."""
     better = []
     for words, make in _others(prior):
         try:

@@ -85,7 +85,7 @@ def load_checkpoint(
 
 
 def _of_family(prior: dict[str, Any], *network: dict[str, Any]) -> dict[str, Any]:
-    """Give the last keywords of a network with what its family has, unless one says otherwise.
+    """Return the last keywords of a network with what its family has, unless one says otherwise.
 
     The networks of consistency_models under ADM's keys keep q, k and v of all heads together.
     """
@@ -207,11 +207,11 @@ def convert(
 
 
 def _storable(prior: dict[str, Any], unet: UNet) -> dict[str, Any]:
-    """Give prior keywords as JSON has them; ValueError for what no prior takes, or no file."""
+    """Return prior keywords as JSON has them; ValueError for what no prior takes, or no file."""
     if "time" in prior:
         raise ValueError(
-            "config: time is a function, which no file holds; leave it out here, and give it where "
-            "the prior is loaded"
+            "config: time is a function, which a file cannot hold; leave it out here, and give it "
+            "when the prior is loaded"
         )
     process = {k: v for k, v in prior.items() if k in PRIOR_KEYWORDS and k != "multiple"}
     made = Prior(name="", multiple=1, device=unet.device, dtype=unet.dtype, **process)
@@ -219,7 +219,7 @@ def _storable(prior: dict[str, Any], unet: UNet) -> dict[str, Any]:
 
 
 def check_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """Give the dtype of a name; ValueError for others than ``DTYPES``."""
+    """Return the dtype of a name; ValueError for others than ``DTYPES``."""
     found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if found is None and dtype is not None or found not in (None, *DTYPES.values()):
         raise ValueError(f"dtype: {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -259,10 +259,10 @@ def save_unet(
 
 
 def _check_written(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Read a file again; OSError where it does not hold what was written."""
+    """Read a file again; OSError if it does not hold what was written."""
     with safe_open(path, framework="pt") as file:
         whole = set(file.keys()) == tensors.keys() and all(
             torch.equal(file.get_tensor(k), v) for k, v in tensors.items()
         )
     if not whole:
-        raise OSError(errno.EIO, "what was written cannot be read again")
+        raise OSError(errno.EIO, "what was written cannot be read back")

@@ -1,4 +1,4 @@
-"""What a conversion to fewer bits costs: measured on the file that was written."""
+"""The cost of a conversion to fewer bits, measured on the file that was written."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Loss(NamedTuple):
     error: float
     """‖ε' − ε‖ / ‖ε‖ of the prediction"""
     before: float
-    """PSNR of the picture denoised by one evaluation, in decibels; likewise ``after``"""
+    """PSNR of the picture denoised by one evaluation, in decibels, like ``after``"""
     after: float
 
 

@@ -207,7 +207,7 @@ def _empty_moments(shape) -> Tensor:
 
 
 class _MetaLayers:
-    """The launcher of ``kernels.conv`` without data: one launch a layer."""
+    """The launcher of ``kernels.conv`` without data: one launch per layer."""
 
     def __init__(self, recorder: _Recorder):
         self.recorder = recorder
@@ -263,7 +263,7 @@ def engine_cost(
     out_channels: int | None = 3,
     reused: bool = False,
 ) -> Cost:
-    """The cost of one forward of a network on n images of height x width.
+    """Return the cost of one forward of a network on n images of height x width.
 
     ``fused``: with our kernels, as on CUDA; else with PyTorch's operators. Activations only: the
     weights, cuDNN's workspaces and the sampler's planes come on top. ``reused``: of a forward whose
@@ -293,7 +293,7 @@ def engine_cost(
 
 
 def recorded(recorder: _Recorder) -> ExitStack:
-    """A context in which everything on the meta device is noted by the recorder."""
+    """Return a context in which everything on the meta device is noted by the recorder."""
     stack = ExitStack()
     stack.enter_context(_Attention(recorder))
     stack.enter_context(recorder)
@@ -301,7 +301,7 @@ def recorded(recorder: _Recorder) -> ExitStack:
 
 
 def cost_of(function, *args, attention: bool = False) -> Cost:
-    """The cost of any function of meta tensors, operator by operator.
+    """Return the cost of any function of meta tensors, operator by operator.
 
     ``attention``: count it as one operator that keeps no matrix of all pairs; else as written.
     """

@@ -1,4 +1,4 @@
-"""Public priors brought onto this machine: resumed where they broke off, and checked."""
+"""Download public priors, resuming where a download broke off, and check them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Downloaded(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Where files are kept: priors/ in $DDFM_FAST_CACHE, else in ~/.cache/ddfm_fast."""
+    """Return where files are kept: priors/ in $DDFM_FAST_CACHE, else in ~/.cache/ddfm_fast."""
     if chosen := environment.set_values().get("DDFM_FAST_CACHE"):
         return Path(chosen).expanduser() / "priors"
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -58,25 +58,25 @@ def download(
     sha256: str | None = None,
     progress: Progress | None = None,
 ) -> Downloaded:
-    """Bring a prior here, or what is missing of it.
+    """Download a prior, or what is missing of it.
 
     Args:
-        row: Of the catalog.
+        row: A row of the catalog.
         folder: Where to put it (default: :func:`cache_folder`, or the Hub's own cache).
-        url: Another address of the file, such as a mirror's.
-        sha256: What the file's has to be.
-        progress: Called with the bytes that are here and the bytes of all, None if unknown.
+        url: Another address for the file, such as a mirror's.
+        sha256: The expected hash of the file.
+        progress: Called with the bytes that are here and the total, None if unknown.
 
     Raises:
-        ValueError: It is to be got by hand, has another hash, or is no checkpoint.
-        ConnectionError: There is no network, or it broke off; what came is kept.
-        ImportError: huggingface_hub is needed and absent.
+        ValueError: It must be downloaded by hand, has another hash, or is not a checkpoint.
+        ConnectionError: There is no network, or it broke off; what arrived is kept.
+        ImportError: huggingface_hub is needed and missing.
     """
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
         raise ValueError(f"--sha256 {sha256[:80]!r}, expected 64 hexadecimal digits")
     if not row.where and not url:
         raise ValueError(
-            f"prior download: {row.name!r} is at no address that is known to last; get "
+            f"prior download: {row.name!r} has no address that is known to last; get "
             f"{row.by_hand}, and give the file by its path"
         )
     if row.on_hub and not url:
@@ -109,7 +109,7 @@ def fetch(
             _remove(part, note)
         raise ValueError(
             f"prior download: {target.name!r} has sha256 {found}, expected {sha256.lower()}; "
-            + ("it was thrown away, try again" if fresh else f"remove {str(target)!r}, try again")
+            + ("it was discarded, try again" if fresh else f"remove {str(target)!r}, try again")
         )
     if fresh:
         try:
@@ -226,20 +226,20 @@ def _here(url: str, part: Path, note: Path) -> tuple[int, str, str]:
 
 
 def _place(answer: Any) -> tuple[int, int | None]:
-    """Where an answer begins, and how long the file is."""
+    """Return where an answer begins, and how long the file is."""
     if answer.status == 200:
         length = answer.headers.get("Content-Length")
         return 0, int(length) if length and length.isdigit() else None
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
     if answer.status != 206 or found is None:
-        raise ConnectionResetError(f"the server answered {answer.status} to a question for a part")
+        raise ConnectionResetError(f"the server answered {answer.status} to a request for a part")
     return int(found[1]), int(found[2]) if found[2] != "*" else None
 
 
 def _check_room(part: Path, needed: int) -> None:
     if needed > (free := shutil.disk_usage(part.parent).free):
         raise ValueError(
-            f"prior download: {needed:,} bytes are to come and {str(part.parent)!r} has room for "
+            f"prior download: {needed:,} bytes are missing and {str(part.parent)!r} has room for "
             f"{free:,}; make room, or choose another folder by --out"
         )
 
@@ -256,8 +256,8 @@ def _compared(part: Path, note: Path, said: _Said) -> list[str]:
                 digest.update(block)
         if base64.b64encode(digest.digest()).decode() != said.md5:
             _remove(part, note)
-            raise ValueError("prior download: what came has another MD5 than the server says; "
-                             "it was thrown away, try again")  # fmt: skip
+            raise ValueError("prior download: the MD5 of the download is not the server's; "
+                             "it was discarded, try again")  # fmt: skip
         checks.append("the server's MD5")
     return checks
 
@@ -301,7 +301,7 @@ def _from_hub(row: Known, folder: Path | None) -> Downloaded:
 
 
 def _kept(row: Known, place: Path | None, error: Exception) -> Downloaded:
-    """Give what an earlier download left; ConnectionError where there is nothing."""
+    """Return what an earlier download left; ConnectionError where there is nothing."""
     from huggingface_hub import snapshot_download
 
     path, files = Path(), []
@@ -322,8 +322,8 @@ def _kept(row: Known, place: Path | None, error: Exception) -> Downloaded:
     if not files:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
         raise ConnectionError(
-            f"prior download: {row.where} cannot be had from the Hugging Face Hub ({reason}); "
-            "what came is kept, and the same command resumes; offline, copy the folder from "
+            f"prior download: {row.where} the Hugging Face Hub did not give it ({reason}); "
+            "what arrived is kept, and the same command resumes; offline, copy the folder from "
             "another machine and give its path as --prior"
         ) from error
     hashes = {p.relative_to(path).as_posix(): file_sha256(p) for p in files}

@@ -4,7 +4,7 @@
 for one timestep shared by the batch. It keeps no copy of a large weight. What it saves, exactly:
 
 - time embedding, scales and shifts of all steps are one table (``UNet.conditioning``);
-- the learned variance's half of the output convolution is not computed unless asked for;
+- the learned variance's half of the output convolution is not computed unless requested;
 - biases of a block's last convolution and of its skip are one vector;
 - the rest is in the operations (``ops``): norms fused with what surrounds them, no
   concatenation, nearest upsampling and 2x2 means inside their neighbors.
@@ -39,7 +39,7 @@ class Layer(Protocol):
         """Its key in the state dict, for reports."""
 
     def __call__(self, ops: Ops[Any], parts: tuple[Feature, ...], blocks: Blocks, /) -> Feature:
-        """Give its result for the parts side by side."""
+        """Return its result for the parts side by side."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class Engine:
         return self.ops.spread(out, unshuffle, x, step.mix)
 
     def _deep(self, h: Feature, blocks: Blocks) -> Feature:
-        """All from the first downsampling to the last upsampling."""
+        """Return all from the first downsampling to the last upsampling."""
         skips = []
         for stage in self.down[self.top :]:
             h = self.run_stage(stage, (h,), blocks)

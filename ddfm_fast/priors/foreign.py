@@ -1,4 +1,4 @@
-"""Files that people have and that are no unconditional prior in pixels: by name, and why."""
+"""Name common files that are not unconditional priors in pixels, and say why."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _inside(key: str, mark: str) -> bool:
 
 
 def refusal_of_suffix(path: Path) -> str:
-    """Say why a file of such a name is not read, "" where nothing is known."""
+    """Return why a file of such a name is not read, "" where nothing is known."""
     return _SUFFIXES.get(path.suffix.lower(), "")
 
 

@@ -27,7 +27,7 @@ class Folder(NamedTuple):
     config: dict[str, Any]
     """of the model"""
     scheduler: dict[str, Any]
-    """its configuration, {} where there is none"""
+    """its configuration, {} if there is none"""
     keywords: dict[str, Any]
     """of the prior"""
     weights: Path
@@ -52,7 +52,7 @@ def read_folder(folder: Path) -> Folder:
 
 
 def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The model of a folder and the prior keywords that its configuration files tell.
+    """Return the model of a folder and the prior keywords that its configuration files tell.
 
     ``folder`` holds ``config.json`` of a ``UNet2DModel`` (and perhaps ``scheduler_config.json``),
     or is a pipeline with ``unet/`` and ``scheduler/``. ValueError if it holds something else, is
@@ -87,7 +87,7 @@ def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def keywords_of_module(module: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Give the prior keywords of a network of diffusers that is handed over itself.
+    """Return the prior keywords of a network of diffusers that is handed over itself.
 
     ``given`` as it is for other code. ValueError for what cannot be taken, or not as it is given.
     """
@@ -124,7 +124,7 @@ def _is_unet_2d(kind: type) -> bool:
 
 
 def _weights_file(root: Path, folder: Path) -> Path:
-    """The file of weights, or the list of several, judged before diffusers reads it."""
+    """Return the file of weights, or the list of several, judged before diffusers reads it."""
     names = [f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}{INDEX}", f"{_WEIGHTS}.bin"]
     found = next((root / name for name in names if (root / name).is_file()), None)
     if found is None:
@@ -240,7 +240,7 @@ def _check_sizes(config: dict[str, Any], folder: Path) -> None:
             f"prior: {str(folder)!r}: down_block_types is no list; get config.json again"
         )
     if config.get("quantization_config"):
-        raise ValueError(f"prior: {str(folder)!r} is quantised, expected floating-point weights")
+        raise ValueError(f"prior: {str(folder)!r} is quantized, expected floating-point weights")
     for key, value in config.items():
         most = MOST_BLOCKS if key == "layers_per_block" else MOST
         values = value if isinstance(value, list) else [value]

@@ -1,4 +1,4 @@
-"""What a prior's file or folder is, what it lacks, and what a forward of it costs here."""
+"""Describe a prior's file or folder: what it is, what it lacks, and the cost of a forward."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def inspect(
         channels, prediction, schedule, trained_at (pixels, or None), license (or None), cost
         (for each of ``COST_SIZES`` flops, peak_bytes with the weights, seconds: an estimate by the
         FLOP of a forward at 64 pixels, reused: the share of the FLOP that a step takes which reuses
-        deep layers, None where they are not known), missing (what to say besides, and the option
+        deep layers, None if they are not known), missing (what to say besides, and the option
         for it) and assumed (what the file does not say and is taken).
 
     Raises:
-        ValueError: It is no prior, as :func:`.load.load_prior` says.
+        ValueError: It is not a prior, as in :func:`.load.load_prior`.
     """
     path = ASSETS.get(str(spec), Path(spec))
     if path.is_dir():
@@ -135,7 +135,7 @@ def _schedule(prior: dict[str, Any]) -> str:
 
 
 def _costs(cost: Any, prior: Prior | None, parameters: int, timed: bool) -> dict[str, Any]:
-    """Cost by size; without seconds where there is no network to time."""
+    """Cost by size; without seconds if there is no network to time."""
     rate = None
     if prior is not None and timed:
         side = -(-_TIMED_SIDE // prior.multiple) * prior.multiple

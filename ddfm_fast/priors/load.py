@@ -55,22 +55,22 @@ def load_prior(
     ``spec``: "embedded" (the small network that comes with the package, read once per process), the
     path of a guided-diffusion ``.pt``/``.pth``/``.safetensors`` checkpoint or its URL, the folder
     of a diffusers ``UNet2DModel`` (extra ``diffusers``), an ``nn.Module`` or callable ``eps(x, t)``
-    (:class:`CallablePrior`), or a :class:`Prior`, which comes back as it is. A module of ours is
-    copied as it is now; what trains on has to be loaded again.
-    ``config``: guided-diffusion's ``UNetModel`` keywords for what a checkpoint does not say
+    (:class:`CallablePrior`), or a :class:`Prior`, which is returned as it is. A network of ours is
+    copied; if its training continues, load it again.
+    ``config``: guided-diffusion's ``UNetModel`` keywords that a checkpoint does not determine
     (mostly ``num_head_channels`` or ``num_heads``), and the prior's own: ``noise_schedule``
     ("linear" | "cosine"), ``num_train_timesteps``, ``alphas`` (of any other process),
     ``rescale_timesteps``, ``multiple``; and for networks that do not predict eps ``prediction``,
     ``sigmas``, ``value_range`` and ``time`` of :func:`.wrapped.wrap`.
-    ``device``: where to put it (default: CPU, or where a module is). ``dtype``: "float32" (the
+    ``device``: where to put it (default: CPU, or a module's device). ``dtype``: "float32" (the
     default), "tf32" (float32 whose matrix products CUDA rounds), "bfloat16", "float16", or "auto"
     for the device's own (:func:`.precision.default_precision`; networks from a name or a path
     only, others stay as they are); for modules and callables, the dtype of the x they are given.
-    ``compile``: run the network through torch.compile (Inductor), which costs a minute per
-    new size and needs a C++ compiler on a CPU; what it gains is in bench/results.
+    ``compile``: run the network through torch.compile (Inductor), which takes a minute per
+    new size and needs a C++ compiler on a CPU; bench/results shows what it gains.
 
     ValueError or TypeError, naming what is wrong, for anything else; ImportError when diffusers
-    is needed and absent.
+    is needed and missing.
 
     >>> prior = load_prior("embedded")
     >>> prior(torch.zeros(1, 3, 64, 64), 500).shape  # eps of the noisy image x, at timestep 500
@@ -99,7 +99,7 @@ def _prior_of(
     device: str | torch.device | None,
     dtype: str | None,
 ) -> Prior:
-    """The prior, in that precision where it is made here."""
+    """Return the prior, in that precision where it is made here."""
     if isinstance(spec, Prior):
         if config:
             raise ValueError("config: a Prior is taken as it is; pass config where it is made")
@@ -112,7 +112,7 @@ def _prior_of(
         prior = _from_path(spec, config, device, dtype)
     elif isinstance(spec, UNet):
         unet_dtype = spec.dtype if dtype is None else PRECISIONS[dtype]
-        # whole: of a network that trains on, some layers would follow and others not
+        # a whole copy: of a network still in training, some layers would follow and others not
         unet = optimized(spec, torch.device(device or spec.device), unet_dtype, copied=True)
         prior = _of_network(unet, {"tf32": dtype == "tf32", **_prior_keywords(config)})
     elif callable(spec) and not isinstance(spec, type):
@@ -137,7 +137,7 @@ def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
 def denoiser_of(prior: Prior) -> Prior:
     """Give the prior that denoises gray sources beside this one: the gray network to the embedded.
 
-    Any other prior denoises by itself, and in tiles where the prior is tiled.
+    Any other prior denoises by itself, in tiles if the prior is tiled.
     """
     if isinstance(prior, TiledPrior):
         return tiled(denoiser_of(prior.inner), prior.tile)
@@ -151,7 +151,7 @@ def denoiser_of(prior: Prior) -> Prior:
 
 
 def _of_callable(function: Any, keywords: dict[str, Any]) -> Prior:
-    """A prior of a callable: of ε as it is, or wrapped."""
+    """Return a prior of a callable: of ε as it is, or wrapped."""
     if keywords.get("prediction", "eps") == "eps" and keywords.get("channels", 3) == 3:
         _check_unused(keywords)
         return CallablePrior(function, **_without_prediction(keywords))
@@ -161,7 +161,7 @@ def _of_callable(function: Any, keywords: dict[str, Any]) -> Prior:
 
 
 def _of_network(unet: UNet, keywords: dict[str, Any]) -> Prior:
-    """A prior of one of our networks, wrapped where it does not predict ε."""
+    """Return a prior of one of our networks, wrapped where it does not predict ε."""
     if keywords.get("prediction", "eps") == "eps":
         _check_unused(keywords)
         return UNetPrior(unet, **_without_prediction(keywords))
@@ -244,7 +244,7 @@ def _stem(path: Path) -> str:
 
 
 def identity_of(prior: Any) -> Any:
-    """What a prior is known by while its file, if it has one, stays as it is; None if unknown."""
+    """Return what identifies a prior while its file stays unchanged; None if unknown."""
     if isinstance(prior, Prior) or (isinstance(prior, str) and prior == "embedded"):
         return prior
     return file_identity(Path(prior)) if isinstance(prior, str | os.PathLike) else None

@@ -97,7 +97,7 @@ class UNetPrior(Prior):
         dtype: str | torch.dtype | None = None,
         compile: bool | None = None,
     ) -> UNetPrior:
-        """Give this prior on a device and in a precision; a new one unless nothing changes."""
+        """Return this prior on a device and in a precision; a new one unless nothing changes."""
         device = self.device if device is None else torch.device(device)
         precision = check_precision(dtype) or self.precision
         compiled = self.compiled if compile is None else compile
@@ -145,7 +145,7 @@ class UNetPrior(Prior):
             return self._evaluate(x, cond, wanted, *more)
 
     def _products(self) -> AbstractContextManager[None]:
-        """How float32 is multiplied in ``eps``."""
+        """Return how float32 is multiplied in ``eps``."""
         if self.device.type != "cuda" or self.dtype != torch.float32:
             return nullcontext()
         return float32_products(self.tf32, convolutions=self.compiled)

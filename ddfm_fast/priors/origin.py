@@ -30,7 +30,7 @@ class Origin(NamedTuple):
     """of the files; "" for a name, and before the origin leaves"""
 
     def leaving(self) -> Origin:
-        """Give what is sent: with the hash of the files, without what only this machine knows.
+        """Return what is sent: with the hash of the files, without what only this machine knows.
 
         Raises:
             ValueError: The files are not those that were loaded.
@@ -45,7 +45,7 @@ class Origin(NamedTuple):
         return self._replace(identity=None, sha256=_files_sha256(self.identity))
 
     def found(self) -> str:
-        """Give the name or the path, once the files here are found to be those that were meant.
+        """Return the name or the path, once the files here are found to be those that were meant.
 
         Raises:
             ValueError: They are not here, or are others.
@@ -97,7 +97,7 @@ def arrive(sent: Sent) -> Any:
 
 
 def file_identity(path: Path) -> tuple | None:
-    """The path of a file, or of a folder's files, with sizes and times; None if there is none.
+    """Return the path of a file, or of a folder's files, with sizes and times; None without.
 
     Of a URL the size and the version of its object.
     """

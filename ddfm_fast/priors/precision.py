@@ -1,4 +1,4 @@
-"""In which arithmetic the prior runs; the rectification is float32 always."""
+"""The arithmetic of the prior; the rectification is always float32."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ AUTO = {
     ),
     "cuda": Auto(
         "GPU of capability 7.0 or more", "float16",
-        "on paper: as fast as bfloat16, and 20 dB truer (bench/results/precision.md); not measured",
+        "on paper: as fast as bfloat16, 20 dB more exact (bench/results/precision.md); unmeasured",
     ),
     "old": Auto("older GPU", "float32", "it has no matrix units; not measured"),
 }  # fmt: skip
@@ -46,7 +46,7 @@ AUTO = {
 
 
 def check_precision(dtype: str | torch.dtype | None) -> str | None:
-    """Give the name of a precision, or None; ValueError for anything else."""
+    """Return the name of a precision, or None; ValueError for anything else."""
     if dtype is None or isinstance(dtype, str) and dtype in PRECISIONS:
         return dtype
     names = [n for n, d in PRECISIONS.items() if n != "tf32" and d is dtype]
@@ -58,7 +58,7 @@ def check_precision(dtype: str | torch.dtype | None) -> str | None:
 
 
 def cpu_has(dtype: torch.dtype) -> bool:
-    """Whether this CPU multiplies in a dtype itself; else PyTorch converts, slower than float32."""
+    """Return whether this CPU multiplies in a dtype; else PyTorch converts, which is slower."""
     if dtype not in (torch.bfloat16, torch.float16):
         return True
     name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
@@ -97,7 +97,7 @@ _convolutions: ContextVar[bool | None] = ContextVar("convolutions", default=None
 
 
 def convolutions_in_tf32() -> bool | None:
-    """Whether this thread's float32 convolutions are in TF32; None leaves it to PyTorch's setting.
+    """Return whether this thread's float32 convolutions use TF32; None: as PyTorch is set.
 
     For ``ops.base.conv2d``, which tells each of them.
     """
@@ -145,7 +145,7 @@ def float32_products(tf32: bool, *, convolutions: bool = True) -> Iterator[None]
 
 
 def _own_setting(holder: Any) -> str:
-    """What a setting itself says: "none" where it inherits, which reading it does not tell."""
+    """Return a setting's own value: "none" if it inherits, which reading it does not show."""
     above: Any = torch.backends
     shown = holder.fp32_precision
     general = above.fp32_precision

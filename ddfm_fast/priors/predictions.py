@@ -21,7 +21,7 @@ class Level(NamedTuple):
     """A noise level of the loop."""
 
     alpha: float
-    """√ᾱ, likewise ``s`` = √(1 − ᾱ)"""
+    """√ᾱ; ``s`` is √(1 − ᾱ)"""
     s: float
     timestep: int
 
@@ -70,7 +70,7 @@ def denoised(level: Level, _data: float) -> Line:
 
 
 def edm(level: Level, data: float) -> Line:
-    """The bare F of D = c_skip x + c_out F(c_in x) (Karras et al. 2022, table 1)."""
+    """Return the bare F of D = c_skip x + c_out F(c_in x) (Karras et al. 2022, table 1)."""
     sigma = level.sigma
     power = sigma**2 + data**2
     return _preconditioned(
@@ -79,7 +79,7 @@ def edm(level: Level, data: float) -> Line:
 
 
 def consistency(level: Level, data: float, least: float = SIGMA_MIN) -> Line:
-    """The bare F of a consistency model (Song et al. 2023, appendix C), the identity at σ_min."""
+    """Return the bare F of a consistency model (Song et al. 2023, appendix C)."""
     sigma = level.sigma
     power, above = sigma**2 + data**2, max(sigma - least, 0.0)
     return _preconditioned(
@@ -125,7 +125,7 @@ def _sigma(level: Level) -> float:
 
 
 def thousandth_log(level: Level) -> float:
-    """Give 250 ln σ, the time of the networks of consistency_models, EDM's there too."""
+    """Return 250 ln σ, the time of the networks of consistency_models, EDM's there too."""
     return 250 * math.log(level.sigma + 1e-44)
 
 
@@ -147,7 +147,7 @@ PREDICTIONS = {
 
 
 def check_prediction(name: Any) -> None:
-    """ValueError where this is the name of none."""
+    """Raise ValueError if no prediction has this name."""
     if not isinstance(name, str) or name not in PREDICTIONS:
         raise ValueError(f"prediction: got {name!r}, expected one of {', '.join(PREDICTIONS)}")
 
@@ -157,7 +157,7 @@ _FAMILY = (*_PROCESS, "rescale_timesteps", "sigmas", "sigma_data", "value_range"
 
 
 def corrected(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """What a file says of its prior, as a caller's ``config`` corrects it.
+    """Return what a file says of its prior, as a caller's ``config`` corrects it.
 
     A prediction of another family leaves nothing of the process that the file tells, and a
     schedule that is given replaces one that is found.
@@ -174,7 +174,7 @@ def corrected(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             dropped = _FAMILY
     if alphas is not None and "noise_schedule" in given:
         raise ValueError(
-            f"config: noise_schedule={given['noise_schedule']!r} beside alphas, which tell another "
+            f"config: noise_schedule={given['noise_schedule']!r} and alphas, which give another "
             "process; leave one of them out"
         )
     if alphas is not None or "noise_schedule" in given:

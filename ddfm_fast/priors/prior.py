@@ -18,7 +18,7 @@ from .origin import Origin, Sent, arrive
 from .reuse import Kept
 
 EPS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""what a prior may answer in"""
+"""dtypes that a prior may answer in"""
 
 NOISE_SCHEDULES = ("linear", "cosine")
 
@@ -36,26 +36,26 @@ LARGEST = {"num_train_timesteps": 1_000_000, "multiple": 4096}
 class Prior:
     """A noise predictor as the sampler sees it.
 
-    ``prior(x, t)`` gives what its network gives. A sampler takes the faster way: everything that
-    depends on the timestep once for all steps (``conditioning``), then ``eps`` per step.
+    ``prior(x, t)`` returns the output of its network. A sampler takes a faster way: it computes all
+    that depends on the timestep once for all steps (``conditioning``), then ``eps`` per step.
 
     Attributes:
         name: A name for reports.
-        multiple: Height and width handed in are multiples of it.
-        num_train_timesteps: Timesteps of its training, 0 to this less 1.
+        multiple: Height and width of inputs must be multiples of it.
+        num_train_timesteps: Number of its training timesteps, which start from 0.
         noise_schedule: "linear" or "cosine" betas of its training.
-        alphas: ᾱ of every timestep, float64, of a process that neither name tells; or None.
-        rescale_timesteps: Whether the network is given t * 1000 / num_train_timesteps, not t.
+        alphas: ᾱ of every timestep, float64, for a process without such a name; or None.
+        rescale_timesteps: Whether the network takes t * 1000 / num_train_timesteps, not t.
         device: Where the weights are.
         dtype: That of the weights.
         tf32: Whether float32 matrix products are rounded to TF32 on CUDA.
         compiled: Whether it runs through torch.compile.
-        channels: Of its images: 3, or 1 for a prior of gray.
+        channels: Channels of its images: 3, or 1 for a gray prior.
         reproducible: Whether ``eps`` has the same bytes for any number of threads and of images at
             once, on one machine and build.
         origin: The name or path that it was loaded from, by which it is pickled; else None.
-        reuses: Whether ``eps`` takes what is kept of its deep layers (``reuse``).
-        foreign: Whether ``eps`` runs code of others, which may not repeat itself in a CUDA graph.
+        reuses: Whether ``eps`` can reuse its deep layers (``reuse``).
+        foreign: Whether ``eps`` runs foreign code, which a CUDA graph may not repeat faithfully.
     """
 
     tf32: bool = False
@@ -137,12 +137,12 @@ class Prior:
         return None
 
     def tile_at(self, height: int, width: int) -> int:
-        """Give the side of the tiles that such a picture is evaluated in, 0 for whole."""
+        """Return the side of the tiles that such a picture is evaluated in, 0 for whole."""
         del height, width  # for TiledPrior
         return 0
 
     def to(self, device: str | torch.device) -> Prior:
-        """Give this prior on a device: itself if it is there, else a new one."""
+        """Return this prior on a device: itself if it is there, else a new one."""
         raise NotImplementedError
 
     def conditioning(self, timesteps: Tensor) -> Conditioning:
@@ -159,11 +159,11 @@ class Prior:
             cond: An item of ``conditioning``.
             variance: Return [N, 6, H, W]; the second half is the learned-range interpolation
                 weight v in [-1, 1] (Nichol and Dhariwal 2021, eq. 15).
-            kept: What a loop keeps of the deep layers; given only where ``reuses``.
+            kept: What a loop keeps of the deep layers; given only if ``reuses``.
 
         Returns:
-            The prediction as the network leaves it, in any memory format, and float32, bfloat16
-            or float16: compute with it in float32.
+            The prediction as the network leaves it, in any memory format, in float32, bfloat16
+            or float16; compute with it in float32.
         """
         raise NotImplementedError
 
@@ -178,7 +178,7 @@ class Prior:
                 [] for all images, or an integer tensor [N]. They are read on the host.
 
         Returns:
-            eps [N, 3, H, W], or [N, 6, H, W] with the variance half where the prior has one
+            eps [N, 3, H, W], or [N, 6, H, W] with the variance half if the prior has one
             (``has_variance``); float32, on the prior's device, without autograd.
 
         Raises:
@@ -205,7 +205,7 @@ class Prior:
         return self.eps(x, item, variance=self.has_variance).float()
 
     def _timestep_list(self, t: int | Tensor, n: int) -> list[int]:
-        """The timesteps of n images, checked."""
+        """Return the timesteps of n images, checked."""
         if isinstance(t, Tensor):
             if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
                 raise TypeError(f"t: got {_kind(t)}, expected an integer tensor, [] or [N]")
@@ -226,7 +226,7 @@ class Prior:
         return steps
 
     def network_timesteps(self, timesteps: Tensor) -> Tensor:
-        """Give what the network takes for training timesteps, on its device."""
+        """Return what the network takes for training timesteps, on its device."""
         timesteps = torch.as_tensor(timesteps, device=self.device)
         if self.rescale_timesteps:
             return timesteps.float() * (1000.0 / self.num_train_timesteps)
@@ -248,7 +248,7 @@ class Prior:
             )
 
     def check_reuse(self, every: int) -> None:
-        """Raise ValueError where deep layers are to be reused and are not known."""
+        """Raise ValueError if deep layers are to be reused and are not known."""
         if every == 1 or self.reuses:
             return
         if self.compiled:
@@ -261,7 +261,7 @@ class Prior:
         raise ValueError(f"reuse is {every}, but prior {self.name!r} {why}")
 
     def keywords(self) -> dict[str, Any]:
-        """Give the name and the ``PRIOR_KEYWORDS``, to make another like this one."""
+        """Return the name and the ``PRIOR_KEYWORDS``, to make another like this one."""
         return {k: getattr(self, k) for k in ("name", *PRIOR_KEYWORDS)}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -296,7 +296,7 @@ class Prior:
 
 
 def same_device(a: torch.device, b: torch.device) -> bool:
-    """Whether two devices are one; every index of a CPU is the same."""
+    """Return whether two devices are one; every index of a CPU is the same."""
     return a.type == b.type and (a.index == b.index or a.type == "cpu")
 
 

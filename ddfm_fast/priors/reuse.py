@@ -1,4 +1,4 @@
-"""Deep layers evaluated at every N-th step only, for ``reuse=N``.
+"""Evaluate deep layers only at every N-th step, for ``reuse=N``.
 
 Below its first downsampling a UNet sees the layout of a picture, which changes little from one step
 to the next. What its deep layers hand up to the full resolution is kept for a few steps, while the
@@ -40,7 +40,7 @@ class Kept:
         return self
 
     def of(self, deep: Callable[[], T]) -> T:
-        """Give what ``deep`` computes; in between, what it gave last time at this place."""
+        """Return what ``deep`` computes; in between, what it gave last time at this place."""
         if self.whole:
             given = deep()
             self._given.append(given)
@@ -55,12 +55,12 @@ class Kept:
 
 
 def passed(kept: Kept | None) -> dict[str, Kept]:
-    """The keyword for ``Prior.eps``; none where nothing is kept, which every prior takes."""
+    """Return the keyword for ``Prior.eps``; none where nothing is kept, which every prior takes."""
     return {} if kept is None else {"kept": kept}
 
 
 def evaluator_of(function: Any) -> Evaluate | None:
-    """How to evaluate a callable by what is kept; None where its layers are not known."""
+    """Return how to evaluate a callable by what is kept; None if its layers are not known."""
     own = getattr(function, "with_kept", None)
     if own is not None:
         return own
@@ -68,7 +68,7 @@ def evaluator_of(function: Any) -> Evaluate | None:
 
 
 def _is_unet_2d(model: Any) -> bool:
-    """Whether this is a UNet2DModel of diffusers as they have it, of two or more levels."""
+    """Return whether this is a UNet2DModel of diffusers as they have it, of two or more levels."""
     kind = type(model)
     if kind.__name__ != "UNet2DModel" or kind.__module__.partition(".")[0] != "diffusers":
         return False

@@ -27,7 +27,7 @@ _LINEAR = (1e-4, 0.02)
 
 
 def keywords_of(scheduler: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Give the ``config=`` of ``load_prior`` that a scheduler tells.
+    """Return the ``config=`` of ``load_prior`` that a scheduler tells.
 
     Raises:
         ValueError: A process that is not known, or numbers that cannot be.

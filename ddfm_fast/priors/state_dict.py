@@ -70,7 +70,7 @@ def read_tensors(
         kinds = sorted({str(tensors[k].dtype).removeprefix("torch.") for k in wrong})
         raise ValueError(
             f"prior: {str(path)!r} holds tensors that are not floating point of 16 to 64 bits "
-            f"({some(wrong)}: {some(kinds)}); quantised checkpoints are not supported, give the "
+            f"({some(wrong)}: {some(kinds)}); quantized checkpoints are not supported, give the "
             "float one"
         )
     if (total := sum(v.numel() * v.element_size() for v in tensors.values())) > size:
@@ -82,7 +82,7 @@ def read_tensors(
 
 
 def files_of(path: str | os.PathLike) -> list[Path]:
-    """Give the files that a checkpoint consists of, the named one first."""
+    """Return the files that a checkpoint consists of, the named one first."""
     path = Path(path)
     if not path.name.lower().endswith(INDEX):
         return [path]
@@ -130,7 +130,7 @@ def _weight_map(path: Path) -> dict[str, str]:
 
 
 def _is_beside(name: str) -> bool:
-    """Whether a name is that of a safetensors file in the same folder."""
+    """Return whether a name is that of a safetensors file in the same folder."""
     plain = name == os.path.basename(name) and "\\" not in name and "\0" not in name
     return plain and name.endswith(".safetensors")
 
@@ -164,7 +164,7 @@ def _file_size(path: Path) -> int:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has a number in memory for each of its elements."""
+    """Return whether a tensor has a number in memory for each of its elements."""
     if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
         return False
     return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
@@ -279,7 +279,7 @@ def _unwrap(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def json_metadata(path: str | os.PathLike, metadata: dict[str, str], key: str) -> dict[str, Any]:
-    """Parse a JSON object of the metadata; {} where there is none."""
+    """Parse a JSON object of the metadata; {} if there is none."""
     try:
         value = json.loads(metadata.get(key, "{}"))
     except (ValueError, RecursionError) as error:

@@ -26,7 +26,7 @@ from .prior import Prior
 from .reuse import Kept, passed
 
 LEAST, MOST = 64, 65536
-"""sides of tiles that may be asked for"""
+"""sides of tiles that may be requested"""
 SIDES = (1024, 512, 256)
 """that "auto" chooses from: the largest that fits"""
 SHARE = 0.5
@@ -46,12 +46,12 @@ class Span(NamedTuple):
 
 
 def tiled(prior: Prior, tile: int | str) -> Prior:
-    """Give the prior as ``tile`` says: "auto", "off" or the side of tiles.
+    """Return the prior as ``tile`` says: "auto", "off" or the side of tiles.
 
     A prior that is tiled already stays as it is.
 
     Raises:
-        ValueError: ``tile`` is none of these.
+        ValueError: ``tile`` has another value.
     """
     if isinstance(tile, str) and tile.isdecimal():  # from a command line
         tile = int(tile)
@@ -124,7 +124,7 @@ class TiledPrior(Prior):
         return self.inner.conditioning(timesteps)
 
     def tile_at(self, height: int, width: int) -> int:
-        """Give the side of the tiles of a picture of that size, 0 where it is taken whole."""
+        """Return the side of the tiles of a picture of that size, 0 where it is taken whole."""
         size = tuple(-(-n // self.multiple) * self.multiple for n in (height, width))
         chosen = self.inner.tilings.setdefault("sides", {})
         key = (self.tile, *size)
@@ -188,12 +188,12 @@ class TiledPrior(Prior):
 
 
 def overlap_of(side: int, multiple: int) -> int:
-    """Give the least overlap of tiles of that side: a quarter, a multiple of ``multiple``."""
+    """Return the least overlap of tiles of that side: a quarter, a multiple of ``multiple``."""
     return max(1, side // 4 // multiple) * multiple
 
 
 def starts_of(length: int, side: int, overlap: int, multiple: int) -> list[int]:
-    """Give where tiles of that side begin on an axis, evenly, overlapping by ``overlap`` or more.
+    """Return where tiles of that side begin on an axis, evenly, overlapping by ``overlap`` or more.
 
     All four are multiples of ``multiple``, and so are the starts; one tile where it is enough.
     """

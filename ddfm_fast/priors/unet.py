@@ -205,7 +205,7 @@ class AttentionBlock(nn.Module):
 
     @torch.no_grad()
     def reorder(self) -> None:
-        """Turn the default order into the new one; ``state_dict`` goes on giving the default."""
+        """Turn the default order into the new one; ``state_dict`` keeps giving the default."""
         if self.new_order:
             return
         for name in ("weight", "bias"):

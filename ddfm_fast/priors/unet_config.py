@@ -154,7 +154,7 @@ class UNetConfig:
         return self.pixel_unshuffle * 2 ** (self.levels - 1)
 
     def heads(self, channels: int, *, up: bool) -> int:
-        """Give the attention heads of a block of that many channels, down or up the path."""
+        """Return the attention heads of a block of that many channels, down or up the path."""
         if self.num_head_channels > 0:
             heads, rest = divmod(channels, self.num_head_channels)
             source = f"num_head_channels={self.num_head_channels}"
@@ -169,7 +169,7 @@ class UNetConfig:
         return heads
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain JSON types; ``from_dict`` gives the same configuration back."""
+        """Return plain JSON types; ``from_dict`` gives the same configuration back."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 

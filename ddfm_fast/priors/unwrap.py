@@ -22,7 +22,7 @@ _DEEPEST = 4
 
 
 def unwrap(path: Path, content: Any) -> Any:
-    """Give what is inside of dictionaries around a state dict; averaged weights before others.
+    """Return what is inside of dictionaries around a state dict; averaged weights before others.
 
     ``ema``, ``ema_params`` and the like are what samples are drawn with, so they are taken where a
     file has both.
@@ -89,7 +89,7 @@ def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _averaged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Give the averaged network alone where a file has it beside the other, under a prefix."""
+    """Return the averaged network alone where a file has it beside the other, under a prefix."""
     for prefix in _AVERAGES:
         inner = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
         if len(inner) < len(tensors) and any(_is_known(key) for key in inner):
@@ -98,6 +98,6 @@ def _averaged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_known(key: str) -> bool:
-    """Whether a network's key begins here, or after one prefix."""
+    """Return whether a network's key begins here, or after one prefix."""
     rest = next((key[len(p) :] for p in _PREFIXES if key.startswith(p)), key)
     return rest.startswith(_KNOWN)

@@ -24,7 +24,7 @@ _FIELDS = 6
 
 
 class WrappedPrior(CallablePrior):
-    """A callable F(x, time) of a prediction of :mod:`.predictions`, asked for ε.
+    """A callable F(x, time) of a prediction of :mod:`.predictions`, which gives ε.
 
     Made by :func:`wrap`. Its own noise levels become the loop's timesteps, by a table of ᾱ.
     """
@@ -55,7 +55,7 @@ class WrappedPrior(CallablePrior):
         return None if count is None else count(n, height, width)
 
     def keywords(self) -> dict[str, Any]:
-        """Give what makes another like this one."""
+        """Return what makes another like this one."""
         own = ("prediction", "time", "sigma_data", "sigma_min", "value_range", "channels")
         return {**super().keywords(), **{name: getattr(self, name) for name in own}}
 
@@ -99,7 +99,7 @@ class WrappedPrior(CallablePrior):
 
 
 def _measured(level: Level, half: float) -> Level:
-    """The level whose σ is in a network's own values."""
+    """Return the level whose σ is in a network's own values."""
     if half == 1:
         return level
     alpha = 1 / math.hypot(1, level.sigma * half)
@@ -121,7 +121,7 @@ class NetworkFunction:
         return self.prior.eps(x.float(), self.prior.unet.conditioning(t[:1])[0], kept=kept)
 
     def on_device(self, device: torch.device) -> NetworkFunction:
-        """Give this one there."""
+        """Return this one there."""
         return NetworkFunction(self.prior.to(device))
 
 
@@ -138,7 +138,7 @@ def wrap(
     num_train_timesteps: int = 1000,
     **keywords: Any,
 ) -> WrappedPrior:
-    """Make a prior of a network that does not predict ε, or not under the usual schedule.
+    """Make a prior from a network that does not predict ε, or not under the usual schedule.
 
     Args:
         function: F(x, t): x [N, C, H, W], t [N], to [N, C, H, W], or [N, 2 C, H, W] with a
@@ -152,15 +152,15 @@ def wrap(
         sigma_data: Of "edm" and "consistency".
         sigmas: Least and most noise, in F's values, of the others; (0.002, 80) by default. A
             "consistency" network is the identity at the least.
-        value_range: What black and white are to F; for "denoised" and "score" only.
-        time: What F is given for time at a :class:`.predictions.Level`, where it is not the
-            timestep, σ, ln(σ)/4 of "edm", 250 ln σ of "consistency" or τ.
+        value_range: Black and white in the values of F; for "denoised" and "score" only.
+        time: The time that F takes at a :class:`.predictions.Level`, if it is not the timestep,
+            σ, ln(σ)/4 of "edm", 250 ln σ of "consistency" or τ.
         num_train_timesteps: Of a named schedule.
         keywords: ``name multiple device dtype rescale_timesteps`` of :class:`.CallablePrior`.
 
     Raises:
         TypeError: ``function`` cannot be called.
-        ValueError: An argument that is none of these, or does not go with ``prediction``.
+        ValueError: An argument has another value, or does not go with ``prediction``.
     """
     if not callable(function) or isinstance(function, type):
         raise TypeError(f"function: got {function!r}, expected a module or callable F(x, t)")
@@ -193,21 +193,21 @@ def denoiser(
     sigmas: tuple[float, float] | None = None,
     **keywords: Any,
 ) -> WrappedPrior:
-    """Make a prior of a denoiser that is no diffusion model: plug and play, x₀ = D(x, σ).
+    """Make a prior from a denoiser that is not a diffusion model: plug and play, x₀ = D(x, σ).
 
     Args:
         function: D(x, σ): x [N, C, H, W] with noise of the standard deviations σ [N], in the units
             of x; gives the picture [N, C, H, W].
         channels: 3, or 1.
-        value_range: What black and white are to D.
+        value_range: Black and white in the values of D.
         sigmas: The least and the most noise that D knows, in its units; by default .002 to 80
-            times the half of the range. Beyond what it was trained for it is asked all the same,
-            unless this says less.
+            times half of the range. D is evaluated even beyond the noise that it was trained for,
+            unless this limits it.
         keywords: As :func:`wrap` takes them.
 
     Raises:
         TypeError: ``function`` cannot be called.
-        ValueError: Another argument that is none.
+        ValueError: Another argument has a wrong value.
     """
     if sigmas is None:
         half = (value_range[1] - value_range[0]) / 2
@@ -225,7 +225,7 @@ def _check_time(prediction: str, time: Any, timesteps: Any) -> None:
     if PREDICTIONS[prediction].family != "vp" and timesteps != 1000:
         raise ValueError(
             f"num_train_timesteps: got {timesteps!r}, but {prediction!r} has no timesteps; leave "
-            "it out, and say what it takes by time="
+            "it out, and say what it takes with time="
         )
 
 
@@ -252,7 +252,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _named(prediction: str, schedule: Any, timesteps: int, sigmas: Any) -> dict[str, Any]:
-    """What tells a Prior of a variance-preserving process."""
+    """Return what tells a Prior of a variance-preserving process."""
     if sigmas is not None:
         raise ValueError(f"sigmas: {prediction!r} has a schedule of timesteps; leave it out")
     schedule = "linear" if schedule is None else schedule
@@ -269,15 +269,15 @@ def _named(prediction: str, schedule: Any, timesteps: int, sigmas: Any) -> dict[
 def _own(
     prediction: str, schedule: Any, sigmas: Any, value_range: tuple[float, float], keywords: dict
 ) -> dict[str, Any]:
-    """What tells a Prior of a process that a prediction brings."""
+    """Return what tells a Prior of a process that a prediction brings."""
     if schedule is not None:
         raise ValueError(
-            f"schedule: got {str(schedule)[:80]!r} with prediction {prediction!r}, whose noise is "
-            "told by itself; leave it out, or name the prediction that the schedule is of"
+            f"schedule: got {str(schedule)[:80]!r} with prediction {prediction!r}, which knows "
+            "its own noise; leave it out, or name the prediction that the schedule is of"
         )
     if keywords.get("rescale_timesteps"):
         raise ValueError(
-            f"rescale_timesteps: {prediction!r} has no timesteps; say what it takes by time="
+            f"rescale_timesteps: {prediction!r} has no timesteps; say what it takes with time="
         )
     return {"alphas": _alphas_between(PREDICTIONS[prediction], sigmas or SIGMAS, value_range)}
 

@@ -1,4 +1,4 @@
-"""Colored noise, taken out of chroma: where luma is, the prior does the work; color is smooth.
+"""Remove colored noise from chroma, which is smooth; luma is left to the prior.
 
 Chroma is fitted as a linear function of a clean luma in windows of 10 to 20 pixels (guided filter,
 He et al. 2010), on planes half or a quarter as wide (He and Sun 2015), which averages noise away.
@@ -34,12 +34,12 @@ def chroma_noise(planes: Tensor, estimators: Sequence[Estimator] | None = None) 
 
 
 def smooth_chroma(rgb: Tensor, guide: Tensor, sigma: float) -> Tensor:
-    """Take white noise out of an image's chroma.
+    """Remove white noise from an image's chroma.
 
     Args:
         rgb: [1, 3, H, W] in [0, 1].
         guide: A clean luma of the same scene, [1, 1, H, W] in [0, 1].
-        sigma: What ``chroma_noise`` found.
+        sigma: The result of ``chroma_noise``.
 
     Returns:
         An image [1, 3, H, W] of the smooth chroma, which may leave [0, 1]; its luma is smooth too.

@@ -152,7 +152,7 @@ def _deviation(offsets: _Floats | None) -> float:
 
 
 def _unclipped(levels: _Floats) -> _Bools:
-    """Say which pixels are inside the range: the others do not show their column's offset."""
+    """Return which pixels are inside the range: the others do not show their column's offset."""
     return (levels > 0.5) & (levels < 254.5)
 
 
@@ -163,7 +163,7 @@ def _without(levels: _Floats, offsets: _Floats) -> _Floats:
 
 
 def _stripes(levels: _Floats) -> _Floats | None:
-    """Return the offset of each column; None where the picture has no stripes."""
+    """Return the offset of each column; None if the picture has no stripes."""
     if min(levels.shape) < _MIN_SIDE:
         return None
     profile = _profile(levels)
@@ -228,7 +228,7 @@ def _bands_agree(profile: _Profile) -> bool:
 
 
 def _is_dense(mean: _Floats) -> bool:
-    """Say whether the offsets are strong enough, and not the few edges of bars."""
+    """Return whether the offsets are strong enough, and not the few edges of bars."""
     if mean.size < _MIN_SIDE // 2:
         return False
     deviation = float(mean.std())
@@ -237,7 +237,7 @@ def _is_dense(mean: _Floats) -> bool:
 
 
 def _is_white(mean: _Floats) -> bool:
-    """Say whether the offsets are independent of each other and have no period."""
+    """Return whether the offsets are independent of each other and have no period."""
     centered = mean - mean.mean()
     successive = float(centered[1:] @ centered[:-1]) / float(centered @ centered)
     if successive > _INDEPENDENT:
@@ -297,7 +297,7 @@ def _normal_equations(plane: _Floats, share: _Floats) -> tuple[np.ndarray, np.nd
 
 
 def _stuck(levels: _Floats) -> _Bools:
-    """Say which pixels are stuck at black or white while all around them is not."""
+    """Return which pixels are stuck at black or white while all around them is not."""
     values = cv2.convertScaleAbs(levels)
     points = cv2.absdiff(values, cv2.medianBlur(values, 5)) > _STEP
     points &= (values == 0) | (values == 255)

@@ -1,4 +1,4 @@
-"""Noise taken out of a luma plane by an evaluation of the diffusion prior.
+"""Remove noise from a luma plane by an evaluation of the diffusion prior.
 
 A plane y = x + σ n is what the prior calls x_t / √ᾱ at the timestep where √((1 − ᾱ)/ᾱ) is σ in
 units of [−1, 1], so its predicted x₀ is the denoised plane. A prior of color expects independent
@@ -36,7 +36,7 @@ def timestep_of(prior: Prior, level: float) -> int:
 
 
 def channel_level(prior: Prior, sigma: float) -> float:
-    """Give the noise level per channel, in units of [−1, 1], of a gray noise σ in gray levels."""
+    """Return the noise level per channel, in units of [−1, 1], of a gray noise σ in gray levels."""
     return sigma / GRAY_LEVELS * (1.0 if prior.channels == 1 else math.sqrt(3))
 
 
@@ -60,8 +60,8 @@ def denoise(
         prior: The noise predictor, of color or of one channel.
         plane: [1, 1, H, W] float32 in [0, 1], on the prior's device; any size.
         sigma: Standard deviation of the noise, gray levels of 255, above 0.
-        seed: Of the chroma noise.
-        draws: 1, or up to 4 to average as many draws, each mirrored or turned in another way.
+        seed: Seed of the chroma noise.
+        draws: Number of draws to average, 1 to 4, each mirrored or turned in another way.
         evaluate: What evaluates the prior: ``GraphCache.evaluate`` replays a CUDA graph.
 
     Returns:
@@ -116,7 +116,7 @@ def _inverse_of_clipped_mean(y: Tensor, sigma: float) -> Tensor:
 
 
 def _luma_noise(prior: Prior, y: Tensor, sigma: float, seed: int, evaluate: Evaluate) -> Tensor:
-    """The predicted noise of a luma plane [1, 1, H, W] in [−1, 1], in its units."""
+    """Return the predicted noise of a luma plane [1, 1, H, W] in [−1, 1], in its units."""
     height, width = y.shape[-2:]
     y = pad_to_multiple(y, prior.multiple)
     wanted = channel_level(prior, sigma)

@@ -334,7 +334,7 @@ def _is_noisy(plane: _Floats, blocks: _Blocks, sigma: float) -> bool:
 
 
 def _fit_brightness(blocks: _Blocks) -> tuple[float, float] | None:
-    """Fit variance = gain * mean + offset; None where it explains no clear growth."""
+    """Fit variance = gain * mean + offset; None if it explains no clear growth."""
     means, variances, counts = _variance_by_brightness(blocks)
     if means.size < _MIN_BINS:
         return None

@@ -1,4 +1,4 @@
-"""Both sources of a pair, measured and restored before they are fused."""
+"""Measure and restore both sources of a pair before they are fused."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class SourceReport(NamedTuple):
     dead_pixels: int = 0
     """pixels that were replaced"""
     evaluations: int = 0
-    """evaluations of the prior that took the noise out; in a video, some of parts of the source"""
+    """evaluations of the prior that removed the noise; in a video, some of parts of the source"""
     chroma: float = 0.0
-    """standard deviation of the noise taken out of chroma, gray levels, where the result has it"""
+    """standard deviation of the noise removed from chroma, gray levels, if the result has chroma"""
 
 
 class SourceTotals:
@@ -64,7 +64,7 @@ class SourceTotals:
         self.sums[SourceReport._fields.index("chroma")] += sigma
 
     def means(self) -> dict[str, float]:
-        """Give the mean of each field of :class:`SourceReport` over the frames."""
+        """Return the mean of each field of :class:`SourceReport` over the frames."""
         frames = max(1, self.frames)
         return {
             name: round(total / frames, 3)
@@ -84,7 +84,7 @@ class FusionReport(NamedTuple):
     ir: SourceReport
     vis: SourceReport
     images: str
-    """"photographic" or "functional": what the pair was taken for"""
+    """"photographic" or "functional": the kind that the pair was judged to be"""
     steps: int
     """reverse steps, each one evaluation of the prior"""
     tile: int = 0
@@ -171,7 +171,7 @@ class SourceModel:
         Args:
             ir: The infrared sources.
             vis: The visible ones.
-            seed: Of the noise that denoising adds to chroma.
+            seed: Seed of the noise that denoising adds to chroma.
             estimators: What estimates the noise for "auto", by source: a video's running ones.
             removers: What takes it out, by source: a video's, which takes frames before again.
 
@@ -204,7 +204,7 @@ class SourceModel:
         color_from: Sequence[str],
         estimators: Sequence[Estimator] | None = None,
     ) -> tuple[Tensor, list[float]]:
-        """Take the noise out of the chroma that results get.
+        """Remove the noise from the chroma that results get.
 
         Args:
             rgb: [N, 3, H, W], as ``pixels`` read it, whose chroma it is.
@@ -258,8 +258,8 @@ class SourceModel:
         plane, calls = remover(plane, level, lambda part: self._denoised(part, level, seed))
         if float(plane.std()) * 255 < max(1.0, ALL_NOISE * level.sigma):
             warn(
-                f"{name} is noise all over: nearly nothing is left of it without, and the result "
-                'shows the other source alone; check the file, or pass denoise="off"',
+                f"{name} is almost only noise: hardly anything is left without it, and the result "
+                'shows only the other source; check the file, or pass denoise="off"',
             )
         report = SourceReport(level.sigma, level.gain, columns, rows, dead, calls * self.draws)
         return plane, report
@@ -282,5 +282,5 @@ def _remove_all(
     level: NoiseLevel,  # noqa: ARG001
     remove: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, int]:
-    """What an image's noise is taken out by."""
+    """Return what an image's noise is taken out by."""
     return remove(plane), 1

@@ -1,1 +1,1 @@
-"""What the method runs on: backends, memory, profiling, the environment, the doctor."""
+"""Everything that the method runs on: backends, memory, profiling, environment, the doctor."""

@@ -1,4 +1,4 @@
-"""What surrounds a call: autocast, default device, captures and forks of the program stay out."""
+"""Keep the program's autocast, default device, captures and forks out of a call."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def refuse_where_impossible(device: torch.device) -> None:
-    """Raise RuntimeError where no call on a CUDA device can be made now.
+    """Raise RuntimeError if no call on a CUDA device is possible now.
 
-    Before the call does anything that would spoil the capture.
+    It is called before anything that would spoil the capture.
     """
     if device.type != "cuda":
         return
     if machine.forked_from_cuda():
         raise RuntimeError(
-            "this process was forked from one that uses CUDA, which then works in the first only; "
+            "this process was forked from one that uses CUDA, which then works only in the parent; "
             'expected device="cpu", or processes of multiprocessing\'s method "spawn"'
         )
     if torch.cuda.is_initialized():

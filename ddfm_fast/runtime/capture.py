@@ -36,14 +36,14 @@ _SPOILT = "failed due to a previous error during capture"
 
 
 def release_cached_memory() -> None:
-    """Give cached memory of CUDA devices back, while nothing of ours captures."""
+    """Return cached memory of CUDA devices back, while nothing of ours captures."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         with CAPTURING:
             torch.cuda.empty_cache()
 
 
 def spoilt_by_another(error: BaseException) -> bool:
-    """Tell whether a capture failed before its own work did anything that is not allowed."""
+    """Return whether a capture failed before its own work did anything that is not allowed."""
     return _SPOILT in str(error)
 
 
@@ -51,7 +51,7 @@ class Replay:
     """A captured graph: call it to run it on the current stream.
 
     Attributes:
-        nodes: What the graph holds, kernels and copies; None where the driver does not tell.
+        nodes: What the graph holds, kernels and copies; None if the driver does not tell.
     """
 
     def __init__(self, graph: torch.cuda.CUDAGraph, device: torch.device, nodes: int | None):
@@ -89,7 +89,7 @@ class CudaCapture:
             torch.cuda.empty_cache()
 
     def capture(self, work: Callable[[], object]) -> Replay:
-        """The replay of ``work``, which is not run, on memory of its own.
+        """Return the replay of ``work``, which is not run, on memory of its own.
 
         Whatever ``work`` raises comes through, with stream, allocator and generator as they were.
         """
@@ -106,7 +106,7 @@ class CudaCapture:
         return Replay(graph, self.device, nodes)
 
     def nodes(self) -> int | None:
-        """How many nodes the capture has that is under way; None where the driver does not tell."""
+        """Count the nodes of the capture in progress; None if the driver does not tell."""
         status, identifier = ctypes.c_int(), ctypes.c_uint64()
         graph, count = ctypes.c_void_p(), ctypes.c_size_t()
         by = ctypes.byref
@@ -176,7 +176,7 @@ class CudaCapture:
 
 
 def checked_limit(limit: int | None) -> int:
-    """How many graphs to keep: ``limit``, or what DDFM_FAST_GRAPHS says; ValueError below 1."""
+    """Return how many graphs to keep: ``limit`` or DDFM_FAST_GRAPHS; ValueError below 1."""
     source, value = "limit", str(limit)
     if limit is None:
         source = "DDFM_FAST_GRAPHS"
@@ -191,7 +191,7 @@ def checked_limit(limit: int | None) -> int:
 
 
 def bytes_of_environment() -> int | None:
-    """The device memory that graphs may hold, by DDFM_FAST_GRAPHS_MIB; None for "auto"."""
+    """Return the device memory that graphs may hold, by DDFM_FAST_GRAPHS_MIB; None for "auto"."""
     value = environment.get("DDFM_FAST_GRAPHS_MIB")
     if value == "auto":
         return None
@@ -205,5 +205,5 @@ def bytes_of_environment() -> int | None:
 
 @functools.cache
 def _driver() -> ctypes.CDLL:
-    """The driver's library, whose streams and graphs are those of the runtime."""
+    """Return the driver's library, whose streams and graphs are those of the runtime."""
     return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

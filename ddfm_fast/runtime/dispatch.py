@@ -1,4 +1,4 @@
-"""Which code runs a step: chosen once, from what was asked for, the device and what is installed.
+"""Choose once which code runs a step, by the request, the device and what is installed.
 
 ``backend``
     "triton": the fused kernels of ``ddfm_fast.kernels``; "torch": plain PyTorch
@@ -9,12 +9,12 @@
     it is written for (compute capability 8.0), else "torch": the better one on paper, as no GPU has
     run either. The backend "torch" always has torch.fft.
 ``graph``
-    "loop": one CUDA graph for all steps; "step": one for a step, replayed; "off": no graph; "auto"
+    "loop": one CUDA graph for all steps; "step": one per step, replayed; "off": no graph; "auto"
     on a CUDA device: "loop", or "step" where that graph would have more than 2,000 nodes, and then
     one for as many steps as stay below.
 
-Each is "auto" unless given, and then what the environment says: DDFM_FAST_BACKEND,
-DDFM_FAST_SOLVER, DDFM_FAST_GRAPH.
+Each defaults to its environment variable, DDFM_FAST_BACKEND, DDFM_FAST_SOLVER or
+DDFM_FAST_GRAPH, else to "auto".
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ class Backend(NamedTuple):
         keep_x0: bool = False,
         channels: int = 3,
     ) -> Step:
-        """The steps ``rows`` of a batch: luma planes i, v [N, 1, H, W] float32 on one device.
+        """Make the steps ``rows`` of a batch: luma planes i, v [N, 1, H, W] float32 on one device.
 
         ``noise``: the source of σ, one of ``step.NOISES``. ``seeds``: int64 [N], of each image's
-        noise. ``keep_x0``: f̂₀ of each step can be asked for. ``channels``: of the samples; one is
+        noise. ``keep_x0``: f̂₀ of each step can be requested. ``channels``: of the samples; one is
         for the plain step alone. ValueError or TypeError as the constructors raise them.
         """
         em = em_settings(config)
@@ -83,9 +83,9 @@ class Backend(NamedTuple):
 
 
 def resolve_device(device) -> torch.device:
-    """The device of a name, CUDA where there is one by default; ValueError for what is none.
+    """Return the device of a name, CUDA where there is one by default; ValueError if it is not one.
 
-    RuntimeError where it cannot be used now: ``apart.refuse_where_impossible``.
+    RuntimeError if it cannot be used now: ``apart.refuse_where_impossible``.
     """
     resolved = _named_device(device)
     refuse_where_impossible(resolved)
@@ -114,19 +114,19 @@ def _named_device(device) -> torch.device:
 def resolve_backend(
     device: torch.device | str, backend: str | None = None, solver: str | None = None
 ) -> Backend:
-    """The backend for a device. None takes the environment's word, "auto" without one.
+    """Return the backend for a device. None reads the environment variable, "auto" without one.
 
-    ValueError or ImportError where what was asked for by name cannot run here.
+    ValueError or ImportError if what was requested by name cannot run here.
     """
     device = torch.device(device)
     backend = _choice("backend", backend, BACKENDS, "DDFM_FAST_BACKEND")
     solver = _choice("solver", solver, SOLVERS, "DDFM_FAST_SOLVER")
     if backend == "torch":
-        return Backend("torch", _torch_solver(solver, "backend is 'torch'"), "asked for")
+        return Backend("torch", _torch_solver(solver, "backend is 'torch'"), "requested")
     obstacle = triton_obstacle(device)
     if backend == "triton" and obstacle and obstacle.untried:
         _tell(f"backend is 'triton', but {obstacle}: compare a result with backend='torch'")
-        return Backend("triton", "torch" if solver == "auto" else solver, "asked for")
+        return Backend("triton", "torch" if solver == "auto" else solver, "requested")
     if backend == "triton" and obstacle:
         raise ValueError(
             f"backend is 'triton', but {obstacle}; expected backend='torch' or 'auto' here"
@@ -134,20 +134,20 @@ def resolve_backend(
     if obstacle:
         if obstacle.remedy:
             _tell(
-                f"the fused kernels cannot run, and PyTorch's own, slower operations do: {obstacle}"
+                f"the fused kernels cannot run, so PyTorch's slower operations are used: {obstacle}"
             )
         return Backend("torch", _torch_solver(solver, str(obstacle)), str(obstacle))
     if solver == "cupy":
         _require_cupy()
-    reason = "asked for" if backend == "triton" else f"{device.type} device, and triton imports"
+    reason = "requested" if backend == "triton" else f"{device.type} device, and triton imports"
     return Backend("triton", _best_solver(device) if solver == "auto" else solver, reason)
 
 
 def resolve_graph(graph: str | None, device: torch.device | str, backend: Backend) -> str:
-    """The graph mode for a device: "auto", "loop", "step" or "off", which is "auto" on a CPU.
+    """Return the graph mode for a device: "auto", "loop", "step" or "off" (always on a CPU).
 
-    None takes the environment's word, "auto" without one.
-    ValueError where what was asked for cannot run here.
+    None reads the environment variable, "auto" without one.
+    ValueError if what was requested cannot run here.
     """
     device = torch.device(device)
     graph = _choice("graph", graph, GRAPHS, "DDFM_FAST_GRAPH")
@@ -167,7 +167,7 @@ def resolve_graph(graph: str | None, device: torch.device | str, backend: Backen
 
 
 def triton_obstacle(device: torch.device) -> Obstacle | None:
-    """Why the kernels cannot run on ``device``, or None where they can."""
+    """Return why the kernels cannot run on ``device``, or None if they can."""
     from .. import kernels
 
     if device.type == "cuda":
@@ -187,7 +187,7 @@ def triton_obstacle(device: torch.device) -> Obstacle | None:
 
 
 def _tell(sentence: str) -> None:
-    """Warn once a process."""
+    """Warn once per process."""
     if sentence not in _warned:
         _warned.add(sentence)
         warn(sentence)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..priors.unet_config import UNetConfig
 
 GIB = 2**30
-KERNELS_NOTE = "the GPU kernels and graphs were never run on a GPU yet: bash bench/gpu_suite.sh"
+KERNELS_NOTE = "the GPU kernels and graphs have not been run on a GPU yet: bash bench/gpu_suite.sh"
 MEMORY_SIZES = ((512, 640), (2160, 3840))
 
 
@@ -195,7 +195,7 @@ def _checked(check) -> dict[str, Any]:
 
 
 def _backend() -> dict[str, Any]:
-    """What ``Fuser`` chooses by default.
+    """Return what ``Fuser`` chooses by default.
 
     ``cpu_kernels``: why the prior on a CPU has to do without them, or None; ``cpu_build``: whether
     they came with the wheel or were compiled here, or None.
@@ -216,7 +216,7 @@ def _backend() -> dict[str, Any]:
 
 
 def _environment() -> dict[str, Any]:
-    """The table of the variables with their values, and the names that nothing reads."""
+    """Return the table of the variables with their values, and the names that nothing reads."""
     given = environment.set_values()
     return {
         "variables": {
@@ -316,7 +316,7 @@ def _self_test() -> dict[str, Any]:
 
 
 def kernels_obstacle() -> Obstacle | None:
-    """What keeps the Triton kernels from the first CUDA device, where that can be helped."""
+    """Return what keeps the Triton kernels from the first CUDA device, where that can be helped."""
     import torch
 
     from ..kernels import module_status, obstacle

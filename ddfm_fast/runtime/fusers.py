@@ -54,6 +54,6 @@ def find(name: str) -> Any:
     if found is None:
         raise RuntimeError(
             f"this graph calls {name!r}, which is not in this process; expected a ddfm_fast.Fuser "
-            "with the prior, options and device that it was traced with: build it first, keep it"
+            "with the prior, options and device of the trace: build it first, and keep it"
         )
     return found

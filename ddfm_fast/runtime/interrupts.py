@@ -15,7 +15,7 @@ _PROGRAMS = ("ddfm-fast", "ddfm-fast.exe", "ddfm-fast-script.py")
 
 
 def is_the_command() -> bool:
-    """Whether this process was started as ``ddfm-fast`` or is loading ``python -m ddfm_fast``."""
+    """Return whether this process is ``ddfm-fast`` or is loading ``python -m ddfm_fast``."""
     name = os.path.basename(sys.argv[0] if sys.argv else "")
     if name != "-m":  # which Python puts there until it has found the module
         return name in _PROGRAMS

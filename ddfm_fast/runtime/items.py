@@ -1,7 +1,7 @@
-"""What becomes of each thing that a call works on, told as it happens.
+"""Report the outcome of each item of a call, as it happens.
 
-Told by the logger ``ddfm_fast.items`` of the standard library, at level INFO: the message is for
-people, and ``record.item`` has the facts as JSON types. Who wants to follow adds a handler.
+Reports go to the logger ``ddfm_fast.items`` of the standard library, at level INFO: the message is
+for people, and ``record.item`` has the facts as JSON types. To follow them, add a handler.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ _silent: ContextVar[bool] = ContextVar("silent", default=False)
 
 
 def reached(name: str, what: str, facts: Mapping[str, Any]) -> None:
-    """Tell that a picture, pair or video is done, or has failed.
+    """Report that a picture, pair or video is done, or has failed.
 
     Args:
-        name: What people call it.
-        what: What became of it, in a word or a sentence.
-        facts: The same for programs, of JSON types.
+        name: Its name for people.
+        what: The outcome, in a word or a sentence.
+        facts: The same for programs, as JSON types.
     """
     if not _silent.get():
         _LOG.info("%s: %s", name, what, extra={"item": dict(facts)})
@@ -30,7 +30,7 @@ def reached(name: str, what: str, facts: Mapping[str, Any]) -> None:
 
 @contextmanager
 def silently() -> Iterator[None]:
-    """Inside nothing is told: who is outside knows more, and tells it."""
+    """Report nothing inside: the caller knows more, and reports it."""
     token = _silent.set(True)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Locks that a forked process finds open: the threads that held them are not forked along."""
+"""Locks that are open in a forked process, where the threads that held them do not exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _all: weakref.WeakSet[ForkLock] = weakref.WeakSet()
 class ForkLock(_thread.RLock):  # type: ignore[misc]  # which CPython lets
     """A lock for ``with``, which the thread that holds it may take again.
 
-    A process that is forked while another thread holds it would wait for that thread for ever.
+    A process that is forked while another thread holds it would wait for that thread forever.
     Taking and leaving it are the interpreter's own, with no line of Python in between, at which
     Ctrl-C could leave it closed.
     """

@@ -54,7 +54,7 @@ def quiet_openmp() -> None:
 
 
 def total_bytes() -> int | None:
-    """Memory of the machine, or the container's limit if that is less; None where unknown."""
+    """Memory of the machine, or the container's limit if that is less; None if unknown."""
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -67,10 +67,10 @@ def total_bytes() -> int | None:
 
 @functools.cache
 def one_thread_after_fork() -> None:
-    """Have processes that are forked from this one compute on one thread; once a process.
+    """Have processes that are forked from this one compute on one thread; once per process.
 
     The threads of OpenMP and OpenCV are not forked along, and a child that waits for them, if only
-    to end them, waits for ever: OpenCV's are ended before.
+    to end them, waits forever: OpenCV's are ended before.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(
@@ -79,7 +79,7 @@ def one_thread_after_fork() -> None:
 
 
 def forked_from_cuda() -> bool:
-    """Whether a process that had used CUDA was forked into this one, which then cannot."""
+    """Return whether a process that had used CUDA was forked into this one, which then cannot."""
     return _cuda["lost"]
 
 

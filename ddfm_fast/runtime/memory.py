@@ -1,4 +1,4 @@
-"""How many images go through the prior at once, and what becomes of the memory in between.
+"""Choose how many images go through the prior at once, and keep memory between steps.
 
 Batch size follows free memory and is halved on out-of-memory. On a CPU a loop keeps the pages of
 one step for the next.
@@ -37,7 +37,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory",
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an exception means that memory ran out, on the host or on a device."""
+    """Return whether an exception means that memory ran out, on the host or on a device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(
@@ -54,7 +54,7 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def free_host_bytes() -> int | None:
-    """Count what the host can still allocate, by Linux and its container; None where unknown."""
+    """Count what the host can still allocate, by Linux and its container; None if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable:"))
@@ -70,7 +70,7 @@ def free_host_bytes() -> int | None:
 
 
 def image_bytes(prior: Prior, height: int, width: int) -> int | None:
-    """Estimate what fusing one image needs beside the weights; None where the prior cannot."""
+    """Estimate what fusing one image needs beside the weights; None if the prior cannot."""
     height, width = (-(-n // prior.multiple) * prior.multiple for n in (height, width))
     activations = prior.activation_bytes(1, height, width)
     return None if activations is None else activations + SAMPLER_PLANES * 4 * height * width
@@ -111,7 +111,7 @@ def in_batches(
             shape = "x".join(map(str, inputs[0].shape[-2:]))
             warn(
                 f"memory ran out with {size} images of {shape} at once; "
-                f"going on with {max(size // 2, 1)}",
+                f"continuing with {max(size // 2, 1)}",
             )
             size = max(size // 2, 1)
         else:
@@ -128,7 +128,7 @@ _keepers_lock = ForkLock()
 
 @lru_cache
 def _glibc() -> ctypes.CDLL | None:
-    """The C library, if it is glibc and nobody has tuned its allocator from outside."""
+    """Return the C library, if it is glibc and nobody has tuned its allocator from outside."""
     tuned = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
         name.startswith("MALLOC_") for name in os.environ
     )

@@ -1,4 +1,4 @@
-"""A fuser and a reverse step as operators of PyTorch: nodes of other people's graphs.
+"""A fuser and a reverse step as PyTorch operators: nodes of a user's graphs.
 
 While torch.compile or torch.export traces a call of a ``Fuser`` with tensors, the call is one node,
 ``ddfm_fast::fuse``: what it does (estimates that decide, locks, CUDA graphs of its own) is nothing
@@ -9,8 +9,8 @@ of the prior, which ``Prior.eps`` puts into a graph by itself
 
 An exported program holds the name of a fuser, not its weights: the process that runs it has to
 build a fuser of the same prior, options and device first, and to keep it. Its name is a digest of
-these, so that another fuser is never taken for it; where they cannot be told (a callable as prior,
-a method of the user's), the name is of this process alone.
+these, so that no other fuser is mistaken for it; if they are unknown (a callable as prior, a
+method of the user's), the name is valid only in this process.
 """
 
 from __future__ import annotations
@@ -113,9 +113,9 @@ def fuse(
     Args:
         ir: The first sources, as a call takes them.
         vis: The second ones.
-        fuser: Its key or its digest.
+        fuser: The key or the digest of the fuser.
         many: Whether the call had lists.
-        seed: As in the call, and likewise the others.
+        seed: As in the call; so are the others.
         color: "True", "False", "ir" or "vis".
         progress: See ``seed``.
         value_range: See ``seed``.
@@ -127,7 +127,7 @@ def fuse(
     Raises:
         RuntimeError: There is no such fuser, or its method gives another size than its settings
             say.
-        ValueError: As the call raises it, and likewise TypeError.
+        ValueError, TypeError: As in the call.
     """
     found = find(fuser)
     reading = {"value_range": value_range, "layout": layout}
@@ -210,7 +210,7 @@ def step(
         row: The fields of a :class:`ddfm_fast.schedule.StepRow` after ``timestep``.
         index: Number of the step from 0, for its noise.
         noise: The source of σ, one of ``ddfm_fast.step.NOISES``.
-        variant: As in :class:`ddfm_fast.config.FuseConfig`, and likewise the others.
+        variant: As in :class:`ddfm_fast.config.FuseConfig`; so are the others.
         psi: See ``variant``.
         eta: See ``variant``.
         update_scales: See ``variant``.
@@ -219,7 +219,7 @@ def step(
         x_{t−1}, f̂₀, k and the scales, each as it came in.
 
     Raises:
-        TypeError: As the backend's step raises it, and likewise ValueError.
+        TypeError, ValueError: As in the backend's step.
     """
     if len(row) != (count := len(fields(StepRow)) - 1):
         raise ValueError(f"row has {len(row)} numbers; expected the {count} of a StepRow")

@@ -22,7 +22,7 @@ def open_own(path: Path, flags: int = 0) -> int:
         OSError: It cannot be opened; or the name is a link, one of several names of a file, or no
             regular file.
     """
-    link = OSError(errno.EEXIST, f"{path.name} is a link or no file: remove it")
+    link = OSError(errno.EEXIST, f"{path.name} is a link or not a file: remove it")
     only = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     only |= getattr(os, "O_BINARY", 0)  # else Windows writes other bytes than it is given
     try:

@@ -1,4 +1,4 @@
-"""Images onto the device that fuses them, and back: chosen once, by the device and the backend.
+"""Move images onto the device that fuses them, and back; chosen by device and backend.
 
 On a CUDA device integers travel as they are, in one copy for both sources. With Triton one kernel
 makes planes of each, one makes a result of luma, limits and chroma, and the limits are found
@@ -76,7 +76,7 @@ class NativePixels(Pixels):
         )
 
     def _source(self, raw: Raw, chroma: bool, whole: bool) -> Planes:
-        """One source; ``whole``: whether its RGB may stay integers."""
+        """Return one source; ``whole``: whether its RGB may stay integers."""
         if _kept_as(raw) is None:
             return self.split(raw.planes().to(self.device), chroma)
         from ..kernels.cpu import pixels
@@ -93,7 +93,7 @@ def _compiled() -> bool:
 
 
 def _kept_as(raw: Raw) -> torch.dtype | None:
-    """The dtype of integers that the C++ reads, else None."""
+    """Return the dtype of integers that the C++ reads, else None."""
     return raw.values.dtype if _in_whole_numbers(raw.spec) and raw.values.is_cpu else None
 
 
@@ -164,7 +164,7 @@ class CudaPixels(Pixels):
         return Here(pack(values.to(spec.device), spec.container))
 
     def _there(self, *raws: Raw) -> list[Raw]:
-        """The sources with their values on the device, sent together where they are not yet."""
+        """Return the sources with their values on the device, sent together if need be."""
         here = [raw for raw in raws if raw.sent is None and raw.values.device.type == "cpu"]
         values = iter(self.transfer.upload(*(raw.values for raw in here)).tensors() if here else ())
         there = []

@@ -27,12 +27,12 @@ def span(name: str) -> AbstractContextManager:
 
 
 def enabled() -> bool:
-    """Whether ranges are marked."""
+    """Return whether ranges are marked."""
     return _annotate is not None
 
 
 def enable() -> None:
-    """Mark ranges from now on; ImportError where neither nvtx nor PyTorch's CUDA build is there."""
+    """Mark ranges from now on; ImportError if neither nvtx nor PyTorch's CUDA build is there."""
     global _annotate
     _annotate = _nvtx() or _torch_nvtx()
     if _annotate is None:

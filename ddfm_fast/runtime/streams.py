@@ -1,4 +1,4 @@
-"""Standard streams that do not get in the way of the work.
+"""Keep failures of the standard streams from disturbing the work.
 
 A program that prints must not fail, or end early, because a pipe was closed, a disk is full or a
 name has bytes that the terminal's encoding has not: files matter more than what is printed.
@@ -80,11 +80,11 @@ def _occupy() -> None:
 
 
 def _tolerant(stream) -> tuple[_Raw | None, io.TextIOBase]:
-    """A stream of the same descriptor that takes everything; the same one where there is none."""
+    """Return a stream of the same descriptor that never fails; without one, the stream itself."""
     if stream is None:  # closed by whoever started the program
         return None, open(os.devnull, "w")  # noqa: SIM115  (lives as long as the program)
     try:
-        if os.name == "nt" and stream.isatty():  # a console, which is no file there
+        if os.name == "nt" and stream.isatty():  # a console, which is not a file there
             return None, stream
         stream.flush()
         raw = _Raw(stream.fileno(), "w", closefd=False)
@@ -101,7 +101,7 @@ def _tolerant(stream) -> tuple[_Raw | None, io.TextIOBase]:
 
 
 def _lost(raw: _Raw | None) -> OSError | None:
-    """Why something printed went nowhere; None where nothing did, or nobody listens any more."""
+    """Return why output was lost; None if none was, or nobody listens any more."""
     _flush()
     failure = None if raw is None else raw.failure
     return None if failure is None or failure.errno == errno.EPIPE else failure

@@ -1,4 +1,4 @@
-"""How many threads a call computes on, and on which of two kinds.
+"""Choose how many threads a call computes on, and of which kind.
 
 PyTorch's own operations run on OpenMP's threads, and each waits until all of them were there: on a
 machine whose cores are busy that is a time slice of the scheduler, whatever there is to do. The
@@ -30,7 +30,7 @@ def count() -> int:
 def for_ours() -> Iterator[None]:
     """Keep PyTorch's own operations of this thread on one, until the end of the block.
 
-    :func:`count` goes on saying how many there are. Other threads' operations stay as they are,
+    :func:`count` keeps saying how many there are. Other threads' operations stay as they are,
     and nothing is changed where PyTorch's OpenMP library is not found.
     """
     before, limit = torch.get_num_threads(), _limit()
@@ -52,10 +52,10 @@ def where_busy(allowed: bool) -> AbstractContextManager[None]:
 
 
 def machine_is_busy() -> bool:
-    """Whether more threads want to run than there are cores: now, or in the last minute.
+    """Return whether more threads want to run than there are cores: now, or in the last minute.
 
     A moment alone says little of a machine whose programs wait and run in turn. A program that
-    has the machine to itself makes a load of the cores at most. False where nothing is told.
+    has the machine to itself makes a load of the cores at most. False if nothing is told.
     """
     try:
         load, _, _, running, *_ = Path("/proc/loadavg").read_text().split()

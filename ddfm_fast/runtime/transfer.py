@@ -1,4 +1,4 @@
-"""Images between the host and a CUDA device, beside the computation.
+"""Transfer images between the host and a CUDA device, during the computation.
 
 Both ways lead through page-locked memory, without which a copy waits for the device and runs at
 half the speed. It is PyTorch's own, which hands a block out again once the copy from or to it is
@@ -72,10 +72,10 @@ class Upload(NamedTuple):
     """of all of them"""
     sent: Sequence[Tensor]
     event: Any
-    """of their arrival, or None where the stream itself sees to it"""
+    """of their arrival, or None if the stream itself sees to it"""
 
     def tensors(self) -> Sequence[Tensor]:
-        """The tensors, for work queued on the current stream from now on."""
+        """Return the tensors, for work queued on the current stream from now on."""
         if self.event is not None:
             stream = torch.cuda.current_stream(self.memory.device)
             stream.wait_event(self.event)
@@ -90,7 +90,7 @@ class Download(NamedTuple):
     event: Any
 
     def tensor(self) -> Tensor:
-        """The tensor in ordinary memory, after waiting for it."""
+        """Return the tensor in ordinary memory, after waiting for it."""
         self.event.synchronize()
         return torch.from_numpy(self.host.numpy().copy())
 
@@ -117,7 +117,7 @@ class Answer(NamedTuple):
 
 
 def stacked(*tensors: Tensor) -> Tensor | None:
-    """A view of two tensors alike that lie in one storage, the second behind the first; or None.
+    """View two like tensors as one if the second follows the first in one storage; else None.
 
     One copy then does for both.
     """
@@ -142,7 +142,7 @@ def copy_each_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def fetched(*tensors: Tensor) -> list[Tensor]:
-    """Tensors on the host, after waiting for all of them at once; there already, as they are.
+    """Tensors on the host, after waiting for all of them at once; already there, as they are.
 
     What was fetched is for a short while: it lies in page-locked memory.
     """
@@ -161,7 +161,7 @@ def fetched(*tensors: Tensor) -> list[Tensor]:
 
 
 def _dense(image: Tensor) -> tuple[Tensor, list[int]]:
-    """The image with its axes in the order of memory, contiguous, and the way back."""
+    """Return the image with its axes in the order of memory, contiguous, and the way back."""
     strides = image.stride()
     order = sorted(range(image.ndim), key=lambda axis: -strides[axis])
     back = sorted(range(image.ndim), key=order.__getitem__)
@@ -169,5 +169,5 @@ def _dense(image: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def _typed(memory: Tensor, start: int, like: Tensor) -> Tensor:
-    """The part of some bytes that holds a tensor like another, contiguous."""
+    """Return the part of some bytes that holds a tensor like another, contiguous."""
     return memory[start : start + like.nbytes].view(like.dtype).view(like.shape)

@@ -1,4 +1,4 @@
-"""How a fuser travels: as settings and a reference to its prior, built where it is first used.
+"""Send a fuser as settings and a reference to its prior; it is built on first use.
 
 By pickle, ``copy``, multiprocessing and cloudpickle. Graphs, locks and handles stay behind.
 """
@@ -25,7 +25,7 @@ class Packed(NamedTuple):
     method: Any
     """what makes its method"""
     config: Any
-    """that was assigned to it; None where it is that of the options"""
+    """that was assigned to it; None if it is that of the options"""
 
     def build(self, kind: type) -> Any:
         """Make the fuser.
@@ -99,7 +99,7 @@ def packed(fuser: Travels, prior: Any = None) -> Packed:
 
 
 def _reference(asked: Any, prior: Prior) -> Any:
-    """What goes along for a prior: a name or path and a hash, or what it was made of."""
+    """Return what goes along for a prior: a name or path and a hash, or what it was made of."""
     if prior.origin is None:
         return asked
     # by name the precision is left to the device that it arrives at, as it was here

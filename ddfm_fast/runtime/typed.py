@@ -1,4 +1,4 @@
-"""What comes out of a call, for type checkers: arrays for arrays, tensors for tensors, and so on.
+"""The result of a call, for type checkers: arrays for arrays, tensors for tensors, and so on.
 
 The functions here are never called. Each lists the overloads of a public one, whose own signature
 says Any, and :func:`typed_as` gives them to it. A checker then knows
@@ -13,7 +13,7 @@ says Any, and :func:`typed_as` gives them to it. A checker then knows
     two kinds of these, or other arrays (CuPy, JAX, …)    Any: of the source that gives the color
     ====================================================  ===========================
 
-and refuses what is no image, such as the name of a file, and options that there are not. Of arrays
+and refuses what is not an image, such as the name of a file, and unknown options. For arrays
 whose dtype is Any, such as np.asarray(picture), mypy says Any, since more than one row fits them;
 pyright says an array, and so does mypy of NDArray[np.uint8].
 """

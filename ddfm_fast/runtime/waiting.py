@@ -1,4 +1,4 @@
-"""A fusion that is awaited: the call of a fuser in a thread, stopped between its steps.
+"""Await a fusion: the call of a fuser in a thread, which can be stopped between its steps.
 
 Threads: one fuser may be called from any number of threads at once. Calls that would share the
 buffers of a captured graph take turns by its lock; on a CPU every call has buffers of its own, and
@@ -77,17 +77,17 @@ class Awaited:
         end in its thread, and the result is dropped. Sources must not change meanwhile.
 
         Args:
-            ir: As in the call of the fuser, likewise ``vis``.
+            ir: As in the call of the fuser; so is ``vis``.
             vis: See ``ir``.
-            **options: Those of the call. ``callback`` runs in the thread: reach the loop by
-                ``loop.call_soon_threadsafe``.
+            **options: Options of the call. ``callback`` runs in the thread; to reach the event
+                loop, use ``loop.call_soon_threadsafe``.
 
         Returns:
             What the call returns, with the same bytes.
 
         Raises:
-            ValueError: As the call, likewise TypeError.
-            asyncio.CancelledError: The task was cancelled.
+            ValueError, TypeError: As in the call.
+            asyncio.CancelledError: The task was canceled.
 
         >>> async def serve(fuser: Fuser) -> tuple[int, ...]:
         ...     return (await asyncio.wait_for(fuser.afuse(infrared, visible), timeout=60)).shape
@@ -101,7 +101,7 @@ class Awaited:
                 "let it call asyncio.run_coroutine_threadsafe(...)"
             )
         if watch is not None and not callable(watch):
-            raise TypeError(f"callback is {watch!r}; expected a function of a StepInfo")
+            raise TypeError(f"callback is {watch!r}; expected a function that takes a StepInfo")
         stopped = threading.Event()
 
         def each(info: StepInfo) -> None:

@@ -1,6 +1,6 @@
-"""Options that were written as text, as the library takes them.
+"""Parse options that are written as text.
 
-The command line has them so, and so have the hosts whose settings are text: GStreamer's properties
+The command line has such options, and so do hosts whose settings are text: GStreamer's properties
 and ROS's parameters.
 """
 
@@ -57,7 +57,7 @@ def parse_range(
 
 
 def _number(text: str | None) -> Any:
-    """The number that a text means; the text itself where it means none."""
+    """Return the number that a text means; the text itself where it means none."""
     try:
         return None if text is None else float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The routes: ``/fuse``, and what says how the service is."""
+"""The routes: ``/fuse``, and those that report the state of the service."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Service:
         return JSONResponse({"ok": True})
 
     async def is_ready(self, _: Request) -> Response:
-        """Say whether it can fuse."""
+        """Return whether it can fuse."""
         ok = self.ready and not self.stopping
         waiting = 0 if self.queue is None else len(self.queue)
         return JSONResponse({"ready": ok, "queue": waiting}, 200 if ok else 503)

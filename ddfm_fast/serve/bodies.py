@@ -65,7 +65,7 @@ def from_fields(fields: Mapping[str, Any]) -> Call:
     """Sort the fields of a request; pictures are bytes.
 
     Raises:
-        Refused: A picture that is missing, or no option's name.
+        Refused: A picture is missing, or an option is unknown.
     """
     for name in PICTURES:
         if name not in fields:
@@ -77,10 +77,10 @@ def from_fields(fields: Mapping[str, Any]) -> Call:
     for name in given:
         if name in AT_START:
             raise Refused(
-                400, f"{name!r} is no option of a request; it is chosen where the service starts"
+                400, f"{name!r} is not an option of a request; it is chosen when the service starts"
             )
         if name in ELSEWHERE:
-            raise Refused(400, f"{name!r} is no option of a request; {ELSEWHERE[name]}")
+            raise Refused(400, f"{name!r} is not an option of a request; {ELSEWHERE[name]}")
     try:
         check_names(given, (*OPTIONS, *OF_FILES))
         resize = _resize(given.pop("resize", None))
@@ -104,7 +104,7 @@ def _resize(value: Any) -> str | None:
 
 
 def _output(given: dict[str, Any]) -> Output:
-    """How a result is written; ValueError or TypeError for what that cannot be."""
+    """Return how a result is written; ValueError or TypeError for what that cannot be."""
     words = {name: _ranges(value) for name, value in given.items() if value is not None}
     if isinstance(words.get("chroma"), int):
         words["chroma"] = str(words["chroma"])
@@ -117,7 +117,7 @@ def _check_align(value: Any) -> None:
         raise Refused(
             400,
             f"align is {value!r}; expected one of {', '.join(ALIGNMENTS)}: a calibration is "
-            "chosen where the service starts (--align)",
+            "chosen when the service starts (--align)",
         )
 
 
@@ -148,7 +148,7 @@ async def from_form(body: bytes, headers: Any) -> Call:
     """Read a multipart form: files ``ir`` and ``vis``, a field for each option.
 
     Raises:
-        Refused: No such form.
+        Refused: The body is not such a form.
     """
     from starlette.formparsers import MultiPartParser
 
@@ -172,7 +172,7 @@ async def from_form(body: bytes, headers: Any) -> Call:
     fields: dict[str, Any] = {}
     for name, value in form.multi_items():
         if name in fields:
-            raise Refused(400, f"{name!r} comes twice; give it once")
+            raise Refused(400, f"{name!r} is given twice; give it once")
         if isinstance(value, str):
             if name in PICTURES:
                 raise Refused(400, f"{name} is text; expected a file: -F {name}=@FILE")
@@ -185,7 +185,7 @@ async def from_form(body: bytes, headers: Any) -> Call:
 
 
 def from_text(name: str, text: str) -> Any:
-    """The value of a form's field: JSON where it is that, LO,HI for a range, else text."""
+    """Return the value of a form's field: JSON where it is that, LO,HI for a range, else text."""
     if name == "format":
         return text
     if text.lower() in _WORDS:

@@ -1,6 +1,6 @@
-"""Which kinds of picture files a service decodes: a decoder that strangers reach is a risk.
+"""The kinds of picture files that a service decodes: each decoder in reach of strangers is a risk.
 
-The kind is told by the first bytes, as :mod:`..files.reading` tells it, before any decoder sees the
+The first bytes decide the kind, as in :mod:`..files.reading`, before any decoder sees the
 file. Camera files and TIFFs of rare codecs, which other libraries decode, are kinds of their own.
 """
 
@@ -35,7 +35,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
     """Read ``--formats``: names with commas between them, or ``all``.
 
     Raises:
-        ValueError: A name that there is not.
+        ValueError: A name that does not exist.
     """
     words = [_SAME.get(word, word) for part in text.split(",") if (word := part.strip().lower())]
     if words == [ALL]:
@@ -67,7 +67,7 @@ def _kind_of_tiff(data: bytes) -> str:
 
 
 def pillow_formats(data: bytes) -> tuple[str, ...]:
-    """The one format that Pillow may take a file for; none where it reads no such kind."""
+    """Return the one format that Pillow may take a file for; none where it reads no such kind."""
     name = _PILLOW.get(kind_of(data))
     return () if name is None else (name,)
 

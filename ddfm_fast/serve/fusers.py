@@ -39,11 +39,11 @@ class Fusers:
         self.kept: OrderedDict[str, tuple[Fuser, list[str]]] = OrderedDict()
 
     def get(self, options: dict[str, Any]) -> tuple[Fuser, list[str]]:
-        """The fuser of these options, and what is to be said of them.
+        """Return the fuser of these options, and what is to be said of them.
 
         Raises:
-            ValueError: An option that is out of range.
-            TypeError: An option of the wrong type.
+            ValueError: An option is out of range.
+            TypeError: An option has the wrong type.
         """
         if not options:
             return self.own, []
@@ -79,7 +79,7 @@ class Fusers:
                 loop from being one graph, and what it could stop is short: not called there.
 
         Raises:
-            ValueError: As ``Fuser`` raises it, and likewise TypeError and ImportError.
+            ValueError, TypeError, ImportError: As in ``Fuser``.
         """
         fuser, said = self.get(options)
         found: list[FusionReport] = []
@@ -103,7 +103,7 @@ class Fusers:
 
 
 def _about(n: int, count: int, sentences: list[str]) -> list[str]:
-    """The sentences that concern one of several pairs, which each client is told alone."""
+    """Return the sentences that concern one of several pairs, which each client is told alone."""
     if count == 1:
         return sentences
     mine = []

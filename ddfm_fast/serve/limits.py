@@ -1,4 +1,4 @@
-"""What a request may cost, and how its body is read within that."""
+"""Limit the cost of a request, and read its body within the limit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DISCARD_SECONDS = 1.0
 """for which the rest of a body that is too long is read, so that its sender sees the answer"""
 
 FORMATS = ("png", "jpeg", "tiff", "npy")
-"""kinds of picture files that are decoded unless others are asked for"""
+"""kinds of picture files that are decoded unless others are requested"""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Limits:
     max_pixels: int = 2**24
     """of a picture, by its header"""
     max_queue: int = 256
-    """requests that were read and wait, or are worked on"""
+    """requests that were read and are waiting or being worked on"""
     max_batch: int | None = None
     """requests that are fused together; None for as many as the fuser takes at once"""
     wait: float = 0.005
@@ -64,7 +64,7 @@ class Held:
         """Count more bytes; Refused where that is too much."""
         if self.now + count > self.most:
             raise Refused(
-                503, "the service holds as many bytes as it may; try again soon",
+                503, "the service holds as many bytes as it can; try again soon",
                 Retry_After="1", Connection="close",
             )  # fmt: skip
         self.now += count
@@ -93,7 +93,7 @@ class Clock:
 
 
 def too_long(limits: Limits) -> Refused:
-    """The refusal of a body."""
+    """Return the refusal of a body."""
     return Refused(
         413,
         f"the request is longer than {limits.max_bytes} bytes; send smaller pictures, or start "

@@ -1,4 +1,4 @@
-"""A JSON object a line on stderr, without pictures; and the warnings of each request."""
+"""A JSON object per line on stderr, without pictures; and the warnings of each request."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Metrics:
             ["route"], buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
         self.fusion = Histogram(
-            "ddfm_fusion_seconds", "Seconds that a batch was fused, without files.",
+            "ddfm_fusion_seconds", "Seconds spent on fusing a batch, without files.",
             buckets=_SECONDS, registry=self.registry,
         )  # fmt: skip
         self.batches = Histogram(
@@ -64,5 +64,5 @@ class Metrics:
             self.errors.labels(str(status)).inc()
 
     def page(self) -> bytes:
-        """The text that Prometheus reads."""
+        """Return the text that Prometheus reads."""
         return generate_latest(self.registry)

@@ -20,13 +20,13 @@ _OF_FILES: dict[str, Any] = {
     "resize": {
         "type": "string", "enum": ["ir", "vis"], "description": "The source whose size both get.",
     },
-    "quality": {"type": "integer", "description": "Of JPEG, 1 to 100.", "default": 95},
+    "quality": {"type": "integer", "description": "JPEG quality, 1 to 100.", "default": 95},
     "chroma": {
-        "type": "string", "enum": ["444", "422", "420"], "description": "Color of JPEG.",
+        "type": "string", "enum": ["444", "422", "420"], "description": "JPEG chroma subsampling.",
     },
     "compression": {
         "type": ["string", "integer"],
-        "description": "Of TIFF none, lzw, deflate or zstd; of PNG 0 to 9.",
+        "description": "TIFF: none, lzw, deflate or zstd; PNG: 0 to 9.",
     },
     "out_range": {
         "type": ["string", "array"], "default": "full",
@@ -37,20 +37,20 @@ _OF_FILES: dict[str, Any] = {
         "description": "The infrared values as a second page of a TIFF.",
     },
     "metadata": {
-        "type": "boolean", "default": True, "description": "Keep EXIF, color profile and place.",
+        "type": "boolean", "default": True, "description": "Keep EXIF, color profile and location.",
     },
 }  # fmt: skip
 """of requests with image files"""
 ERRORS = {
-    400: "What the library refuses, in its sentence.",
+    400: "The library refuses the input; the message says why.",
     401: "No token, or a wrong one.",
-    406: "A format that there is not.",
+    406: "An unknown format.",
     408: "The body came too slowly.",
     413: "A body or a picture above the limit.",
-    415: "Neither a form nor JSON, or a kind of picture that is not taken.",
+    415: "Neither a form nor JSON, or a kind of picture that is not accepted.",
     429: "The queue is full: Retry-After says when to try again.",
     500: "An error of the service, which its log describes.",
-    503: "The service stops, loads, or has no memory left for now.",
+    503: "The service is stopping, loading, or out of memory for now.",
     504: "No result in time.",
 }
 
@@ -61,7 +61,7 @@ def document(limits: Limits, token: bool) -> dict[str, Any]:
     picture = {"type": "string", "description": f"One of {taken}, by content."}
     options: dict[str, Any] = {name: _schema(name) for name in OPTIONS} | _OF_FILES
     options["format"] = {
-        "type": "string", "enum": list(FORMATS), "description": "Of the result; else by Accept.",
+        "type": "string", "enum": list(FORMATS), "description": "By default as Accept says.",
     }  # fmt: skip
 
     def body(**kind: str) -> dict[str, Any]:

@@ -44,11 +44,11 @@ class Pictures(NamedTuple):
     """how the result is written"""
 
     def shown(self, fused: np.ndarray) -> np.ndarray:
-        """The result, with the other source where a file has no data."""
+        """Return the result, with the other source where a file has no data."""
         return fused if self.files is None else self.files.mended(fused)
 
     def encoded(self, fused: np.ndarray, name: str, color: Any) -> tuple[bytes, np.ndarray]:
-        """The result in a format, as ``ddfm-fast fuse`` writes it where files came; its values.
+        """Encode the result as ``ddfm-fast fuse`` does if files came; also return its values.
 
         Raises:
             ValueError: The format cannot hold it.
@@ -96,7 +96,7 @@ def decode(call: Call, max_pixels: int) -> Pictures:
     """Decode the pictures of a call: image files as ``ddfm-fast fuse`` does, arrays as ``fuse``.
 
     Raises:
-        ValueError: Names the picture and what is wrong with it.
+        ValueError: A picture is wrong; the message names it and says why.
     """
     files = (("ir", call.ir), ("vis", call.vis))
     if any(data.startswith(_NPY) for _, data in files):
@@ -160,14 +160,14 @@ def _array(data: bytes, name: str) -> np.ndarray:
 
 
 def chosen_format(asked: str | None, accept: str) -> tuple[str, bool]:
-    """The format of the result, and whether it is wanted within JSON.
+    """Return the format of the result, and whether it is wanted within JSON.
 
     Args:
         asked: The field ``format``, which counts first.
         accept: The header of that name.
 
     Raises:
-        Refused: A format that there is not.
+        Refused: An unknown format.
     """
     if asked is not None and asked.lower() not in _NAMES:
         raise Refused(400, f"format is {asked!r}; expected one of {', '.join(FORMATS)}")
@@ -205,7 +205,7 @@ def _by_preference(accept: str) -> list[str]:
 
 
 def encode(picture: np.ndarray, name: str, **how: Any) -> bytes:
-    """The bytes of a result in a format, by the options of :func:`.files.writing.encode_image`.
+    """Encode a result in a format, by the options of :func:`.files.writing.encode_image`.
 
     Raises:
         ValueError: The format cannot hold it.

@@ -13,7 +13,7 @@ HEADER_SECONDS = 10.0
 
 
 class Protocol(H11Protocol):
-    """Closes connections that begin a request and do not go on, or do not read the answer."""
+    """Close connections that do not finish a request, or do not read the answer."""
 
     read_seconds = 60.0
     waiting: asyncio.TimerHandle | None = None

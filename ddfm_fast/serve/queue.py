@@ -1,7 +1,7 @@
-"""Requests of one size and one set of options, put together: a bounded number of them.
+"""Queue a bounded number of requests, fusing those of one size and set of options together.
 
 One thread fuses: every fuser has the same prior, and a prior takes all cores or the whole GPU
-anyway. Decoding and encoding of other batches go on beside it.
+anyway. Other batches are decoded and encoded meanwhile.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class Queue:
         if len(self) >= self.limits.max_queue:
             raise Refused(
                 429,
-                f"{len(self)} requests wait already; try again later",
+                f"{len(self)} requests are already waiting; try again later",
                 Retry_After=retry_after(len(self) * self.seconds),
             )
 
@@ -128,7 +128,7 @@ class Queue:
         """Put an item into the queue and wait for its answer.
 
         Raises:
-            Refused: The queue is full, time ran out, or what the library refuses.
+            Refused: The queue is full, time ran out, or the library refuses the input.
         """
         self.check()
         self.waiting.append(item)
@@ -156,7 +156,7 @@ class Queue:
             task.add_done_callback(self.batches.discard)
 
     async def _next(self) -> list[Item]:
-        """The oldest item and those like it, for which it waits a moment."""
+        """Return the oldest item and those like it, for which it waits a moment."""
         while not self.waiting:
             self.came.clear()
             await self.came.wait()
@@ -201,7 +201,7 @@ class Queue:
             _settle(item, error)
 
     def _fuse(self, items: list[Item]) -> list[tuple[Item, Result | Exception, int, float]]:
-        """In the thread of fusion: all together, or each alone where that fails."""
+        """In the thread of fusion: all together, or each alone if that fails."""
         items = [item for item in items if item.wanted]
         if not items:
             return []
@@ -210,7 +210,7 @@ class Queue:
             results = self._fused(items)
         except Unwanted:
             return []
-        except Exception as error:  # of one of them, or for want of memory: alone each shows
+        except Exception as error:  # of one of them, or for lack of memory: alone each shows
             if len(items) == 1:
                 return [(items[0], error, 1, waited[0])]
             return [one for item in items for one in self._fuse([item])]

@@ -38,7 +38,7 @@ def check_address(host: str, token_file: Path | None, insecure: bool) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return whether only this machine reaches an address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -49,12 +49,12 @@ def read_token(path: Path | None) -> str | None:
     """Read the secret of a file, without the white space around it.
 
     Raises:
-        ImageFileError: No such file, or a secret that is too short or has odd characters.
+        ImageFileError: The file is missing, or its secret is too short or has odd characters.
     """
     if path is None:
         return None
     if not is_file(path):
-        raise ImageFileError(f"--token-file is {path}, which is no file; write a secret to it")
+        raise ImageFileError(f"--token-file is {path}, which is not a file; write a secret to it")
     try:
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -77,7 +77,7 @@ class Tls(NamedTuple):
 
 
 def read_tls(cert: Path | None, key: Path | None) -> Tls | None:
-    """Find a certificate and its key usable; None where neither is given.
+    """Find a certificate and its key usable; None if neither is given.
 
     Raises:
         ValueError: One of them alone.
@@ -90,7 +90,7 @@ def read_tls(cert: Path | None, key: Path | None) -> Tls | None:
         raise ValueError(f"--tls-{given} needs --tls-{other}: a certificate and its key, in PEM")
     for name, path in (("cert", cert), ("key", key)):
         if not is_file(path):
-            raise ImageFileError(f"--tls-{name} is {path}, which is no file; give a PEM file")
+            raise ImageFileError(f"--tls-{name} is {path}, which is not a file; give a PEM file")
 
     def no_password() -> str:
         raise ImageFileError(
@@ -118,13 +118,15 @@ def bind(host: str, port: int) -> socket.socket:
     """Take the address, before anything is loaded; port 0 means a free one.
 
     Raises:
-        ValueError: It cannot be had.
+        ValueError: The address or port is not available.
     """
     try:
         (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         taken = socket.socket(family, socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise ValueError(f"--host is {host!r}, which is no address here ({error})") from None
+        raise ValueError(
+            f"--host is {host!r}, which is not an address of this machine ({error})"
+        ) from None
     try:
         if os.name == "posix":  # elsewhere it would share the port with another program
             taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -133,7 +135,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         taken.close()
         raise ValueError(
-            f"--port is {port}, which cannot be had at {host} ({error.strerror}); choose another"
+            f"--port is {port}, which cannot be opened at {host} ({error.strerror}); choose another"
         ) from None
     return taken
 
@@ -162,11 +164,11 @@ def serve(
 
     Args:
         make: Makes the fuser.
-        address: From :func:`bind`; closed in the end.
-        limits: Of requests.
+        address: From :func:`bind`; closed at the end.
+        limits: Limits of requests.
         token: What requests must carry.
         tls: From :func:`read_tls`; None for HTTP without it.
-        log: Where lines go; stderr by default.
+        log: Where log lines go; stderr by default.
 
     Raises:
         ImportError: The extra ``serve`` is missing.

@@ -34,7 +34,7 @@ def found(url: str) -> Object:
 
 
 def cached(url: str) -> Path:
-    """Give a local file with the bytes of an object, fetched unless it is there already.
+    """Return a local file with the bytes of an object, fetched unless it is already there.
 
     Raises:
         StorageError: The object cannot be read.

@@ -1,4 +1,4 @@
-"""Objects behind URLs: looked at, listed, read and written, with another try where one may help."""
+"""Look at, list, read and write objects behind URLs, with retries where they may help."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .urls import join, schemes
 
 TRIES = 4
 FIRST_PAUSE = 0.5
-"""seconds before the second try; doubled before each further one, and varied by a fifth"""
+"""seconds before the second try; doubled before each later one, and varied by a fifth"""
 WRITTEN_WHOLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 """schemes whose objects appear when all of their bytes are there"""
 READ_ONLY = ("http", "https", "zip", "tar", "libarchive", "github", "git", "data", "reference")
@@ -45,7 +45,7 @@ class Object(NamedTuple):
 
 
 def look(url: str) -> Object | None:
-    """Find out what a URL leads to; None where nothing is there.
+    """Find out what a URL leads to; None if nothing is there.
 
     Raises:
         StorageError: It cannot be found out, for the reason that the message gives.
@@ -116,7 +116,7 @@ def fetch(url: str, target: Path) -> Path:
 
     Args:
         url: The object.
-        target: The file, in a folder that is there; replaced where it exists.
+        target: The file, in an existing folder; an existing file is replaced.
 
     Raises:
         StorageError: It cannot be read.
@@ -189,7 +189,7 @@ def check_writable(url: str) -> None:
     """
     if (scheme := schemes(url)[0]) in READ_ONLY:
         raise StorageError(
-            f"{url}: {scheme}:// is only read; write to a local folder, s3://, gs:// or az://"
+            f"{url}: {scheme}:// is read-only; write to a local folder, s3://, gs:// or az://"
         )
 
 
@@ -223,7 +223,7 @@ def _tried(attempt: Callable[[], Result], url: str, what: str) -> Result:
 
 
 def _system(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path in it."""
+    """Return the file system of a URL and the path in it."""
     try:
         core = importlib.import_module("fsspec.core")
     except ImportError as error:
@@ -250,7 +250,7 @@ def _once(scheme: str) -> dict[str, Any]:
 
 
 def _is_simply_absent(error: BaseException) -> bool:
-    """Whether the object alone is not there: not its bucket."""
+    """Return whether the object alone is not there: not its bucket."""
     return not getattr(explained(error, "", "read"), "is_common", False)
 
 

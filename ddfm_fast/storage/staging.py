@@ -51,7 +51,7 @@ class Stage:
         self._temporary.cleanup()
 
     def source(self, place: str | os.PathLike[str], keep: Keep = is_picture) -> Path:
-        """Give the local file or folder that stands for a source; a local path is its own.
+        """Return the local file or folder that stands for a source; a local path is its own.
 
         Args:
             place: A URL of an object or of a prefix, or a path.
@@ -72,7 +72,7 @@ class Stage:
         return self._folder_of(url, keep) if found.is_prefix else self.file(url, found)
 
     def file(self, url: str, found: Object | None = None) -> Path:
-        """Give the local file that stands for one object, which is not looked for here."""
+        """Return the local file that stands for one object, which is not looked for here."""
         if url not in self._places:
             local = self._new_place(url)
             local.touch()
@@ -104,7 +104,7 @@ class Stage:
         return root
 
     def output(self, place: str | os.PathLike[str]) -> Path:
-        """Give the local file or folder that is written in the place of a URL; it is not made."""
+        """Return the local file or folder that is written in the place of a URL; it is not made."""
         url = as_url(place)
         return Path(place) if url is None else self._new_place(url)
 
@@ -117,7 +117,7 @@ class Stage:
         return local
 
     def url_of(self, local: Path) -> str:
-        """The URL that a file or folder of the stage stands for; of other paths their text."""
+        """Return the URL that a file or folder of the stage stands for; other paths as text."""
         if local in self.objects:
             return self.objects[local].url
         for above in (local, *local.parents):
@@ -126,7 +126,7 @@ class Stage:
         return str(local)
 
     def text(self, message: str) -> str:
-        """A message with URLs in the place of the stage's own paths."""
+        """Return a message with URLs in the place of the stage's own paths."""
         for local, url in self._shown.items():
             message = message.replace(local, url)
         return message
@@ -142,7 +142,7 @@ class Stage:
             raise ValueError(self.text(str(error))) from error
 
     def state(self, local: Path) -> str:
-        """What changes with the content of a source, "" where that is unknown.
+        """Return what changes with the content of a source, "" where that is unknown.
 
         Of an object it is size and version, as listed or as `inform` found them, else by stat.
         """
@@ -191,7 +191,7 @@ class Stage:
         """Write local files to URLs, in threads; return what failed, by file.
 
         Raises:
-            StorageError: No object can be written there, for want of rights or a bucket.
+            StorageError: No object can be written there, for lack of rights or a bucket.
         """
         failures: dict[Path, Exception] = {}
 
@@ -209,5 +209,5 @@ class Stage:
 
 
 def any_url(*places: object) -> bool:
-    """Whether one of the places is a URL."""
+    """Return whether one of the places is a URL."""
     return any(as_url(place) for place in places)

@@ -50,10 +50,10 @@ _LONGEST = 160
 
 
 class StorageError(ImageFileError):
-    """An object that cannot be listed, read or written; the message names it and the fix.
+    """An object cannot be listed, read or written; the message names it and the fix.
 
     Attributes:
-        is_common: Whether others in the same place fail alike, for want of rights or a bucket.
+        is_common: Whether others in the same place fail alike, for lack of rights or a bucket.
     """
 
     is_common = False
@@ -64,7 +64,7 @@ class _CommonError(StorageError):
 
 
 def may_be_tried_again(error: BaseException) -> bool:
-    """Whether the network, a busy server or a limit of requests was at fault."""
+    """Return whether the network, a busy server or a limit of requests was at fault."""
     for one in _chain(error):
         code, status = _code(one), _status(one)
         if code in (*_REFUSED_CREDENTIALS, *_NO_BUCKET):
@@ -102,12 +102,12 @@ def explained(error: BaseException, url: str, what: str, tries: int = 1) -> Exce
     if may_be_tried_again(error):
         return StorageError(
             f"{url}: cannot be {what} after {tries} tries ({reason}); check the address and the "
-            "network, then run the same again"
+            "network, then try again"
         )
     statuses = {_status(one) for one in causes}
     if isinstance(error, PermissionError) or statuses & {401, 403}:
         return _CommonError(
-            f"{url}: may not be {what} ({reason}); ask for the right to it, or for other "
+            f"{url}: may not be {what} ({reason}); ask for permission, or use other "
             f"credentials: {_fix(url)}"
         )
     if isinstance(error, FileNotFoundError) or 404 in statuses:
@@ -116,7 +116,7 @@ def explained(error: BaseException, url: str, what: str, tries: int = 1) -> Exce
 
 
 def _refusal(url: str, causes: list[BaseException], codes: list[str]) -> str | None:
-    """What is wrong with the credentials or the bucket, and the fix."""
+    """Return what is wrong with the credentials or the bucket, and the fix."""
     if any(_is_named(one, _NO_CREDENTIALS) for one in causes):
         return f"there are no credentials ({_short(causes[-1])}); {_fix(url)}"
     if refused := [code for code in codes if code in _REFUSED_CREDENTIALS]:
@@ -143,7 +143,7 @@ def missing(url: str, error: ImportError) -> ImportError:
 
 
 def _library(url: str) -> str:
-    """The library of the last scheme, which is where the bytes come from."""
+    """Return the library of the last scheme, which is where the bytes come from."""
     return _LIBRARIES.get((schemes(url) or [""])[-1], "")
 
 
@@ -157,7 +157,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _code(error: BaseException) -> str:
-    """The service's own word, such as NoSuchBucket; "" where there is none or it is a number."""
+    """Return the service's error code, such as NoSuchBucket; "" if none or a number."""
     response: Any = getattr(error, "response", None)
     if isinstance(response, dict):
         code = str(response.get("Error", {}).get("Code", ""))

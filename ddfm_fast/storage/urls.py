@@ -1,4 +1,4 @@
-"""URLs of objects, told from local paths; nothing is loaded or asked here.
+"""Tell URLs of objects from local paths; nothing is loaded or requested here.
 
 Of chained URLs (``zip://ir/0001.png::s3://bucket/a.zip``) the first part names the object.
 """
@@ -22,7 +22,7 @@ _CHAIN = "::"
 
 
 def as_url(place: object) -> str | None:
-    """Give the URL that a str or a Path is; None for local paths and for anything else.
+    """Return the URL that a str or a Path is; None for local paths and for anything else.
 
     ``Path("s3://bucket/a")`` is ``s3:/bucket/a``, which counts unless there is such a local path. A
     key with an empty part (``a//b``) is lost in a Path, but not in a str.
@@ -43,18 +43,18 @@ def _slashes(match: re.Match[str]) -> str:
 
 
 def schemes(url: str) -> list[str]:
-    """The schemes of a URL and of those it is chained to, in lower case."""
+    """Return the schemes of a URL and of those it is chained to, in lower case."""
     return [found[1].lower() for found in _LINKS.findall(url)]
 
 
 def is_object(place: object) -> bool:
-    """Whether a place of a video is an object to be fetched, not an address of FFmpeg's."""
+    """Return whether a place of a video is an object to be fetched, not an address of FFmpeg's."""
     url = as_url(place)
     return url is not None and (_CHAIN in url or schemes(url)[0] in OBJECTS)
 
 
 def join(url: str, name: str) -> str:
-    """The URL of an object below a prefix; a URL stays as it is."""
+    """Return the URL of an object below a prefix; a URL stays as it is."""
     if as_url(name):
         return name
     head, chain, rest = url.partition(_CHAIN)
@@ -64,14 +64,14 @@ def join(url: str, name: str) -> str:
 
 
 def parent(url: str) -> str:
-    """The prefix that an object lies in."""
+    """Return the prefix that an object lies in."""
     head, chain, rest = url.partition(_CHAIN)
     scheme, _, path = head.partition("://")
     return f"{scheme}://{path.rstrip('/').rpartition('/')[0]}{chain}{rest}"
 
 
 def name_of(url: str) -> str:
-    """The last part of an object's name, without a query; "" for the root of a zip file."""
+    """Return the last part of an object's name, without a query; "" for the root of a zip file."""
     head = url.partition(_CHAIN)[0]
     scheme, _, path = head.partition("://")
     if scheme in ("http", "https"):

@@ -1,4 +1,4 @@
-"""The fused luma in closed form: what the variant ``saliency`` draws to.
+"""The fused luma in closed form: the target of the variant ``saliency``.
 
 Per level of the sources' Laplacian pyramids, with E = G₁ ∗ L² the local energy of a band:
 
@@ -157,7 +157,7 @@ def _fuse_level(
     terms: Terms,
     margin: float,
 ) -> Tensor:
-    """A level [H, W] of the result from the coarser one; clamped to the sources' where a margin."""
+    """Fuse a level [H, W] of the result onto the coarser one; with a margin, clamp it."""
     a, b = (bands([plane, below])[0] for plane, below in zip(sources, coarse, strict=True))
     out = up(out, *a.shape).add_(_band(a, b, maps, terms))
     if not margin:
@@ -167,7 +167,7 @@ def _fuse_level(
 
 
 class _Level(NamedTuple):
-    """The maps of a level; None where a term is off."""
+    """The maps of a level; None if a term is off."""
 
     conflict: Tensor | None
     pick: Tensor | None
@@ -181,12 +181,12 @@ class _Maps:
         self.planes = [None if e is None else _carried(e[1], e[0], sizes) for e in known]
 
     def at(self, level: int) -> _Level:
-        """Those of a level."""
+        """Return those of a level."""
         return _Level(*(None if p is None else p[level] for p in self.planes))
 
 
 def _carried(plane: Tensor, level: int, sizes: list[tuple[int, int]]) -> dict[int, Tensor]:
-    """A plane of a level at every one: doubled to the finer, halved to others."""
+    """Return a plane of a level at every one: doubled to the finer, halved to others."""
     planes = {level: plane}
     for k in reversed(range(level)):
         planes[k] = up(planes[k + 1], *_at_least(sizes, k))
@@ -196,7 +196,7 @@ def _carried(plane: Tensor, level: int, sizes: list[tuple[int, int]]) -> dict[in
 
 
 def _at_least(sizes: list[tuple[int, int]], k: int) -> tuple[int, int]:
-    """The size of a level, also of those that a small picture's pyramid does not have."""
+    """Return the size of a level, also of those that a small picture's pyramid does not have."""
     if k < len(sizes):
         return sizes[k]
     height, width = _at_least(sizes, k - 1)
@@ -216,7 +216,7 @@ def _maps(g_i: list[Tensor], g_v: list[Tensor], v: Tensor, terms: Terms) -> _Map
 
 
 def _band(a: Tensor, b: Tensor, maps: _Level, terms: Terms) -> Tensor:
-    """The fused band of two bands [H, W]."""
+    """Return the fused band of two bands [H, W]."""
     energy_a, energy_b = smooth(a * a), smooth(b * b)
     s = _share(energy_a, energy_b, terms.share)
     core_a: Tensor | float = (terms.coring / 255) ** 2 + _TINY
@@ -239,7 +239,7 @@ def _share(energy_a: Tensor, energy_b: Tensor, share: float) -> Tensor:
 
 
 def _base(g_i: list[Tensor], g_v: list[Tensor], maps: _Maps, terms: Terms) -> Tensor:
-    """The coarsest level of the result."""
+    """Return the coarsest level of the result."""
     last = len(g_i) - 1
     a, b = g_i[last], g_v[last]
     w = torch.full_like(a, 0.5)

@@ -37,7 +37,7 @@ def up(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def _by_opencv(x: Tensor) -> bool:
-    """Whether OpenCV's filters, several times as fast as ours on a CPU, can take the plane."""
+    """Return whether OpenCV's filters can take the plane: several times faster on a CPU."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad
 
 
@@ -68,7 +68,7 @@ def depth(height: int, width: int, most: int) -> int:
 
 
 def _filter(x: Tensor, axis: int, stride: int) -> Tensor:
-    """The binomial filter along an axis, at every ``stride``-th place."""
+    """Return the binomial filter along an axis, at every ``stride``-th place."""
     size = x.shape[axis]
     period = max(2 * size - 2, 1)  # of an axis mirrored at both ends, however short it is
     places = torch.arange(-2, size + 2, device=x.device).remainder(period)
@@ -86,7 +86,7 @@ def _filter(x: Tensor, axis: int, stride: int) -> Tensor:
 
 
 def _double(x: Tensor, axis: int, size: int) -> Tensor:
-    """The filter's transpose, twice as strong: (a + 6 b + c) / 8 on places, (b + c) / 2 between."""
+    """Apply twice the filter's transpose: (a + 6 b + c) / 8 on places, (b + c) / 2 between."""
     last = x.shape[axis] - 1
     before = torch.cat((x.narrow(axis, 1, 1), x.narrow(axis, 0, last)), axis)
     after = torch.cat((x.narrow(axis, 1, last), x.narrow(axis, last, 1)), axis)

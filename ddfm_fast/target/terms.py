@@ -61,7 +61,7 @@ def salience(x: Tensor) -> Tensor:
 
 
 def _of_grays(counts: Tensor) -> Tensor:
-    """The salience [256] of each gray where so many pixels [256] have it; the sums are exact."""
+    """Compute the salience [256] of each gray from their counts [256]; the sums are exact."""
     grays = torch.arange(256, device=counts.device)
     below, weight = counts.cumsum(0), (counts * grays).cumsum(0)  # of a gray and less
     sums = (2 * below - below[-1]) * grays + (weight[-1] - 2 * weight)

@@ -1,4 +1,4 @@
-"""Video: two streams in, one fused stream out, at a few prior evaluations a frame.
+"""Video: two streams in, one fused stream out, with a few prior evaluations per frame.
 
     sources (decoding) → pairing → fitting, motion → temporal → sinks
 

@@ -29,7 +29,7 @@ class Ahead(Iterator[T]):
         """Start the thread.
 
         Args:
-            items: Closed at the end, where it can be.
+            items: Closed at the end, if it can be.
             size: Most items in the queue.
             merge: Where the queue is full, drop its oldest item instead of waiting, and call
                 merge(dropped, next) for what takes the place of the next one.

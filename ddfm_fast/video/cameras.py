@@ -17,7 +17,7 @@ _DEEP = {"input_format": "gray16le"}
 
 
 def camera(spec: str | os.PathLike[str]) -> str | None:
-    """The device that a stream's name means; None for a file or an address.
+    """Return the device that a stream's name means; None for a file or an address.
 
     A number is a camera unless a file is called so.
     """

@@ -67,7 +67,7 @@ class CombFinder:
 
 
 def _order(first: Array, second: Array) -> str | None:
-    """What two frames say: "tff", "bff", "" for progressive; None where hardly anything moves."""
+    """Judge two frames: "tff", "bff", "" for progressive; None if hardly anything moves."""
     own = (_combed(first, first) + _combed(second, second)) / 2
     later, earlier = _combed(second, first), _combed(first, second)
     span = max(later, earlier) - own
@@ -80,7 +80,7 @@ def _order(first: Array, second: Array) -> str | None:
 
 
 def _combed(even: Array, odd: Array) -> float:
-    """How much the even lines of one frame look like a comb between the odd lines of another."""
+    """Measure how much the even lines of one frame and the odd ones of another form a comb."""
     upper, middle, lower = even[0:-2:2], odd[1:-1:2], even[2::2]
     first = np.abs(2 * middle - upper - lower).mean()
     second = np.abs(2 * lower - middle - odd[3::2]).mean() if len(odd) > 4 else first

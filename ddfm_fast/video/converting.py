@@ -70,12 +70,12 @@ def deinterlaced(
     """Weave no lines of two moments: FFmpeg's bwdif on the frames that are marked as interlaced.
 
     Frames before the first of these pass as they are; from it on each comes when the next is there.
-    Combs in frames that nothing marks are told of.
+    Combs in unmarked frames give a warning.
 
     Args:
         frames: Decoded.
         av: PyAV.
-        who: For the sentence that says so.
+        who: For the message that says so.
         field_order: The stream's, FFmpeg's number; codecs that mark no frame have it alone.
         time_base: The stream's, which the frames keep.
         how: "auto", or "tff" or "bff" for all frames, whatever they are marked as.
@@ -103,12 +103,12 @@ def _look_for_combs(finder: CombFinder, frame: Any, who: str) -> None:
     if finder.found is not None:
         warn(
             f"{who}: its lines are of two moments (combs), though no frame is marked as "
-            f"interlaced; --deinterlace {finder.found} takes them out, off says nothing"
+            f"interlaced; --deinterlace {finder.found} removes them, off silences this"
         )
 
 
 class _Bwdif:
-    """FFmpeg's filter, set up anew where the frames change their shape."""
+    """FFmpeg's filter, set up again where the frames change their shape."""
 
     def __init__(self, av: Any, order: str, time_base: Fraction):
         """``order``: "tff" or "bff" where frames are not marked; "auto" for those that are."""

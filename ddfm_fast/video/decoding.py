@@ -37,7 +37,7 @@ _HIDDEN_FRAMES = ("vp8",)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 """seconds between two attempts to open a stream again"""
 _RATES = (Fraction(1, 3600), Fraction(100_000))
-"""frames per second, from a frame an hour to the fastest cameras; others are misread"""
+"""frames per second, from a frame per hour to the fastest cameras; others are misread"""
 _JUMP = 10
 """seconds; timestamps that go back, or on by more, have restarted and are joined up"""
 
@@ -308,7 +308,7 @@ class VideoSource(Source):
                 return
 
     def _reopened(self) -> bool:
-        """Open the stream again, at growing intervals; False where it is not back in time."""
+        """Open the stream again, at growing intervals; False if it is not back in time."""
         why, seconds = self.ended_early or "it ended", self._intake.reconnect
         warn(f"{self._who}: it broke off ({why}); trying again for {seconds:g} s")
         until, pause = monotonic() + seconds, _FIRST_PAUSE
@@ -396,5 +396,7 @@ def _why(error: Exception, url: str | os.PathLike[str]) -> str:
         return "the file is empty; copy or record it again"
     reason = getattr(error, "strerror", None) or str(error)
     if found is not None and stat.S_ISFIFO(found.st_mode):
-        return f"no video came through the pipe ({reason}); see what the program before it says"
+        return (
+            f"no video came through the pipe ({reason}); see the messages of the program before it"
+        )
     return f"cannot be opened as video ({reason}); check that it plays"

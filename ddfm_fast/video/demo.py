@@ -48,7 +48,7 @@ def run(
 ) -> list[Path]:
     """Write the clip's two streams, 3 seconds each, and their fusion; return the files.
 
-    Preset ``realtime``, embedded prior. Raises ValueError where ``out`` cannot be written,
+    Preset ``realtime``, embedded prior. Raises ValueError if ``out`` cannot be written,
     ImportError without PyAV.
     """
     out = ensure_writable_dir(out)

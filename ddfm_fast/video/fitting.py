@@ -73,7 +73,7 @@ class Fit:
         return None if same else self._leveled(pair, pictures, nodata)
 
     def _read(self, pair: FramePair) -> tuple[list[np.ndarray], dict[str, Any]]:
-        """The pictures, of their own dtype and size, and what means nothing in them."""
+        """Return the pictures, of their own dtype and size, and what means nothing in them."""
         pictures, nodata = [], {}
         for name, frame in (("ir", pair.ir), ("vis", pair.vis)):
             image = _pixels(frame.image, name)
@@ -87,7 +87,7 @@ class Fit:
     def _leveled(
         self, pair: FramePair, pictures: list[np.ndarray], nodata: dict[str, Any]
     ) -> Sources:
-        """The pictures at one depth and one size."""
+        """Return the pictures at one depth and one size."""
         found = sources(pictures[0], pictures[1], Levels(self._found, nodata))
         sized = [
             self._sized(image, hole, name, frame.number)
@@ -104,7 +104,7 @@ class Fit:
         if self._resized:
             if self.size is None:
                 raise VideoError(
-                    f"resize needs the size of {name}, which an iterator does not tell"
+                    f"resize needs the size of {name}, which an iterator does not give"
                 )
             if image.shape[:2] == self.size:
                 return image, hole
@@ -159,7 +159,7 @@ def settle_aspect(ir: Source, vis: Source, resize: Resize, *, pictures: bool) ->
 
 
 def _pixels(image: Any, name: str) -> np.ndarray:
-    """An image of any container as NumPy; floats in [0, 1] of other containers become uint16."""
+    """Convert any container to NumPy; floats in [0, 1] of other containers become uint16."""
     plain = isinstance(image, np.ndarray) and (
         image.dtype in (np.uint8, np.uint16) or image.dtype.kind == "f" or is_signed(image)
     )

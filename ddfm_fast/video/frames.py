@@ -18,7 +18,7 @@ FAULTS_KEPT = 1000
 
 
 class VideoError(ValueError):
-    """A stream that cannot be read, aligned or written; the message names it and the fix."""
+    """A stream cannot be read, aligned or written; the message names it and the fix."""
 
 
 class Frame(NamedTuple):
@@ -45,7 +45,7 @@ class BadFrame(NamedTuple):
 
 
 class ColorTags(NamedTuple):
-    """The color tags of a stream, FFmpeg's numbers; 2 or 0 where there are none."""
+    """The color tags of a stream, FFmpeg's numbers; 2 or 0 if there are none."""
 
     space: int
     range: int
@@ -61,7 +61,7 @@ class Intake(NamedTuple):
     reconnect: float = 0.0
 
     def checked(self) -> Intake:
-        """Return itself; ValueError or TypeError where something else was meant."""
+        """Return itself; ValueError or TypeError if something else was meant."""
         for name, known in SWITCHES.items():
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -76,7 +76,7 @@ class Faults:
     """What was wrong with the frames of a stream, and what to do about it."""
 
     on_error: str = "skip"
-    """"skip" leaves a bad frame out (the one before stands longer), "repeat" shows the last good
+    """"skip" leaves a bad frame out (the one before lasts longer), "repeat" shows the last good
     picture in its place, "stop" ends the stream there"""
     frames: list[BadFrame] = field(default_factory=list)
     """the first ``FAULTS_KEPT``"""
@@ -110,7 +110,7 @@ class Source:
     rate: Fraction = DEFAULT_RATE
     """frames per second, nominal"""
     size: tuple[int, int] | None = None
-    """(height, width), upright; None where only the first frame will tell"""
+    """(height, width), upright; None if unknown before the first frame"""
     length: int | None = None
     """number of frames, None if unknown"""
     live = False

@@ -90,7 +90,7 @@ class MotionFinder:
         self._before = self._mean(ir, vis, cut=True)
 
     def _mean(self, ir: Any, vis: Any, *, cut: bool) -> np.ndarray | None:
-        """The mean of both lumas, uint8 [H, W]; None for a pair of unequal sizes."""
+        """Return the mean of both lumas, uint8 [H, W]; None for a pair of unequal sizes."""
         nodata = self._reading.get("nodata")
         ranges = self._ranges(ir, vis, self._reading.get("value_range"), nodata, cut=cut)
         nothing = by_source(nodata, "nodata")

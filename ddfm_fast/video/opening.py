@@ -29,7 +29,7 @@ _NO_DESCRIPTOR = re.compile(r"(pipe|fd):(?!\d*$)")
 
 
 def local(spec: str | os.PathLike[str]) -> Path | None:
-    """The file or folder that a stream's name means, which need not exist; None for FFmpeg's."""
+    """Return the file or folder that a stream's name means, if it is not FFmpeg's; else None."""
     if isinstance(spec, os.PathLike) or os.path.lexists(spec):
         return Path(spec)
     if spec == STDIN:
@@ -47,7 +47,7 @@ def address(path: str | os.PathLike[str]) -> str:
 
 
 def is_pipe(path: Path) -> bool:
-    """Whether it is a named pipe, or a shell's ``<(…)``."""
+    """Return whether it is a named pipe, or a shell's ``<(…)``."""
     try:
         return stat.S_ISFIFO(path.stat().st_mode)
     except (OSError, ValueError):
@@ -59,7 +59,7 @@ class Pipe:
 
     Args:
         path: The pipe.
-        name: "ir" or "vis", for the sentence which says that it waits.
+        name: "ir" or "vis", for the message which says that it waits.
 
     Raises:
         OSError: It cannot be opened.
@@ -96,7 +96,7 @@ class Pipe:
                 time.sleep(_SLICE)
             silent += 1
             if silent == _PATIENCE and not self._begun:
-                warn(f"{self._what}; waiting for it (Ctrl-C ends that)")
+                warn(f"{self._what}; waiting for it (Ctrl-C stops waiting)")
         return b""
 
     def close(self, *, reading: bool) -> None:

@@ -1,6 +1,6 @@
 """The names and locks of what a video is written to, so that nothing that exists is written over.
 
-A part is called NAME.part-PROCESS-RANDOM.SUFFIX and is made anew by each run. One run at a time
+A part is called NAME.part-PROCESS-RANDOM.SUFFIX and is made again by each run. One run at a time
 writes an output: it holds a lock on a hidden file, which the system lets go when the process ends,
 however it ends. Parts of runs that were killed play, stay, and are named to the next run.
 """
@@ -111,7 +111,7 @@ class Output:
                 with contextlib.suppress(OSError):
                     old.unlink()
             else:
-                warn(f"{old} is left from a run that did not end; it is left alone")
+                warn(f"{old} is left from a run that did not finish; it is not touched")
 
     def mark(self) -> None:
         """Note that all in the part is whole, so that `take_back` returns to here."""
@@ -161,7 +161,7 @@ class Inputs:
                 self._folders[_identity(path.parent)] = path
 
     def refuse(self, out: str | os.PathLike[str]) -> None:
-        """Raise VideoError where an output is one of them, or the folder of one."""
+        """Raise VideoError if an output is one of them, or the folder of one."""
         found = self._files.get(_identity(out))
         if found is None and os.path.isdir(out):
             found = self._folders.get(_identity(out))
@@ -170,7 +170,7 @@ class Inputs:
 
 
 def _files(source: Any, depth: int = 0) -> list[Path]:
-    """What a stream may be read from; names that mean nothing here do no harm."""
+    """Return what a stream may be read from; names that mean nothing here do no harm."""
     items = source if isinstance(source, list | tuple) else [source]
     found: list[Path] = []
     for item in items:
@@ -182,14 +182,14 @@ def _files(source: Any, depth: int = 0) -> list[Path]:
 
 
 def _names(text: str) -> list[str]:
-    """A name, and what is left of it without FFmpeg's prefixes: file:NAME, concat:NAME|NAME."""
+    """Return a name, and the names without FFmpeg's prefixes: file:NAME, concat:NAME|NAME."""
     parts = text.split("|") if "|" in text else [text]
     rests = [part[at + 1 :] for part in parts for at, c in enumerate(part) if c == ":"]
     return [text, *parts[1:], *(r[2:] if r.startswith("//") else r for r in rests if r)]
 
 
 def _behind(path: Path, depth: int) -> list[Path]:
-    """Where a link leads, what the links in a folder do, and what a playlist names."""
+    """Return where a link leads, what the links in a folder do, and what a playlist names."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         if path.is_dir():
             return [Path(e.path).resolve() for e in os.scandir(path) if e.is_symlink()]
@@ -205,7 +205,7 @@ def _behind(path: Path, depth: int) -> list[Path]:
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple:
-    """The same for two names of one file, or of one that does not exist."""
+    """Return the same for two names of one file, or of one that does not exist."""
     try:
         facts = os.stat(path)
     except (OSError, ValueError):
@@ -214,7 +214,7 @@ def _identity(path: str | os.PathLike[str]) -> tuple:
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a file; None where it is gone, -1 where nobody can tell."""
+    """Bytes of a file; None if it is gone, -1 where nobody can tell."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -261,7 +261,7 @@ def _left_over(path: Path, own: Path) -> list[Path]:
 
 
 def _locked(name: Path, output: Path) -> IO[str] | None:
-    """Lock the output by a file; None where the system or the file system has no locks."""
+    """Lock the output by a file; None if the system or the file system has no locks."""
     if fcntl is None:
         return None
     while True:

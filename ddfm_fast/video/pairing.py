@@ -133,5 +133,5 @@ class Timeline:
 
 
 def _exact(seconds: float) -> Fraction:
-    """The decimal number that was meant: 0.1 as a float is a little later than frame 3 at 30/s."""
+    """Return the intended decimal: 0.1 as a float is a little later than frame 3 at 30/s."""
     return Fraction(seconds).limit_denominator(1_000_000)

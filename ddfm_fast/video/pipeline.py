@@ -108,20 +108,20 @@ def fuse_video(
     by as much as they arrived apart. Ctrl-C ends the output properly, and the report says so.
 
     Args:
-        ir: See `open_source`; likewise ``vis``.
+        ir: See `open_source`; so for ``vis``.
         vis: See ``ir``.
-        out: See `open_sink`; likewise ``codec`` and ``crf``.
+        out: See `open_sink`; so for ``codec`` and ``crf``.
         fuser: Its prior, seed, device and color count (default: the embedded prior).
         **options: ``preset``: a name of ``VIDEO_PRESETS``, or a preset (default: "balanced").
             ``offset``: seconds by which the infrared stream starts later.
             ``resize``: "vis" brings infrared frames to the visible size, "ir" the other way round,
             (height, width) both; without it, sizes that differ are an error unless the fuser's
             ``align`` looks for a map, which brings infrared frames to the visible size.
-            ``ir_range``, ``vis_range``: (lo, hi), values that mean black and white; those beyond
-            are clipped. Or "auto" (the default), "data", "dtype": the first frame decides, and what
-            was found follows the others slowly, see ``ddfm_fast.images.steady``.
-            ``nodata``: a value, or NaN, that means nothing, for both or by source; there the result
-            shows the other source.
+            ``ir_range``, ``vis_range``: (lo, hi), the values of black and white; values beyond are
+            clipped. Or "auto" (the default), "data", "dtype": the first frame decides, and the
+            range then follows the others slowly, see ``ddfm_fast.images.steady``.
+            ``nodata``: the value of missing pixels, maybe NaN, for both or per source; the result
+            shows the other source there.
             ``start``, ``end``: seconds of the visible stream.
             ``rate``: frames per second of folders of pictures and arrays (default 25).
             ``audio``: keep the visible stream's (default: True).
@@ -130,20 +130,20 @@ def fuse_video(
             one arrives while two wait for fusion; what is shown keeps its timestamps.
             ``preview``: show the frames in a window, or without a display at an address of this
             machine (MJPEG), which is printed on stderr.
-            ``on_error``: what a bad frame means, see `Faults`; ``on_bad`` is called with each.
-            ``deinterlace``: "auto" (the default) takes the combs out of frames that are marked as
-            interlaced, by FFmpeg's bwdif, and says where others have combs; "off" leaves them;
-            "tff" and "bff" take them out of all, the top or bottom field being the earlier.
+            ``on_error``: what to do about bad frames, see `Faults`; ``on_bad`` is called with each.
+            ``deinterlace``: "auto" (the default) deinterlaces frames marked as
+            interlaced, by FFmpeg's bwdif, and warns if others have combs; "off" leaves them;
+            "tff" and "bff" deinterlace all frames, with the top or bottom field first.
             ``tone_map``: "auto" (the default) brings PQ and HLG to BT.709; "off" leaves the coded
             values.
-            ``reconnect``: seconds for which a live stream that breaks off is tried again.
+            ``reconnect``: seconds to keep trying if a live stream breaks off.
             ``progress``: show a bar on stderr; ``on_frame``: called with frames written, of all.
 
     Raises:
-        ValueError: Input or output does not do (VideoError); nothing is written then. VideoError
-            later, naming the playable part that is left, where the output can no longer be
+        ValueError: Input or output is not usable (VideoError); nothing is written then. VideoError
+            later, naming the playable part that is left, if the output can no longer be
             written or a frame no longer be fused.
-        TypeError: An input of the wrong type, or an option that there is not.
+        TypeError: An input has the wrong type, or an option is unknown.
     """
     check_names(options, VIDEO_DEFAULTS)
     given: VideoOptions = {**VIDEO_DEFAULTS, **options}
@@ -227,7 +227,7 @@ class _Fused(NamedTuple):
 
 
 def _merge_dropped(dropped: _Read, following: _Read) -> _Read:
-    """The next pair, with the audio of one that is dropped."""
+    """Return the next pair, with the audio of one that is dropped."""
     vis = following.pair.vis
     vis = vis._replace(packets=dropped.pair.vis.packets + vis.packets)
     return following._replace(pair=following.pair._replace(vis=vis))
@@ -327,7 +327,7 @@ class _Stages:
             yield _Prepared(read, shown, sent, motion, flow)
 
     def _aligned(self, found: Sources, placed: Placing) -> Sources:
-        """A pair brought together, and where each of it has no data."""
+        """Return a pair brought together, and where each of it has no data."""
         ir, vis = placed(found.ir, found.vis)
         return Sources(ir, vis, self.aligner.holes(found.holes, found.vis.shape[:2]))
 
@@ -358,7 +358,7 @@ class _Stages:
 
     def _failed(self, error: BaseException) -> BaseException:
         part = self.sink.abandon()
-        kept = f"The frames up to there, {self.sink.frames}, are in {part}"
+        kept = f"The {self.sink.frames} frames before that are in {part}"
         left = kept if part is not None else self.sink.lost
         if left is None or str(error).endswith(f" {part}") or not isinstance(error, Exception):
             return error

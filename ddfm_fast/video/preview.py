@@ -56,7 +56,7 @@ class Previewed(Sink):
             try:
                 self.viewer.show(_eight_bits(image))
             except (OSError, cv2.error) as error:
-                warn(f"the preview ended ({error}); the output goes on")
+                warn(f"the preview ended ({error}); the output continues")
                 self._close()
         self.sink.write(image, time, number, packets)
 
@@ -188,7 +188,7 @@ class _Window:
 
 
 def _window() -> _Window | None:
-    """A window; None without a display, or with an OpenCV that has none (headless)."""
+    """Return a window; None without a display, or with an OpenCV that has none (headless)."""
     if sys.platform == "linux" and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):

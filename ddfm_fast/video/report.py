@@ -108,7 +108,7 @@ class VideoReport:
 
 
 def why_early(sources: Sequence[Source]) -> str | None:
-    """Describe what cut a source short; None where nothing did."""
+    """Describe what cut a source short; None if nothing did."""
     for source in sources:
         if source.faults.stopped:
             bad = source.faults.stopped

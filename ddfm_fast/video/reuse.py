@@ -1,10 +1,10 @@
-"""What was denoised before, and is taken again where a noisy frame shows the same.
+"""Reuse what was denoised before where a noisy frame shows the same.
 
 A noisy source y of noise σ and a clean picture x of it leave r = (y − x) / σ: white noise of
 variance 1, and what the denoiser took for noise. Over blocks of pixels the means of r and of r² are
 therefore kept with the clean picture, and both are carried to the next frame, still or along the
 flow. Where the means that this frame has are others, something changed there: the prior takes the
-noise out of these parts anew, and all else is reused. What changes by less lasts for ``REUSES``
+noise out of these parts again, and all else is reused. What changes by less lasts for ``REUSES``
 frames at most: then the whole frame is denoised.
 
 On a CPU only. On a GPU an evaluation is a CUDA graph of the frame's size, and takes less than that.
@@ -59,12 +59,12 @@ class Part(NamedTuple):
         return (self.bottom - self.top) * (self.right - self.left)
 
     def meets(self, other: Part) -> bool:
-        """Whether the two have pixels in common."""
+        """Return whether the two have pixels in common."""
         down = self.top < other.bottom and other.top < self.bottom
         return down and self.left < other.right and other.left < self.right
 
     def with_(self, other: Part) -> Part:
-        """The rectangle around both."""
+        """Return the rectangle around both."""
         return Part(
             min(self.top, other.top), max(self.bottom, other.bottom),
             min(self.left, other.left), max(self.right, other.right),
@@ -137,7 +137,7 @@ def _reused(
     level: NoiseLevel,
     remove: Callable[[Tensor], Tensor],
 ) -> tuple[Clean, int] | None:
-    """The frame from the one before and parts that are denoised; None where all of it has to be."""
+    """Build the frame from the one before and denoised parts; None if all must be denoised."""
     kept, left = before, _left(plane, before.plane, level)
     entering = torch.zeros_like(left[:, :1], dtype=torch.bool)
     if motion.flow is not None:
@@ -182,7 +182,7 @@ def _residual(plane: Tensor, clean: Tensor, level: NoiseLevel) -> Tensor:
 
 
 def _clipped_mean(x: Tensor, sigma: Tensor) -> Tensor:
-    """The mean of max(x + σ n, 0): what a picture x shows on average where black cuts noise off."""
+    """Return the mean of max(x + σ n, 0): what x shows on average if black clips the noise."""
     z = x / sigma
     density = torch.exp(z * z * -0.5) / math.sqrt(2 * math.pi)
     return x * torch.special.ndtr(z) + sigma * density
@@ -233,11 +233,11 @@ def _weights(blocks: Tensor, plane: Tensor) -> Tensor:
 
 
 def parts_of(changed: np.ndarray, height: int, width: int) -> list[Part] | None:
-    """Cover blocks that have changed by rectangles that do not meet; None where it is most of all.
+    """Cover blocks that have changed by rectangles that do not meet; None if it is most of all.
 
     Args:
         changed: bool [H', W'], blocks of ``BLOCK`` pixels a side.
-        height: Of the frame, likewise ``width``.
+        height: Height of the frame, like ``width``.
         width: See ``height``.
     """
     count, _, stats, _ = cv2.connectedComponentsWithStats(changed.astype(np.uint8))

@@ -36,7 +36,7 @@ class RunningScale:
         """Count one frame's limits [2, 1, 1, 1, 1] in and return those to scale it by.
 
         Args:
-            found: By ``FuseConfig.stretch``; None where nothing is stretched.
+            found: By ``FuseConfig.stretch``; None if nothing is stretched.
         """
         if found is None:
             return None
@@ -62,7 +62,7 @@ class Stream:
     def reading(
         self, ir: Any, vis: Any, given: Mapping[str, Any], *, cut: bool = False
     ) -> dict[str, Any]:
-        """How a frame is read: as was asked for, by ranges that follow the frames."""
+        """Return how a frame is read: as was requested, by ranges that follow the frames."""
         found = self.ranges(ir, vis, given.get("value_range"), given.get("nodata"), cut=cut)
         return {**given, "value_range": found}
 
@@ -87,7 +87,7 @@ class Stream:
         self.settled = True
 
     def new_scene(self) -> None:
-        """Start the running scale and the running estimates of noise anew."""
+        """Start the running scale and the running estimates of noise again."""
         self.scale = RunningScale()
         self.noise: dict[str, Estimator] = {name: RunningNoise() for name in SOURCES}
         self.clean = {name: KeptClean() for name in SOURCES}
@@ -100,7 +100,7 @@ class RunningNoise:
     It is estimated in the first ``_NOISE_FRAMES`` frames and in every one of as many afterwards. A
     source turns noisy when most estimates say so, and clean again when few do. An estimate that is
     far off has every following frame estimated too; where ``_CONTRADICTIONS`` in a row agree that
-    the noise is another, such as after a change of the camera's gain, it starts anew from them.
+    the noise is another, such as after a change of the camera's gain, it starts again from them.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Where the fused frames go: a video file that survives interruption, or a folder of PNG files."""
+"""Write the fused frames to a video file that survives interruption, or to a folder of PNGs."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def open_sink(
     Raises:
         ValueError: The arguments do not fit together (VideoError), or the folder cannot be
             written to (ImageFileError).
-        ImportError: PyAV is needed and absent.
+        ImportError: PyAV is needed and missing.
     """
     sent = is_stream(out)
     suffix = "" if sent else Path(out).suffix.lower()
@@ -78,7 +78,7 @@ def open_sink(
 
 
 def is_for_pictures(out: str | os.PathLike[str]) -> bool:
-    """Whether an output without a codec means a folder of PNG files."""
+    """Return whether an output without a codec means a folder of PNG files."""
     return not is_stream(out) and Path(out).suffix.lower() not in SUFFIXES
 
 
@@ -105,7 +105,7 @@ class Sink:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Complete the output under its name. VideoError where that fails."""
+        """Complete the output under its name. VideoError if that fails."""
 
     def abandon(self) -> Path | str | None:
         """Stop after an error; return where a part of the output is that plays. Raises nothing."""
@@ -354,7 +354,7 @@ class StreamSink(VideoSink):
         )
 
     def finish(self) -> None:
-        """Send the end. VideoError where that fails."""
+        """Send the end. VideoError if that fails."""
         with contextlib.suppress(ReaderGone):
             super().finish()
             return

@@ -1,4 +1,4 @@
-"""Frames of a stream, whatever it comes from.
+"""Read the frames of a stream from any source.
 
 A source is iterable once and yields :class:`Frame`: pictures upright, in time order, each with the
 seconds since the first frame of its stream. Time is exact (``Fraction``), so that timestamps
@@ -49,9 +49,9 @@ def open_source(
             tone-mapped).
 
     Raises:
-        VideoError: What cannot be read; a ValueError.
-        TypeError: What is none of these.
-        ImportError: PyAV is needed and absent.
+        VideoError: It cannot be read; a ValueError.
+        TypeError: ``spec`` has another type.
+        ImportError: PyAV is needed and missing.
     """
     if rate is not None:
         require_number("rate", rate, 0.001, 10_000)

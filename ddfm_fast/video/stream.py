@@ -1,4 +1,4 @@
-"""Frames in, fused frames out: streams of images that are in memory or come one by one."""
+"""Frames in, fused frames out: streams of images that are in memory or arrive one by one."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def fuse_stream(
         fuser: A ``Fuser``: its prior, seed, device and color count.
         pairs: Images as in the call of ``Fuser``, one per source.
         preset: A name of ``VIDEO_PRESETS``, or a preset.
-        color: In place of the fuser's, as in its call.
+        color: Overrides the fuser's, as in its call.
         **reading: ``value_range`` and ``layout`` as in the call of ``Fuser``.
 
     Raises:
-        ValueError: Names what is wrong; or TypeError.
+        ValueError, TypeError: The message names what is wrong.
     """
     check_reading(reading, "stream")
     temporal = TemporalFuser(fuser, preset)
@@ -82,7 +82,7 @@ def fuse_streams(
         **reading: As in :func:`fuse_stream`.
 
     Raises:
-        ValueError: Names what is wrong; or TypeError.
+        ValueError, TypeError: The message names what is wrong.
     """
     check_reading(reading, "stream")
     temporal = TemporalFuser(fuser, preset)

@@ -39,7 +39,7 @@ _SCHEMES = {
 
 
 def is_stream(out: str | os.PathLike[str]) -> bool:
-    """Whether an output is standard output or an address; a `pathlib.Path` never is."""
+    """Return whether an output is standard output or an address; a `pathlib.Path` never is."""
     return isinstance(out, str) and (out == STDOUT or "://" in out)
 
 

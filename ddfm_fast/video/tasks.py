@@ -34,7 +34,7 @@ class Task:
 
     name: str
     ir: Any
-    """a stream as `open_source` takes it; likewise ``vis``"""
+    """a stream as `open_source` takes it, like ``vis``"""
     vis: Any
     out: Path | str
     """a file or folder; "-" or an address as text"""
@@ -151,7 +151,7 @@ class TasksInterrupted(KeyboardInterrupt):
     """Ctrl-C while tasks were done elsewhere, after those under way have ended: ``results``."""
 
     def __init__(self, results: list[TaskResult]):
-        super().__init__("the videos were interrupted; skip what exists to go on")
+        super().__init__("the videos were interrupted; rerun with skip_existing to resume")
         self.results = results
 
 
@@ -169,9 +169,9 @@ class Elsewhere(Protocol):
 
 
 def _outcome(result: TaskResult) -> str:
-    """What became of a task, in a word or a sentence."""
+    """Return what became of a task, in a word or a sentence."""
     if result.skipped:
-        return "there already"
+        return "already there"
     if result.ok:
         return "fused"
     if result.report is None:
@@ -197,18 +197,18 @@ def run_tasks(
         fuser: As in `fuse_video`.
         on_result: Called with each result as soon as its task has ended. What it raises is
             raised here and ends the run.
-        skip_existing: Leave tasks alone whose file is there: it has its name only when it is
-            complete. What Ctrl-C cuts short then is called NAME.part-….SUFFIX.
+        skip_existing: Skip tasks whose file exists: it has its name only when it is complete.
+            What Ctrl-C cuts short is then called NAME.part-….SUFFIX.
         elsewhere: What does the tasks in other processes; None for this one.
-        **options: Of `fuse_video`, among them ``preset`` and ``on_bad``.
+        **options: Options of `fuse_video`, among them ``preset`` and ``on_bad``.
 
     Returns:
         A result for each task, in order; fewer after Ctrl-C.
 
     Raises:
-        TypeError: An option that there is not.
-        ValueError: ``skip_existing`` with outputs that are no files.
-        TasksInterrupted: Ctrl-C where the tasks are done ``elsewhere``: no other was started.
+        TypeError: An option is unknown.
+        ValueError: ``skip_existing`` is given with outputs that are not files.
+        TasksInterrupted: Ctrl-C while the tasks are done ``elsewhere``: no other was started.
     """
     check_names(options, VIDEO_DEFAULTS)
     fuser = Fuser() if fuser is None else fuser

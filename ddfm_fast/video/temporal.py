@@ -106,7 +106,7 @@ VIDEO_PRESETS = {
 
 
 def get_video_preset(preset: str | VideoPreset) -> VideoPreset:
-    """The preset of that name, or the one given; ValueError with the list of names otherwise."""
+    """Return the preset of that name, or the one given; ValueError lists the names."""
     if isinstance(preset, VideoPreset):
         return preset
     if not isinstance(preset, str) or preset not in VIDEO_PRESETS:
@@ -184,15 +184,15 @@ class TemporalFuser:
         self.__dict__.update(state["own"])
 
     def open(self) -> Stream:
-        """The state of a new stream."""
+        """Return the state of a new stream."""
         return Stream()
 
     def aligner(self) -> StreamAligner:
-        """What aligns the frames of a new stream; ValueError for a crop that would change."""
+        """Make the aligner of a new stream's frames; ValueError for a crop that would change."""
         return StreamAligner(self.fuser.align, field=self.fuser.align_field)
 
     def fuse(self, stream: Stream, ir, vis, motion: Motion, **reading):
-        """One frame of one stream: two images in, the fused image out.
+        """Return one frame of one stream: two images in, the fused image out.
 
         ``reading``: ``color``, ``value_range`` and ``layout`` as in the call of :class:`Fuser`,
         whose rules for containers, dtypes and the result hold.
@@ -213,10 +213,11 @@ class TemporalFuser:
         color: bool | str | None = None,
         **reading: Unpack[ReadingOptions],
     ) -> list:
-        """One frame of each stream; frames of one size go through the prior in batches.
+        """Return one frame of each stream; frames of one size go through the prior in batches.
 
         ``aligners``: what brings each pair together; None for pairs that are together.
-        ValueError or TypeError names what is wrong with an image, and where the prior yields NaN.
+        ValueError or TypeError names what is wrong with an image; ValueError also if the prior
+        yields NaN.
         """
         given = self.begin_many(streams, pairs, motions, aligners=aligners, color=color, **reading)
         return [one.image() for one in given]
@@ -279,7 +280,7 @@ class TemporalFuser:
         return results
 
     def _restored(self, stream: Stream, pair: Pair, motion: Motion) -> tuple[Tensor, Tensor]:
-        """The sources of a frame, denoised by the stream's running estimates."""
+        """Return the sources of a frame, denoised by the stream's running estimates."""
         removers: dict[str, Remover] | None = None
         if self._warm is not None:
             removers = {name: partial(stream.clean[name], motion) for name in SOURCES}
@@ -292,7 +293,7 @@ class TemporalFuser:
         return restored.ir, restored.vis
 
     def _colored(self, stream: Stream, pair: Pair, fused: Fused) -> Pair:
-        """The pair with the noise of its chroma taken out, by the stream's running estimates."""
+        """Remove the noise from the pair's chroma, by the stream's running estimates."""
         if pair.chroma is None:
             return pair
         rgb = pair.chroma_of(fused.luma)
@@ -339,7 +340,7 @@ class TemporalFuser:
         motions: list[Motion],
         functional: list[bool],
     ) -> Tensor:
-        """The closed form of sources that are kept where they show the same as before."""
+        """Return the closed form of sources that are kept where they show the same as before."""
         assert self._warm is not None
         found = []
         for stream, i, v, motion, is_map in zip(
@@ -386,7 +387,7 @@ def _polished(em: ReverseStep, x0: Tensor, iterations: int) -> Tensor:
 
 
 def _diffusion(method: Method) -> Diffusion:
-    """``method`` where it can be sampled from, else ValueError."""
+    """``method`` if it can be sampled from, else ValueError."""
     if not isinstance(method, Diffusion):
         raise ValueError(
             f"fuser has the method {method.part!r}; expected the whole one for a video preset that "
@@ -397,21 +398,21 @@ def _diffusion(method: Method) -> Diffusion:
 
 @lru_cache(maxsize=4)
 def _noise(seed: int, height: int, width: int, device: torch.device) -> Tensor:
-    """The z of every frame: what `sample` would draw first for this seed and size."""
+    """Return the z of every frame: what `sample` would draw first for this seed and size."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn((1, 3, height, width), generator=generator, dtype=torch.float32, device="cpu")
     return z.to(device)
 
 
 def _known(stream: Stream, now: Tensor, motion: Motion) -> Kept | None:
-    """What a stream knows of the frame before, where a frame of its size follows."""
+    """Return what a stream knows of the frame before, where a frame of its size follows."""
     kept = stream.kept
     known = kept is not None and not motion.cut and kept.ir.shape == now.shape
     return kept if known else None
 
 
 def _flow(motion: Motion, like: Tensor) -> Tensor | None:
-    """The flow of a frame, on the device of its planes."""
+    """Return the flow of a frame, on the device of its planes."""
     if motion.flow is None:
         return None
     return torch.as_tensor(motion.flow).to(like.device, torch.float32).contiguous()

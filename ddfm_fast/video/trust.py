@@ -53,7 +53,7 @@ def trusted(now: Tensor, kept: Tensor, flow: Tensor | None, scale: float) -> tup
     Args:
         now: Both sources [2, H, W] in [0, 1].
         kept: Planes [C, H, W] of the frame before, its sources first.
-        flow: As for :func:`carry`, likewise ``scale``.
+        flow: As for :func:`carry`, like ``scale``.
         scale: See ``flow``.
 
     Returns:

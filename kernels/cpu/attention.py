@@ -25,7 +25,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         [N, T, heads, d], contiguous.
 
     Raises:
-        ValueError: Shape, dtype, device, strides or alignment are others.
+        ValueError: Shape, dtype, device, strides or alignment are wrong.
         MemoryError: There is no memory for scratch.
     """
     compiled = library()

@@ -103,12 +103,12 @@ def functions(kind: type[F]) -> tuple[F | None, str | None]:
 
 
 def status() -> str | None:
-    """Say why these kernels cannot be used here, or None where they can; compiles on first use."""
+    """Return why these kernels cannot be used here, or None if they can; compiles on first use."""
     return load()[1]
 
 
 def library() -> Library:
-    """Give the compiled kernels; RuntimeError with the reason where :func:`status` has one."""
+    """Return the compiled kernels; RuntimeError with the reason where :func:`status` has one."""
     found, reason = load()
     if found is None:
         raise RuntimeError(f"the CPU kernels cannot be used: {reason}")
@@ -130,7 +130,7 @@ def _load_cached() -> tuple[Library | None, str | None]:
 
 
 def load_again() -> tuple[Library | None, str | None]:
-    """Compile where need be and load, without looking at what this process has loaded."""
+    """Compile if need be and load, without looking at what this process has loaded."""
     if not environment.is_on(SWITCH):
         return None, f"{SWITCH}=0"
     if not sys.platform.startswith("linux"):
@@ -197,7 +197,7 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
 
 
 def this_processor() -> str:
-    """Give the flag that asks for all that this processor can do.
+    """Return the flag that asks for all that this processor can do.
 
     On ARM -march names an architecture and -mcpu a processor: clang has "native" for the latter
     alone, GCC for both.
@@ -226,7 +226,7 @@ def run(command: list[str]) -> str:
 
 
 def _team(library: ctypes.CDLL) -> int:
-    """Give the address of what runs a function on several threads; 0 where there are no threads."""
+    """Give the address of what runs a function on several threads; 0 if there are no threads."""
     start = getattr(ctypes.CDLL(None), "pthread_create", None)
     library.ddfm_team_starts(ctypes.cast(start, ctypes.c_void_p) if start else None)
     return ctypes.cast(library.ddfm_team, ctypes.c_void_p).value or 0

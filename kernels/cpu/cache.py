@@ -25,7 +25,7 @@ _HASH = 24
 
 
 def folder() -> Path:
-    """The cache's folder, which need not exist: $DDFM_FAST_CACHE, else ddfm_fast in ~/.cache."""
+    """Return the cache's folder, which may be missing: $DDFM_FAST_CACHE or ~/.cache/ddfm_fast."""
     if chosen := environment.set_values().get(VARIABLE):
         return Path(chosen).expanduser()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -33,7 +33,7 @@ def folder() -> Path:
 
 
 def usable_folder() -> Path | None:
-    """The folder, made where it was missing; None where it cannot be trusted or written to."""
+    """Return the folder, made if missing; None if it cannot be trusted or written to."""
     try:
         path = folder()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def usable_folder() -> Path | None:
 
 
 def refusal(path: Path) -> str | None:
-    """Say why nothing is loaded from an existing folder; None where all is well.
+    """Return why nothing is loaded from an existing folder; None if all is well.
 
     A folder of the user's that others may read, as earlier versions made it, is closed to them.
     Nobody else may be able to put another in its place: see `_exchangeable`.
@@ -65,12 +65,12 @@ def refusal(path: Path) -> str | None:
 
 
 def _user() -> int | None:
-    """The number of the user; None on Windows, which has none."""
+    """Return the number of the user; None on Windows, which has none."""
     return os.getuid() if hasattr(os, "getuid") else None
 
 
 def _exchangeable(path: Path) -> str | None:
-    """Say which folder above, links on the way included, lets another user exchange the folder.
+    """Return which folder above, links on the way included, lets another user exchange the folder.
 
     Each has to belong to the user or to root, and be writable for nobody else unless it is sticky,
     as /tmp is: there only the owner of a name can change it.
@@ -98,7 +98,7 @@ def _exchangeable(path: Path) -> str | None:
 
 
 def find(path: Path, stem: str) -> Path | None:
-    """The library of that stem whose content is what its name says; others of it are removed."""
+    """Find the library of that stem whose hash matches its name; remove the others of it."""
     for candidate in sorted(path.glob(f"{stem}-*{SUFFIX}")):
         if not candidate.is_symlink() and candidate == _named(candidate, stem):
             return candidate
@@ -108,7 +108,7 @@ def find(path: Path, stem: str) -> Path | None:
 
 
 def keep(partial: Path, stem: str) -> Path:
-    """Give a new library, which is closed, its name beside it, and return that."""
+    """Return a new library, which is closed, its name beside it, and return that."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     target = _named(partial, stem)
@@ -130,7 +130,7 @@ def clear() -> list[Path]:
 
 
 def describe() -> dict[str, object]:
-    """The folder, why it is not used (or None), and the files and bytes in it."""
+    """Return the folder, why it is not used (or None), and the files and bytes in it."""
     path = folder()
     found: dict[str, object] = {"folder": str(path), "refused": None, "files": 0, "bytes": 0}
     if path.is_dir() or path.is_symlink():

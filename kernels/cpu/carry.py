@@ -21,7 +21,7 @@ class Library(build.Functions):
 
 
 def status() -> str | None:
-    """Say why this cannot be used here, or None where it can; compiles on first use."""
+    """Return why this cannot be used here, or None if it can; compiles on first use."""
     return load()[1]
 
 
@@ -52,7 +52,7 @@ def carry(
 
     Raises:
         RuntimeError: :func:`status` has a reason.
-        ValueError: Shape, dtype, device, strides or alignment are others.
+        ValueError: Shape, dtype, device, strides or alignment are wrong.
         MemoryError: There is no memory for scratch.
     """
     compiled, reason = load()

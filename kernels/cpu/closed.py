@@ -66,7 +66,7 @@ class Library(build.Functions):
 
 
 def status() -> str | None:
-    """Say why this cannot be used here, or None where it can; compiles on first use."""
+    """Return why this cannot be used here, or None if it can; compiles on first use."""
     return load()[1]
 
 
@@ -104,7 +104,7 @@ def choose(
 
     Raises:
         RuntimeError: :func:`status` has a reason.
-        ValueError: Shape, dtype, device, strides or alignment are others.
+        ValueError: Shape, dtype, device, strides or alignment are wrong.
         MemoryError: There is no memory for scratch.
     """
     compiled, reason = load()
@@ -146,7 +146,7 @@ def planes_of(work: Tensor, height: int, width: int) -> Mapping[str, Tensor]:
 
 @lru_cache(maxsize=16)
 def _places(height: int, width: int) -> dict[str, tuple[int, int, int]]:
-    """Where each plane begins, and its size."""
+    """Return where each plane begins, and its size."""
     levels = {f"{n}{k}": k for n, first in BY_LEVEL.items() for k in range(first, LEVELS)}
     places, at = {}, 0
     for name, level in (levels | SINGLE).items():

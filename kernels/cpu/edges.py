@@ -48,7 +48,7 @@ def gather(x: Tensor, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
     Raises:
         RuntimeError: The kernels cannot be used here.
-        ValueError: Shape, dtype, device, strides, alignment or side are others.
+        ValueError: Shape, dtype, device, strides, alignment or side are wrong.
     """
     compiled = _library()
     n, c, height, width = x.shape
@@ -79,7 +79,7 @@ def spread(out: Tensor, side: int, x: Tensor, of_x: Tensor, of_out: Tensor) -> T
 
     Raises:
         RuntimeError: The kernels cannot be used here.
-        ValueError: Shape, dtype, device, strides, alignment or side are others.
+        ValueError: Shape, dtype, device, strides, alignment or side are wrong.
     """
     compiled = _library()
     n, c, height, width = x.shape

@@ -94,7 +94,7 @@ def _packed_shape(weight: Weight) -> tuple[int, ...]:
 
 
 def suits_winograd(channels: Sequence[int], side: int, stride: int) -> bool:
-    """Say whether :class:`Layer` can do such a convolution by Winograd's filtering."""
+    """Return whether :class:`Layer` can do such a convolution by Winograd's filtering."""
     return side == 3 and stride == 1 and not any(c % SLAB for c in channels)
 
 
@@ -277,7 +277,7 @@ class Layer:
         return scale.data_ptr(), shift.data_ptr()
 
     def _check_apart(self, out, parts, skip, norm, bias, residual) -> None:
-        """Raise ValueError where ``out`` does not fit, or overlaps what other blocks still read."""
+        """Raise ValueError if ``out`` does not fit, or overlaps what other blocks still read."""
         self._plane(out, self.shape)
         others = [*((f"parts[{i}]", x) for i, (x, _) in enumerate(parts)),
                   *((f"skip[{i}]", x) for i, (x, _) in enumerate(skip)),

@@ -1,4 +1,4 @@
-"""What the C++ of this folder may be handed: checked before an address is taken.
+"""Check what the C++ of this folder is handed, before an address is taken.
 
 Results and scratch are made here too, as float32 on the CPU whatever PyTorch's defaults are: the
 code writes floats, and a default of another size would have it write past their end.
@@ -46,7 +46,7 @@ def refusal(
 
 
 def address(name: str, x: Tensor) -> int:
-    """Find where a tensor begins; ValueError where that is not what code can read as floats.
+    """Find where a tensor begins; ValueError if that is not what code can read as floats.
 
     A view of bytes may begin anywhere, the storage of a tensor may have been freed under it, and
     the imaginary part of a conjugate has its sign in a bit of the tensor.
@@ -62,7 +62,7 @@ def address(name: str, x: Tensor) -> int:
 
 
 def check_apart(out: Tensor, others: Sequence[tuple[str, Tensor]]) -> None:
-    """Raise ValueError where a result would be written over what is read; all without gaps."""
+    """Raise ValueError if a result would be written over what is read; all without gaps."""
     begin, end = _span(out)
     for name, x in others:
         first, last = _span(x)

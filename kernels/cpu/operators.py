@@ -1,4 +1,4 @@
-"""The layer and the attention of a CPU as operators of PyTorch: nodes of other people's graphs.
+"""The layer and the attention of a CPU as PyTorch operators: nodes of a user's graphs.
 
 ``torch.ops.ddfm_fast.cpu_layer`` and ``cpu_attention`` are what torch.compile and torch.export see
 where :class:`Layer` and :func:`attention` run otherwise. They take weights as a network has them,

@@ -35,7 +35,7 @@ class Library(build.Functions):
 
 
 def status() -> str | None:
-    """Say why this cannot be used here, or None where it can; compiles on first use."""
+    """Return why this cannot be used here, or None if it can; compiles on first use."""
     return load()[1]
 
 
@@ -46,7 +46,7 @@ def load() -> tuple[Library | None, str | None]:
 
 
 def library() -> Library:
-    """Give the compiled functions; RuntimeError with the reason where :func:`status` has one."""
+    """Return the compiled functions; RuntimeError with the reason where :func:`status` has one."""
     found, reason = load()
     if found is None:
         raise RuntimeError(f"the CPU kernels cannot be used: {reason}")
@@ -64,7 +64,7 @@ def read_luma(values: Tensor) -> Tensor:
 
     Raises:
         RuntimeError: :func:`status` has a reason.
-        ValueError: Shape, dtype or device are others.
+        ValueError: Shape, dtype or device are wrong.
         MemoryError: There is no memory for scratch.
     """
     compiled = library()
@@ -87,7 +87,7 @@ def limits(y: Tensor, ir: Tensor, vis: Tensor, stretch: str) -> Tensor:
     """Find what a luma is stretched by, as ``images.stretch.stretch_limits`` does.
 
     Args:
-        y: Fused luma [N, 1, H, W], float32 without gaps, likewise ``ir`` and ``vis``.
+        y: Fused luma [N, 1, H, W], float32 without gaps, like ``ir`` and ``vis``.
         ir: Luma of a source.
         vis: Luma of the other.
         stretch: "sources", "percentile" or "minmax".
@@ -97,7 +97,7 @@ def limits(y: Tensor, ir: Tensor, vis: Tensor, stretch: str) -> Tensor:
 
     Raises:
         RuntimeError: :func:`status` has a reason.
-        ValueError: Shape, dtype, device, strides or alignment are others.
+        ValueError: Shape, dtype, device, strides or alignment are wrong.
         MemoryError: There is no memory for scratch.
     """
     compiled, shape = library(), (len(y), 1, *y.shape[-2:])
@@ -138,7 +138,7 @@ def give_back(
 
     Raises:
         RuntimeError: :func:`status` has a reason.
-        ValueError: Shape, dtype, device or layout are others.
+        ValueError: Shape, dtype, device or layout are wrong.
         MemoryError: There is no memory for scratch.
     """
     compiled = library()
@@ -171,7 +171,7 @@ def give_back(
 def _result(
     n: int, channels: int, height: int, width: int, spec: ImageSpec
 ) -> tuple[Tensor, Tensor]:
-    """A result not yet written as [N, C, H, W], and in its layout."""
+    """Return a result not yet written as [N, C, H, W], and in its layout."""
     if spec.layout.endswith("HWC"):
         out = torch.empty((n, height, width, channels), dtype=spec.dtype, device=memory.CPU)
         planes = out.permute(0, 3, 1, 2)
@@ -183,7 +183,7 @@ def _result(
 
 
 def _shape(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> tuple[int, int, int, int]:
-    """The shape of images that the code can read."""
+    """Return the shape of images that the code can read."""
     if x.ndim != 4 or x.shape[1] not in (1, 3) or x.dtype not in dtypes or not x.is_cpu:
         kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise memory.refusal(name, x, ("N", "1 or 3", "H", "W"), f"of {kinds}")
@@ -192,13 +192,13 @@ def _shape(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> tuple[int, 
 
 
 def _readable(rgb: Tensor) -> Tensor:
-    """The same with columns one or, of interleaved channels, three values apart."""
+    """Return the same with columns one or, of interleaved channels, three values apart."""
     interleaved = rgb.stride(3) == 3 and rgb.stride(1) == 1
     return rgb if interleaved or rgb.stride(3) == 1 else rgb.contiguous()
 
 
 def _address(name: str, x: Tensor) -> int:
-    """Find where values begin; ValueError where they cannot be read there."""
+    """Find where values begin; ValueError if they cannot be read there."""
     found = x.data_ptr()
     if found % x.element_size() or not found or x.is_neg():
         raise ValueError(

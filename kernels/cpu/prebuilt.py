@@ -62,7 +62,7 @@ LEVELS = (
 
 
 def compiler() -> str:
-    """Find the C++ compiler: $CXX, else c++, g++ or clang++; RuntimeError where there is none."""
+    """Find the C++ compiler: $CXX, else c++, g++ or clang++; RuntimeError if there is none."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     for name in names:
         if found := shutil.which(name):
@@ -71,7 +71,7 @@ def compiler() -> str:
 
 
 def architecture(level: Level) -> list[str]:
-    """Give the flags that ask the compiler for a level."""
+    """Return the flags that ask the compiler for a level."""
     march, _, more = level.name.partition("+")
     return [f"-march={march}", *([f"-m{more}"] if more else [])]
 
@@ -97,7 +97,7 @@ def find(folder: Path | None = None) -> tuple[list[tuple[str, Path]], str | None
         folder: Where they lie; default: beside this file.
 
     Returns:
-        The level and the path of each, the best first; and why there is none, or None where there
+        The level and the path of each, the best first; and why there is none, or None if there
         is one or where the installation brought none at all, as a checkout does.
     """
     folder = HERE / FOLDER if folder is None else folder
@@ -129,7 +129,7 @@ def target() -> str:
 
 
 def platform_tag() -> str:
-    """Give the wheel's tag of the platform that it runs on."""
+    """Return the wheel's tag of the platform that it runs on."""
     return f"manylinux_2_{GLIBC}_{target()}"
 
 
@@ -137,7 +137,7 @@ def compile_all(folder: Path) -> list[Path]:
     """Compile each level of the compiler's machine into a folder.
 
     Args:
-        folder: Made where it is missing.
+        folder: Made if it is missing.
 
     Returns:
         The libraries.

@@ -55,7 +55,7 @@ def outputs_transform() -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _shares() -> tuple[Tensor, list[int]]:
-    """How much of each earlier error a point takes on [36, 36], in the order that follows.
+    """Return how much of each earlier error a point takes on [36, 36], in the order that follows.
 
     The error of a tile's outputs is, on average over inputs, e^T M e of the errors e of a filter.
     """

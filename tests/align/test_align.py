@@ -148,7 +148,7 @@ def test_what_does_not_stand_out_is_not_sure():
 
 def test_bad_input():
     ir, vis = satellite()
-    with pytest.raises(ValueError, match="ir is 300x200 and vis 300x300; expected one size"):
+    with pytest.raises(ValueError, match="ir is 300x200 and vis 300x300; expected equal sizes"):
         check(ir[:, :200].copy(), vis)
     with pytest.raises(ValueError, match="model is 'rigid'; expected one of shift, affine"):
         estimate(ir, vis, "rigid")

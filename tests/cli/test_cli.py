@@ -455,7 +455,7 @@ def test_doctor(call):
     result = call("doctor")
     assert result.exit_code == 0, result.output
     assert "ok    embedded prior" in result.stdout and "ok    self-test" in result.stdout
-    assert "never run on a GPU yet" in result.stdout
+    assert "not been run on a GPU yet" in result.stdout
     assert "backend      torch" in result.stdout and "the device is the CPU" in result.stdout
     missing = status()
     expected = (

@@ -54,7 +54,7 @@ def test_profile_says_where_the_time_went(streams, tmp_path):
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()[1:]
     assert [line.split()[0] for line in lines] == [*STAGES, "in"]
-    assert all("ms a frame" in line for line in lines)
+    assert all("ms per frame" in line for line in lines)
     (video,) = json.loads(call(*common, tmp_path / "p.mp4", "--json").stdout)["videos"]
     assert list(video["stages"]) == list(STAGES)
     assert all(0 < seconds < video["seconds"] for seconds in video["stages"].values())

@@ -100,12 +100,12 @@ def test_the_file_decides_the_picture(pictures):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('presett = "fast"', ("bad.toml: 'presett' is no option", "did you mean preset?")),
-        ("[fuse]\nstep = 3", ("[fuse]: 'step' is no option", "did you mean steps?")),
+        ('presett = "fast"', ("bad.toml: 'presett' is not an option", "did you mean preset?")),
+        ("[fuse]\nstep = 3", ("[fuse]: 'step' is not an option", "did you mean steps?")),
         ("[batch]\nzzz = 3", ("[batch]: 'zzz'", "ddfm-fast config lists")),
         ("[fuze]\nsteps = 3", ("'fuze'", "did you mean fuse?")),
         ("[prior.trian]\nminutes = 3", ("[prior]: 'trian'", "did you mean train?")),
-        ("panel = true", ("panel is not of all commands", "[fuse]")),
+        ("panel = true", ("panel is not an option of every command", "[fuse]")),
         ("[fuse]\npanel = 1", ("panel is 1", "true or false")),
         ("[fuse]\nsteps = true", ("steps is True", "no switch")),
         ("[fuse]\nquality = 900", ("quality is 900", "100")),
@@ -176,7 +176,7 @@ def test_a_dry_run_writes_nothing(pictures):
 
 def test_a_dry_run_says_what_is_there(pictures):
     (pictures / "o.png").write_bytes(b"")
-    assert "o.png  (there already)" in call("fuse", *pair(), "-o", "o.png", "--dry-run").stdout
+    assert "o.png  (already there)" in call("fuse", *pair(), "-o", "o.png", "--dry-run").stdout
     left = call("fuse", *pair(), "-o", "o.png", "--dry-run", "--skip-existing")
     assert "left alone" in left.stdout
     assert (pictures / "o.png").read_bytes() == b""

@@ -195,7 +195,7 @@ def test_smaller_images_keep_larger_batches(tmp_path, out):
         add_pair(tmp_path / "data", f"{n}", (32, 32) if n < 4 else (16, 16), seed=n)
     limit = lambda x: MemoryError() if x[:, 0].numel() > 2 * 32 * 32 else None  # noqa: E731
     prior = CountingPrior(limit)
-    with pytest.warns(UserWarning, match="4 images of 32x32 at once; going on with 2"):
+    with pytest.warns(UserWarning, match="4 images of 32x32 at once; continuing with 2"):
         assert run(tmp_path / "data", out, prior, settings={"steps": 1}, batch_size=4).ok
     assert [shape[0] for shape in prior.shapes] == [4, 2, 2, 4]
 

@@ -72,7 +72,7 @@ def call(tiny_prior):
 def test_command(call, data, out, tiny_prior):
     result = call(data, "-o", out)
     assert result.exit_code == 0, result.output
-    assert "5 fused, 0 there already, 0 failed" in result.stdout and result.stderr == ""
+    assert "5 fused, 0 already there, 0 failed" in result.stdout and result.stderr == ""
     result = call(data, "-o", out, "--json")
     report = json.loads(result.stdout)
     assert result.exit_code == 0 and report["ok"] and report["skipped"] == 5
@@ -106,28 +106,28 @@ def test_a_bad_entry_of_a_list_fails_alone(call, data, out):
     (data / "x.csv").write_text("ir,vis,name\n" + good + "\n".join(bad) + "\n")
     result = call(data / "x.csv", "-o", out)
     assert result.exit_code == 1, result.output
-    assert "1 fused, 0 there already, 3 failed" in result.stdout
+    assert "1 fused, 0 already there, 3 failed" in result.stdout
     for words in (
-        "line 3: ", "expected a path", "z: ", "gone.png is not there; paths of the list are",
+        "line 3: ", "expected a path", "z: ", "gone.png is not there; paths in the list are",
         "line 5: ", "expected a plain name",
     ):  # fmt: skip
         assert words in result.stderr, result.stderr
     again = call(data / "x.csv", "-o", out)
-    assert again.exit_code == 1 and "0 fused, 1 there already, 3 failed" in again.stdout
+    assert again.exit_code == 1 and "0 fused, 1 already there, 3 failed" in again.stdout
     rows = [["test/ir/a.png", "test/vi/a.png"], ["one"], 4, {"ir": "test/ir/a.png", "vis": 4}]
     (data / "x.json").write_text(json.dumps(rows))
     result = call(data / "x.json", "-o", out / "j", "--range-over", "dataset")
-    assert result.exit_code == 1 and "1 fused, 0 there already, 3 failed" in result.stdout
+    assert result.exit_code == 1 and "1 fused, 0 already there, 3 failed" in result.stdout
     assert "pair 3: " in result.stderr and "got 4" in result.stderr
     listed = call(data / "x.json", "--list")
-    assert listed.exit_code == 1 and "1 pairs, 3 files without one" in listed.stdout
+    assert listed.exit_code == 1 and "1 pairs, 3 files without a partner" in listed.stdout
     assert "pair 2: " in listed.stdout
 
 
 def test_a_list_without_a_good_entry_is_refused(call, data, out):
     (data / "x.csv").write_text("ir,vis\nno.png,none.png\n")
     result = call(data / "x.csv", "-o", out)
-    assert result.exit_code == 2 and "2 files are not there" in result.stderr
+    assert result.exit_code == 2 and "2 files do not exist" in result.stderr
     assert not out.exists() or not list(out.glob("*.png"))
 
 
@@ -141,12 +141,12 @@ def test_panels(call, data, out):
     assert panel.shape[0] >= height and panel.shape[1] >= 3 * width
     assert all(path.read_bytes() == data for path, data in before.items())
     again = call(data, "-o", out, "--panel")
-    assert "0 fused, 5 there already" in again.stdout
-    assert "0 fused, 5 there already" in call(data, "-o", out).stdout
+    assert "0 fused, 5 already there" in again.stdout
+    assert "0 fused, 5 already there" in call(data, "-o", out).stdout
     (out / "test" / "a.panel.png").unlink()
-    assert "1 fused, 4 there already" in call(data, "-o", out, "--panel").stdout
+    assert "1 fused, 4 already there" in call(data, "-o", out, "--panel").stdout
     ray = call(data, "-o", out / "r", "--panel", "--on", "ray")
-    assert ray.exit_code == 2 and "--panel is for local folders" in ray.stderr
+    assert ray.exit_code == 2 and "--panel works only with local folders" in ray.stderr
 
 
 def test_panels_do_not_replace_results(call, data, out):
@@ -161,7 +161,7 @@ def test_command_reports_failures(call, data, out):
     (data / "test" / "ir" / "a.png").write_bytes(b"junk")
     result = call(data, "-o", out)
     assert result.exit_code == 1
-    assert "4 fused, 0 there already, 1 failed" in result.stdout
+    assert "4 fused, 0 already there, 1 failed" in result.stdout
     assert result.stderr.startswith("error: test/a: ") and "a.png" in result.stderr
     result = call(data, "-o", out, "--json")
     report = json.loads(result.stdout)
@@ -198,9 +198,9 @@ def test_command_after_ctrl_c(call, data, out, monkeypatch):
     monkeypatch.setattr(Fuser, "__call__", interrupted)
     result = call(data, "-o", out, "--json")
     assert result.exit_code == 130
-    assert "interrupted: 3 pairs not reached; start the same command again" in result.stderr
+    assert "interrupted: 3 pairs not reached; run the same command again" in result.stderr
     assert json.loads(result.stdout)["stopped"] == "interrupted"
-    assert "3 fused, 2 there already" in call(data, "-o", out).stdout
+    assert "3 fused, 2 already there" in call(data, "-o", out).stdout
 
 
 # A real process

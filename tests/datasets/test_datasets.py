@@ -285,7 +285,7 @@ def test_lists_of_two_and_names_by_default(listed):
 def test_a_list_elsewhere_is_relative_to_the_root(listed, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("lists") / "x.csv", CSV["plain"])
     assert found(listed, manifest=path) == LISTED
-    refused(path, "4 files are not there", "1.png")
+    refused(path, "4 files do not exist", "1.png")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +296,7 @@ def test_a_list_elsewhere_is_relative_to_the_root(listed, tmp_path_factory):
         ("x.csv", "ir,vis\n", ["lists no pairs"]),
         ("x.csv", "ir,vis\na/1.png\n", ["line 2", "vis"]),
         ("x.csv", "ir,vis\na/1.png,a/1.png\n", ["line 2", "two files"]),
-        ("x.csv", "ir,vis\na/1.png,b/7.png\n", ["1 files are not there", "7.png"]),
+        ("x.csv", "ir,vis\na/1.png,b/7.png\n", ["1 files do not exist", "7.png"]),
         ("x.csv", "ir,vis\na/1.png,b/1.png\na/1.png,b/2.png\n", ["twice", "1"]),
         ("x.csv", "ir,vis,name\na/1.png,b/1.png,../up\n", ["name", "../up"]),
         ("x.csv", "ir,vis,name\na/1.png,b/1.png,/abs\n", ["name", "/abs"]),

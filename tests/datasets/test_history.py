@@ -54,7 +54,7 @@ def test_a_history_that_is_a_link_does_not_shorten_a_file(data, tmp_path, make):
     notes.write_text("one line\nand half of one")
     (out := tmp_path / "out").mkdir()
     make(notes, out / HISTORY_FILE)
-    with pytest.raises(ImageFileError, match=f"{HISTORY_FILE} is a link or no file: remove it"):
+    with pytest.raises(ImageFileError, match=f"{HISTORY_FILE} is a link or not a file: remove it"):
         run(data, out)
     assert notes.read_text() == "one line\nand half of one"
 

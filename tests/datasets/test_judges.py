@@ -52,7 +52,7 @@ def test_the_command_writes_what_a_benchmark_reads(data, tmp_path, layout, names
     else:  # JPEG of quality 95
         assert np.abs(found.astype(int) - expected).mean() < 4
     again = CliRunner().invoke(app, [*words, "--device", "cpu"])
-    assert "0 fused, 2 there already" in again.output
+    assert "0 fused, 2 already there" in again.output
 
 
 def test_a_format_that_is_asked_for_holds_where_it_can(data, tmp_path):

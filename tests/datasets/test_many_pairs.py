@@ -92,7 +92,7 @@ def test_a_list_names_what_is_missing(tmp_path, stats):
         (root / name).unlink()
     (root / gone[1]).symlink_to(root / "vi.png")
     (root / gone[2]).symlink_to(root / "nowhere.png")
-    with pytest.raises(ValueError, match="2 files are not there") as error:
+    with pytest.raises(ValueError, match="2 files do not exist") as error:
         find_pairs(root, manifest=root / "list.csv")
     assert all(name in str(error.value) for name in (gone[0], gone[2]))
     assert gone[1] not in str(error.value)
@@ -112,7 +112,7 @@ def test_bad_entries_alone_carry_an_error(tmp_path, stats):
     assert bad.keys() == {"line 201", "05/00008"}
     assert bad["line 201"].error == f"{listed}, line 201: ir is ''; expected a path"
     gone = root / "in/vi/05/00008.png"
-    assert bad["05/00008"].error == f"{gone} is not there; paths of the list are relative to {root}"
+    assert bad["05/00008"].error == f"{gone} is not there; paths in the list are relative to {root}"
     assert bad["05/00008"].vis == gone
     assert len(items) == FOLDERS * 60 + 1
     assert {type(item) for item in items if not item.error} == {PairItem}

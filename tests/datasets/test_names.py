@@ -396,7 +396,7 @@ def test_list(tmp_path):
     first, second, last = result.stdout.splitlines()
     assert first == f"a: {tmp_path / 'a_T.png'} + {tmp_path / 'a_V.png'}"
     assert second.startswith(f"no pair: {tmp_path / 'overview.png'}: its name says neither")
-    assert last == "1 pairs, 1 files without one"
+    assert last == "1 pairs, 1 files without a partner"
     assert {path.name for path in tmp_path.iterdir()} == {"a_T.png", "a_V.png", "overview.png"}
 
 

@@ -102,9 +102,13 @@ def test_what_is_no_file_fails_its_pair_alone(data, tmp_path, kind, side):
 @pytest.mark.parametrize("kind", ODD)
 def test_what_is_no_file_and_alone_is_left_out(data, kind):
     ODD[kind][0](data / "ir" / "odd.png")
-    with pytest.warns(DDFMWarning, match="left out, no files and without a partner: .*odd.png"):
+    with pytest.warns(
+        DDFMWarning, match="left out, as they are not files and have no partner: .*odd.png"
+    ):
         assert [item.name for item in find_pairs(data)] == ["a", "b"]
-    with pytest.warns(DDFMWarning, match="left out, no files and without a partner: .*odd.png"):
+    with pytest.warns(
+        DDFMWarning, match="left out, as they are not files and have no partner: .*odd.png"
+    ):
         assert [stem for stem, *_ in match_pairs(data / "ir", data / "vi")] == ["a", "b"]
 
 

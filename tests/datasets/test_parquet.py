@@ -85,7 +85,7 @@ def test_failed_rows(tmp_path, expected):  # noqa: F811
 def test_tables_that_are_none(tmp_path):
     out = ("-o", tmp_path / "out.parquet", *QUICK)
     cases = {
-        "no column of the vis pictures": {"ir": [b"x"]},
+        "no column of vis pictures": {"ir": [b"x"]},
         "column 'ir' is int64": {"ir": [1], "vis": [b"x"]},
         "has a column 'fused' already": {"ir": [b"x"], "vis": [b"x"], "fused": [1]},
         "has no rows": {"ir": pa.array([], pa.binary()), "vis": pa.array([], pa.binary())},

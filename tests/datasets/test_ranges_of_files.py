@@ -192,7 +192,7 @@ def test_infinity_in_a_file_names_the_option():
 
 
 def test_all_of_a_file_without_data_is_refused():
-    with pytest.raises(ValueError, match="ir: all of it is nodata=7"):
+    with pytest.raises(ValueError, match="ir: every pixel is nodata=7"):
         sources(np.full(SIZE, 7, np.uint8), PICTURE, Levels(nodata=7))
 
 

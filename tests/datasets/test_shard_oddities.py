@@ -87,7 +87,7 @@ def test_an_older_result_in_a_tar_is_not_passed_on(tmp_path, fuser):
     """Else the output has two members of one name, and webdataset refuses it."""
     more = [("a/0.fused.png", b"old"), ("a/0.error.txt", b"old"), ("a/0.FUSED.tif", b"old")]
     source = packed(tmp_path / "in.tar", members(PAIRS[:1]) + more)
-    with pytest.warns(UserWarning, match="the result is called so"):
+    with pytest.warns(UserWarning, match="the result has that name"):
         assert fuse_shards(source, tmp_path / "out.tar", fuser).ok
     with tarfile.open(tmp_path / "out.tar") as tar:
         assert tar.getnames() == ["a/0.json", "a/0.fused.png"]

@@ -106,7 +106,7 @@ def test_failed_rows_have_their_error(tmp_path, expected):
     texts = [data.decode() for _, data in found[1:]]
     assert [name for name, _ in found[1:]] == [f"{n}.error.txt" for n in (1, 2, 3, 0)]
     assert texts[0].startswith("ir: not a PNG") and texts[1] == "2: no member 2.vis.*"
-    assert texts[2] == "3: no member 3.ir.*" and "0 comes twice" in texts[3]
+    assert texts[2] == "3: no member 3.ir.*" and "0 occurs twice" in texts[3]
     assert f"error: {tmp_path / 'in.tar'}: 1: ir: not a PNG" in said
     record = json.loads((tmp_path / "out.tar.ddfm_fast.json").read_text())
     assert (record["done"], record["failed"]) == (1, 4) and record["errors"][0]["key"] == "1"

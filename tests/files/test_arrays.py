@@ -213,10 +213,10 @@ def test_mat_that_lies_or_unfolds(tmp_path):
 
 def test_mat_that_is_not_read(tmp_path):
     (tmp_path / "a.mat").write_bytes(b"MATLAB 7.3 MAT-file, Platform: x" + bytes(600))
-    with pytest.raises(ImageFileError, match="version 7.3, which is not read; .*-v7"):
+    with pytest.raises(ImageFileError, match="version 7.3, which cannot be read; .*-v7"):
         read_image(tmp_path / "a.mat")
     (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0 MAT-file, Platform: x" + bytes(600))
-    with pytest.raises(ImageFileError, match="no head of a MATLAB file"):
+    with pytest.raises(ImageFileError, match="no header of a MATLAB file"):
         read_image(tmp_path / "a.mat")
 
 
@@ -246,7 +246,7 @@ def test_exr_of_gray_comes_back_exactly(tmp_path, dtype):
 def test_exr_of_color_is_encoded(tmp_path):
     light = RANDOM.normal(0.5, 0.6, (40, 52, 3)).astype(np.float32)
     exr(tmp_path / "a.exr", **{name: light[..., i] for i, name in enumerate("RGB")})
-    with pytest.warns(DDFMWarning, match="is linear light, and its colors are converted"):
+    with pytest.warns(DDFMWarning, match="holds linear light, and its colors are converted"):
         back = read_image(tmp_path / "a.exr")
     size = np.abs(light.astype(float))
     wanted = np.where(size <= 0.0031308, 12.92 * size, 1.055 * size ** (1 / 2.4) - 0.055)

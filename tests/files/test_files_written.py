@@ -179,7 +179,9 @@ def test_pairs_by_stem(folders):
         ["a.1.jpg", "c.tiff", "b.PNG", "Thumbs.db"],
     )
     (ir / "sub.png").mkdir()
-    with pytest.warns(DDFMWarning, match="left out, no files and without a partner: .*sub.png"):
+    with pytest.warns(
+        DDFMWarning, match="left out, as they are not files and have no partner: .*sub.png"
+    ):
         found = match_pairs(str(ir), vis)
     assert found == [
         ("a.1", ir / "a.1.bmp", vis / "a.1.jpg"),

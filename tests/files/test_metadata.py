@@ -368,7 +368,7 @@ def test_damage_says_what_to_do(tmp_path):
     place = block.index(struct.pack(">HH", 34665, 4))
     block[place + 8 : place + 12] = struct.pack(">I", 1 << 30)
     Image.fromarray(pixels()).save(tmp_path / "in.png", exif=bytes(block))
-    with pytest.warns(DDFMWarning, match=r"in\.png: its metadata is damaged in part.*--no-meta"):
+    with pytest.warns(DDFMWarning, match=r"in\.png: its metadata is partly damaged.*--no-meta"):
         found = read_metadata(tmp_path / "in.png")
     assert found.image[271].text == "Maker" and found.exif == {} and found.gps
     (tmp_path / "empty.tif").write_bytes(b"II*\0")

@@ -178,13 +178,13 @@ def test_a_picture_that_fits_comes_before_temperatures_that_do_not(save):
 def damaged_records():
     nan = CAMERA._replace(r1=float("nan"))
     return {
-        "no counts": (fff(records=lambda raw, info: {32: info}), "without counts or constants"),
-        "no constants": (fff(records=lambda raw, info: {1: raw}), "without counts or constants"),
+        "no counts": (fff(records=lambda raw, info: {32: info}), "have no counts or constants"),
+        "no constants": (fff(records=lambda raw, info: {1: raw}), "have no counts or constants"),
         "nan": (fff(camera=nan), "make no sense"),
         "zero": (fff(camera=CAMERA._replace(r2=0.0)), "make no sense"),
         "cut": (fff()[:900], "is cut off"),
         "list cut": (fff()[:70], "list of FLIR's records is cut off"),
-        "head": (b"XXX" + fff()[3:], "have no head"),
+        "head": (b"XXX" + fff()[3:], "have no header"),
         "short camera": (
             fff(records=lambda raw, info: {1: raw, 32: info[:99]}),
             "record of the camera is cut",

@@ -159,7 +159,7 @@ def test_alpha_of_deep_color(save):
     with pytest.warns(DDFMWarning, match="image.tif: has transparent parts; alpha is dropped"):
         back = read_image(save(tiff(array, 2, t338=2)))
     np.testing.assert_array_equal(back, array[..., :3])
-    with pytest.raises(ImageFileError, match="multiplied by a transparency"):
+    with pytest.raises(ImageFileError, match="premultiplied by alpha"):
         read_image(save(tiff(array, 2, t338=1)))
 
 

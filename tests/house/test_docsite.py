@@ -61,4 +61,4 @@ def test_the_site_is_built_whole_and_loads_nothing_from_elsewhere(pages):
             assert not re.search(loaded, path.read_text(encoding="utf-8")), path
     fuser = (site / "api" / "ddfm_fast.html").read_text(encoding="utf-8")
     assert not re.search(r"<p>[^<]*\bOPTIONS\b", fuser)  # the list stands in its place
-    assert fuser.count("Remove noise of the sources first") >= 2
+    assert fuser.count("Remove noise from the sources first") >= 2

@@ -48,7 +48,7 @@ FIXES = {"b": "turn it into uint8", "c": r"abs\(image\)"}
 def test_other_dtypes_of_numpy_are_refused_by_name(dtype, shape, way):
     image = IN_NUMPY[way](np.zeros(shape, dtype))
     fix = FIXES.get(np.dtype(dtype).kind, r"value_range=\(lo, hi\)")
-    exported = "|Foreign cannot be taken by DLPack" if way == "DLPack" else ""
+    exported = "|Foreign cannot be read through DLPack" if way == "DLPack" else ""
     with pytest.raises(TypeError, match=f"^ir: (got dtype .*{fix}{exported})"):
         to_planes(image, "ir")
 
@@ -151,8 +151,8 @@ NO_IMAGES = {
     "meta by DLPack": (lambda: Foreign(GRAY.to("meta")), "Foreign cannot be taken"),
     "bool by DLPack": (lambda: Foreign(GRAY > 0.5), "got dtype bool"),
     "big-endian by DLPack": (lambda: Foreign(np.zeros((16, 16), ">u2")), "byte order"),
-    "no capsule": (NoCapsule, "NoCapsule cannot be taken by DLPack"),
-    "no device": (NoDevice, "NoDevice cannot be taken by DLPack"),
+    "no capsule": (NoCapsule, "NoCapsule cannot be read through DLPack"),
+    "no device": (NoDevice, "NoDevice cannot be read through DLPack"),
     "no description": (NoDescription, "NoDescription cannot be turned into an array"),
     "no array": (NoArray, "NoArray cannot be turned into an array"),
     "no file": (Raises, r"Raises cannot be turned .*the file behind it is closed"),

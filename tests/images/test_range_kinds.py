@@ -168,7 +168,7 @@ def test_a_constant_picture_of_floats_is_legal(value, dtype):
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32"])
 def test_constant_infrared_gives_the_visible_picture(dtype):
     fuser = Fuser(preset="instant")
-    with pytest.warns(DDFMWarning, match="ir is .* everywhere, so the result shows the other"):
+    with pytest.warns(DDFMWarning, match="ir is .* everywhere, so the result shows only the other"):
         fused = fuser(np.full((48, 64), 12, dtype), OTHER)
     lumas = (x.astype(float) @ (0.299, 0.587, 0.114) for x in (fused, OTHER))
     assert np.corrcoef(*(x.ravel() for x in lumas))[0, 1] > 0.99
@@ -317,7 +317,7 @@ def test_holes_are_filled_in_every_layout(dtype):
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32"])
 def test_a_picture_of_nodata_alone_is_refused(dtype):
-    with pytest.raises(ValueError, match="vis: all of it is nodata=7, expected a picture"):
+    with pytest.raises(ValueError, match="vis: every pixel is nodata=7, expected a picture"):
         read(np.full((16, 16), 7, dtype), "vis", nodata=7)
 
 

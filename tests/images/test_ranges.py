@@ -143,7 +143,7 @@ def test_holes_of_the_visible_source_show_infrared_and_batches_keep_theirs():
 
 
 def test_nothing_but_nodata_is_refused_by_name():
-    with pytest.raises(ValueError, match="ir: all of it is nodata=0, expected a picture"):
+    with pytest.raises(ValueError, match="ir: every pixel is nodata=0, expected a picture"):
         fuse(np.zeros_like(IR), VIS, nodata=0, **FAST)
 
 

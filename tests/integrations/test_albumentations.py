@@ -59,11 +59,11 @@ def test_keys_and_options(module):
         module.FuseDDFM(**OPTIONS)(given)
     with pytest.raises(ValueError, match="expected two"):
         module.FuseDDFM(("a", "b", "c"))
-    with pytest.raises(TypeError, match="'step' is no option; did you mean 'steps'"):
+    with pytest.raises(TypeError, match="'step' is not an option; did you mean 'steps'"):
         module.FuseDDFM(step=3)
     with pytest.raises(ValueError, match="p is 2|less than or equal to 1"):
         module.FuseDDFM(p=2)
-    with pytest.raises(ValueError, match="options preset are of no use with fuser"):
+    with pytest.raises(ValueError, match="options preset have no effect with fuser"):
         module.FuseDDFM(fuser=Fuser(**OPTIONS), preset="fast")
 
 

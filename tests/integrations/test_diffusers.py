@@ -105,7 +105,7 @@ def test_callbacks(pipe):
     ).images[0]
     assert seen == [(0, 999, names), (1, 500, names), (2, 0, names)]
     assert watched.tobytes() == plain.tobytes()
-    with pytest.raises(ValueError, match="returned other 'latents'"):
+    with pytest.raises(ValueError, match="changed 'latents'"):
         pipe(ir, vis, callback_on_step_end=lambda p, s, t, k: {"latents": k["latents"] * 2})
     with pytest.raises(ValueError, match="has 'prompt_embeds'; expected some of latents"):
         pipe(ir, vis, callback_on_step_end=each,
@@ -148,7 +148,7 @@ def test_from_pretrained(folder, monkeypatch):
         ]
         == 500
     )
-    with pytest.raises(TypeError, match="'step' is no option; did you mean 'steps'"):
+    with pytest.raises(TypeError, match="'step' is not an option; did you mean 'steps'"):
         DDFMPipeline.from_pretrained(folder, step=3)
     with pytest.raises(ValueError, match="there is no file or folder 'nowhere'"):
         DDFMPipeline.from_pretrained("nowhere")

@@ -147,7 +147,7 @@ def test_bad_entries_of_a_list_fail_with_their_sentences(cluster, data, tmp_path
         report = run_batch(items, tmp_path / "two", Fuser(**QUICK), elsewhere=there)
     assert [one.status for one in report.results] == ["done", "failed", "done", "failed"]
     assert report.results[1].error == (
-        f"{tmp_path / 'gone.png'} is not there; paths of the list are relative to {tmp_path}"
+        f"{tmp_path / 'gone.png'} is not there; paths in the list are relative to {tmp_path}"
     )
     assert report.results[3].error == f"{listed}, pair 4: vis is None; expected a path"
 
@@ -170,7 +170,7 @@ def test_a_pair_that_ends_its_workers_fails_alone(cluster, data, tmp_path):
     with RayPairs(actors=1) as there:
         report = run_batch(items, tmp_path / "two", fuser, elsewhere=there)
     assert [one.status for one in report.results] == ["done", "done", "failed"]
-    assert "3 workers were lost while they had this pair" in report.results[2].error
+    assert "3 workers were lost while working on this pair" in report.results[2].error
 
 
 def test_fuse_batch_fuses_paths_bytes_and_arrays(cluster, data, tmp_path):
@@ -242,7 +242,7 @@ def test_fuse_batch_by_itself(data):
         fuse({"c": batch["a"]})
     with pytest.raises(ValueError, match="format is 'gif'"):
         FuseBatch(format="gif")
-    with pytest.raises(TypeError, match="'pressed' is no option; did you mean 'preset'"):
+    with pytest.raises(TypeError, match="'pressed' is not an option; did you mean 'preset'"):
         FuseBatch(pressed="fast")
 
 
@@ -288,7 +288,7 @@ def test_the_command_is_killed_and_resumes(cluster, data, tmp_path):
     os.killpg(stopped.pid, signal.SIGINT)  # as a terminal does, to all of the group
     said, _ = stopped.communicate(timeout=120)
     assert stopped.returncode == 130, said
-    assert "start the same command again to go on" in said
+    assert "run the same command again to resume" in said
 
     said, _ = (last := command(data, tmp_path / "two", *on_ray)).communicate(timeout=200)
     assert last.returncode == 0, said

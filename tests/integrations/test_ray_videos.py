@@ -92,7 +92,7 @@ def test_ctrl_c_ends_the_videos_under_way_and_the_rest_follows(data, tmp_path):
 
     code, said, errors = done(data, out, *on_ray)
     assert code == 0, errors
-    assert said.count("is there already") == len(there)
+    assert said.count("is already there") == len(there)
     assert {name: (out / name).stat().st_mtime_ns for name in there} == when, "done twice"
     assert done(data, tmp_path / "one", *options)[0] == 0
     assert files(out) == files(tmp_path / "one") and len(files(out)) == VIDEOS

@@ -177,7 +177,7 @@ def test_folders_with_something_in_them_stay(inputs, instant, tmp_path):
         with pytest.raises(ImageFileError, match="volumes are written as"):
             fuse_files(*inputs, tmp_path / name, instant)
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ImageFileError, match="exists and is no folder"):
+    with pytest.raises(ImageFileError, match="exists and is not a folder"):
         fuse_files(*inputs, tmp_path / "file", instant)
 
 

@@ -272,7 +272,7 @@ def test_bundled_files_that_are_refused(name, words):
 
 
 def test_names_that_lead_nowhere(tmp_path):
-    with pytest.raises(ImageFileError, match="nothing of that name"):
+    with pytest.raises(ImageFileError, match="no such file or folder"):
         read_volume(tmp_path / "none")
     (tmp_path / "a.txt").write_text("no image")
     with pytest.raises(ImageFileError, match="holds no DICOM images"):

@@ -307,7 +307,7 @@ def test_bad_batch_size_is_refused(batch_size):
 
 
 def test_unknown_setting_is_refused():
-    with pytest.raises(TypeError, match="'etta' is no setting"):
+    with pytest.raises(TypeError, match="'etta' is not a setting"):
         FuseConfig().with_overrides(etta=1)
 
 

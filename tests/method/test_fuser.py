@@ -163,7 +163,7 @@ def test_with_options_changes_the_precision_only_if_told():
     fuser = Fuser(device="cpu", steps=1)
     assert fuser.with_options(preset="fast").prior is fuser.prior
     assert fuser.with_options(dtype="float16").prior.precision == "float16"
-    with pytest.raises(TypeError, match="'step' is no option; did you mean 'steps'"):
+    with pytest.raises(TypeError, match="'step' is not an option; did you mean 'steps'"):
         fuser.with_options(step=3)
 
 
@@ -342,9 +342,11 @@ def test_help_lists_the_options(what):
 
 
 def test_an_unknown_option_is_named():
-    with pytest.raises(TypeError, match="'devise' is no option; did you mean 'device'"):
+    with pytest.raises(TypeError, match="'devise' is not an option; did you mean 'device'"):
         fuse(*pair(), devise="cpu")
-    with pytest.raises(TypeError, match="'zzz' is no option; expected one of prior, preset"):
+    with pytest.raises(TypeError, match="'zzz' is not an option; expected one of prior, preset"):
         Fuser(zzz=1)
-    with pytest.raises(TypeError, match="'value_rage' is no option; did you mean 'value_range'"):
+    with pytest.raises(
+        TypeError, match="'value_rage' is not an option; did you mean 'value_range'"
+    ):
         Fuser(prior=tanh_prior, steps=1, device="cpu")(*pair(), value_rage=(0, 1))

@@ -99,7 +99,7 @@ def test_options(options, words):
 
 
 CALLS = [
-    ({"callback": 5}, "callback is 5; expected a function of a StepInfo"),
+    ({"callback": 5}, "callback is 5; expected a function that takes a StepInfo"),
     ({"report": 5}, "report is a int; expected a list"),
     ({"progress": "x"}, "progress is 'x'"),
     ({"seed": torch.tensor([1, 2])}, "seed is a Tensor"),

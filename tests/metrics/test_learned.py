@@ -51,7 +51,7 @@ def test_a_missing_package_is_named_before_any_work(name, monkeypatch):
 def test_missing_weights_are_named_and_not_fetched(name, monkeypatch, tmp_path):
     package_of(name)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ValueError, match=f"{BACKBONES[name]}, which are not there; fetch https"):
+    with pytest.raises(ValueError, match=f"{BACKBONES[name]}, which are missing; download https"):
         check_scoring(names=[name])
     assert not list(tmp_path.rglob("*"))
 

@@ -152,7 +152,7 @@ def test_the_verdict_names_the_columns_and_the_distance():
     better = np.arange(20.0)
     lines = verdict(evaluation([better, better + 1, better + 2]))
     assert f"differ in {', '.join(CORE)}" in lines[0] and "20 pairs" in lines[0]
-    assert lines[1].startswith(f"two methods differ where their mean ranks do by "
+    assert lines[1].startswith(f"two methods differ if their mean ranks differ by "
                                f"{critical_difference(3, 20):.2f}")  # fmt: skip
     noise = np.random.default_rng(0).random((3, 4))
     assert verdict(evaluation(noise))[0].endswith("no column tells them apart")

@@ -91,7 +91,7 @@ def test_what_is_no_archive(folder, tmp_path):
     path = tmp_path / "a.zip"
     for data in (b"", b"PK\x03\x04 and nothing", b"\x89PNG"):
         path.write_bytes(data)
-        with pytest.raises(ValueError, match=r"a\.zip: is no ZIP file that can be read"):
+        with pytest.raises(ValueError, match=r"a\.zip: is not a ZIP file that can be read"):
             unpack(path, folder)
     whole = made(path, [("a.png", bytes(range(256)) * 40)]).read_bytes()
     path.write_bytes(whole[:100] + b"\xff" * 50 + whole[150:])  # the sum no longer fits

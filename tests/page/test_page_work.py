@@ -307,7 +307,7 @@ def test_a_list_of_other_files_is_no_video(work, tmp_path):
     """FFmpeg would follow it, whatever its suffix."""
     play = tmp_path / "play.mp4"
     play.write_text(f"ffconcat version 1.0\nfile {tmp_path}/secret.mp4\n")
-    with pytest.raises(ValueError, match=r"play\.mp4: is no video that the page takes"):
+    with pytest.raises(ValueError, match=r"play\.mp4: is not a video that the page takes"):
         work.video(str(play), str(play), "realtime", Controls(), silent)
     with pytest.raises(ValueError, match="no visible video is chosen"):
         work.video(str(play), None, "realtime", Controls(), silent)

@@ -364,7 +364,7 @@ LARGE_CONFIGS = [
     ({"block_out_channels": [32] * 99}, {}, "block_out_channels has 99 values"),
     ({"norm_num_groups": float("nan")}, {}, "norm_num_groups has 1 values up to nan"),
     ({"down_block_types": 2}, {}, "down_block_types is no list"),
-    ({"quantization_config": {"load_in_8bit": True}}, {}, "is quantised"),
+    ({"quantization_config": {"load_in_8bit": True}}, {}, "is quantized"),
     ({"x": "x" * (1 << 20)}, {}, "is not JSON .it has .* bytes"),
     ({}, {"num_train_timesteps": 10**10}, "num_train_timesteps 10000000000, expected an integer"),
     ({}, {"beta_schedule": []}, "was trained with betas"),

@@ -397,7 +397,7 @@ def test_timesteps_that_differ_give_what_each_gives_in_gray_too():
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"alphas": [0.9, 0.5], "noise_schedule": "cosine"}, "beside alphas"),
+        ({"alphas": [0.9, 0.5], "noise_schedule": "cosine"}, "and alphas"),
         ({"alphas": [0.9, 0.5], "num_train_timesteps": 1000}, "with alphas of 2 timesteps"),
         ({"prediction": ["v"]}, "expected one of eps, x0"),
         ({"prediction": "edm", "num_train_timesteps": 500}, "has no timesteps"),

@@ -119,7 +119,7 @@ def test_resumes_with_what_it_was_begun_with(stripes, tmp_path, monkeypatch):
     finally:
         (stripes / "new.png").unlink()
     state_path(out).write_bytes(b"damaged")
-    with pytest.raises(ValueError, match="is no state of a training"):
+    with pytest.raises(ValueError, match="is not the state of a training"):
         train_own(stripes, out, device="cpu")
 
 

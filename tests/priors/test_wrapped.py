@@ -228,7 +228,7 @@ class TestGray:
         (lambda: wrap(velocity, "v", schedule=np.cumprod(1 - np.array([0.1, 1.5]))), ValueError,
          "alphas: got"),
         (lambda: wrap(velocity, "v", num_train_timesteps=20), ValueError,
-         "at least 21 of linear betas, which reach 1"),
+         "at least 21 for linear betas, which reach 1"),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together(call, error, words):

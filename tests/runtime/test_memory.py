@@ -53,7 +53,7 @@ def test_batches_in_order(size):
 @pytest.mark.parametrize("most, sizes", [(3, [8, 4, 2, 2, 2, 2, 2, 1]), (1, [8, 4, 2] + [1] * 11)])
 def test_halved_where_memory_runs_out(most, sizes):
     calls = []
-    with pytest.warns(UserWarning, match="memory ran out with . images of 2x3 at once; going on"):
+    with pytest.warns(UserWarning, match="memory ran out with . images of 2x3 at once; continuing"):
         results = in_batches(holds(most, calls), (PLANES, PLANES), 8, fallback=True)
     assert torch.equal(torch.cat(results), 2 * PLANES) and calls == sizes
 
@@ -110,7 +110,7 @@ def test_fuser_goes_on_with_fewer_images():
     alone = fuser(list(planes), list(planes[::-1]))
     fuser.batch_size = 8
     seen.clear()
-    with pytest.warns(UserWarning, match="going on with 2"):
+    with pytest.warns(UserWarning, match="continuing with 2"):
         together = fuser(list(planes), list(planes[::-1]))
     assert seen == [5, 2, 2, 2, 2, 1, 1]
     for a, b in zip(alone, together, strict=True):

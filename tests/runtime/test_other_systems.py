@@ -218,7 +218,7 @@ def test_the_names_are_python_s_too():
 
 def test_writing_refuses_them(monkeypatch, tmp_path):
     monkeypatch.setattr(reserved, "__defaults__", (True,))
-    with pytest.raises(ImageFileError, match="NUL.png: Windows keeps that name for a device"):
+    with pytest.raises(ImageFileError, match="NUL.png: Windows reserves that name for a device"):
         atomic_write_bytes(tmp_path / "NUL.png", b"")
     with pytest.raises(ImageFileError, match="Windows has no ':'"):
         write_image(tmp_path / "a:b.png", np.zeros((16, 16), np.uint8))

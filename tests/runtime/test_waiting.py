@@ -124,5 +124,5 @@ def test_errors_come_through(fuser):
         asyncio.run(fuser.afuse(ir, vis, callback=3))
     with pytest.raises(ValueError, match="equal size"):
         asyncio.run(fuser.afuse(ir, vis[:-1]))
-    with pytest.raises(TypeError, match="'steps' is no option of a call"):
+    with pytest.raises(TypeError, match="'steps' is not an option of a call"):
         asyncio.run(fuser.afuse(ir, vis, steps=3))

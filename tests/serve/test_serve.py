@@ -103,7 +103,7 @@ def test_json_and_accept(server):
 def test_a_client_of_files(server, tmp_path):
     ir, vis = write(tmp_path / "ir.png", png(picture(1))), png(colored(2))
     assert ask(ir, vis, url=server.url) == server.fuse(png(picture(1)), vis)[2]
-    with pytest.raises(ValueError, match="'stepps' is no option; did you mean 'steps'"):
+    with pytest.raises(ValueError, match="'stepps' is not an option; did you mean 'steps'"):
         ask(ir, vis, url=server.url, stepps=3)
     with pytest.raises(ServiceError, match="no answer from http://127.0.0.1:9 .*ddfm-fast serve"):
         ask(ir, vis, url="http://127.0.0.1:9")
@@ -134,7 +134,7 @@ def test_refused_as_the_library_does(server):
     assert server.refused(400, ir, vis[:300]).startswith("vis: cannot be decoded")
     assert server.refused(400, b"", vis).startswith("ir: the file is empty")
     assert server.refused(400, b"no picture", vis).startswith("ir: not a PNG")
-    assert "it is chosen where the service starts" in server.refused(400, ir, vis, prior="/etc/x")
+    assert "it is chosen when the service starts" in server.refused(400, ir, vis, prior="/etc/x")
     assert "format is 'gif'" in server.refused(400, ir, vis, format="gif")
     assert "layout is 'HWC'" in server.refused(400, ir, vis, layout="HWC")
     deep = png(picture(1, dtype=np.uint16))
@@ -180,7 +180,7 @@ def test_bodies_that_are_no_calls(server):
         assert refused(json.dumps({"ir": ir, "vis": ir, "preset": value}))
     body, kind = form({"ir": png(picture(1))}, vis="words")
     assert refused(body, kind).startswith("vis is text")
-    assert refused(body.replace(b'"vis"', b'"ir"'), kind) == "'ir' comes twice; give it once"
+    assert refused(body.replace(b'"vis"', b'"ir"'), kind) == "'ir' is given twice; give it once"
     assert refused(body[:200], kind)
     assert "cannot be read" in refused(body, "multipart/form-data")
     assert "Content-Type is 'text/plain'" in refused(b"x", "text/plain", 415)

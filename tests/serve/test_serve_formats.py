@@ -142,7 +142,7 @@ def test_options_that_are_refused(server):
         ({"out_range": "0,1"}, "out_range: values from 0 to 1 are float32"),
         ({"out_range": "ir", "format": "npy"}, "out_range is not for NPY"),
         ({"metadata": "maybe"}, "metadata: got 'maybe'"),
-        ({"panel": "true"}, "'panel' is no option of a request; `ddfm-fast fuse --panel`"),
+        ({"panel": "true"}, "'panel' is not an option of a request; `ddfm-fast fuse --panel`"),
         ({"raw_size": "64x48"}, "send bare numbers as NPY"),
     ):  # fmt: skip
         assert words in server.refused(400, *pair, **fields), fields

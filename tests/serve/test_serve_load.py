@@ -105,8 +105,8 @@ def test_full_queue():
         wait_for(lambda: counter(server, "ddfm_queue") == 2)
         status, headers, body = server.fuse(png(picture(1)), b"never decoded")
         assert status == 429 and 1 <= int(headers["retry-after"]) <= 60
-        assert json.loads(body)["error"] == "2 requests wait already; try again later"
-        with pytest.raises(ServiceError, match="wait already"):
+        assert json.loads(body)["error"] == "2 requests are already waiting; try again later"
+        with pytest.raises(ServiceError, match="already waiting"):
             ask(picture(1), picture(2), url=server.url, timeout=0.4)
         waits = pool.submit(ask, picture(1), picture(2), url=server.url)
         server.wait("request", status=429, bytes=None)
@@ -209,7 +209,7 @@ def test_kill_and_start_again():
             assert taken.wait(60) == 2
             error = taken.stderr.read()
             taken.stderr.close()
-            assert f"--port is {server.port}, which cannot be had at 127.0.0.1" in error
+            assert f"--port is {server.port}, which cannot be opened at 127.0.0.1" in error
             assert "Traceback" not in error
             assert ask(picture(1), picture(2), url=again.url).shape == (48, 64)
             assert again.stop(signal.SIGINT) == 0, "Ctrl-C is as graceful"

@@ -34,7 +34,7 @@ def test_addresses():
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"--port is {port}, .*choose another"):
             bind("127.0.0.1", port)
-    with pytest.raises(ValueError, match="--host is '256.1.1.1', which is no address"):
+    with pytest.raises(ValueError, match="--host is '256.1.1.1', which is not an address"):
         bind("256.1.1.1", 0)
     assert bind("127.0.0.1", 0).family == socket.AF_INET
 
@@ -42,7 +42,7 @@ def test_addresses():
 @pytest.mark.parametrize("text", [b"", b"short", b"two words are here now", b"\xff" * 40])
 def test_tokens(text, tmp_path):
     path = tmp_path / "token"
-    assert "which is no file" in error_of("--token-file", str(path))
+    assert "which is not a file" in error_of("--token-file", str(path))
     path.write_bytes(text)
     assert f"--token-file is {path}" in error_of("--token-file", str(path))
     path.write_bytes(b"0123456789abcdef \n")

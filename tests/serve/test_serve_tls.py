@@ -106,7 +106,7 @@ def test_files_that_cannot_be_used(made, tmp_path):
     assert "--tls-cert needs --tls-key" in error_of("--tls-cert", str(cert))
     assert "--tls-key needs --tls-cert" in error_of("--tls-key", str(key))
     for files, words in (
-        ((tmp_path / "none", key), "which is no file; give a PEM file"),
+        ((tmp_path / "none", key), "which is not a file; give a PEM file"),
         ((cert, made / "other.pem"), "cannot be used (KEY_VALUES_MISMATCH)"),
         ((key, key), "cannot be used ("),
         ((cert, made / "locked.pem"), "which has a password; give a key without one"),

@@ -153,7 +153,7 @@ def test_schemes_that_cannot_be_used(monkeypatch):
         objects.look("foo://a")
     with pytest.raises(StorageError, match="https://host/a: a web server lists no files"):
         objects.listing("https://host/a")
-    with pytest.raises(StorageError, match="https:// is only read"):
+    with pytest.raises(StorageError, match="https:// is read-only"):
         objects.put("https://host/a", b"")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(ImportError, match=r"gs://b/a: needs gcsfs.*ddfm_fast\[storage\]' gcsfs"):

@@ -69,7 +69,7 @@ def test_a_video(store, tmp_path):  # noqa: F811
         ((*pair, "-o", "s3://box/ir.mp4"), "output s3://box/ir.mp4 would replace an input"),
         ((pair[0], "-o", "s3://box/o.mp4"), "VIS is missing; give two videos, or copy"),
         (("s3://box/no.mp4", pair[1], "-o", "s3://box/o.mp4"), "s3://box/no.mp4: no such object"),
-        ((*pair, "-o", "zip://a.mp4::s3://box/a.zip"), "zip:// is only read"),
+        ((*pair, "-o", "zip://a.mp4::s3://box/a.zip"), "zip:// is read-only"),
     ):
         assert words in run("video", *arguments, *how, code=2).stderr
     assert not store.exists("box/o.mp4")

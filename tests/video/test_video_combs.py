@@ -111,7 +111,7 @@ def test_a_clip_that_no_frame_marks_is_told_of_once_and_can_be_mended(tmp_path):
     path = write_clip(tmp_path / "c.mkv", fields(moments), codec="ffv1", pix_fmt="gray")
     frames, said = read(path)
     (sentence,) = said
-    assert str(path) in sentence and "--deinterlace tff takes them out" in sentence
+    assert str(path) in sentence and "--deinterlace tff removes them" in sentence
     for frame, woven in zip(frames, fields(moments), strict=True):
         np.testing.assert_array_equal(frame, woven)
     assert read(path, deinterlace="off")[1] == []

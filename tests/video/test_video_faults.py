@@ -61,7 +61,7 @@ def test_an_error_while_fusing_names_the_part(tmp_path):
     ) as caught:
         run(endless(1), vis(), tmp_path / "o.mp4")
     frames = read_clip(part_of(tmp_path / "o.mp4"))[0]
-    assert 30 <= len(frames) <= 40 and f"up to there, {len(frames)}," in str(caught.value)
+    assert 30 <= len(frames) <= 40 and f"The {len(frames)} frames before that" in str(caught.value)
 
 
 def test_nothing_is_left_where_nothing_was_fused(streams, tmp_path):
@@ -146,7 +146,7 @@ def test_two_runs_do_not_share_an_output(streams, tmp_path):
 def test_a_part_that_was_left_is_kept_and_named(streams, tmp_path):
     left = tmp_path / "o.part-1-abc.mp4"
     left.write_bytes(b"of a run that was killed")
-    with pytest.warns(DDFMWarning, match="o.part-1-abc.mp4 is left from a run that did not end"):
+    with pytest.warns(DDFMWarning, match="o.part-1-abc.mp4 is left from a run that did not finish"):
         assert run(*streams, tmp_path / "o.mp4").ok
     assert left.read_bytes() == b"of a run that was killed"
 
@@ -225,7 +225,7 @@ def test_full_disk_leaves_a_part_that_plays_as_long_as_is_said(tmp_path, suffix,
     plays = len(list(source.frames()))
     source.close()
     assert source.faults.count == 0 and plays > 10
-    assert said.endswith(f"The frames up to there, {plays}, are in {part}")
+    assert said.endswith(f"The {plays} frames before that are in {part}")
 
 
 @NEEDS_LIMITS
@@ -243,7 +243,7 @@ def test_disk_full_at_the_end_of_a_file(tmp_path):
     said = run_on_a_disk_of(whole.stat().st_size - 200, tmp_path / "o.mp4", frames=24)
     part = part_of(tmp_path / "o.mp4")
     frames = read_clip(part)[0]
-    assert len(frames) >= 23 and f", {len(frames)}, are in {part}" in said
+    assert len(frames) >= 23 and f"The {len(frames)} frames before that are in {part}" in said
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".ts"])

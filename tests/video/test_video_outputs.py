@@ -70,7 +70,7 @@ def test_a_lock_that_is_a_link_does_not_empty_a_file(streams, tmp_path, out, loc
     other.write_text("kept")
     (tmp_path / lock).parent.mkdir(exist_ok=True)
     make(other, tmp_path / lock)
-    with pytest.raises(VideoError, match=f"{Path(lock).name} is a link or no file"):
+    with pytest.raises(VideoError, match=f"{Path(lock).name} is a link or not a file"):
         run(*streams, tmp_path / out)
     assert other.read_text() == "kept" and not (tmp_path / "o.mp4").exists()
 

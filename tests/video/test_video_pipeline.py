@@ -254,7 +254,7 @@ def test_every_option_has_a_default():
 
 
 def test_an_unknown_option_is_refused(streams, tmp_path):
-    with pytest.raises(TypeError, match="'reszie' is no option; did you mean 'resize'"):
+    with pytest.raises(TypeError, match="'reszie' is not an option; did you mean 'resize'"):
         run(*streams, tmp_path / "o.mp4", reszie="vis")
 
 

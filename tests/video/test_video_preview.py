@@ -88,7 +88,7 @@ def test_frames_are_read_while_a_video_is_fused(tmp_path, monkeypatch):
 def test_a_viewer_that_fails_ends_nothing(tmp_path, monkeypatch):
     sink = Previewed(PictureSink(tmp_path / "o"))
     monkeypatch.setattr(sink.viewer, "show", lambda _: (_ for _ in ()).throw(OSError("gone")))
-    with pytest.warns(DDFMWarning, match=r"the preview ended \(gone\); the output goes on"):
+    with pytest.warns(DDFMWarning, match=r"the preview ended \(gone\); the output continues"):
         sink.write(np.zeros((32, 32), np.uint16), 0, 0)
     sink.write(np.zeros((32, 32), np.uint16), 1, 1)
     sink.finish()

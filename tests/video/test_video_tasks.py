@@ -113,5 +113,5 @@ def test_an_interrupt_ends_the_run(tmp_path):
 
 
 def test_an_unknown_option_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(TypeError, match="'offfset' is no option"):
+    with pytest.raises(TypeError, match="'offfset' is not an option"):
         fuse_all([Task("a", pan(2, 1), pan(2, 2), tmp_path / "o.mp4")], offfset=1.0)

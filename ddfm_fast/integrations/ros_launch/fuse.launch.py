@@ -21,7 +21,7 @@ TOPICS = {
 
 
 def generate_launch_description():
-    """The node, in the Python that has this file."""
+    """Return the node, in the Python that has this file."""
     arguments = [
         *(DeclareLaunchArgument(name, default_value=topic) for name, (_, topic) in TOPICS.items()),
         *(

@@ -56,7 +56,7 @@ class Norm(NamedTuple):
 
 
 def fits_layer(channels: int, outs: int) -> bool:
-    """Say whether ``ddfm_fast.kernels.conv.layer`` takes so many channels in and out."""
+    """Return whether ``ddfm_fast.kernels.conv.layer`` takes so many channels in and out."""
     return (channels <= 16 or channels % 32 == 0) and (outs <= 16 or outs % 32 == 0)
 
 
@@ -149,17 +149,17 @@ class Ops(ABC, Generic[Hidden]):
     """What the engine calls; ``plain.PlainOps`` is the twin of all others."""
 
     def for_graphs(self) -> Ops[Any]:
-        """Give what runs in their place while torch.compile or torch.export traces a forward."""
+        """Return what runs in their place while torch.compile or torch.export traces a forward."""
         return self
 
     def gathered(self, x: Tensor, side: int, dtype: torch.dtype) -> Tensor:
-        """Give x [N, C, H, W] with squares of ``side`` pixels as channels, channels_last."""
+        """Return x [N, C, H, W] with squares of ``side`` pixels as channels, channels_last."""
         x = x.to(dtype)
         x = F.pixel_unshuffle(x, side) if side > 1 else x
         return x.contiguous(memory_format=torch.channels_last)
 
     def spread(self, out: Tensor, side: int, x: Tensor, mix: Mix | None) -> Tensor:
-        """Give the way back of the network's answer, mixed with x_t where it is to be."""
+        """Return the way back of the network's answer, mixed with x_t where it is to be."""
         out = F.pixel_shuffle(out, side) if side > 1 else out
         return out if mix is None else mixed(x, out, mix)
 
@@ -171,7 +171,7 @@ class Ops(ABC, Generic[Hidden]):
     def enter(
         self, parts: Sequence[Feature], norm: Norm, resample: str, conv: Conv
     ) -> tuple[Hidden, tuple[Feature, ...]]:
-        """Give (SiLU(norm(x)) resampled, x for the residual); x is the parts side by side.
+        """Return (SiLU(norm(x)) resampled, x for the residual); x is the parts side by side.
 
         "down" halves both by 2x2 means. "up" leaves x small, for :meth:`leave` to double, and
         doubles the other unless ``conv``, which comes next, does.
@@ -179,20 +179,20 @@ class Ops(ABC, Generic[Hidden]):
 
     @abstractmethod
     def middle(self, h: Hidden, conv: Conv, bias: Tensor, norm: Norm) -> Hidden:
-        """Give SiLU(norm(conv(h) + bias))."""
+        """Return SiLU(norm(conv(h) + bias))."""
 
     @abstractmethod
     def leave(
         self, h: Hidden, conv: Conv, residual: Sequence[Feature], skip: Conv | None, up: bool
     ) -> Feature:
-        """Give conv(h) + residual; the residual doubled with ``up``, or through the 1x1 ``skip``.
+        """Return conv(h) + residual; the residual doubled with ``up``, or through the 1x1 ``skip``.
 
         The bias of ``skip`` is in that of ``conv``.
         """
 
     @abstractmethod
     def queries(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
-        """Give norm(x) times the matrix of ``conv``, plus its bias: [N H W, O]."""
+        """Return norm(x) times the matrix of ``conv``, plus its bias: [N H W, O]."""
 
     @abstractmethod
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ class Ops(ABC, Generic[Hidden]):
 
     @abstractmethod
     def project(self, h: Tensor, conv: Conv, residual: Feature) -> Feature:
-        """Give h [N H W, C] times the matrix of ``conv``, plus its bias and the residual."""
+        """Return h [N H W, C] times the matrix of ``conv``, plus its bias and the residual."""
 
     @abstractmethod
     def resize(self, feature: Feature, conv: Conv | None, direction: str) -> Feature:
@@ -208,4 +208,4 @@ class Ops(ABC, Generic[Hidden]):
 
     @abstractmethod
     def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:
-        """Give conv(SiLU(norm(x)))."""
+        """Return conv(SiLU(norm(x)))."""

@@ -46,7 +46,7 @@ class NativeOps(Ops[Waiting]):
 
     @staticmethod
     def available(dtype: torch.dtype = torch.float32) -> bool:
-        """Whether they can run here, in bfloat16 only where one instruction multiplies pairs.
+        """Return whether they can run here; bfloat16 needs an instruction that multiplies pairs.
 
         Compiles them the first time.
         """
@@ -56,7 +56,7 @@ class NativeOps(Ops[Waiting]):
 
     @classmethod
     def fits(cls, weights: int) -> bool:
-        """Whether there is memory to lay out so many weights."""
+        """Return whether there is memory to lay out so many weights."""
         need, free = cls.WEIGHT_BYTES * weights, free_host_bytes()
         return need <= cls.SMALL_BYTES or (free is not None and need <= cls.SHARE * free)
 

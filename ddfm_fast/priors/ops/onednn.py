@@ -32,7 +32,7 @@ class OneDnnOps(PlainOps):
 
     @staticmethod
     def available(dtype: torch.dtype = torch.float32) -> bool:
-        """Whether this PyTorch has oneDNN's fused operators, and this CPU the arithmetic."""
+        """Return whether this PyTorch has oneDNN's fused operators, and this CPU the arithmetic."""
         names = "_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight"
         return (
             torch.backends.mkldnn.is_available()

@@ -36,7 +36,7 @@ class OnePassOps(Ops[Waiting]):
 
     @classmethod
     def suit(cls, config: UNetConfig, dtype: torch.dtype) -> bool:
-        """Say whether they are the ones for a network."""
+        """Return whether they are the ones for a network."""
         area, narrow = config.pixel_unshuffle**2, max(config.level_channels) <= cls.WIDEST
         ends = fits_layer(area * config.in_channels, area * config.out_channels)
         return narrow and ends and dtype in cls.DTYPES

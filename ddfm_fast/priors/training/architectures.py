@@ -52,7 +52,7 @@ ARCHITECTURES = {
 
 
 def architecture(name: str, **changes: Any) -> UNetConfig:
-    """Give the network of a name in ``ARCHITECTURES`` with changes to its keywords.
+    """Return the network of a name in ``ARCHITECTURES`` with changes to its keywords.
 
     Args:
         name: Where to start from.

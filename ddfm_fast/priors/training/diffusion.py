@@ -21,7 +21,7 @@ WEIGHTINGS = ("eps", "p2-mild", "p2", "min-snr")
 
 
 def alphas_cumprod() -> Tensor:
-    """Give ``schedule.trained_alphas`` as a tensor: float64 [1000]."""
+    """Return ``schedule.trained_alphas`` as a tensor: float64 [1000]."""
     return torch.from_numpy(trained_alphas())
 
 
@@ -75,7 +75,7 @@ def diffuse(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def denoised_psnr(errors: list[tuple[int, float]], alpha_bar: Tensor) -> float:
-    """Give the mean PSNR of x0 from squared eps errors, over levels of ``LOW_SIGMAS``; [dB].
+    """Return the mean PSNR of x0 from squared eps errors, over levels of ``LOW_SIGMAS``; [dB].
 
     x0's error is that of eps times sigma, and pictures span 2.
     """

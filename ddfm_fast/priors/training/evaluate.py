@@ -50,7 +50,7 @@ Writes into the folder: losses.json, denoising.png (clean, noisy and predicted x
 
 
 def photographs() -> list[np.ndarray]:
-    """Give scikit-image's astronaut, camera, chelsea and coffee, RGB uint8."""
+    """Return scikit-image's astronaut, camera, chelsea and coffee, RGB uint8."""
     try:
         from skimage import data
     except ImportError as error:

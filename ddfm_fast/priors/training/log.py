@@ -11,17 +11,17 @@ from ..atomic import atomic_path
 
 
 def log_path(out: Path) -> Path:
-    """Where the losses of the run that makes ``out`` are logged."""
+    """Return where the losses of the run that makes ``out`` are logged."""
     return out.with_suffix(".log.jsonl")
 
 
 def curve_path(out: Path) -> Path:
-    """Where the curve of the run that makes ``out`` is drawn."""
+    """Return where the curve of the run that makes ``out`` is drawn."""
     return out.with_suffix(".curve.png")
 
 
 def draw_curve(log: Path, target: Path) -> bool:
-    """Draw the held-out losses of a log by step; False where matplotlib is not installed."""
+    """Draw the held-out losses of a log by step; False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -75,7 +75,7 @@ def trim_log(path: Path, step: int) -> None:
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; none where there is no file."""
+    """Return the whole lines of a log; none if there is no file."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")

@@ -1,4 +1,4 @@
-"""A prior of people's own pictures: from the embedded one's weights, and held against it after."""
+"""Train a prior on one's own pictures, from the embedded prior's weights, and compare the two."""
 
 from __future__ import annotations
 
@@ -75,24 +75,24 @@ def train_own(
     device: str = "auto",
     progress: bool = True,
 ) -> Outcome:
-    """Train a prior on a folder of pictures, and hold it against the one of the package.
+    """Train a prior on a folder of pictures, and compare it with the one of the package.
 
     The network is that of "embedded", or of "embedded-gray". Every fifth picture or so, eight at
-    most, is held out. Called again after an interruption, it resumes from the state beside ``out``,
-    with what that run was begun with.
+    most, is held out. Called again after an interruption, it resumes from the state next to
+    ``out``, with the settings of the interrupted run.
 
     Args:
-        folder: Of pictures, 8 bits or deeper.
-        out: The prior, a .safetensors file; state, log and sheet lie beside it.
-        gray: One channel, for thermal, MRI or SAR.
-        minutes: How long, about; ``updates`` are counted out from the time of the first.
-        updates: How many instead.
+        folder: The folder of pictures, 8 bits or deeper.
+        out: The prior, a .safetensors file; state, log and sheet lie next to it.
+        gray: Train with one channel, for thermal, MRI or SAR.
+        minutes: Approximate duration, from which the number of updates is estimated.
+        updates: Number of updates, instead of ``minutes``.
         start: Prior whose weights to start from (default: the package's), "none" for random ones.
-        device: "cpu", "cuda" or "auto": CUDA where there is one.
+        device: "cpu", "cuda" or "auto": CUDA if there is one.
         progress: Show bars.
 
     Raises:
-        ValueError: An argument that cannot be; pictures other than those of the run to resume.
+        ValueError: An argument is wrong, or the pictures are not those of the run to resume.
         FloatingPointError: The loss is not finite.
     """
     if out.suffix != ".safetensors":
@@ -120,12 +120,14 @@ def train_own(
 def _network(start: str) -> UNetPrior:
     prior = load_prior(start)
     if not isinstance(prior, UNetPrior):
-        raise ValueError(f"--start {start!r} is no network of ours; give a checkpoint, or none")
+        raise ValueError(
+            f"--start {start!r} is not a network of ddfm_fast; give a checkpoint, or none"
+        )
     return prior
 
 
 def _resumed(out: Path, photos: list[Path], config: UNetConfig) -> Settings | None:
-    """Read the settings of the run to resume; None where there is none."""
+    """Read the settings of the run to resume; None if there is none."""
     path = state_path(out)
     if not path.is_file():
         if out.exists():
@@ -140,8 +142,8 @@ def _resumed(out: Path, photos: list[Path], config: UNetConfig) -> Settings | No
         other = state["config"] != config.to_dict()
     except Exception as error:  # whatever a damaged file makes PyTorch do
         raise ValueError(
-            f"--out: {str(path)!r} is no state of a training ({type(error).__name__}); remove it "
-            "to start again"
+            f"--out: {str(path)!r} is not the state of a training ({type(error).__name__}); remove "
+            "it to start again"
         ) from None
     if other or not same:
         what = "a network of other channels" if other else "other pictures"
@@ -227,7 +229,7 @@ def judged(
 
 
 def _psnr(sigma: float, error: float) -> float:
-    """That of x0 in decibels; x0's error is that of eps times sigma, here in gray levels."""
+    """Return that of x0 in decibels; x0's error is that of eps times sigma, here in gray levels."""
     return 10 * math.log10(255**2 / max(sigma**2 * error, 1e-9))
 
 

@@ -84,7 +84,7 @@ def load_pyramid(path: Path, patch: int) -> list[np.ndarray]:
 def read_photo(path: Path) -> np.ndarray:
     """Read a photograph as RGB uint8 [H, W, 3]; deeper ones are stretched to their own range.
 
-    ValueError for what is no image.
+    ValueError for anything but a image.
     """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image is None:

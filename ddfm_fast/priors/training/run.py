@@ -157,7 +157,7 @@ class Run:
         )
 
     def finished(self) -> bool:
-        """Whether all steps are done."""
+        """Return whether all steps are done."""
         return self.step >= self.settings.steps
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,7 +205,7 @@ class Run:
 
     @torch.inference_mode()
     def measured(self, count: int = 100) -> tuple[dict[str, float], float]:
-        """Give ``heldout_loss``, and the PSNR of the pictures that it denoises on the way.
+        """Return ``heldout_loss``, and the PSNR of the pictures that it denoises on the way.
 
         That is of x0 in decibels, the mean over timesteps whose noise is that of pictures.
         """
@@ -280,7 +280,7 @@ class Run:
 
 
 def state_path(out: Path) -> Path:
-    """Where the state of the run that makes ``out`` is kept."""
+    """Return where the state of the run that makes ``out`` is kept."""
     return out.with_suffix(".state.pt")
 
 
@@ -372,7 +372,7 @@ def train_prior(
         out: The prior, a .safetensors file; state, log and curve lie beside it.
         settings: What decides the result.
         config: The network (default: that of the embedded prior).
-        device: "cpu", "cuda" or "auto": CUDA where there is one.
+        device: "cpu", "cuda" or "auto": CUDA if there is one.
         save_minutes: Minutes between checkpoints.
         log_every: Steps between log lines.
         resume: Continue from the state beside ``out``.
@@ -392,7 +392,9 @@ def train_prior(
     if start:
         prior = load_prior(start)
         if not isinstance(prior, UNetPrior):
-            raise ValueError(f"--start {str(start)!r} is no network of ours; give a checkpoint")
+            raise ValueError(
+                f"--start {str(start)!r} is not a network of ddfm_fast; give a checkpoint"
+            )
         first, settings = prior.unet, replace(settings, start=prior.fingerprint)
     settings.check(config)
     run = Run(config, settings, find_photos(data), pick_device(device), first)

@@ -13,7 +13,7 @@ def start_from(model: UNet, other: UNet) -> None:
     """Copy the weights of a network; from one of color to one of gray, gray in and gray out.
 
     A gray picture is one whose three channels are equal: the first convolution's weights are summed
-    over the channels, those of the last averaged. ValueError where the networks differ otherwise.
+    over the channels, those of the last averaged. ValueError if the networks differ otherwise.
     """
     weights = dict(other.state_dict())
     if (model.config.in_channels, other.config.in_channels) == (1, 3):
