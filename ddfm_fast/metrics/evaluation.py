@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..datasets.items import PairItem
@@ -70,7 +71,7 @@ class MethodScores:
 
     name: str
     folder: str | None
-    values: dict[str, np.ndarray]
+    values: dict[str, NDArray[np.float64]]
     near_copies: dict[str, str]
     """pairs whose result is nearly one of its sources → "ir" or "vis" """
     about: str = ""

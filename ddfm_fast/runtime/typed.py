@@ -6,15 +6,15 @@ says Any, and :func:`typed_as` gives them to it. A checker then knows
     ====================================================  ===========================
     ir and vis                                            result
     ====================================================  ===========================
-    NumPy arrays                                          a NumPy array
+    NumPy arrays                                          a NumPy array of their dtype
     PIL images                                            a PIL image
     torch tensors                                         a torch tensor
     lists or tuples of one of these                       a list of it
     two kinds of these, or other arrays (CuPy, JAX, …)    Any: of the source that gives the color
     ====================================================  ===========================
 
-and refuses what is no image, such as the name of a file, and options that there are not. Of arrays
-whose dtype is Any, such as np.asarray(picture), mypy says Any, since more than one row fits them;
+and refuses what is no image, such as the name of a file, and options that there are not. Arrays of
+two dtypes give one of these: pyright says either, mypy what both are. Of arrays whose dtype is Any, such as np.asarray(picture), mypy says Any, since more than one row fits them;
 pyright says an array, and so does mypy of NDArray[np.uint8].
 """
 
@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, overload
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
@@ -79,6 +80,7 @@ class HasDLPack(Protocol):
 
 Readable = HasArray | HasInterface | HasDLPack
 """any single image or batch that a call takes"""
+Scalar = TypeVar("Scalar", bound="np.generic")
 Pictures = TypeVar("Pictures", bound="Image")
 OtherPictures = TypeVar("OtherPictures", bound="Image")
 Typed = TypeVar("Typed", bound=Callable[..., Any])
@@ -91,17 +93,17 @@ def typed_as(example: Typed) -> Callable[[Callable[..., Any]], Typed]:
 
 
 @overload
-def fuse(ir: NDArray[Any], vis: NDArray[Any], **options: Unpack[FuseOptions]) -> NDArray[Any]: ...
+def fuse(ir: NDArray[Scalar], vis: NDArray[Scalar], **options: Unpack[FuseOptions]) -> NDArray[Scalar]: ...
 @overload
 def fuse(ir: Tensor, vis: Tensor, **options: Unpack[FuseOptions]) -> Tensor: ...
 @overload
 def fuse(ir: Image, vis: Image, **options: Unpack[FuseOptions]) -> Image: ...
 @overload
 def fuse(
-    ir: list[NDArray[Any]] | tuple[NDArray[Any], ...],
-    vis: list[NDArray[Any]] | tuple[NDArray[Any], ...],
+    ir: list[NDArray[Scalar]] | tuple[NDArray[Scalar], ...],
+    vis: list[NDArray[Scalar]] | tuple[NDArray[Scalar], ...],
     **options: Unpack[FuseOptions],
-) -> list[NDArray[Any]]: ...
+) -> list[NDArray[Scalar]]: ...
 @overload
 def fuse(
     ir: list[Tensor] | tuple[Tensor, ...],
@@ -129,8 +131,8 @@ def fuse(ir: Any, vis: Any, **options: Any) -> Any:
 
 @overload
 def call(
-    self: Any, ir: NDArray[Any], vis: NDArray[Any], **options: Unpack[CallOptions]
-) -> NDArray[Any]: ...
+    self: Any, ir: NDArray[Scalar], vis: NDArray[Scalar], **options: Unpack[CallOptions]
+) -> NDArray[Scalar]: ...
 @overload
 def call(self: Any, ir: Tensor, vis: Tensor, **options: Unpack[CallOptions]) -> Tensor: ...
 @overload
@@ -138,10 +140,10 @@ def call(self: Any, ir: Image, vis: Image, **options: Unpack[CallOptions]) -> Im
 @overload
 def call(
     self: Any,
-    ir: list[NDArray[Any]] | tuple[NDArray[Any], ...],
-    vis: list[NDArray[Any]] | tuple[NDArray[Any], ...],
+    ir: list[NDArray[Scalar]] | tuple[NDArray[Scalar], ...],
+    vis: list[NDArray[Scalar]] | tuple[NDArray[Scalar], ...],
     **options: Unpack[CallOptions],
-) -> list[NDArray[Any]]: ...
+) -> list[NDArray[Scalar]]: ...
 @overload
 def call(
     self: Any,
@@ -173,9 +175,9 @@ def call(self: Any, ir: Any, vis: Any, **options: Any) -> Any:
 @overload
 def stream(
     self: Any,
-    pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+    pairs: Iterable[tuple[NDArray[Scalar], NDArray[Scalar]]],
     **options: Unpack[StreamOptions],
-) -> Iterator[NDArray[Any]]: ...
+) -> Iterator[NDArray[Scalar]]: ...
 @overload
 def stream(
     self: Any, pairs: Iterable[tuple[Tensor, Tensor]], **options: Unpack[StreamOptions]

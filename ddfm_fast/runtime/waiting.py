@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..sampler import StepInfo
-    from .typed import CallOptions, OtherPictures, Pictures, Readable
+    from .typed import CallOptions, OtherPictures, Pictures, Readable, Scalar
 
 
 class FusionStopped(Exception):
@@ -33,8 +33,8 @@ class Awaited:
 
     @overload
     async def afuse(
-        self, ir: NDArray[Any], vis: NDArray[Any], **options: Unpack[CallOptions]
-    ) -> NDArray[Any]: ...
+        self, ir: NDArray[Scalar], vis: NDArray[Scalar], **options: Unpack[CallOptions]
+    ) -> NDArray[Scalar]: ...
     @overload
     async def afuse(self, ir: Tensor, vis: Tensor, **options: Unpack[CallOptions]) -> Tensor: ...
     @overload
@@ -42,10 +42,10 @@ class Awaited:
     @overload
     async def afuse(
         self,
-        ir: list[NDArray[Any]] | tuple[NDArray[Any], ...],
-        vis: list[NDArray[Any]] | tuple[NDArray[Any], ...],
+        ir: list[NDArray[Scalar]] | tuple[NDArray[Scalar], ...],
+        vis: list[NDArray[Scalar]] | tuple[NDArray[Scalar], ...],
         **options: Unpack[CallOptions],
-    ) -> list[NDArray[Any]]: ...
+    ) -> list[NDArray[Scalar]]: ...
     @overload
     async def afuse(
         self,

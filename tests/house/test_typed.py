@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 SAMPLE = """
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,11 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 import ddfm_fast
+from ddfm_fast import metrics
+from ddfm_fast.datasets.pairs import find_pairs
+from ddfm_fast.integrations.torch import FuseModule
+from ddfm_fast.metrics.evaluation import MethodPictures, evaluate
+from ddfm_fast.metrics.tables import render
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack, reveal_type
@@ -40,6 +46,14 @@ def arrays(a: NDArray[np.uint8], b: np.ndarray[tuple[int, int, int], np.dtype[np
     reveal_type(ddfm_fast.fuse([a, a], (b, b)))  # arrays
     reveal_type(ddfm_fast.Fuser()(a, b, seed=1))  # array
     reveal_type(ddfm_fast.Fuser().stream(zip([a], [b])))  # frames
+
+
+def deep(a: NDArray[np.uint16], b: NDArray[np.float32], c: NDArray[np.uint8]) -> None:
+    reveal_type(ddfm_fast.fuse(a, a))  # uint16
+    reveal_type(ddfm_fast.fuse(b, b, value_range=(0, 1)))  # float32
+    reveal_type(ddfm_fast.Fuser()([c], [c])[0])  # uint8
+    reveal_type(next(ddfm_fast.Fuser().stream(zip([a], [a]))))  # uint16
+    reveal_type(ddfm_fast.fuse(a, c))  # either
 
 
 def pictures(a: Image.Image, b: PngImagePlugin.PngImageFile) -> None:
@@ -54,7 +68,23 @@ def tensors(a: torch.Tensor, b: torch.nn.Parameter) -> None:
     reveal_type(ddfm_fast.Fuser().with_options(steps=3)(a, b))  # tensor
 
 
+def module(a: torch.Tensor) -> None:
+    network = FuseModule(preset="instant").to("cpu").eval()
+    reveal_type(network(a, a))  # tensor
+
+
+def scores(a: NDArray[np.uint8], folder: Path) -> None:
+    reveal_type(metrics.compute(a, a, a)["VIF"])  # tensor
+    found = evaluate(find_pairs(folder), [MethodPictures("mean")])
+    reveal_type(found.methods[0].mean("VIF"))  # float
+    reveal_type(found.methods[0].values["VIF"])  # float64
+    reveal_type(render(found, "latex"))  # str
+    for task in found.tasks:
+        reveal_type(task.rows["ours"]["mAP"])  # float
+
+
 async def awaited(a: torch.Tensor, b: NDArray[np.uint8]) -> None:
+    reveal_type(await ddfm_fast.Fuser().afuse(b, b))  # uint8
     reveal_type(await ddfm_fast.Fuser().afuse(a, a))  # tensor
     reveal_type(await ddfm_fast.Fuser().afuse([b], [b], color=False))  # arrays
 
@@ -84,10 +114,25 @@ ddfm_fast.fuse(a, a, step=3)  # wrong
 ddfm_fast.Fuser(seed="no")  # wrong
 ddfm_fast.Fuser()(a, a, steps=3)  # wrong
 """
+
+
+def array_of(*dtypes: str) -> str:
+    """An array of one of these dtypes, as pyright or mypy prints it."""
+    return rf"(numpy\.)?ndarray\[.*dtype\[(numpy\.)?({'|'.join(dtypes)})\]\]"
+
+
+BYTES = array_of("uint8", r"unsignedinteger\[numpy\._typing\._nbit_base\._8Bit\]")
 KINDS = {
-    "array": r"(numpy\.)?ndarray\[.*\]",
-    "arrays": r"(builtins\.)?list\[(numpy\.)?ndarray\[.*\]\]",
-    "frames": r"(collections\.abc\.|typing\.)?Iterator\[(numpy\.)?ndarray\[.*\]\]",
+    "array": BYTES,
+    "arrays": rf"(builtins\.)?list\[{BYTES}\]",
+    "frames": rf"(collections\.abc\.|typing\.)?Iterator\[{BYTES}\]",
+    "uint8": BYTES,
+    "uint16": array_of("uint16", r"unsignedinteger\[numpy\._typing\._nbit_base\._16Bit\]"),
+    "float32": array_of("float32", r"floating\[numpy\._typing\._nbit_base\._32Bit\]"),
+    "float64": array_of("float64"),
+    "either": array_of(r"uint16 \| uint8", r"generic\[Any\]"),
+    "float": r"(builtins\.)?float",
+    "str": r"(builtins\.)?str",
     "picture": r"(PIL\.Image\.)?Image",
     "pictures": r"(builtins\.)?list\[(PIL\.Image\.)?Image\]",
     "tensor": r"(torch\.)?(_tensor\.)?Tensor",
