@@ -14,8 +14,9 @@ says Any, and :func:`typed_as` gives them to it. A checker then knows
     ====================================================  ===========================
 
 and refuses what is no image, such as the name of a file, and options that there are not. Arrays of
-two dtypes give one of these: pyright says either, mypy what both are. Of arrays whose dtype is Any, such as np.asarray(picture), mypy says Any, since more than one row fits them;
-pyright says an array, and so does mypy of NDArray[np.uint8].
+two dtypes give one of these: pyright says either, mypy what both are. Of arrays whose dtype is Any,
+such as np.asarray(picture), mypy says Any, since more than one row fits them; pyright says an
+array, and so does mypy of NDArray[np.uint8].
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def typed_as(example: Typed) -> Callable[[Callable[..., Any]], Typed]:
 
 
 @overload
-def fuse(ir: NDArray[Scalar], vis: NDArray[Scalar], **options: Unpack[FuseOptions]) -> NDArray[Scalar]: ...
+def fuse(
+    ir: NDArray[Scalar], vis: NDArray[Scalar], **options: Unpack[FuseOptions]
+) -> NDArray[Scalar]: ...
 @overload
 def fuse(ir: Tensor, vis: Tensor, **options: Unpack[FuseOptions]) -> Tensor: ...
 @overload

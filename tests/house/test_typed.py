@@ -121,16 +121,22 @@ def array_of(*dtypes: str) -> str:
     return rf"(numpy\.)?ndarray\[.*dtype\[(numpy\.)?({'|'.join(dtypes)})\]\]"
 
 
-BYTES = array_of("uint8", r"unsignedinteger\[numpy\._typing\._nbit_base\._8Bit\]")
+def bits(kind: str, count: int) -> str:
+    return rf"{kind}\[(numpy\._typing\._nbit_base\.)?_{count}Bit\]"
+
+
+BYTES = array_of("uint8", bits("unsignedinteger", 8))
 KINDS = {
     "array": BYTES,
     "arrays": rf"(builtins\.)?list\[{BYTES}\]",
     "frames": rf"(collections\.abc\.|typing\.)?Iterator\[{BYTES}\]",
     "uint8": BYTES,
-    "uint16": array_of("uint16", r"unsignedinteger\[numpy\._typing\._nbit_base\._16Bit\]"),
-    "float32": array_of("float32", r"floating\[numpy\._typing\._nbit_base\._32Bit\]"),
-    "float64": array_of("float64"),
-    "either": array_of(r"uint16 \| uint8", r"generic\[Any\]"),
+    "uint16": array_of("uint16", bits("unsignedinteger", 16)),
+    "float32": array_of("float32", bits("floating", 32)),
+    "float64": array_of("float64", bits("floating", 64)),
+    "either": array_of(
+        rf"{bits('unsignedinteger', 16)} \| {bits('unsignedinteger', 8)}", r"generic\[Any\]"
+    ),
     "float": r"(builtins\.)?float",
     "str": r"(builtins\.)?str",
     "picture": r"(PIL\.Image\.)?Image",

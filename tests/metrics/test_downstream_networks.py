@@ -48,7 +48,7 @@ def random_weights(models, name: str, classes: int, seed: int = 0):
     with torch.no_grad():
         for key, weight in module.named_parameters():
             if "regression_head" in key or "bbox_pred" in key:
-                weight *= 0.01  # boxes stay near their anchors
+                weight *= 1e-4  # boxes stay near their anchors
             elif "cls_score" in key:
                 weight *= 0.001  # no score is 1, so that none are equal
         module.backbone.train()(torch.rand(4, 3, 320, 320))
@@ -83,15 +83,14 @@ def call(root, *arguments):
 
 
 def labels_of_the_best(root, network) -> list[dict]:
-    """COCO's annotations: of both pictures the network's 15 best boxes that are no slivers."""
+    """COCO's annotations: of both pictures the network's 15 best boxes."""
     found = []
     for image, one in enumerate(network.detect(pictures(root))):
         rows = (one[key].tolist() for key in ("boxes", "labels", "scores"))
         for (x, y, right, bottom), label, score in zip(*rows, strict=True):
             sides = right - x, bottom - y
             found.append((score, {"image_id": image, "category_id": label, "bbox": [x, y, *sides]}))
-    best = [one for _, one in sorted(found, key=lambda row: -row[0])[:15]]
-    return [one for one in best if min(one["bbox"][2:]) > 2]
+    return [one for _, one in sorted(found, key=lambda row: -row[0])[:15]]
 
 
 @pytest.mark.parametrize("name, save", [("ssdlite", "pt"), ("fasterrcnn", "safetensors")])
@@ -113,7 +112,7 @@ def test_a_method_whose_boxes_are_the_labels_scores_one(models, root, name, save
         "categories": [{"id": n, "name": name} for n, name in enumerate(CLASSES, 1)],
         "annotations": labels_of_the_best(root, network),
     }
-    assert len(content["annotations"]) > 4
+    assert len(content["annotations"]) == 15
     labels = root / "labels.json"
     labels.write_text(json.dumps(content))
     (task,) = call(root, "--detect", f"{name}={file}", "--boxes", labels)
@@ -159,13 +158,14 @@ def test_weights_in_the_cache_have_the_published_classes(models, hub, name):
     torch.save(random_weights(models, name, count), hub / described.url.rpartition("/")[2])
     network = load_network(name, known.task)
     assert network.outputs == count and "person" in network.classes
-    theirs = models.get_model(known.builder, weights="DEFAULT").eval()
-    given = torch.rand(1, 3, 96, 128)
+    theirs = models.get_model(known.builder, weights="DEFAULT").eval().double()
+    ours, given = network.module.double(), torch.rand(1, 3, 96, 128).double()
     with torch.inference_mode():
         if known.task == "segmentation":
-            found, expected = network.module(given)["out"], theirs(given)["out"]
+            found, expected = ours(given)["out"], theirs(given)["out"]
         else:
-            found, expected = network.module(given)[0]["boxes"], theirs(given)[0]["boxes"]
+            found, expected = ours(given)[0]["boxes"], theirs(given)[0]["boxes"]
+    assert len(found)
     torch.testing.assert_close(found, expected)
 
 
