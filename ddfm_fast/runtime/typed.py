@@ -6,7 +6,8 @@ says Any, and :func:`typed_as` gives them to it. A checker then knows
     ====================================================  ===========================
     ir and vis                                            result
     ====================================================  ===========================
-    NumPy arrays                                          a NumPy array of their dtype
+    NumPy arrays of uint8, uint16, float16, 32 or 64      a NumPy array of their dtype
+    NumPy arrays of others                                a NumPy array
     PIL images                                            a PIL image
     torch tensors                                         a torch tensor
     lists or tuples of one of these                       a list of it
@@ -14,8 +15,8 @@ says Any, and :func:`typed_as` gives them to it. A checker then knows
     ====================================================  ===========================
 
 and refuses what is no image, such as the name of a file, and options that there are not. Arrays of
-two dtypes give one of these: pyright says either, mypy what both are. Of arrays whose dtype is Any,
-such as np.asarray(picture), mypy says Any, since more than one row fits them; pyright says an
+two dtypes give one of these: pyright says either, mypy any of the five. Of arrays whose dtype is
+Any, such as np.asarray(picture), mypy says Any, since more than one row fits them; pyright says an
 array, and so does mypy of NDArray[np.uint8].
 """
 
@@ -81,7 +82,8 @@ class HasDLPack(Protocol):
 
 Readable = HasArray | HasInterface | HasDLPack
 """any single image or batch that a call takes"""
-Scalar = TypeVar("Scalar", bound="np.generic")
+Kept = TypeVar("Kept", bound="np.uint8 | np.uint16 | np.float16 | np.float32 | np.float64")
+"""the dtypes that results have where sources do"""
 Pictures = TypeVar("Pictures", bound="Image")
 OtherPictures = TypeVar("OtherPictures", bound="Image")
 Typed = TypeVar("Typed", bound=Callable[..., Any])
@@ -95,18 +97,26 @@ def typed_as(example: Typed) -> Callable[[Callable[..., Any]], Typed]:
 
 @overload
 def fuse(
-    ir: NDArray[Scalar], vis: NDArray[Scalar], **options: Unpack[FuseOptions]
-) -> NDArray[Scalar]: ...
+    ir: NDArray[Kept], vis: NDArray[Kept], **options: Unpack[FuseOptions]
+) -> NDArray[Kept]: ...
+@overload
+def fuse(ir: NDArray[Any], vis: NDArray[Any], **options: Unpack[FuseOptions]) -> NDArray[Any]: ...
 @overload
 def fuse(ir: Tensor, vis: Tensor, **options: Unpack[FuseOptions]) -> Tensor: ...
 @overload
 def fuse(ir: Image, vis: Image, **options: Unpack[FuseOptions]) -> Image: ...
 @overload
 def fuse(
-    ir: list[NDArray[Scalar]] | tuple[NDArray[Scalar], ...],
-    vis: list[NDArray[Scalar]] | tuple[NDArray[Scalar], ...],
+    ir: list[NDArray[Kept]] | tuple[NDArray[Kept], ...],
+    vis: list[NDArray[Kept]] | tuple[NDArray[Kept], ...],
     **options: Unpack[FuseOptions],
-) -> list[NDArray[Scalar]]: ...
+) -> list[NDArray[Kept]]: ...
+@overload
+def fuse(
+    ir: list[NDArray[Any]] | tuple[NDArray[Any], ...],
+    vis: list[NDArray[Any]] | tuple[NDArray[Any], ...],
+    **options: Unpack[FuseOptions],
+) -> list[NDArray[Any]]: ...
 @overload
 def fuse(
     ir: list[Tensor] | tuple[Tensor, ...],
@@ -134,8 +144,12 @@ def fuse(ir: Any, vis: Any, **options: Any) -> Any:
 
 @overload
 def call(
-    self: Any, ir: NDArray[Scalar], vis: NDArray[Scalar], **options: Unpack[CallOptions]
-) -> NDArray[Scalar]: ...
+    self: Any, ir: NDArray[Kept], vis: NDArray[Kept], **options: Unpack[CallOptions]
+) -> NDArray[Kept]: ...
+@overload
+def call(
+    self: Any, ir: NDArray[Any], vis: NDArray[Any], **options: Unpack[CallOptions]
+) -> NDArray[Any]: ...
 @overload
 def call(self: Any, ir: Tensor, vis: Tensor, **options: Unpack[CallOptions]) -> Tensor: ...
 @overload
@@ -143,10 +157,17 @@ def call(self: Any, ir: Image, vis: Image, **options: Unpack[CallOptions]) -> Im
 @overload
 def call(
     self: Any,
-    ir: list[NDArray[Scalar]] | tuple[NDArray[Scalar], ...],
-    vis: list[NDArray[Scalar]] | tuple[NDArray[Scalar], ...],
+    ir: list[NDArray[Kept]] | tuple[NDArray[Kept], ...],
+    vis: list[NDArray[Kept]] | tuple[NDArray[Kept], ...],
     **options: Unpack[CallOptions],
-) -> list[NDArray[Scalar]]: ...
+) -> list[NDArray[Kept]]: ...
+@overload
+def call(
+    self: Any,
+    ir: list[NDArray[Any]] | tuple[NDArray[Any], ...],
+    vis: list[NDArray[Any]] | tuple[NDArray[Any], ...],
+    **options: Unpack[CallOptions],
+) -> list[NDArray[Any]]: ...
 @overload
 def call(
     self: Any,
@@ -178,9 +199,15 @@ def call(self: Any, ir: Any, vis: Any, **options: Any) -> Any:
 @overload
 def stream(
     self: Any,
-    pairs: Iterable[tuple[NDArray[Scalar], NDArray[Scalar]]],
+    pairs: Iterable[tuple[NDArray[Kept], NDArray[Kept]]],
     **options: Unpack[StreamOptions],
-) -> Iterator[NDArray[Scalar]]: ...
+) -> Iterator[NDArray[Kept]]: ...
+@overload
+def stream(
+    self: Any,
+    pairs: Iterable[tuple[NDArray[Any], NDArray[Any]]],
+    **options: Unpack[StreamOptions],
+) -> Iterator[NDArray[Any]]: ...
 @overload
 def stream(
     self: Any, pairs: Iterable[tuple[Tensor, Tensor]], **options: Unpack[StreamOptions]

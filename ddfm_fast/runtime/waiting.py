@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..sampler import StepInfo
-    from .typed import CallOptions, OtherPictures, Pictures, Readable, Scalar
+    from .typed import CallOptions, Kept, OtherPictures, Pictures, Readable
 
 
 class FusionStopped(Exception):
@@ -33,8 +33,12 @@ class Awaited:
 
     @overload
     async def afuse(
-        self, ir: NDArray[Scalar], vis: NDArray[Scalar], **options: Unpack[CallOptions]
-    ) -> NDArray[Scalar]: ...
+        self, ir: NDArray[Kept], vis: NDArray[Kept], **options: Unpack[CallOptions]
+    ) -> NDArray[Kept]: ...
+    @overload
+    async def afuse(
+        self, ir: NDArray[Any], vis: NDArray[Any], **options: Unpack[CallOptions]
+    ) -> NDArray[Any]: ...
     @overload
     async def afuse(self, ir: Tensor, vis: Tensor, **options: Unpack[CallOptions]) -> Tensor: ...
     @overload
@@ -42,10 +46,17 @@ class Awaited:
     @overload
     async def afuse(
         self,
-        ir: list[NDArray[Scalar]] | tuple[NDArray[Scalar], ...],
-        vis: list[NDArray[Scalar]] | tuple[NDArray[Scalar], ...],
+        ir: list[NDArray[Kept]] | tuple[NDArray[Kept], ...],
+        vis: list[NDArray[Kept]] | tuple[NDArray[Kept], ...],
         **options: Unpack[CallOptions],
-    ) -> list[NDArray[Scalar]]: ...
+    ) -> list[NDArray[Kept]]: ...
+    @overload
+    async def afuse(
+        self,
+        ir: list[NDArray[Any]] | tuple[NDArray[Any], ...],
+        vis: list[NDArray[Any]] | tuple[NDArray[Any], ...],
+        **options: Unpack[CallOptions],
+    ) -> list[NDArray[Any]]: ...
     @overload
     async def afuse(
         self,

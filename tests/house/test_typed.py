@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -54,6 +55,11 @@ def deep(a: NDArray[np.uint16], b: NDArray[np.float32], c: NDArray[np.uint8]) ->
     reveal_type(ddfm_fast.Fuser()([c], [c])[0])  # uint8
     reveal_type(next(ddfm_fast.Fuser().stream(zip([a], [a]))))  # uint16
     reveal_type(ddfm_fast.fuse(a, c))  # either
+
+
+def others(a: NDArray[np.int16]) -> None:
+    reveal_type(ddfm_fast.fuse(a, a))  # some
+    reveal_type(ddfm_fast.fuse([a], [a]))  # somes
 
 
 def pictures(a: Image.Image, b: PngImagePlugin.PngImageFile) -> None:
@@ -134,9 +140,9 @@ KINDS = {
     "uint16": array_of("uint16", bits("unsignedinteger", 16)),
     "float32": array_of("float32", bits("floating", 32)),
     "float64": array_of("float64", bits("floating", 64)),
-    "either": array_of(
-        rf"{bits('unsignedinteger', 16)} \| {bits('unsignedinteger', 8)}", r"generic\[Any\]"
-    ),
+    "either": array_of(r"unsignedinteger\[[^|]*\]( \| [^|]*)+"),
+    "some": r"(numpy\.)?ndarray\[.*Any\]\]",
+    "somes": r"(builtins\.)?list\[(numpy\.)?ndarray\[.*Any\]\]\]",
     "float": r"(builtins\.)?float",
     "str": r"(builtins\.)?str",
     "picture": r"(PIL\.Image\.)?Image",
@@ -244,3 +250,10 @@ def test_the_overloads_know_every_keyword():
     assert declared("FuseOptions") == keywords(fuse, FuserOptions)
     assert declared("CallOptions") == keywords(Fuser.__call__, ReadingOptions)
     assert declared("StreamOptions") == keywords(Fuser.stream, ReadingOptions)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32", "float64"])
+def test_results_have_the_dtype_that_checkers_are_told(dtype):
+    top = 1 if dtype.startswith("float") else np.iinfo(dtype).max
+    a = np.linspace(0, top, 48 * 64).reshape(48, 64).astype(dtype)
+    assert fuse(a, a.T.reshape(48, 64), preset="instant").dtype == np.dtype(dtype)
