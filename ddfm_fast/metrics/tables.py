@@ -16,7 +16,16 @@ from ..files.paths import atomic_write_bytes
 from .conventions import lower
 from .evaluation import PAPER_NOTE, Evaluation, MethodScores
 from .latex import latex
-from .ranking import critical_difference, groups, interval, letters, marked, ranks, verdict
+from .ranking import (
+    BOOTSTRAPS,
+    critical_difference,
+    groups,
+    interval,
+    letters,
+    marked,
+    ranks,
+    verdict,
+)
 from .task_tables import as_dicts, csv_cells, csv_columns, shown, sources, text_rows
 from .tasks import TaskScores
 
@@ -140,6 +149,9 @@ def _markdown(evaluation: Evaluation, per_image: bool) -> str:
     if notes := verdict(evaluation):
         lines += ["", *table(["rank", *columns], 1, rank_rows(evaluation)), ""]
         lines.append("The best mean is bold, the second underlined; " + "; ".join(notes) + ".")
+    if len(evaluation.pairs) > 1:
+        lines += ["", *table(["95 % of the mean", *columns], 1, _interval_rows(evaluation)), ""]
+        lines.append(f"Intervals of the means by {BOOTSTRAPS} bootstraps over the pairs.")
     for task in evaluation.tasks:
         head = ["", *task.columns]
         lines += ["", _capital(task.caption) + ".", "", *table(head, 1, _task_rows(task))]
@@ -151,6 +163,13 @@ def _markdown(evaluation: Evaluation, per_image: bool) -> str:
         rows = [[p, m, *cells] for p, m, cells in image_rows(evaluation)]
         lines += ["", *table(["pair", "method", *columns], 2, rows)]
     return "\n".join(lines) + "\n"
+
+
+def _interval_rows(evaluation: Evaluation) -> list[list[str]]:
+    def cell(method: MethodScores, column: str) -> str:
+        return " to ".join(format_value(end, column) for end in interval(method.values[column]))
+
+    return [[m.name, *(cell(m, c) for c in evaluation.columns)] for m in evaluation.methods]
 
 
 def _task_rows(task: TaskScores) -> list[list[str]]:
@@ -212,6 +231,9 @@ def _csv(evaluation: Evaluation, per_image: bool) -> str:
         found = csv_cells(evaluation, m.name)
         writer.writerow([m.name, "mean", copies, *(m.mean(n) for n in names), *found])
         writer.writerow([m.name, "std", copies, *(m.std(n) for n in names), *empty])
+        ends = zip(*(interval(m.values[n]) for n in names), strict=True)
+        for end, values in zip(("low95", "high95"), ends, strict=True):
+            writer.writerow([m.name, end, copies, *values, *empty])
     for label, row in evaluation.paper_rows():
         writer.writerow([label, "mean", "", *(row.get(n, "") for n in names), *empty])
     for label in sources(evaluation):

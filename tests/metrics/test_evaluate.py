@@ -289,16 +289,18 @@ def test_no_method_and_no_data_set(root, tmp_path):
 def test_csv_and_json_hold_everything(root, both):
     evaluation = evaluate(items_of(root), both)
     rows = list(csv.DictReader(io.StringIO(render(evaluation, "csv", per_image=True))))
-    assert [(r["method"], r["pair"]) for r in rows[:4]] == [
-        (m, s) for m in ("avg", "copy") for s in ("mean", "std")
+    assert [(r["method"], r["pair"]) for r in rows[:8]] == [
+        (m, s) for m in ("avg", "copy") for s in ("mean", "std", "low95", "high95")
     ]
-    assert len(rows) == 4 + 6
+    assert len(rows) == 8 + 6
     found = json.loads(render(evaluation, "json", per_image=True))
     for method, json_method in zip(evaluation.methods, found["methods"], strict=True):
         by_pair = {r["pair"]: r for r in rows if r["method"] == method.name}
         for name, values in method.values.items():
             assert float(by_pair["mean"][name]) == values.mean() == json_method["mean"][name]
             assert float(by_pair["std"][name]) == values.std() == json_method["std"][name]
+            ends = [float(by_pair[end][name]) for end in ("low95", "high95")]
+            assert ends == json_method["interval95"][name]
             for n, pair in enumerate("abc"):
                 assert float(by_pair[pair][name]) == values[n]
                 assert json_method["per_image"][pair][name] == values[n]

@@ -174,6 +174,15 @@ def test_the_interval_holds_the_mean_in_95_of_100_draws():
     ]
 
 
+def test_markdown_has_the_intervals():
+    values = np.arange(9.0)
+    low, high = interval(values)
+    row = f"| m0 | {low:.3f} to {high:.3f} | {low:.2f} to {high:.2f} |"
+    text = render(evaluation([values, values + 1]), "markdown")
+    assert "| 95 % of the mean | EN | SD |" in text and row in text
+    assert "95 %" not in render(evaluation([[1], [2]]), "markdown")
+
+
 def test_the_verdict_names_the_columns_and_the_distance():
     better = np.arange(20.0)
     lines = verdict(evaluation([better, better + 1, better + 2]))
