@@ -174,13 +174,15 @@ def test_the_interval_holds_the_mean_in_95_of_100_draws():
     ]
 
 
-def test_markdown_has_the_intervals():
+def test_markdown_and_csv_have_the_intervals():
     values = np.arange(9.0)
     low, high = interval(values)
     row = f"| m0 | {low:.3f} to {high:.3f} | {low:.2f} to {high:.2f} |"
     text = render(evaluation([values, values + 1]), "markdown")
     assert "| 95 % of the mean | EN | SD |" in text and row in text
     assert "95 %" not in render(evaluation([[1], [2]]), "markdown")
+    rows = render(evaluation([values, values + 1]), "csv").splitlines()
+    assert f"m0,low95,0,{low},{low}," in rows[3] and f"m0,high95,0,{high},{high}," in rows[4]
 
 
 def test_the_verdict_names_the_columns_and_the_distance():
