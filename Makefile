@@ -9,7 +9,7 @@ ARGS ?=
 MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help venv man demo check quick-method quick-rooms test test-thorough test-native test-extras test-app test-cuda-host fuzz lint types test-wheel \
+.PHONY: help venv man demo check quick-method quick-rooms test test-thorough test-native test-extras test-app test-metrics test-cuda-host fuzz lint types test-wheel \
   docs claims bench quality wheel gpu-kit clean
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make test-native  the C++ for other processors, and under sanitizers: a table in out/native/"
 	@echo "make test-extras  what needs an extra: engines, files, volumes, Ray, storage, browser (into .extras-venv)"
 	@echo "make test-app  of these the page in the browser, where chromium is"
+	@echo "make test-metrics  LPIPS, DISTS, detection, segmentation (6 GB into .metrics-venv)"
 	@echo "make test-cuda-host  the GPU path's host code on a fake CUDA device (5 GB into .cuda-venv)"
 	@echo "make fuzz    feed it bad calls, files and kills (MINUTES=10), a table in out/fuzz/"
 	@echo "make lint    check style and format"
@@ -33,7 +34,7 @@ help:
 	@echo "make gpu-kit  what bench/gpu_suite.sh needs, in one folder (CUDA=cuda12 WITH_TORCH=1 ARGS=…)"
 	@echo "make wheel   dist/*.whl with the C++ compiled (CXX=aarch64-linux-gnu-g++: for ARM)"
 	@echo "make test-wheel  that wheel, in an environment of its own in out/wheel-venv"
-	@echo "make clean   remove .venv, .cuda-venv, .extras-venv, out/ and everything built"
+	@echo "make clean   remove .venv, the other environments, out/ and everything built"
 
 venv: $(STAMP)
 
@@ -108,6 +109,25 @@ test-app: $(EXTRAS_VENV)/.installed
 	@echo "test-app: running"
 	@$(EXTRAS_BIN)/python -m pytest -q -m extras tests/page $(ARGS)
 
+# torchvision runs only beside the very PyTorch that it was built for, which .venv need not have: here
+# pip chooses both, and what hangs on PyTorch's version is not pinned.
+METRICS_VENV := .metrics-venv
+
+$(METRICS_VENV)/.installed: setup.py constraints.txt
+	@echo "test-metrics: making $(METRICS_VENV), about 6 GB where pip takes PyTorch for CUDA"
+	@test -x $(METRICS_VENV)/bin/python || $(PYTHON) -m venv $(METRICS_VENV)
+	@grep -Ev '^(torch|torchvision|triton|nvidia-.*|cuda-.*)==' constraints.txt \
+	  > $(METRICS_VENV)/constraints.txt
+	@$(METRICS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -c $(METRICS_VENV)/constraints.txt setuptools wheel
+	@$(METRICS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
+	  -c $(METRICS_VENV)/constraints.txt --no-build-isolation -e '.[test,metrics,detect]'
+	@touch $@
+
+test-metrics: $(METRICS_VENV)/.installed
+	@echo "test-metrics: running"
+	@$(METRICS_VENV)/bin/python -m pytest -q -m extras tests/metrics $(ARGS)
+
 # CUDA wheels of PyTorch, outside of .venv; CUDA_VENV= names an environment that is there already.
 CUDA_VENV ?= .cuda-venv
 FAKE = CUDA_VENV=$(abspath $(CUDA_VENV)) tests/fakecuda/run.sh python -m pytest -q \
@@ -175,5 +195,5 @@ gpu-kit: venv
 	@$(BIN)/python -m bench.kit --cuda $(CUDA) $(if $(WITH_TORCH),--with-torch) $(PIP_ARGS) $(ARGS)
 
 clean:
-	rm -rf $(VENV) .cuda-venv $(EXTRAS_VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) .cuda-venv $(EXTRAS_VENV) $(METRICS_VENV) build dist out *.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -112,6 +112,7 @@ METRICS = [
     "lpips>=0.1.4",
     "torchvision>=0.20",
 ]
+DETECT = ["pycocotools>=2.0.7", "torchvision>=0.20"]  # evaluate --detect and --segment
 NOTEBOOK = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]  # runs docs/tour.ipynb
 SERVE = [
     "prometheus-client>=0.20",
@@ -182,6 +183,7 @@ setup(
         "video": VIDEO,
         "medical": MEDICAL,
         "metrics": METRICS,
+        "detect": DETECT,
         "test": TEST,
         "bench": BENCH,
         "docs": DOCS,

@@ -7,8 +7,8 @@ from typing import Any
 import typer
 
 from ..metrics.conventions import DEFAULT
+from . import downstream, tables
 from . import options as opt
-from . import tables
 from .options import default
 from .remote import as_named, fused_folders, local_outputs, scored_items, title_of
 from .settings import levels, pixel_limit, show_progress
@@ -34,6 +34,10 @@ def evaluate(
     paper: opt.Paper = None,
     metrics: opt.Metrics = DEFAULT,
     extra: opt.Extra = None,
+    detect: downstream.Detect = None,
+    boxes: downstream.Boxes = None,
+    segment: downstream.Segment = None,
+    masks: downstream.Masks = None,
     out: opt.OutTable = None,
     format: opt.OfTable = None,
     per_image: opt.PerImage = False,
@@ -49,7 +53,8 @@ def evaluate(
     A fused file is named after its pair: the infrared file's stem, in the data set's subfolders
     if stems repeat. Luma is scored. The table has the six metrics of the paper, SCD, CC and
     the worse source's VIF, MI and SSIM, and a warning names near copies of one source, whose VIF
-    and MI are best of all. Exit code: 0 all scored, 1 some pairs left out, 2 bad input.
+    and MI are best of all. --detect and --segment add scores of a network. Exit code: 0 all
+    scored, 1 some pairs or a network left out, 2 bad input.
     """
     from ..method import BASELINES
     from ..metrics.evaluation import MethodPictures
@@ -69,16 +74,16 @@ def evaluate(
     methods += [MethodPictures(name) for name in BASELINES] if baselines else []
     written_as, most_pixels = tables.file_format(out, format), pixel_limit(max_pixels)
     tables.require_writable(out, report)
+    how = {"max_pixels": most_pixels, "levels": levels(ir_range, vis_range, nodata, raw_size)}
+    how |= {"progress": show_progress(quiet)}
+    place = resolve_device(device)
+    look = downstream.asked_tasks(
+        items, place, detect=detect, boxes=boxes, segment=segment, masks=masks
+    )
     with as_named(stage) as named:
-        evaluation = score(
-            items,
-            methods,
-            **tables.scoring(metrics, extra, paper),
-            device=resolve_device(device),
-            max_pixels=most_pixels,
-            levels=levels(ir_range, vis_range, nodata, raw_size),
-            progress=show_progress(quiet),
-        )
+        scoring = tables.scoring(metrics, extra, paper)
+        evaluation = score(items, methods, **scoring, device=place, **how)
+        look(evaluation, methods, **how)
     named(evaluation)
     page = {"title": f"Fusion results: {title_of(root)}", "max_pairs": report_pairs}
     tables.write_page(report, evaluation, items, methods, **page, max_pixels=most_pixels)

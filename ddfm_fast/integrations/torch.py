@@ -73,6 +73,10 @@ class FuseModule(nn.Module):
         self.place: Tensor
         self.register_buffer("place", torch.empty(0, device=self.fuser.device), persistent=False)
 
+    if TYPE_CHECKING:  # which PyTorch says is Any
+
+        def __call__(self, ir: Tensor, vis: Tensor) -> Tensor: ...
+
     def forward(self, ir: Tensor, vis: Tensor) -> Tensor:
         """Fuse two tensors.
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..datasets.items import PairItem
@@ -27,6 +28,7 @@ from .guard import near_copy
 from .inputs import to_luma
 from .learned import require
 from .scores import compute
+from .tasks import COLUMNS, TaskScores
 
 CORE = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM", "SCD", "CC")
 GUARDS = ("VIF_min", "MI_min", "SSIM_min")
@@ -69,7 +71,7 @@ class MethodScores:
 
     name: str
     folder: str | None
-    values: dict[str, np.ndarray]
+    values: dict[str, NDArray[np.float64]]
     near_copies: dict[str, str]
     """pairs whose result is nearly one of its sources → "ir" or "vis" """
     about: str = ""
@@ -98,6 +100,8 @@ class Evaluation:
     """the data set of the paper's table to print beside"""
     remarks: list[str] = field(default_factory=list)
     """further warnings, sentences without a full stop"""
+    tasks: list[TaskScores] = field(default_factory=list)
+    """what networks found in the pictures, from :func:`.downstream.score_tasks`"""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -109,7 +113,7 @@ class Evaluation:
     @property
     def warnings(self) -> list[str]:
         """One sentence for each thing that a reader of the table must know."""
-        lines = list(self.remarks)
+        lines = [*self.remarks, *(f"{t.task}: {note}" for t in self.tasks for note in t.notes)]
         for method in self.methods:
             for source, label in SOURCES.items():
                 pairs = [p for p, s in method.near_copies.items() if s == source]
@@ -136,7 +140,8 @@ class Evaluation:
         """What each of the columns is, in the convention's own words."""
         texts = CONVENTIONS[self.convention].definitions
         worse = {f"{n}_min": f"{n} against the source where it is lower" for n in texts}
-        return {n: (texts | worse)[n] for n in self.columns}
+        of_tasks = {c: COLUMNS[c] for task in self.tasks for c in task.columns}
+        return {n: (texts | worse)[n] for n in self.columns} | of_tasks
 
     def paper_rows(self) -> list[tuple[str, dict[str, float]]]:
         """(label, values) of the paper's row, and of its public code's where it is known."""

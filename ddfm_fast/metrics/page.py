@@ -18,6 +18,8 @@ PAGE = """<!doctype html>
 <main>
 @notes@
 @table@
+@ranks@
+@tasks@
 <ul>@abouts@</ul>
 <details><summary>What the columns are</summary><dl>@definitions@</dl></details>
 <section id="plot" aria-label="Scores of the pairs" hidden>
@@ -54,6 +56,7 @@ STYLE = """
 body { margin: 0 auto; max-width: 1500px; padding: 1rem 1.5rem 3rem; color: var(--ink);
   background: var(--paper); font: 16px/1.45 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: .5rem 0 0; }
+.scroll + .hint { margin-bottom: .25rem; }
 h2 { font-size: 1.15rem; margin: 1rem 0 .5rem; overflow-wrap: anywhere; }
 header p, .hint, figcaption, .note { color: var(--soft); }
 header p { margin: .25rem 0 1rem; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from string import ascii_lowercase
 from typing import NamedTuple
 
 import numpy as np
@@ -127,6 +128,18 @@ def groups(evaluation: Evaluation, found: Ranks) -> list[list[str]]:
     return [[names[n] for n in group] for group in whole]
 
 
+def letters(evaluation: Evaluation, column: str) -> list[str]:
+    """Give each method the letters of its groups, "a" the best: those that share none differ.
+
+    Empty where Friedman's test tells the methods apart in no way, or there is no Nemenyi's.
+    """
+    none = ["" for _ in evaluation.methods]
+    if (found := ranks(evaluation, column)) is None or found.p >= 0.05:
+        return none
+    named = list(zip(ascii_lowercase, groups(evaluation, found), strict=False))
+    return ["".join(a for a, group in named if m.name in group) for m in evaluation.methods]
+
+
 def interval(values: np.ndarray) -> tuple[float, float]:
     """Find the 95 % confidence interval of a mean over pairs, by 2000 bootstraps of one seed."""
     values = np.asarray(values, np.float64)
@@ -150,5 +163,8 @@ def verdict(evaluation: Evaluation) -> list[str]:
     ]
     far = critical_difference(len(evaluation.methods), len(evaluation.pairs))
     if far is not None and differ:
-        rows.append(f"two methods differ if their mean ranks differ by {far:.2f} (Nemenyi, .05)")
+        rows.append(
+            f"two methods differ if their mean ranks differ by {far:.2f} (Nemenyi, .05): those "
+            "that share no letter"
+        )
     return rows

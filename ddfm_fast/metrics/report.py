@@ -29,7 +29,10 @@ from .evaluation import (
     read_lumas,
 )
 from .page import PAGE, SCRIPT, STYLE
-from .tables import caption, format_value, headings, table_rows
+from .ranking import verdict
+from .tables import caption, format_value, headings, rank_rows, table_rows
+from .task_tables import text_rows
+from .tasks import TaskScores
 
 _JPEG_QUALITY = 90
 
@@ -149,8 +152,8 @@ def _panel(evaluation: Evaluation, pair: str, pictures: str, position: str) -> s
     )
 
 
-def _html_table(evaluation: Evaluation, rows, label: str) -> str:
-    """``rows``: (class, label as HTML, cells as text)."""
+def _html_table(evaluation: Evaluation, rows, label: str, first: str = "method") -> str:
+    """``rows``: (class, label as HTML, cells as text); ``first``: heading of the labels."""
     texts = evaluation.definitions
     head = "".join(
         f'<th scope="col" title="{escape(texts.get(c, ""))}">{escape(shown)}</th>'
@@ -162,11 +165,43 @@ def _html_table(evaluation: Evaluation, rows, label: str) -> str:
         + "</tr>"
         for kind, name, cells in rows
     )
+    return _scrolled(label, f'<tr><th scope="col">{escape(first)}</th>{head}</tr>', body)
+
+
+def _scrolled(label: str, head: str, body: str) -> str:
     return (
         f'<div class="scroll" role="region" aria-label="{escape(label)}" tabindex="0"><table>'
-        f'<thead><tr><th scope="col">method</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f"<thead>{head}</thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _ranks(evaluation: Evaluation) -> str:
+    """The mean ranks with Nemenyi's groups, and what they mean; empty where there are none."""
+    if not (sentences := verdict(evaluation)):
+        return ""
+    rows = [("", escape(name), cells) for name, *cells in rank_rows(evaluation)]
+    text = "; ".join(sentences)
+    return f'<p class="hint">{escape(text[:1].upper() + text[1:])}.</p>' + _html_table(
+        evaluation, rows, "Ranks", "rank"
+    )
+
+
+def _task(evaluation: Evaluation, task: TaskScores) -> str:
+    """What a network found in the pictures."""
+    texts = evaluation.definitions
+    _, *rows = text_rows(task)
+    head = "".join(
+        f'<th scope="col" title="{escape(texts[c])}">{escape(c)}</th>' for c in task.columns
+    )
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "</tr>"
+        for name, *cells in rows
+    )
+    caption = task.caption[:1].upper() + task.caption[1:]
+    table = _scrolled(caption, f'<tr><th scope="col">method</th>{head}</tr>', body)
+    return f'<p class="hint">{escape(caption)}.</p>{table}'
 
 
 def _page(evaluation: Evaluation, title: str, shown: list[str], panels: list[str]) -> str:
@@ -186,6 +221,8 @@ def _page(evaluation: Evaluation, title: str, shown: list[str], panels: list[str
         "caption": escape(caption(evaluation)),
         "notes": "".join(f'<p class="{k}"><b>{k}:</b> {escape(t)}.</p>' for k, t in notes),
         "table": _html_table(evaluation, rows, "Summary"),
+        "ranks": _ranks(evaluation),
+        "tasks": "".join(_task(evaluation, task) for task in evaluation.tasks),
         "abouts": "".join(
             f"<li><b>{escape(m.name)}</b>: {escape(m.about)}</li>"
             for m in evaluation.methods

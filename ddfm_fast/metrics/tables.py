@@ -16,7 +16,18 @@ from ..files.paths import atomic_write_bytes
 from .conventions import lower
 from .evaluation import PAPER_NOTE, Evaluation, MethodScores
 from .latex import latex
-from .ranking import Marks, critical_difference, groups, interval, marked, ranks, verdict
+from .ranking import (
+    BOOTSTRAPS,
+    critical_difference,
+    groups,
+    interval,
+    letters,
+    marked,
+    ranks,
+    verdict,
+)
+from .task_tables import as_dicts, csv_cells, csv_columns, shown, sources, text_rows
+from .tasks import TaskScores
 
 _COARSE = ("SD", "SF", "AG", "PSNR", "Qcv")
 
@@ -94,7 +105,9 @@ def _text(evaluation: Evaluation, per_image: bool) -> str:
     if abouts:
         lines += ["", *_aligned(abouts, 2)]
     if notes := verdict(evaluation):
-        lines += ["", *_aligned([["rank", *headings(evaluation)], *_rank_rows(evaluation)]), *notes]
+        lines += ["", *_aligned([["rank", *headings(evaluation)], *rank_rows(evaluation)]), *notes]
+    for task in evaluation.tasks:
+        lines += ["", task.caption, *_aligned(text_rows(task))]
     if evaluation.paper:
         lines += ["", f"note: {PAPER_NOTE}"]
     if per_image:
@@ -126,7 +139,7 @@ def _markdown(evaluation: Evaluation, per_image: bool) -> str:
         [
             label,
             *(
-                _emphasized(cell, label, best[c])
+                _emphasized(cell, label in best[c].best, label in best[c].second)
                 for c, cell in zip(evaluation.columns, cells, strict=True)
             ),
         ]
@@ -134,8 +147,14 @@ def _markdown(evaluation: Evaluation, per_image: bool) -> str:
     ]
     lines = [caption(evaluation) + ".", "", *table(["", *columns], 1, rows)]
     if notes := verdict(evaluation):
-        lines += ["", *table(["rank", *columns], 1, _rank_rows(evaluation)), ""]
+        lines += ["", *table(["rank", *columns], 1, rank_rows(evaluation)), ""]
         lines.append("The best mean is bold, the second underlined; " + "; ".join(notes) + ".")
+    if len(evaluation.pairs) > 1:
+        lines += ["", *table(["95 % of the mean", *columns], 1, _interval_rows(evaluation)), ""]
+        lines.append(f"Intervals of the means by {BOOTSTRAPS} bootstraps over the pairs.")
+    for task in evaluation.tasks:
+        head = ["", *task.columns]
+        lines += ["", _capital(task.caption) + ".", "", *table(head, 1, _task_rows(task))]
     abouts = [f"- `{m.name}`: {m.about}" for m in evaluation.methods if m.about]
     lines += ["", *abouts] if abouts else []
     notes = [*evaluation.warnings, *([PAPER_NOTE] if evaluation.paper else [])]
@@ -146,10 +165,33 @@ def _markdown(evaluation: Evaluation, per_image: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _emphasized(cell: str, method: str, best: Marks) -> str:
-    if method in best.best:
+def _interval_rows(evaluation: Evaluation) -> list[list[str]]:
+    def cell(method: MethodScores, column: str) -> str:
+        return " to ".join(format_value(end, column) for end in interval(method.values[column]))
+
+    return [[m.name, *(cell(m, c) for c in evaluation.columns)] for m in evaluation.methods]
+
+
+def _task_rows(task: TaskScores) -> list[list[str]]:
+    rows = []
+    for name, row in task.rows.items():
+        marks = task.marks(name)
+        cells = [
+            _emphasized(shown(row[c]), marks.get(c) == "best", marks.get(c) == "second")
+            for c in task.columns
+        ]
+        rows.append([name, *cells])
+    return rows
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _emphasized(cell: str, best: bool, second: bool) -> str:
+    if best:
         return f"**{cell}**"
-    return f"<u>{cell}</u>" if method in best.second else cell
+    return f"<u>{cell}</u>" if second else cell
 
 
 def _plain(name: str) -> str:
@@ -157,13 +199,16 @@ def _plain(name: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", name)
 
 
-def _rank_rows(evaluation: Evaluation) -> list[list[str]]:
-    """Of each method its mean ranks, a dash where a column has none."""
-    found = [ranks(evaluation, column) for column in evaluation.columns]
-    return [
-        [m.name, *("–" if r is None else f"{r.mean[n]:.2f}" for r in found)]
-        for n, m in enumerate(evaluation.methods)
-    ]
+def rank_rows(evaluation: Evaluation) -> list[list[str]]:
+    """Give each method's mean ranks and the letters of its groups; a dash where it has none."""
+    columns = []
+    for column in evaluation.columns:
+        found, marks = ranks(evaluation, column), letters(evaluation, column)
+        means = [f"{x:.2f}" for x in found.mean] if found else ["–" for _ in marks]
+        widest = max(map(len, marks))
+        cells = [f"{x} {mark:<{widest}}" for x, mark in zip(means, marks, strict=True)]
+        columns.append(cells if widest else means)
+    return [[m.name, *(column[n] for column in columns)] for n, m in enumerate(evaluation.methods)]
 
 
 def _latex(evaluation: Evaluation, per_image: bool) -> str:
@@ -176,20 +221,27 @@ def _latex(evaluation: Evaluation, per_image: bool) -> str:
 
 
 def _csv(evaluation: Evaluation, per_image: bool) -> str:
-    names = list(evaluation.methods[0].values)
+    names, asked = list(evaluation.methods[0].values), csv_columns(evaluation)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["method", "pair", "near_copy", *names])
+    writer.writerow(["method", "pair", "near_copy", *names, *asked])
+    empty = ["" for _ in asked]
     for m in evaluation.methods:
         copies = len(m.near_copies)
-        writer.writerow([m.name, "mean", copies, *(m.mean(n) for n in names)])
-        writer.writerow([m.name, "std", copies, *(m.std(n) for n in names)])
+        found = csv_cells(evaluation, m.name)
+        writer.writerow([m.name, "mean", copies, *(m.mean(n) for n in names), *found])
+        writer.writerow([m.name, "std", copies, *(m.std(n) for n in names), *empty])
+        ends = zip(*(interval(m.values[n]) for n in names), strict=True)
+        for end, values in zip(("low95", "high95"), ends, strict=True):
+            writer.writerow([m.name, end, copies, *values, *empty])
     for label, row in evaluation.paper_rows():
-        writer.writerow([label, "mean", "", *(row.get(n, "") for n in names)])
+        writer.writerow([label, "mean", "", *(row.get(n, "") for n in names), *empty])
+    for label in sources(evaluation):
+        writer.writerow([label, "mean", "", *("" for _ in names), *csv_cells(evaluation, label)])
     for n, pair in enumerate(evaluation.pairs if per_image else ()):
         for m in evaluation.methods:
             cells = (float(m.values[c][n]) for c in names)
-            writer.writerow([m.name, pair, m.near_copies.get(pair, ""), *cells])
+            writer.writerow([m.name, pair, m.near_copies.get(pair, ""), *cells, *empty])
     return out.getvalue()
 
 
@@ -254,6 +306,7 @@ def as_dict(evaluation: Evaluation, *, per_image: bool = False) -> dict[str, Any
         "methods": [method(m) for m in evaluation.methods],
         "ranks": {c: found for c in evaluation.columns if (found := ranked(c)) is not None},
         "critical_difference": critical_difference(len(evaluation.methods), len(evaluation.pairs)),
+        "tasks": as_dicts(evaluation),
         "paper": {"note": PAPER_NOTE, "rows": paper} if paper else None,
         "warnings": evaluation.warnings,
         "failures": evaluation.failures,

@@ -36,9 +36,11 @@ _MOST_SHARDS = 256
 
 
 def read_tensors(
-    path: str | os.PathLike, pickled: tuple[str, ...] = (".pt", ".pth")
+    path: str | os.PathLike,
+    pickled: tuple[str, ...] = (".pt", ".pth"),
+    dtypes: tuple[torch.dtype, ...] = WEIGHTS,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Map floating-point tensors by key, and read the metadata of a safetensors file (else empty).
+    """Map tensors of ``dtypes`` by key, and read the metadata of a safetensors file (else empty).
 
     Weights are not looked at: ``check_finite`` does, once the tensors are known to fit.
     ``path``: a checkpoint, or the ``.safetensors.index.json`` of one in several files.
@@ -66,7 +68,7 @@ def read_tensors(
             f"prior: {str(path)!r} holds tensors without values of their own ({some(unreal)}: "
             "sparse, nested, meta, or larger than the data in the file); save the dense weights"
         )
-    if wrong := [k for k, v in tensors.items() if v.dtype not in WEIGHTS]:
+    if wrong := [k for k, v in tensors.items() if v.dtype not in dtypes]:
         kinds = sorted({str(tensors[k].dtype).removeprefix("torch.") for k in wrong})
         raise ValueError(
             f"prior: {str(path)!r} holds tensors that are not floating point of 16 to 64 bits "

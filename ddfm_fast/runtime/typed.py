@@ -6,16 +6,18 @@ says Any, and :func:`typed_as` gives them to it. A checker then knows
     ====================================================  ===========================
     ir and vis                                            result
     ====================================================  ===========================
-    NumPy arrays                                          a NumPy array
+    NumPy arrays of uint8, uint16, float16, 32 or 64      a NumPy array of their dtype
+    NumPy arrays of others                                a NumPy array
     PIL images                                            a PIL image
     torch tensors                                         a torch tensor
     lists or tuples of one of these                       a list of it
     two kinds of these, or other arrays (CuPy, JAX, …)    Any: of the source that gives the color
     ====================================================  ===========================
 
-and refuses what is not an image, such as the name of a file, and unknown options. For arrays
-whose dtype is Any, such as np.asarray(picture), mypy says Any, since more than one row fits them;
-pyright says an array, and so does mypy of NDArray[np.uint8].
+and refuses what is not an image, such as the name of a file, and unknown options. Arrays of two
+dtypes give one of these: pyright says either, mypy any of the five. For arrays whose dtype is Any,
+such as np.asarray(picture), mypy says Any, since more than one row fits them; pyright says an
+array, and so does mypy of NDArray[np.uint8].
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, TypeVar, overload
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
@@ -79,6 +82,8 @@ class HasDLPack(Protocol):
 
 Readable = HasArray | HasInterface | HasDLPack
 """any single image or batch that a call takes"""
+Kept = TypeVar("Kept", bound="np.uint8 | np.uint16 | np.float16 | np.float32 | np.float64")
+"""the dtypes that results have where sources do"""
 Pictures = TypeVar("Pictures", bound="Image")
 OtherPictures = TypeVar("OtherPictures", bound="Image")
 Typed = TypeVar("Typed", bound=Callable[..., Any])
@@ -91,11 +96,21 @@ def typed_as(example: Typed) -> Callable[[Callable[..., Any]], Typed]:
 
 
 @overload
+def fuse(
+    ir: NDArray[Kept], vis: NDArray[Kept], **options: Unpack[FuseOptions]
+) -> NDArray[Kept]: ...
+@overload
 def fuse(ir: NDArray[Any], vis: NDArray[Any], **options: Unpack[FuseOptions]) -> NDArray[Any]: ...
 @overload
 def fuse(ir: Tensor, vis: Tensor, **options: Unpack[FuseOptions]) -> Tensor: ...
 @overload
 def fuse(ir: Image, vis: Image, **options: Unpack[FuseOptions]) -> Image: ...
+@overload
+def fuse(
+    ir: list[NDArray[Kept]] | tuple[NDArray[Kept], ...],
+    vis: list[NDArray[Kept]] | tuple[NDArray[Kept], ...],
+    **options: Unpack[FuseOptions],
+) -> list[NDArray[Kept]]: ...
 @overload
 def fuse(
     ir: list[NDArray[Any]] | tuple[NDArray[Any], ...],
@@ -129,12 +144,23 @@ def fuse(ir: Any, vis: Any, **options: Any) -> Any:
 
 @overload
 def call(
+    self: Any, ir: NDArray[Kept], vis: NDArray[Kept], **options: Unpack[CallOptions]
+) -> NDArray[Kept]: ...
+@overload
+def call(
     self: Any, ir: NDArray[Any], vis: NDArray[Any], **options: Unpack[CallOptions]
 ) -> NDArray[Any]: ...
 @overload
 def call(self: Any, ir: Tensor, vis: Tensor, **options: Unpack[CallOptions]) -> Tensor: ...
 @overload
 def call(self: Any, ir: Image, vis: Image, **options: Unpack[CallOptions]) -> Image: ...
+@overload
+def call(
+    self: Any,
+    ir: list[NDArray[Kept]] | tuple[NDArray[Kept], ...],
+    vis: list[NDArray[Kept]] | tuple[NDArray[Kept], ...],
+    **options: Unpack[CallOptions],
+) -> list[NDArray[Kept]]: ...
 @overload
 def call(
     self: Any,
@@ -170,6 +196,12 @@ def call(self: Any, ir: Any, vis: Any, **options: Any) -> Any:
     raise NotImplementedError
 
 
+@overload
+def stream(
+    self: Any,
+    pairs: Iterable[tuple[NDArray[Kept], NDArray[Kept]]],
+    **options: Unpack[StreamOptions],
+) -> Iterator[NDArray[Kept]]: ...
 @overload
 def stream(
     self: Any,

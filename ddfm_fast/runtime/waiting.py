@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..sampler import StepInfo
-    from .typed import CallOptions, OtherPictures, Pictures, Readable
+    from .typed import CallOptions, Kept, OtherPictures, Pictures, Readable
 
 
 class FusionStopped(Exception):
@@ -33,12 +33,23 @@ class Awaited:
 
     @overload
     async def afuse(
+        self, ir: NDArray[Kept], vis: NDArray[Kept], **options: Unpack[CallOptions]
+    ) -> NDArray[Kept]: ...
+    @overload
+    async def afuse(
         self, ir: NDArray[Any], vis: NDArray[Any], **options: Unpack[CallOptions]
     ) -> NDArray[Any]: ...
     @overload
     async def afuse(self, ir: Tensor, vis: Tensor, **options: Unpack[CallOptions]) -> Tensor: ...
     @overload
     async def afuse(self, ir: Image, vis: Image, **options: Unpack[CallOptions]) -> Image: ...
+    @overload
+    async def afuse(
+        self,
+        ir: list[NDArray[Kept]] | tuple[NDArray[Kept], ...],
+        vis: list[NDArray[Kept]] | tuple[NDArray[Kept], ...],
+        **options: Unpack[CallOptions],
+    ) -> list[NDArray[Kept]]: ...
     @overload
     async def afuse(
         self,

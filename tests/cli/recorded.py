@@ -250,6 +250,8 @@ RECORD = {
     """,
     "evaluate": """
         --baselines: bool, False
+        --boxes: Path, None
+        --detect: str, None
         --device: str, None
         --extra: str, None
         --format: table|csv|json|markdown|latex, None
@@ -259,6 +261,7 @@ RECORD = {
         --layout: str, None
         --limit: int min=1, None
         --manifest: Path, None
+        --masks: Path, None
         --max-pixels: int min=1, None
         --metrics: str, 'cddfuse'
         --nodata: str, None
@@ -268,6 +271,7 @@ RECORD = {
         --raw-size: str, None
         --report-pairs: int min=1, 60
         --report: Path, None
+        --segment: str, None
         --vis-range: str, None
         -o --out: Path, None
         -q --quiet: bool, False

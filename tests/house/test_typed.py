@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT
 
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 SAMPLE = """
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +32,11 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 import ddfm_fast
+from ddfm_fast import metrics
+from ddfm_fast.datasets.pairs import find_pairs
+from ddfm_fast.integrations.torch import FuseModule
+from ddfm_fast.metrics.evaluation import MethodPictures, evaluate
+from ddfm_fast.metrics.tables import render
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack, reveal_type
@@ -40,6 +47,19 @@ def arrays(a: NDArray[np.uint8], b: np.ndarray[tuple[int, int, int], np.dtype[np
     reveal_type(ddfm_fast.fuse([a, a], (b, b)))  # arrays
     reveal_type(ddfm_fast.Fuser()(a, b, seed=1))  # array
     reveal_type(ddfm_fast.Fuser().stream(zip([a], [b])))  # frames
+
+
+def deep(a: NDArray[np.uint16], b: NDArray[np.float32], c: NDArray[np.uint8]) -> None:
+    reveal_type(ddfm_fast.fuse(a, a))  # uint16
+    reveal_type(ddfm_fast.fuse(b, b, value_range=(0, 1)))  # float32
+    reveal_type(ddfm_fast.Fuser()([c], [c])[0])  # uint8
+    reveal_type(next(ddfm_fast.Fuser().stream(zip([a], [a]))))  # uint16
+    reveal_type(ddfm_fast.fuse(a, c))  # either
+
+
+def others(a: NDArray[np.int16]) -> None:
+    reveal_type(ddfm_fast.fuse(a, a))  # some
+    reveal_type(ddfm_fast.fuse([a], [a]))  # somes
 
 
 def pictures(a: Image.Image, b: PngImagePlugin.PngImageFile) -> None:
@@ -54,7 +74,23 @@ def tensors(a: torch.Tensor, b: torch.nn.Parameter) -> None:
     reveal_type(ddfm_fast.Fuser().with_options(steps=3)(a, b))  # tensor
 
 
+def module(a: torch.Tensor) -> None:
+    network = FuseModule(preset="instant").to("cpu").eval()
+    reveal_type(network(a, a))  # tensor
+
+
+def scores(a: NDArray[np.uint8], folder: Path) -> None:
+    reveal_type(metrics.compute(a, a, a)["VIF"])  # tensor
+    found = evaluate(find_pairs(folder), [MethodPictures("mean")])
+    reveal_type(found.methods[0].mean("VIF"))  # float
+    reveal_type(found.methods[0].values["VIF"])  # float64
+    reveal_type(render(found, "latex"))  # str
+    for task in found.tasks:
+        reveal_type(task.rows["ours"]["mAP"])  # float
+
+
 async def awaited(a: torch.Tensor, b: NDArray[np.uint8]) -> None:
+    reveal_type(await ddfm_fast.Fuser().afuse(b, b))  # uint8
     reveal_type(await ddfm_fast.Fuser().afuse(a, a))  # tensor
     reveal_type(await ddfm_fast.Fuser().afuse([b], [b], color=False))  # arrays
 
@@ -84,10 +120,31 @@ ddfm_fast.fuse(a, a, step=3)  # wrong
 ddfm_fast.Fuser(seed="no")  # wrong
 ddfm_fast.Fuser()(a, a, steps=3)  # wrong
 """
+
+
+def array_of(*dtypes: str) -> str:
+    """An array of one of these dtypes, as pyright or mypy prints it."""
+    return rf"(numpy\.)?ndarray\[.*dtype\[(numpy\.)?({'|'.join(dtypes)})\]\]"
+
+
+def bits(kind: str, count: int) -> str:
+    return rf"{kind}\[(numpy\._typing\._nbit_base\.)?_{count}Bit\]"
+
+
+BYTES = array_of("uint8", bits("unsignedinteger", 8))
 KINDS = {
-    "array": r"(numpy\.)?ndarray\[.*\]",
-    "arrays": r"(builtins\.)?list\[(numpy\.)?ndarray\[.*\]\]",
-    "frames": r"(collections\.abc\.|typing\.)?Iterator\[(numpy\.)?ndarray\[.*\]\]",
+    "array": BYTES,
+    "arrays": rf"(builtins\.)?list\[{BYTES}\]",
+    "frames": rf"(collections\.abc\.|typing\.)?Iterator\[{BYTES}\]",
+    "uint8": BYTES,
+    "uint16": array_of("uint16", bits("unsignedinteger", 16)),
+    "float32": array_of("float32", bits("floating", 32)),
+    "float64": array_of("float64", bits("floating", 64)),
+    "either": array_of(r"unsignedinteger\[[^|]*\]( \| [^|]*)+"),
+    "some": r"(numpy\.)?ndarray\[.*Any\]\]",
+    "somes": r"(builtins\.)?list\[(numpy\.)?ndarray\[.*Any\]\]\]",
+    "float": r"(builtins\.)?float",
+    "str": r"(builtins\.)?str",
     "picture": r"(PIL\.Image\.)?Image",
     "pictures": r"(builtins\.)?list\[(PIL\.Image\.)?Image\]",
     "tensor": r"(torch\.)?(_tensor\.)?Tensor",
@@ -193,3 +250,10 @@ def test_the_overloads_know_every_keyword():
     assert declared("FuseOptions") == keywords(fuse, FuserOptions)
     assert declared("CallOptions") == keywords(Fuser.__call__, ReadingOptions)
     assert declared("StreamOptions") == keywords(Fuser.stream, ReadingOptions)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float16", "float32", "float64"])
+def test_results_have_the_dtype_that_checkers_are_told(dtype):
+    top = 1 if dtype.startswith("float") else np.iinfo(dtype).max
+    a = np.linspace(0, top, 48 * 64).reshape(48, 64).astype(dtype)
+    assert fuse(a, a.T.reshape(48, 64), preset="instant").dtype == np.dtype(dtype)

@@ -289,10 +289,10 @@ def test_no_method_and_no_data_set(root, tmp_path):
 def test_csv_and_json_hold_everything(root, both):
     evaluation = evaluate(items_of(root), both)
     rows = list(csv.DictReader(io.StringIO(render(evaluation, "csv", per_image=True))))
-    assert [(r["method"], r["pair"]) for r in rows[:4]] == [
-        (m, s) for m in ("avg", "copy") for s in ("mean", "std")
+    assert [(r["method"], r["pair"]) for r in rows[:8]] == [
+        (m, s) for m in ("avg", "copy") for s in ("mean", "std", "low95", "high95")
     ]
-    assert len(rows) == 4 + 6
+    assert len(rows) == 8 + 6
     found = json.loads(render(evaluation, "json", per_image=True))
     for method, json_method in zip(evaluation.methods, found["methods"], strict=True):
         by_pair = {r["pair"]: r for r in rows if r["method"] == method.name}

@@ -12,10 +12,12 @@ from ddfm_fast.metrics.ranking import (
     critical_difference,
     groups,
     interval,
+    letters,
     marked,
     ranks,
     verdict,
 )
+from ddfm_fast.metrics.report import write_report
 from ddfm_fast.metrics.tables import as_dict, render
 
 stats = pytest.importorskip("scipy.stats")
@@ -84,6 +86,30 @@ def test_groups_have_the_methods_that_nemenyi_does_not_tell_apart():
     assert as_dict(evaluation([[1, 2]]))["ranks"] == {}
 
 
+def test_letters_are_the_groups_in_every_table_and_on_the_page(tmp_path):
+    """The groups of the test above: neighbors share a letter, others do not."""
+    found = evaluation(np.array([np.full(12, 5.0 - n) for n in range(5)]))
+    assert letters(found, CORE[0]) == ["a", "ab", "bc", "cd", "d"]
+    text, markdown = render(found, "table"), render(found, "markdown")
+    assert "\nm1    2.00 ab  2.00 ab" in text and "\nm4    5.00 d   5.00 d" in text
+    assert "| m1 | 2.00 ab | 2.00 ab |" in markdown
+    assert "(Nemenyi, .05): those that share no letter" in text
+    assert "(Nemenyi, .05): those that share no letter" in markdown
+    latex = render(found, "latex")
+    assert "\nm0 & \\textbf{5.000}$^{a}$ &" in latex and "\nm3 & 2.000$^{cd}$ &" in latex
+    assert "those that share no letter" in latex.partition("\\caption{")[2]
+    page = write_report(tmp_path / "page.html", found, [], [], max_pairs=0).read_text("utf-8")
+    assert '<th scope="row">m2</th><td>3.00 bc</td>' in page
+    assert "those that share no letter" in page
+
+
+def test_letters_stand_where_friedmans_test_tells_methods_apart():
+    even = evaluation([[1, 2, 3], [1, 2, 3]])
+    assert letters(even, CORE[0]) == ["", ""]
+    assert "1.50 a" not in render(even, "table") and "$^" not in render(even, "latex")
+    assert letters(evaluation([[1, 2]]), CORE[0]) == [""]
+
+
 def test_the_best_and_the_second_are_marked_and_copies_are_not():
     found = evaluation([[1, 1], [3, 3], [2, 2], [9, 9]], copies=[3])
     assert set(marked(found).values()) == {(("m1",), ("m2",))}
@@ -146,6 +172,17 @@ def test_the_interval_holds_the_mean_in_95_of_100_draws():
     assert as_dict(evaluation([values, values + 1]))["methods"][0]["interval95"][CORE[0]] == [
         *interval(values)
     ]
+
+
+def test_markdown_and_csv_have_the_intervals():
+    values = np.arange(9.0)
+    low, high = interval(values)
+    row = f"| m0 | {low:.3f} to {high:.3f} | {low:.2f} to {high:.2f} |"
+    text = render(evaluation([values, values + 1]), "markdown")
+    assert "| 95 % of the mean | EN | SD |" in text and row in text
+    assert "95 %" not in render(evaluation([[1], [2]]), "markdown")
+    rows = render(evaluation([values, values + 1]), "csv").splitlines()
+    assert f"m0,low95,0,{low},{low}," in rows[3] and f"m0,high95,0,{high},{high}," in rows[4]
 
 
 def test_the_verdict_names_the_columns_and_the_distance():
