@@ -2,10 +2,12 @@
 
 import ctypes
 import os
+import shutil
 import subprocess
 import threading
 import time
 
+import emulated
 import numpy as np
 import pytest
 import torch
@@ -47,6 +49,20 @@ def test_calls_of_several_threads_and_after_a_fork(program, flags):
     path = program(*flags, *(["-fno-sanitize-recover=all"] if flags else []))
     options = {"ASAN_OPTIONS": "detect_leaks=0"}  # a team stays as long as its process
     done = subprocess.run([path], env=alone(**options), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("target", emulated.PARAMS)
+def test_calls_of_several_threads_and_after_a_fork_elsewhere(target, tmp_path):
+    for tool in (emulated.COMPILER, emulated.EMULATOR):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is absent: threads are not tried on another processor")
+    path, files = tmp_path / "program", (f"{HERE}/team.cpp", str(prebuilt.HERE / "team.cpp"))
+    command = [emulated.COMPILER, "-std=c++17", "-O2", "-pthread", "-static"]
+    build.run([*command, *emulated.TARGETS[target], *files, "-o", str(path)])
+    done = subprocess.run(
+        [emulated.EMULATOR, str(path)], env=alone(), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
