@@ -15,8 +15,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from . import build, memory
+from . import build, memory, prebuilt
 
+SOURCE = prebuilt.HERE / "edges.cpp"
 EDGE = struct.Struct("6P7q")
 SIDES = (1, 2, 4)
 """of the squares of pixels that become channels"""

@@ -174,10 +174,11 @@ def _result(
     """Return a result not yet written as [N, C, H, W], and in its layout."""
     if spec.layout.endswith("HWC"):
         out = torch.empty((n, height, width, channels), dtype=spec.dtype, device=memory.CPU)
-        planes = out.permute(0, 3, 1, 2)
+        planes = memory.in_huge_pages(out).permute(0, 3, 1, 2)
     else:
         planes = out = torch.empty((n, channels, height, width), dtype=spec.dtype,
                                    device=memory.CPU)  # fmt: skip
+        memory.in_huge_pages(out)
         out = planes if "C" in spec.layout else planes[:, 0]
     return planes, out if "N" in spec.layout else out[0]
 

@@ -15,11 +15,13 @@ extern "C" {
 int64_t ddfm_group(), ddfm_pairs(), ddfm_layer_bytes(), ddfm_attention_bytes();
 int64_t ddfm_choose_bytes(), ddfm_carry_bytes();
 int64_t ddfm_read_bytes(), ddfm_order_bytes(), ddfm_give_bytes();
+int64_t ddfm_gather_bytes(), ddfm_spread_bytes();
 int64_t ddfm_attention_floats(int64_t tokens, int64_t width);
 int ddfm_layer(const void *, int64_t), ddfm_attention(const void *, int64_t);
 int ddfm_choose(const void *, int64_t), ddfm_carry(const void *, int64_t);
 int ddfm_read(const void *, int64_t), ddfm_order(const void *, int64_t);
 int ddfm_give(const void *, int64_t);
+int ddfm_gather(const void *, int64_t), ddfm_spread(const void *, int64_t);
 }
 
 typedef int64_t (*Number)();
@@ -35,6 +37,8 @@ static const struct { const char *name; Number number; Function function; } TABL
     {"ddfm_read_bytes", ddfm_read_bytes, nullptr},
     {"ddfm_order_bytes", ddfm_order_bytes, nullptr},
     {"ddfm_give_bytes", ddfm_give_bytes, nullptr},
+    {"ddfm_gather_bytes", ddfm_gather_bytes, nullptr},
+    {"ddfm_spread_bytes", ddfm_spread_bytes, nullptr},
     {"ddfm_layer", nullptr, ddfm_layer},
     {"ddfm_attention", nullptr, ddfm_attention},
     {"ddfm_choose", nullptr, ddfm_choose},
@@ -42,6 +46,8 @@ static const struct { const char *name; Number number; Function function; } TABL
     {"ddfm_read", nullptr, ddfm_read},
     {"ddfm_order", nullptr, ddfm_order},
     {"ddfm_give", nullptr, ddfm_give},
+    {"ddfm_gather", nullptr, ddfm_gather},
+    {"ddfm_spread", nullptr, ddfm_spread},
 };
 
 constexpr size_t GUARD = 256, ALIGNMENT = 64;

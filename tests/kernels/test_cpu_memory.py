@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import re
+from pathlib import Path
+
 import emulated
 import pytest
 import torch
@@ -349,6 +353,38 @@ def test_a_made_tensor_is_float32_on_the_cpu():
     finally:
         torch.set_default_dtype(torch.float32)
     assert all(x.dtype == torch.float32 and x.is_cpu and x.shape == (2, 3) for x in made)
+
+
+@pytest.mark.parametrize("begin", [0, 4096, (1 << 21) - 16])
+@pytest.mark.parametrize("size", [(1 << 22) - 4, 1 << 22, 5 << 21])
+def test_huge_pages_are_asked_for_inside_a_large_tensor_alone(begin, size, monkeypatch):
+    storage, asked = torch.zeros(4 << 21), []
+    at = -(-storage.data_ptr() // memory.HUGE_PAGE) * memory.HUGE_PAGE + begin
+    first = (at - storage.data_ptr()) // 4
+    x = storage[first : first + size // 4]
+    monkeypatch.setattr(memory, "_madvise", lambda: lambda *call: asked.append(call))
+    assert memory.in_huge_pages(x) is x
+    if size < memory.LARGE:
+        assert asked == []
+        return
+    ((where, length, advice),) = asked
+    assert where % memory.HUGE_PAGE == 0 and where >= at and where + length <= at + size
+    assert length == (size // memory.HUGE_PAGE - (begin > 0)) * memory.HUGE_PAGE
+    assert advice == mmap.MADV_HUGEPAGE
+
+
+def test_a_large_result_may_lie_in_huge_pages_and_others_where_nothing_can_be_asked(monkeypatch):
+    x = memory.empty(1 << 24)
+    middle, flags, inside = x.data_ptr() + x.nbytes // 2, "", False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= middle < int(found[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            flags = line
+    if Path("/sys/kernel/mm/transparent_hugepage").exists():
+        assert " hg" in flags
+    monkeypatch.setattr(memory, "_madvise", lambda: None)
+    assert memory.empty(1 << 21).fill_(1).sum() == 1 << 21
 
 
 @pytest.mark.parametrize("target", emulated.PARAMS)

@@ -1,5 +1,6 @@
 """The first and last pass of a forward on a CPU, to the bit against PyTorch's operations."""
 
+import builds
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ SHAPES = [(1, 3, 4, 4), (3, 3, 12, 20), (1, 1, 36, 28), (3, 6, 8, 4), (1, 3, 256
 each = pytest.mark.parametrize("shape", SHAPES, ids=str)
 sides = pytest.mark.parametrize("side", edges.SIDES)
 kinds = pytest.mark.parametrize("dtype", edges.DTYPES, ids=str)
+narrow, kernels = builds.fixtures(edges)
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +40,7 @@ def numbers(*shape, seed=0):
 @each
 @sides
 @kinds
+@pytest.mark.usefixtures("kernels")
 def test_gather(shape, side, dtype):
     x = numbers(*shape)
     wanted = F.pixel_unshuffle(x.to(dtype), side) if side > 1 else x.to(dtype)
@@ -50,6 +53,7 @@ def test_gather(shape, side, dtype):
 @sides
 @kinds
 @pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.usefixtures("kernels")
 def test_spread(shape, side, dtype, threads):
     n, c, h, w = shape
     out = numbers(n, c * side**2, h // side, w // side, seed=1).to(dtype)
@@ -66,6 +70,7 @@ def test_spread(shape, side, dtype, threads):
             torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_not_a_number_stays():
     x = torch.full((1, 3, 4, 4), torch.nan)
     for dtype in edges.DTYPES:

@@ -2,17 +2,22 @@
 
 import ctypes
 import os
+import shutil
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
+import emulated
 import numpy as np
 import pytest
 import torch
 
 import ddfm_fast
 from ddfm_fast.kernels.cpu import build, prebuilt
+from ddfm_fast.priors import load_prior
 from ddfm_fast.runtime import threads
+from ddfm_fast.target import choose as closed_form
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 needs_kernels = pytest.mark.skipif(build.status() is not None, reason=f"{build.status()}")
@@ -47,6 +52,20 @@ def test_calls_of_several_threads_and_after_a_fork(program, flags):
     path = program(*flags, *(["-fno-sanitize-recover=all"] if flags else []))
     options = {"ASAN_OPTIONS": "detect_leaks=0"}  # a team stays as long as its process
     done = subprocess.run([path], env=alone(**options), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("target", emulated.PARAMS)
+def test_calls_of_several_threads_and_after_a_fork_elsewhere(target, tmp_path):
+    for tool in (emulated.COMPILER, emulated.EMULATOR):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is absent: threads are not tried on another processor")
+    path, files = tmp_path / "program", (f"{HERE}/team.cpp", str(prebuilt.HERE / "team.cpp"))
+    command = [emulated.COMPILER, "-std=c++17", "-O2", "-pthread", "-static"]
+    build.run([*command, *emulated.TARGETS[target], *files, "-o", str(path)])
+    done = subprocess.run(
+        [emulated.EMULATOR, str(path)], env=alone(), capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -127,6 +146,31 @@ def test_a_busy_machine_changes_no_byte(preset, monkeypatch):
         monkeypatch.setattr(threads, "machine_is_busy", lambda busy=busy: busy)
         results.append(fuser(ir, vis))
     assert np.array_equal(*results)
+
+
+@needs_kernels
+def test_more_threads_than_cores_and_several_callers_change_no_byte():
+    """Each of three callers on more threads than there are cores, all at once."""
+    prior = load_prior("embedded", dtype="float32")
+    step = prior.conditioning(torch.tensor([100]))[0]
+    x = torch.randn(1, 3, 96, 144, generator=torch.Generator().manual_seed(4))
+    lumas = torch.rand(2, 1, 1, 272, 260, generator=torch.Generator().manual_seed(5))
+    before, cores = torch.get_num_threads(), os.cpu_count() or 1
+
+    def results(count: int) -> list[torch.Tensor]:
+        torch.set_num_threads(count)
+        return [prior.eps(x, step), closed_form.choose(*lumas)]
+
+    try:
+        wanted = results(1)
+        for count in (2, 3, 2 * cores + 1):
+            with ThreadPoolExecutor(3) as callers:
+                found = list(callers.map(results, [count] * 6))
+            assert all(
+                torch.equal(*pair) for one in found for pair in zip(one, wanted, strict=True)
+            )
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_what_the_system_says_of_itself_is_read(monkeypatch):

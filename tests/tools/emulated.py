@@ -34,7 +34,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 PARAMS = [pytest.param(n, marks=[pytest.mark.slow, pytest.mark.emulated]) for n in TARGETS]
 POINTERS = {
     "ddfm_layer": 15, "ddfm_attention": 6, "ddfm_choose": 58, "ddfm_carry": 8,
-    "ddfm_read": 3, "ddfm_order": 7, "ddfm_give": 4,
+    "ddfm_read": 3, "ddfm_order": 7, "ddfm_give": 4, "ddfm_gather": 6, "ddfm_spread": 6,
 }  # fmt: skip
 """fields at the beginning of a function's struct that are addresses"""
 RESULTS = {2: "wrote beside its memory", 3: "was handed an address of no tensor"}
