@@ -10,13 +10,16 @@
 #include <cstdint>
 #include <pthread.h>
 #include <signal.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef void (*Function)(void *);
 typedef int (*Start)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 
-// Looks before a thread that waits falls asleep: some 30 microseconds.
-constexpr int LOOKS = 1000;
+// Nanoseconds that a thread looks before it falls asleep: waking one takes longer than a small layer.
+// Calls of a forward pass follow each other after some 30 microseconds; threads await the next one
+// for twice as long as the last ones took to come, if that is not too long.
+constexpr int64_t LEAST = 20000, MOST = 150000, WHOLE = 1000000;
 
 // One look less often than memory can be read.
 static inline void pause_once() {
@@ -25,6 +28,25 @@ static inline void pause_once() {
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
+}
+
+static inline int64_t now() {
+    timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    return at.tv_sec * (int64_t)1000000000 + at.tv_nsec;
+}
+
+// Whether something came true in so many nanoseconds.
+template <class Test>
+static inline bool look(Test test, int64_t patience) {
+    const int64_t end = now() + patience;
+    do {
+        for (int i = 0; i < 8; i++) {
+            if (test()) return true;
+            pause_once();
+        }
+    } while (now() < end);
+    return test();
 }
 
 struct Call {
@@ -43,6 +65,8 @@ struct Team {
     Call *first = nullptr;
     std::atomic<unsigned> calls{0};
     unsigned hired = 0, asleep = 0, leaving = 0;
+    int64_t posted = 0;  // when the last call came
+    int64_t pause = 0;   // between the last calls, a running mean
 };
 
 // Those of a process that was forked stayed behind in it, maybe with the lock.
@@ -66,14 +90,17 @@ static Call *open_call(const Team &team) {
 // Until another call comes; the lock is held before and after.
 static void await_call(Team &team) {
     const unsigned seen = team.calls.load(std::memory_order_relaxed);
+    const int64_t began = now(), patience = LEAST + (team.pause < MOST ? 2 * team.pause : 0);
     pthread_mutex_unlock(&team.lock);
-    for (int look = 0; look < LOOKS && team.calls.load(std::memory_order_relaxed) == seen; look++)
-        pause_once();
+    look([&] { return team.calls.load(std::memory_order_relaxed) != seen; }, patience);
     pthread_mutex_lock(&team.lock);
-    if (team.calls.load(std::memory_order_relaxed) != seen) return;
-    team.asleep++;
-    pthread_cond_wait(&team.called, &team.lock);
-    team.asleep--;
+    if (team.calls.load(std::memory_order_relaxed) == seen) {
+        team.asleep++;
+        pthread_cond_wait(&team.called, &team.lock);
+        team.asleep--;
+    }
+    const int64_t took = team.posted - began;
+    if (took > 0) team.pause += ((took < WHOLE ? took : WHOLE) - team.pause) / 4;
 }
 
 static void *serve(void *argument) {
@@ -114,6 +141,7 @@ static void post(Team &team, Call &call, Start start) {
     call.next = team.first;
     team.first = &call;
     team.calls.fetch_add(1, std::memory_order_relaxed);
+    team.posted = now();
     for (unsigned i = 0; i < call.places && i < team.asleep; i++) pthread_cond_signal(&team.called);
     pthread_mutex_unlock(&team.lock);
 }
@@ -126,8 +154,7 @@ static void close(Team &team, Call &call) {
     *at = call.next;
     if (call.inside.load(std::memory_order_acquire)) {
         pthread_mutex_unlock(&team.lock);
-        for (int look = 0; look < LOOKS && call.inside.load(std::memory_order_acquire); look++)
-            pause_once();
+        look([&] { return !call.inside.load(std::memory_order_acquire); }, MOST);
         pthread_mutex_lock(&team.lock);
         team.leaving++;
         while (call.inside.load(std::memory_order_acquire)) pthread_cond_wait(&team.left, &team.lock);
