@@ -140,7 +140,7 @@ def denoiser_of(prior: Prior) -> Prior:
     Any other prior denoises by itself, and in tiles where the prior is tiled.
     """
     if isinstance(prior, TiledPrior):
-        return tiled(denoiser_of(prior.inner), prior.tile)
+        return tiled(denoiser_of(prior.inner), prior.tile, prior.keeps)
     if (
         isinstance(prior, UNetPrior)
         and prior.name == "embedded"

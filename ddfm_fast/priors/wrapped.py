@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..images.integers import as_int
 from ..schedule import NOISE_SCHEDULES, check_alphas, trained_alphas
 from .callable import CallablePrior
 from .conditioning import Conditioning
@@ -53,6 +54,11 @@ class WrappedPrior(CallablePrior):
         """See :meth:`Prior.activation_bytes`; known of networks of ours."""
         count = getattr(self.function, "activation_bytes", None)
         return None if count is None else count(n, height, width)
+
+    def kept_bytes(self, n: int, height: int, width: int) -> int:
+        """See :meth:`Prior.kept_bytes`; known of networks of ours."""
+        count = getattr(self.function, "kept_bytes", None)
+        return 0 if count is None else count(n, height, width)
 
     def keywords(self) -> dict[str, Any]:
         """Give what makes another like this one."""
@@ -112,6 +118,7 @@ class NetworkFunction:
     def __init__(self, prior: UNetPrior):
         self.prior, self.multiple = prior, prior.multiple
         self.__name__, self.activation_bytes = prior.name, prior.activation_bytes
+        self.kept_bytes = prior.kept_bytes
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.with_kept(x, t)
@@ -179,7 +186,7 @@ def wrap(
         time=time,
         sigma_data=sigma_data,
         value_range=value_range,
-        channels=channels,
+        channels=int(channels),
         **process,
         **keywords,
     )
@@ -232,7 +239,7 @@ def _check_time(prediction: str, time: Any, timesteps: Any) -> None:
 def _check_numbers(
     prediction: str, channels: int, sigma_data: float, value_range: tuple[float, float]
 ) -> None:
-    if channels not in (1, 3) or isinstance(channels, bool):
+    if as_int(channels) not in (1, 3):
         raise ValueError(f"channels: got {channels!r}, expected 3, or 1 for gray")
     if not _is_number(sigma_data) or sigma_data <= 0:
         raise ValueError(f"sigma_data: got {sigma_data!r}, expected a number above 0, such as 0.5")
