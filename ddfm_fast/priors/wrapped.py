@@ -81,7 +81,7 @@ class WrappedPrior(CallablePrior):
         line = kind.line(level, self.sigma_data)
         if self.prediction == "consistency":
             line = consistency(level, self.sigma_data, self.sigma_min)
-        time = (self.time or kind.time)(_measured(level, half))
+        time = _checked_time((self.time or kind.time)(_measured(level, half)))
         if self.rescale_timesteps:
             time *= 1000.0 / self.num_train_timesteps
         of_out, offset = line.of_out, 0.0
@@ -102,6 +102,19 @@ class WrappedPrior(CallablePrior):
         out = self.answer(x * scale + shift, time, kept)[:, : self.channels]
         out = out if out.dtype in EPS_DTYPES else out.float()
         return x * of_x + out.float() * of_out + offset
+
+
+def _checked_time(value: Any) -> float:
+    """What a function for ``time`` gave, as a float; ValueError for what is no number."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(
+            f"time: the function gave {str(value)[:80]!r} for a level, expected a finite number"
+        )
+    return found
 
 
 def _measured(level: Level, half: float) -> Level:
@@ -216,8 +229,9 @@ def denoiser(
         TypeError: ``function`` cannot be called.
         ValueError: Another argument that is none.
     """
+    black, white = _checked_range(value_range)
     if sigmas is None:
-        half = (value_range[1] - value_range[0]) / 2
+        half = (white - black) / 2
         sigmas = SIGMAS[0] * half, SIGMAS[1] * half
     return wrap(
         function, "denoised", channels=channels, value_range=value_range, sigmas=sigmas, **keywords
@@ -243,14 +257,19 @@ def _check_numbers(
         raise ValueError(f"channels: got {channels!r}, expected 3, or 1 for gray")
     if not _is_number(sigma_data) or sigma_data <= 0:
         raise ValueError(f"sigma_data: got {sigma_data!r}, expected a number above 0, such as 0.5")
-    ends = tuple(value_range) if isinstance(value_range, (tuple, list)) else ()
-    if len(ends) != 2 or not all(map(_is_number, ends)) or not ends[0] < ends[1]:
-        raise ValueError(f"value_range: got {value_range!r}, expected (black, white), as (0, 1)")
+    ends = _checked_range(value_range)
     if prediction not in ("denoised", "score") and ends != (-1.0, 1.0):
         raise ValueError(
             f"value_range: got {value_range!r} with prediction {prediction!r}, expected (-1, 1): "
             'only "denoised" and "score" know others'
         )
+
+
+def _checked_range(value_range: Any) -> tuple[float, float]:
+    ends = tuple(value_range) if isinstance(value_range, (tuple, list)) else ()
+    if len(ends) != 2 or not all(map(_is_number, ends)) or not ends[0] < ends[1]:
+        raise ValueError(f"value_range: got {value_range!r}, expected (black, white), as (0, 1)")
+    return ends[0], ends[1]
 
 
 def _is_number(value: Any) -> bool:
