@@ -127,7 +127,8 @@ class CallablePrior(Prior):
     @torch.no_grad()
     def answer(self, x: Tensor, cond: Tensor, kept: Kept | None = None) -> Tensor:
         """Call the function on x at one timestep, and check what it gives."""
-        with torch.inference_mode(False):  # in which the function may not take gradients of its own
+        # in inference mode the function could not take gradients of its own
+        with torch.inference_mode(False), torch.no_grad():
             out = self._asked(x, cond, kept)
         if not isinstance(out, Tensor):
             out = getattr(out, "sample", out)

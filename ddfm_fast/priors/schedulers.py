@@ -58,8 +58,8 @@ def _sigmas(
                  for key, value in zip(("sigma_min", "sigma_max"), usual, strict=True))  # fmt: skip
     if not 0 < low < high:
         raise ValueError(
-            f"prior: {str(folder)!r} has sigma_min {low:g} and sigma_max {high:g}, expected numbers "
-            "above 0, the first the smaller; get scheduler_config.json again"
+            f"prior: {str(folder)!r} has sigma_min {low:g} and sigma_max {high:g}, expected "
+            "numbers above 0, the first the smaller; get scheduler_config.json again"
         )
     return low, high
 

@@ -12,6 +12,7 @@ from analytic import tanh_prior, tanh_prior_with_variance
 from networks import SMALL, random_unet
 
 from ddfm_fast import FuseConfig, Fuser, fuse
+from ddfm_fast.datasets.demo import asset
 from ddfm_fast.priors import tiled as home
 from ddfm_fast.priors.load import denoiser_of, load_prior
 from ddfm_fast.priors.ops.native import NativeOps
@@ -229,6 +230,44 @@ def test_auto_tiles_what_does_not_fit(monkeypatch):
     assert tiled(prior, "auto") == auto and hash(tiled(prior, "auto")) == hash(auto)
     free.bytes = None
     assert tiled(load_prior(random_unet(SMALL)), "auto").tile_at(*size) == 0, "unknown here"
+
+
+def seam(away: np.ndarray, side: int, multiple: int) -> tuple[float, float]:
+    """The largest step of means over strips of 8 pixels: where tiles are blended, and elsewhere."""
+    within, elsewhere = [0.0], [0.0]
+    for axis, length in enumerate(away.shape):
+        strips = away.mean(1 - axis)[: length // 8 * 8].reshape(-1, 8).mean(1)
+        places = 8 * np.arange(1, len(strips))
+        blended = np.zeros(len(places), bool)
+        starts = starts_of(length, side, overlap_of(side, multiple), multiple)
+        for before, start in zip(starts, starts[1:], strict=False):
+            overlap = before + side - start
+            blended |= (places >= start + overlap / 4) & (places <= start + 3 * overlap / 4)
+        steps = np.abs(np.diff(strips))
+        within.append(float(steps[blended].max()))
+        elsewhere.append(float(steps[~blended].max()))
+    return max(within), max(elsewhere)
+
+
+@pytest.mark.parametrize("start", [None, 200])
+@pytest.mark.parametrize("name", ["embedded", "embedded-gray"])
+def test_seams_of_three_steps(name, start):
+    """Below half a gray level from t = 200; from pure noise, no more than the picture's own."""
+    infrared, visible = (asset(f"dune_{n}.png") for n in ("infrared", "visible"))
+    ir, vis = (_large(x.mean(-1) if x.ndim == 3 else x) for x in (infrared, visible))
+    config = FuseConfig(steps=3, start=start, stretch="none")
+    whole, cut = (
+        255 * Fuser(prior=name, preset=config, device="cpu", tile=tile)(ir, vis).astype(float)
+        for tile in ("off", 256)
+    )
+    within, elsewhere = seam(cut - whole, 256, load_prior(name).multiple)
+    assert 0 < within < (0.5 if start else min(1.0, elsewhere))
+
+
+def _large(x: np.ndarray) -> np.ndarray:
+    """A picture of 384x512 in [0, 1], mirrored where it is smaller."""
+    more = [(0, max(0, n - m)) for m, n in zip(x.shape, (384, 512), strict=True)]
+    return (np.pad(x, more, "symmetric")[:384, :512] / 255).astype(np.float32)
 
 
 def test_auto_counts_what_reuse_keeps(monkeypatch):
