@@ -136,7 +136,7 @@ def _betas(
         if trained is not None:
             found = f"trained_betas {str(trained)[:80]!r}"
         raise ValueError(
-            f"prior: {str(folder)!r} has {found}, expected "
+            f"prior: {str(folder)!r} was trained with {found}, expected "
             "two or more numbers between 0 and 1; get scheduler_config.json again"
         )
     return betas

@@ -129,9 +129,9 @@ def test_downloads_of_something_else_are_named(tmp_path, content, words, suffix)
 @pytest.mark.parametrize(
     ("scheduler", "words"),
     [
-        ({"trained_betas": [0.1, 1.0]}, r"has trained_betas '?\[0.1, 1.0\].*between 0 and 1"),
-        ({"trained_betas": "x"}, "has trained_betas 'x'"),
-        ({"beta_end": 1.0}, "has betas from 0.0001 to 1.0 over 1000 timesteps"),
+        ({"trained_betas": [0.1, 1.0]}, r"with trained_betas '?\[0.1, 1.0\].*between 0 and 1"),
+        ({"trained_betas": "x"}, "with trained_betas 'x'"),
+        ({"beta_end": 1.0}, "with betas from 0.0001 to 1.0 over 1000 timesteps"),
         ({"num_train_timesteps": 1}, "over 1 timesteps, expected two or more"),
         ({"rescale_betas_zero_snr": "yes"}, "rescale_betas_zero_snr 'yes', expected true or false"),
         ({"_class_name": "CMStochasticIterativeScheduler", "sigma_min": 100},
