@@ -133,7 +133,8 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         self._build()
 
     def _build(self) -> None:
-        self.tiled = tiled(self.prior, self._options["tile"])
+        keeps = self.config.reuse > 1
+        self.tiled = tiled(self.prior, self._options["tile"], keeps)
         self.method = self._make_method(self.tiled, self.config, self.loops)
         self.sources = SourceModel(self.tiled, self.config, self.loops.evaluate, self.pixels)
         self.registered()
@@ -317,7 +318,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
             functional = [f for n in members for f in pairs[n].are_functional(self.config.images)]
             size = self.batch_size
             if self.automatic_batch:
-                size = images_that_fit(self.tiled, height, width, size)
+                size = images_that_fit(self.tiled, height, width, size, keeps=self.config.reuse > 1)
             found: list[FusionReport] = []
             parts = in_batches(
                 lambda a, b, f, found=found: self._fuse_lumas(a, b, f, run, found),

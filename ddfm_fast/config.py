@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 from numbers import Real
 from typing import Any
 
+from .images.integers import as_count, as_int
+
 STRETCHES = ("none", "minmax", "percentile", "sources")
 VARIANT_NAMES = ("official", "paper", "printed", "gradient", "saliency")
 IMAGE_KINDS = ("auto", "photographic", "functional")
@@ -87,9 +89,11 @@ class FuseConfig:
         object.__setattr__(self, "denoise", _checked_denoise(self.denoise))
         for name in ("update_scales", "color", "swap_sources", "round_luma"):
             require_bool(name, getattr(self, name))
-        require_int("reuse", self.reuse, 1, MAX_REUSE)
-        require_int("draws", self.draws, 1, MAX_DRAWS)
-        require_int("crop_multiple", self.crop_multiple, 1, 1024)
+        for name, most in (("reuse", MAX_REUSE), ("draws", MAX_DRAWS), ("crop_multiple", 1024)):
+            object.__setattr__(self, name, require_int(name, getattr(self, name), 1, most))
+        for name in ("steps", "start"):
+            if (number := as_int(getattr(self, name))) is not None:
+                object.__setattr__(self, name, number)
         require_choice("images", self.images, IMAGE_KINDS)
         require_choice("variant", self.variant, VARIANT_NAMES)
         require_choice("sampler", self.sampler, SAMPLER_NAMES)
@@ -111,9 +115,7 @@ class FuseConfig:
             raise ValueError(
                 f"steps is {self.steps}; expected {least} to the prior's timesteps, usually 1000"
             )
-        if self.start is not None and (
-            isinstance(self.start, bool) or not isinstance(self.start, int) or self.start < 1
-        ):
+        if self.start is not None and as_count(self.start, 1) is None:
             raise ValueError(f"start is {self.start!r}; expected a timestep from 1, or None")
         if self.start is not None and isinstance(self.steps, str):
             raise ValueError(
@@ -185,10 +187,11 @@ def require_bool(name: str, value: Any) -> None:
         raise TypeError(f"{name} is {value!r}; expected True or False")
 
 
-def require_int(name: str, value: Any, low: int, high: int) -> None:
-    """Raise ValueError, naming the argument, unless it is an int of that range."""
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def require_int(name: str, value: Any, low: int, high: int) -> int:
+    """Return an integer of that range, NumPy's as an int; else ValueError naming the argument."""
+    if (number := as_count(value, low, high)) is None:
         raise ValueError(f"{name} is {value!r}; expected an int, {low} to {high}")
+    return number
 
 
 def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -10,10 +10,10 @@ import difflib
 import operator
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, TypeVar
 
 from .config import DEFAULT_SEED, FuseConfig, require_bool
+from .images.integers import as_count
 
 if TYPE_CHECKING:
     import torch
@@ -279,7 +279,7 @@ def checked_batch_size(batch_size: Any, device: torch.device) -> int:
     """Return how many images to fuse at once, by default what suits the device."""
     if batch_size is None:
         return 1 if device.type == "cpu" else 8
-    if isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1:
+    if as_count(batch_size, 1) is None:
         raise ValueError(f"batch_size is {batch_size!r}; expected a positive int, or None")
     return int(batch_size)
 

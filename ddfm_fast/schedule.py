@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from .images.integers import as_count, as_int
+
 NOISE_SCHEDULES = ("linear", "cosine")
 LEAST_LINEAR = 21
 """timesteps of linear betas: their last is 20 / n"""
@@ -27,9 +29,10 @@ def make_betas(noise_schedule: str = "linear", num_train_timesteps: int = 1000) 
     ``"linear"``: from 1e-4 to 0.02 at 1000 steps, scaled by 1000 / n (Ho et al. 2020).
     ``"cosine"``: ᾱ(s) = cos²((s + 0.008) / 1.008 · π/2), β capped at 0.999 (Nichol 2021).
     """
-    n = num_train_timesteps
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"num_train_timesteps is {n!r}; expected a positive int, such as 1000")
+    if (n := as_count(num_train_timesteps, 1)) is None:
+        raise ValueError(
+            f"num_train_timesteps is {num_train_timesteps!r}; expected a positive int, such as 1000"
+        )
     if noise_schedule == "linear":
         if n < LEAST_LINEAR:
             raise ValueError(
@@ -90,7 +93,7 @@ def respace(num_train_timesteps: int, steps: int | str) -> np.ndarray:
         return _strided(n, _as_count(steps[4:], steps), steps)
     if isinstance(steps, str):
         counts = [_as_count(part, steps) for part in steps.split(",")]
-    elif isinstance(steps, (int, np.integer)) and not isinstance(steps, bool):
+    elif as_int(steps) is not None:
         counts = [_as_count(steps, steps)]
     else:
         raise TypeError(
@@ -201,7 +204,7 @@ def make_schedule(
 
 
 def _checked_start(start: int, num_train_timesteps: int) -> int:
-    if isinstance(start, bool) or start not in range(1, num_train_timesteps):
+    if as_count(start, 1, num_train_timesteps - 1) is None:
         raise ValueError(
             f"start is {start!r}; expected a timestep from 1 to {num_train_timesteps - 1}"
         )

@@ -41,6 +41,7 @@ def ablate(
     raw_size: opt.RawSize = None,
     preset: opt.AblatedPreset = default.preset,
     steps: opt.Steps = default.steps,
+    reuse: opt.Reuse = default.reuse,
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
     rows: opt.Rows = None,

@@ -65,12 +65,6 @@ class Precision(str, Enum):
     float16 = "float16"
 
 
-class WeightType(str, Enum):
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
 class Stretch(str, Enum):
     none = "none"
     minmax = "minmax"
@@ -489,9 +483,3 @@ ClearCache = Annotated[
 # prior
 
 PriorFile = Annotated[str, argument("FILE", "A .pt or .safetensors file, or `embedded`.")]
-Source = Annotated[Path, argument("SRC", "A .pt or .safetensors checkpoint.")]
-Destination = Annotated[Path, argument("DST", "The .safetensors file to write.")]
-Weights = Annotated[WeightType | None, option(OUTPUT, "Data type of the weights; by default kept.")]
-ShapeConfig = Annotated[
-    str | None, option(INPUT_OPTIONS, "JSON (or a JSON file) with what the file's shapes lack.")
-]

@@ -100,35 +100,39 @@ def _text(value: Any) -> str:
 
 
 def convert(
-    src: opt.Source,
-    dst: opt.Destination,
+    src: own.Source,
+    dst: own.Destination,
     *,
-    config: opt.ShapeConfig = None,
-    dtype: opt.Weights = None,
+    config: own.ShapeConfig = None,
+    dtype: own.Weights = None,
+    as_json: opt.JsonInstead = False,
 ) -> None:
-    """Turn a checkpoint into safetensors with its configuration inside.
+    """Turn a checkpoint into safetensors with its configuration inside, a folder into another.
 
     The result loads faster, cannot carry code, and needs no --prior-config. The cost of --dtype is
     measured on a picture of the package and printed.
     """
-    from ..priors import checkpoint
+    from ..priors import conversion
 
     given = json_object(config, "--config")
-    checkpoint.convert(src, dst, dtype=plain(dtype), config=given)
-    typer.echo(f"{dst}  {dst.stat().st_size / 1e6:.1f} MB")
-    if dtype is not None:
-        _echo_loss(src, dst, given)
-
-
-def _echo_loss(src: Any, dst: Any, config: dict[str, Any] | None) -> None:
-    from ..priors.conversion import loss_of, weights_of
-
-    weights = weights_of(src, dst)
-    typer.echo(
-        f"weights up to {weights.largest:.4g}, of {weights.limit:.4g} that they can hold; "
-        f"{weights.vanished:.2g} of them became 0"
-    )
-    for row in loss_of(src, dst, config):
+    conversion.convert(src, dst, dtype=plain(dtype), config=given)
+    size = sum(path.stat().st_size for path in (dst, *dst.rglob("*")) if path.is_file())
+    if not as_json:
+        typer.echo(f"{dst}  {size / 1e6:.1f} MB")
+    weights = None if dtype is None else conversion.weights_of(src, dst)
+    if weights is not None and not as_json:
+        typer.echo(
+            f"weights up to {weights.largest:.4g}, of {weights.limit:.4g} that they can hold; "
+            f"{weights.vanished:.2g} of them became 0"
+        )
+    rows = [] if dtype is None else conversion.loss_of(src, dst, given)
+    if as_json:
+        numbers = weights and weights._asdict()
+        found = {"path": str(dst), "bytes": size, "weights": numbers,
+                 "loss": [row._asdict() for row in rows]}  # fmt: skip
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for row in rows:
         typer.echo(
             f"noise of {row.sigma:5.1f} gray levels: prediction off by {row.error:.2g} of its "
             f"size; denoised {row.before:.3f} dB before, {row.after:.3f} dB now"

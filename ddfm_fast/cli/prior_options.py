@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 from ..options import METHOD, OUTPUT
 from .options import INPUT_OPTIONS, argument, option
 
+
+class WeightType(str, Enum):
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 InfoFile = Annotated[
     str, argument("FILE", "A .pt or .safetensors file, a diffusers folder, or `embedded`.")
+]
+
+# convert
+
+Source = Annotated[
+    str,
+    argument("SRC", "A .pt or .safetensors file, a folder of diffusers, or a network's name."),
+]
+Destination = Annotated[
+    Path, argument("DST", "The .safetensors file to write; of a folder, a new folder.")
+]
+Weights = Annotated[WeightType | None, option(OUTPUT, "Data type of the weights; kept by default.")]
+ShapeConfig = Annotated[
+    str | None, option(INPUT_OPTIONS, "JSON (or a file of it) with what the file's shapes lack.")
 ]
 
 # download

@@ -23,6 +23,7 @@ def serve(
     preset: opt.Preset = default.preset,
     denoise: opt.Denoise = default.denoise,
     images: opt.Images = default.images,
+    reuse: opt.Reuse = default.reuse,
     prior: opt.Prior = default.prior,
     prior_config: opt.PriorConfig = None,
     host: opt.Host = "127.0.0.1",

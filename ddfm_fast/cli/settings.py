@@ -31,7 +31,7 @@ OUTPUT_OPTIONS = (
     "quality", "chroma", "compression", "out_range", "keep_thermal", "no_metadata", "panel",
 )  # fmt: skip
 """parameters of commands that say how results are written"""
-_OVERRIDES = ("steps", "psi", "eta", "denoise", "images")
+_OVERRIDES = ("steps", "reuse", "psi", "eta", "denoise", "images")
 
 
 @dataclass(frozen=True)

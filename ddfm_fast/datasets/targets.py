@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..files.paths import SUFFIXES
+from ..images.integers import as_int
 from .items import PairItem, are_unique
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -17,7 +18,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 def check_counts(**counts: int | None) -> None:
     """Raise TypeError or ValueError, naming the argument, for what is no positive int or None."""
     for name, value in counts.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        if value is not None and as_int(value) is None:
             raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected at least 1")

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..images.doubts import warn
+from ..images.integers import as_int
 from ..runtime.locks import ForkLock
 from ..storage import objects
 from ..storage.urls import as_url, name_of
@@ -93,7 +94,7 @@ def read_picture(
     """Read an image file as :func:`read_image` does, with what it says of its values."""
     url, path = as_url(path), check_path(path)
     _check_raw_size(raw_size)
-    if isinstance(max_pixels, bool) or not isinstance(max_pixels, int):
+    if as_int(max_pixels) is None:
         raise TypeError(f"max_pixels: got {max_pixels!r}, expected an int of at least 1")
     if max_pixels < 1:
         raise ValueError(f"max_pixels: got {max_pixels}, expected at least 1")

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from typing_extensions import Unpack
 
+from ..images.integers import as_count, as_int
 from ..storage import objects
 from ..storage.urls import as_url
 from .directories import SHORT, numbers, pack, pages_of
@@ -136,7 +137,7 @@ def check_options(
     quality: Any = 95, chroma: Any = None, compression: Any = None, *, suffix: str | None = None
 ) -> None:
     """Raise ValueError for what no format, or that of the suffix, is written with."""
-    if isinstance(quality, bool) or not isinstance(quality, int) or not 1 <= quality <= 100:
+    if as_count(quality, 1, 100) is None:
         raise ValueError(f"quality: got {quality!r}, expected an int from 1 to 100")
     if chroma is not None and chroma not in CHROMAS:
         raise ValueError(
@@ -146,7 +147,7 @@ def check_options(
     if compression is None:
         return
     of_tiff = isinstance(compression, str) and compression in COMPRESSIONS
-    of_png = type(compression) is int and 0 <= compression <= 9
+    of_png = as_count(compression, 0, 9) is not None
     tiff, png = ", ".join(COMPRESSIONS), "0 to 9"
     if not (of_tiff or of_png):
         raise ValueError(
@@ -203,13 +204,13 @@ def _options(
     check_options(quality, chroma, compression, suffix=suffix)
     if suffix in JPEG_SUFFIXES:
         chroma = chroma or ("444" if quality >= 90 else None)
-        found = [cv2.IMWRITE_JPEG_QUALITY, quality]
+        found = [cv2.IMWRITE_JPEG_QUALITY, int(quality)]
         if chroma is not None:
             factor = getattr(cv2, f"IMWRITE_JPEG_SAMPLING_FACTOR_{chroma}")
             found += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, factor]
         return found
-    if suffix == ".png" and isinstance(compression, int):
-        return [cv2.IMWRITE_PNG_COMPRESSION, compression]
+    if suffix == ".png" and (level := as_int(compression)) is not None:
+        return [cv2.IMWRITE_PNG_COMPRESSION, level]
     if suffix in TIFF_SUFFIXES and isinstance(compression, str):
         by_opencv = "none" if compression == "zstd" else compression
         return [cv2.IMWRITE_TIFF_COMPRESSION, COMPRESSIONS[by_opencv]]

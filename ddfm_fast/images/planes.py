@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 
 from .containers import INTEGER_MAX, as_tensor, pack
+from .integers import as_int
 from .ranges import Ignored, Window, chosen, ignored, is_signed, nearest_valid
 
 MIN_SIZE = 16
@@ -255,7 +256,7 @@ def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     Reflects without repeating the edge, again and again where the padding is longer than the
     image, as numpy.pad(mode="reflect") does. Returns x itself where nothing is missing.
     """
-    if isinstance(multiple, bool) or not isinstance(multiple, int):
+    if as_int(multiple) is None:
         raise TypeError(f"multiple: got {type(multiple).__name__}, expected an int of at least 1")
     if multiple < 1:
         raise ValueError(f"multiple: got {multiple}, expected at least 1")

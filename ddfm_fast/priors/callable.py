@@ -127,14 +127,9 @@ class CallablePrior(Prior):
     @torch.no_grad()
     def answer(self, x: Tensor, cond: Tensor, kept: Kept | None = None) -> Tensor:
         """Call the function on x at one timestep, and check what it gives."""
-        own = x.to(self.dtype)
-        if own is x:  # what the function does to its x in place must not change ours
-            own = x.clone(memory_format=torch.preserve_format)
-        times = cond.repeat(len(x))
-        if kept is None or (evaluate := evaluator_of(self.function)) is None:
-            out = self.function(own, times)
-        else:
-            out = evaluate(own, times, kept)
+        # in inference mode the function could not take gradients of its own
+        with torch.inference_mode(False), torch.no_grad():
+            out = self._asked(x, cond, kept)
         if not isinstance(out, Tensor):
             out = getattr(out, "sample", out)
         _require_dense(out)
@@ -153,6 +148,25 @@ class CallablePrior(Prior):
         if (lacking := without_data(out)) is not None and without_data(x) is None:
             raise TypeError(f"prior: eps(x, t) returned {lacking}")
         return out
+
+    def _asked(self, x: Tensor, cond: Tensor, kept: Kept | None) -> Any:
+        """What the function gives for a copy of x: what it does to that must not change ours."""
+        own = x.to(self.dtype)
+        if own is x:
+            own = x.clone(memory_format=torch.preserve_format)
+        times = cond.repeat(len(x))
+        try:
+            if kept is None or (evaluate := evaluator_of(self.function)) is None:
+                return self.function(own, times)
+            return evaluate(own, times, kept)
+        except Exception as error:
+            if hasattr(error, "add_note"):  # from Python 3.11 on
+                error.add_note(
+                    f"raised by prior {self.name!r}, called as eps(x, t) with x {tuple(x.shape)} "
+                    f"of {self.dtype} and t {cond.item():g} for each image, without gradients "
+                    "(torch.enable_grad() inside of it has them)"
+                )
+            raise
 
 
 def _draws(module: nn.Module) -> bool:

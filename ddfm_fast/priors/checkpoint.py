@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ FORMAT_KEY = "ddfm_fast.format"
 CONFIG_KEY = "ddfm_fast.config"
 TRAINING_KEY = "ddfm_fast.training"
 SOURCE_KEY = "ddfm_fast.source"
+_OURS = "ddfm_fast."
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -182,8 +184,9 @@ def convert(
     """Write a checkpoint as safetensors with its configuration in the metadata.
 
     ``dtype``: "float32", "float16", "bfloat16" or None for the source's. ``config`` as for
-    :func:`load_checkpoint`; prior keywords in it are stored too. The result replaces ``dst`` in
-    one step, and never ``src``. ValueError for an unknown dtype, a ``dst`` that is no writable
+    :func:`load_checkpoint`; prior keywords in it are stored too, and what else the source's
+    metadata says, such as a license. The result replaces ``dst`` in one step, and never ``src``.
+    ValueError for an unknown dtype, a ``dst`` that is no writable
     .safetensors path or is ``src`` by any name, weights that float16 cannot hold, and all that
     :func:`load_checkpoint` refuses.
     """
@@ -193,17 +196,14 @@ def convert(
     with contextlib.suppress(OSError):  # one of them is not there
         if os.path.samefile(src, dst):
             raise ValueError(f"dst: {str(dst)!r} is src, {str(src)!r}; choose another name")
-    if os.path.isdir(src):
-        raise ValueError(
-            f"src: {str(src)!r} is a folder (of diffusers?), expected a .pt, .pth or .safetensors "
-            "file; a folder is used as it is, --prior FOLDER, and its network stores fewer bits by "
-            "model.half().save_pretrained(folder)"
-        )
     target = check_dtype(dtype)
     unet, info = load_checkpoint(src, config)
     prior = _storable(info["prior"], unet)
     source = {"file": Path(src).name, "sha256": file_sha256(*files_of(src))}
-    return save_unet(dst, unet, dtype=target, training=info["training"], prior=prior, source=source)
+    notes = {k: v for k, v in info["metadata"].items() if not k.startswith(_OURS)}
+    return save_unet(
+        dst, unet, dtype=target, training=info["training"], prior=prior, source=source, notes=notes
+    )
 
 
 def _storable(prior: dict[str, Any], unet: UNet) -> dict[str, Any]:
@@ -234,18 +234,15 @@ def save_unet(
     training: dict[str, Any] | None = None,
     prior: dict[str, Any] | None = None,
     source: dict[str, Any] | None = None,
+    notes: dict[str, str] | None = None,
 ) -> Path:
-    """Write a network as safetensors, with configuration, prior keywords, training and source."""
-    tensors = {
-        k: v.detach().to("cpu", dtype or v.dtype).contiguous() for k, v in unet.state_dict().items()
-    }
-    if bad := not_finite(tensors):
-        largest = max(float(v.abs().max()) for k, v in unet.state_dict().items() if k in bad)
-        raise ValueError(
-            f"dtype: {dtype} cannot hold the weights of {some(bad)}, up to {largest:.4g}; use "
-            "bfloat16"
-        )
+    """Write a network as safetensors, with configuration, prior keywords, training and source.
+
+    ``notes``: metadata besides.
+    """
+    tensors = stored_as(unet.state_dict(), dtype)
     metadata = {
+        **(notes or {}),
         FORMAT_KEY: str(FORMAT_VERSION),
         CONFIG_KEY: json.dumps({**unet.config.to_dict(), **(prior or {})}),
     }
@@ -253,13 +250,34 @@ def save_unet(
         if value:
             metadata[key] = json.dumps(value)
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
-        _check_written(temporary, tensors)
+        write_tensors(temporary, tensors, metadata)
     return Path(path)
 
 
-def _check_written(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Read a file again; OSError if it does not hold what was written."""
+def stored_as(
+    tensors: Mapping[str, Tensor], dtype: torch.dtype | None, exact: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Give tensors as a file holds them, in another dtype but for those of the keys ``exact``.
+
+    Raises:
+        ValueError: The dtype cannot hold some of them.
+    """
+    found = {
+        k: v.detach().to("cpu", (None if k in exact else dtype) or v.dtype).contiguous()
+        for k, v in tensors.items()
+    }
+    if bad := not_finite(found):
+        largest = max(float(tensors[k].abs().max()) for k in bad)
+        raise ValueError(
+            f"dtype: {dtype} cannot hold the weights of {some(bad)}, up to {largest:.4g}; use "
+            "bfloat16"
+        )
+    return found
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file and read it again; OSError where it holds something else."""
+    save_file(tensors, path, metadata)
     with safe_open(path, framework="pt") as file:
         whole = set(file.keys()) == tensors.keys() and all(
             torch.equal(file.get_tensor(k), v) for k, v in tensors.items()

@@ -1,16 +1,22 @@
-"""The cost of a conversion to fewer bits, measured on the file that was written."""
+"""Priors written in other files, and what fewer bits cost: measured on what was written."""
 
 from __future__ import annotations
 
 import os
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from ..images.doubts import DDFMWarning
+from ..storage import cache
+from ..storage.urls import as_url
+from . import checkpoint
 from .check import Answer, answers, decibels
-from .load import load_prior
+from .folders import convert_folder
+from .hf import read_folder
+from .load import ASSETS, load_prior
 from .state_dict import read_tensors
 
 
@@ -36,16 +42,61 @@ class Weights(NamedTuple):
     """share of those that were not 0 and are now"""
 
 
+def convert(
+    src: str | os.PathLike,
+    dst: str | os.PathLike,
+    dtype: str | torch.dtype | None = None,
+    config: dict[str, Any] | None = None,
+) -> Path:
+    """Write a prior again: a checkpoint or a network of the package to one file, a folder to one.
+
+    Args:
+        src: A checkpoint, its URL, "embedded", "embedded-gray", or a folder of diffusers.
+        dst: The ``.safetensors`` file, or of a folder a new folder; never ``src``.
+        dtype: "float32", "float16", "bfloat16", or None for that of ``src``.
+        config: What a checkpoint lacks, as :func:`.load.load_prior` takes it; it is stored.
+
+    Raises:
+        TypeError: ``src`` is a module, a function or a prior, which has no file.
+        ValueError: Whatever else cannot be converted, as :func:`.checkpoint.convert` and
+            :func:`.folders.convert_folder` say.
+        ImportError: A folder without diffusers.
+    """
+    path = _path_of(src)
+    if config and (path.is_dir() or path in ASSETS.values()):
+        raise ValueError(
+            f"config: {str(src)!r} brings its own; leave config out"
+            + (" and change scheduler_config.json" if path.is_dir() else "")
+        )
+    if path.is_dir():
+        return convert_folder(path, dst, dtype)
+    return checkpoint.convert(path, dst, dtype, config)
+
+
+def _path_of(src: Any) -> Path:
+    """The file or the folder of what ``convert`` is given."""
+    if not isinstance(src, str | os.PathLike):
+        raise TypeError(
+            f"src: got {type(src).__name__}, expected the path of a checkpoint or of a folder of "
+            "diffusers: a function has no weights to store; of a module save state_dict() by "
+            "torch.save, and of a prior give what it was loaded from"
+        )
+    if isinstance(src, str) and src in ASSETS:
+        return ASSETS[src]
+    return Path(src) if (url := as_url(src)) is None else cache.cached(url)
+
+
 def loss_of(
     src: str | os.PathLike, dst: str | os.PathLike, config: dict[str, Any] | None = None
 ) -> list[Loss]:
     """Evaluate both files in float32 on one noisy picture at three noise levels.
 
     Args:
-        src: A checkpoint, as :func:`.checkpoint.convert` takes it, with ``config``.
+        src: As :func:`convert` takes it, with ``config``.
         dst: What was made of it.
         config: What ``src`` lacks.
     """
+    dst = os.path.abspath(dst)  # a path, whatever it is called
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DDFMWarning)
         wanted = _answers(src, config)  # one network in memory at a time
@@ -64,9 +115,16 @@ def _loss(wanted: Answer, found: Answer) -> Loss:
     return Loss(wanted.sigma * 127.5, float(error), before, after)
 
 
+def _tensors_of(src: str | os.PathLike) -> dict[str, torch.Tensor]:
+    path = _path_of(src)
+    if path.is_dir():
+        return read_tensors(read_folder(path).weights, pickled=(".bin",))[0]
+    return read_tensors(path)[0]
+
+
 def weights_of(src: str | os.PathLike, dst: str | os.PathLike) -> Weights:
-    """Compare the numbers of two files of the same tensors."""
-    before, after = (read_tensors(path)[0] for path in (src, dst))
+    """Compare the numbers of two files or folders of the same tensors."""
+    before, after = _tensors_of(src), _tensors_of(os.path.abspath(dst))
     there = sum(int(v.count_nonzero()) for v in before.values())
     left = sum(int(v.count_nonzero()) for v in after.values())
     largest = max(float(v.abs().max()) for v in after.values())

@@ -77,6 +77,26 @@ def refusal_of_suffix(path: Path) -> str:
     return _SUFFIXES.get(path.suffix.lower(), "")
 
 
+_BEGINNINGS = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file; fetch it by `git lfs pull`"),
+    (b"GGUF", "GGUF, which holds quantized weights of language models; give the float one"),
+    (b"<", "a page of a website, as a download gives that needs a login or a license"),
+    (b"{", "JSON; give the file of weights that belongs to it"),
+)
+"""how files begin that are no checkpoint, whatever their name"""
+
+
+def what_it_is(path: Path) -> str:
+    """Say what a file that cannot be read as a checkpoint looks like, "" where nothing is known."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
+    except OSError:
+        return ""
+    found = next((words for begins, words in _BEGINNINGS if start.startswith(begins)), "")
+    return found and f"; it is {found}"
+
+
 def why_channels(inputs: int) -> str:
     """Say what a network of so many channels likely is, "" for others."""
     return {

@@ -16,7 +16,8 @@ from .unet_config import MOST, MOST_BLOCKS, MOST_LEVELS
 
 MOST_JSON = 1 << 20
 """bytes of a configuration; published ones have 2,000"""
-_WEIGHTS = "diffusion_pytorch_model"
+WEIGHTS = "diffusion_pytorch_model"
+"""name of the weights in a folder, without suffix"""
 
 
 class Folder(NamedTuple):
@@ -125,7 +126,7 @@ def _is_unet_2d(kind: type) -> bool:
 
 def _weights_file(root: Path, folder: Path) -> Path:
     """Return the file of weights, or the list of several, judged before diffusers reads it."""
-    names = [f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}{INDEX}", f"{_WEIGHTS}.bin"]
+    names = [f"{WEIGHTS}.safetensors", f"{WEIGHTS}{INDEX}", f"{WEIGHTS}.bin"]
     found = next((root / name for name in names if (root / name).is_file()), None)
     if found is None:
         raise ValueError(

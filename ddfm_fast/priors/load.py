@@ -78,6 +78,7 @@ def load_prior(
     >>> prior.multiple, prior.num_train_timesteps, prior.precision
     (16, 1000, 'float32')
     """
+    device = None if device is None else _checked_device(device)
     if isinstance(dtype, str) and dtype == "auto":
         named = isinstance(spec, str | os.PathLike)
         dtype = default_precision(torch.device(device or "cpu")) if named else None
@@ -91,6 +92,15 @@ def load_prior(
             "callable; call torch.compile on it and pass the result"
         )
     return prior if device is None else prior.to(device)
+
+
+def _checked_device(device: Any) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError, ValueError):
+        raise ValueError(
+            f'device: got {device!r}, expected one of PyTorch, such as "cpu" or "cuda"'
+        ) from None
 
 
 def _prior_of(
@@ -140,7 +150,7 @@ def denoiser_of(prior: Prior) -> Prior:
     Any other prior denoises by itself, in tiles if the prior is tiled.
     """
     if isinstance(prior, TiledPrior):
-        return tiled(denoiser_of(prior.inner), prior.tile)
+        return tiled(denoiser_of(prior.inner), prior.tile, prior.keeps)
     if (
         isinstance(prior, UNetPrior)
         and prior.name == "embedded"
@@ -231,7 +241,8 @@ def _from_path(
 
         model, found = load_diffusers(path)
         keywords = corrected(found, _prior_keywords(config))
-        model = model.to(device, PRECISIONS[precision])
+        # that of diffusers warns of what concerns none of these networks
+        model = torch.nn.Module.to(model, device, PRECISIONS[precision])
         prior = _of_callable(model, {"name": path.name, **keywords})
     else:
         prior = _checkpoint_prior(path, config, device, precision, _stem(path))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..images.doubts import warn
+from ..images.integers import as_int
 from .checkpoint import build_unet
 from .conditioning import Conditioning
 from .engine import Engine
@@ -57,7 +58,7 @@ class UNetPrior(Prior):
                 f"without or with learned variance){why_channels(config.in_channels)}"
             )
         multiple = config.multiple if multiple is None else multiple
-        if isinstance(multiple, int) and multiple % config.multiple:
+        if (number := as_int(multiple)) is not None and number % config.multiple:
             raise ValueError(
                 f"config: multiple={multiple}, expected a multiple of {config.multiple}, "
                 "which the network needs"
@@ -126,6 +127,15 @@ class UNetPrior(Prior):
         """
         fused = isinstance(self.engine.ops, FusedOps | OnePassOps)
         return _activation_bytes(self.unet.config, n, height, width, self.dtype, fused)
+
+    def kept_bytes(self, n: int, height: int, width: int) -> int:
+        """See :meth:`Prior.kept_bytes`; the map that the deep layers hand to the full size."""
+        if not self.reuses:
+            return 0
+        config = self.unet.config
+        channels = int(config.model_channels * config.channel_mult[:2][-1])
+        area = config.pixel_unshuffle**2
+        return n * channels * (height * width // area) * self.dtype.itemsize
 
     @torch.no_grad()
     def conditioning(self, timesteps: Tensor) -> Conditioning:

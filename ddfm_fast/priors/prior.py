@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import functools
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..images.integers import as_count, as_int
 from ..runtime import threads
 from ..schedule import LEAST_LINEAR, check_alphas, make_betas, make_schedule
 from .conditioning import Conditioning
@@ -88,14 +88,14 @@ class Prior:
             )
         for key, value in (("num_train_timesteps", num_train_timesteps), ("multiple", multiple)):
             most = LARGEST[key]  # a file may say it, and memory is taken by it
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            if as_count(value, 1, most) is None:
                 raise ValueError(f"config: {key}={value!r}, expected an integer, 1 to {most}")
         if alphas is None and num_train_timesteps < LEAST_LINEAR:
             make_betas(noise_schedule, num_train_timesteps)  # which says why not
         if not isinstance(rescale_timesteps, bool):
             raise ValueError(f"config: rescale_timesteps={rescale_timesteps!r}, expected a bool")
-        self.name, self.multiple = name, multiple
-        self.noise_schedule, self.num_train_timesteps = noise_schedule, num_train_timesteps
+        self.name, self.multiple = name, int(multiple)
+        self.noise_schedule, self.num_train_timesteps = noise_schedule, int(num_train_timesteps)
         self.rescale_timesteps = rescale_timesteps
         self.device, self.dtype = device, dtype
         self.alphas: np.ndarray | None = alphas
@@ -135,6 +135,11 @@ class Prior:
         """Find the most bytes of activations during ``eps`` of n such images; None if unknown."""
         del n, height, width  # for subclasses, which may know
         return None
+
+    def kept_bytes(self, n: int, height: int, width: int) -> int:
+        """Count what a loop that reuses deep layers keeps of n such images; 0 if unknown."""
+        del n, height, width  # for subclasses, which may know
+        return 0
 
     def tile_at(self, height: int, width: int) -> int:
         """Return the side of the tiles that such a picture is evaluated in, 0 for whole."""
@@ -214,12 +219,12 @@ class Prior:
                     f"t: shape {tuple(t.shape)}, expected [] or [{n}], one timestep per image of x"
                 )
             steps = t.expand(n).tolist()
-        elif isinstance(t, Integral) and not isinstance(t, bool):
-            steps = [int(t)] * n
+        elif (step := as_int(t)) is not None:
+            steps = [step] * n
         else:
             raise TypeError(f"t: got {_kind(t)}, expected an int or an integer tensor, [] or [N]")
         last = self.num_train_timesteps - 1
-        if outside := [step for step in steps if not 0 <= step <= last]:
+        if outside := [one for one in steps if not 0 <= one <= last]:
             raise ValueError(
                 f"t: {outside[0]}, expected training timesteps from 0 to {last}, not rescaled"
             )

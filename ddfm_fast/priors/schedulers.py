@@ -37,12 +37,10 @@ def keywords_of(scheduler: dict[str, Any], folder: Path) -> dict[str, Any]:
         if words in kind:
             raise _refusal(folder, f"{what} ({kind})")
     if "ScoreSdeVe" in kind:  # trained on pictures in [0, 1]
-        ends = (_number(scheduler, "sigma_min", 0.01, folder),
-                _number(scheduler, "sigma_max", 1348.0, folder))  # fmt: skip
+        ends = _sigmas(scheduler, (0.01, 1348.0), folder)
         return {"prediction": "score", "sigmas": ends, "value_range": (0.0, 1.0)}
     if "CMStochasticIterative" in kind:
-        ends = (_number(scheduler, "sigma_min", 0.002, folder),
-                _number(scheduler, "sigma_max", 80.0, folder))  # fmt: skip
+        ends = _sigmas(scheduler, (0.002, 80.0), folder)
         data = _number(scheduler, "sigma_data", 0.5, folder)
         return {"prediction": "consistency", "sigmas": ends, "sigma_data": data}
     if "FlowMatch" in kind:
@@ -51,6 +49,19 @@ def keywords_of(scheduler: dict[str, Any], folder: Path) -> dict[str, Any]:
     if kind not in _USUAL and not any(scheduler.get(k) for k in ("beta_schedule", "trained_betas")):
         raise _refusal(folder, f"a process that its configuration does not tell by betas ({kind})")
     return _variance_preserving(scheduler, folder)
+
+
+def _sigmas(
+    scheduler: dict[str, Any], usual: tuple[float, float], folder: Path
+) -> tuple[float, float]:
+    low, high = (_number(scheduler, key, value, folder)
+                 for key, value in zip(("sigma_min", "sigma_max"), usual, strict=True))  # fmt: skip
+    if not 0 < low < high:
+        raise ValueError(
+            f"prior: {str(folder)!r} has sigma_min {low:g} and sigma_max {high:g}, expected "
+            "numbers above 0, the first the smaller; get scheduler_config.json again"
+        )
+    return low, high
 
 
 def _refusal(folder: Path, what: str) -> ValueError:
@@ -77,7 +88,11 @@ def _variance_preserving(scheduler: dict[str, Any], folder: Path) -> dict[str, A
     name = scheduler.get("beta_schedule", "linear")
     ends = (_number(scheduler, "beta_start", _LINEAR[0], folder),
             _number(scheduler, "beta_end", _LINEAR[1], folder))  # fmt: skip
-    zero = bool(scheduler.get("rescale_betas_zero_snr", False))
+    zero = scheduler.get("rescale_betas_zero_snr") or False
+    if not isinstance(zero, bool):
+        raise ValueError(
+            f"prior: {str(folder)!r} has rescale_betas_zero_snr {zero!r}, expected true or false"
+        )
     usual = name == "squaredcos_cap_v2" or (name == "linear" and (ends, steps) == (_LINEAR, 1000))
     if usual and not zero and scheduler.get("trained_betas") is None:
         return {
@@ -117,8 +132,11 @@ def _betas(
             f"{', '.join(_BETAS)}"
         )
     if betas.ndim != 1 or len(betas) < 2 or not ((betas > 0) & (betas < 1)).all():
+        found = f"betas from {ends[0]} to {ends[1]} over {steps} timesteps"
+        if trained is not None:
+            found = f"trained_betas {str(trained)[:80]!r}"
         raise ValueError(
-            f"prior: {str(folder)!r} was trained with betas from {ends[0]} to {ends[1]}, expected "
+            f"prior: {str(folder)!r} was trained with {found}, expected "
             "two or more numbers between 0 and 1; get scheduler_config.json again"
         )
     return betas

@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .foreign import refusal_of_suffix
+from .foreign import refusal_of_suffix, what_it_is
 from .pickles import MOST_BYTES, ForeignObject, check_pickles
 from .unwrap import unwrap, without_prefix
 
@@ -220,7 +220,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except _UNREADABLE as error:
         raise ValueError(
             f"prior: {str(path)!r} is not a whole safetensors file ({_first_line(error)}); "
-            "get the file again"
+            f"get the file again{what_it_is(path)}"
         ) from None
 
 
@@ -260,7 +260,7 @@ def _read_pickle(path: Path) -> Any:
             ) from None
         raise ValueError(
             f"prior: {str(path)!r} is not a whole PyTorch checkpoint ({_first_line(error)}); "
-            "get the file again and check its size"
+            f"get the file again and check its size{what_it_is(path)}"
         ) from None
 
 

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import functools
 from itertools import pairwise
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..images.integers import as_count
 from ..runtime.memory import SAMPLER_PLANES, free_bytes, free_host_bytes
 from .conditioning import Conditioning
 from .prior import Prior
@@ -45,28 +45,26 @@ class Span(NamedTuple):
     """float32 [side] on the prior's device"""
 
 
-def tiled(prior: Prior, tile: int | str) -> Prior:
+def tiled(prior: Prior, tile: int | str, keeps: bool = False) -> Prior:
     """Return the prior as ``tile`` says: "auto", "off" or the side of tiles.
 
-    A prior that is tiled already stays as it is.
+    A prior that is tiled already stays as it is. ``keeps``: the loop reuses deep layers, whose
+    memory "auto" counts.
 
     Raises:
         ValueError: ``tile`` has another value.
     """
     if isinstance(tile, str) and tile.isdecimal():  # from a command line
         tile = int(tile)
-    if isinstance(tile, Integral) and not isinstance(tile, bool):
-        known = LEAST <= tile <= MOST
-    else:
-        known = isinstance(tile, str) and tile in ("auto", "off")
-    if not known:
+    side = as_count(tile, LEAST, MOST)
+    if side is None and not (isinstance(tile, str) and tile in ("auto", "off")):
         raise ValueError(
             f'tile is {tile!r}; expected "auto", "off" or the side of the tiles, {LEAST} to {MOST} '
             "pixels, such as 512"
         )
     if tile == "off" or isinstance(prior, TiledPrior):
         return prior
-    return TiledPrior(prior, tile)
+    return TiledPrior(prior, tile if side is None else side, keeps)
 
 
 class TiledPrior(Prior):
@@ -74,12 +72,13 @@ class TiledPrior(Prior):
 
     With "auto" a picture is tiled where ``inner`` would need more than ``SHARE`` of the memory that
     is free when its size is first seen; that choice then stays, for all that tile this prior. A
-    callable, whose memory nobody knows, is then never tiled. Two of one prior and tile are equal.
+    callable, whose memory nobody knows, is then never tiled. With ``keeps`` it counts what a loop
+    keeps of deep layers, too. Two of one prior, tile and ``keeps`` are equal.
     """
 
-    def __init__(self, inner: Prior, tile: int | str):
+    def __init__(self, inner: Prior, tile: int | str, keeps: bool = False):
         super().__init__(**Prior.keywords(inner), device=inner.device, dtype=inner.dtype)
-        self.inner, self.tile = inner, tile
+        self.inner, self.tile, self.keeps = inner, tile, keeps
         self.tf32, self.compiled, self.channels = inner.tf32, inner.compiled, inner.channels
         self.reproducible, self.foreign = inner.reproducible, inner.foreign
         self.reuses = inner.reuses
@@ -102,10 +101,14 @@ class TiledPrior(Prior):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, TiledPrior):
             return False
-        return self.inner is other.inner and self.tile == other.tile
+        return self.inner is other.inner and self._how == other._how
 
     def __hash__(self) -> int:
-        return hash((self.inner, self.tile))
+        return hash((self.inner, *self._how))
+
+    @property
+    def _how(self) -> tuple[int | str, bool]:
+        return self.tile, self.keeps
 
     def activation_bytes(self, n: int, height: int, width: int) -> int | None:
         """See :meth:`Prior.activation_bytes`; of a tile, and of the sum that it goes into."""
@@ -115,10 +118,23 @@ class TiledPrior(Prior):
         channels = self.channels * (2 if side else 0)
         return None if need is None else need + 4 * n * channels * height * width
 
+    def kept_bytes(self, n: int, height: int, width: int) -> int:
+        """See :meth:`Prior.kept_bytes`; of all tiles, which overlap."""
+        return self._kept_in(self.tile_at(height, width), n, height, width)
+
+    def _kept_in(self, side: int, n: int, height: int, width: int) -> int:
+        if not side:
+            return self.inner.kept_bytes(n, height, width)
+        overlap = overlap_of(side, self.multiple)
+        rows, columns = (len(starts_of(length, side, overlap, self.multiple))
+                         for length in (height, width))  # fmt: skip
+        tile = min(side, height), min(side, width)
+        return rows * columns * self.inner.kept_bytes(n, *tile)
+
     def to(self, device: str | torch.device) -> TiledPrior:
         """See :meth:`Prior.to`."""
         inner = self.inner.to(device)
-        return self if inner is self.inner else TiledPrior(inner, self.tile)
+        return self if inner is self.inner else TiledPrior(inner, *self._how)
 
     def conditioning(self, timesteps: Tensor) -> Conditioning:
         return self.inner.conditioning(timesteps)
@@ -127,7 +143,7 @@ class TiledPrior(Prior):
         """Return the side of the tiles of a picture of that size, 0 where it is taken whole."""
         size = tuple(-(-n // self.multiple) * self.multiple for n in (height, width))
         chosen = self.inner.tilings.setdefault("sides", {})
-        key = (self.tile, *size)
+        key = (*self._how, *size)
         if key not in chosen:
             chosen[key] = self._automatic(*size) if self.tile == "auto" else self.side(self.tile)
         return chosen[key] if max(size) > chosen[key] else 0
@@ -142,16 +158,17 @@ class TiledPrior(Prior):
         free = free_host_bytes() if self.device.type == "cpu" else free_bytes(self.device)
         if free is None or free >= PLENTY * height * width:
             return 0
-        side, planes = 0, SAMPLER_PLANES * 4 * height * width
-        for smaller in (0, *map(self.side, SIDES)):
-            if smaller >= max(height, width):
+        planes, needs = SAMPLER_PLANES * 4 * height * width, {}
+        for side in (0, *map(self.side, SIDES)):
+            if side >= max(height, width):
                 continue
-            side = smaller
             tile = (min(side, height), min(side, width)) if side else (height, width)
-            need = self.inner.activation_bytes(1, *tile)
-            if need is None or need + planes <= SHARE * free:
-                break
-        return side
+            if (need := self.inner.activation_bytes(1, *tile)) is None:
+                return side
+            needs[side] = need + (self._kept_in(side, 1, height, width) if self.keeps else 0)
+            if needs[side] + planes <= SHARE * free:
+                return side
+        return min(needs, key=lambda side: needs[side])
 
     @torch.no_grad()
     def eps(

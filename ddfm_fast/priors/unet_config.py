@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from numbers import Real
 from typing import Any
+
+from ..images.integers import as_count, as_int
 
 GROUPS = 32
 """of every GroupNorm"""
@@ -99,19 +102,23 @@ class UNetConfig:
         for key in _COUNTS:
             value = getattr(self, key)
             most = MOST_BLOCKS if key == "num_res_blocks" else MOST
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+            if (number := as_count(value, 1, most)) is None:
                 raise ValueError(f"config: {key}={value!r}, expected an integer, 1 to {most}")
+            object.__setattr__(self, key, number)
         for key in _FLAGS:
             if not isinstance(getattr(self, key), bool):
                 raise ValueError(f"config: {key}={getattr(self, key)!r}, expected True or False")
         for key in ("num_head_channels", "num_heads_upsample"):
-            if not isinstance(getattr(self, key), int):
+            if (number := as_int(getattr(self, key))) is None:
                 raise ValueError(f"config: {key}={getattr(self, key)!r}, expected an integer")
+            object.__setattr__(self, key, number)
 
     def _check_preconditioning(self) -> None:
         sigma = self.sigma_data
-        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 <= sigma < 1e6:
+        if not _is_number(sigma) or not 0 <= sigma < 1e6:
             raise ValueError(f"config: sigma_data={sigma!r}, expected a number from 0")
+        number = as_int(sigma)
+        object.__setattr__(self, "sigma_data", float(sigma) if number is None else number)
         if sigma and self.out_channels != self.in_channels:
             raise ValueError(
                 f"config: sigma_data={sigma} with {self.out_channels} channels out of "
@@ -176,7 +183,11 @@ class UNetConfig:
 def _number_tuple(key: str, value: Any) -> tuple:
     if isinstance(value, str) or not isinstance(value, Sequence | set | frozenset):
         raise TypeError(f"config: {key}={value!r}, expected a list of numbers")
-    if not all(isinstance(v, int | float) and 0 < v < MOST for v in value):
+    if not all(_is_number(v) and 0 < v < MOST for v in value):
         raise ValueError(f"config: {key}={value!r}, expected positive numbers")
-    numbers = [int(v) if float(v).is_integer() else v for v in value]
+    numbers = [int(v) if float(v).is_integer() else float(v) for v in value]
     return tuple(sorted(numbers) if key == "attention_resolutions" else numbers)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..images.integers import as_int
 from ..schedule import NOISE_SCHEDULES, check_alphas, trained_alphas
 from .callable import CallablePrior
 from .conditioning import Conditioning
@@ -54,6 +55,11 @@ class WrappedPrior(CallablePrior):
         count = getattr(self.function, "activation_bytes", None)
         return None if count is None else count(n, height, width)
 
+    def kept_bytes(self, n: int, height: int, width: int) -> int:
+        """See :meth:`Prior.kept_bytes`; known of networks of ours."""
+        count = getattr(self.function, "kept_bytes", None)
+        return 0 if count is None else count(n, height, width)
+
     def keywords(self) -> dict[str, Any]:
         """Return what makes another like this one."""
         own = ("prediction", "time", "sigma_data", "sigma_min", "value_range", "channels")
@@ -75,7 +81,7 @@ class WrappedPrior(CallablePrior):
         line = kind.line(level, self.sigma_data)
         if self.prediction == "consistency":
             line = consistency(level, self.sigma_data, self.sigma_min)
-        time = (self.time or kind.time)(_measured(level, half))
+        time = _checked_time((self.time or kind.time)(_measured(level, half)))
         if self.rescale_timesteps:
             time *= 1000.0 / self.num_train_timesteps
         of_out, offset = line.of_out, 0.0
@@ -98,6 +104,19 @@ class WrappedPrior(CallablePrior):
         return x * of_x + out.float() * of_out + offset
 
 
+def _checked_time(value: Any) -> float:
+    """What a function for ``time`` gave, as a float; ValueError for what is no number."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ValueError(
+            f"time: the function gave {str(value)[:80]!r} for a level, expected a finite number"
+        )
+    return found
+
+
 def _measured(level: Level, half: float) -> Level:
     """Return the level whose σ is in a network's own values."""
     if half == 1:
@@ -112,6 +131,7 @@ class NetworkFunction:
     def __init__(self, prior: UNetPrior):
         self.prior, self.multiple = prior, prior.multiple
         self.__name__, self.activation_bytes = prior.name, prior.activation_bytes
+        self.kept_bytes = prior.kept_bytes
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         return self.with_kept(x, t)
@@ -179,7 +199,7 @@ def wrap(
         time=time,
         sigma_data=sigma_data,
         value_range=value_range,
-        channels=channels,
+        channels=int(channels),
         **process,
         **keywords,
     )
@@ -209,8 +229,9 @@ def denoiser(
         TypeError: ``function`` cannot be called.
         ValueError: Another argument has a wrong value.
     """
+    black, white = _checked_range(value_range)
     if sigmas is None:
-        half = (value_range[1] - value_range[0]) / 2
+        half = (white - black) / 2
         sigmas = SIGMAS[0] * half, SIGMAS[1] * half
     return wrap(
         function, "denoised", channels=channels, value_range=value_range, sigmas=sigmas, **keywords
@@ -232,18 +253,23 @@ def _check_time(prediction: str, time: Any, timesteps: Any) -> None:
 def _check_numbers(
     prediction: str, channels: int, sigma_data: float, value_range: tuple[float, float]
 ) -> None:
-    if channels not in (1, 3) or isinstance(channels, bool):
+    if as_int(channels) not in (1, 3):
         raise ValueError(f"channels: got {channels!r}, expected 3, or 1 for gray")
     if not _is_number(sigma_data) or sigma_data <= 0:
         raise ValueError(f"sigma_data: got {sigma_data!r}, expected a number above 0, such as 0.5")
-    ends = tuple(value_range) if isinstance(value_range, (tuple, list)) else ()
-    if len(ends) != 2 or not all(map(_is_number, ends)) or not ends[0] < ends[1]:
-        raise ValueError(f"value_range: got {value_range!r}, expected (black, white), as (0, 1)")
+    ends = _checked_range(value_range)
     if prediction not in ("denoised", "score") and ends != (-1.0, 1.0):
         raise ValueError(
             f"value_range: got {value_range!r} with prediction {prediction!r}, expected (-1, 1): "
             'only "denoised" and "score" know others'
         )
+
+
+def _checked_range(value_range: Any) -> tuple[float, float]:
+    ends = tuple(value_range) if isinstance(value_range, (tuple, list)) else ()
+    if len(ends) != 2 or not all(map(_is_number, ends)) or not ends[0] < ends[1]:
+        raise ValueError(f"value_range: got {value_range!r}, expected (black, white), as (0, 1)")
+    return ends[0], ends[1]
 
 
 def _is_number(value: Any) -> bool:

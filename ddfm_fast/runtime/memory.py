@@ -69,25 +69,37 @@ def free_host_bytes() -> int | None:
         return free
 
 
-def image_bytes(prior: Prior, height: int, width: int) -> int | None:
-    """Estimate what fusing one image needs beside the weights; None if the prior cannot."""
+def image_bytes(prior: Prior, height: int, width: int, *, keeps: bool = False) -> int | None:
+    """Estimate what fusing one image needs beside the weights; None if the prior cannot.
+
+    ``keeps``: with the deep layers that a loop keeps to reuse them.
+    """
     height, width = (-(-n // prior.multiple) * prior.multiple for n in (height, width))
     activations = prior.activation_bytes(1, height, width)
-    return None if activations is None else activations + SAMPLER_PLANES * 4 * height * width
+    if activations is None:
+        return None
+    kept = prior.kept_bytes(1, height, width) if keeps else 0
+    return activations + kept + SAMPLER_PLANES * 4 * height * width
 
 
 def images_that_fit(
-    prior: Prior, height: int, width: int, most: int, free: int | None = None
+    prior: Prior,
+    height: int,
+    width: int,
+    most: int,
+    free: int | None = None,
+    *,
+    keeps: bool = False,
 ) -> int:
     """Choose 1 to ``most`` images of that size at once, by the memory that is free.
 
     ``free`` is in bytes, None for what the prior's device has. The result is ``most`` where either
-    is unknown: on a CPU, or with a callable for a prior.
+    is unknown: on a CPU, or with a callable for a prior. ``keeps``: see :func:`image_bytes`.
     """
     free = free_bytes(prior.device) if free is None else free
     if free is None or most == 1:
         return most
-    need = image_bytes(prior, height, width)
+    need = image_bytes(prior, height, width, keeps=keeps)
     return most if need is None else max(1, min(most, int(SHARE * free) // need))
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..files.paths import ensure_writable_dir, is_folder
 from ..files.writing import write_image
+from ..images.integers import as_count
 from .decoding import load_av
 from .frames import Source, VideoError
 from .outputs import ISO, Lock, Output
@@ -55,9 +56,9 @@ def open_sink(
         codec = "png" if is_for_pictures(out) else "h264"
     if codec not in CODECS:
         raise VideoError(f"codec is {codec!r}; expected one of {', '.join(CODECS)}")
-    if crf is not None and (codec not in CRF or not isinstance(crf, int) or not 0 <= crf <= 51):
+    if crf is not None and (codec not in CRF or as_count(crf, 0, 51) is None):
         raise VideoError(f"crf is {crf!r} with codec {codec}; expected 0 to 51 with h264 or hevc")
-    quality = CRF.get(codec) if crf is None else crf
+    quality = CRF.get(codec) if crf is None else int(crf)
     if sent:
         if codec == "png":
             raise VideoError(f"out is {out} with codec png; expected h264, hevc or ffv1")

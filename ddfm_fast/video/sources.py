@@ -18,6 +18,7 @@ from typing import Any
 from ..config import require_number
 from ..files.paths import READ_SUFFIXES, ImageFileError, image_files, is_folder
 from ..files.reading import image_size, read_picture
+from ..images.integers import as_count
 from .decoding import VideoSource
 from .frames import DEFAULT_RATE, BadFrame, Faults, Frame, Intake, Source, VideoError
 from .opening import local
@@ -59,8 +60,8 @@ def open_source(
     rate = DEFAULT_RATE if rate is None else Fraction(rate).limit_denominator(100_000)
     if isinstance(spec, Source):
         return spec
-    if isinstance(spec, int) and not isinstance(spec, bool) and spec >= 0:
-        spec = str(spec)  # a camera
+    if (camera := as_count(spec, 0)) is not None:
+        spec = str(camera)
     if isinstance(spec, (str, os.PathLike)):
         path = local(spec)
         if path is not None and is_folder(spec):

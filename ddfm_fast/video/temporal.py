@@ -41,6 +41,7 @@ from typing_extensions import Unpack
 from ..align.call import Aligner, Setting
 from ..align.streams import StreamAligner
 from ..config import PRESETS, FuseConfig
+from ..images.integers import as_count
 from ..images.pair import Pair
 from ..images.pixels import Given, Pixels
 from ..images.planes import crop, pad_to_multiple
@@ -76,8 +77,9 @@ class VideoPreset:
     def __post_init__(self):
         for name, least in (("polish", 0), ("settle", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if (number := as_count(value, least)) is None:
                 raise ValueError(f"{name} is {value!r}; expected an int of at least {least}")
+            object.__setattr__(self, name, number)
         if not 0 < self.trust <= 255:
             raise ValueError(f"trust is {self.trust!r}; expected gray levels above 0, up to 255")
         if self.config is not None and self.config.steps != 0 and self.config.start is None:

@@ -194,6 +194,7 @@ RECORD = {
         --preset: str, None
         --prior-config: str, None
         --prior: str, 'embedded'
+        --reuse: int min=1, None
         --tile: str, 'auto'
         --timeout: float min=0.1, 60.0
         --tls-cert: Path, None
@@ -304,6 +305,7 @@ RECORD = {
         --raw-size: str, None
         --report-pairs: int min=1, 60
         --report: Path, None
+        --reuse: int min=1, None
         --rows: str, None
         --seed: int, 3407
         --steps: str, None
@@ -348,8 +350,9 @@ RECORD = {
     "prior convert": """
         --config: str, None
         --dtype: float32|float16|bfloat16, None
+        --json: bool, False
         dst: Path, required
-        src: Path, required
+        src: str, required
     """,
     "prior list": """
         --json: bool, False

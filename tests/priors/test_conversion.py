@@ -123,8 +123,3 @@ def test_only_what_loads_again_is_written(tmp_path):
     alphas = np.linspace(0.99, 0.01, 50)
     convert(tmp_path / "a.safetensors", new, config={"alphas": alphas})
     np.testing.assert_array_equal(load_prior(new).alphas, alphas)
-
-
-def test_folders_are_used_as_they_are(tmp_path):
-    with pytest.raises(ValueError, match="is a folder.*--prior FOLDER"):
-        convert(tmp_path, tmp_path / "b.safetensors")

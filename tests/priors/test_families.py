@@ -151,3 +151,53 @@ def test_diffusers(tmp_path, prediction, channels):
         }[prediction]
 
     assert_fuses_as(load_prior(tmp_path), eps)
+
+
+def of_zero_snr(model, x, sigma, t):
+    alpha = 1 / math.hypot(1, sigma)
+    return alpha * model(x, t).sample + sigma * alpha * x
+
+
+def of_score(model, x, sigma, _t):
+    """Of pictures in [0, 1]; a time that is no tensor would be rounded."""
+    return -sigma / 2 * model((exploded(x, sigma) + 1) / 2, torch.tensor(sigma / 2)).sample
+
+
+def of_consistency(model, x, sigma, _t):
+    noisy, power = exploded(x, sigma), math.sqrt(sigma**2 + 0.25)
+    answer = model(noisy / power, torch.tensor(250 * math.log(sigma))).sample
+    skip, size = 0.25 / ((sigma - 0.002) ** 2 + 0.25), (sigma - 0.002) / 2 / power
+    return (noisy - skip * noisy - size * answer) / sigma
+
+
+def of_flow(model, x, sigma, _t):
+    tau = sigma / (1 + sigma)
+    z = exploded(x, sigma) * (1 - tau)
+    return z + (1 - tau) * model(z, torch.tensor(1000 * tau)).sample
+
+
+PROCESSES = {
+    "zero SNR": ("DDIMScheduler", of_zero_snr,
+                 {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}),
+    "VE": ("ScoreSdeVeScheduler", of_score, {"sigma_max": 50.0}),
+    "consistency": ("CMStochasticIterativeScheduler", of_consistency, {}),
+    "flow": ("FlowMatchEulerDiscreteScheduler", of_flow, {}),
+}  # fmt: skip
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize("name", PROCESSES)
+def test_diffusers_of_other_processes(tmp_path, name):
+    diffusers = pytest.importorskip("diffusers")
+    scheduler, eps, options = PROCESSES[name]
+    torch.manual_seed(0)
+    model = diffusers.UNet2DModel(
+        sample_size=32, block_out_channels=(32, 32), layers_per_block=1, norm_num_groups=8,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        time_embedding_type="fourier" if name == "VE" else "positional",
+    ).eval()  # fmt: skip
+    model.save_pretrained(tmp_path / "unet")
+    getattr(diffusers, scheduler)(**options).save_pretrained(tmp_path / "scheduler")
+    with torch.no_grad():
+        assert_fuses_as(load_prior(tmp_path), lambda x, sigma, t: eps(model, x, sigma, t))

@@ -12,10 +12,12 @@ from analytic import tanh_prior, tanh_prior_with_variance
 from networks import SMALL, random_unet
 
 from ddfm_fast import FuseConfig, Fuser, fuse
+from ddfm_fast.datasets.demo import asset
 from ddfm_fast.priors import tiled as home
 from ddfm_fast.priors.load import denoiser_of, load_prior
 from ddfm_fast.priors.ops.native import NativeOps
 from ddfm_fast.priors.prior import Prior
+from ddfm_fast.priors.reuse import Kept
 from ddfm_fast.priors.tiled import TiledPrior, overlap_of, starts_of, tiled, weights_of
 from ddfm_fast.priors.wrapped import wrap
 
@@ -228,6 +230,84 @@ def test_auto_tiles_what_does_not_fit(monkeypatch):
     assert tiled(prior, "auto") == auto and hash(tiled(prior, "auto")) == hash(auto)
     free.bytes = None
     assert tiled(load_prior(random_unet(SMALL)), "auto").tile_at(*size) == 0, "unknown here"
+
+
+def seam(away: np.ndarray, side: int, multiple: int) -> tuple[float, float]:
+    """The largest step of means over strips of 8 pixels: where tiles are blended, and elsewhere."""
+    within, elsewhere = [0.0], [0.0]
+    for axis, length in enumerate(away.shape):
+        strips = away.mean(1 - axis)[: length // 8 * 8].reshape(-1, 8).mean(1)
+        places = 8 * np.arange(1, len(strips))
+        blended = np.zeros(len(places), bool)
+        starts = starts_of(length, side, overlap_of(side, multiple), multiple)
+        for before, start in zip(starts, starts[1:], strict=False):
+            overlap = before + side - start
+            blended |= (places >= start + overlap / 4) & (places <= start + 3 * overlap / 4)
+        steps = np.abs(np.diff(strips))
+        within.append(float(steps[blended].max()))
+        elsewhere.append(float(steps[~blended].max()))
+    return max(within), max(elsewhere)
+
+
+@pytest.mark.parametrize("start", [None, 200])
+@pytest.mark.parametrize("name", ["embedded", "embedded-gray"])
+def test_seams_of_three_steps(name, start):
+    """Below half a gray level from t = 200; from pure noise, no more than the picture's own."""
+    infrared, visible = (asset(f"dune_{n}.png") for n in ("infrared", "visible"))
+    ir, vis = (_large(x.mean(-1) if x.ndim == 3 else x) for x in (infrared, visible))
+    config = FuseConfig(steps=3, start=start, stretch="none")
+    whole, cut = (
+        255 * Fuser(prior=name, preset=config, device="cpu", tile=tile)(ir, vis).astype(float)
+        for tile in ("off", 256)
+    )
+    within, elsewhere = seam(cut - whole, 256, load_prior(name).multiple)
+    assert 0 < within < (0.5 if start else min(1.0, elsewhere))
+
+
+def _large(x: np.ndarray) -> np.ndarray:
+    """A picture of 384x512 in [0, 1], mirrored where it is smaller."""
+    more = [(0, max(0, n - m)) for m, n in zip(x.shape, (384, 512), strict=True)]
+    return (np.pad(x, more, "symmetric")[:384, :512] / 255).astype(np.float32)
+
+
+def test_auto_counts_what_reuse_keeps(monkeypatch):
+    """Of 64 channels at the full size, a picture of 1536x2048 keeps 805 MB in float32."""
+    free, size = Free(monkeypatch), (1536, 2048)
+    planes = 40 * 4 * size[0] * size[1]
+
+    def prior():
+        return load_prior(random_unet({**SMALL, "out_channels": 3}))
+
+    step, kept = at(prior()), Kept(2)
+    prior().eps(noise(1, 3, 96, 64), step, kept=kept.at(0))
+    channels = SMALL["model_channels"] * SMALL["channel_mult"][1]
+    (feature,) = kept._given
+    assert feature.data.numel() == channels * 96 * 64
+    assert prior().kept_bytes(1, 96, 64) == 4 * channels * 96 * 64
+    need = prior().activation_bytes(1, *size) + planes
+    keeps = prior().kept_bytes(1, *size)
+    assert keeps == 4 * channels * size[0] * size[1]
+    for more, plain, reusing in ((1.01, 0, 0), (0.5, 0, 1024), (-0.01, 1024, 1024)):
+        free.bytes = int(2 * (need + more * keeps))
+        assert tiled(prior(), "auto").tile_at(*size) == plain
+        assert tiled(prior(), "auto", keeps=True).tile_at(*size) == reusing
+    one = prior()
+    assert tiled(one, "auto", True) != tiled(one, "auto")
+    in_tiles = tiled(one, 512).kept_bytes(1, *size)
+    assert in_tiles == 4 * 5 * one.kept_bytes(1, 512, 512), "at strides of at most 384"
+    free.bytes = 0
+    least = tiled(prior(), "auto", keeps=True)
+    assert least.tile_at(*size) in (256, 512)
+    wrapped = load_prior(random_unet({**SMALL, "out_channels": 3}), {"prediction": "v"})
+    assert wrapped.kept_bytes(2, 96, 64) == 2 * 4 * channels * 96 * 64
+    assert load_prior(tanh_prior).kept_bytes(1, 96, 64) == 0
+
+
+def test_a_fuser_that_reuses_tiles_by_it(monkeypatch):
+    Free(monkeypatch).bytes = None
+    made = Fuser(preset="official", steps=4, reuse=np.int64(2), device="cpu")
+    assert made.config.reuse == 2 and type(made.config.reuse) is int
+    assert made.tiled.keeps and not Fuser(preset="official", steps=4, device="cpu").tiled.keeps
 
 
 def test_auto_takes_callables_whole_and_networks_in_wrappers_not(monkeypatch):
