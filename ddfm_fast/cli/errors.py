@@ -19,6 +19,8 @@ from ..runtime.interrupts import by_exception
 
 OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """exit codes; the last is what shells give a program after Ctrl-C"""
+JSON = "ddfm_fast.json"
+"""key of a context's ``meta``: its command line has ``--json``"""
 
 TOPICS = {
     "conventions": ("convention", "metrics"),
@@ -41,6 +43,8 @@ TOPICS = {
 """topic of ``ddfm-fast help`` → the arguments that it explains, by their names in Python"""
 _TOPIC_OF = {argument: topic for topic, names in TOPICS.items() for argument in names}
 
+_CONTEXT: Any = typer.Context.__mro__[1]
+"""click's, of whichever click typer brings"""
 _EXPECTED = (ValueError, TypeError, ImportError, OSError)
 
 
@@ -68,12 +72,19 @@ def friendly(command: Callable[..., None], *, loading: bool = False) -> Callable
         except Exception as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
-            if kwargs.get("as_json"):
+            if kwargs.get("as_json") or any(map(wants_json, args)):
                 typer.echo(json.dumps({"ok": False, "error": message(error)}))
             echo_error(error)
             raise typer.Exit(BAD_INPUT if isinstance(error, _EXPECTED) else SOME_FAILED) from None
 
     return wrapper
+
+
+def wants_json(context: Any) -> bool:
+    """Whether an argument is the context of a command line that asks for an object on stdout."""
+    if not isinstance(context, _CONTEXT):
+        return False
+    return context.meta.get(JSON, False) or bool(context.params.get("as_json"))
 
 
 def echo_error(error: Exception) -> None:

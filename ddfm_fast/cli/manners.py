@@ -14,6 +14,7 @@ from typing import Any
 
 import typer
 
+from ..files.texts import decoded
 from ..options import OPTIONS
 from ..runtime import environment
 from .errors import friendly
@@ -48,9 +49,12 @@ def _take_config(context: typer.Context, given: Path | None) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a TOML file; ValueError names the file and what is wrong with it."""
+    """Read a TOML file; ValueError names the file and what is wrong with it.
+
+    TOML is UTF-8, but Windows PowerShell writes UTF-16 by ``ddfm-fast config fuse > ddfm.toml``.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(decoded(path.read_bytes()).replace("\r\n", "\n"))
     except OSError as error:
         raise ValueError(
             f"{path}: the file of options cannot be read ({error.strerror}); give another --config"
@@ -59,6 +63,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(
             f'{path} is not TOML: {error}; write lines such as preset = "fast"'
         ) from None
+    except RecursionError:
+        raise ValueError(f"{path} has brackets in brackets, too many; write one list") from None
 
 
 def values_for(content: Mapping[str, Any], path: Path, context: typer.Context) -> dict[str, Any]:
@@ -69,7 +75,8 @@ def values_for(content: Mapping[str, Any], path: Path, context: typer.Context) -
     options, and comes first.
 
     Raises:
-        ValueError: A key that is no option, or a value that it does not take.
+        ValueError: A key that is no option or stands twice, a command's that is no table, or a
+            value that an option does not take.
     """
     everywhere = commands(context.find_root().command) or {"bench": context.command}
     groups = {name.split()[0] for name in everywhere if " " in name}
@@ -80,9 +87,14 @@ def values_for(content: Mapping[str, Any], path: Path, context: typer.Context) -
             owner = owners[0].replace(" ", ".")
             raise ValueError(f"{path}: {key} is not of all commands; write it below [{owner}]")
     _refuse_unknown(top, {*shared, *everywhere, *groups}, f"{path}: ")
+    _refuse_twice(top, f"{path}: ")
+    for name in sorted(top.keys() - shared):
+        _refuse_no_table(name, top[name], path)
     tables = _tables(content, everywhere, groups, path)
     for name, table in tables.items():
-        _refuse_unknown(table, keys(everywhere[name]), f"{path}, [{name.replace(' ', '.')}]: ")
+        where = f"{path}, [{name.replace(' ', '.')}]: "
+        _refuse_unknown(table, keys(everywhere[name]), where)
+        _refuse_twice(table, where)
     own, of_all = keys(context.command), keys(context.command, shared=True)
     found = {of_all[key]: (key, value) for key, value in top.items() if key in of_all}
     mine = tables.get(name_of(context), {})
@@ -110,8 +122,23 @@ def _tables(
             continue
         inner = [name.split()[1] for name in everywhere if name.startswith(f"{key} ")]
         _refuse_unknown(value, inner, f"{path}, [{key}]: ")
-        found |= {f"{key} {name}": table for name, table in value.items()}
+        for name, table in value.items():
+            _refuse_no_table(f"{key}.{name}", table, path)
+            found[f"{key} {name}"] = table
     return found
+
+
+def _refuse_no_table(name: str, value: Any, path: Path) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{path}: {name} is {value!r}; {name} is a command, whose options stand below [{name}]"
+        )
+
+
+def _refuse_twice(table: Mapping[str, Any], where: str) -> None:
+    for key in table:
+        if "_" in key and (other := key.replace("_", "-")) in table:
+            raise ValueError(f"{where}{key} and {other} are one option; leave out one of them")
 
 
 def _refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -125,7 +152,9 @@ def _refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> N
 
 def _value(parameter: Any, key: str, value: Any, path: Path, context: typer.Context) -> Any:
     """A value as the command line would have it: ``[7000, 9000]`` is ``7000,9000``."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and parameter.name == "prior_config":
+        value = json.dumps(value, default=str)
+    elif isinstance(value, dict):
         value = ",".join(f"{name}={level}" for name, level in value.items())
     elif isinstance(value, list) and not parameter.multiple:
         value = ",".join(map(str, value))
@@ -134,6 +163,8 @@ def _value(parameter: Any, key: str, value: Any, path: Path, context: typer.Cont
     try:
         if flag != isinstance(value, bool):
             raise ValueError("expected true or false" if flag else "it is no switch")
+        if taken in ("", []) or (isinstance(taken, list) and "" in taken):
+            raise ValueError("leave it out, or give it a value")
         parameter.process_value(context, taken)
     except Exception as error:
         text = getattr(error, "message", None) or str(error)

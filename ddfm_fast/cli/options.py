@@ -479,7 +479,9 @@ NoBars = Annotated[bool, option(OUTPUT, "No progress bars.", "-q", "--quiet")]
 
 # help
 
-Topic = Annotated[str | None, argument("TOPIC", "A topic or a command; none lists the topics.")]
+Topic = Annotated[
+    list[str] | None, argument("TOPIC", "A topic or a command; none lists the topics.")
+]
 
 # doctor
 
