@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..storage.urls import without_password
 from .errors import BAD_INPUT, OK, SOME_FAILED
 from .manners import CONFIG, as_json, as_option, changed, origins
 from .options import Place
@@ -43,13 +44,13 @@ def show(plan: Callable[[typer.Context], Row], context: typer.Context) -> None:
             name: {"value": value, "from": origin} for name, (value, origin) in set_ones.items()
         }
         about = {"ok": not _missing(found), "dry_run": True, **found, "given": given}
-        typer.echo(json.dumps(about, default=str))
+        typer.echo(without_password(json.dumps(about, default=str)))
         raise typer.Exit(_exit_code(found))
     for row in found["items"]:
         there = ""
         if row["there"]:
             there = "  (there already: left alone)" if row["left"] else "  (there already)"
-        typer.echo(f"{row['ir']} + {row['vis']} -> {row['output']}{there}")
+        typer.echo(without_password(f"{row['ir']} + {row['vis']} -> {row['output']}{there}"))
         if row["missing"]:
             typer.echo(f"  not there: {', '.join(row['missing'])}")
         if row.get("panel"):

@@ -16,6 +16,7 @@ import typer
 from ..images.doubts import DDFMWarning
 from ..runtime import environment
 from ..runtime.interrupts import by_exception
+from ..storage.urls import without_password
 
 OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """exit codes; the last is what shells give a program after Ctrl-C"""
@@ -96,9 +97,10 @@ def echo_error(error: Exception) -> None:
 
 def message(error: Exception) -> str:
     """The text of an error, with its type and a hint where the error is not a user's."""
+    text = without_password(str(error))
     if isinstance(error, _EXPECTED):
-        return str(error) or type(error).__name__
-    return f"{type(error).__name__}: {error} (DDFM_FAST_DEBUG=1 shows where)"
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text} (DDFM_FAST_DEBUG=1 shows where)"
 
 
 def topic_of(text: str) -> str | None:

@@ -17,6 +17,7 @@ import typer
 from ..files.texts import decoded
 from ..options import OPTIONS
 from ..runtime import environment
+from ..storage.urls import as_url, without_password
 from .errors import friendly
 
 if sys.version_info >= (3, 11):
@@ -235,7 +236,7 @@ def as_json(value: Any) -> Any:
     value = getattr(value, "value", value)
     if isinstance(value, list | tuple):
         return [as_json(one) for one in value] or None
-    return str(value) if isinstance(value, Path) else value
+    return (as_url(value) or str(value)) if isinstance(value, Path) else value
 
 
 def changed(found: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
@@ -246,7 +247,7 @@ def changed(found: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
 def as_option(name: str, value: Any, origin: str) -> str:
     """An option as a command line has it, and where it comes from."""
     text = f"--{name}" if value is True else f"--{name} {value}"
-    return f"{text}  ({origin})"
+    return without_password(f"{text}  ({origin})")
 
 
 # Telling
@@ -262,7 +263,7 @@ class _Teller(logging.Handler):
             self.tell(record)
 
     def tell(self, record: logging.LogRecord) -> None:
-        typer.echo(record.getMessage(), err=True)
+        typer.echo(without_password(record.getMessage()), err=True)
 
 
 class _Lines(_Teller):

@@ -47,7 +47,7 @@ class SampleFusion:
             TypeError: An option of no known name.
         """
         both = (keys,) if isinstance(keys, str) else tuple(keys)
-        if len(both) != 2:
+        if len(both) != 2 or both[0] == both[1]:
             raise ValueError(f"keys is {keys!r}; expected two: of the first and the second image")
         if fuser is not None and options:
             raise ValueError(f"options {', '.join(options)} are of no use with fuser; give one")

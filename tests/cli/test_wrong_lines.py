@@ -156,6 +156,20 @@ def test_other_files_that_powershell_writes(here):
                  "wrong.json"), "--prior-config is 'wrong.json'", "no text")  # fmt: skip
 
 
+def test_passwords_of_addresses_are_not_printed(here):
+    line = ("video", "rtsp://me:secret@127.0.0.1:1/a", "v.mp4", "-o", "rtsp://me:secret@h/c")
+    (here / "v.mp4").write_bytes(b"")
+    for more in ((), ("-v",), ("--json",), ("--dry-run",), ("--dry-run", "--json")):
+        found = call(*line, *more)
+        assert "secret" not in found.stdout + found.stderr
+        assert "rtsp://me:***@127.0.0.1:1/a" in found.stdout + found.stderr
+
+
+def test_verbose_names_urls_as_they_were_given(here):
+    found = call("batch", "none", "-o", "s3://bucket/out", "-v")
+    assert "--out s3://bucket/out  (command line)" in found.stderr
+
+
 def test_help_of_a_command_of_a_group():
     assert "--minutes" in call("help", "prior", "train").stdout
     assert call("help", "prior", "train").stdout == call("help", "prior train").stdout
