@@ -97,7 +97,10 @@ def fuse(context: typer.Context) -> Row:
 
 def batch(context: typer.Context) -> Row:
     """What ``batch`` would do, but for which of the pictures that are there are up to date."""
+    from ..datasets.judges import arranged
+    from ..datasets.output import panel_of
     from ..datasets.targets import checked_suffix, checked_targets
+    from .batch import given_format
 
     given, settings = context.params, read_settings(context)
     if given["out"] is None:
@@ -110,10 +113,15 @@ def batch(context: typer.Context) -> Row:
     stage: Stage | None = stage_for(context, root, vis, manifest, None)
     items = find_items(root, vis, stage=stage, strict=False, **source)
     _check_levels(context)
-    suffix = checked_suffix(given["format"])
+    format = given["format"]
+    if given["layout_out"] is not None:
+        items, format = arranged(items, given["layout_out"], given_format(context))
+    suffix = checked_suffix(format)
     output(context).check([suffix])
     targets = checked_targets(items, out, suffix)
     rows = [_row(one.ir, one.vis, targets[one.name], left=False) for one in items]
+    for row in rows if given["panel"] else ():
+        row["panel"] = panel_of(Path(row["output"]))
     where = "here" if plain(given["on"]) == Place.here.value else "ray"
     return {"items": rows, "settings": {**_settings(settings), "on": where}}
 

@@ -128,6 +128,17 @@ def test_a_dry_run_tells_of_files_that_are_not_there(here):
     assert not (here / "new").exists()
 
 
+@pytest.mark.parametrize("more", [("--panel",), ("--layout-out", "ivif-zoo:M3FD")])
+def test_a_dry_run_of_a_batch_names_what_is_written(here, more):
+    (here / "pairs.csv").write_text("ir,vis,name\nir.png,vis.png,one\n")
+    line = ("batch", "pairs.csv", "-o", "new", "--preset", "instant", *more)
+    rows = json.loads(call(*line, "--dry-run", "--json").stdout)["items"]
+    assert not (here / "new").exists() and call(*line).exit_code == 0
+    named = {row[key] for row in rows for key in ("output", "panel") if row.get(key)}
+    made = (path for path in here.rglob("new/**/*.png"))
+    assert named == {str(path.relative_to(here)) for path in made}
+
+
 def test_a_dry_run_of_a_list_of_urls(here):
     (here / "a.txt").write_text("s3://bucket/a.png\n")
     (here / "b.txt").write_text("vis.png\n")
