@@ -128,7 +128,7 @@ def batch(
     _check_panels(items, panel, local=stage is None and on is opt.Place.here)
     options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
     if layout_out is not None:
-        items, options["format"] = arranged(items, layout_out, _given_format(context))
+        items, options["format"] = arranged(items, layout_out, given_format(context))
     if stage is not None and on is opt.Place.ray:
         raise ValueError(
             "--on ray takes no URLs; leave out --on, give local folders, or use "
@@ -148,7 +148,7 @@ def _options(context: typer.Context, levels: Levels, output: Output) -> dict[str
     return {**given, **meant, "max_pixels": limit, "progress": bars}
 
 
-def _given_format(context: typer.Context) -> str | None:
+def given_format(context: typer.Context) -> str | None:
     """``--format``; None if it is the default."""
     source = context.get_parameter_source("format")
     given = source is not None and source.name != "DEFAULT"

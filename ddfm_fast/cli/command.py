@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ from typer.core import TyperArgument, TyperCommand
 from ..options import INPUT, INPUT_OPTIONS, METHOD, OUTPUT, RUNTIME
 from . import manners
 from .common_options import common
-from .errors import friendly
+from .errors import JSON, friendly
 
 Plan = Callable[[typer.Context], dict[str, Any]]
 """what a command would do, by its parsed command line"""
@@ -42,12 +43,20 @@ class Command(TyperCommand):
         return [*own, last]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse a command line; a shell's work on unquoted patterns gets a hint."""
+        """Parse a command line; a shell's work on unquoted patterns gets a hint.
+
+        A wrong one that asks for JSON gets it on stdout, beside the sentence on stderr.
+        """
+        ctx.meta[JSON] = "--json" in args and any("--json" in one.opts for one in self.params)
         try:
+            if "" in args and not ctx.resilient_parsing:
+                raise _USAGE("An argument is empty (''); is a variable of the shell not set?", ctx)
             return super().parse_args(ctx, args)
         except _USAGE as error:
             if re.search(r"unexpected extra argument.*\.\w", getattr(error, "message", "")):
                 error.message += "; a shell makes many arguments of ir/*.png: quote it, 'ir/*.png'"
+            if ctx.meta[JSON]:
+                typer.echo(json.dumps({"ok": False, "error": error.format_message()}))
             raise
 
     def invoke(self, ctx: Any) -> Any:

@@ -16,9 +16,12 @@ import typer
 from ..images.doubts import DDFMWarning
 from ..runtime import environment
 from ..runtime.interrupts import by_exception
+from ..storage.urls import without_password
 
 OK, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """exit codes; the last is what shells give a program after Ctrl-C"""
+JSON = "ddfm_fast.json"
+"""key of a context's ``meta``: its command line has ``--json``"""
 
 TOPICS = {
     "conventions": ("convention", "metrics"),
@@ -41,6 +44,8 @@ TOPICS = {
 """topic of ``ddfm-fast help`` → the arguments that it explains, by their names in Python"""
 _TOPIC_OF = {argument: topic for topic, names in TOPICS.items() for argument in names}
 
+_CONTEXT: Any = typer.Context.__mro__[1]
+"""click's, of whichever click typer brings"""
 _EXPECTED = (ValueError, TypeError, ImportError, OSError)
 
 
@@ -68,12 +73,19 @@ def friendly(command: Callable[..., None], *, loading: bool = False) -> Callable
         except Exception as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
                 raise
-            if kwargs.get("as_json"):
+            if kwargs.get("as_json") or any(map(wants_json, args)):
                 typer.echo(json.dumps({"ok": False, "error": message(error)}))
             echo_error(error)
             raise typer.Exit(BAD_INPUT if isinstance(error, _EXPECTED) else SOME_FAILED) from None
 
     return wrapper
+
+
+def wants_json(context: Any) -> bool:
+    """Whether an argument is the context of a command line that asks for an object on stdout."""
+    if not isinstance(context, _CONTEXT):
+        return False
+    return context.meta.get(JSON, False) or bool(context.params.get("as_json"))
 
 
 def echo_error(error: Exception) -> None:
@@ -85,9 +97,10 @@ def echo_error(error: Exception) -> None:
 
 def message(error: Exception) -> str:
     """Return the text of an error, with its type and a hint where the error is not a user's."""
+    text = without_password(str(error))
     if isinstance(error, _EXPECTED):
-        return str(error) or type(error).__name__
-    return f"{type(error).__name__}: {error} (DDFM_FAST_DEBUG=1 shows where)"
+        return text or type(error).__name__
+    return f"{type(error).__name__}: {text} (DDFM_FAST_DEBUG=1 shows where)"
 
 
 def topic_of(text: str) -> str | None:

@@ -22,11 +22,12 @@ def help_topic(context: typer.Context, topic: opt.Topic = None) -> None:
     from ..docs.topics import find, text, topics
 
     lists = {"Topics": topics(), "References, made from the code": reference.summaries()}
-    if topic is not None:
+    if topic:
         names = [name for known in lists.values() for name in known]
-        if topic not in names and _show_command(topic, context):
+        wanted = " ".join(topic)
+        if wanted not in names and _show_command(wanted, context):
             return
-        name = find(topic, names)
+        name = find(wanted, names)
         is_topic = name in lists["Topics"]
         _show(text(name) if is_topic else reference.text(name, context.find_root().command))
         return
@@ -41,11 +42,13 @@ def help_topic(context: typer.Context, topic: opt.Topic = None) -> None:
 
 def _show_command(name: str, context: typer.Context) -> bool:
     """Print what ``--help`` of a command prints; False if there is no such command."""
-    root = context.find_root()
-    command = getattr(root.command, "commands", {}).get(name)
-    if command is None:
-        return False
-    if text := command.get_help(typer.Context(command, root, name)):  # with rich, printed by it
+    inner = context.find_root()
+    for word in name.split():
+        command = getattr(inner.command, "commands", {}).get(word)
+        if command is None:
+            return False
+        inner = typer.Context(command, inner, word)
+    if text := inner.command.get_help(inner):  # with rich, printed by it
         typer.echo(text)
     return True
 

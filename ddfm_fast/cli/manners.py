@@ -14,8 +14,10 @@ from typing import Any
 
 import typer
 
+from ..files.texts import decoded
 from ..options import OPTIONS
 from ..runtime import environment
+from ..storage.urls import as_url, without_password
 from .errors import friendly
 
 if sys.version_info >= (3, 11):
@@ -48,9 +50,12 @@ def _take_config(context: typer.Context, given: Path | None) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Read a TOML file; ValueError names the file and what is wrong with it."""
+    """Read a TOML file; ValueError names the file and what is wrong with it.
+
+    TOML is UTF-8, but Windows PowerShell writes UTF-16 by ``ddfm-fast config fuse > ddfm.toml``.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(decoded(path.read_bytes()).replace("\r\n", "\n"))
     except OSError as error:
         raise ValueError(
             f"{path}: the options file cannot be read ({error.strerror}); give another --config"
@@ -59,6 +64,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(
             f'{path} is not TOML: {error}; write lines such as preset = "fast"'
         ) from None
+    except RecursionError:
+        raise ValueError(f"{path} has brackets in brackets, too many; write one list") from None
 
 
 def values_for(content: Mapping[str, Any], path: Path, context: typer.Context) -> dict[str, Any]:
@@ -69,7 +76,8 @@ def values_for(content: Mapping[str, Any], path: Path, context: typer.Context) -
     options, and comes first.
 
     Raises:
-        ValueError: A key that is no option, or a value that it does not take.
+        ValueError: A key that is no option or stands twice, a command's that is no table, or a
+            value that an option does not take.
     """
     everywhere = commands(context.find_root().command) or {"bench": context.command}
     groups = {name.split()[0] for name in everywhere if " " in name}
@@ -82,9 +90,14 @@ def values_for(content: Mapping[str, Any], path: Path, context: typer.Context) -
                 f"{path}: {key} is not an option of every command; put it below [{owner}]"
             )
     _refuse_unknown(top, {*shared, *everywhere, *groups}, f"{path}: ")
+    _refuse_twice(top, f"{path}: ")
+    for name in sorted(top.keys() - shared):
+        _refuse_no_table(name, top[name], path)
     tables = _tables(content, everywhere, groups, path)
     for name, table in tables.items():
-        _refuse_unknown(table, keys(everywhere[name]), f"{path}, [{name.replace(' ', '.')}]: ")
+        where = f"{path}, [{name.replace(' ', '.')}]: "
+        _refuse_unknown(table, keys(everywhere[name]), where)
+        _refuse_twice(table, where)
     own, of_all = keys(context.command), keys(context.command, shared=True)
     found = {of_all[key]: (key, value) for key, value in top.items() if key in of_all}
     mine = tables.get(name_of(context), {})
@@ -112,8 +125,23 @@ def _tables(
             continue
         inner = [name.split()[1] for name in everywhere if name.startswith(f"{key} ")]
         _refuse_unknown(value, inner, f"{path}, [{key}]: ")
-        found |= {f"{key} {name}": table for name, table in value.items()}
+        for name, table in value.items():
+            _refuse_no_table(f"{key}.{name}", table, path)
+            found[f"{key} {name}"] = table
     return found
+
+
+def _refuse_no_table(name: str, value: Any, path: Path) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"{path}: {name} is {value!r}; {name} is a command, whose options stand below [{name}]"
+        )
+
+
+def _refuse_twice(table: Mapping[str, Any], where: str) -> None:
+    for key in table:
+        if "_" in key and (other := key.replace("_", "-")) in table:
+            raise ValueError(f"{where}{key} and {other} are one option; leave out one of them")
 
 
 def _refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -127,7 +155,9 @@ def _refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> N
 
 def _value(parameter: Any, key: str, value: Any, path: Path, context: typer.Context) -> Any:
     """Return a value as the command line would have it: ``[7000, 9000]`` is ``7000,9000``."""
-    if isinstance(value, dict):
+    if isinstance(value, dict) and parameter.name == "prior_config":
+        value = json.dumps(value, default=str)
+    elif isinstance(value, dict):
         value = ",".join(f"{name}={level}" for name, level in value.items())
     elif isinstance(value, list) and not parameter.multiple:
         value = ",".join(map(str, value))
@@ -136,6 +166,8 @@ def _value(parameter: Any, key: str, value: Any, path: Path, context: typer.Cont
     try:
         if flag != isinstance(value, bool):
             raise ValueError("expected true or false" if flag else "it is no switch")
+        if taken in ("", []) or (isinstance(taken, list) and "" in taken):
+            raise ValueError("leave it out, or give it a value")
         parameter.process_value(context, taken)
     except Exception as error:
         text = getattr(error, "message", None) or str(error)
@@ -206,7 +238,7 @@ def as_json(value: Any) -> Any:
     value = getattr(value, "value", value)
     if isinstance(value, list | tuple):
         return [as_json(one) for one in value] or None
-    return str(value) if isinstance(value, Path) else value
+    return (as_url(value) or str(value)) if isinstance(value, Path) else value
 
 
 def changed(found: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
@@ -217,7 +249,7 @@ def changed(found: Mapping[str, tuple[Any, str]]) -> dict[str, tuple[Any, str]]:
 def as_option(name: str, value: Any, origin: str) -> str:
     """Return an option as a command line has it, and where it comes from."""
     text = f"--{name}" if value is True else f"--{name} {value}"
-    return f"{text}  ({origin})"
+    return without_password(f"{text}  ({origin})")
 
 
 # Reporting
@@ -233,7 +265,7 @@ class _Teller(logging.Handler):
             self.tell(record)
 
     def tell(self, record: logging.LogRecord) -> None:
-        typer.echo(record.getMessage(), err=True)
+        typer.echo(without_password(record.getMessage()), err=True)
 
 
 class _Lines(_Teller):

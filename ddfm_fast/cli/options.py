@@ -472,7 +472,9 @@ NoBars = Annotated[bool, option(OUTPUT, "Show no progress bars.", "-q", "--quiet
 
 # help
 
-Topic = Annotated[str | None, argument("TOPIC", "Topic or command; by default, list the topics.")]
+Topic = Annotated[
+    list[str] | None, argument("TOPIC", "Topic or command; by default, list the topics.")
+]
 
 # doctor
 

@@ -194,7 +194,7 @@ def json_object(text: str | None, option: str) -> dict[str, Any] | None:
                 f"{option} is {text!r}; expected a JSON object such as "
                 "'{\"num_head_channels\": 64}' or the path of a file that holds one"
             )
-        text = path.read_text(encoding="utf-8")
+        text = _text(path, option)
     try:
         found = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -202,6 +202,18 @@ def json_object(text: str | None, option: str) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise ValueError(f"{option} holds a JSON {type(found).__name__}; expected an object")
     return found
+
+
+def _text(path: Path, option: str) -> str:
+    from ..files.texts import decoded
+
+    try:
+        return decoded(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{option} is {str(path)!r}, which is no text in UTF-8 or UTF-16 ({error}); expected a "
+            "file that holds a JSON object"
+        ) from None
 
 
 def find_items(

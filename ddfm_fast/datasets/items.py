@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..files.paths import as_told_apart
+
 
 class PairItem:
     """A pair of a data set. ``name`` is unique in it and has no suffix: "00001D", "test/00001D".
@@ -142,6 +144,7 @@ class BadItem(PairItem):
 
 def are_unique(items: Sequence[PairItem]) -> bool:
     """Return whether no two pairs share a name, or its hash, which is as rare as can be."""
-    hashes = np.fromiter((hash(item.name) for item in items), np.int64, len(items))
+    names = (as_told_apart(item.name) for item in items)
+    hashes = np.fromiter(map(hash, names), np.int64, len(items))
     hashes.sort()
     return not (hashes[1:] == hashes[:-1]).any()

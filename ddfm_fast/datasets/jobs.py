@@ -21,7 +21,14 @@ from tqdm import tqdm
 from ..align.call import Aligner
 from ..files.depth import Levels, Sources, read_sources
 from ..files.pairing import match_pairs
-from ..files.paths import SUFFIXES, VIDEO_SUFFIXES, ensure_writable_dir, is_folder, look
+from ..files.paths import (
+    SUFFIXES,
+    VIDEO_SUFFIXES,
+    as_told_apart,
+    ensure_writable_dir,
+    is_folder,
+    look,
+)
 from ..files.reading import DEFAULT_MAX_PIXELS
 from ..images.doubts import about
 from ..runtime import environment
@@ -221,11 +228,11 @@ def _names(suffixes: tuple[str, ...]) -> str:
 
 
 def _check_outputs(jobs: list[Job]) -> None:
-    inputs = {os.path.realpath(path) for job in jobs for path in (job.ir, job.vis)}
+    inputs = {_real(path) for job in jobs for path in (job.ir, job.vis)}
     outputs = set()
     for job in jobs:
         for path in filter(None, (job.output, job.panel)):
-            real = os.path.realpath(path)
+            real = _real(path)
             if real in outputs:
                 raise ValueError(f"output {path} would be written twice; rename one of the inputs")
             outputs.add(real)
@@ -233,6 +240,10 @@ def _check_outputs(jobs: list[Job]) -> None:
                 raise ValueError(f"output {path} would replace an input; choose another --out")
             if os.path.isdir(path):  # any other trouble with the name is its own job's
                 raise ValueError(f"output {path} is a folder; choose another --out")
+
+
+def _real(path: Path) -> str:
+    return as_told_apart(os.path.realpath(path))
 
 
 Read = Callable[[Job], Sources]

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 from ..files.packed import is_packed
 from ..files.paths import ImageFileError, few, look
 from ..files.radiometric import is_radiometric
+from ..files.texts import encoding
 from .items import BadItem, PairItem
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl")
@@ -58,12 +59,14 @@ def read_list(
     base = path.parent if root is None else root
     find = partial(os.path.join, base) if locate is None else locate
     try:
-        with path.open(encoding="utf-8-sig", newline="" if is_table else None) as file:
+        with path.open("rb") as start:
+            coded = encoding(start.read(2))
+        with path.open(encoding=coded, newline="" if is_table else None) as file:
             rows = _table_rows(file, path) if is_table else _json_rows(file, path)
             items = [_item(row, path, place, find) for place, row in rows]
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
-        raise ImageFileError(f"{path}: cannot be read as UTF-8 text ({why})") from error
+        raise ImageFileError(f"{path}: cannot be read as text in UTF-8, UTF-16 ({why})") from error
     except csv.Error as error:
         raise ImageFileError(f"{path}: not a table of pairs ({error})") from None
     if not items:

@@ -21,6 +21,7 @@ from ..files.paths import (
     READ_SUFFIXES,
     VIDEO_SUFFIXES,
     ImageFileError,
+    as_told_apart,
     few,
     is_folder,
 )
@@ -392,8 +393,9 @@ def _require_unique(items: list[PairItem]) -> None:
     first: dict[str, PairItem] = {}
     twice = []
     for item in items:
-        if first.setdefault(item.name, item) is not item:
-            twice.append(f"{item.name} ({first[item.name].ir} and {item.ir})")
+        same = first.setdefault(as_told_apart(item.name), item)
+        if same is not item:
+            twice.append(f"{item.name} ({same.ir} and {item.ir})")
     if twice:
         raise ImageFileError(
             f"{len(twice)} names occur twice: {few(twice)}; give a part of the data set, "

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..files.paths import SUFFIXES
+from ..files.paths import SUFFIXES, as_told_apart
 from ..images.integers import as_int
 from .items import PairItem, are_unique
 
@@ -51,7 +51,9 @@ def checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> Target
     """Return where each picture goes: no input, no folder, and no other pair's place."""
     if not items:
         raise ValueError("items is empty; expected at least one pair")
-    if not are_unique(items) and (names := len({item.name for item in items})) < len(items):
+    if not are_unique(items) and (names := len({as_told_apart(item.name) for item in items})) < len(
+        items
+    ):
         raise ValueError(f"items: {len(items)} pairs have {names} names; expected unique names")
     targets = Targets(out, suffix)
     real_folder = functools.lru_cache(maxsize=None)(_real)
@@ -76,14 +78,15 @@ def _refuse_inputs(
     items: Sequence[PairItem], targets: Targets, common: set[str], real: Callable[[str], str]
 ) -> None:
     inputs = {
-        (folder, os.path.basename(file))
+        (folder, as_told_apart(os.path.basename(file)))
         for item in items
         for file in item.files
         if (folder := real(os.path.dirname(file))) in common
     }
     for item in items:
         target = targets.text(item.name)
-        if (real(os.path.dirname(target)), os.path.basename(target)) in inputs:
+        name = as_told_apart(os.path.basename(target))
+        if (real(os.path.dirname(target)), name) in inputs:
             raise ValueError(f"output {target} would replace an input; choose another --out")
 
 
@@ -98,7 +101,7 @@ def _folders_in(folder: str) -> set[str]:
 
 def _real(folder: str) -> str:
     try:
-        return os.path.realpath(folder)
+        return as_told_apart(os.path.realpath(folder))
     except ValueError:  # a name that there cannot be: its item fails when it is read or written
         return folder
 

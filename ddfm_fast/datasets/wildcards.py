@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import codecs
 import glob
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..files.paths import ImageFileError, few, is_picture, look
+from ..files.texts import decoded
 from .names import pair_folders
 from .pairs import refuse_lone
-
-_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-"""how the lists begin that Windows PowerShell writes by ``>``"""
 
 
 def means_many(name: Path | str) -> bool:
@@ -32,7 +30,7 @@ def files_of(name: Path | str) -> list[Path]:
     """
     text = str(name)
     if text.startswith("@"):
-        lines = (line.strip() for line in _read(Path(text[1:])).splitlines())
+        lines = (line.strip() for line in re.split(r"[\r\n]+", _read(Path(text[1:]))))
         found = [Path(line) for line in lines if line and not line.startswith("#")]
         what = "the list is empty; write the name of a file on each line"
     else:
@@ -46,14 +44,18 @@ def files_of(name: Path | str) -> list[Path]:
 
 def _read(path: Path) -> str:
     try:
-        data = path.read_bytes()
-        return data.decode("utf-16" if data.startswith(_UTF16) else "utf-8-sig")
+        text = decoded(path.read_bytes())
     except OSError as error:
         raise ImageFileError(
             f"@{path}: the list cannot be read ({error.strerror}); give a text file"
         ) from error
     except UnicodeDecodeError as error:
         raise ImageFileError(f"@{path}: is not text in UTF-8 or UTF-16 ({error})") from None
+    if "\0" in text:  # a picture, or UTF-16 without its mark
+        raise ImageFileError(
+            f"@{path}: is not text in UTF-8: it contains zero bytes; save it as UTF-8"
+        )
+    return text
 
 
 def by_stem(name: Path, files: list[Path]) -> dict[str, Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from ..images.doubts import warn
 from .guards import Array, check_pixels, damaged, plain_integers
 from .paths import ImageFileError
+from .texts import decoded, encoding
 
 TABLES = (".csv", ".tsv", ".txt", ".asc")
 """suffixes of tables, which are read as text"""
@@ -111,12 +111,12 @@ def is_swapped(values: Array) -> bool:
 
 
 def _text(data: bytes, path: Path) -> str:
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16")
+    if encoding(data) == "utf-16":
+        return decoded(data)
     if b"\0" in data:
         raise damaged(path, "bytes of zero in what should be text")
     try:
-        return data.decode("utf-8-sig")
+        return decoded(data)
     except UnicodeDecodeError:  # older programs; only numbers and signs matter
         return data.decode("latin-1")
 

@@ -6,7 +6,9 @@ import contextlib
 import os
 import secrets
 import stat
+import sys
 import tempfile
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -167,6 +169,15 @@ def reserved(name: str, windows: bool = os.name == "nt") -> str:
     if name.partition(".")[0].rstrip(" ").upper() in _DEVICES:
         return "Windows reserves that name for a device"
     return "Windows drops a dot or space at the end" if name[-1:] in (".", " ") else ""
+
+
+def as_told_apart(name: str, folds: bool = os.name == "nt" or sys.platform == "darwin") -> str:
+    """Give one text to all names that are one file's: ``A.png`` is ``a.png`` on Windows and macOS.
+
+    There an accent is also the same file's however it is written. A disk that was made to tell
+    case apart does so on macOS, too; two such names are refused there for nothing.
+    """
+    return unicodedata.normalize("NFC", name).casefold() if folds else name
 
 
 def _make_dir(path: Path) -> None:

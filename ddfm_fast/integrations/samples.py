@@ -47,7 +47,7 @@ class SampleFusion:
             TypeError: An unknown option.
         """
         both = (keys,) if isinstance(keys, str) else tuple(keys)
-        if len(both) != 2:
+        if len(both) != 2 or both[0] == both[1]:
             raise ValueError(f"keys is {keys!r}; expected two, for the first and the second image")
         if fuser is not None and options:
             raise ValueError(f"options {', '.join(options)} have no effect with fuser; give one")

@@ -14,6 +14,7 @@ The conventions are those of kornia and of ``torchvision.transforms.v2``: float 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +102,7 @@ class FuseModule(nn.Module):
                 "expected torch.export.export(module, (ir, vis)) or torch.compile(module)"
             )
         lead = _leading(ir, vis)
-        a, b = (x.reshape(-1, *x.shape[-3:]) for x in (ir, vis))
+        a, b = (x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:]) for x in (ir, vis))
         if torch.is_grad_enabled() and (a.requires_grad or b.requires_grad):
             fused = _with_gradients(self.fuser, a, b)
         else:

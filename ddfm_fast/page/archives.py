@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import lzma
 import stat
 import zipfile
@@ -16,6 +17,8 @@ from ..files.paths import READ_SUFFIXES, ImageFileError
 _CHUNK = 1 << 20
 _HIDDEN = ("__MACOSX",)
 """folders that archives of macOS have"""
+_NO_NAME = {errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL}
+"""what a system says of names that it cannot have, together or at all"""
 _LONGEST = 200
 """characters of a part of a name"""
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{a}{n}" for a in ("com", "lpt") for n in range(10))}
@@ -80,7 +83,15 @@ def _unpack(file: zipfile.ZipFile, name: str, folder: Path, bounds: Bounds) -> l
         raise ImageFileError(f"{name}: holds no picture; expected files of {kinds}")
     left = bounds.bytes
     for info, path in chosen.values():
-        left -= _write(file, info, path, left, f"{name}: holds more than {bounds.bytes} bytes")
+        try:
+            left -= _write(file, info, path, left, f"{name}: holds more than {bounds.bytes} bytes")
+        except OSError as error:
+            if error.errno not in _NO_NAME:
+                raise
+            raise ImageFileError(
+                f"{name}: {info.filename[:80]!r} cannot be unpacked ({error.strerror}); pack it "
+                "again with shorter names, of which none is a file's and a folder's"
+            ) from None
     return [path for _, path in chosen.values()]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..files.paths import ImageFileError, is_file
+from ..files.texts import decoded
 from ..images.doubts import warn
 from .limits import Limits
 from .logs import Lines, Log, told_apart
@@ -56,10 +57,10 @@ def read_token(path: Path | None) -> str | None:
     if not is_file(path):
         raise ImageFileError(f"--token-file is {path}, which is not a file; write a secret to it")
     try:
-        token = path.read_text(encoding="ascii").strip()
+        token = decoded(path.read_bytes()).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ImageFileError(f"--token-file is {path}, which cannot be read ({error})") from None
-    if len(token) < _LEAST_TOKEN or not token.isprintable() or " " in token:
+    if len(token) < _LEAST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
         raise ImageFileError(
             f"--token-file is {path}; expected one word of {_LEAST_TOKEN} or more characters, as "
             "`openssl rand -hex 32` prints"

@@ -13,6 +13,7 @@ _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]+"  # two letters or more: one is a drive of W
 _URL = re.compile(rf"{_SCHEME}://")
 _SWALLOWED = re.compile(rf"{_SCHEME}:/")
 _LINKS = re.compile(rf"(^|::)({_SCHEME}):/+")
+_PASSWORD = re.compile(r"""(:/{1,2}[^/@\s:"']*):[^/@\s"']+@""")
 OBJECTS = (
     "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory", "zip", "tar", "libarchive",
 )  # fmt: skip
@@ -40,6 +41,15 @@ def as_url(place: object) -> str | None:
 def _slashes(match: re.Match[str]) -> str:
     scheme = match[2]
     return f"{match[1]}{scheme}://" + ("/" if scheme in _ON_DISK else "")
+
+
+def without_password(text: str) -> str:
+    """Give a text with ``***`` for the passwords of addresses in it, as it may be logged.
+
+    >>> without_password("rtsp://me:secret@camera:554/a cannot be opened")
+    'rtsp://me:***@camera:554/a cannot be opened'
+    """
+    return _PASSWORD.sub(r"\1:***@", text)
 
 
 def schemes(url: str) -> list[str]:

@@ -335,7 +335,7 @@ RECORD = {
         sections: list[str], None
     """,
     "help": """
-        topic: str, None
+        topic: list[str], None
     """,
     "prior info": """
         --json: bool, False

@@ -210,7 +210,7 @@ def test_help_prints_a_topic_as_it_is_where_it_is_piped():
 def test_help_renders_a_topic_in_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("pydoc.pager", lambda content, *title: print(content))
-    help_command.help_topic(None, "gpu")
+    help_command.help_topic(None, ["gpu"])
     shown = capsys.readouterr().out
     assert "pip install" in shown and "```" not in shown and "# gpu" not in shown
     assert "runtime/capture.py" in shown and "../" not in shown

@@ -59,6 +59,8 @@ def test_keys_and_options(module):
         module.FuseDDFM(**OPTIONS)(given)
     with pytest.raises(ValueError, match="expected two"):
         module.FuseDDFM(("a", "b", "c"))
+    with pytest.raises(ValueError, match="keys is .'a', 'a'.; expected two"):
+        module.FuseDDFM(("a", "a"))
     with pytest.raises(TypeError, match="'step' is not an option; did you mean 'steps'"):
         module.FuseDDFM(step=3)
     with pytest.raises(ValueError, match="p is 2|less than or equal to 1"):

@@ -55,6 +55,8 @@ def test_other_presets_and_options():
         FuseModule("instant")
     with pytest.raises(ValueError, match=r"ir: shape \(2, 40, 50\), expected \[..., C, H, W\]"):
         own(ir[0, :, :, :].expand(2, -1, -1), vis[0])
+    with pytest.raises(ValueError, match=r"ir: the image is empty, shape \(1, 1, 0, 5\)"):
+        own(torch.zeros(1, 1, 0, 5), torch.zeros(1, 3, 0, 5))
     with pytest.raises(TypeError, match=r"vis: got torch.uint8, expected a float tensor"):
         own(ir, vis.to(torch.uint8))
     with pytest.raises(ValueError, match=r"ir has the leading axes \(1,\) and vis \(\)"):

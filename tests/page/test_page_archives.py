@@ -54,6 +54,22 @@ def test_names_that_lead_out_are_refused(name, folder, tmp_path):
     assert everything(tmp_path) == ["a.zip"]
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("ir/a.png", "ir/a.png/b.png"),
+        ("ir/a.png/b.png", "ir/a.png"),
+        ("ir/" + "☃" * 190 + ".png",),
+        ("ir/" * 3000 + "a.png",),
+    ],
+)
+def test_names_that_no_folder_can_have(names, folder, tmp_path):
+    archive = made(tmp_path / "a.zip", [(name, b"1") for name in names])
+    with pytest.raises(ValueError, match=r"^a.zip: 'ir/.*cannot be unpacked .*shorter") as found:
+        unpack(archive, folder)
+    assert str(tmp_path) not in str(found.value)
+
+
 def test_links_are_refused(folder, tmp_path):
     link = zipfile.ZipInfo("a.png")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16

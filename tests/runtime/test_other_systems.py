@@ -11,6 +11,7 @@ import pathlib
 import re
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,8 +19,12 @@ import pytest
 from conftest import ROOT
 
 from ddfm_fast.datasets.history import _lock_file
+from ddfm_fast.datasets.items import PairItem
+from ddfm_fast.datasets.jobs import plan_jobs
+from ddfm_fast.datasets.pairs import find_pairs
+from ddfm_fast.datasets.targets import checked_targets
 from ddfm_fast.datasets.wildcards import files_of
-from ddfm_fast.files.paths import ImageFileError, atomic_write_bytes, reserved
+from ddfm_fast.files.paths import ImageFileError, as_told_apart, atomic_write_bytes, reserved
 from ddfm_fast.files.writing import write_image
 from ddfm_fast.kernels.cpu import cache
 from ddfm_fast.runtime import machine, memory, own_files, streams, threads
@@ -223,6 +228,42 @@ def test_writing_refuses_them(monkeypatch, tmp_path):
     with pytest.raises(ImageFileError, match="Windows has no ':'"):
         write_image(tmp_path / "a:b.png", np.zeros((16, 16), np.uint8))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_differ_in_case_alone(monkeypatch, tmp_path):
+    """One file on Windows and macOS: the second result would replace the first."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("x", "y", "v"):
+        (tmp_path / folder).mkdir()
+    files = [Path("x/A.png"), Path("y/a.png")]
+    for file in (*files, Path("v/1.png"), Path("v/2.png")):
+        file.write_bytes(b"")
+    (tmp_path / "ir.txt").write_text("x/A.png\ny/a.png\n")
+    (tmp_path / "vis.txt").write_text("v/1.png\nv/2.png\n")
+    lists = Path("@ir.txt"), Path("@vis.txt"), Path("out")
+    one = Path("x/A.png"), Path("v/1.png"), Path("X/a.PNG")
+    items = [PairItem(file.stem, file, file) for file in files]
+    over = [PairItem("a", Path("out/A.png"), Path("v/1.png"))]
+    table = tmp_path / "pairs.csv"
+    table.write_text("ir,vis\nx/A.png,v/1.png\ny/a.png,v/2.png\n")
+    assert [job.output.name for job in plan_jobs(*lists, make=False)] == ["A.png", "a.png"]
+    assert len(find_pairs(table, check_sizes=False)) == 2
+    for refused in (checked_targets, lambda *_: plan_jobs(*one, make=False)):
+        refused(items, Path("out"), ".png")
+    checked_targets(over, Path("OUT"), ".png")
+
+    monkeypatch.setattr(as_told_apart, "__defaults__", (True,))
+    assert as_told_apart("E\u0301.PNG") == as_told_apart("\u00e9.png") != as_told_apart("e.png")
+    with pytest.raises(ValueError, match=r"output out/a.png would be written twice"):
+        plan_jobs(*lists, make=False)
+    with pytest.raises(ValueError, match=r"output X/a.PNG would replace an input"):
+        plan_jobs(*one, make=False)
+    with pytest.raises(ValueError, match="2 pairs have 1 names"):
+        checked_targets(items, Path("out"), ".png")
+    with pytest.raises(ValueError, match="would replace an input"):
+        checked_targets(over, Path("OUT"), ".png")
+    with pytest.raises(ImageFileError, match=r"1 names occur twice: a \(x/A.png and y/a.png\)"):
+        find_pairs("pairs.csv", check_sizes=False)
 
 
 def test_lists_of_windows_programs(tmp_path, monkeypatch):
