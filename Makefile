@@ -86,7 +86,7 @@ test-native: venv
 test-extras: venv
 	@echo "test-extras: installing the extras"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
-	  -c constraints.txt --no-build-isolation -e '.[docs,engines,files,medical,notebook,ray,serve,storage-test]'
+	  -c constraints.txt --no-build-isolation -e '.[docs,engines,files,medical,notebook,ray-serve,storage-test]'
 	@$(BIN)/python -m pytest -q -m extras tests $(ARGS)
 	@$(MAKE) --no-print-directory test-app
 

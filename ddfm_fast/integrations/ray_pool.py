@@ -368,8 +368,8 @@ def _connect(ray: Any, address: str | None, most: int) -> None:
         if address is None:
             free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 1 << 30
             store = max(80 << 20, min(most, free // 2))
-            ray.init(
-                address="local", num_cpus=usable_cores(), include_dashboard=False,
+            _start_here(
+                ray, address="local", num_cpus=usable_cores(), include_dashboard=False,
                 object_store_memory=store, **common,
             )  # fmt: skip
             return
@@ -381,6 +381,21 @@ def _connect(ray: Any, address: str | None, most: int) -> None:
                 f"--address is {address!r}, where no Ray cluster answers ({first_line(error)}); "
                 "expected one such as 10.0.0.1:6379 or auto, or leave it out for this machine"
             ) from error
+
+
+def _start_here(ray: Any, **options: Any) -> None:
+    """Start Ray on this machine, which may fail once where that is busy; ValueError then."""
+    for last in (False, True):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # it has no class of its own for this
+            ray.shutdown()
+            if last:
+                raise ValueError(
+                    f"Ray does not start on this machine ({first_line(error)}); try again when it "
+                    "is less busy, or give --address of a cluster"
+                ) from error
 
 
 def _knock(address: str) -> None:
