@@ -53,7 +53,7 @@ def server(tmp_path_factory):
     secret.write_text(TOKEN)
     secret.chmod(0o600)
     limits = "--max-pixels", "40000", "--max-bytes", "2000000"
-    ray = "--on", "ray", "--actors", "2", "--device", "cpu"
+    ray = "--on", "ray", "--actors", "2", "--device", "cpu", "--timeout", "400"
     with serving("--token-file", str(secret), *limits, *ray) as found:
         yield found
 
@@ -93,10 +93,10 @@ def test_what_is_refused_has_the_status_and_the_sentence_of_one_machine(server):
 
 def test_a_killed_replica_is_replaced_and_no_request_is_lost(server):
     pair = picture(3, 96, 128), picture(4, 96, 128)
-    expected = ddfm_fast.fuse(*pair, preset="official", steps=400, device="cpu")
+    expected = ddfm_fast.fuse(*pair, preset="official", steps=100, device="cpu")
     before = replicas(server)
     assert len(before) == 2
-    own = {"url": server.url, "token": TOKEN, "preset": "official", "steps": 400, "timeout": 240.0}
+    own = {"url": server.url, "token": TOKEN, "preset": "official", "steps": 100, "timeout": 400.0}
     with ThreadPoolExecutor(4) as pool:
         under_way = [pool.submit(ask, *pair, **own) for _ in range(4)]
         time.sleep(1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import importlib
 import json
 import re
 import shutil
@@ -226,6 +227,8 @@ def test_credentials_of_azure(azure, monkeypatch):
 @pytest.mark.parametrize(("module", "url"), [("gcsfs", "gs://box/a"), ("adlfs", "az://box/a")])
 def test_a_library_that_is_missing_is_named_with_its_extra(module, url, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.delitem(fsspec.registry._registry, url[:2], raising=False)
+    monkeypatch.delitem(
+        importlib.import_module("fsspec.registry")._registry, url[:2], raising=False
+    )
     said = run("fuse", url, url, "-o", tmp_path / "new/x.png", *QUICK, code=2).stderr
     assert f"needs {module}" in said and f"ddfm_fast[{url[:2]}]'" in said
