@@ -174,7 +174,7 @@ def test_metadata(metadata):
     libraries = {"cuda12", "cuda13", "diffusers", "video", "medical", "files", "engines", "serve"}
     for_tests = {"app-test", "storage-test", "test", "bench"}
     assert extras == libraries | for_tests | {
-        *("app", "docs", "metrics", "notebook", "ray", "storage"),
+        *("app", "docs", "metrics", "notebook", "ray", "ray-serve", "storage", "gs", "az"),
     }
 
 
