@@ -196,8 +196,8 @@ RECORD = {
         --on: here|ray, 'here'
         --port: int min=0 max=65535, 8000
         --preset: str, None
-        --prior: str, 'embedded'
         --prior-config: str, None
+        --prior: str, 'embedded'
         --tile: str, 'auto'
         --timeout: float min=0.1, 60.0
         --tls-cert: Path, None
