@@ -87,7 +87,7 @@ test-native: venv
 # Gradio asks for an older Pillow than the core is tested with: one more reason for an environment apart.
 EXTRAS_VENV := .extras-venv
 EXTRAS_BIN := $(EXTRAS_VENV)/$(SCRIPTS)
-EXTRAS := app-test,bench,diffusers,docs,engines,files,medical,notebook,ray,serve,storage-test
+EXTRAS := app-test,bench,diffusers,docs,engines,files,medical,notebook,ray-serve,storage-test
 
 $(EXTRAS_VENV)/.installed: setup.py constraints.txt
 	@echo "test-extras: making $(EXTRAS_VENV) (1 GB: PyTorch, OpenVINO, Ray and more)"

@@ -127,6 +127,8 @@ APP = [
     "uvicorn>=0.30",
     *VIDEO,
 ]
+GS = ["fsspec>=2024.6.1", "gcsfs>=2024.6.1"]
+AZ = ["adlfs>=2024.7.0", "fsspec>=2024.6.1"]
 STORAGE = [
     "aiohttp>=3.9",  # https://
     "fsspec>=2024.6.1",
@@ -180,6 +182,7 @@ setup(
         "cuda13": [f"cupy-cuda13x>=13.6{LINUX}", TRITON],
         "diffusers": ["diffusers>=0.30"],
         "ray": ["ray[data]>=2.44"],
+        "ray-serve": [*SERVE, "ray[data,serve]>=2.44"],
         "video": VIDEO,
         "medical": MEDICAL,
         "metrics": METRICS,
@@ -194,7 +197,9 @@ setup(
         "app-test": [*APP, "playwright>=1.50"],  # with a Chromium of the system
         "storage": STORAGE,
         "notebook": NOTEBOOK,
-        "storage-test": [*STORAGE, "moto[server]>=5.1"],
+        "gs": GS,
+        "az": AZ,
+        "storage-test": [*STORAGE, *GS, *AZ, "gcp-storage-emulator>=2024.8.3", "moto[server]>=5.1"],
     },
     entry_points={
         "console_scripts": ["ddfm-fast = ddfm_fast.__main__:main"],

@@ -129,11 +129,6 @@ def batch(
     options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
     if layout_out is not None:
         items, options["format"] = arranged(items, layout_out, given_format(context))
-    if stage is not None and on is opt.Place.ray:
-        raise ValueError(
-            "--on ray takes no URLs; leave out --on, give local folders, or use "
-            "ddfm_fast.integrations.ray.FuseBatch, whose workers read and write URLs"
-        )
     with elsewhere(on, address, actors, num_gpus) as options["elsewhere"]:
         report = _run(items, folder, settings.fuser(), over=range_over, stage=stage, **options)
     raise typer.Exit(_echo_report(report, as_json=as_json, quiet=quiet))

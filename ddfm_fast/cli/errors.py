@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from ..files.paths import emptied_on_failure
 from ..images.doubts import DDFMWarning
 from ..runtime import environment
 from ..runtime.interrupts import by_exception
@@ -61,7 +62,7 @@ def friendly(command: Callable[..., None], *, loading: bool = False) -> Callable
         if not loading:
             by_exception()
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), emptied_on_failure():
                 warnings.showwarning = _shown_once()
                 warnings.simplefilter("always", DDFMWarning)
                 return command(*args, **kwargs)

@@ -9,7 +9,7 @@ import typer
 from . import options as opt
 from . import serve_options as serving
 from .options import default
-from .settings import read_settings
+from .settings import elsewhere, read_settings
 
 EPILOG = "Example:  `ddfm-fast serve --port 8000`, then "
 EPILOG += "`curl -F ir=@ir.png -F vis=@vis.png -o fused.png http://127.0.0.1:8000/fuse`"
@@ -32,6 +32,10 @@ def serve(
     insecure: opt.Insecure = False,
     tls_cert: serving.TlsCert = None,
     tls_key: serving.TlsKey = None,
+    on: opt.On = opt.Place.here,
+    address: opt.Address = None,
+    actors: opt.Actors = None,
+    num_gpus: opt.NumGpus = None,
     device: opt.Device = default.device,
     tile: opt.Tile = default.tile,
     dtype: opt.DType = default.dtype,
@@ -63,4 +67,7 @@ def serve(
         wait=wait / 1000, timeout=timeout, max_held=max(2**30, max_bytes),
         formats=taken,
     )  # fmt: skip
-    run.serve(settings.fuser, run.bind(host, port), limits=limits, token=token, tls=tls)
+    there = elsewhere(on, address, actors, num_gpus, work="requests")
+    run.serve(
+        settings.fuser, run.bind(host, port), limits=limits, token=token, tls=tls, there=there
+    )

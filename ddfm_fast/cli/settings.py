@@ -270,7 +270,7 @@ def elsewhere(
     actors: int | None,
     num_gpus: float | None,
     *,
-    videos: bool = False,
+    work: str = "pairs",
 ) -> AbstractContextManager[Any]:
     """Return what does the work in other processes, connected inside; None for this one."""
     given: dict[str, Any] = {"address": address, "actors": actors, "num_gpus": num_gpus}
@@ -279,10 +279,14 @@ def elsewhere(
             option = f"--{alone[0].replace('_', '-')}"
             raise ValueError(f"{option} is for --on ray; add that, or leave it out")
         return nullcontext()
-    if videos:
+    if work == "videos":
         from ..integrations.ray_videos import RayVideos
 
         return RayVideos(**given)
+    if work == "requests":
+        from ..integrations.ray_serve import RayReplicas
+
+        return RayReplicas(**given)
     from ..integrations.ray_pairs import RayPairs
 
     return RayPairs(**given)

@@ -88,7 +88,7 @@ def video(
     of the visible stream are kept. Ctrl-C ends the file properly; until then it is called
     NAME.part-….SUFFIX. Exit code: 0 good, 1 bad or missing frames, 2 bad input, 130 interrupted.
     """
-    there = elsewhere(on, address, actors, num_gpus, videos=True)
+    there = elsewhere(on, address, actors, num_gpus, work="videos")
     with video_places(context.params, here=on is opt.Place.here) as places:
         code = _run(read_settings(context), _options(context), places, there)
     raise typer.Exit(code)

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tqdm import tqdm
 
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 HISTORY = "ddfm_fast_history"
 PORTION = 64
 """pairs that are fetched, fused and put together, where a batch is not larger"""
+PART_SECONDS = 5.0
+"""for which lines of the history wait for others, where pairs come in ones and twos"""
 
 Failures = dict[Path, Exception]
 
@@ -62,6 +64,7 @@ def run_remote_batch(
     redo: bool = False,
     progress: bool = False,
     on_error: Callable[[PairResult], None] | None = None,
+    elsewhere: Elsewhere | None = None,
     **options: Any,
 ) -> BatchReport:
     """Fuse every pair into ``out/NAME.format`` as `run_batch` does, where places are URLs.
@@ -79,7 +82,8 @@ def run_remote_batch(
         redo: Fuse again what is already done.
         progress: Show a bar on stderr.
         on_error: Called with each pair that fails, as it happens.
-        **options: Options of `run_batch`: ``batch_size``, ``workers``, ``max_pixels``.
+        elsewhere: What fuses the pairs in other processes; None for this one.
+        **options: Of `run_batch`: ``batch_size``, ``workers``, ``max_pixels``.
 
     Returns:
         What became of each pair; it is also put to ``out/ddfm_fast_report.json``.
@@ -92,13 +96,15 @@ def run_remote_batch(
     check_writable(url)
     levels, output = levels or Levels(), output or Output()
     suffix = "." + format.lower().lstrip(".")
-    settings = describe_settings(fuser, suffix) | levels.to_dict() | output.to_dict()
+    own = elsewhere.settings(fuser, suffix) if elsewhere else describe_settings(fuser, suffix)
+    settings = own | levels.to_dict() | output.to_dict()
     settings |= Aligner(fuser.align, resize, field=fuser.align_field).to_dict()
     history = _History(url, settings, suffix)
     shown = {"format": format, "levels": levels, "output": output, "resize": resize}
-    run = _Remote(stage, history, fuser, on_error, {**options, **shown})
+    portions = Portions(stage, url, suffix, fuser, {**options, **shown})
+    run = RemoteRun(stage, history, portions, on_error, elsewhere)
     started = time.perf_counter()
-    run.work(run.pending(items, redo), portion or max(PORTION, run.batch_size), progress)
+    run.work(run.pending(items, redo), portion or max(PORTION, portions.batch_size), progress)
     report = run.report(items, Path(out), settings, time.perf_counter() - started)
     _put_report(url, report)
     if run.stopped == STOPPED_BY_USER:
@@ -114,6 +120,8 @@ class _History:
         self.key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         self.there = {name: one.size for name, one in listing(url).items()}
         self.records: dict[str, dict[str, Any]] = {}
+        self.coming: list[dict[str, Any]] = []
+        self.since = 0.0
         self.parts = sorted(name for name in self.there if name.startswith(f"{HISTORY}/"))
         with ThreadPoolExecutor(8) as pool:
             for data in pool.map(lambda name: read(join(url, name)), self.parts):
@@ -138,30 +146,128 @@ class _History:
         same = record.get("inputs") == inputs
         return record if same and record.get("size") == self.there.get(self.name(item)) else None
 
-    def put(self, records: list[dict[str, Any]]) -> None:
-        """Write a part; its name sorts after those of the parts before."""
-        if records:
-            name = f"{HISTORY}/{time.time_ns():020d}-{secrets.token_hex(4)}.jsonl"
-            lines = "".join(json.dumps(record) + "\n" for record in records)
-            put(join(self.url, name), lines.encode())
+    def add(self, record: dict[str, Any]) -> None:
+        """Keep a line for the next part."""
+        if not self.coming:
+            self.since = time.monotonic()
+        self.coming.append(record)
+
+    def flush(self, least: int = 1) -> None:
+        """Write a part, whose name sorts after those before; not few lines that came just now."""
+        count, age = len(self.coming), time.monotonic() - self.since
+        if not count or (count < least and age < PART_SECONDS):
+            return
+        name = f"{HISTORY}/{time.time_ns():020d}-{secrets.token_hex(4)}.jsonl"
+        lines = "".join(json.dumps(record) + "\n" for record in self.coming)
+        put(join(self.url, name), lines.encode())
+        self.coming.clear()
 
 
-class _Remote:
-    """The state of one run."""
+class Given(NamedTuple):
+    """What became of a pair."""
+
+    result: PairResult
+    """whose output is the URL of the picture"""
+    size: int | None = None
+    """of the picture in bytes, where it was put"""
+
+
+class Portions:
+    """Fuses portions of pairs whose files stand for objects, and puts the pictures.
+
+    Args:
+        stage: Where they do.
+        url: The prefix to put to.
+        suffix: Of the pictures.
+        fuser: What fuses them.
+        options: Of `run_batch`.
+    """
+
+    def __init__(self, stage: Stage, url: str, suffix: str, fuser: Fuser, options: dict[str, Any]):
+        self.stage, self.url, self.suffix = stage, url, suffix
+        self.fuser, self.options = fuser, options
+        self.batch_size = options.get("batch_size") or fuser.batch_size
+        self.stopped: str | None = None
+
+    def fuse(self, portion: Sequence[PairItem], failures: Failures) -> list[Given]:
+        """Fuse pairs and put them; ``failures`` are those of files that could not be fetched.
+
+        Raises:
+            StorageError: No object can be written there, for want of rights or a bucket.
+        """
+        ready, found = [], []
+        for item in portion:
+            if error := failures.get(item.ir) or failures.get(item.vis):
+                found.append(Given(PairResult(item.name, FAILED, error=str(error))))
+            else:
+                ready.append(item)
+        if ready:
+            local = self.stage.folder / f"portion-{secrets.token_hex(4)}"
+            try:
+                found += self._put(ready, self._run(ready, local))
+            finally:
+                shutil.rmtree(local, ignore_errors=True)
+        return found
+
+    def _run(self, ready: list[PairItem], local: Path) -> BatchReport:
+        try:
+            with silently():
+                report = run_batch(ready, local, self.fuser, **self.options)
+        except BatchInterrupted as interrupted:
+            report = interrupted.report
+        self.stopped = report.stopped
+        self.batch_size = min(self.batch_size, report.batch_size)
+        return report
+
+    def _put(self, ready: list[PairItem], report: BatchReport) -> list[Given]:
+        results = {result.name: result for result in report.results}
+        done = {n: Path(r.output or "") for n, r in results.items() if r.status == DONE}
+        places = {item.name: join(self.url, f"{item.name}{self.suffix}") for item in ready}
+        failures = self.stage.put({path: places[name] for name, path in done.items()})
+        found = []
+        for name, result in results.items():
+            size = None
+            if name in done and (error := failures.get(done[name])) is not None:
+                result = PairResult(name, FAILED, error=str(error))
+            elif name in done:
+                result.output, size = places[name], done[name].stat().st_size
+            if result.error is not None:
+                result.error = self.stage.text(result.error)
+            found.append(Given(result, size))
+        return found
+
+
+class Elsewhere(Protocol):
+    """What fuses the pairs of a run in other processes."""
+
+    def settings(self, fuser: Fuser, suffix: str) -> dict[str, Any]:
+        """Describe the fuser as it is there."""
+
+    def work_remote(self, run: RemoteRun, items: list[PairItem]) -> None:
+        """Have all of them fused and put; `RemoteRun.take` is given what became of each."""
+
+
+class RemoteRun:
+    """The state of one run.
+
+    Attributes:
+        stage: Where the items' files stand for objects.
+        history: What the objects below the output were made from.
+        portions: What fuses them here.
+        told: Kinds of warnings that the run has said.
+        stopped: Why it ends early.
+    """
 
     def __init__(
-        self,
-        stage: Stage,
-        history: _History,
-        fuser: Fuser,
+        self, stage: Stage, history: _History, portions: Portions,
         on_error: Callable[[PairResult], None] | None,
-        options: dict[str, Any],
-    ):
-        self.stage, self.history, self.fuser = stage, history, fuser
-        self.on_error, self.options = on_error, options
+        elsewhere: Elsewhere | None = None,
+    ):  # fmt: skip
+        self.stage, self.history, self.portions = stage, history, portions
+        self.on_error, self.elsewhere = on_error, elsewhere
         self.results: dict[str, PairResult] = {}
         self.inputs: dict[str, list[str]] = {}
-        self.batch_size = options.get("batch_size") or fuser.batch_size
+        self.told: set[str] = set()
         self.stopped: str | None = None
         self.bar: tqdm
 
@@ -194,9 +300,14 @@ class _Remote:
         portions = [pending[i : i + size] for i in range(0, len(pending), size)]
         with tqdm(total=len(pending), desc="pairs", unit="pair", disable=not progress) as self.bar:
             try:
-                self._work(portions)
+                if self.elsewhere is None:
+                    self._work(portions)
+                else:
+                    self.elsewhere.work_remote(self, pending)
             except KeyboardInterrupt:
                 self.stopped = STOPPED_BY_USER
+            finally:
+                self.history.flush()
 
     def report(
         self, items: Sequence[PairItem], out: Path, settings: dict[str, Any], seconds: float
@@ -207,9 +318,32 @@ class _Remote:
             settings=settings,
             results=[self.results.get(item.name, PairResult(item.name)) for item in items],
             seconds=seconds,
-            batch_size=self.batch_size,
+            batch_size=self.portions.batch_size,
             stopped=self.stopped,
         )
+
+    def take(self, given: Sequence[Given]) -> None:
+        """Count what became of pairs; of those that were put, write the history."""
+        for result, size in given:
+            if size is not None:
+                facts = {key: getattr(result, key) for key in KEPT}
+                made_of = {"inputs": self.inputs[result.name], "size": size}
+                settings = {"name": result.name, "settings": self.history.key}
+                self.history.add({**settings, **made_of, **facts})
+        self.history.flush(least=1 if self.elsewhere is None else PORTION)
+        for result, _ in given:
+            if result.status in (DONE, FAILED):
+                self.record(result)
+
+    def record(self, result: PairResult) -> None:
+        """Count a pair, and say what became of it."""
+        self.results[result.name] = result
+        self.bar.set_postfix_str(result.name, refresh=False)
+        self.bar.update()
+        tell(result)
+        if result.status == FAILED and self.on_error is not None:
+            with tqdm.external_write_mode():
+                self.on_error(result)
 
     def _work(self, portions: list[list[PairItem]]) -> None:
         with ThreadPoolExecutor(1, "ddfm-ahead") as ahead:
@@ -218,69 +352,15 @@ class _Remote:
                 after = portions[n + 1] if n + 1 < len(portions) else []
                 failures = self._fill(portion) if coming is None else coming.result()
                 coming = ahead.submit(self._fill, after)
-                self._fuse(portion, failures)
+                self.take(self.portions.fuse(portion, failures))
                 wanted = {*_files(after)}
                 self.stage.drop(path for path in _files(portion) if path not in wanted)
+                self.stopped = self.portions.stopped
                 if self.stopped:
                     break
 
     def _fill(self, portion: list[PairItem]) -> Failures:
         return self.stage.fill(_files(portion))
-
-    def _fuse(self, portion: list[PairItem], failures: Failures) -> None:
-        ready = []
-        for item in portion:
-            if error := failures.get(item.ir) or failures.get(item.vis):
-                self._record(PairResult(item.name, FAILED, error=str(error)))
-            else:
-                ready.append(item)
-        if ready:
-            local = self.stage.folder / f"portion-{secrets.token_hex(4)}"
-            try:
-                self._give(ready, self._run(ready, local))
-            finally:
-                shutil.rmtree(local, ignore_errors=True)
-
-    def _run(self, ready: list[PairItem], local: Path) -> BatchReport:
-        try:
-            with silently():
-                report = run_batch(ready, local, self.fuser, **self.options)
-        except BatchInterrupted as interrupted:
-            report = interrupted.report
-        self.stopped = report.stopped
-        self.batch_size = min(self.batch_size, report.batch_size)
-        return report
-
-    def _give(self, ready: list[PairItem], report: BatchReport) -> None:
-        """Put the pictures, then their history."""
-        results = {result.name: result for result in report.results}
-        done = {n: Path(r.output or "") for n, r in results.items() if r.status == DONE}
-        names = {item.name: self.history.name(item) for item in ready}
-        failures = self.stage.put({p: join(self.history.url, names[n]) for n, p in done.items()})
-        records = []
-        for name, result in results.items():
-            if name in done and (error := failures.get(done[name])) is not None:
-                result = PairResult(name, FAILED, error=str(error))
-            elif name in done:
-                facts = {key: getattr(result, key) for key in KEPT}
-                sizes = {"inputs": self.inputs[name], "size": done[name].stat().st_size}
-                settings = {"name": name, "settings": self.history.key}
-                records.append({**settings, **sizes, **facts})
-                result.output = join(self.history.url, names[name])
-            if result.error is not None:
-                result.error = self.stage.text(result.error)
-            if result.status in (DONE, FAILED):
-                self._record(result)
-        self.history.put(records)
-
-    def _record(self, result: PairResult) -> None:
-        self.results[result.name] = result
-        self.bar.set_postfix_str(result.name, refresh=False)
-        self.bar.update()
-        tell(result)
-        if result.status == FAILED and self.on_error is not None:
-            with tqdm.external_write_mode():
-                self.on_error(result)
 
 
 def _files(items: Sequence[PairItem]) -> Iterator[Path]:

@@ -9,7 +9,7 @@ import stat
 import sys
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
@@ -180,13 +180,43 @@ def as_told_apart(name: str, folds: bool = os.name == "nt" or sys.platform == "d
     return unicodedata.normalize("NFC", name).casefold() if folds else name
 
 
-def _make_dir(path: Path) -> None:
+_made: list[Path] | None = None
+"""folders that `_make_dir` has made in this process, where `emptied_on_failure` wants to know"""
+
+
+@contextlib.contextmanager
+def emptied_on_failure() -> Iterator[None]:
+    """Where the block fails, remove the folders that it made and put nothing into.
+
+    An exception with an ``exit_code`` of 0 is no failure. For one caller at a time in a process.
+    """
+    global _made
+    before, _made = _made, []
     try:
+        yield
+    except BaseException as error:
+        if getattr(error, "exit_code", 1) != 0:
+            for folder in sorted({*_made}, key=lambda path: len(path.parts), reverse=True):
+                with contextlib.suppress(OSError):  # it is not empty
+                    folder.rmdir()
+        raise
+    finally:
+        _made = before
+
+
+def _make_dir(path: Path) -> None:
+    new = []
+    try:
+        if _made is not None and not path.is_dir():
+            new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ImageFileError(
             f"{path}: the folder cannot be made ({error.strerror}); choose another"
         ) from error
+    finally:
+        if _made is not None:
+            _made.extend(map(Path.absolute, new))
 
 
 def _sync_dir(path: Path) -> None:

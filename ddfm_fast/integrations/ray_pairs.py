@@ -16,14 +16,13 @@ from ..api import Fuser
 from ..datasets.batch import STAGING, Run
 from ..datasets.history import Inputs, describe_settings
 from ..datasets.items import PairItem
+from ..datasets.remote_batch import RemoteRun
 from ..datasets.results import DONE, FAILED, PairResult
 from ..datasets.targets import Targets
 from ..images.doubts import warn
 from .ray import use_own_threads
-from .ray_pool import VERSION, Actor, Cluster, Pool, as_given, check_version, sentences
-
-CHUNK_SECONDS, MOST_PAIRS = 2.0, 32
-"""work that an actor is handed at once: as much as takes so long, and so many pairs at most"""
+from .ray_pool import VERSION, Cluster, PacedPool, as_given, check_version, sentences
+from .ray_remote import work_remote
 
 
 class Staged(NamedTuple):
@@ -129,26 +128,22 @@ class RayPairs(Cluster):
         pool.run_ = run
         pool.run(run.by_size(items), len(items))
 
+    def work_remote(self, run: RemoteRun, items: list[PairItem]) -> None:
+        """See :class:`.datasets.remote_batch.Elsewhere`."""
+        work_remote(self, run, items)
 
-class _Pairs(Pool):
+
+class _Pairs(PacedPool):
     what = "pairs"
     run_: Run
-    pace = 0.0
-    """seconds that a pair takes in an actor"""
-
-    def size(self, actor: Actor) -> int:
-        """As many as take CHUNK_SECONDS, shared out as they get few."""
-        by_time = int(CHUNK_SECONDS / self.pace) if self.pace else 1
-        share = self.left // (2 * len(self.actors))
-        return max(actor.size, min(by_time, share, MOST_PAIRS), 1)
 
     def stopped(self) -> bool:
         return bool(self.run_.stopped)
 
     def take(self, pieces: list[PairItem], found: Any, seconds: float) -> None:
         staged, said, told, stopped = found
-        run, pace = self.run_, seconds / len(pieces)
-        self.pace = (self.pace + pace) / 2 if self.pace else pace
+        run = self.run_
+        self.keep_pace(seconds / len(pieces))
         run.told |= told
         for sentence in said:
             warn(sentence)

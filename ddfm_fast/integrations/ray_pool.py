@@ -36,6 +36,8 @@ MOST_LOST = 5
 """actors in a row that may be lost before any result"""
 PATIENCE = 30.0
 """seconds without a free worker after which that is said"""
+CHUNK_SECONDS, MOST_PIECES = 2.0, 32
+"""work that an actor is handed at once: as much as takes so long, and so many pieces at most"""
 CPUS_EACH = 4
 """of an actor, where their number is automatic"""
 VERSION = __version__, MATHS_VERSION
@@ -92,6 +94,9 @@ class Cluster:
         ValueError: Numbers out of range, or a cluster that is not available.
     """
 
+    STORE = 200 << 20
+    """bytes of a local cluster's object store at most: only results' names pass through it"""
+
     def __init__(
         self, address: str | None = None, actors: int | None = None, num_gpus: float | None = None
     ):
@@ -109,7 +114,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         if not self.ray.is_initialized():
-            _connect(self.ray, self.address)
+            _connect(self.ray, self.address, self.STORE)
             self.started = True
         try:
             self._plan()
@@ -145,8 +150,18 @@ class Cluster:
         remote = self.ray.remote(kind).options(
             num_cpus=self.cpus, num_gpus=self.num_gpus, max_restarts=0, max_task_retries=0
         )
-        # a device of one's own choice, such as cuda:1, means nothing on other nodes
-        return remote.remote(sent_to(fuser, "cuda" if self.num_gpus else "cpu"), *more)
+        return remote.remote(self.sent(fuser), *more)
+
+    def sent(self, fuser: Fuser) -> Fuser:
+        """The fuser for an actor: a device of one's own choice means nothing on other nodes."""
+        return sent_to(fuser, "cuda" if self.num_gpus else "cpu")
+
+    def wanting(self) -> str:
+        """A sentence where none has started for long."""
+        return (
+            f"no worker has started in {PATIENCE:.0f} s: each needs {self.cpus:g} CPUs and "
+            f"{self.num_gpus:g} GPUs that others may be using; waiting"
+        )
 
     def get(self, call: Any) -> Any:
         """Return the result of a call; what its code raised is raised as it was."""
@@ -297,17 +312,31 @@ class Pool:
         self.actors.remove(actor)
         self.lost += 1
         if self.lost > MOST_LOST + len(self.actors):
-            raise ValueError(f"Ray's workers end before they return anything: {_first_line(error)}")
+            raise ValueError(f"Ray's workers end before they return anything: {first_line(error)}")
         if not draining and (self._more() or self._busy()):
             self._start()
 
     def _say_if_long(self) -> None:
         if time.monotonic() - self.waited > PATIENCE:
             self.waited = float("inf")
-            warn(
-                f"no worker has started in {PATIENCE:.0f} s: each needs {self.cluster.cpus:g} CPUs"
-                f" and {self.cluster.num_gpus:g} GPUs that others may be using; waiting"
-            )
+            warn(self.cluster.wanting())
+
+
+class PacedPool(Pool):
+    """Actors that are handed as many pieces as take `CHUNK_SECONDS`."""
+
+    pace = 0.0
+    """seconds that a piece takes in an actor"""
+
+    def size(self, actor: Actor) -> int:
+        """As many as take so long, shared out as they get few."""
+        by_time = int(CHUNK_SECONDS / self.pace) if self.pace else 1
+        share = self.left // (2 * len(self.actors))
+        return max(actor.size, min(by_time, share, MOST_PIECES), 1)
+
+    def keep_pace(self, seconds: float) -> None:
+        """Learn how long a piece took."""
+        self.pace = (self.pace + seconds) / 2 if self.pace else seconds
 
 
 def cpus_each(nodes: list[int], actors: int) -> float:
@@ -326,7 +355,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _connect(ray: Any, address: str | None) -> None:
+def _connect(ray: Any, address: str | None, most: int) -> None:
     """Connect to a cluster, or start one on this machine."""
     own = environment.set_values()
     common: dict[str, Any] = {
@@ -338,9 +367,9 @@ def _connect(ray: Any, address: str | None) -> None:
     with _quiet():
         if address is None:
             free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 1 << 30
-            store = max(80 << 20, min(200 << 20, free // 2))  # only results' names pass through it
-            ray.init(
-                address="local", num_cpus=usable_cores(), include_dashboard=False,
+            store = max(80 << 20, min(most, free // 2))
+            _start_here(
+                ray, address="local", num_cpus=usable_cores(), include_dashboard=False,
                 object_store_memory=store, **common,
             )  # fmt: skip
             return
@@ -349,9 +378,24 @@ def _connect(ray: Any, address: str | None) -> None:
             ray.init(address=address, **common)
         except Exception as error:  # whatever an address makes of it
             raise ValueError(
-                f"--address is {address!r}, where no Ray cluster answers ({_first_line(error)}); "
+                f"--address is {address!r}, where no Ray cluster answers ({first_line(error)}); "
                 "expected one such as 10.0.0.1:6379 or auto, or leave it out for this machine"
             ) from error
+
+
+def _start_here(ray: Any, **options: Any) -> None:
+    """Start Ray on this machine, which may fail once where that is busy; ValueError then."""
+    for last in (False, True):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # it has no class of its own for this
+            ray.shutdown()
+            if last:
+                raise ValueError(
+                    f"Ray does not start on this machine ({first_line(error)}); try again when it "
+                    "is less busy, or give --address of a cluster"
+                ) from error
 
 
 def _knock(address: str) -> None:
@@ -361,5 +405,5 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -20,14 +20,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route, Router
 
 from .bodies import Call, from_form, from_json
+from .engine import Answer, Engine, Item, in_thread
 from .formats import check_kind
-from .fusers import Fusers
 from .limits import Clock, Held, Left, Limits, Receive, Refused, check_length, discard, read_body
 from .logs import Log
 from .metrics import CONTENT_TYPE, Metrics
 from .openapi import document, page
 from .pictures import FORMATS, chosen_format, size_of
-from .queue import Answer, Item, Queue
+from .queue import Queue
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _LONGEST_HEADER = 4000
@@ -37,8 +37,8 @@ CLIENT_LEFT = 499
 class Service:
     """What the routes share."""
 
-    def __init__(self, fusers: Fusers, limits: Limits, token: str | None, log: Log):
-        self.fusers, self.limits, self.log = fusers, limits, log
+    def __init__(self, engine: Engine, limits: Limits, token: str | None, log: Log):
+        self.engine, self.limits, self.log = engine, limits, log
         self.token = None if token is None else token.encode()
         self.metrics = Metrics()
         self.held = Held(limits.max_held)
@@ -50,7 +50,7 @@ class Service:
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Any) -> AsyncIterator[None]:
         """Work from the start of the server to its end."""
-        self.queue = Queue(self.fusers, self.limits, self.metrics)
+        self.queue = Queue(self.engine, self.limits, self.metrics)
         start = asyncio.create_task(self._start(self.queue))
         try:
             yield
@@ -101,7 +101,7 @@ class Service:
             call = await self._call(request, queue, body)
             del body
             form, as_json = chosen_format(call.format, request.headers.get("accept", ""))
-            sizes = await queue.thread(queue.files, self._sizes, call)
+            sizes = await in_thread(queue.files, self._sizes, call)
             done = asyncio.get_running_loop().create_future()
             item = Item(call, form, sizes, clock, done)
             answer = await _while_there(queue.answer(item), request.receive)
@@ -118,7 +118,7 @@ class Service:
         if kind == "multipart/form-data":
             return await from_form(body, request.headers)
         if kind == "application/json":
-            return await queue.thread(queue.files, from_json, body)
+            return await in_thread(queue.files, from_json, body)
         raise Refused(
             415, f"Content-Type is {kind!r}; expected multipart/form-data or application/json"
         )

@@ -14,6 +14,8 @@ from prometheus_client import (
     generate_latest,
 )
 
+from .engine import Fusion
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
@@ -62,6 +64,12 @@ class Metrics:
         self.seconds.labels(route).observe(seconds)
         if route == "/fuse" and status >= 400:
             self.errors.labels(str(status)).inc()
+
+    def fused(self, fusion: Fusion) -> None:
+        """Count a batch that was fused."""
+        self.fusion.observe(fusion.seconds)
+        self.batches.observe(fusion.requests)
+        self.evaluations.inc(fusion.evaluations)
 
     def page(self) -> bytes:
         """Return the text that Prometheus reads."""

@@ -11,8 +11,9 @@ import signal
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ..files.paths import ImageFileError, is_file
 from ..files.texts import decoded
@@ -22,6 +23,7 @@ from .logs import Lines, Log, told_apart
 
 if TYPE_CHECKING:
     from ..api import Fuser
+    from .engine import Engine
 
 MISSING = "pip install 'ddfm_fast[serve]'"
 _BACKLOG = 2048
@@ -152,6 +154,13 @@ def check_installed() -> None:
         raise ImportError(f"the service needs {error.name}: {MISSING}") from None
 
 
+class Elsewhere(Protocol):
+    """What fuses in other processes."""
+
+    def engine(self, fuser: Fuser, limits: Limits, log: Log) -> Engine:
+        """Start them; return what hands them requests."""
+
+
 def serve(
     make: Callable[[], Fuser],
     address: socket.socket,
@@ -160,6 +169,7 @@ def serve(
     token: str | None = None,
     tls: Tls | None = None,
     log: Log | None = None,
+    there: AbstractContextManager[Elsewhere | None] | None = None,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C, which let requests finish that are being worked on.
 
@@ -170,17 +180,23 @@ def serve(
         token: What requests must carry.
         tls: From :func:`read_tls`; None for HTTP without it.
         log: Where log lines go; stderr by default.
+        there: What fuses in other processes, entered for the time of the service; None for this
+            process.
 
     Raises:
         ImportError: The extra ``serve`` is missing.
+        ValueError: What fuses elsewhere cannot be had.
     """
     check_installed()
     from .app import Service, make_app
+    from .engine import Here
     from .fusers import Fusers
 
     limits, log = limits or Limits(), log or Log()
-    with contextlib.closing(address), told_apart(log):
-        service = Service(Fusers(make()), limits, token, log)
+    with contextlib.closing(address), told_apart(log), there or contextlib.nullcontext() as other:
+        fuser = make()
+        engine = Here(Fusers(fuser), limits) if other is None else other.engine(fuser, limits, log)
+        service = Service(engine, limits, token, log)
         host, port = address.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         with repeated_signals_ignored(), _server_log(log):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import random
 import secrets
@@ -228,6 +229,10 @@ def _system(url: str) -> tuple[Any, str]:
         core = importlib.import_module("fsspec.core")
     except ImportError as error:
         raise missing(url, ImportError("fsspec")) from error
+    # looking for the kind of a bucket it would ask for credentials that a public one does not need
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    if (logger := logging.getLogger("gcsfs")).level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)  # it logs what it raises, with tracebacks
     options = {scheme: _once(scheme) for scheme in schemes(url) if scheme in _OWN_RETRIES}
     system, path = core.url_to_fs(url, **options)
     for one in (system, getattr(getattr(system, "fo", None), "fs", None)):

@@ -18,7 +18,12 @@ _LIBRARIES = {
     "s3": "s3fs", "s3a": "s3fs", "http": "aiohttp", "https": "aiohttp", "gs": "gcsfs",
     "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "abfss": "adlfs", "adl": "adlfs",
 }  # fmt: skip
-_OF_THE_EXTRA = ("s3fs", "aiohttp")
+_EXTRAS = {"gcsfs": "gs", "adlfs": "az"}
+_ADDRESS = {
+    "s3fs": "AWS_ENDPOINT_URL where it is not Amazon's",
+    "gcsfs": "STORAGE_EMULATOR_HOST where it is not Google's",
+    "adlfs": "BlobEndpoint in AZURE_STORAGE_CONNECTION_STRING",
+}
 _CREDENTIALS = {
     "s3fs": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gcsfs": "run gcloud auth application-default login, or set GOOGLE_APPLICATION_CREDENTIALS",
@@ -28,6 +33,8 @@ _NO_CREDENTIALS = (
     "NoCredentials", "PartialCredentials", "CredentialRetrieval", "TokenRetrieval", "SSOToken",
     "ProfileNotFound", "DefaultCredentials", "RefreshError", "ClientAuthenticationError",
 )  # fmt: skip
+_LACKING = "Must provide either a connection_string or account_name"
+"""what adlfs says, in an error of no class of its own"""
 _REFUSED_CREDENTIALS = (
     "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthFailure",
     "TokenRefreshRequired", "AuthenticationFailed", "InvalidClientTokenId",
@@ -111,22 +118,26 @@ def explained(error: BaseException, url: str, what: str, tries: int = 1) -> Exce
             f"credentials: {_fix(url)}"
         )
     if isinstance(error, FileNotFoundError) or 404 in statuses:
+        if what == "written" and _library(url) in _ADDRESS:  # objects need nothing but a bucket
+            return _CommonError(f"{url}: {_no_bucket(url)}")
         return StorageError(f"{url}: no such object; check the name of the bucket and the object")
     return StorageError(f"{url}: cannot be {what} ({_short(error)}); check the URL")
 
 
 def _refusal(url: str, causes: list[BaseException], codes: list[str]) -> str | None:
     """Return what is wrong with the credentials or the bucket, and the fix."""
-    if any(_is_named(one, _NO_CREDENTIALS) for one in causes):
+    if any(_is_named(one, _NO_CREDENTIALS) or _LACKING in str(one) for one in causes):
         return f"there are no credentials ({_short(causes[-1])}); {_fix(url)}"
     if refused := [code for code in codes if code in _REFUSED_CREDENTIALS]:
         return f"the credentials are refused ({refused[0]}); {_fix(url)}"
     if any(code in _NO_BUCKET for code in codes):
-        return (
-            "there is no such bucket; check its name, and the address of the server "
-            "(AWS_ENDPOINT_URL where it is not Amazon's)"
-        )
+        return _no_bucket(url)
     return None
+
+
+def _no_bucket(url: str) -> str:
+    address = _ADDRESS.get(_library(url), _ADDRESS["s3fs"])
+    return f"there is no such bucket; check its name, and the address of the server ({address})"
 
 
 def _fix(url: str) -> str:
@@ -136,9 +147,10 @@ def _fix(url: str) -> str:
 def missing(url: str, error: ImportError) -> ImportError:
     """Name the library that a scheme needs, and the extra or the package that brings it."""
     library = _library(url)
-    of_extra = library in _OF_THE_EXTRA or "fsspec" in str(error)
     wanted = "fsspec" if "fsspec" in str(error) else library or "another library"
-    install = INSTALL if of_extra or not library else f"{INSTALL} {library}"
+    install = INSTALL
+    if extra := _EXTRAS.get(library):
+        install = f"pip install 'ddfm_fast[{extra}]'"
     return ImportError(f"{url}: needs {wanted}, which cannot be imported; {install}")
 
 
@@ -162,7 +174,8 @@ def _code(error: BaseException) -> str:
     if isinstance(response, dict):
         code = str(response.get("Error", {}).get("Code", ""))
     else:
-        code = str(getattr(error, "error_code", None) or "")
+        found = getattr(error, "error_code", None)
+        code = str(getattr(found, "value", found) or "")  # of Azure it is an Enum
     return "" if code.isdigit() else code
 
 

@@ -176,6 +176,8 @@ RECORD = {
         vis: Path, required
     """,
     "serve": """
+        --actors: int min=1, None
+        --address: str, None
         --align: str, 'check'
         --backend: str, None
         --denoise: str, None
@@ -190,6 +192,8 @@ RECORD = {
         --max-bytes: int min=1, 67108864
         --max-pixels: int min=256, 16777216
         --max-queue: int min=1, 256
+        --num-gpus: float min=0, None
+        --on: here|ray, 'here'
         --port: int min=0 max=65535, 8000
         --preset: str, None
         --prior-config: str, None

@@ -174,7 +174,18 @@ def test_metadata(metadata):
     libraries = {"cuda12", "cuda13", "diffusers", "video", "medical", "files", "engines", "serve"}
     for_tests = {"app-test", "storage-test", "test", "bench"}
     assert extras == libraries | for_tests | {
-        *("app", "detect", "docs", "metrics", "notebook", "ray", "storage"),
+        *(
+            "app",
+            "az",
+            "detect",
+            "docs",
+            "gs",
+            "metrics",
+            "notebook",
+            "ray",
+            "ray-serve",
+            "storage",
+        ),
     }
 
 

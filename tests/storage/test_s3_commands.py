@@ -131,8 +131,6 @@ def test_workers_of_ray_read_and_write_urls_themselves(store, folder):  # noqa: 
     assert "s3://box/data/ir/9.png: no such object" in found["error"][2]
     for n in (0, 1):
         assert store.cat_file(f"box/ray/{n}.png") == (folder / f"out/{n}.png").read_bytes()
-    said = run("batch", "s3://box/data", "-o", "s3://box/o", "--on", "ray", *QUICK, code=2).stderr
-    assert "--on ray takes no URLs" in said and "FuseBatch" in said
 
 
 def test_an_unknown_scheme(tmp_path):

@@ -32,7 +32,7 @@ class Server:
         self.came = threading.Condition()
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
-        self.url = self.wait("listening")["url"]
+        self.url = self.wait("listening", 300)["url"]
         self.wait("ready")
         self.port = urlsplit(self.url).port
 
