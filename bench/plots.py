@@ -311,8 +311,9 @@ def engines_over_pixels(report: Report) -> bytes | None:
                     axis.errorbar(pixels, c.median * 1e3, **bars, **open_mark)
             axis.set(xscale="log", yscale="log", title=name)
             _plain_numbers(axis.yaxis)
-            sizes = {m.facts["pixels"]: m.size.rpartition(" ")[2] for m in found}
-            axis.set_xticks(list(sizes), list(sizes.values()))
+            ticks = {m.facts["pixels"]: m.size for m in found if m.facts["batch"] == 1}
+            axis.set_xticks(list(ticks), list(ticks.values()))
+            axis.set_xlabel("pixels of all images at once (open marks: several)")
             axis.minorticks_off()
             axis.grid(True)
         axes[0].set_ylabel("ms a forward, median (bars: p20 to p80)")
