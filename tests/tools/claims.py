@@ -229,7 +229,7 @@ def repeat(minutes: float, seconds: float) -> int:
     keys = {m.key for m, _ in claims}
     card, here = recorded.machine, machine.machine(runner.make_place(runner.Options()).device)
     print(f"claimed:  {path.name}, {card['threads']} threads of {card['cpu']}")
-    print(f"measured: here, {here['threads']} threads of {here['cpu']}")
+    print(f"measured: here, {here['threads']} threads of {here['cpu']}, load {here['load']}")
     print("Times faster than the reference; in brackets by the samples' 20th and 80th percentiles.")
     sections = tuple(dict.fromkeys(m.section for m, _ in claims))
     done = set()
