@@ -293,7 +293,7 @@ def engines_over_pixels(report: Report) -> bytes | None:
         for axis, name in zip(axes, names, strict=True):
             for path in paths:
                 points = [
-                    (m.facts["pixels"], m.candidates[path].median * 1e3, m.facts["batch"])
+                    (m.facts["pixels"], m.candidates[path], m.facts["batch"])
                     for m in found
                     if m.name == name and path in m.candidates and m.candidates[path].samples
                 ]
@@ -301,20 +301,22 @@ def engines_over_pixels(report: Report) -> bytes | None:
                 line = {"float32": "-", "bfloat16": ":", "int8": "--"}
                 style = line[path.partition(", ")[2] or "float32"]
                 mark = marks[path.partition(",")[0]]
-                single = [point[:2] for point in points if point[2] == 1] or [(math.nan,) * 2]
+                single = [(x, c.median * 1e3) for x, c, n in points if n == 1] or [(math.nan,) * 2]
                 axis.plot(
                     *zip(*single, strict=True), marker=mark, ls=style, ms=4, color=color, label=path
                 )
-                for pixels, took, batch in points:
-                    if batch > 1:
-                        axis.plot(pixels, took, mark, ms=7, mfc="none", color=color)
+                for pixels, c, batch in points:
+                    open_mark = {"marker": mark, "ms": 7, "mfc": "none"} if batch > 1 else {}
+                    bars = {"yerr": _spread(c, 1e3), "elinewidth": 1, "color": color}
+                    axis.errorbar(pixels, c.median * 1e3, **bars, **open_mark)
             axis.set(xscale="log", yscale="log", title=name)
             _plain_numbers(axis.yaxis)
-            sizes = {m.facts["pixels"]: m.size.rpartition(" ")[2] for m in found}
-            axis.set_xticks(list(sizes), list(sizes.values()))
+            ticks = {m.facts["pixels"]: m.size for m in found if m.facts["batch"] == 1}
+            axis.set_xticks(list(ticks), list(ticks.values()))
+            axis.set_xlabel("pixels of all images at once (open marks: several)")
             axis.minorticks_off()
             axis.grid(True)
-        axes[0].set_ylabel("ms a forward, median")
+        axes[0].set_ylabel("ms a forward, median (bars: p20 to p80)")
         axes[-1].legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 
     return _png(draw, 4.2 * len(names) + 1.6, 4.4, _about(report, *found))

@@ -301,7 +301,7 @@ def run_jobs(
             if skip_existing and job.output.is_file():
                 report["skipped"] = True
             else:
-                with about([job.ir.name], told):
+                with about([_both(job)], told):
                     report |= _run_job(job, fuser, read, output, on_fused, **run)
         except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
             if environment.is_on("DDFM_FAST_DEBUG"):
@@ -310,6 +310,12 @@ def run_jobs(
         reports.append(report)
         reached(report["output"], outcome(report), report)
     return reports
+
+
+def _both(job: Job) -> str:
+    """The name of a pair's files in warnings: one where both have it."""
+    first, second = job.ir.name, job.vis.name
+    return first if first == second else f"{first} with {second}"
 
 
 def _begun(job: Job) -> dict[str, Any]:

@@ -124,6 +124,8 @@ def read_pair(
     kinds = (is_functional(raw.values, raw.unit) for raw in seen)
     functional = [any(either) for either in zip(*kinds, strict=True)]
     spec, sources, colored = _color_from(*seen, color)
+    if color is True and colored:
+        _look_swapped(seen[0], sources, functional, index)
     in_ir, in_vis = pixels.read(a, b, set(sources) if colored else set())
     chroma = _chroma(sources, {"ir": in_ir.rgb, "vis": in_vis.rgb}) if colored else None
     holes = a.holes, b.holes
@@ -157,6 +159,17 @@ def _color_from(ir: Raw, vis: Raw, color: bool | str) -> tuple[ImageSpec, list[s
     if color is True and colored:
         return spec, ["vis" if found else "ir" for found in are_colored(vis)], True
     return spec, [name] * len(vis.values), colored
+
+
+def _look_swapped(ir: Raw, sources: list[str], functional: list[bool], index: str) -> None:
+    """Warn of a first source in color beside a gray second one, unless it is a functional map."""
+    pairs = zip(are_colored(ir) if "ir" in sources else (), sources, functional, strict=False)
+    if any(found and source == "ir" and not mapped for found, source, mapped in pairs):
+        warn(
+            f"ir{index} is in color and vis{index} is gray, as if the two were exchanged; the "
+            "first source is the infrared one. If it is meant, color='ir' (--color ir) says so",
+            "exchanged",
+        )
 
 
 def _color_of(ir: int, vis: int, color: bool | str) -> tuple[bool, bool]:

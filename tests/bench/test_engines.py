@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 pytest.importorskip("skimage", reason="the baseline converts colors with scikit-image")
 
-from ddfm_fast.bench import engines, exported, results
+from conftest import ROOT
+
+from ddfm_fast.bench import engines, exported, plots, results
 from ddfm_fast.bench.engines import LIMITS, PICTURES, TIMESTEP, app
 from ddfm_fast.bench.exported import ENGINES, OFFICIAL, OURS, EngineKind, Work
 from ddfm_fast.bench.results import Candidate, Measurement
@@ -157,3 +159,15 @@ def test_an_installed_engine_computes_the_network(name, work):
         tried += 1
     if not tried:
         pytest.skip(exported.missing(name, "float32"))
+
+
+def test_the_plot_names_the_sizes_of_single_images_and_shows_the_spread(monkeypatch):
+    """Several small images have the pixels of a large one, whose name their size must not take."""
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    monkeypatch.setattr(plots, "_png", lambda draw, *_: draw(figure))
+    report = results.load(ROOT / "bench" / "results" / "engines-epyc-2026-11-29.json")
+    plots.engines_over_pixels(report)
+    (axis,) = figure.axes
+    assert [t.get_text() for t in axis.get_xticklabels()] == ["128x128", "256x320", "512x640"]
+    shown = sum(len([c for c in m.candidates.values() if c.samples]) for m in report.measurements)
+    assert len(axis.containers) == shown > 20

@@ -129,7 +129,7 @@ def test_metadata_that_are_broken_fail_nothing(tmp_path, fuser, said):
     paths[1].write_bytes(data)
     _, report = fused(paths, tmp_path / "o.png", fuser)
     assert report["ok"] and len(said()) == 1
-    assert said()[0].startswith("a.tif: a.jpg: its EXIF is damaged")
+    assert said()[0].startswith("a.tif with a.jpg: a.jpg: its EXIF is damaged")
     assert b"ddfm_fast" in (tmp_path / "o.png").read_bytes()
 
 

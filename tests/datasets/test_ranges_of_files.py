@@ -97,7 +97,7 @@ def test_a_source_in_other_units_gives_the_picture_of_eight_bits(
     texts = [str(w.message) for w in said if w.category is DDFMWarning]
     assert len(texts) == (window is not None)
     if window:
-        assert texts[0].startswith(f"{name}: ir: ") and "--ir-range" in texts[0]
+        assert texts[0].startswith(f"{name} with vis.png: ir: ") and "--ir-range" in texts[0]
         assert all(part in texts[0] for part in window.split(".*"))
 
 
@@ -109,7 +109,8 @@ def test_results_of_deep_files_are_deep_and_use_all_of_16_bits(tmp_path, fuser):
     cv2.imwrite(str(tmp_path / "vis.tiff"), counts(100, 3, texture(*SIZE, 2)).astype(np.float32))
     with pytest.warns(DDFMWarning) as said:
         fuse_files(tmp_path / "ir.png", tmp_path / "vis.tiff", tmp_path / "o.png", fuser)
-    assert {str(w.message)[:12] for w in said} == {"ir.png: ir: ", "ir.png: vis:"}
+    texts = [str(w.message).removeprefix("ir.png with vis.tiff: ") for w in said]
+    assert {text[:4] for text in texts} == {"ir: ", "vis:"}
     result = read_image(tmp_path / "o.png")
     assert result.dtype == np.uint16 and result.max() > 50000
 

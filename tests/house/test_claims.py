@@ -60,5 +60,7 @@ def test_claimed_beside_measured():
     )
     slow = claims.compare(claimed, measured(4.0, 4.0, 4.0, 4.0, 4.0), "ddfm_fast")
     assert slow.endswith("measured 2.00 (2.00 to 2.00): differ")
+    busy = claims.compare(claimed, measured(1.0, 1.0, 2.0, 8.0, 8.0), "ddfm_fast")
+    assert busy.endswith("(1.00 to 8.00): too wide to say, other programs run")
     red = claims.compare(claimed, replace(claimed, failed="ValueError: no"), "ddfm_fast")
     assert red == "step: all, 8x8: claimed 4.00, not measured: ValueError: no"

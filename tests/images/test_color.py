@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ddfm_fast import DDFMWarning, fuse
 from ddfm_fast.images.color import has_chroma, luma, with_luma
 from ddfm_fast.images.planes import pad_to_multiple
 from ddfm_fast.images.stretch import own_limits, stretched
@@ -175,3 +176,23 @@ def test_color_that_gets_darker_keeps_its_hue_and_saturation():
     torch.testing.assert_close(bright, with_luma(own * 1.05, source), atol=1e-6, rtol=0)
     torch.testing.assert_close(luma(dark), own * 0.4, atol=1e-6, rtol=0)
     assert (with_luma(own * 0.4, source) - source * 0.4).abs().max() > 0.1
+
+
+def test_a_first_source_in_color_beside_a_gray_one_is_doubted(recwarn):
+    """Two files the wrong way round, not a functional map, nor what ``color`` says is meant."""
+    red, gray = np.zeros((24, 24, 3), np.uint8), np.arange(576, dtype=np.uint8).reshape(24, 24)
+    red[..., 0], red[..., 1] = gray, 255 - gray
+    as_rgb = np.repeat(gray[..., None], 3, -1)
+    for second in (gray, as_rgb):
+        with pytest.warns(DDFMWarning, match="ir is in color and vis is gray.*color='ir'"):
+            fuse(red, second, preset="instant")
+    recwarn.clear()
+    for first, second, color in (
+        *((red, gray, named) for named in ("ir", "vis", False)),
+        *((gray, red, True), (as_rgb, as_rgb // 2, True), (red, 255 - red, True)),
+    ):
+        fuse(first, second, preset="instant", color=color)
+    pet = np.zeros((64, 64, 3), np.uint8)
+    pet[16:48, 16:48] = [[(255, 96, 0)] * 16 + [(0, 64, 255)] * 16] * 32
+    fuse(pet, np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1)), preset="instant")
+    assert not [str(w.message) for w in recwarn if w.category is DDFMWarning]

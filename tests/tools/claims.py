@@ -34,6 +34,8 @@ NUMBER = re.compile(
 """a measured number: one with a unit"""
 BY_HAND = "timed by hand, no samples kept"
 NOT_KEPT = "not kept"
+WIDEST = 3.0
+"""times the lower bound of a measured ratio: the upper one is beyond where other programs run"""
 
 
 class Claim(NamedTuple):
@@ -220,6 +222,8 @@ def compare(claimed: results.Measurement, measured: results.Measurement, candida
         return f"{label}: claimed {said:.2f}, not measured: {measured.failed or 'checks are red'}"
     (low, high), (least, most) = bounds(claimed, candidate), bounds(measured, candidate)
     verdict = "agree" if least <= high and low <= most else "differ"
+    if most > WIDEST * least:
+        verdict = "too wide to say, other programs run"
     return (
         f"{label}: claimed {said:.2f} ({low:.2f} to {high:.2f}), "
         f"measured {found:.2f} ({least:.2f} to {most:.2f}): {verdict}"
@@ -233,7 +237,7 @@ def repeat(minutes: float, seconds: float) -> int:
     keys = {m.key for m, _ in claims}
     card, here = recorded.machine, machine.machine(runner.make_place(runner.Options()).device)
     print(f"claimed:  {path.name}, {card['threads']} threads of {card['cpu']}")
-    print(f"measured: here, {here['threads']} threads of {here['cpu']}")
+    print(f"measured: here, {here['threads']} threads of {here['cpu']}, load {here['load']}")
     print("Times faster than the reference; in brackets by the samples' 20th and 80th percentiles.")
     sections = tuple(dict.fromkeys(m.section for m, _ in claims))
     done = set()
