@@ -93,6 +93,8 @@ STATED = (
           "python -m bench.engines", "engines-avx2-2026-11-29.json"),
     Claim("performance", "is 1.41 times (128x128) and 1.80 times (256x320)",
           "python -m bench.engines", "engines-epyc-2026-11-29.json"),
+    Claim("performance", "1.13 times as fast at 64x64 … 1.87 at 512x640",
+          "python tests/tools/scaling.py", "zen3-2026-11-29.md"),
     Claim("performance", "and 1.0 to 1.8 times that at 256x320", NOT_KEPT, "busy-2026-11-29.md"),
     Claim("performance", "takes 2.5 times this bound … 3.5 times in bfloat16",
           "python tests/tools/roofline.py", "roofline-2026-11-29.md"),
