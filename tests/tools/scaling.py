@@ -20,8 +20,8 @@ from collections.abc import Callable
 import cv2
 import torch
 
-from bench.engines import TIMESTEP, pictures
 from ddfm_fast import Fuser
+from ddfm_fast.bench.engines import TIMESTEP, pictures
 from ddfm_fast.datasets.demo import asset
 from ddfm_fast.priors import load_prior
 from ddfm_fast.runtime.memory import pages_kept
