@@ -142,7 +142,7 @@ def test_a_dry_run_of_a_batch_names_what_is_written(here, more):
 def test_a_dry_run_of_a_list_of_urls(here):
     (here / "a.txt").write_text("s3://bucket/a.png\n")
     (here / "b.txt").write_text("vis.png\n")
-    refused(call("fuse", "@a.txt", "@b.txt", "-o", "new", "--dry-run", "--json"), "lists no URLs")
+    refused(call("fuse", "@a.txt", "@b.txt", "-o", "new", "--dry-run", "--json"), "takes no URLs")
 
 
 def test_a_list_has_a_name_on_each_line_and_nothing_else(here):
