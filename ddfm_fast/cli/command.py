@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -49,15 +50,30 @@ class Command(TyperCommand):
         """
         ctx.meta[JSON] = "--json" in args and any("--json" in one.opts for one in self.params)
         try:
-            if "" in args and not ctx.resilient_parsing:
-                raise _USAGE("An argument is empty (''); is a variable of the shell not set?", ctx)
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, [*args])
+            if not ctx.resilient_parsing and (empty := self._empty(ctx, args)):
+                raise _USAGE(f"{empty} is empty (''); is a variable of the shell not set?", ctx)
+            return rest
         except _USAGE as error:
             if re.search(r"unexpected extra argument.*\.\w", getattr(error, "message", "")):
                 error.message += "; a shell makes many arguments of ir/*.png: quote it, 'ir/*.png'"
             if ctx.meta[JSON]:
                 typer.echo(json.dumps({"ok": False, "error": error.format_message()}))
             raise
+
+    def _empty(self, ctx: Any, args: list[str]) -> str | None:
+        """Name an argument or path that is empty: it would stand for the current folder."""
+        if "" not in args and not any(arg.startswith("--") and arg[-1] == "=" for arg in args):
+            return None
+        meant = "." in args or "./" in args
+        for one in self.params:
+            values = ctx.params.get(one.name)
+            for value in values if isinstance(values, list | tuple) else [values]:
+                if isinstance(one, TyperArgument) and value in ("", Path()) and not meant:
+                    return one.metavar or one.name.upper()
+                if isinstance(value, Path) and value == Path() and not meant:
+                    return next((name for name in one.opts if name in args), one.opts[-1])
+        return None
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command, or print what it would do."""

@@ -225,7 +225,7 @@ def as_items(ir: Any, vis: Any) -> tuple[bool, list[tuple]]:
         )
     if many and len(ir) != len(vis):
         raise ValueError(
-            f"ir has {len(ir)} images and vis {len(vis)}; expected equally many of each"
+            f"ir has {len(ir)} and vis {len(vis)} images; expected equally many of each"
         )
     return many, list(zip(ir, vis, strict=True)) if many else [(ir, vis)]
 

@@ -80,7 +80,15 @@ def test_a_prior_config_as_a_table(here):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (("fuse", "ir.png", "vis.png", "-o", "", "--json"), ("empty", "variable of the shell")),
+        (
+            ("fuse", "ir.png", "vis.png", "-o", "", "--json"),
+            ("-o is empty", "variable of the shell"),
+        ),
+        (("fuse", "ir.png", "vis.png", "--out=", "--json"), ("--out is empty",)),
+        (
+            ("fuse", "ir.png", "vis.png", "-o", "o.png", "--nodata", "", "--json"),
+            ("--nodata is ''",),
+        ),
         (("fuse", "", "vis.png", "-o", "o.png", "--json"), ("empty",)),
         (("fuse", "ir.png", "--json"), ("Missing argument 'VIS'",)),
         (("fuse", "ir.png", "vis.png", "-o", "o.png", "--jsson", "--json"), ("--jsson",)),

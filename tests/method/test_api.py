@@ -267,7 +267,7 @@ OK = picture(20, 20)
         (("a.png", OK), {}, TypeError, "ir"),
         ((None, OK), {}, TypeError, "ir"),
         (([OK], OK), {}, TypeError, "two lists"),
-        (([OK], [OK, OK]), {}, ValueError, "as many"),
+        (([OK], [OK, OK]), {}, ValueError, "equally many"),
         (([OK, NAN], [OK, OK]), {}, ValueError, r"ir\[1\]"),
         (
             (OK, OK),

@@ -194,7 +194,7 @@ def test_own_files_are_opened_binary(monkeypatch, tmp_path):
         ("what?.png", "?"),
         ("a\tb.png", "no"),
         ("end.", "dot"),
-        ("end ", "blank"),
+        ("end ", "space"),
     ],
 )
 def test_names_that_windows_has_not(name, word):

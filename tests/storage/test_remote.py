@@ -132,7 +132,7 @@ def test_the_commands_take_urls(tmp_path):
     assert report["output"] == "memory://f.png" and report["ir"] == arguments[0]
     assert objects.read("memory://f.png")[:4] == b"\x89PNG"
     found = CliRunner().invoke(app, ["fuse", *arguments, "-o", f"zip://f.png{pack}"])
-    assert found.exit_code == 2 and "only read" in found.output
+    assert found.exit_code == 2 and "read-only" in found.output
     several = ["batch", f"zip://::file://{tmp_path}/a.zip", "-o", "memory://x", "-q"]
     found = CliRunner().invoke(app, [*several, "--range-over", "dataset"])
     assert found.exit_code == 0, found.output

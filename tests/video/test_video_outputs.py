@@ -101,7 +101,7 @@ def test_a_frame_does_not_go_through_a_link(streams, tmp_path):
     out.mkdir()
     (out / "000003.png").symlink_to(tmp_path / "pictures" / "000003.png")
     before = (tmp_path / "pictures" / "000003.png").read_bytes()
-    with pytest.raises(VideoError, match="000003.png: is a link .*up to there, 3, are in"):
+    with pytest.raises(VideoError, match="000003.png: is a link .*The 3 frames before that are in"):
         run(*streams, out)
     assert (tmp_path / "pictures" / "000003.png").read_bytes() == before
     assert leftovers(out) == []
@@ -116,7 +116,9 @@ def test_a_folder_where_files_get_no_names_is_one_sentence(streams, tmp_path, mo
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(VideoError, match="000004.png: cannot be written in .*, 4, are in .*o$"):
+    with pytest.raises(
+        VideoError, match="000004.png: cannot be written in .*The 4 frames before that are in .*o$"
+    ):
         run(*streams, tmp_path / "o")
     assert len(frames_of(tmp_path / "o")) == 4 and leftovers(tmp_path / "o") == []
 
@@ -196,7 +198,9 @@ def test_an_end_that_cannot_be_written_names_the_part(streams, tmp_path, monkeyp
         raise VideoError("o.mp4: cannot be written after frame 12 (No space left on device)")
 
     monkeypatch.setattr(VideoSink, "finish", fail)
-    with pytest.raises(VideoError, match=r"up to there, 12, are in .*o\.part-.*\.mp4$") as caught:
+    with pytest.raises(
+        VideoError, match=r"The 12 frames before that are in .*o\.part-.*\.mp4$"
+    ) as caught:
         run(*streams, tmp_path / "o.mp4")
     (part,) = tmp_path.glob("o.part-*")
     assert str(part) in str(caught.value) and len(read_clip(part)[0]) == FRAMES
