@@ -97,7 +97,7 @@ $(EXTRAS_VENV)/.installed: setup.py constraints.txt
 	  -c $(EXTRAS_VENV)/constraints.txt setuptools wheel
 	@$(EXTRAS_BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) \
 	  -c $(EXTRAS_VENV)/constraints.txt --no-compile --no-build-isolation -e '.[$(EXTRAS)]' \
-	  hypothesis pytest pytest-timeout
+	  hypothesis pytest pytest-rerunfailures pytest-timeout
 	@touch $@
 
 test-extras: $(EXTRAS_VENV)/.installed
