@@ -130,7 +130,7 @@ def test_refused_as_the_library_does(server):
         with pytest.raises((ValueError, TypeError)) as error:
             ddfm_fast.fuse(picture(1), colored(2), **{field: value})
         assert server.refused(400, ir, vis, **{field: text}) == str(error.value)
-    assert "ir has" in server.refused(400, png(picture(1, 40, 40)), vis)
+    assert "ir is 40x40" in server.refused(400, png(picture(1, 40, 40)), vis)
     assert server.refused(400, ir, vis[:300]).startswith("vis: cannot be decoded")
     assert server.refused(400, b"", vis).startswith("ir: the file is empty")
     assert server.refused(400, b"no picture", vis).startswith("ir: not a PNG")
