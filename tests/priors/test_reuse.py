@@ -289,7 +289,6 @@ class TestDiffusers:
         [
             {},
             {"center_input_sample": True, "layers_per_block": 1},
-            {"time_embedding_type": "fourier"},
             {"block_out_channels": (32, 32, 64), "attention_head_dim": 8,
              "down_block_types": ("AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
              "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D")},

@@ -176,7 +176,7 @@ def test_web_servers(folder, kind):
             ).stderr
             assert words in said and said.count("\n") == 1, said
         assert not (folder / "x.png").exists()
-        with pytest.raises(StorageError, match="is only read"):
+        with pytest.raises(StorageError, match="is read-only"):
             objects.put(f"{url}/a", b"")
 
 
