@@ -145,7 +145,7 @@ class Row:
 
 
 def release_memory() -> None:
-    """Return freed memory back to the system, where the C library can: it would hide a peak."""
+    """Return freed memory to the system, where the C library can: it would hide a peak."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -246,7 +246,7 @@ def on_padded_planes(
     config: FuseConfig,
     multiple: int,
 ) -> Tensor:
-    """Return ``function`` the planes i and v of the method, and take its result back to [0, 1].
+    """Give ``function`` the planes i and v of the method, and take its result back to [0, 1].
 
     Between the lumas [N, 1, H, W] in [0, 1] of the sources and the planes in [−1, 1] lie the crop,
     the rounding to 8 bits, the order of the sources and the reflected margin up to a multiple.

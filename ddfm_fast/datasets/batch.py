@@ -438,15 +438,15 @@ class Run:
         if self.bar is not None:
             self.bar.set_postfix_str(result.name, refresh=False)
             self.bar.update()
-        tell(result)
-        if result.status == FAILED and self.on_error is not None:
-            with tqdm.external_write_mode():
-                self.on_error(result)
+        tell(result, self.on_error)
 
 
-def tell(result: PairResult) -> None:
-    """Tell what became of a pair, see :mod:`..runtime.items`."""
+def tell(result: PairResult, on_error: Callable[[PairResult], None] | None) -> None:
+    """Tell what became of a pair, see :mod:`..runtime.items`; of a failure ``on_error`` too."""
     reached(result.name, result.error or result.status, dataclasses.asdict(result))
+    if result.status == FAILED and on_error is not None:
+        with tqdm.external_write_mode():
+            on_error(result)
 
 
 def _failure(item: PairItem, error: BaseException) -> PairResult:

@@ -340,10 +340,7 @@ class RemoteRun:
         self.results[result.name] = result
         self.bar.set_postfix_str(result.name, refresh=False)
         self.bar.update()
-        tell(result)
-        if result.status == FAILED and self.on_error is not None:
-            with tqdm.external_write_mode():
-                self.on_error(result)
+        tell(result, self.on_error)
 
     def _work(self, portions: list[list[PairItem]]) -> None:
         with ThreadPoolExecutor(1, "ddfm-ahead") as ahead:

@@ -49,7 +49,7 @@ def has_chroma(rgb: Tensor) -> Tensor:
 
 
 def with_luma(y: Tensor, source: Tensor, *, dims: bool = False) -> Tensor:
-    """Return `source` the luma `y`: RGB [N, 3, H, W] in [0, 1] with luma(RGB) = y.
+    """Give `source` the luma `y`: RGB [N, 3, H, W] in [0, 1] with luma(RGB) = y.
 
     The chroma source - luma(source) is added to y. Where a channel would leave [0, 1] the pixel's
     chroma is scaled towards gray, at the same hue, by just as much as makes it fit.

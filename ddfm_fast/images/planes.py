@@ -217,7 +217,7 @@ def _without_holes(
 
 
 def from_planes(planes: Tensor, spec: ImageSpec) -> Any:
-    """Return planes back in the container, dtype, device, layout and value range of `spec`.
+    """Return planes in the container, dtype, device, layout and value range of `spec`.
 
     Integers are rounded half up, so uint8 and uint16 images that went through `to_planes` come
     back exactly.

@@ -36,7 +36,7 @@ _SPOILT = "failed due to a previous error during capture"
 
 
 def release_cached_memory() -> None:
-    """Return cached memory of CUDA devices back, while nothing of ours captures."""
+    """Release cached memory of CUDA devices, while nothing of ours captures."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         with CAPTURING:
             torch.cuda.empty_cache()

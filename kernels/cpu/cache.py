@@ -108,7 +108,7 @@ def find(path: Path, stem: str) -> Path | None:
 
 
 def keep(partial: Path, stem: str) -> Path:
-    """Return a new library, which is closed, its name beside it, and return that."""
+    """Give a new library, which is closed, its name in the folder; return its path."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     target = _named(partial, stem)
