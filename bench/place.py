@@ -156,10 +156,12 @@ class Place:
         repeats: int | None = None,
         clock: Callable | None = None,
         warmup: int = 1,
+        rest: float = 0.0,
     ) -> dict[str, Candidate]:
         """Interleaved; seconds a call, where one candidate makes ``calls[name]`` at once.
 
-        A fixed piece of work takes its turn too, and its samples are ``yardstick``.
+        A fixed piece of work takes its turn too, and its samples are ``yardstick``. ``rest``: as
+        in ``interleave``.
         """
         samples = interleave(
             {**candidates, YARDSTICK: self.fixed_work()},
@@ -168,6 +170,7 @@ class Place:
             clock=clock or self.clock,
             seconds=self.seconds,
             tick=self.tick,
+            rest=0.0 if self.rehearse else rest,
         )
         self.yardstick = samples.pop(YARDSTICK)
         return {

@@ -53,12 +53,14 @@ def interleave(
     seconds: float | None = None,
     least: int = LEAST_ROUNDS,
     tick: Callable[[], object] = lambda: None,
+    rest: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of each call by ``clock``: every round runs each candidate once, in turn.
 
     ``repeats`` rounds, or fewer once ``seconds`` have passed, but at least ``least`` (or
     ``repeats``). ``tick`` is called after every call. With NVTX on, each call is a range of its
-    name.
+    name. ``rest``: seconds without work before each turn, in which the threads of the candidate
+    before stop spinning, and then a call without the clock, which wakes this one's.
     """
     start = time.monotonic()
     for function in candidates.values():
@@ -69,6 +71,9 @@ def interleave(
         if done >= least and seconds is not None and time.monotonic() - start > seconds:
             break
         for name, function in candidates.items():
+            if rest:
+                time.sleep(rest)
+                function()
             with span(f"bench: {name}"):
                 samples[name].append(clock(function))
             tick()

@@ -1,6 +1,6 @@
 """Data sets of many pairs: what listing, planning and resuming ask the system for, and hold.
 
-Nothing here is timed. `ddfm_fast/docs/scale.md` has what a million takes.
+Nothing here is timed: `tests/tools/many_pairs.py` times a million.
 """
 
 from __future__ import annotations
@@ -14,41 +14,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from batches import make_fuser, picture
+from batches import make_fuser
+from many_pairs import finished, tree
 
 from ddfm_fast.datasets import history
 from ddfm_fast.datasets.batch import REPORT, run_batch
-from ddfm_fast.datasets.history import HISTORY_FILE
 from ddfm_fast.datasets.items import PairItem
 from ddfm_fast.datasets.pairs import find_pairs
-from ddfm_fast.files.writing import write_image
 
 FOLDERS = 10
-OLD = 1_600_000_000
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="counts of POSIX")
-
-
-def links(folder: Path, one: Path, files: int) -> None:
-    """Names of one file; a file a folder, since file systems limit the links of one."""
-    folder.mkdir(parents=True)
-    (folder / "00000.png").write_bytes(one.read_bytes())
-    os.utime(folder / "00000.png", (OLD, OLD))
-    for n in range(1, files):
-        os.link(folder / "00000.png", folder / f"{n:05}.png")
-
-
-def tree(root: Path, files: int) -> Path:
-    """``FOLDERS`` folders of so many pairs, and their list."""
-    write_image(root / "ir.png", picture(1, 16, 16))
-    write_image(root / "vi.png", picture(2, 16, 16, 3))
-    with (root / "list.csv").open("w") as table:
-        table.write("name,ir,vis\n")
-        for f in range(FOLDERS):
-            for role in ("ir", "vi"):
-                links(root / "in" / role / f"{f:02}", root / f"{role}.png", files)
-            for n in range(files):
-                table.write(f"{f:02}/{n:05},in/ir/{f:02}/{n:05}.png,in/vi/{f:02}/{n:05}.png\n")
-    return root
 
 
 @pytest.fixture
@@ -71,7 +46,7 @@ def test_listing_looks_at_folders_alone(tmp_path, stats, by_list):
     """As often for 40 files a folder as for 400."""
     counts = []
     for files in (40, 400):
-        root = tree(tmp_path / str(files), files)
+        root = tree(tmp_path / str(files), files, FOLDERS)
         stats.clear()
         given = {"root": root, "manifest": root / "list.csv"} if by_list else {"root": root / "in"}
         items = find_pairs(**given, check_sizes=False)
@@ -86,7 +61,7 @@ def test_listing_looks_at_folders_alone(tmp_path, stats, by_list):
 
 def test_a_list_names_what_is_missing(tmp_path, stats):
     """Also of folders that are listed, and with links, of which one leads nowhere."""
-    root = tree(tmp_path, 60)
+    root = tree(tmp_path, 60, FOLDERS)
     gone = ["in/ir/03/00007.png", "in/vi/05/00008.png", "in/vi/05/00009.png"]
     for name in gone:
         (root / name).unlink()
@@ -100,7 +75,7 @@ def test_a_list_names_what_is_missing(tmp_path, stats):
 
 def test_bad_entries_alone_carry_an_error(tmp_path, stats):
     """Among many that are whole, which take no more for it; no other file is looked at."""
-    root = tree(tmp_path, 60)
+    root = tree(tmp_path, 60, FOLDERS)
     (root / "in/vi/05/00008.png").unlink()
     lines = (root / "list.csv").read_text().splitlines()
     whole = find_pairs(root, manifest=write(root / "whole.csv", lines[:300]), check_sizes=False)
@@ -129,31 +104,10 @@ def write(path: Path, lines: list[str]) -> Path:
     return path
 
 
-def finished(root: Path) -> list[PairItem]:
-    """The output of a run over all pairs, as if it had been: its pictures are links, too."""
-    items = find_pairs(root / "in", check_sizes=False)
-    run_batch(items[:1], root / "one", make_fuser())
-    head, line = (root / "one" / HISTORY_FILE).read_text().splitlines()
-    record = json.loads(line)
-    per = len(items) // FOLDERS
-    for f in range(FOLDERS):
-        links(root / "out" / f"{f:02}", root / "one" / "00" / "00000.png", per)
-    with (root / "out" / HISTORY_FILE).open("w") as file:
-        file.write(head + "\n")
-        for item in items:
-            ir, vis = (os.stat(path) for path in item.files)
-            out = os.stat(root / "out" / f"{item.name}.png")
-            states = [[s.st_size, s.st_mtime_ns, s.st_ctime_ns] for s in (ir, vis)]
-            state = [out.st_size, out.st_mtime_ns, out.st_ino]
-            more = {"name": item.name, "states": states, "state": state}
-            file.write(json.dumps({**record, **more}) + "\n")
-    return items
-
-
 def test_resuming_looks_at_each_file_once_and_reads_none(tmp_path, stats, monkeypatch):
     counts = []
     for files in (40, 400):
-        items = finished(tree(tmp_path / str(files), files))
+        items = finished(tree(tmp_path / str(files), files, FOLDERS), FOLDERS)
         monkeypatch.setattr(history, "file_sha256", lambda *_: pytest.fail("a file is read"))
         stats.clear()
         report = run_batch(items, tmp_path / str(files) / "out", make_fuser())
@@ -181,8 +135,8 @@ def stats_again(found: Counter[str], monkeypatch) -> None:
 def test_memory_of_many_pairs(tmp_path):
     """10,000 pairs take at most so much each: listed, read from a list, and resumed."""
     pairs = 10_000
-    root = tree(tmp_path, pairs // FOLDERS)
-    items = finished(root)
+    root = tree(tmp_path, pairs // FOLDERS, FOLDERS)
+    items = finished(root, FOLDERS)
     del items
     fuser = make_fuser()
     find_pairs(root / "one" / ".." / "in", check_sizes=False)  # modules are loaded
@@ -214,7 +168,7 @@ def peak(work) -> int:
 def test_what_changed_by_its_bytes_alone_is_found(tmp_path, what):
     """Of the same size, at another time: hashed, and done again; touched alone: hashed and kept."""
     root = tree(tmp_path, 1)
-    items = finished(root)
+    items = finished(root, FOLDERS)
     path = {"out": root / "out/04/00000.png"}.get(what, root / "in" / what / "04/00000.png")
     os.utime(path)
     assert run_batch(items, root / "out", make_fuser()).count("skipped") == FOLDERS
