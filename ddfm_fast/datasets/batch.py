@@ -48,8 +48,10 @@ if TYPE_CHECKING:
 
 REPORT, STAGING = "ddfm_fast_report.json", ".ddfm_fast_staging"
 STOPPED_BY_USER = "interrupted"
-CHECKED, SORTED = 512, 4096
+CHECKED, SORTED = 128, 4096
 """pairs that are looked up in the history at once, and that are put in order by their sizes"""
+FAR = 5e-4
+"""seconds a pair beyond which files are on a disk or a server that several threads may ask"""
 
 _EXPECTED = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
 
@@ -245,11 +247,10 @@ class Run:
             return items
 
         def look_up(start: int) -> list[int | None]:
-            some = items[start : start + CHECKED]
-            return [self._where_done(item, history) for item in some]
+            return self._where_done(items[start : start + CHECKED], history)
 
         starts, pending = range(0, len(items), CHECKED), []
-        found = prefetch(self.readers, look_up, starts, self.workers)
+        found = self._looked_up(look_up, starts)
         hidden = not self.progress
         with tqdm(None, "checking", len(items), leave=False, unit="pair", disable=hidden) as bar:
             for start, places in zip(starts, found, strict=True):
@@ -261,11 +262,28 @@ class Run:
                 bar.update(len(places))
         return pending
 
-    def _where_done(self, item: PairItem, history: History) -> int | None:
-        target = self.targets.text(item.name)
-        if self.output.panel and self.output.lacks_panel(Path(target)):
-            return None
-        return history.where_done(item, target)
+    def _looked_up(
+        self, look_up: Callable[[int], list[int | None]], starts: Iterable[int]
+    ) -> Iterator[list[int | None]]:
+        """Look up in this thread, as others only get in its way; where files are far, in others."""
+        starts = iter(starts)
+        for start in starts:
+            before = time.perf_counter()
+            found = look_up(start)
+            seconds = time.perf_counter() - before
+            yield found
+            if seconds > FAR * CHECKED:
+                break
+        yield from prefetch(self.readers, look_up, starts, self.workers)
+
+    def _where_done(self, items: list[PairItem], history: History) -> list[int | None]:
+        targets = [self.targets.text(item.name) for item in items]
+        found = history.where_done(items, targets)
+        if self.output.panel:
+            for n, target in enumerate(targets):
+                if found[n] is not None and self.output.lacks_panel(Path(target)):
+                    found[n] = None
+        return found
 
     def by_size(self, items: Sequence[PairItem]) -> Iterator[PairItem]:
         """Some thousand items at a time: equal sizes together, in the order in which they occur."""

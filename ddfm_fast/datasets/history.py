@@ -22,8 +22,7 @@ import stat
 import threading
 import time
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -44,6 +43,9 @@ HISTORY_FILE = "ddfm_fast_batch.jsonl"
 
 _BEGINS = re.compile(rb'\{"name": ("(?:[^"\\\\]|\\\\.)*"), ')
 """how a line of a picture does, as this program writes it"""
+_BLOCK = 4 << 20
+"""bytes of a history that are read at once, at most"""
+_text = json.JSONEncoder().encode
 _RECENT = 2_000_000_000
 """nanoseconds within which a file may change once more and keep its times"""
 
@@ -133,7 +135,10 @@ class History:
                     break
                 try:
                     if line.endswith(b"}\n") and (begins := _BEGINS.match(line)):
-                        self._index.add(json.loads(begins[1]), at)
+                        text = begins[1]
+                        self._index.add(
+                            json.loads(text) if b"\\" in text else text[1:-1].decode(), at
+                        )
                     elif "run" in (record := json.loads(line)):
                         known_settings.add(record["run"])
                     else:
@@ -148,36 +153,42 @@ class History:
         if self.key not in known_settings:
             self._append({"run": self.key, "settings": self.settings})
 
-    def where_done(self, item: PairItem, target: str) -> int | None:
-        """Return where the pair's line begins, if settings, inputs and output are what it says.
+    def where_done(self, items: Sequence[PairItem], targets: Sequence[str]) -> list[int | None]:
+        """Return where each pair's line begins, if settings, inputs and output are what it says.
 
         Args:
-            item: The pair.
-            target: Its output.
+            items: The pairs; some hundred that follow one another take the least time each.
+            targets: The output of each.
         """
-        at = None if item.error else self._index.find(item.name)
-        record = None if at is None else self.record(at)
-        if record is None or record.get("name") != item.name or record.get("settings") != self.key:
-            return None
-        try:
-            files = *item.files, target
-            states = *record.get("states", ()), record.get("state")
-            if all(states) and [*map(_state, files[:2]), _state(target, moved=True)] == [*states]:
-                return at
-            found = [*input_hashes(item).hashes, file_sha256(target)]
-            return at if found == [*record["inputs"], record["sha256"]] else None
-        except (OSError, ImageFileError, KeyError, TypeError):
-            return None
-
-    def record(self, at: int) -> dict[str, Any] | None:
-        """Read the line that begins there; None if that fails."""
+        names = [item.name for item in items]
+        places = self._index.find(names)
         with self._reading:
-            return read_record(self._reader, at)
+            lines = read_lines(self._reader, places)
+        return [
+            at if at is not None and line and self._is_done(item, name, target, line) else None
+            for item, name, target, at, line in zip(
+                items, names, targets, places, lines, strict=True
+            )
+        ]
 
-    def is_done(self, item: PairItem, target: Path) -> dict[str, Any] | None:
-        """Return the pair's line if settings, inputs and output are what it says, else None."""
-        at = self.where_done(item, os.fspath(target))
-        return None if at is None else self.record(at)
+    def _is_done(self, item: PairItem, name: str, target: str, line: bytes) -> bool:
+        """Compare a line with what is there: as text, and by its values where that differs."""
+        if item.error:
+            return False
+        files = *item.files, target
+        try:
+            states = [*map(_state, files[:2]), _state(target, moved=True)]
+            if _as_written(name, self.key, states, line):
+                return True
+            record = as_record(line) or {}
+            if record.get("name") != name or record.get("settings") != self.key:
+                return False
+            if all(states) and states == [*record.get("states", ()), record.get("state")]:
+                return True
+            found = [*input_hashes(item).hashes, file_sha256(target)]
+            return found == [*record["inputs"], record["sha256"]]
+        except (OSError, ImageFileError, KeyError, TypeError):
+            return False
 
     def commit(
         self,
@@ -237,24 +248,66 @@ class Index:
         """Make ready to be asked."""
         # of one name the last line comes last; one after the other, as each holds a copy
         order = np.argsort(np.frombuffer(self._hashes, np.int64), kind="stable")
-        self._hashes = np.frombuffer(self._hashes, np.int64)[order].data
-        self._places = np.frombuffer(self._places, np.int64)[order].data
+        self._hashes = np.frombuffer(self._hashes, np.int64)[order]
+        self._places = np.frombuffer(self._places, np.int64)[order]
 
-    def find(self, name: str) -> int | None:
-        """Find where the last line of a name (or of an equal hash) begins; None: nowhere."""
-        n = bisect_right(self._hashes, found := hash(name)) - 1
-        there = n >= 0 and self._hashes[n] == found
-        return self._places[n] if there else None
+    def find(self, names: Sequence[str]) -> list[int | None]:
+        """Find where the last line of each name (or of an equal hash) begins; None: nowhere."""
+        if not len(self._hashes):
+            return [None] * len(names)
+        wanted = np.fromiter(map(hash, names), np.int64, len(names))
+        n = np.searchsorted(self._hashes, wanted, side="right") - 1  # −1 is the last, and differs
+        there = self._hashes[n] == wanted
+        places = self._places[n].tolist()
+        return [at if found else None for at, found in zip(places, there.tolist(), strict=True)]
 
 
-def read_record(file: BinaryIO, at: int) -> dict[str, Any] | None:
-    """Read a line of a history from its start; None if that fails."""
+def read_lines(file: BinaryIO, places: Sequence[int | None]) -> list[bytes]:
+    """Read the lines of a history that begin there; empty without a place, or if that fails.
+
+    Lines that lie close together are read at once.
+    """
+    there = [at for at in places if at is not None]
+    if not there:
+        return [b""] * len(places)
+    first, last = min(there), max(there)
     try:
-        file.seek(at)
-        record = json.loads(file.readline())
+        block = b""
+        if last - first <= _BLOCK:
+            file.seek(first)
+            block = file.read(last - first) + file.readline()
+        return [b"" if at is None else _line(file, block, at - first, at) for at in places]
+    except OSError:
+        return [b""] * len(places)
+
+
+def _line(file: BinaryIO, block: bytes, start: int, at: int) -> bytes:
+    if block:
+        return block[start : block.find(b"\n", start) + 1]
+    file.seek(at)
+    return file.readline()
+
+
+def as_record(line: bytes) -> dict[str, Any] | None:
+    """Return what a line of a history says; None if it is none."""
+    try:
+        record = json.loads(line)
         return record if isinstance(record, dict) else None
-    except (OSError, ValueError):
+    except ValueError:
         return None
+
+
+def _as_written(name: str, key: str, states: list[list[int] | None], line: bytes) -> bool:
+    """Whether a line has these facts, letter by letter; False says nothing.
+
+    In a text of the line the quotes would be escaped, so what is found are its own keys.
+    """
+    ir, vis, target = states
+    if not (ir and vis and target):
+        return False
+    begins = b'{"name": %s, "settings": "%s", ' % (_text(name).encode(), key.encode())
+    told = b'"states": [[%d, %d, %d], [%d, %d, %d]], "state": [%d, %d, %d], ' % (*ir, *vis, *target)
+    return line.startswith(begins) and told in line and line.endswith(b"}\n")
 
 
 class Inputs(NamedTuple):

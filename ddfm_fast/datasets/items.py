@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files.paths import as_told_apart
+from ..files.paths import as_told_apart, split_suffix
 
 
 class PairItem:
@@ -25,7 +25,7 @@ class PairItem:
     def __init__(self, name: str, ir: str | os.PathLike[str], vis: str | os.PathLike[str]):
         self._ir_folder, self._ir_file = os.path.split(os.fspath(ir))
         self._vis_folder, self._vis_file = os.path.split(os.fspath(vis))
-        stem = os.path.splitext(self._ir_file)[0]
+        stem = split_suffix(self._ir_file)[0]
         self._name: str | None = name
         self._above = ""
         if name.endswith(stem):
@@ -55,7 +55,7 @@ class PairItem:
         """What the pair is called."""
         if self._name is not None:
             return self._name
-        return self._above + os.path.splitext(self._ir_file)[0]
+        return self._above + split_suffix(self._ir_file)[0]
 
     @property
     def ir(self) -> Path:

@@ -13,14 +13,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, overload
 
+import numpy as np
+
 from ..files.paths import ImageFileError
-from .history import HISTORY_FILE, read_record
+from .history import HISTORY_FILE, as_record, read_lines
 from .items import PairItem
 from .targets import Targets
 
 DONE, SKIPPED, FAILED, PENDING = "done", "skipped", "failed", "pending"
 KEPT = ("height", "width", "dtype", "range", "seconds", "report")
 """facts of a result that the history has"""
+AT_ONCE = 128
+"""results whose lines are read together"""
+_text = json.JSONEncoder().encode
 _STATE = b', "state": ['
 """what comes before the facts in a line of the history; in a text its quotes would be escaped"""
 
@@ -95,7 +100,7 @@ class Results(Sequence[PairResult]):
                 elif at < 0:
                     yield PairResult(name)
                 else:
-                    record = read_record(history, at) or {}
+                    record = as_record(*read_lines(history, [at])) or {}
                     facts = {key: record.get(key) for key in KEPT}
                     yield PairResult(name, status, self._targets.text(name), **facts)
 
@@ -109,22 +114,29 @@ class Results(Sequence[PairResult]):
     def json(self) -> Iterator[str]:
         """Yield each result as JSON, its facts as the history has them: nothing is parsed."""
         with self._history() as history:
-            for n, item in enumerate(self._items):
-                name = item.name
-                found = self._reached.get(name, -1)
-                at = self._skipped[n] if found == -1 else found
-                line = b""
-                if not isinstance(at, PairResult) and at >= 0:
-                    history.seek(at)
-                    line = history.readline()
-                start = line.find(b'], "height": ', line.find(_STATE))
-                if not line.startswith(b'{"name": ') or _STATE not in line or start < 0:
-                    yield json.dumps(vars(self[n]))
-                    continue
-                status = SKIPPED if found == -1 else DONE
-                facts = line[start + 3 :].decode().rstrip("\n")
-                head = {"name": name, "status": status, "output": self._targets.text(name)}
-                yield f'{json.dumps(head)[:-1]}, "error": null, {facts}'
+            for start in range(0, len(self), AT_ONCE):
+                chosen = range(start, min(start + AT_ONCE, len(self)))
+                names = [self._items[n].name for n in chosen]
+                found = [self._reached.get(name, -1) for name in names]
+                places = [
+                    self._skipped[n] if one == -1 else one
+                    for n, one in zip(chosen, found, strict=True)
+                ]
+                known = [None if isinstance(at, PairResult) or at < 0 else at for at in places]
+                lines = read_lines(history, known)
+                for n, name, one, line in zip(chosen, names, found, lines, strict=True):
+                    status = SKIPPED if one == -1 else DONE
+                    yield self._as_json(name, status, line) or json.dumps(vars(self[n]))
+
+    def _as_json(self, name: str, status: str, line: bytes) -> str | None:
+        """Return a result by the text of its line; None where that has no facts."""
+        start = line.find(b'], "height": ', line.find(_STATE))
+        if not line.startswith(b'{"name": ') or _STATE not in line or start < 0:
+            return None
+        output = _text(self._targets.text(name))
+        facts = line[start + 3 :].decode().rstrip("\n")
+        head = f'{{"name": {_text(name)}, "status": "{status}", "output": {output}'
+        return f'{head}, "error": null, {facts}'
 
     def count(self, value: Any) -> int:
         """Return how many have a status, without reading them; or are a result."""
@@ -134,7 +146,7 @@ class Results(Sequence[PairResult]):
             isinstance(one, PairResult) and one.status == value for one in self._reached.values()
         )
         done = sum(not isinstance(one, PairResult) for one in self._reached.values())
-        skipped = sum(at >= 0 for at in self._skipped)
+        skipped = int((np.frombuffer(self._skipped, np.int64) >= 0).sum())
         if value == PENDING:
             return own + len(self) - len(self._reached) - skipped
         return own + {DONE: done, SKIPPED: skipped}.get(value, 0)

@@ -38,13 +38,14 @@ class Targets:
 
     def __init__(self, out: Path, suffix: str):
         self.out, self.suffix = out, suffix
+        self._before = os.path.join(out, "")
 
     def __getitem__(self, name: str) -> Path:
         return Path(self.text(name))
 
     def text(self, name: str) -> str:
         """Return the path as text."""
-        return os.path.join(self.out, f"{name}{self.suffix}")
+        return f"{self._before}{name}{self.suffix}"
 
 
 def checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> Targets:
@@ -57,11 +58,12 @@ def checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> Target
         raise ValueError(f"items: {len(items)} pairs have {names} names; expected unique names")
     targets = Targets(out, suffix)
     real_folder = functools.lru_cache(maxsize=None)(_real)
-    ours = {real_folder(folder) for folder in {_above(targets, item) for item in items}}
-    theirs = {real_folder(folder) for item in items for folder in item.folders}
+    folders = _folders_of(targets, items)
+    ours = {*map(real_folder, folders)}
+    theirs = {*map(real_folder, {folder for item in items for folder in item.folders})}
     if common := ours & theirs:  # of other folders no input can be an output
         _refuse_inputs(items, targets, common, real_folder)
-    for folder in {_above(targets, item) for item in items}:
+    for folder in folders:
         there = _folders_in(folder)
         for item in items if there else ():
             target = targets.text(item.name)
@@ -70,8 +72,9 @@ def checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> Target
     return targets
 
 
-def _above(targets: Targets, item: PairItem) -> str:
-    return os.path.dirname(targets.text(item.name))
+def _folders_of(targets: Targets, items: Sequence[PairItem]) -> set[str]:
+    above = {name[: name.rfind("/") + 1] for name in (item.name for item in items)}
+    return {os.path.dirname(targets.text(f"{one}x")) for one in above}
 
 
 def _refuse_inputs(

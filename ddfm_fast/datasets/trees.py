@@ -10,10 +10,11 @@ import errno
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from ..files.paths import READ_SUFFIXES, SUFFIXES, ImageFileError, is_picture
+from ..files.paths import READ_SUFFIXES, SUFFIXES, ImageFileError, is_picture, split_suffix
 
 Place = tuple[str, str]
 """a folder, and the name of a file in it"""
@@ -38,7 +39,7 @@ def listing(folder: Path, above: Iterable[str] = ()) -> tuple[list[Path], list[s
     """
     if os.path.realpath(folder) in above:
         return [], []
-    folders, files = [], []
+    folders, files, rare = [], [], set[str]()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -47,12 +48,14 @@ def listing(folder: Path, above: Iterable[str] = ()) -> tuple[list[Path], list[s
                     continue
                 if _is_folder(entry):
                     folders.append(name)
-                elif os.path.splitext(name)[1].lower() in READ_SUFFIXES:
+                elif (suffix := split_suffix(name)[1].lower()) in READ_SUFFIXES:
                     files.append(name)
+                    if suffix not in SUFFIXES:
+                        rare.add(name)
     except OSError as error:
         raise ImageFileError(f"{folder}: cannot be listed ({error.strerror})") from error
     files.sort()
-    return [folder / name for name in sorted(folders)], _without_copies(files)
+    return [folder / name for name in sorted(folders)], _without_copies(files, rare)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -64,12 +67,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         raise
 
 
-def _without_copies(names: list[str]) -> list[str]:
-    """Leave out what `files.paths.image_files` does: a.npy beside a.png."""
-    rare = [name for name in names if os.path.splitext(name)[1].lower() not in SUFFIXES]
+def _without_copies(names: list[str], rare: set[str]) -> list[str]:
+    """Leave out what `files.paths.image_files` does: a.npy, which is rare, beside a.png."""
     if not rare:
         return names
-    usual = {_stem(name) for name in names if os.path.splitext(name)[1].lower() in SUFFIXES}
+    usual = {_stem(name) for name in names if name not in rare}
     copies = {name for name in rare if _stem(name) in usual}
     return [name for name in names if name not in copies]
 
@@ -114,15 +116,16 @@ def equal_names(
 
 
 def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]
+    return split_suffix(name)[0]
 
 
 def _require_stems(names: list[str], place: str) -> None:
     """Sort by stem, of which there may be one of a kind, the first one last."""
     names.sort(key=_stem, reverse=True)
-    for before, name in zip(names, names[1:], strict=False):
-        if _stem(before) == _stem(name):
-            one, other = sorted((before, name))
+    stems = [*map(_stem, names)]
+    for n, (before, stem) in enumerate(pairwise(stems)):
+        if before == stem:
+            one, other = sorted(names[n : n + 2])
             raise ImageFileError(f"{place}: {one} and {other} have the same stem; keep one")
 
 

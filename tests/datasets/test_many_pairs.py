@@ -17,10 +17,12 @@ import pytest
 from batches import make_fuser
 from many_pairs import finished, tree
 
-from ddfm_fast.datasets import history
+from ddfm_fast.datasets import batch, history
 from ddfm_fast.datasets.batch import REPORT, run_batch
+from ddfm_fast.datasets.history import HISTORY_FILE
 from ddfm_fast.datasets.items import PairItem
 from ddfm_fast.datasets.pairs import find_pairs
+from ddfm_fast.files.paths import split_suffix
 
 FOLDERS = 10
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="counts of POSIX")
@@ -167,7 +169,7 @@ def peak(work) -> int:
 @pytest.mark.parametrize("what", ["ir", "vi", "out"])
 def test_what_changed_by_its_bytes_alone_is_found(tmp_path, what):
     """Of the same size, at another time: hashed, and done again; touched alone: hashed and kept."""
-    root = tree(tmp_path, 1)
+    root = tree(tmp_path, 1, FOLDERS)
     items = finished(root, FOLDERS)
     path = {"out": root / "out/04/00000.png"}.get(what, root / "in" / what / "04/00000.png")
     os.utime(path)
@@ -178,3 +180,51 @@ def test_what_changed_by_its_bytes_alone_is_found(tmp_path, what):
     report = run_batch(items, root / "out", make_fuser())
     changed = [one.name for one in report.results if one.status != "skipped"]
     assert changed == ["04/00000"]
+
+
+@pytest.mark.parametrize("far", [0.0, 1.0], ids=["in threads", "here"])
+@pytest.mark.parametrize("block", [0, 1 << 20], ids=["line by line", "at once"])
+def test_what_changed_is_found_among_many(tmp_path, monkeypatch, far, block):
+    """By whichever way lines are read: an input, an output, and a line of other settings."""
+    monkeypatch.setattr(history, "_BLOCK", block)
+    monkeypatch.setattr(batch, "FAR", far)
+    monkeypatch.setattr(batch, "CHECKED", 7)
+    root = tree(tmp_path, 6, FOLDERS)
+    items = finished(root, FOLDERS)
+    for role in ("in/ir/03/00002", "out/05/00001"):
+        link = root / f"{role}.png"
+        data = link.read_bytes()
+        link.unlink()
+        link.write_bytes(data if role.startswith("in") else data[:-1] + b"x")
+    lines = (root / "out" / HISTORY_FILE).read_text().splitlines(keepends=True)
+    odd = next(n for n, line in enumerate(lines) if '"name": "07/00004"' in line)
+    lines[odd] = lines[odd].replace('"settings": "', '"settings": "0')
+    (root / "out" / HISTORY_FILE).write_text("".join(lines))
+    report = run_batch(items, root / "out", make_fuser())
+    done = [result.name for result in report.results if result.status == "done"]
+    assert done == ["05/00001", "07/00004"], "an input of the same bytes is told by its hash"
+    written = json.loads((root / "out" / batch.REPORT).read_text())
+    assert [one["status"] for one in written["results"]].count("skipped") == len(items) - 2
+    assert written["results"] == json.loads(json.dumps(report.to_dict()["results"]))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.png",
+        "a",
+        ".png",
+        "..png",
+        "...",
+        "a.",
+        ".a.png",
+        "..a.b",
+        "a.tar.gz",
+        ".",
+        "",
+        "a..",
+        "é.x",
+    ],
+)
+def test_split_suffix_is_that_of_the_standard_library(name):
+    assert split_suffix(name) == os.path.splitext(name)
