@@ -1,4 +1,5 @@
-"""``python -m ddfm_fast``, and the ``ddfm-fast`` command: Ctrl-C while it loads is no traceback."""
+"""``python -m ddfm_fast``, and the ``ddfm-fast`` command: Ctrl-C while it loads prints no
+traceback."""
 
 import sys
 
