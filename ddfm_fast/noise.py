@@ -56,8 +56,7 @@ def box_muller(radial: Tensor, angular: Tensor, dtype: torch.dtype) -> tuple[Ten
 def normals(
     seeds: Tensor, step: int, height: int, width: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Return z [N, 3, H, W] of the step (0 is the first), one image per seed of ``seeds`` int64
-    [N].
+    """Return z [N, 3, H, W] of the step (0 is the first), one image per seed in int64 [N].
 
     Equal seeds give equal images. On the seeds' device, float32 or float64.
     """

@@ -152,8 +152,7 @@ def add_divergence_(rhs: Tensor, k: Tensor, ratio: float, official: bool) -> Ten
 
 
 def e_step(x: Tensor, y: Tensor, gamma: Tensor, rho: Tensor, official: bool):
-    """Compute the inverse weights p = 1/m̄ and q = 1/n̄ of Proposition 1, guarded; [..., H, W]
-    each.
+    """Compute inverse weights p = 1/m̄, q = 1/n̄ of Proposition 1, guarded; [..., H, W] each.
 
     E[m] is p + γ/2 and E[n] is q + ρ/2. The official code caps n̄ at 2 m̄, that is q ≥ p/2.
     """

@@ -117,8 +117,7 @@ class Loop:
         )  # fmt: skip
 
     def load(self, i: Tensor, v: Tensor, seed: int, x_start: Tensor | None = None) -> None:
-        """Take the sources' luma planes [N, 1, H, W], the seed, and x_T unless it is to be
-        drawn."""
+        """Take the sources' luma planes [N, 1, H, W], the seed, and x_T if it is not drawn."""
         with span("load"):
             self.i.copy_(i)
             self.v.copy_(v)
@@ -144,8 +143,7 @@ class Loop:
             self._drawn = seed
 
     def start(self) -> Tensor:
-        """Return x_T: the drawn noise or, with ``config.start``, the mean of i and v noised by
-        it."""
+        """Return x_T: the drawn noise or, with ``config.start``, i and v's mean noised by it."""
         if self.config.start is None:
             return self.noise
         return noised(self.reverse.gray((self.i + self.v) / 2), self.noise, self.rows[0])
@@ -167,8 +165,7 @@ class Loop:
         return self.conditioning.at(self.reverse.next_step)
 
     def step(self, s: int, cond=None) -> None:
-        """Take x_t to x_{t−1}; ``cond``: the prior's conditioning, by default that of step
-        ``s``."""
+        """Take x_t to x_{t−1}; ``cond``: the prior's conditioning, by default of step ``s``."""
         kept = None if self.kept is None else self.kept.at(s)
         with span("prior" if kept is None or kept.whole else "prior, reused"):
             cond = self.conditioning[s] if cond is None else cond

@@ -39,8 +39,7 @@ class Step(Protocol):
         ...
 
     def step_(self, x_t: Tensor, out: Tensor) -> Tensor:
-        """Take x_t to x_{t−1} in place by the next row; ``out``: the prior's output. Returns
-        x_t."""
+        """Take x_t to x_{t−1} in place by the next row and return it; ``out``: prior's output."""
         ...
 
     @property

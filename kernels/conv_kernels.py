@@ -261,8 +261,7 @@ def layer_kernel(
     THIN: tl.constexpr,  # C_a if it is below BLOCK_K, else 0
     THIN_OUT: tl.constexpr,  # O if it is below BLOCK_N, else 0
     PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,  # to float32 before the product, which the interpreter cannot compute in
-        bfloat16
+    WIDEN: tl.constexpr,  # to float32: the interpreter has no products of bfloat16
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Compute y = conv(resample(SiLU(norm(a, b)))) + bias + skip, and its moments.

@@ -196,8 +196,7 @@ class GraphCache:
         return found(*inputs) if isinstance(found, CapturedCall) else work(*inputs)
 
     def _found(self, key: _Key, make: Make) -> Captured | None:
-        """Return what is captured under a key, capturing if need be; None to run the call
-        eagerly."""
+        """Return what is captured under a key, capturing if need be; None to run eagerly."""
         if key.owner in self._refused:
             return None
         if key in self._graphs:
@@ -221,8 +220,7 @@ class GraphCache:
         watched: bool = False,
         kind: type[Loop] = Loop,
     ) -> None:
-        """Do the first-call work of a shape: capture it, or run one step where nothing is
-        captured."""
+        """Do the first-call work of a shape: capture it or, without capture, run one step."""
         key = self._key(prior, config, shape, watched, kind)
         with self._lock, torch.inference_mode():
             captures = self.mode != "off" and prior not in self._refused

@@ -47,8 +47,7 @@ def for_ours() -> Iterator[None]:
 
 
 def where_busy(allowed: bool) -> AbstractContextManager[None]:
-    """Return :func:`for_ours` while the machine is busy, if ``allowed``: no byte may depend on
-    it."""
+    """Use :func:`for_ours` while the machine is busy, if ``allowed``: no byte may depend on it."""
     return for_ours() if allowed and machine_is_busy() else nullcontext()
 
 

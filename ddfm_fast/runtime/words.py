@@ -38,8 +38,7 @@ def parse_denoise(text: str | None, name: str = "denoise") -> Any:
 def parse_range(
     text: str | None, name: str, names: Sequence[str] | None = None
 ) -> tuple[float, float] | str | None:
-    """Parse ``LO,HI``, or one of the names ``auto``, ``dtype`` or ``data``; ValueError
-    otherwise."""
+    """Parse ``LO,HI``, or a name: ``auto``, ``dtype`` or ``data``; ValueError otherwise."""
     from ..images.ranges import NAMES
 
     names = NAMES if names is None else names

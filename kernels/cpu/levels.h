@@ -20,8 +20,7 @@ struct Level {
     Team team;
     int64_t height, width, halved;
     double share, gain, coring, sky_coring, sky_share;
-    double margin;  // a result is at most this times the brighter source, and at most 1; 0: no
-    limit
+    double margin;  // a result is at most this times the brighter source, and 1; 0: no limit
 };
 
 static int64_t half(int64_t size) { return (size + 1) / 2; }

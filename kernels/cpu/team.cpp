@@ -20,7 +20,7 @@ typedef int (*Start)(pthread_t *, const pthread_attr_t *, void *(*)(void *), voi
 
 // Nanoseconds for which a thread polls before it falls asleep: waking it takes longer than a small
 // layer. Calls of a forward pass follow each other after some 30 microseconds; threads poll for the
-// next one for twice the recent pause between calls, up to a limit.
+// next one for twice the recent pause between calls, unless that is too long.
 constexpr int64_t LEAST = 20000, MOST = 150000, WHOLE = 1000000;
 
 // Polls less often than memory can be read.
