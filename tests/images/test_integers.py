@@ -1,4 +1,4 @@
-"""Integers of NumPy are integers wherever Python's are, and bools are none."""
+"""NumPy's integers are integers wherever Python's are, and bools are not."""
 
 from __future__ import annotations
 

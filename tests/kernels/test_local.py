@@ -68,7 +68,7 @@ class TestKernel:
         assert rectifier.next_step.item() == 4
 
     def test_nothing_of_before_is_left_in_k(self, size):
-        """k is written once, whatever was there."""
+        """k is completely written, whatever was there."""
         rectifier, x_t, eps = midway(size, "paper", cls=LocalStep)
         rectifier.rhs_(x_t, eps)
         rhs, k = rectifier.rhs.clone(), rectifier.k.fill_(float("nan"))
@@ -112,7 +112,7 @@ class TestSolve:
         assert float((k - exact).abs().max()) <= 1e-6 * float(exact.abs().max())
 
     def test_nan_stays_near(self):
-        """In the regions that see it: an FFT has it everywhere."""
+        """NaN is only in the regions that see it; an FFT would spread it everywhere."""
         rhs = torch.ones(100, 100)
         rhs[50, 50] = float("nan")
         k = solved(rhs)

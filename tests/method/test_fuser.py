@@ -47,7 +47,7 @@ def empty_cache():
 
 @pytest.fixture
 def loads(monkeypatch):
-    """The priors that are loaded from now on."""
+    """Record the priors that are loaded from now on."""
     seen = []
 
     def noted(spec, *args, **kwargs):

@@ -1,4 +1,4 @@
-"""``Fuser.afuse``: the call's result, an event loop that stays free, tasks that are cancelled."""
+"""``Fuser.afuse``: the call's result, an event loop that stays free, tasks that are canceled."""
 
 from __future__ import annotations
 
