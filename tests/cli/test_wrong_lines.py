@@ -36,8 +36,7 @@ def dry(*more: object):
 
 
 def refused(result, *words: str) -> None:
-    """Check for exit code 2, words on stderr, and a JSON object with the same sentence on
-    stdout."""
+    """Check for exit code 2, words on stderr, and the same sentence as JSON on stdout."""
     assert result.exit_code == 2, result.output
     found = json.loads(result.stdout)
     assert found["ok"] is False

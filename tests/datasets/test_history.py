@@ -129,8 +129,7 @@ def test_changed_maths_redo_everything(data, out, monkeypatch):
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_the_maths_are_those_of_this_version(sampler):
-    """If results were meant to change, raise ``history.MATHS_VERSION`` and enter the new
-    numbers."""
+    """If results were meant to change, raise ``history.MATHS_VERSION``, enter new numbers."""
     pair = picture(1, 16, 16), picture(2, 16, 16)
     fused = fuse(*pair, prior=tanh_prior, sampler=sampler, steps=4, device="cpu")
     assert history.MATHS_VERSION == 2
