@@ -285,7 +285,7 @@ def input_hashes(item: PairItem) -> Inputs:
 
 
 def _state(path: str | os.PathLike[str], *, moved: bool = False) -> list[int] | None:
-    """Return size, time of writing, and time of change; its inode instead if it will be moved.
+    """Return size, time of writing, and time of any change (of a file to be moved, the inode).
 
     None if it is not a regular file.
     """

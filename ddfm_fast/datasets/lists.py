@@ -28,8 +28,8 @@ Find = Callable[[str], str | os.PathLike[str]]
 """finds the file of a path in a list"""
 _PLAIN_NAME = re.compile(r"[^.\\:\0][^\\:\0]*")
 _RUN, _TOO_MANY = 32, 16
-"""files in a row after which their folder is listed, and names per file above which a folder is too
-large to be listed"""
+"""files in a row from which on their folder is listed, and names in it per file above which no
+further folder is listed"""
 
 
 def read_list(

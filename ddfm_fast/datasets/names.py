@@ -300,7 +300,7 @@ def _vis_marked(name: str) -> list[Words]:
 
 
 def _vis_marked_long(name: str) -> list[Words]:
-    """Remove long marks only: v, w and z say little if the other file has no mark."""
+    """Use only marks of several letters: v, w and z say little if the other file has no mark."""
     return _without(name, [mark for mark in VIS_MARKS if len(mark) > 1])
 
 

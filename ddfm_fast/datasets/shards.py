@@ -91,7 +91,7 @@ class ShardsReport:
 def are_shards(place: Place) -> bool:
     """Return whether a source is a shard, a pattern ("a/*.tar"), or a local folder of shards.
 
-    A URL is one if it ends in such a pattern.
+    The prefix of a URL is one only if it ends in such a pattern.
     """
     url = as_url(place)
     path = Path(name_of(url) if url else place)

@@ -118,7 +118,7 @@ def _stem(name: str) -> str:
 
 
 def _require_stems(names: list[str], place: str) -> None:
-    """Sort by stem, the first one last; raise if a stem occurs twice."""
+    """Sort by stem, in reverse; raise ImageFileError if a stem occurs twice."""
     names.sort(key=_stem, reverse=True)
     for before, name in zip(names, names[1:], strict=False):
         if _stem(before) == _stem(name):

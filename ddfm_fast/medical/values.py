@@ -49,7 +49,7 @@ def frames_of(dataset: Any, name: str, window: str | int | None = None) -> list[
         raise
     except (
         BaseException
-    ) as error:  # of many types, by the damage; Rust's panics are not Exceptions
+    ) as error:  # of many types, by the damage; Rust's panics are not subclasses of Exception
         if not _can_decode(dataset.file_meta.TransferSyntaxUID, pixels):
             raise ImportError(
                 f"{name}: {dataset.file_meta.TransferSyntaxUID.name} is decoded by pylibjpeg with "

@@ -52,7 +52,7 @@ def _terms(features: Tensor) -> Tensor:
 
 
 def _joint_entropy(f: Tensor, s: Tensor, flat: Tensor) -> Tensor:
-    """Compute it from densities [N, 1 and 2, 9, h, w], in nats [N, 2, h, w].
+    """Compute the joint entropy of densities [N, 1 and 2, 9, h, w], in nats [N, 2, h, w].
 
     A flat window correlates with none. Computing row by row of the 9 × 9 places keeps the
     temporaries small.

@@ -66,7 +66,7 @@ class Fit:
         return self._leveled(pair, pictures, nodata)
 
     def at_cut(self, pair: FramePair) -> Sources | None:
-        """Return the last pair as it is if a scene begins there; None if nothing changes."""
+        """Return the last pair, read as the first of a scene; None if that changes nothing."""
         pictures, nodata = self._read(pair)
         found = self._ranges(pictures[0], pictures[1], self._wanted, nodata, cut=True)
         same, self._found = found == self._found, found
