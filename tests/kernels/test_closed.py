@@ -93,7 +93,7 @@ def test_every_stage(kernels, size, name):
 @needs_kernels
 @pytest.mark.parametrize("name", TERMS)
 @pytest.mark.parametrize("size", [*SIZES, (17, 8191), (256, 600)], ids=str)
-def test_all_of_it(kernels, threads, size, name):
+def test_the_result_is_that_of_float64_for_any_threads(kernels, threads, size, name):
     i, v = (x[0, 0] for x in pair(*size))
     depth, numbers = pyramid.depth(*size, target.LEVELS), TERMS[name]
     found = []

@@ -229,7 +229,7 @@ class TestErrors:
             ),
         ],
     )  # fmt: skip
-    def test_named(self, change, error, words):
+    def test_what_does_not_fit_is_refused_by_name(self, change, error, words):
         x = change.pop("x", image(1, 32, 4, 4))
         parts = change.pop("parts", [conv.Part(x)])
         with pytest.raises(error, match=words):

@@ -175,7 +175,7 @@ class TestKernels:
 
     @pytest.mark.parametrize("size", [(1, 256, 1, 2), (2, 512, 13, 11), (1, 768, 6, 5)])
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_whole(self, size, dtype):
+    def test_whole_norm_is_as_exact_as_pytorchs(self, size, dtype):
         x, intact = guarded(*size, dtype)
         x.copy_(data(*size, dtype=dtype, offset=20.0))
         weight, shift, bias = parameters(size[1])
@@ -256,6 +256,6 @@ class TestErrors:
             ),
         ],
     )
-    def test_named(self, call, error, words):
+    def test_what_does_not_fit_is_refused_by_name(self, call, error, words):
         with pytest.raises(error, match=words):
             call(data(1, 64, 4, 4))

@@ -104,7 +104,7 @@ class TestSolve:
     __test__ = INTERPRETED
 
     @pytest.mark.parametrize("name", right_hand_sides())
-    def test_range(self, name):
+    def test_large_and_small_numbers_keep_their_digits(self, name):
         """Float16 holds what is large and what is small: the scale is the region's own."""
         rhs = right_hand_sides()[name]
         k = solved(rhs)
