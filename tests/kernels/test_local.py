@@ -132,7 +132,7 @@ class TestSolve:
 
 
 def cut(x):
-    """float64 to float32 towards zero, as tensor cores do with their sums."""
+    """Round float64 to float32 toward zero, as tensor cores do with their sums."""
     near = x.float()
     return torch.where(near.double().abs() > x.abs(), torch.nextafter(near, near * 0), near)
 
