@@ -1,6 +1,6 @@
 """``python -m bench``: the command ``ddfm-fast bench``, from a checkout.
 
-By its name, not by an import: the command knows the benchmarks, and never the other way.
+It is found by name, not by an import: the command knows the benchmarks, never the other way round.
 """
 
 from runpy import run_module

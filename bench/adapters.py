@@ -1,8 +1,8 @@
-"""Public fusion networks, each run from a clone of its own repository that the person made.
+"""Public fusion networks, each run from a clone of its own repository that the user has made.
 
-Nothing of theirs is shipped or copied: an adapter imports the network from the given folder, loads
-the weights that lie there, and scales what goes in and comes out as the authors' test script does
-(without its rounding to 8 bits). It runs their code, so give it folders that you trust.
+No code of theirs is shipped or copied: an adapter imports the network from the given folder, loads
+the weights that are there, and scales inputs and outputs as the authors' test script does (without
+its rounding to 8 bits). It runs their code, so give it folders that you trust.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Peer(NamedTuple):
 
 
 class Hollow(ModuleType):
-    """Stands for a module that is imported there and not needed: every name in it is None.
+    """Stands for a module that their code imports but does not need: every name in it is None.
 
     A package keeps its folder, so that its modules can be imported without its ``__init__``.
     """
@@ -52,8 +52,8 @@ class Hollow(ModuleType):
 def imports_from(folder: Path, *hollow: str) -> Iterator[None]:
     """Let imports find ``folder`` first; afterwards nothing of it is left in ``sys``.
 
-    Modules of ours whose names the folder has too are out of the way meanwhile. ``hollow``: modules
-    that are imported there and not needed.
+    Modules of ours with names that the folder also has are set aside meanwhile. ``hollow``: modules
+    that are imported there but not needed.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder.name!r} in the clone")
@@ -71,7 +71,7 @@ def imports_from(folder: Path, *hollow: str) -> Iterator[None]:
             setattr(sys.modules[parent], child, sys.modules[name])
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about their code
+            warnings.simplefilter("ignore")  # they concern their code
             yield
     finally:
         sys.path[:], sys.dont_write_bytecode = path, writes
@@ -82,7 +82,7 @@ def imports_from(folder: Path, *hollow: str) -> Iterator[None]:
 
 
 def weights(network: nn.Module, path: Path, key: str | None = None) -> nn.Module:
-    """Load a state dict as data, never as code; the network, ready to be called."""
+    """Load a state dict as data, never as code; return the network, ready to be called."""
     if not path.is_file():
         raise FileNotFoundError(f"there are no weights {path.name!r} in the clone")
     state = torch.load(path, map_location="cpu", weights_only=True)
@@ -91,7 +91,7 @@ def weights(network: nn.Module, path: Path, key: str | None = None) -> nn.Module
 
 
 def method(call: Callable[[Tensor, Tensor], Tensor]) -> Method:
-    """Make a method of a function of planes [1, 1, H, W]."""
+    """Turn a function of planes [1, 1, H, W] into a method."""
 
     def fused(ir: Plane, vis: Plane) -> Plane:
         planes = (torch.from_numpy(np.ascontiguousarray(p))[None, None] for p in (ir, vis))
@@ -102,7 +102,7 @@ def method(call: Callable[[Tensor, Tensor], Tensor]) -> Method:
 
 
 def full_range(plane: Tensor) -> Tensor:
-    """Stretch to 0..1, as the scripts do that save by SciPy's old ``imsave`` or alike."""
+    """Stretch to 0..1, like scripts that save by SciPy's old ``imsave`` or similar."""
     low, high = plane.aminmax()
     return (plane - low) / (high - low).clamp(min=1e-5)
 
@@ -110,8 +110,8 @@ def full_range(plane: Tensor) -> Tensor:
 def ifcnn(folder: Path) -> Method:
     """Make IFCNN-MAX, on three equal channels; its first layer is in the weights, no ResNet needed.
 
-    As ``Code/IFCNN_Main.py``, which gives the pictures of ``Code/results`` to the byte; those of
-    ``Results`` come from inputs normalized by ImageNet's mean and deviation.
+    It follows ``Code/IFCNN_Main.py``, which gives the pictures in ``Code/results`` to the byte;
+    those in ``Results`` come from inputs normalized by ImageNet's mean and deviation.
     """
     with imports_from(folder / "Code", "torchvision", "torchvision.models"):
         kind = importlib.import_module("model").IFCNN
@@ -191,4 +191,4 @@ PEERS: dict[str, Peer] = {
     "densefuse": Peer("https://github.com/hli1221/densefuse-pytorch", densefuse),
     "lrrnet": Peer("https://github.com/hli1221/imagefusion-LRRNet", lrrnet),
 }
-"""by the name that ``--peer NAME=FOLDER`` has"""
+"""peers by their name in ``--peer NAME=FOLDER``"""

@@ -1,7 +1,7 @@
 """Plain fusions that any method must beat, by OpenCV alone: gray float32 [H, W] in [0, 1].
 
 Each takes the two lumas and the noise (σ of the infrared, σ of the visible, in gray levels); only
-the denoising one looks at it.
+the denoising one uses it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Noise = tuple[float, float]
 Baseline = Callable[[Plane, Plane, Noise], Plane]
 
 DEEPEST, SMALLEST = 5, 16
-"""levels of the Laplacian pyramid, and the shortest side of its coarsest one"""
+"""most levels of the Laplacian pyramid, and the shortest side of its coarsest level"""
 NLM_STRENGTH = 0.8
 """h of the non-local means over σ, between the 0.75 and 0.9 that its literature uses"""
 
@@ -43,7 +43,7 @@ def maximum(ir: Plane, vis: Plane, _noise: Noise = (0, 0)) -> Plane:
 def pyramid(ir: Plane, vis: Plane, _noise: Noise = (0, 0)) -> Plane:
     """Average the coarsest level of two Laplacian pyramids, keep the stronger detail elsewhere.
 
-    Averaging every level would be linear, and so the mean again.
+    Averaging every level would be linear, which is just the mean again.
     """
     parts = [laplacian_levels(np.ascontiguousarray(p, np.float32)) for p in (ir, vis)]
     *details, (base_ir, base_vis) = zip(*parts, strict=True)

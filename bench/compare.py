@@ -1,13 +1,13 @@
 """Two results side by side: what became slower beyond the noise of both.
 
-A path counts as slower where its samples do not overlap (p20 of the new run above p80 of the old)
-and where three things rose by more than the threshold and the scatter of both runs (p80 − p20,
-over the median): its median, its median over that of the baseline beside it, and its median over
-that of the yardstick, a fixed piece of work in the same rounds. A machine that is slower today
-slows those two as well. Its fastest sample must have risen beyond the threshold too, which other
-programs on the machine touch least. A measurement with fewer than three samples is not judged, and
-of what happens once in a process (section startup) no difference below a millisecond: the file
-system's cache decides there, run by run.
+A path counts as slower if its samples do not overlap (p20 of the new run above p80 of the old) and
+if three things rose by more than the threshold and the scatter of both runs (p80 − p20, over the
+median): its median, its median over that of the baseline beside it, and its median over that of the
+yardstick, a fixed piece of work in the same rounds. A machine that is slower today slows those two
+as well. Its fastest sample, which other programs on the machine affect least, must also have risen
+beyond the threshold. A measurement with fewer than three samples is not judged. For what happens
+once in a process (section startup), differences below a millisecond do not count: there the file
+system's cache decides, run by run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .table import seconds
 from .timing import LEAST_ROUNDS
 
 THRESHOLD, QUICK_THRESHOLD = 0.10, 0.50
-"""a quick run has few samples of short calls: it tells a catastrophe from noise, no more"""
+"""a quick run has few samples of short calls: it only tells a catastrophe from noise"""
 ONCE_RESOLUTION = 1e-3
 """seconds; two runs of one tree had `import ddfm_fast` at 0.2 and 0.5 ms"""
 SAME = ("cpu", "gpu", "threads", "torch", "driver")
@@ -63,7 +63,7 @@ def judge(old: Measurement, new: Measurement, path: str, threshold: float) -> Ch
 
 
 def _drifts(old: Measurement, new: Measurement, path: str) -> list[float]:
-    """How much slower what stands beside the path is now: its baseline, and the yardstick."""
+    """Return how much slower the path's baseline and the yardstick are now."""
     found = []
     if old.yardstick and new.yardstick:
         found.append(statistics.median(new.yardstick) / statistics.median(old.yardstick))
@@ -74,7 +74,7 @@ def _drifts(old: Measurement, new: Measurement, path: str) -> list[float]:
 
 
 def compare(old: Report, new: Report, threshold: float | None = None) -> list[Change]:
-    """Every path that both runs timed, in the new run's order; what is red in the new run too."""
+    """Compare every path that both runs timed, in the new run's order; include what is red now."""
     if threshold is None:
         quick = old.settings.get("quick") or new.settings.get("quick")
         threshold = QUICK_THRESHOLD if quick else THRESHOLD

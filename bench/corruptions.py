@@ -1,7 +1,7 @@
 """Noise of known strength on a clean pair, the same for everyone who measures with it.
 
 Lumas are float32 [H, W] in [0, 1]. The noise is drawn on the CPU from (corruption, seed) and from
-nothing else, so that two commands that name a pair's number meet the same picture.
+nothing else, so that two commands that name a pair's number get the same picture.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ CORRUPTIONS: dict[str, Corruption] = {
 
 
 def noise_levels(name: str, vis: Plane) -> tuple[float, float]:
-    """Tell σ of the infrared and of the visible in gray levels, as a denoiser may know it.
+    """Return σ of the infrared and of the visible in gray levels, as a denoiser may know it.
 
     ``vis`` is the corrupted visible: photon noise has the variance of its mean / 60.
     """

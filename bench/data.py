@@ -1,4 +1,4 @@
-"""What is fused and by what in the benchmarks: seeded planes, the demo pair, the networks."""
+"""What the benchmarks fuse, and with what: seeded planes, the demo pair, the networks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Planes(NamedTuple):
 
 
 def planes(height: int, width: int, device: torch.device, seed: int = 0) -> Planes:
-    """Seeded planes.
+    """Make seeded planes.
 
     The sources are smooth, as pictures are, so that no pixel of the E-step is extreme.
     """
@@ -64,13 +64,13 @@ def pair(side: int) -> tuple[Tensor, Tensor]:
 
 
 def pair_lumas(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """``pair`` as the method's i and v: luma planes [1, 1, side, side] in [−1, 1]."""
+    """Return ``pair`` as the method's i and v: luma planes [1, 1, side, side] in [−1, 1]."""
     found = (luma(to_planes(image, "pair")[0]) * 2 - 1 for image in pair(side))
     return tuple(plane.to(device) for plane in found)
 
 
 def random_unet(config: UNetConfig, device: torch.device) -> UNet:
-    """A network with random (seeded) weights, finite in float16 too: only the cost matters."""
+    """Make a network with random (seeded) weights, finite in float16: only the cost matters."""
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         unet = UNet(config).eval().requires_grad_(False)

@@ -1,8 +1,8 @@
-"""``python -m bench.engines``: a forward of the prior by ours and by other engines, one page.
+"""``python -m bench.engines``: a forward pass of the prior by our and by other engines, one page.
 
 Every engine gets the same weights (``exported``) and is compared with the authors' module before
-anything is timed; one that computes something else has no time. Then all take turns. Out come a
-result in the project's format, a table in Markdown and a plot of time over pixels.
+anything is timed; one that computes something else gets no time. Then all take turns. The output is
+a result in the project's format, a table in Markdown and a plot of time over pixels.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ NAMES = ("embedded", "ADM 32", "ADM 128")
 SIZES = ("128x128", "256x320", "512x640", "1088x1920")
 PACKAGES = ("openvino", "nncf", "onnxruntime", "onnx", "onnxscript")
 TIMESTEP = 56
-"""where the noise of x_t is σ 25 of 255"""
+"""timestep at which the noise of x_t is σ 25 of 255"""
 LIMITS = {"float32": 2e-4, "bfloat16": 5e-2, "int8": 0.5}
-"""of eps: float32's largest error over the largest value, else the error's root mean square over
-that of eps. What int8 loses (.1 to .2 was seen) is stated, not judged: 1 is an eps of 0"""
+"""error of eps: for float32 the largest over the largest value, else the root mean square over that
+of eps. What int8 loses (.1 to .2 was seen) is stated, not judged: an eps of 0 would have 1"""
 PICTURES = 6
-"""that int8 is calibrated on"""
+"""number of pictures on which int8 is calibrated"""
 SHARE_OF_MEMORY = 0.5
 REST = 0.3
 """seconds before each turn: OpenMP's threads spin for up to .2 after their work"""
@@ -57,7 +57,7 @@ app = typer.Typer(add_completion=False)
 
 @dataclass
 class Run:
-    """What is asked for, and what earlier sizes cost: seconds per pixel by network and engine."""
+    """What is requested, and what earlier sizes cost: seconds per pixel by network and engine."""
 
     place: Place
     engines: list[str]
@@ -66,7 +66,7 @@ class Run:
     rates: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def too_long(self, name: str, engine: str, pixels: int) -> str | None:
-        """Say that a forward would pass ``longest``, by what a smaller size took."""
+        """Say that a forward pass would exceed ``longest``, judging by a smaller size."""
         expected = self.rates.get((name, engine), 0.0) * pixels
         return f"about {seconds(expected)} a forward" if expected > self.longest else None
 
@@ -95,14 +95,14 @@ def pictures(count: int, height: int, width: int, seed: int) -> tuple[Tensor, Te
 
 
 def denoised_psnr(clean: Tensor, x: Tensor, eps: Tensor) -> float:
-    """PSNR in dB of x_0 as eps has it, of a range of 255."""
+    """Return the PSNR in dB of the x_0 that eps implies, for a range of 255."""
     alpha = float(trained_alphas()[TIMESTEP])
     x0 = (x - math.sqrt(1 - alpha) * eps) / math.sqrt(alpha)
     return 10 * math.log10(4 / float(F.mse_loss(x0, clean)))
 
 
 def rms_error(exact: Tensor, found: Tensor) -> float:
-    """Root mean square of the difference over that of ``exact``."""
+    """Return the root mean square of the difference over that of ``exact``."""
     return float((found - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
 
@@ -129,7 +129,7 @@ class Contest:
         self.found = Measurement(baseline=OFFICIAL, facts={"missing": [], "made in seconds": {}})
 
     def add(self, engine: str, precision: str) -> None:
-        """Make one and compare it; why it is not timed becomes its row."""
+        """Make an engine and compare it; if it is not timed, its row says why."""
         path, x = path_of(engine, precision), self.work.x
         if reason := missing(engine, precision):
             if reason not in self.found.facts["missing"]:
@@ -145,7 +145,7 @@ class Contest:
             forward = ENGINES[engine].make(self.work, precision)
             eps = forward().float()
             check = checked(self.exact, eps, engine, precision)
-        except Exception as error:  # what one engine cannot do must not cost the others' times
+        except Exception as error:  # a failing engine must not cost the others' times
             first = str(error).strip().split("\n")[0]
             candidate.about = f"failed: {type(error).__name__}: {first}"
             return
@@ -154,7 +154,7 @@ class Contest:
         if self.work.network == "embedded":
             exact, own = (denoised_psnr(self.clean, x, e) for e in (self.exact, eps))
             candidate.quality["dB of denoising lost"] = exact - own
-        if engine == OURS and candidate.lossless:  # without which nothing counts
+        if engine == OURS and candidate.lossless:  # without it nothing counts
             self.found.parity += require(check)
         elif not check.green:
             candidate.about = f"RED: off by {check.difference:.1e}, more than {check.limit:.0e}"
@@ -162,7 +162,7 @@ class Contest:
         self.forwards[path] = forward
 
     def timed(self) -> Measurement:
-        """Time what is green; the seconds per pixel tell the next size what it would take."""
+        """Time what is green; the seconds per pixel predict the time of the next size."""
         taken = self.run.place.times(self.forwards, rest=REST)
         pixels = self.work.x[:, 0].numel()
         for path, timed in taken.items():
@@ -173,8 +173,8 @@ class Contest:
 
 
 def impossible(run: Run, name: str, batch: int, size: tuple[int, int]) -> str | None:
-    """Return why a measurement is left out whole: its time or its memory."""
-    for engine in (OURS, OFFICIAL):  # without either there is nothing to compare
+    """Return why a whole measurement is left out: its time or its memory."""
+    for engine in (OURS, OFFICIAL):  # without both there is nothing to compare
         if reason := run.too_long(name, engine, batch * size[0] * size[1]):
             return f"{engine} takes {reason}"
     prior = load_prior(network(name), device=CPU, dtype="float32")
@@ -205,19 +205,19 @@ def compare(run: Run, name: str, batch: int, size: tuple[int, int]) -> Measureme
 
 
 def best(measurement: Measurement, wanted: Callable[[str], bool]) -> float:
-    """The least median of the candidates whose name is wanted, in seconds; infinite without one."""
+    """Return the least median of the candidates with wanted names, in seconds; else infinity."""
     found = measurement.candidates.items()
     return min((c.median for name, c in found if c.samples and wanted(name)), default=math.inf)
 
 
 def lead(measurement: Measurement, int8: bool) -> float:
-    """The fastest other engine's median over our fastest; in a float precision or in int8."""
+    """Return the fastest other engine's median over our fastest; in float precision or int8."""
     own = best(measurement, lambda name: name.startswith(OURS))
     return best(measurement, lambda n: not n.startswith(OURS) and n.endswith("int8") == int8) / own
 
 
 def cell(measurement: Measurement, name: str) -> str:
-    """Milliseconds, median (p20 to p80); a dash with a reason's first word if there are none."""
+    """Format milliseconds, median (p20 to p80); else a dash and the reason's first word."""
     c = measurement.candidates.get(name)
     if c is None or not c.samples:
         return "–" if c is None else c.about.partition(":")[0]
@@ -225,7 +225,7 @@ def cell(measurement: Measurement, name: str) -> str:
 
 
 def to_markdown(report: Report) -> str:
-    """Write the page: the machine, one table of times, what low precision loses, what is absent."""
+    """Format the page: the machine, a table of times, what low precision loses, what is absent."""
     green = [m for m in report.measurements if m.green and m.candidates]
     paths = list(dict.fromkeys(name for m in green for name in m.candidates))
     shown = (f"{n} {report.machine[n]}" for n in PACKAGES if report.machine.get(n))
@@ -342,7 +342,7 @@ def main(
     run = Run(place, [n for n in ENGINES if n in {*wanted, OURS, OFFICIAL}], threads, longest)
     given = f"--networks '{','.join(names)}' --sizes {sizes} --batches {batches}"
     command = f"{COMMAND} {given} --engines '{','.join(wanted)}' --rounds {rounds}"
-    shapes.sort(key=lambda size: size[0] * size[1])  # small ones tell what large ones take
+    shapes.sort(key=lambda size: size[0] * size[1])  # small ones predict what large ones take
     tasks = [(name, n, size) for n in counts for size in shapes for name in names]
     path = measure_all(run, tasks, command, minutes, out)
     typer.echo(f"wrote {path}, {path.with_suffix('.md').name}, {path.with_suffix('.png').name}")

@@ -2,7 +2,7 @@
 
 All get the same weights, one static size, ``Work.threads`` threads, and the timestep as a constant
 that they may fold. OpenVINO and ONNX Runtime read one ONNX file. int8 is what their own tools make
-of ``Work.calibration`` without training (NNCF; ``quantize_static``: QDQ, a scale per output
+from ``Work.calibration`` without training (NNCF; ``quantize_static``: QDQ, a scale per output
 channel), and torch.compile runs with frozen weights.
 """
 
@@ -34,7 +34,7 @@ from .data import network, reference_unet
 Forward = Callable[[], Tensor]
 CPU = torch.device("cpu")
 CHANNELS = 3
-"""of eps; the variance's half is left out where an engine can"""
+"""channels of eps; the variance's half is left out if an engine can do so"""
 
 
 class AtOneTimestep(nn.Module):
@@ -45,13 +45,13 @@ class AtOneTimestep(nn.Module):
         self.unet, self.step = unet, unet.conditioning(torch.tensor([timestep]))[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x_t [N, 3, H, W] → eps of the same shape."""
+        """Predict eps from x_t [N, 3, H, W]; same shape."""
         return self.unet.run(x, self.step, CHANNELS)
 
 
 @dataclass(frozen=True)
 class Work:
-    """A network, the x_t [N, 3, H, W] that it gets, and what engines may know beforehand."""
+    """A network, its input x_t [N, 3, H, W], and what engines may know beforehand."""
 
     network: str
     timestep: int
@@ -81,7 +81,7 @@ class Work:
 
 
 def _of_eps(unet: UNet) -> UNet:
-    """Copy a network as its authors have it, its last convolution without the variance's half."""
+    """Copy a network in its authors' form, without the variance's half of its last layer."""
     state = {key: value.detach().contiguous() for key, value in unet.state_dict().items()}
     rows = CHANNELS * unet.config.pixel_unshuffle**2
     state |= {key: state[key][:rows] for key in ("out.2.weight", "out.2.bias")}
@@ -90,7 +90,7 @@ def _of_eps(unet: UNet) -> UNet:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what exporters and quantizers say to themselves off the terminal."""
+    """Keep the chatter of exporters and quantizers off the terminal."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -102,7 +102,7 @@ def quiet() -> Iterator[None]:
 
 
 def ours(work: Work, precision: str) -> Forward:
-    """Our engine, as ``load_prior`` gives it."""
+    """Return our engine, as ``load_prior`` gives it."""
     prior = load_prior(network(work.network), device=CPU, dtype=precision)
     step = prior.conditioning(torch.tensor([work.timestep]))[0]
     return lambda: prior.eps(work.x, step)
@@ -117,7 +117,7 @@ def official(work: Work, precision: str) -> Forward:
 
 
 def inductor(work: Work, precision: str) -> Forward:
-    """torch.compile of the plain network as we lay it out, which it was measured to like."""
+    """Compile the plain network by torch.compile in our layout, which is faster by measurement."""
     low = PRECISIONS[precision]
     unet = optimized(network(work.network), CPU, low)
     x = work.x.to(low, memory_format=torch.channels_last)
@@ -133,7 +133,7 @@ def inductor(work: Work, precision: str) -> Forward:
 
 
 def openvino(work: Work, precision: str) -> Forward:
-    """OpenVINO's CPU plugin with one stream, its threads free to move as everybody's are."""
+    """Return OpenVINO's CPU plugin with one stream, and threads free to move like all others'."""
     import openvino as ov
 
     core = ov.Core()
@@ -167,7 +167,7 @@ def _by_nncf(model: Any, work: Work) -> Any:
 
 
 def onnx_runtime(work: Work, precision: str) -> Forward:
-    """ONNX Runtime's CPU provider; its threads stop spinning when a forward is done."""
+    """Return ONNX Runtime's CPU provider; its threads stop spinning after a forward pass."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -206,7 +206,7 @@ def _by_onnx_runtime(work: Work) -> Path:
 
 @dataclass(frozen=True)
 class EngineKind:
-    """How to get a forward, in which precisions, and the modules that must import for it."""
+    """How to get a forward pass, in which precisions, and the modules that it must import."""
 
     make: Callable[[Work, str], Forward]
     precisions: tuple[str, ...]

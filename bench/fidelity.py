@@ -1,4 +1,4 @@
-"""What a fused picture is worth: the paper's six metrics, and its distance from the exact one."""
+"""The quality of a fused picture: the paper's six metrics, and its distance from the exact one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ METRICS = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM")
 def scores(fused, ir, vis) -> dict[str, float]:
     """Return the six metrics in the convention ``cddfuse``, of three 8-bit pictures.
 
-    And the worse source's VIF: a high VIF alone may be a copy of one source.
+    Also the worse source's VIF: a high VIF alone may come from a copy of one source.
     """
     fused = fused[..., 0] if fused.ndim == 3 and fused.shape[-1] == 1 else fused
     found = compute(*(to_luma(image) for image in (fused, ir, vis)), names=METRICS)
@@ -24,12 +24,12 @@ def scores(fused, ir, vis) -> dict[str, float]:
 
 
 def psnr(luma: Tensor, exact: Tensor) -> float:
-    """dB between luma planes of one scale, whose range is 1; infinite where they are equal."""
+    """Return dB between luma planes of one scale, whose range is 1; infinite if they are equal."""
     error = float((luma.double() - exact.double()).square().mean())
     return math.inf if error == 0 else -10 * math.log10(error)
 
 
 def to_bytes(luma: Tensor) -> np.ndarray:
-    """A luma plane [1, 1, H, W] in [0, 1] as a gray picture uint8 [H, W], rounded as they are."""
+    """Convert a luma plane [1, 1, H, W] in [0, 1] to a gray picture uint8 [H, W], rounded alike."""
     plane = luma.detach().reshape(luma.shape[-2:])
     return torch.floor(plane.clamp(0, 1) * 255 + 0.5).to(torch.uint8).cpu().numpy()

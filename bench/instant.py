@@ -1,6 +1,6 @@
 """A plugin for pytest: failures are printed when they happen, and tests end before $LIMIT seconds.
 
-``-p bench.instant``, for a run that may be killed: pytest itself says at the end what failed.
+Use ``-p bench.instant`` if the run may be killed: pytest itself lists failures only at the end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 
 STARTED = time.monotonic()
 LAST = 20
-"""seconds before the limit in which no test starts, and pytest sums up"""
+"""seconds before the limit in which no test starts, so that pytest can sum up"""
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -22,7 +22,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Stop where the time is nearly over."""
+    """Stop when the time is nearly over."""
     limit = float(os.environ.get("LIMIT", "inf"))
     if time.monotonic() - STARTED > limit - LAST:
         item.session.shouldstop = f"out of time, {limit:g} s; tests after {item.nodeid} did not run"

@@ -1,8 +1,8 @@
 """What ``gpu_suite.sh`` needs on a CUDA machine without a network, in one folder: ``make gpu-kit``.
 
 ``out/gpu-kit`` holds the files of this checkout that the suite uses, wheels of what it imports, and
-``install.sh``; ``out/gpu-kit.tar.gz`` is the same to be carried. PyTorch and Triton, which such a
-machine mostly has, are left out unless requested.
+``install.sh``; ``out/gpu-kit.tar.gz`` is the same for copying. PyTorch and Triton, which such a
+machine usually has, are left out unless requested.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ ROOT = machine.FOLDER.parent
 WANTED = ("ddfm_fast", "kernels", "bench", "tests")
 WANTED += ("setup.py", "pyproject.toml", "constraints.txt", "LICENSE", "NOTICE", "README.md")
 RESULTS = ("bench/results/README.md", "bench/results/smoke.npz")
-"""of the recorded results, megabytes, what the suite reads"""
+"""what the suite reads of the recorded results, which are megabytes"""
 THEIRS = frozenset({"torch", "triton"})
 TOOLS = frozenset({"mypy", "ruff", "setuptools", "wheel"})
-"""of the extra "test", what no GPU test imports"""
+"""packages of the extra "test" that no GPU test imports"""
 CUDA = ("cuda12", "cuda13", "none")
 INSTALL = """#!/usr/bin/env bash
 # Installs what the GPU suite needs from wheels/, without a network, into the environment of $PYTHON
@@ -42,7 +42,7 @@ echo "installed; next: ${PYTHON:+PYTHON=$PYTHON }bash bench/gpu_suite.sh"
 
 
 def files(root: Path = ROOT) -> list[str]:
-    """Tracked and new files of the checkout that the suite uses; OSError outside of one."""
+    """List tracked and new files of the checkout that the suite uses; OSError outside of one."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *WANTED]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode or not done.stdout:
@@ -52,7 +52,7 @@ def files(root: Path = ROOT) -> list[str]:
 
 
 def requirements(cuda: str, with_torch: bool) -> list[str]:
-    """Return what a machine must have: for the package, CuPy, the benchmarks and the GPU tests."""
+    """Return what a machine needs for the package, CuPy, the benchmarks and the GPU tests."""
     extras, found = ["", "test", *([] if cuda == "none" else [cuda])], {}
     for requirement in map(Requirement, requires("ddfm_fast") or ()):
         marker = requirement.marker
@@ -65,7 +65,7 @@ def requirements(cuda: str, with_torch: bool) -> list[str]:
 
 
 def download(wanted: list[str], folder: Path, arguments: list[str]) -> None:
-    """The wheels of ``wanted`` and of what they need; RuntimeError with what pip says."""
+    """Download wheels of ``wanted`` and what they need; RuntimeError with pip's message."""
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet"]
     command += ["--only-binary=:all:", "-c", str(ROOT / "constraints.txt"), "-d", str(folder)]
     done = subprocess.run([*command, *arguments, *wanted], capture_output=True, text=True)
@@ -74,7 +74,7 @@ def download(wanted: list[str], folder: Path, arguments: list[str]) -> None:
 
 
 def pack(folder: Path, wanted: list[str]) -> None:
-    """The folder without its wheels: files, requirements, commit, script."""
+    """Write the folder without its wheels: files, requirements, commit, script."""
     for name in files():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The machine that figures belong to: what it is, what runs on it, and what it reaches.
+"""The machine to which figures belong: what it is, what runs on it, and what it reaches.
 
 The ceilings are measured in the same run as everything else, so that "of the limit" means what
-this machine gave on that day and not what a data sheet promises.
+this machine reached on that day, not what a data sheet promises.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .timing import interleave, quantile
 FOLDER = Path(__file__).resolve().parent
 IN_CHECKOUT = (FOLDER.parent / "setup.py").is_file()
 RESULTS = FOLDER / "results" if IN_CHECKOUT else Path("ddfm_fast_bench")
-"""where results go: into the repository, or beside the user where only the package is there"""
+"""where results go: into the repository or, if only the package is there, the current folder"""
 COMMAND = "python -m bench" if IN_CHECKOUT else "ddfm-fast bench"
 PACKAGES = ("torch", "triton", "cupy-cuda12x", "cupy-cuda13x", "numpy", "scikit-image")
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
@@ -32,11 +32,11 @@ MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 LAUNCHES = 1000
 PRODUCTS = ("float32", "bfloat16", "float16")
 LARGEST_CPU_CACHE = 2**26
-"""of a shared CPU's last cache, whose size counts everybody's cores, this much may be ours"""
+"""bytes of a shared CPU's last cache that may be ours; its stated size is for everybody's cores"""
 
 
 def machine(device: torch.device | str = "cpu") -> dict:
-    """Return what a reader needs to judge the figures; no host or user names."""
+    """Return what a reader needs to judge the figures, without host or user names."""
     device = torch.device(device)
     found = {
         "cpu": _cpu_name(),
@@ -67,14 +67,14 @@ def machine(device: torch.device | str = "cpu") -> dict:
 
 
 def device_name(card: dict) -> str:
-    """Return what a result's file is called after: the GPU's name, or "cpu"."""
+    """Return the name for a result's file: the GPU's name, or "cpu"."""
     return re.sub(r"[^a-z0-9]+", "-", card.get("gpu", "cpu").lower()).strip("-")
 
 
 def commit() -> str:
-    """Return the commit of the checkout, "+changes" where files differ; of a package its version.
+    """Return the commit of the checkout, "+changes" if files differ; for a package its version.
 
-    A kit (``kit``) has no history, and a file with its commit.
+    A kit (``kit``) has no history, but a file with its commit.
     """
     if not IN_CHECKOUT:
         return f"version {ddfm_fast.__version__}"
@@ -104,11 +104,11 @@ def cache_bytes(device: torch.device) -> int:
 def ceilings(
     device: torch.device, clock: Callable, *, scale: int = 1, repeats: int = 15
 ) -> dict[str, dict]:
-    """Measured limits, {"copy": …, "float32": …}: ``rate``, the best, and every sample.
+    """Measure limits, {"copy": …, "float32": …}: ``rate``, the best, and every sample.
 
-    In bytes read plus written, operations, or launches (of an operator on 16 numbers) per second.
-    ``scale`` divides the sizes, for a quick look. Products in bfloat16 and float16 only where the
-    device has units for them.
+    They are bytes read plus written, operations, or launches (of an operator on 16 numbers) per
+    second. ``scale`` divides the sizes, for a quick look. Products in bfloat16 and float16 are
+    measured only if the device has units for them.
     """
     count = COPY_BYTES[device.type] // 4 // scale
     side = MATRIX_SIDE[device.type] // scale
@@ -155,7 +155,7 @@ def _memory() -> int | None:
 
 
 def installed_version(distribution: str) -> str | None:
-    """Return which version of a distribution is here; None without it."""
+    """Return the installed version of a distribution; None if it is missing."""
     try:
         return version(distribution)
     except PackageNotFoundError:

@@ -12,9 +12,9 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_of(work: Callable[[], object], device: torch.device) -> int | None:
-    """Bytes: PyTorch's allocator on CUDA, the process's resident memory on Linux, else None.
+    """Return bytes: PyTorch's allocator on CUDA, the process's resident memory on Linux, else None.
 
-    Meant for a fresh process: memory that an earlier call left with the C library hides the peak.
+    Call it in a fresh process: memory that an earlier call left with the C library hides the peak.
     """
     gc.collect()
     if device.type == "cuda":
@@ -28,7 +28,7 @@ def peak_of(work: Callable[[], object], device: torch.device) -> int | None:
         return None
     before = _status("VmRSS")
     try:
-        CLEAR.write_text("5")  # the peak becomes what is resident now
+        CLEAR.write_text("5")  # resets the peak to what is resident now
     except OSError:
         before = _status("VmHWM")
     work()

@@ -1,7 +1,7 @@
 """The paper's six metrics as a plain NumPy transcription: the baseline of section ``metrics``.
 
-Written from what the community's evaluator computes, with its costs on purpose: two-dimensional
-windows by ``convolve2d``, float64 VIF, boolean masks, label counting for mutual information.
+It is written from what the community's evaluator computes, with its costs on purpose: 2-D windows
+by ``convolve2d``, float64 VIF, boolean masks, label counting for mutual information.
 ``tests/metrics/test_metrics.py`` uses it as an oracle.
 """
 
@@ -20,7 +20,7 @@ def entropy(fused: np.ndarray) -> float:
 
 
 def mutual_information(a: np.ndarray, b: np.ndarray) -> float:
-    """In nats, over the labels that occur."""
+    """Compute mutual information in nats, over the labels that occur."""
     _, rows = np.unique(a.ravel(), return_inverse=True)
     _, columns = np.unique(b.ravel(), return_inverse=True)
     joint = np.zeros((rows.max() + 1, columns.max() + 1))
@@ -32,7 +32,7 @@ def mutual_information(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def vif(source: np.ndarray, fused: np.ndarray) -> float:
-    """Pixel-domain VIF of one source."""
+    """Compute the pixel-domain VIF of one source."""
     noise, floor = 2.0, 1e-10
     kept = there = 0.0
     for scale in range(4):

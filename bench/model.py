@@ -1,9 +1,9 @@
 """What a fusion costs on paper: the page's last part.
 
-Every operator of a forward is counted on the meta device (``ddfm_fast.priors.cost``): operations,
-least bytes, and itself as a launch. On paper each takes the longest of its operations at the peak
-rate, its bytes at the peak bandwidth, and a launch; a step after the prior is one pass over its
-planes. The rates are a data sheet's, for GPUs that nobody here has run on.
+Every operator of a forward pass is counted on the meta device (``ddfm_fast.priors.cost``): its
+operations, its least bytes, and one launch. On paper it takes the longest of its operations at the
+peak rate, its bytes at the peak bandwidth, and a launch; a step after the prior is one pass over
+its planes. The rates are from data sheets, for GPUs on which nobody here has run it.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from .place import PLANES_OF_A_STEP
 from .reference import ReferenceUNet
 
 LAUNCHES_OF_A_STEP = 8
-"""after the prior, with torch.fft: see the README"""
+"""launches of a step after the prior, with torch.fft: see the README"""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """``operations``: dense bfloat16 or float16 a second; ``bandwidth``: bytes per second."""
+    """``operations``: dense bfloat16 or float16 per second; ``bandwidth``: bytes per second."""
 
     name: str
     operations: float
     bandwidth: float
     price: float
-    """US dollars an hour, on demand: an assumption"""
+    """US dollars per hour, on demand: an assumption"""
 
 
 GPUS = (
@@ -45,12 +45,12 @@ GPUS = (
 )
 """peaks from the makers' public data sheets"""
 REACHED = 0.6
-"""share of both peaks that is taken to be reached; a guess until a GPU has run"""
+"""share of both peaks that is assumed to be reached; a guess until a GPU has run"""
 LAUNCH_S = 2e-6
-"""of a kernel inside a CUDA graph, a guess"""
+"""seconds per kernel inside a CUDA graph, a guess"""
 SIZE = (512, 640)
 EVALUATIONS = {"official": 100, "balanced": 10, "fast": 3}
-"""of the prior, by preset"""
+"""evaluations of the prior, by preset"""
 FORWARD_SIZES = [(256, 256), (512, 640), (1088, 1920), (2176, 3840)]
 MEASURED = Gpu("H100 at 798 TFLOP/s and 3.0 TB/s, measured elsewhere", 798e12, 3.0e12, 3.0)
 
@@ -59,13 +59,13 @@ MEASURED = Gpu("H100 at 798 TFLOP/s and 3.0 TB/s, measured elsewhere", 798e12, 3
 def forward_cost(
     prior: str, height: int, width: int, *, batch: int = 1, half: bool = False, fused: bool = False
 ) -> Cost:
-    """The launches of a forward by our engine; ``half``: 16-bit; ``fused``: by our kernels."""
+    """Return the launches of our engine's forward; ``half``: 16-bit; ``fused``: by our kernels."""
     dtype = torch.bfloat16 if half else torch.float32
     return engine_cost(config_of(prior), batch, height, width, dtype, fused=fused)
 
 
 def on_gpu(gpu: Gpu, prior: str, evaluations: int, height: int, width: int) -> float:
-    """Seconds of a fusion on paper, 16-bit, batch 1, one CUDA graph."""
+    """Return the seconds of a fusion on paper: 16-bit, batch 1, one CUDA graph."""
     rates = gpu.operations * REACHED, gpu.bandwidth * REACHED
     cost = forward_cost(prior, height, width, half=True, fused=True)
     forward = sum(
@@ -76,7 +76,7 @@ def on_gpu(gpu: Gpu, prior: str, evaluations: int, height: int, width: int) -> f
 
 
 def gpu_table() -> list[list[str]]:
-    """Head and rows: images a second and dollars for a million frames at ``SIZE``."""
+    """Return head and rows: images per second, and dollars per million frames, at ``SIZE``."""
     rows = [["{}x{}".format(*SIZE), *(f"{g.name}, {g.price:g} $/h" for g in GPUS)]]
     for prior in ("official", "embedded"):
         for preset, evaluations in EVALUATIONS.items():
@@ -96,9 +96,9 @@ def reference_cost(height: int, width: int) -> Cost:
 
 
 def forward_table() -> list[list[str]]:
-    """Head and rows: what a forward of the authors' network is, by our kernels and without.
+    """Return head and rows: a forward of the authors' network, with and without our kernels.
 
-    The roofline takes for each launch the longer of its operations and its bytes.
+    For each launch, the roofline takes the longer of its operations and its bytes.
     """
     rows = [["size", "path", "TFLOP", "GB", "launches", "peak GiB", f"ms, {MEASURED.name}"]]
     for size in FORWARD_SIZES:
@@ -106,7 +106,7 @@ def forward_table() -> list[list[str]]:
             "ours, bfloat16": forward_cost("official", *size, half=True, fused=True),
             "our plain operators, bfloat16": forward_cost("official", *size, half=True),
         }
-        if size in FORWARD_SIZES[:2]:  # beyond, its attention alone takes 68 GB a head
+        if size in FORWARD_SIZES[:2]:  # beyond, its attention alone takes 68 GB per head
             costs["authors' module, float32"] = reference_cost(*size)
         for path, cost in costs.items():
             roof = "" if "float32" in path else f"{_roofline(cost) * 1e3:.1f}"
@@ -118,7 +118,7 @@ def forward_table() -> list[list[str]]:
 
 
 def kind_table() -> list[list[str]]:
-    """Head and rows: the launches of that forward by kind, at ``SIZE`` in bfloat16."""
+    """Return head and rows: the launches of that forward by kind, at ``SIZE`` in bfloat16."""
     rows = [["kind", "launches", "GFLOP", "GB", f"ms, {MEASURED.name}"]]
     for kind, cost in forward_cost("official", *SIZE, half=True, fused=True).by("kind").items():
         numbers = (
@@ -135,7 +135,7 @@ def _roofline(cost: Cost) -> float:
 
 
 def assumptions() -> str:
-    """Return what the table of GPUs stands on, in words."""
+    """Return the assumptions of the table of GPUs, in words."""
     return (
         "On paper; no GPU has run this. Images a second and US dollars for a million frames, "
         f"16-bit, batch 1. {REACHED:.0%} of both data-sheet peaks and {LAUNCH_S * 1e6:g} µs per "
@@ -144,6 +144,6 @@ def assumptions() -> str:
 
 
 def markdown_table(rows: list[list[str]]) -> list[str]:
-    """Rows as lines of Markdown, the first one the head."""
+    """Format rows as lines of Markdown; the first one is the head."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]

@@ -1,8 +1,8 @@
 """Four minutes of figures on a GPU, the most telling first: ``python -m bench.numbers``.
 
-The benchmark (``python -m bench``) in another order and within a limit of time. After each
+This is the benchmark (``python -m bench``) in another order and with a time limit. After each
 measurement its rows are printed and the one JSON file is written, whole, in the format of
-``results.py``; what there was no time for is in its settings as "left_out".
+``results.py``; its setting "left_out" lists what there was no time for.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ FIRST: Sequence[tuple[str, str, str]] = (
     ("throughput", "", ""),
     ("official", "forward by torch.compile", "512x640"),
 )
-"""sections, a word of the measurement's name, its size; nothing where all are meant"""
+"""sections, a word of the measurement's name, its size; "" stands for all"""
 SECTIONS = tuple(dict.fromkeys(section for section, *_ in FIRST))
 
 
 def most_telling(tasks: list[Task], sizes: bool = True) -> list[Task]:
     """Return the tasks that ``FIRST`` has, in its order; of any size without ``sizes``.
 
-    "forward by torch.compile" compiles for minutes and comes where its row is alone.
+    "forward by torch.compile" compiles for minutes, and comes where it has a row of its own.
     """
     found: list[Task] = []
     for section, word, size in FIRST:
@@ -96,7 +96,7 @@ def main(
         SECTIONS, rehearse=rehearse, device=device, repeats=repeats, seconds=seconds
     )
     tell = Told(out)
-    warnings.simplefilter("ignore")  # torch.compile's, between the rows
+    warnings.simplefilter("ignore")  # torch.compile's warnings would come between the rows
     order = partial(most_telling, sizes=not rehearse)
     report = runner.run(options, progress=False, keep=tell, order=order, within=within)
     for line in runner.red(report.measurements):

@@ -19,7 +19,7 @@ TEMPLATE = machine.FOLDER / "page.html"
 
 
 def write_all(report: Report, page: Path, folder: Path) -> Iterator[Path]:
-    """Write the page and its figures; into the README too if it is of the latest full run."""
+    """Write the page and its figures; if this is the latest full run, update the README, too."""
     drawn = figures(report)
     yield atomic_write_bytes(page, render(report, drawn).encode())
     newest = [path.with_suffix(".html").resolve() for path, _ in latest(machine.RESULTS).values()]
@@ -32,7 +32,7 @@ def write_all(report: Report, page: Path, folder: Path) -> Iterator[Path]:
 
 
 def render(report: Report, drawn: list[Figure]) -> str:
-    """Return the whole page; nothing in it points outside."""
+    """Return the whole page, which refers to nothing outside of itself."""
     parts = {
         "title": escape(f"ddfm_fast on {report.machine.get('gpu') or report.machine['cpu']}"),
         "lead": "<br>".join(escape(line) for line in card_lines(report)),
@@ -79,7 +79,7 @@ def _html_table(rows: list[list[str]]) -> str:
 
 
 def _rows(rows: list[list[str]]) -> str:
-    """Return the table with a line of its own for what was measured."""
+    """Return the table, with a separate line for what was measured."""
     width = len(HEAD) - 1
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in rows[0][1:])
     body = []

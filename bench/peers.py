@@ -1,8 +1,8 @@
 """``python -m bench.peers``: our presets and plain baselines beside public networks.
 
 Every method fuses the same pairs, clean and corrupted (``corruptions``), and is scored in the
-convention ``cddfuse`` against the clean sources. Out come a result in the project's format, a
-table in Markdown, and one sheet of crops. What a method cannot do is a sentence in its row.
+convention ``cddfuse`` against the clean sources. The output is a result in the project's format, a
+table in Markdown, and one sheet of crops. If a method fails, a sentence in its row says why.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Scene:
 
 
 def middle(shape: tuple[int, ...], most: tuple[int, ...]) -> tuple[slice, ...]:
-    """Cut the central part of at most that size."""
+    """Cut out the central part, of at most that size."""
     sizes = [min(pair) for pair in zip(shape, most, strict=True)]
     starts = [(n - size) // 2 for n, size in zip(shape, sizes, strict=True)]
     return tuple(slice(start, start + n) for start, n in zip(starts, sizes, strict=True))
@@ -78,7 +78,7 @@ def read_scenes(
 def methods(
     peers: dict[str, Path], presets: list[str]
 ) -> dict[str, Callable[[], Callable[[Scene], Plane]]]:
-    """Name every method, with what makes it: loading may fail, and costs memory."""
+    """List every method with a function that makes it: loading may fail, and takes memory."""
 
     def of_lumas(fused: Method) -> Callable[[Scene], Plane]:
         return lambda scene: fused(*scene.seen)
@@ -111,14 +111,14 @@ class Row:
         self.failed = ""
 
     def run(self, scenes: list[Scene]) -> None:
-        """Load, fuse once for the memory, then every scene; the first failure ends it."""
+        """Load, fuse once for the peak memory, then fuse every scene; the first failure ends it."""
         try:
             fused = self.make()
             release_memory()
             peak = peak_of(lambda: fused(scenes[-1]), CPU)  # a noisy one, if there is any
             for scene in scenes:
                 self._add(scene, fused, peak)
-        except Exception as error:  # what one method cannot do must not cost the others' results
+        except Exception as error:  # a failing method must not cost the others' results
             first = str(error).strip().split("\n")[0]
             self.failed = f"{type(error).__name__}: {first}"
         for name, candidate in self.candidates.items():
@@ -145,13 +145,13 @@ class Row:
 
 
 def release_memory() -> None:
-    """Return freed memory to the system, where the C library can: it would hide a peak."""
+    """Return freed memory to the system, if the C library can: it would hide a peak."""
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def report_of(rows: dict[str, Row], scenes: list[Scene], settings: dict) -> Report:
-    """One measurement per corruption, one candidate per method; values per pair in the facts."""
+    """Make a measurement per corruption, with a candidate per method, and the pairs' values."""
     report = Report(machine(), {}, {"sections": ["peers"], **settings})
     pairs = list(dict.fromkeys(scene.pair for scene in scenes))
     shapes = sorted({"x".join(map(str, scene.clean[0].shape)) for scene in scenes})
@@ -169,7 +169,7 @@ def report_of(rows: dict[str, Row], scenes: list[Scene], settings: dict) -> Repo
 
 
 def to_markdown(report: Report) -> str:
-    """A table per corruption: seconds of the median image, memory, and every metric's mean."""
+    """Format a table per corruption: seconds of the median image, memory, every metric's mean."""
     pairs = report.measurements[0].facts["pairs"]
     lines = [
         *card_lines(report),
@@ -194,7 +194,7 @@ def to_markdown(report: Report) -> str:
 
 
 def sheet(rows: dict[str, Row], scenes: list[Scene]) -> Plane:
-    """Draw the crops: a row per scene, the sources as they were seen, then every method."""
+    """Draw the crops: a row per scene, the sources as methods saw them, then every method."""
     drawn = []
     for scene in scenes:
         ir, vis = ((p[scene.crop] * 255 + 0.5).astype(np.uint8) for p in scene.seen)
@@ -207,7 +207,7 @@ def sheet(rows: dict[str, Row], scenes: list[Scene]) -> Plane:
 
 
 def chosen(text: str | None, known: list[str], option: str) -> list[str]:
-    """Read a list with commas. ValueError for a name that is not known."""
+    """Read a list with commas; ValueError for an unknown name."""
     names = [name.strip() for name in text.split(",") if name.strip()] if text else known
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"{option} has {unknown[0]!r}; expected some of {', '.join(known)}")
@@ -256,7 +256,7 @@ def main(
     except (ValueError, OSError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(2) from None
-    options = [f"--peer {name}=FOLDER" for name in peers]  # the paths are nobody's business
+    options = [f"--peer {name}=FOLDER" for name in peers]  # the paths are private
     options += [f"--presets {','.join(ours)}", f"--corruptions {','.join(names)}"]
     options += [f"--{key} {value}" for key, value in (("size", size), ("limit", limit)) if value]
     command = " ".join(["python -m bench.peers PAIRS", *options])

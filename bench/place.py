@@ -1,7 +1,7 @@
-"""Where and how things are timed: one ``Place`` a run, which every section is handed.
+"""Where and how things are timed: one ``Place`` per run, which every section receives.
 
 A GPU is timed by CUDA events, a CPU by the host's clock. ``rehearse`` runs the GPU's sections on
-the CPU with tiny sizes, the kernels in Triton's interpreter and no graphs: their logic, no figure.
+the CPU with tiny sizes, the kernels in Triton's interpreter and no graphs: it tests only the logic.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIZED = ("kernels", "step", "prior")
 
 
 class ParityError(RuntimeError):
-    """Two results that had to agree do not: no timing is reported."""
+    """Two results that should agree do not: no timing is reported."""
 
     def __init__(self, parity: list[Parity]):
         self.parity = parity
@@ -41,7 +41,7 @@ class ParityError(RuntimeError):
 
 @dataclass
 class Place:
-    """``seconds``: after so long a measurement starts no new round beyond the third."""
+    """``seconds``: after this time a measurement starts no new round beyond the third."""
 
     device: torch.device
     quick: bool = False
@@ -49,11 +49,11 @@ class Place:
     repeats: int = 20
     seconds: float = 20.0
     size: tuple[int, int] | None = None
-    """of the step, the kernels and the prior, where asked for"""
+    """of the step, the kernels and the prior, if requested"""
     tick: Callable[[], object] = lambda: None
     ceilings: dict[str, dict] = field(default_factory=dict)
     yardstick: list[float] = field(default_factory=list)
-    """of the measurement that was timed last"""
+    """samples of the yardstick in the last measurement"""
 
     @property
     def on_gpu(self) -> bool:
@@ -70,11 +70,11 @@ class Place:
 
     @property
     def wall(self) -> Callable:
-        """For what has host work in it: the host's clock, the device idle before and after."""
+        """For work with a host's share: the host's clock, with the device idle before and after."""
         return synchronized_seconds if self.device.type == "cuda" else cpu_seconds
 
     def command(self, section: str, size: str) -> str:
-        """Return how to make a section's measurement again."""
+        """Return the command that repeats a section's measurement."""
         words = [machine.COMMAND, section]
         words += [f"--size {size}"] if section in SIZED else []
         words += ["--quick"] if self.quick else ["--rehearse"] if self.rehearse else []
@@ -86,12 +86,12 @@ class Place:
         self.ceilings = machine.ceilings(self.device, self.clock, scale=scale, repeats=repeats)
 
     def floor(self, moved: float, operations: float = 0.0, precision: str = "float32") -> float:
-        """Least seconds for so many bytes and operations at this run's ceilings."""
+        """Return the least seconds for these bytes and operations at this run's ceilings."""
         products = self.ceilings.get(precision, self.ceilings["float32"])
         return max(moved / self.ceilings["copy"]["rate"], operations / products["rate"])
 
     def fixed_work(self) -> Callable[[], object]:
-        """Products, a copy and transforms that no change of ours touches; some ms on a CPU."""
+        """Make products, a copy and transforms that no change of ours affects; some ms on a CPU."""
         side = 2048 if self.device.type == "cuda" else 384
         a, b = torch.ones(2, side, side, device=self.device).unbind()
         source = torch.ones(2**21, device=self.device)
@@ -106,7 +106,7 @@ class Place:
         return max(2, min(MOST_SETS, math.ceil(3 * machine.cache_bytes(self.device) / of_one)))
 
     def replay(self, work: Callable[[], object]) -> Callable[[], object]:
-        """``work`` as the replay of a CUDA graph; itself if there are none."""
+        """Return ``work`` as the replay of a CUDA graph, or itself if there are no graphs."""
         if self.device.type != "cuda":
             return work
         from ddfm_fast.runtime.capture import CudaCapture
@@ -116,7 +116,7 @@ class Place:
         return capture.capture(work)
 
     def captured(self, work: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """``replay`` of work that returns a tensor: the same one at every call."""
+        """Return ``replay`` of work that returns a tensor: the same one at every call."""
         if self.device.type != "cuda":
             return work
         kept: dict[str, Tensor] = {}
@@ -137,7 +137,7 @@ class Place:
         facts: dict | None = None,
         **timing,
     ) -> Measurement:
-        """The candidates timed in turn (``times``) once all checks are green, else ParityError.
+        """Time the candidates in turn (``times``) if all checks are green, else raise ParityError.
 
         ``floors``: least seconds by candidate. ``facts``: what else a reader wants to know.
         """
@@ -158,9 +158,9 @@ class Place:
         warmup: int = 1,
         rest: float = 0.0,
     ) -> dict[str, Candidate]:
-        """Interleaved; seconds a call, where one candidate makes ``calls[name]`` at once.
+        """Time interleaved; return seconds per call if a candidate makes ``calls[name]`` at once.
 
-        A fixed piece of work takes its turn too, and its samples are ``yardstick``. ``rest``: as
+        A fixed piece of work also takes its turn, and its samples are ``yardstick``. ``rest``: as
         in ``interleave``.
         """
         samples = interleave(
@@ -189,7 +189,7 @@ class Task(NamedTuple):
 
 
 def in_turn(works: list[Callable[[], object]]) -> Callable[[], object]:
-    """One call of the next of ``works``, around and around: inputs that have left the cache."""
+    """Call the next of ``works``, round and round, so that inputs have left the cache."""
     turn = itertools.cycle(works)
     return lambda: next(turn)()
 
@@ -202,12 +202,12 @@ def require(*parity: Parity) -> list[Parity]:
 
 
 def largest_difference(a: Tensor, b: Tensor) -> float:
-    """max |a − b|; NaN where either has one, which no limit lets through."""
+    """Return max |a − b|; NaN if either has one, which no limit lets through."""
     return float((a.float() - b.to(a.device).float()).abs().max())
 
 
 def apart(a: Tensor, b: Tensor) -> float:
-    """Return the largest difference over the largest value of ``a``, where that is above 1."""
+    """Return the largest difference, over the largest value of ``a`` if that is above 1."""
     return largest_difference(a, b) / max(1.0, float(a.abs().max()))
 
 

@@ -1,4 +1,4 @@
-"""The figures of a report, drawn from a result: PNG bytes, and how each is made again."""
+"""The figures of a report, drawn from a result: PNG bytes, and how to redraw each."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .table import exponents, seconds
 OURS, THEIRS, LOSSY, INK = "#1f6f8b", "#9a9da3", "#d9822b", "#2b2e33"
 DPI = 110
 MARKS = {OURS: "o", THEIRS: "s", LOSSY: "^"}
-"""shapes beside the colors, for who sees gray"""
+"""shapes in addition to colors, for readers in gray"""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """``name``: of the file; ``text``: what it shows, for those who do not see it too."""
+    """``name``: of the file; ``text``: what it shows, also for readers who cannot see it."""
 
     name: str
     title: str
@@ -28,13 +28,13 @@ class Figure:
 
 
 def figures(report: Report) -> list[Figure]:
-    """Return every figure that the result has the numbers for."""
+    """Return every figure for which the result has the numbers."""
     made = (draw(report) for draw in (waterfall, scaling, pareto))
     return [figure for figure in made if figure is not None]
 
 
 def _about(report: Report, *shown: Measurement) -> str:
-    """The machine, how many samples a point stands for, and whether it was but a quick look."""
+    """Describe the machine, the samples behind a point, and whether it was just a quick look."""
     card = report.machine
     counts = {len(c.samples) for m in shown for c in m.candidates.values() if c.samples}
     n = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts, default=0)}"
@@ -47,7 +47,7 @@ def _about(report: Report, *shown: Measurement) -> str:
 
 
 def _spread(candidate: Candidate, factor: float = 1.0) -> list[list[float]]:
-    """Bars from the median to the 20th and 80th percentile, as errorbar takes them."""
+    """Return bars from the median to the 20th and 80th percentile, as errorbar takes them."""
     low, high = candidate.median - candidate.p20, candidate.p80 - candidate.median
     return [[low * factor], [high * factor]]
 
@@ -156,7 +156,7 @@ def scaling(report: Report) -> Figure | None:
 
 
 def _plain_numbers(axis) -> None:
-    """1, 3, 10 on a logarithmic axis, not powers of ten."""
+    """Label a logarithmic axis 1, 3, 10, not by powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
@@ -207,7 +207,7 @@ def pareto(report: Report) -> Figure | None:
 
 
 def quality_front(report: Report) -> bytes | None:
-    """Draw quality against time by preset and baseline, a row a corruption: PNG, or None."""
+    """Draw quality against time by preset and baseline, a row per corruption: PNG, or None."""
     shown = ("VIF", "Qabf", "VIF_min", "SSIM_min")
     found = [m for m in report.measurements if m.name.startswith("infrared")]
     found = [m for m in found if any(c.samples for c in m.candidates.values())]
@@ -273,7 +273,7 @@ def _labels(
 
 
 def engines_over_pixels(report: Report) -> bytes | None:
-    """Draw the time of a forward over its pixels, a part a network: PNG, or None without times.
+    """Draw the time of a forward over its pixels, a part per network: PNG, or None without times.
 
     One image as a line, several at once as open marks of the same color.
     """

@@ -1,10 +1,10 @@
-"""``python -m bench.quality``: what our presets' pictures are worth, against stated targets.
+"""``python -m bench.quality``: the quality of our presets' pictures, against stated targets.
 
 ``--view`` takes parts and mirrored pairs, ``--prior`` measures reverse steps on clean pictures.
 
 Every set is fused by our presets, by plain baselines, and by what ``balanced`` was in 0.2.0, clean
 and corrupted (``corruptions``), and scored in the convention ``cddfuse`` against the clean sources.
-A target is a ratio to that older preset on the same pairs. Exit code 1 where one is missed.
+A target is a ratio to that older preset on the same pairs. The exit code is 1 if one is missed.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from .table import card_lines
 BEFORE = FuseConfig(
     variant="gradient", steps=10, start=100, spacing=1.5, psi=5.0, eta=10.0, stretch="percentile"
 )
-"""``balanced`` of 0.2.0, which the targets are ratios to"""
+"""``balanced`` of 0.2.0, to which the targets are ratios"""
 REFERENCE = "balanced of 0.2.0"
 PRESETS_SHOWN = ("balanced", "fast", "robust", "instant")
 METRICS = ("VIF", "Qabf", "SCD", "VIF_min", "SSIM", "SSIM_min", "relief")
 CORRUPTED = (240, 320)
-"""central part that is fused where noise is added"""
+"""central part that is fused if noise is added"""
 VIEWS: dict[str, Callable[[Plane], Plane]] = {
     "whole": lambda plane: plane,
     "mirrored": lambda plane: plane[:, ::-1],
     "turned": lambda plane: np.rot90(plane),
     "corner": lambda plane: plane[1 : 3 * plane.shape[0] // 4, 1 : 3 * plane.shape[1] // 4],
 }
-"""what is taken of each pair: the presets were tuned on the whole ones"""
+"""what is used of each pair: the presets were tuned on the whole ones"""
 ETAS = (100, 1000, 3000, 10000)
-"""couplings by which the reverse steps are measured, see ``with_steps``"""
+"""couplings at which the reverse steps are measured, see ``with_steps``"""
 
 
 class Set(NamedTuple):
@@ -75,7 +75,7 @@ class Target(NamedTuple):
     metric: str
     least: float
     absolute: bool = False
-    """a difference, not a ratio; ``relief`` is always a ratio that must not be exceeded"""
+    """whether it is a difference, not a ratio; ``relief`` is always a ratio, and an upper limit"""
 
 
 def _ratios(name: str, corruption: str, **least: float) -> list[Target]:
@@ -99,10 +99,10 @@ Values = dict[tuple[str, str], dict[str, dict[str, float]]]
 
 
 def relief(fused: Plane, vis: Plane) -> float | None:
-    """Texture in flat bright sky: mean |F − G₄ ∗ F| in gray levels of a fused luma in 0..255.
+    """Measure texture in flat bright sky: mean |F − G₄ ∗ F| in gray levels of a luma in 0..255.
 
-    Where the visible luma in [0, 1] is above .7 and its deviation within σ = 3 below .012; None
-    where less than 200 pixels are.
+    Sky is where the visible luma in [0, 1] is above .7 and its deviation within σ = 3 below .012;
+    None if that is less than 200 pixels.
     """
     mean, square = (cv2.GaussianBlur(x.astype(np.float32), (0, 0), 3) for x in (vis, vis * vis))
     sky = (vis > 0.7) & (np.sqrt(np.maximum(square - mean * mean, 0)) < 0.012)
@@ -136,7 +136,7 @@ def methods(images: str) -> dict[str, Row]:
 
 
 def with_steps(images: str) -> dict[str, Row]:
-    """What the prior adds to clean pictures: the closed form, and reverse steps around it."""
+    """Return rows for what the prior adds to clean pictures: closed form, and steps around it."""
 
     def preset(**changed: float | int):
         config = replace(PRESETS["balanced"], denoise="off", **changed)
@@ -206,7 +206,7 @@ def _add_relief(candidate: Candidate, row: Row, scenes: list[Scene], corruption:
 
 
 def verdicts(values: Values) -> list[tuple[Target, float, bool]]:
-    """What ``balanced`` reached of each target whose set was run, and whether that is enough."""
+    """Return what ``balanced`` reached of each target that was run, and whether it is enough."""
     found = []
     for target in TARGETS:
         scores = values.get((target.set, target.corruption))

@@ -15,13 +15,13 @@ from .table import seconds, size
 
 README = machine.FOLDER.parent / "README.md"
 TOPIC = machine.FOLDER.parent / "ddfm_fast" / "docs" / "performance.md"
-RESULTS = "../../bench/results"  # as the topic sees it
+RESULTS = "../../bench/results"  # relative to the topic
 START, END = "<!-- figures: python -m bench --save --report -->", "<!-- end of figures -->"
 NOT_YET = "No GPU has been recorded yet; `bash bench/gpu_suite.sh` records one."
 
 
 def update(recorded: dict[str, tuple[Path, Report]], path: Path) -> Path:
-    """Put the tables of the latest results between the markers. ValueError without markers."""
+    """Put the tables of the latest results between the markers; ValueError without markers."""
     text = path.read_text(encoding="utf-8")
     before, found, rest = text.partition(START)
     _, ended, after = rest.partition(END)
@@ -78,12 +78,12 @@ PATHS = (
 
 
 def _rows(report: Report, quality: bool = True) -> list[list[str]]:
-    """Return the measurements that have a baseline, ours beside it."""
+    """Return the measurements that have a baseline, with ours beside it."""
     return [_row(m, path, quality) for m, path in shown(report)]
 
 
 def shown(report: Report) -> Iterator[tuple[Measurement, str]]:
-    """Yield what the tables show: each measurement with the name of the candidate that is a row."""
+    """Yield what the tables show: each measurement with the name of the candidate in a row."""
     for m in report.measurements:
         if m.section not in {*SHOWN, "throughput", "video", "metrics"} or not m.green:
             continue
@@ -94,7 +94,7 @@ def shown(report: Report) -> Iterator[tuple[Measurement, str]]:
 
 
 def label(m: Measurement, path: str, quality: bool = False) -> str:
-    """Name a row; lossy ones say so, and with ``quality`` what they score."""
+    """Name a row; lossy ones say so and, with ``quality``, give their scores."""
     candidate, what = m.candidates[path], f"{m.section}: {m.name}, {m.size}"
     words = [what] if path == "ddfm_fast" else [what, path]
     if candidate.lossless is False:
@@ -110,7 +110,7 @@ def _row(m: Measurement, path: str, quality: bool) -> list[str]:
 
 
 def waterfall_rows(report: Report) -> list[list[str]]:
-    """Head and rows of the waterfall, [] where it was not measured or is red."""
+    """Return head and rows of the waterfall, [] if it was not measured or is red."""
     m = next((m for m in report.of("waterfall") if m.green and m.candidates), None)
     if m is None:
         return []

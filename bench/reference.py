@@ -1,11 +1,11 @@
 """The baseline: what the authors' published code computes, operation by operation.
 
-Written from its behavior, with its costs on purpose: the luma goes through NumPy and
+It is written from its behavior, with its costs on purpose: the luma goes through NumPy and
 scikit-image twice per step, the k-solve takes three complex FFTs and one inverse, coefficients
-are cut from NumPy arrays at every use, the posterior mean and the learned variance are computed
-and not used, attention materialises its weights. Everything the benchmarks print is a ratio to
+are taken from NumPy arrays at every use, the posterior mean and the learned variance are computed
+and not used, attention materializes its weights. Everything the benchmarks print is a ratio to
 this. ``tests/bench/test_reference.py`` checks it against the authors' tensors. The PNG that their
-script writes at every step is written where a folder for it is given.
+script writes at every step is written if a folder for it is given.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _take(table: np.ndarray, t: Tensor, like: Tensor) -> Tensor:
 
 
 def convert_colors(convert: Callable, image: Tensor, double: bool) -> Tensor:
-    """Give ``convert`` of scikit-image the image [N, 3, H, W] on the host, and take its result."""
+    """Apply scikit-image's ``convert`` to the image [N, 3, H, W] on the host; return the result."""
     array = image.cpu()
     array = (array.double() if double else array).permute(0, 2, 3, 1).numpy()
     return torch.from_numpy(convert(array)).float().permute(0, 3, 1, 2).to(image.device)
@@ -88,7 +88,7 @@ def rectify(x0: Tensor, i: Tensor, v: Tensor, state: dict, psi: float, eta: floa
 class ReferenceLoop:
     """DDIM (η = 0) with the EM rectification, over a respaced schedule (timesteps, betas).
 
-    ``rectify``: (x0, i, v, state, psi, eta) → (x0, state); the waterfall puts faster ones here.
+    ``rectify``: (x0, i, v, state, psi, eta) → (x0, state); the waterfall passes faster ones.
     """
 
     def __init__(self, timesteps: np.ndarray, betas: np.ndarray, rectify: Callable = rectify):
@@ -104,7 +104,7 @@ class ReferenceLoop:
         self.log_max = np.log(betas)
 
     def predict(self, model, x: Tensor, t: Tensor) -> Tensor:
-        """x0 of the prior's output, with the mean and variance that DDIM does not use."""
+        """Compute x0 from the prior's output, and the mean and variance that DDIM does not use."""
         out = model(x, torch.tensor(self.timesteps, device=t.device)[t])
         return self.split(x, t, out)
 
@@ -114,19 +114,19 @@ class ReferenceLoop:
         x0 = x0.clamp(-1, 1)
         _mean = _take(self.mean_x0, t, x0) * x0 + _take(self.mean_x, t, x) * x
         low = _take(self.log_min, t, x)
-        if values:  # a prior without the variance half gets the schedule's own
+        if values:  # a prior without the variance half gets the schedule's
             fraction = (values[0] + 1.0) / 2.0
             low = fraction * _take(self.log_max, t, x) + (1 - fraction) * low
         torch.exp(low)
         return x0
 
     def after_prior(self, x, t, out, i, v, state, psi, eta):
-        """Everything between the prior's output and x_{t-1}: (x_{t-1}, state)."""
+        """Do everything between the prior's output and x_{t-1}; return (x_{t-1}, state)."""
         x0, state = self.rectify(self.split(x, t, out), i, v, state, psi, eta)
         return self.advance(x, x0, t), state
 
     def advance(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
-        """x_{t-1} of DDIM with η = 0, its noise drawn and multiplied by 0."""
+        """Compute x_{t-1} of DDIM with η = 0; its noise is drawn and multiplied by 0."""
         eps = (_take(self.recip, t, x) * x - x0) / _take(self.recipm1, t, x)
         alpha, previous = _take(self.alphas, t, x), _take(self.previous, t, x)
         sigma = 0.0 * torch.sqrt((1 - previous) / (1 - alpha)) * torch.sqrt(1 - alpha / previous)
@@ -139,7 +139,7 @@ class ReferenceLoop:
     def __call__(
         self, model, x: Tensor, i: Tensor, v: Tensor, psi=0.5, eta=0.001, png: Path | None = None
     ) -> Tensor:
-        """x_T → x_0; ``png``: a folder to write the stretched luma of every step to, as theirs."""
+        """Take x_T to x_0; ``png``: a folder for the stretched luma of every step, as in theirs."""
         state = em_initial(i)
         for index in reversed(range(len(self.betas))):
             t = torch.tensor([index] * len(x), device=x.device)
@@ -151,7 +151,7 @@ class ReferenceLoop:
 
 
 def write_progress(path: Path, x: Tensor) -> None:
-    """The first image's luma, stretched to 8 bits, as a PNG."""
+    """Write the first image's luma, stretched to 8 bits, as a PNG."""
     picture = x.detach().cpu()[0].permute(1, 2, 0).numpy()
     luma = rgb2ycbcr(picture)[..., 0]
     luma = (luma - luma.min()) / (luma.max() - luma.min())
@@ -189,10 +189,10 @@ class ReferenceUNet:
         self.resamplers = self._find_resamplers()
 
     def _find_resamplers(self) -> set[str]:
-        """The residual blocks that halve or double the size: no key says so, their places do.
+        """Find the residual blocks that halve or double the size, by their places, not by keys.
 
-        Of an output block a second residual block upsamples, and it closes a level; input levels
-        have one residual block less and end in one that downsamples.
+        A second residual block in an output block upsamples and closes a level; input levels have
+        one residual block less and end in one that downsamples.
         """
         ups = [
             (n, names[-1])
@@ -200,7 +200,7 @@ class ReferenceUNet:
             if len(names := self.layers[f"output_blocks.{n}"]) > 1
             and f"{names[-1]}.in_layers.0.weight" in self.w
         ]
-        if not ups:  # resampled by layers of their own, which their keys tell
+        if not ups:  # layers of their own resample, as their keys tell
             return set()
         per_level = ups[0][0] + 1
         return {name for _, name in ups} | {
@@ -263,7 +263,7 @@ class ReferenceUNet:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """x [N, 3, H, W], t [N] → [N, 3 or 6, H, W]."""
+        """Evaluate x [N, 3, H, W] at t [N]; return [N, 3 or 6, H, W]."""
         if self.sigma_data:
             a = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)
             a = a.to(x.device)[t][:, None, None, None]

@@ -6,8 +6,8 @@
      "memory", "quality": {…}, "lossless", "about", "summary": {"median", "p20", "p80",
      "times_faster"}}}, "yardstick": [seconds], "facts": {…}}]}
 
-Where the parity of a measurement is red, or where it "failed", it holds no samples and no ratio.
-A study of quality alone has candidates without samples.
+If the parity of a measurement is red, or if it "failed", it holds no samples and no ratio. A study
+of quality alone has candidates without samples.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ UNITS = {
     "times_faster": "the baseline's median over this one's, in one interleaved run",
 }
 FEWEST_SIZES = 6
-"""that an exponent of growth is fitted over"""
+"""fewest sizes over which an exponent of growth is fitted"""
 SHOWN = frozenset({"step", "prior", "loop", "waterfall"})
-"""sections that a run must have to stand for its device in the README"""
+"""sections that a run must have to represent its device in the README"""
 
 
 @dataclass
@@ -92,11 +92,11 @@ class Measurement:
     parity: list[Parity] = field(default_factory=list)
     candidates: dict[str, Candidate] = field(default_factory=dict)
     yardstick: list[float] = field(default_factory=list)
-    """seconds of a fixed piece of work in the same rounds: how fast the machine was meanwhile"""
+    """seconds of a fixed piece of work in the same rounds: how fast the machine was at the time"""
     facts: dict[str, Any] = field(default_factory=dict)
 
     failed: str = ""
-    """what went wrong, where it could not be measured at all"""
+    """what went wrong, if it could not be measured at all"""
 
     @property
     def green(self) -> bool:
@@ -107,7 +107,7 @@ class Measurement:
         return self.section, self.name, self.size
 
     def times_faster(self, name: str) -> float | None:
-        """The baseline's median over this one's; None if there is none or parity is red."""
+        """Return the baseline's median over this one's; None if there is none or parity is red."""
         base, candidate = self.candidates.get(self.baseline or ""), self.candidates[name]
         if not self.green or base is None or not base.samples or not candidate.samples:
             return None
@@ -130,7 +130,7 @@ class Report:
 
     @property
     def full(self) -> bool:
-        """Whether it may stand for its device: no quick look, rehearsal or part of a run."""
+        """Whether it may represent its device: no quick look, rehearsal or part of a run."""
         partial = any(self.settings.get(name) for name in ("quick", "rehearse", "size"))
         sections = self.settings.get("sections")
         begun = {m.section for m in self.measurements}
@@ -156,7 +156,7 @@ def to_json(report: Report) -> str:
 
 
 def _finite(value):
-    """``value`` without NaN and infinity, which JSON does not have: null."""
+    """Return ``value`` with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -165,12 +165,12 @@ def _finite(value):
 
 
 def save(report: Report, path: Path) -> Path:
-    """Write the report, making its folder; the file is whole or not there."""
+    """Write the report, and make its folder; the file is written whole or not at all."""
     return atomic_write_bytes(path, to_json(report).encode())
 
 
 def free_path(folder: Path, device: str, date: str) -> Path:
-    """``<device>-<date>.json``, with a number where that is taken: no result is overwritten."""
+    """Return ``<device>-<date>.json``, with a number if that is taken: nothing is overwritten."""
     path, number = folder / f"{device}-{date}.json", 2
     while path.exists():
         path, number = folder / f"{device}-{date}-{number}.json", number + 1
@@ -178,7 +178,7 @@ def free_path(folder: Path, device: str, date: str) -> Path:
 
 
 def load(path: str | Path) -> Report:
-    """A report from its file; FileNotFoundError or ValueError, naming it, for anything else."""
+    """Read a report from its file; FileNotFoundError or ValueError, naming it, if that fails."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}; expected one that --save wrote")
@@ -212,12 +212,12 @@ def _measurement(raw: dict) -> Measurement:
 
 
 def latest(folder: Path) -> dict[str, tuple[Path, Report]]:
-    """The latest full result of each device in a folder, by device; other files are passed over."""
+    """Return the latest full result of each device in a folder, by device; skip other files."""
     found: dict[str, tuple[Path, Report]] = {}
     for path in sorted(folder.glob("*.json")):
         try:
             report = load(path)
-        except ValueError:  # a file of somebody else's
+        except ValueError:  # somebody else's file
             continue
         name = report.machine.get("gpu", "CPU")
         if report.full and (name not in found or found[name][1].date <= report.date):

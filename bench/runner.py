@@ -24,7 +24,7 @@ QUICK_S, FULL_S = 0.7, 20.0
 
 @dataclass(frozen=True)
 class Options:
-    """What to run. ``seconds``: a measurement starts no round beyond the third after so long."""
+    """What to run. ``seconds``: after this time, a measurement starts no round beyond the third."""
 
     sections: tuple[str, ...] = ()
     quick: bool = False
@@ -52,7 +52,7 @@ class Options:
 
 
 def make_place(options: Options) -> Place:
-    """The device and how long things may take on it. ValueError for a device that is not here."""
+    """Return the device and its time limits; ValueError if there is no such device."""
     from ddfm_fast.runtime.dispatch import resolve_backend, resolve_device
 
     device = resolve_device(options.device or ("cpu" if options.rehearse else None))
@@ -77,9 +77,9 @@ def run(
 ) -> Report:
     """Measure everything chosen. What is red or fails is noted; the rest is still measured.
 
-    ``keep`` is called with the report after each measurement. ``order``: chooses from the tasks and
-    puts them in order; none starts after ``within`` seconds. What a run that is stopped did not
-    come to is in ``settings["left_out"]``.
+    ``keep`` is called with the report after each measurement. ``order`` chooses from the tasks and
+    puts them in order; none starts after ``within`` seconds. ``settings["left_out"]`` lists what a
+    stopped run did not reach.
     """
     from tqdm.auto import tqdm
 
@@ -107,7 +107,7 @@ def run(
 
 
 def measure(task: Task, place: Place) -> Measurement:
-    """The task's measurement; with red checks, or what failed, and no times if it cannot be."""
+    """Return the task's measurement; with red checks or a failure, it has no times."""
     place.yardstick = []
     where = {"section": task.section, "name": task.name, "size": task.size}
     where["command"] = place.command(task.section, task.size)
@@ -116,7 +116,7 @@ def measure(task: Task, place: Place) -> Measurement:
         return replace(found, **where, yardstick=place.yardstick)
     except ParityError as error:
         return Measurement(**where, parity=error.parity)
-    except Exception as error:  # what one section cannot do must not cost the others' results
+    except Exception as error:  # a failing section must not cost the others' results
         if environment.is_on("DDFM_FAST_DEBUG"):
             raise
         first = str(error).strip().split("\n")[0]
@@ -124,7 +124,7 @@ def measure(task: Task, place: Place) -> Measurement:
 
 
 def path_for(report: Report, folder: Path) -> Path:
-    """Return where to save a report: the device's name and the date, and no file that is there."""
+    """Return where to save a report: the device's name and the date, never an existing file."""
     name = machine.device_name(report.machine)
     if report.settings.get("rehearse"):
         name = "rehearsal"

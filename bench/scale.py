@@ -1,10 +1,10 @@
 """``python -m bench.scale``: what a pair costs beside its fusion, as batches grow; and on paper.
 
-A batch of 64×64 pairs by one process with one and with two threads that read and write, and by Ray
-with one node and with two, which are processes of this one machine. Each way has a process of its
-own, and notes when so many pairs were done and what it and its workers held then: start-up is what
-passes before the first. Time over pairs is fitted by a line. From parts that are measured here and
-floors that are stated, a table on paper says what a million pairs cost on clusters that nobody ran.
+A batch of 64×64 pairs is fused by one process with one and with two threads that read and write,
+and by Ray with one node and with two, which are processes of this one machine. Each way has a
+process of its own, and notes when it has done how many pairs and what memory it and its workers
+held then; start-up is the time before the first pair. A line is fitted to time over pairs. From
+parts measured here and stated floors, a table estimates a million pairs on clusters nobody ran.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ COMMAND = "python -m bench.scale"
 SIZES, QUICK = (10, 30, 100, 300, 1000, 3000, 10000), (10, 15, 20, 30, 40, 60)
 SIDE, PRESET = 64, "instant"
 LINKS = 50
-"""pairs that are different; the others are other names of these"""
+"""number of different pairs; the others are further names of these"""
 WAYS = {
     "1 process": "run_batch, a thread that reads and one that writes",
     "2 workers": "run_batch, two threads that read and two that write",
@@ -58,10 +58,11 @@ GPU_SECONDS = {
     "fast": 0.003 * HEIGHT * WIDTH / (512 * 640),
     "official": 1.43 * HEIGHT * WIDTH / (512 * 640),
 }
-"""of an H100, a pair. DESIGN's: a `fast` call is 15 ms of which 12 are the host's, on paper; 100
-forwards of the official network are 1.43 s, its floor at 512×640 by products in bfloat16"""
+"""seconds of an H100 per pair. From DESIGN: a `fast` call is 15 ms, 12 of them the host's, on
+paper; 100 forwards of the official network are 1.43 s, its floor at 512×640 by products in
+bfloat16"""
 HOST_SECONDS = 0.012
-"""of a core beside a GPU, a call, on paper"""
+"""seconds of a core beside a GPU per call, on paper"""
 app = typer.Typer(add_completion=False)
 
 
@@ -75,7 +76,7 @@ class Line(NamedTuple):
 
 
 def fitted(pairs: list[int], seconds: list[float]) -> Line:
-    """Fit a line to at least six sizes, whose errors grow as a random walk's do."""
+    """Fit a line to at least six sizes, with errors that grow like a random walk's."""
     if len({*pairs}) < 6:
         raise ValueError(f"{len({*pairs})} sizes; expected at least 6 to fit a line to")
     x, y = np.array(pairs, float), np.array(seconds, float)
@@ -86,7 +87,7 @@ def fitted(pairs: list[int], seconds: list[float]) -> Line:
 
 
 def write_pairs(root: Path, count: int) -> None:
-    """Write pairs of 64×64: some that differ, and links to them."""
+    """Write pairs of 64×64: some different ones, and links to them."""
     ir, vis = pair(SIDE)
     for n in range(count):
         for folder, image in (("ir", ir), ("vi", vis)):
@@ -98,7 +99,7 @@ def write_pairs(root: Path, count: int) -> None:
 
 
 def memory(pid: int | str = "self") -> int:
-    """Bytes that a process holds."""
+    """Return the bytes that a process holds."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024
@@ -107,7 +108,7 @@ def memory(pid: int | str = "self") -> int:
 
 @contextmanager
 def elsewhere(way: str) -> Iterator[tuple[Any, Callable[[], list[int]]]]:
-    """What fuses the pairs for a way, and what lists its workers' processes."""
+    """Yield what fuses the pairs in a way, and what lists its workers' processes."""
     if not way.startswith("Ray"):
         yield None, list
         return
@@ -137,7 +138,7 @@ def elsewhere(way: str) -> Iterator[tuple[Any, Callable[[], list[int]]]]:
 
 @contextmanager
 def marked(sizes: list[int], pids: Callable[[], list[int]]) -> Iterator[list[dict[str, Any]]]:
-    """Note when the first pair and so many are done, inside, and what processes hold then."""
+    """Note when the first pair and given numbers are done inside, and what processes then hold."""
     rows: list[dict[str, Any]] = []
     record, wanted, seen = Run.record, {1, *sizes}, [0]
 
@@ -157,7 +158,7 @@ def marked(sizes: list[int], pids: Callable[[], list[int]]) -> Iterator[list[dic
 
 
 def child(way: str, root: Path, sizes: list[int]) -> list[dict[str, Any]]:
-    """Fuse a batch of the largest size in this process; what each size took until it was done."""
+    """Fuse a batch of the largest size in this process; return what each size took."""
     began = time.perf_counter()
     fuser = Fuser(preset=PRESET, device="cpu")
     items = find_pairs(root / "in", check_sizes=False)
@@ -203,7 +204,7 @@ def measured(way: str, rows: list[dict[str, Any]], fusion: float) -> Measurement
 
 
 def timed(work: Callable[[], Any], seconds: float = 1.0) -> float:
-    """CPU seconds of a call: the median, within about so many seconds, after one that warms up."""
+    """Return a call's median CPU seconds, measured for about so long, after a warm-up call."""
     work()
     taken, end = [], time.perf_counter() + seconds
     while len(taken) < 3 or time.perf_counter() < end:
@@ -214,7 +215,7 @@ def timed(work: Callable[[], Any], seconds: float = 1.0) -> float:
 
 
 def parts(folder: Path) -> dict[str, float]:
-    """Return what a pair of 640×480 takes a core to read, to fuse and to write, and its bytes."""
+    """Return a core's time to read, fuse and write a pair of 640×480, and its bytes."""
     rng = np.random.default_rng(0)
     room = [(0, HEIGHT - 256), (0, WIDTH - 256), (0, 0)]
     wide = [np.pad(np.asarray(x), room[: x.ndim], "symmetric") for x in pair(256)]
@@ -235,7 +236,7 @@ def parts(folder: Path) -> dict[str, float]:
 
 
 def on_paper(found: dict[str, float], coordination: float) -> list[list[str]]:
-    """Rows: a million pairs on nodes, by the part that limits them."""
+    """Return rows: a million pairs on nodes, by the part that limits them."""
     rows = [["nodes", "preset", "decode + write", "fusion", "network", "store", "driver",
              "hours", "limit"]]  # fmt: skip
     moved = PAIRS * (found["bytes_in"] + found["bytes_out"])

@@ -1,9 +1,9 @@
-"""A minute on a GPU: does it give the CPU's pictures? By every solver, precision, graph and preset.
+"""A minute on a GPU: does it give the CPU's pictures, for every solver, precision, graph, preset?
 
-Each case fuses picture A (eagerly), then B (captured, where graphs are on), then A again (replayed
-on what the capture has not seen), and holds each against what a CPU gave in float32, which lies in
+Each case fuses picture A (eagerly), then B (captured, if graphs are on), then A again (replayed
+on what the capture has not seen), and compares each with a CPU's float32 result, which is in
 ``results/smoke.npz``; ``python -m bench.smoke --record`` makes that file again, on any machine.
-Every line is written as it comes; a fault is a block of text to be pasted into a report.
+Every line is written as it comes; a fault is a block of text to paste into a report.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from .smoke_cases import LEVELS, SCENES, Case, Scene, Way, cases, fused, fuser_o
 
 RECORDED = machine.FOLDER / "results" / "smoke.npz"
 EXACT = (0.003, 0.03)
-"""gray levels, mean and largest, that a float32 picture may be off: 50 times what one unit in the
-last place of the sources changes (.00006 and .0006), and less than half of the least that float16
-changes (.008 in the mean), so that TF32, which rounds as much, shows. A picture recorded in 16 bits
-is off by .001 in the mean itself"""
+"""gray levels, mean and largest, by which a float32 picture may be off: 50 times what one unit in
+the last place of the sources changes (.00006 and .0006), and less than half of the least that
+float16 changes (.008 in the mean), so that TF32, which rounds as much, shows. A picture recorded in
+16 bits is itself off by .001 in the mean"""
 LOW = 3
-"""in float16 and bfloat16: how many times what that precision changes on a CPU, which is recorded
-beside each picture; the same size of rounding, in another order"""
+"""in float16 and bfloat16: multiple of what that precision changes on a CPU, which is recorded
+beside each picture; rounding is of the same size, in another order"""
 FINER = 0.01
-"""in float32: this share of what float16 changes on a CPU, where that is more than ``EXACT``; its
-rounding is 8192 times finer, and a network with random weights makes much of it"""
+"""in float32: share of what float16 changes on a CPU, if that is more than ``EXACT``; its rounding
+is 8192 times finer, and a network with random weights amplifies it"""
 PRECISIONS = ("float16", "bfloat16")
 PICTURES = ("A", "B")
 
 
 class Wrong(RuntimeError):
-    """A picture, or how it was made, is not as it should be."""
+    """A picture, or the way it was made, is not as it should be."""
 
 
 class Tally(NamedTuple):
@@ -58,7 +58,7 @@ class Tally(NamedTuple):
 
 
 def limits(case: Case, recorded: dict[str, np.ndarray]) -> tuple[float, float]:
-    """Return what a case may be off, in gray levels: mean and largest."""
+    """Return by how much a case may be off, in gray levels: mean and largest."""
     mean, largest = EXACT
     if case.scene.prior != "waves":
         low = case.way.precision in PRECISIONS
@@ -71,10 +71,10 @@ def limits(case: Case, recorded: dict[str, np.ndarray]) -> tuple[float, float]:
 def attempt(
     case: Case, device: torch.device, recorded: dict[str, np.ndarray], judge: bool = True
 ) -> Iterator[tuple[float, float]]:
-    """Fuse thrice: the mean and largest difference of each call.
+    """Fuse three times; yield the mean and largest difference of each call.
 
-    Raises Wrong where a picture is off by more than ``limits`` (with ``judge``) or nothing was
-    captured, and what the fuser raises.
+    Raises Wrong if a picture is off by more than ``limits`` (with ``judge``) or nothing was
+    captured, and whatever the fuser raises.
     """
     most, fuser = limits(case, recorded), fuser_of(case.scene, case.way, device)
     for call, picture in (("first", "A"), ("second", "B"), ("third", "A")):
@@ -100,12 +100,12 @@ def attempt(
 
 
 def levels_of(kept: np.ndarray) -> np.ndarray:
-    """Gray levels of a picture as it is recorded."""
+    """Return the gray levels of a recorded picture."""
     return kept.astype(np.float32) * (LEVELS / np.iinfo(kept.dtype).max)
 
 
 def difference(got: np.ndarray, expected: np.ndarray, most: tuple[float, float]) -> str:
-    """Lines that say how far, where and how much of a picture is off."""
+    """Describe how far, where and how much of a picture is off."""
     apart = np.abs(got - expected)
     worst = np.unravel_index(int(np.argmax(np.nan_to_num(apart, nan=np.inf))), apart.shape)
     beyond = 100 * np.mean(~(apart <= most[1]))
@@ -136,7 +136,7 @@ def fault(case: Case, error: Exception, device: torch.device, notes: list[str]) 
 
 
 class _Notes(logging.Handler):
-    """Keeps what the package logs and warns of."""
+    """Keeps what the package logs and warns about."""
 
     def __init__(self):
         super().__init__(logging.WARNING)
@@ -149,14 +149,14 @@ class _Notes(logging.Handler):
 def run(
     chosen: list[Case], device: torch.device, *, seconds: float, judge: bool, go_on: bool
 ) -> Tally:
-    """Try the cases in order, a line each; no case starts after ``seconds``."""
+    """Try the cases in order, one line each; no case starts after ``seconds``."""
     recorded = load()
     started, tally = time.monotonic(), Tally([], [], [])
     for n, case in enumerate(chosen):
         if time.monotonic() - started > seconds or (tally.wrong and not go_on):
             tally.left_out.extend(map(str, chosen[n:]))
             break
-        print(f"{n + 1:3d}/{len(chosen)} {case} ", end="", flush=True)  # what hangs has a name
+        print(f"{n + 1:3d}/{len(chosen)} {case} ", end="", flush=True)  # names a case that hangs
         at = time.monotonic()
         offs, block = _try(case, device, recorded, judge)
         (tally.wrong if block else tally.right).append(str(case))
@@ -173,7 +173,7 @@ def run(
 
 
 def _try(case: Case, device: torch.device, recorded, judge: bool) -> tuple[list, str]:
-    """Return how far off each call is, and the block of a fault or nothing."""
+    """Return how far off each call is, and the block of text of a fault, if any."""
     offs: list[tuple[float, float]] = []
     notes, log = _Notes(), logging.getLogger("ddfm_fast")
     log.addHandler(notes)
@@ -182,7 +182,7 @@ def _try(case: Case, device: torch.device, recorded, judge: bool) -> tuple[list,
             warnings.simplefilter("always")
             offs.extend(attempt(case, device, recorded, judge))
         return offs, ""
-    except Exception as error:  # whatever it is belongs into the report
+    except Exception as error:  # whatever it is belongs in the report
         return offs, fault(case, error, device, notes.lines + [str(w.message) for w in said])
     finally:
         log.removeHandler(notes)
@@ -211,8 +211,8 @@ def load(path: Path = RECORDED) -> dict[str, np.ndarray]:
 def record(names: list[str]) -> dict[str, np.ndarray]:
     """Return a CPU's pictures in float32 with 16 bits, and what the low precisions change there.
 
-    The latter, mean and largest over both pictures, on a corner of a large scene: a CPU without
-    such arithmetic takes minutes for all of it.
+    The changes are mean and largest over both pictures, on a corner of a large scene: a CPU without
+    such arithmetic takes minutes for the whole.
     """
     found: dict[str, np.ndarray] = {}
     for scene in (SCENES[name] for name in names):

@@ -1,4 +1,4 @@
-"""What the smoke test of a GPU fuses, by what, and the sources of its pictures."""
+"""What the smoke test of a GPU fuses, in which ways, and the sources of its pictures."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Scene(NamedTuple):
     """What is fused; a CPU's pictures of it are recorded.
 
     ``sigma``: gray levels of noise that the sources get. ``color``: RGB, uint8 in and out.
-    ``every``: only each so-manieth row and column is recorded. ``graph``: what a mode of graphs
-    captures: the loop, evaluations of the prior ("eps") or nothing.
+    ``every``: only every so-manyth row and column is recorded. ``graph``: what graphs capture: the
+    loop, evaluations of the prior ("eps") or nothing.
     """
 
     name: str
@@ -63,7 +63,7 @@ SCENES = {
 
 
 class Way(NamedTuple):
-    """By what it is fused."""
+    """How it is fused."""
 
     precision: str = "float32"
     backend: str = "triton"
@@ -83,7 +83,7 @@ class Case(NamedTuple):
 
 
 def cases(device: torch.device, small: bool = False) -> list[Case]:
-    """Return all that is tried, the most telling first; ``small``: what a slow device can do."""
+    """Return all cases, the most telling first; ``small``: those that a slow device can do."""
     if device.type == "cpu":
         cheap = [scene for scene in SCENES.values() if scene.every == 1]
         return [Case(scene, Way("float32", "torch", "torch", "off")) for scene in cheap]
@@ -123,7 +123,7 @@ def cases(device: torch.device, small: bool = False) -> list[Case]:
 
 
 def waves(x: Tensor, t: Tensor) -> Tensor:
-    """Return a prior by a formula: what differs with it lies in the loop."""
+    """Evaluate a prior that is a formula: any difference is then in the loop."""
     return torch.tanh(x * (0.3 + t.to(x.dtype) / 1500).view(-1, 1, 1, 1))
 
 
@@ -131,7 +131,7 @@ waves.multiple = 1  # type: ignore[attr-defined]
 
 
 def sources(scene: Scene, picture: str) -> tuple[np.ndarray, np.ndarray]:
-    """Infrared and visible of picture "A" or "B": [N, H, W] float32, or uint8 with RGB."""
+    """Make infrared and visible of picture "A" or "B": [N, H, W] float32, or uint8 with RGB."""
     return tuple(
         np.stack([_source(scene, name, 5 * n + 20 * (picture == "B")) for n in range(scene.batch)])
         for name in ("sentinel2_nir.png", "sentinel2_visible.png")
@@ -139,7 +139,7 @@ def sources(scene: Scene, picture: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _source(scene: Scene, name: str, start: int) -> np.ndarray:
-    """Return a piece of the demo pair, mirrored where that is too small, with noise."""
+    """Return a piece of the demo pair, mirrored if that is too small, with noise."""
     height, width = scene.size
     image = asset(name)[start : start + height, start : start + width]
     missing = [(0, height - image.shape[0]), (0, width - image.shape[1])]

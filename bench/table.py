@@ -9,7 +9,7 @@ UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 
 
 def seconds(value: float) -> str:
-    """With three digits, in the unit that fits."""
+    """Format seconds with three digits, in a fitting unit."""
     for factor, unit in UNITS:
         if value >= factor:
             return f"{value / factor:.3g} {unit}" if value < 1000 * factor else f"{value:.0f} s"
@@ -17,12 +17,12 @@ def seconds(value: float) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in MiB."""
+    """Format bytes in MiB."""
     return f"{count / 2**20:.3g} MiB" if count < 1000 * 2**20 else f"{count / 2**30:.3g} GiB"
 
 
 def cells(measurement: Measurement, name: str) -> list[str]:
-    """A row: what, path, median, p20 to p80, times faster, share of the limit, memory, notes."""
+    """Make a row: what, path, median, p20 to p80, times faster, share of limit, memory, notes."""
     candidate = measurement.candidates[name]
     faster = measurement.times_faster(name)
     floor = candidate.floor
@@ -41,7 +41,7 @@ def cells(measurement: Measurement, name: str) -> list[str]:
 
 
 def notes(candidate: Candidate) -> str:
-    """Lossy or not, and the scores."""
+    """Say whether it is lossy, and give the scores."""
     words = [] if candidate.lossless is None else [["lossy", "lossless"][candidate.lossless]]
     for name, value in candidate.quality.items():
         if value is None:  # an infinite PSNR
@@ -55,7 +55,7 @@ def notes(candidate: Candidate) -> str:
 
 
 def red_cells(measurement: Measurement) -> list[str]:
-    """Return a row without times, and why."""
+    """Return a row without times, and the reason."""
     if measurement.failed:
         return [_what(measurement), *[""] * 6, f"FAILED: {measurement.failed}"]
     worst = next(p for p in measurement.parity if not p.green)
@@ -123,7 +123,7 @@ def card_lines(report: Report) -> list[str]:
 
 
 def exponents(m: Measurement) -> dict[str, dict]:
-    """The fits of a measurement's groups; those of too few points, in older results, are out."""
+    """Return the fits of a measurement's groups, without those of too few points."""
     sizes = [name.partition(", ")[0] for name in m.facts.get("x", ())]
     fitted = (m.facts.get("fits") or {}).items()
     return {group: fit for group, fit in fitted if fit and sizes.count(group) >= FEWEST_SIZES}

@@ -15,18 +15,18 @@ import torch
 from ddfm_fast.runtime.profiling import span
 
 LEAST_ROUNDS = 3
-"""below that a median and its spread say nothing"""
+"""with fewer, a median and its spread say nothing"""
 
 
 def cpu_seconds(function: Callable[[], object]) -> float:
-    """Seconds that one call takes on the host's clock."""
+    """Time one call on the host's clock, in seconds."""
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
 
 
 def gpu_seconds(function: Callable[[], object]) -> float:
-    """Seconds between two events around one call on the current CUDA stream."""
+    """Time one call by two events around it on the current CUDA stream, in seconds."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     function()
@@ -36,7 +36,7 @@ def gpu_seconds(function: Callable[[], object]) -> float:
 
 
 def synchronized_seconds(function: Callable[[], object]) -> float:
-    """Seconds on the host's clock from an idle CUDA device to an idle one: host work counts too."""
+    """Time on the host's clock from an idle CUDA device to an idle one: host work counts, too."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     function()
@@ -55,12 +55,12 @@ def interleave(
     tick: Callable[[], object] = lambda: None,
     rest: float = 0.0,
 ) -> dict[str, list[float]]:
-    """Seconds of each call by ``clock``: every round runs each candidate once, in turn.
+    """Time each call by ``clock``, in seconds: every round runs each candidate once, in turn.
 
     ``repeats`` rounds, or fewer once ``seconds`` have passed, but at least ``least`` (or
-    ``repeats``). ``tick`` is called after every call. With NVTX on, each call is a range of its
-    name. ``rest``: seconds without work before each turn, in which the threads of the candidate
-    before stop spinning, and then a call without the clock, which wakes this one's.
+    ``repeats``). ``tick`` is called after every call. With NVTX on, each call is a range with its
+    name. ``rest``: seconds without work before each turn, in which the previous candidate's threads
+    stop spinning, followed by an untimed call that wakes this one's.
     """
     start = time.monotonic()
     for function in candidates.values():
@@ -90,11 +90,11 @@ LIMIT_S = 600
 WORKER = str(Path(__file__).resolve().with_name("worker.py"))
 RUN = f"import runpy; runpy.run_path({WORKER!r}, run_name='__main__')"
 """not ``-m``, which would import the package before the clock starts, and not the file's path,
-which would put this folder in front of every other module"""
+which would put this folder before all others in the search for modules"""
 
 
 def in_fresh_process(job: str, *arguments) -> dict:
-    """Return what ``job`` prints. RuntimeError with the end of its error output if it fails."""
+    """Return what ``job`` prints; RuntimeError with the end of its error output if it fails."""
     import ddfm_fast
 
     home = Path(ddfm_fast.__file__).resolve().parents[1]

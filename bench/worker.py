@@ -1,6 +1,6 @@
 """What is measured in a fresh interpreter: this file as a script (``timing.in_fresh_process``).
 
-Prints one JSON object. Only the standard library is imported at the top: imports are timed here.
+It prints one JSON object, and imports only the standard library at the top: imports are timed here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 
 
 def startup(device: str, side: str) -> dict[str, float]:
-    """Seconds of each part, one after the other."""
+    """Time each part, one after the other, in seconds."""
     found, last = {}, [time.perf_counter()]
 
     def note(name: str) -> None:
@@ -49,7 +49,7 @@ def startup(device: str, side: str) -> dict[str, float]:
 
 
 def first(preset: str, side: str) -> dict[str, float]:
-    """Seconds to a first picture of arrays, PyTorch's own import apart."""
+    """Time a first picture from arrays, without PyTorch's own import, in seconds."""
     times = [time.perf_counter()]
     import torch
 
@@ -64,7 +64,7 @@ def first(preset: str, side: str) -> dict[str, float]:
 
 
 def memory(device: str, row: str, side: str, steps: str) -> dict[str, int | None]:
-    """Peak bytes above the start of a row of the waterfall."""
+    """Measure the peak bytes, above the start, of a row of the waterfall."""
     import torch
 
     from ddfm_fast.bench.memory import peak_of

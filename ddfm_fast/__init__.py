@@ -49,7 +49,7 @@ from __future__ import annotations
 
 from ddfm_fast.runtime.interrupts import end_at_once, is_the_command
 
-if is_the_command():  # before anything else is loaded, which takes longer
+if is_the_command():  # before loading anything else, which takes longer
     end_at_once()
 
 import sys
@@ -132,7 +132,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str):  # as in faces.py, which would double the time of this import
+def __getattr__(name: str):  # as in faces.py; importing that would double the time of this import
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -1,4 +1,4 @@
-"""``python -m ddfm_fast``, and the ``ddfm-fast`` command: Ctrl-C while it loads is no traceback."""
+"""``python -m ddfm_fast`` and the command ``ddfm-fast``: Ctrl-C while loading is no traceback."""
 
 import sys
 

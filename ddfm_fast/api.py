@@ -61,8 +61,8 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
     """A prior and a configuration, built once and called for any number of images.
 
     Args:
-        method: Makes the map of two lumas to one from (prior, config, loops): by default the whole
-            method; ``ddfm_fast.method`` has others.
+        method: A function of (prior, config, loops) that makes the map from two lumas to one. By
+            default the whole method; ``ddfm_fast.method`` has others.
 
     Options:
         OPTIONS
@@ -143,7 +143,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
     def source_options(self) -> dict[str, Any]:
         """The options about sources, for streams: ``denoise`` and ``images``.
 
-        None if only a preset was named, whose own settings a stream does not take.
+        None if only a preset was named: a stream does not take a preset's own settings.
         """
         if self._config is not self._named:
             return {name: getattr(self._config, name) for name in ("denoise", "images")}
@@ -335,7 +335,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         return results, [report for n in sorted(reports) for report in reports[n]]
 
     def _colored(self, pair: Pair, fused: Fused, reports: list[FusionReport]) -> Pair:
-        """Return the pair with the noise of its chroma taken out, which its reports then say."""
+        """Return the pair without its chroma noise, and note the removal in its reports."""
         if pair.chroma is None:
             return pair
         chroma, found = self.sources.color(pair.chroma_of(fused.luma), fused, pair.color_from)
@@ -352,7 +352,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         run: dict,
         reports: list[FusionReport],
     ) -> Fused:
-        """Luma planes [N, 1, H, W] in [0, 1] → the fused luma, with its stretch as configured."""
+        """Fuse luma planes [N, 1, H, W] in [0, 1]; return the luma, with the configured stretch."""
         sources = self.sources(ir, vis, seed=run["seed"])
         steps = len(getattr(self.method, "rows", ()))
         found = [

@@ -71,7 +71,7 @@ class FuseConfig:
     """noise of the sources to remove first: "auto" estimates it, "off", σ in gray levels of 255
     for both, or a dict {"ir": …, "vis": …} of these (kept as a tuple of pairs)"""
     draws: int = 1
-    """prior evaluations per noisy source, 1 to 4: more are averaged"""
+    """prior evaluations per noisy source, 1 to 4; several are averaged"""
     images: str = "auto"
     """"photographic", "functional" (PET, SPECT: gray levels mean something) or "auto", which looks;
     for the variant "saliency" """
@@ -153,7 +153,7 @@ class FuseConfig:
 
 
 def _checked_denoise(value: Any) -> Any:
-    """``FuseConfig.denoise`` in the form that is kept: hashable, 0 as "off"."""
+    """Return ``FuseConfig.denoise`` in the form that is kept: hashable, and 0 as "off"."""
     if isinstance(value, dict | tuple):
         try:
             levels = dict(value)
@@ -188,7 +188,7 @@ def require_bool(name: str, value: Any) -> None:
 
 
 def require_int(name: str, value: Any, low: int, high: int) -> int:
-    """Return an integer of that range, NumPy's as an int; else ValueError naming the argument."""
+    """Return an integer in that range, NumPy's as an int; else ValueError naming the argument."""
     if (number := as_count(value, low, high)) is None:
         raise ValueError(f"{name} is {value!r}; expected an int, {low} to {high}")
     return number
@@ -203,7 +203,7 @@ def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 
 def require_number(name: str, value: Any, low: float, high: float) -> None:
-    """Raise TypeError or ValueError, naming the argument, unless it is a number of that range."""
+    """Raise TypeError or ValueError, naming the argument, unless it is a number in that range."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is a {type(value).__name__}; expected a number")
     if not (math.isfinite(as_float(value)) and low <= as_float(value) <= high):

@@ -1,6 +1,6 @@
-"""The reverse loop between lumas as images have them: what ``Fuser`` runs on sources.
+"""The reverse loop from the images' lumas to the fused luma: what ``Fuser`` runs on sources.
 
-Crop, rounding, order of the sources, margin, x_T, the way back to [0, 1] and the look for NaN are
+Crop, rounding, order of the sources, margin, x_T, the way back to [0, 1] and the check for NaN are
 the loop's own work, so that a CUDA graph of it holds them too: the host copies two lumas in and one
 out.
 """
@@ -22,23 +22,23 @@ from .sampler import Callback, Loop, LoopSource, progress_of, require_finite
 
 
 class FusedLumas(NamedTuple):
-    """What a :class:`LumaLoop` gives."""
+    """What a :class:`LumaLoop` returns."""
 
     luma: Tensor
     """[N, 1, H, W], about [0, 1], cropped like the sources"""
     finite: Any
-    """what is true where all of it is finite"""
+    """true if all of it is finite"""
 
     def kept(self) -> FusedLumas:
-        """Return a copy that stays when the loop runs again, without waiting for it."""
+        """Return a copy that stays valid when the loop runs again, without waiting for it."""
         return FusedLumas(self.luma.clone(), Answer.of(self.finite))
 
 
 class LumaLoop(Loop):
     """A loop on lumas [N, 1, H, W] in [0, 1] of any size that pads to its shape (N, H, W).
 
-    A graph of it serves all of these sizes and any seed: what depends on them lies on buffers,
-    which ``load`` writes only where they change.
+    A graph of it serves all of these sizes and any seed: what depends on them lies in buffers,
+    which ``load`` writes only when they change.
     """
 
     def __init__(self, prior: Prior, config: FuseConfig, shape: tuple[int, int, int], *args, **run):
@@ -71,7 +71,7 @@ class LumaLoop(Loop):
             self.draw_(seed)
 
     def begin(self) -> None:
-        """What precedes the first step: the planes i and v, x_T, and the state of EM."""
+        """Prepare for the first step: set the planes i and v, x_T, and the state of EM."""
         planes = self.sources.index_select(-2, self._down).index_select(-1, self._across)
         if self.config.round_luma:
             planes = torch.round(planes * 255) / 255
@@ -84,7 +84,7 @@ class LumaLoop(Loop):
         super().begin()
 
     def finish(self) -> None:
-        """What follows the last step: the luma in [0, 1], and whether it is finite."""
+        """Compute, after the last step, the luma in [0, 1] and whether it is finite."""
         super().finish()
         torch.add(self.luma, 1, out=self.fused).div_(2)
         torch.all(torch.isfinite(self.luma), out=self.finite)
@@ -113,7 +113,7 @@ def fuse_lumas(
         vis: The other source's.
         config: The settings.
         loops: Where the loop comes from.
-        seed: Of x_T and of all other noise.
+        seed: The seed of x_T and of all other noise.
         progress: Whether a bar follows the steps.
         callback: Sees each step; may raise to stop.
 

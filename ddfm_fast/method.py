@@ -1,4 +1,4 @@
-"""Methods, which map two lumas to one; ``Fuser`` takes one and has it as ``method``.
+"""Methods that map two lumas to one; ``Fuser`` takes one as its ``method``.
 
 :class:`Diffusion` is the whole method. The others are for ablations: each of its two halves
 alone, and fusions that need no method at all.
@@ -48,28 +48,29 @@ class Method(Protocol):
     ) -> Tensor:
         """Fuse luma planes [N, 1, H, W] float32 in [0, 1], of any size.
 
-        Returns the fused luma of that range, not yet stretched, and cropped at the bottom and right
-        where the configuration crops. ``seed`` is of all noise; a bar and a callback follow
-        the reverse steps of a method that has any. ``functional``: of each pair,
-        whether a source's gray levels mean something, as those of PET do.
+        Returns the fused luma in that range, not yet stretched, and cropped at the bottom and right
+        if the configuration crops. ``seed`` seeds all noise. A bar and a callback follow the
+        reverse steps, if the method has any. ``functional``: for each pair, whether a source's
+        gray levels carry meaning, as those of PET do.
         """
         ...
 
 
 MethodMaker = Callable[[Prior, FuseConfig, GraphCache], Method]
-"""makes a method of a prior, a configuration and the loops to run"""
+"""function that makes a method from a prior, a configuration and the loops to run"""
 
 
 WORTH = 1.0
-"""gray levels that reverse steps must be able to change for their evaluations to be spent"""
+"""change in gray levels below which the reverse steps are not worth their evaluations"""
 
 
 def reach(config: FuseConfig, first: StepRow) -> float:
-    """Estimate by how many gray levels of 255 the reverse steps can move what they start from.
+    """Estimate by how many gray levels of 255 the reverse steps can change their starting point.
 
-    From the noise level s of the first step the prior's error is about s/2 at low noise, by which
-    f̃₀ leaves the target, and of that the x-step keeps η/(2 m̄ + 2 n̄ + η) with the E-step's m̄ = n̄
-    there: 0.3 gray levels from t = 20 at η = 10, where 0.004 were measured on average.
+    If the noise level s of the first step is low, the prior's error is about s/2, so f̃₀ is that
+    far from the target. The x-step keeps η/(2 m̄ + 2 n̄ + η) of this error, with the E-step's m̄ =
+    n̄ at that distance. From t = 20 at η = 10 the estimate is 0.3 gray levels; 0.004 were measured
+    on average.
     """
     distance = first.recipm1 / 2
     p = distance * math.sqrt(0.5)
@@ -82,7 +83,7 @@ def doubt_steps(asked: Any, config: FuseConfig, steps: int) -> None:
     Args:
         asked: The steps that a call asked for, if any.
         config: Its settings.
-        steps: Those that the method takes.
+        steps: The steps that the method takes.
     """
     if asked and not steps:
         warn(
@@ -102,9 +103,9 @@ class Diffusion:
     """The method: reverse steps of the prior, each rectified by an EM iteration (Algorithm 1).
 
     With the variant "saliency" both sources of the steps are the closed form of
-    :func:`ddfm_fast.target.choose.choose`. Where the steps cannot change it by ``WORTH`` gray
-    levels (:func:`reach`), or there are 0, they are skipped and it is the result; then ``rows`` is
-    empty.
+    :func:`ddfm_fast.target.choose.choose`. If the steps cannot change it by ``WORTH`` gray levels
+    (:func:`reach`), or if there are none, they are skipped and the closed form is the result; then
+    ``rows`` is empty.
     """
 
     part = "all"
@@ -167,7 +168,7 @@ class Diffusion:
 
 
 class EMAlone:
-    """EM without the prior: f̃₀ of each step is the rectified f̂₀ of the step before."""
+    """EM without the prior: f̃₀ of each step is the rectified f̂₀ of the previous step."""
 
     part = "em"
 
@@ -178,7 +179,7 @@ class EMAlone:
     def __call__(
         self, ir: Tensor, vis: Tensor, *, functional: Sequence[bool] | None = None, **_run
     ) -> Tensor:
-        """See :class:`Method`; no noise enters."""
+        """See :class:`Method`; no noise is used."""
         if self.config.variant == "saliency":
             ir = vis = choose(ir, vis, functional)
 
@@ -246,10 +247,10 @@ def on_padded_planes(
     config: FuseConfig,
     multiple: int,
 ) -> Tensor:
-    """Give ``function`` the planes i and v of the method, and take its result back to [0, 1].
+    """Call ``function`` with the method's planes i and v, and map its result back to [0, 1].
 
-    Between the lumas [N, 1, H, W] in [0, 1] of the sources and the planes in [−1, 1] lie the crop,
-    the rounding to 8 bits, the order of the sources and the reflected margin up to a multiple.
+    From the sources' lumas [N, 1, H, W] in [0, 1] to planes in [−1, 1], this crops, rounds to 8
+    bits and orders the sources, as configured, and adds a reflected margin up to a multiple.
     """
     height, width = (n - n % config.crop_multiple for n in ir.shape[-2:])
     planes = [crop(p, height, width) for p in (ir, vis)]
@@ -262,7 +263,7 @@ def on_padded_planes(
 
 
 def em_alone(i: Tensor, v: Tensor, config: FuseConfig, iterations: int) -> Tensor:
-    """Iterate EM on the mean of the sources; luma [N, 1, H, W] in the scale of i and v.
+    """Iterate EM on the mean of the sources; return luma [N, 1, H, W] in the scale of i and v.
 
     i, v: luma planes [N, 1, H, W] in [−1, 1]. Each iteration is what a reverse step does to f̃₀,
     clamp included.
@@ -275,7 +276,7 @@ def em_alone(i: Tensor, v: Tensor, config: FuseConfig, iterations: int) -> Tenso
 
 
 def prior_alone(prior: Prior, i: Tensor, v: Tensor, config: FuseConfig, seed: int) -> Tensor:
-    """Sample without rectification from the noised mean; luma [N, 1, H, W] in [−1, 1].
+    """Sample without rectification from the noised mean; return luma [N, 1, H, W] in [−1, 1].
 
     i, v as for :func:`em_alone`, height and width multiples of ``prior.multiple``. From pure noise
     such a sample would have nothing to do with the sources; it starts from the preset's own

@@ -65,7 +65,7 @@ def paper(f0, i, v, u, gamma, rho, psi, eta):
 
 
 def official(f0, i, v, u, gamma, rho, psi, eta):
-    """Return the same by the authors' code, which gives NaN where y − x is exactly −1e-6."""
+    """Return the same as the authors' code does, which gives NaN where y − x is exactly −1e-6."""
     r, g, b = f0
     f = (16 + 65.481 * r + 128.553 * g + 24.966 * b) / 255  # quirk: studio range of RGB in [−1, 1]
     x, y = f - v, i - v  # x = f̃₀ − v, y = i − v

@@ -22,14 +22,14 @@ _WORD = 0xFFFFFFFF
 
 
 def philox(counter: tuple, key: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox-4x32-10: four words for each counter; int64 tensors that hold uint32 values.
+    """Compute Philox-4x32-10: four words for each counter, int64 tensors that hold uint32 values.
 
     ``counter``: four, ``key``: two ints or int64 tensors in [0, 2³²), broadcast together.
     """
     c0, c1, c2, c3 = (torch.as_tensor(c) for c in counter)
     k0, k1 = key
     for _ in range(ROUNDS):
-        # int64 products wrap around, their 64 bits are those of the unsigned product
+        # int64 products wrap around; their 64 bits are those of the unsigned product
         first, second = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
         c0, c2 = ((second >> 32) & _WORD) ^ c1 ^ k0, ((first >> 32) & _WORD) ^ c3 ^ k1
         c1, c3 = second & _WORD, first & _WORD
@@ -40,8 +40,8 @@ def philox(counter: tuple, key: tuple) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def box_muller(radial: Tensor, angular: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return two independent standard normal deviates of two words (int64 holding uint32).
 
-    r = √(−2 ln u), u from the upper 23 bits, the middle of its cell: within 5.8. The angle's
-    upper two bits are the quadrant, so that the angle itself is in (0, π/2).
+    r = √(−2 ln u), with u from the upper 23 bits, at the middle of its cell, so that r < 5.8. The
+    angle's upper two bits are the quadrant, so that the angle itself is in (0, π/2).
     """
     r = torch.sqrt(-2 * torch.log(((radial >> 9).to(dtype) + 0.5) * 2**-23))
     phi = (((angular & 0x3FFFFFFF) >> 7).to(dtype) + 0.5) * (2**-23 * math.pi / 2)
@@ -56,7 +56,7 @@ def box_muller(radial: Tensor, angular: Tensor, dtype: torch.dtype) -> tuple[Ten
 def normals(
     seeds: Tensor, step: int, height: int, width: int, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """z [N, 3, H, W] of the step (0 for the first), one image for each of ``seeds`` int64 [N].
+    """Return z [N, 3, H, W] of the step (0 is the first), one image per seed in int64 [N].
 
     Equal seeds give equal images. On the seeds' device, float32 or float64.
     """

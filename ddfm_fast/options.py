@@ -27,7 +27,7 @@ class Option(NamedTuple):
     help: str
     """a sentence for the command line"""
     more: str = ""
-    """what a Python user needs beyond it"""
+    """what a Python user needs to know beyond that"""
 
 
 class FuserOptions(TypedDict, total=False):
@@ -295,7 +295,7 @@ def as_shapes(shapes: Any) -> list:
 
 
 MOST_PIXELS = 2**31
-"""most pixels of a call to warm up for: more is a mistake"""
+"""most pixels that a call of ``warmup`` accepts: more is surely a mistake"""
 
 
 def checked_shape(shape: Any, multiple: int) -> tuple[int, int, int]:

@@ -120,7 +120,7 @@ class KSolver:
         self.inverse = (1 / (5 - rows[:, None] - cols)).to(device=device, dtype=dtype)
 
     def __call__(self, rhs: Tensor) -> Tensor:
-        """k for the right-hand side ``rhs`` [..., H, W], float32 or float64; same shape."""
+        """Return k for the right-hand side ``rhs`` [..., H, W], float32 or float64; same shape."""
         with span("solve"):
             return torch.fft.irfft2(torch.fft.rfft2(rhs).mul_(self.inverse), s=self.size)
 
@@ -131,7 +131,7 @@ def get_solver(height: int, width: int, dtype: torch.dtype, device: torch.device
 
 
 def add_divergence_(rhs: Tensor, k: Tensor, ratio: float, official: bool) -> Tensor:
-    """rhs += ∇ᵀu for u = ratio · ∇k, in place; [..., H, W] both.
+    """Add ∇ᵀu for u = ratio · ∇k to rhs, in place; both are [..., H, W].
 
     The paper's ∇ is periodic, so ∇ᵀ∇k is minus the five-point Laplacian. The official ∇ has the
     opposite sign and ends in k itself, while its adjoint is periodic: plus the Laplacian, with
@@ -152,7 +152,7 @@ def add_divergence_(rhs: Tensor, k: Tensor, ratio: float, official: bool) -> Ten
 
 
 def e_step(x: Tensor, y: Tensor, gamma: Tensor, rho: Tensor, official: bool):
-    """Inverse weights p = 1/m̄ and q = 1/n̄ of Proposition 1, guarded; [..., H, W] each.
+    """Compute inverse weights p = 1/m̄, q = 1/n̄ of Proposition 1, guarded; [..., H, W] each.
 
     E[m] is p + γ/2 and E[n] is q + ρ/2. The official code caps n̄ at 2 m̄, that is q ≥ p/2.
     """
@@ -214,7 +214,7 @@ def x_step_printed(y, k, p, q, gamma, rho, eta: float) -> Tensor:
 
 
 class EMSettings(TypedDict):
-    """What an EM iteration wants to know of a ``FuseConfig``."""
+    """What an EM iteration needs to know of a ``FuseConfig``."""
 
     variant: str
     psi: float

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 class StepInfo(NamedTuple):
-    """What a callback gets after each reverse step. The tensors are live: copy them, do not write.
+    """What a callback receives after each reverse step.
+
+    The tensors are the loop's own: copy what you keep, and do not write to them.
 
     >>> seen: list[tuple[int, int]] = []
     >>> def watch(info: StepInfo) -> None:
@@ -57,15 +59,16 @@ class Sampled(NamedTuple):
     """its luma in the scale of i and v, [N, 1, H, W]"""
 
     def kept(self) -> Sampled:
-        """Return a copy that stays when the loop runs again."""
+        """Return a copy that stays valid when the loop runs again."""
         return Sampled(self.x0.clone(), self.luma.clone())
 
 
 class Loop:
-    """The whole reverse loop of one batch shape, on buffers that stay where they are.
+    """The whole reverse loop of one batch shape, on buffers whose addresses never change.
 
-    ``load``, then ``run``: x_T → x_0, in ``x``, and its luma. No step passes anything but the
-    buffers' addresses, so that ``ddfm_fast.graphs`` can capture the work and replay it.
+    Call ``load``, then ``run``, which takes ``x`` from x_T to x_0 and computes its luma. The host
+    passes nothing but the buffers' addresses to a step, so that ``ddfm_fast.graphs`` can capture
+    the work and replay it.
 
     ``shape``: (N, H, W), H and W multiples of ``prior.multiple``; everything is float32 on the
     prior's device. ``watched``: keep f̂₀ of every step for a callback.
@@ -99,10 +102,10 @@ class Loop:
         )
         self.conditioning = prior.conditioning(torch.tensor([row.timestep for row in self.rows]))
         self.noise = torch.zeros_like(self.x[:1])
-        """z of the x_T that is drawn, [1, 3, H, W]"""
+        """the noise of a drawn x_T, [1, 3, H, W]"""
         self._seed = 0
         self._drawn: int | None = None
-        """the seeds that ``seeds`` and ``noise`` are of"""
+        """``_seed`` and ``_drawn``: the seeds that ``seeds`` holds and ``noise`` was drawn with"""
 
     def _make_step(self, backend: Backend, watched: bool) -> Step:
         noise = "none"
@@ -114,7 +117,7 @@ class Loop:
         )  # fmt: skip
 
     def load(self, i: Tensor, v: Tensor, seed: int, x_start: Tensor | None = None) -> None:
-        """The sources' luma planes [N, 1, H, W], the seed, and x_T where it is not drawn."""
+        """Take the sources' luma planes [N, 1, H, W], the seed, and x_T if it is not drawn."""
         with span("load"):
             self.i.copy_(i)
             self.v.copy_(v)
@@ -125,13 +128,13 @@ class Loop:
             self.x.copy_(x_start)
 
     def seed_(self, seed: int) -> None:
-        """Take the seed of the steps' noise; a captured loop has many calls of one seed."""
+        """Set the seed of the steps' noise; many calls of a captured loop share one seed."""
         if seed != self._seed:
             self.seeds.fill_(seed)
             self._seed = seed
 
     def draw_(self, seed: int) -> None:
-        """Draw the noise of x_T on the CPU, where it is of another seed."""
+        """Draw the noise of x_T on the CPU, unless it was already drawn with this seed."""
         if seed != self._drawn:
             generator = torch.Generator().manual_seed(seed)
             shape = self.noise.shape
@@ -140,13 +143,13 @@ class Loop:
             self._drawn = seed
 
     def start(self) -> Tensor:
-        """x_T: the noise drawn, or with ``config.start`` the mean of i and v noised by it."""
+        """Return x_T: the drawn noise or, with ``config.start``, i and v's mean noised by it."""
         if self.config.start is None:
             return self.noise
         return noised(self.reverse.gray((self.i + self.v) / 2), self.noise, self.rows[0])
 
     def run(self, steps: Iterable[int], callback: Callback | None) -> None:
-        """All of the work after ``load``; ``steps`` counts 0, 1, … to the last."""
+        """Do all of the work after ``load``; ``steps`` counts 0, 1, … to the last."""
         self.begin()
         for s in steps:
             self.step(s)
@@ -154,15 +157,15 @@ class Loop:
         self.finish()
 
     def begin(self) -> None:
-        """What precedes the first step: the state that EM starts from."""
+        """Prepare for the first step: set the state that EM starts from."""
         self.reverse.load_(self.i, self.v, self.seeds)
 
     def next_conditioning(self):
-        """Return the prior's conditioning of the next step, by the step's counter on the device."""
+        """Return the prior's conditioning of the next step, found by the counter on the device."""
         return self.conditioning.at(self.reverse.next_step)
 
     def step(self, s: int, cond=None) -> None:
-        """x_t → x_{t−1}; ``cond``: the prior's conditioning, by default that of step ``s``."""
+        """Take x_t to x_{t−1}; ``cond``: the prior's conditioning, by default of step ``s``."""
         kept = None if self.kept is None else self.kept.at(s)
         with span("prior" if kept is None or kept.whole else "prior, reused"):
             cond = self.conditioning[s] if cond is None else cond
@@ -171,7 +174,7 @@ class Loop:
             self.reverse.step_(self.x, out)
 
     def finish(self) -> None:
-        """What follows the last step: x_0 is in ``x``, and now its luma."""
+        """Compute the luma of x_0, which is in ``x`` after the last step."""
         if self.kept is not None:
             self.kept.clear()
         with span("store"):
@@ -183,7 +186,7 @@ class Loop:
         return Sampled(self.x, self.luma)
 
     def report(self, s: int, callback: Callback | None) -> None:
-        """Tell ``callback`` of step ``s``, which is done."""
+        """Report the finished step ``s`` to ``callback``."""
         if callback is not None:
             x0, steps = self.reverse.x0, len(self.rows)
             if x0 is None:
@@ -192,7 +195,7 @@ class Loop:
 
 
 class AnyLoop(Protocol):
-    """What :func:`sample` asks of a loop: :class:`Loop`, or one that replays CUDA graphs."""
+    """What :func:`sample` needs from a loop: :class:`Loop`, or one that replays CUDA graphs."""
 
     device: torch.device
     lock: AbstractContextManager
@@ -231,16 +234,16 @@ def sample(
 ) -> Sampled:
     """Draw the fused image of each pair.
 
-    The loop starts from pure noise, or with ``config.start`` from the mean of the sources noised
-    to that timestep (what is below it in the schedule is all that is sampled).
+    The loop starts from pure noise or, with ``config.start``, from the mean of the sources noised
+    to that timestep (then only the part of the schedule below it is sampled).
 
     i, v: luma planes [N, 1, H, W] float32 in [−1, 1] on the prior's device, H and W multiples of
-    ``prior.multiple``. x_T (``x_start`` unless given, [N or 1, C, H, W]) is drawn by a CPU
-    generator seeded with ``seed``, one image's worth, given to each image, and every z follows
-    from (seed, step, pixel): the same on every device and in every batch. ``callback`` may raise
-    to stop. ``backend``: which code runs the step (:func:`.dispatch.resolve_backend`);
-    ``loops``: where to get the loop from, by default a new one on that backend. ValueError if the
-    prior yields NaN or inf.
+    ``prior.multiple``. ``x_start``: x_T, [N or 1, C, H, W]; by default a CPU generator seeded with
+    ``seed`` draws it for one image, and all images start from it. Every z follows from (seed, step,
+    pixel), so it is the same on every device and in every batch. ``callback`` may raise to stop.
+    ``backend``: which code runs the step (:func:`.dispatch.resolve_backend`); ``loops``: where to
+    get the loop from, by default a new one on that backend. Raises ValueError if the prior yields
+    NaN or inf.
     """
     shape, watched = (len(i), *i.shape[-2:]), progress or callback is not None
     with torch.inference_mode():
@@ -258,7 +261,7 @@ def sample(
 
 
 def require_finite(finite: Any, prior: Prior) -> None:
-    """Raise ValueError unless a result is ``finite``, which may wait for it."""
+    """Raise ValueError unless a result is ``finite``; this may wait for the device."""
     if not bool(finite):
         raise ValueError(
             f"prior {prior.name!r} gave NaN or inf during sampling; "
@@ -272,7 +275,7 @@ def noised(x0: Tensor, z: Tensor, row: StepRow) -> Tensor:
 
 
 def prior_rows(prior: Prior, config: FuseConfig) -> list[StepRow]:
-    """Return the coefficient rows for the prior's schedule, in sampling order; 0 steps: none."""
+    """Return the coefficient rows for the prior's schedule, in sampling order; none for 0 steps."""
     if config.steps == 0:
         return []
     schedule = make_schedule(

@@ -20,7 +20,7 @@ NOISE_SCHEDULES = ("linear", "cosine")
 LEAST_LINEAR = 21
 """timesteps of linear betas: their last is 20 / n"""
 LEAST_ALPHA = 4e-5
-"""ᾱ of the most noise that is sampled from: that of 1000 linear betas"""
+"""ᾱ at the highest noise level that is sampled from: that of 1000 linear betas"""
 
 
 def make_betas(noise_schedule: str = "linear", num_train_timesteps: int = 1000) -> np.ndarray:
@@ -49,13 +49,13 @@ def make_betas(noise_schedule: str = "linear", num_train_timesteps: int = 1000) 
 
 
 def check_alphas(alphas: Any) -> np.ndarray:
-    """Take ᾱ_t of a process of any betas, float64 [T], from the least noise to the most.
+    """Check and return ᾱ_t of a process with any betas, float64 [T], from least to most noise.
 
     Where the signal-to-noise ratio ends at zero, ᾱ is raised to ``LEAST_ALPHA``, so that x₀ can be
     told from ε.
 
     Raises:
-        ValueError: They are not numbers from 0 to below 1 that fall.
+        ValueError: They are not falling numbers, each at least 0 and below 1.
     """
     try:
         table = np.array([float(a) for a in alphas])
@@ -188,7 +188,8 @@ def make_schedule(
 
     ``steps`` as in :func:`respace`; with ``start``, a count of timesteps from ``start`` down to 0
     as in :func:`spread`. β of the shorter process is 1 − ᾱ_t / ᾱ of the kept timestep before it.
-    ``alphas``: ᾱ of a process that has no name, see :func:`check_alphas`; the names do not count.
+    ``alphas``: ᾱ of a process that has no name, see :func:`check_alphas`; then the named schedule
+    is ignored.
     """
     if alphas is None:
         alphas = np.cumprod(1.0 - make_betas(noise_schedule, num_train_timesteps))

@@ -2,9 +2,9 @@
 
 A faster version of the loop body of ``ddfm_fast.naive``.
 
-``Step`` is what the loop asks of whoever runs it. :class:`ReverseStep` is the plain one: the path
-of the CPU, and the twin of ``TritonStep`` and ``LocalStep`` in ``ddfm_fast.kernels``. Which one
-runs is for ``ddfm_fast.runtime.dispatch`` to say.
+``Step`` is the interface that the loop uses. :class:`ReverseStep` is the plain implementation: the
+path of the CPU, and the twin of ``TritonStep`` and ``LocalStep`` in ``ddfm_fast.kernels``.
+``ddfm_fast.runtime.dispatch`` chooses which one runs.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Step(Protocol):
         ...
 
     def load_(self, i: Tensor, v: Tensor, seeds: Tensor | None = None) -> None:
-        """Take the luma planes i, v [N, 1, H, W] and begin before the first row."""
+        """Take the luma planes i, v [N, 1, H, W] and go back to before the first row."""
         ...
 
     def step_(self, x_t: Tensor, out: Tensor) -> Tensor:
-        """x_t → x_{t−1} in place by the next row; ``out`` is the prior's output. Returns x_t."""
+        """Take x_t to x_{t−1} in place by the next row and return it; ``out``: prior's output."""
         ...
 
     @property
     def k(self) -> Tensor:
-        """What the step before solved for, [N, H, W]."""
+        """The k that the previous step solved for, [N, H, W]."""
         ...
 
     @property
@@ -53,7 +53,7 @@ class Step(Protocol):
         ...
 
     def resume_(self, step: int, k: Tensor, scales: Tensor, x0: Tensor | None = None) -> None:
-        """Take such a state, with the row ``step`` next; f̂₀ where a row has c ≠ 0."""
+        """Resume from such a state at row ``step``; f̂₀ is needed if a row has c ≠ 0."""
         ...
 
     def luma(self, image: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class Step(Protocol):
 
 
 def em_settings(config: FuseConfig) -> EMSettings:
-    """Return what a step wants to know of ``config`` beside the schedule."""
+    """Return what a step needs to know of ``config`` besides the schedule."""
     return EMSettings(
         variant=config.variant,
         psi=config.psi,
@@ -81,11 +81,11 @@ def plain_em(i: Tensor, v: Tensor, config: FuseConfig) -> ReverseStep:
 
 
 NOISES = ("none", "fixed", "learned")
-"""whose σ a step's noise has: no noise, the row's, or one between the row's two variances"""
+"""source of σ: no noise, the row's own, or learned, between the row's two variances"""
 
 
 def check_noise(noise: str) -> str:
-    """``noise`` if it is one of NOISES, else ValueError."""
+    """Return ``noise`` if it is one of NOISES, else raise ValueError."""
     if noise not in NOISES:
         raise ValueError(f"noise is {noise!r}; expected one of {', '.join(NOISES)}")
     return noise
@@ -104,10 +104,10 @@ class ReverseStep:
     """The EM state of a batch of pairs and the reverse steps that follow the prior.
 
     i, v: luma planes [N, 1, H, W] in [−1, 1], float32 or float64, on one device; i is the
-    infrared (or first) source. ``rows``: the steps, in sampling order. ``noise``: whose σ the
-    rows' noise has, one of NOISES. ``seeds``: int64 [N], of each image's noise, on that device
-    (default 0). ψ and η are the paper's; images share nothing. ``channels``: of the samples, 3,
-    or 1 for a prior of gray.
+    infrared (or first) source. ``rows``: the steps, in sampling order. ``noise``: the source of σ,
+    one of NOISES. ``seeds``: int64 [N], the seed of each image's noise, on that device (default 0).
+    ψ and η are the paper's; images share nothing. ``channels``: of the samples, 3, or 1 for a
+    prior of gray images.
 
     Implements :class:`Step`; float64 too, for tests.
     """
@@ -160,13 +160,13 @@ class ReverseStep:
         self.reset()
 
     def reset(self) -> None:
-        """Back to the state before the first step: k = 0, γ = ρ = 1, the first row next."""
+        """Go back to the state before the first step: k = 0, γ = ρ = 1, the first row next."""
         one = torch.ones((), dtype=self.v.dtype, device=self.v.device)
         self.states = [EMState(torch.zeros_like(v), one, one) for v in self.v]
         self.step = 0
 
     def resume_(self, step: int, k: Tensor, scales: Tensor, x0: Tensor | None = None) -> None:
-        """Take the state of another: row ``step`` next, k [N, H, W], γ and ρ [N, 2], f̂₀."""
+        """Take another step's state: row ``step`` next, k [N, H, W], γ and ρ [N, 2], f̂₀."""
         self.step = step
         self.states = [EMState(a, *pair) for a, pair in zip(k, scales, strict=True)]
         if x0 is not None:
@@ -174,7 +174,7 @@ class ReverseStep:
 
     @property
     def k(self) -> Tensor:
-        """What the step before solved for, [N, H, W]."""
+        """The k that the previous step solved for, [N, H, W]."""
         return torch.stack([state.k for state in self.states])
 
     @property
@@ -188,7 +188,7 @@ class ReverseStep:
         return torch.tensor([self.step], device=self.v.device)
 
     def step_(self, x_t: Tensor, out: Tensor) -> Tensor:
-        """x_t → x_{t-1} in place by the next row: predict, rectify, and the sampler's update.
+        """Take x_t to x_{t-1} in place by the next row: predict, rectify, and the sampler's update.
 
         x_t [N, 3, H, W] contiguous; ``out`` is the prior's output [N, 3, H, W], ε, or
         [N, 6, H, W], with the variance half that noise "learned" needs, in any memory format and
@@ -211,7 +211,7 @@ class ReverseStep:
         return x_t
 
     def _noise(self, out: Tensor, row: StepRow) -> Tensor:
-        """σ·z of the step, [N, 3, H, W]."""
+        """Compute σ·z of the step, [N, 3, H, W]."""
         height, width = self.v.shape[-2:]
         z = normals(self.seeds, self.step, height, width, self.v.dtype)[:, : self.channels]
         if self.noise == "fixed":
@@ -219,7 +219,7 @@ class ReverseStep:
         return z.mul_(learned_sigma(out[:, self.channels :].to(z.dtype), row))
 
     def rectify_(self, x0: Tensor) -> Tensor:
-        """f̃₀ → f̂₀ in place, RGB [N, 3, H, W] contiguous in [−1, 1]."""
+        """Rectify f̃₀ to f̂₀ in place, RGB [N, 3, H, W] contiguous in [−1, 1]."""
         for n, image in enumerate(x0):
             self._rectify_image_(n, image)
         return x0

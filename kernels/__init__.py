@@ -44,9 +44,10 @@ __all__ = [
 ]
 
 LEAST = {"torch": (2, 9), "triton": (3, 5)}
-"""versions: Triton before 3.5 cannot compile the kernels, and PyTorch before 2.9 comes with such"""
+"""least versions: Triton before 3.5 cannot compile the kernels, and PyTorch before 2.9 brings
+one"""
 LEAST_CAPABILITY = (7, 0)
-"""of a GPU: what Triton compiles for"""
+"""least capability of a GPU that Triton compiles for"""
 
 _LAZY = {"TritonStep": "step", "LocalStep": "local", "choose_planes": "saliency"}
 
@@ -93,7 +94,7 @@ class Obstacle(NamedTuple):
 
     reason: str
     remedy: str
-    """what to install or set; empty if nothing helps, or nothing is amiss"""
+    """what to install or set; empty if nothing helps or nothing is wrong"""
     untried: bool = False
     """whether they compile but have never been seen to run; they may still be requested by name"""
 
@@ -104,7 +105,7 @@ class Obstacle(NamedTuple):
 def obstacle(device: torch.device) -> Obstacle | None:
     """Return why the Triton kernels cannot run on a CUDA device, or None if they can.
 
-    The first question about a device compiles and launches a kernel of one line there.
+    The first call for a device compiles and launches a one-line kernel there.
     """
     import torch
 
@@ -138,7 +139,7 @@ def _trial(index: int) -> Obstacle | None:
     """Compile and launch the smallest kernel, once per process and device."""
     try:
         import_module(".checks", __name__).try_out(index)
-    except Exception as error:  # compilers, drivers and file systems fail in every kind
+    except Exception as error:  # compilers, drivers and file systems fail in every way
         return _explained(error)
     return None
 

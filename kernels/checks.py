@@ -12,10 +12,10 @@ import triton
 from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""of activations and of a prior's output: read as they come"""
+"""of activations and of a prior's output, which are read without conversion"""
 STEP_TWIN = "ddfm_fast.step.ReverseStep"
 PRIOR_TWIN = "ddfm_fast.priors.ops.plain.PlainOps"
-"""what to use where no kernel can run"""
+"""what to use if no kernel can run"""
 
 
 @triton.jit
@@ -28,7 +28,7 @@ INTERPRETED = not isinstance(_nothing, triton.JITFunction)
 
 
 def try_out(index: int) -> None:
-    """Compile and launch a kernel on the CUDA device of that index; raises whatever fails."""
+    """Compile and launch a kernel on the CUDA device of that index; let any failure through."""
     if INTERPRETED:
         raise RuntimeError("TRITON_INTERPRET=1 has the kernels interpreted on the CPU")
     with torch.cuda.device(index):
@@ -36,10 +36,10 @@ def try_out(index: int) -> None:
 
 
 def jit_once(function: Callable) -> Any:
-    """``triton.jit`` that compiles once for all sizes, strides and addresses.
+    """Apply ``triton.jit`` so that it compiles once for all sizes, strides and addresses.
 
-    Pointers are called ``…_ptr`` and constants are in capitals; every other argument is a number
-    of which nothing is assumed.
+    Names of pointers end in ``_ptr`` and constants are in capitals; every other argument is a
+    number of which nothing is assumed.
     """
     names = list(inspect.signature(function).parameters)
     pointers = [name for name in names if name.endswith("_ptr")]
@@ -82,17 +82,17 @@ def check_plane(
     device: torch.device | None = None,
     dense: bool = True,
 ) -> None:
-    """Raise unless ``tensor`` is what a kernel of the method's step may be handed.
+    """Raise unless ``tensor`` may be passed to a kernel of the method's step.
 
     One image's offsets must fit int32; the batch's are 64-bit.
 
     Args:
         name: The argument, as the error names it.
         tensor: The given tensor.
-        shape: Expected, no side of it 0.
-        dtypes: Expected, one of these.
+        shape: The expected shape, with no side of 0.
+        dtypes: The expected dtypes, one of which it must have.
         device: Where the other arguments are, or None.
-        dense: Whether it has to be contiguous.
+        dense: Whether it must be contiguous.
 
     Raises:
         TypeError: The dtype is wrong.
@@ -118,5 +118,5 @@ def check_plane(
 
 
 def on_device(tensor: Tensor) -> AbstractContextManager:
-    """Make a context in which kernels go to the tensor's own GPU."""
+    """Make a context in which kernels run on the tensor's own GPU."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

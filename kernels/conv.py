@@ -1,12 +1,12 @@
 """A layer of the prior in one launch: a faster version of ``priors.ops.plain.PlainOps``.
 
-A convolution as an implicit matrix product, with what stands before it (group norm, SiLU,
-resampling, two inputs side by side) done as it reads, and what stands after it (bias with the
-shift of the timestep, residual or 1x1 skip, moments for the next norm) as it writes.
+The convolution is an implicit matrix product. What comes before it (group norm, SiLU, resampling,
+two inputs side by side) happens as it reads, and what comes after it (bias with the shift of the
+timestep, residual or 1x1 skip, moments for the next norm) as it writes.
 
-There are few moments for an image (``moments``), so that the next layer merges them as it
-starts and needs no launch for it. No atomics, and nothing depends on the batch or the GPU: the same
-call gives the same bytes, and an image in a batch what it gets alone.
+An image has few moments (``moments``), so the next layer merges them as it starts, without a launch
+of its own. There are no atomics, and nothing depends on the batch or the GPU: the same call gives
+the same bytes, and an image gets the same result in a batch as alone.
 
 N images of H x W pixels in channels_last; 64-bit offsets of images and rows.
 """
@@ -25,7 +25,7 @@ from .conv_kernels import layer_kernel
 from .moments import BLOCK_S, blocks, chunking
 
 SLICE = 32
-"""channels that are read together: inputs have a multiple of them, or fewer"""
+"""channels that are read together: inputs have a multiple of this, or fewer"""
 WARPS = 8
 
 
@@ -40,7 +40,7 @@ class Packed(NamedTuple):
 def pack(weight: Tensor) -> Packed:
     """Lay a weight [O, C, 3, 3], [O, C, 1, 1] or [O, C] out for :func:`layer`.
 
-    No copy where a 4-dimensional one is in channels_last.
+    A 4-dimensional weight in channels_last is not copied.
     """
     outs, channels = weight.shape[:2]
     side = weight.shape[2] if weight.ndim == 4 else 1
@@ -49,14 +49,14 @@ def pack(weight: Tensor) -> Packed:
 
 
 class Part(NamedTuple):
-    """An input [N, C, H, W] in channels_last, with its moments where a norm reads it."""
+    """An input [N, C, H, W] in channels_last, with its moments if a norm reads it."""
 
     data: Tensor
     moments: Tensor | None = None
 
 
 def stages(wide: bool) -> int:
-    """Return the loads that are in flight at once, in steps of the sum."""
+    """Return how many steps of the sum have their loads in flight at once."""
     return 3 if wide else 2
 
 
@@ -83,14 +83,14 @@ def layer(
         packed: The weight from :func:`pack`, of the same dtype; padded with zeros by half its side.
         norm: float32 scale and shift [C] of a group norm over 32 groups; None: no norm, no SiLU.
         silu: Whether SiLU follows the norm.
-        resample: Then "up" doubles by nearest neighbors, "down" halves by 2x2 means.
+        resample: What follows: "up" doubles by nearest neighbors, "down" halves by 2x2 means.
         stride: 1 or 2.
         bias: float32 [O] to add.
-        skip: A 1x1 weight and the inputs, of the result's size, whose product with it to add.
-        residual: To add.
+        skip: A 1x1 weight, and inputs of the result's size whose product with it is added.
+        residual: What to add.
         residual_size: "": the residual is like the result; "up": half of its size, and doubled;
             "down": twice its size, and its 2x2 means are added.
-        want_moments: Whether moments of the result are found.
+        want_moments: Whether to compute moments of the result.
         tf32: Whether float32 may be rounded to TF32 in products.
 
     Returns:
@@ -129,7 +129,7 @@ def _empty(shape: tuple, like: Tensor, want_moments: bool) -> Part:
 
 
 def _launch(parts, packed, normed: bool, skip_parts, shape, options) -> tuple:
-    """Choose the grid, the sizes, which compile nothing new, and the constants of the kernel."""
+    """Choose the kernel's grid, its sizes, which compile nothing new, and its constants."""
     silu, resample, residual_size, stride, tf32 = options
     n, outs, height, width = shape
     x, channels = parts[0].data, [part.data.shape[1] for part in parts]

@@ -1,9 +1,9 @@
-"""The kernel of ``conv.layer``: a convolution with what stands before and after it.
+"""The kernel of ``conv.layer``: a convolution with what comes before and after it.
 
-A program makes a run of pixels in reading order. A 3x3 convolution reads such a run three times,
+A program computes a run of pixels in reading order. A 3x3 convolution reads such a run three times,
 for the rows above, at and below it, and multiplies each by the three taps of a row: the products
-of the left and right taps belong to the pixel beside, so they move by one pixel at the end. That
-is three reads and three SiLUs for an input instead of nine, which is what bounds narrow layers.
+of the left and right taps belong to the neighboring pixel, so they move by one pixel at the end.
+That is three reads and three SiLUs per input instead of nine, which is what bounds narrow layers.
 Strided, 1x1 and wide convolutions go tap by tap.
 """
 
@@ -84,7 +84,7 @@ def _resampled(y, x, origin, source_w, RESAMPLE: tl.constexpr):
 
 @triton.jit
 def _part(index, a_ptr, b_ptr, base, slices_a, slices_b, THIN: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Find the input that slice ``index`` is of, from pixel ``base`` on, its slices, and which."""
+    """Find the input of slice ``index``, from pixel ``base`` on, its slices, and which it is."""
     if THIN:
         return a_ptr + base * THIN, slices_a, index
     x_ptr = a_ptr + base * (slices_a * BLOCK_K)
@@ -255,13 +255,13 @@ def layer_kernel(
     height, width, source_h, source_w,
     slices_a, slices_b, skip_slices_a, skip_slices_b,  # of BLOCK_K channels
     sets_a, chunk_a, sets_b, chunk_b,
-    tiles,  # that a program makes
+    tiles,  # per program
     SIDE: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr,
     SILU: tl.constexpr, RESAMPLE: tl.constexpr, RESIDUAL: tl.constexpr,
     THIN: tl.constexpr,  # C_a if it is below BLOCK_K, else 0
     THIN_OUT: tl.constexpr,  # O if it is below BLOCK_N, else 0
     PRECISION: tl.constexpr,
-    WIDEN: tl.constexpr,  # to float32 before the product: the interpreter has none of bfloat16
+    WIDEN: tl.constexpr,  # to float32: the interpreter has no products of bfloat16
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """Compute y = conv(resample(SiLU(norm(a, b)))) + bias + skip, and its moments.

@@ -1,7 +1,7 @@
 """GroupNorm and what surrounds it on a GPU: a faster version of ``priors.ops.plain.PlainOps``.
 
-Activations are in channels_last. A norm is split where statistics meet: what writes an
-activation also leaves its moments, channel by channel, so that the norm reads it once.
+Activations are in channels_last. A norm is split at its statistics: the kernel that writes an
+activation also stores its moments, channel by channel, so that the norm reads it once.
 
     moments_kernel   x → moments of each channel in each chunk of rows; as ``join_`` it first
                      adds bias and residual (nearest-upsampled if asked) in place
@@ -11,10 +11,10 @@ activation also leaves its moments, channel by channel, so that the norm reads i
     whole_norm_kernel  the same for small maps, of which a program reads a whole group
 
 Moments per channel let a consumer group the channels as it likes: a concatenation is never
-made for its norm, and the bias of the convolution before is added to the means, not to the
+made for its norm, and the bias of the previous convolution is added to the means, not to the
 activation. Statistics are float32 by Welford's update and Chan's merge, whatever the dtype of
-the activations; no atomics, and nothing depends on the batch or on the GPU, so the same call
-gives the same bytes and a batch gives each image what it gets alone.
+the activations. There are no atomics, and nothing depends on the batch or on the GPU, so the same
+call gives the same bytes, and a batch gives each image what it gets alone.
 
 N images of R = H W rows and C channels; 64-bit row offsets. A new size compiles nothing.
 """
@@ -34,10 +34,10 @@ from .moments import BLOCK_S, EPS, chunking, statistics
 
 GROUPS = 32
 NORM_ELEMENTS, MOMENTS_ELEMENTS = 4096, 2048
-"""of a tile: 32 per thread with 4 warps, which are four loads of 128 bits in bfloat16; half of that
-where each element has a mean and a sum of squares of its own"""
+"""elements of a tile: 32 per thread with 4 warps, which are four loads of 128 bits in bfloat16;
+half as many if each element has a mean and a sum of squares of its own"""
 MOST_PROGRAMS = 128
-"""of a norm, for the rows of a block of channels: each of them merges the moments itself"""
+"""most programs of a norm for the rows of a block of channels: each merges the moments itself"""
 WHOLE_ROWS, WHOLE_LANES = 1536, 32
 """pixels up to which a program finds the moments of a group itself, and channels of that group"""
 _SIZES = ("rows", "chunk", "width")
@@ -58,13 +58,13 @@ def moments_kernel(
     rows,  # R
     channels,  # C
     chunk,  # rows that share one set of moments
-    width,  # W, of use with UPSAMPLE alone
+    width,  # W, used only with UPSAMPLE
     JOIN: tl.constexpr,
     UPSAMPLE: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Find the moments of x, or of x + bias + residual, which takes the place of x.
+    """Find the moments of x, or of x + bias + residual, which then replaces x.
 
     Each element of the tile follows its own rows by Welford's update; at the end the tile's rows
     are merged (Chan). Grid: (chunks, C / BLOCK_C, N).
@@ -130,11 +130,11 @@ def norm_kernel(
     y_ptr,  # out, as a: [N, R, C]; a itself is allowed without resampling and b
     pooled_ptr,  # out: 2x2 means of a itself [N, R, C], or None
     rows,  # R, of y
-    width,  # W of y, of use with resampling alone
+    width,  # W of y, used only with resampling
     source_rows,  # R_s
     blocks_a, blocks_b,  # of 32 channels
     sets_a, chunk_a, sets_b, chunk_b,
-    tiles,  # that a program makes
+    tiles,  # per program
     RESAMPLE: tl.constexpr, SILU: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
@@ -205,7 +205,7 @@ def whole_norm_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Replace x by SiLU(norm(x + bias)). Grid: (32 groups, N); a program reads a group thrice.
+    """Replace x by SiLU(norm(x + bias)). Grid: (32 groups, N); a program reads a group three times.
 
     Two passes over x: its mean, then the deviations from it.
     """
@@ -244,7 +244,7 @@ def whole_norm_kernel(
 
 
 def tile(elements: int, *channels: int) -> tuple[int, int]:
-    """Return (BLOCK_R, BLOCK_C) for these numbers of channels: no tile reaches past one's last."""
+    """Return (BLOCK_R, BLOCK_C) for these channel counts: no tile reaches past the last channel."""
     block_c = min(128, math.gcd(*channels) & -math.gcd(*channels))
     return elements // block_c, block_c
 
@@ -355,7 +355,7 @@ def normalize(
     pooled = torch.empty_like(out) if pool_input else None
     block_r, block_c = tile(NORM_ELEMENTS, *channels)
     if resample == "down":
-        block_r //= 4  # four rows are read for one
+        block_r //= 4  # four rows are read per row
     blocks = triton.cdiv(height * width, block_r)
     tiles = triton.cdiv(blocks, MOST_PROGRAMS)
     second, its_moments = parts[1] if len(parts) == 2 else (None, None)
@@ -372,7 +372,7 @@ def normalize(
 
 
 def suits_whole(x: Tensor) -> bool:
-    """Return whether :func:`normalize_whole_` is for such a map: a small one of many channels."""
+    """Return whether :func:`normalize_whole_` suits such a map: a small one of many channels."""
     channels, rows = x.shape[1], x.shape[2] * x.shape[3]
     return rows <= WHOLE_ROWS and channels % (8 * GROUPS) == 0 and channels <= WHOLE_LANES * GROUPS
 

@@ -1,13 +1,13 @@
 """Images onto a GPU and back: a faster version of ``ddfm_fast.images.pixels.Pixels``.
 
     read_kernel       integers of any layout → luma, and RGB where its chroma is needed
-    chroma_kernel     RGB → Cb and Cr, of which noise is estimated
+    chroma_kernel     RGB → Cb and Cr, whose noise is estimated
     give_back_kernel  fused luma, stretch limits and chroma → values in the layout that came in
 
 Every rounding is that of the plain code, operation by operation: divisions round to nearest, and
 products and sums are fused only where PyTorch fuses them, in luma. Sizes and strides are not
-specialized, so that a new size compiles nothing. Agrees in Triton's interpreter; has not run on a
-GPU. 64-bit image offsets.
+specialized, so that a new size compiles nothing. Image offsets are 64-bit. The kernels agree with
+their twins in Triton's interpreter; they have not run on a GPU.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from .checks import check_device, check_dtype, check_plane, jit_once, on_device
 
 TWIN = "ddfm_fast.images.pixels.Pixels"
 BLOCK = 1024
-"""pixels of a program"""
+"""pixels per program"""
 EXACT = 2**24
-"""below which whole numbers are exact in float32"""
+"""bound below which whole numbers are exact in float32"""
 MOST_IMAGES = 65535
 _RED, _BLUE = tl.constexpr(0.299), tl.constexpr(0.114)
 _OF_BLUE, _OF_RED = tl.constexpr(OF_BLUE), tl.constexpr(OF_RED)
@@ -133,7 +133,7 @@ def give_back_kernel(
     ROUND: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Stretch a luma, put chroma to it, and store it as values. Grid: (H W / BLOCK, N).
+    """Stretch a luma, add chroma, and store it as values. Grid: (H W / BLOCK, N).
 
     Twins: ``stretch_between``, ``with_luma`` and ``from_planes``.
     """
@@ -223,7 +223,7 @@ def read(
     Args:
         values: uint8 or uint16 [N, C, H, W] of any strides, C 1 or 3.
         value_range: What black and white are, for which :func:`reads` holds; None for the dtype's.
-        rgb: Whether to give RGB; of gray values it is the luma three times.
+        rgb: Whether to return RGB; for gray values it is the luma three times.
         out: Where the luma goes, float32 [N, 1, H, W] contiguous; a new tensor by default.
 
     Returns:
@@ -266,7 +266,7 @@ def give_back(
 
     Args:
         fused: Lumas float32 of any strides, limits contiguous.
-        spec: Of the result; its dtype one of ``GIVEN``.
+        spec: The result's; its dtype is one of ``GIVEN``.
         chroma: float32 [N, 3, H, W] of any strides whose chroma the result takes; None for gray.
         dims: As for ``ddfm_fast.images.color.with_luma``.
 

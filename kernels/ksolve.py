@@ -2,9 +2,9 @@
 
 One real FFT, one scale from the closed form, one inverse. Twin: ``ddfm_fast.rectify.KSolver``.
 
-Two solvers with one interface: ``solve(rhs, k)`` returns the
-tensor that holds k, which is ``k`` itself or a new one. Images are transformed one at a time: FFT
-libraries choose their algorithm by the batch, and an image in a batch must get what it gets alone.
+Two solvers share one interface: ``solve(rhs, k)`` returns the tensor that holds k, which is ``k``
+itself or a new one. Images are transformed one at a time: FFT libraries choose their algorithm by
+the batch size, and an image in a batch must get what it gets alone.
 
     TorchSolver   torch.fft; its inverse copies the spectrum first, since cuFFT overwrites it
     CupySolver    CuPy's plans, made once: no copy, and the result in ``k``
@@ -107,19 +107,20 @@ class TorchSolver:
     def _solved(self, rhs: Tensor) -> Tensor:
         height, width = self.shape[1:]
         spectrum = spectral_scale_(torch.fft.rfft2(rhs), height, width, 1 / (height * width))
-        # norm="forward" leaves the division by H W to the scale above: one pass over the plane less
+        # norm="forward" leaves the division by H W to the scale above, which saves a pass over the
+        # plane
         return torch.fft.irfft2(spectrum, s=(height, width), norm="forward")
 
 
 class CupySolver:
     """The same through cuFFT plans that CuPy makes once, on PyTorch's stream and memory.
 
-    cuFFT refuses planes that do not begin at a multiple of a complex number's eight bytes, and the
-    images of a batch with an odd number of pixels do not. Planes that are not aligned to
-    ``ALIGNMENT`` are copied into one of the solver's own and out of it, on the same stream: where
-    that happens follows from addresses, which a captured graph keeps.
+    cuFFT refuses planes that do not begin at a multiple of a complex number's eight bytes, and in a
+    batch of images with an odd number of pixels some do not. Planes that are not aligned to
+    ``ALIGNMENT`` are copied into a plane of the solver's own and back, on the same stream. Whether
+    that happens depends only on addresses, which a captured graph keeps.
 
-    One solver is for one stream at a time.
+    Use a solver on one stream at a time.
 
     Args:
         shape: (N, H, W) of the float32 planes.
@@ -130,7 +131,7 @@ class CupySolver:
     """
 
     ALIGNMENT = 16
-    """bytes; that of the widest loads of a GPU"""
+    """bytes, as the widest loads of a GPU need"""
 
     def __init__(self, shape: tuple[int, int, int], device: torch.device):
         import cupy
@@ -185,7 +186,7 @@ class CupySolver:
         return tensor.data_ptr() % self.ALIGNMENT == 0
 
     def context(self):
-        """Put CuPy on PyTorch's current stream, which a capture makes the captured one."""
+        """Put CuPy on PyTorch's current stream, which is the captured one during a capture."""
         stream, streams = torch.cuda.current_stream(self.device), self.cupy.cuda
         if hasattr(streams.Stream, "from_external") and hasattr(stream, "__cuda_stream__"):
             return streams.Stream.from_external(stream)

@@ -1,17 +1,18 @@
-"""What a fused luma is stretched by, on a GPU: exact order statistics by counting.
+"""The limits by which a fused luma is stretched, on a GPU: exact order statistics by counting.
 
 Twin: ``ddfm_fast.images.stretch.stretch_limits``, whose ``kthvalue`` runs on one multiprocessor.
-Here the float's bits are read as a number that grows with it, and a rank is followed through its
-four bytes from the highest on: how often each byte occurs among the values that begin as the
-answer does says which byte it is.
+Here the float's bits are read as an integer that grows with the float, and a rank is followed
+through its four bytes from the highest on: among the values that share the answer's bytes so far,
+the counts of the next byte tell which one is the answer's.
 
     digit_kernel     counts of the next byte in each part of an image, for both ranks
     extremes_kernel  least and greatest of each part, of one image or of two together
     limits_kernel    the last byte → the two values → limits
 
 Counts are integers and every part writes its own, so there is no atomic operation, and the same
-call gives the same bytes. Nothing waits for the host: a graph can capture it. Like ``kthvalue``
-NaN counts as the greatest value. Agrees in Triton's interpreter; has not run on a GPU.
+call gives the same bytes. Nothing waits for the host, so a graph can capture it. As in
+``kthvalue``, NaN counts as the greatest value. The kernels agree with their twin in Triton's
+interpreter; they have not run on a GPU.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ DIGITS = 4
 BLOCK, BLOCK_PARTS = 1024, 8
 """pixels that are counted at a time, and parts whose counts are added up at a time"""
 MOST_PARTS = 64
-"""of an image: programs of a launch, each of which adds up the counts of all"""
+"""most parts of an image; each part is a program of a launch, and adds up the counts of all"""
 _BINS, _ALL = tl.constexpr(256), tl.constexpr(0xFFFFFFFF)
 _SIGN = tl.constexpr(0x80000000)
 _FLAT, _MARGIN = tl.constexpr(FLAT), tl.constexpr(MARGIN)
@@ -38,7 +39,7 @@ _FLAT, _MARGIN = tl.constexpr(FLAT), tl.constexpr(MARGIN)
 
 @triton.jit
 def _key(x):
-    """An unsigned number that grows with a float; the greatest for NaN."""
+    """Map a float to an unsigned number that grows with it; NaN gets the greatest."""
     bits = x.to(tl.uint32, bitcast=True)
     key = tl.where(bits >= _SIGN, bits ^ _ALL, bits | _SIGN)
     return tl.where(x != x, _ALL, key)
@@ -46,14 +47,14 @@ def _key(x):
 
 @triton.jit
 def _value(key):
-    """The float of a key."""
+    """Return the float of a key."""
     bits = tl.where(key >= _SIGN, key ^ _SIGN, key ^ _ALL)
     return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def _follow(counts_ptr, prefix, rank, parts, BLOCK_PARTS: tl.constexpr):
-    """Add up the counts of all parts; the prefix one byte longer, and the rank among its like."""
+    """Add up all parts' counts; return the prefix, one byte longer, and the rank within it."""
     bins = tl.arange(0, _BINS)
     total = tl.zeros([_BINS], tl.int32)
     for start in range(0, parts, BLOCK_PARTS):
@@ -67,7 +68,7 @@ def _follow(counts_ptr, prefix, rank, parts, BLOCK_PARTS: tl.constexpr):
 
 @triton.jit
 def _state(state_ptr, counts_ptr, n, which, rank, parts, DIGIT, BLOCK_PARTS: tl.constexpr):
-    """What is known of a value after DIGIT bytes: their prefix, and its rank among those.
+    """Load what is known of a value after DIGIT bytes: its prefix, and its rank within that.
 
     state: int32 [3, N, 2, 2], counts: int32 [4, N, parts, 2, 256].
     """
@@ -92,7 +93,7 @@ def _keep(state_ptr, n, which, prefix, rank, DIGIT):
 @jit_once
 def digit_kernel(
     y_ptr,  # float32 [N, 1, H, W] by its strides
-    counts_ptr,  # int32 [4, N, parts, 2, 256]: those before in, those of DIGIT out
+    counts_ptr,  # int32 [4, N, parts, 2, 256]: earlier digits' in, DIGIT's out
     state_ptr,  # int32 [3, N, 2, 2]: prefix and rank of both values after 1, 2 and 3 bytes
     pixels,  # H · W
     width,  # W
@@ -106,7 +107,7 @@ def digit_kernel(
     BLOCK: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
 ):
-    """Count the next byte of what begins as either value does, in a part. Grid: (parts, N)."""
+    """Count, in a part, the next byte of values with either prefix. Grid: (parts, N)."""
     part, n = tl.program_id(0), tl.program_id(1)
     low = tl.full((), 0, tl.uint32)
     high = tl.full((), 0, tl.uint32)
@@ -153,7 +154,7 @@ def _extremes(x_ptr, least, most, pixels, width, h_stride, w_stride, BLOCK: tl.c
 @jit_once
 def extremes_kernel(
     a_ptr,  # float32 [N, 1, H, W] by its strides
-    b_ptr,  # float32 [N, 1, H, W], as a but for the stride of images; or None
+    b_ptr,  # float32 [N, 1, H, W], as a except for the stride of images; or None
     keys_ptr,  # out: int32 [N, parts, 2], least and greatest, as keys
     pixels,  # H · W
     width,  # W
@@ -182,7 +183,7 @@ def extremes_kernel(
 
 @triton.jit
 def _ends(keys_ptr, n, parts, BLOCK: tl.constexpr):
-    """The extremes of an image from those of its parts; both NaN where any value is."""
+    """Merge the parts' extremes into the image's; both are NaN if any value is."""
     part = tl.arange(0, BLOCK)
     inside = part < parts
     at = keys_ptr + (n * parts + part) * 2
@@ -206,7 +207,7 @@ def limits_kernel(
     BLOCK_PARTS: tl.constexpr,
     MOST_PARTS: tl.constexpr,
 ):
-    """Compute limits: percentiles, extremes, or the one by the other. Grid: (1, N)."""
+    """Compute limits: percentiles, extremes, or what maps one to the other. Grid: (1, N)."""
     n = tl.program_id(1)
     if counts_ptr is None:
         low, high = _ends(keys_ptr, n, parts, MOST_PARTS)
@@ -233,9 +234,9 @@ def stretch_limits(stretch: str, y: Tensor, ir: Tensor, vis: Tensor) -> Tensor |
     Args:
         stretch: "minmax", "percentile", "sources" or "none".
         y: float32 [N, 1, H, W] of any strides.
-        ir: Luma of a source, float32 [N, 1, H, W] of any strides and a size of its own; of use to
-            "sources" alone, like ``vis``.
-        vis: Of the shape of ``ir``, and of its strides but for images.
+        ir: Luma of a source, float32 [N, 1, H, W] of any strides and a size of its own; used only
+            by "sources", like ``vis``.
+        vis: The other source's; has the shape of ``ir``, and its strides except for images.
 
     Returns:
         float32 [2, N, 1, 1, 1], equal to the twin's; None for "none".

@@ -3,7 +3,7 @@
 (I + ∇ᵀ∇)⁻¹ is local: its Green's function falls by 0.38 per pixel, and the part of it beyond 16
 pixels sums to 2e-7. So each program solves for k on its own region, INNER pixels and HALO more on
 each side (wrapped around the image, which is periodic), mirrored at its edges, and keeps the
-inside, where nothing of the edges is left:
+inside, where the edges have no influence left:
 
     step.rectify_rhs_kernel   x_t, ε, v, y, k → right-hand side, sums of p and q tile by tile
     rectify_local_kernel      right-hand side → k; x_t, ε, v, y, k → x_{t-1} in place
@@ -11,12 +11,13 @@ inside, where nothing of the edges is left:
 Twin: ``ddfm_fast.step.ReverseStep``, with ``ddfm_fast.rectify.KSolver`` for k.
 
 The mirrored problem is diagonal under the cosine transform of type 2, here a product with a dense
-matrix of REGION modes. A matrix product on tensor cores takes 11 bits of each factor, so that each
-factor is a sum of two float16, and each product three: high·high + high·low + low·high, added up
-in float32. For float16 to hold the numbers, the region's mean is taken off first (a constant is
-its own solution) and the rest scaled by a power of two, both exactly undone: the error is relative
-to the region's largest deviation, 5e-7 of it, like that of cuFFT. A mode is even or odd, so only
-half of the columns is multiplied: the sums, then the differences, of mirrored columns.
+matrix of REGION modes. A matrix product on tensor cores takes 11 bits of each factor, so each
+factor is a sum of two float16 numbers, and each product is three: high·high + high·low + low·high,
+added up in float32. For float16 to hold the numbers, the region's mean is subtracted first (a
+constant is its own solution) and the rest is scaled by a power of two; both are undone exactly. So
+the error is relative to the region's largest deviation, 5e-7 of it, like that of cuFFT. A mode is
+even or odd, so only half of the columns are multiplied: the sums, then the differences, of mirrored
+columns.
 """
 
 from __future__ import annotations
@@ -37,15 +38,15 @@ from .step import SIZES, TritonStep, aligned
 REGION, HALO = 64, 16
 INNER = REGION - 2 * HALO
 ROWS = 16
-"""of the inside that are updated at a time: four elements per thread, registers for three blocks"""
+"""rows updated at a time: four elements per thread, with registers for three blocks"""
 LEARNED_ROWS = 8
 """the same with learned noise, which needs more registers for an element"""
 WARPS = 4
 _EXPONENT = tl.constexpr(0x7F800000)
 _LEAST = tl.constexpr(0x08000000)
-"""the bits of 2⁻¹¹¹: a smaller deviation is scaled like it"""
+"""the bits of 2⁻¹¹¹: smaller deviations are scaled like it"""
 _UNSCALE = tl.constexpr(0x06000000)
-"""12 in the place of the exponent: a region is scaled to 2⁷ … 2⁸, its weights have 2⁵"""
+"""12 in the exponent's place: a region is scaled to 2⁷ … 2⁸, and its weights have a factor 2⁵"""
 
 
 @triton.jit
@@ -56,14 +57,14 @@ def _wrapped(index, size, HALO: tl.constexpr):
 
 @triton.jit
 def _split(x):
-    """Write x as high + low, float16 both: to 2⁻²² of it and 2⁻²⁵."""
+    """Split x into high + low, both float16, to within 2⁻²² of it and 2⁻²⁵."""
     high = x.to(tl.float16)
     return high, (x - high.to(tl.float32)).to(tl.float16)
 
 
 @triton.jit
 def _add_product(a_high, a_low, b_high, b_low, total):
-    """Compute total + a·b, the small products first: a tensor core cuts a sum off, not rounds."""
+    """Compute total + a·b, small products first: a tensor core truncates sums, not rounds them."""
     total = tl.dot(a_low, b_high, total)
     total = tl.dot(a_high, b_low, total)
     return tl.dot(a_high, b_high, total)
@@ -79,7 +80,7 @@ def _load_pair(pair_ptr, at, LOW: tl.constexpr):
 def _scaled_halves(
     rhs_ptr, top, left, height, width, REGION: tl.constexpr, HALO: tl.constexpr
 ):  # fmt: skip
-    """Load a region's columns from the left, and from the right backwards: [REGION, REGION / 2].
+    """Load a region's columns from the left, and backwards from the right: [REGION, REGION / 2].
 
     Returns:
         Both less the region's mean and scaled to below 2⁸, the mean, and the scale's inverse.
@@ -112,7 +113,7 @@ def _solve_modes(
     part, basis_ptr, weight_ptr, back, ODD: tl.constexpr,
     REGION: tl.constexpr, HALO: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """Transform the other axis to its even or odd modes, divide by 1 + λ, add the way back.
+    """Transform the other axis to its even or odd modes, divide by 1 + λ, and transform back.
 
     Returns:
         ``back`` [REGION, INNER] plus (w · (part Cᵀ)) C, with C of these modes only.
@@ -170,7 +171,7 @@ def rectify_local_kernel(
     table_ptr,  # float32 [S, 8]: the columns TABLE_COLUMNS
     step_ptr,  # int32 [2]: the row of this step, next (out) and current (in)
     seeds_ptr,  # int64 [N]
-    x0_ptr,  # f̂₀ [N, 3, H, W]: the step before's in, this one's out; or None
+    x0_ptr,  # f̂₀ [N, 3, H, W]: the previous step's in, this one's out; or None
     basis_ptr,  # float16 [2, REGION, REGION]: C, a mode a row, even modes first; high, low
     weight_ptr,  # float32 [REGION, REGION]: 1 / (1 + λ + λᵀ) and what makes CᵀC the identity
     height,  # H
@@ -256,11 +257,11 @@ def cosine_tables(device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
 class LocalStep(TritonStep):
     """``TritonStep`` in two launches per step, which solves for k region by region.
 
-    Takes the arguments of ``TritonStep`` but ``solver``. Agrees with the FFT to 1e-6.
+    Takes the arguments of ``TritonStep`` except ``solver``. Agrees with the FFT to 1e-6.
     """
 
     def allocate(self, count: int, height: int, width: int) -> None:
-        """Make what a step carries on, what it needs in between, and the tables."""
+        """Allocate what a step carries over, what it needs in between, and the tables."""
         self.allocate_state(count, height, width)
         self.regions = triton.cdiv(height, INNER) * triton.cdiv(width, INNER)
         self.basis, self.weights = cosine_tables(self.v.device)

@@ -1,7 +1,7 @@
-"""The moments that the prior's kernels leave for norms: their chunks, and how groups merge them.
+"""The moments that the prior's kernels store for norms: their chunks, and how groups merge them.
 
 Moments are float32 [N, sets, 2, C]: mean and sum of squared deviations of each channel over each
-``chunk`` of the rows of an image. Whoever normalizes merges them itself, in one fixed order.
+``chunk`` of the rows of an image. The kernel that normalizes merges them, in one fixed order.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ EPS = tl.constexpr(1e-5)
 NARROW = 128
 """channels of a result up to which a 3x3 convolution goes row by row"""
 MOST_SETS = 128
-"""of moments for an image: about one program of eight warps for each SM of a large GPU"""
+"""most sets of moments per image: about one program of eight warps for each SM of a large GPU"""
 BLOCK_S = 64
-"""of them that are merged at once"""
+"""sets that are merged at once"""
 
 
 @triton.jit
@@ -47,8 +47,8 @@ def statistics(
 ):  # fmt: skip
     """Find mean and 1/√(var + eps) [BLOCK_G] of groups from ``first`` on, of 32 in all.
 
-    The channels are those of one part, or of two side by side, plus a bias that they lack. Sums
-    are of deviations from a mean within the group, so that they keep their digits.
+    The channels are those of one part, or of two side by side, plus a bias not yet added. Sums are
+    of deviations from a mean within the group, so that they keep their digits.
     """
     group = channels // 32
     lane = first + tl.arange(0, BLOCK_G)
@@ -93,7 +93,7 @@ def statistics(
 
 
 def blocks(outs: int) -> tuple[int, int]:
-    """Return (BLOCK_M, BLOCK_N) for so many channels of a result, whatever the image."""
+    """Return (BLOCK_M, BLOCK_N) for a result's number of channels, whatever the image."""
     if outs <= 16:
         return 128, 16
     if outs > NARROW and outs % 128 == 0:
@@ -104,7 +104,7 @@ def blocks(outs: int) -> tuple[int, int]:
 def chunking(rows: int, channels: int) -> tuple[int, int, int]:
     """Return (tiles of a program, rows of its chunk, chunks) for a result's rows and channels.
 
-    A function of the size alone: every GPU sums alike.
+    They depend on the size alone, so that every GPU sums in the same order.
     """
     pixels = blocks(channels)[0] - 2
     tiles = triton.cdiv(triton.cdiv(rows, pixels), MOST_SETS)

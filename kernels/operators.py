@@ -1,9 +1,9 @@
 """The launchers of the prior's kernels as operators of PyTorch: nodes of other people's graphs.
 
 The functions here have the names and arguments of those in ``conv`` and ``group_norm`` that the
-prior calls, and put one node each into what torch.compile or torch.export traces. Weights go in as
-a network has them. Whole launchers are operators, by ``custom_op``, not the kernels in them: their
-checks need real tensors, and Triton's interpreter can then run them.
+prior calls, and each puts one node into what torch.compile or torch.export traces. They take
+weights as a network has them. Whole launchers are operators, by ``custom_op``, not the kernels in
+them: their checks need real tensors, and Triton's interpreter can then run them.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def normalize(
 ) -> tuple[Tensor, Tensor | None]:
     """Put ``torch.ops.ddfm_fast.normalize`` into a graph: :func:`.group_norm.normalize`.
 
-    ``out`` is not written: a graph finds memory by itself.
+    ``out`` is not written: a graph allocates its own memory.
     """
     data, its = [part[0] for part in parts], [part[1] for part in parts]
     y, pooled = _normalize(data, its, weight, shift, bias, silu, resample, pool_input)

@@ -1,9 +1,9 @@
 """The method's step at one pixel: a faster version of the loop body of ``ddfm_fast.naive``.
 
-Device functions, of which the kernels of ``step`` (two around an FFT) and ``local`` (one that
-solves, no FFT) are made. Twins: ``ddfm_fast.rectify``, whose module docstring has the equations,
-and ``ddfm_fast.noise``. A variant is a name that is known when a kernel is compiled: its weights
-are a branch of ``inverse_weights``, what it pulls the gradient to is a plane that its constructor
+The kernels of ``step`` (two around an FFT) and ``local`` (one that solves, no FFT) are built from
+these device functions. Twins: ``ddfm_fast.rectify``, whose module docstring has the equations, and
+``ddfm_fast.noise``. A variant is a name that is known when a kernel is compiled: its weights are a
+branch of ``inverse_weights``, and its target gradient is a plane that the step's constructor
 computes.
 """
 
@@ -65,8 +65,8 @@ def _fused_luma(v, y, k, p, q, gamma, rho, eta, VARIANT: tl.constexpr):
 def _laplacian(k_ptr, row, col, height, width, inside, VARIANT: tl.constexpr):
     """Apply the periodic five-point Laplacian to k; twin: ``add_divergence_`` (which has the sign).
 
-    In the official code nothing wraps into the last row and column; their own first elements
-    come again in the first row and column instead.
+    In the official code nothing wraps into the last row and column; instead, their own first
+    elements appear again in the first row and column.
     """
     center = tl.load(k_ptr + row * width + col, inside)
     above = tl.load(k_ptr + tl.where(row > 0, row - 1, height - 1) * width + col, inside)
@@ -87,7 +87,7 @@ def right_hand_side(
     x, y, k_ptr, target_ptr, row, col, height, width, inside, ratio, target_weight,
     VARIANT: tl.constexpr,
 ):  # fmt: skip
-    """Compute x + ∇ᵀu with u = ratio · ∇k of the step before; the official code has y − x for x.
+    """Compute x + ∇ᵀu with u = ratio · ∇k of the previous step; the official code has y − x for x.
 
     A target plane ∇ᵀq adds target_weight · ∇ᵀq.
     """
@@ -108,7 +108,7 @@ def _predict(x_ptr, eps_ptr, at, eps_at, recip, recipm1, inside):
 
 @triton.jit
 def predict_rgb(x_ptr, eps_ptr, at, eps_at, plane, eps_c_stride, recip, recipm1, inside):
-    """Load x_t and predict f̃₀ of the three channels; returns r, g, b of x_t, then of f̃₀."""
+    """Load x_t and predict f̃₀ of the three channels; return r, g, b of x_t, then of f̃₀."""
     x_r, r = _predict(x_ptr, eps_ptr, at, eps_at, recip, recipm1, inside)
     x_ptr += plane
     eps_ptr += eps_c_stride
@@ -129,7 +129,7 @@ def rgb_luma(r, g, b, LUMA: tl.constexpr):
 def quarter_sine(x):
     """Compute sin x to 7e-10 for x in [0, π/2] by the Taylor polynomial of degree 13.
 
-    The library's sine would bring its range reduction, which uses local memory.
+    The library's sine would include its range reduction, which uses local memory.
     """
     s = x * x
     sine = 1.6059043836821613e-10 * s - 2.505210838544172e-08
@@ -142,7 +142,7 @@ def quarter_sine(x):
 
 @triton.jit
 def _box_muller(radial, angular):
-    """Make two normal deviates of two words; twin: ``ddfm_fast.noise.box_muller``."""
+    """Make two normal deviates from two words; twin: ``ddfm_fast.noise.box_muller``."""
     r = tl.sqrt_rn(-2.0 * tl.log(((radial >> 9).to(tl.float32) + 0.5) * _CELL))
     turn = (((angular & 0x3FFFFFFF) >> 7).to(tl.float32) + 0.5) * _CELL
     sine, cosine = quarter_sine(turn * _QUARTER_TURN), quarter_sine((1.0 - turn) * _QUARTER_TURN)
@@ -170,7 +170,7 @@ def _store_update(
     """Store a · x_t + b · f̂₀ + c · f̂₀(previous) + noise of one channel."""
     new = x_t * a + x0 * b
     if MULTISTEP:
-        # before the first step the plane holds anything, NaN too, and c is 0
+        # before the first step the plane may hold anything, even NaN, and c is 0
         new += tl.where(c != 0, c * tl.load(x0_ptr + base + at, inside), 0.0)
     if KEEP_X0:
         tl.store(x0_ptr + base + at, x0, inside)
@@ -196,7 +196,7 @@ def update(
     VARIANT: tl.constexpr, LUMA: tl.constexpr, NOISE: tl.constexpr,
     KEEP_X0: tl.constexpr, MULTISTEP: tl.constexpr,
 ):  # fmt: skip
-    """Take the x-step, write the luma back and store x_{t-1} by the row; returns p and q.
+    """Take the x-step, write the luma back and store x_{t-1} by the row; return p and q.
 
     f̂₀ = f̃₀ + s · (Y_new − Y_old) on R, G and B, then a x_t + b f̂₀ + c f̂₀(previous) + σ z.
     ``base``: offset of the image in x_t, x_{t-1} and f̂₀; ``eps_ptr``: the image's ε.
@@ -245,7 +245,7 @@ def _summed(sums_ptr, tiles, BLOCK: tl.constexpr):
 
 @triton.jit
 def next_scale(sums_ptr, tiles, pixels, old, BLOCK: tl.constexpr):
-    """Compute γ ← mean(p) + γ/2 (or ρ from q) by the tiles' sums."""
+    """Compute γ ← mean(p) + γ/2 (or ρ from q) from the tiles' sums."""
     return tl.div_rn(_summed(sums_ptr, tiles, BLOCK), pixels.to(tl.float32)) + old * 0.5
 
 
@@ -264,8 +264,8 @@ def begin_update(
 ):  # fmt: skip
     """Load this step's row, γ and ρ, and let one program write those of the next step.
 
-    Finishes γ and ρ in the image's first program, by the sums of ``tiles`` tiles; the counter in
-    the first program of all. Grid: (programs of one image, N).
+    The image's first program finishes γ and ρ, from the sums of ``tiles`` tiles; the first program
+    of all advances the counter. Grid: (programs of one image, N).
     """
     n = tl.program_id(1).to(tl.int64)
     current_ptr = scales_ptr + 2 * (tl.num_programs(1) + n)

@@ -5,19 +5,19 @@ Stacks of planes [P, N, H, W] go through memory, one launch for all of a stack:
 
     down_kernel      G_k of both sources → G_{k+1}, with the products that maps need; maps
     map_kernel       local means → sky (level 1), conflict (2), pick (3), guided filter (2)
-    salience_kernel  level 2: histograms → salience of each gray, one program an image
+    salience_kernel  level 2: histograms → salience of each gray, one program per image
     weight_kernel    level 2: salience, sources → raw weight, and the filter's guide
-    base_kernel      coarsest level of the result, one program an image
+    base_kernel      coarsest level of the result, one program per image
     up_kernel        maps → those of the finer level; G_k, G_{k+1} → bands
     band_kernel      bands, maps, result of level k + 1 → result of level k
 
-The binomial filter twice is one filter of nine taps, as mirrored borders stay mirrored under it:
+The binomial filter applied twice is one filter of nine taps, since it keeps borders mirrored:
 [1, 8, 28, 56, 70, 56, 28, 8, 1] / 256. Sums are added in a fixed order, gray levels counted in
 integers, and nothing depends on N: the same bytes from run to run, alone or in a batch.
 
-Launches for scenes at five bands: 32, one of them PyTorch's; 17 for functional maps. Of pictures
-with less than three bands one more.
-A batch of both kinds is taken in two parts. Agrees in Triton's interpreter; has not run on a GPU.
+A scene with five bands takes 32 launches, one of them PyTorch's; functional maps take 17. Pictures
+with fewer than three bands take one more. A batch of both kinds is taken in two parts. The kernels
+agree with their twins in Triton's interpreter; they have not run on a GPU.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def choose_planes(ir: Tensor, vis: Tensor, functional: Sequence[bool] | None = N
     Args:
         ir: float32 [N, 1, H, W] in [0, 1], any strides, H and W of at least 16.
         vis: Like ir.
-        functional: Of each pair, whether its terms are ``FUNCTIONAL``; none by default.
+        functional: For each pair, whether its terms are ``FUNCTIONAL``; none by default.
 
     Returns:
         float32 [N, 1, H, W] contiguous.
@@ -129,7 +129,7 @@ def _choose(sources: Tensor, terms: Terms) -> Tensor:
 
 
 def _gaussians(sources: Tensor, levels: int, with_maps: bool) -> list[Tensor]:
-    """Make the pyramid of both sources, with the products that the maps of levels 1 and 2 need."""
+    """Build the pyramid of both sources, with the products that the maps of levels 1 and 2 need."""
     planes = [sources]
     for k in range(levels):
         count = (3, 5)[k] if with_maps and k < 2 else 2

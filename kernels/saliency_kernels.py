@@ -1,4 +1,4 @@
-"""Device code of ``saliency``, which describes what each kernel does, and launches them."""
+"""Device code of ``saliency``, which describes and launches the kernels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ddfm_fast.target.terms import (
 
 _NAN = tl.constexpr(tl.PropagateNan.ALL)
 _TO_INTEGER = tl.constexpr(1.5 * 2**23)
-"""added to a small float32 and taken away again, it rounds halves to even, as ``torch.round``"""
+"""adding and subtracting it rounds a small float32, halves to even, as ``torch.round`` does"""
 _FLOOR = tl.constexpr(CORRELATION_FLOOR**2)
 _CONFLICT_SLOPE = tl.constexpr(CONFLICT_SLOPE)
 _GUIDE_EPS = tl.constexpr(GUIDE_EPS)
@@ -146,7 +146,7 @@ def up_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """Double the planes from FIRST on, or compute fine planes less what that gives: their bands.
+    """Double the planes from FIRST on, or subtract that from the fine planes: their bands.
 
     Grid: (tiles, N, P).
     """
@@ -176,7 +176,7 @@ def map_kernel(
     guide_ptr,  # float32 [2, N, H, W]: of "guided" plane 1 is the guide, of "pick" i, v; else None
     out_ptr,  # out: float32 [·, N, H, W], planes FIRST and on
     var_ptr,  # out of "conflict": float32 [2, N, H, W], the sources' variances times C; else None
-    most,  # of the way that "conflict" goes
+    most,  # most share that "conflict" takes, see ``choose``
     height,  # H
     width,  # W
     STAGE: tl.constexpr,
@@ -328,7 +328,7 @@ def base_kernel(
 ):
     """Mix the coarsest level, and bring its contrast up to the sources'. Grid: (1, N).
 
-    Means first, then the deviations from them.
+    Computes means first, then the deviations from them.
     """
     lane = tl.arange(0, BLOCK)
     mean, factor = 0.0, 1.0
@@ -368,7 +368,7 @@ def band_kernel(
     out_ptr,  # out: float32 [N, H, W]
     share,
     gain,
-    coring,  # in 0..1, as the next
+    coring,  # in 0..1, like the next
     sky_coring,
     sky_share,
     height,  # H

@@ -1,18 +1,18 @@
 """The method's step on a GPU: a faster version of the loop body of ``ddfm_fast.naive``.
 
-Twin: ``ddfm_fast.step.ReverseStep``; ``ddfm_fast.rectify`` has the equations. All that happens
-between the prior's ε and x_{t-1} is in two fused kernels around the k-solve:
+Twin: ``ddfm_fast.step.ReverseStep``; ``ddfm_fast.rectify`` has the equations. Everything between
+the prior's ε and x_{t-1} is in two fused kernels around the k-solve:
 
     rectify_rhs_kernel      x_t, ε, v, y, k → right-hand side, sums of p and q tile by tile
     ksolve.TorchSolver      right-hand side → k
     rectify_update_kernel   x_t, ε, v, y, k → x_{t-1} in place, and f̂₀ where it is kept; from
                             the tiles' sums, in their order, γ and ρ of the next step
 
-What is pointwise is computed twice, so that between the two kernels only the right-hand side
-and k go through memory. The coefficients lie in a table on the device, and a counter there says
-which row is next: the host passes nothing that changes from step to step. Counter and scales are
-kept twice, "next" and "current": the first kernel copies next to current, which the second reads
-while one of its programs writes next. So no program reads what another one of its launch writes.
+Pointwise values are computed twice, so that between the two kernels only the right-hand side and k
+go through memory. The coefficients lie in a table on the device, and a counter there says which row
+is next: the host passes nothing that changes from step to step. Counter and scales are kept twice,
+"next" and "current": the first kernel copies next to current, which the second reads while one of
+its programs writes next. So no program reads what another program of the same launch writes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from .pixel import (
 )
 
 BLOCK_H, BLOCK_W = 4, 128
-"""the tile of a program: four neighboring elements per thread, one 128-bit load per plane"""
+"""tile of a program: four neighboring elements per thread, one 128-bit load per plane"""
 SUM_BLOCK = 1024
 VECTOR = tl.constexpr(4)
 """elements of a load: 128 bits of float32"""
@@ -51,12 +51,12 @@ SIZES = (
     *("height", "width", "tiles", "steps"),
     *("eps_n_stride", "eps_c_stride", "eps_h_stride", "eps_w_stride"),
 )
-"""arguments of which no value has a binary of its own: ``alignment`` says what matters of them"""
+"""arguments whose values get no binary of their own: ``alignment`` tells what matters of them"""
 
 
 @triton.jit
 def aligned(size, ALIGNED: tl.constexpr):
-    """Return ``size``, said to be a multiple of VECTOR where it is known to be one."""
+    """Return ``size``, marked as a multiple of VECTOR if it is known to be one."""
     return size // VECTOR * VECTOR if ALIGNED else size
 
 
@@ -75,7 +75,7 @@ def rectify_rhs_kernel(
     eps_ptr,  # float32, bfloat16 or float16 [N, 3, H, W] by the strides below
     v_ptr,  # float32 [N, H, W], as every plane that follows
     y_ptr,  # i − v
-    k_ptr,  # of the step before
+    k_ptr,  # of the previous step
     target_ptr,  # ∇ᵀq of the variant "gradient", else None
     scales_ptr,  # float32 [2, N, 2]: γ and ρ, next (in) and current (out)
     table_ptr,  # float32 [S, 8]: the columns TABLE_COLUMNS
@@ -151,13 +151,13 @@ def rectify_update_kernel(
     v_ptr,  # float32 [N, H, W], as every plane that follows
     y_ptr,  # i − v
     k_ptr,  # of this step
-    k_next_ptr,  # where the next step looks for it, or None if it is there
+    k_next_ptr,  # where the next step looks for k, or None if it is already there
     partial_ptr,  # float32 [N, 2, tiles], this step's sums of p and q
     scales_ptr,  # float32 [2, N, 2]: γ and ρ, next (out) and current (in)
     table_ptr,  # float32 [S, 8]: the columns TABLE_COLUMNS
     step_ptr,  # int32 [2]: the row of this step, next (out) and current (in)
     seeds_ptr,  # int64 [N]
-    x0_ptr,  # f̂₀ [N, 3, H, W]: the step before's in, this one's out; or None
+    x0_ptr,  # f̂₀ [N, 3, H, W]: the previous step's in, this one's out; or None
     height,  # H
     width,  # W
     steps,  # S
@@ -180,7 +180,7 @@ def rectify_update_kernel(
 ):
     """Compute f̂₀ = f̃₀ + s · (Y_new − Y_old) and x_{t-1} = a x_t + b f̂₀ + c f̂₀(previous) + σz.
 
-    The first tile of an image also finishes its γ and ρ, the first of all the counter.
+    The first tile of an image also finishes its γ and ρ; the first of all advances the counter.
     Grid: (tiles of one image, N); nothing here depends on N.
     """
     n, width = tl.program_id(1).to(tl.int64), aligned(width, ALIGNED)
@@ -223,7 +223,7 @@ def luma_constants(variant: Variant) -> tuple[float, ...]:
 class TritonStep:
     """``ddfm_fast.step.ReverseStep`` on a GPU, with the state and the schedule on the device.
 
-    It differs from its twin in that
+    It differs from its twin as follows:
 
     - it is for float32 only, and ``step_`` finds its row by a counter on the device;
     - ``x0`` is kept only with ``keep_x0=True``, or where a row has c ≠ 0 (three planes per step);
@@ -290,14 +290,14 @@ class TritonStep:
         self.load_(i, v, seeds)
 
     def allocate(self, count: int, height: int, width: int) -> None:
-        """Make what a step carries on, and what it needs in between."""
+        """Allocate what a step carries over, and what it needs in between."""
         if self.solver not in SOLVERS:
             raise ValueError(f"solver is {self.solver!r}; expected one of {', '.join(SOLVERS)}")
         self.solve = SOLVERS[self.solver]((count, height, width), self.v.device)
         self.allocate_state(count, height, width)
 
     def allocate_state(self, count: int, height: int, width: int) -> None:
-        """Make what a step carries on, the right-hand side and the sums of its tiles."""
+        """Allocate what a step carries over, the right-hand side and the sums of its tiles."""
         device = self.v.device
         tiles = triton.cdiv(height, BLOCK_H) * triton.cdiv(width, BLOCK_W)
         self.k_plane, self.rhs = torch.empty_like(self.v), torch.empty_like(self.v)
@@ -312,7 +312,7 @@ class TritonStep:
 
     @property
     def k(self) -> Tensor:
-        """What the step before solved for, [N, H, W]."""
+        """The k that the previous step solved for, [N, H, W]."""
         return self.k_plane
 
     @property
@@ -340,7 +340,7 @@ class TritonStep:
         self.step_pair.zero_()
 
     def resume_(self, step: int, k: Tensor, scales: Tensor, x0: Tensor | None = None) -> None:
-        """Take the state of another: row ``step`` next, k [N, H, W], γ and ρ [N, 2], f̂₀."""
+        """Take another step's state: row ``step`` next, k [N, H, W], γ and ρ [N, 2], f̂₀."""
         self.k.copy_(k)
         self.scale_pair[0].copy_(scales)
         self.step_pair.fill_(step)
@@ -381,7 +381,7 @@ class TritonStep:
             )  # fmt: skip
 
     def update_(self, x_t: Tensor, out: Tensor, k: Tensor) -> None:
-        """Launch ``rectify_update_kernel``: x_t in place, ``x0`` where it is kept, the scales.
+        """Launch ``rectify_update_kernel``: x_t in place, ``x0`` if it is kept, the scales.
 
         ``k`` [N, H, W], this step's, ends up in ``self.k``.
         """
@@ -406,9 +406,9 @@ class TritonStep:
         )
 
     def alignment(self, out: Tensor) -> dict:
-        """Return the constants of both kernels that depend on sizes: whether rows allow wide loads.
+        """Return both kernels' constants that depend on sizes: whether rows allow wide loads.
 
-        Nothing else of a size is compiled in, so that no new size of image compiles a new binary.
+        No other property of a size is compiled in, so a new image size compiles no new binary.
         """
         *strides, across = out.stride()
         eps = across == 1 and all(stride % VECTOR.value == 0 for stride in strides)

@@ -1,7 +1,7 @@
-"""The sections of the benchmark, a module each.
+"""The sections of the benchmark, one module each.
 
 Each has ``ABOUT``, a line for ``--list``, and ``tasks(place)``, what this machine can measure of
-it. A task checks that ours and the baseline agree, times them in turn, and returns a measurement.
+it. A task checks that our code and the baseline agree, times them in turn, and returns a result.
 """
 
 from importlib import import_module

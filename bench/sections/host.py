@@ -1,7 +1,7 @@
 """The host's share of a call: what a call takes beyond the time in which the GPU works for it.
 
 PyTorch's profiler sees when each kernel and copy runs, those of a replayed graph too, and which
-calls of the CUDA runtime the host makes for them. Work that lies side by side counts once.
+calls of the CUDA runtime the host makes for them. Overlapping work counts once.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ NAMES = ("fast", "balanced", "official")
 SIGMA = 12
 """gray levels of noise in the sources, so that the presets that denoise do so"""
 LIMIT = 1.0
-"""gray levels of a replayed call against an eager one: the same kernels, and a rounding to uint8"""
+"""gray levels between a replayed and an eager call: the same kernels, and a rounding to uint8"""
 PROFILED = 5
-"""calls that the profiler sees, each alone"""
+"""calls that are profiled, one at a time"""
 
 
 def tasks(place: Place) -> list[Task]:
-    """Whole calls from uint8 arrays to uint8 arrays, by preset; nothing on a CPU."""
+    """Return whole calls from uint8 to uint8 arrays, by preset; nothing on a CPU."""
     size = (16, 32) if place.rehearse else (64, 80) if place.quick else (512, 640)
     names = NAMES if place.device.type == "cuda" else NAMES[:1] if place.on_gpu else ()
     return [
@@ -39,7 +39,7 @@ def tasks(place: Place) -> list[Task]:
 
 
 def sources(size: tuple[int, int]) -> list[np.ndarray]:
-    """Smooth noisy sources, seeded: infrared [H, W] and visible [H, W, 3], uint8."""
+    """Make smooth noisy sources, seeded: infrared [H, W] and visible [H, W, 3], uint8."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[: size[0], : size[1]] / 40
     found = []
@@ -51,7 +51,7 @@ def sources(size: tuple[int, int]) -> list[np.ndarray]:
 
 
 def measure(place: Place, name: str, size: tuple[int, int]) -> Measurement:
-    """Return a call by the host's clock, and the GPU's busy time in calls like it."""
+    """Time a call by the host's clock, and the GPU's busy time in calls like it."""
     images, config = sources(size), PRESETS[name]
     steps = min(config.steps, 3) if place.tiny else config.steps
     modes = {"graph": "loop"} if place.device.type == "cuda" else {"backend": "triton"}
@@ -60,7 +60,7 @@ def measure(place: Place, name: str, size: tuple[int, int]) -> Measurement:
         for chosen in ({**modes, "graph": "off"}, modes)
     )
     call = partial(fuser, *images)
-    call()  # eagerly; the next is captured
+    call()  # eagerly; the next call is captured
     apart = largest_difference(*(torch.as_tensor(f).float() for f in (eager(*images), call())))
     check = Parity("a replayed call against an eager one, gray levels", apart, LIMIT)
     found = place.measure({"call": call}, check, baseline="call", clock=place.wall)
@@ -78,7 +78,7 @@ def measure(place: Place, name: str, size: tuple[int, int]) -> Measurement:
 
 
 def profiled(call: Callable[[], object], calls: int) -> tuple[list[float], dict]:
-    """Seconds in which the GPU works, for each of some calls, and counts of the last."""
+    """Return the GPU's busy seconds in each of some calls, and counts of the last."""
     from torch.profiler import ProfilerActivity, profile
 
     seconds, counts = [], {}
@@ -96,7 +96,7 @@ def profiled(call: Callable[[], object], calls: int) -> tuple[list[float], dict]
 
 
 def union(spans: Iterable[tuple[float, float]]) -> float:
-    """Length that the spans cover."""
+    """Return the length that the spans cover."""
     covered, end = 0.0, -float("inf")
     for start, stop in sorted(spans):
         covered += max(0.0, stop - max(start, end))

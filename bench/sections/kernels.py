@@ -1,4 +1,4 @@
-"""The kernels and FFTs of a step, each alone, against plain twins and the least bytes to move."""
+"""The kernels and FFTs of a step, each alone, compared with twins and the least bytes to move."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RATIO = ETA / (2 * PSI + ETA)
 
 
 def tasks(place: Place) -> list[Task]:
-    """Nothing on a CPU, which runs no kernel."""
+    """Return the kernels at each size; nothing on a CPU, which runs no kernel."""
     return [
         Task("kernels", "kernels of a step", named(*size), partial(measure, place, *size))
         for size in sizes(place)
@@ -33,7 +33,7 @@ def tasks(place: Place) -> list[Task]:
 
 
 def _weights(rectifier: ReverseStep, x: Tensor, out: Tensor):
-    """What both twins begin with, for one image: f̃₀, its luma, x, and the inverse weights."""
+    """Compute what both twins begin with, for one image: f̃₀, its luma, x, inverse weights."""
     row, state = rectifier.rows[rectifier.step], rectifier.states[0]
     x0 = torch.mul(x[0], row.recip).sub_(out[0, :3], alpha=row.recipm1).clamp_(-1, 1)
     f = rectifier.luma(x0)
@@ -51,7 +51,7 @@ def twin_rhs(rectifier: ReverseStep, x: Tensor, out: Tensor) -> Tensor:
 
 
 def twin_update(rectifier: ReverseStep, x: Tensor, out: Tensor, k: Tensor) -> Tensor:
-    """x-step, luma written back, and the sampler's update: a new x."""
+    """Take the x-step, write luma back, and apply the sampler's update; return a new x."""
     row, x0, f, _, p, q = _weights(rectifier, x, out)
     fused = torch.sub(rectifier.y[0], x_step(rectifier.y[0], k, p, q, ETA, True))
     x0.add_(fused.add_(rectifier.v[0]).sub_(f), alpha=rectifier.variant.writeback)
@@ -59,7 +59,7 @@ def twin_update(rectifier: ReverseStep, x: Tensor, out: Tensor, k: Tensor) -> Te
 
 
 def kernel_parity(i, v, x, out) -> list[Parity]:
-    """Each kernel against its twin, at the second step, whose k, γ and ρ are not the first's."""
+    """Compare each kernel with its twin at the second step, whose k, γ and ρ are not initial."""
     from ddfm_fast.kernels.ksolve import spectral_scale_
 
     kernels, twin = (make_step(solver, i, v) for solver in ("torch", "plain"))
@@ -85,7 +85,7 @@ def kernel_parity(i, v, x, out) -> list[Parity]:
 
 
 def measure(place: Place, height: int, width: int) -> Measurement:
-    """Each kernel and each FFT alone, in graphs over sets of planes that exceed the cache."""
+    """Time each kernel and FFT alone, in graphs over sets of planes that exceed the cache."""
     from ddfm_fast.kernels.ksolve import spectral_scale_
 
     sets = [planes(height, width, place.device, n) for n in range(place.sets(height, width))]

@@ -1,7 +1,7 @@
-"""Whole fusions of the demo pair by every preset, against the authors' loop.
+"""Whole fusions of the demo pair by every preset, compared with the authors' loop.
 
-Presets other than the authors' own give other pictures by fewer steps: a lossy speed-up, whose
-scores stand beside it.
+Presets other than the authors' own give other pictures in fewer steps: a lossy speed-up, with its
+scores beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..results import Measurement, Parity
 
 ABOUT = "whole fusions, every preset"
 LIMIT = 1e-3
-"""of x_0 in about [−1, 1] after all steps: what the authors' own tensors are held to"""
+"""of x_0 in about [−1, 1] after all steps: the limit for the authors' own tensors, too"""
 FEW = 5
 """steps of the long presets in a quick look"""
 
@@ -48,7 +48,7 @@ def preset(place: Place, name: str) -> FuseConfig:
 
 
 def start(side: int, device: torch.device, seed: int = 3407) -> Tensor:
-    """x_T as ``sample`` draws it."""
+    """Draw x_T as ``sample`` does."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(1, 3, side, side, generator=generator).to(device)
 
@@ -62,7 +62,7 @@ def reference_fusion(place: Place, side: int, steps: int):
 
 
 def parity(place: Place, side: int, steps: int) -> Parity:
-    """Our whole loop by the official preset against the authors'."""
+    """Compare our whole loop, by the official preset, with the authors'."""
     prior = load_prior("embedded", device=place.device, dtype="float32")
     with float32_products(tf32=False):  # PyTorch's own default rounds a GPU's convolutions
         theirs = reference_fusion(place, side, steps)()
@@ -72,14 +72,14 @@ def parity(place: Place, side: int, steps: int) -> Parity:
 
 
 def modes(place: Place) -> dict[str, dict]:
-    """Ways to run a preset: what each candidate's name ends in → arguments of ``Fuser``."""
+    """Return the ways to run a preset: end of a candidate's name → arguments of ``Fuser``."""
     if place.device.type != "cuda":
         return {"": {"graph": "off", **({"backend": "triton"} if place.rehearse else {})}}
     return {", eager": {"graph": "off"}, ", graph": {"graph": "loop"}}
 
 
 def measure(place: Place, side: int) -> Measurement:
-    """Return every preset in every mode, and its picture's scores."""
+    """Time every preset in every mode, and score its picture."""
     steps, (ir, vis) = preset(place, "official").steps, pair(side)
     check = parity(place, side, steps)
     fusers, candidates = {}, {"reference": reference_fusion(place, side, steps)}

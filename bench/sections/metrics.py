@@ -1,4 +1,4 @@
-"""The paper's six metrics of one triple: ours against a NumPy transcription of the evaluator."""
+"""The paper's six metrics of one triple: ours and a NumPy transcription of the evaluator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tasks(place: Place) -> list[Task]:
 
 
 def triple(height: int, width: int) -> list:
-    """Fused, infrared, visible: seeded random texture, float32, whole gray levels."""
+    """Make fused, infrared, visible: seeded random texture, float32, whole gray levels."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(2, 1, height // 4, width // 4, generator=generator) * 255
     ir, vis = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[:, 0]
@@ -33,7 +33,7 @@ def triple(height: int, width: int) -> list:
 
 
 def measure(place: Place, height: int, width: int) -> Measurement:
-    """Return both sides in turn, on the host whatever the device is."""
+    """Time both sides in turn, on the host whatever the device is."""
     images = triple(height, width)
     theirs, ours = baseline(*images), compute(*images, names=METRICS)
     worst = max(abs(float(ours[n]) - theirs[n]) / abs(theirs[n]) for n in METRICS)

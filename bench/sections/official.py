@@ -1,10 +1,10 @@
-"""The authors' 256x256 network (random weights) on a GPU, every way, the most wanted first.
+"""The authors' 256x256 network (random weights) on a GPU, in every way, the most wanted first.
 
-A forward at 512x640 in bfloat16; our layers against their floors; each convolution, by cuDNN's
+A forward at 512x640 in bfloat16; our layers and their floors; each convolution, by cuDNN's
 heuristic, by its benchmark and by our own kernel; the norms; a whole loop; then every other size
-and precision; last, since it compiles for minutes, torch.compile. A rehearsal takes a tiny network.
+and precision; last, since it compiles for minutes, torch.compile. A rehearsal uses a tiny network.
 
-Never run on a GPU yet: expect to correct it on the first one.
+It has never run on a GPU: expect to correct it on the first one.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from .prior import TIMESTEP, against_compile, forward, noise, reference_forward
 ABOUT = "the authors' network on a GPU: forwards, layers, convolutions, norms, loops, torch.compile"
 SIZES = [(512, 640), (256, 256), (1088, 1920)]
 LIMITS = {"float32": 2e-4, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 5e-2}
-"""of eps against float32, over its largest value: 3.5 times what the plain network lost at 64x64
-on a CPU (float16 5.7e-3, bfloat16 1.5e-2; of TF32 nothing is known)"""
+"""error of eps against float32, over its largest value: 3.5 times what the plain network lost at
+64x64 on a CPU (float16 5.7e-3, bfloat16 1.5e-2; for TF32 nothing is known)"""
 NORMS = [(256, 512, 640), (512, 512, 640), (512, 128, 160), (1024, 32, 40)]
 LOW = "bfloat16"
 HEAD_START = 4096
@@ -50,7 +50,7 @@ HEAD_START = 4096
 
 
 def tasks(place: Place) -> list[Task]:
-    """Nothing on a CPU, which takes seconds for a forward."""
+    """Return the tasks, the most wanted first; nothing on a CPU: a forward takes seconds there."""
     if not place.on_gpu:
         return []
     sizes = [(16, 16)] if place.rehearse else SIZES
@@ -84,23 +84,23 @@ def tasks(place: Place) -> list[Task]:
 
 
 def which(place: Place) -> str:
-    """Return the network, by its name in ``data.NETWORKS``."""
+    """Return the network's name in ``data.NETWORKS``."""
     return "tiny" if place.rehearse else "official"
 
 
 def our_prior(place: Place, precision: str = LOW):
-    """Return the network as a prior on the device, and what it is conditioned by."""
+    """Return the network as a prior on the device, and its conditioning."""
     unet = network(which(place), place.device)
     prior = load_prior(unet, device=place.device, dtype=precision)
     return prior, prior.conditioning(torch.tensor([TIMESTEP]))[0]
 
 
 def forwards(place: Place, height: int, width: int, n: int, precision: str) -> Measurement:
-    """Ours, eager, in a graph, with own 3x3 convolutions; the authors' module where it fits."""
+    """Time ours, eager, in a graph, with own 3x3 convolutions; the authors' module if it fits."""
     (prior, step), x = our_prior(place, precision), noise(height, width, place.device, n)
     eager = forward(prior, x)
     works = {"ddfm_fast": place.captured(eager), "ddfm_fast, eager": eager}
-    if precision == LOW and not place.rehearse:  # minutes in the interpreter
+    if precision == LOW and not place.rehearse:  # would take minutes in the interpreter
         own = Engine(prior.unet, FusedOps(own=512))
         works["ddfm_fast, our own 3x3 convolutions"] = place.captured(lambda: own(x, step, 3))
     facts: dict = {}
@@ -124,7 +124,7 @@ def forwards(place: Place, height: int, width: int, n: int, precision: str) -> M
     cost = forward_cost(which(place), height, width, batch=n, half=half, fused=True)
     facts |= {"operations": cost.flops, "bytes": cost.bytes, "peak on paper": cost.peak_bytes}
     found = place.measure(works, *checks, facts=facts, repeats=10)
-    for path in ours if precision != "tf32" else ():  # whose rate is not measured
+    for path in ours if precision != "tf32" else ():  # its rate is not measured
         found.candidates[path].floor = place.floor(cost.bytes, cost.flops, precision)
     if place.device.type == "cuda":
         found.candidates["ddfm_fast, eager"].memory = peak_of(eager, place.device)
@@ -132,7 +132,7 @@ def forwards(place: Place, height: int, width: int, n: int, precision: str) -> M
 
 
 def _low_module(place: Place, x: Tensor) -> Callable[[], Tensor]:
-    """The authors' module in bfloat16 and channels_last, as one would make it faster first."""
+    """Return the authors' module in bfloat16 and channels_last, the first thing to speed it up."""
     unet = network(which(place), place.device)
     state = {k: _low(v) for k, v in unet.state_dict().items()}
     module = ReferenceUNet(state, config_of(which(place)).num_head_channels)
@@ -147,7 +147,7 @@ def _low(tensor: Tensor) -> Tensor:
 
 
 def layers(place: Place, height: int, width: int) -> Measurement:
-    """Return each layer's time inside whole forwards, and its floor."""
+    """Time each layer inside whole forwards, and give its floor."""
     (prior, step), x = our_prior(place), _low(noise(height, width, place.device))
     engine = Engine(prior.unet)
     marks: list[tuple] = []
@@ -209,7 +209,7 @@ class _Convolutions(TorchDispatchMode):
 
 
 def convolutions(place: Place, height: int, width: int) -> Counter:
-    """Return every convolution of a forward, found by running it on the meta device."""
+    """Count every convolution of a forward by running it on the meta device."""
     with torch.device("meta"), torch.no_grad():
         unet = UNet(config_of(which(place)))
         step = unet.conditioning(torch.zeros(1))[0]
@@ -221,7 +221,7 @@ def convolutions(place: Place, height: int, width: int) -> Counter:
 def convolution(
     place: Place, height: int, width: int, channels: int, outs: int, kernel: int
 ) -> Measurement:
-    """cuDNN by heuristic and by benchmark, and other forms of the same sum where there are any."""
+    """Time cuDNN by heuristic and by benchmark, and other forms of the same sum, if any."""
     from ddfm_fast.kernels import conv
 
     x = _low(torch.randn(1, channels, height, width, device=place.device))
@@ -256,7 +256,7 @@ def _conv(x: Tensor, weight: Tensor, benchmark: bool) -> Tensor:
 
 
 def norm(place: Place, height: int, width: int, channels: int) -> Measurement:
-    """GroupNorm and SiLU: read for the moments, read again and written."""
+    """Time GroupNorm and SiLU: read for the moments, read again, and written."""
     from ddfm_fast.kernels import group_norm as kernels
 
     x = _low(torch.randn(1, channels, height, width, device=place.device))
@@ -270,7 +270,7 @@ def norm(place: Place, height: int, width: int, channels: int) -> Measurement:
 
 
 def residual(place: Place, height: int, width: int, channels: int) -> Measurement:
-    """x + bias + residual; ours leaves the moments of the sum as well."""
+    """Time x + bias + residual; ours also stores the moments of the sum."""
     from ddfm_fast.kernels import group_norm as kernels
 
     x = _low(torch.randn(1, channels, height, width, device=place.device))
@@ -285,7 +285,7 @@ def residual(place: Place, height: int, width: int, channels: int) -> Measuremen
 
 
 def _against_eager(place: Place, x: Tensor, eager: Callable, ours: Callable) -> Measurement:
-    """``ours`` against PyTorch eager and compiled; three passes over x are the least."""
+    """Time ``ours`` and PyTorch, eager and compiled; three passes over x are the least."""
     check = Parity("ours against PyTorch's", apart(eager(), ours()), 2e-2)
     backend = {"backend": "eager"} if place.rehearse else {}
     works = {
@@ -299,12 +299,12 @@ def _against_eager(place: Place, x: Tensor, eager: Callable, ours: Callable) -> 
 
 
 def loop(place: Place, height: int, width: int) -> Measurement:
-    """Return a whole fusion, and the authors' loop without its PNG files.
+    """Time a whole fusion, and the authors' loop without its PNG files.
 
-    Theirs, in float32, takes a twentieth of the steps; its time is that of all of them.
+    Theirs, in float32, runs a twentieth of the steps; its time is scaled to all of them.
     """
     steps = 2 if place.rehearse else 100
-    few = max(steps // 20, 2)  # the transcription takes no single step
+    few = max(steps // 20, 2)  # the transcription cannot take a single step
     (prior, _), (i, v, x, _) = our_prior(place), planes(height, width, place.device)
     schedule = make_schedule(few)
     theirs = ReferenceLoop(schedule.timesteps, schedule.betas)
@@ -319,6 +319,6 @@ def loop(place: Place, height: int, width: int) -> Measurement:
 
 
 def compiled(place: Place, height: int, width: int) -> Measurement:
-    """torch.compile of the plain network, the same dtype and layout."""
+    """Time torch.compile of the plain network, in the same dtype and layout."""
     prior, _ = our_prior(place)
     return against_compile(place, prior, noise(height, width, place.device), LIMITS[LOW])

@@ -1,4 +1,4 @@
-"""A forward of the prior: the authors' module against our engine, the same weights in both."""
+"""A forward of the prior: the authors' module and our engine, with the same weights in both."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from ..results import Measurement, Parity
 
 ABOUT = "a forward of the prior"
 LIMIT = 2e-4
-"""of eps, over its largest value: float32 on both sides, rounded in another order"""
+"""error of eps over its largest value: float32 on both sides, rounded in another order"""
 TIMESTEP = 500
 COMPILED = "float16"
 """the default on a GPU"""
 COMPILED_LIMIT = 2e-2
-"""of eps, over its largest value, two ways of rounding to float16: as in the section official"""
+"""error of eps over its largest value between two ways of rounding to float16, as in
+``official``"""
 
 
 def tasks(place: Place) -> list[Task]:
-    """Return each network at each of its sizes, rounded up to what it takes."""
+    """Return each network at each of its sizes, rounded up to its multiple."""
     found = []
     for name, sizes in wanted(place).items():
         multiple = config_of(name).multiple
@@ -45,7 +46,7 @@ def tasks(place: Place) -> list[Task]:
 
 
 def wanted(place: Place) -> dict[str, list[tuple[int, int]]]:
-    """Sizes by network; the small ADM's attention makes large ones slow for the reference."""
+    """Return sizes by network; with the small ADM's attention, large ones are slow to compare."""
     if place.size:
         return {"embedded": [place.size], "small ADM": [place.size]}
     if place.tiny:
@@ -57,7 +58,7 @@ def wanted(place: Place) -> dict[str, list[tuple[int, int]]]:
 
 
 def noise(height: int, width: int, device: torch.device, count: int = 1) -> Tensor:
-    """x_t [count, 3, height, width], seeded."""
+    """Draw x_t [count, 3, height, width], seeded."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(count, 3, height, width, generator=generator).to(device)
 
@@ -69,7 +70,7 @@ def forward(prior: Prior, x: Tensor) -> Callable[[], Tensor]:
 
 
 def reference_forward(name: str, x: Tensor) -> tuple[Callable[[], Tensor], Tensor]:
-    """Return the authors' module as a call, and its eps without TF32, by which ours are judged."""
+    """Return the authors' module as a call, and its eps without TF32, the standard for ours."""
     module, t = reference_unet(name, x.device), torch.full((len(x),), TIMESTEP, device=x.device)
     with float32_products(tf32=False):  # PyTorch's own default rounds a GPU's convolutions
         exact = module(x, t)[:, :3].clone()
@@ -77,7 +78,7 @@ def reference_forward(name: str, x: Tensor) -> tuple[Callable[[], Tensor], Tenso
 
 
 def parity(name: str, place: Place, height: int, width: int) -> Parity:
-    """Our float32 forward against the authors' module."""
+    """Compare our float32 forward with the authors' module."""
     x = noise(height, width, place.device)
     ours = load_prior(network(name, place.device), device=place.device, dtype="float32")
     worst = apart(reference_forward(name, x)[1], forward(ours, x)())
@@ -85,7 +86,7 @@ def parity(name: str, place: Place, height: int, width: int) -> Parity:
 
 
 def measure(place: Place, name: str, height: int, width: int) -> Measurement:
-    """Every precision that the device multiplies in, in a graph on a GPU, beside the module."""
+    """Time every precision in which the device multiplies, in graphs on a GPU, and the module."""
     x = noise(height, width, place.device)
     theirs, exact = reference_forward(name, x)
     works, errors, floors = {"reference": theirs}, {}, {}
@@ -110,18 +111,18 @@ def measure(place: Place, name: str, height: int, width: int) -> Measurement:
 
 
 def _is_tried(name: str, precision: str) -> bool:
-    """Return whether a CPU measures it: bfloat16 of the embedded prior even where it is slow."""
+    """Return whether a CPU measures it; bfloat16 of the embedded prior even if it is slow."""
     return cpu_has(getattr(torch, precision)) or (name, precision) == ("embedded", "bfloat16")
 
 
 def compiled(place: Place, height: int, width: int) -> Measurement:
-    """torch.compile of the plain embedded network, the same dtype and layout."""
+    """Time torch.compile of the plain embedded network, in the same dtype and layout."""
     prior = load_prior("embedded", device=place.device, dtype=COMPILED)
     return against_compile(place, prior, noise(height, width, place.device), COMPILED_LIMIT)
 
 
 def against_compile(place: Place, prior, x: Tensor, limit: float) -> Measurement:
-    """A forward against torch.compile(mode="max-autotune") of the plain network in its dtype."""
+    """Time a forward and torch.compile(mode="max-autotune") of the plain network in its dtype."""
     step = prior.conditioning(torch.tensor([TIMESTEP]))[0]
     low = x.to(PRECISIONS[prior.precision], memory_format=torch.channels_last)
     options = {"backend": "eager"} if place.rehearse else {"mode": "max-autotune"}

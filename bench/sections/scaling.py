@@ -1,4 +1,4 @@
-"""What the cost grows with: pixels, images, steps, threads. Exponents by least squares."""
+"""How the cost grows with pixels, images, steps and threads; exponents by least squares."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIDE = 64
 
 
 def tasks(place: Place) -> list[Task]:
-    """Return each part of a fusion against what it grows with."""
+    """Return each part of a fusion with what it grows with."""
     few = slice(2) if place.quick else slice(1) if place.rehearse else slice(None)
     one = f"{SIDE}x{SIDE}"
 
@@ -50,9 +50,9 @@ def tasks(place: Place) -> list[Task]:
 
 
 def fit(x: list[float], seconds: list[float]) -> dict[str, float]:
-    """seconds ≈ factor · x^exponent by least squares on the logarithms; r² says how well.
+    """Fit seconds ≈ factor · x^exponent by least squares on the logarithms; r² says how well.
 
-    {} for fewer points than `FEWEST_SIZES`: a line through two says nothing.
+    Returns {} for fewer points than `FEWEST_SIZES`: a line through two says nothing.
     """
     if len(x) < FEWEST_SIZES:
         return {}
@@ -68,7 +68,7 @@ def fit(x: list[float], seconds: list[float]) -> dict[str, float]:
 
 
 Works = dict[str, tuple[float, Callable[[], object]]]
-"""label → (what the cost is fitted against, the work)"""
+"""label → (the quantity with which the cost grows, the work)"""
 
 
 def _fitted(place: Place, against: str, works: Works, check: Parity, **timing) -> Measurement:
@@ -89,7 +89,7 @@ def _fitted(place: Place, against: str, works: Works, check: Parity, **timing) -
 
 
 def step_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
-    """Everything after the prior, ours and theirs."""
+    """Time everything after the prior, ours and theirs."""
     works: Works = {}
     for size in sizes:
         data, pixels = planes(*size, place.device), size[0] * size[1]
@@ -109,7 +109,7 @@ def _forward(place: Place, *shape: int) -> Callable[[], torch.Tensor]:
 
 
 def prior_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
-    """Return a forward of the embedded prior."""
+    """Time a forward of the embedded prior."""
     works: Works = {
         f"ddfm_fast, {named(*size)}": (size[0] * size[1], _forward(place, *size)) for size in sizes
     }
@@ -123,7 +123,7 @@ def _call(place: Place, *size: int, **options) -> Callable[[], torch.Tensor]:
 
 
 def loop_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
-    """Whole fusions by preset fast, both sources denoised: two evaluations."""
+    """Time whole fusions by preset fast, both sources denoised: two evaluations."""
     work = partial(_call, place, preset="fast", denoise=20, graph="off")
     works = {f"ddfm_fast, {named(*size)}": (size[0] * size[1], work(*size)) for size in sizes}
     check = prior.parity("embedded", place, *sizes[0])
@@ -131,14 +131,14 @@ def loop_pixels(place: Place, sizes: list[tuple[int, int]]) -> Measurement:
 
 
 def prior_batch(place: Place, counts: list[int]) -> Measurement:
-    """Return a forward of several images."""
+    """Time a forward of several images."""
     works: Works = {f"ddfm_fast, {n} images": (n, _forward(place, SIDE, SIDE, n)) for n in counts}
     check = prior.parity("embedded", place, SIDE, SIDE)
     return _fitted(place, "images", works, check, repeats=10)
 
 
 def loop_steps(place: Place, counts: list[int]) -> Measurement:
-    """Whole fusions of the demo pair in more or fewer steps."""
+    """Time whole fusions of the demo pair in more or fewer steps."""
     works: Works = {}
     for n in counts:
         config = PRESETS["official"].with_overrides(steps=n)
@@ -149,7 +149,7 @@ def loop_steps(place: Place, counts: list[int]) -> Measurement:
 
 
 def threads(place: Place, size: tuple[int, int], work: Callable) -> Measurement:
-    """Return the same bytes on 1, 2, 3 threads, as many as cores, and one more than these."""
+    """Time work, with equal bytes, on 1, 2, 3 threads, as many as cores, and one more."""
     run, before = work(place, *size), torch.get_num_threads()
     counts = sorted({1, 2, 3, usable_cores(), usable_cores() + 1})
 

@@ -1,6 +1,6 @@
 """What a first call costs: imports, the prior, the first fusion, a warm-up, a capture.
 
-Each round is a fresh interpreter that times itself, so nothing is warm but the files.
+Each round is a fresh interpreter that times itself, so only the files are warm.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ SIDE = 64
 
 
 def tasks(place: Place) -> list[Task]:
-    """From nothing to a fused picture."""
+    """Return one task: from nothing to a fused picture."""
     name = "from nothing to a fused picture, preset fast"
     return [Task("startup", name, named(SIDE, SIDE), lambda: measure(place))]
 
 
 def measure(place: Place) -> Measurement:
-    """Seconds of each part, by a process that measures itself."""
+    """Time each part, by a process that measures itself."""
     rounds = 1 if place.rehearse else 3 if place.quick or place.device.type == "cuda" else 7
     found, fixed = Measurement(), place.fixed_work()
     fixed()

@@ -20,10 +20,10 @@ from ..results import Measurement, Parity
 ABOUT = "everything after the prior, one step"
 PSI, ETA = 0.5, 0.001
 LIMIT = 1e-4
-"""after ten steps from one x_T, in x of about [−3, 3], float32 on both sides"""
+"""difference after ten steps from one x_T, in x of about [−3, 3], float32 on both sides"""
 GPU_SIZES = [(256, 256), (512, 640), (1088, 1920), (2160, 3840)]
 REFERENCE_PIXELS = 2**20
-"""on a GPU the reference is timed up to here: its color conversion on the CPU takes seconds"""
+"""most pixels of the reference on a GPU: its color conversion on the CPU takes seconds"""
 INDEX = 60
 """the step that is timed, of 100"""
 
@@ -37,7 +37,7 @@ def tasks(place: Place) -> list[Task]:
 
 
 def sizes(place: Place) -> list[tuple[int, int]]:
-    """Heights and widths of a step, and of its parts."""
+    """Return heights and widths of a step, and of its parts."""
     if place.size:
         return [place.size]
     if place.rehearse:
@@ -61,7 +61,7 @@ def reference_step(i, v, x, out) -> Callable[[int], Tensor]:
 
 
 def twin_step(i, v, x, out) -> Callable[[int], Tensor]:
-    """Ours in plain PyTorch."""
+    """Return our step in plain PyTorch."""
     rectifier, now = make_step("plain", i, v), x.clone()
 
     def step(index: int = INDEX) -> Tensor:
@@ -72,7 +72,7 @@ def twin_step(i, v, x, out) -> Callable[[int], Tensor]:
 
 
 def parity_of_twin(height: int, width: int, device: torch.device) -> Parity:
-    """Ours in plain PyTorch against the authors' step, over the first ten."""
+    """Compare ours in plain PyTorch with the authors' step, over the first ten."""
     data = planes(height, width, device)
     theirs, ours = reference_step(*data), twin_step(*data)
     worst = max(largest_difference(theirs(n), ours(n)) for n in range(99, 89, -1))
@@ -80,7 +80,7 @@ def parity_of_twin(height: int, width: int, device: torch.device) -> Parity:
 
 
 def on_cpu(place: Place, height: int, width: int) -> Measurement:
-    """Return the reference against the plain path, each call on planes that have left the cache."""
+    """Time the reference and the plain path, each call on planes that have left the cache."""
     check = parity_of_twin(height, width, place.device)
     sets = [planes(height, width, place.device, seed) for seed in range(place.sets(height, width))]
     candidates = {
@@ -92,7 +92,7 @@ def on_cpu(place: Place, height: int, width: int) -> Measurement:
 
 
 def floor(place: Place, height: int, width: int) -> float:
-    """Least seconds of a step."""
+    """Return the least seconds of a step."""
     return place.floor(PLANES_OF_A_STEP * 4 * height * width)
 
 
@@ -104,7 +104,7 @@ def solvers() -> list[str]:
 
 
 def make_step(solver: str, i: Tensor, v: Tensor):
-    """The official preset's steps by the kernels with a solver, or by their twin ("plain")."""
+    """Make the official preset's steps by kernels with a solver, or by their twin ("plain")."""
     backend = Backend("torch" if solver == "plain" else "triton", solver, "measured here")
     rows = step_rows(make_schedule(100), "ddim")
     return backend.make_step(i, v, FuseConfig(psi=PSI, eta=ETA), rows=rows)
@@ -117,7 +117,7 @@ def kernel_step(solver: str, i, v, x, out) -> Callable[[], Tensor]:
 
 
 def kernel_difference(solver: str, i, v, x, out, steps: int = 3) -> float:
-    """Return the kernels against their twin, from the first row on."""
+    """Compare the kernels with their twin, from the first row on."""
     rectifier, theirs = make_step(solver, i, v), twin_step(i, v, x, out)
     now, worst = x.clone(), 0.0
     for n in range(99, 99 - steps, -1):
@@ -127,7 +127,7 @@ def kernel_difference(solver: str, i, v, x, out, steps: int = 3) -> float:
 
 
 def on_gpu(place: Place, height: int, width: int) -> Measurement:
-    """Reference, twin and kernels; a kernels' call is a graph of a step on each set of planes."""
+    """Time reference, twin and kernels; a call of kernels is a graph, a step per set of planes."""
     sets = [planes(height, width, place.device, seed) for seed in range(place.sets(height, width))]
     checks = [
         Parity(f"step after the prior, {s} against its twin", kernel_difference(s, *sets[0]), LIMIT)
@@ -176,7 +176,7 @@ def launches(place: Place, height: int, width: int) -> dict[str, list[str]]:
 
 
 def eight_steps(place: Place) -> None:
-    """What Nsight Compute looks at: the kernels with and without an FFT, eight steps each."""
+    """Run what Nsight Compute examines: the kernels with and without an FFT, eight steps each."""
     data = planes(*((20, 36) if place.rehearse else (512, 640)), place.device)
     for solver in ("local", "torch"):
         step = kernel_step(solver, *data)

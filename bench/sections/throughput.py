@@ -1,4 +1,4 @@
-"""Images a second over batch sizes."""
+"""Images per second over batch sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..results import Measurement, Parity
 
 ABOUT = "images per second over batch sizes"
 LIMIT = 1.0
-"""gray levels: an image in a batch against the same image alone, the prior's rounding apart"""
+"""gray levels between an image in a batch and alone, due to the prior's rounding"""
 PRESET = "fast"
 
 
@@ -24,12 +24,12 @@ def tasks(place: Place) -> list[Task]:
 
 
 def side_of(place: Place) -> int:
-    """Height and width of an image."""
+    """Return the height and width of an image."""
     return 48 if place.tiny else 128 if place.device.type == "cpu" else 256
 
 
 def measure(place: Place, side: int) -> Measurement:
-    """Calls of n images; each sample is a call's seconds over its images."""
+    """Time calls of n images; each sample is a call's seconds over its images."""
     counts = [1, 2] if place.tiny else [1, 2, 4]
     counts += [8, 16, 32] if place.device.type == "cuda" else []
     (ir, vis), works, calls, checks, alone = pair(side), {}, {}, [], None

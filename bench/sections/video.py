@@ -1,8 +1,8 @@
 """Video: seconds per frame, how steady the result is, and how good.
 
-The image presets frame by frame and the video presets, on the pan over the demo pair. Steadiness
-is flicker and flow-warped error of ``ddfm_fast.metrics.temporal``; quality is the mean over the
-frames. Video presets carry pictures over from frame to frame, and share a scale: lossy.
+Image presets frame by frame, and video presets, fuse the pan over the demo pair. Steadiness is
+flicker and flow-warped error of ``ddfm_fast.metrics.temporal``; quality is the mean over the
+frames. Video presets carry pictures from frame to frame and share a scale, so they are lossy.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from .throughput import side_of
 
 ABOUT = "seconds a frame, flicker and quality, image presets frame by frame and video presets"
 LIMIT = 1.0
-"""gray levels: the first frame of "exact" against the image preset, the prior's rounding apart"""
+"""gray levels between the first frame of "exact" and the image preset, by the prior's rounding"""
 QUALITY = ("SCD", "VIF", "Qabf", "SSIM")
 IMAGE_PRESETS, BASELINE = ("official", "balanced", "fast"), "image preset official"
 
 
 def tasks(place: Place) -> list[Task]:
-    """Return the engine frame by frame, and the whole command where PyAV is installed."""
+    """Return the engine frame by frame, and the whole command if PyAV is installed."""
     side = side_of(place)
     name = f"seconds a frame of a video, pan over the {PAIR}"
     found = [Task("video", name, named(side, side), lambda: frames(place, side))]
@@ -67,9 +67,9 @@ def _endless(fuse: Callable, pairs: list) -> Callable[[], object]:
 
 
 def frames(place: Place, side: int) -> Measurement:
-    """Frames that keep coming, as a live source gives them, motion included.
+    """Time frames that keep coming, as from a live source, motion included.
 
-    Each call is the next frame of a clip that goes to and fro.
+    Each call is the next frame of a clip that plays back and forth.
     """
     pairs = list(zip(*pan(3 if place.tiny else 24, side, side), strict=True))
     streams = _streams(place)
@@ -92,14 +92,14 @@ def frames(place: Place, side: int) -> Measurement:
 
 
 def score(fused: list, pairs: list) -> dict[str, float]:
-    """Means over the frames of the steadiness and the quality of a fused video."""
+    """Return a fused video's steadiness and quality, as means over the frames."""
     lumas = [[to_luma(image) for image in video] for video in (fused, *zip(*pairs, strict=True))]
     found = temporal.compute(*lumas) | compute(*map(torch.stack, lumas), names=QUALITY)
     return {name: float(found[name].mean()) for name in (*temporal.NAMES, *QUALITY)}
 
 
 def files(place: Place, side: int) -> Measurement:
-    """The whole command with its decoding, encoding and cold start; calls of one clip each."""
+    """Time the whole command with decoding, encoding and cold start; one clip per call."""
     count = 3 if place.tiny else 300 if place.device.type == "cuda" else 16
     clip, fuser = pan(count, side, side), Fuser(device=place.device, preset=preset(place, "fast"))
     latency, missing = {}, {}

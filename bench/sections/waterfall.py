@@ -1,8 +1,8 @@
 """From the authors' path to the shipped default, one optimization at a time.
 
-Each row keeps what the rows before it brought. Lossless rows compute the same function, to
-rounding: their distance from the exact picture (float64 throughout, but for the time embedding)
-says so. Lossy rows give another picture, and their scores say at what cost.
+Each row keeps the gains of the rows before it. Lossless rows compute the same function, up to
+rounding: their distance from the exact picture (float64 throughout, except the time embedding)
+shows it. Lossy rows give another picture, and their scores show at what cost.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from .loop import start
 
 ABOUT = "from the reference path to the shipped default, one optimization at a time"
 LIMIT = 1e-3
-"""of the luma in [−1, 1] after all steps, against float64"""
+"""difference of the luma in [−1, 1] after all steps from float64"""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Row:
     preset: str = "official"
     gpu_only: bool = False
     replayed: bool = False
-    """whose memory belongs to a graph, which the allocator's peak does not show"""
+    """whether its memory belongs to a graph, which the allocator's peak does not show"""
     needs: torch.dtype = torch.float32
-    """what a CPU must multiply in for the row to be of use"""
+    """dtype in which a CPU must multiply for the row to be useful"""
 
 
 def by_identity(x0, i, v, state, psi, eta, em=em_onestep):
@@ -73,7 +73,7 @@ def by_identity(x0, i, v, state, psi, eta, em=em_onestep):
 
 
 def by_real_fft(x0, i, v, state, psi, eta):
-    """And with the EM step whose state is k: one real FFT and one inverse."""
+    """Also use the EM step whose state is k: one real FFT and one inverse."""
     return by_identity(x0, i, v, state, psi, eta, _em_of_one_plane)
 
 
@@ -88,7 +88,7 @@ def _em_of_one_plane(luma, i, v, state, psi, eta):
 
 
 def _luma_of(x0: Tensor, i: Tensor) -> Tensor:
-    """[1, 1, H, W] in the scale of i and v."""
+    """Return luma [1, 1, H, W] in the scale of i and v."""
     return ReverseStep(i, i).luma(x0[0])[None, None]
 
 
@@ -110,7 +110,7 @@ def _their_loop(rectify: Callable = rectify, png: bool = False):
 
 
 def _our_loop(make_prior: Callable[[torch.device], Any], backend="torch", graph="off"):
-    """Our sampler around one of the priors."""
+    """Return our sampler around one of the priors."""
 
     def build(device: torch.device, side: int, steps: int) -> Callable[[], Tensor]:
         (i, v), config = pair_lumas(side, device), PRESETS["official"]
@@ -138,7 +138,7 @@ def _our_preset(make_prior: Callable[[torch.device], Any], name: str):
 
 
 def plain_unet(device: torch.device, dtype: torch.dtype = torch.float32) -> UNet:
-    """Return the embedded network with its weights as they are stored: nothing folded."""
+    """Return the embedded network with its weights as stored: nothing is folded."""
     unet = network("embedded")
     weights = {k: v.detach().contiguous().to(device, dtype) for k, v in unet.state_dict().items()}
     return build_unet(unet.config, weights)
@@ -154,9 +154,9 @@ def _our_module(device: torch.device) -> Prior:
 
 
 class TablePrior:
-    """The network as it is trained, with what depends on the timestep out of the loop.
+    """The network as trained, with what depends on the timestep taken out of the loop.
 
-    All but the forward is that of ``like``, the prior around the same network.
+    Everything except the forward is that of ``like``, the prior around the same network.
     """
 
     def __init__(self, device: torch.device):
@@ -168,7 +168,7 @@ class TablePrior:
 
     @torch.no_grad()
     def eps(self, x: Tensor, cond, **_variance) -> Tensor:
-        """Predicted noise by the plain network; a variance half is not there."""
+        """Predict the noise by the plain network, which has no variance half."""
         return self.unet.run(x, cond, 3)
 
 
@@ -239,7 +239,7 @@ def tasks(place: Place) -> list[Task]:
 
 
 def measure(place: Place, side: int, steps: int) -> Measurement:
-    """Each row's time, memory, and distance from the exact picture; checked after it has run."""
+    """Measure each row's time, memory, and distance from the exact picture, checked afterwards."""
     chosen, results = rows(place), {}
 
     def keeping(row: Row) -> Callable[[], None]:
@@ -275,10 +275,10 @@ def measure(place: Place, side: int, steps: int) -> Measurement:
 
 
 def unrounded(place: Place, candidates: dict, results: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what to hold against float64: on a CPU what is timed.
+    """Return what to compare with float64: on a CPU, what is timed.
 
-    On a GPU PyTorch's own default, with which the authors' module is timed, rounds convolutions,
-    so every row runs once without.
+    On a GPU, PyTorch's default, with which the authors' module is timed, rounds convolutions, so
+    every row runs once without it.
     """
     if place.device.type != "cuda":
         return results
@@ -301,7 +301,7 @@ def picture(luma: Tensor, preset: str) -> Tensor:
 
 
 def peak(row: Row, place: Place, side: int, work: Callable[[], object]) -> int | None:
-    """Bytes above the start: of the allocator on CUDA; on a CPU in a fresh process, two steps."""
+    """Return peak bytes: the allocator's on CUDA; on a CPU those of two steps in a new process."""
     if place.device.type == "cuda":
         return None if row.replayed else peak_of(work, place.device)
     return in_fresh_process("memory", place.device, row.name, side, 2)["bytes"]

@@ -156,7 +156,7 @@ def _together(
     elif model == "affine":
         rows = np.linalg.lstsq(np.column_stack([at, np.ones(len(at))]), median, rcond=None)[0]
         matrix = np.vstack([rows.T, [0, 0, 1]])
-    else:  # one scale and, as medians have it, one shift
+    else:  # one scale and, by the medians, one shift
         matrix = np.median(matrices, 0)
     return matrix / matrix[2, 2], spread
 

@@ -90,7 +90,7 @@ def _is_file_name(text: str) -> bool:
 
 
 def setting_identity(setting: Any) -> Any:
-    """Return what a setting is known by while its file, if it has one, stays as it is."""
+    """Return what identifies a setting as long as its file, if it has one, is unchanged."""
     if isinstance(setting, str) and setting in SETTINGS:
         return setting
     if not isinstance(setting, str | os.PathLike):
@@ -124,7 +124,7 @@ class Aligner:
 
         Args:
             setting: From :func:`checked_align`.
-            resize: Of files, whose size both get.
+            resize: For files, the source whose size both get.
             field: From :func:`checked_field`.
         """
         self.setting, self.resize, self.field = setting, resize, field
@@ -162,7 +162,7 @@ class Aligner:
             self._look_at_raws(ir, vis, index)
             return ir, vis, None
         if len(ir.values) != len(vis.values):
-            return ir, vis, None  # which is refused by name
+            return ir, vis, None  # refused later, by name
         moved = [
             self.pictures(_hwc(ir.values[n]), _hwc(vis.values[n]), index, _hole(ir.holes, n))
             for n in range(len(ir.values))
@@ -288,7 +288,7 @@ class Aligner:
             warn(sentence, "align")
 
     def _look_at_raws(self, ir: Raw, vis: Raw, index: str) -> None:
-        # on a device the look would wait for it
+        # on a device the check would wait for the device
         if not self._looked and {ir.values.device.type, vis.values.device.type} == {"cpu"}:
             self.look(_hwc(ir.values[0]), _hwc(vis.values[0]), index)
 
@@ -378,7 +378,7 @@ def _cropped_raw(raw: Raw, part: Part) -> Raw:
 
 
 def _hwc(values: Tensor) -> np.ndarray:
-    """[C, H, W] → [H, W] or [H, W, 3]."""
+    """Rearrange [C, H, W] to [H, W] or [H, W, 3]."""
     image = values.detach().permute(1, 2, 0).cpu().numpy()
     return image[..., 0] if image.shape[2] == 1 else image
 

@@ -98,7 +98,7 @@ def read_camera(path: str | os.PathLike[str]) -> Camera:
         ) from None
     try:
         return _parsed(text, str(path))
-    except (cv2.error, SystemError):  # its binding wraps some errors so
+    except (cv2.error, SystemError):  # OpenCV's binding wraps some errors so
         raise ValueError(
             f"{path}: OpenCV cannot parse it; expected YAML, XML or JSON with camera_matrix and "
             "distortion_coefficients"

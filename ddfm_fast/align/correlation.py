@@ -1,11 +1,11 @@
 """The shift between two pictures, by correlation of their edges' directions.
 
-A gradient g = gx + i·gy gives the field g²/|g|² · |g|/(|g| + m), m the median of |g|: squared, an
-edge has one direction whichever of its sides is the brighter, as sensors disagree on that; the
-weight takes flat parts out. Fields of both, tapered to their borders, are correlated by FFT, their
-spectrum half whitened (|·|^½), and the peak is fitted by parabolas. How far it stands out, in
-standard deviations of the correlation above the next peak, is the confidence; where the same place
-does not stand out of a correlation that is whitened further (|·|^⅕), it is less. After "orientation
+A gradient g = gx + i·gy gives the field g²/|g|² · |g|/(|g| + m), m the median of |g|. Squared, an
+edge has one direction whichever side is brighter, since sensors disagree on that; the weight
+removes flat parts. The fields of both pictures, tapered to their borders, are correlated by FFT,
+their spectrum half whitened (|·|^½), and the peak is fitted by parabolas. The confidence is how far
+it stands out, in standard deviations of the correlation above the next peak; it is lower if the
+same place does not stand out of a correlation that is whitened further (|·|^⅕). After "orientation
 correlation" (Fitch et al., BMVC 2002), with the angle doubled.
 """
 
@@ -28,9 +28,9 @@ REACH = 40
 SURE = 3.6
 """confidence from which a shift is believed; see bench/results/align-*.md"""
 _POWER, _OTHER, _CONFIRMS, _AT = 0.5, 0.8, 2.0, 2
-"""of the spectrum, that is divided out; another one, by whose correlation the place must stand out
-so far to be sure, and within so many pixels: what few large edges make look like a shift does not
-(tuned on one half of the pairs of tests/tools/align_table.py)"""
+"""power of the spectrum that is divided out; another power, in whose correlation the place must
+stand out this far to be sure, and within this many pixels: a false shift from a few large edges
+does not (tuned on one half of the pairs of tests/tools/align_table.py)"""
 _SIGMA, _NEAR = 1.5, 4
 """blur before gradients; pixels around a peak that are part of it"""
 _FINE, _SMALL = 0.5, 0.3
@@ -86,7 +86,7 @@ def shift_between(a: np.ndarray, b: np.ndarray, reach: float) -> Shift:
         a, b = (
             cv2.resize(p, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for p in (a, b)
         )
-    small = min(1.0, max(_SMALL, max(a.shape) / SIDE))  # has few edges: none of them is wasted
+    small = min(1.0, max(_SMALL, max(a.shape) / SIDE))  # a small picture has no edges to waste
     found = peak(directions(a), directions(b), reach * scale + 2, small, confirm=True)
     return Shift(found.x / scale, found.y / scale, found.confidence)
 
@@ -109,7 +109,7 @@ def _gray(image: Any, name: str, value_range: Any) -> np.ndarray:
 
 
 def blurred(plane: np.ndarray) -> np.ndarray:
-    """Blur a plane before its gradients are taken: a small one less."""
+    """Blur a plane before its gradients are taken; a small plane less."""
     sigma = _SIGMA * min(1.0, max(_FINE, max(plane.shape) / SIDE))
     return cv2.GaussianBlur(plane, (0, 0), sigma)
 
@@ -131,7 +131,7 @@ def peak(
     Args:
         a: [H, W] complex64.
         b: Likewise.
-        reach: At most so far each way.
+        reach: Largest shift in each direction, in pixels.
         taper: Share of a side over which both fade.
         confirm: Let the further whitened correlation lower the confidence.
     """
@@ -158,7 +158,7 @@ def _middle(spectrum: np.ndarray, r: int) -> np.ndarray:
 
 
 def _standing_out(c: np.ndarray, y: int, x: int, about: int) -> float:
-    """By how many standard deviations the best within ``about`` of a place is above all others."""
+    """Return how many standard deviations the best near a place (``about``) is above all others."""
     others = c.copy()
     others[max(0, y - _NEAR) : y + _NEAR + 1, max(0, x - _NEAR) : x + _NEAR + 1] = -np.inf
     here = c[max(0, y - about) : y + about + 1, max(0, x - about) : x + about + 1].max()
@@ -167,7 +167,7 @@ def _standing_out(c: np.ndarray, y: int, x: int, about: int) -> float:
 
 
 def _taper(length: int, share: float) -> np.ndarray:
-    """Tukey's window: 1, with a cosine at both ends."""
+    """Make Tukey's window: 1, with a cosine at both ends."""
     at = np.minimum(np.arange(length), np.arange(length)[::-1]) / max(
         1e-9, share * (length - 1) / 2
     )

@@ -1,12 +1,11 @@
 """The shift, affine map or homography between two pictures, coarse to fine.
 
-The whole pictures give a shift (``correlation``) and, where that does not stand out, a scale with
-it. Tiles are correlated, a map is fitted by RANSAC to the shifts that stand out, the infrared
-picture is warped by it, and that again with smaller tiles: five rounds. Then OpenCV's ECC
-(Evangelidis and Psarakis, PAMI 2008) moves the map by fractions of a pixel, on the
-cosine and on the sine of the doubled directions. A map is believed where ECC converges on both
-and enough tiles agree, or fewer do and the pictures, brought together, are correlated as well as
-a shift must be.
+The whole pictures give a shift (``correlation``) and, if that does not stand out, a scale with it.
+Then tiles are correlated, a map is fitted by RANSAC to the shifts that stand out, and the infrared
+picture is warped by it; this is repeated with smaller tiles, in five rounds. Then OpenCV's ECC
+(Evangelidis and Psarakis, PAMI 2008) refines the map by fractions of a pixel, on the cosine and on
+the sine of the doubled directions. A map is believed if ECC converges on both and enough tiles
+agree, or if fewer do and the aligned pictures correlate as well as a shift must.
 """
 
 from __future__ import annotations
@@ -21,26 +20,26 @@ from .warp import Alignment, scaling, warped
 
 MODELS = ("shift", "affine", "homography")
 SIDE = 640
-"""pixels of the longer side, to which pictures are made smaller before maps are looked for"""
+"""pixels of the longer side to which pictures are reduced before maps are looked for"""
 _SHARE, _VERIFIED = 0.44, 5.0
-"""of tiles that agree; or, of half as many, the confidence of the shift that is left: either makes
-sure, where ECC finds its way from there too"""
+"""share of tiles that agree; or, for half as many, the confidence that no shift is left: either
+makes a map sure, if ECC also converges from there"""
 _ROUNDS = ((3, 1.6, 0.12), (4, 2.0, 0.08), (4, 2.4, 0.05), (5, 2.8, 0.03), (5, 2.8, 0.03))
 """tiles in a column, the shorter side over their size, and their reach over the longer side"""
 _LEAST_SIDE, _LEAST_REACH, _LEAST_TILES, _TOLERANCE = 48, 8.0, 6, 2.0
-"""of a tile; of its reach, more than what is part of a peak; that must stand out; pixels by which a
-tile may miss a map"""
+"""least side of a tile; its least reach, beyond what belongs to a peak; least tiles that stand out;
+pixels by which a tile may miss a map"""
 _STANDS_OUT, _COVERED = 1.0, 0.7
 """confidence of a tile that counts; share of it that must be in the infrared picture"""
 _SCALES, _SCALES_SIDE = np.geomspace(0.4, 2.5, 24), 240
-"""tried where the plain start is not sure, over the scale at which the pictures just fit"""
+"""scales tried if the plain start is not sure, relative to that at which the pictures just fit"""
 _ECC = {
     "affine": cv2.MOTION_AFFINE,
     "homography": cv2.MOTION_HOMOGRAPHY,
 }
 _ECC_STEPS, _ECC_BLUR, _ECC_MOVES, _LEFT = 40, 5, 0.03, 1.5
-"""iterations; pixels of its filter; how far it may move a corner, of the longer side; pixels left
-that are nothing"""
+"""iterations; pixels of its filter; how far it may move a corner, as a share of the longer side;
+remaining pixels that count as none"""
 _FINER = 4.0
 """pixels of shift that the last look, at full size, may add"""
 _LEAST = 32
@@ -118,7 +117,7 @@ def _moves(found: Shift) -> np.ndarray:
 
 
 def _inside(a: np.ndarray, matrix: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """float32 [H, W] of b: 1 where a has a pixel."""
+    """Return float32 [H, W] of b: 1 where a has a pixel."""
     return cv2.warpPerspective(
         np.ones(a.shape, np.float32), matrix, b.shape[::-1],
         flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP,
@@ -157,7 +156,7 @@ def _fine(
     found, converged = _by_ecc(a, b, matrix, model)
     if converged or agree < _SHARE / 2:
         return found, agree, converged
-    # a tile or two may have led it astray: once more from what all of them say of an affine map
+    # a tile or two may have misled it: start once more from an affine map fitted to all tiles
     again, _ = _by_tiles(a, b, start, "affine")
     found, converged = _by_ecc(a, b, again, model)
     return (found, agree, True) if converged else (matrix, agree, False)
@@ -243,13 +242,13 @@ def _by_ecc(
         found = found.astype(np.float64)
         found = found if whole else np.vstack([found, [0, 0, 1]])
         far = np.abs(_corners(found, b.shape) - _corners(matrix, b.shape)).max()
-        if far <= _ECC_MOVES * max(b.shape) * scale:  # and so not where it is NaN
+        if far <= _ECC_MOVES * max(b.shape) * scale:  # false for NaN, too
             kept.append(found)
     return (np.mean(kept, 0), True) if len(kept) == 2 else (matrix, False)
 
 
 def _rest(a: np.ndarray, b: np.ndarray, matrix: np.ndarray) -> float:
-    """Confidence that no shift is left; 0 where one is."""
+    """Return the confidence that no shift is left; 0 if one is."""
     part = _box(_inside(a, matrix, b))
     if min(b[part].shape) < _LEAST:
         return 0.0

@@ -1,4 +1,4 @@
-"""Align the frames of one stream by one map, which is found once and follows slowly."""
+"""Align the frames of one stream by one map, which is found once and is then updated slowly."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ Holes = tuple[np.ndarray | None, np.ndarray | None]
 
 
 class StreamAligner(Aligner):
-    """Aligns the frames of one stream by a map that is found once and then follows slowly."""
+    """Aligns the frames of one stream by a map that is found once and is then updated slowly."""
 
     EVERY, SEARCH = 50, 5
-    """frames between estimates; and before the first that is sure"""
+    """frames between estimates, after and before the first sure one"""
     FOLLOW, JUMP = 0.2, 0.02
-    """share of a new estimate; of the longer side, a jump, believed when it is seen twice"""
+    """weight of a new estimate; share of the longer side that is a jump, believed when seen
+    twice"""
 
     def __init__(self, setting: Setting, *, field: str = "visible"):
         """``setting``, ``field``: as for :class:`Aligner`.
 
         Raises:
-            ValueError: Frames are to be cropped by a map that follows, so that sizes would change.
+            ValueError: Frames are to be cropped by a map that is updated, so sizes would change.
         """
         super().__init__(setting, field=field)
         if field == "common" and self.moves and not isinstance(setting, Calibration):
@@ -42,9 +43,9 @@ class StreamAligner(Aligner):
         self._warned = False
 
     def frame(self, ir: np.ndarray, vis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Bring the next infrared frame, of one depth with the visible one, to where that is.
+        """Move the next infrared frame onto the visible one; both have the same depth.
 
-        Until a map is found a frame of another size is resized. Both are cropped where they are to
+        Until a map is found, a frame of another size is resized. Both are cropped if they are to
         be; ValueError if that leaves too little.
         """
         if not self.moves:
@@ -57,7 +58,7 @@ class StreamAligner(Aligner):
         return self.placed(ir, vis)
 
     def placed(self, ir: np.ndarray, vis: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Do to a pair what :meth:`frame` did to the last one."""
+        """Treat a pair as :meth:`frame` treated the last one."""
         if not self.moves:
             return ir, vis
         if self._map is None:
@@ -67,9 +68,9 @@ class StreamAligner(Aligner):
         return (ir, vis) if part is None else (ir[part], vis[part])
 
     def holes(self, holes: Holes, size: tuple[int, int]) -> Holes:
-        """Bring where the pair of :meth:`placed` has no data, bool [H, W] or None, along with it.
+        """Move masks of missing data, bool [H, W] or None, along with the pair of :meth:`placed`.
 
-        ``size``: of the visible frame before.
+        ``size``: of the visible frame before cropping.
         """
         ir, vis = holes
         if not self.moves:
@@ -84,7 +85,7 @@ class StreamAligner(Aligner):
         return ir, vis
 
     def now(self) -> Aligner:
-        """Return what does to a frame, of any container, what :meth:`frame` did to the last one."""
+        """Return an aligner that treats any frames as :meth:`frame` treated the last ones."""
         return _Placed(self._map, self._reach, self.field) if self.moves else Aligner("off")
 
     def _update(self, ir: np.ndarray, vis: np.ndarray) -> None:
@@ -121,7 +122,7 @@ class StreamAligner(Aligner):
         return bool(by.max() > self.JUMP * max(height, width))
 
     def _take(self, found: Alignment, ir: np.ndarray, vis: np.ndarray) -> None:
-        # a frame that both have by a calibration is checked once, and so is its size
+        # a common frame given by a calibration is checked once, and so is its size
         sizes = ir.shape[:2], vis.shape[:2]
         self._map, self._reach = found, self.reach(found, *sizes)
         if self._reach[1] is not None:
@@ -129,7 +130,7 @@ class StreamAligner(Aligner):
 
 
 class _Placed(Aligner):
-    """Moves by a map that is known, or resizes until it is."""
+    """Moves by a known map, or resizes while none is known."""
 
     def __init__(
         self,
@@ -141,7 +142,7 @@ class _Placed(Aligner):
         self._found, self._reach = found, reach
 
     def found(self, ir: np.ndarray, vis: np.ndarray, index: str = "") -> Alignment | None:
-        """Return the known map; without one, that of a resize where the sizes differ."""
+        """Return the known map; without one, that of a resize if the sizes differ."""
         del index
         if self._found is not None or ir.shape[:2] == vis.shape[:2]:
             return self._found
@@ -150,7 +151,7 @@ class _Placed(Aligner):
     def reach(
         self, found: Alignment, ir_size: tuple[int, int], size: tuple[int, int]
     ) -> tuple[np.ndarray | None, Part | None]:
-        """Return what was found with the map."""
+        """Return the reach that was found with the map."""
         del found, ir_size, size
         return self._reach
 

@@ -10,7 +10,7 @@ import numpy as np
 from .cameras import Camera
 
 FADE = 0.03
-"""of the visible picture's shorter side, over which the infrared one's edge is faded"""
+"""share of the visible picture's shorter side over which the infrared one's edge fades"""
 
 
 class Alignment(NamedTuple):
@@ -40,7 +40,7 @@ class Alignment(NamedTuple):
 
 
 def scaling(source: tuple[int, ...], target: tuple[int, ...]) -> np.ndarray:
-    """Make the map of pixels of a picture [H, W] to those of the same, resized to ``target``."""
+    """Make the map from pixels of a picture [H, W] to those of it resized to ``target``."""
     y, x = target[0] / source[0], target[1] / source[1]
     return np.array([[x, 0, (x - 1) / 2], [0, y, (y - 1) / 2], [0, 0, 1]])
 

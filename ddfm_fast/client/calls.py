@@ -175,7 +175,7 @@ def _refusal(error: urllib.error.HTTPError) -> str:
 
 
 def _pause(text: str | None) -> float:
-    """Seconds to wait, a part of a second apart from others who were told the same."""
+    """Return seconds to wait, spread by a fraction so that clients do not all return at once."""
     try:
         seconds = float(text or 1)
     except ValueError:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 
 def prefetch(pool: ThreadPoolExecutor, function, items: Iterable, ahead: int) -> Iterator:
-    """``function(item)`` of each item in order, at most ``ahead`` of them in the background."""
+    """Yield ``function(item)`` for each item in order, at most ``ahead`` of them in background."""
     waiting: deque[Future] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))

@@ -1,6 +1,6 @@
 """Fuse a whole data set so that nothing is lost, half-written or done twice, whatever happens.
 
-The output folder carries its own history (:mod:`.history`), which says what is done already.
+The output folder carries its own history (:mod:`.history`), which says what is already done.
 Threads read and write while the fuser computes.
 """
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 REPORT, STAGING = "ddfm_fast_report.json", ".ddfm_fast_staging"
 STOPPED_BY_USER = "interrupted"
 CHECKED, SORTED = 128, 4096
-"""pairs that are looked up in the history at once, and that are put in order by their sizes"""
+"""pairs that are looked up in the history at once, and that are sorted by size at once"""
 FAR = 5e-4
 """seconds a pair beyond which files are on a disk or a server that several threads may ask"""
 
@@ -99,13 +99,13 @@ def run_batch(
         redo: Fuse again what is already done.
         progress: Show bars with an estimate of the end, on stderr.
         on_error: Called with each pair that fails, as it happens; the others continue.
-        elsewhere: What fuses the pairs in other processes; None for this one.
+        elsewhere: Fuses the pairs in other processes; None for this process.
 
     Returns:
         What became of each pair.
 
     Raises:
-        ValueError, TypeError: Arguments that are wrong; an output folder that cannot be written.
+        ValueError, TypeError: An argument is wrong, or the output folder cannot be written.
         BatchInterrupted: Ctrl-C; it carries the report.
     """
     suffix = checked_suffix(format)
@@ -126,7 +126,7 @@ def run_batch(
 
 
 def _written(report: BatchReport) -> BatchReport:
-    """Return the report, once it is written; BatchInterrupted where Ctrl-C ended the run."""
+    """Write and return the report; raise BatchInterrupted if Ctrl-C ended the run."""
     _write_report(report)
     if report.stopped == STOPPED_BY_USER:
         raise BatchInterrupted(report)
@@ -150,25 +150,25 @@ class _Loaded:
 
 
 class Ledger(Protocol):
-    """Where a run puts its pictures: a ``History``, or a worker's list of what it has staged."""
+    """Where a run puts its pictures: a ``History``, or a worker's list of staged files."""
 
     out: Path
 
     def commit(
         self, item: PairItem, inputs: Inputs, staged: Path, target: Path, facts: dict[str, Any]
     ) -> None:
-        """Take a staged picture over."""
+        """Take over a staged picture."""
 
 
 class Elsewhere(Protocol):
-    """What fuses the pairs of a run in other processes; the history stays here."""
+    """Fuses the pairs of a run in other processes; the history stays here."""
 
     def settings(self, fuser: Fuser, suffix: str) -> dict[str, Any]:
-        """Describe the fuser as it is there: :func:`.history.describe_settings`."""
+        """Describe the fuser as it will be there: :func:`.history.describe_settings`."""
         ...
 
     def work(self, run: Run, items: list[PairItem]) -> None:
-        """Fuse the pairs: each is told by ``run.record``, pictures by ``run.finish`` first."""
+        """Fuse the pairs; pass pictures to ``run.finish``, then each result to ``run.record``."""
 
 
 class Run:
@@ -199,7 +199,7 @@ class Run:
         self.progress, self.on_error = progress, on_error
         self.staging = history.out / STAGING
         self.results: dict[str, PairResult | int] = {}
-        """of pairs that were reached; where its line begins of one that is in the history"""
+        """results of pairs that were reached; for those in the history, where their line begins"""
         self.writes: deque[Future[PairResult]] = deque()
         self.too_many_pixels = float("inf")
         self.stopped: str | None = None
@@ -208,7 +208,7 @@ class Run:
         self.writers = ThreadPoolExecutor(workers, "ddfm-write")
 
     def run(self, items: list[PairItem]) -> BatchReport:
-        """Fuse what is not done yet; a report of all."""
+        """Fuse what is not done yet; return a report of everything."""
         started = time.perf_counter()
         shutil.rmtree(self.staging, ignore_errors=True)
         assert isinstance(self.history, History)
@@ -242,7 +242,7 @@ class Run:
     def _pending(
         self, items: list[PairItem], history: History, skipped: array[int]
     ) -> list[PairItem]:
-        """Return the items still to do; of the others where their line begins, in ``skipped``."""
+        """Return the items still to do; put where the others' lines begin into ``skipped``."""
         if self.redo:
             return items
 
@@ -286,7 +286,7 @@ class Run:
         return found
 
     def by_size(self, items: Sequence[PairItem]) -> Iterator[PairItem]:
-        """Some thousand items at a time: equal sizes together, in the order in which they occur."""
+        """Yield items, in chunks of some thousand sorted so that equal sizes come together."""
         for start in range(0, len(items), SORTED):
             some = items[start : start + SORTED]
             sizes = prefetch(self.readers, lambda item: image_size(item.ir), some, 4 * self.workers)
@@ -295,13 +295,13 @@ class Run:
             yield from (some[n] for n in sorted(range(len(some)), key=ranks.__getitem__))
 
     def work(self, items: Iterable[PairItem]) -> None:
-        """Fuse pairs here and collect what becomes of them in ``results``."""
+        """Fuse pairs here, and collect their outcomes in ``results``."""
         with pages_kept(self.fuser.device):
             self._work(items)
             self._collect(0)
 
     def close(self) -> None:
-        """End the threads, once what they write is written."""
+        """End the threads after they have finished writing."""
         self.readers.shutdown(cancel_futures=True)
         self._collect(0)
         self.writers.shutdown()
@@ -325,11 +325,11 @@ class Run:
             self._fuse(chunk)
 
     def _load(self, item: PairItem) -> _Loaded | PairResult:
-        """In a reading thread."""
+        """Read a pair; runs in a reading thread."""
         try:
             target = self.targets[item.name]
             look(target)
-            # Before decoding: a file that changes meanwhile is then redone, never taken as done.
+            # before decoding, so that a file that changes meanwhile is redone, not taken as done
             inputs = input_hashes(item)
             with about([item.name], self.told):
                 found = read_sources(item.ir, item.vis, self.levels, self.max_pixels)
@@ -346,7 +346,7 @@ class Run:
             return _failure(item, error)
 
     def _limit(self, pixels: int) -> int:
-        """Most images of that many pixels at once, after what memory has refused so far."""
+        """Return the most images of that many pixels at once, after past shortages of memory."""
         n = self.batch_size
         while n > 1 and n * pixels >= self.too_many_pixels:
             n //= 2
@@ -364,12 +364,12 @@ class Run:
             elif no_memory:
                 self._shrink(part)
                 pairs = part + pairs
-            else:  # one of them is at fault: alone each shows which
+            else:  # one of them is at fault: fusing each alone shows which
                 for pair in part:
                     self._fuse([pair])
 
     def _attempt(self, part: list[_Loaded]) -> tuple[PairResult | None, bool]:
-        """(None, False), or the failure and whether it was for lack of memory."""
+        """Return (None, False), or the failure and whether memory ran out."""
         started = time.perf_counter()
         found: list[FusionReport] = []
         try:
@@ -408,7 +408,7 @@ class Run:
     def _write(
         self, pair: _Loaded, picture: np.ndarray, seconds: float, report: dict[str, Any]
     ) -> PairResult:
-        """In a writing thread."""
+        """Write a picture; runs in a writing thread."""
         item = pair.item
         target = self.targets[item.name]
         staged = self.staging / f"{secrets.token_hex(8)}{target.suffix}"
@@ -426,7 +426,7 @@ class Run:
     def finish(
         self, item: PairItem, inputs: Inputs, staged: Path, write: Callable[[], dict[str, Any]]
     ) -> PairResult:
-        """Commit a picture that ``write`` stages, in any thread; it gives the facts of it."""
+        """Commit a picture that ``write`` stages, in any thread; ``write`` returns its facts."""
         target = self.targets[item.name]
         try:
             facts = write()
@@ -441,13 +441,13 @@ class Run:
         return PairResult(item.name, DONE, str(target), **facts)
 
     def _collect(self, most: int) -> None:
-        """Record finished writes; wait until at most that many are under way."""
+        """Record finished writes; wait until at most that many are in progress."""
         while self.writes and (len(self.writes) > most or self.writes[0].done()):
             self.record(self.writes[0].result())
             self.writes.popleft()
 
     def record(self, result: PairResult) -> None:
-        """Count a pair as reached, once; in the main thread."""
+        """Count a pair as reached, once; call this in the main thread."""
         if result.name in self.results:
             return
         self.results[result.name] = result
@@ -460,7 +460,7 @@ class Run:
 
 
 def tell(result: PairResult, on_error: Callable[[PairResult], None] | None) -> None:
-    """Tell what became of a pair, see :mod:`..runtime.items`; of a failure ``on_error`` too."""
+    """Report the outcome of a pair, see :mod:`..runtime.items`; a failure also to ``on_error``."""
     reached(result.name, result.error or result.status, dataclasses.asdict(result))
     if result.status == FAILED and on_error is not None:
         with tqdm.external_write_mode():
@@ -475,7 +475,7 @@ def _failure(item: PairItem, error: BaseException) -> PairResult:
 
 
 def _write_report(report: BatchReport) -> None:
-    """By the staging folder, which the next run clears if this one is killed here."""
+    """Write it in the staging folder first, which the next run clears if this one is killed."""
     target, staging = report.out / REPORT, report.out / STAGING
     try:
         staging.mkdir(exist_ok=True)

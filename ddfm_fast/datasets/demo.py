@@ -78,7 +78,7 @@ def run(
     """Fuse the example pairs and write the results and a labeled panel.
 
     Args:
-        out: Folder to write to, made if it is not there.
+        out: Folder to write to, made if it is missing.
         steps: As in :func:`ddfm_fast.fuse`, of the preset "official"; ``None`` for the default
             preset.
         device: Where to fuse; ``None`` for CUDA if there is one.
@@ -140,7 +140,7 @@ def _next_steps(out: Path) -> str:
 
 
 def _command() -> str:
-    """Return how this user reaches the command: its name if the shell finds it, else its path."""
+    """Return how this user calls the command: its name if the shell finds it, else its path."""
     script = Path(sys.executable).with_name("ddfm-fast")
     if shutil.which("ddfm-fast"):
         return "ddfm-fast"

@@ -3,9 +3,9 @@
 ``ddfm_fast_batch.jsonl`` has a line for the settings of each run and a line for each picture with
 the hashes of its inputs and of the output file. A picture is written in full to a staging folder,
 its line is appended, and then it is moved into place. So a file in place always has its line, and a
-line whose file is absent or different means that the work was cut off there and is to be done
-again. A pair counts as done when settings, prior, both inputs and the output file are all what the
-line says: by size and times as the line has them, and by their hashes where one of these differs.
+line whose file is missing or different means that the work was cut off there and must be redone. A
+pair counts as done if settings, prior, both inputs and the output file are all as the line says: by
+size and times and, if one of these differs, by hash.
 
 Of a million lines only an index is kept: where each name's last line begins.
 """
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 HISTORY_FILE = "ddfm_fast_batch.jsonl"
 
 _BEGINS = re.compile(rb'\{"name": ("(?:[^"\\\\]|\\\\.)*"), ')
-"""how a line of a picture does, as this program writes it"""
+"""how a picture's line begins, as this program writes it"""
 _BLOCK = 4 << 20
 """bytes of a history that are read at once, at most"""
 _text = json.JSONEncoder().encode
@@ -50,7 +50,7 @@ _RECENT = 2_000_000_000
 """nanoseconds within which a file may change once more and keep its times"""
 
 MATHS_VERSION = 2
-"""raised whenever the same settings, prior and inputs give another picture: it redoes them."""
+"""raised whenever the same settings, prior and inputs give another picture, which redoes them"""
 
 
 def describe_settings(fuser: Fuser, suffix: str) -> dict[str, Any]:
@@ -100,7 +100,7 @@ class History:
         self._lock, self._reading = threading.Lock(), threading.Lock()
         self._index = Index()
         self.fresh: dict[str, int] = {}
-        """name → where its line begins, of those that were committed and that nobody took yet"""
+        """name → where its line begins, for lines that were committed but not yet taken"""
 
     def __enter__(self) -> History:
         path = self.out / HISTORY_FILE
@@ -231,22 +231,22 @@ class History:
 
 
 class Index:
-    """Where lines begin, by the names in them: 16 bytes per line, the last of a name counting."""
+    """Where lines begin, by their names: 16 bytes per line; a name's last line counts."""
 
     def __init__(self) -> None:
         self._hashes: Any = array("q")
         self._places: Any = array("q")
 
     def add(self, name: str, at: int) -> None:
-        """Take the line of a name; TypeError if it is not one."""
+        """Add the line of a name; TypeError if it is not text."""
         if not isinstance(name, str):
             raise TypeError(f"name is a {type(name).__name__}; expected a str")
         self._hashes.append(hash(name))
         self._places.append(at)
 
     def sort(self) -> None:
-        """Make ready to be asked."""
-        # of one name the last line comes last; one after the other, as each holds a copy
+        """Prepare the index for look-ups."""
+        # a name's last line comes last; one array after the other, since each sort makes a copy
         order = np.argsort(np.frombuffer(self._hashes, np.int64), kind="stable")
         self._hashes = np.frombuffer(self._hashes, np.int64)[order]
         self._places = np.frombuffer(self._places, np.int64)[order]
@@ -311,20 +311,19 @@ def _as_written(name: str, key: str, states: list[list[int] | None], line: bytes
 
 
 class Inputs(NamedTuple):
-    """What tells the two files of a pair from others."""
+    """What identifies the two files of a pair."""
 
     hashes: list[str]
     """SHA-256; "" for anything but a file"""
     states: list[list[int] | None]
-    """size and times before they were hashed; None if these do not tell yet"""
+    """size and times before they were hashed; None if these are not reliable yet"""
 
 
 def input_hashes(item: PairItem) -> Inputs:
     """Hash both files (SHA-256); "" for anything but a file, which reading then refuses in words.
 
     Raises:
-        ImageFileError: A file that cannot be read, a name that there cannot be, or a bad entry of
-            a list.
+        ImageFileError: A file cannot be read, a name is impossible, or an entry of a list is bad.
     """
     if item.error:
         raise ImageFileError(item.error)
@@ -339,7 +338,7 @@ def input_hashes(item: PairItem) -> Inputs:
 
 
 def _state(path: str | os.PathLike[str], *, moved: bool = False) -> list[int] | None:
-    """Size, time of writing, and time of any change; of a file to be moved its number instead.
+    """Return size, time of writing, and time of any change (of a file to be moved, the inode).
 
     None if it is not a regular file.
     """
@@ -378,7 +377,7 @@ def _fingerprint(prior: Prior) -> str:
 
 
 def _lock_file(file: int, out: Path) -> None:
-    """Keep a second run out of the folder; the lock ends with the process, however it ends."""
+    """Lock a second run out of the folder; the lock ends with the process, however it ends."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -389,5 +388,5 @@ def _lock_file(file: int, out: Path) -> None:
         raise ImageFileError(
             f"{out}: another run is writing there; wait for it, or choose another --out"
         ) from None
-    except OSError:  # file systems that have no locks
+    except OSError:  # file systems without locks
         return

@@ -16,8 +16,8 @@ from ..files.paths import as_told_apart, split_suffix
 class PairItem:
     """A pair of a data set. ``name`` is unique in it and has no suffix: "00001D", "test/00001D".
 
-    Folders are kept once, a file's name that both sources share is, and a name that follows from
-    it is not kept at all, so that a million pairs take some 150 MB.
+    Folders are stored once, and so is a file name that both sources share; a pair's name that
+    follows from it is not stored at all. So a million pairs take some 150 MB.
     """
 
     __slots__ = ("_above", "_ir_file", "_ir_folder", "_name", "_vis_file", "_vis_folder")
@@ -52,7 +52,7 @@ class PairItem:
 
     @property
     def name(self) -> str:
-        """What the pair is called."""
+        """The name of the pair."""
         if self._name is not None:
             return self._name
         return self._above + split_suffix(self._ir_file)[0]
@@ -69,12 +69,12 @@ class PairItem:
 
     @property
     def error(self) -> str:
-        """Why it cannot be fused, of a bad entry of a list (`BadItem`); else ""."""
+        """Why a bad entry of a list (`BadItem`) cannot be fused; else ""."""
         return ""
 
     @property
     def files(self) -> tuple[str, str]:
-        """Both as text, which costs less than paths do."""
+        """Both files as text, which takes less memory than paths."""
         return (
             os.path.join(self._ir_folder, self._ir_file),
             os.path.join(self._vis_folder, self._vis_file),
@@ -115,8 +115,8 @@ class PairItem:
 class BadItem(PairItem):
     """A bad entry of a list: a pair that cannot be fused, because of its ``error``.
 
-    Its name is where it stands ("line 3") and both files are the list, unless all that is wrong is
-    that a file is missing.
+    Its name is its position ("line 3") and both files are the list itself, unless the only problem
+    is that a file is missing.
     """
 
     __slots__ = ("_error",)
@@ -143,7 +143,7 @@ class BadItem(PairItem):
 
 
 def are_unique(items: Sequence[PairItem]) -> bool:
-    """Return whether no two pairs share a name, or its hash, which is as rare as can be."""
+    """Return whether no two pairs share a name (or its hash, which is extremely rare)."""
     names = (as_told_apart(item.name) for item in items)
     hashes = np.fromiter(map(hash, names), np.int64, len(items))
     hashes.sort()

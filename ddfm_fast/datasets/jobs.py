@@ -86,13 +86,13 @@ def fuse_files(
         progress: Show bars on stderr, over pairs when there are several and over steps.
         skip_existing: Skip pairs whose output file exists.
         on_error: Called with each job that fails, as it happens; the others continue. Without
-            it the report alone has the error.
+            it, only the report has the error.
 
     Returns:
         A report per pair, see :func:`run_jobs`.
 
     Raises:
-        ValueError: Paths that do not make pairs, or outputs that cannot be written.
+        ValueError: Paths do not make pairs, or outputs cannot be written.
     """
     return run_jobs(
         plan_jobs(Path(ir), Path(vis), Path(out), format=format, panel=panel),
@@ -133,8 +133,8 @@ def plan_jobs(
         make: Make the folders; else nothing is written.
 
     Raises:
-        ValueError: A file beside a folder, stems without a partner, an output that cannot be
-            written, or an output that would replace an input.
+        ValueError: A file is given with a folder, stems have no partner, or an output cannot be
+            written or would replace an input.
     """
     listed = paired(ir, vis)
     pairs, folders = (listed, True) if listed is not None else _named(ir, vis, out)
@@ -238,7 +238,7 @@ def _check_outputs(jobs: list[Job]) -> None:
             outputs.add(real)
             if real in inputs:
                 raise ValueError(f"output {path} would replace an input; choose another --out")
-            if os.path.isdir(path):  # any other trouble with the name is its own job's
+            if os.path.isdir(path):  # any other problem with the name fails only its own job
                 raise ValueError(f"output {path} is a folder; choose another --out")
 
 
@@ -264,7 +264,7 @@ def run_jobs(
     on_fused: Callable[[Job, Sources, np.ndarray], None] | None = None,
     callback: Callback | None = None,
 ) -> list[dict[str, Any]]:
-    """Fuse every pair, tell of each (`runtime.items`); one that fails does not stop the others.
+    """Fuse every pair, and report each (`runtime.items`); a failure does not stop the others.
 
     Args:
         jobs: From :func:`plan_jobs`.
@@ -285,7 +285,7 @@ def run_jobs(
         (fusion alone) and ``crop``, [top, left], where ``align_field`` cut the visible picture.
 
     Raises:
-        ValueError: An output that does not hold what ``output`` says.
+        ValueError: An output cannot hold what ``output`` says.
     """
     output = output or Output()
     output.check(job.output.suffix for job in jobs)
@@ -313,13 +313,13 @@ def run_jobs(
 
 
 def _both(job: Job) -> str:
-    """The name of a pair's files in warnings: one where both have it."""
+    """Return the name of a pair's files in warnings: one if both share it."""
     first, second = job.ir.name, job.vis.name
     return first if first == second else f"{first} with {second}"
 
 
 def _begun(job: Job) -> dict[str, Any]:
-    """Return the report of a job, before it is done."""
+    """Return the report of a job before it is done."""
     report = dataclasses.asdict(job) | {"ok": True, "skipped": False, "error": None}
     return {k: str(v) if isinstance(v, Path) else v for k, v in report.items()}
 
@@ -327,7 +327,7 @@ def _begun(job: Job) -> dict[str, Any]:
 def _failed(
     on_error: Callable[[Job, Exception], None] | None, job: Job, error: Exception, bar: Any
 ) -> dict[str, Any]:
-    """Return what the report says of a failure, of which is told now."""
+    """Report a failure, and return its entry in the report."""
     if on_error is not None:
         with bar.external_write_mode(file=sys.stderr):
             on_error(job, error)
@@ -335,7 +335,7 @@ def _failed(
 
 
 def outcome(report: dict[str, Any]) -> str:
-    """Return what became of a job, in a word or a sentence."""
+    """Describe the outcome of a job in a word or a sentence."""
     return report["error"] or ("already there" if report["skipped"] else "fused")
 
 

@@ -22,7 +22,7 @@ class Judge(NamedTuple):
     name: str
     """with {image}, {method} and maybe {dataset}"""
     format: str | None = None
-    """the only one that it reads"""
+    """the only format that it reads"""
 
 
 JUDGES = {
@@ -39,12 +39,13 @@ def arranged(
 
     Args:
         items: Pairs; the last part of a name is the image's.
-        layout: A name of ``JUDGES``, then the data set's where that has one, then maybe the
-            method's: "ivif-zoo:M3FD", "vifb", "ivif-zoo:M3FD:DDFM-fast".
-        format: As it was requested; None for the benchmark's, or PNG.
+        layout: A name of ``JUDGES``, then the data set's if the benchmark has several, then maybe
+            the method's: "ivif-zoo:M3FD", "vifb", "ivif-zoo:M3FD:DDFM-fast".
+        format: The requested format; None for the benchmark's, or PNG.
 
     Raises:
-        ValueError: No such layout, a format that it does not read, or two images of one name.
+        ValueError: There is no such layout, it does not read the format, or two images share a
+            name.
     """
     name, *words = layout.split(":")
     if name not in JUDGES:

@@ -1,4 +1,4 @@
-"""Lists of pairs: CSV, TSV, JSON and JSON lines; every path in them is looked for."""
+"""Lists of pairs: CSV, TSV, JSON and JSON lines; every path in them is checked."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ Find = Callable[[str], str | os.PathLike[str]]
 """finds the file of a path in a list"""
 _PLAIN_NAME = re.compile(r"[^.\\:\0][^\\:\0]*")
 _RUN, _TOO_MANY = 32, 16
-"""files in a row for which their folder is listed, and names there for each of them beyond which
-no other one is"""
+"""files in a row from which on their folder is listed, and names in it per file above which no
+further folder is listed"""
 
 
 def read_list(
@@ -45,10 +45,10 @@ def read_list(
         path: The list.
         root: What its paths are relative to; None for the list's folder.
         locate: Finds the file of a path instead.
-        strict: Raise where an entry is bad; else it says so, unless all are.
+        strict: Raise if an entry is bad; else a bad entry has an ``error``, unless all are bad.
 
     Raises:
-        ImageFileError: It is no list of pairs, or names files that do not exist.
+        ImageFileError: It is not a list of pairs, or names files that do not exist.
     """
     if path.suffix.lower() not in MANIFEST_SUFFIXES:
         raise ImageFileError(
@@ -103,7 +103,8 @@ def names_urls(path: Path | None) -> bool:
 def _missing(items: Sequence[PairItem]) -> dict[int, list[str]]:
     """Return the files that do not exist, by the place of their pair.
 
-    Folders of which many files follow one another are listed, which asks for no file alone.
+    If many files of a folder follow one another, the folder is listed, so that no single file is
+    looked up.
     """
     names = _Names()
     missing: dict[int, list[str]] = {}
@@ -119,14 +120,14 @@ def _missing(items: Sequence[PairItem]) -> dict[int, list[str]]:
 
 
 class _Names:
-    """Names in the folders of late, without links, which may lead nowhere."""
+    """Names in recently listed folders, without links, which may be dangling."""
 
     def __init__(self) -> None:
         self._found: dict[str, frozenset[str]] = {}
         self._worth = True
 
     def of(self, folder: str, files: int) -> frozenset[str]:
-        """Return names that are there; not all of them where listing the folder is not worth it."""
+        """Return existing names; not all of them if listing the folder is not worthwhile."""
         if folder not in self._found and self._worth and files >= _RUN:
             if len(self._found) > 1:
                 self._found.pop(next(iter(self._found)))
@@ -222,7 +223,7 @@ def _whole(row: Any, place: str, find: Find) -> PairItem:
         )
     name = row.get("name")
     name = Path(ir).stem if name is None or name == "" else name
-    # Outputs are named after it, so it must not lead out of the output folder.
+    # outputs are named after it, so it must not lead out of the output folder
     if not isinstance(name, str) or not all(map(_PLAIN_NAME.fullmatch, name.split("/"))):
         raise ImageFileError(
             f"{place}: name is {name!r}; expected a plain name, perhaps with folders: test/0001"
@@ -231,6 +232,6 @@ def _whole(row: Any, place: str, find: Find) -> PairItem:
 
 
 def _same(ir: str | os.PathLike[str], vis: str | os.PathLike[str]) -> bool:
-    """Return whether two paths are equal; what costs is done of names that are."""
+    """Return whether two paths are equal; the costly check is done only if their names are."""
     same = os.path.basename(ir) == os.path.basename(vis)
     return same and os.path.normpath(ir) == os.path.normpath(vis) and Path(ir) == Path(vis)

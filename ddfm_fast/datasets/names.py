@@ -1,9 +1,9 @@
 """Which two files are a pair, from their names and the times in their headers; never by a guess.
 
-A file that fits two others is left without a partner, and both are named. What decides, in this
-order: equal names up to case; names that are equal without their marks (``_T`` and ``_V``, ``_ir``
-and ``_rgb``, …); the same second and numbers next to each other; a prefix or suffix that all
-files of a folder share.
+A file that fits two others is left without a partner, and both are named. These rules decide, in
+this order: equal names up to case; names that are equal without their marks (``_T`` and ``_V``,
+``_ir`` and ``_rgb``, …); the same second and numbers next to each other; a prefix or suffix that
+all files of a folder share.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .shots import Shot, read_shot
 
 IR_MARKS = ("t", "ir", "tir", "lwir", "therm", "thermal", "infrared", "previewdata")
 VIS_MARKS = ("v", "w", "z", "vi", "vis", "rgb", "dc", "visible", "visual", "wide", "zoom")
-"""words of a name, in any case, that say which source a file is; a letter alone as a word only"""
+"""words of a name, in any case, that tell a file's source; single letters only as whole words"""
 NO_SOURCE = "its name says neither infrared (_T, _ir, …) nor visible (_V, _rgb, …)"
 _BLENDS = ("msx",)
 _WORD = re.compile(r"\d+|[^\W\d_]+|/")
 _NEAR = 2
-"""by how much the numbers of one shot differ at most: a drone writes up to three files for it"""
+"""most by which the numbers of one shot differ: a drone writes up to three files for it"""
 _STAMP = 14
 """digits of a time in a name: 20240520212354"""
 
@@ -48,28 +48,28 @@ class Alone(NamedTuple):
     file: Path
     why: str
     candidates: tuple[Path, ...] = ()
-    """those that it fits, where that is more than one, or that fit others too"""
+    """files that it fits, if there are several, or if they fit others, too"""
     source: str = ""
-    """"infrared", "visible", or "" for what claims no partner or more than one"""
+    """"infrared", "visible", or "" if it claims no partner or several"""
 
 
 class Found(NamedTuple):
-    """What became of the files of a search."""
+    """The outcome of a search for pairs."""
 
     pairs: list[Match]
     alone: list[Alone]
 
 
-# Two folders
+# two folders
 
 
 def pair_folders(ir: Mapping[str, Path], vis: Mapping[str, Path], *, equal: bool = False) -> Found:
     """Pair the files of an infrared and of a visible folder.
 
     Args:
-        ir: Path below the folder without suffix → file, of the first.
-        vis: The same of the second.
-        equal: Whether others of equal names are paired already.
+        ir: Path below the first folder, without suffix → file.
+        vis: The same for the second.
+        equal: Whether other files with equal names are already paired.
     """
     same = ir.keys() & vis.keys()
     pairs = [Match(stem, ir[stem], vis[stem]) for stem in same]
@@ -92,7 +92,7 @@ def _lone(file: Path, source: str) -> Alone:
     return Alone(file, f"no {other} picture has its name or its time", source=source)
 
 
-# One folder
+# one folder
 
 
 def pair_mixed(files: Sequence[Path], prefix: str = "") -> Found:
@@ -100,7 +100,7 @@ def pair_mixed(files: Sequence[Path], prefix: str = "") -> Found:
 
     Args:
         files: Its pictures.
-        prefix: Of the names: the folder's path below the data set's, with "/" at its end.
+        prefix: Prefix of the names: the folder's path below the data set's, with "/" at its end.
     """
     words = {file: _words(file.stem) for file in files}
     blends = [file for file in files if set(words[file]) & {*_BLENDS}]
@@ -125,14 +125,14 @@ def pair_mixed(files: Sequence[Path], prefix: str = "") -> Found:
     return Found(rest.pairs, [*rest.doubtful, *alone])
 
 
-# Patterns
+# patterns
 
 
 def pattern_pair(pattern: str | Sequence[str]) -> tuple[str, str]:
-    """Check what ``--pattern`` says: two patterns, each with one ``{}``.
+    """Check ``--pattern``: two patterns, each with one ``{}``.
 
     Raises:
-        ValueError: It says something else.
+        ValueError: It is something else.
     """
     parts = pattern.split(",") if isinstance(pattern, str) else pattern
     if not isinstance(parts, (tuple, list)) or not all(isinstance(p, str) for p in parts):
@@ -153,11 +153,11 @@ def pair_by_pattern(
 
     Args:
         ir: Path below the folder, with suffix → file, of the infrared files.
-        vis: The same of the visible files; of one folder, both are all of its files.
-        pattern: As `pattern_pair` takes it. Case does not count, folders above may be left out.
+        vis: The same for the visible files; for one folder, both are all of its files.
+        pattern: As `pattern_pair` takes it. Case does not count; folders above may be left out.
 
     Raises:
-        ValueError: The patterns are none, or one file fits both.
+        ValueError: The patterns are not valid, or one file fits both.
     """
     texts = pattern_pair(pattern)
     first, second = (
@@ -193,7 +193,7 @@ def _matched(expression: re.Pattern[str], path: str) -> str:
     return found["above"] + found["name"] if found else ""
 
 
-# The rules
+# the rules
 
 
 class _Rest:
@@ -205,7 +205,7 @@ class _Rest:
         self.doubtful: list[Alone] = []
 
     def settle(self, edges: Iterable[Edge], *, whole: bool = False) -> None:
-        """Take the files that fit one another alone; ``whole``: called by the whole name."""
+        """Pair files that fit only one another; ``whole``: name the pair by the whole name."""
         partners: dict[Path, list[Path]] = defaultdict(list)
         edges = list(dict.fromkeys(edges))
         for first, second in edges:
@@ -236,7 +236,7 @@ def _doubt(file: Path, fitting: list[Path], partners: Mapping[Path, list[Path]])
 
 
 def _names(files: Sequence[Path]) -> str:
-    """Return names, with their folders where the names alone do not differ."""
+    """Return names, with their folders if the names alone do not differ."""
     same = len({file.name for file in files}) < len(files)
     return " and ".join(str(file) if same else file.name for file in files)
 
@@ -264,7 +264,7 @@ def _plain(name: str) -> list[Words]:
 
 
 def _folded(name: str) -> list[str]:
-    """Make one key of names that differ in case, or in how accents are encoded."""
+    """Make one key for names that differ only in case, or in how accents are encoded."""
     return [unicodedata.normalize("NFC", name).casefold()]
 
 
@@ -273,7 +273,7 @@ def _words(name: str) -> Words:
 
 
 def _without(name: str, marks: Sequence[str]) -> list[Words]:
-    """Return the words of a name less each mark in it, the folders above left as they are."""
+    """Return the words of a name without each of its marks; folders above stay as they are."""
     folded = _folded(name)[0]
     found = list(_WORD.finditer(folded))
     words = tuple(match[0] for match in found)
@@ -300,7 +300,7 @@ def _vis_marked(name: str) -> list[Words]:
 
 
 def _vis_marked_long(name: str) -> list[Words]:
-    """Without v, w and z, which say little where the other file has no mark."""
+    """Use only marks of several letters: v, w and z say little if the other file has no mark."""
     return _without(name, [mark for mark in VIS_MARKS if len(mark) > 1])
 
 
@@ -322,11 +322,11 @@ def _shared(name: str, file: Path) -> str:
     return "/".join(filter(None, (above, stem))) or file.stem
 
 
-# By time
+# by time
 
 
 def _mixed_by_time(files: Mapping[Path, str]) -> Iterator[Edge]:
-    """`_by_time` in one folder: what is infrared, a mark or the header says."""
+    """Apply `_by_time` in one folder: a mark or the header tells which file is infrared."""
     marked = {file: (bool(_ir_marked(n)), bool(_vis_marked(n))) for file, n in files.items()}
     shots = {file: read_shot(file) for file in files}
     ir = {f: n for f, n in files.items() if marked[f] == (True, False)}
@@ -338,7 +338,7 @@ def _mixed_by_time(files: Mapping[Path, str]) -> Iterator[Edge]:
 def _by_time(
     ir: Mapping[Path, str], vis: Mapping[Path, str], shots: Mapping[Path, Shot] | None = None
 ) -> Iterator[Edge]:
-    """Files of the same second, with near numbers; of any names where one is a FLIR picture."""
+    """Pair files of the same second with near numbers, or any names if one is a FLIR picture."""
     if not ir or not vis:
         return
     if shots is None:
@@ -372,7 +372,7 @@ def _is_near(ir: str, vis: str, shot: Shot) -> bool:
 
 
 def _numbered(words: Words) -> tuple[Words, int] | None:
-    """(what is around the last number, that number), None without one."""
+    """Return (what is around the last number, that number); None without one."""
     for n in range(len(words) - 1, -1, -1):
         if words[n].isdecimal():
             return (*words[:n], "#", *words[n + 1 :]), int(words[n])
@@ -380,7 +380,7 @@ def _numbered(words: Words) -> tuple[Words, int] | None:
 
 
 def _stamped(names: Iterable[Words], seconds: int) -> Iterator[object]:
-    """Keys of names with a time, so many seconds around it: the files of a shot differ in it."""
+    """Yield keys of names with a time, within some seconds, by which a shot's files may differ."""
     for words in names:
         for n, word in enumerate(words):
             if len(word) != _STAMP or not word.isdecimal():
@@ -393,11 +393,11 @@ def _stamped(names: Iterable[Words], seconds: int) -> Iterator[object]:
                 yield (*words[:n], time + timedelta(seconds=shift), *words[n + 1 :])
 
 
-# By what all names of a folder share
+# by what all names of a folder share
 
 
 def _by_affix(ir: Mapping[Path, str], vis: Mapping[Path, str]) -> list[Edge]:
-    """Return names that are equal without the words that all of a folder begin or end with."""
+    """Pair names that are equal without the words with which all in a folder begin or end."""
     first, second = _cores(ir), _cores(vis)
     edges = list(_edges(ir, vis, lambda name: first[name], lambda name: second[name]))
     return edges if len(edges) > 1 else []

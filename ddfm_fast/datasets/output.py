@@ -19,7 +19,7 @@ from ..images.ranges import SOURCES
 
 RANGES = ("full", *SOURCES)
 LEAST_VALUES = 100
-"""integers that a range has to span for a result in it to be of integers"""
+"""least integers that a range must span for its result to be stored as integers"""
 
 NOTHING_SAID = Metadata(), Metadata()
 
@@ -27,7 +27,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Prepared(NamedTuple):
-    """A result as an encoder takes it."""
+    """A result in the form that an encoder takes."""
 
     picture: Array
     limits: tuple[float, float]
@@ -42,19 +42,19 @@ class Output:
 
     Attributes:
         quality: JPEG quality, 1 to 100; None for 95.
-        chroma: How finely JPEG holds color, "444", "422" or "420"; None for "444" from quality 90.
-        compression: Of TIFF "none", "lzw", "deflate" or "zstd"; of PNG 0 to 9; None for the usual.
+        chroma: Resolution of color in JPEG, "444", "422" or "420"; None: "444" from quality 90 on.
+        compression: For TIFF "none", "lzw", "deflate" or "zstd"; for PNG 0 to 9; None: the usual.
         metadata: Keep EXIF, GPS, XMP, the resolution, color profile and place on the earth of the
             source whose color the result has, else of the other, and name this program.
         out_range: The values of black and white: "full" for all of the result's dtype, "ir" or
             "vis" for those of a source as it was read, or (low, high). Whole numbers stay integers,
-            others are float32, for TIFF alone.
-        keep_thermal: Write the infrared values as they were read as a second page, for TIFF alone.
+            others are float32, for TIFF only.
+        keep_thermal: Write the infrared values as they were read as a second page, for TIFF only.
         panel: Also write a labeled picture of sources and result beside each file, NAME.panel.png.
 
     Raises:
         ValueError: An attribute has another value.
-        TypeError: A switch that is not a bool.
+        TypeError: A switch is not a bool.
     """
 
     quality: int | None = None
@@ -81,10 +81,10 @@ class Output:
         """Refuse files that cannot hold this, and warn of options that none of them uses.
 
         Args:
-            suffixes: Of all files to be written.
+            suffixes: The suffixes of all files to be written.
 
         Raises:
-            ValueError: A suffix that does not fit.
+            ValueError: A suffix does not fit.
         """
         found = {suffix.lower() for suffix in suffixes}
         if not found:
@@ -113,7 +113,7 @@ class Output:
         }
 
     def lacks_panel(self, path: Path) -> bool:
-        """Return whether a result is to have a panel and has none."""
+        """Return whether a result should have a panel but has none."""
         return self.panel and not panel_of(path).is_file()
 
     def write(
@@ -130,17 +130,17 @@ class Output:
 
         Args:
             path: The file.
-            fused: uint8 or uint16, cropped at most.
-            sources: What it is made of.
+            fused: uint8 or uint16, maybe cropped.
+            sources: The sources from which it is made.
             files: The infrared and the visible file.
-            color: The fuser's: "ir" where the metadata are first of all the infrared's.
+            color: The fuser's: with "ir", the infrared source's metadata come first.
             final: The name that the file gets later, for errors.
 
         Returns:
             ``height``, ``width``, ``dtype`` and ``range``, the values of black and white.
 
         Raises:
-            ValueError: The file cannot be written, or does not hold such values.
+            ValueError: The file cannot be written, or cannot hold such values.
         """
         said = (read_metadata(files[0]), read_metadata(files[1])) if self.metadata else NOTHING_SAID
         picture, limits, how = self.prepared(fused, sources, said, path.suffix.lower(), color=color)
@@ -176,14 +176,14 @@ class Output:
         """Return what an encoder writes for a result, and how.
 
         Args:
-            fused: uint8 or uint16, cropped at most.
-            sources: What it is made of.
-            said: By the infrared and the visible file.
-            suffix: Of the file, such as ".png".
+            fused: uint8 or uint16, maybe cropped.
+            sources: The sources from which it is made.
+            said: The metadata of the infrared and the visible file.
+            suffix: The file's, such as ".png".
             color: The fuser's.
 
         Raises:
-            ValueError: Files of that suffix do not hold such values.
+            ValueError: Files with that suffix cannot hold such values.
         """
         picture, limits = self._in_range(fused, sources, suffix)
         height, width = picture.shape[:2]
@@ -244,14 +244,14 @@ def kept_metadata(
     limits: tuple[float, float],
     dtype: np.dtype[Any],
 ) -> Metadata:
-    """Return what a result says beside its pixels.
+    """Return what a result says besides its pixels.
 
     Args:
-        said: By the infrared and the visible file.
-        sources: What they hold.
+        said: The metadata of the infrared and the visible file.
+        sources: Their pictures.
         color: The fuser's.
         limits: The values of the result's black and white.
-        dtype: Of the result.
+        dtype: The result's.
     """
     only_ir = color is True and sources.ir.ndim == 3 and sources.vis.ndim == 2
     first, second = said if color == "ir" or only_ir else said[::-1]
@@ -269,7 +269,7 @@ def kept_metadata(
 
 
 def _is_free(text: str, limits: tuple[float, float], dtype: np.dtype[Any]) -> bool:
-    """Return whether no pixel of a result can have the value, which readers take for a hole."""
+    """Return whether no pixel of a result can have the value, which readers take for missing."""
     try:
         value = float(text)
     except ValueError:
@@ -290,7 +290,7 @@ def _is_range(value: Any) -> bool:
 
 
 def _dtype_like(values: Array, low: float, high: float) -> np.dtype[Any]:
-    """Return the dtype that holds a source's values and that files have."""
+    """Return a dtype that holds a source's values and that files support."""
     if values.dtype == np.uint8:
         return values.dtype
     whole = values.dtype.kind in "iu" and low >= 0 and high <= 65535

@@ -2,7 +2,7 @@
 
 A tree is searched for folders that hold an infrared and a visible folder side by side; below the
 two, files pair up by their path without suffix. That one rule covers the published layouts of
-`LAYOUTS`. Where there are no such folders, each folder may hold both sources, told apart by name
+`LAYOUTS`. If there are no such folders, each folder may hold both sources, told apart by name
 (:mod:`.names`).
 """
 
@@ -41,7 +41,7 @@ Roles = tuple[tuple[str, ...], tuple[str, ...]]
 
 
 class Layout(NamedTuple):
-    """How a data set lies on disk."""
+    """How a data set is laid out on disk."""
 
     tree: str
     """as published, below the data set's folder"""
@@ -76,7 +76,7 @@ LAYOUTS = {
 }
 """the published data sets by name; "auto" accepts every alias, in any case"""
 FOLDER = "folder"
-"""the source of what is not a file but a whole folder without its other half"""
+"""the source of a whole folder (not a file) that lacks its other half"""
 
 
 @dataclass
@@ -86,11 +86,11 @@ class Survey:
     pairs: list[PairItem] = field(default_factory=list)
     """sorted by name; in the order of the list, for a manifest"""
     alone: list[Alone] = field(default_factory=list)
-    """files without a partner, and folders without the other source's beside them"""
+    """files without a partner, and folders without the other source's folder beside them"""
 
     @property
     def claims(self) -> list[Alone]:
-        """Those of ``alone`` that are one of the two sources, so that a partner is missing."""
+        """Those in ``alone`` that belong to one of the sources, so that a partner is missing."""
         return [one for one in self.alone if one.source or one.candidates]
 
     def add(self, found: Found, prefix: str = "") -> None:
@@ -121,13 +121,13 @@ def find_pairs(
         pattern: The names of infrared and visible files, such as "{}_T.*,{}_V.*": ``{}`` is what
             a pair shares, ``*`` and ``?`` vary. With folders: "thermal/{}.tiff,rgb/{}.jpg".
         check_sizes: Read every header and compare the two sizes of a pair. Headers that cannot be
-            read are left for whoever decodes the file.
-        strict: Raise where an entry of a list is bad; else its pair has an ``error``, unless all
-            are.
+            read are left to the decoder of the file.
+        strict: Raise if an entry of a list is bad; else its pair has an ``error``, unless all are
+            bad.
 
     Raises:
-        ImageFileError: No pairs, files without a partner or with two, sizes that differ, names
-            that occur twice, folders that could be either; the message names the first few.
+        ImageFileError: There are no pairs, files have no partner or two, sizes differ, names occur
+            twice, or folders could be either; the message names the first few.
         ValueError: ``layout``, ``manifest`` and ``pattern`` exclude one another.
     """
     found = survey_pairs(root, layout=layout, manifest=manifest, pattern=pattern, strict=strict)
@@ -162,7 +162,7 @@ def survey_pairs(
         strict: As there.
 
     Raises:
-        ImageFileError: Nothing there, or folders that could be either.
+        ImageFileError: There is nothing, or folders could be either.
         ValueError: ``layout``, ``manifest`` and ``pattern`` exclude one another.
     """
     if manifest is None and isinstance(root, (str, os.PathLike)) and os.path.isfile(root):
@@ -176,7 +176,7 @@ def survey_pairs(
         return Survey(read_list(Path(manifest), base, strict=strict))
     survey = _by_pattern(root, pattern) if pattern is not None else _from_folders(root, layout)
     if any(before.name > item.name for before, item in pairwise(survey.pairs)):
-        survey.pairs.sort(key=lambda item: item.name)  # which holds all of the names
+        survey.pairs.sort(key=lambda item: item.name)  # holds all of the names meanwhile
     survey.alone.sort(key=lambda one: str(one.file))
     return survey
 
@@ -184,7 +184,7 @@ def survey_pairs(
 def refuse_lone(alone: Sequence[Alone]) -> None:
     """Name the files that lack a partner, or fit several; do nothing if there are none.
 
-    What is no file (a link that leads nowhere, a folder called x.png) is left out with a warning.
+    What is not a file (a dangling link, a folder called x.png) is left out with a warning.
 
     Raises:
         ImageFileError: There are such files.
@@ -208,7 +208,7 @@ def refuse_lone(alone: Sequence[Alone]) -> None:
         raise ImageFileError(". ".join(said))
 
 
-# Folders
+# folders
 
 
 def _from_folders(root, layout) -> Survey:
@@ -244,7 +244,7 @@ def _from_folders(root, layout) -> Survey:
 
 
 def _add_two(survey: Survey, prefix: str, first: Path, second: Path) -> None:
-    """Add the pairs of two folders: equal names folder by folder, then what is left by rules."""
+    """Add the pairs of two folders: equal names folder by folder, then the rest by the rules."""
     rest = Rest({}, {})
     before = len(survey.pairs)
     found = equal_names(first, second, rest, prefix)
@@ -265,7 +265,7 @@ def _packed(folder: Path, survey: Survey) -> Survey:
     for prefix, files in walk(folder):
         pairs = [Match(prefix + file.stem, file, file) for file in files if is_packed(file)]
         both = {match.ir for match in pairs}
-        others = files if pairs else []  # labels lie in folders of their own
+        others = files if pairs else []  # labels are in folders of their own
         alone = [Alone(f, "has no fourth channel") for f in others if f not in both]
         survey.add(Found(pairs, alone))
     if not survey.pairs:
@@ -384,7 +384,7 @@ def _has_videos(folder: Path) -> bool:
     return any(path.suffix.lower() in VIDEO_SUFFIXES for path in folder.iterdir())
 
 
-# Checks on the whole
+# checks on the whole
 
 
 def _require_unique(items: list[PairItem]) -> None:

@@ -1,7 +1,7 @@
-"""What became of the pairs of a batch: each alone, all of them, and as JSON.
+"""The outcomes of a batch's pairs: each alone, all of them, and as JSON.
 
-Of pairs that are done only the place of their line in the history is kept, so that a million of
-them take little; a result is read on demand.
+For pairs that are done, only the place of their line in the history is kept, so that a million of
+them take little memory; a result is read on demand.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ AT_ONCE = 128
 """results whose lines are read together"""
 _text = json.JSONEncoder().encode
 _STATE = b', "state": ['
-"""what comes before the facts in a line of the history; in a text its quotes would be escaped"""
+"""what precedes the facts in a line of the history; inside a text its quotes would be escaped"""
 
 
 @dataclasses.dataclass
 class PairResult:
-    """What became of a pair."""
+    """The outcome of a pair."""
 
     name: str
     status: str = PENDING
@@ -45,7 +45,7 @@ class PairResult:
     range: list[float] | None = None
     """the values of black and white"""
     seconds: float | None = None
-    """of fusion, the pair's share of its batch"""
+    """fusion time, as the pair's share of its batch"""
     report: dict[str, Any] | None = None
     """what was found in the sources and done about it: ``FusionReport.to_dict``"""
 
@@ -55,7 +55,7 @@ class Results(Sequence[PairResult]):
 
     Args:
         items: The pairs.
-        skipped: Of each item, where the line of an earlier run begins; −1 without one.
+        skipped: For each item, where the line of an earlier run begins; −1 without one.
         reached: Name → the result of a pair, or where its line begins.
         targets: Where the pictures are.
     """
@@ -112,7 +112,7 @@ class Results(Sequence[PairResult]):
             raise ImageFileError(f"{path}: cannot be read ({error.strerror})") from error
 
     def json(self) -> Iterator[str]:
-        """Yield each result as JSON, its facts as the history has them: nothing is parsed."""
+        """Yield each result as JSON, with facts as in the history: nothing is parsed."""
         with self._history() as history:
             for start in range(0, len(self), AT_ONCE):
                 chosen = range(start, min(start + AT_ONCE, len(self)))
@@ -139,7 +139,7 @@ class Results(Sequence[PairResult]):
         return f'{head}, "error": null, {facts}'
 
     def count(self, value: Any) -> int:
-        """Return how many have a status, without reading them; or are a result."""
+        """Count the results with a status, without reading them; or those equal to a result."""
         if not isinstance(value, str):
             return super().count(value)
         own = sum(
@@ -161,7 +161,7 @@ class BatchReport:
     results: Sequence[PairResult]
     seconds: float
     batch_size: int
-    """most pairs at once: smaller than asked for if memory ran out"""
+    """most pairs at once: smaller than requested if memory ran out"""
     stopped: str | None = None
     """why the run ended early, or None"""
 
@@ -172,11 +172,11 @@ class BatchReport:
 
     @property
     def ok(self) -> bool:
-        """Every pair has its picture, from this run or an earlier one."""
+        """Whether every pair has its picture, from this run or an earlier one."""
         return self.count(DONE) + self.count(SKIPPED) == len(self.results)
 
     def head(self) -> dict[str, Any]:
-        """``ok``, the counts, ``settings`` and so on as JSON types: all but the results."""
+        """Return ``ok``, the counts, ``settings`` and so on as JSON types: all but the results."""
         counts = {status: self.count(status) for status in (DONE, SKIPPED, FAILED, PENDING)}
         names = "settings", "seconds", "batch_size", "stopped"
         return {
@@ -191,7 +191,7 @@ class BatchReport:
         return {**self.head(), "results": [dataclasses.asdict(result) for result in self.results]}
 
     def json(self, **changed: Any) -> Iterator[str]:
-        """Yield the same as JSON in pieces, a line for each pair, with some values changed."""
+        """Yield the same as JSON in pieces, one line per pair, with some values changed."""
         yield json.dumps({**self.head(), **changed})[:-1] + ', "results": ['
         results = self.results
         if isinstance(results, Results):

@@ -27,14 +27,14 @@ from ..images.doubts import warn
 from ..storage.urls import as_url
 
 PORTION = 64
-"""pairs at once, fewer where rows are large"""
+"""pairs at once; fewer if rows are large"""
 INSTALL = "pip install 'ddfm_fast[ray]', or pip install pyarrow"
 PARQUET, TARS = (".parquet",), (".tar", ".tar.gz", ".tgz")
 NAMES = {
     "ir": ("ir", "infrared", "thermal", "source1"),
     "vis": ("vis", "vi", "visible", "rgb", "source2"),
 }
-"""what columns and members of a source are called"""
+"""names of a source's columns and members"""
 _KEYS = ("name", "stem", "key", "__key__")
 FUSED, ERROR = "fused", "error"
 _MOST_BYTES = 1 << 30  # of a picture's file
@@ -50,20 +50,20 @@ class Row:
     """A pair of a shard, its pictures as local files."""
 
     index: int
-    """in the shard, from 0"""
+    """number in the shard, from 0"""
     key: str
-    """what it is called there"""
+    """its name there"""
     ir: Path | None = None
     vis: Path | None = None
     error: str = ""
     """why it cannot be fused"""
     beside: dict[str, bytes] = field(default_factory=dict)
-    """other members of a tar, by what follows the key in their names"""
+    """other members of a tar, by the part of their names after the key"""
 
 
 @dataclass
 class Portion:
-    """Some rows in their order; ``table`` is what a Parquet source has beside its pictures."""
+    """Some rows in order; ``table`` has what a Parquet source holds besides its pictures."""
 
     rows: list[Row]
     table: Any = None
@@ -91,7 +91,7 @@ def portions(path: Path, folder: Path) -> Iterator[Portion]:
 
 
 def count(path: Path) -> int | None:
-    """Return how many rows a Parquet file says it has; None of a tar."""
+    """Return how many rows a Parquet file says it has; None for a tar."""
     if suffix_of(path) not in PARQUET:
         return None
     with _opened(path) as file:
@@ -119,11 +119,11 @@ def paths_in(path: Path) -> Iterator[Path]:
 
 
 def _is_text(kind: Any) -> bool:
-    """Return whether a column's values are text, in any of the ways that Arrow has for it."""
+    """Return whether a column's values are text, in any of Arrow's types for it."""
     types = parquet_library()[0].types
     if types.is_dictionary(kind):
         kind = kind.value_type
-    is_view = getattr(types, "is_string_view", types.is_string)  # older ones know no views
+    is_view = getattr(types, "is_string_view", types.is_string)  # older versions have no views
     return types.is_string(kind) or types.is_large_string(kind) or is_view(kind)
 
 
@@ -134,7 +134,7 @@ def _is_bytes(kind: Any) -> bool:
 
 
 def parquet_library() -> tuple[Any, Any]:
-    """pyarrow and pyarrow.parquet; ImportError with the extra where they are missing."""
+    """Import pyarrow and pyarrow.parquet; ImportError naming the extra if they are missing."""
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
@@ -235,15 +235,15 @@ def _parquet_row(
 
 
 def _local_name(index: int, source: str, hint: str) -> str:
-    """Return a name of our own; of the given one only a plain suffix counts."""
+    """Return a name of our own; of the given name only a plain suffix is kept."""
     suffix = PurePosixPath(hint).suffix.lower()
     return f"{index:08d}.{source}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose extended headers, which are held in memory, have a limit.
+    """A member with a limit on its extended headers, which are held in memory.
 
-    A damaged header in the middle, at which `tarfile` ends as if the tar did, is an error.
+    A damaged header in the middle is an error; `tarfile` would treat it as the end of the tar.
     """
 
     @classmethod
@@ -291,7 +291,7 @@ def _of_tar(path: Path, folder: Path) -> Iterator[Portion]:
 
 
 def _samples(path: Path, folder: Path) -> Iterator[Row]:
-    """Members with one key in a row; complete or with the error that they are not."""
+    """Yield rows of members that share a key; a row that is incomplete has an error."""
     row: Row | None = None
     count = 0
     with tarfile.open(path, "r|*", tarinfo=_Member) as tar:
@@ -311,7 +311,7 @@ def _samples(path: Path, folder: Path) -> Iterator[Row]:
 
 
 def _key_and_field(name: str) -> tuple[str, str] | None:
-    """``a/0001.ir.png`` is ("a/0001", "ir.png"); None of names that webdataset leaves out."""
+    """Split ``a/0001.ir.png`` into ("a/0001", "ir.png"); None for names that webdataset skips."""
     above, _, last = name.rpartition("/")
     stem, dot, rest = last.partition(".")
     if not stem or not dot or not rest:
@@ -353,10 +353,10 @@ def _checked(row: Row) -> Row:
 
 
 class Sink:
-    """Writes results in the order of rows; the file counts once it is closed."""
+    """Writes results in the order of rows; the file is valid once it is closed."""
 
     def write(self, portion: Portion, found: list[tuple[Path | None, str]]) -> None:
-        """Add the rows of a portion: of each the file of its picture, or what failed."""
+        """Add the rows of a portion, each with the file of its picture, or what failed."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -372,7 +372,7 @@ def sink(path: Path, kind: str) -> Sink:
 class ParquetSink(Sink):
     """Rows of the source without its pictures' bytes, then ``fused`` (a file's bytes), ``error``.
 
-    Of a tar the rows are ``name``, ``fused`` and ``error``.
+    For a tar the columns are ``name``, ``fused`` and ``error``.
     """
 
     def __init__(self, path: Path):
@@ -407,7 +407,7 @@ class ParquetSink(Sink):
 
 
 class TarSink(Sink):
-    """Members ``KEY.fused.png``, or ``KEY.error.txt``, after what a tar has beside its pictures.
+    """Members ``KEY.fused.png``, or ``KEY.error.txt``, after a tar's members besides pictures.
 
     The same rows give the same bytes.
     """
@@ -449,7 +449,7 @@ def _text(name: str) -> str:
 
 
 def _safe_key(row: Row) -> str:
-    """Return the key, or the row's number where a tool that unpacks would write elsewhere by it."""
+    """Return the key, or the row's number if unpacking by the key could write elsewhere."""
     above, _, last = row.key.rpartition("/")
     key = f"{above}/{last.replace('.', '_')}" if above else last.replace(".", "_")
     return key if _is_plain(key) and last else f"{row.index:08d}"

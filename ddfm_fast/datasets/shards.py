@@ -1,9 +1,9 @@
 """Shards of pairs, Parquet files and tars, fused into shards: safe to interrupt.
 
-A shard goes in portions, each fused by `run_batch` into a folder of its own beside the output, with
-a history: a run that was cut off reads the shard again and fuses only what is not there. The output
-appears when it is whole; what it was made from is in ``OUT.ddfm_fast.json``, by which a later run
-leaves it alone. A row that fails is written with its error.
+A shard is processed in portions, each fused by `run_batch` into its own folder beside the output,
+with a history: after an interruption, a run reads the shard again and fuses only what is missing.
+The output appears when it is whole; ``OUT.ddfm_fast.json`` tells what it was made from, so that a
+later run can leave it alone. A row that fails is written with its error.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ if TYPE_CHECKING:
     from ..api import Fuser
 
 RECORD = ".ddfm_fast.json"
-"""what the name of an output's record ends in"""
+"""end of the name of an output's record"""
 _ERRORS = 100
-"""of failed rows that the record names"""
+"""most failed rows that the record names"""
 
 Place = str | os.PathLike[str]
 
 
 @dataclasses.dataclass
 class ShardResult:
-    """What became of a shard."""
+    """The outcome of a shard."""
 
     source: str
     output: str
     status: str = PENDING
-    """as of a pair: "failed" is a shard that could not be read, and has no output"""
+    """as for a pair; a "failed" shard could not be read, and has no output"""
     done: int = 0
     """rows with a picture"""
     failed: int = 0
@@ -76,7 +76,7 @@ class ShardsReport:
 
     @property
     def ok(self) -> bool:
-        """Every row has its picture."""
+        """Whether every row has its picture."""
         return all(one.status in (DONE, SKIPPED) and not one.failed for one in self.shards)
 
     def count(self, status: str) -> int:
@@ -91,7 +91,7 @@ class ShardsReport:
 def are_shards(place: Place) -> bool:
     """Return whether a source is a shard, a pattern ("a/*.tar"), or a local folder of shards.
 
-    A prefix behind a URL is one where it ends in such a pattern.
+    The prefix of a URL is one only if it ends in such a pattern.
     """
     url = as_url(place)
     path = Path(name_of(url) if url else place)
@@ -106,7 +106,7 @@ def are_shards(place: Place) -> bool:
 
 
 def find_shards(stage: Stage, place: Place) -> list[Path]:
-    """Return the files that a source means, by name; those of URLs are to be filled by the stage.
+    """Return the files that a source means, by name; the stage fills those of URLs later.
 
     Raises:
         ImageFileError: There are none.
@@ -149,7 +149,7 @@ def fuse_shards(
 
     Args:
         place: A shard, a pattern of them, a folder, or a URL of one.
-        out: A name that ends as a shard's does, for one shard; else a folder, and each keeps its
+        out: For one shard, a name that ends like a shard's; else a folder, in which each keeps its
             name. It may be a URL.
         fuser: What fuses them.
         format: Format of the pictures.
@@ -162,7 +162,7 @@ def fuse_shards(
         **options: Options of `run_batch`: ``batch_size``, ``workers``, ``max_pixels``.
 
     Raises:
-        ValueError: A source that is not a shard, or an output that cannot be written.
+        ValueError: A source is not a shard, or an output cannot be written.
         ImportError: pyarrow is missing.
     """
     output, levels = output or Output(), levels or Levels()
@@ -189,7 +189,7 @@ def fuse_shards(
 
 
 def _outputs(stage: Stage, found: Sequence[Path], out: Place) -> list[tuple[Path, str]]:
-    """Return each shard and what is written for it, a path or a URL."""
+    """Return each shard and its output, a path or a URL."""
     url = as_url(out)
     if url is not None:
         objects.check_writable(url)
@@ -223,11 +223,11 @@ class _Run:
     on_error: Callable[[PairResult], None] | None
     progress: bool
     alone: bool = False
-    """whether there is one shard, whose trouble is the run's"""
+    """whether there is only one shard, whose failure is the run's"""
     stopped: str | None = None
 
     def shard(self, path: Path, target: str, result: ShardResult) -> None:
-        """Fuse a shard, unless it is done, and say in ``result`` what became of it."""
+        """Fuse a shard, unless it is done, and put the outcome into ``result``."""
         try:
             source = self._source(path)
             if self._is_done(target, source, result):
@@ -254,7 +254,7 @@ class _Run:
         self.stopped, result.status, result.done, result.failed = why, PENDING, 0, 0
 
     def _source(self, path: Path) -> dict[str, Any]:
-        """Return what tells that a shard has changed; a shard behind a URL is there afterwards."""
+        """Return what tells whether a shard has changed; fetch it if it is behind a URL."""
         if path in self.stage.objects:
             state = self.stage.state(path)
             return {"state": state or secrets.token_hex(8)}
@@ -284,9 +284,9 @@ class _Run:
 
     @contextmanager
     def _written(self, target: str) -> Iterator[Path]:
-        """A file to write, which becomes the target at the end, or goes if that fails."""
+        """Yield a file to write, which becomes the target at the end, or is removed on failure."""
         url = as_url(target)
-        # where a killed run leaves it, the next one removes the folder
+        # if a killed run leaves the folder, the next one removes it
         folder = _work(target) if url is None else self.stage.folder
         folder.mkdir(exist_ok=True)
         file = folder / f".{secrets.token_hex(8)}.tmp"
@@ -301,7 +301,7 @@ class _Run:
         finally:
             file.unlink(missing_ok=True)
             if url is None:
-                with suppress(OSError):  # it has pictures
+                with suppress(OSError):  # it still has pictures
                     folder.rmdir()
 
     def _record(self, target: str, source: dict[str, Any], result: ShardResult) -> None:
@@ -340,7 +340,7 @@ class _Run:
                 written.close()
 
     def _portion(self, portion: Portion, out: Path) -> list[tuple[Path | None, str]]:
-        """Fuse the rows of a portion: of each its picture, or what failed."""
+        """Fuse the rows of a portion; return each one's picture, or what failed."""
         items = [
             PairItem(f"{row.index:08d}", row.ir, row.vis)
             for row in portion.rows
@@ -389,7 +389,7 @@ def _work(target: str) -> Path:
 
 
 def _named(row: Row, error: str) -> str:
-    """Return an error without the names of files that are gone when it is read."""
+    """Return an error without the names of temporary files, which are gone when it is read."""
     for source in ("ir", "vis"):
         file = getattr(row, source)
         if file is not None and file.name.startswith(f"{row.index:08d}.{source}"):

@@ -13,7 +13,7 @@ from ..files.reading import pillow_limit_lifted
 _EXIF, _DATE, _TAKEN, _FRACTION = 0x8769, 306, 36867, 37521
 _WITH_EXIF = (".jpg", ".jpeg", ".tif", ".tiff")
 _RADIOMETRIC = ("APP1", b"FLIR\0")
-"""the segment in which FLIR's cameras keep the counts; their visible pictures have none"""
+"""the segment in which FLIR's cameras store the counts; their visible pictures have none"""
 
 
 class Shot(NamedTuple):
@@ -28,7 +28,7 @@ class Shot(NamedTuple):
 
 
 def read_shot(path: Path) -> Shot:
-    """Read a header; nothing is decoded, and a file that cannot be read says nothing."""
+    """Read a header; nothing is decoded, and an unreadable file gives an empty shot."""
     try:
         # a pipe would keep its reader waiting
         if path.suffix.lower() not in _WITH_EXIF or not is_file(path):
@@ -37,11 +37,11 @@ def read_shot(path: Path) -> Shot:
             exif = image.getexif()
             taken = exif.get_ifd(_EXIF)
             segments = getattr(image, "applist", ())
-    except Exception:  # decoders fail on damaged files in every way there is
+    except Exception:  # decoders fail on damaged files in every possible way
         return Shot()
     second = str(taken.get(_TAKEN) or exif.get(_DATE) or "").strip("\0 ")
     fraction = str(taken.get(_FRACTION) or "").strip("\0 ")
     kind, start = _RADIOMETRIC
     radiometric = any(name == kind and data.startswith(start) for name, data in segments)
-    # Cameras without a clock write zeros or blanks, which are no time that two could share.
+    # cameras without a clock write zeros or blanks, which are not a time that two files could share
     return Shot(second if second.strip("0: ") else "", fraction, radiometric)

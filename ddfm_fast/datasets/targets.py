@@ -1,4 +1,4 @@
-"""Where each picture of a batch goes, and what is no place for one."""
+"""Where each picture of a batch goes, and where none may go."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 
 
 def check_counts(**counts: int | None) -> None:
-    """Raise TypeError or ValueError, naming the argument, for what is no positive int or None."""
+    """Raise TypeError or ValueError, naming the argument, unless it is a positive int or None."""
     for name, value in counts.items():
         if value is not None and as_int(value) is None:
             raise TypeError(f"{name} is a {type(value).__name__}; expected an int")
@@ -61,7 +61,7 @@ def checked_targets(items: Sequence[PairItem], out: Path, suffix: str) -> Target
     folders = _folders_of(targets, items)
     ours = {*map(real_folder, folders)}
     theirs = {*map(real_folder, {folder for item in items for folder in item.folders})}
-    if common := ours & theirs:  # of other folders no input can be an output
+    if common := ours & theirs:  # an input in another folder cannot be an output
         _refuse_inputs(items, targets, common, real_folder)
     for folder in folders:
         there = _folders_in(folder)
@@ -98,14 +98,14 @@ def _folders_in(folder: str) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_dir()}
-    except (OSError, ValueError):  # what is wrong with it fails the pairs that go there
+    except (OSError, ValueError):  # a problem with it fails the pairs that go there
         return set()
 
 
 def _real(folder: str) -> str:
     try:
         return as_told_apart(os.path.realpath(folder))
-    except ValueError:  # a name that there cannot be: its item fails when it is read or written
+    except ValueError:  # an impossible name: its item fails when it is read or written
         return folder
 
 

@@ -1,7 +1,7 @@
-"""Trees of folders with pictures: listed by names alone, without a look at any file.
+"""Trees of folders with pictures, listed by names alone, without looking up any file.
 
-What a listing gives tells folders from files (``d_type``), so that of a million files none is asked
-for; links are. Names stay text, as a path costs several times the room of one.
+A listing itself tells folders from files (``d_type``), so that none of a million files is looked
+up, except links. Names stay text, since a path takes several times the memory.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Place = tuple[str, str]
 
 
 class Rest(NamedTuple):
-    """Path below the folder without suffix → file, of those whose name the other one lacks."""
+    """Path below the folder, without suffix → file, for names that the other folder lacks."""
 
     ir: dict[str, Path]
     vis: dict[str, Path]
 
 
 def listing(folder: Path, above: Iterable[str] = ()) -> tuple[list[Path], list[str]]:
-    """Subfolders and names of image files, sorted, without hidden ones.
+    """List subfolders and names of image files, sorted, without hidden ones.
 
     Args:
-        folder: Which to list.
-        above: The real paths of those that it was reached by: links that form a loop end there.
+        folder: The folder to list.
+        above: The real paths of the folders above it: links that form a loop end there.
 
     Raises:
         ImageFileError: It cannot be listed.
@@ -77,7 +77,7 @@ def _without_copies(names: list[str], rare: set[str]) -> list[str]:
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[Path]]]:
-    """(path of a folder below this one, with "/", or "", its pictures) at any depth."""
+    """Yield (path of a folder below this one, with "/", or "", its pictures) at any depth."""
     for prefix, here, names in _visits((folder,)):
         yield prefix, sorted(here[0] / name for name in names[0])
 
@@ -85,16 +85,16 @@ def walk(folder: Path) -> Iterator[tuple[str, list[Path]]]:
 def equal_names(
     first: Path, second: Path, rest: Rest, above: str
 ) -> Iterator[tuple[str, Place, Place]]:
-    """Pictures of two folders whose paths below them, without suffix, are equal.
+    """Yield pictures of two folders whose paths below them, without suffix, are equal.
 
     Args:
         first: The infrared folder.
         second: The visible one.
         rest: Takes those that the other folder lacks.
-        above: What all names begin with.
+        above: The beginning of all names.
 
     Yields:
-        What the name of a pair has before its stem, and where both files are.
+        The part of a pair's name before its stem, and where both files are.
 
     Raises:
         ImageFileError: Two pictures of one folder have the same stem.
@@ -120,7 +120,7 @@ def _stem(name: str) -> str:
 
 
 def _require_stems(names: list[str], place: str) -> None:
-    """Sort by stem, of which there may be one of a kind, the first one last."""
+    """Sort by stem, in reverse; raise ImageFileError if a stem occurs twice."""
     names.sort(key=_stem, reverse=True)
     stems = [*map(_stem, names)]
     for n, (before, stem) in enumerate(pairwise(stems)):
@@ -132,7 +132,7 @@ def _require_stems(names: list[str], place: str) -> None:
 def _visits(
     roots: tuple[Path, ...],
 ) -> Iterator[tuple[str, tuple[Path, ...], tuple[list[str], ...]]]:
-    """Visit trees side by side: (path below the roots, the folders, the names of their pictures).
+    """Visit trees side by side; yield (path below the roots, the folders, their pictures' names).
 
     A folder that one of them lacks has no pictures there.
     """
@@ -144,7 +144,7 @@ def _visits(
             ([], []) if over is None else listing(folder, over)
             for folder, over in zip(folders, above, strict=True)
         ]
-        # folders that are called as pictures are: they fail their own pairs
+        # folders that are named like pictures: they fail only their own pairs
         names = tuple(
             sorted([*files, *(sub.name for sub in subs if is_picture(sub))])
             for subs, files in found

@@ -1,4 +1,4 @@
-"""Many files by one name: ``@FILE``, a list, and patterns, which Windows' shells do not expand."""
+"""Many files by one name: ``@FILE``, a list, or a pattern, which Windows' shells do not expand."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .pairs import refuse_lone
 
 
 def means_many(name: Path | str) -> bool:
-    """Return whether a name is ``@FILE`` or a pattern; what exists by that very name is neither."""
+    """Return whether a name is ``@FILE`` or a pattern; an existing file's own name is neither."""
     text = str(name)
     return (text.startswith("@") or glob.has_magic(text)) and look(text) is None
 
 
 def files_of(name: Path | str) -> list[Path]:
-    """List the files that ``@FILE`` (a name a line) or a pattern means.
+    """List the files that ``@FILE`` (one name per line) or a pattern means.
 
     Names in a list are relative to the current folder; empty lines and those that begin with ``#``
-    do not count. A pattern gives its pictures sorted, ``**`` any folders.
+    do not count. A pattern gives its pictures sorted; ``**`` stands for any folders.
 
     Raises:
         ImageFileError: The list cannot be read, or there is no file.
@@ -59,7 +59,7 @@ def _read(path: Path) -> str:
 
 
 def by_stem(name: Path, files: list[Path]) -> dict[str, Path]:
-    """Stem → file; ImageFileError if two have one stem."""
+    """Map stems to files; ImageFileError if two share a stem."""
     found = {file.stem: file for file in files}
     if len(found) < len(files):
         twice = sorted(str(file) for file in files if found[file.stem] != file)
@@ -71,7 +71,7 @@ def by_stem(name: Path, files: list[Path]) -> dict[str, Path]:
 
 
 def in_turn(names: Sequence[Path]) -> list[Path]:
-    """Pictures of both sources in turn, of such a list as it is or of two patterns in pairs."""
+    """Return pictures of both sources in turn, from a list as it is or two patterns in pairs."""
     if len(names) == 2 and (pairs := paired(*names)) is not None:
         return [file for pair in pairs for file in pair]
     return [file for one in names for file in (files_of(one) if means_many(one) else [one])]

@@ -22,18 +22,18 @@ def over_dataset(
     progress: bool = False,
     ready: Ready | None = None,
 ) -> Levels:
-    """Find the range of each source over all pictures, where a picture's own was to be found.
+    """Find the range of each source over all pictures, in place of each picture's own.
 
     Args:
-        items: The pairs; what cannot be read is left to the run that fuses them.
-        levels: What was requested: a range that is given stays.
+        items: The pairs; unreadable files are left to the run that fuses them.
+        levels: What was requested; a given range stays.
         max_pixels: Most pixels of an input file, see :func:`.files.reading.read_image`.
         progress: Show a bar on stderr.
-        ready: Gives the pairs again, each once its file of a source is here.
+        ready: Yields the pairs again, each once its file of a source has arrived.
 
     Returns:
-        Levels with a range for each source: what spans the windows of all pictures, or "dtype"
-        where one uses the dtype's own.
+        Levels with a range for each source: the span of all pictures' windows, or "dtype" if one
+        uses the dtype's own.
     """
     wanted, nodata = by_source(levels.value_range), by_source(levels.nodata, "nodata")
     found = {

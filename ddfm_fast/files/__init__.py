@@ -1,6 +1,6 @@
 """Files of images: reading, writing, names and pairs.
 
-reading      image files by content, the one door to the next eight
+reading      image files by content, the only entry to the next eight
 tiffs        TIFF that Pillow cannot read, whose heads `tags` reads
 compact      WebP, AVIF, HEIC, JPEG XL
 arrays       .npy, .npz, OpenEXR, and .mat by `matlab`
@@ -9,13 +9,13 @@ counts       tables of temperatures, and bare counts
 raw          raw files of cameras
 profiles     colors turned to sRGB
 guards       limits, libraries of the extra, shapes
-depth        a pair of files of any depth as 8 or 16 bits that use their range
+depth        a pair of files of any depth as 8 or 16 bits that use their full range
 packed       two sources in one file
-metadata     what a file says beside its pixels
+metadata     what a file says besides its pixels
 writing      images written atomically, by suffix
 embedding    what a result says, put into an encoded file; `directories`, `srgb`
 pairing      two folders of images by stem
-paths        what is there, safe names, and bytes written whole or not at all
+paths        what exists, safe names, and bytes written whole or not at all
 """
 
 from __future__ import annotations

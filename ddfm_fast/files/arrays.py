@@ -1,4 +1,4 @@
-"""Arrays that programs save: .npy, .npz, .mat and OpenEXR. Nothing is ever unpickled."""
+"""Arrays saved by programs: .npy, .npz, .mat and OpenEXR. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def decode_npy(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     """Decode the array of a .npy file.
 
     Raises:
-        ImageFileError: It holds objects, no picture, or less than it says.
+        ImageFileError: It holds objects, no picture, or less data than its header says.
     """
     length = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -36,7 +36,7 @@ def decode_npz(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     """Decode the one array of a .npz file that is a picture.
 
     Raises:
-        ImageFileError: It holds several, or none.
+        ImageFileError: It holds several pictures, or none.
     """
     with zipfile.ZipFile(file) as archive:
         members = [m for m in archive.infolist() if m.filename.endswith(".npy")]
@@ -56,7 +56,7 @@ def decode_mat(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     """Decode the one variable of a MATLAB file that is a picture.
 
     Raises:
-        ImageFileError: It holds several, or none, or is of version 7.3.
+        ImageFileError: It holds several pictures, or none, or has version 7.3.
     """
     if file.read(len(MAT_HDF)) == MAT_HDF:
         raise ImageFileError(
@@ -158,7 +158,7 @@ def _npy_header(stream: Any, path: Path) -> tuple[tuple[int, ...], bool, np.dtyp
 
 
 def _checked_shape(shape: tuple[int, ...], path: Path, max_pixels: int) -> tuple[int, int, bool]:
-    """(height, width, whether channels come first) of an array; ones around a picture go."""
+    """Return (height, width, whether channels come first); axes of length one are dropped."""
     kept = tuple(shape)
     while len(kept) > 3 and kept[0] == 1:
         kept = kept[1:]
@@ -174,7 +174,7 @@ def _checked_shape(shape: tuple[int, ...], path: Path, max_pixels: int) -> tuple
 
 
 def _only_picture(shapes: dict[str, tuple[int, ...]], path: Path) -> str:
-    """Find the one array that may be a picture: more than a vector or a small matrix."""
+    """Find the one array that may be a picture, not just a vector or a small matrix."""
     found = [
         name
         for name, shape in shapes.items()

@@ -23,10 +23,10 @@ _HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _AVIF = (b"avif", b"avis")
 _JXL, _JXL_BOX = b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n"
 _HEADER = 1 << 16
-"""bytes at a file's start that its boxes of properties are looked for in"""
+"""bytes at a file's start in which its property boxes are looked for"""
 _ORIENTATION = 274
 _RATIOS = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))
-"""width to height, which a JPEG XL may give in place of its width"""
+"""width to height; a JPEG XL may store one of these in place of its width"""
 
 
 def kind_of(head: bytes) -> str:
@@ -49,7 +49,7 @@ def decode(file: BinaryIO, path: Path, kind: str, max_pixels: int) -> Array | No
     """Decode a file of one of these formats, upright and in sRGB; None leaves it to Pillow.
 
     Raises:
-        ImageFileError: What it needs is not installed, or it is larger than the limit.
+        ImageFileError: A library that it needs is missing, or it is larger than the limit.
     """
     if kind == "HEIF":
         return _decode_heif(file, path, max_pixels)
@@ -153,7 +153,7 @@ def _by_ratio(height: int, ratio: int) -> int:
 
 
 class _Bits:
-    """Numbers of some bits each, the lowest first."""
+    """Reads numbers of a few bits each, lowest bit first."""
 
     def __init__(self, value: int):
         self.value = value
@@ -165,5 +165,5 @@ class _Bits:
 
 
 def _of_16_bits(values: Array, bits: int) -> Array:
-    """Levels of fewer bits as those of 16."""
+    """Scale levels of fewer bits to 16 bits."""
     return np.rint(values * (65535 / ((1 << bits) - 1))).astype(np.uint16)

@@ -17,24 +17,24 @@ from .texts import decoded, encoding
 TABLES = (".csv", ".tsv", ".txt", ".asc")
 """suffixes of tables, which are read as text"""
 _FORMS = ((";", ","), (";", "."), ("\t", ","), ("\t", "."), (",", "."), (None, "."), (None, ","))
-"""what separates cells (None: blanks), and what the fraction, the likelier first"""
+"""separators of cells (None: blanks) and of fractions, the likelier ones first"""
 _LEAST = 4
-"""rows and columns of a picture"""
+"""least rows and columns of a picture"""
 _CELL = 40
-"""bytes of a number at most"""
+"""most bytes of a number"""
 _UNIT = re.compile(r"\s*(?:°\s*)?[CKF]$|°$")
 _SAMPLED = 400
-"""lines by which the form is found"""
+"""lines from which the form is found"""
 _CLEARER = 4
-"""times that neighbors differ less where the bytes of numbers are in the right order"""
+"""how many times less neighbors must differ for a byte order to count as clearly right"""
 
 
 def decode_table(file: BinaryIO, path: Path, max_pixels: int) -> Array:
-    """Decode a table of numbers between lines of anything else: float64, or its integers.
+    """Decode a table of numbers, with anything else around it: float64, or its integers.
 
     Cells are separated by ``;``, tabs, commas or blanks; fractions follow a point or a comma;
-    units after a number go. An empty cell is NaN. A first row and column that count from 0 or 1
-    are left out, with a warning.
+    units after a number are dropped. An empty cell is NaN. A first row and column that count from 0
+    or 1 are left out, with a warning.
 
     Raises:
         ImageFileError: There is no table of at least 4x4 numbers in it.
@@ -71,8 +71,8 @@ def decode_raw(file: BinaryIO, path: Path, size: tuple[int, int], max_pixels: in
     """Decode bare counts: 16 bits each, the low byte first, or 8 bits.
 
     Args:
-        file: The first frame is read.
-        path: For errors.
+        file: The file, whose first frame is read.
+        path: Its name, for errors.
         size: (width, height).
         max_pixels: The limit.
 
@@ -117,18 +117,18 @@ def _text(data: bytes, path: Path) -> str:
         raise damaged(path, "bytes of zero in what should be text")
     try:
         return decoded(data)
-    except UnicodeDecodeError:  # older programs; only numbers and signs matter
+    except UnicodeDecodeError:  # from older programs; only digits and signs matter
         return data.decode("latin-1")
 
 
 def _area(lines: list[str], form: tuple[str | None, str]) -> int:
-    """Return the numbers in the largest table of the first lines that are read in this form."""
+    """Count the numbers in the largest table of the first lines, read in this form."""
     best, _ = _longest([_cells(line, form) for line in lines[:_SAMPLED]])
     return len(best) * len(best[0]) if best else 0
 
 
 def _longest(rows: list[list[float] | None]) -> tuple[list[list[float]], int]:
-    """Return the largest run of rows of one length, and how many of its size there are."""
+    """Return the largest run of rows of equal length, and how many of that size there are."""
     runs: list[list[list[float]]] = []
     previous = None
     for row in rows:
@@ -146,7 +146,7 @@ def _longest(rows: list[list[float] | None]) -> tuple[list[list[float]], int]:
 
 
 def _cells(line: str, form: tuple[str | None, str]) -> list[float] | None:
-    """Return the numbers of a line, of two or more; None if it holds anything else."""
+    """Return the two or more numbers of a line; None if it holds anything else."""
     between, point = form
     cells = [cell.strip().strip('"').strip() for cell in line.split(between)]
     if len(cells) > 1 and not cells[-1]:  # a separator at the end
@@ -167,7 +167,7 @@ def _number(cell: str, point: str) -> float:
 
 
 def _without_counters(values: Array, path: Path) -> Array:
-    """Leave out a first row or column that only counts, and give whole numbers as integers."""
+    """Leave out a first row or column that only counts, and return whole numbers as integers."""
     for axis, name in ((0, "row"), (1, "column")):
         first = values.take(0, axis)
         if _counts_up(first) or (axis == 0 and _counts_up(first[1:])):  # a corner of any kind

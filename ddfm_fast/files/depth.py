@@ -1,7 +1,7 @@
-"""The pictures of a pair of files, of any depth, as 8 or 16 bits that use their range.
+"""The pictures of a pair of files, of any depth, as 8 or 16 bits that use their full range.
 
-What ``images.ranges`` says of a source's values is done here for files and videos: a window becomes
-all of 16 bits, 8 bits beside 16 become 16, and what has no data is filled in and remembered.
+This applies the ranges of ``images.ranges`` to files and videos: a window becomes the full range of
+16 bits, 8 bits beside 16 become 16, and missing data is filled in and remembered.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Levels(NamedTuple):
     """What the values of files mean: as in a call of ``Fuser``."""
 
     value_range: Any = None
-    """for both, or by source; values outside of (low, high) are clipped"""
+    """for both sources, or by source; values outside of (low, high) are clipped"""
     nodata: Any = None
     raw_size: tuple[int, int] | None = None
     """(width, height) of files of bare numbers"""
@@ -45,14 +45,14 @@ class Unit(NamedTuple):
     values: Array
     """upright, in the file's dtype"""
     low: float
-    """what was taken for black, as is ``high``"""
+    """the value taken as black; ``high`` is the one taken as white"""
     high: float
     nothing: float | None = None
     """the value of missing pixels, if there is one"""
 
 
 class Cut(NamedTuple):
-    """The place of a part in the frame that it was cut from."""
+    """The place of a part in the frame from which it was cut."""
 
     top: int
     left: int
@@ -61,20 +61,20 @@ class Cut(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """A pair of one depth."""
+    """A pair of equal depth."""
 
     ir: Array
     """uint8 or uint16, [H, W] or [H, W, 3], as is ``vis``; both have one dtype"""
     vis: Array
     holes: tuple[Array | None, Array | None] = (None, None)
-    """of ``ir`` and ``vis``: bool [H, W], where there is no data; or how much, from 0 to 1"""
+    """of ``ir`` and ``vis``: bool [H, W], where data is missing; or its share, from 0 to 1"""
     units: tuple[Unit, ...] = ()
     """of ``ir`` and ``vis``"""
     cut: Cut | None = None
-    """the frame that these are a part of"""
+    """their place, if they are a part of a frame"""
 
     def cropped(self, rows: slice, columns: slice) -> Sources:
-        """These rows and columns of all of it."""
+        """Return these rows and columns of everything in it."""
         part = rows, columns
         holes = tuple(None if hole is None else hole[part] for hole in self.holes)
         units = tuple(unit._replace(values=unit.values[part]) for unit in self.units)
@@ -82,7 +82,7 @@ class Sources(NamedTuple):
         return Sources(self.ir[part], self.vis[part], (holes[0], holes[1]), units, cut)
 
     def mended(self, fused: Array) -> Array:
-        """Return a result, cropped at most, that shows the other source where one has no data."""
+        """Return a result, maybe cropped, that shows the other source where one lacks data."""
         height, width = fused.shape[:2]
         for hole, other in zip(self.holes, (self.vis, self.ir), strict=True):
             if hole is None:
@@ -106,9 +106,9 @@ def read_sources(
 ) -> Sources:
     """Read two files, or one of four channels (see `packed`); sizes may differ.
 
-    A thermal camera's JPEG gives its temperatures as infrared, where they fit, and its picture as
-    visible; one such file may be both. Where a file says itself which value means nothing, and
-    ``levels`` does not, that holds, with a warning.
+    A thermal camera's JPEG gives its temperatures as infrared, if they fit, and its picture as
+    visible; one such file may be both. If a file states which value means missing data, and
+    ``levels`` does not, that value is used, with a warning.
 
     Raises:
         ValueError: As ``read_image`` and :func:`ddfm_fast.images.ranges.chosen` raise it.
@@ -134,13 +134,13 @@ def read_sources(
 
 
 def nodata_of(picture: Picture, given: Any, name: str, *, told: bool = True) -> Any:
-    """Return what means nothing in a source: what is given, else what the file says and has.
+    """Return the value of missing data in a source: as given, else as the file states and has.
 
     Args:
         picture: The source as read.
-        given: Its ``nodata``.
-        name: Of the source, for the message.
-        told: Whether to say that the file's own is used.
+        given: The caller's ``nodata``.
+        name: The source's, for the message.
+        told: Whether to warn that the file's own value is used.
     """
     if given is not None or picture.nodata is None:
         return given
@@ -178,14 +178,14 @@ def sources(ir: Array, vis: Array, levels: Levels | None = None) -> Sources:
 
 
 def resized_sources(found: Sources, resize: str | None) -> Sources:
-    """Bring one picture to the size of the other; None: as they are.
+    """Resize one picture to the size of the other; None leaves them as they are.
 
     Args:
         found: The pair.
-        resize: The one of "ir" and "vis" whose size both get.
+        resize: "ir" or "vis": the source whose size both get.
 
     Raises:
-        ValueError: Another ``resize``.
+        ValueError: ``resize`` is anything else.
     """
     if resize not in (None, "ir", "vis"):
         raise ValueError(f'resize is {resize!r}; expected "ir" or "vis", whose size both get')
@@ -217,10 +217,10 @@ def moved(
 
     Args:
         unit: The source.
-        by: What moves an array of a dtype that OpenCV interpolates.
-        hole: bool [H, W], where its values mean nothing; they are mixed into no others.
-        empty: bool, of the size after the move, where no value was measured: there the one that
-            means nothing stands, else NaN, and in integers the least of the dtype.
+        by: A function that moves an array of a dtype that OpenCV interpolates.
+        hole: bool [H, W], where its values are missing; they are not mixed into others.
+        empty: bool, of the size after the move, where no value was measured. There the result has
+            the source's own mark of missing data, else NaN or, for integers, the dtype's least.
     """
     values, dtype = unit.values, unit.values.dtype
     if hole is not None and not hole.all():
@@ -247,7 +247,7 @@ def _nothing(unit: Unit) -> float:
 
 
 def resized(image: Array, size: tuple[int, ...]) -> Array:
-    """Resize a picture to (height, width): by areas to a smaller one, else by cubics."""
+    """Resize a picture to (height, width): by areas to a smaller size, else bicubically."""
     how = cv2.INTER_AREA if image.shape[0] > size[0] else cv2.INTER_CUBIC
     return cv2.resize(image, (size[1], size[0]), interpolation=how)
 
@@ -255,16 +255,16 @@ def resized(image: Array, size: tuple[int, ...]) -> Array:
 def as_levels(
     image: Array, setting: Any, name: str, nodata: Ignored | None = None
 ) -> tuple[Array, Array | None, tuple[float, float]]:
-    """Turn a picture into uint8 or uint16, and say where it has no data and what its range was.
+    """Turn a picture into uint8 or uint16; also return where it lacks data, and its range.
 
     Args:
         image: [H, W] or [H, W, C] of a real dtype.
         setting: Its range, see ``images.ranges``; values outside are clipped.
         name: For warnings and errors.
-        nodata: What means nothing.
+        nodata: The value of missing data.
 
     Raises:
-        ValueError: NaN or infinity, nothing but ``nodata``, or another setting.
+        ValueError: There is NaN or infinity, or nothing but ``nodata``; or the setting is wrong.
     """
     hole = None
     if nodata is not None and (where := nodata.where(image)).any():
@@ -293,7 +293,7 @@ def to_16_bits(image: Array, low: float, high: float) -> Array:
     """Map low to 0 and high to 65535, and clip."""
     if image.dtype in (np.uint8, np.uint16) and image.size > np.iinfo(image.dtype).max:
         levels = np.arange(np.iinfo(image.dtype).max + 1)
-        return _scaled(levels, low, high)[image]  # fewer than there are pixels
+        return _scaled(levels, low, high)[image]  # fewer levels than pixels
     return _scaled(image, low, high)
 
 

@@ -1,7 +1,7 @@
-"""Directories of tags: what a TIFF file is made of, and an EXIF block, which is a small one.
+"""Directories of tags, of which TIFF files are made, and EXIF blocks, which are small TIFF files.
 
-Read with any byte order, of classic and of BigTIFF; written in little-endian, classic. A value is
-kept as the bytes it has, so that what is read and written again keeps its type.
+They are read in any byte order, from classic TIFF and BigTIFF, and written little-endian and
+classic. A value is kept as its bytes, so that it keeps its type when it is written again.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: 
 _FRACTIONS = {5: "I", 10: "i"}
 _MOST_ENTRIES = 4096
 _MOST_BYTES = 1 << 26
-"""of one value: a larger one is damage"""
+"""most bytes of a value: a larger one is damaged"""
 
 
 class Tag(NamedTuple):
     """The value of a tag."""
 
     type: int
-    """by the number that TIFF gives it"""
+    """TIFF's number of the type"""
     data: bytes
     """little-endian"""
 
@@ -47,7 +47,7 @@ class Tag(NamedTuple):
 
     @property
     def numbers(self) -> list[float]:
-        """The value as numbers; fractions of nothing are 0."""
+        """The value as numbers; a fraction with denominator 0 is 0."""
         if self.type in _FRACTIONS:
             both = struct.unpack(f"<{2 * self.length}{_FRACTIONS[self.type]}", self.data)
             return [a / b if b else 0.0 for a, b in zip(both[::2], both[1::2], strict=True)]
@@ -57,7 +57,7 @@ class Tag(NamedTuple):
 
 
 Directory = dict[int, Tag]
-"""by the number of the tag"""
+"""values by the number of their tag"""
 
 
 def numbers(type: int, values: Iterable[float]) -> Tag:
@@ -69,7 +69,7 @@ def numbers(type: int, values: Iterable[float]) -> Tag:
 
 
 def text(value: str) -> Tag:
-    """Make a tag of text; UTF-8, as most programs have it beyond ASCII."""
+    """Make a tag of text in UTF-8, which most programs use beyond ASCII."""
     return Tag(ASCII, value.encode() + b"\0")
 
 
@@ -95,7 +95,7 @@ class Reader:
         (self.first,) = self._unpack("Q" if self._big else "I", 8 if self._big else 4)
 
     def directories(self) -> Iterator[Directory]:
-        """Read one page after the other, each whole; ValueError if one is damaged."""
+        """Yield page after page, each complete; ValueError if one is damaged."""
         seen, offset = set[int](), self.first
         while offset and offset not in seen:
             seen.add(offset)
@@ -105,14 +105,14 @@ class Reader:
     def directory(
         self, offset: int, wanted: Collection[int] | None = None
     ) -> tuple[Directory, int]:
-        """Read a directory and where the next is.
+        """Read a directory, and the offset of the next.
 
         Args:
             offset: Where it begins.
             wanted: The tags to read; None for all.
 
         Raises:
-            ValueError: It is not there, or too long to be one.
+            ValueError: There is none, or it is too long to be one.
         """
         big = self._big
         (count,) = self._unpack("Q" if big else "H", offset)
@@ -131,7 +131,7 @@ class Reader:
                     self.damaged += 1
         try:
             (following,) = self._unpack("Q" if big else "I", start + count * size)
-        except ValueError:  # EXIF blocks are cut short there by some cameras
+        except ValueError:  # some cameras cut EXIF blocks short there
             following = 0
         return found, following
 
@@ -179,7 +179,7 @@ class Page:
 
 
 def pages_of(file: BinaryIO) -> list[Page]:
-    """Read a TIFF file of strips whole."""
+    """Read a whole TIFF file that consists of strips."""
     reader = Reader(file)
     found = []
     for tags in reader.directories():
@@ -192,7 +192,7 @@ def pack(pages: Iterable[Page]) -> bytes:
     """Write pages one after the other.
 
     Raises:
-        ValueError: More than the 4 GiB that a classic TIFF file holds.
+        ValueError: They take more than the 4 GiB that a classic TIFF file can hold.
     """
     out = bytearray(b"II*\0\0\0\0\0")
     link = 4

@@ -1,6 +1,6 @@
-"""What a result says beside its pixels, put into an encoded file without touching them.
+"""Put what a result says besides its pixels into an encoded file, without touching the pixels.
 
-PNG gets chunks, JPEG segments, TIFF tags; BMP holds nothing of it.
+PNG gets chunks, JPEG segments, TIFF tags; BMP can hold none of it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _PAGE_OF_MANY = 2
 _EXIF_SIZE = 40962, 40963
 _SAMPLES = {"uint8": BYTE, "uint16": SHORT, "int16": 8, "int32": 9, "float32": FLOAT}
 _SEGMENT = 65533
-"""bytes that a JPEG segment holds"""
+"""most bytes of a JPEG segment"""
 _XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 
 
@@ -54,7 +54,7 @@ class Facts:
     gray: bool
     dtype: str
     metadata: Metadata | None = None
-    """None for none, and no name of the program"""
+    """None writes no metadata, not even the program's name"""
     value_range: tuple[float, float] | None = None
     """values of black and white"""
     nodata: Tag | None = None
@@ -62,7 +62,7 @@ class Facts:
 
     @property
     def profile(self) -> bytes:
-        """The ICC profile, where a source had one."""
+        """The ICC profile, if a source had one."""
         wanted = self.metadata is not None and self.metadata.has_profile
         return profile(gray=self.gray) if wanted else b""
 
@@ -75,7 +75,7 @@ class Facts:
         return f"black {low:g}, white {high:g}"
 
     def directory(self) -> Directory:
-        """Return the first directory of EXIF, or what a TIFF has of it beside its pixels."""
+        """Return the first directory of EXIF or, in a TIFF, its tags besides those of pixels."""
         found: Directory = {}
         if self.metadata is not None:
             found |= self.metadata.image | {_SOFTWARE_TAG: text(SOFTWARE)}
@@ -104,7 +104,7 @@ class Facts:
         return self.metadata is not None and bool(self.metadata.image or self.inner())
 
     def block(self, most: int | None = None) -> bytes:
-        """Make a block of EXIF of at most so many bytes; empty if it cannot be that short."""
+        """Make an EXIF block of at most so many bytes; empty if it cannot be that short."""
         inner = self.inner()
         found = pack([Page(self.directory(), inner=inner)])
         if most is not None and len(found) > most and meta.EXIF in inner:
@@ -139,7 +139,7 @@ def embed(data: bytes, suffix: str, facts: Facts) -> bytes:
 
 
 def bind(pages: list[tuple[str, bytes, Facts]]) -> bytes:
-    """Make one TIFF file of several of one page each, with their names."""
+    """Join TIFF files of one page each, with their names, into one file."""
     found = []
     for n, (name, data, facts) in enumerate(pages):
         (page,) = pages_of(io.BytesIO(data))
@@ -172,7 +172,7 @@ def _with_facts(page: Page, facts: Facts) -> Page:
 
 
 def nodata_tag(value: float) -> Tag:
-    """GDAL's tag of a value that means nothing; readers take the text for a number."""
+    """Make GDAL's tag for the value of missing data; readers parse its text as a number."""
     return text("nan" if value != value else f"{value:.17g}")
 
 
@@ -214,7 +214,7 @@ def _into_jpeg(data: bytes, facts: Facts) -> bytes:
             segments.append((0xE2, b"ICC_PROFILE\0\1\1" + facts.profile))
     if facts.range_text:
         segments.append((0xFE, f"Value range: {facts.range_text}".encode()))
-    if data[2:4] != b"\xff\xe0":  # OpenCV writes JFIF; without it the segments come first
+    if data[2:4] != b"\xff\xe0":  # OpenCV writes JFIF first; without it, the segments come first
         return data[:2] + _packed(segments) + data[2:]
     end = 4 + int.from_bytes(data[4:6], "big")
     head = bytearray(data[:end])

@@ -1,4 +1,4 @@
-"""What every reader of files asks for: sizes within the limit, and libraries of the extra."""
+"""What every reader of files checks: sizes within the limit, and libraries of the extra."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UPRIGHT: dict[int, Callable[[Array], Array]] = {
     7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
     8: np.rot90,
 }
-"""what turns stored pixels upright, by the orientation tag"""
+"""function that turns stored pixels upright, by the orientation tag"""
 
 
 class Picture(NamedTuple):
@@ -31,13 +31,13 @@ class Picture(NamedTuple):
     values: Array
     """[H, W] or [H, W, 3] (RGB) of a real dtype"""
     nodata: float | None = None
-    """the value that the file itself says means nothing; NaN is one"""
+    """the value of missing data by the file itself; it may be NaN"""
     is_measured: bool = False
-    """whether these are what a thermal camera measured, in place of its picture"""
+    """whether these are a thermal camera's measurements, in place of its picture"""
 
 
 def check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
-    """Refuse what is larger than the limit, or has no pixel, before it is decoded."""
+    """Refuse an image larger than the limit, or without pixels, before it is decoded."""
     if width < 1 or height < 1:
         raise ImageFileError(
             f"{path}: says it is {width}x{height} pixels, expected at least one; copy or export it "
@@ -52,11 +52,11 @@ def check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
 
 
 def library(module: str, path: Path, kind: str, instead: str) -> Any:
-    """Import what the extra brings.
+    """Import a library of the extra.
 
     Raises:
-        ImageFileError: It is not installed, or cannot be loaded; names the extra and the export
-            that does without it.
+        ImageFileError: It is not installed, or cannot be loaded; the message names the extra, and
+            the format to export instead.
     """
     try:
         return importlib.import_module(module)
@@ -73,7 +73,7 @@ def damaged(path: Path, what: str) -> ImageFileError:
 
 
 def plain_integers(values: Array) -> Array:
-    """Integers as uint8, int16, as uint16 where they fit, else as int32, uint32 or int64."""
+    """Convert integers to uint8, int16 or, if they fit, uint16; else int32, uint32 or int64."""
     if values.dtype in (np.uint8, np.int16) or values.dtype.kind not in "iu":
         return values
     least, most = int(values.min()), int(values.max())
@@ -85,10 +85,10 @@ def plain_integers(values: Array) -> Array:
 
 
 def colors(values: Array, white: float, path: Path) -> Array:
-    """Return [H, W] or [H, W, 3] of [H, W] or [H, W, 1 to 4]; tells of an alpha that is dropped.
+    """Turn [H, W] or [H, W, 1 to 4] into [H, W] or [H, W, 3]; warn of an alpha that is dropped.
 
     Raises:
-        ImageFileError: Another shape.
+        ImageFileError: The shape is none of these.
     """
     count = 1 if values.ndim == 2 else values.shape[-1]
     if values.ndim not in (2, 3) or not 1 <= count <= 4:

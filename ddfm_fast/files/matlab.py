@@ -1,8 +1,8 @@
-"""MATLAB files of version 5 to 7, read with distrust: plain numbers, and nothing else of them.
+"""MATLAB files of version 5 to 7, read with distrust: only plain numbers.
 
-A file is a head of 128 bytes and elements: a type, a count of bytes and the bytes. A matrix is an
+A file is a head of 128 bytes, then elements: a type, a count of bytes and the bytes. A matrix is an
 element of elements: flags with its class, its dimensions, its name and its numbers, stored in a
-type that may be smaller than its class. Compressed ones are a matrix within zlib.
+type that may be smaller than its class. A compressed element is a matrix within zlib.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _HEAD = 128
 _MATRIX, _COMPRESSED = 14, 15
 _STORED = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8",
            13: "u8"}  # fmt: skip
-"""NumPy's type of each stored one"""
+"""NumPy's type for each stored type"""
 _CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8",
             15: "u8"}  # fmt: skip
-"""likewise of a matrix"""
+"""NumPy's type for each class of matrix"""
 _LOGICAL, _COMPLEX = 0x02, 0x08
 _FRONT = 4096
-"""bytes of a matrix that hold what comes before its numbers"""
+"""bytes of a matrix that include all that comes before its numbers"""
 _MOST_VARIABLES, _MOST_DIMENSIONS = 1000, 8
 
 
@@ -39,13 +39,13 @@ class Variable(NamedTuple):
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    """bool of a logical one"""
+    """bool for a logical matrix"""
     place: int
-    """of its element in the file"""
+    """offset of its element in the file"""
 
 
 def variables(file: BinaryIO, path: Path) -> list[Variable]:
-    """List the matrices of real numbers; what else there is, is left out.
+    """List the matrices of real numbers; anything else is left out.
 
     Raises:
         ImageFileError: The file contradicts itself.
@@ -66,10 +66,10 @@ def variables(file: BinaryIO, path: Path) -> list[Variable]:
 
 
 def decode(file: BinaryIO, path: Path, variable: Variable) -> Array:
-    """Decode a matrix, whose size its caller has looked at.
+    """Decode a matrix whose size the caller has checked.
 
     Raises:
-        ImageFileError: Its numbers are damaged, or fewer than it says.
+        ImageFileError: Its numbers are damaged, or fewer than stated.
     """
     order = _order(file, path)
     file.seek(variable.place)
@@ -98,7 +98,7 @@ def _order(file: BinaryIO, path: Path) -> str:
 
 
 def _elements(file: BinaryIO, path: Path, order: str) -> Iterator[tuple[int, int, int]]:
-    """(type, place, size) of each element of the file."""
+    """Yield (type, place, size) of each element of the file."""
     length, at = file.seek(0, os.SEEK_END), _HEAD
     for _ in range(_MOST_VARIABLES):
         if at + 8 > length:
@@ -112,7 +112,7 @@ def _elements(file: BinaryIO, path: Path, order: str) -> Iterator[tuple[int, int
 
 
 def _front(file: BinaryIO, place: int, size: int, kind: int, most: int) -> bytes:
-    """Return the first bytes of an element, unpacked where it is compressed."""
+    """Return the first bytes of an element, unpacked if it is compressed."""
     file.seek(place)
     if kind == _COMPRESSED:
         return zlib.decompressobj().decompress(file.read(size), most)
@@ -120,7 +120,7 @@ def _front(file: BinaryIO, place: int, size: int, kind: int, most: int) -> bytes
 
 
 def _described(data: bytes, order: str) -> tuple[str, tuple[int, ...], np.dtype[Any], int] | None:
-    """Name, shape, dtype and place of the numbers of a matrix; None of other classes."""
+    """Return name, shape, dtype and place of a matrix's numbers; None for other classes."""
     try:
         _, length, at = _tag(data, 0, order)
         flags = struct.unpack_from(order + "I", data, at)[0]
@@ -145,7 +145,7 @@ def _described(data: bytes, order: str) -> tuple[str, tuple[int, ...], np.dtype[
 
 
 def _tag(data: bytes, at: int, order: str) -> tuple[int, int, int]:
-    """(type, size, place) of a part; a small one has both in four bytes, and its data behind."""
+    """Return (type, size, place) of a part; a small one packs type and size into four bytes."""
     kind = struct.unpack_from(order + "I", data, at)[0]
     if kind >> 16:
         return kind & 0xFFFF, kind >> 16, at + 4

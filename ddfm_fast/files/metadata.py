@@ -1,8 +1,8 @@
-"""What an image file says beside its pixels, read so that a result can say it too.
+"""What an image file says besides its pixels, read so that a result can carry it too.
 
-EXIF with GPS, XMP, the resolution, whether there is a color profile, and where a GeoTIFF lies on
-the earth. Pixels are read upright and in sRGB, so what says otherwise is set right here. Nothing in
-it fails a fusion: what cannot be read is left out, with one warning.
+This is EXIF with GPS, XMP, the resolution, whether there is a color profile, and where a GeoTIFF
+lies on the earth. Pixels are read upright and in sRGB, so anything that says otherwise is corrected
+here. It never fails a fusion: what cannot be read is left out, with one warning.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _SCALE, _TIEPOINTS, _TRANSFORMATION = 33550, 33922, 34264
 _PLACED = _SCALE, _TIEPOINTS, _TRANSFORMATION
 _GEO = (*_PLACED, 34735, 34736, 34737)
 _KEYS = 34735
-"""without it the others say nothing"""
+"""the tag without which the other geographic tags have no meaning"""
 _DESCRIPTION = 270
 _KEPT = (269, _DESCRIPTION, 271, 272, 306, 315, 316, 18246, 33432, *range(40091, 40096))
-"""of a picture's first directory: who and what, with when; the rest is of its pixels"""
+"""tags kept from a picture's first directory: author, subject and time; the rest is about pixels"""
 _OF_PIXELS = re.compile(r"ImageJ=|\{\"shape\"|<\?xml|.*<OME", re.DOTALL)
-"""descriptions that say how the pixels lie in the file"""
+"""descriptions of how the pixels are stored in the file"""
 _COLOR_SPACE, _SIZE_TAGS, _INTEROPERABILITY = 40961, (40962, 40963), 40965
 _INCH_IN_CM = 2.54
 _METERS_IN_INCH = 0.0254
@@ -49,7 +49,7 @@ _TRANSPOSED = (5, 6, 7, 8)
 _MOST_TEXT = 1 << 24
 """bytes of XMP"""
 _GAIN_MAPS = (b"hdrgm:", b"GContainer", b"Container:Directory")
-"""in XMP that tells of further pictures in the file"""
+"""marks in XMP that refer to further pictures in the file"""
 
 
 class Geo(NamedTuple):
@@ -57,10 +57,10 @@ class Geo(NamedTuple):
 
     tags: Directory
     size: tuple[int, int]
-    """height and width of the picture that they are of"""
+    """height and width of the picture that the tags are for"""
 
     def for_size(self, height: int, width: int) -> Directory:
-        """Return the tags of the same place in another number of pixels."""
+        """Return the tags for the same place at another size in pixels."""
         down, across = self.size[0] / height, self.size[1] / width
         if down == across == 1:
             return self.tags
@@ -77,7 +77,7 @@ class Geo(NamedTuple):
         return found
 
     def cut(self, top: int, left: int, size: tuple[int, int]) -> Geo:
-        """The place of a part of the picture, of ``size``, whose first pixel is (top, left)."""
+        """Return the place of a part of the picture, of ``size``, that begins at (top, left)."""
         found = dict(self.tags)
         if _TIEPOINTS in found:  # I, J, K of the picture, X, Y, Z on the earth, for each point
             less = left, top, 0, 0, 0, 0
@@ -93,10 +93,10 @@ class Geo(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What a file says beside its pixels; empty if it says nothing."""
+    """What a file says besides its pixels; empty if it says nothing."""
 
     image: Directory = dataclasses.field(default_factory=dict)
-    """who made it, with what and when: the first directory of EXIF"""
+    """by whom, when and with what it was made: the first directory of EXIF"""
     exif: Directory = dataclasses.field(default_factory=dict)
     """how it was taken"""
     gps: Directory = dataclasses.field(default_factory=dict)
@@ -109,7 +109,7 @@ class Metadata:
     """GDAL's, as text"""
 
     def or_else(self, other: Metadata) -> Metadata:
-        """This, and of another what this lacks; EXIF is of one of them."""
+        """Return this, completed by what another has; EXIF comes from one of them."""
         mine, yours = dataclasses.asdict(self), dataclasses.asdict(other)
         found = {name: getattr(self if mine[name] else other, name) for name in yours}
         if self.image or self.exif:
@@ -118,9 +118,9 @@ class Metadata:
 
 
 def read_metadata(path: str | os.PathLike[str]) -> Metadata:
-    """Read what a file, or the object of a URL, says beside its pixels; of others, nothing.
+    """Read what a file, or the object of a URL, says besides its pixels; for others, nothing.
 
-    What is damaged is left out with one warning.
+    Damaged parts are left out, with one warning.
     """
     url, path = as_url(path), Path(path)
     try:
@@ -146,7 +146,7 @@ def metadata_of(file: BinaryIO, path: Path) -> Metadata:
         metadata = found.metadata()
     except UnidentifiedImageError:
         return Metadata()
-    except Exception as error:  # damaged files fail in every way there is
+    except Exception as error:  # damaged files fail in every possible way
         _warn(path, f"cannot be read ({error}) and is left out")
         return Metadata()
     if found.damaged:
@@ -161,7 +161,7 @@ def _warn(path: Path, what: str) -> None:
 
 
 class _Found:
-    """What is found in a file, as it is found."""
+    """Collects what is found in a file."""
 
     def __init__(self) -> None:
         self.image: Directory = {}
@@ -174,7 +174,7 @@ class _Found:
         self.nodata: Tag | None = None
         self.damaged = False
         self.is_turned_map = False
-        """a place on the earth was left out, as it is that of the picture before it is turned"""
+        """a place on the earth was left out, since it is for the picture before turning"""
 
     def add_exif(self, block: bytes) -> None:
         """Read a block of EXIF; damage is noted."""
@@ -199,7 +199,7 @@ class _Found:
         self.dpi = self.dpi or _dpi(tags)
 
     def metadata(self) -> Metadata:
-        """Return all of it, set right for pixels that are upright and sRGB."""
+        """Return all of it, corrected for pixels that are upright and sRGB."""
         turned = _first(self.image, ORIENTATION, 1)
         image = {tag: value for tag, value in self.image.items() if tag in _KEPT}
         if _OF_PIXELS.match(image[_DESCRIPTION].text if _DESCRIPTION in image else ""):
@@ -241,7 +241,7 @@ def _read_tiff(file: BinaryIO, found: _Found) -> None:
 
 
 def _read_png(file: BinaryIO, found: _Found) -> None:
-    """All chunks but those of pixels; some programs write theirs behind them."""
+    """Read all chunks except those of pixels; some programs write theirs after the pixels."""
     while len(head := file.read(8)) == 8:
         size, kind = struct.unpack(">I4s", head)
         if kind == b"IEND":
@@ -269,7 +269,7 @@ def _international_text(data: bytes) -> bytes:
 
 
 def _read_other(file: BinaryIO, found: _Found) -> None:
-    """JPEG, and what else Pillow knows."""
+    """Read a JPEG, or any other format that Pillow knows."""
     file.seek(0)
     with pillow_limit_lifted(), Image.open(file) as image:
         info = dict(image.info)
@@ -277,7 +277,7 @@ def _read_other(file: BinaryIO, found: _Found) -> None:
     if unit in (1, 2):
         factor = 1 if unit == 1 else _INCH_IN_CM
         found.dpi = _both_positive((density[0] * factor, density[1] * factor))
-    elif "jfif" not in info and "exif" not in info:  # or Pillow names 72 if there is none
+    elif "jfif" not in info and "exif" not in info:  # else Pillow reports 72 if there is none
         found.dpi = _both_positive(info.get("dpi"))
     found.has_profile = bool(info.get("icc_profile"))
     if isinstance(xmp := info.get("xmp", b""), bytes):
@@ -307,7 +307,7 @@ def _first(tags: Directory, tag: int, default: float) -> float:
 
 
 def _upright(xmp: bytes) -> bytes:
-    """XMP that says the picture is upright; without what tells of other pictures in the file."""
+    """Make XMP say that the picture is upright; drop references to other pictures in the file."""
     if any(name in xmp for name in _GAIN_MAPS):
         return b""
     return re.sub(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[2-8]", rb"\g<1>1", xmp).rstrip(b"\0")

@@ -1,6 +1,7 @@
 """Two sources in one file: a PNG of four channels, RGB and what would be alpha.
 
-MFNet and copies of MSRS keep their thermal picture so. A pair that names one file twice means that.
+MFNet and copies of MSRS store their thermal picture so. A pair that names one file twice means
+such a file.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ def read_pair(
     vis: str | os.PathLike[str],
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Read both pictures of a pair; of one file for both, its fourth channel and its RGB.
+    """Read both pictures of a pair; from one file for both, its fourth channel and its RGB.
 
-    A thermal camera's JPEG has one picture, which is both here; ``depth`` reads its temperatures.
+    A thermal camera's JPEG has one picture, which serves as both; ``depth`` reads its temperatures.
 
     Raises:
         ImageFileError: As `read_image` raises it, or the one file has no fourth channel.
@@ -48,7 +49,7 @@ def is_packed(path: Path) -> bool:
 def _unpacked(path: Path, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
     height, width = image_size(path) or (0, 0)
     if height * width > max_pixels or not is_packed(path):
-        picture = read_image(path, max_pixels=max_pixels)  # which says what is wrong with it
+        picture = read_image(path, max_pixels=max_pixels)  # raises an error that says what is wrong
         raise ImageFileError(
             f"{path}: is given for both sources and has the shape {picture.shape}; expected two "
             "files, or one of four channels: RGB and infrared"

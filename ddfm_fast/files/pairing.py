@@ -17,12 +17,12 @@ def match_pairs(
 ) -> list[tuple[str, Path, Path]]:
     """Pair the images of two folders: (stem, infrared path, visible path), sorted by stem.
 
-    Takes files with a suffix of ``READ_SUFFIXES``, in any case, not hidden and not in subfolders;
-    ``match`` makes pairs of the two {stem: path}, without it equal stems do.
+    Takes files with a suffix of ``READ_SUFFIXES``, in any case, not hidden and not in subfolders.
+    ``match`` pairs the two {stem: path}; by default equal stems are a pair.
 
     Raises:
-        ImageFileError: A folder that is missing, given twice or without images; two files of one
-            stem in a folder; stems without a partner.
+        ImageFileError: A folder is missing, given twice or without images; two files in a folder
+            have the same stem; or stems have no partner.
     """
     ir, vis = _images_by_stem(ir_dir), _images_by_stem(vis_dir)
     if os.path.samefile(ir_dir, vis_dir):
@@ -40,7 +40,7 @@ def match_pairs(
 
 
 def files_alone(paths: Iterable[Path]) -> list[Path]:
-    """Sort what has no partner, and leave out what is no file, with a warning for all of that."""
+    """Sort what has no partner, and leave out what is not a file, with one warning."""
     found = sorted(paths)
     files = [path for path in found if os.path.isfile(path)]
     if others := [str(path) for path in found if path not in files]:

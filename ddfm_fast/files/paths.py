@@ -1,4 +1,4 @@
-"""Names of files and folders: what is there, and writing that leaves no part behind."""
+"""Names of files and folders: what exists, and writing that leaves no partial file behind."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-"""of image files that are written, in lower case"""
+"""suffixes of image files that can be written, in lower case"""
 READ_SUFFIXES = (*SUFFIXES, ".webp", ".avif", ".heic", ".heif", ".jxl", ".exr", ".npy")
-"""of image files that folders are searched for; other kinds are read where they are named"""
+"""suffixes of image files for which folders are searched; other kinds are read if they are named"""
 DEEP_SUFFIXES = (".png", ".tif", ".tiff")
-"""those that hold 16 bits"""
+"""suffixes of formats that hold 16 bits"""
 VIDEO_SUFFIXES = (".avi", ".mp4", ".mkv", ".mov", ".m4v", ".ts")
-"""of video files, which are not images"""
+"""suffixes of video files, which are not images"""
 
 _RESERVED = '<>:"|?*/\\'
 _DEVICES = {
@@ -33,13 +33,13 @@ class ImageFileError(ValueError):
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
-    """Write data so that the path holds the old or the new file, never a part; return the path.
+    """Write data so that the path has the old or the new file, never a part; return the path.
 
     Makes the folder if it is missing, follows symbolic links and refuses to replace anything
     but a regular file.
 
     Raises:
-        ImageFileError: What could not be written.
+        ImageFileError: The file could not be written; the message says why.
     """
     path = check_path(path)
     if why := reserved(path.name):
@@ -70,7 +70,7 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 def ensure_writable_dir(path: str | os.PathLike[str]) -> Path:
     """Make the folder if it is missing and prove by a file that it can be written to.
 
-    The file has no name where the system can do that, so that a kill leaves none behind.
+    If the system allows it, that file has no name, so that a kill leaves nothing behind.
 
     Raises:
         ImageFileError: The folder cannot be made or written to.
@@ -90,8 +90,8 @@ def look(path: str | os.PathLike[str]) -> os.stat_result | None:
     """Find out what a name leads to; None if nothing is there, or a link to nothing.
 
     Raises:
-        ImageFileError: The name is none, is too long, leads in a circle or through a folder that
-            may not be entered, or the disk fails.
+        ImageFileError: The name is not valid, is too long, leads in a circle or through a folder
+            that may not be entered, or the disk fails.
     """
     path = check_path(path)
     try:
@@ -119,8 +119,8 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 def is_picture(path: Path) -> bool:
     """Return whether a name from a folder is that of an image file: by its suffix, not hidden.
 
-    A folder, a pipe or a link that leads nowhere under such a name counts: reading refuses it, and
-    fails its own pair.
+    A folder, a pipe or a dangling link of such a name counts: reading it fails, and only its own
+    pair fails with it.
     """
     return path.suffix.lower() in READ_SUFFIXES and not path.name.startswith(".")
 
@@ -128,8 +128,8 @@ def is_picture(path: Path) -> bool:
 def image_files(paths: Iterable[Path]) -> list[Path]:
     """Return those of a folder's files that are images, in their order.
 
-    Beside an image of a usual kind another of the same stem is a copy or an extra of it, and is
-    left out: ``a.npy`` beside ``a.png``.
+    If an image of a usual kind has the same stem as another file, that is a copy or an extra, and
+    is left out: ``a.npy`` beside ``a.png``.
     """
     found = list(filter(is_picture, paths))
     usual = {(p.parent, p.stem) for p in found if p.suffix.lower() in SUFFIXES}
@@ -157,10 +157,10 @@ def check_path(path: str | os.PathLike[str]) -> Path:
 
 
 def reserved(name: str, windows: bool = os.name == "nt") -> str:
-    """Say why Windows would write a file of that name elsewhere or not at all; "" where it would.
+    """Say why Windows would write a file of that name elsewhere or not at all; "" if it does not.
 
     ``NUL.png`` is a device there, ``a:b.png`` a hidden stream of the file ``a``, and the dot at the
-    end of ``a.`` is dropped. On other systems every name is a file's.
+    end of ``a.`` is dropped. On other systems every name can be a file's.
     """
     if not windows:
         return ""
@@ -183,23 +183,24 @@ def split_suffix(name: str) -> tuple[str, str]:
 
 
 def as_told_apart(name: str, folds: bool = os.name == "nt" or sys.platform == "darwin") -> str:
-    """Give one text to all names that are one file's: ``A.png`` is ``a.png`` on Windows and macOS.
+    """Map all names of one file to one text: ``A.png`` is ``a.png`` on Windows and macOS.
 
-    There an accent is also the same file's however it is written. A disk that was made to tell
-    case apart does so on macOS, too; two such names are refused there for nothing.
+    There, the encoding of an accent makes no difference either. A disk on macOS may be formatted to
+    tell case apart; there two such names are refused needlessly.
     """
     return unicodedata.normalize("NFC", name).casefold() if folds else name
 
 
 _made: list[Path] | None = None
-"""folders that `_make_dir` has made in this process, where `emptied_on_failure` wants to know"""
+"""folders that `_make_dir` has made in this process, while `emptied_on_failure` needs to know"""
 
 
 @contextlib.contextmanager
 def emptied_on_failure() -> Iterator[None]:
-    """Where the block fails, remove the folders that it made and put nothing into.
+    """If the block fails, remove the folders that it made and left empty.
 
-    An exception with an ``exit_code`` of 0 is no failure. For one caller at a time in a process.
+    An exception with an ``exit_code`` of 0 is not a failure. Only one caller at a time in a process
+    may use it.
     """
     global _made
     before, _made = _made, []
@@ -231,7 +232,7 @@ def _make_dir(path: Path) -> None:
 
 
 def _sync_dir(path: Path) -> None:
-    """Make the new name last through a crash, where the system can sync a folder at all."""
+    """Make the new name survive a crash, if the system can sync a folder."""
     with contextlib.suppress(OSError):
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -1,12 +1,12 @@
-"""Colors of a file turned to sRGB, by its ICC profile or its gamma.
+"""Convert the colors of a file to sRGB, by its ICC profile or its gamma.
 
-8 bits go through Little CMS, as Pillow has it. It knows no more of them there, so 16 bits go
-through the profile's curves and matrix in float: with a device value v of each channel,
+8 bits go through Little CMS, by Pillow. That supports no more bits, so 16 bits go through the
+profile's curves and matrix in float: with a device value v of each channel,
 
     sRGB = encode(M_sRGB⁻¹ M curve(v))
 
 where M has the profile's primaries, and M_sRGB those of sRGB, in XYZ under D50 as its columns.
-What a profile of sRGB says changes no byte.
+A profile that describes sRGB changes no byte.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ SRGB = np.array(
 _HDR = (16, 18)
 """transfer characteristics of ITU-T H.273: PQ and HLG"""
 _WIDE = {9: "BT.2020", 12: "Display P3"}
-"""color primaries there that are not sRGB's"""
+"""color primaries of ITU-T H.273 that are wider than sRGB's"""
 USUAL_GAMMA = (0.4, 0.5)
-"""of PNG files that are meant for screens; sRGB's is near 1/2.2"""
+"""range of gamma in PNG files that are meant for screens; sRGB's is near 1/2.2"""
 _GRID = 17
 _CLOSE_8, _CLOSE_16 = 1, 128
-"""levels within which a profile is that of sRGB: of 255 what two roundings make, of 65535 half"""
+"""levels within which a profile counts as sRGB: two roundings of 255, half of that of 65535"""
 _LINEAR = 1e-3
 _MEASURED = "16-bit gray is taken as measured and left unchanged"
 _SIGNS = {"GRAY": "L", "RGB ": "RGB", "CMYK": "CMYK"}
@@ -50,7 +50,7 @@ _ROWS = 1 << 20
 
 
 def from_profile(values: Array, profile: bytes, path: Path) -> Array:
-    """Turn a picture of 8 or 16 bits to sRGB; what cannot be is left, with a warning.
+    """Convert a picture of 8 or 16 bits to sRGB; if that is impossible, leave it, with a warning.
 
     Args:
         values: [H, W] or [H, W, 3].
@@ -81,7 +81,7 @@ def from_profile(values: Array, profile: bytes, path: Path) -> Array:
 
 
 def from_cmyk(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
-    """Turn a CMYK picture to sRGB by its profile; plainly, with a warning, if that fails."""
+    """Convert a CMYK picture to sRGB by its profile; if that fails, plainly and with a warning."""
     try:
         found = ImageCms.profileToProfile(
             image, io.BytesIO(profile), _srgb(), outputMode="RGB", **_INTENT
@@ -93,11 +93,11 @@ def from_cmyk(image: Image.Image, profile: bytes, path: Path) -> Image.Image:
 
 
 def from_gamma(values: Array, gamma: float, path: Path) -> Array:
-    """Turn a PNG of 16 bits whose gamma is unusual to sRGB, with a warning.
+    """Convert a 16-bit PNG with an unusual gamma to sRGB, with a warning.
 
     Args:
         values: uint16, [H, W] or [H, W, 3].
-        gamma: The exponent that took light to the file's values; 1 where they are linear.
+        gamma: The exponent that turned light into the file's values; 1 if they are linear.
         path: For the message.
     """
     if USUAL_GAMMA[0] <= gamma <= USUAL_GAMMA[1] or not 0.01 <= gamma <= 100:
@@ -112,7 +112,7 @@ def from_gamma(values: Array, gamma: float, path: Path) -> Array:
 
 
 def tell_of_colors(path: Path, primaries: int, transfer: int) -> None:
-    """Warn of colors that are read as sRGB's and are others, by the numbers of ITU-T H.273."""
+    """Warn of colors that are not sRGB's but are read as such, by the numbers of ITU-T H.273."""
     if transfer in _HDR:
         warn(f"{path}: is HDR, whose values are read as they are and look flat; export it as SDR")
     elif primaries in _WIDE:
@@ -120,7 +120,7 @@ def tell_of_colors(path: Path, primaries: int, transfer: int) -> None:
 
 
 def png_colors(file: BinaryIO) -> tuple[int, int] | None:
-    """Read (primaries, transfer) of a PNG's cICP chunk, which Pillow passes over; None without."""
+    """Read (primaries, transfer) of a PNG's cICP chunk, which Pillow skips; None without one."""
     file.seek(8)
     while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
         size = int.from_bytes(head[:4], "big")
@@ -137,7 +137,7 @@ _INTENT: dict[str, Any] = {
 
 
 class _TableOnlyError(ValueError):
-    """A profile without a matrix; its name."""
+    """A profile without a matrix; the message is its name."""
 
 
 @lru_cache(1)
@@ -147,7 +147,7 @@ def _srgb() -> ImageCms.ImageCmsProfile:
 
 @lru_cache(16)
 def _by_table(profile: bytes, ndim: int) -> Callable[[Array], Array] | None:
-    """Return what turns 8 bits to sRGB; None if that changes nothing."""
+    """Return a function that converts 8 bits to sRGB; None if it would change nothing."""
     own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     mode = _SIGNS[own.profile.xcolor_space]
     if mode == "CMYK" or (mode == "L" and ndim == 3):
@@ -174,7 +174,7 @@ def _by_table(profile: bytes, ndim: int) -> Callable[[Array], Array] | None:
 
 @lru_cache(16)
 def _by_matrix(profile: bytes, ndim: int) -> Callable[[Array], Array] | None:
-    """Return what turns 16 bits to sRGB; None if that changes nothing."""
+    """Return a function that converts 16 bits to sRGB; None if it would change nothing."""
     if ndim == 2:
         table = _levels(_encode(_gray(profile)))
         same = np.abs(table.astype(int) - np.arange(65536)).max() <= _CLOSE_16
@@ -199,10 +199,10 @@ def _by_matrix(profile: bytes, ndim: int) -> Callable[[Array], Array] | None:
 
 
 class Profile(NamedTuple):
-    """An ICC profile of curves, with a matrix where it is of color."""
+    """An ICC profile that consists of curves and, for color, a matrix."""
 
     curves: tuple[Array, ...]
-    """float64 [65536] a channel: light in [0, 1] of each level"""
+    """float64 [65536] per channel: the light in [0, 1] of each level"""
     matrix: Array | None
     """float64 [3, 3]: XYZ under D50 of the channels' light, in columns"""
 
@@ -211,7 +211,7 @@ def read_profile(profile: bytes) -> Profile:
     """Read the curves and the matrix of an ICC profile of gray or RGB.
 
     Raises:
-        ValueError: It has none, or is damaged.
+        ValueError: It has none of them, or is damaged.
     """
     if profile[36:40] != b"acsp":
         raise ValueError("no ICC profile")
@@ -232,7 +232,7 @@ def read_profile(profile: bytes) -> Profile:
 
 
 def _gray(profile: bytes) -> Array:
-    """Return the light of all levels of gray: of color, green's."""
+    """Return the light of all levels of gray; for color, that of green."""
     return read_profile(profile).curves[-2:][0]
 
 
@@ -241,7 +241,7 @@ def _is_linear(light: Array) -> bool:
 
 
 def _curve(data: bytes) -> Array:
-    """Return a ``curv`` or ``para`` tag, at all levels of 16 bits."""
+    """Evaluate a ``curv`` or ``para`` tag at all levels of 16 bits."""
     x = np.linspace(0, 1, 65536)
     kind, number = data[:4], struct.unpack_from(">I", data, 8)[0]
     if kind == b"curv":
@@ -269,7 +269,7 @@ def _curve(data: bytes) -> Array:
 
 
 def _encode(light: Array) -> Array:
-    """Return sRGB's value in [0, 1] of light, which is clipped."""
+    """Return sRGB's value in [0, 1] for light, which is clipped."""
     light = light.clip(0, 1)
     return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
 

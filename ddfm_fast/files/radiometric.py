@@ -1,16 +1,18 @@
-"""What a thermal camera measured, beside the picture in its JPEG.
+"""What a thermal camera measured, stored beside the picture in its JPEG.
 
-FLIR keeps a file of records (FFF) in the APP1 segments: the counts as a PNG, a TIFF or bare
-numbers, and the constants of the camera. A count S becomes Celsius by the publicly documented
-model: with W(T) = R1 / (R2 (exp(B / T) − F)) − O, the counts that a black body of T kelvin gives,
+FLIR stores a file of records (FFF) in the APP1 segments: the counts as a PNG, a TIFF or bare
+numbers, and the constants of the camera. A count S is converted to Celsius by the publicly
+documented model: with W(T) = R1 / (R2 (exp(B / T) − F)) − O, the counts that a black body of T
+kelvin gives,
 
     S = ε τ t τ W(T) + (1 − ε) τ t τ W(T_reflected) + (1 − τ) t τ W(T_air)
         + (1 − t) τ W(T_window) + (1 − τ) W(T_air)
 
-is solved for T: ε is the emissivity, t what passes the window, τ what passes half of the air.
+is solved for T: ε is the emissivity, t the share that passes the window, τ the share that passes
+half of the air.
 
-DJI keeps bare counts in the APP3 segments. What takes them to Celsius is not public: they are given
-as counts.
+DJI stores bare counts in the APP3 segments. Their conversion to Celsius is not public, so they are
+returned as counts.
 """
 
 from __future__ import annotations
@@ -41,15 +43,15 @@ _CAMERA = {
     "through_window": 0x34, "humidity": 0x3C, "r1": 0x58, "b": 0x5C, "f": 0x60, "alpha_1": 0x70,
     "alpha_2": 0x74, "beta_1": 0x78, "beta_2": 0x7C, "x": 0x80, "r2": 0x30C,
 }  # fmt: skip
-"""where the camera's record has its constants: floats, temperatures in kelvin"""
+"""offsets of the constants in the camera's record: floats, temperatures in kelvin"""
 _OFFSET_O = 0x308
-"""of the constant O, a whole number"""
+"""offset of the constant O, an integer"""
 _DJI_SIZES = ((640, 512), (1280, 1024), (640, 480), (320, 256), (336, 256), (160, 120))
 _MOST_RECORDS = 4096
 
 
 class Constants(NamedTuple):
-    """What takes counts to temperatures; temperatures in kelvin."""
+    """Constants that convert counts to temperatures; temperatures in kelvin."""
 
     r1: float
     r2: float
@@ -63,7 +65,7 @@ class Constants(NamedTuple):
     air: float
     window: float
     through_window: float
-    """the share of radiation that passes the window"""
+    """share of the radiation that passes the window"""
     humidity: float
     """relative, in [0, 1]"""
     alpha_1: float
@@ -74,11 +76,11 @@ class Constants(NamedTuple):
 
 
 def decode(file: BinaryIO, path: Path, max_pixels: int) -> Array | None:
-    """Decode what a JPEG's camera measured, upright as the sensor; None if it has no such thing.
+    """Decode what a JPEG's camera measured, in the sensor's orientation; None if it has none.
 
     Returns:
-        float32 [H, W] in Celsius of a FLIR camera, where NaN is below all that it measures; uint16
-        [H, W] of counts of a DJI camera, with a warning.
+        For a FLIR camera float32 [H, W] in Celsius, with NaN where it is colder than the camera can
+        measure; for a DJI camera uint16 [H, W] of counts, with a warning.
 
     Raises:
         ImageFileError: The records are damaged, or lack the constants.
@@ -102,14 +104,14 @@ def is_radiometric(path: str | os.PathLike[str]) -> bool:
 
 
 def celsius(counts: Array, constants: Constants) -> Array:
-    """Turn a camera's counts into Celsius, float32; NaN where no temperature gives a count."""
+    """Convert a camera's counts to Celsius, float32; NaN where no temperature gives the count."""
     c = constants
     air = c.air - KELVIN
     water = c.humidity * math.exp(
         1.5587 + 0.06939 * air - 0.00027816 * air**2 + 0.00000068455 * air**3
     )
     root, damp = math.sqrt(c.distance / 2), math.sqrt(water)
-    # through half of the way, as the window stands in the middle
+    # through half of the distance: the window is in the middle
     tau = c.x * math.exp(-root * (c.alpha_1 + c.beta_1 * damp)) + (1 - c.x) * math.exp(
         -root * (c.alpha_2 + c.beta_2 * damp)
     )
@@ -129,12 +131,12 @@ def celsius(counts: Array, constants: Constants) -> Array:
 
 
 def _counts_of(kelvin: float, c: Constants) -> float:
-    """Return the counts that a black body of this temperature gives: W above."""
+    """Return the counts that a black body of this temperature gives: W of the module."""
     return c.r1 / (c.r2 * (math.exp(c.b / kelvin) - c.f)) - c.o
 
 
 def _segments(file: BinaryIO) -> tuple[bytes, bytes]:
-    """FLIR's records and DJI's counts, out of the segments before the picture."""
+    """Extract FLIR's records and DJI's counts from the segments before the picture."""
     file.seek(2)
     flir: dict[int, bytes] = {}
     counts = []
@@ -195,7 +197,7 @@ def _counts(raw: bytes, path: Path, max_pixels: int) -> Array:
     if image.size != (width, height) or not image.mode.startswith("I"):
         raise damaged(path, f"counts of {image.size}, {image.mode}, expected {width, height}")
     values = np.asarray(image).astype(np.uint16)
-    if is_png:  # whose low byte comes first, against PNG's rule
+    if is_png:  # its low byte comes first, against PNG's rule
         values = values.byteswap()
     return values.byteswap() if is_swapped(values) else values
 
@@ -208,7 +210,7 @@ def _constants(camera: bytes, path: Path) -> Constants:
         name: struct.unpack_from(order + "f", camera, at)[0] for name, at in _CAMERA.items()
     }
     found["o"] = float(struct.unpack_from(order + "i", camera, _OFFSET_O)[0])
-    if found["humidity"] > 2:  # some write percent
+    if found["humidity"] > 2:  # some cameras write percent
         found["humidity"] /= 100
     if not 0 < found["through_window"] <= 1:
         found["through_window"] = 1.0

@@ -13,13 +13,13 @@ from .tags import Tags
 
 SUFFIXES = (".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw")
 _SENSOR, _LINEAR = 32803, 34892
-"""ways to code colors: the mosaic of a sensor, and that demosaiced"""
+"""photometric codes: a sensor's mosaic, and the same demosaiced"""
 _SRGB = (2.4, 12.92)
-"""exponent and slope of its curve"""
+"""exponent and slope of sRGB's curve"""
 
 
 def is_raw(tags: Tags) -> bool:
-    """Return whether a TIFF is a camera's: it holds a sensor's mosaic, or says that it is a DNG."""
+    """Return whether a TIFF is a raw file: it holds a sensor's mosaic, or says that it is a DNG."""
     return t.DNG in tags.values or tags.one(t.PHOTOMETRIC, 0) in (_SENSOR, _LINEAR)
 
 

@@ -1,9 +1,9 @@
 """Image files read with care.
 
-The first bytes decide, whatever the suffix; tables, bare numbers and raw files, which have none of
-their own, go by it. PNG, JPEG, BMP and most TIFF are decoded here, by Pillow. Color of more than 8
-bits, which Pillow reduces to 8, is decoded by OpenCV and held against Pillow's 8 bits. Other kinds
-have modules of their own.
+The first bytes decide the format, whatever the suffix; only for tables, bare numbers and raw files,
+which have no characteristic bytes, does the suffix count. PNG, JPEG, BMP and most TIFF are decoded
+here, by Pillow. Color of more than 8 bits, which Pillow reduces to 8, is decoded by OpenCV and
+compared with Pillow's 8 bits. Other kinds have modules of their own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .paths import SUFFIXES, ImageFileError, check_path, is_file, is_picture, lo
 from .tags import PROFILE, SIGNATURES, read_tags
 
 DEFAULT_MAX_PIXELS = 2**28
-"""of an image file, before it is decoded"""
+"""most pixels of an image file, checked before it is decoded"""
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _WIDTH_TAG, _HEIGHT_TAG = 256, 257
 _ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 274, 258, 262
@@ -91,7 +91,7 @@ def read_picture(
     radiometric: bool = False,
     raw_size: tuple[int, int] | None = None,
 ) -> Picture:
-    """Read an image file as :func:`read_image` does, with what it says of its values."""
+    """Read an image file as :func:`read_image` does, with what it says about its values."""
     url, path = as_url(path), check_path(path)
     _check_raw_size(raw_size)
     if as_int(max_pixels) is None:
@@ -105,7 +105,7 @@ def read_picture(
 
 
 def _read_object(url: str, *how: Any) -> Picture:
-    """Read the object of a URL, which errors name as it was given."""
+    """Read the object of a URL; errors name the URL as it was given."""
     data, name = objects.read(url), name_of(url)
     if not data:
         raise ImageFileError(f"{url}: the object is empty; copy or export it again")
@@ -136,7 +136,7 @@ def _read(
             raise
         except UnidentifiedImageError as error:
             raise ImageFileError(f"{path}: {_unknown(path)}") from error
-        except Exception as error:  # decoders fail on damaged files in every way there is
+        except Exception as error:  # decoders fail on damaged files in every possible way
             raise ImageFileError(
                 f"{path}: cannot be decoded ({error}); the file is damaged or cut short, or of a "
                 "rare kind: copy it again or export it as PNG"
@@ -146,7 +146,7 @@ def _read(
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     """Read (height, width), upright by EXIF, from a file's header; None if that fails.
 
-    Of kinds that Pillow does not know, a TIFF's tags are read, and other files as a whole.
+    If Pillow does not know the format, a TIFF's tags are read, and other files as a whole.
     """
     try:
         if url := as_url(path):
@@ -158,7 +158,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
     except UnidentifiedImageError:
         with contextlib.suppress(Exception):
             return _size_of_rare(Path(path))
-    except Exception:  # decoders fail on damaged files in every way there is
+    except Exception:  # decoders fail on damaged files in every possible way
         return None
     return None
 
@@ -166,7 +166,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int] | None:
 def _size_by_pillow(path: str | os.PathLike[str] | BinaryIO) -> tuple[int, int]:
     with pillow_limit_lifted(), Image.open(path) as image:
         width, height = image.size
-        if isinstance(image, TiffImageFile):  # Pillow's versions differ in when they turn these
+        if isinstance(image, TiffImageFile):  # versions of Pillow turn these at different times
             width, height = image.tag_v2[_WIDTH_TAG], image.tag_v2[_HEIGHT_TAG]
         turned = image.getexif().get(_ORIENTATION_TAG, 1) in _TRANSPOSED
     return (width, height) if turned else (height, width)
@@ -212,7 +212,8 @@ _limit_saved: int | None = None
 def pillow_limit_lifted() -> Iterator[None]:
     """Lift Pillow's own pixel limit, which max_pixels replaces, until the last reader is done.
 
-    The limit is a global of Pillow; counting readers restores it whatever order threads end in.
+    The limit is a global variable of Pillow; readers are counted, so that it is restored in
+    whatever order threads end.
     """
     global _limit_users, _limit_saved
     with _limit_lock:
@@ -255,7 +256,7 @@ def _decode(
 ) -> Picture:
     head = file.read(_HEAD)
     file.seek(0)
-    if path.suffix.lower() in raw.SUFFIXES:  # those like TIFF begin with a small copy
+    if path.suffix.lower() in raw.SUFFIXES:  # TIFF-like ones begin with a small copy
         return Picture(raw.decode(file, path, max_pixels))
     if head.startswith(SIGNATURES):
         return _decode_tiff(file, path, max_pixels)
@@ -280,13 +281,13 @@ def _decode(
 
 
 def _with_holes(values: Array) -> Picture:
-    """Return a picture in which NaN is no data."""
+    """Return a picture in which NaN means missing data."""
     holes = values.dtype.kind == "f" and bool(np.isnan(values).any())
     return Picture(values, float("nan") if holes else None)
 
 
 def _array_reader(head: bytes) -> Callable[[BinaryIO, Path, int], Array] | None:
-    """Return what reads a file of an array by its first bytes; None for pictures."""
+    """Return the reader of an array file, by its first bytes; None for pictures."""
     if head.startswith(arrays.NPY):
         return arrays.decode_npy
     if head.startswith(arrays.ZIP):
@@ -308,7 +309,7 @@ def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
         warn(f"{path}: holds {tags.pictures} pictures; the first is used")
     values = None
     if tiffs.is_for_pillow(tags):
-        # what Pillow does not know, tifffile may
+        # tifffile may know what Pillow does not
         with contextlib.suppress(UnidentifiedImageError, _LayoutError):
             values = tiffs.as_stored(_decode_by_pillow(file, path, max_pixels), path, tags)
     if values is None:
@@ -318,7 +319,7 @@ def _decode_tiff(file: BinaryIO, path: Path, max_pixels: int) -> Picture:
     nodata = tiffs.nodata(tags)
     if nodata is not None and values.dtype.kind == "f" and np.isnan(values).any():
         values = np.where(values == nodata, np.nan, values).astype(values.dtype, copy=False)
-        nodata = None  # both mean it, and one value can
+        nodata = None  # both mean missing data, and only one value can be reported
     return _with_holes(values) if nodata is None else Picture(values, nodata)
 
 
@@ -334,7 +335,7 @@ def _decode_by_pillow(
     deep = _is_deep_color(image, raw_mode)
     inverted = _tiff_tag(image, _PHOTOMETRIC_TAG) == _WHITE_IS_ZERO
     image.load()
-    # Pillow turns TIFFs upright as it loads them, and so does OpenCV; the tag is gone by here.
+    # Pillow turns TIFFs upright as it loads them, and so does OpenCV; the tag is gone by now
     orientation = _orientation(image, path)
     if orientation != 1:
         ImageOps.exif_transpose(image, in_place=True)
@@ -348,13 +349,13 @@ def _decode_by_pillow(
     if image.mode == "CMYK" and (profile := image.info.get("icc_profile")):
         return _to_array(profiles.from_cmyk(image, profile, path))
     array = _to_array(image)
-    # Pillow inverts 8-bit TIFFs whose zero is white, but not those of 16 bits.
+    # Pillow inverts 8-bit TIFFs whose zero is white, but not 16-bit ones
     inverted = inverted and array.dtype == np.uint16
     return _in_srgb(65535 - array if inverted else array, image, file, path)
 
 
 def _in_srgb(array: np.ndarray, image: Image.Image, file: BinaryIO, path: Path) -> np.ndarray:
-    """Convert what was read of an image by the profile or the gamma it has, if that says so."""
+    """Convert the pixels that were read to sRGB, if the image's profile or gamma calls for it."""
     if profile := image.info.get("icc_profile"):
         return profiles.from_profile(array, profile, path)
     if image.format == "PNG" and array.ndim == 3 and (coded := profiles.png_colors(file)):
@@ -367,14 +368,14 @@ def _in_srgb(array: np.ndarray, image: Image.Image, file: BinaryIO, path: Path) 
 
 
 class _LayoutError(ImageFileError):
-    """Deep color that OpenCV does not read as Pillow does."""
+    """Deep color that OpenCV reads differently from Pillow."""
 
 
 def _orientation(image: Image.Image, path: Path) -> int:
-    """By EXIF; where that is damaged, the picture counts as upright."""
+    """Return the orientation by EXIF; if that is damaged, the picture counts as upright."""
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # damaged blocks fail in every way there is
+    except Exception:  # damaged blocks fail in every possible way
         warn(
             f"{path.name}: its EXIF is damaged and left out, so the picture is taken to be "
             "upright; save it again without EXIF if it is not",
@@ -410,7 +411,7 @@ def _decode_deep(file: BinaryIO, coarse: np.ndarray, orientation: int, path: Pat
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is not None and pixels.ndim == 3 and pixels.dtype == np.uint16:
         rgb = UPRIGHT.get(orientation, np.asarray)(pixels[..., 2::-1])
-        # OpenCV misreads some layouts of TIFF and fills up truncated files, both in silence.
+        # OpenCV silently misreads some layouts of TIFF and fills up truncated files
         if rgb.shape == coarse.shape and np.array_equal(rgb >> 8, coarse):
             return rgb
     raise _LayoutError(
@@ -425,7 +426,7 @@ def _check_png_chunks(data: bytes, path: Path) -> None:
     while start < len(data):
         kind = data[start + 4 : start + 8]
         start += 12 + int.from_bytes(data[start : start + 4], "big")
-        if kind == b"IEND":  # what follows belongs to nobody, and decoders stop here
+        if kind == b"IEND":  # decoders stop here, whatever follows
             return
     raise ImageFileError(f"{path}: the file is damaged or cut short; copy it again")
 

@@ -1,6 +1,6 @@
 """The ICC profile of sRGB, for color and for gray, made from its numbers.
 
-Made here, as its bytes are then the same on every machine: Pillow's has the date in it.
+It is made here so that its bytes are the same on every machine: Pillow's profile contains the date.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _ADAPTATION = (
     0.0295424, 0.9904844, -0.0170491,
     -0.0092345, 0.0150436, 0.7521316,
 )  # fmt: skip
-"""by Bradford, from D65"""
+"""Bradford's adaptation from D65"""
 _CURVE = 2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045
-"""y = (b x + c)^a from e on, and d x below"""
+"""a, b, c, d, e: y = (b x + c)^a from e on, and d x below"""
 
 
 @cache
 def profile(*, gray: bool) -> bytes:
-    """Make an ICC profile of version 4 for displays; of gray it has the curve and white alone."""
+    """Make an ICC profile of version 4 for displays; for gray it has only the curve and white."""
     curve = b"para" + bytes(4) + struct.pack(">HH", 3, 0) + _fixed(_CURVE)
     tags = {b"desc": _text("sRGB gray" if gray else "sRGB"), b"cprt": _text("Public domain")}
     tags[b"wtpt"] = _xyz(_D50)
@@ -57,7 +57,7 @@ def _header(size: int, space: bytes) -> bytes:
 
 
 def _fixed(values: tuple[float, ...]) -> bytes:
-    """Numbers with 16 bits after the point."""
+    """Encode numbers with 16 bits after the point."""
     return b"".join(struct.pack(">i", round(value * 65536)) for value in values)
 
 

@@ -1,7 +1,7 @@
-"""The first directory of a TIFF, read with distrust: what says how its pixels lie.
+"""The first directory of a TIFF, read with distrust: the tags that say how its pixels are stored.
 
-Decoders believe a file. Here every count and offset is held against the file's length first, so
-that none of them is asked for more than is there.
+Decoders trust a file. Here every count and offset is first checked against the file's length, so
+that no decoder is asked for more than there is.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _WANTED = frozenset(
      STRIP_COUNTS, PLANAR, PREDICTOR, TILE_WIDTH, TILE_HEIGHT, TILE_OFFSETS, TILE_COUNTS, EXTRA,
      FORMAT, NODATA, DNG, PROFILE, _SUBFILE)
 )  # fmt: skip
-"""what is read; other tags may be damaged"""
+"""tags that are read; others may be damaged"""
 _TYPES = {
     1: "u1", 2: "u1", 3: "u2", 4: "u4", 5: "u8", 6: "i1", 7: "u1", 8: "i2", 9: "i4", 10: "u8",
     11: "f4", 12: "f8", 13: "u4", 16: "u8", 17: "i8", 18: "u8",
 }  # fmt: skip
-"""NumPy's type of each of TIFF's; fractions as bare 8 bytes"""
+"""NumPy's type for each of TIFF's; fractions as 8 raw bytes"""
 _MOST_TAGS, _MOST_PICTURES = 4096, 1 << 16
 
 
@@ -40,16 +40,16 @@ class Tags(NamedTuple):
     """The tags of the first picture of a TIFF."""
 
     order: str
-    """of its bytes: "<" or ">" """
+    """byte order: "<" or ">" """
     values: dict[int, np.ndarray[Any, np.dtype[Any]]]
     pictures: int
-    """in the file, smaller copies and masks apart"""
+    """number of pictures in the file, without smaller copies and masks"""
     length: int
-    """of the file"""
+    """of the file, in bytes"""
 
     @property
     def is_small_copy(self) -> bool:
-        """Whether the first picture says that it is another one made smaller."""
+        """Whether the first picture says that it is a smaller copy of another one."""
         return bool(self.one(_SUBFILE, 0) & _REDUCED)
 
     def one(self, tag: int, default: int) -> int:
@@ -76,7 +76,7 @@ def read_tags(file: BinaryIO, path: Path) -> Tags:
     """Read the tags of the first picture, and count the pictures; leaves the file at its start.
 
     Raises:
-        ImageFileError: A directory that lies outside of the file or leads in a circle.
+        ImageFileError: A directory lies outside of the file or leads in a circle.
     """
     length = file.seek(0, os.SEEK_END)
     head = _take(file, path, 0, 16 if length >= 16 else 8)
@@ -102,7 +102,7 @@ def read_tags(file: BinaryIO, path: Path) -> Tags:
 def _directory(
     file: BinaryIO, path: Path, place: int, order: str, big: bool, wanted: frozenset[int]
 ) -> tuple[dict[int, np.ndarray[Any, np.dtype[Any]]], int]:
-    """Return those of a directory's tags that are `wanted`, and where the next one is."""
+    """Return the `wanted` tags of a directory, and where the next directory is."""
     wide, count_type, size = ("Q", "Q", 20) if big else ("I", "H", 12)
     head = struct.calcsize(order + count_type)
     count = struct.unpack(order + count_type, _take(file, path, place, head))[0]

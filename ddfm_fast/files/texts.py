@@ -8,7 +8,7 @@ import codecs
 def encoding(start: bytes) -> str:
     """Name the encoding of a text by its first bytes: UTF-16 with its mark, else UTF-8.
 
-    Windows PowerShell writes UTF-16 by ``>``, and editors there put a mark before UTF-8.
+    Windows PowerShell's ``>`` writes UTF-16, and editors on Windows put a mark before UTF-8.
 
     >>> encoding("a".encode("utf-16"))
     'utf-16'
@@ -18,5 +18,5 @@ def encoding(start: bytes) -> str:
 
 
 def decoded(data: bytes) -> str:
-    """Decode a text; UnicodeDecodeError where it is none."""
+    """Decode a text; UnicodeDecodeError if it is not one."""
     return data.decode(encoding(data))

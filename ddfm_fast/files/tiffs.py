@@ -1,9 +1,9 @@
 """TIFF files that Pillow cannot read, or reads with loss.
 
-Pillow keeps what it reads exactly: 8 bits, unsigned 16 bits, and signed or float kinds it knows.
-It takes int8 for uint8, uint32 for int32, and turns the bytes of compressed big-endian numbers
-twice. These and all other kinds come from tifffile and imagecodecs, after :mod:`.tags` has held
-every size against the file's.
+Pillow keeps the kinds that it reads exactly: 8 bits, unsigned 16 bits, and some signed and float
+kinds. But it takes int8 for uint8 and uint32 for int32, and swaps the bytes of compressed
+big-endian numbers twice. These and all other kinds are read by tifffile and imagecodecs, after
+:mod:`.tags` has checked every size against the file's.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .tags import Tags
 
 _NONE, _ZSTD = 1, 50000
 _PACKED = {5: 4096, 8: 1100, 32946: 1100, 32773: 128, 34925: 1 << 16, _ZSTD: 1 << 16}
-"""compressions that are decoded: LZW, deflate, PackBits, LZMA, Zstandard; by how much at most"""
+"""highest ratio of each compression that is decoded: LZW, deflate, PackBits, LZMA, Zstandard"""
 _UNSIGNED, _SIGNED, _FLOAT, _UNDEFINED = 1, 2, 3, 4
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB = 0, 1, 2
 _ALPHAS = (1, 2)
@@ -79,7 +79,7 @@ def decode(file: BinaryIO, path: Path, tags: Tags, max_pixels: int) -> Array:
     """Decode the first picture with tifffile, upright.
 
     Raises:
-        ImageFileError: The extra is missing, or the picture is of no kind that is read.
+        ImageFileError: The extra is missing, or this kind of picture is not supported.
     """
     width, height = tags.one(t.WIDTH, 0), tags.one(t.HEIGHT, 0)
     check_pixels(path, width, height, max_pixels)
@@ -131,7 +131,7 @@ def _check_kind(path: Path, tags: Tags) -> None:
 
 
 def _check_layout(path: Path, tags: Tags, width: int, height: int) -> None:
-    """Hold the strips or tiles against the file: how many, where, and how large once decoded."""
+    """Check the strips or tiles against the file: how many, where, and how large once decoded."""
     samples, planar = tags.one(t.SAMPLES, 1), tags.one(t.PLANAR, 1) == 2
     tiled = t.TILE_WIDTH in tags.values
     if tiled:
@@ -159,7 +159,7 @@ def _check_layout(path: Path, tags: Tags, width: int, height: int) -> None:
 
 
 def _colors(path: Path, tags: Tags, values: Array) -> Array:
-    """[H, W, samples] as [H, W] or [H, W, 3]."""
+    """Turn [H, W, samples] into [H, W] or [H, W, 3]."""
     photometric = tags.one(t.PHOTOMETRIC, _BLACK_IS_ZERO)
     wanted = 3 if photometric == _RGB else 1
     if values.shape[-1] > wanted:
@@ -180,7 +180,7 @@ def _colors(path: Path, tags: Tags, values: Array) -> Array:
 
 
 def _numbers(values: Array, tags: Tags) -> Array:
-    """As the dtypes that the package knows, and every value kept."""
+    """Convert to dtypes that the package knows, and keep every value."""
     if values.dtype == np.float16:
         return values.astype(np.float32)
     if values.dtype.kind == "f":

@@ -25,15 +25,15 @@ from .paths import DEEP_SUFFIXES, SUFFIXES, ImageFileError, atomic_write_bytes, 
 JPEG_SUFFIXES = (".jpg", ".jpeg")
 TIFF_SUFFIXES = (".tif", ".tiff")
 CHROMAS = ("444", "422", "420")
-"""how finely JPEG holds color: as luma, half across, half both ways"""
+"""resolution of color in JPEG: as luma, half across, or half both ways"""
 COMPRESSIONS = {"none": 1, "lzw": 5, "deflate": 8, "zstd": 50000}
-"""of TIFF, by the numbers that it gives them"""
+"""compressions of TIFF, with its numbers for them"""
 _COMPRESSION_TAG = 259
 _PAGE_TYPES = {
     "bool": "uint8", "int8": "int16", "uint32": "float64", "int64": "float64", "uint64": "float64",
     "float16": "float32",
 }  # fmt: skip
-"""dtypes of further pages that TIFF writers lack → one that holds their values"""
+"""dtypes that TIFF writers lack → one that holds their values, for further pages"""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -44,7 +44,7 @@ class SidePage(NamedTuple):
     values: Array
     """[H, W] or [H, W, 3] of any real dtype"""
     nodata: float | None = None
-    """the value that means nothing in them"""
+    """the value of missing data"""
 
 
 class WritingOptions(TypedDict, total=False):
@@ -66,10 +66,10 @@ def write_image(path: str | os.PathLike[str], array: Array, **how: Unpack[Writin
         array: uint8 for any of ``SUFFIXES``, uint16 for one of ``DEEP_SUFFIXES``, or float32 for
             TIFF.
         **how: ``quality``: JPEG quality, 1 to 100 (95).
-            ``chroma``: How finely JPEG holds color, one of ``CHROMAS``; None for "444" from quality
+            ``chroma``: Resolution of color in JPEG, one of ``CHROMAS``; None is "444" from quality
             90 on.
-            ``compression``: Of TIFF one of ``COMPRESSIONS`` (None: LZW; floats none), of PNG 0 to
-            9.
+            ``compression``: For TIFF one of ``COMPRESSIONS`` (None: LZW; none for floats), for PNG
+            0 to 9.
             ``metadata``: What the file says besides its pixels, and the program's name; BMP holds
             none.
             ``value_range``: The values of black and white, if the file is to state them.
@@ -80,8 +80,8 @@ def write_image(path: str | os.PathLike[str], array: Array, **how: Unpack[Writin
 
     Raises:
         ImageFileError: The file or folder cannot be written, or its suffix does not fit.
-        ValueError: The array has another shape, or an option is out of range or of another format.
-        TypeError: Another container or dtype, or an option that does not exist.
+        ValueError: The array has another shape, or an option is out of range or for another format.
+        TypeError: The container or dtype is another one, or an option does not exist.
     """
     url, path = as_url(path), check_path(path)
     data = encode_image(array, path, **how)
@@ -129,14 +129,14 @@ def encode_image(
         return bind(parts)
     except ImageFileError:
         raise
-    except ValueError as error:  # of ours alone: a file that grows too long
+    except ValueError as error:  # only our own code raises it: the file would be too long
         raise ImageFileError(f"{path}: cannot be written as {suffix} ({error})") from error
 
 
 def check_options(
     quality: Any = 95, chroma: Any = None, compression: Any = None, *, suffix: str | None = None
 ) -> None:
-    """Raise ValueError for what no format, or that of the suffix, is written with."""
+    """Raise ValueError for an option that no format takes, or not the suffix's."""
     if as_count(quality, 1, 100) is None:
         raise ValueError(f"quality: got {quality!r}, expected an int from 1 to 100")
     if chroma is not None and chroma not in CHROMAS:
@@ -185,7 +185,7 @@ def _check_depth(array: Array, suffix: str, path: Path) -> None:
 
 
 def _as_page(page: Array) -> Array:
-    """Return a page as TIFF writers take it; each value stays."""
+    """Return a page in a dtype that TIFF writers take, with every value unchanged."""
     return np.ascontiguousarray(page.astype(_PAGE_TYPES.get(page.dtype.name, page.dtype.name)))
 
 
@@ -200,7 +200,7 @@ def _facts(
 def _options(
     suffix: str, quality: int, chroma: str | None, compression: str | int | None
 ) -> list[int]:
-    """OpenCV's, for the format."""
+    """Return OpenCV's options for the format."""
     check_options(quality, chroma, compression, suffix=suffix)
     if suffix in JPEG_SUFFIXES:
         chroma = chroma or ("444" if quality >= 90 else None)
@@ -241,7 +241,7 @@ def _by_zstd(data: bytes) -> bytes:
 
 
 def _zstd(strip: bytes) -> bytes:
-    """Bytes compressed by Pillow's libtiff, as the one strip of a picture of one row."""
+    """Compress bytes by Pillow's libtiff, as the only strip of a picture of one row."""
     file = io.BytesIO()
     try:
         Image.frombytes("L", (len(strip), 1), strip).save(file, "TIFF", compression="zstd")

@@ -18,7 +18,7 @@ keep, and save little: a graph of some steps keeps the device busy while the hos
 Conditional nodes would need the driver's own interface for a body that PyTorch captures.
 
 A shape's first call runs eagerly, since most shapes of a mixed folder come once; the second
-captures, or ``Fuser.warmup`` does beforehand. What a graph has frozen in is its key: device,
+captures, or ``Fuser.warmup`` does beforehand. A graph's key is all that is frozen into it: device,
 shape, every setting, prior and mode. Beyond ``limit`` graphs or ``most_bytes`` the least recently
 used is dropped, and its memory with it: each has a pool of its own. The prior's weights are shared.
 

@@ -31,27 +31,27 @@ log = logging.getLogger(__name__)
 
 SEEN_LIMIT = 256
 MOST_NODES = 2000
-"""of a graph of the loop or of some of its steps, where the mode is automatic"""
+"""most nodes of a graph of the loop or of some of its steps, if the mode is automatic"""
 MOST_SPOILT = 3
-"""captures of a prior that may fail through other threads before it is taken for the prior's own"""
+"""captures that may fail because of other threads before the prior itself is blamed"""
 MIB = 2**20
 Make = Callable[[str, CudaCapture], Captured]
-"""captures in a mode"""
+"""function that captures in a given mode"""
 
 
 class _Key(NamedTuple):
-    """What a graph has frozen in."""
+    """Everything that is frozen into a graph."""
 
     device: torch.device
     shape: tuple[int, ...]
     owner: Hashable
     """the prior itself, by identity: its weights' addresses are frozen in; or a call's name"""
     config: FuseConfig | None
-    """of a loop"""
+    """of a loop, else None"""
     backend: tuple
     watched: bool
     kind: type[Loop] | None = None
-    """of a loop"""
+    """of a loop, else None"""
 
     @property
     def name(self) -> str:
@@ -71,7 +71,7 @@ class GraphSummary(TypedDict):
     bytes: int
     """device memory that it holds"""
     seconds: float
-    """that the first call spent on it, compiling included"""
+    """time that the first call spent on it, including compilation"""
     tile: int
     """side of the tiles that the prior is evaluated in; 0 for whole pictures"""
 
@@ -109,7 +109,7 @@ class GraphCache:
         self._refused: set[Hashable] = set()
         """owners that cannot be captured, at any size"""
         self._spoilt: Counter[Hashable] = Counter()
-        """captures that failed through other threads, it seems"""
+        """captures that failed, it seems, because of other threads"""
 
     def loop(
         self,
@@ -119,7 +119,7 @@ class GraphCache:
         watched: bool,
         kind: type[Loop] = Loop,
     ) -> Loop | CapturedLoop:
-        """Return the loop for a batch (N, H, W), of a kind.
+        """Return the loop of a kind for a batch (N, H, W).
 
         ``watched``: a callback or a bar follows the steps.
         """
@@ -181,12 +181,12 @@ class GraphCache:
         """Do any work on tensors of one device that reads none of them on the host.
 
         Args:
-            name: What makes this work another one than others on inputs of the first one's shape.
-            work: Gives tensors for tensors.
-            *inputs: What it is given.
+            name: Tells this work from other work whose first input has the same shape.
+            work: Maps tensors to tensors.
+            *inputs: The tensors that it takes.
 
         Returns:
-            What the work gives; copies of it where it is replayed.
+            What the work returns; copies of it if it is replayed.
         """
         key = _Key(inputs[0].device, tuple(inputs[0].shape), name, None, self.backend[:2], False)
         with self._lock:
@@ -196,7 +196,7 @@ class GraphCache:
         return found(*inputs) if isinstance(found, CapturedCall) else work(*inputs)
 
     def _found(self, key: _Key, make: Make) -> Captured | None:
-        """Return what is captured under a key, if need be now; None if the call runs eagerly."""
+        """Return what is captured under a key, capturing if need be; None to run eagerly."""
         if key.owner in self._refused:
             return None
         if key in self._graphs:
@@ -220,7 +220,7 @@ class GraphCache:
         watched: bool = False,
         kind: type[Loop] = Loop,
     ) -> None:
-        """Do the first-call work of a shape: capture it, or run one step where nothing is."""
+        """Do the first-call work of a shape: capture it or, without capture, run one step."""
         key = self._key(prior, config, shape, watched, kind)
         with self._lock, torch.inference_mode():
             captures = self.mode != "off" and prior not in self._refused
@@ -287,7 +287,7 @@ class GraphCache:
                     f"{key.name}: too little memory to capture graph={mode!r}, so it runs slower; "
                     'free some, or pass graph="off" to silence this'
                 )
-            except Exception as error:  # the prior's own come again, and through, from eager code
+            except Exception as error:  # the prior's own errors come again from eager code
                 self._refuse(key.owner, error)
                 return None
             else:
@@ -366,12 +366,12 @@ class GraphCache:
 
 
 def _tile_of(key: _Key) -> int:
-    """Return the tiles that a graph evaluates its prior in."""
+    """Return the side of the tiles that a graph evaluates its prior in."""
     return key.owner.tile_at(*key.shape[-2:]) if isinstance(key.owner, Prior) else 0
 
 
 def _require_equal(captured: CapturedLoop) -> None:
-    """RuntimeError unless a replay gives what the code itself gives.
+    """Raise RuntimeError unless a replay gives what the code itself gives.
 
     A callable may keep state or draw numbers on the host, which a capture freezes silently.
     """
@@ -389,7 +389,7 @@ def _require_equal(captured: CapturedLoop) -> None:
 
 
 def _require_close(eager: Tensor, replayed: Tensor) -> None:
-    """RuntimeError unless both are nearly the same."""
+    """Raise RuntimeError unless both are nearly the same."""
     scale = eager.abs().max().clamp(min=1)
     if not bool((eager - replayed).abs().max() <= 1e-3 * scale):
         raise RuntimeError("a replay differs from the code: it has state or host code in it")

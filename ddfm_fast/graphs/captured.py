@@ -22,7 +22,7 @@ class LongGraph(RuntimeError):
 
 
 class Captured:
-    """What was captured: its mode, what making it took, and what it holds."""
+    """What was captured: its mode, the time it took, and the memory it holds."""
 
     mode: str
     replay: Replay
@@ -54,8 +54,8 @@ class CapturedLoop(Captured):
         make: Makes the loop.
         mode: "loop" or "step".
         capture: What captures.
-        most_nodes: Of a graph; in mode "step" it has as many steps as stay below, one where this
-            is None. None in mode "loop": any number.
+        most_nodes: Most nodes of a graph. In mode "step" a graph has as many steps as stay below
+            it, or one step if it is None. In mode "loop", None allows any number.
 
     Raises:
         LongGraph: The whole loop would have more nodes.
@@ -102,7 +102,7 @@ class CapturedLoop(Captured):
         self.loop.finish()
 
     def _some_steps(self) -> None:
-        """Every kernel and library call of the loop, in as few steps as have them all."""
+        """Run every kernel and library call of the loop, in the fewest steps that have them all."""
         last = len(self.rows) - 1
         self.loop.begin()
         for s in sorted({0, min(1, last), last}):
@@ -110,7 +110,7 @@ class CapturedLoop(Captured):
         self.loop.finish()
 
     def _some_any_steps(self) -> None:
-        """As many of the next steps as ``most_nodes`` allows, in graphs of about one length."""
+        """Run as many of the next steps as ``most_nodes`` allows, in graphs of similar length."""
         self._any_step()
         nodes = self.capture.nodes()
         if self.most_nodes is None or not nodes:
@@ -121,19 +121,19 @@ class CapturedLoop(Captured):
             self._any_step()
 
     def _any_step(self, like: int = 0) -> None:
-        """The next step, which a replay finds by the counter on the device.
+        """Run the next step, which a replay finds by the counter on the device.
 
-        ``like``: a step that reuses deep layers as it does.
+        ``like``: a step that reuses deep layers in the same way.
         """
         self.loop.step(like, self.loop.next_conditioning())
 
     def load(self, i: Tensor, v: Tensor, seed: int, x_start: Tensor | None = None) -> None:
-        """See :meth:`Loop.load`; the device first finishes the call before."""
+        """See :meth:`Loop.load`; the device first finishes the previous call."""
         self.capture.wait()
         self.loop.load(i, v, seed, x_start)
 
     def run(self, steps: Iterable[int], callback: Callback | None) -> None:
-        """See :meth:`Loop.run`; ``steps`` and ``callback`` count where a replay is one step."""
+        """See :meth:`Loop.run`; ``steps`` and ``callback`` matter only if a replay is one step."""
         try:
             if self.mode == "loop":
                 self.replay()
@@ -171,8 +171,8 @@ class CapturedCall(Captured):
     """Work on tensors that is replayed, on inputs of its own.
 
     Args:
-        work: Gives tensors for tensors, and reads none of them on the host.
-        inputs: Such as it will get: shapes, dtypes and strides are those of every call.
+        work: Maps tensors to tensors, and reads none of them on the host.
+        inputs: Examples: every call has their shapes, dtypes and strides.
         mode: A name for the summary.
         capture: What captures.
 
@@ -204,7 +204,7 @@ class CapturedCall(Captured):
             self.replay = capture.capture(on_inputs)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
-        """Return copies of what the work gives for such inputs."""
+        """Return copies of what the work returns for such inputs."""
         with self.capture.lock, torch.inference_mode(False), torch.no_grad():
             self.capture.wait()
             copy_each_(self.inputs, inputs)

@@ -4,7 +4,7 @@ planes   any container to float planes [N, C, H, W] and back, padding, cropping
 color    luma, chroma, and a new luma under the old chroma
 stretch  a fused luma stretched to the full range
 pair     two sources read for fusion, and the fused luma returned in the container of the input
-kind     photograph, or functional map in false color
+kind     whether a photograph, or a functional map in false color
 doubts   legal input that is surely a mistake: the warnings
 panel    labeled pictures side by side
 """

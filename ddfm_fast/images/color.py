@@ -8,7 +8,7 @@ from torch import Tensor
 from .planes import check_planes
 
 CHROMA_THRESHOLD = 1.5 / 255
-"""most that the channels of a gray pixel differ by"""
+"""most by which the channels of a gray pixel differ"""
 
 
 def luma(rgb: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def luma(rgb: Tensor) -> Tensor:
     if check_planes(rgb, "rgb") == 1:
         return rgb
     red, green, blue = rgb.split(1, dim=1)
-    # Written as differences from green: exact for gray, where 0.299 + 0.587 + 0.114 would round.
+    # as differences from green, which is exact for gray; 0.299 + 0.587 + 0.114 would round
     return torch.add(green, red - green, alpha=0.299).add_(blue - green, alpha=0.114)
 
 
@@ -52,16 +52,16 @@ def with_luma(y: Tensor, source: Tensor, *, dims: bool = False) -> Tensor:
     """Give `source` the luma `y`: RGB [N, 3, H, W] in [0, 1] with luma(RGB) = y.
 
     The chroma source - luma(source) is added to y. Where a channel would leave [0, 1] the pixel's
-    chroma is scaled towards gray, at the same hue, by just as much as makes it fit.
+    chroma is scaled toward gray, at the same hue, by just as much as makes it fit.
 
     Args:
         y: [N, 1, H, W], clamped to [0, 1].
         source: [N, 3, H, W] in [0, 1].
-        dims: Where y is darker than the source, scale the chroma by as much, as shade does: at the
-            same difference of channels a dark pixel would be far more saturated.
+        dims: Where y is darker than the source, scale the chroma by as much, as shade does. With
+            the same difference of channels, a dark pixel would be far more saturated.
 
     Raises:
-        ValueError: Shapes that do not fit each other.
+        ValueError: The shapes do not fit each other.
     """
     if check_planes(source, "source") != 3 or y.shape != (len(source), 1, *source.shape[2:]):
         raise ValueError(
@@ -73,7 +73,7 @@ def with_luma(y: Tensor, source: Tensor, *, dims: bool = False) -> Tensor:
     chroma = source - own
     if dims:
         chroma *= (y / own.clamp(min=1 / 255)).clamp_(max=1)
-    # The chroma's extremes have opposite signs; the floor only keeps gray pixels from 0/0.
+    # the chroma's extremes have opposite signs; the floor only keeps gray pixels from 0/0
     tiny = 1e-12
     fit_above = (1 - y) / chroma.amax(dim=1, keepdim=True).clamp(min=tiny)
     fit_below = y / chroma.amin(dim=1, keepdim=True).neg().clamp_(min=tiny)

@@ -22,7 +22,7 @@ def as_tensor(image: Any, name: str) -> tuple[Tensor, str]:
     """Return the image as a tensor that may share its memory, and the container to give back."""
     try:
         tensor, container = _taken(image, name)
-    except AssertionError as error:  # a FakeTensorMode's, whose message is a dump of the tensor
+    except AssertionError as error:  # from a FakeTensorMode; its message is a dump of the tensor
         raise _mode_is_on(name) from error
     if without_data(tensor) is not None:
         raise _mode_is_on(name)
@@ -46,7 +46,7 @@ def _taken(image: Any, name: str) -> tuple[Tensor, str]:
         return _numpy_tensor(image, name), "pil"
     if isinstance(image, np.ndarray):
         return _numpy_tensor(image, name), "numpy"
-    speaks = () if isinstance(image, type) else _PROTOCOLS  # a class has what its arrays have
+    speaks = () if isinstance(image, type) else _PROTOCOLS  # a class has them, too
     if any(hasattr(image, protocol) for protocol in speaks[:2]):
         return _foreign_tensor(image, name)
     if any(hasattr(image, protocol) for protocol in speaks[2:]):
@@ -89,7 +89,7 @@ def _has_data(image: Tensor) -> bool:
 
 
 def _mode_error(name: str, mode: str) -> TypeError:
-    if mode.startswith("I"):  # which convert() would clip to 8 bits
+    if mode.startswith("I"):  # convert() would clip it to 8 bits
         fix = "numpy.asarray(image)"
     else:
         fix = f"image.convert({'L' if mode in ('1', 'LA', 'La') else 'RGB'!r})"
@@ -105,7 +105,7 @@ def _numpy_tensor(image: Any, name: str) -> Tensor:
         raise ValueError(
             f"{name}: the picture cannot be decoded ({error}), expected a whole file"
         ) from None
-    except Exception as error:  # whatever an object's own methods raise
+    except Exception as error:  # an object's own methods may raise anything
         raise TypeError(
             f"{name}: {type(image).__name__} cannot be turned into an array "
             f"({_first_line(error)}), expected what numpy.asarray takes"
@@ -117,7 +117,7 @@ def _numpy_tensor(image: Any, name: str) -> Tensor:
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if any(stride < 0 for stride in array.strides):  # of an axis of one: contiguous to NumPy
         array = array.copy()
-    # torch shares only writable memory with ordinary strides; require() copies nothing else.
+    # torch shares only writable memory with ordinary strides; require() copies only what is not
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
@@ -139,9 +139,9 @@ def _foreign_tensor(image: Any, name: str) -> tuple[Tensor, str]:
 
 
 def _from_dlpack(image: Any, name: str) -> Tensor:
-    """Take an array of another library by DLPack, sharing memory where its strides allow it.
+    """Take an array of another library by DLPack, sharing memory if its strides allow it.
 
-    PyTorch ends the process on strides that are negative; NumPy takes them, and a copy is made.
+    PyTorch aborts the process on negative strides; NumPy takes them, and a copy is made.
     """
     try:
         if _dlpack_device(image) == _DLPACK_CPU and not _only_torch_has(image):
@@ -163,7 +163,7 @@ def _dlpack_device(image: Any) -> int:
 
 
 def _only_torch_has(image: Any) -> bool:
-    """Return whether the dtype is one that NumPy has not."""
+    """Return whether NumPy lacks the dtype."""
     return "bfloat16" in str(getattr(image, "dtype", ""))
 
 

@@ -18,9 +18,9 @@ _PACKAGE = str(Path(__file__).resolve().parent.parent)
 _picture: ContextVar[str] = ContextVar("picture", default="")
 _told: ContextVar[set[str] | None] = ContextVar("told", default=None)
 _DECORATORS = ("contextlib.py", "_contextlib.py")
-"""files of Python's and PyTorch's context managers, which stand between functions of ours"""
+"""files of Python's and PyTorch's context managers, which come between functions of ours"""
 _NAMED = 3
-"""pictures of a batch that a sentence names"""
+"""most pictures of a batch that a sentence names"""
 
 
 class DDFMWarning(UserWarning):
@@ -38,7 +38,7 @@ def warn(sentence: str, kind: str | None = None) -> None:
 
     Args:
         sentence: The warning.
-        kind: If given, a run over many pictures warns of the first alone, see :func:`about`.
+        kind: If given, a run over many pictures warns only for the first one, see :func:`about`.
     """
     if kind is not None and (told := _told.get()) is not None:
         if kind in told:
@@ -57,12 +57,12 @@ def _inside(file: str) -> bool:
 
 @contextlib.contextmanager
 def about(names: Sequence[str], told: set[str] | None = None) -> Iterator[None]:
-    """Inside, sentences begin with the names of the pictures that are fused together.
+    """Begin sentences inside with the names of the pictures that are fused together.
 
     Args:
-        names: Of the pictures.
-        told: The kinds of sentences that a run, whose threads share it, has said: those that it
-            need not hear of every picture.
+        names: The pictures' names.
+        told: The kinds of warnings that a run has already given, and need not repeat for every
+            picture. The run's threads share the set.
     """
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
     tokens = _picture.set(", ".join(names[:_NAMED]) + more), _told.set(told)

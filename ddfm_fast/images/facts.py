@@ -1,7 +1,7 @@
-"""What two sources are, read where they are and, if they are integers, from these.
+"""Facts about two sources, read on their own device and, if they are integers, from the integers.
 
-Each answer is that of the planes in [0, 1]: conversion never changes the order of values. Rows are
-looked at a few first, since most pictures give the answer there.
+Each answer is the same as for planes in [0, 1]: conversion never changes the order of values. A few
+rows are examined first, since for most pictures they give the answer.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _FIRST_ROWS = 16
 _SAMPLES = 16
 """rows and columns of a first look"""
 _CLEARLY = 1e-5
-"""of [0, 1]: ten times more than the rounding of two lumas"""
+"""difference in [0, 1] that is clear: ten times the rounding of two lumas"""
 _WEIGHTS = np.array([0.299, 0.587, 0.114])
 
 
 def unlikely(ir: Raw, vis: Raw, index: str = "") -> list[str]:
-    """List what is surely not meant in two sources of equal size, a sentence each."""
+    """List what is surely a mistake in two sources of equal size, one sentence each."""
     found: list[str] = []
     count = len(ir.values)
     for n in range(count):
@@ -49,7 +49,7 @@ def _of_pair(ir: Raw, vis: Raw, index: str) -> list[str]:
 
 
 def same_picture(ir: Raw, vis: Raw) -> bool:
-    """Return whether two images have the same luma, everywhere; images on two devices have not."""
+    """Return whether two images have the same luma everywhere; False on different devices."""
     if ir.values.device != vis.values.device or _differ_clearly(ir, vis):
         return False
     return all(
@@ -59,7 +59,7 @@ def same_picture(ir: Raw, vis: Raw) -> bool:
 
 
 def _differ_clearly(ir: Raw, vis: Raw) -> bool:
-    """Return whether a few pixels have another luma, by far more than float32 rounds: mostly so."""
+    """Return whether a few pixels clearly differ in luma, beyond float32's rounding: most do."""
     if not all(raw.is_integer and raw.values.device.type == "cpu" for raw in (ir, vis)):
         return False
     step = [max(1, side // _SAMPLES) for side in ir.values.shape[-2:]]
@@ -88,14 +88,14 @@ def _flat(raw: Raw) -> str | None:
 def flat_level(raw: Raw) -> float | None:
     """Return the value that an image has everywhere, in its own units; None if it has several.
 
-    Of several beyond one end of its range, which all become black or white, that end.
+    Several values beyond one end of its range all become black or white; then it is that end.
     """
     black, white = raw.spec.value_range or (0.0, 1.0)
     value = 0.0
     for values in (raw.values[..., :_FIRST_ROWS, :], raw.values):
         low, high = extremes(values)
         value = low if raw.is_integer else black + low * (white - black)
-        if low != high and raw.spec.value_range is not None:  # which may make them equal
+        if low != high and raw.spec.value_range is not None:  # the range may make them equal
             low, high = raw.unit(
                 torch.tensor((low, high), dtype=values.dtype, device="cpu")
             ).tolist()
@@ -133,7 +133,7 @@ def _image(raw: Raw, n: int) -> Raw:
 
 
 def _rows(raw: Raw) -> Iterator[slice]:
-    """Rows from the top, four times as many each time; all at once on a device, which waits."""
+    """Yield rows from the top, four times as many each time; on a device all, to wait once."""
     height = raw.values.shape[-2]
     start, count = 0, _FIRST_ROWS if raw.values.device.type == "cpu" else height
     while start < height:

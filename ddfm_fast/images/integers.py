@@ -7,7 +7,7 @@ from typing import Any
 
 
 def as_int(value: Any) -> int | None:
-    """Return an integer of Python or NumPy as an int; None for a bool and for all else."""
+    """Return an integer of Python or NumPy as an int; None for a bool and anything else."""
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
 
 

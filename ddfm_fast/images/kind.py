@@ -1,4 +1,4 @@
-"""Whether an image is a photograph or a functional map in false color, as PET and SPECT are."""
+"""Whether an image is a photograph or a functional map in false color, such as PET or SPECT."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 BLACK = 1.5 / 255
-"""what counts as the empty ground of a map"""
+"""level up to which a pixel counts as a map's empty ground"""
 BLACK_SHARE = 0.2
-"""least share of the pixels that is empty; the corners are, always"""
+"""least share of the pixels that is empty; the corners always are"""
 SATURATION = 0.3
 SATURATED_SHARE = 0.4
-"""least share of the pixels that are not dark, whose saturation is above ``SATURATION``"""
+"""least share of the pixels that are not dark whose saturation is above ``SATURATION``"""
 _EMPTY = 6 / 255
-"""of a median, which noise leaves somewhat above black"""
+"""level of an empty median, which noise leaves somewhat above black"""
 _DARK = 24 / 255
 _BLOCK, _SIDE = 4, 256
-"""pixels that a median is taken of, and the shorter side that is enough to judge by"""
+"""side of the blocks whose median is taken, and the shorter side that suffices for a judgment"""
 _CORNER = 16
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -31,11 +31,11 @@ Unit = Callable[[Tensor], Tensor]
 def is_functional(rgb: Tensor, unit: Unit = torch.Tensor.float) -> list[bool]:
     """Return which images look like functional maps: strong false color on empty, black ground.
 
-    Medians are taken of the values as they are and converted then, which gives the same numbers.
+    Medians are taken of the original values and then converted, which gives the same numbers.
 
     Args:
         rgb: [N, C, H, W], any strides; gray images are none.
-        unit: Makes [0, 1] of its values.
+        unit: Converts its values to [0, 1].
 
     Returns:
         A bool per image.
@@ -56,7 +56,7 @@ def _is_functional(blocks: Array, unit: Callable[[Array], Array]) -> bool:
     ends = slice(None, side), slice(-side, None)
     corners = (_median(_medians(blocks[:, r, c]).ravel()) for r in ends for c in ends)
     if any(unit(corner) > np.float32(BLACK) for corner in corners):
-        return False  # of most photographs; only a map's other medians are needed
+        return False  # most photographs end here; the other medians are needed only for maps
     image = unit(_medians(blocks))
     brightest = image.max(0)
     if _share(brightest <= np.float32(_EMPTY)) < BLACK_SHARE:
@@ -69,10 +69,10 @@ def _is_functional(blocks: Array, unit: Callable[[Array], Array]) -> bool:
 
 
 def _blocks(image: Array) -> Array:
-    """Blocks [C, H / b, W / b, b, b] of an image [C, H, W], b = 4 or less of a small one; a view.
+    """View an image [C, H, W] as blocks [C, H / b, W / b, b, b], b = 4, or less if it is small.
 
-    Of their medians noise is gone. On black ground half of it is clipped, so that the median stays
-    black.
+    Their medians are free of noise. On black ground half of the noise is clipped, so that the
+    median stays black.
     """
     block = min(_BLOCK, max(1, min(image.shape[-2:]) // 16))
     windows = np.lib.stride_tricks.sliding_window_view(image, (block, block), axis=(1, 2))

@@ -22,8 +22,8 @@ that of the named source"""
 
 
 Align = Callable[[Raw, Raw, str], tuple[Raw, Raw, Tensor | None]]
-"""of what was read of both sources and the index of the arguments' names: the first brought to the
-second, that one, and where the first counts, [N, 1, H, W] from 0 to 1; None for everywhere"""
+"""maps both sources and the index of the arguments' names to: the first source moved onto the
+second, the second, and the weight of the first, [N, 1, H, W] from 0 to 1; None for 1 everywhere"""
 
 
 class Pair(NamedTuple):
@@ -36,16 +36,16 @@ class Pair(NamedTuple):
     chroma: Tensor | None
     """RGB [N, 3, H, W] whose chroma the result takes, as ``pixels`` read it, or None for gray"""
     color_from: list[str]
-    """of each image: "ir" or "vis", the source that chroma is of"""
+    """for each image: "ir" or "vis", the source of its chroma"""
     functional: list[bool]
-    """of each image: whether a source is a map in false color, such as PET"""
+    """for each image: whether a source is a map in false color, such as PET"""
     spec: ImageSpec
     """of the source whose container, dtype, device and layout the result has"""
     pixels: Pixels
     """what read the pair, and gives it back"""
     holes: tuple[Tensor | None, Tensor | None] = (None, None)
-    """bool [N, 1, H, W], where a source has no data and the result shows the other one; or how much
-    of it, from 0 to 1"""
+    """bool [N, 1, H, W], where a source lacks data and the result shows the other one; or the other
+    one's share, from 0 to 1"""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -94,15 +94,15 @@ def read_pair(
     Args:
         ir: First source, in any container, dtype and layout of :func:`.planes.to_planes`.
         vis: Second source, of the same size.
-        pixels: What converts them, onto its device.
+        pixels: Converts them, and moves them onto its device.
         color: One of ``COLORS``.
         value_range: The values that mean black and white, for both or by source; None for "auto",
             see :mod:`.ranges`.
         layout: The order of the axes, if it would be guessed wrongly.
         nodata: The value of missing pixels, for both or by source.
-        least: Smallest height and width that leave something of the picture.
+        least: Smallest height and width that cropping leaves usable.
         index: Appended to the arguments' names in errors, such as "[3]".
-        align: Warps the first source onto the second, before sizes are compared.
+        align: Function that warps the first source onto the second, before sizes are compared.
 
     Raises:
         ValueError: Sizes differ or are too small, or as in ``to_planes``.
@@ -181,17 +181,17 @@ def _color_of(ir: int, vis: int, color: bool | str) -> tuple[bool, bool]:
 def result_like(
     ir: Tensor, vis: Tensor, *, color: bool | str, layout: str | None, multiple: int
 ) -> Tensor:
-    """Make an empty result of two sources, of which only shape, dtype and device are read.
+    """Make an empty result for two sources, of which only shape, dtype and device are read.
 
     Args:
         ir: As for :func:`read_pair`, as are ``vis``, ``color`` and ``layout``.
         vis: See ``ir``.
         color: See ``ir``.
         layout: See ``ir``.
-        multiple: Of height and width, to which the method crops.
+        multiple: Number to whose multiples the method crops height and width.
 
     Raises:
-        ValueError: A shape or layout that does not fit.
+        ValueError: A shape or layout does not fit.
     """
     channels = []
     for name, x in (("ir", ir), ("vis", vis)):
@@ -208,7 +208,7 @@ def result_like(
 
 
 def _chroma(sources: list[str], rgb: dict[str, Tensor | None]) -> Tensor:
-    """RGB [N, 3, H, W] to take the chroma from, chosen image by image."""
+    """Return RGB [N, 3, H, W] from which to take the chroma, chosen image by image."""
     used = [plane for name in sources if (plane := rgb[name]) is not None]
     if len(set(sources)) == 1:
         return used[0]

@@ -16,7 +16,7 @@ def to_rgb8(image: np.ndarray) -> np.ndarray:
     """Convert an HW or HW3 image of uint8 or uint16 to HW3 uint8, for display.
 
     Raises:
-        TypeError: Another dtype.
+        TypeError: The dtype is another one.
     """
     if image.dtype == np.uint16:
         image = ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
@@ -67,7 +67,7 @@ def _row_width(row: list[tuple[str, Image.Image]]) -> int:
 
 
 def _font_size(tiles: list[list[tuple[str, Image.Image]]]) -> int:
-    """As large as reads well (width / 16), small enough that every label fits its tile."""
+    """Return a size that reads well (width / 16) and lets every label fit its tile."""
     narrowest = min(tile.width for row in tiles for _, tile in row)
     size = min(28, max(10, narrowest // 16))
     while size > 6:

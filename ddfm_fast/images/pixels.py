@@ -1,4 +1,4 @@
-"""What is done to every pixel of an image on its way to a device and back, in plain PyTorch."""
+"""The work on every pixel of an image on its way to a device and back, in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Planes(NamedTuple):
     luma: Tensor
     """[N, 1, H, W] float32 in [0, 1]"""
     rgb: Tensor | None
-    """[N, 3, H, W], where its chroma was requested; of a gray source its luma three times;
-    in [0, 1], or what :meth:`Pixels.unit` makes so"""
+    """[N, 3, H, W] if its chroma was requested; for a gray source its luma three times; in [0, 1],
+    or in a form that :meth:`Pixels.unit` converts to it"""
 
 
 class Given(Protocol):
@@ -35,7 +35,7 @@ class Given(Protocol):
 
 
 class Here(NamedTuple):
-    """A result that is there."""
+    """A result that has arrived."""
 
     value: Any
 
@@ -51,15 +51,15 @@ class Pixels:
         self.device = device
 
     def seen(self, ir: Raw, vis: Raw) -> tuple[Raw, Raw]:
-        """Return the sources where facts are read from them soonest."""
+        """Return the sources on the device where facts are read from them soonest."""
         return ir, vis
 
     def ahead(self, ir: Any, vis: Any) -> tuple[Any, Any]:
-        """Send images to the device beside its work: what is fused in their place."""
+        """Send images to the device during its work; return what is to be fused in their place."""
         return ir, vis
 
     def array_ahead(self, array: np.ndarray) -> Callable[[], Tensor]:
-        """Likewise an array of any shape: what gives it as a tensor on the device."""
+        """Send an array of any shape; return a function that gives it as a tensor on the device."""
         return partial(torch.from_numpy, array)
 
     def read(self, ir: Raw, vis: Raw, chroma_of: set[str]) -> tuple[Planes, Planes]:
@@ -68,7 +68,7 @@ class Pixels:
         return self.split(planes[0], "ir" in chroma_of), self.split(planes[1], "vis" in chroma_of)
 
     def split(self, planes: Tensor, chroma: bool) -> Planes:
-        """Luma, and RGB where wanted, of planes [N, C, H, W]."""
+        """Compute luma, and RGB if wanted, of planes [N, C, H, W]."""
         return Planes(luma(planes), planes.expand(-1, 3, -1, -1) if chroma else None)
 
     def limits(self, stretch: str, y: Tensor, ir: Tensor, vis: Tensor) -> Tensor | None:
@@ -87,7 +87,7 @@ class Pixels:
 
         Args:
             fused: Its lumas of any strides.
-            spec: Of the container.
+            spec: The container's.
             chroma: RGB [N, 3, H, W] whose chroma the result takes; None for gray.
             dims: As for ``with_luma``.
         """
@@ -100,9 +100,9 @@ class Pixels:
         return y if chroma is None else with_luma(y, chroma, dims=dims)
 
     def unit(self, rgb: Tensor) -> Tensor:
-        """RGB as it was read, as float32 in [0, 1]."""
+        """Convert RGB, as it was read, to float32 in [0, 1]."""
         return rgb
 
     def chroma_planes(self, rgb: Tensor) -> Tensor:
-        """Blue and red differences of RGB: as ``ddfm_fast.images.color.chroma_planes``."""
+        """Compute blue and red differences of RGB: ``ddfm_fast.images.color.chroma_planes``."""
         return chroma_planes(rgb)

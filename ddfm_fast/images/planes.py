@@ -11,7 +11,7 @@ Containers
     NumPy array when its data are on the CPU and as a torch tensor when they are not.
 
 Layout
-    Channels are 1 or 3 and both sizes are at least 16, so the axis of the channels shows itself:
+    Channels are 1 or 3 and both sizes are at least 16, so the axis of the channels can be found:
 
     ====  ==========================================  ==========================================
     rank  torch tensors                               every other container
@@ -69,15 +69,15 @@ class ImageSpec:
 
 
 class Raw(NamedTuple):
-    """An image or a batch that was read and checked, its integers not converted yet."""
+    """An image or a batch that was read and checked, with its integers not converted yet."""
 
     values: Tensor
     """[N, C, H, W] of any strides: uint8 or uint16, maybe the caller's own; or float32 in [0, 1]"""
     spec: ImageSpec
     sent: Callable[[], Tensor] | None = None
-    """gives the values on the device that fuses them, where they were sent ahead"""
+    """returns the values on the device that fuses them, if they were sent ahead"""
     holes: Tensor | None = None
-    """bool [N, 1, H, W], where the source has no data and ``values`` are filled in"""
+    """bool [N, 1, H, W], where the source lacks data and ``values`` are filled in"""
 
     @property
     def is_integer(self) -> bool:
@@ -89,7 +89,7 @@ class Raw(NamedTuple):
         return self.unit(self.values).contiguous()
 
     def unit(self, values: Tensor) -> Tensor:
-        """Some of ``values``, of any shape, as float32 in [0, 1]."""
+        """Convert some of ``values``, of any shape, to float32 in [0, 1]."""
         return _to_unit(values, self.spec.value_range) if self.is_integer else values
 
 
@@ -111,10 +111,10 @@ def to_planes(
             any container and layout of the module's rules; H and W at least ``MIN_SIZE``, channels
             1 or 3.
         name: The argument's name, for errors.
-        value_range: (lo, hi), the values that mean black and white, where they are not those above
+        value_range: (lo, hi), the values that mean black and white, if they are not those above
             (12 bits in uint16: (0, 4095); a float image in 8-bit units: (0, 255)); or "auto",
-            "data" or "dtype", see :mod:`.ranges`. With any, signed and 32-bit integers are taken
-            too, as float32.
+            "data" or "dtype", see :mod:`.ranges`. With any of these, signed and 32-bit integers are
+            also accepted, as float32.
         layout: One of ``LAYOUTS``, if the rule would read the image wrongly.
         nodata: The value of missing pixels, maybe NaN; they are filled from the nearest others.
 
@@ -141,7 +141,7 @@ def read_raw(
 ) -> Raw:
     """Read and check an image as :func:`to_planes` does, and leave its integers as they are.
 
-    What was read already comes back as it is.
+    What was already read is returned as it is.
     """
     if isinstance(image, Raw):
         return image
@@ -166,7 +166,7 @@ def read_raw(
 
 
 def _as_floats(counts: Any) -> Any:
-    """Integers of dtypes that planes do not have, as float32."""
+    """Convert integers of dtypes that planes do not have to float32."""
     if isinstance(counts, Tensor):
         return counts.to(torch.float32)
     return np.asarray(counts).astype(np.float32)
@@ -182,7 +182,7 @@ def _found_range(
     if setting == "dtype":
         return None
     if setting == "auto" and tensor.device.type != "cpu":
-        if tensor.dtype == torch.uint8:  # of which there is only something to say
+        if tensor.dtype == torch.uint8:  # its range is only checked for a warning
             return None
         if tensor.dtype not in INTEGER_MAX and all(0 <= n <= 1 for n in extremes(tensor)):
             return None
@@ -225,7 +225,7 @@ def from_planes(planes: Tensor, spec: ImageSpec) -> Any:
     Args:
         planes: Float [N, C, H, W]; clamped to [0, 1]. N must be 1 where the layout has no N, C
             must be 1 where it has no channels.
-        spec: What `to_planes` returned beside the planes.
+        spec: What `to_planes` returned with the planes.
 
     Raises:
         ValueError: N or C does not fit the layout.
@@ -253,8 +253,8 @@ def check_fits(images: int, channels: int, spec: ImageSpec) -> None:
 def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Pad [N, C, H, W] at the bottom and right until H and W are multiples of `multiple`.
 
-    Reflects without repeating the edge, again and again where the padding is longer than the
-    image, as numpy.pad(mode="reflect") does. Returns x itself where nothing is missing.
+    Reflects without repeating the edge, again and again if the padding is longer than the image, as
+    numpy.pad(mode="reflect") does. Returns x itself if nothing is missing.
     """
     if as_int(multiple) is None:
         raise TypeError(f"multiple: got {type(multiple).__name__}, expected an int of at least 1")
@@ -284,7 +284,7 @@ def crop(x: Tensor, height: int, width: int) -> Tensor:
 
 
 def reflected(size: int, target: int, device: torch.device) -> Tensor:
-    """Indices 0..size-1, size-2..0, 1.. and so on, `target` of them."""
+    """Return indices 0..size-1, size-2..0, 1.. and so on, `target` of them."""
     period = max(2 * (size - 1), 1)
     index = torch.arange(target, device=device) % period
     return torch.minimum(index, period - index)
@@ -382,7 +382,7 @@ def _as_layout(planes: Tensor, layout: str) -> Tensor:
 
 
 def _to_unit(x: Tensor, limits: tuple[float, float] | None) -> Tensor:
-    """Integers as a new float32 tensor in [0, 1]."""
+    """Convert integers to a new float32 tensor in [0, 1]."""
     if limits is None:
         return x.to(torch.float32).div_(INTEGER_MAX[x.dtype])
     if x.device.type == "cpu" and x.numel() >= INTEGER_MAX[x.dtype]:
@@ -402,7 +402,7 @@ def _scaled(values: Tensor, limits: tuple[float, float]) -> Tensor:
 
 
 def _checked_unit(x: Tensor, limits: tuple[float, float] | None, name: str) -> Tensor:
-    """Floats as a new float32 tensor in [0, 1]; the image's own shape, so errors can point in."""
+    """Convert floats to a new float32 tensor in [0, 1]; errors point into the image's own shape."""
     low, high = limits or (0.0, 1.0)
     values = x if x.dtype == torch.float64 else x.to(torch.float32) if limits is None else _exact(x)
     _check_values(values, low, high, name, clips=isinstance(limits, Window))
@@ -412,12 +412,12 @@ def _checked_unit(x: Tensor, limits: tuple[float, float] | None, name: str) -> T
 
 
 def _exact(x: Tensor) -> Tensor:
-    """In the precision that a value range is applied in: float64, but for a device without it."""
+    """Convert to the precision of value ranges: float64, except on a device without it."""
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
 def extremes(values: Tensor) -> tuple[float, float]:
-    """Least and greatest of values of any dtype; NaN where any is. Waits for the device."""
+    """Return the extremes of values of any dtype, NaN if any value is. Waits for the device."""
     if values.dtype in INTEGER_MAX:
         if values.device.type == "cpu":
             array = values.numpy()  # PyTorch has no such operation for uint16
@@ -458,7 +458,7 @@ def _likely_range(least: float, most: float) -> str:
 
 def _from_unit(planes: Tensor, spec: ImageSpec) -> Tensor:
     if spec.dtype == torch.float64:
-        # Moved while still narrow, and some devices have no float64.
+        # moved while still narrow, and because some devices have no float64
         values = planes.to(spec.device).to(torch.float64).clamp(0, 1)
     else:
         values = planes.to(torch.float32).clamp(0, 1)

@@ -3,18 +3,18 @@
     (low, high)   these; values outside are an error
     "dtype"       the dtype's own: 0 and 255, 0 and 65535, 0 and 1 of floats
     "data"        the window that the picture uses
-    "auto"        the dtype's own where the picture plausibly uses it, else the window, with a word
+    "auto"        the dtype's own if the picture plausibly uses it, else the window, with a warning
 
 Every source has a range of its own: ``value_range`` is one of these for both, or a dict by source.
-``nodata`` names a value without meaning likewise. Whoever reads a pair asks here: arrays by
-:func:`.planes.read_raw`, files by ``files.depth``, and streams by :mod:`.steady`, which follows
-what their frames span.
+``nodata`` likewise names the value of missing data. Everything that reads a pair gets its ranges
+here: arrays by :func:`.planes.read_raw`, files by ``files.depth``, and streams by :mod:`.steady`,
+which follows what their frames span.
 
-The window is what the values span, without those that lie farther off than half of what 99.8 % of
-the pixels span (in a large picture, of some 16,000 of them): one dead pixel, or a camera's mark for
-none, does not move it. Where all is one value, that is black. Where a picture is windowed, a value
-that more pixels have is left out too if it lies farther below all others than those span, or ten
-times as far above, where targets are: -9999 or 0 around a field that was measured.
+The window is what the values span, without outliers: those farther away than half of what 99.8 % of
+the pixels span (in a large picture, of some 16,000 of them). So one dead pixel, or a camera's mark
+for none, does not move it. If there is only one value, it is black. When a picture is windowed, a
+value that more pixels share is also left out if it lies farther below all others than they span, or
+ten times as far above, where targets may be: -9999 or 0 around a field that was measured.
 """
 
 from __future__ import annotations
@@ -34,46 +34,46 @@ from .doubts import warn
 SOURCES = ("ir", "vis")
 NAMES = ("auto", "dtype", "data")
 SHARE = 0.001
-"""of the pixels that are left out at either end when the spread is judged"""
+"""share of the pixels left out at either end when the spread is judged"""
 REACH = 0.5
-"""of this spread by which the window may go past it, to the values there are"""
+"""share of this spread by which the window may go past it, up to the actual values"""
 NARROW = 0.1
-"""of the dtype's range: a picture that spans less of it does not use it"""
+"""share of the dtype's range: a picture that spans less does not use that range"""
 LEAST_16 = 1 << 14
-"""level that some of the pixels of 16 bits have to reach: below it are 12 and 14 bits"""
+"""level that some pixels of 16 bits must reach: below it are 12 and 14 bits"""
 SLACK = 0.1
-"""by which floats in [0, 1] may overshoot, as resizing makes them"""
+"""by how much floats in [0, 1] may overshoot, as they do after resizing"""
 ROUNDING = 1e-4
-"""by which they may without a word"""
+"""by how much they may overshoot without a warning"""
 _FEW = 256
-"""pixels of the smallest picture; of fewer, left by nodata, all count"""
+"""pixels of the smallest picture; if ``nodata`` leaves fewer, all count"""
 _DEAD = 4
-"""pixels that may differ from all others and be dead; of more, a target on a plain ground"""
+"""most pixels apart from all others that count as dead; more are a target on a plain ground"""
 _SHADES = 16
-"""values more than which a picture has, where a mark stands beside them"""
+"""a picture with a mark has more different values than this"""
 _ABOVE = 10
-"""times farther that a mark lies above the others than below them: hot targets may be saturated"""
+"""how many times farther a mark must lie above the others than below: hot targets may saturate"""
 _SAMPLES = 64
 """rows and columns of a first look"""
 _RANKED = 1 << 14
-"""pixels of a large picture by which the spread is judged"""
+"""pixels of a large picture from which the spread is judged"""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Window(tuple):
-    """A range (low, high) that was found, outside of which values are clipped."""
+    """A range (low, high) that was found from values; values outside are clipped."""
 
 
 class Ignored(NamedTuple):
-    """A value that means nothing; NaN or infinity is all that is not finite."""
+    """The value of missing data; NaN or infinity stands for all that is not finite."""
 
     value: float
 
     def where(self, values: Any) -> Any:
-        """Return whether each value is that one; of an array or a tensor.
+        """Return where an array or a tensor has this value.
 
-        NaN and infinity are one kind: no number was measured, whichever of them stands there.
+        NaN and infinity count as the same: either means that no number was measured.
         """
         if math.isfinite(self.value):
             return values == self.value
@@ -85,7 +85,7 @@ def _is_float(dtype: Any) -> bool:
 
 
 def by_source(setting: Any, name: str = "value_range") -> dict[str, Any]:
-    """Split what holds for both, or is a dict by source; ValueError for other keys."""
+    """Split a setting for both sources, or a dict by source; ValueError for other keys."""
     if not isinstance(setting, Mapping):
         return dict.fromkeys(SOURCES, setting)
     if unknown := [key for key in setting if key not in SOURCES]:
@@ -123,14 +123,14 @@ class Span(NamedTuple):
     """the window's, like ``high``"""
     high: float
     least: float
-    """of all values that count, like ``most``"""
+    """the least of all values that count; ``most`` is the greatest"""
     most: float
     marked: bool = False
-    """whether an end is of many equal values that lie apart from all others"""
+    """whether one end consists of many equal values, apart from all others"""
 
     @property
     def window(self) -> Window:
-        """The window; where all is one value, that is black."""
+        """The window; if there is only one value, it is black."""
         flat = self.low == self.high
         return Window((self.low, self.low + max(1.0, abs(self.low)) if flat else self.high))
 
@@ -145,7 +145,7 @@ def span(values: Array, nodata: Ignored | None = None, *, marks: bool = True) ->
     Args:
         values: Of any shape and real dtype.
         nodata: What does not count; NaN and infinity never do.
-        marks: Whether values count that many pixels have and that lie apart from all others.
+        marks: Whether values that many pixels share, apart from all others, count.
     """
     flat = np.ravel(values)
     if flat.dtype == np.float16:
@@ -174,16 +174,16 @@ def span(values: Array, nodata: Ignored | None = None, *, marks: bool = True) ->
 
 
 def window(values: Array, nodata: Ignored | None = None) -> Window | None:
-    """Return the window of :func:`span`; None if all of a picture is one value, or nothing."""
+    """Return the window of :func:`span`; None if a picture has only one value, or none."""
     found = span(values, nodata)
     return None if found is None or found.low == found.high else found.window
 
 
 def _without_marks(ranked: Array) -> Array:
-    """Sorted values without an end that many share and that lies far from what the rest spans.
+    """Drop, from sorted values, an end value that many share, far from what the rest spans.
 
-    A few are left to the reach of :func:`span`, and a picture of few values, such as a mask, to
-    itself.
+    If only a few share it, the reach of :func:`span` decides; a picture of few values, such as a
+    mask, is left as it is.
     """
     for at_end in (False, True):
         mark = ranked[-1 if at_end else 0]
@@ -206,9 +206,9 @@ def _ends(values: Array) -> tuple[float, float]:
 
 
 def _ranked(flat: Array, row: int) -> Array:
-    """Return the values sorted, of many some from all over the picture."""
+    """Return the values sorted; of many, a sample from all over the picture."""
     step = max(1, flat.size // _RANKED)
-    while math.gcd(step, row) > 1:  # or all of them would be of a few columns or one channel
+    while math.gcd(step, row) > 1:  # else all samples would be from a few columns or one channel
         step += 1
     return np.sort(flat[::step])
 
@@ -221,9 +221,9 @@ def chosen(
     Args:
         values: The picture: uint8, uint16, other integers or floats.
         setting: "auto" or None, "data" or "dtype".
-        name: Of the picture, for the message.
+        name: The picture's, for the message.
         nodata: What does not count.
-        told: Whether to say it where "auto" takes the window.
+        told: Whether to warn if "auto" takes the window.
 
     Returns:
         The range, or None for the dtype's own.
@@ -247,7 +247,7 @@ def chosen(
     if setting == "data" and found.low < found.high:
         return ((found.marked and span(values, nodata, marks=False)) or found).window
     judged = _judged(values, found, nodata)
-    if judged.window is not None and found.marked:  # what uses its dtype's range keeps all of it
+    if judged.window is not None and found.marked:  # else the dtype's range keeps all
         found = span(values, nodata, marks=False) or found
         judged = _judged(values, found, nodata)
     if judged.sentence and told and setting != "data":
@@ -272,7 +272,7 @@ class _Judged(NamedTuple):
 
 
 def _judged(values: Array, found: Span, nodata: Ignored | None) -> _Judged:
-    """Return the window of a picture that does not use its dtype's range, and what to say of it."""
+    """Return the window of a picture that does not use its dtype's range, and what to say."""
     if values.dtype == np.uint8:
         if found.uses(255):
             return _Judged(None)
@@ -320,7 +320,7 @@ def _is_whole(values: Array) -> bool:
 
 
 def _is_8_bits_deep(values: Array) -> bool:
-    """Return whether 16 bits are 8 that were made deeper."""
+    """Return whether 16-bit values are just 8-bit ones made deeper."""
     return not (_sample(values) % 257).any() and not (values % 257).any()
 
 
@@ -335,7 +335,7 @@ def _told(values: Array, found: Span, nodata: Ignored | None, usual: str) -> str
 
 
 def _clipped(values: Array, found: Span, nodata: Ignored | None) -> str:
-    """Return what is outside of a window, of which there is some."""
+    """Describe the values outside of a window, of which there are some."""
     far = (values < found.low) | (values > found.high)
     if nodata is not None:
         far &= ~nodata.where(values)
@@ -355,7 +355,7 @@ def exact(value: Any) -> str:
 
 
 def _clearly_uses(values: Array) -> bool:
-    """Return whether a few pixels show that 8 or 16 bits are used, as they mostly do."""
+    """Return whether a few pixels already show that 8 or 16 bits are used, as is usual."""
     if values.dtype not in (np.uint8, np.uint16):
         return False
     seen = np.sort(_sample(values), axis=None)
@@ -372,12 +372,12 @@ def _sample(values: Array) -> Array:
 
 
 def nearest_valid(hole: Array) -> Array:
-    """For each pixel of a mask [H, W], the flat index of the nearest that is False; one must be."""
+    """Return, per pixel of a mask [H, W], the flat index of the nearest False; one must be."""
     nearest = np.arange(hole.size).reshape(hole.shape)
     if not hole.any():
         return nearest
     around = tuple(
-        slice(max(0, some[0] - 1), some[-1] + 2)  # whose rim is valid, so none is nearer beyond it
+        slice(max(0, some[0] - 1), some[-1] + 2)  # its rim is valid, so nothing beyond it is nearer
         for some in (np.flatnonzero(hole.any(axis)) for axis in (1, 0))
     )
     part, index = hole[around], nearest[around]

@@ -1,14 +1,14 @@
 """The range of each source over a stream: steady, so that a camera's drift does not flicker.
 
-What "auto" and "data" find is decided by the first frame that shows anything, as for a picture
-(:mod:`.ranges`), and said once. From there
+With "auto" and "data", the first frame that shows anything decides, as for a picture
+(:mod:`.ranges`), with one warning. From there
 
     the dtype's own range   stays
     a window                follows what the frames span: a step of 1/50 toward each
 
-It jumps to what a frame spans where a scene begins, and where it shares less than half of the
-narrower of both windows, as when a camera changes its gain. A frame of one value, such as a thermal
-camera's closed shutter, changes nothing.
+It jumps to what a frame spans when a scene begins, and when the two windows share less than half of
+the narrower one, as when a camera changes its gain. A frame with only one value, such as from a
+thermal camera's closed shutter, changes nothing.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .ranges import (
 )
 
 FOLLOW = 1 / 50
-"""share of a frame's window that the running one moves by"""
+"""share of the way to a frame's window by which the running one moves"""
 SHARED = 0.5
 """of the narrower of two windows: with less in common the running one jumps"""
 _UNIT = Window((0.0, 1.0))
@@ -41,7 +41,7 @@ class SteadyRanges:
     """The ranges of both sources of one stream, frame by frame.
 
     Args:
-        told: Whether to say it where "auto" takes a window.
+        told: Whether to warn if "auto" takes a window.
     """
 
     def __init__(self, *, told: bool = True):
@@ -51,12 +51,12 @@ class SteadyRanges:
     def __call__(
         self, ir: Any, vis: Any, setting: Any = None, nodata: Any = None, *, cut: bool = False
     ) -> dict[str, Any]:
-        """Count a frame in, of images of any container.
+        """Take the next frame, with images of any container, into account.
 
         Args:
             ir: The infrared frame.
             vis: The visible one.
-            setting: ``value_range`` as a call takes it; that of the first frame holds.
+            setting: ``value_range`` as a call takes it; the first frame's is kept.
             nodata: Likewise.
             cut: Whether a scene begins.
 
@@ -79,7 +79,7 @@ class _Running:
     def __init__(self, name: str, setting: Any, nodata: Ignored | None, *, told: bool):
         self._name, self._setting, self._nodata, self._told = name, setting, nodata, told
         self._range: Any = None
-        """a window, or "dtype"; None before a frame that shows anything"""
+        """a window, or "dtype"; None until a frame shows anything"""
 
     def __call__(self, image: Any, *, cut: bool) -> Any:
         if self._setting is not None and not isinstance(self._setting, str):
@@ -102,7 +102,7 @@ class _Running:
         if shown is None or shown.low == shown.high:
             return alone if self._range is None else self._range
         self._told &= found is None
-        # not the dtype's own range: one hot spot would move a window by a fiftieth of all that
+        # not the dtype's own range, a fiftieth of which one hot spot would add to a window
         target = (shown.low, shown.high) if found is None else found
         if cut or self._range in (None, _UNIT) or _apart(target, self._range):
             self._range = alone
@@ -113,7 +113,7 @@ class _Running:
 
 
 def _own(values: Array) -> Any:
-    """Return what stands for a dtype's own range; floats are clipped to it."""
+    """Return the value that stands for a dtype's own range; floats are clipped to it."""
     return _UNIT if values.dtype.kind == "f" else "dtype"
 
 

@@ -13,27 +13,28 @@ from .planes import check_planes
 MARGIN = 0.1
 """share of the sources' range by which "sources" may stretch past it at either end"""
 SHARE = 0.0001
-"""of the pixels that a percentile leaves out at either end"""
+"""share of the pixels that a percentile leaves out at either end"""
 FLAT = 1e-6
-"""span that counts as none"""
+"""largest span that counts as none"""
 
 
 class Fused(NamedTuple):
-    """Fused lumas, and what they will be stretched by."""
+    """Fused lumas, and the limits of their stretch."""
 
     luma: Tensor
     """[N, 1, H, W]"""
     limits: Tensor | None = None
-    """[2, N, 1, 1, 1], what becomes 0 and 1; None: what is outside of [0, 1] is clipped"""
+    """[2, N, 1, 1, 1], the values that become 0 and 1; None: values outside of [0, 1] are
+    clipped"""
 
     def stretched(self) -> Tensor:
         """Return the lumas in [0, 1]."""
         return stretched(self.luma, self.limits)
 
     def showing(self, luma: Tensor, where: Tensor) -> Fused:
-        """These, but that the result shows another luma, cropped alike, where a mask is True.
+        """Return these, but with another luma, cropped alike, where a mask is True.
 
-        Where the mask is a share from 0 to 1, so much of it.
+        If the mask is a share from 0 to 1, the other luma is mixed in by that share.
         """
         height, width = self.luma.shape[-2:]
         luma, where = (x[..., :height, :width].to(self.luma.device) for x in (luma, where))
@@ -46,14 +47,14 @@ class Fused(NamedTuple):
         return self._replace(luma=torch.lerp(self.luma, luma, where.to(self.luma.dtype)))
 
     def images(self, first: int, count: int) -> Fused:
-        """Some of the images: lumas as views, limits contiguous, as kernels read them."""
+        """Return some of the images: lumas as views, limits contiguous, as kernels read them."""
         some = slice(first, first + count)
         limits = None if self.limits is None else self.limits[:, some].contiguous()
         return Fused(self.luma[some], limits)
 
 
 def together(parts: Sequence[Fused]) -> Fused:
-    """Return one of several, all of whose lumas are of one size, and stretched or not."""
+    """Join several into one; all lumas have one size, and all or none are to be stretched."""
     limits = [part.limits for part in parts if part.limits is not None]
     return Fused(joined([part.luma for part in parts]), joined(limits, 1) if limits else None)
 
@@ -101,10 +102,10 @@ def outside(pixels: int, share: float = SHARE) -> int:
 
 
 def source_limits(y: Tensor, ir: Tensor, vis: Tensor, share: float = SHARE) -> Tensor:
-    """Limits by which the percentiles of y become the range of its sources, and no further.
+    """Find limits that map the percentiles of y to the range of its sources, and no further.
 
-    Their least and greatest luma, each moved out by ``MARGIN`` of the range: what was stretched
-    past them would be noise.
+    The range is the sources' least and greatest luma, each moved outward by ``MARGIN`` of it:
+    anything stretched past that would be noise.
     """
     low, high = own_limits(y, "percentile", share)
     both = torch.stack((ir, vis)).flatten(2)
@@ -114,7 +115,7 @@ def source_limits(y: Tensor, ir: Tensor, vis: Tensor, share: float = SHARE) -> T
 
 
 def limits_between(low: Tensor, high: Tensor, least: Tensor, most: Tensor) -> Tensor:
-    """Limits by which low and high become the range that a margin adds to, [2, N, 1, 1, 1].
+    """Find limits that map low and high to the range plus a margin, [2, N, 1, 1, 1].
 
     Args:
         low: Percentile of a fused luma, [N, 1, 1, 1], as is ``high``.
@@ -132,14 +133,15 @@ def limits_between(low: Tensor, high: Tensor, least: Tensor, most: Tensor) -> Te
 
 
 def stretched(y: Tensor, limits: Tensor | None) -> Tensor:
-    """Images [N, 1, H, W] mapped by limits [2, N, 1, 1, 1], or as they are, clamped to [0, 1]."""
+    """Map images [N, 1, H, W] by limits [2, N, 1, 1, 1], if there are any, and clamp to [0, 1]."""
     return y.clamp(0, 1) if limits is None else stretch_between(y, *limits)
 
 
 def stretch_between(y: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Map low → 0 and high → 1, [N, 1, 1, 1] each, and clamp; [N, 1, H, W].
 
-    Where the two are equal to 1e-6 there is no contrast to stretch, and the image is only clamped.
+    If the two are equal to within 1e-6 there is no contrast to stretch, and the image is only
+    clamped.
     """
     span = high - low
     flat = span <= FLAT

@@ -54,7 +54,7 @@ class FuseDDFM(SampleFusion, _BasicTransform):
 
     Raises:
         ValueError: There are not two keys, or ``p`` is not a probability.
-        TypeError: An unknown option.
+        TypeError: An option is unknown.
     """
 
     def __init__(
@@ -95,16 +95,16 @@ class FuseDDFM(SampleFusion, _BasicTransform):
 
     @property
     def targets(self) -> dict[str, Any]:
-        """What Albumentations applies by key: nothing, as a pair is fused at once."""
+        """What Albumentations applies by key: nothing, since a pair is fused at once."""
         return {}
 
     @property
     def available_keys(self) -> set[Any]:
-        """What a ``Compose`` lets through to it."""
+        """Keys that a ``Compose`` passes to it."""
         return {*self.keys, self.output}
 
     def get_transform_init_args(self) -> dict[str, Any]:
-        """Return what Albumentations prints and saves, with which it makes the transform again."""
+        """Return what Albumentations prints and saves, from which it can remake the transform."""
         own = {
             "keys": self.keys,
             "output": self.output,
@@ -114,5 +114,5 @@ class FuseDDFM(SampleFusion, _BasicTransform):
         return own | self.fused_by
 
     def _drawn(self) -> float:
-        """Return a number in [0, 1) of Albumentations' own generator, or of Python's."""
+        """Return a number in [0, 1) from Albumentations' own generator, or from Python's."""
         return getattr(self, "py_random", random).random() if self.p < 1 else 0.0

@@ -1,9 +1,9 @@
 """A node for ComfyUI: two IMAGEs in, the fused one out.
 
 ``python -m ddfm_fast.integrations.comfyui > ComfyUI/custom_nodes/ddfm_fast_nodes.py`` adds it, with
-ddfm_fast installed for ComfyUI's Python. It is a node of the V3 interface where ``comfy_api`` has
-it, and otherwise of the first one, by ``NODE_CLASS_MAPPINGS``; ComfyUI takes the first interface
-if a module has both.
+ddfm_fast installed for ComfyUI's Python. It is a node of the V3 interface if ``comfy_api`` has it,
+and otherwise of the first one, by ``NODE_CLASS_MAPPINGS``; ComfyUI takes the first interface if a
+module has both.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CATEGORY = "image/fusion"
 DENOISE = ("preset", "auto", "off")
 """choices for the noise of the sources; the first leaves it to the preset"""
 FILE = "from ddfm_fast.integrations.comfyui import *  # noqa: F403\n"
-"""all of a file for ``custom_nodes``"""
+"""the whole content of a file for ``custom_nodes``"""
 
 _fusers: dict[tuple[Any, ...], Fuser] = {}
 
@@ -47,7 +47,7 @@ def fuse_images(
         denoise: One of ``DENOISE``.
         color: A name of ``frames.COLORS``.
         seed: As in ``Fuser``.
-        tell: Called with (images done, of how many).
+        tell: Called with (images done, total).
 
     Returns:
         Floats in [0, 1], [B, H, W, 3].

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 OUTPUTS = ("pil", "np", "pt")
 TENSORS = ("latents", "pred_original_sample")
-"""what a callback may ask for: x_t after the step, and the rectified prediction f̂₀"""
+"""what a callback may request: x_t after the step, and the rectified prediction f̂₀"""
 HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "variant")
-"""keywords of ``from_pretrained`` that say how a repository is downloaded"""
+"""keywords of ``from_pretrained`` that control how a repository is downloaded"""
 
 
 def _pipeline() -> Any:
@@ -51,14 +51,14 @@ _Pipeline: Any = _pipeline()
 
 
 class FusionInterrupted(RuntimeError):
-    """A callback has set ``_interrupt``; a fusion stopped half-way is no picture."""
+    """A callback has set ``_interrupt``; a fusion stopped halfway is not a picture."""
 
 
 class DDFMPipeline(_Pipeline):
     """Fuse pairs by DDFM as a ``DiffusionPipeline``.
 
     Args:
-        fusion: What fuses; :meth:`from_pretrained` makes it.
+        fusion: Does the fusion; :meth:`from_pretrained` makes it.
 
     Raises:
         ImportError: diffusers is missing.
@@ -96,7 +96,7 @@ class DDFMPipeline(_Pipeline):
 
         Raises:
             ValueError: There is no such prior, or an option is out of range.
-            TypeError: An unknown option.
+            TypeError: An option is unknown.
             ImportError: diffusers is missing.
         """
         _require()
@@ -115,7 +115,7 @@ class DDFMPipeline(_Pipeline):
         return cls(FuseModule(Fuser(**{**options, "prior": spec})))
 
     def save_pretrained(self, *_args: Any, **_options: Any) -> None:
-        """Refuse to: the prior's own file or folder is what ``from_pretrained`` takes."""
+        """Refuse to save: ``from_pretrained`` takes the prior's own file or folder."""
         raise ValueError(
             "save_pretrained: a DDFMPipeline has nothing of its own to save; expected the file or "
             "folder of its prior to be kept, and given to from_pretrained with the same options"
@@ -123,7 +123,7 @@ class DDFMPipeline(_Pipeline):
 
     @property
     def fuser(self) -> Fuser:
-        """What fuses, with the options of :meth:`from_pretrained`."""
+        """The fuser, with the options of :meth:`from_pretrained`."""
         return self.fusion.fuser
 
     @property
@@ -152,7 +152,7 @@ class DDFMPipeline(_Pipeline):
         Args:
             ir: An image, a batch or a list, as ``ddfm_fast.fuse`` takes them.
             vis: The other source, aligned, of the same size.
-            num_inference_steps: Reverse steps; None for those of the options.
+            num_inference_steps: Reverse steps; None uses those of the options.
             generator: The seed is drawn from it; without one it is the fuser's own, and two calls
                 give the same result.
             output_type: "pil" for 8-bit images, "np" for float [N, H, W, C], "pt" for float
@@ -190,7 +190,7 @@ class DDFMPipeline(_Pipeline):
     def _fused(
         self, sources: list[list[Tensor]], steps: int | None, run: CallOptions
     ) -> list[Tensor]:
-        """Results [N, C, H, W] in [0, 1] of planes."""
+        """Fuse planes; return results [N, C, H, W] in [0, 1]."""
         self._interrupt = False
         fuser = self.fuser if steps is None else self.fuser.with_options(steps=steps)
         run["progress"] = not getattr(self, "_progress_bar_config", {}).get("disable", False)
@@ -202,7 +202,7 @@ class DDFMPipeline(_Pipeline):
     def _watching(
         self, watch: Callable[..., Any] | None, names: Sequence[str]
     ) -> Callable[[StepInfo], None] | None:
-        """Our callback around one of diffusers' kind."""
+        """Wrap a diffusers callback as one of ours."""
         if watch is None:
             return None
         if unknown := [name for name in names if name not in TENSORS]:
@@ -237,7 +237,7 @@ def _require() -> None:
 
 
 def _is_on_the_hub(spec: Any) -> bool:
-    """Return whether it is the name of a repository and of nothing here."""
+    """Return whether it names a repository, and nothing on this machine."""
     if not isinstance(spec, str) or spec in ASSETS or Path(spec).exists():
         return False
     name = re.fullmatch(r"[\w.-]+/[\w.-]+", spec) is not None
@@ -255,7 +255,7 @@ def _drawn(generator: torch.Generator) -> int:
 
 
 def _sources(ir: Any, vis: Any, value_range: Any, layout: str | None) -> list[list[Tensor]]:
-    """Planes [N, C, H, W] float32 in [0, 1] of each item of both sources."""
+    """Return planes [N, C, H, W] float32 in [0, 1] of each item of both sources."""
     many, items = as_items(ir, vis)
     ranges = by_source(value_range)
     made: list[list[Tensor]] = [[], []]
@@ -273,7 +273,7 @@ def _sources(ir: Any, vis: Any, value_range: Any, layout: str | None) -> list[li
 
 
 def _given(fused: list[Tensor], output_type: str) -> Any:
-    """Results [N, C, H, W] in [0, 1] in an output type of diffusers."""
+    """Convert results [N, C, H, W] in [0, 1] to an output type of diffusers."""
     if output_type == "pil":
         from PIL import Image
 

@@ -47,14 +47,14 @@ SETTINGS = {
 class FrameFusion:
     """Fuses the frames of one stream, in order; made of settings as text.
 
-    Ranges that are left to be found follow the frames slowly, as those of a video, so that
-    brightness does not jump but where the camera's does.
+    Ranges that are not given follow the frames slowly, as in a video, so that brightness jumps only
+    where the camera's does.
 
     Args:
         given: Names of ``SETTINGS`` and their text; what is missing has its default.
 
     Raises:
-        ValueError: A setting that is out of range, or unknown.
+        ValueError: A setting is out of range, or unknown.
         ImportError: A library that an option needs is missing.
     """
 
@@ -96,7 +96,7 @@ class FrameFusion:
         return TemporalFuser(self.fuser, preset)
 
     def restart(self) -> None:
-        """Forget the frames before: a new stream, or one that was sought in."""
+        """Forget previous frames: the stream is new, or has moved to another position."""
         from ..images.steady import SteadyRanges
 
         self._ranges = SteadyRanges()
@@ -129,7 +129,7 @@ class FrameFusion:
 
 
 def result_kind(ir: tuple[bool, int], vis: tuple[bool, int], color: bool | str) -> tuple[bool, int]:
-    """Return what a fused frame is: (whether in color, bits a value), of what the sources are.
+    """Return (whether a fused frame is in color, bits per value), given the same of the sources.
 
     The rule of ``ddfm_fast.fuse``: the source that gives the color decides the depth, which is the
     visible one unless only the infrared one has color, or it is named.

@@ -1,8 +1,8 @@
 """GStreamer: where the element ``ddfmfuse`` is, as lines for a shell.
 
 ``eval "$(python -m ddfm_fast.integrations.gstreamer)"`` and ``gst-inspect-1.0 ddfmfuse`` shows it.
-GStreamer runs the Python that its loader of Python plugins was built with, the system's, so that
-ddfm_fast and PyTorch have to be there for that version of Python: in its own packages, or in a
+GStreamer runs the Python with which its loader of Python plugins was built, the system's. So
+ddfm_fast and PyTorch must be installed for that version of Python: in its own packages, or in a
 virtual environment of the same version, whose folders these lines name.
 """
 
@@ -38,7 +38,7 @@ def python_folders() -> list[str]:
 def loader_version() -> str | None:
     """Return the version of the Python that GStreamer's loader runs; None without a loader.
 
-    Read from the names of libraries that the loader asks for.
+    It is read from the names of the libraries that the loader needs.
     """
     inspect = shutil.which("gst-inspect-1.0")
     if inspect is None:
@@ -69,7 +69,7 @@ def trouble(version: str | None) -> str | None:
 
 
 def main() -> int:
-    """Print the lines; a sentence on stderr, and 1, where they would not do."""
+    """Print the lines; a sentence on stderr, and 1, if they would not work."""
     for name, folders in (("GST_PLUGIN_PATH", [str(PLUGINS)]), ("PYTHONPATH", python_folders())):
         joined = shlex.quote(":".join(folders))
         print(f'export {name}={joined}"${{{name}:+:${name}}}"')

@@ -3,10 +3,10 @@
 Loaded by ``gst/python/ddfmfuse.py`` in GStreamer's own Python; ``gstreamer`` says how.
 
 The pads ``ir`` and ``vis`` are made on request. Each visible frame is fused with the infrared frame
-nearest to it in running time, and comes out with its timestamps, in its segment. Frames before the
-first infrared one, and after the last one's end, are dropped, as in ``ddfm-fast video``. In a live
-pipeline an infrared frame that is late is not waited for: the one before stands in. Where
-downstream says that frames come too late, those that would are dropped (``qos``).
+nearest to it in running time, and comes out with its own timestamps, in its segment. Frames before
+the first infrared one, and after the last one's end, are dropped, as in ``ddfm-fast video``. A live
+pipeline does not wait for a late infrared frame: it uses the previous one. If downstream reports
+that frames come too late, those that would are dropped (``qos``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Frame = np.ndarray[Any, np.dtype[Any]]
 
 KINDS = {"GRAY8": (False, 8), "GRAY16_LE": (False, 16), "RGB": (True, 8)}
-"""format → (whether in color, bits a value)"""
+"""format → (whether in color, bits per value)"""
 FORMATS = {kind: name for name, kind in KINDS.items()}
 SINKS = ("ir", "vis")
 NEVER = Gst.CLOCK_TIME_NONE
@@ -88,14 +88,14 @@ class Element(GstBase.Aggregator):
         self._forget()
 
     def _forget(self) -> None:
-        """As it is before the first frame."""
+        """Reset the state to that before the first frame."""
         self._infos: dict[str, Any] = {}
         self._segments: dict[str, Any] = {}
         self._held: tuple[Frame, int, int] | None = None  # frame, running time, duration
         self._earliest = 0
 
     def do_get_property(self, spec: Any) -> Any:
-        """Value of a property, by name."""
+        """Return the value of a property, by name."""
         if spec.name == "qos":
             return self._qos
         if spec.name == "dropped":
@@ -104,7 +104,7 @@ class Element(GstBase.Aggregator):
         return self._given.get(name, SETTINGS[name].default)
 
     def do_set_property(self, spec: Any, value: Any) -> None:
-        """Take a property; those of the fusion hold from the next start."""
+        """Set a property; those of the fusion take effect at the next start."""
         if spec.name == "qos":
             self._qos = value
         else:
@@ -126,7 +126,7 @@ class Element(GstBase.Aggregator):
         return pad
 
     def do_start(self) -> bool:
-        """Load what the properties say; an error message where they say what cannot be."""
+        """Load what the properties say; post an error message if that is impossible."""
         self._forget()
         self._dropped = 0
         try:
@@ -137,7 +137,7 @@ class Element(GstBase.Aggregator):
         return True
 
     def do_stop(self) -> bool:
-        """Let go of frames and networks."""
+        """Release frames and networks."""
         self._forget()
         self._fusion = None
         return True
@@ -166,7 +166,7 @@ class Element(GstBase.Aggregator):
         return GstBase.Aggregator.do_sink_event(self, pad, event)
 
     def do_sink_query(self, pad: Any, query: Any) -> bool:
-        """Answer what a source may send: what downstream takes, of the one that decides it."""
+        """Answer what a source may send: for the deciding one, what downstream takes."""
         if query.type != Gst.QueryType.CAPS:
             return GstBase.Aggregator.do_sink_query(self, pad, query)
         wanted, caps = query.parse_caps(), Gst.Caps.new_empty()
@@ -180,7 +180,7 @@ class Element(GstBase.Aggregator):
         return True
 
     def _acceptable(self, name: str, template: Any, surely: bool) -> Any:
-        """Return the caps of a pad; the visible one's lead to what downstream takes."""
+        """Return the caps of a pad; the visible pad's lead to what downstream takes."""
         if name != "vis":
             return template
         wanted = self.srcpad.peer_query_caps(None)
@@ -220,7 +220,7 @@ class Element(GstBase.Aggregator):
         ]
 
     def _infrared_kinds(self) -> list[tuple[bool, int]]:
-        """Return what the infrared source sends, or may send while its caps have not come."""
+        """Return what the infrared source sends or, until its caps arrive, may send."""
         if (info := self._infos.get("ir")) is not None:
             return [KINDS[info.finfo.name]]
         pad = self.get_static_pad("ir")
@@ -237,7 +237,7 @@ class Element(GstBase.Aggregator):
         return COLORS.get(self._given.get("color", ""), True)
 
     def do_update_src_caps(self, caps: Any) -> Any:
-        """Return the caps of the result, which follow from both sources'."""
+        """Return the caps of the result, which follow from those of both sources."""
         out = self._out_caps()
         if out is None:
             return _NEED_DATA, None
@@ -258,7 +258,7 @@ class Element(GstBase.Aggregator):
         return caps
 
     def _announce(self) -> None:
-        """Let the caps be settled again, and say how long a frame takes."""
+        """Have the caps negotiated again, and report how long a frame takes."""
         self.srcpad.mark_reconfigure()
         info = self._infos.get("vis")
         if info is not None and info.fps_n > 0:
@@ -274,7 +274,7 @@ class Element(GstBase.Aggregator):
         return GstBase.Aggregator.do_src_event(self, event)
 
     def do_get_next_time(self) -> int:
-        """When a live pipeline stops to wait for infrared frames: at the visible one's time."""
+        """Return when a live pipeline stops waiting for infrared frames: the visible one's time."""
         vis = self.get_static_pad("vis")
         if vis is None:
             return NEVER
@@ -283,10 +283,10 @@ class Element(GstBase.Aggregator):
         return self._running_time("vis", frame)
 
     def do_aggregate(self, timeout: bool) -> Any:
-        """Fuse the next visible frame, where the infrared frame nearest to it is there."""
+        """Fuse the next visible frame, once the infrared frame nearest to it is there."""
         try:
             return self._next(timeout)
-        except Exception as error:  # left to the bindings it would read as "go on", forever
+        except Exception as error:  # the bindings would take it for "go on", forever
             return self._error(f"{type(error).__name__}: {error}")
 
     def _next(self, timeout: bool) -> Any:
@@ -318,9 +318,9 @@ class Element(GstBase.Aggregator):
         return self._fused(vis)
 
     def _settle(self, ir: Any, at: int, lasts: int) -> bool:
-        """Hold the infrared frame nearest to a running time of those that are there.
+        """Hold the available infrared frame that is nearest to a running time.
 
-        None is held yet where the first one comes after the visible frame's end.
+        None is held yet if the first one comes after the visible frame's end.
         """
         while (head := ir.peek_buffer()) is not None:
             time = self._running_time("ir", head)
@@ -335,14 +335,14 @@ class Element(GstBase.Aggregator):
         return True
 
     def _running_time(self, name: str, buffer: Any) -> int:
-        """When a frame is due, in ns since the pipeline plays; NEVER where nothing says it."""
+        """Return when a frame is due, in ns since the pipeline plays; NEVER if unknown."""
         segment = self._segments.get(name)
         if segment is None or segment.format != Gst.Format.TIME or buffer.pts == NEVER:
             return NEVER
         return segment.to_running_time(Gst.Format.TIME, buffer.pts)
 
     def _duration(self, name: str, buffer: Any) -> int:
-        """Return how long a frame lasts, in ns; 0 where nothing says it."""
+        """Return how long a frame lasts, in ns; 0 if unknown."""
         if buffer.duration != NEVER:
             return buffer.duration
         info = self._infos.get(name)
@@ -386,14 +386,14 @@ class Element(GstBase.Aggregator):
         return np.ascontiguousarray(rows).view(dtype).reshape(shape)
 
     def _error(self, sentence: str) -> Any:
-        """Post an error message and give the flow that stops the pipeline."""
+        """Post an error message, and return the flow that stops the pipeline."""
         failure = GLib.Error.new_literal(Gst.StreamError.quark(), sentence, Gst.StreamError.FAILED)
         self.post_message(Gst.Message.new_error(self, failure, ""))
         return Gst.FlowReturn.ERROR
 
 
 def _packed(fused: Frame, stride: int, size: int) -> bytes:
-    """Return the bytes of a frame with rows of a stride."""
+    """Return the bytes of a frame whose rows have a stride."""
     import numpy as np
 
     rows = np.ascontiguousarray(fused).view(np.uint8).reshape(len(fused), -1)

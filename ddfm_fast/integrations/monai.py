@@ -42,10 +42,10 @@ class FuseDDFMd(SampleFusion, _MapTransform):
 
     Images are [C, X, Y] or [C, X, Y, Z], NumPy, torch or MetaTensor, with one channel or three
     (RGB: integers of their dtype's range, floats in 0 to 1 or up to 255). Two MetaTensors are
-    brought to one grid by their affines; without these, sizes have to be equal.
+    brought to one grid by their affines; without these, sizes must be equal.
 
-    The result has the container, device and meta data of the source whose grid it is on: float32
-    in [0, 1], with three channels where a source has color.
+    The result has the container, device and metadata of the source whose grid it is on: float32 in
+    [0, 1], with three channels if a source has color.
 
     Args:
         keys: Keys of the first and the second image, such as MRI and CT or PET.

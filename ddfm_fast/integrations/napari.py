@@ -28,13 +28,13 @@ DENOISE = ("preset", "auto", "off")
 def fused_frames(
     fuser: Fuser, infrared: Any, visible: Any
 ) -> Iterator[tuple[tuple[int, ...], Array]]:
-    """Fuse two layers image by image: the place in the stack, and the result.
+    """Fuse two layers image by image; yield the place in the stack, and the result.
 
-    Ranges that have to be found follow the images slowly, as those of a video.
+    Ranges that are not given follow the images slowly, as in a video.
 
     Args:
         fuser: A ``Fuser``.
-        infrared: A layer with ``data`` [..., H, W], or [..., H, W, 3 or 4] where ``rgb``.
+        infrared: A layer with ``data`` [..., H, W], or [..., H, W, 3 or 4] if it is ``rgb``.
         visible: Likewise, with the same leading axes, or none in one of the two.
 
     Raises:
@@ -63,7 +63,7 @@ def fused_frames(
 
 
 def fused_layer(infrared: Any, visible: Any, preset: str, denoise: str, color: str) -> Any:
-    """Fuse two layers into what napari makes a layer of, with the place of the visible one.
+    """Fuse two layers into data for a napari layer, with the place of the visible one.
 
     Args:
         infrared: As in :func:`fused_frames`.
@@ -73,7 +73,7 @@ def fused_layer(infrared: Any, visible: Any, preset: str, denoise: str, color: s
         color: A name of ``frames.COLORS``.
 
     Raises:
-        ValueError: What ``Fuser`` refuses, or stacks that do not fit.
+        ValueError: ``Fuser`` refuses something, or the stacks do not fit.
     """
     from ..api import Fuser
 

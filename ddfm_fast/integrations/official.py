@@ -46,7 +46,7 @@ _CHANNEL_MULT = {
 def rgb_to_ycbcr(input_: Tensor) -> Tensor:
     """Studio-range YCbCr (Y from 16 to 235 for RGB in [0, 1]), float32; [N, 3, H, W] or [3, H, W].
 
-    As scikit-image's ``rgb2ycbcr``, on the tensor's device; RGB outside [0, 1] is not clipped.
+    It is scikit-image's ``rgb2ycbcr`` on the tensor's device; RGB outside [0, 1] is not clipped.
     """
     matrix, offset = _studio(input_)
     converted = torch.einsum("dc,...chw->...dhw", matrix, input_.double()) + offset
@@ -151,7 +151,7 @@ def create_model(
 ):
     """Make the ADM UNet of a configuration with the weights of ``model_path``: an nn.Module.
 
-    ``attention_resolutions`` are feature sizes at ``image_size``, as in their YAML file.
+    ``attention_resolutions`` are feature sizes at ``image_size``, as in their YAML file. Raises
     ValueError if the checkpoint is missing or does not fit; no network has random weights.
     """
     if channel_mult == "":
@@ -244,7 +244,7 @@ class DDIM:
         return self._wrapped[1]
 
     def _as_prior(self, model) -> Prior:
-        """``model`` as it is if it is a prior of this sampler's process, else as a callable."""
+        """Return ``model`` if it is a prior of this sampler's process, else as a callable."""
         config = self.prior_config
         if isinstance(model, Prior):
             process = {name: getattr(model, name) for name in config if name != RESCALE}
@@ -256,7 +256,7 @@ class DDIM:
             )
             own = {RESCALE: False, "multiple": model.multiple}  # its call takes whole timesteps
             return load_prior(model.__call__, {**config, **own})
-        # a callable of unknown needs gets x as it comes, like the authors' loop passes it on
+        # a callable with unknown needs gets x as it comes, as in the authors' loop
         own = {} if isinstance(model, UNet) else {"multiple": 1}
         return load_prior(model, {**config, **own})
 

@@ -1,4 +1,4 @@
-"""ROS 2: the node ``ddfm_fast``, by ``python -m ddfm_fast.integrations.ros``.
+"""ROS 2: the node ``ddfm_fast``, run by ``python -m ddfm_fast.integrations.ros``.
 
 ``ros2 launch $(python -m ddfm_fast.integrations.ros --launch-file)`` starts it with names of topics
 and settings as arguments; ``ros_node`` is what runs.

@@ -1,8 +1,8 @@
-"""``sensor_msgs/Image`` to arrays and back, without cv_bridge.
+"""Convert ``sensor_msgs/Image`` to arrays and back, without cv_bridge.
 
-By the message's definition (ros2/common_interfaces, sensor_msgs/msg/Image.msg, and the encodings of
-sensor_msgs/include/sensor_msgs/image_encodings.hpp): rows of ``step`` bytes, which may be longer
-than the pixels, values of two bytes in the order that ``is_bigendian`` says.
+This follows the message's definition (ros2/common_interfaces, sensor_msgs/msg/Image.msg, and the
+encodings of sensor_msgs/include/sensor_msgs/image_encodings.hpp): rows of ``step`` bytes, which may
+be longer than the pixels, values of two bytes in the order that ``is_bigendian`` says.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Encoding(NamedTuple):
-    """How the pixels of an encoding lie."""
+    """How an encoding stores pixels."""
 
     channels: int
     bits: int
     order: tuple[int, ...]
-    """where red, green and blue are; (0,) of gray"""
+    """where red, green and blue are; (0,) for gray"""
 
 
 ENCODINGS = {
@@ -37,7 +37,7 @@ ENCODINGS = {
     "rgb16": Encoding(3, 16, (0, 1, 2)),
     "bgr16": Encoding(3, 16, (2, 1, 0)),
 }
-"""those that are read; alpha is left out"""
+"""encodings that are read; alpha is left out"""
 
 
 def to_array(message: Any, name: str) -> Array:
@@ -48,7 +48,7 @@ def to_array(message: Any, name: str) -> Array:
         name: "ir" or "vis", for errors.
 
     Raises:
-        ValueError: An encoding that is not read, or fewer bytes than its size says.
+        ValueError: The encoding is not supported, or there are fewer bytes than the size needs.
     """
     encoding = ENCODINGS.get(message.encoding)
     if encoding is None:
@@ -76,7 +76,7 @@ def to_array(message: Any, name: str) -> Array:
 
 
 def fill(message: Any, image: Array, like: str) -> Any:
-    """Put an image into a message; the message.
+    """Put an image into a message; return the message.
 
     Args:
         message: A ``sensor_msgs/Image``.

@@ -1,13 +1,13 @@
 """The ROS 2 node: two image topics, paired by time, and the fused one with the visible stamp.
 
-Topics: ``infrared/image`` and ``visible/image`` (best effort, as cameras send), and
-``visible/camera_info``; out come ``fused/image``, ``fused/camera_info`` and ``/diagnostics``.
+It subscribes to ``infrared/image`` and ``visible/image`` (best effort, as cameras send), and
+``visible/camera_info``; it publishes ``fused/image``, ``fused/camera_info`` and ``/diagnostics``.
 Parameters are ``frames.SETTINGS``, which may be set while it runs, and ``queue_size`` and ``slop``
-(seconds) of the pairing, which hold from the start.
+(seconds) of the pairing, which are fixed at the start.
 
-The executor does no work: a pair is put where one pair has room, and replaces the one that lies
-there still. A thread fuses what it finds, so what comes out is as new as the machine allows, and
-what was replaced is counted.
+The executor does no work: it puts a pair where there is room for one, and replaces a pair that is
+still there. A thread fuses what it finds, so the output is as new as the machine allows, and
+replaced pairs are counted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class NewestPair:
         self.dropped = 0
 
     def put(self, ir: Any, vis: Any) -> None:
-        """Leave a pair, in place of the one that nobody took."""
+        """Leave a pair, in place of one that was not taken."""
         with self._changed:
             self.dropped += self._pair is not None
             self._pair = ir, vis
@@ -59,14 +59,14 @@ class NewestPair:
             return None if self._closed else pair
 
     def close(self) -> None:
-        """Send whoever waits home."""
+        """Release whoever waits."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
 
 class FusionNode(Node):
-    """The node ``ddfm_fast``; ValueError for parameters that cannot be."""
+    """The node ``ddfm_fast``; ValueError for impossible parameters."""
 
     def __init__(self, **options: Any):
         super().__init__("ddfm_fast", **options)
@@ -119,7 +119,7 @@ class FusionNode(Node):
         self._newest.put(ir, vis)
 
     def _set(self, parameters: Sequence[Any]) -> Any:
-        """Take parameters that change the fusion; refuse what cannot be, with a sentence."""
+        """Take parameters that change the fusion; refuse impossible ones with a sentence."""
         changed = {p.name: _word(p.value) for p in parameters if p.name in SETTINGS}
         fixed = [p.name for p in parameters if p.name in ("queue_size", "slop")]
         if fixed:
@@ -142,7 +142,7 @@ class FusionNode(Node):
                 self._publish(*pair)
                 self._took, self._trouble = time.perf_counter() - start, ""
                 self._counts["fused"] += 1
-            except Exception as error:  # of one pair: the next may do
+            except Exception as error:  # concerns one pair; the next one may work
                 self._counts["failed"] += 1
                 self._trouble = str(error)
                 self.get_logger().error(str(error), throttle_duration_sec=QUIET)
@@ -158,7 +158,7 @@ class FusionNode(Node):
             self._camera.publish(info)
 
     def _report(self) -> None:
-        """Publish what happened since the report before."""
+        """Publish what happened since the previous report."""
         now = dict(self._counts, dropped=self._newest.dropped)
         since = {name: count - self._before[name] for name, count in now.items()}
         self._before = now

@@ -1,4 +1,4 @@
-"""What transforms of samples share: two keys, a key for the result, and a fuser in each worker."""
+"""The common part of sample transforms: two keys, the result's key, and a fuser per worker."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 class SampleFusion:
-    """A transform of dictionaries: fuses what two keys have and puts the result under a third.
+    """A transform of dictionaries: fuses the images under two keys into a third.
 
-    A subclass calls :meth:`prepare` and :meth:`added` and says in :meth:`fused` how two images of
-    its library become one. The fuser is made when it is first needed, so that a worker, which gets
-    the transform by pickle, makes its own; one that was given travels as it is.
+    A subclass calls :meth:`prepare` and :meth:`added`, and implements in :meth:`fused` how two
+    images of its library become one. The fuser is made when it is first needed, so that a worker,
+    which gets the transform by pickle, makes its own; a given fuser is pickled as it is.
     """
 
     output: Hashable
@@ -33,18 +33,18 @@ class SampleFusion:
         options: FuserOptions,
         value_range: Any = None,
     ) -> tuple[Hashable, Hashable]:
-        """Check and keep what the transform was made of; the two keys.
+        """Check and keep the transform's arguments; return the two keys.
 
         Args:
             keys: Keys of the first and the second image.
             output: Key of the result.
-            fuser: A ``Fuser``, or None for one of ``options``.
-            options: Of ``Fuser``.
+            fuser: A ``Fuser``, or None for one made from ``options``.
+            options: Options of ``Fuser``.
             value_range: As in a call of ``Fuser``, checked only.
 
         Raises:
             ValueError: There are not two keys, or options have no effect.
-            TypeError: An unknown option.
+            TypeError: An option is unknown.
         """
         both = (keys,) if isinstance(keys, str) else tuple(keys)
         if len(both) != 2 or both[0] == both[1]:
@@ -58,7 +58,7 @@ class SampleFusion:
         return both[0], both[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """For workers, which make fusers of their own."""
+        """Return the state for workers, which make fusers of their own."""
         state = self.__dict__.copy()
         if self._own:
             state["_kept"] = None
@@ -66,7 +66,7 @@ class SampleFusion:
 
     @property
     def fuser(self) -> Fuser:
-        """What fuses: the one that was given, or this process's own."""
+        """The fuser: the given one, or this process's own."""
         if self._kept is None:
             from ..api import Fuser
 
@@ -75,7 +75,7 @@ class SampleFusion:
 
     @property
     def fused_by(self) -> dict[str, Any]:
-        """The options, or the fuser, that were given; no fuser is made for it."""
+        """The given options or fuser; no fuser is made for this."""
         return dict(self._options) if self._own else {"fuser": self._kept}
 
     def added(self, sample: Mapping[Any, Any], present: Iterable[Hashable]) -> dict[Any, Any]:
@@ -86,5 +86,5 @@ class SampleFusion:
         return copied
 
     def fused(self, sample: dict[Any, Any], ir: Hashable, vis: Hashable) -> Any:
-        """The result of the images under two keys."""
+        """Return the result of the images under two keys."""
         raise NotImplementedError

@@ -36,24 +36,24 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 WEIGHTS = "prior."
-"""before the names of the prior's weights in a ``state_dict``"""
+"""prefix of the prior's weights in a ``state_dict``"""
 
 
 class FuseModule(nn.Module):
     """Fuse float tensors [..., C, H, W] in [0, 1]: a :class:`ddfm_fast.Fuser` as a module.
 
     ``state_dict`` has the weights of the prior's network; it is empty for a callable prior.
-    ``to(device)`` moves it; a change of dtype does not touch the arithmetic, which is the option
-    ``dtype`` alone. Autocast has no effect inside, and results have the dtype of the source that
+    ``to(device)`` moves it; a change of dtype does not affect the arithmetic, which only the option
+    ``dtype`` decides. Autocast has no effect inside, and results have the dtype of the source that
     gives the color. ``torch.compile`` and ``torch.export`` take a call as one node, see
     ``ddfm_fast.runtime.operators``: an exported program needs a module or fuser of the same options
     in the process that runs it.
 
     The closed form, ``preset="instant"``, is differentiable with respect to both sources; its
-    salience counts whole gray levels and adds nothing to the derivative. Elsewhere the prior is
-    evaluated, noise estimated or a source aligned without autograd: sources that require gradients
-    are refused then. An exported program has no gradients, and torch.compile breaks its graph for
-    them.
+    salience counts whole gray levels and adds nothing to the derivative. Other settings evaluate
+    the prior, estimate noise or align a source without autograd; then sources that require
+    gradients are refused. An exported program has no gradients, and torch.compile breaks its graph
+    for them.
 
     Args:
         fuser: The fuser; None for one made from ``options``.
@@ -74,7 +74,7 @@ class FuseModule(nn.Module):
         self.place: Tensor
         self.register_buffer("place", torch.empty(0, device=self.fuser.device), persistent=False)
 
-    if TYPE_CHECKING:  # which PyTorch says is Any
+    if TYPE_CHECKING:  # PyTorch declares it as Any
 
         def __call__(self, ir: Tensor, vis: Tensor) -> Tensor: ...
 
@@ -87,7 +87,7 @@ class FuseModule(nn.Module):
 
         Returns:
             [..., C, H, W] in [0, 1], with the dtype and device of the source whose color it keeps,
-            ``vis`` unless only ``ir`` has three channels; C is 3 where that one's is and ``color``
+            ``vis`` unless only ``ir`` has three channels; C is 3 if that source's is and ``color``
             is on.
 
         Raises:
@@ -96,7 +96,7 @@ class FuseModule(nn.Module):
                 of something that has none.
             RuntimeError: ``torch.jit.trace`` records the call.
         """
-        if torch.jit.is_tracing():  # it would keep what was decided of this pair for all others
+        if torch.jit.is_tracing():  # a trace would apply this pair's decisions to all others
             raise RuntimeError(
                 "torch.jit.trace cannot record a fusion, which depends on what the pair is; "
                 "expected torch.export.export(module, (ir, vis)) or torch.compile(module)"
@@ -151,7 +151,7 @@ class FuseModule(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        del local_metadata, strict  # which load_state_dict looks at
+        del local_metadata, strict  # used by load_state_dict
         start = f"{prefix}{WEIGHTS}"
         given = {k[len(start) :]: v for k, v in state_dict.items() if k.startswith(start)}
         wanted = _weights(self.fuser)
@@ -173,7 +173,7 @@ class FuseModule(nn.Module):
 
 
 def _weights(fuser: Fuser) -> dict[str, Tensor]:
-    """Return the weights of the prior's network by name; none of a callable."""
+    """Return the weights of the prior's network by name; none for a callable."""
     prior = fuser.prior
     return dict(prior.unet.state_dict()) if isinstance(prior, UNetPrior) else {}
 
@@ -200,14 +200,14 @@ def _leading(ir: Tensor, vis: Tensor) -> torch.Size:
 
 
 def _has_gradients(fuser: Fuser) -> bool:
-    """Return whether the fuser computes the closed form of its sources and nothing else."""
+    """Return whether the fuser computes only the closed form of its sources."""
     levels = set(fuser.config.noise_levels.values())
     return isinstance(fuser.method, Diffusion) and not fuser.method.rows and levels == {"off"}
 
 
 @torch.compiler.disable(reason="what a pair is decides how it is fused, and is read on the host")
 def _with_gradients(fuser: Fuser, ir: Tensor, vis: Tensor) -> Tensor:
-    """Return the call of a fuser on [N, C, H, W] in operations that autograd can differentiate."""
+    """Do a fuser's call on [N, C, H, W] in operations that autograd can differentiate."""
     if not _has_gradients(fuser):
         name = "ir" if ir.requires_grad else "vis"
         raise ValueError(

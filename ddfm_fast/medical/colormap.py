@@ -14,7 +14,7 @@ Colors = Callable[[Array], Array]
 """values [H, W] float32 in [0, 1] → RGB [H, W, 3] float32 in [0, 1]"""
 PREFIX = "COLORMAP_"
 NAMES = tuple(sorted(name[len(PREFIX) :].lower() for name in dir(cv2) if name.startswith(PREFIX)))
-"""of OpenCV's maps"""
+"""names of OpenCV's maps"""
 
 
 def color_map(name: Any) -> Colors | None:

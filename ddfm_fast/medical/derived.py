@@ -1,4 +1,4 @@
-"""A fused volume as a DICOM series: derived secondary captures, one a slice."""
+"""A fused volume as a DICOM series: derived secondary captures, one per slice."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ REQUIRED = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
     "StudyID", "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-"""attributes that have to be there, be they empty"""
+"""attributes that must be there, even if empty"""
 _SOURCE = ("121322", "DCM", "Source image for image processing operation")
 _SHEAR = 1e-3
-"""cosine between two axes from which a grid is none of DICOM's"""
+"""cosine between two axes from which DICOM cannot express a grid"""
 _LPS = np.diag([-1.0, -1.0, 1.0])
 
 
@@ -42,15 +42,15 @@ def dicom_files(fused: FusedVolume, version: str) -> Iterator[tuple[str, bytes]]
     """Encode a fused volume: name and bytes of a file for each slice.
 
     Patient, study and frame of reference are those of the source whose grid the result has, or of
-    the other one where that is no DICOM. Where both are DICOM of different patients, neither is
-    named. Series and instances get new UIDs, and every slice names the instances that it is from.
+    the other one if that is not DICOM. If both are DICOM of different patients, neither is named.
+    Series and instances get new UIDs, and every slice names the instances from which it is made.
 
     Args:
         fused: The result.
         version: Of this package, for the description.
 
     Raises:
-        ValueError: The grid is sheared, which DICOM has no word for.
+        ValueError: The grid is sheared, which DICOM cannot express.
         ImportError: pydicom is missing.
     """
     uid = need("pydicom.uid", "writing DICOM")
@@ -77,7 +77,7 @@ def _check_axes(volume: Volume) -> None:
 
 
 def _common(fused: FusedVolume, version: str) -> Any:
-    """Return what all slices share."""
+    """Return the elements that all slices share."""
     pydicom = need("pydicom", "writing DICOM")
     uid = need("pydicom.uid", "writing DICOM")
     dataset = pydicom.Dataset()
@@ -114,7 +114,7 @@ def _common(fused: FusedVolume, version: str) -> Any:
 
 
 def _header_of(fused: FusedVolume) -> Any:
-    """Return the header that says whose the result is; None if that is not known."""
+    """Return the header that identifies the result's patient; None if that is not known."""
     names = sorted(fused.sources, key=lambda name: name != fused.grid)
     origins = [fused.sources[name].origin for name in names]
     headers = [origin.header for origin in origins if origin is not None]
@@ -141,7 +141,7 @@ def _copied(dataset: Any) -> Any:
 
 
 def _add_place(dataset: Any, volume: Volume, z: int) -> None:
-    """Position, orientation and spacing, as the affine has them."""
+    """Add position, orientation and spacing, by the affine."""
     slices, rows, columns = volume.spacing
     dataset.PixelSpacing = [_number(rows), _number(columns)]
     if not volume.placed:
@@ -163,7 +163,7 @@ def _number(value: float) -> str:
 
 
 def _add_sources(dataset: Any, fused: FusedVolume, z: int) -> None:
-    """The instances that a slice is from."""
+    """Add the instances from which a slice is made."""
     pydicom = need("pydicom", "writing DICOM")
     items = []
     for volume in fused.sources.values():

@@ -17,13 +17,13 @@ from .values import Frame, frames_of
 from .volume import Array, Origin, Volume
 
 EVEN = 0.02
-"""of the spacing by which a slice may be off its place"""
+"""share of the spacing by which a slice may be off its place"""
 MISSING = 1.5
-"""times the spacing between two slices, from which some between them are missing"""
+"""multiple of the spacing between two slices from which slices between them are missing"""
 _DIRECTION = 1e-3
-"""that cosines of directions may differ by"""
+"""most by which cosines of directions may differ"""
 _LPS = np.diag([-1.0, -1.0, 1.0])
-"""RAS from LPS, which DICOM counts in"""
+"""RAS from LPS, in which DICOM counts"""
 _DIRECTORY = "1.2.840.10008.1.3.10"
 """Media Storage Directory: a DICOMDIR"""
 
@@ -43,7 +43,7 @@ class Series(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """A frame, and where it lies."""
+    """A frame, and its place."""
 
     frame: Frame
     position: Any
@@ -73,7 +73,7 @@ def find_series(folder: Path) -> list[Series]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name[:1] != "."):
         try:
             head = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-        except Exception:  # what is no DICOM file, in any of many ways
+        except Exception:  # not a DICOM file, in any of many ways
             continue
         if head.file_meta.get("MediaStorageSOPClassUID") == _DIRECTORY or "Rows" not in head:
             continue
@@ -100,12 +100,12 @@ def _text(dataset: Any, word: str) -> str:
 
 
 def choose_series(folder: Path, wanted: str | None) -> Series:
-    """Find the series of a folder that is meant.
+    """Choose the series of a folder.
 
     Args:
         folder: Where the files are.
-        wanted: The end of its UID, its number, or a part of its description in any case; None
-            where the folder holds one.
+        wanted: The end of its UID, its number, or a part of its description in any case; None if
+            the folder holds only one.
 
     Raises:
         ImageFileError: None or several are meant; the message lists them.
@@ -139,13 +139,13 @@ def read_dicom(
 ) -> Volume:
     """Read a DICOM file, or the series of a folder, as a volume.
 
-    Slices are sorted along their normal. A gap is left without data, and said; uneven slices are
-    interpolated to even ones, and said.
+    Slices are sorted along their normal. A gap is left without data, and uneven slices are
+    interpolated to even ones, each with a warning.
 
     Args:
         path: A file, or a folder.
-        series: Of a folder with several, see :func:`choose_series`.
-        frame: Which volume, where every place occurs several times.
+        series: The series, if the folder has several, see :func:`choose_series`.
+        frame: Which volume, if every place occurs several times.
         window: Which of the windows that the files name, see :func:`.views.chosen`.
 
     Raises:
@@ -214,7 +214,7 @@ def _slices(dataset: Any, file: Path, window: str | int | None) -> list[Slice]:
 
 
 def _place(dataset: Any, number: int, count: int) -> tuple[Any, Any, tuple[float, float], Any]:
-    """Position, directions, distances of pixels and thickness of a frame."""
+    """Return position, directions, pixel distances and thickness of a frame."""
     holders = [dataset]
     for word in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         groups = dataset.get(word) or []
@@ -278,7 +278,7 @@ def _stack(slices: list[Slice], frame: int | None, name: str) -> _Stack:
         (first.directions[0] * first.pixel[1], first.directions[1] * first.pixel[0], normal * step),
         axis=1,
     )
-    if len(slices) > 1:  # a gantry that is tilted moves slices sideways, too
+    if len(slices) > 1:  # a tilted gantry moves slices sideways, too
         axes[:, 2] = (slices[-1].position - start) * (step / (along[-1] - along[0]))
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = _LPS @ axes, _LPS @ start
@@ -305,7 +305,7 @@ def _one_of_each(slices: list[Slice], normal: Array, frame: int | None, name: st
 
 
 def _step(along: Array, thickness: float | None) -> float:
-    """Distance of slices: the middle one of those there are."""
+    """Return the distance of slices: the median of the actual ones."""
     if len(along) < 2:
         return thickness or 1.0
     return float(np.median(np.diff(along)))
@@ -350,7 +350,7 @@ def _at_places(
 
 
 def _common_window(frames: list[Frame]) -> tuple[float, float] | None:
-    """Return the window of the file's slices: from the lowest to the highest where they differ."""
+    """Return the slices' common window: from the lowest to the highest value if they differ."""
     windows = [frame.window for frame in frames]
     if any(window is None for window in windows):
         return None

@@ -76,9 +76,9 @@ def write_volume(path: str | os.PathLike[str], fused: FusedVolume) -> Path:
 
     Args:
         path: NAME.nii or NAME.nii.gz; NAME.dcm for a single slice; or a folder, new or empty, for
-            a DICOM series of a file for each slice. Results are marked as derived and not for
+            a DICOM series with a file per slice. Results are marked as derived and not for
             diagnosis.
-        fused: What ``fuse_volumes`` gave.
+        fused: The result of ``fuse_volumes``.
 
     Returns:
         The path.
@@ -100,7 +100,7 @@ def write_volume(path: str | os.PathLike[str], fused: FusedVolume) -> Path:
 
 
 def check_kind(path: Path, slices: int | None = None) -> None:
-    """Raise ImageFileError if a name is that of no output that this package writes."""
+    """Raise ImageFileError if this package writes no output of that name."""
     suffix = path.suffix.lower()
     if is_nifti(path):
         return
@@ -126,7 +126,7 @@ def check_kind(path: Path, slices: int | None = None) -> None:
 
 
 def check_apart(out: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]]) -> None:
-    """Raise ImageFileError if an output is an input by whatever name, or lies in one."""
+    """Raise ImageFileError if an output is an input, by whatever name, or lies in one."""
     target = Path(os.path.realpath(check_path(out)))
     for given in inputs:
         source = Path(os.path.realpath(given))
@@ -153,7 +153,7 @@ def fuse_files(
     Args:
         ir: The first volume, see :func:`read_volume`.
         vis: The second.
-        out: What to write, see :func:`write_volume`; never an input, or in one.
+        out: What to write, see :func:`write_volume`; not an input, nor inside one.
         fuser: As for ``fuse_volumes``.
         series: Which series of a folder, for both sources or a dict by source.
         frame: Which volume of four dimensions, likewise.
@@ -182,7 +182,7 @@ def fuse_files(
 
 
 def _of_folder(chosen: Any, path: str | os.PathLike[str], given: Any) -> Any:
-    """Return the series of a source; one for both is not of a file."""
+    """Return the series of a source; one for both does not apply to a file."""
     return None if not isinstance(given, dict) and not is_folder(path) else chosen
 
 
@@ -195,7 +195,7 @@ def _write_folder(path: Path, files: Iterable[tuple[str, bytes]]) -> Path:
         for name, data in files:
             atomic_write_bytes(scratch / name, data)
         if target.is_dir():
-            target.rmdir()  # which it only is where it is empty
+            target.rmdir()  # works only if it is empty
         os.replace(scratch, target)
     except OSError as error:
         raise ImageFileError(

@@ -35,36 +35,36 @@ if TYPE_CHECKING:
 
 SOURCES = ("ir", "vis")
 FUNCTIONAL = ("PT", "NM")
-"""modalities whose values mean something: PET, and SPECT among nuclear medicine"""
+"""modalities whose values carry meaning: PET, and nuclear medicine, which includes SPECT"""
 JUDGED = 16
-"""slices that the noise is found on"""
+"""slices from which the noise is found"""
 _FLAT = 1.0
-"""gray levels by which a slice has to vary to count"""
+"""gray levels by which a slice must vary to count"""
 _BINS, _LOW, _HIGH = 1 << 16, -1.0, 2.0
-"""of the histogram of fused luma: a bin is a hundredth of a gray level of 255"""
+"""bins and ends of the histogram of fused luma; a bin is a hundredth of a gray level of 255"""
 
 
 @dataclass(frozen=True)
 class FusedVolume:
-    """What two volumes became, and how."""
+    """The fusion of two volumes, and how it was made."""
 
     volume: Volume
     """array [Z, H, W] uint16 (0 to 65535 for black to white), or [Z, H, W, 3] uint8"""
     sources: dict[str, Volume]
-    """as they came in, by "ir" and "vis" """
+    """the original volumes, by "ir" and "vis" """
     grid: str
     """the source whose grid the result is on"""
     ranges: dict[str, tuple[float, float]]
     """black and white of each source, in its units"""
     sigma: dict[str, float]
-    """noise of each that was removed, gray levels of 255; 0 for a clean one"""
+    """noise that was removed from each, gray levels of 255; 0 for a clean one"""
     limits: tuple[float, float]
-    """fused luma that became black and white"""
+    """values of fused luma that became black and white"""
     functional: bool
     """whether a source was taken for a map, such as PET"""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
+        """Return plain types, for JSON."""
         z, height, width = self.volume.shape
         return {
             "slices": z,
@@ -86,7 +86,7 @@ class _Slice(NamedTuple):
     rgb: dict[str, Tensor]
     """of sources with color"""
     holes: dict[str, Tensor]
-    """bool [1, 1, H, W], where a source has no data"""
+    """bool [1, 1, H, W], where a source lacks data"""
 
 
 class _Source:
@@ -97,7 +97,7 @@ class _Source:
         self.colored = placed.volume.colored or colors is not None
 
     def plane(self, z: int) -> tuple[Array, Array]:
-        """Values [C, H, W] float32 in [0, 1], filled where there is no data, and where that is."""
+        """Return values [C, H, W] float32 in [0, 1], filled where missing, and that mask."""
         values = self.placed.plane(z)
         hole: Array = np.isnan(values if values.ndim == 2 else values.sum(2))
         if hole.all():
@@ -139,7 +139,7 @@ def fuse_volumes(
             one) or "data" (a robust one); for both or by source.
         nodata: The value of missing voxels, for both or by source.
         colormap: An OpenCV color map, such as "hot", for ``vis``, or a dict by source.
-        grid: "ir" or "vis": whose grid the result has; the other source is interpolated.
+        grid: "ir" or "vis", the source whose grid the result has; the other is interpolated.
         plane: "axial", "coronal" or "sagittal"; None for the slices as that source has them.
         slices: Which of these, as Python counts them.
         progress: Whether to show a bar.
@@ -191,7 +191,7 @@ class _Run:
         self.ends: tuple[float, float] = (np.inf, -np.inf)
 
     def __call__(self) -> tuple[Array, tuple[float, float]]:
-        """Fuse all slices, then stretch all of them alike."""
+        """Fuse all slices, then stretch all of them equally."""
         count, height, width = self.shape
         with tempfile.TemporaryFile() as file, apart(self.device), torch.inference_mode():
             y = np.memmap(file, np.float32, "w+", shape=self.shape)
@@ -271,7 +271,7 @@ class _Run:
         return np.rint(shown.cpu().numpy()[0].transpose(1, 2, 0) * 255).astype(np.uint8)
 
     def _noise(self, wanted: dict[str, Any]) -> dict[str, float]:
-        """σ of each source, gray levels: the middle of some slices' where it is to be found."""
+        """Return σ of each source in gray levels; the median of some slices if it is sought."""
         return {
             name: self._found_noise(self.sources[name]) if level == "auto" else float(
                 0 if level == "off" else level
@@ -329,7 +329,7 @@ class _Histogram:
 
 
 def _maps(colormap: Any) -> dict[str, str]:
-    """Return the color maps by source; one alone is of the second."""
+    """Return the color maps by source; a single one is for the second."""
     if colormap is None or isinstance(colormap, str):
         return {} if colormap is None else {"vis": colormap}
     found = by_source(colormap, "colormap")
@@ -337,7 +337,7 @@ def _maps(colormap: Any) -> dict[str, str]:
 
 
 def _check_sources(volumes: dict[str, Volume], maps: dict[str, str]) -> None:
-    """Refuse what is no volume, and say where two are not of one patient or place."""
+    """Refuse what is not a volume, and warn if two are not of the same patient or place."""
     for name, volume in volumes.items():
         if not isinstance(volume, Volume):
             raise TypeError(f"{name} is a {type(volume).__name__}; expected a Volume")
@@ -376,7 +376,7 @@ def _check_target(target: Volume, fuser: Fuser, plane: str | None, slices: slice
 
 
 def _functional(volumes: dict[str, Volume], maps: dict[str, str], fuser: Fuser) -> bool | None:
-    """Return whether a source is a map; None if the slices have to be looked at."""
+    """Return whether a source is a map; None if that depends on the slices."""
     wanted = fuser.config.images
     if wanted != "auto":
         return wanted == "functional"

@@ -1,4 +1,4 @@
-"""The libraries of the extra ``medical``, loaded where they are first needed."""
+"""The libraries of the extra ``medical``, loaded when they are first needed."""
 
 from __future__ import annotations
 

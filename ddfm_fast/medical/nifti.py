@@ -15,9 +15,9 @@ from .volume import Volume
 
 SUFFIXES = (".nii", ".nii.gz")
 _SCANNER, _UNKNOWN = 1, 0
-"""codes of what an affine leads to"""
+"""codes of the space to which an affine leads"""
 _WORDS = 79
-"""characters of a header's description"""
+"""most characters of a header's description"""
 _DATA_AT = 352
 """bytes of a header without extensions"""
 
@@ -35,7 +35,7 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         frame: Which volume of a file with four dimensions.
 
     Raises:
-        ImageFileError: The file cannot be read, or is no volume.
+        ImageFileError: The file cannot be read, or is not a volume.
         ImportError: nibabel is missing.
     """
     nib = need("nibabel", f"{path}: reading NIfTI")
@@ -58,7 +58,7 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
             f"{path}: cannot be read as NIfTI ({error or type(error).__name__}); check the file"
         ) from error
     affine = np.asarray(affine, np.float64).copy()
-    affine[:3] *= unit  # in meters or micrometers of some files
+    affine[:3] *= unit  # some files use meters or micrometers
     array = np.ascontiguousarray(array.transpose(2, 1, 0, *range(3, array.ndim)))
     low, high = float(header["cal_min"]), float(header["cal_max"])
     window = (low, high) if low < high and array.ndim == 3 else None
@@ -91,7 +91,7 @@ def _values(image: Any, frame: int | None, name: str) -> np.ndarray[Any, Any]:
 
 
 def checked_frame(frame: int | None, count: int, name: str) -> int:
-    """Return the number of a volume of several; ImageFileError if it is none, or not given."""
+    """Return the number of one of several volumes; ImageFileError if it is wrong or missing."""
     if frame is None:
         raise ImageFileError(
             f"{name}: holds {count} volumes (four dimensions), expected one; choose one with "
@@ -131,6 +131,6 @@ def nifti_bytes(volume: Volume, compress: bool, words: str) -> bytes:
     if not volume.colored:
         header["cal_min"], header["cal_max"] = 0, 1
         header.set_slope_inter(1 / 65535, 0)
-    # by hand, as nibabel's own way works out a slope itself, from the values
+    # by hand, since nibabel would compute a slope of its own from the values
     whole = header.binaryblock.ljust(_DATA_AT, b"\0") + data.tobytes(order="F")
     return gzip.compress(whole, 6, mtime=0) if compress else whole

@@ -10,9 +10,9 @@ from .needs import need
 from .volume import Array, Volume, some_slices
 
 SAME = 1e-3
-"""voxels that corners may differ by for two grids to be one"""
+"""voxels by which corners may differ for two grids to count as one"""
 COARSE = 2.0
-"""times the voxel of the other source, from which a grid loses detail enough to say so"""
+"""multiple of the other source's voxel size from which a grid loses enough detail for a warning"""
 _EDGE = 0.5 + 1e-6
 """voxels from the center of the last one to the end of the field"""
 _VALID = 0.5
@@ -20,11 +20,11 @@ _VALID = 0.5
 
 
 class OnGrid:
-    """A volume as its slices are on a grid, interpolated linearly when they are requested.
+    """A volume on a grid, whose slices are interpolated linearly when they are requested.
 
     Args:
         volume: The source.
-        grid: What has the grid; of its array only the shape counts.
+        grid: The volume with the grid; only the shape of its array counts.
     """
 
     def __init__(self, volume: Volume, grid: Volume):
@@ -40,7 +40,7 @@ class OnGrid:
             self._valid = None if valid.all() else valid
 
     def plane(self, z: int) -> Array:
-        """Slice z of the grid, [H, W] or [H, W, 3] float32, NaN outside of the field."""
+        """Return slice z of the grid, [H, W] or [H, W, 3] float32, NaN outside of the field."""
         if self.same:
             return np.ascontiguousarray(self.volume.array[z])
         return self._interpolated(z)
@@ -93,11 +93,11 @@ def on_one_grid(volumes: dict[str, Volume], grid: str, target: Volume) -> dict[s
 
     Args:
         volumes: By source, "ir" and "vis".
-        grid: The source that the grid is of.
+        grid: The source whose grid it is.
         target: Its volume, perhaps turned and with fewer slices.
 
     Raises:
-        ImageFileError: The two do not overlap, or their places are not known and sizes differ.
+        ImageFileError: The two do not overlap, or their places are unknown and sizes differ.
     """
     other = "vis" if grid == "ir" else "ir"
     mine, theirs = volumes[grid], volumes[other]
@@ -116,7 +116,7 @@ def on_one_grid(volumes: dict[str, Volume], grid: str, target: Volume) -> dict[s
 
 
 def _as_placed(mine: Volume, theirs: Volume) -> Volume:
-    """Return the other volume, on the first one's grid where files do not say where they are."""
+    """Return the other volume, on the first one's grid if files do not state their places."""
     nowhere = " and ".join(v.name for v in (mine, theirs) if not v.placed)
     if mine.shape != theirs.shape:
         raise ImageFileError(

@@ -15,7 +15,7 @@ GRAY = ("MONOCHROME1", "MONOCHROME2")
 
 
 class Frame(NamedTuple):
-    """A frame as it is read."""
+    """A frame as read from the file."""
 
     values: Array
     """[H, W] float32, NaN where the file pads; or RGB [H, W, 3] in [0, 1]"""
@@ -27,7 +27,7 @@ def frames_of(dataset: Any, name: str, window: str | int | None = None) -> list[
     """Decode every frame of a dataset.
 
     Args:
-        dataset: With its pixels.
+        dataset: The dataset, with its pixels.
         name: The file, for errors.
         window: Which of its views, see :func:`.views.chosen`.
 
@@ -49,7 +49,7 @@ def frames_of(dataset: Any, name: str, window: str | int | None = None) -> list[
         raise
     except (
         BaseException
-    ) as error:  # of many types, by the damage; panics of Rust are none of Exception
+    ) as error:  # of many types, by the damage; Rust's panics are not subclasses of Exception
         if not _can_decode(dataset.file_meta.TransferSyntaxUID, pixels):
             raise ImportError(
                 f"{name}: {dataset.file_meta.TransferSyntaxUID.name} is decoded by pylibjpeg with "
@@ -82,7 +82,7 @@ def frames_of(dataset: Any, name: str, window: str | int | None = None) -> list[
 
 
 def _can_decode(syntax: Any, pixels: Any) -> bool:
-    """Return whether a decoder is there; one that nobody has is no matter of installing."""
+    """Return whether a decoder is there, or none exists, so that installing would not help."""
     if not syntax.is_compressed:
         return True
     try:
@@ -92,7 +92,7 @@ def _can_decode(syntax: Any, pixels: Any) -> bool:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the last line of an error: decoders list what each of them says."""
+    """Return the last line of an error: decoders list all of their messages."""
     return ((str(error) or type(error).__name__).splitlines()[-1]).strip()
 
 
@@ -103,7 +103,7 @@ def _of_palette(frame: Array, dataset: Any, pixels: Any) -> Frame:
 
 
 def _holder(dataset: Any, number: int) -> Any:
-    """Return what has the windows of a frame."""
+    """Return the dataset that has the windows of a frame."""
     return _groups(dataset, number).get("FrameVOILUTSequence", dataset)
 
 
@@ -154,7 +154,7 @@ def _groups(dataset: Any, number: int) -> dict[str, Any]:
 
 
 def _transform(dataset: Any, groups: dict[str, Any]) -> tuple[float, float] | None:
-    """Slope and intercept where they are not where ``apply_modality_lut`` looks."""
+    """Return slope and intercept from places where ``apply_modality_lut`` does not look."""
     if (own := groups.get("PixelValueTransformationSequence")) is not None:
         return _rescale(own)
     if "DoseGridScaling" in dataset:
@@ -168,7 +168,7 @@ def _rescale(dataset: Any) -> tuple[float, float]:
 
 
 def _padding(frame: Array, dataset: Any) -> Array | None:
-    """Return where the stored value says that there is no data."""
+    """Return where the stored value means missing data."""
     value = dataset.get("PixelPaddingValue")
     if not isinstance(value, int):
         return None

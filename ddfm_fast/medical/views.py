@@ -1,7 +1,7 @@
 """Which of its values a DICOM file wants seen: windows and tables (VOI LUT), PS3.3 C.11.2.
 
-A file may name several, of which one is seen at a time. Its first window is taken unless another
-view is chosen; a table, where it names no window.
+A file may name several, of which one is shown at a time. Its first window is taken unless another
+view is chosen; if it names no window, its first table.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..files.paths import ImageFileError, few
 from .volume import Array
 
 TABLE = "lut"
-"""the name by which the first table is chosen"""
+"""the name that chooses the first table"""
 _WRAP = 1 << 16
 
 
@@ -52,7 +52,7 @@ def chosen(found: list[View], wanted: str | int | None, name: str) -> View | Non
         name: The file, for the error.
 
     Raises:
-        ImageFileError: There is none of that kind.
+        ImageFileError: There is no such view.
     """
     if wanted is None:
         return found[0] if found else None
@@ -75,12 +75,12 @@ def chosen(found: list[View], wanted: str | int | None, name: str) -> View | Non
 
 
 def by_table(values: Array, item: Any, *, signed: bool, name: str) -> tuple[Array, float]:
-    """Map values by a table; the result, and its white (black is 0).
+    """Map values by a table; return the result, and its white (black is 0).
 
     Args:
-        values: Of the modality, such as Hounsfield units, before any inversion.
-        item: Of VOILUTSequence.
-        signed: Whether they may be negative, which the table's start then may be, too.
+        values: In the modality's units, such as Hounsfield units, before any inversion.
+        item: The item of VOILUTSequence.
+        signed: Whether they may be negative; then the table's start may be, too.
         name: The file, for the error.
 
     Raises:
@@ -105,14 +105,14 @@ def by_table(values: Array, item: Any, *, signed: bool, name: str) -> tuple[Arra
 
 
 def _ends(center: float, width: float, kind: str) -> tuple[float, float]:
-    """Black and white of a window, C.11.2.1.2."""
+    """Return black and white of a window, C.11.2.1.2."""
     if kind == "LINEAR" and width > 1:
         return center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
     return center - width / 2, center + width / 2
 
 
 def _many(value: Any) -> list[float]:
-    """Return one or several numbers, as attributes have them; none where they are none."""
+    """Return the numbers of an attribute, one or several; none if they are not numbers."""
     several = hasattr(value, "__len__") and not isinstance(value, str)
     try:
         return [float(one) for one in (value if several else [value])]

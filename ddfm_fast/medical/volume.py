@@ -19,7 +19,7 @@ ROWS = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}
 
 @dataclass(frozen=True)
 class Origin:
-    """What a DICOM series tells about itself."""
+    """What a DICOM series says about itself."""
 
     header: Any
     """the pydicom ``Dataset`` of a slice from the middle, without pixels"""
@@ -36,8 +36,8 @@ class Volume:
     """
 
     array: Array
-    """[Z, H, W] float32 in the source's units, NaN where there is no data; or RGB [Z, H, W, 3]
-    float32 in [0, 1]; a fused one uint16 or uint8"""
+    """[Z, H, W] float32 in the source's units, NaN where data is missing; or RGB [Z, H, W, 3]
+    float32 in [0, 1]; for a fused volume uint16 or uint8"""
     affine: Array
     """4×4: index (column, row, slice) of a voxel's center → mm in RAS (right, anterior, superior
     grow)"""
@@ -46,9 +46,9 @@ class Volume:
     window: tuple[float, float] | None = None
     """the values that the file wants shown as black and white"""
     name: str = "volume"
-    """for messages"""
+    """name in messages"""
     modality: str = ""
-    """as DICOM has it, such as "CT" or "PT" """
+    """DICOM's code, such as "CT" or "PT" """
     placed: bool = True
     """whether the affine comes from the file, and is not made up"""
     origin: Origin | None = field(default=None, repr=False)
@@ -90,7 +90,7 @@ class Volume:
 def oriented(volume: Volume, plane: str | None) -> Volume:
     """Turn a volume so that its slices are of a plane, without interpolation.
 
-    The nearest axes are taken: slices of an oblique volume stay oblique. Rows and columns go as
+    The nearest axes are taken: slices of an oblique volume stay oblique. Rows and columns run as
     slices are shown in radiology.
 
     Args:
@@ -98,7 +98,7 @@ def oriented(volume: Volume, plane: str | None) -> Volume:
         plane: "axial", "coronal", "sagittal", or None for the slices as they are.
 
     Raises:
-        ValueError: Another plane.
+        ValueError: The plane is another one.
     """
     if plane is None:
         return volume
@@ -154,7 +154,7 @@ def shown(slices: slice) -> str:
 
 
 def parse_slices(text: str | None) -> slice | None:
-    """``START:STOP:STEP`` or the number of one slice as a slice; ValueError otherwise."""
+    """Parse ``START:STOP:STEP`` or the number of one slice; ValueError otherwise."""
     if text is None:
         return None
     try:
@@ -169,5 +169,5 @@ def parse_slices(text: str | None) -> slice | None:
 
 
 def some_slices(count: int, most: int) -> list[int]:
-    """At most so many slices, evenly from all of them."""
+    """Choose at most so many slices, evenly from all of them."""
     return sorted({round(n) for n in np.linspace(0, count - 1, min(count, most))})

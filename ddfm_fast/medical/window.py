@@ -1,4 +1,4 @@
-"""Which values of a volume are black and white, and which mean nothing."""
+"""Which values of a volume are black and white, and which mean missing data."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ..images.ranges import ignored, span
 from .volume import Volume, some_slices
 
 AIR = -1000.0
-"""Hounsfield units: the least that a window found for CT begins at"""
+"""Hounsfield units: lowest start of a window that is found for CT"""
 RANGED = 32
-"""slices that a range is found on"""
+"""slices from which a range is found"""
 
 
 def without(volume: Volume, nodata: Any) -> Volume:
-    """Return a volume with NaN where it has the value that means nothing."""
+    """Return a volume with NaN where it has the value of missing data."""
     nothing = ignored(nodata)
     if nothing is None:
         return volume
@@ -37,7 +37,7 @@ def source_range(volume: Volume, wanted: Any, name: str) -> tuple[float, float]:
         name: "ir" or "vis".
 
     Raises:
-        ValueError: Another setting, or a volume without data.
+        ValueError: The setting is another one, or the volume has no data.
     """
     if volume.colored:
         if wanted is not None and wanted not in ("auto", "data", "dtype"):

@@ -1,10 +1,10 @@
-"""What each part of the method is worth: the same data set fused with one part changed a row.
+"""What each part of the method is worth: the same data set fused with one part changed per row.
 
-The paper's ablation has three parts to take away, and this is what each means here.
+The paper's ablation removes three parts, and this is what each means here.
 
 Without the prior (EM alone): the prior's prediction f̃₀ of each step is replaced by the rectified
-f̂₀ of the step before, and the first one by the mean of the sources. What is left is the EM
-iteration on that mean, as often as the preset has steps; no noise enters.
+f̂₀ of the previous step, and the first one by the mean of the sources. What is left is the EM
+iteration on that mean, as often as the preset has steps; no noise is used.
 
 Without EM (prior alone): the sampler without rectification, f̂₀ = f̃₀. From pure noise such a
 sample would have nothing to do with the sources, so it starts from their mean with the noise of
@@ -52,7 +52,7 @@ def ablation_rows(config: FuseConfig, name: str = "preset") -> list[Row]:
     if config.denoise != "off":
         changed.append(Row("no-denoise", replace(config, denoise="off"), "noise is left in"))
     stepping = config
-    if config.steps == 0:  # which only "saliency" can do
+    if config.steps == 0:  # only "saliency" can do that
         stepping = replace(config, steps=3, start=20)
     changed += [
         Row(
@@ -115,10 +115,10 @@ def ablate(
     """Fuse the data set once per row, into ``out/<row>``, and score the rows side by side.
 
     ``settings``: of :func:`make_fuser`. ``scoring``: ``convention``, ``names`` and ``paper`` of
-    :func:`.evaluation.evaluate`. What is done already is not done again: each folder is
-    one of :func:`.datasets.batch.run_batch`. A pair that some row cannot fuse is left out of all
-    rows; a row that can fuse none is left out itself, with a remark. Returns the evaluation and
-    its methods, for a report; ValueError when nothing is left or the disk is full, and
+    :func:`.evaluation.evaluate`. Finished pairs are not fused again: each folder is one of
+    :func:`.datasets.batch.run_batch`. A pair that some row cannot fuse is left out of all rows; a
+    row that can fuse none is itself left out, with a remark. Returns the evaluation and its
+    methods, for a report. Raises ValueError if nothing is left or the disk is full, and
     BatchInterrupted on Ctrl-C.
     """
     check_scoring(**scoring)

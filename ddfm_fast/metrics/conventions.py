@@ -17,7 +17,7 @@ NAMES = (
 )
 
 LOWER = frozenset({"MSE", "Qcv", "LPIPS", "DISTS"})
-"""metrics of which less is better"""
+"""metrics for which less is better"""
 
 
 def lower(column: str) -> bool:
@@ -29,7 +29,7 @@ WEIGHTED = ("LPIPS", "DISTS")
 """metrics that need an extra and weights which are not shipped"""
 
 ON_REQUEST = ("FMI-pixel", "FMI-gradient", *WEIGHTED)
-"""computed only where they are named: they take longer than all the others together"""
+"""metrics computed only if they are named: they take longer than all others together"""
 
 
 @dataclass(frozen=True)
@@ -216,4 +216,4 @@ CONVENTIONS: dict[str, Convention] = {
         ),
     )
 }
-"""each a toolbox people compare by, or ``sane``; ``definitions`` has the words"""
+"""toolboxes by which people compare, and ``sane``; ``definitions`` has the words"""

@@ -1,7 +1,7 @@
-"""Fused pictures judged by what they are for: objects found in them, and pixels told apart.
+"""Fused pictures judged by their use: objects found in them, and pixels classified.
 
-A small network of torchvision looks at each method's pictures, and at each source alone, and is
-scored against labels. It is the same network for all, so that only the pictures differ.
+A small network of torchvision sees each method's pictures, and each source alone, and is scored
+against labels. It is the same network for all, so that only the pictures differ.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Detection:
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Classes of pixels told by a network, scored against masks; ValueError as of `Detection`."""
+    """Pixel classes predicted by a network, scored against masks; ValueError as `Detection`."""
 
     network: Network
     masks: Masks
@@ -76,7 +76,7 @@ def score_tasks(
 
     Args:
         evaluation: From :func:`.evaluation.evaluate`, of the same items and methods.
-        tasks: What is asked of the pictures.
+        tasks: What the networks look for.
         items: The pairs.
         methods: The methods.
         max_pixels: Limit of an input file, see :func:`.files.reading.read_image`.
@@ -99,7 +99,7 @@ def score_tasks(
 
 @dataclass
 class _Looking:
-    """The pictures that networks look at."""
+    """The pictures that networks see."""
 
     evaluation: Evaluation
     items: Sequence[PairItem]
@@ -113,7 +113,7 @@ class _Looking:
         self.names = [*(m.name for m in self.methods), *ALONE]
 
     def pictures(self, labeled: Any, what: str) -> Iterator[tuple[str, list[np.ndarray]]]:
-        """Yield each pair that has labels with its pictures, uint8 [H, W, 3], by ``names``."""
+        """Yield each labeled pair with its pictures, uint8 [H, W, 3], by ``names``."""
         scored = set(self.evaluation.pairs)
         items = [item for item in self.items if item.name in scored and item.name in labeled]
         if self.progress:
@@ -146,10 +146,10 @@ def _at_once(pictures: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
 def _shared_classes(
     network: Network, classes: Sequence[str], ordered: bool, first: int
 ) -> dict[str, int]:
-    """Give those of the labels' classes that the network knows its number; synonyms may share one.
+    """Map the labels' classes that the network knows to its numbers; synonyms may share one.
 
-    By name where the network's are known, else by order, which the labels then must have.
-    ``first`` is the network's number of the first class.
+    They match by name if the network's names are known, else by order, which the labels must then
+    have. ``first`` is the network's number for the first class.
     """
     if network.classes is None:
         expected = network.outputs - first
@@ -170,7 +170,7 @@ def _shared_classes(
     return found
 
 
-# Detection
+# detection
 
 
 def _evaluator() -> tuple[Any, Any]:
@@ -230,7 +230,7 @@ def _first_names(classes: dict[str, int]) -> dict[int, str]:
 
 
 def _as_coco(found: dict[str, Any], image: int, classes: dict[str, int]) -> list[dict[str, Any]]:
-    """Write what a network found in a picture as COCO does, of the labels' classes alone."""
+    """Convert what a network found in a picture to COCO's form, for the labels' classes only."""
     numbers = set(classes.values())
     boxes = found["boxes"].double().numpy()
     sides = np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
@@ -244,7 +244,7 @@ def _as_coco(found: dict[str, Any], image: int, classes: dict[str, int]) -> list
 
 
 def _ground_truth(truth: Sequence[Objects], classes: dict[str, int]) -> dict[str, Any]:
-    """Write labels as COCO does; pictures are numbered from 1 in their order."""
+    """Convert labels to COCO's form; pictures are numbered from 1 in their order."""
     annotations: list[dict[str, Any]] = []
     for image, objects in enumerate(truth, 1):
         for name, box, ignored in zip(*objects, strict=True):
@@ -274,7 +274,7 @@ def average_precision(truth: dict[str, Any], found: list[dict[str, Any]]) -> dic
         ``mAP50``, ``mAP`` (IoU .5 to .95), and ``classes``: the mAP of each class with objects.
     """
     coco, evaluator = _evaluator()
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints whatever it does
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints everything it does
         known = coco()
         known.dataset = truth
         known.createIndex()
@@ -299,11 +299,11 @@ def average_precision(truth: dict[str, Any], found: list[dict[str, Any]]) -> dic
     return {"mAP50": float(run.stats[1]), "mAP": float(run.stats[0]), "classes": classes}
 
 
-# Segmentation
+# segmentation
 
 
 def _mask_classes(task: Segmentation) -> tuple[list[int], tuple[str, ...]]:
-    """Give of each value of the masks the network's class, −1 for none, and their names."""
+    """Return the network's class for each value of the masks, −1 for none, and their names."""
     network, named = task.network, task.masks.classes
     if not named:  # the masks have the network's own numbers
         own = network.classes or tuple(map(str, range(network.outputs)))
@@ -365,7 +365,7 @@ def _fitting(
 
 
 def confusion(truth: torch.Tensor, told: torch.Tensor, classes: int) -> torch.Tensor:
-    """Count the pixels of each class (row) that were told to be of each (column).
+    """Count the pixels of each class (row) that were predicted to be of each class (column).
 
     Pixels whose class is negative in ``truth`` are left out.
     """
@@ -375,7 +375,7 @@ def confusion(truth: torch.Tensor, told: torch.Tensor, classes: int) -> torch.Te
 
 
 def intersections(counts: torch.Tensor) -> torch.Tensor:
-    """Give each class its intersection over union, NaN for one that is nowhere."""
+    """Return each class's intersection over union, NaN for a class that is nowhere."""
     counts = counts.double()
     both = counts.diagonal()
     return both / (counts.sum(0) + counts.sum(1) - both)

@@ -57,12 +57,12 @@ PAPER_NOTE = (
 
 @dataclass(frozen=True)
 class MethodPictures:
-    """A row of the table: a folder of fused pictures, or with none the baseline of that name."""
+    """A row of the table: a folder of fused pictures or, without one, the baseline of that name."""
 
     name: str
     folder: Path | None = None
     about: str = ""
-    """what it is, in a few words, where the name alone does not say it"""
+    """what it is, in a few words, if the name alone does not say it"""
 
 
 @dataclass
@@ -92,7 +92,7 @@ class Evaluation:
     convention: str
     """a key of ``CONVENTIONS``"""
     pairs: list[str]
-    """pairs that every method has a result for, in order: all means are over these"""
+    """pairs for which every method has a result, in order: all means are over these"""
     methods: list[MethodScores]
     failures: dict[str, str] = field(default_factory=dict)
     """pair → why it was left out, for every method alike"""
@@ -137,7 +137,7 @@ class Evaluation:
 
     @property
     def definitions(self) -> dict[str, str]:
-        """What each of the columns is, in the convention's own words."""
+        """What each column is, in the convention's own words."""
         texts = CONVENTIONS[self.convention].definitions
         worse = {f"{n}_min": f"{n} against the source where it is lower" for n in texts}
         of_tasks = {c: COLUMNS[c] for task in self.tasks for c in task.columns}
@@ -214,7 +214,7 @@ def evaluate(
 
 
 def parse_method(text: str) -> MethodPictures:
-    """``name=folder``, or a folder that is named after itself; ValueError when it is no folder."""
+    """Parse ``name=folder``, or a folder named after itself; ValueError if it is not a folder."""
     name, separator, folder = text.partition("=")
     if not separator or Path(text).is_dir():
         folder, name = text, Path(text).resolve().name
@@ -320,7 +320,7 @@ def _check_methods(items: Sequence[PairItem], methods: Sequence[MethodPictures])
 
 
 def _listing(folder: Path) -> dict[str, list[Path]]:
-    """Images in a folder and below, by relative path without the suffix."""
+    """List images in a folder and below, by relative path without the suffix."""
     found: dict[str, list[Path]] = {}
     for path in image_files(sorted(folder.rglob("*"))):
         found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)

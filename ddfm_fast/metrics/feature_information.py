@@ -1,4 +1,4 @@
-"""Feature mutual information, FMI: how much 3 × 3 windows of two pictures tell of each other.
+"""Feature mutual information, FMI: how much 3 × 3 windows of two pictures tell about each other.
 
 Haghighat, Aghagolzadeh and Seyedarabi 2011, in the form of "Fast-FMI" (Haghighat and Razian 2014).
 Nine values of a window, stretched to 0..1 and divided by their sum, are taken as a distribution
@@ -23,7 +23,7 @@ def pixel_information(planes: Tensor, _convention: Convention) -> Tensor:
 
 
 def gradient_information(planes: Tensor, _convention: Convention) -> Tensor:
-    """Of the horizontal derivative alone, as in the public code: central, one-sided at edges."""
+    """Use only the horizontal derivative, as the public code does: central, one-sided at edges."""
     return _information(torch.gradient(planes, dim=-1)[0])
 
 
@@ -34,7 +34,7 @@ def _information(features: Tensor) -> Tensor:
 
 
 def _terms(features: Tensor) -> Tensor:
-    """Sums over the windows of what fused and each source share, [N, 2]."""
+    """Sum over the windows what fused and each source share, [N, 2]."""
     height, width = (n - _SIDE + 1 for n in features.shape[-2:])
     places = [(row, column) for column in range(_SIDE) for row in range(_SIDE)]
     windows = torch.stack([features[..., r : r + height, c : c + width] for r, c in places], 2)
@@ -52,9 +52,10 @@ def _terms(features: Tensor) -> Tensor:
 
 
 def _joint_entropy(f: Tensor, s: Tensor, flat: Tensor) -> Tensor:
-    """Of densities [N, 1 and 2, 9, h, w], in nats [N, 2, h, w]; a flat window correlates with none.
+    """Compute the joint entropy of densities [N, 1 and 2, 9, h, w], in nats [N, 2, h, w].
 
-    In rows of the 9 × 9 places, which keeps the temporaries small.
+    A flat window correlates with none. Computing row by row of the 9 × 9 places keeps the
+    temporaries small.
     """
     reach_f, reach_s = f.cumsum(2), s.cumsum(2)
     correlation = torch.where(flat, 0.0, _correlation(f, s))
@@ -84,14 +85,14 @@ def _joint_entropy(f: Tensor, s: Tensor, flat: Tensor) -> Tensor:
 
 
 def _correlation(f: Tensor, s: Tensor) -> Tensor:
-    """Pearson's, of the densities as nine pairs of values."""
+    """Compute Pearson's correlation of the densities as nine pairs of values."""
     f, s = f - 1 / _PLACES, s - 1 / _PLACES
     norm = ((f * f).sum(2) * (s * s).sum(2)).sqrt()
     return torch.where(norm > 0, (f * s).sum(2) / norm, 0.0)
 
 
 def _variance(density: Tensor) -> Tensor:
-    """Of the place, 1 to 9, under the density."""
+    """Compute the variance of the place, 1 to 9, under the density."""
     place = torch.arange(1, _PLACES + 1, dtype=density.dtype, device=density.device)
     place = place.view(-1, 1, 1)
     return (place**2 * density).sum(2) - (place * density).sum(2) ** 2

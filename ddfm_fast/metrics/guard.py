@@ -57,6 +57,6 @@ def near_copy(fused: Any, ir: Any, vis: Any) -> str | None:
 
 
 def _affine_psnr(fused: Tensor, cc: Tensor) -> Tensor:
-    """PSNR in dB after the best affine fit, whose error is (1 − CC²) of fused's variance."""
+    """Return PSNR in dB after the best affine fit, whose error is (1 − CC²) of fused's variance."""
     error = fused.var(correction=0) * (1 - cc**2)
     return 10 * torch.log10(255.0**2 / error.clamp(min=1e-6))

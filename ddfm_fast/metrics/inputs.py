@@ -1,4 +1,4 @@
-"""What callers hold, as luma planes that the metrics can trust."""
+"""Callers' images as luma planes that the metrics can trust."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def to_luma(image: np.ndarray) -> Tensor:
         Float64 [H, W], 0..255.
 
     Raises:
-        TypeError: Another container or dtype.
-        ValueError: Another shape.
+        TypeError: The container or dtype is another one.
+        ValueError: The shape is another one.
     """
     if not isinstance(image, np.ndarray):
         raise TypeError(
@@ -49,7 +49,7 @@ def to_luma(image: np.ndarray) -> Tensor:
 
 
 def to_triple(fused: Any, ir: Any, vis: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Check three images; tensors [N, 1, H, W] on fused's device, of their own dtypes."""
+    """Check three images; return tensors [N, 1, H, W] on fused's device, with their dtypes."""
     given = {"fused": fused, "ir": ir, "vis": vis}
     tensors = {name: _to_tensor(image, name) for name, image in given.items()}
     shape = tensors["fused"].shape

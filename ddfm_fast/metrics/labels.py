@@ -18,9 +18,9 @@ from ..files.paths import few, image_files
 from ..files.reading import DEFAULT_MAX_PIXELS, pillow_limit_lifted
 
 CLASSES = "classes.txt"
-"""the file beside labels that names their classes, one a line"""
+"""the file beside labels that names their classes, one per line"""
 IGNORED = 255
-"""the value of a mask's pixel that no class is asked of"""
+"""the value of a mask's pixel that does not count"""
 _MOST_BYTES = 1 << 28
 _EXPECTED = (
     "expected a JSON file of COCO's form, or a folder of .xml files (VOC) or of .txt files (YOLO, "
@@ -37,7 +37,7 @@ class Objects(NamedTuple):
     boxes: np.ndarray
     """float64 [N, 4]: left, top, right, bottom, in pixels from the picture's corner"""
     ignored: list[bool]
-    """which count neither as hit nor as miss: crowds, and what is difficult"""
+    """objects that count neither as hit nor as miss: crowds, and difficult ones"""
 
 
 class Marked(NamedTuple):
@@ -45,10 +45,10 @@ class Marked(NamedTuple):
 
     objects: Objects
     size: tuple[float, float] | None
-    """(width, height) of the picture that was labeled; where it is None, boxes are parts of it"""
+    """(width, height) of the labeled picture; if None, boxes are in fractions of it"""
 
     def within(self, width: int, height: int) -> Objects:
-        """Give the objects of a picture of this size; ValueError where another was labeled."""
+        """Return the objects in a picture of this size; ValueError if another size was labeled."""
         if self.size is None:
             return self.objects._replace(boxes=self.objects.boxes * [width, height, width, height])
         if self.size != (width, height):
@@ -64,7 +64,7 @@ class Labels(NamedTuple):
 
     classes: tuple[str, ...]
     ordered: bool
-    """whether the order of the classes is the labels' own, and no alphabet's"""
+    """whether the order of the classes is the labels' own, not alphabetical"""
     pairs: dict[str, Marked]
     """by the name of the pair; those without labels are left out"""
 
@@ -73,7 +73,7 @@ class Masks(NamedTuple):
     """Pictures of classes of a data set."""
 
     classes: tuple[str, ...]
-    """of the values from 0; empty where nothing names them"""
+    """of the values from 0; empty if nothing names them"""
     files: dict[str, Path]
     """by the name of the pair"""
 
@@ -117,7 +117,7 @@ def read_boxes(place: Path, items: Sequence[PairItem]) -> Labels:
 
 
 def read_masks(folder: Path, items: Sequence[PairItem]) -> Masks:
-    """Find the pictures of classes, called as boxes' files are; ValueError where there are none."""
+    """Find the pictures of classes, named like boxes' files; ValueError if there are none."""
     if not folder.is_dir():
         raise ValueError(f"masks are {folder}; expected a folder of pictures of classes")
     files: dict[str, Path] = {}
@@ -139,7 +139,7 @@ _Read = Callable[
 
 
 def _kind_of(place: Path) -> tuple[_Read, list[Path]]:
-    """Tell how to read labels, and which files, by the suffixes that there are."""
+    """Return how to read labels, and which files, by the suffixes found."""
     if place.is_file() and place.suffix.lower() == ".json":
         return _coco, [place]
     if not place.is_dir():
@@ -187,7 +187,7 @@ def _add(found: dict[str, Found], key: str, value: Found, path: Path) -> None:
 
 
 def _by_pair(found: Mapping[str, Found], items: Sequence[PairItem]) -> dict[str, Found]:
-    """Give each pair the entry of its name, else of its stem where that is unique on both sides."""
+    """Give each pair the entry of its name, else of its stem if that is unique on both sides."""
     stems = Counter(item.name.rpartition("/")[2] for item in items)
     ends = Counter(key.rpartition("/")[2] for key in found)
     by_stem = {s: v for k, v in found.items() if ends[s := k.rpartition("/")[2]] == 1}

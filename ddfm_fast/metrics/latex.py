@@ -24,8 +24,8 @@ def latex(
     Args:
         evaluation: From :func:`.evaluation.evaluate`.
         caption: Under the table.
-        headings: Of the columns.
-        rows: Label and cells, formatted: of the methods in their order, then others.
+        headings: The columns' headings.
+        rows: Label and formatted cells: the methods in their order, then others.
     """
     best, columns = marked(evaluation), evaluation.columns
     names = [m.name for m in evaluation.methods]
@@ -64,7 +64,7 @@ def _task_table(task: TaskScores) -> list[str]:
 
 
 def _table(headings: list[str], rows: list[list[str]], caption: str) -> list[str]:
-    """``rows``: of labels that are to be escaped and cells that are LaTeX."""
+    """Write one table; ``rows``: labels that must be escaped, and cells that are LaTeX."""
     return [
         "\\begin{table}",
         "\\centering",

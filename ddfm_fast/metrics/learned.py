@@ -1,6 +1,6 @@
 """LPIPS and DISTS, by the packages of their authors; nothing is downloaded.
 
-Both see through a network of torchvision, whose weights must lie where ``torch.hub`` keeps them.
+Both use a network of torchvision, whose weights must be where ``torch.hub`` keeps them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class _Network(NamedTuple):
     """the file of torchvision's weights"""
     make: Callable[[], torch.nn.Module]
     scale: float
-    """values of 0..1 times this, plus ``shift``, are what it takes"""
+    """it takes values of 0..1 times this, plus ``shift``"""
     shift: float
 
 
@@ -43,11 +43,11 @@ _NETWORKS = {
 
 
 def distance(planes: Tensor, _convention: Convention, *, name: str) -> Tensor:
-    """Of fused from each source, [N, 2], in float32; luma three times stands for color.
+    """Compute the distance of fused from each source, [N, 2], in float32; luma is used three times.
 
     Raises:
         ImportError: The package is missing.
-        ValueError: The weights are.
+        ValueError: The weights are missing.
     """
     network = _loaded(name, planes.device, torch.hub.get_dir())
     facts = _NETWORKS[name]
@@ -73,7 +73,7 @@ def _loaded(name: str, device: torch.device, hub: str) -> torch.nn.Module:
     facts = _NETWORKS[name]
     try:
         import_module(facts.package)
-    except (ImportError, RuntimeError) as error:  # the latter: torchvision of another PyTorch
+    except (ImportError, RuntimeError) as error:  # RuntimeError: torchvision for another PyTorch
         raise ImportError(
             f"{name} needs {facts.package}, which cannot be imported ({error}); "
             "pip install 'ddfm_fast[metrics]'"

@@ -17,7 +17,7 @@ from torch import Tensor
 from .conventions import Convention, SsimWindow
 
 SMALLEST = {"VIF": 41, "MS-SSIM": 176, "LPIPS": 32, "DISTS": 32}
-"""least height and width that leave a window at the coarsest scale; others: MIN_SIZE"""
+"""least height and width that leave a window at the coarsest scale; for others MIN_SIZE"""
 
 PSNR_LIMIT = 100.0
 
@@ -95,7 +95,7 @@ def _sum(terms: list[Tensor]) -> Tensor:
 
 
 def _local_moments(planes: Tensor, size: int, sigma: float | None) -> tuple[Tensor, ...]:
-    """Local means, variances and covariances: mean_f, mean_s, var_f, var_s, cov.
+    """Compute local means, variances and covariances: mean_f, mean_s, var_f, var_s, cov.
 
     planes must be near 0 (see ``_centered``): E[x²] − E[x]² loses the digits of a large mean.
     """
@@ -107,13 +107,13 @@ def _local_moments(planes: Tensor, size: int, sigma: float | None) -> tuple[Tens
 
 
 def _centered(planes: Tensor) -> tuple[Tensor, Tensor]:
-    """Planes less their rounded mean, and that mean [N, 3, 1, 1]: whole gray levels stay whole."""
+    """Return planes minus their rounded mean, and that mean [N, 3, 1, 1]: whole levels stay so."""
     middle = planes.mean((-2, -1), keepdim=True).round()
     return planes - middle, middle
 
 
 def histograms(levels: Tensor, bins: int) -> Tensor:
-    """Exact counts [N, bins] (int64) of integer levels [N, ...] in 0..bins − 1."""
+    """Count exactly [N, bins] (int64) the integer levels [N, ...] in 0..bins − 1."""
     images = len(levels)
     index = levels.reshape(images, -1)
     if images > 1:
@@ -122,7 +122,7 @@ def histograms(levels: Tensor, bins: int) -> Tensor:
 
 
 def entropy(counts: Tensor, base: float) -> Tensor:
-    """Shannon entropy of integer histograms: [..., bins] → [...]."""
+    """Compute Shannon entropy of integer histograms: [..., bins] → [...]."""
     share = counts.double() / counts.sum(-1, keepdim=True)
     return torch.special.entr(share).sum(-1) / math.log(base)
 
@@ -164,7 +164,7 @@ def normalized_information(planes: Tensor, convention: Convention) -> Tensor:
 
 
 def _information(planes: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
-    """MI of fused with each source, and the sums of their entropies, both [N, 2]."""
+    """Compute MI of fused with each source, and the sums of their entropies, both [N, 2]."""
     levels = (stretched(planes) if convention.mi_rescale else planes.round()).long()
     joint = histograms((levels[:, :1] * 256 + levels[:, 1:]).flatten(0, 1), 256 * 256)
     joint = joint.view(-1, 2, 256, 256)
@@ -193,7 +193,7 @@ def visual_information_fidelity(planes: Tensor, _convention: Convention) -> Tens
 
 
 def _vif_terms(planes: Tensor, size: int) -> Tensor:
-    """Information kept and information there, [2, N, 2], summed over the windows."""
+    """Sum the kept and the existing information over the windows, [2, N, 2]."""
     _, _, var_f, var_s, cov = _local_moments(planes, size, size / 5)
     usable = (var_s >= _VIF_FLOOR) & (var_f >= _VIF_FLOOR) & (cov > 0)
     gain = torch.where(usable, cov / (var_s + _VIF_FLOOR), 0.0)
@@ -225,7 +225,7 @@ def edge_preservation(planes: Tensor, convention: Convention) -> tuple[Tensor, T
 
 
 def sobel(padded: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient strength, and atan of vertical over horizontal, π/2 where the latter is 0."""
+    """Return gradient strength, and atan of vertical over horizontal, π/2 where that is 0."""
     d_columns = padded[..., 2:] - padded[..., :-2]
     d_rows = padded[..., :-2, :] - padded[..., 2:, :]
     x = d_columns[..., :-2, :] + d_columns[..., 2:, :] + 2 * d_columns[..., 1:-1, :]
@@ -235,7 +235,7 @@ def sobel(padded: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _edge_terms(strength: Tensor, angle: Tensor, equal: float | None) -> Tensor:
-    """Preserved and present edge strength of each source, float64 [2, N, 2], over the pixels."""
+    """Sum preserved and present edge strength of each source over pixels, float64 [2, N, 2]."""
     strength_f, strength_s = strength[:, :1], strength[:, 1:]
     ratio = torch.minimum(strength_f, strength_s) / torch.maximum(strength_f, strength_s)
     of_equals = torch.ones_like(strength_f) if equal is None else equal * strength_f
@@ -263,7 +263,7 @@ def multi_scale_similarity(planes: Tensor, _convention: Convention) -> Tensor:
 
 
 def _ssim(planes: Tensor, window: SsimWindow) -> Tensor:
-    """Mean SSIM and the mean of its contrast-structure factor, [2, N, 2]."""
+    """Return the mean SSIM and the mean of its contrast-structure factor, [2, N, 2]."""
     planes, middle = _centered(planes)
     if window.replicate:
         planes = F.pad(planes, (window.size // 2,) * 4, mode="replicate")
@@ -284,7 +284,7 @@ def _ssim_terms(planes: Tensor, middle: Tensor, window: SsimWindow) -> Tensor:
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, over the last two axes; 0 where either side is constant."""
+    """Compute Pearson's correlation over the last two axes; 0 where either side is constant."""
     a, b = (p - p.mean((-2, -1), keepdim=True) for p in (a, b))
     norm = (a.square().sum((-2, -1)) * b.square().sum((-2, -1))).sqrt()
     defined = norm > 1e-9 * a.shape[-2:].numel()
@@ -311,7 +311,7 @@ def squared_error(planes: Tensor, convention: Convention) -> Tensor:
 def peak_ratio(planes: Tensor, convention: Convention) -> tuple[Tensor, Tensor]:
     """PSNR of the pair [N] (from the mean of the two errors) and of each source [N, 2], in dB.
 
-    Kept in ±100 dB, where an identical image would give infinity.
+    It is limited to ±100 dB, since an identical image would give infinity.
     """
     error = squared_error(planes, convention)
     peak = planes[:, 0].amax((-2, -1)) if convention.psnr_peak is None else convention.psnr_peak

@@ -25,7 +25,7 @@ class Known(NamedTuple):
     enum: str
     """where its published weights are described"""
     head: str
-    """a weight whose first dimension is that of the classes, ``share`` times"""
+    """a weight whose first dimension is the number of classes times ``share``"""
     share: int
 
 
@@ -55,21 +55,21 @@ KNOWN = {
 
 
 class Absent(Exception):
-    """Something that a machine may lack: a package, or published weights. Says how to get it."""
+    """A package or published weights are missing; the message says how to get them."""
 
 
 class Network(NamedTuple):
     """A network with its weights."""
 
     name: str
-    """of the network, and of the file where that is one's own"""
+    """of the network, and of the user's own file if there is one"""
     module: Any
     classes: tuple[str, ...] | None
-    """that it tells apart, the background first; None where only their number is known"""
+    """classes that it distinguishes, the background first; None if only their number is known"""
     outputs: int
-    """how many classes it tells apart, with the background"""
+    """how many classes it distinguishes, with the background"""
     transform: Any
-    """what the published weights of a segmentation want done to a picture"""
+    """how the published weights of a segmentation want a picture prepared"""
     device: torch.device
 
     @torch.inference_mode()
@@ -80,7 +80,7 @@ class Network(NamedTuple):
 
     @torch.inference_mode()
     def segment(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """Tell the class of every pixel, int64 [N, H, W], of some uint8 [H, W, 3] pictures."""
+        """Classify every pixel, int64 [N, H, W], of some uint8 [H, W, 3] pictures."""
         given = self.transform(torch.stack([self._tensor(picture) for picture in pictures]))
         logits = self.module(given)["out"]
         size = pictures[0].shape[:2]
@@ -96,14 +96,14 @@ def load_network(text: str, task: str, device: str | torch.device = "cpu") -> Ne
     """Load ``NAME``, with the published weights in the cache of torch.hub, or ``NAME=FILE``.
 
     Args:
-        text: A key of `KNOWN`, and the file of one's own weights: a state dict as torch.save or
-            safetensors write it, of any number of classes.
+        text: A key of `KNOWN`, and maybe the file of one's own weights: a state dict as torch.save
+            or safetensors write it, with any number of classes.
         task: "detection" or "segmentation".
         device: Where it works.
 
     Raises:
-        ValueError: No network of that task, or a file that does not hold its weights.
-        Absent: torchvision, or the published weights, are not there.
+        ValueError: There is no such network for the task, or the file does not hold its weights.
+        Absent: torchvision or the published weights are missing.
     """
     name, separator, given = text.partition("=")
     names = [key for key, known in KNOWN.items() if known.task == task]
@@ -193,6 +193,6 @@ _SAME = (
 
 
 def plain_name(name: str) -> str:
-    """Write the name of a class so that spelling and synonyms do not tell two apart."""
+    """Normalize the name of a class, so that spelling and synonyms make no difference."""
     bare = re.sub(r"[\s_\-]", "", name.lower()).replace("ll", "l")  # British and American
     return next((same[0] for same in _SAME if bare in same), bare)

@@ -59,7 +59,7 @@ def regional_error(planes: Tensor, _convention: Convention) -> tuple[Tensor, Ten
 
 
 def _cycles(planes: Tensor, per: int) -> Tensor:
-    """Cycles per picture of each coefficient of an FFT, over ``per``: [H, W]."""
+    """Return cycles per picture of each coefficient of an FFT, over ``per``: [H, W]."""
     height, width = planes.shape[-2:]
     v, u = (
         torch.fft.fftfreq(n, dtype=torch.float64, device=planes.device) * (n / per)
@@ -69,20 +69,20 @@ def _cycles(planes: Tensor, per: int) -> Tensor:
 
 
 def _filtered(planes: Tensor, response: Tensor) -> Tensor:
-    """Plane by plane, so that a picture gets what it gets alone."""
+    """Filter plane by plane, so that a picture gets the same result in a batch as alone."""
     found = [torch.fft.ifft2(torch.fft.fft2(p) * response).real for p in planes.flatten(0, 1)]
     return torch.stack(found).view_as(planes)
 
 
 def _mass(sigma: float) -> float:
-    """Return what the public code's Gaussian, cut off at its window and not normalized, sums to."""
+    """Return the sum of the public code's Gaussian, cut off at its window and not normalized."""
     half = _WINDOW // 2
     line = sum(math.exp(-(x**2) / (2 * sigma**2)) for x in range(-half, half + 1))
     return line**2 / (2 * math.pi * sigma**2)
 
 
 def _blocks(planes: Tensor) -> Tensor:
-    """Sums over blocks of 16 × 16, with zeros beyond the lower and right edges."""
+    """Sum over blocks of 16 × 16, with zeros beyond the lower and right edges."""
     height, width = planes.shape[-2:]
     planes = F.pad(planes, (0, -width % _BLOCK, 0, -height % _BLOCK))
     return planes.unfold(-2, _BLOCK, _BLOCK).unfold(-2, _BLOCK, _BLOCK).sum((-2, -1))

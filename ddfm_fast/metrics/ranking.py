@@ -36,14 +36,14 @@ class Ranks(NamedTuple):
     mean: list[float]
     """of each method"""
     p: float
-    """of Friedman's test: the chance of such ranks where the methods are equally good"""
+    """of Friedman's test: the chance of such ranks if the methods are equally good"""
 
 
 def marked(evaluation: Evaluation) -> dict[str, Marks]:
     """Name the best and the second best mean of each column; equal means share a mark.
 
-    A method most of whose results are nearly copies of a source stands out of the contest. Of one
-    method alone nothing is marked, and nothing where all are equal.
+    A method most of whose results are near copies of a source does not compete. Nothing is marked
+    for a single method, nor if all are equal.
     """
     fair = [m for m in evaluation.methods if not _copies(m, len(evaluation.pairs))]
     found: dict[str, Marks] = {}
@@ -65,7 +65,7 @@ def _copies(method: MethodScores, pairs: int) -> bool:
 
 
 def ranks(evaluation: Evaluation, column: str) -> Ranks | None:
-    """Rank the methods by a column, pair by pair; None for one method or one pair alone.
+    """Rank the methods by a column, pair by pair; None for a single method or pair.
 
     Friedman's chi-square with the correction for ties, as ``scipy.stats.friedmanchisquare`` has it.
     """
@@ -86,7 +86,7 @@ def ranks(evaluation: Evaluation, column: str) -> Ranks | None:
 
 
 def _ranked(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1, ties sharing their mean."""
+    """Return ranks from 1; ties share their mean."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
     return (last - (count - 1) / 2)[place]
@@ -109,9 +109,9 @@ def critical_difference(methods: int, pairs: int) -> float | None:
 def groups(evaluation: Evaluation, found: Ranks) -> list[list[str]]:
     """Group the methods that Nemenyi's test does not tell apart, best mean rank first.
 
-    Each group is as large as it can be, so that a method may be in several; two methods differ
-    where no group has both. All are one group where Friedman's test tells none apart; the list is
-    empty if there is no critical difference.
+    Each group is as large as possible, so a method may be in several; two methods differ if no
+    group has both. All are one group if Friedman's test finds no difference; the list is empty if
+    there is no critical difference.
     """
     names = [m.name for m in evaluation.methods]
     far = critical_difference(len(names), len(evaluation.pairs))
@@ -131,7 +131,7 @@ def groups(evaluation: Evaluation, found: Ranks) -> list[list[str]]:
 def letters(evaluation: Evaluation, column: str) -> list[str]:
     """Give each method the letters of its groups, "a" the best: those that share none differ.
 
-    Empty where Friedman's test tells the methods apart in no way, or there is no Nemenyi's.
+    Letters are empty if Friedman's test finds no difference, or if Nemenyi's cannot be done.
     """
     none = ["" for _ in evaluation.methods]
     if (found := ranks(evaluation, column)) is None or found.p >= 0.05:

@@ -153,7 +153,7 @@ def _panel(evaluation: Evaluation, pair: str, pictures: str, position: str) -> s
 
 
 def _html_table(evaluation: Evaluation, rows, label: str, first: str = "method") -> str:
-    """``rows``: (class, label as HTML, cells as text); ``first``: heading of the labels."""
+    """Make a table; ``rows``: (class, label as HTML, cells); ``first``: heading of the labels."""
     texts = evaluation.definitions
     head = "".join(
         f'<th scope="col" title="{escape(texts.get(c, ""))}">{escape(shown)}</th>'
@@ -176,7 +176,7 @@ def _scrolled(label: str, head: str, body: str) -> str:
 
 
 def _ranks(evaluation: Evaluation) -> str:
-    """The mean ranks with Nemenyi's groups, and what they mean; empty where there are none."""
+    """Show the mean ranks with Nemenyi's groups, and what they mean; empty if there are none."""
     if not (sentences := verdict(evaluation)):
         return ""
     rows = [("", escape(name), cells) for name, *cells in rank_rows(evaluation)]
@@ -187,7 +187,7 @@ def _ranks(evaluation: Evaluation) -> str:
 
 
 def _task(evaluation: Evaluation, task: TaskScores) -> str:
-    """What a network found in the pictures."""
+    """Show what a network found in the pictures."""
     texts = evaluation.definitions
     _, *rows = text_rows(task)
     head = "".join(

@@ -94,7 +94,7 @@ def compute(
 
 
 def smallest_size(name: str) -> int:
-    """Return the least height and width, in pixels, that metric ``name`` is defined for."""
+    """Return the least height and width, in pixels, for which metric ``name`` is defined."""
     return measures.SMALLEST.get(name, MIN_SIZE)
 
 

@@ -43,7 +43,7 @@ def render(evaluation: Evaluation, format: str = "table", *, per_image: bool = F
         per_image: Add a row for each pair and method.
 
     Raises:
-        ValueError: An unknown format.
+        ValueError: The format is unknown.
     """
     if format not in _RENDERERS:
         raise ValueError(f"format is {format!r}; expected one of {', '.join(_RENDERERS)}")
@@ -59,7 +59,7 @@ def write_table(
 
 
 def format_value(value: float | None, column: str) -> str:
-    """Format with two digits for what is in gray levels or dB, else three; a dash for None."""
+    """Format with two digits if the unit is gray levels or dB, else three; a dash for None."""
     if value is None or not math.isfinite(value):
         return "–" if value is None or math.isnan(value) else "∞"
     return f"{value:.2f}" if column in _COARSE else f"{value:.3f}"
@@ -195,12 +195,12 @@ def _emphasized(cell: str, best: bool, second: bool) -> str:
 
 
 def _plain(name: str) -> str:
-    """Return a name of the user's so that Markdown shows it as it is."""
+    """Escape a name of the user's so that Markdown shows it as it is."""
     return re.sub(r"([\\`*_\[\]<>|~])", r"\\\1", name)
 
 
 def rank_rows(evaluation: Evaluation) -> list[list[str]]:
-    """Give each method's mean ranks and the letters of its groups; a dash where it has none."""
+    """Give each method's mean ranks and the letters of its groups; a dash if it has none."""
     columns = []
     for column in evaluation.columns:
         found, marks = ranks(evaluation, column), letters(evaluation, column)
@@ -266,7 +266,7 @@ FORMATS = {name: renderer.suffix for name, renderer in _RENDERERS.items()}
 
 
 def as_dict(evaluation: Evaluation, *, per_image: bool = False) -> dict[str, Any]:
-    """Collect everything, for JSON; what is not finite is None."""
+    """Collect everything for JSON, with None for values that are not finite."""
 
     def finite(value: float) -> float | None:
         return float(value) if math.isfinite(value) else None

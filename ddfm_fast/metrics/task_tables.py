@@ -26,7 +26,7 @@ def csv_columns(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def csv_cells(evaluation: Evaluation, row: str) -> list[float | str]:
-    """Give the scores of a method or a source under `csv_columns`; empty where it has none."""
+    """Give the scores of a method or a source under `csv_columns`; empty if it has none."""
     return [
         task.rows.get(row, {}).get(column, "")
         for task in evaluation.tasks
@@ -35,13 +35,13 @@ def csv_cells(evaluation: Evaluation, row: str) -> list[float | str]:
 
 
 def sources(evaluation: Evaluation) -> list[str]:
-    """Name the rows of tasks that are no methods: the sources alone."""
+    """Name the rows of tasks that are not methods: the sources alone."""
     methods = {m.name for m in evaluation.methods}
     return list(dict.fromkeys(r for t in evaluation.tasks for r in t.rows if r not in methods))
 
 
 def as_dicts(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Collect everything, for JSON; what is not finite is None."""
+    """Collect everything for JSON, with None for values that are not finite."""
 
     def finite(row: dict[str, float]) -> dict[str, float | None]:
         return {name: value if math.isfinite(value) else None for name, value in row.items()}

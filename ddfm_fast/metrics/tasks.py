@@ -10,7 +10,7 @@ COLUMNS = {
     "mAP": "the same, averaged over IoUs of .5, .55, … .95",
     "mIoU": "mean over the labeled classes of intersection over union, of all pixels of all pairs",
 }
-"""the columns, and what they are; of all more is better"""
+"""the columns, and what they are; for all of them more is better"""
 
 
 @dataclass
@@ -20,9 +20,9 @@ class TaskScores:
     task: str
     """"detection" or "segmentation" """
     network: str
-    """the network's name, and the file of its weights where it is one's own"""
+    """the network's name, and the file of its weights if it is the user's own"""
     scored: str
-    """over what: how many pairs and objects, of which classes"""
+    """what was scored: how many pairs and objects, of which classes"""
     rows: dict[str, dict[str, float]]
     """column → score, by method and then by source"""
     classes: dict[str, dict[str, float]]
@@ -41,7 +41,7 @@ class TaskScores:
         return f"{self.task} by {self.network}, {self.scored}"
 
     def marks(self, row: str) -> dict[str, str]:
-        """Of a row the columns where it is "best" or "second"; equal scores share a mark."""
+        """Return the columns in which a row is "best" or "second"; equal scores share a mark."""
         found = {}
         for column in self.columns:
             scores = {x for r in self.rows.values() if math.isfinite(x := r[column])}

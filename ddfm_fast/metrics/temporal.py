@@ -1,7 +1,7 @@
 """How steady a fused video is: the flow-warped error, and flicker, its part beyond the sources'.
 
-Both are mean absolute gray levels (0..255) per pixel, of each frame against the frame before it; 0
-is best. They say nothing about sharpness: a gray screen has neither. Read them beside
+Both are mean absolute gray levels (0..255) per pixel between each frame and the previous one; 0 is
+best. They say nothing about sharpness: a gray screen has neither. Read them together with
 ``metrics.compute`` of single frames.
 """
 
@@ -86,7 +86,7 @@ def read_frames(*videos: Iterable[Any]):
 
 
 def _changes(before: np.ndarray, now: np.ndarray, finder) -> tuple[float, float]:
-    """Flicker and warped error of a frame, planes (fused, ir, vis) [3, H, W]."""
+    """Compute flicker and warped error of a frame, planes (fused, ir, vis) [3, H, W]."""
     a, b = (np.rint((p[1] + p[2]) / 2).astype(np.uint8) for p in (before, now))
     backward, forward = finder.calc(b, a, None), finder.calc(a, b, None)
     there = warp(forward, backward)
@@ -104,7 +104,7 @@ def _changes(before: np.ndarray, now: np.ndarray, finder) -> tuple[float, float]
 def warp(picture: np.ndarray, flow: np.ndarray) -> np.ndarray:
     """Return the picture [H, W] or [H, W, C] sampled at (x + dx, y + dy) of the flow [H, W, 2].
 
-    Bilinear, edges repeated.
+    Sampling is bilinear, with edges repeated.
     """
     rows, columns = np.indices(flow.shape[:2], dtype=np.float32)
     at = (columns + flow[..., 0], rows + flow[..., 1])

@@ -1,8 +1,8 @@
 """BiSWE and MS2R, by which VF-Bench (Zhao et al. 2025) compares fused videos; 0 is best of both.
 
 Formulas are its public evaluator's. Its optical flow is a network (SEA-RAFT) that is not shipped
-here: scores by another flow, such as the default's, stand beside each other and not beside the
-paper's.
+here: scores by another flow, such as the default's, can be compared with each other, but not with
+the paper's.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from .temporal import read_frames
 
 NAMES = ("BiSWE", "MS2R")
 FLOW_TOLERANCE = 1.0
-"""pixels by which the flow there and back may miss where a pixel still counts as seen"""
+"""pixels by which the flow there and back may miss for a pixel to count as seen"""
 
 Flow = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class _Flows(NamedTuple):
-    """Of fused, ir and vis between two frames that follow each other, [3, H, W, 2]."""
+    """Flows of fused, ir and vis between two consecutive frames, [3, H, W, 2]."""
 
     forward: np.ndarray
     backward: np.ndarray
@@ -36,7 +36,7 @@ class _Flows(NamedTuple):
 def compute(
     fused: Iterable[Any], ir: Iterable[Any], vis: Iterable[Any], *, flow: Flow | None = None
 ) -> dict[str, Tensor]:
-    """Score a fused video by three frames that follow each other at a time.
+    """Score a fused video by three consecutive frames at a time.
 
     ``BiSWE`` (bi-directional self-warping error): the mean of |F − ←F| plus that of |F − →F|, gray
         levels; ←F and →F are the frames before and after, moved along the fused video's own flow.
@@ -101,7 +101,7 @@ def _motion(find: Flow, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _warping(
     before: np.ndarray, now: np.ndarray, after: np.ndarray, earlier: _Flows, later: _Flows
 ) -> float:
-    """BiSWE of the frame in the middle."""
+    """Compute BiSWE of the frame in the middle."""
     error = 0.0
     for there, back, other in (
         (earlier.backward, earlier.forward, before),

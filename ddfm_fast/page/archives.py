@@ -16,11 +16,11 @@ from ..files.paths import READ_SUFFIXES, ImageFileError
 
 _CHUNK = 1 << 20
 _HIDDEN = ("__MACOSX",)
-"""folders that archives of macOS have"""
+"""folders that macOS adds to archives"""
 _NO_NAME = {errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL}
-"""what a system says of names that it cannot have, together or at all"""
+"""the system's errors for names that are impossible, together or at all"""
 _LONGEST = 200
-"""characters of a part of a name"""
+"""most characters of a part of a name"""
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{a}{n}" for a in ("com", "lpt") for n in range(10))}
 """names that are devices on Windows"""
 
@@ -29,7 +29,7 @@ _RESERVED = {"con", "prn", "aux", "nul", *(f"{a}{n}" for a in ("com", "lpt") for
 class Bounds:
     """Limits of an archive, which its own directory may lie about: bytes are counted as they come.
 
-    The compressed size is bounded by whoever takes the file.
+    Whoever accepts the file limits its compressed size.
     """
 
     files: int = 2000
@@ -51,8 +51,8 @@ def unpack(archive: Path, folder: Path, bounds: Bounds | None = None) -> list[Pa
         The files.
 
     Raises:
-        ImageFileError: No ZIP file, a damaged or encrypted one, names that lead elsewhere or
-            come twice, more than the limits allow, or no image.
+        ImageFileError: It is not a ZIP file, is damaged or encrypted, has names that lead elsewhere
+            or occur twice, holds more than the limits allow, or has no image.
     """
     bounds = bounds or Bounds()
     try:
@@ -121,7 +121,7 @@ def _checked_parts(info: zipfile.ZipInfo, name: str) -> tuple[str, ...] | None:
 
 
 def _write(file: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, most: int, what: str) -> int:
-    """Unpack one file; its bytes."""
+    """Unpack one file; return its size in bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with file.open(info) as packed, path.open("xb") as out:
@@ -134,7 +134,7 @@ def _write(file: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, most: int, 
 
 
 def root_of(folder: Path) -> Path:
-    """Return the folder itself, or the one that holds all of it, as many archives have it."""
+    """Return the folder, or its only subfolder if that holds everything, as in many archives."""
     while True:
         found = list(folder.iterdir())
         if len(found) != 1 or not found[0].is_dir():
@@ -143,10 +143,10 @@ def root_of(folder: Path) -> Path:
 
 
 def pack(files: Iterable[tuple[str, Path]], archive: Path) -> Path:
-    """Write files under names into an archive; pictures are compressed already, and stored."""
+    """Write files under names into an archive; pictures, already compressed, are just stored."""
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as out:
         for name, path in files:
-            info = zipfile.ZipInfo(name)  # of one date: the same pictures give the same bytes
+            info = zipfile.ZipInfo(name)  # has a fixed date: the same pictures give the same bytes
             info.external_attr = 0o644 << 16
             with path.open("rb") as file, out.open(info, "w") as packed:
                 while chunk := file.read(_CHUNK):

@@ -1,4 +1,4 @@
-"""What the controls say: as options of the library, and as the arguments of the same command."""
+"""The values of the controls, as options of the library and as arguments of the same command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FORMATS = ("png", "tif")
 
 @dataclass(frozen=True)
 class Controls:
-    """The controls of a pair; of folders and videos, those that these have."""
+    """The controls of a pair; folders and videos have some of them."""
 
     preset: str = DEFAULT_PRESET
     denoise: str = PRESET_DECIDES
@@ -39,7 +39,7 @@ class Controls:
         """Options of ``Fuser``.
 
         Raises:
-            ValueError: A number that is none.
+            ValueError: A text should be a number but is not.
         """
         found: dict[str, Any] = {"preset": self.preset, "align": self.align, "seed": self._seed}
         if self.denoise != PRESET_DECIDES:
@@ -56,7 +56,7 @@ class Controls:
         return None if self.resize == SIZES[0] else self.resize
 
     def ranges(self) -> dict[str, tuple[float, float] | str]:
-        """Return the ranges that were given, by source; ValueError if a text is none."""
+        """Return the given ranges, by source; ValueError if a text is not a range."""
         found = {}
         for name, text in (("ir", self.ir_range), ("vis", self.vis_range)):
             value = parse_range(text.strip() or None, f"range of {name}")
@@ -97,12 +97,12 @@ class Controls:
 
 
 def command(ir: str, vis: str, out: str, controls: Controls) -> str:
-    """Return the command line that fuses these files likewise."""
+    """Return the command line that fuses these files in the same way."""
     return shlex.join(["ddfm-fast", "fuse", ir, vis, "-o", out, *controls.arguments()])
 
 
 def _number(text: str, kind: type) -> Any:
-    """Return a number where the text is one; else the text, which whoever takes it judges."""
+    """Return a number if the text is one; else the text, which its receiver checks."""
     try:
         return kind(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Who gets in, and what a browser may load: the page itself and nothing from elsewhere."""
+"""Who is admitted, and what a browser may load: the page itself and nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Gate:
 
 
 def _foreign(scope: Scope, headers: dict[bytes, bytes]) -> bool:
-    """Return whether a page of another site sends something."""
+    """Return whether a page of another site sent the request."""
     origin = headers.get(b"origin")
     if origin is None or scope["method"] in ("GET", "HEAD"):
         return False

@@ -1,4 +1,4 @@
-"""What the page shows: controls and results, by Gradio; what they compute is ``work``'s."""
+"""What the page shows: controls and results, by Gradio; ``work`` does the computing."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from .work import Tell, Work
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _ONE = {"concurrency_limit": 1, "concurrency_id": "device", "api_visibility": "private"}
-"""of what works on the device: one after the other, of all visitors"""
+"""for work on the device: one request after the other, over all visitors"""
 _LIGHT = {"concurrency_limit": 4, "api_visibility": "private", "show_progress": "hidden"}
 _WAITING = 32
-"""visitors who may wait"""
+"""most visitors who may wait"""
 _COLOR_NAMES = {
     "auto": "of the visible picture",
     "vis": "of the visible picture alone",
@@ -65,7 +65,7 @@ CSS = """
 
 
 def make_theme() -> Any:
-    """Make a plain theme, of the fonts that the system has: none is loaded."""
+    """Make a plain theme with the system's fonts: none is loaded."""
     return gr.themes.Default(
         primary_hue="slate",
         neutral_hue="gray",
@@ -76,7 +76,7 @@ def make_theme() -> Any:
 
 
 class _Said:
-    """Calls the work, and turns what goes wrong into a sentence; the log has its place."""
+    """Calls the work, and turns an error into a sentence; the log has the traceback."""
 
     def __init__(self, root: Path, log: Log):
         self.root, self.log = root, log
@@ -115,9 +115,9 @@ def make_page(work: Work, root: Path, log: Log) -> Any:
     """Make the page.
 
     Args:
-        work: What computes.
-        root: The folder that no sentence says.
-        log: Of faults of the program.
+        work: Does the computing.
+        root: The folder that no sentence may reveal.
+        log: Takes faults of the program.
     """
     said = _Said(root, log)
     with gr.Blocks(
@@ -140,7 +140,7 @@ def make_page(work: Work, root: Path, log: Log) -> Any:
 
 
 def _method(*, image: bool = True) -> _Method:
-    """Return the controls; ``image``: those of single pictures too, which a video has not."""
+    """Return the controls; ``image``: also those of single pictures, which a video lacks."""
     summaries = {name: one.summary for name, one in PRESETS.items()}
     preset = _presets(summaries, "Preset" if image else "Preset of each frame", visible=image)
     denoise = gr.Dropdown(
@@ -281,7 +281,7 @@ def _result() -> _Pair:
 
 
 def _in_view(selector: str) -> str:
-    """JavaScript that brings what is said into the window: the button may be far below it."""
+    """Return JavaScript that scrolls to the message: the button may be far below it."""
     return f"""() => {{ const said = document.querySelector("{selector}");
       const top = said.getBoundingClientRect().top;
       if (top < 0 || top > window.innerHeight - 120) said.scrollIntoView(); }}"""
@@ -293,7 +293,7 @@ def _connect_pair(work: Work, said: _Said, button: Any, given: list[Any], shown:
     rest = [shown.slider, shown.download, *shown.place, *shown.parts, shown.scores]
 
     def fuse(*values: Any, progress: Any) -> list[Any]:
-        """Return what is said and shown of a pair."""
+        """Return the sentences and pictures of a pair."""
         ir, vis, *controls = values
         done = work.pair(ir, vis, Controls(*controls), _teller(progress))
         views = done.views

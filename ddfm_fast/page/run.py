@@ -1,4 +1,4 @@
-"""The server of the page: no telemetry, no link for others, no file that stays."""
+"""The server of the page: no telemetry, no public link, no file that stays."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _QUIET = {
 
 
 def check_installed() -> None:
-    """Raise ImportError, naming the extra, where a library of the page is missing."""
+    """Raise ImportError, naming the extra, if a library of the page is missing."""
     for name in ("gradio", "uvicorn"):
         if importlib.util.find_spec(name) is None:
             raise ImportError(f"the page needs {name}: {MISSING}")
@@ -82,9 +82,9 @@ def make_app(work: Work, root: Path, log: Log, password: str | None = None) -> G
     """Make the ASGI application.
 
     Args:
-        work: What computes.
-        root: The folder that no sentence says.
-        log: Of faults of the program.
+        work: Does the computing.
+        root: The folder that no sentence may reveal.
+        log: Takes faults of the program.
         password: What browsers ask for.
     """
     import gradio

@@ -23,7 +23,7 @@ _WORDS = (
     (r"^((?:.*: )?)ir(?=: )", r"\1Infrared"),
     (r"^((?:.*: )?)vis(?=: )", r"\1Visible"),
 )
-"""what the library and the commands call a thing, and what the page does"""
+"""words of the library and the commands, and the page's words for them"""
 _EXPECTED = (ValueError, TypeError, ImportError, OSError, MemoryError, RuntimeError)
 
 
@@ -36,7 +36,7 @@ class Sentence(NamedTuple):
 
 
 def about_sources(found: Sources) -> list[Sentence]:
-    """Say what two files are: their size, depth, color and range."""
+    """Describe two files: their size, depth, color and range."""
     lines = []
     for name, image, unit in zip(NAMES, (found.ir, found.vis), found.units, strict=True):
         height, width = unit.values.shape[:2]
@@ -50,7 +50,7 @@ def about_sources(found: Sources) -> list[Sentence]:
 
 
 def about_report(report: Mapping[str, Any] | None) -> list[Sentence]:
-    """Say what was found in both sources, and done about it: ``FusionReport.to_dict``."""
+    """Describe what was found in both sources and done about it: ``FusionReport.to_dict``."""
     if report is None:
         return []
     lines = [Sentence(f"{NAMES[n]}: {_about_source(report[n])}") for n in NAMES]
@@ -84,7 +84,7 @@ def _count(number: int, word: str) -> str:
 
 
 def of_error(error: Exception, root: Path) -> str:
-    """Return the sentence of an error; of one that is a fault of this program, its type, too."""
+    """Return the sentence of an error; for a fault of this program, also its type."""
     text = str(error) or type(error).__name__
     if isinstance(error, MemoryError):
         text = "the memory of the server is not enough for this; try a smaller picture"
@@ -94,7 +94,7 @@ def of_error(error: Exception, root: Path) -> str:
 
 
 def in_words_of_the_page(text: str) -> str:
-    """Return the sentence with controls of the page named, where it names options of a call.
+    """Return the sentence with the page's controls in place of a call's options.
 
     >>> in_words_of_the_page("ir has 1 image; expected --resize vis, or a calibration (--align)")
     'ir has 1 image; expected Resize'
@@ -105,12 +105,12 @@ def in_words_of_the_page(text: str) -> str:
 
 
 def without_paths(text: str, root: Path) -> str:
-    """Return the text with files of the server named as their visitor named them."""
+    """Return the text with the server's files named as their visitor named them."""
     return re.sub(re.escape(str(root)) + r"[/\\](?:[^/\\\n:]+[/\\])*", "", text)
 
 
 def as_html(lines: Iterable[Sentence], note: str = "") -> str:
-    """Draw sentences as a list, and below it a line to be copied."""
+    """Format sentences as a list, with a line to copy below it."""
     items = "".join(
         f'<p class="{line.kind}">{html.escape(_whole(line.text))}</p>' for line in lines
     )

@@ -1,4 +1,4 @@
-"""What is looked at: pictures of 8 bits for the browser, the same place of all three, scores."""
+"""What visitors see: 8-bit pictures for the browser, the same place of all three, and scores."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SHOWN = 1600
 CROP = 420
 """pixels of the shorter side of an enlarged part"""
 SCORED = 2**22
-"""pixels up to which a result is scored: more takes long"""
+"""most pixels for which a result is scored: more takes too long"""
 COLUMNS = ("EN", "SD", "MI", "VIF", "Qabf", "SSIM", "SCD", "CC")
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class Views(NamedTuple):
-    """Files of a result, in a folder of their own; each array is kept as it is for parts of it."""
+    """Files of a result, in a folder of their own; arrays are kept so that parts can be cut out."""
 
     folder: Path
     size: tuple[int, int]
@@ -46,9 +46,9 @@ class Views(NamedTuple):
         """Cut the same place out of all three, enlarged.
 
         Args:
-            across: Its center, a share of the width, as is ``down``.
+            across: Its center, as a share of the width; ``down``: of the height.
             down: See ``across``.
-            side: Of the part, in pixels.
+            side: The part's side, in pixels.
         """
         height, width = self.size
         side = max(8, min(int(side), height, width))
@@ -94,7 +94,7 @@ def score(views: Views) -> tuple[str, list[str]]:
     """Score a result against its sources, as ``ddfm-fast evaluate`` does.
 
     Returns:
-        A grid in HTML, and sentences; nothing but a sentence for pictures that are too large.
+        A grid in HTML, and sentences; only a sentence if the pictures are too large.
     """
     height, width = views.size
     if height * width > SCORED:

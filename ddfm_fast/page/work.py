@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from ..api import Fuser
 
 Tell = Callable[[float, str], None]
-"""how far a work is, from 0 to 1, and what is done"""
+"""called with the progress, from 0 to 1, and what is being done"""
 KEPT_SECONDS = 3600
-"""for which what is looked at stays on the disk"""
+"""seconds for which results stay on the disk"""
 _NAMED = 50
-"""pairs of a folder that have a line each"""
+"""most pairs of a folder that get a line each"""
 _HEADS = {
     ".avi": ((0, b"RIFF"),),
     ".mkv": ((0, b"\x1aE\xdf\xa3"),),
@@ -41,11 +41,11 @@ _HEADS = {
     ".mov": ((4, b"ftyp"), (4, b"moov"), (4, b"mdat"), (4, b"wide"), (4, b"free")),
     ".ts": ((0, b"\x47"),),
 }
-"""bytes, and where, by which a file is what its suffix says: FFmpeg also follows play lists"""
+"""bytes, and their place, by which a file is what its suffix says: FFmpeg also follows playlists"""
 
 
 class Result(NamedTuple):
-    """A fused file, and what is said of it."""
+    """A fused file, and the sentences about it."""
 
     file: Path
     lines: list[Sentence]
@@ -56,23 +56,23 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What visitors may ask for."""
+    """Limits for visitors."""
 
     max_pixels: int = 2**26
     """of a picture, by its header"""
     max_bytes: int = 2**30
-    """of an upload; four times as many of what is in an archive"""
+    """of an upload; an archive may hold four times as many"""
 
 
 class Work:
-    """All of the page's work on one device, done by one caller at a time but for `look`."""
+    """All of the page's work on one device, for one caller at a time, except `look`."""
 
     def __init__(self, fuser: Fuser, root: Path, limits: Limits | None = None):
-        """``root``: a folder for results, whose name no sentence says."""
+        """``root``: a folder for results, whose name no sentence reveals."""
         self.fusers, self.root, self.limits = Fusers(fuser), root, limits or Limits()
 
     def look(self, ir: str | None, vis: str | None, controls: Controls) -> list[Sentence]:
-        """Say what two files are, and whether they seem to fit; nothing before both are there."""
+        """Describe two files, and whether they seem to fit; nothing until both are there."""
         if not ir or not vis:
             return []
         with hearing() as said:
@@ -130,7 +130,7 @@ class Work:
     def folder(self, archive: str | None, controls: Controls, tell: Tell) -> Result:
         """Fuse the pairs of a ZIP file, each as ``ddfm-fast fuse`` does, into a ZIP file.
 
-        A pair that fails has a line, and the others are fused.
+        A pair that fails gets a line, and the others are fused.
 
         Raises:
             ValueError: The archive is not usable, or no pair in it can be fused.
@@ -183,7 +183,7 @@ class Work:
             _check_video(path)
         options = cast("dict[str, Any]", controls.options())
         if preset != "exact":
-            del options["preset"]  # the image preset, which "exact" alone takes
+            del options["preset"]  # the image preset, which only "exact" takes
         ranges = controls.ranges()
         out = self._fresh() / f"{first.stem}_fused.mp4"
         tell(0.0, "reading")
@@ -207,7 +207,7 @@ class Work:
         return Result(Path(report.out), [*lines, *_warnings([*told, *said])])
 
     def _fresh(self) -> Path:
-        """Return a new folder for a result; what nobody looks at any more goes."""
+        """Return a new folder for a result, and remove expired ones."""
         for old in self.root.iterdir():
             with contextlib.suppress(OSError):
                 if time.time() - old.stat().st_mtime > KEPT_SECONDS:
@@ -223,7 +223,7 @@ def _both(ir: str | None, vis: str | None, what: str) -> tuple[Path, Path]:
 
 
 def _check_video(path: Path) -> None:
-    """Refuse what its suffix does not say, such as a list of other files."""
+    """Refuse a file that is not what its suffix says, such as a list of other files."""
     heads = _HEADS.get(path.suffix.lower(), ())
     with path.open("rb") as file:
         start = file.read(16)

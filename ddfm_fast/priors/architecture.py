@@ -12,7 +12,7 @@ from .unet_config import UNetConfig
 HEAD_KEYWORDS = ("num_heads", "num_head_channels")
 
 # (model_channels, channel_mult, num_res_blocks) of published unconditional networks -> channels
-# of a head.
+# per head.
 _KNOWN_HEAD_CHANNELS = {
     (256, (1, 1, 2, 2, 4, 4), 2): 64,
     (256, (0.5, 1, 1, 2, 2, 4, 4), 2): 64,
@@ -39,11 +39,11 @@ Shapes = dict[str, tuple[int, ...]]
 def infer_config(shapes: Shapes, pixel_unshuffle: int | None = None) -> dict[str, Any]:
     """Infer the ``UNetModel`` keywords that the shapes of a state dict determine.
 
-    Not determined by shapes, so never in the result: ``num_heads``, ``num_head_channels``,
-    ``num_heads_upsample`` and ``use_new_attention_order``; ``conv_resample`` where residual blocks
-    resample; both resampling keywords where there is a single level. Images are taken to have
-    three channels where that leaves a whole ``pixel_unshuffle``, unless it is given.
-    ValueError if the keys are not those of an unconditional guided-diffusion UNet.
+    Shapes do not determine these, so they are never in the result: ``num_heads``,
+    ``num_head_channels``, ``num_heads_upsample`` and ``use_new_attention_order``; ``conv_resample``
+    if residual blocks resample; both resampling keywords if there is a single level. Unless
+    ``pixel_unshuffle`` is given, images are assumed to have three channels if that makes it an
+    integer. Raises ValueError if the keys are not those of an unconditional guided-diffusion UNet.
     """
     if refusal := refusal_of_keys(shapes):
         raise ValueError(refusal)
@@ -59,7 +59,7 @@ def infer_config(shapes: Shapes, pixel_unshuffle: int | None = None) -> dict[str
         **_infer_image_channels(shapes, pixel_unshuffle),
     }
     stages = 1 + max(_index(k) for k in shapes if k.startswith("output_blocks."))
-    if stages > len(shapes):  # before anything is built of that many
+    if stages > len(shapes):  # checked before anything of that many is built
         raise ValueError(
             f"the checkpoint names {stages} output blocks and has {len(shapes)} tensors; is the "
             "file complete?"
@@ -152,8 +152,8 @@ def complete_config(
 ) -> UNetConfig:
     """Complete the configuration: caller's keywords, then metadata, shapes and known networks.
 
-    ValueError if a given value contradicts the shapes, or if a network with attention leaves the
-    number of heads unknown.
+    Raises ValueError if a given value contradicts the shapes, or if a network with attention leaves
+    the number of heads unknown.
     """
     found = None
     merged: dict[str, Any] = {}
@@ -178,7 +178,7 @@ def complete_config(
 
 
 def _check_agreement(source: str, values: dict[str, Any], found: dict[str, Any]) -> None:
-    # Through UNetConfig, so that lists, sets and unknown keywords are treated as everywhere.
+    # through UNetConfig, so that lists, sets and unknown keywords are treated as everywhere else
     try:
         checked = UNetConfig.from_dict({**found, **values}).to_dict()
     except TypeError as error:
@@ -195,17 +195,17 @@ def _check_agreement(source: str, values: dict[str, Any], found: dict[str, Any])
 
 
 def known_head_channels(config: dict[str, Any]) -> int | None:
-    """Look up the channels of a head of a published network; None for others."""
+    """Look up the channels per head of a published network; None for others."""
     return _KNOWN_HEAD_CHANNELS.get(
         (config["model_channels"], tuple(config["channel_mult"]), config["num_res_blocks"])
     )
 
 
 def like_consistency_models(config: UNetConfig) -> bool:
-    """Return whether a network is shaped as those of consistency_models, which do not predict eps.
+    """Return whether a network is shaped like consistency_models' own, which do not predict eps.
 
-    Residual blocks resample, timesteps only shift, and no variance comes out; guided-diffusion's
-    published networks have the contrary of the last two.
+    In these, residual blocks resample, timesteps only shift, and no variance comes out; for the
+    last two, guided-diffusion's published networks do the opposite.
     """
     return (
         config.resblock_updown

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary file in the target's folder, which replaces the target on success.
+    """Yield a temporary file in the target's folder, which replaces the target on success.
 
     Raises:
         ValueError: It cannot be written, whichever library found that out; the message names
@@ -42,11 +42,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary folder beside the target, which becomes the target on success.
+    """Yield a temporary folder beside the target, which becomes the target on success.
 
     Raises:
-        ValueError: It cannot be written, or there is something of that name already, which stays
-            as it is.
+        ValueError: It cannot be written, or something of that name exists already, which stays as
+            it is.
     """
     path = Path(path)
     temporary: Path | None = None
@@ -68,7 +68,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 _UNWRITTEN = (OSError, RuntimeError, SafetensorError, UnicodeEncodeError)
-"""PyTorch's writer has a RuntimeError for a full disk, safetensors an error of its own"""
+"""PyTorch's writer raises RuntimeError for a full disk, and safetensors an error of its own"""
 
 
 def _require_parent(path: Path) -> None:

@@ -25,8 +25,8 @@ class CallablePrior(Prior):
 
     It returns [N, 3, H, W], or [N, 6, H, W] with the variance half, or an object with such a
     tensor as ``.sample`` (diffusers). ``multiple`` is the callable's attribute of that name,
-    else 32; ``has_variance`` its attribute, or ``out_channels == 6``, else found by one evaluation
-    on zeros on first use.
+    else 32. ``has_variance`` is its attribute, or ``out_channels == 6``, or is found by one
+    evaluation on zeros on first use.
     """
 
     foreign = True
@@ -79,11 +79,11 @@ class CallablePrior(Prior):
 
     @property
     def reuses(self) -> bool:  # type: ignore[override]
-        """Whether the layers of the callable are known: of a network of ours or of diffusers."""
+        """Whether the callable's layers are known, as for a network of ours or of diffusers."""
         return evaluator_of(self.function) is not None
 
     def to(self, device: str | torch.device) -> CallablePrior:
-        """Give this prior on a device; modules are copied, plain callables get x on that device."""
+        """Return this prior on a device; modules are copied, plain callables get x on it."""
         device = torch.device(device)
         if same_device(device, self.device):
             return self
@@ -126,7 +126,7 @@ class CallablePrior(Prior):
 
     @torch.no_grad()
     def answer(self, x: Tensor, cond: Tensor, kept: Kept | None = None) -> Tensor:
-        """Call the function on x at one timestep, and check what it gives."""
+        """Call the function on x at one timestep, and check what it returns."""
         # in inference mode the function could not take gradients of its own
         with torch.inference_mode(False), torch.no_grad():
             out = self._asked(x, cond, kept)
@@ -150,7 +150,7 @@ class CallablePrior(Prior):
         return out
 
     def _asked(self, x: Tensor, cond: Tensor, kept: Kept | None) -> Any:
-        """What the function gives for a copy of x: what it does to that must not change ours."""
+        """Call the function on a copy of x: what it does to the copy must not change ours."""
         own = x.to(self.dtype)
         if own is x:
             own = x.clone(memory_format=torch.preserve_format)
@@ -170,13 +170,13 @@ class CallablePrior(Prior):
 
 
 def _draws(module: nn.Module) -> bool:
-    """Return whether a layer answers by chance or by its batch."""
+    """Return whether a layer's output depends on chance or on its batch."""
     drops = isinstance(module, _DROPS) and module.p > 0
     return module.training and (drops or isinstance(module, _NORMS))
 
 
 def _require_dense(out: Any) -> None:
-    """TypeError if what a callable returned is not a tensor of floating-point numbers."""
+    """Raise TypeError if a callable's result is not a tensor of floating-point numbers."""
     lacking = None
     if not isinstance(out, Tensor):
         lacking = type(out).__name__

@@ -21,7 +21,7 @@ class Known:
         license: "" if no license of its authors was found.
         where: An https URL, or owner/name on the Hugging Face Hub.
         by_hand: How to get it if neither is known.
-        megabytes: Of the files, about; None if that is not known.
+        megabytes: Approximate size of the files; None if unknown.
         config: The ``config=`` (``--prior-config``) that it needs.
         sha256: The file's hash, if it is known.
     """
@@ -104,7 +104,7 @@ CATALOG = {row.name: row for row in _ROWS}
 
 
 def known(name: str) -> Known:
-    """Return the row of a name, of a repository of the Hub in it, or of a file's name.
+    """Return the row for its name, its repository on the Hub, or the name of its file.
 
     Raises:
         ValueError: There is none.

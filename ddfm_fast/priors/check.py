@@ -19,13 +19,13 @@ from .prior import Prior
 from .wrapped import NetworkFunction, wrap
 
 SIGMAS = (0.1, 0.3, 1.0)
-"""noise of the pictures that are tried, in units of [−1, 1]"""
+"""noise levels that are tried, in units of [−1, 1]"""
 LEAST_GAIN = 1.0
-"""decibels by which each of them must become better"""
+"""decibels by which each noisy picture must improve"""
 LEAST_LIKENESS = 0.9
-"""cosine of the angle between pure noise and what is found of it"""
+"""cosine of the angle between pure noise and the prediction of it"""
 SAME = 1e-3
-"""of the largest ε: how far two answers to one question may lie apart"""
+"""how far two evaluations of one input may differ, as a share of the largest ε"""
 _SIDE = 128
 
 
@@ -38,7 +38,7 @@ class Row(NamedTuple):
     """PSNR in decibels, like ``after`` and ``blurred``"""
     after: float
     blurred: float
-    """of the mean over 5×5 pixels, which no prior that is read rightly falls below"""
+    """of the mean over 5×5 pixels, which every correctly read prior surpasses"""
 
     @property
     def good(self) -> bool:
@@ -47,14 +47,14 @@ class Row(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a prior says of a noisy picture: tensors [1, C, H, W] in the units of [−1, 1]."""
+    """What a prior predicts for a noisy picture: tensors [1, C, H, W] in the units of [−1, 1]."""
 
     sigma: float
     noise: Tensor
     noisy: Tensor
     clean: Tensor
     x: Tensor
-    """x_t, what it was asked about"""
+    """x_t, which it was given"""
     eps: Tensor
     timestep: int
 
@@ -64,7 +64,7 @@ class Check(NamedTuple):
 
     rows: list[Row]
     likeness: float
-    """of the prior's ε to the noise, where there is nothing else: 1 is right"""
+    """of the prior's ε to the noise, for pure noise: 1 is right"""
     hints: list[str]
     """what would make it denoise, the best first"""
     error: str = ""
@@ -72,13 +72,13 @@ class Check(NamedTuple):
 
     @property
     def good(self) -> bool:
-        """Whether it denoises at every level and knows noise for what it is."""
+        """Whether it denoises at every level and recognizes pure noise."""
         found = bool(self.rows) and all(row.good for row in self.rows)
         return found and self.likeness >= LEAST_LIKENESS
 
     @property
     def gain(self) -> float:
-        """Mean of the decibels gained; minus infinity where it is not finite."""
+        """Mean of the decibels gained; minus infinity if it is not finite."""
         gains = [row.after - row.before for row in self.rows]
         mean = sum(gains) / len(gains) if gains else -math.inf
         return mean if math.isfinite(mean) else -math.inf
@@ -87,8 +87,9 @@ class Check(NamedTuple):
 def check(prior: Prior) -> Check:
     """Let a prior denoise a picture at three levels, and evaluate it on pure noise.
 
-    This takes five evaluations at 128×128 pixels, one of them a repetition, and after a failure
-    more for each usual mistake: another prediction, time in other units, another value range.
+    This takes five evaluations at 128×128 pixels, one of them a repetition. After a failure it
+    takes more for each common mistake: another prediction, time in other units, another value
+    range.
 
     Args:
         prior: A prior from ``load_prior`` or ``wrap``.
@@ -104,7 +105,7 @@ def check(prior: Prior) -> Check:
 
 
 def answers(prior: Prior) -> Iterator[Answer]:
-    """Ask for the noise of one photograph at each of ``SIGMAS``; always the same noise."""
+    """Predict the noise in one photograph at each of ``SIGMAS``; the noise is always the same."""
     clean = picture_for(prior)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
@@ -118,7 +119,7 @@ def answers(prior: Prior) -> Iterator[Answer]:
 
 @torch.inference_mode()
 def _tried(prior: Prior, whole: bool = True) -> Check:
-    """Ask at each level; unless ``whole``, no further than one at which it fails."""
+    """Evaluate at each level; unless ``whole``, stop at the first failure."""
     rows: list[Row] = []
     answer = None
     for answer in answers(prior):
@@ -136,7 +137,7 @@ def _tried(prior: Prior, whole: bool = True) -> Check:
 
 
 def _require_one_answer(prior: Prior, answer: Answer) -> None:
-    """Raise ValueError if a prior gives another answer the second time."""
+    """Raise ValueError if a prior gives a different answer the second time."""
     again = _eps(prior, answer.x, answer.timestep)
     scale = answer.eps.abs().max().clamp(min=1)
     if not bool(answer.eps.isfinite().all()):
@@ -161,13 +162,13 @@ def _eps(prior: Prior, x: Tensor, t: int) -> Tensor:
 
 
 def decibels(error: Tensor) -> float:
-    """PSNR of an error, in pictures of [−1, 1]."""
+    """Compute the PSNR of an error, in pictures of [−1, 1]."""
     power = float(error.square().mean())
     return 10 * math.log10(4 / power) if power > 0 else math.inf
 
 
 def picture_for(prior: Prior) -> Tensor:
-    """Return a photograph of the package in [−1, 1], [1, C, H, W] on the prior's device."""
+    """Return the package's own photograph in [−1, 1], [1, C, H, W] on the prior's device."""
     with as_file(files("ddfm_fast") / "assets" / "sentinel2_visible.png") as path:
         rgb = read_image(path)
     side = max(1, _SIDE // prior.multiple) * prior.multiple
@@ -179,7 +180,7 @@ def picture_for(prior: Prior) -> Tensor:
 
 
 def _hints(prior: Prior, found: Check) -> list[str]:
-    """Return what denoises, of the likely mistakes, the best first."""
+    """Return the corrections of likely mistakes that make it denoise, the best first."""
     better = []
     for words, make in _others(prior):
         try:
@@ -192,7 +193,7 @@ def _hints(prior: Prior, found: Check) -> list[str]:
 
 
 def _others(prior: Prior) -> Iterator[tuple[str, Callable[[], Prior]]]:
-    """Other readings of a prior's network: how to ask for it, and what makes it."""
+    """Yield other readings of a prior's network: how to request each, and what makes it."""
     if isinstance(prior, UNetPrior):
         function: Any = NetworkFunction(prior)
     elif isinstance(prior, CallablePrior):
@@ -223,7 +224,7 @@ def _others(prior: Prior) -> Iterator[tuple[str, Callable[[], Prior]]]:
 
 
 def _denoisers(function: Any, own: dict) -> Iterator[tuple[str, Callable[[], Prior]]]:
-    """Pictures of each range, and σ in the units of each."""
+    """Yield denoisers for pictures of each range, with σ in the units of each."""
     for ends in ((-1.0, 1.0), (0.0, 1.0), (0.0, 255.0)):
         half = (ends[1] - ends[0]) / 2
         of_range = {"value_range": ends, "sigmas": (0.002 * half, 80 * half), **own}
@@ -237,7 +238,7 @@ def _denoisers(function: Any, own: dict) -> Iterator[tuple[str, Callable[[], Pri
                     f"{words}{time})",
                     _wrapped(function, "denoised", time=_times(factor), **of_range),
                 )
-            elif ends[0] == 0:  # else it is among the predictions
+            elif ends[0] == 0:  # other ranges are among the predictions
                 yield f"{words})", _wrapped(function, "denoised", **of_range)
 
 

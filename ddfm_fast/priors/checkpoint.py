@@ -1,8 +1,8 @@
 """Load, describe and convert checkpoints of guided-diffusion UNets.
 
 A checkpoint is a flat dict of tensors under the official state-dict keys (``state_dict.py``). What
-the tensor shapes determine about the network is inferred (``architecture.py``), the rest comes from
-the caller, from the file's metadata or from the list of known networks; loading is strict, so
+the tensor shapes determine about the network is inferred (``architecture.py``); the rest comes from
+the caller, from the file's metadata or from the list of known networks. Loading is strict, so
 weights are never left random.
 """
 
@@ -59,12 +59,12 @@ def load_checkpoint(
 ) -> tuple[UNet, dict[str, Any]]:
     """Load the network of a checkpoint, on the CPU in the file's dtype, and what the file says.
 
-    ``config`` holds ``UNetModel`` keywords (see :class:`UNetConfig`), needed only where shapes do
-    not determine them; prior keywords (``PRIOR_KEYWORDS``) may stand among them. Weights are mapped
+    ``config`` holds ``UNetModel`` keywords (see :class:`UNetConfig`), needed only if shapes do not
+    determine them; prior keywords (``PRIOR_KEYWORDS``) may be among them. Weights are mapped
     from the file, not copied. The second value has ``prior`` (prior keywords), ``training``
     (metadata of our own training, or None) and ``metadata`` (all of it, strings).
 
-    ValueError if the path is no checkpoint, or keys or shapes do not fit, or weights are not
+    Raises ValueError if the path is not a checkpoint, keys or shapes do not fit, or weights are not
     finite.
     """
     tensors, metadata = read_tensors(path)
@@ -87,7 +87,7 @@ def load_checkpoint(
 
 
 def _of_family(prior: dict[str, Any], *network: dict[str, Any]) -> dict[str, Any]:
-    """Return the last keywords of a network with what its family has, unless one says otherwise.
+    """Return the last keywords of a network with its family's defaults, unless one says otherwise.
 
     The networks of consistency_models under ADM's keys keep q, k and v of all heads together.
     """
@@ -98,7 +98,7 @@ def _of_family(prior: dict[str, Any], *network: dict[str, Any]) -> dict[str, Any
 
 
 def build_unet(config: UNetConfig, tensors: dict[str, Tensor]) -> UNet:
-    """Build a network on these very tensors; ValueError unless keys and shapes fit exactly."""
+    """Build a network on these tensors, uncopied; ValueError unless keys and shapes fit exactly."""
     with torch.device("meta"):
         unet = UNet(config)
     wanted = {k: tuple(v.shape) for k, v in unet.state_dict().items()}
@@ -138,10 +138,10 @@ def describe(path: str | os.PathLike, config: dict[str, Any] | None = None) -> d
     """Describe what a checkpoint holds, as JSON types.
 
     Keys: path, bytes, sha256 (of the file), weights_sha256 (``Prior.fingerprint``), parameters,
-    dtype, config (complete, or what shapes determine), unknown (keywords that have to be passed as
+    dtype, config (complete, or what shapes determine), unknown (keywords that must be passed as
     config= before it loads), prior (prior keywords stored), source (of a converted file) and
-    training (metadata of our own training). ValueError as :func:`load_checkpoint`, except that
-    unknown heads are reported instead.
+    training (metadata of our own training). Raises ValueError as :func:`load_checkpoint` does,
+    except that unknown heads are reported instead.
     """
     tensors, metadata = read_tensors(path)
     stored, prior = split_config(json_metadata(path, metadata, CONFIG_KEY))
@@ -152,7 +152,7 @@ def describe(path: str | os.PathLike, config: dict[str, Any] | None = None) -> d
         found = infer_config(shapes, {**stored, **given}.get("pixel_unshuffle"))
         known = (given | stored).keys() & set(HEAD_KEYWORDS) or not uses_attention(found)
         unknown = [] if known or known_head_channels(found) else list(HEAD_KEYWORDS)
-        # One head is a stand-in that lets the strict check of keys and shapes run.
+        # one head is a stand-in, so that the strict check of keys and shapes can run
         guess = {"num_heads": 1} if unknown else {}
         unet_config = complete_config(shapes, {**given, **guess}, stored)
         build_unet(unet_config, tensors)
@@ -184,16 +184,16 @@ def convert(
     """Write a checkpoint as safetensors with its configuration in the metadata.
 
     ``dtype``: "float32", "float16", "bfloat16" or None for the source's. ``config`` as for
-    :func:`load_checkpoint`; prior keywords in it are stored too, and what else the source's
-    metadata says, such as a license. The result replaces ``dst`` in one step, and never ``src``.
-    ValueError for an unknown dtype, a ``dst`` that is no writable
-    .safetensors path or is ``src`` by any name, weights that float16 cannot hold, and all that
-    :func:`load_checkpoint` refuses.
+    :func:`load_checkpoint`; prior keywords in it are stored too, and so is the rest of the source's
+    metadata, such as a license. The result replaces ``dst`` in one step, and never ``src``. Raises
+    ValueError for an unknown dtype, a ``dst`` that is not a writable .safetensors path or is
+    ``src`` by any name, weights that float16 cannot hold, and all that :func:`load_checkpoint`
+    refuses.
     """
     dst = Path(dst)
     if dst.suffix.lower() != ".safetensors":
         raise ValueError(f"dst: {str(dst)!r} must end in .safetensors")
-    with contextlib.suppress(OSError):  # one of them is not there
+    with contextlib.suppress(OSError):  # one of them does not exist
         if os.path.samefile(src, dst):
             raise ValueError(f"dst: {str(dst)!r} is src, {str(src)!r}; choose another name")
     target = check_dtype(dtype)
@@ -207,7 +207,7 @@ def convert(
 
 
 def _storable(prior: dict[str, Any], unet: UNet) -> dict[str, Any]:
-    """Return prior keywords as JSON has them; ValueError for what no prior takes, or no file."""
+    """Return prior keywords as JSON types; ValueError for what no prior takes or no file holds."""
     if "time" in prior:
         raise ValueError(
             "config: time is a function, which a file cannot hold; leave it out here, and give it "
@@ -238,7 +238,7 @@ def save_unet(
 ) -> Path:
     """Write a network as safetensors, with configuration, prior keywords, training and source.
 
-    ``notes``: metadata besides.
+    ``notes``: further metadata.
     """
     tensors = stored_as(unet.state_dict(), dtype)
     metadata = {
@@ -257,7 +257,7 @@ def save_unet(
 def stored_as(
     tensors: Mapping[str, Tensor], dtype: torch.dtype | None, exact: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Give tensors as a file holds them, in another dtype but for those of the keys ``exact``.
+    """Convert tensors to another dtype, as a file will hold them, except those of keys ``exact``.
 
     Raises:
         ValueError: The dtype cannot hold some of them.
@@ -276,7 +276,7 @@ def stored_as(
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file and read it again; OSError where it holds something else."""
+    """Write a safetensors file and read it back; OSError if it holds something else."""
     save_file(tensors, path, metadata)
     with safe_open(path, framework="pt") as file:
         whole = set(file.keys()) == tensors.keys() and all(

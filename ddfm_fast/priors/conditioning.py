@@ -1,4 +1,4 @@
-"""What depends on the timestep alone, for all steps of a run: one table on the device."""
+"""What depends only on the timestep, for all steps of a run: one table on the device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Conditioning:
 
     Attributes:
         table: [S, P], a row per step, on the prior's device.
-        unpack: Makes the item of a row [P] out of views of it, with no work on the device.
+        unpack: Makes the item from views of a row [P], with no work on the device.
     """
 
     def __init__(self, table: Tensor, unpack: Callable[[Tensor], Any]):
@@ -31,6 +31,6 @@ class Conditioning:
     def at(self, step: Tensor) -> Any:
         """Make the item of the step that ``step``, int32 or int64 [1] on the device, holds.
 
-        One launch; a captured graph reads ``step`` again at each replay.
+        This is one launch; a captured graph reads ``step`` again at each replay.
         """
         return self.unpack(self.table.index_select(0, step)[0])

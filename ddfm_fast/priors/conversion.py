@@ -1,4 +1,4 @@
-"""Priors written in other files, and what fewer bits cost: measured on what was written."""
+"""Priors written to other files, and what fewer bits cost, measured on what was written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .state_dict import read_tensors
 
 
 class Loss(NamedTuple):
-    """At one noise level of the picture that ``prior check`` takes."""
+    """The loss at one noise level, on the picture that ``prior check`` uses."""
 
     sigma: float
     """gray levels of 255"""
@@ -33,13 +33,13 @@ class Loss(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What the numbers of a file became."""
+    """What became of the numbers of a file."""
 
     largest: float
     limit: float
-    """the largest that their type holds"""
+    """the largest number that their type holds"""
     vanished: float
-    """share of those that were not 0 and are now"""
+    """share of the numbers that became 0"""
 
 
 def convert(
@@ -48,11 +48,11 @@ def convert(
     dtype: str | torch.dtype | None = None,
     config: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a prior again: a checkpoint or a network of the package to one file, a folder to one.
+    """Convert a prior: a checkpoint or a network of the package to one file, a folder to one.
 
     Args:
         src: A checkpoint, its URL, "embedded", "embedded-gray", or a folder of diffusers.
-        dst: The ``.safetensors`` file, or of a folder a new folder; never ``src``.
+        dst: The ``.safetensors`` file or, for a folder, a new folder; never ``src``.
         dtype: "float32", "float16", "bfloat16", or None for that of ``src``.
         config: What a checkpoint lacks, as :func:`.load.load_prior` takes it; it is stored.
 
@@ -74,7 +74,7 @@ def convert(
 
 
 def _path_of(src: Any) -> Path:
-    """The file or the folder of what ``convert`` is given."""
+    """Return the file or the folder that ``convert`` is given."""
     if not isinstance(src, str | os.PathLike):
         raise TypeError(
             f"src: got {type(src).__name__}, expected the path of a checkpoint or of a folder of "
@@ -93,10 +93,10 @@ def loss_of(
 
     Args:
         src: As :func:`convert` takes it, with ``config``.
-        dst: What was made of it.
+        dst: What it was converted to.
         config: What ``src`` lacks.
     """
-    dst = os.path.abspath(dst)  # a path, whatever it is called
+    dst = os.path.abspath(dst)  # a path, even if its name is that of a prior
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DDFMWarning)
         wanted = _answers(src, config)  # one network in memory at a time
@@ -123,7 +123,7 @@ def _tensors_of(src: str | os.PathLike) -> dict[str, torch.Tensor]:
 
 
 def weights_of(src: str | os.PathLike, dst: str | os.PathLike) -> Weights:
-    """Compare the numbers of two files or folders of the same tensors."""
+    """Compare the numbers of two files or folders with the same tensors."""
     before, after = _tensors_of(src), _tensors_of(os.path.abspath(dst))
     there = sum(int(v.count_nonzero()) for v in before.values())
     left = sum(int(v.count_nonzero()) for v in after.values())

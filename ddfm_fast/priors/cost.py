@@ -1,8 +1,8 @@
-"""What a forward of the engine costs, found by running it on the meta device: nothing is computed.
+"""What a forward pass of the engine costs, found on the meta device, without computing anything.
 
-The engine runs its own code on tensors without data. Each operator of PyTorch and each kernel of
-ours notes its floating-point operations, the bytes that it must read and write at least once, and
-itself as a launch; the storages that are alive tell the peak of memory.
+The engine runs its own code on tensors without data. For each operator of PyTorch and each kernel
+of ours, the floating-point operations, the bytes that it must read and write at least once, and a
+launch are noted; the storages that are alive give the peak of memory.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _FREE = ("empty", "empty_like", "empty_strided", "new_empty", "detach", "_unsafe
 
 @dataclass
 class Launch:
-    """One operator: where it stands, what it is, its operations and least bytes."""
+    """One operator: its layer, its kind, its operations and least bytes."""
 
     layer: str
     kind: str
@@ -54,7 +54,7 @@ class Launch:
 
 @dataclass
 class Cost:
-    """The launches of one forward in their order, and the most bytes of activations at once."""
+    """The launches of one forward pass in order, and the most bytes of activations at once."""
 
     launches: list[Launch] = field(default_factory=list)
     peak_bytes: int = 0
@@ -75,7 +75,7 @@ class Cost:
         return dict(groups)
 
     def seconds(self, flops_per_second: float, bytes_per_second: float) -> float:
-        """Roofline on paper: each launch takes the longer of its arithmetic and its traffic."""
+        """Estimate by a roofline: a launch takes the longer of its arithmetic and traffic."""
         return sum(
             max(launch.flops / flops_per_second, launch.bytes / bytes_per_second)
             for launch in self.launches
@@ -107,7 +107,7 @@ class _Recorder(TorchDispatchMode):
                 read = [a for a in _flat(args) if _is_meta(a)]
                 count = flop_registry.get(function.overloadpacket)
                 flops = count(*args, **(kwargs or {}), out_val=out) if count else 0
-                if name == "addmm_":  # which PyTorch's counter does not know
+                if name == "addmm_":  # PyTorch's counter does not know it
                     flops = 2 * args[1].shape[0] * args[1].shape[1] * args[2].shape[1]
                 self.note(_kind(name, args), flops, read, outs)
         return out
@@ -137,7 +137,7 @@ def _kind(name: str, args) -> str:
 
 
 class _Attention(TorchFunctionMode):
-    """Attention as one operator that keeps no T x T matrix, which its meta version would."""
+    """Attention as one operator that keeps no T x T matrix, unlike its meta version."""
 
     def __init__(self, recorder: _Recorder):
         super().__init__()
@@ -154,7 +154,7 @@ class _Attention(TorchFunctionMode):
 
 
 class _MetaKernels:
-    """The launchers of ``kernels.group_norm`` without data: allocations and notes alone."""
+    """The launchers of ``kernels.group_norm`` without data: they only allocate and note."""
 
     def __init__(self, recorder: _Recorder):
         self.recorder = recorder
@@ -263,11 +263,11 @@ def engine_cost(
     out_channels: int | None = 3,
     reused: bool = False,
 ) -> Cost:
-    """Return the cost of one forward of a network on n images of height x width.
+    """Return the cost of one forward pass of a network on n images of height x width.
 
-    ``fused``: with our kernels, as on CUDA; else with PyTorch's operators. Activations only: the
-    weights, cuDNN's workspaces and the sampler's planes come on top. ``reused``: of a forward whose
-    deep layers are kept from the one before, see :mod:`.reuse`.
+    ``fused``: with our kernels, as on CUDA; else with PyTorch's operators. Memory counts only
+    activations: the weights, cuDNN's workspaces and the sampler's planes come on top. ``reused``:
+    the cost of a pass whose deep layers are kept from the previous one, see :mod:`.reuse`.
     """
     unet = _meta_unet(config, dtype)
     recorder = _Recorder()
@@ -318,5 +318,5 @@ def _meta_unet(config: UNetConfig, dtype: torch.dtype) -> UNet:
 
 
 def parameter_count(config: UNetConfig) -> int:
-    """Parameters of a network."""
+    """Count the parameters of a network."""
     return sum(p.numel() for p in _meta_unet(config, torch.float32).parameters())

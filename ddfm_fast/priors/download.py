@@ -21,7 +21,7 @@ from .catalog import Known
 from .state_dict import file_sha256, read_tensors
 
 TRIES = 4
-"""one after the other, as long as none brings anything"""
+"""tries in a row that may bring nothing"""
 TIMEOUT = 30.0
 """seconds without a byte"""
 _BLOCK = 1 << 20
@@ -37,7 +37,7 @@ class Downloaded(NamedTuple):
     sha256: dict[str, str]
     """of its files of weights, by name"""
     checked: str
-    """against what they were compared"""
+    """what they were compared with"""
     fresh: bool
     """whether anything was fetched"""
 
@@ -58,7 +58,7 @@ def download(
     sha256: str | None = None,
     progress: Progress | None = None,
 ) -> Downloaded:
-    """Download a prior, or what is missing of it.
+    """Download a prior, or the parts of it that are missing.
 
     Args:
         row: A row of the catalog.
@@ -124,7 +124,7 @@ def fetch(
 
 
 def _complete(url: str, part: Path, note: Path, progress: Progress | None) -> list[str]:
-    """Fetch until all is here; say what its bytes were compared with."""
+    """Fetch until the file is complete; return what its bytes were compared with."""
     left, failure = TRIES, ""
     while left:
         before = part.stat().st_size if part.is_file() else 0
@@ -137,7 +137,7 @@ def _complete(url: str, part: Path, note: Path, progress: Progress | None) -> li
                     "have moved: give its new address by --url"
                 ) from None
             if not isinstance(error, urllib.error.URLError) and getattr(error, "filename", None):
-                raise  # of the disk, not of the network
+                raise  # a failure of the disk, not of the network
             failure = str(getattr(error, "reason", error)) or type(error).__name__
             now = part.stat().st_size if part.is_file() else 0
             left = TRIES if now > before else left - 1
@@ -161,14 +161,14 @@ def _broken_off(url: str, part: Path, failure: str) -> str:
 
 
 class _Said(NamedTuple):
-    """What a server says of a file."""
+    """What a server says about a file."""
 
     total: int | None
     md5: str
 
 
 def _continue(url: str, part: Path, note: Path, progress: Progress | None) -> _Said:
-    """Ask for the rest of a file, and append it; start over where it changed meanwhile."""
+    """Request the rest of a file, and append it; start over if the file has changed."""
     have, tag, md5 = _here(url, part, note)
     headers = {"User-Agent": "ddfm-fast", "Accept-Encoding": "identity"}
     if have:
@@ -213,7 +213,7 @@ def _pour(answer: Any, file: Any, have: int, total: int | None, progress: Progre
 
 
 def _here(url: str, part: Path, note: Path) -> tuple[int, str, str]:
-    """Bytes of the same file that are here, the server's word for its version, and its MD5."""
+    """Return the bytes of the same file that are here, the server's tag of it, and its MD5."""
     try:
         said = json.loads(note.read_text(encoding="utf-8"))
         size = part.stat().st_size
@@ -245,7 +245,7 @@ def _check_room(part: Path, needed: int) -> None:
 
 
 def _compared(part: Path, note: Path, said: _Said) -> list[str]:
-    """Compare what came with what the server says of it."""
+    """Compare what arrived with what the server says about it."""
     checks = ["length"] if said.total is not None else []
     if said.md5:
         import base64
@@ -267,11 +267,11 @@ def _remove(*paths: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-# The Hugging Face Hub
+# the Hugging Face Hub
 
 
 def _from_hub(row: Known, folder: Path | None) -> Downloaded:
-    """Bring the files of a folder of diffusers, by the Hub's own library and into its cache."""
+    """Fetch the files of a diffusers folder, by the Hub's own library and into its cache."""
     try:
         from huggingface_hub import HfApi, snapshot_download
     except ImportError as error:
@@ -284,7 +284,7 @@ def _from_hub(row: Known, folder: Path | None) -> Downloaded:
         files = HfApi().model_info(row.where, files_metadata=True).siblings or []
         wanted = _wanted([file.rfilename for file in files])
         path = Path(snapshot_download(row.where, allow_patterns=wanted, local_dir=place))
-    except Exception as error:  # of whichever library the Hub's one asks with
+    except Exception as error:  # from whichever library the Hub's own one uses
         return _kept(row, place, error)
     hashes, checks = {}, set()
     for file in files:
@@ -301,11 +301,11 @@ def _from_hub(row: Known, folder: Path | None) -> Downloaded:
 
 
 def _kept(row: Known, place: Path | None, error: Exception) -> Downloaded:
-    """Return what an earlier download left; ConnectionError where there is nothing."""
+    """Return what an earlier download left; ConnectionError if there is nothing."""
     from huggingface_hub import snapshot_download
 
     path, files = Path(), []
-    for kind in ("*.safetensors", "*.bin"):  # as the other was never asked for
+    for kind in ("*.safetensors", "*.bin"):  # since the other kind was never requested
         try:
             path = Path(
                 snapshot_download(
@@ -331,7 +331,7 @@ def _kept(row: Known, place: Path | None, error: Exception) -> Downloaded:
 
 
 def _wanted(names: list[str]) -> list[str]:
-    """Choose configurations, the card, and one set of weights: safetensors where there are."""
+    """Choose configurations, the card, and one set of weights: safetensors if there are any."""
     weights = [n for n in names if n.endswith(".safetensors")]
     weights = weights or [n for n in names if n.endswith(".bin")]
     return [n for n in names if n.endswith(".json") or n == "README.md"] + weights

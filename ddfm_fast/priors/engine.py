@@ -1,10 +1,10 @@
 """The ADM network as it runs at inference: a plan over a UNet's weights, and nothing else.
 
 ``unet.py`` is the network that is trained and the oracle; the engine computes the same function
-for one timestep shared by the batch. It keeps no copy of a large weight. What it saves, exactly:
+for one timestep shared by the batch. It keeps no copy of a large weight. It saves work exactly:
 
 - time embedding, scales and shifts of all steps are one table (``UNet.conditioning``);
-- the learned variance's half of the output convolution is not computed unless requested;
+- the output convolution's half for the learned variance is not computed unless requested;
 - biases of a block's last convolution and of its skip are one vector;
 - the rest is in the operations (``ops``): norms fused with what surrounds them, no
   concatenation, nearest upsampling and 2x2 means inside their neighbors.
@@ -99,8 +99,8 @@ class _Resize:
 class Engine:
     """A UNet's function of x and one shared timestep, by the operations ``ops``.
 
-    Built from the network as it lies: its device, dtype, memory format and folded upsampling are
-    the engine's. After weights are changed in place, build another.
+    The engine takes over the network's device, dtype, memory format and folded upsampling. After
+    weights are changed in place, build another engine.
     """
 
     def __init__(self, unet: UNet, ops: Ops[Any] | None = None):
@@ -119,7 +119,7 @@ class Engine:
         self.norm = _norm(names, unet.output_norm)
         self.last = _conv(names, unet.output_conv)
         self.in_graphs: Engine | None = None
-        """the same by operators that torch.compile and torch.export trace, where it takes others"""
+        """the same by operators that torch.compile and torch.export can trace, if they differ"""
         if (traced := ops.for_graphs()) is not ops:
             self.in_graphs = copy.copy(self)
             self.in_graphs.ops = traced
@@ -133,9 +133,9 @@ class Engine:
     ) -> Tensor:
         """Evaluate x [N, C, H, W] in any floating dtype at ``step``, an item of ``conditioning``.
 
-        [N, out_channels or all, H, W] in the weights' dtype; with ``sigma_data`` in that of x, so
-        that at high noise a float32 x_t passes into eps without a low-precision network's rounding.
-        ``kept``: of the deep layers, see :mod:`.reuse`.
+        Returns [N, out_channels or all, H, W] in the weights' dtype; with ``sigma_data`` in that of
+        x, so that at high noise a float32 x_t passes into eps without the rounding of a
+        low-precision network. ``kept``: results of the deep layers, see :mod:`.reuse`.
         """
         if self.in_graphs is not None and torch.compiler.is_compiling():
             return self.in_graphs(x, step, out_channels, kept)
@@ -152,7 +152,7 @@ class Engine:
         return self.ops.spread(out, unshuffle, x, step.mix)
 
     def _deep(self, h: Feature, blocks: Blocks) -> Feature:
-        """Return all from the first downsampling to the last upsampling."""
+        """Run all layers from the first downsampling to the last upsampling."""
         skips = []
         for stage in self.down[self.top :]:
             h = self.run_stage(stage, (h,), blocks)

@@ -1,4 +1,4 @@
-"""A folder of diffusers written again: in other weights, as one safetensors file."""
+"""A diffusers folder converted: other weights, as one safetensors file."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _BESIDE = (
     "model_index.json", "scheduler_config.json", "scheduler/scheduler_config.json", "README.md",
     "LICENSE", "LICENSE.md", "LICENSE.txt",
 )  # fmt: skip
-"""what is copied: what tells the process, and what the authors ask"""
+"""files that are copied: those that describe the process, and the authors' terms"""
 
 
 def convert_folder(
     src: str | os.PathLike, dst: str | os.PathLike, dtype: str | torch.dtype | None = None
 ) -> Path:
-    """Write a folder of a ``UNet2DModel`` again, as diffusers and ``load_prior`` read it.
+    """Convert a folder of a ``UNet2DModel``, as diffusers and ``load_prior`` read it.
 
     Its shards or its pickle become one safetensors file; configurations, model card and license
     are copied. The Fourier frequencies of variance-exploding networks keep their type.
 
     Args:
         src: The folder, as :func:`.load.load_prior` takes it.
-        dst: A folder that is not there yet, or is empty.
+        dst: A folder that does not exist yet, or is empty.
         dtype: "float32", "float16", "bfloat16", or None for that of ``src``.
 
     Raises:
-        ValueError: ``dst`` is there, in ``src``, or cannot be written; ``src`` is no such folder;
-            weights that the dtype cannot hold.
-        ImportError: Without diffusers, which checks that the weights are the network's.
+        ValueError: ``dst`` exists, lies in ``src``, or cannot be written; ``src`` is no such
+            folder; or the dtype cannot hold the weights.
+        ImportError: diffusers, which checks that the weights are the network's, is missing.
     """
     src, dst = Path(src), Path(dst)
     _check_target(src, dst)

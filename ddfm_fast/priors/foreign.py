@@ -40,7 +40,7 @@ _KEYS = (
     (("down.0.block.0.",), "network of DDPM's or DDIM's PyTorch code",
      _AS_CALLABLE.format('"eps"')),
 )  # fmt: skip
-"""beginnings or middles of keys, what has them, and what to do"""
+"""beginnings or middles of keys, the kind of file that has them, and what to do"""
 
 _SUFFIXES = {
     ".gguf": "GGUF holds quantized weights of language models; give the float .safetensors",
@@ -54,7 +54,7 @@ _SUFFIXES = {
 
 
 def refusal_of_keys(keys: Iterable[str]) -> str | None:
-    """Name the family of a state dict that cannot be taken, and say why; None for others."""
+    """Name the family of a state dict that cannot be used, and say why; None for others."""
     keys = list(keys)
     for marks, name, why in _KEYS:
         if found := next((k for k in keys for m in marks if k.startswith(m) or _inside(k, m)), ""):
@@ -73,7 +73,7 @@ def _inside(key: str, mark: str) -> bool:
 
 
 def refusal_of_suffix(path: Path) -> str:
-    """Return why a file of such a name is not read, "" where nothing is known."""
+    """Return why a file with such a name is not read, "" if nothing is known."""
     return _SUFFIXES.get(path.suffix.lower(), "")
 
 
@@ -83,11 +83,11 @@ _BEGINNINGS = (
     (b"<", "a page of a website, as a download gives that needs a login or a license"),
     (b"{", "JSON; give the file of weights that belongs to it"),
 )
-"""how files begin that are no checkpoint, whatever their name"""
+"""first bytes of files that are not checkpoints, whatever their name"""
 
 
 def what_it_is(path: Path) -> str:
-    """Say what a file that cannot be read as a checkpoint looks like, "" where nothing is known."""
+    """Say what a file that cannot be read as a checkpoint looks like, "" if nothing is known."""
     try:
         with path.open("rb") as file:
             start = file.read(64).lstrip()
@@ -98,7 +98,7 @@ def what_it_is(path: Path) -> str:
 
 
 def why_channels(inputs: int) -> str:
-    """Say what a network of so many channels likely is, "" for others."""
+    """Say what a network with this many channels likely is, "" for others."""
     return {
         2: "; 2 are the real and the imaginary part of complex data (fastMRI), which has no "
         "black and white: use a network of magnitudes, of one channel",

@@ -26,7 +26,7 @@ class Folder(NamedTuple):
     root: Path
     """where the model's files are"""
     config: dict[str, Any]
-    """of the model"""
+    """the model's"""
     scheduler: dict[str, Any]
     """its configuration, {} if there is none"""
     keywords: dict[str, Any]
@@ -53,12 +53,12 @@ def read_folder(folder: Path) -> Folder:
 
 
 def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the model of a folder and the prior keywords that its configuration files tell.
+    """Return the model of a folder and the prior keywords that its configuration files give.
 
     ``folder`` holds ``config.json`` of a ``UNet2DModel`` (and perhaps ``scheduler_config.json``),
-    or is a pipeline with ``unet/`` and ``scheduler/``. ValueError if it holds something else, is
-    class-conditional or latent, or was trained under a process that is not known; ImportError,
-    saying what to install, without diffusers.
+    or is a pipeline with ``unet/`` and ``scheduler/``. Raises ValueError if it holds something
+    else, is class-conditional or latent, or was trained under an unknown process; ImportError,
+    saying what to install, if diffusers is missing.
     """
     found = read_folder(folder)
     try:
@@ -80,7 +80,7 @@ def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             use_safetensors=found.weights.suffix != ".bin",
             output_loading_info=True,
         )
-    except Exception as error:  # whatever a configuration makes another library do
+    except Exception as error:  # a configuration may make another library raise anything
         raise ValueError(f"prior: diffusers cannot load {str(folder)!r}: {error}") from error
     _check_strict(said, folder)
     check_finite(found.weights, dict(model.state_dict()))
@@ -88,9 +88,10 @@ def load_diffusers(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def keywords_of_module(module: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the prior keywords of a network of diffusers that is handed over itself.
+    """Return the prior keywords of a diffusers network that is passed in itself.
 
-    ``given`` as it is for other code. ValueError for what cannot be taken, or not as it is given.
+    ``given``: the caller's keywords, as for other code. Raises ValueError for a network that cannot
+    be used, or not with these keywords.
     """
     if hasattr(module, "scheduler") and (hasattr(module, "unet") or hasattr(module, "transformer")):
         raise ValueError(
@@ -125,7 +126,7 @@ def _is_unet_2d(kind: type) -> bool:
 
 
 def _weights_file(root: Path, folder: Path) -> Path:
-    """Return the file of weights, or the list of several, judged before diffusers reads it."""
+    """Return the file of weights, or the list of several, checked before diffusers reads it."""
     names = [f"{WEIGHTS}.safetensors", f"{WEIGHTS}{INDEX}", f"{WEIGHTS}.bin"]
     found = next((root / name for name in names if (root / name).is_file()), None)
     if found is None:
@@ -137,8 +138,8 @@ def _weights_file(root: Path, folder: Path) -> Path:
 
 
 def _check_agreement(wanted: int, tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse weights that are not as many as the network's, before it takes memory."""
-    # names are for diffusers to compare: it knows the older ones of its attention blocks
+    """Refuse weights whose number is not the network's, before it takes memory."""
+    # diffusers compares the names: it knows the older ones of its attention blocks
     if (count := sum(v.numel() for v in tensors.values())) != wanted:
         raise ValueError(
             f"config.json makes a network of {wanted:,} weights, the file has {count:,}"
@@ -194,7 +195,7 @@ def _check_model(config: dict[str, Any], folder: Path) -> None:
 
 
 def _check_latent(kind: str, folder: Path) -> None:
-    """Refuse what has an autoencoder or a text encoder beside it, or is made for them."""
+    """Refuse a network that has an autoencoder or a text encoder beside it, or is made for them."""
     beside = next((n for n in ("vae", "vqvae", "vqmodel") if (folder / n).is_dir()), None)
     if beside is not None:
         raise ValueError(
@@ -217,7 +218,7 @@ def _check_latent(kind: str, folder: Path) -> None:
 
 
 def _check_embedding(config: dict[str, Any], keywords: dict[str, Any], folder: Path) -> None:
-    """Refuse a network whose time is another process's than its scheduler's."""
+    """Refuse a network whose time belongs to another process than its scheduler's."""
     embedding = config.get("time_embedding_type", "positional")
     score = keywords.get("prediction") == "score"
     if (embedding == "fourier") != score or embedding not in ("positional", "fourier"):
@@ -235,7 +236,7 @@ def _check_embedding(config: dict[str, Any], keywords: dict[str, Any], folder: P
 
 
 def _check_sizes(config: dict[str, Any], folder: Path) -> None:
-    """Bound the numbers of layers and channels, which diffusers would build at once."""
+    """Limit the numbers of layers and channels, which diffusers would build at once."""
     if not isinstance(config["down_block_types"], list) or not config["down_block_types"]:
         raise ValueError(
             f"prior: {str(folder)!r}: down_block_types is no list; get config.json again"

@@ -1,4 +1,4 @@
-"""Describe a prior's file or folder: what it is, what it lacks, and the cost of a forward."""
+"""Describe a prior's file or folder: what it is, what it lacks, and what a forward pass costs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .unet_config import UNetConfig
 from .wrapped import SIGMAS
 
 COST_SIZES = ((256, 256), (512, 640))
-"""height and width of what the cost is given for"""
+"""height and width for which the cost is given"""
 _TIMED_SIDE = 64
 _MOST_TEXT = 1 << 20
 _GUESS = {"num_heads": 1}
@@ -45,15 +45,15 @@ def inspect(
     Args:
         spec: As :func:`.load.load_prior` takes it: "embedded", a checkpoint, a folder.
         config: Likewise: what the file lacks.
-        timed: Measure a forward here, for the estimate of seconds.
+        timed: Measure a forward pass here, for the estimate of seconds.
 
     Returns:
-        What :func:`.checkpoint.describe` gives (of a folder, what it has of that), and family,
+        What :func:`.checkpoint.describe` gives (for a folder, as far as it has that), and family,
         channels, prediction, schedule, trained_at (pixels, or None), license (or None), cost
         (for each of ``COST_SIZES`` flops, peak_bytes with the weights, seconds: an estimate by the
-        FLOP of a forward at 64 pixels, reused: the share of the FLOP that a step takes which reuses
-        deep layers, None if they are not known), missing (what to say besides, and the option
-        for it) and assumed (what the file does not say and is taken).
+        FLOP of a forward pass at 64 pixels, reused: the share of the FLOP that a step with reused
+        deep layers takes, None if they are not known), missing (what must be given besides, and the
+        option for it) and assumed (what the file does not say and is assumed).
 
     Raises:
         ValueError: It is not a prior, as in :func:`.load.load_prior`.
@@ -135,7 +135,7 @@ def _schedule(prior: dict[str, Any]) -> str:
 
 
 def _costs(cost: Any, prior: Prior | None, parameters: int, timed: bool) -> dict[str, Any]:
-    """Cost by size; without seconds if there is no network to time."""
+    """Return the cost by size, without seconds if there is no network to time."""
     rate = None
     if prior is not None and timed:
         side = -(-_TIMED_SIDE // prior.multiple) * prior.multiple
@@ -157,7 +157,7 @@ def _costs(cost: Any, prior: Prior | None, parameters: int, timed: bool) -> dict
 
 @torch.inference_mode()
 def _seconds(prior: Prior, side: int) -> float:
-    """Time a forward of one small picture, after one that is not counted."""
+    """Time a forward pass of one small picture, after one that is not counted."""
     x = torch.zeros(1, prior.channels, side, side, device=prior.device)
     step = prior.conditioning(torch.tensor([prior.num_train_timesteps // 2]))[0]
     prior.eps(x, step)
@@ -176,7 +176,7 @@ def _license_of_file(spec: str | os.PathLike, path: Path) -> str | None:
     return said and said[:200]
 
 
-# Folders of diffusers
+# folders of diffusers
 
 
 def _of_folder(path: Path, config: dict[str, Any] | None, timed: bool) -> dict[str, Any]:

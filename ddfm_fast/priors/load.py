@@ -64,13 +64,13 @@ def load_prior(
     ``sigmas``, ``value_range`` and ``time`` of :func:`.wrapped.wrap`.
     ``device``: where to put it (default: CPU, or a module's device). ``dtype``: "float32" (the
     default), "tf32" (float32 whose matrix products CUDA rounds), "bfloat16", "float16", or "auto"
-    for the device's own (:func:`.precision.default_precision`; networks from a name or a path
-    only, others stay as they are); for modules and callables, the dtype of the x they are given.
+    for the device's own (:func:`.precision.default_precision`; only for networks from a name or a
+    path, others stay as they are); for modules and callables, the dtype of the x they are given.
     ``compile``: run the network through torch.compile (Inductor), which takes a minute per
     new size and needs a C++ compiler on a CPU; bench/results shows what it gains.
 
-    ValueError or TypeError, naming what is wrong, for anything else; ImportError when diffusers
-    is needed and missing.
+    Raises ValueError or TypeError, naming what is wrong, for anything else; ImportError if
+    diffusers is needed and missing.
 
     >>> prior = load_prior("embedded")
     >>> prior(torch.zeros(1, 3, 64, 64), 500).shape  # eps of the noisy image x, at timestep 500
@@ -109,7 +109,7 @@ def _prior_of(
     device: str | torch.device | None,
     dtype: str | None,
 ) -> Prior:
-    """Return the prior, in that precision where it is made here."""
+    """Return the prior, in that precision if it is made here."""
     if isinstance(spec, Prior):
         if config:
             raise ValueError("config: a Prior is taken as it is; pass config where it is made")
@@ -122,7 +122,8 @@ def _prior_of(
         prior = _from_path(spec, config, device, dtype)
     elif isinstance(spec, UNet):
         unet_dtype = spec.dtype if dtype is None else PRECISIONS[dtype]
-        # a whole copy: of a network still in training, some layers would follow and others not
+        # a whole copy: while a network is still in training, some layers would follow and others
+        # not
         unet = optimized(spec, torch.device(device or spec.device), unet_dtype, copied=True)
         prior = _of_network(unet, {"tf32": dtype == "tf32", **_prior_keywords(config)})
     elif callable(spec) and not isinstance(spec, type):
@@ -145,7 +146,7 @@ def _prior_keywords(config: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def denoiser_of(prior: Prior) -> Prior:
-    """Give the prior that denoises gray sources beside this one: the gray network to the embedded.
+    """Return the prior that denoises gray sources: for the embedded network, the gray one.
 
     Any other prior denoises by itself, in tiles if the prior is tiled.
     """
@@ -161,7 +162,7 @@ def denoiser_of(prior: Prior) -> Prior:
 
 
 def _of_callable(function: Any, keywords: dict[str, Any]) -> Prior:
-    """Return a prior of a callable: of ε as it is, or wrapped."""
+    """Return a prior from a callable: as it is if it predicts ε, else wrapped."""
     if keywords.get("prediction", "eps") == "eps" and keywords.get("channels", 3) == 3:
         _check_unused(keywords)
         return CallablePrior(function, **_without_prediction(keywords))
@@ -171,11 +172,11 @@ def _of_callable(function: Any, keywords: dict[str, Any]) -> Prior:
 
 
 def _of_network(unet: UNet, keywords: dict[str, Any]) -> Prior:
-    """Return a prior of one of our networks, wrapped where it does not predict ε."""
+    """Return a prior from one of our networks, wrapped if it does not predict ε."""
     if keywords.get("prediction", "eps") == "eps":
         _check_unused(keywords)
         return UNetPrior(unet, **_without_prediction(keywords))
-    if keywords["prediction"] == "edm":  # under ADM's keys it is one of consistency_models
+    if keywords["prediction"] == "edm":  # with ADM's keys it is one of consistency_models
         keywords.setdefault("time", thousandth_log)
     own = {k: keywords.pop(k) for k in ("name", "tf32", "multiple") if k in keywords}
     network = UNetPrior(unet, **own)
@@ -241,7 +242,7 @@ def _from_path(
 
         model, found = load_diffusers(path)
         keywords = corrected(found, _prior_keywords(config))
-        # that of diffusers warns of what concerns none of these networks
+        # diffusers' own ``to`` warns about things that concern none of these networks
         model = torch.nn.Module.to(model, device, PRECISIONS[precision])
         prior = _of_callable(model, {"name": path.name, **keywords})
     else:

@@ -82,7 +82,7 @@ class UNetPrior(Prior):
         self.has_variance = config.out_channels == 2 * self.channels
         self.tf32, self.compiled = tf32 and self.dtype == torch.float32, compiled
         self.engine = Engine(unet, PlainOps() if compiled else None)
-        # our own layers add in one order; oneDNN and cuDNN choose theirs by threads and batch
+        # our own layers add in a fixed order; oneDNN and cuDNN choose theirs by threads and batch
         self.reuses = not compiled
         self.reproducible = isinstance(self.engine.ops, NativeOps) and not compiled
         self._evaluate = _compiled(self.engine.__call__, self.device) if compiled else self.engine
@@ -108,7 +108,7 @@ class UNetPrior(Prior):
         unet = optimized(self.unet, device, PRECISIONS[precision])
         tf32 = precision == "tf32"
         prior = UNetPrior(unet, tf32=tf32, compiled=compiled, **self.keywords())
-        if self.dtype in (torch.float32, prior.dtype):  # else it was rounded on its way
+        if self.dtype in (torch.float32, prior.dtype):  # otherwise it was rounded on the way
             prior.origin = self.origin
         return prior
 
@@ -123,13 +123,13 @@ class UNetPrior(Prior):
     def activation_bytes(self, n: int, height: int, width: int) -> int:
         """Find the most bytes of activations during ``eps`` of n such images.
 
-        Found on the meta device; convolution libraries' workspaces come on top.
+        They are found on the meta device; convolution libraries' workspaces come on top.
         """
         fused = isinstance(self.engine.ops, FusedOps | OnePassOps)
         return _activation_bytes(self.unet.config, n, height, width, self.dtype, fused)
 
     def kept_bytes(self, n: int, height: int, width: int) -> int:
-        """See :meth:`Prior.kept_bytes`; the map that the deep layers hand to the full size."""
+        """See :meth:`Prior.kept_bytes`; counts the map that deep layers pass to the full size."""
         if not self.reuses:
             return 0
         config = self.unet.config
@@ -164,10 +164,10 @@ class UNetPrior(Prior):
 def optimized(
     unet: UNet, device: torch.device, dtype: torch.dtype, *, copied: bool = False
 ) -> UNet:
-    """Lay a network out for a device; tensors that fit already are shared, unless ``copied``.
+    """Lay a network out for a device; tensors that already fit are shared, unless ``copied``.
 
     Convolutions are in channels_last, and qkv in the order in which attention reads it. Upsampling
-    is folded on CPUs, where it was measured to win.
+    is folded on CPUs, where measurements show it to be faster.
 
     Raises:
         ValueError: Weights are beyond the range of bfloat16.
@@ -193,6 +193,6 @@ def _activation_bytes(config, n: int, height: int, width: int, dtype, fused: boo
 
 
 def _compiled(function: Callable, device: torch.device) -> Callable:
-    """Pass the function through torch.compile, one program per size, without own CUDA graphs."""
+    """Pass the function through torch.compile: one program per size, without its CUDA graphs."""
     mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else None
     return torch.compile(function, mode=mode, dynamic=False)

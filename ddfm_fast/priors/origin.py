@@ -1,4 +1,4 @@
-"""Where a prior was loaded from, by which it travels to other processes in place of its weights."""
+"""Where a prior was loaded from; this travels to other processes in place of its weights."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Origin(NamedTuple):
     """a name, or the absolute path of a file or a folder"""
     config: dict[str, Any] | None = None
     identity: tuple | None = None
-    """of the files, as they were loaded; None for a name"""
+    """of the files when they were loaded; None for a name"""
     sha256: str = ""
     """of the files; "" for a name, and before the origin leaves"""
 
     def leaving(self) -> Origin:
-        """Return what is sent: with the hash of the files, without what only this machine knows.
+        """Return what is sent: with the hash of the files, without what only this machine needs.
 
         Raises:
             ValueError: The files are not those that were loaded.
@@ -45,10 +45,10 @@ class Origin(NamedTuple):
         return self._replace(identity=None, sha256=_files_sha256(self.identity))
 
     def found(self) -> str:
-        """Return the name or the path, once the files here are found to be those that were meant.
+        """Return the name or the path, after checking that the files here are those meant.
 
         Raises:
-            ValueError: They are not here, or are others.
+            ValueError: They are not here, or differ.
         """
         if not self.sha256:
             return self.spec
@@ -76,7 +76,7 @@ class Sent(NamedTuple):
     compiled: bool
 
     def arrive(self, device: torch.device | str | None = None) -> Any:
-        """Load it, on another device if one is given.
+        """Load the prior, on another device if one is given.
 
         Raises:
             ValueError: The files are not those that were loaded.
@@ -92,14 +92,14 @@ class Sent(NamedTuple):
 
 
 def arrive(sent: Sent) -> Any:
-    """Load a prior that was sent, where it was: what its pickle calls."""
+    """Load a prior that was sent, on its own device; its pickle calls this."""
     return sent.arrive()
 
 
 def file_identity(path: Path) -> tuple | None:
-    """Return the path of a file, or of a folder's files, with sizes and times; None without.
+    """Return the path of a file, or of a folder's files, with sizes and times; None if missing.
 
-    Of a URL the size and the version of its object.
+    For a URL these are the size and the version of its object.
     """
     if url := as_url(path):
         return (url, cache.found(url).state)
@@ -120,7 +120,7 @@ def file_identity(path: Path) -> tuple | None:
 @functools.lru_cache(maxsize=8)
 def _files_sha256(identity: tuple) -> str:
     """Hash the files of an identity: names within their folder, and contents."""
-    if as_url(identity[0]):  # with the version of its object, which all processes see alike
+    if as_url(identity[0]):  # it has the version of its object, which is the same for all processes
         return hashlib.sha256(repr(identity).encode()).hexdigest()
     names = [name for name, *_ in identity[1:]]
     root = os.path.commonpath(names) if len(names) > 1 else os.path.dirname(names[0])

@@ -1,9 +1,9 @@
-"""Judge the pickle of a checkpoint before it is loaded.
+"""Check the pickle of a checkpoint before it is loaded.
 
-``torch.load(weights_only=True)`` runs no code, but it calls what it trusts with what the file says:
-a few bytes may ask for a bytearray of 8 GB, encode a text twice as long thirty times over, or hash
-a tuple that is nested a million times. This walks through the instructions, builds nothing, and
-lets pass what the dense tensors of a state dict need.
+``torch.load(weights_only=True)`` runs no foreign code, but it calls trusted functions with whatever
+arguments the file has: a few bytes may allocate a bytearray of 8 GB, double a text's length thirty
+times by encoding it, or hash a tuple that is nested a million times. This walks through the
+instructions, builds nothing, and accepts only what the dense tensors of a state dict need.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import re
 from typing import Any, BinaryIO, NamedTuple
 
 MOST_BYTES = 1 << 21
-"""of a pickle, a header or a directory: 700 tensors take 0.1 MB, and a byte may cost 64"""
+"""of a pickle, a header or a directory: 700 tensors take 0.1 MB, and reading a byte may take 64"""
 MOST_STEPS = 200_000
-"""instructions, of which a tensor takes about 42"""
+"""most instructions; a tensor takes about 42"""
 MOST_DEPTH = 500
 MOST_ITEMS = 64
-"""of a tuple, which is a shape or the arguments of a call"""
+"""most items of a tuple, which is a shape or the arguments of a call"""
 
 _VALUES = re.compile(r"torch(\.\w+)* \w+Storage|torch [a-z]\w*")
 """storages, dtypes and the like: named, never called"""
@@ -41,7 +41,7 @@ _OPCODES = frozenset(
 
 
 class ForeignObject(ValueError):
-    """A pickle holds something else than dense tensors and plain values."""
+    """A pickle holds something other than dense tensors and plain values."""
 
 
 class _Item(NamedTuple):
@@ -49,7 +49,7 @@ class _Item(NamedTuple):
 
     depth: int = 0
     made: bool = False
-    """whether there is something in it that a call made"""
+    """whether it contains the result of a call"""
     text: str = ""
     name: str = ""
     """of a global"""
@@ -61,11 +61,11 @@ _LITERAL = _Item()
 
 
 def check_pickles(file: BinaryIO, count: int = 1) -> None:
-    """Judge the next pickles of a file.
+    """Check the next pickles of a file.
 
     Raises:
-        ForeignObject: What no state dict needs, by name and key.
-        ValueError: What is no pickle, or one that is too large.
+        ForeignObject: There is something that no state dict needs; the message names it.
+        ValueError: There is no pickle, or it is too large.
     """
     data = io.BytesIO(file.read(MOST_BYTES))
     for _ in range(count):
@@ -80,7 +80,7 @@ def check_pickles(file: BinaryIO, count: int = 1) -> None:
 
 
 class _Walk:
-    """The stack and the memo of an unpickler, with what is known of values in their place."""
+    """The stack and the memo of an unpickler; instead of values they hold what is known of them."""
 
     def __init__(self) -> None:
         self.stack: list[_Item] = []
@@ -139,7 +139,7 @@ class _Walk:
         self.stack.append(_Item(depth, made, length=len(taken) if is_tuple else 0))
 
     def _take(self, opcode: pickletools.OpcodeInfo) -> list[_Item]:
-        """Pop what an instruction takes; IndexError where it is not there."""
+        """Pop what an instruction takes; IndexError if the stack is too short."""
         before, taken = opcode.stack_before, []
         count = len(before)
         if pickletools.markobject in before:

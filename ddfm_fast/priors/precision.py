@@ -42,7 +42,7 @@ AUTO = {
     ),
     "old": Auto("older GPU", "float32", "it has no matrix units; not measured"),
 }  # fmt: skip
-"""what ``dtype="auto"`` takes: what was measured to be fastest there and costs less than 0.02 dB"""
+"""what ``dtype="auto"`` means: the fastest dtype by measurement that costs less than 0.02 dB"""
 
 
 def check_precision(dtype: str | torch.dtype | None) -> str | None:
@@ -64,7 +64,7 @@ def cpu_has(dtype: torch.dtype) -> bool:
     name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
     supported = getattr(torch.ops.mkldnn, name, None)
     if dtype == torch.bfloat16 and platform.machine() in ("x86_64", "AMD64"):
-        # the question above is answered "yes" on any AVX-512, which has no products in bfloat16
+        # the check above says yes on any AVX-512, which has no products in bfloat16
         facts = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
         if not any(getattr(torch.cpu, fact, bool)() for fact in facts):
             return False
@@ -74,7 +74,7 @@ def cpu_has(dtype: torch.dtype) -> bool:
 def default_precision(device: torch.device) -> str:
     """Resolve ``dtype="auto"`` on a device by ``AUTO``.
 
-    What float16 cannot hold ends in an error of the sampler, not in a wrong picture.
+    If float16 cannot hold a value, the sampler raises an error; the picture is never wrong.
     """
     if device.type != "cuda":
         return AUTO["cpu"].dtype
@@ -82,7 +82,7 @@ def default_precision(device: torch.device) -> str:
 
 
 def chosen_precision(prior: Any, dtype: Any, device: torch.device, exact: bool) -> Any:
-    """Return what ``load_prior`` is asked for; None leaves a prior as it is, a path in float32.
+    """Return the dtype to pass to ``load_prior``; None leaves a prior as it is, a path in float32.
 
     A preset that repeats the authors' script to the pixel is ``exact``.
     """
@@ -92,32 +92,34 @@ def chosen_precision(prior: Any, dtype: Any, device: torch.device, exact: bool) 
 
 
 _turn = threading.RLock()
-"""of threads whose float32 products on CUDA PyTorch's setting decides"""
+"""held by the thread for which PyTorch's setting of float32 products on CUDA is changed"""
 _convolutions: ContextVar[bool | None] = ContextVar("convolutions", default=None)
 
 
 def convolutions_in_tf32() -> bool | None:
     """Return whether this thread's float32 convolutions use TF32; None: as PyTorch is set.
 
-    For ``ops.base.conv2d``, which tells each of them.
+    ``ops.base.conv2d`` uses this for each convolution.
     """
-    if torch.compiler.is_dynamo_compiling():  # which reads no context variable
+    if torch.compiler.is_dynamo_compiling():  # it cannot read context variables
         return None
     return _convolutions.get()
 
 
 @contextmanager
 def float32_products(tf32: bool, *, convolutions: bool = True) -> Iterator[None]:
-    """Inside, CUDA's float32 matrix products and convolutions run in TF32, or truly in float32.
+    """Run CUDA's float32 matrix products and convolutions inside in TF32, or truly in float32.
 
-    PyTorch's own defaults round convolutions to TF32 and leave products alone. Its settings are the
-    process's, so threads take turns in here, and what differs is changed for the time being. Then
-    it is as it was: inherited from ``torch.backends.fp32_precision`` where it was, and left alone
-    if another thread of the program set it meanwhile. Code outside of here sees what is set.
+    PyTorch's own defaults round convolutions to TF32 and leave products alone. Its settings apply
+    to the whole process, so threads take turns in here, and what differs is changed for the time
+    being. Afterwards a setting is as it was: inherited from ``torch.backends.fp32_precision`` if it
+    was, and left alone if another thread of the program set it meanwhile. Code outside sees the
+    changed settings.
 
     Args:
         tf32: Whether to round.
-        convolutions: Whether to set theirs for all code inside; else ``ops.base.conv2d`` knows.
+        convolutions: Whether to set convolutions' mode for all code inside; otherwise only
+            ``ops.base.conv2d`` follows it.
     """
     settings: Any = torch.backends
     holders = (
@@ -139,13 +141,13 @@ def float32_products(tf32: bool, *, convolutions: bool = True) -> Iterator[None]
             for holder, shown, own in changed:
                 if holder.fp32_precision == value:
                     holder.fp32_precision = own
-                    if holder.fp32_precision != shown:  # a default that gives way to others
+                    if holder.fp32_precision != shown:  # a default that others override
                         holder.fp32_precision = shown
             _convolutions.reset(token)
 
 
 def _own_setting(holder: Any) -> str:
-    """Return a setting's own value: "none" if it inherits, which reading it does not show."""
+    """Return a setting's own value, "none" if it inherits, which reading it does not show."""
     above: Any = torch.backends
     shown = holder.fp32_precision
     general = above.fp32_precision

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sized
 from typing import Any, NamedTuple
 
 SIGMA_MIN = 0.002
-"""the usual least noise of consistency models (Song et al. 2023), where they are the identity"""
+"""usual least noise of consistency models (Song et al. 2023), at which they are the identity"""
 
 
 class Level(NamedTuple):
@@ -37,7 +37,7 @@ class Level(NamedTuple):
 
 
 class Line(NamedTuple):
-    """How a network is asked at a level, and what its answer says of ε."""
+    """How a network is evaluated at a level, and how its output gives ε."""
 
     scale: float
     of_x: float
@@ -111,7 +111,7 @@ class Prediction(NamedTuple):
 
     line: Callable[[Level, float], Line]
     time: Callable[[Level], float]
-    """what it is given for time, unless said otherwise"""
+    """what it takes as time by default"""
     family: str
     """"vp", which needs a schedule of timesteps, "ve" or "flow", which bring their own"""
 
@@ -157,13 +157,13 @@ _FAMILY = (*_PROCESS, "rescale_timesteps", "sigmas", "sigma_data", "value_range"
 
 
 def corrected(found: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Return what a file says of its prior, as a caller's ``config`` corrects it.
+    """Return what a file says about its prior, corrected by a caller's ``config``.
 
-    A prediction of another family leaves nothing of the process that the file tells, and a
-    schedule that is given replaces one that is found.
+    A prediction of another family discards the process in the file, and a given schedule replaces
+    the one that was found.
 
     Raises:
-        ValueError: ``given`` tells two processes, or no prediction.
+        ValueError: ``given`` describes two processes, or no known prediction.
     """
     dropped: tuple[str, ...] = ()
     alphas = given.get("alphas")

@@ -36,8 +36,9 @@ LARGEST = {"num_train_timesteps": 1_000_000, "multiple": 4096}
 class Prior:
     """A noise predictor as the sampler sees it.
 
-    ``prior(x, t)`` returns the output of its network. A sampler takes a faster way: it computes all
-    that depends on the timestep once for all steps (``conditioning``), then ``eps`` per step.
+    ``prior(x, t)`` returns the output of its network. A sampler uses a faster way: it computes
+    everything that depends on the timestep once for all steps (``conditioning``), then ``eps`` per
+    step.
 
     Attributes:
         name: A name for reports.
@@ -87,11 +88,11 @@ class Prior:
                 f"{', '.join(NOISE_SCHEDULES)}"
             )
         for key, value in (("num_train_timesteps", num_train_timesteps), ("multiple", multiple)):
-            most = LARGEST[key]  # a file may say it, and memory is taken by it
+            most = LARGEST[key]  # it may come from a file, and decides how much memory is taken
             if as_count(value, 1, most) is None:
                 raise ValueError(f"config: {key}={value!r}, expected an integer, 1 to {most}")
         if alphas is None and num_train_timesteps < LEAST_LINEAR:
-            make_betas(noise_schedule, num_train_timesteps)  # which says why not
+            make_betas(noise_schedule, num_train_timesteps)  # raises the error if one is impossible
         if not isinstance(rescale_timesteps, bool):
             raise ValueError(f"config: rescale_timesteps={rescale_timesteps!r}, expected a bool")
         self.name, self.multiple = name, int(multiple)
@@ -118,12 +119,12 @@ class Prior:
 
     @functools.cached_property
     def tilings(self) -> dict[str, dict]:
-        """What :class:`.tiled.TiledPrior` keeps of the sizes at which it evaluated this prior."""
+        """What :class:`.tiled.TiledPrior` remembers of sizes at which it evaluated this one."""
         return {}
 
     @functools.cached_property
     def has_variance(self) -> bool:
-        """Whether the network predicts the learned-range half too."""
+        """Whether the network also predicts the half for the learned range of variances."""
         return False
 
     @property
@@ -137,7 +138,7 @@ class Prior:
         return None
 
     def kept_bytes(self, n: int, height: int, width: int) -> int:
-        """Count what a loop that reuses deep layers keeps of n such images; 0 if unknown."""
+        """Count the bytes that a loop with deep layers to reuse keeps for n images, or 0."""
         del n, height, width  # for subclasses, which may know
         return 0
 
@@ -164,7 +165,7 @@ class Prior:
             cond: An item of ``conditioning``.
             variance: Return [N, 6, H, W]; the second half is the learned-range interpolation
                 weight v in [-1, 1] (Nichol and Dhariwal 2021, eq. 15).
-            kept: What a loop keeps of the deep layers; given only if ``reuses``.
+            kept: Results of the deep layers that a loop keeps; given only if ``reuses``.
 
         Returns:
             The prediction as the network leaves it, in any memory format, in float32, bfloat16
@@ -188,7 +189,7 @@ class Prior:
 
         Raises:
             TypeError: x is not a floating-point tensor, or t neither an int nor an integer tensor.
-            ValueError: x or t has another shape, or t is outside the training.
+            ValueError: x or t has another shape, or t is outside of the training timesteps.
         """
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise TypeError(f"x: got {_kind(x)}, expected a floating-point tensor [N, 3, H, W]")
@@ -253,7 +254,7 @@ class Prior:
             )
 
     def check_reuse(self, every: int) -> None:
-        """Raise ValueError if deep layers are to be reused and are not known."""
+        """Raise ValueError if deep layers are to be reused but are not known."""
         if every == 1 or self.reuses:
             return
         if self.compiled:
@@ -270,7 +271,7 @@ class Prior:
         return {k: getattr(self, k) for k in ("name", *PRIOR_KEYWORDS)}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Travel by name or path, and with the weights only where there is neither."""
+        """Pickle by name or path, and with the weights only if there is neither."""
         if self.origin is None:
             return super().__reduce_ex__(protocol)
         return arrive, (self.sent(),)
@@ -285,7 +286,7 @@ class Prior:
         return Sent(self.origin.leaving(), str(self.device), self.precision, self.compiled)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Prior:
-        """Share the weights of files, which nobody changes; copy those of modules of the user's."""
+        """Share weights from files, which nobody changes; copy those of the user's modules."""
         if self.origin is not None:
             return self
         recipe: Any = super().__reduce_ex__(4)
@@ -301,7 +302,7 @@ class Prior:
 
 
 def same_device(a: torch.device, b: torch.device) -> bool:
-    """Return whether two devices are one; every index of a CPU is the same."""
+    """Return whether two devices are the same; every index of a CPU is."""
     return a.type == b.type and (a.index == b.index or a.type == "cpu")
 
 

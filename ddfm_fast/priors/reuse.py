@@ -1,8 +1,8 @@
 """Evaluate deep layers only at every N-th step, for ``reuse=N``.
 
 Below its first downsampling a UNet sees the layout of a picture, which changes little from one step
-to the next. What its deep layers hand up to the full resolution is kept for a few steps, while the
-layers of the full resolution run at every one. The idea is DeepCache's (Ma et al. 2024,
+to the next. What its deep layers pass up to the full resolution is kept for a few steps, while the
+layers at full resolution run at every step. The idea is DeepCache's (Ma et al. 2024,
 arXiv 2312.00858, with N equal intervals); what it costs is in
 bench/results/reuse-loop-2026-11-29.md.
 """
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 Evaluate = Callable[[Tensor, Tensor, "Kept"], Any]
-"""F(x, t) by what is kept of its deep layers"""
+"""F(x, t) with the kept results of its deep layers"""
 
 
 class Kept:
-    """What the deep layers gave at the last whole step: of one loop, which nobody shares.
+    """Results of the deep layers at the last whole step; each loop has its own.
 
-    A step may evaluate the prior several times, on tiles or on images one by one; they come in the
-    same order at each step, and so does what is kept.
+    A step may evaluate the prior several times, on tiles or on single images. These come in the
+    same order at each step, and so do the kept results.
     """
 
     def __init__(self, every: int):
@@ -33,14 +33,14 @@ class Kept:
         self._turn = 0
 
     def at(self, step: int) -> Kept:
-        """Begin step 0, 1, …: whole where N divides it."""
+        """Begin step 0, 1, …; it is whole if N divides it."""
         self._turn, self.whole = 0, step % self.every == 0
         if self.whole:
             self._given.clear()
         return self
 
     def of(self, deep: Callable[[], T]) -> T:
-        """Return what ``deep`` computes; in between, what it gave last time at this place."""
+        """Return what ``deep`` computes; between whole steps, its last result at this place."""
         if self.whole:
             given = deep()
             self._given.append(given)
@@ -50,17 +50,17 @@ class Kept:
         return given
 
     def clear(self) -> None:
-        """Forget all of it, and its memory."""
+        """Drop all results and free their memory."""
         self._given.clear()
 
 
 def passed(kept: Kept | None) -> dict[str, Kept]:
-    """Return the keyword for ``Prior.eps``; none where nothing is kept, which every prior takes."""
+    """Return the keyword for ``Prior.eps``; none if nothing is kept, so that any prior takes it."""
     return {} if kept is None else {"kept": kept}
 
 
 def evaluator_of(function: Any) -> Evaluate | None:
-    """Return how to evaluate a callable by what is kept; None if its layers are not known."""
+    """Return how to evaluate a callable with kept results; None if its layers are not known."""
     own = getattr(function, "with_kept", None)
     if own is not None:
         return own
@@ -68,7 +68,7 @@ def evaluator_of(function: Any) -> Evaluate | None:
 
 
 def _is_unet_2d(model: Any) -> bool:
-    """Return whether this is a UNet2DModel of diffusers as they have it, of two or more levels."""
+    """Return whether this is an unmodified UNet2DModel of diffusers with two or more levels."""
     kind = type(model)
     if kind.__name__ != "UNet2DModel" or kind.__module__.partition(".")[0] != "diffusers":
         return False
@@ -79,7 +79,7 @@ def _is_unet_2d(model: Any) -> bool:
 
 
 def _unet_2d(model: Any, x: Tensor, t: Tensor, kept: Kept) -> Tensor:
-    """Evaluate a UNet2DModel; all between its first and its last block is deep.
+    """Evaluate a UNet2DModel; everything between its first and its last block is deep.
 
     The first block halves the picture at its end, and the last but one doubles it.
     """

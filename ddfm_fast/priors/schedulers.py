@@ -1,4 +1,4 @@
-"""What a scheduler's configuration of diffusers says of its network: prediction and schedule."""
+"""What a diffusers scheduler's configuration says about its network: prediction and schedule."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _OTHER_PROCESSES = {
     "EDM": "EDM's preconditioning by the scheduler",
     "LCM": "latent consistency",
 }
-"""part of a scheduler's class name -> what is not taken"""
+"""part of a scheduler's class name -> the process, which is not supported"""
 _USUAL = ("", "DDPMScheduler", "DDIMScheduler", "PNDMScheduler")
-"""those that may leave out their betas, which are then the usual ones"""
+"""schedulers that may leave out their betas, which are then the usual ones"""
 _PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid")
 _LINEAR = (1e-4, 0.02)
-"""the ends that "linear" has by name"""
+"""first and last beta of the schedule named "linear" """
 
 
 def keywords_of(scheduler: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the ``config=`` of ``load_prior`` that a scheduler tells.
+    """Return the ``config=`` of ``load_prior`` that a scheduler describes.
 
     Raises:
-        ValueError: A process that is not known, or numbers that cannot be.
+        ValueError: The process is unknown, or its numbers are impossible.
     """
     kind = str(scheduler.get("_class_name", ""))
     for words, what in _OTHER_PROCESSES.items():

@@ -1,7 +1,7 @@
 """State dicts in files: read without running code that may be in them, checked, hashed.
 
-``.pt`` and ``.pth`` files are read with ``weights_only=True``, after their pickle was judged
-(``pickles.py``); safetensors hold no code. Names, shapes, dtypes and sizes are judged on tensors
+``.pt`` and ``.pth`` files are read with ``weights_only=True``, after their pickle was checked
+(``pickles.py``); safetensors hold no code. Names, shapes, dtypes and sizes are checked on tensors
 that are mapped from the file, before any weight is read.
 """
 
@@ -31,7 +31,7 @@ MOST_TENSORS = 10_000
 MOST_WEIGHTS = 1 << 34
 """bytes; the largest published network of this kind has 2.2 GB"""
 INDEX = ".safetensors.index.json"
-"""how the name of a list of safetensors ends that hold a network together"""
+"""end of the name of an index, which lists the safetensors files of one network"""
 _MOST_SHARDS = 256
 
 
@@ -42,9 +42,9 @@ def read_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Map tensors of ``dtypes`` by key, and read the metadata of a safetensors file (else empty).
 
-    Weights are not looked at: ``check_finite`` does, once the tensors are known to fit.
+    Weights are not read: ``check_finite`` reads them, once the tensors are known to fit.
     ``path``: a checkpoint, or the ``.safetensors.index.json`` of one in several files.
-    ``pickled``: suffixes of what ``torch.save`` wrote.
+    ``pickled``: suffixes of files that ``torch.save`` wrote.
     """
     path = Path(path)
     size = _file_size(path)
@@ -92,7 +92,7 @@ def files_of(path: str | os.PathLike) -> list[Path]:
 
 
 def _read_shards(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the files that an index names, each as one of its own, and hold them to the index."""
+    """Read the files that an index names, each on its own, and check them against the index."""
     places = _weight_map(path)
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
@@ -138,7 +138,7 @@ def _is_beside(name: str) -> bool:
 
 
 def check_finite(path: str | os.PathLike, tensors: dict[str, Tensor]) -> None:
-    """Read the weights; ValueError, with their keys, where they are NaN or inf."""
+    """Read the weights; ValueError, with their keys, if any are NaN or inf."""
     if bad := not_finite(tensors):
         raise ValueError(
             f"prior: {os.fspath(path)!r} holds weights that are NaN or inf ({some(bad)}); "
@@ -173,7 +173,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 class _SmallReads(io.FileIO):
-    """A file for ``zipfile``, which reads a whole directory at once: not one of gigabytes."""
+    """A file for ``zipfile``, which reads a whole directory at once: refuses one of gigabytes."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         most = MOST_BYTES + 1
@@ -184,7 +184,7 @@ class _SmallReads(io.FileIO):
 
 
 def _check_zip(path: Path) -> None:
-    """Judge an archive by its directory and its pickles; PyTorch stores without compression."""
+    """Check an archive's directory and its pickles; PyTorch stores without compression."""
     with _SmallReads(path) as file, zipfile.ZipFile(file) as archive:
         items = archive.infolist()
         packed = [i.filename for i in items if i.compress_type != zipfile.ZIP_STORED]
@@ -202,7 +202,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _check_legacy(path: Path) -> None:
-    """Judge the five pickles in front of the weights: what PyTorch wrote before version 1.6."""
+    """Check the five pickles in front of the weights, as PyTorch wrote them before version 1.6."""
     with path.open("rb") as file:
         check_pickles(file, count=5)
 
@@ -213,7 +213,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             if (length := int.from_bytes(start.read(8), "little")) > MOST_BYTES:
                 raise ValueError(f"a header of {length:,} bytes, expected at most {MOST_BYTES:,}")
         with safe_open(path, framework="pt") as file:
-            keys = file.keys()  # the file itself is no iterable
+            keys = file.keys()  # the file itself is not iterable
             if len(keys) > MOST_TENSORS:
                 raise ValueError(f"{len(keys):,} tensors, expected at most {MOST_TENSORS:,}")
             return {k: file.get_tensor(k) for k in keys}, file.metadata() or {}
@@ -240,7 +240,7 @@ _UNREADABLE = (
     MemoryError,
     OverflowError,
 )
-"""what libraries raise for files that are damaged or made to do harm"""
+"""what libraries raise for damaged or malicious files"""
 
 
 def _read_pickle(path: Path) -> Any:

@@ -1,13 +1,13 @@
 """A prior evaluated tile by tile, for pictures that it cannot take whole.
 
-The tiles of a picture are all of one size and lie evenly, each at least a quarter of its side over
-the next. Along an axis a tile k takes over from those before it by a smooth ramp r_k, from 0 to 1
-inside their overlap, so its weight is w_k = r_k · Π_{j>k} (1 − r_j): the weights sum to one, and no
-tile counts within a quarter of the overlap from a border that is not the picture's own, where it
-lacks what lies beyond.
+The tiles of a picture all have one size and are spaced evenly; neighbors overlap by at least a
+quarter of their side. Along an axis, tile k takes over from those before it by a smooth ramp r_k,
+from 0 to 1 inside their overlap, so its weight is w_k = r_k · Π_{j>k} (1 − r_j). The weights sum to
+one, and no tile counts within a quarter of the overlap from a border that is not the picture's own,
+where it lacks what lies beyond.
 
-Networks whose norms or attention look at the whole picture answer a tile a little otherwise than
-they answer the picture; what that costs is in bench/results/tiles-2026-11-29.md.
+Networks whose norms or attention see the whole picture answer a little differently for a tile;
+bench/results/tiles-2026-11-29.md has what that costs.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from .reuse import Kept, passed
 LEAST, MOST = 64, 65536
 """sides of tiles that may be requested"""
 SIDES = (1024, 512, 256)
-"""that "auto" chooses from: the largest that fits"""
+"""sides that "auto" chooses from: the largest that fits"""
 SHARE = 0.5
-"""of the free memory that "auto" lets one picture take"""
+"""share of the free memory that "auto" lets one picture take"""
 SMALL = 512 * 512
 """pixels of a picture that "auto" never tiles"""
 PLENTY = 2**14
-"""bytes a pixel that are enough for any network: with so much free nothing is counted"""
+"""bytes per pixel that are enough for any network: if so much is free, nothing is counted"""
 
 
 class Span(NamedTuple):
@@ -48,13 +48,13 @@ class Span(NamedTuple):
 def tiled(prior: Prior, tile: int | str, keeps: bool = False) -> Prior:
     """Return the prior as ``tile`` says: "auto", "off" or the side of tiles.
 
-    A prior that is tiled already stays as it is. ``keeps``: the loop reuses deep layers, whose
-    memory "auto" counts.
+    A prior that is already tiled stays as it is. ``keeps``: whether the loop reuses deep layers,
+    whose memory "auto" then counts.
 
     Raises:
         ValueError: ``tile`` has another value.
     """
-    if isinstance(tile, str) and tile.isdecimal():  # from a command line
+    if isinstance(tile, str) and tile.isdecimal():  # from the command line
         tile = int(tile)
     side = as_count(tile, LEAST, MOST)
     if side is None and not (isinstance(tile, str) and tile in ("auto", "off")):
@@ -70,10 +70,10 @@ def tiled(prior: Prior, tile: int | str, keeps: bool = False) -> Prior:
 class TiledPrior(Prior):
     """``inner`` on tiles of side ``tile``, rounded up to what it takes; smaller pictures whole.
 
-    With "auto" a picture is tiled where ``inner`` would need more than ``SHARE`` of the memory that
-    is free when its size is first seen; that choice then stays, for all that tile this prior. A
-    callable, whose memory nobody knows, is then never tiled. With ``keeps`` it counts what a loop
-    keeps of deep layers, too. Two of one prior, tile and ``keeps`` are equal.
+    With "auto", a picture is tiled if ``inner`` would need more than ``SHARE`` of the memory that
+    is free when its size is first seen; that choice then stays for every tiling of this prior. A
+    callable, whose memory use is unknown, is then never tiled. With ``keeps``, the deep layers that
+    a loop keeps count, too. Two with the same prior, tile and ``keeps`` are equal.
     """
 
     def __init__(self, inner: Prior, tile: int | str, keeps: bool = False):
@@ -111,7 +111,7 @@ class TiledPrior(Prior):
         return self.tile, self.keeps
 
     def activation_bytes(self, n: int, height: int, width: int) -> int | None:
-        """See :meth:`Prior.activation_bytes`; of a tile, and of the sum that it goes into."""
+        """See :meth:`Prior.activation_bytes`; counts a tile, and the sum to which it is added."""
         side = self.tile_at(height, width)
         tile = (side, side) if side else (height, width)
         need = self.inner.activation_bytes(n, *map(min, tile, (height, width)))
@@ -119,7 +119,7 @@ class TiledPrior(Prior):
         return None if need is None else need + 4 * n * channels * height * width
 
     def kept_bytes(self, n: int, height: int, width: int) -> int:
-        """See :meth:`Prior.kept_bytes`; of all tiles, which overlap."""
+        """See :meth:`Prior.kept_bytes`; counts all tiles, which overlap."""
         return self._kept_in(self.tile_at(height, width), n, height, width)
 
     def _kept_in(self, side: int, n: int, height: int, width: int) -> int:
@@ -140,7 +140,7 @@ class TiledPrior(Prior):
         return self.inner.conditioning(timesteps)
 
     def tile_at(self, height: int, width: int) -> int:
-        """Return the side of the tiles of a picture of that size, 0 where it is taken whole."""
+        """Return the side of the tiles for a picture of that size, 0 if it is evaluated whole."""
         size = tuple(-(-n // self.multiple) * self.multiple for n in (height, width))
         chosen = self.inner.tilings.setdefault("sides", {})
         key = (*self._how, *size)
@@ -149,7 +149,7 @@ class TiledPrior(Prior):
         return chosen[key] if max(size) > chosen[key] else 0
 
     def side(self, wanted: int | str) -> int:
-        """Round a side up to a multiple of the prior's, two of them at least."""
+        """Round a side up to a multiple of the prior's ``multiple``, at least two times it."""
         return max(2, -(-int(wanted) // self.multiple)) * self.multiple
 
     def _automatic(self, height: int, width: int) -> int:
@@ -174,7 +174,7 @@ class TiledPrior(Prior):
     def eps(
         self, x: Tensor, cond: Any, *, variance: bool = False, kept: Kept | None = None
     ) -> Tensor:
-        """See :meth:`Prior.eps`; float32 where the picture is tiled."""
+        """See :meth:`Prior.eps`; float32 if the picture is tiled."""
         options: Any = {"variance": variance, **passed(kept)}
         side = self.tile_at(*x.shape[-2:])
         if not side:
@@ -187,12 +187,12 @@ class TiledPrior(Prior):
             for left, across in columns:
                 part = (..., slice(top, top + len(down)), slice(left, left + len(across)))
                 eps = self.inner.eps(x[part].contiguous(), cond, **options)
-                # product and sum apart: fused, they would round otherwise at a vector's end
+                # product and sum apart: fused, they would round differently at a vector's end
                 out[part] += (eps.float() * down[:, None]).mul_(across)
         return out
 
     def _spans(self, length: int, side: int) -> list[Span]:
-        """The tiles along an axis; kept, since graphs that are captured go on reading them."""
+        """Return the tiles along an axis; they are kept, since captured graphs read them."""
         kept = self.inner.tilings.setdefault("spans", {})
         if (length, side) not in kept:
             overlap = overlap_of(side, self.multiple)
@@ -205,14 +205,15 @@ class TiledPrior(Prior):
 
 
 def overlap_of(side: int, multiple: int) -> int:
-    """Return the least overlap of tiles of that side: a quarter, a multiple of ``multiple``."""
+    """Return the least overlap of tiles of that side: a quarter, rounded to ``multiple``."""
     return max(1, side // 4 // multiple) * multiple
 
 
 def starts_of(length: int, side: int, overlap: int, multiple: int) -> list[int]:
     """Return where tiles of that side begin on an axis, evenly, overlapping by ``overlap`` or more.
 
-    All four are multiples of ``multiple``, and so are the starts; one tile where it is enough.
+    ``length``, ``side`` and ``overlap`` are multiples of ``multiple``, and so are the starts; one
+    tile is used if it is enough.
     """
     rest = max(0, length - side)
     gaps = -(-rest // (side - overlap))

@@ -1,4 +1,4 @@
-"""What a timestep makes of the network: conditions of its blocks, and preconditioning."""
+"""What a timestep does to the network: conditions of its blocks, and preconditioning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..schedule import trained_alphas
 
 
 class BlockCondition(NamedTuple):
-    """What a timestep makes of one residual block: [C] for a shared t, [N, C] for one per sample.
+    """What a timestep does to one residual block: [C] for a shared t, [N, C] for one per sample.
 
     Float32, whatever the dtype of the weights.
     """
@@ -25,7 +25,7 @@ class BlockCondition(NamedTuple):
 
 
 class Mix(NamedTuple):
-    """eps = skip · x_t + out · F of a preconditioned network F; [1] for a shared t, [N, 1] else.
+    """eps = skip · x_t + out · F of a preconditioned network F; [1] for a shared t, else [N, 1].
 
     Float32, whatever the dtype of the weights.
     """
@@ -35,7 +35,7 @@ class Mix(NamedTuple):
 
 
 class StepCondition(NamedTuple):
-    """What a timestep makes of a network: an item of :meth:`UNet.conditioning`."""
+    """What a timestep does to a network: an item of :meth:`UNet.conditioning`."""
 
     blocks: Sequence[BlockCondition]
     """of each residual block, by its ``index``"""
@@ -43,7 +43,7 @@ class StepCondition(NamedTuple):
     """of preconditioned networks"""
 
     def rows(self) -> list[Tensor]:
-        """List what has a row [C] per timestep."""
+        """List the tensors that have a row [C] per timestep."""
         mix = () if self.mix is None else self.mix
         return [p for part in (*self.blocks, mix) for p in part if p.ndim == 2]
 
@@ -57,7 +57,7 @@ class StepCondition(NamedTuple):
 
 
 def mix_at(timesteps: Tensor, sigma_data: float) -> Mix:
-    """Compute the factors for timesteps [S] of 0 to 999; between whole ones ᾱ is interpolated.
+    """Compute the factors for timesteps [S] from 0 to 999; ᾱ is interpolated between whole ones.
 
     Karras et al. 2022, table 1, written for eps and x_t with s² = 1 − ᾱ and d = sigma_data:
     skip = s / (s² + ᾱ d²) and out = √ᾱ d / √(s² + ᾱ d²) (their F has the opposite sign). Then F has
@@ -73,7 +73,7 @@ def mix_at(timesteps: Tensor, sigma_data: float) -> Mix:
 
 
 def mixed(x: Tensor, out: Tensor, mix: Mix) -> Tensor:
-    """Combine x_t and the network's answer to eps; all [N, C, H, W], in the dtype of x_t."""
+    """Combine x_t and the network's output to eps; all [N, C, H, W], in the dtype of x_t."""
     of_x, of_out = (factor.to(x.dtype).view(-1, 1, 1, 1) for factor in mix)
     return torch.addcmul(out.to(x.dtype) * of_out, x, of_x)
 

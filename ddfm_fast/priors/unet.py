@@ -20,7 +20,7 @@ from .timesteps import BlockCondition, StepCondition, mix_at, mixed, timestep_em
 from .unet_config import GROUPS, UNetConfig
 
 NORM_EPS = 1e-5
-# Wider layers work on small maps, where laying out a 4x4 kernel costs more than it saves.
+# wider layers work on small maps, where laying out a 4x4 kernel costs more than it saves
 FOLD_UP_TO_CHANNELS = 512
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -54,7 +54,7 @@ def _norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _zeroed(layer: Layer) -> Layer:
-    """Residual branches start at zero, which training needs; loading overwrites it."""
+    """Zero a layer: training needs residual branches that start at zero; loading overwrites it."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
     return layer
@@ -364,7 +364,7 @@ class UNet(nn.Module):
     def fold_upsampling(self) -> UNet:
         """Merge each doubling with the convolution after it; call again if weights change.
 
-        The same function to rounding; about twice as fast in those layers on a CPU.
+        The function is the same up to rounding, and about twice as fast in those layers on a CPU.
         """
         for module in self.modules():
             if isinstance(module, ResBlock) and module.resample == "up":
@@ -380,7 +380,8 @@ class UNet(nn.Module):
     def reorder_attention(self) -> UNet:
         """Keep all heads' q together, then k, then v, so that attention reads them in place.
 
-        For inference: ``state_dict`` gives the official order still, but must not be loaded again.
+        This is for inference: ``state_dict`` still gives the official order, but must not be loaded
+        again.
         """
         for module in self.modules():
             if isinstance(module, AttentionBlock):

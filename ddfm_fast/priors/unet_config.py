@@ -10,11 +10,11 @@ from typing import Any
 from ..images.integers import as_count, as_int
 
 GROUPS = 32
-"""of every GroupNorm"""
+"""groups of every GroupNorm"""
 MOST = 8192
-"""of channels and heads: no network has more, and a wrong number must not fill memory"""
+"""most channels and heads: no network has more, and a wrong number must not fill memory"""
 MOST_BLOCKS = 64
-"""of a level"""
+"""most blocks per level"""
 MOST_LEVELS = 16
 _IGNORED_KEYWORDS = ("image_size", "dropout", "use_checkpoint", "use_fp16")
 _COUNTS = (
@@ -44,7 +44,7 @@ class UNetConfig:
     unfolds them after the last; ``in_channels`` and ``out_channels`` count image channels.
     ``sigma_data`` above 0 preconditions as Karras et al. 2022, see :func:`mix_at`: at high noise
     eps is almost x_t, and a small network spends its capacity on that identity unless it is
-    given. 0: the last convolution answers eps, as in the published networks; 1: it answers v.
+    given. 0: the last convolution gives eps, as in the published networks; 1: it gives v.
     """
 
     model_channels: int
@@ -147,7 +147,7 @@ class UNetConfig:
 
     @property
     def levels(self) -> int:
-        """Resolutions, each half of the one before."""
+        """Number of resolutions, each half of the one before."""
         return len(self.channel_mult)
 
     @property

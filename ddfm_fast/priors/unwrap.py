@@ -1,4 +1,4 @@
-"""The state dict inside of what people's training saved around it."""
+"""The state dict inside whatever people's training code saved around it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _PREFIXES = (
     "module.", "_orig_mod.", "model.", "unet.", "network.", "ema_model.", "ema.", "denoise_fn.",
 )  # fmt: skip
 _AVERAGES = ("ema_model.", "ema.", "model_ema.")
-"""prefixes of averaged weights that stand beside others"""
+"""prefixes of averaged weights that are stored beside the others"""
 _KNOWN = ("input_blocks.", "time_embed.")
-"""how keys begin once nothing is around them"""
+"""how keys begin once nothing is wrapped around them"""
 _DEEPEST = 4
 
 
 def unwrap(path: Path, content: Any) -> Any:
-    """Return what is inside of dictionaries around a state dict; averaged weights before others.
+    """Return the state dict inside surrounding dictionaries; prefer averaged weights.
 
-    ``ema``, ``ema_params`` and the like are what samples are drawn with, so they are taken where a
-    file has both.
+    ``ema``, ``ema_params`` and the like are the weights that samples are drawn with, so they are
+    used if a file has both.
 
     Raises:
         ValueError: The file is an optimizer's state.
@@ -75,7 +75,7 @@ def _is_optimizer(content: dict) -> bool:
 
 
 def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take off what DataParallel, torch.compile or a surrounding module put before every key."""
+    """Remove what DataParallel, torch.compile or a surrounding module put before every key."""
     for _ in range(_DEEPEST):
         if any(key.startswith(_KNOWN) for key in tensors):
             break
@@ -89,7 +89,7 @@ def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _averaged(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the averaged network alone where a file has it beside the other, under a prefix."""
+    """Return only the averaged network if a file has it beside the other, under a prefix."""
     for prefix in _AVERAGES:
         inner = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
         if len(inner) < len(tensors) and any(_is_known(key) for key in inner):

@@ -20,12 +20,12 @@ from .prior import EPS_DTYPES
 from .reuse import Kept
 
 SIGMAS = (0.002, 80.0)
-"""of the networks of EDM and of consistency models"""
+"""least and most noise of the networks of EDM and of consistency models"""
 _FIELDS = 6
 
 
 class WrappedPrior(CallablePrior):
-    """A callable F(x, time) of a prediction of :mod:`.predictions`, which gives ε.
+    """A callable F(x, time) with a prediction of :mod:`.predictions`, turned into ε.
 
     Made by :func:`wrap`. Its own noise levels become the loop's timesteps, by a table of ᾱ.
     """
@@ -48,20 +48,20 @@ class WrappedPrior(CallablePrior):
         self.value_range, self.channels = value_range, channels
         vp = PREDICTIONS[prediction].family == "vp"
         self._counts = vp and time is None and not self.rescale_timesteps
-        self.has_variance = False  # what a network says of variances belongs to its own sampler
+        self.has_variance = False  # a network's variances belong to its own sampler
 
     def activation_bytes(self, n: int, height: int, width: int) -> int | None:
-        """See :meth:`Prior.activation_bytes`; known of networks of ours."""
+        """See :meth:`Prior.activation_bytes`; known for networks of ours."""
         count = getattr(self.function, "activation_bytes", None)
         return None if count is None else count(n, height, width)
 
     def kept_bytes(self, n: int, height: int, width: int) -> int:
-        """See :meth:`Prior.kept_bytes`; known of networks of ours."""
+        """See :meth:`Prior.kept_bytes`; known for networks of ours."""
         count = getattr(self.function, "kept_bytes", None)
         return 0 if count is None else count(n, height, width)
 
     def keywords(self) -> dict[str, Any]:
-        """Return what makes another like this one."""
+        """Return the keywords that make another one like this."""
         own = ("prediction", "time", "sigma_data", "sigma_min", "value_range", "channels")
         return {**super().keywords(), **{name: getattr(self, name) for name in own}}
 
@@ -74,7 +74,7 @@ class WrappedPrior(CallablePrior):
         return Conditioning(table.to(self.device, torch.float32), lambda row: row.unbind(0))
 
     def _row(self, level: Level) -> tuple[float, ...]:
-        """Scale and shift of x_t, the network's time, and of_x, of_out and offset of ε."""
+        """Compute scale and shift of x_t, the network's time, and of_x, of_out and offset of ε."""
         kind = PREDICTIONS[self.prediction]
         low, high = self.value_range
         half, middle = (high - low) / 2, (high + low) / 2  # a network's values are half·x + middle
@@ -105,7 +105,7 @@ class WrappedPrior(CallablePrior):
 
 
 def _checked_time(value: Any) -> float:
-    """What a function for ``time`` gave, as a float; ValueError for what is no number."""
+    """Return the result of a function for ``time`` as a float; ValueError if it is not a number."""
     try:
         found = float(value)
     except (TypeError, ValueError, RuntimeError):
@@ -137,11 +137,11 @@ class NetworkFunction:
         return self.with_kept(x, t)
 
     def with_kept(self, x: Tensor, t: Tensor, kept: Kept | None = None) -> Tensor:
-        """Evaluate by what is kept of the deep layers."""
+        """Evaluate with the kept results of the deep layers."""
         return self.prior.eps(x.float(), self.prior.unet.conditioning(t[:1])[0], kept=kept)
 
     def on_device(self, device: torch.device) -> NetworkFunction:
-        """Return this one there."""
+        """Return the same function on a device."""
         return NetworkFunction(self.prior.to(device))
 
 
@@ -166,16 +166,16 @@ def wrap(
         prediction: What F gives: "eps", "x0" or "v" of a variance-preserving process; "score",
             "denoised" (D(x, σ): EDM's, consistency functions, plain denoisers), or the bare "edm"
             or "consistency", of x₀ + σ ε; "flow", ε − x₀ on a straight path to noise at τ = 1.
-        schedule: Of the first three: "linear" (default), "cosine", or ᾱ of every timestep, from
+        schedule: For the first three: "linear" (default), "cosine", or ᾱ of every timestep, from
             the least noise to the most.
-        channels: 3, or 1 for a network of gray.
-        sigma_data: Of "edm" and "consistency".
-        sigmas: Least and most noise, in F's values, of the others; (0.002, 80) by default. A
+        channels: 3, or 1 for a network of gray images.
+        sigma_data: Used by "edm" and "consistency".
+        sigmas: For the others, least and most noise in F's values; (0.002, 80) by default. A
             "consistency" network is the identity at the least.
         value_range: Black and white in the values of F; for "denoised" and "score" only.
         time: The time that F takes at a :class:`.predictions.Level`, if it is not the timestep,
             σ, ln(σ)/4 of "edm", 250 ln σ of "consistency" or τ.
-        num_train_timesteps: Of a named schedule.
+        num_train_timesteps: Timesteps of a named schedule.
         keywords: ``name multiple device dtype rescale_timesteps`` of :class:`.CallablePrior`.
 
     Raises:
@@ -217,12 +217,12 @@ def denoiser(
 
     Args:
         function: D(x, σ): x [N, C, H, W] with noise of the standard deviations σ [N], in the units
-            of x; gives the picture [N, C, H, W].
+            of x; returns the picture [N, C, H, W].
         channels: 3, or 1.
         value_range: Black and white in the values of D.
         sigmas: The least and the most noise that D knows, in its units; by default .002 to 80
             times half of the range. D is evaluated even beyond the noise that it was trained for,
-            unless this limits it.
+            unless this limits the noise.
         keywords: As :func:`wrap` takes them.
 
     Raises:
@@ -278,7 +278,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _named(prediction: str, schedule: Any, timesteps: int, sigmas: Any) -> dict[str, Any]:
-    """Return what tells a Prior of a variance-preserving process."""
+    """Return the keywords that tell a Prior its variance-preserving process."""
     if sigmas is not None:
         raise ValueError(f"sigmas: {prediction!r} has a schedule of timesteps; leave it out")
     schedule = "linear" if schedule is None else schedule
@@ -295,7 +295,7 @@ def _named(prediction: str, schedule: Any, timesteps: int, sigmas: Any) -> dict[
 def _own(
     prediction: str, schedule: Any, sigmas: Any, value_range: tuple[float, float], keywords: dict
 ) -> dict[str, Any]:
-    """Return what tells a Prior of a process that a prediction brings."""
+    """Return the keywords that tell a Prior the process that its prediction brings."""
     if schedule is not None:
         raise ValueError(
             f"schedule: got {str(schedule)[:80]!r} with prediction {prediction!r}, which knows "
@@ -311,7 +311,7 @@ def _own(
 def _alphas_between(
     kind: Prediction, sigmas: tuple[float, float], value_range: tuple[float, float]
 ) -> np.ndarray:
-    """ᾱ of the usual process, as far as its noise is what a network knows."""
+    """Return ᾱ of the usual process, as far as a network knows its noise levels."""
     ends = tuple(sigmas) if isinstance(sigmas, (tuple, list)) else ()
     if len(ends) != 2 or not all(map(_is_number, ends)) or not 0 < ends[0] < ends[1]:
         raise ValueError(f"sigmas: got {sigmas!r}, expected the least and the most, as (0.002, 80)")

@@ -245,9 +245,9 @@ def _is_white(mean: _Floats) -> bool:
     power = np.abs(np.fft.rfft(centered)) ** 2
     frequency = np.arange(power.size) * (2 * math.pi / centered.size)
     short = frequency > 2 * math.pi / _LONGEST_PERIOD
-    # Differences of white offsets have this spectrum; divided by it, theirs is flat.
+    # differences of white offsets have this spectrum; divided by it, theirs is flat
     power = power[short] / (2 - 2 * np.cos(frequency[short]))
-    # Fisher's test: the largest of n equal exponential terms, at one in a thousand, and slack.
+    # Fisher's test: the largest of n equal exponential terms, at one in a thousand, plus slack
     largest = 1.5 * (math.log(power.size) + 7) / power.size
     return bool(power.max() <= largest * power.sum())
 
@@ -309,7 +309,7 @@ def _stuck(levels: _Floats) -> _Bools:
     height, alone = _heights(levels, points, rows, columns)
     far = height > _SPREADS
     if _in_groups(points, np.asarray(values, np.uint8)) > _GROUPED + 16 * count / points.size:
-        return nothing  # what has an extent, such as lamps and hot targets, is seen
+        return nothing  # spots with an extent, such as lamps and hot targets, are real
     isolated = np.count_nonzero(far & alone)
     if isolated < max(_SHARP * (np.count_nonzero(far) + 1), _CLEAR * count):
         return nothing
@@ -339,7 +339,7 @@ def _heights(
     """Return how far points are from what surrounds them, and whether they stand alone.
 
     The distance is in local standard deviations, and 0 within `_STEP` gray levels. A point stands
-    alone where its direct neighbors are normal and enough of the others are no points.
+    alone if its direct neighbors are normal and enough of the others are not points.
     """
     around = _around(levels, points, rows, columns)
     normal = np.isfinite(around)

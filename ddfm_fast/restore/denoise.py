@@ -3,9 +3,9 @@
 A plane y = x + σ n is what the prior calls x_t / √ᾱ at the timestep where √((1 − ᾱ)/ᾱ) is σ in
 units of [−1, 1], so its predicted x₀ is the denoised plane. A prior of color expects independent
 noise in three channels, while gray noise has all of its energy in one of three directions. So y is
-taken for the mean of channels whose noise is √3 σ, and the chroma noise that is missing,
-√3 σ (n' − mean over channels of n'), is added; of ε the mean over channels counts, in which the
-added part cancels out. Priors of one channel take y as it is.
+taken as the mean of channels whose noise is √3 σ, and the missing chroma noise,
+√3 σ (n' − mean over channels of n'), is added. Of ε only the mean over channels is used, in which
+the added part cancels out. Priors of one channel take y as it is.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..priors.prior import Prior
 Evaluate = Callable[[Prior, Tensor, int], Tensor]
 """eps of x [N, C, H, W] at a training timestep"""
 GRAY_LEVELS = 127.5
-"""of a difference of 1 in [−1, 1]"""
+"""gray levels per unit of [−1, 1]"""
 CLIPPED = 0.005
 """least share of a noisy plane's pixels at black or white that shows that its noise is clipped"""
 _END = 0.5 / 255
@@ -105,7 +105,7 @@ def unclip(x0: Tensor, noisy: Tensor, sigma: float) -> Tensor:
 
 
 def _inverse_of_clipped_mean(y: Tensor, sigma: float) -> Tensor:
-    """x of m(x) = x Φ(x/σ) + σ φ(x/σ) = y, in five Newton steps; 0 below m(0)."""
+    """Solve m(x) = x Φ(x/σ) + σ φ(x/σ) = y for x in five Newton steps; 0 below m(0)."""
     y = y / sigma
     x = (y - 0.4).clamp_(min=0)
     for _ in range(5):

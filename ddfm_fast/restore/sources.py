@@ -23,9 +23,9 @@ from .noise_level import Estimator, NoiseLevel, destabilize, estimate, stabilize
 
 SOURCES = ("ir", "vis")
 Remover = Callable[[Tensor, NoiseLevel, Callable[[Tensor], Tensor]], tuple[Tensor, int]]
-"""(plane, its noise, what takes it out of a plane or a part) → the clean plane, calls of that"""
+"""(plane, its noise, function that removes it from a plane or part) → clean plane, calls of it"""
 ALL_NOISE = 0.08
-"""times its noise that a denoised source must vary by, else the noise was all there was"""
+"""multiple of its noise by which a denoised source must vary, else it was nothing but noise"""
 
 
 class SourceReport(NamedTuple):
@@ -55,7 +55,7 @@ class SourceTotals:
         self.sums = [0.0] * len(SourceReport._fields)
 
     def add(self, report: SourceReport) -> None:
-        """Count a frame in."""
+        """Add a frame's report."""
         self.frames += 1
         self.sums = [total + value for total, value in zip(self.sums, report, strict=True)]
 
@@ -96,7 +96,7 @@ class FusionReport(NamedTuple):
         return self.ir.evaluations + self.vis.evaluations + self.steps
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
+        """Return plain types, for JSON."""
         sources = {name: getattr(self, name)._asdict() for name in ("ir", "vis")}
         return {
             **sources,
@@ -120,7 +120,7 @@ class SourceModel:
     """Restores the sources of pairs as ``FuseConfig.denoise`` says, on a prior.
 
     Args:
-        prior: The prior of the fusion; what takes the noise out is ``denoiser_of`` it.
+        prior: The prior of the fusion; ``denoiser_of`` it removes the noise.
         config: Its ``denoise`` and ``draws``.
         evaluate: What evaluates the prior, see :func:`.denoise.denoise`.
         pixels: What works on every pixel; plain PyTorch by default.
@@ -173,7 +173,7 @@ class SourceModel:
             vis: The visible ones.
             seed: Seed of the noise that denoising adds to chroma.
             estimators: What estimates the noise for "auto", by source: a video's running ones.
-            removers: What takes it out, by source: a video's, which takes frames before again.
+            removers: What removes it, by source: a video's, which reuses previous frames.
 
         Returns:
             The sources, on the same device, and what was done.
@@ -209,7 +209,7 @@ class SourceModel:
         Args:
             rgb: [N, 3, H, W], as ``pixels`` read it, whose chroma it is.
             fused: The fused lumas.
-            color_from: Of each image, the source that it is of.
+            color_from: For each image, the source of its chroma.
             estimators: Of Cb and Cr, a video's running ones.
 
         Returns:
@@ -282,5 +282,5 @@ def _remove_all(
     level: NoiseLevel,  # noqa: ARG001
     remove: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, int]:
-    """Return what an image's noise is taken out by."""
+    """Return what removes an image's noise."""
     return remove(plane), 1

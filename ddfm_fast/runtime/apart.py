@@ -38,9 +38,9 @@ def refuse_where_impossible(device: torch.device) -> None:
 
 @contextmanager
 def on_the_host() -> Iterator[None]:
-    """Inside, new tensors are on the CPU where no device is named, whatever the program's default.
+    """Create new tensors on the CPU inside, whatever the program's default device is.
 
-    Of use as a decorator too.
+    A tensor whose device is named goes there. Works as a decorator, too.
     """
     if torch.get_default_device().type == "cpu":  # the other branch sees every operation
         yield
@@ -51,7 +51,7 @@ def on_the_host() -> Iterator[None]:
 
 @contextmanager
 def apart(device: torch.device) -> Iterator[None]:
-    """Inside, autocast is off and the CPU the default; see :func:`refuse_where_impossible`."""
+    """Turn autocast off and make the CPU the default; see :func:`refuse_where_impossible`."""
     refuse_where_impossible(device)
     with ExitStack() as stack:
         stack.enter_context(on_the_host())
@@ -61,9 +61,9 @@ def apart(device: torch.device) -> Iterator[None]:
 
 
 def runs_apart(method: Function) -> Function:
-    """Run a method in :func:`apart` from the program, on the device of its object.
+    """Run a method :func:`apart` from the program, on the device of its object.
 
-    Where threads do not change its results, PyTorch's are left out while the machine is busy.
+    If threads do not change its results, PyTorch's are not used while the machine is busy.
     """
 
     @functools.wraps(method)

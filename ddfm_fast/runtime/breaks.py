@@ -1,4 +1,4 @@
-"""What torch.compile shall not look into; imported while it traces, as this loads Dynamo."""
+"""What torch.compile must not look into; imported only while it traces, since it loads Dynamo."""
 
 from __future__ import annotations
 

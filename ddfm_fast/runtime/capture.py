@@ -1,14 +1,14 @@
 """Work captured as CUDA graphs, such that a failed capture leaves the process as it was.
 
-One capture at a time in a process: ``CAPTURING``. Replays, eager calls and whatever else other
-threads do go on meanwhile, with these exceptions, which CUDA and PyTorch do not let us protect:
+A process makes one capture at a time: ``CAPTURING``. Replays, eager calls and other work in other
+threads continue meanwhile, with these exceptions, which CUDA and PyTorch do not let us prevent:
 
-- ``torch.cuda.synchronize()`` in another thread, as all that waits for the whole device, raises
-  there and spoils the capture; our call then runs eagerly, and a later one captures.
-- Random numbers of CUDA's default generator that another thread draws in the instant in which a
-  capture begins raise there.
+- ``torch.cuda.synchronize()`` in another thread, like anything that waits for the whole device,
+  raises there and spoils the capture; our call then runs eagerly, and a later one captures.
+- Another thread that draws random numbers from CUDA's default generator at the moment in which a
+  capture begins gets an error.
 - A capture of the program's own, by ``torch.cuda.graph``, waits for the whole device when it
-  begins: the first of these. Hold ``CAPTURING`` around it.
+  begins, as in the first case. Hold ``CAPTURING`` around it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CAPTURING = threading.RLock()
 WARMUPS = 2
 """eager runs before a capture: libraries choose algorithms and make plans and handles in them"""
 MODE = "thread_local"
-"""what other threads of the program do must not spoil a capture"""
+"""mode of capture in which other threads' work does not spoil it"""
 _MODE_NUMBER = 1
 _SPOILT = "failed due to a previous error during capture"
 
@@ -43,7 +43,7 @@ def release_cached_memory() -> None:
 
 
 def spoilt_by_another(error: BaseException) -> bool:
-    """Return whether a capture failed before its own work did anything that is not allowed."""
+    """Return whether a capture failed although its own work did nothing that is not allowed."""
     return _SPOILT in str(error)
 
 
@@ -51,7 +51,7 @@ class Replay:
     """A captured graph: call it to run it on the current stream.
 
     Attributes:
-        nodes: What the graph holds, kernels and copies; None if the driver does not tell.
+        nodes: The graph's kernels and copies; None if the driver does not tell.
     """
 
     def __init__(self, graph: torch.cuda.CUDAGraph, device: torch.device, nodes: int | None):
@@ -64,7 +64,7 @@ class Replay:
 
 
 class CudaCapture:
-    """How work becomes graphs on a CUDA device; tests put a recorder of their own in its place.
+    """How work becomes graphs on a CUDA device; tests replace it with a recorder.
 
     The graphs of one ``CudaCapture`` run one at a time: ``lock`` keeps threads apart, and ``wait``
     and ``record`` the calls on different streams.
@@ -78,7 +78,7 @@ class CudaCapture:
         self.lock = threading.RLock()
 
     def warm_up(self, work: Callable[[], object]) -> None:
-        """Run ``work`` eagerly on the stream that captures, and give its memory back."""
+        """Run ``work`` eagerly on the capturing stream, and give its memory back."""
         with CAPTURING, torch.cuda.device(self.device):
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
@@ -89,9 +89,9 @@ class CudaCapture:
             torch.cuda.empty_cache()
 
     def capture(self, work: Callable[[], object]) -> Replay:
-        """Return the replay of ``work``, which is not run, on memory of its own.
+        """Capture ``work``, without running it, on memory of its own; return its replay.
 
-        Whatever ``work`` raises comes through, with stream, allocator and generator as they were.
+        Whatever ``work`` raises is raised, with stream, allocator and generator as they were.
         """
         graph = torch.cuda.CUDAGraph()
         with CAPTURING, torch.cuda.device(self.device), torch.cuda.stream(self.stream):
@@ -119,22 +119,22 @@ class CudaCapture:
         return None if failed or status.value != 1 else count.value
 
     def memory(self) -> int:
-        """Bytes that PyTorch holds on the device, but for those that nothing uses."""
+        """Return the bytes that PyTorch holds on the device, except those that nothing uses."""
         release_cached_memory()
         return torch.cuda.memory_reserved(self.device)
 
     def total_memory(self) -> int:
-        """Bytes of the device."""
+        """Return the bytes of memory that the device has."""
         return torch.cuda.get_device_properties(self.device).total_memory
 
     def release(self) -> None:
-        """Give back what nothing uses any more, once the last call is done with it."""
+        """Give back unused memory, once the last call is done with it."""
         self.done.synchronize()
         gc.collect()
         release_cached_memory()
 
     def wait(self) -> None:
-        """Let the current stream wait for the last ``record``."""
+        """Make the current stream wait for the last ``record``."""
         torch.cuda.current_stream(self.device).wait_event(self.done)
 
     def record(self) -> None:
@@ -142,9 +142,10 @@ class CudaCapture:
         self.done.record(torch.cuda.current_stream(self.device))
 
     def _begin(self, graph: torch.cuda.CUDAGraph) -> None:
-        """Begin a capture, with a copy of the generator's state in it in place of the state.
+        """Begin a capture that holds a copy of the generator's state in place of the state.
 
-        PyTorch lets nobody draw from a state that is in a capture, so other threads could not.
+        PyTorch lets nobody draw from a state that is being captured, which would stop other
+        threads.
         """
         generator = torch.cuda.default_generators[self.device.index]
         state = generator.graphsafe_get_state()
@@ -155,13 +156,13 @@ class CudaCapture:
             generator.graphsafe_set_state(state)
 
     def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
-        """End a capture that failed, in such a way that PyTorch notices no failure.
+        """End a failed capture in such a way that PyTorch notices no failure.
 
-        Where CUDA refuses to end a capture, ``capture_end`` stops half-way: pools of memory stay
-        open and the generator in the capture. So the driver ends it and begins another, whose end
-        goes well.
+        If CUDA refuses to end a capture, ``capture_end`` stops halfway: memory pools stay open, and
+        the generator stays in the capture. So the driver ends it and begins another one, which
+        ends without an error.
         """
-        torch.cuda.set_stream(self.stream)  # the work may have left another
+        torch.cuda.set_stream(self.stream)  # the work may have set another
         handle, partial = self._handle(), ctypes.c_void_p()
         with contextlib.suppress(OSError, AttributeError):  # no such driver, as with ROCm
             if _driver().cuStreamEndCapture(handle, ctypes.byref(partial)) == 0 and partial:
@@ -191,7 +192,7 @@ def checked_limit(limit: int | None) -> int:
 
 
 def bytes_of_environment() -> int | None:
-    """Return the device memory that graphs may hold, by DDFM_FAST_GRAPHS_MIB; None for "auto"."""
+    """Return how many bytes graphs may hold, by DDFM_FAST_GRAPHS_MIB; None for "auto"."""
     value = environment.get("DDFM_FAST_GRAPHS_MIB")
     if value == "auto":
         return None
@@ -205,5 +206,5 @@ def bytes_of_environment() -> int | None:
 
 @functools.cache
 def _driver() -> ctypes.CDLL:
-    """Return the driver's library, whose streams and graphs are those of the runtime."""
+    """Return the driver's library, which shares streams and graphs with the runtime."""
     return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

@@ -6,12 +6,12 @@
 ``solver``
     How the kernels get k: "local" (no FFT: the step in two launches, on tensor cores), "torch"
     (torch.fft) or "cupy" (CuPy's cuFFT plans). "auto" is "local" where the GPU has the tensor cores
-    it is written for (compute capability 8.0), else "torch": the better one on paper, as no GPU has
-    run either. The backend "torch" always has torch.fft.
+    it is written for (compute capability 8.0), else "torch": the better choice on paper, since no
+    GPU has run either. The backend "torch" always uses torch.fft.
 ``graph``
     "loop": one CUDA graph for all steps; "step": one per step, replayed; "off": no graph; "auto"
-    on a CUDA device: "loop", or "step" where that graph would have more than 2,000 nodes, and then
-    one for as many steps as stay below.
+    on a CUDA device: "loop", or "step" if that graph would have more than 2,000 nodes, and then one
+    for as many steps as stay below.
 
 Each defaults to its environment variable, DDFM_FAST_BACKEND, DDFM_FAST_SOLVER or
 DDFM_FAST_GRAPH, else to "auto".
@@ -41,19 +41,19 @@ BACKENDS = ("auto", "triton", "torch")
 SOLVERS = ("auto", "local", "torch", "cupy")
 GRAPHS = ("auto", "loop", "step", "off")
 _warned: set[str] = set()
-"""what this process was told"""
+"""warnings that this process has already given"""
 LOCAL_CAPABILITY = (8, 0)
-"""of a GPU, for "local" to be chosen: below it Triton multiplies float16 without tensor cores"""
+"""least capability for "local": below it Triton multiplies float16 without tensor cores"""
 
 
 class Backend(NamedTuple):
-    """What runs a step, and makes it."""
+    """What runs a step, and makes the object that does."""
 
     name: str
     """"triton" or "torch" """
     solver: str
     reason: str
-    """why this backend, for people"""
+    """why this backend, as a text for people"""
 
     def make_step(
         self,
@@ -69,9 +69,9 @@ class Backend(NamedTuple):
     ) -> Step:
         """Make the steps ``rows`` of a batch: luma planes i, v [N, 1, H, W] float32 on one device.
 
-        ``noise``: the source of σ, one of ``step.NOISES``. ``seeds``: int64 [N], of each image's
-        noise. ``keep_x0``: f̂₀ of each step can be requested. ``channels``: of the samples; one is
-        for the plain step alone. ValueError or TypeError as the constructors raise them.
+        ``noise``: the source of σ, one of ``step.NOISES``. ``seeds``: int64 [N], the seed of each
+        image's noise. ``keep_x0``: f̂₀ of each step can be requested. ``channels``: of the samples;
+        only the plain step takes 1. Raises what the constructors raise, ValueError or TypeError.
         """
         em = em_settings(config)
         if self.name == "torch" or channels != 3:
@@ -83,9 +83,9 @@ class Backend(NamedTuple):
 
 
 def resolve_device(device) -> torch.device:
-    """Return the device of a name, CUDA where there is one by default; ValueError if it is not one.
+    """Return the device of a name, by default CUDA if there is one; ValueError if it is none.
 
-    RuntimeError if it cannot be used now: ``apart.refuse_where_impossible``.
+    Raises RuntimeError if it cannot be used now: ``apart.refuse_where_impossible``.
     """
     resolved = _named_device(device)
     refuse_where_impossible(resolved)
@@ -116,7 +116,7 @@ def resolve_backend(
 ) -> Backend:
     """Return the backend for a device. None reads the environment variable, "auto" without one.
 
-    ValueError or ImportError if what was requested by name cannot run here.
+    Raises ValueError or ImportError if what was requested by name cannot run here.
     """
     device = torch.device(device)
     backend = _choice("backend", backend, BACKENDS, "DDFM_FAST_BACKEND")
@@ -146,8 +146,8 @@ def resolve_backend(
 def resolve_graph(graph: str | None, device: torch.device | str, backend: Backend) -> str:
     """Return the graph mode for a device: "auto", "loop", "step" or "off" (always on a CPU).
 
-    None reads the environment variable, "auto" without one.
-    ValueError if what was requested cannot run here.
+    None reads the environment variable, "auto" without one. Raises ValueError if what was requested
+    cannot run here.
     """
     device = torch.device(device)
     graph = _choice("graph", graph, GRAPHS, "DDFM_FAST_GRAPH")

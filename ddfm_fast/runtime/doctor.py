@@ -187,7 +187,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _checked(check) -> dict[str, Any]:
-    """``check()`` with any failure turned into ``ok: False``: the doctor reports, never raises."""
+    """Run ``check()``, with any failure as ``ok: False``: the doctor reports, and never raises."""
     try:
         return {"ok": True, **check()}
     except Exception as error:
@@ -197,7 +197,7 @@ def _checked(check) -> dict[str, Any]:
 def _backend() -> dict[str, Any]:
     """Return what ``Fuser`` chooses by default.
 
-    ``cpu_kernels``: why the prior on a CPU has to do without them, or None; ``cpu_build``: whether
+    ``cpu_kernels``: why the prior on a CPU must do without them, or None; ``cpu_build``: whether
     they came with the wheel or were compiled here, or None.
     """
     from ..kernels.cpu import build
@@ -216,7 +216,7 @@ def _backend() -> dict[str, Any]:
 
 
 def _environment() -> dict[str, Any]:
-    """Return the table of the variables with their values, and the names that nothing reads."""
+    """Return the table of variables with their values, and the names that nothing reads."""
     given = environment.set_values()
     return {
         "variables": {
@@ -244,10 +244,10 @@ def _embedded_prior() -> dict[str, Any]:
 
 
 def _prior_memory() -> dict[str, Any]:
-    """Bytes of weights and activations of the embedded and of the official network.
+    """Return the bytes of weights and activations of the embedded and of the official network.
 
-    By a run of the engine on tensors without data, in the precision that this machine's default
-    device takes.
+    Found by a run of the engine on tensors without data, in the default precision of this machine's
+    default device.
     """
     from ..priors.cost import OFFICIAL
     from ..priors.load import load_prior
@@ -294,7 +294,7 @@ def _network_memory(config: UNetConfig, device: torch.device, precision: str) ->
 
 
 def _self_test() -> dict[str, Any]:
-    """Fuse a 32x32 pair in two steps on the device that a fusion takes by default."""
+    """Fuse a 32x32 pair in two steps on the default device of a fusion."""
     import numpy as np
 
     from ..api import Fuser
@@ -316,7 +316,7 @@ def _self_test() -> dict[str, Any]:
 
 
 def kernels_obstacle() -> Obstacle | None:
-    """Return what keeps the Triton kernels from the first CUDA device, where that can be helped."""
+    """Return what keeps the Triton kernels from the first CUDA device, if it can be remedied."""
     import torch
 
     from ..kernels import module_status, obstacle

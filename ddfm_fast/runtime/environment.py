@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 PREFIX = "DDFM_FAST_"
 ELSEWHERE = ("DDFM_FAST_SHARED",)
-"""read by the tests of a checkout alone"""
+"""read only by the tests of a checkout"""
 
 
 class Variable(NamedTuple):

@@ -18,17 +18,17 @@ class InGraphs:
     """What a fuser has so that a graph can call it: two names."""
 
     key: str
-    """of this fuser as it is configured now, in this process"""
+    """names this fuser, as it is configured now, in this process"""
 
     def registered(self) -> None:
-        """Take a new key, by which it is found, in place of the one before."""
+        """Take a new key, by which it is found, in place of the previous one."""
         _fusers.pop(self.__dict__.get("key", ""), None)
         self.key = f"fuser {next(_keys)}"
         _fusers[self.key] = self
 
     def digest(self: Any) -> str:
-        """Name all that decides results but for the options of a call; the key if unknown."""
-        with ThreadPoolExecutor(1) as outside:  # of the modes of the thread that traces
+        """Name everything that decides results except a call's options; the key if unknown."""
+        with ThreadPoolExecutor(1) as outside:  # outside the modes of the thread that traces
             return outside.submit(self._digest).result()
 
     def _digest(self: Any) -> str:

@@ -1,6 +1,6 @@
 """Ctrl-C while a program loads and reads its command line.
 
-Imports little, and that first: until the handler is there, Ctrl-C is a traceback.
+It imports little and is imported first: until the handler is there, Ctrl-C prints a traceback.
 """
 
 import gc
@@ -9,7 +9,7 @@ import signal
 import sys
 
 INTERRUPTED = 130
-"""what shells give a program after Ctrl-C"""
+"""exit code that shells report after Ctrl-C"""
 
 _PROGRAMS = ("ddfm-fast", "ddfm-fast.exe", "ddfm-fast-script.py")
 
@@ -17,27 +17,27 @@ _PROGRAMS = ("ddfm-fast", "ddfm-fast.exe", "ddfm-fast-script.py")
 def is_the_command() -> bool:
     """Return whether this process is ``ddfm-fast`` or is loading ``python -m ddfm_fast``."""
     name = os.path.basename(sys.argv[0] if sys.argv else "")
-    if name != "-m":  # which Python puts there until it has found the module
+    if name != "-m":  # Python puts "-m" there until it has found the module
         return name in _PROGRAMS
     words = sys.orig_argv
     return words[words.index("-m") + 1 :][:1] == ["ddfm_fast"] if "-m" in words else False
 
 
 def end_at_once() -> None:
-    """From here on, until `by_exception`, Ctrl-C ends the process: nothing needs a clean-up yet.
+    """Let Ctrl-C end the process from here on, until `by_exception`: nothing needs cleaning up yet.
 
-    As an exception it would be swallowed, or become another, in libraries that it meets in C.
-    What the user has set, such as to ignore it, stays.
+    An exception would be swallowed, or become another one, in libraries' C code. What the user has
+    set, such as ignoring it, stays.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
 
 def by_exception() -> None:
-    """From here on Ctrl-C is a KeyboardInterrupt again.
+    """Let Ctrl-C be a KeyboardInterrupt again from here on.
 
-    Garbage so far stays: classes that were made to read the command line would be collected later,
-    and Python drops a KeyboardInterrupt that it meets in the callback of a weak reference.
+    Existing garbage is never collected: classes made to read the command line would be collected
+    later, and Python drops a KeyboardInterrupt that arrives in the callback of a weak reference.
     """
     if signal.getsignal(signal.SIGINT) is _end:
         gc.freeze()

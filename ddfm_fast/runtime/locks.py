@@ -12,9 +12,9 @@ _all: weakref.WeakSet[ForkLock] = weakref.WeakSet()
 class ForkLock(_thread.RLock):  # type: ignore[misc]  # which CPython lets
     """A lock for ``with``, which the thread that holds it may take again.
 
-    A process that is forked while another thread holds it would wait for that thread forever.
-    Taking and leaving it are the interpreter's own, with no line of Python in between, at which
-    Ctrl-C could leave it closed.
+    Otherwise a process that is forked while another thread holds it would wait for that thread
+    forever. The interpreter itself takes and releases it, with no line of Python in between at
+    which Ctrl-C could leave it closed.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class ForkLock(_thread.RLock):  # type: ignore[misc]  # which CPython lets
         return ForkLock, ()
 
     def renew(self) -> None:
-        """Open it, unless this thread holds it: in a process that was just forked."""
+        """Open it in a process that was just forked, unless this thread holds it."""
         if self.acquire(blocking=False):
             self.release()
         else:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 SPINS = "1000"
-"""of OpenMP's threads before they sleep: some 50 microseconds"""
+"""rounds that OpenMP's threads spin before they sleep: some 50 microseconds"""
 
 
 def cpu_model() -> str:
@@ -38,12 +38,13 @@ def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 def quiet_openmp() -> None:
-    """Let OpenMP's threads soon sleep while they wait, and be no more than this process's cores.
+    """Let OpenMP's threads go to sleep soon, and be no more than this process's cores.
 
-    OpenMP reads the environment as it is loaded, with PyTorch; where that is done already, or the
-    user has set these variables, nothing is changed. Its threads would spin for milliseconds after
-    each operation, which takes the cores from other programs and, on a busy machine, from our own
-    threads. It does not see that a container's share is smaller than the machine.
+    OpenMP reads the environment when it is loaded, with PyTorch; if that has happened already, or
+    if the user has set these variables, nothing changes. By default its threads spin for
+    milliseconds after each operation, which takes the cores from other programs and, on a busy
+    machine, from our own threads; nor does it see that a container's share is smaller than the
+    machine.
     """
     if "torch" in sys.modules:
         return
@@ -54,7 +55,7 @@ def quiet_openmp() -> None:
 
 
 def total_bytes() -> int | None:
-    """Memory of the machine, or the container's limit if that is less; None if unknown."""
+    """Return the machine's memory, or the container's limit if that is less; None if unknown."""
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
@@ -67,10 +68,10 @@ def total_bytes() -> int | None:
 
 @functools.cache
 def one_thread_after_fork() -> None:
-    """Have processes that are forked from this one compute on one thread; once per process.
+    """Make processes that are forked from this one compute on one thread; once per process.
 
-    The threads of OpenMP and OpenCV are not forked along, and a child that waits for them, if only
-    to end them, waits forever: OpenCV's are ended before.
+    A fork does not copy the threads of OpenMP and OpenCV, and a child that waits for them, even
+    just to end them, waits forever. So OpenCV's are ended before the fork.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(
@@ -79,7 +80,7 @@ def one_thread_after_fork() -> None:
 
 
 def forked_from_cuda() -> bool:
-    """Return whether a process that had used CUDA was forked into this one, which then cannot."""
+    """Return whether this process was forked from one that had used CUDA, so that it cannot."""
     return _cuda["lost"]
 
 

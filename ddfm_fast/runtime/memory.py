@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SHARE = 0.8
-"""of the free memory that may be planned with: fragmentation and libraries' workspaces need some"""
+"""of the free memory that may be planned for: fragmentation and libraries' workspaces need some"""
 SAMPLER_PLANES = 40
-"""float32 planes an image that the loop and the rectification hold, generously"""
+"""float32 planes per image that the loop and the rectification hold, a generous estimate"""
 # Numbers of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 _INT_MAX = 2**31 - 1
@@ -70,9 +70,9 @@ def free_host_bytes() -> int | None:
 
 
 def image_bytes(prior: Prior, height: int, width: int, *, keeps: bool = False) -> int | None:
-    """Estimate what fusing one image needs beside the weights; None if the prior cannot.
+    """Estimate what fusing one image needs besides the weights; None if the prior cannot tell.
 
-    ``keeps``: with the deep layers that a loop keeps to reuse them.
+    ``keeps``: include the deep layers that a loop keeps to reuse them.
     """
     height, width = (-(-n // prior.multiple) * prior.multiple for n in (height, width))
     activations = prior.activation_bytes(1, height, width)
@@ -93,8 +93,9 @@ def images_that_fit(
 ) -> int:
     """Choose 1 to ``most`` images of that size at once, by the memory that is free.
 
-    ``free`` is in bytes, None for what the prior's device has. The result is ``most`` where either
-    is unknown: on a CPU, or with a callable for a prior. ``keeps``: see :func:`image_bytes`.
+    ``free`` is in bytes, None for what the prior's device has. The result is ``most`` if free or
+    needed memory is unknown: on a CPU, or with a callable as the prior. ``keeps``: see
+    :func:`image_bytes`.
     """
     free = free_bytes(prior.device) if free is None else free
     if free is None or most == 1:
@@ -108,8 +109,8 @@ def in_batches(
 ) -> list[T]:
     """Apply ``function`` to slices of at most ``size`` along the first axis of each input.
 
-    With ``fallback``, a slice for which memory runs out is tried again in halves, and so are those
-    that follow, with a warning; what does not fit alone raises.
+    With ``fallback``, a slice for which memory runs out is tried again in halves, as are those that
+    follow, with a warning. An image that does not fit alone raises.
     """
     results: list[T] = []
     first = 0
@@ -140,7 +141,7 @@ _keepers_lock = ForkLock()
 
 @lru_cache
 def _glibc() -> ctypes.CDLL | None:
-    """Return the C library, if it is glibc and nobody has tuned its allocator from outside."""
+    """Return the C library if it is glibc and its allocator was not tuned from outside."""
     tuned = "malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(
         name.startswith("MALLOC_") for name in os.environ
     )
@@ -153,13 +154,13 @@ def _glibc() -> ctypes.CDLL | None:
 
 @contextmanager
 def pages_kept(device: torch.device) -> Iterator[None]:
-    """Keep memory that is freed on a CPU with the process, up to 2 GiB, within the ``with`` block.
+    """Let the process keep up to 2 GiB of memory that is freed on a CPU within the ``with`` block.
 
     By default glibc hands large blocks back to the system at once, and every activation of every
-    step then costs a page fault per 4 KiB. Afterwards what is free goes back but for 64 MiB, and
-    blocks of 32 MiB and more come from the system again; these are the largest values that glibc
-    chooses by itself. Nests, and may be entered in several threads. Does nothing for
-    other devices and C libraries, nor where ``MALLOC_*`` or ``GLIBC_TUNABLES`` tune the allocator.
+    step then costs a page fault per 4 KiB. After the block, free memory is handed back except for
+    64 MiB, and blocks of 32 MiB and more come from the system again; these are the largest values
+    that glibc chooses by itself. Blocks may be nested, and entered in several threads. Does nothing
+    for other devices and C libraries, or if ``MALLOC_*`` or ``GLIBC_TUNABLES`` tune the allocator.
     """
     library = _glibc() if device.type == "cpu" else None
     if library is None:

@@ -1,14 +1,14 @@
 """A fuser and a reverse step as PyTorch operators: nodes of a user's graphs.
 
 While torch.compile or torch.export traces a call of a ``Fuser`` with tensors, the call is one node,
-``ddfm_fast::fuse``: what it does (estimates that decide, locks, CUDA graphs of its own) is nothing
-that a compiler could improve, and an opaque node gives the bytes of the eager call with every
-preset. Who compiles a loop of their own has finer nodes: ``ddfm_fast::step`` here, and the layers
-of the prior, which ``Prior.eps`` puts into a graph by itself
-(``ddfm_fast.kernels.operators``, ``ddfm_fast.kernels.cpu.operators``).
+``ddfm_fast::fuse``: a compiler could not improve what it does (estimates that decide, locks, CUDA
+graphs of its own), and an opaque node gives the bytes of the eager call with every preset. Programs
+that compile a loop of their own have finer nodes: ``ddfm_fast::step`` here, and the layers of the
+prior, which ``Prior.eps`` puts into a graph by itself (``ddfm_fast.kernels.operators``,
+``ddfm_fast.kernels.cpu.operators``).
 
-An exported program holds the name of a fuser, not its weights: the process that runs it has to
-build a fuser of the same prior, options and device first, and to keep it. Its name is a digest of
+An exported program holds the name of a fuser, not its weights: the process that runs it must first
+build a fuser with the same prior, options and device, and keep it. Its name is a digest of
 these, so that no other fuser is mistaken for it; if they are unknown (a callable as prior, a
 method of the user's), the name is valid only in this process.
 """
@@ -42,8 +42,8 @@ TAGS = tuple(
 def traced(call: Call) -> Call:
     """Make a call of a fuser one node of the graph that torch.compile or torch.export traces.
 
-    Elsewhere, and with anything but tensors or a callback or report, it runs as it is, apart from
-    the program: torch.compile then breaks its graph.
+    Otherwise, and with a callback, a report or anything but tensors, it runs as it is, apart from
+    the program; torch.compile then breaks its graph.
     """
     run = runs_apart(call)
 
@@ -194,7 +194,7 @@ def step(
     eta: float,
     update_scales: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Take a reverse step after the prior, with its state handed in and out: nothing is changed.
+    """Take a reverse step after the prior; state goes in and out, and no argument is changed.
 
     Before the first step k is 0, the scales are 1, and x0 is None.
 
@@ -203,10 +203,10 @@ def step(
         out: The prior's output, as :class:`ddfm_fast.step.Step` takes it.
         i: Luma of the first source [N, 1, H, W] in [−1, 1], likewise v.
         v: See ``i``.
-        x0: f̂₀ of the step before [N, 3, H, W], which rows with c ≠ 0 read.
-        k: Of the step before, [N, H, W].
+        x0: f̂₀ of the previous step [N, 3, H, W], which rows with c ≠ 0 read.
+        k: The previous step's, [N, H, W].
         scales: γ and ρ [N, 2].
-        seeds: int64 [N], of each image's noise.
+        seeds: int64 [N], the seed of each image's noise.
         row: The fields of a :class:`ddfm_fast.schedule.StepRow` after ``timestep``.
         index: Number of the step from 0, for its noise.
         noise: The source of σ, one of ``ddfm_fast.step.NOISES``.

@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 def open_own(path: Path, flags: int = 0) -> int:
-    """Open a file for reading and writing, or make it; never another one by a link.
+    """Open a file for reading and writing, or make it; never follow a link to another one.
 
     Args:
-        path: The file, which may be written over.
-        flags: More of ``os.open``, such as O_APPEND.
+        path: The file, which may be overwritten.
+        flags: Further flags of ``os.open``, such as O_APPEND.
 
     Returns:
         Its descriptor.
@@ -24,7 +24,7 @@ def open_own(path: Path, flags: int = 0) -> int:
     """
     link = OSError(errno.EEXIST, f"{path.name} is a link or not a file: remove it")
     only = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
-    only |= getattr(os, "O_BINARY", 0)  # else Windows writes other bytes than it is given
+    only |= getattr(os, "O_BINARY", 0)  # else Windows changes line endings
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | only | flags, 0o666)
     except OSError as error:

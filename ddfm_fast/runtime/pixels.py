@@ -1,8 +1,8 @@
 """Move images onto the device that fuses them, and back; chosen by device and backend.
 
-On a CUDA device integers travel as they are, in one copy for both sources. With Triton one kernel
-makes planes of each, one makes a result of luma, limits and chroma, and the limits are found
-without waiting. On a CPU compiled C++ does likewise. Elsewhere, and for floats,
+On a CUDA device integers travel as they are, in one copy for both sources. With Triton, one kernel
+turns each into planes, another turns luma, limits and chroma into a result, and the limits are
+found without waiting. On a CPU, compiled C++ does the same. Elsewhere, and for floats,
 :class:`ddfm_fast.images.pixels.Pixels` does the work.
 """
 
@@ -33,7 +33,7 @@ def pixels_for(device: torch.device, backend: str) -> Pixels:
 
 
 class NativePixels(Pixels):
-    """Works on integers by ``kernels.cpu.pixels``, where that can be compiled.
+    """Works on integers by ``kernels.cpu.pixels``, if that can be compiled.
 
     The RGB that it reads stays integers until the result is made.
     """
@@ -140,7 +140,7 @@ class CudaPixels(Pixels):
             return ir, vis
         try:
             upload = self.transfer.upload(*(raw.values for raw in raws), aside=True)
-        except torch.OutOfMemoryError:  # what is fused now may need it all
+        except torch.OutOfMemoryError:  # the current fusion may need all of the memory
             return ir, vis
         a, b = (raw._replace(sent=partial(_nth, upload, n)) for n, raw in enumerate(raws))
         return a, b
@@ -182,12 +182,12 @@ class CudaPixels(Pixels):
         return self.split(raw.planes(), chroma)
 
     def _values(self, fused: Fused, spec: ImageSpec, chroma: Tensor | None, dims: bool) -> Tensor:
-        """Contiguous values of a result."""
+        """Return a result's values, contiguous."""
         return as_values(self.colored(fused, chroma, dims), spec).contiguous()
 
 
 class TritonPixels(CudaPixels):
-    """Works on the device by the kernels, where they have the dtype."""
+    """Works on the device by the kernels, for dtypes that they take."""
 
     def limits(self, stretch: str, y: Tensor, ir: Tensor, vis: Tensor) -> Tensor | None:
         """See :class:`Pixels`."""
@@ -202,7 +202,7 @@ class TritonPixels(CudaPixels):
         return images.chroma_planes(rgb)
 
     def read(self, ir: Raw, vis: Raw, chroma_of: set[str]) -> tuple[Planes, Planes]:
-        """See :class:`Pixels`; both lumas lie in one tensor, so that one copy does for both."""
+        """See :class:`Pixels`; both lumas lie in one tensor, so that one copy suffices."""
         a, b = self._there(ir, vis)
         count, _, height, width = a.values.shape
         lumas = torch.empty((2, count, 1, height, width), dtype=torch.float32, device=self.device)

@@ -1,13 +1,13 @@
 """NVTX ranges for Nsight Systems and Nsight Compute: load, prior, update, store.
 
-"update" is everything between the prior's output and x_{t-1}; inside it lie "rhs" (the first
-kernel) and "solve" (the FFTs), the rest of it is the second kernel. Plain PyTorch has no "rhs".
+"update" is everything between the prior's output and x_{t-1}; inside it are "rhs" (the first
+kernel) and "solve" (the FFTs), and the rest is the second kernel. Plain PyTorch has no "rhs".
 With ``reuse=N`` the steps that evaluate only the layers of the full resolution are "prior, reused".
 
 Off unless ``DDFM_FAST_NVTX=1`` is set or :func:`enable` was called; then ``span``
 marks what the host launches. A replayed CUDA graph has the marks of its capture only, so profile
-with ``graph="off"`` to see each step. Uses the package ``nvtx`` where it is installed, else
-PyTorch's bindings.
+with ``graph="off"`` to see each step. Uses the package ``nvtx`` if it is installed, else PyTorch's
+bindings.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Keep failures of the standard streams from disturbing the work.
 
 A program that prints must not fail, or end early, because a pipe was closed, a disk is full or a
-name has bytes that the terminal's encoding has not: files matter more than what is printed.
+name has bytes that the terminal's encoding lacks: files matter more than what is printed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FAILED = 1
 
 
 class _Raw(io.FileIO):
-    """A stream that, once it cannot be written, takes what it is given and remembers why."""
+    """A stream that, once a write fails, discards what it is given and remembers why."""
 
     failure: OSError | None = None
 
@@ -26,7 +26,7 @@ class _Raw(io.FileIO):
         left = memoryview(data).cast("B")
         size = left.nbytes
         try:
-            while left and self.failure is None:  # nobody above tries again without a buffer
+            while left and self.failure is None:  # without a buffer, no caller tries again
                 if (written := super().write(left)) is None:
                     return size - left.nbytes or None
                 left = left[written:]
@@ -37,15 +37,15 @@ class _Raw(io.FileIO):
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Inside, printing never raises; at the end of a program, a full stdout becomes its exit code.
+    """Keep printing inside from raising; if stdout could not be written, the exit code says so.
 
-    A reader that went away, as ``| head`` does, is no failure. Names that the encoding has not are
-    escaped. Descriptors 0 to 2 are open, so that no output file gets one of them and with it what
-    libraries print.
+    A reader that went away, as ``| head`` does, is no failure. Characters that the encoding lacks
+    are escaped. Descriptors 0 to 2 are kept open, so that no output file gets one of them, and with
+    it what libraries print.
 
     Raises:
-        SystemExit: The program's own, with 1 for 0 where stdout could not be written; the reason
-            is on stderr.
+        SystemExit: The program's own, with 1 in place of 0 if stdout could not be written; the
+            reason is on stderr.
     """
     _occupy()
     before = sys.stdout, sys.stderr
@@ -76,7 +76,7 @@ def _occupy() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def _tolerant(stream) -> tuple[_Raw | None, io.TextIOBase]:
@@ -90,7 +90,7 @@ def _tolerant(stream) -> tuple[_Raw | None, io.TextIOBase]:
         raw = _Raw(stream.fileno(), "w", closefd=False)
     except (OSError, ValueError):
         return None, stream
-    # write_through alone stops at the buffer: PYTHONUNBUFFERED has none, as in Python itself
+    # write_through alone stops at the buffer; with PYTHONUNBUFFERED there is none, as in Python
     return raw, io.TextIOWrapper(
         raw if stream.write_through else io.BufferedWriter(raw),
         encoding=stream.encoding,
@@ -101,7 +101,7 @@ def _tolerant(stream) -> tuple[_Raw | None, io.TextIOBase]:
 
 
 def _lost(raw: _Raw | None) -> OSError | None:
-    """Return why output was lost; None if none was, or nobody listens any more."""
+    """Return why output was lost; None if none was, or if nobody reads it any more."""
     _flush()
     failure = None if raw is None else raw.failure
     return None if failure is None or failure.errno == errno.EPIPE else failure

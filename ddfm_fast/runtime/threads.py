@@ -1,9 +1,9 @@
 """Choose how many threads a call computes on, and of which kind.
 
-PyTorch's own operations run on OpenMP's threads, and each waits until all of them were there: on a
-machine whose cores are busy that is a time slice of the scheduler, whatever there is to do. The
-C++ of ``ddfm_fast.kernels.cpu`` has threads that are not awaited. So where that does nearly all of
-the work and cores are busy, what PyTorch does between is left on the calling thread.
+PyTorch's own operations run on OpenMP's threads, and each operation waits until all threads have
+run: on a machine whose cores are busy, that costs a time slice of the scheduler, however little
+there is to do. The C++ of ``ddfm_fast.kernels.cpu`` does not wait for threads that never come. So
+if it does nearly all of the work and cores are busy, PyTorch's part stays on the calling thread.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _of_thread = threading.local()
 
 
 def count() -> int:
-    """Count the threads that this thread's calls may use: ``torch.get_num_threads()`` as set."""
+    """Count the threads that this thread's calls may use, as ``torch.set_num_threads`` set it."""
     return getattr(_of_thread, "count", 0) or torch.get_num_threads()
 
 
 @contextmanager
 def for_ours() -> Iterator[None]:
-    """Keep PyTorch's own operations of this thread on one, until the end of the block.
+    """Run this thread's own PyTorch operations on one thread, until the end of the block.
 
-    :func:`count` keeps saying how many there are. Other threads' operations stay as they are,
-    and nothing is changed where PyTorch's OpenMP library is not found.
+    :func:`count` still returns how many there are. Other threads' operations stay as they are, and
+    nothing changes if PyTorch's OpenMP library is not found.
     """
     before, limit = torch.get_num_threads(), _limit()
     if before <= 1 or limit is None:
@@ -47,15 +47,15 @@ def for_ours() -> Iterator[None]:
 
 
 def where_busy(allowed: bool) -> AbstractContextManager[None]:
-    """:func:`for_ours` while the machine is busy, if ``allowed``: no byte may depend on it."""
+    """Use :func:`for_ours` while the machine is busy, if ``allowed``: no byte may depend on it."""
     return for_ours() if allowed and machine_is_busy() else nullcontext()
 
 
 def machine_is_busy() -> bool:
     """Return whether more threads want to run than there are cores: now, or in the last minute.
 
-    A moment alone says little of a machine whose programs wait and run in turn. A program that
-    has the machine to itself makes a load of the cores at most. False if nothing is told.
+    A single moment says little about a machine whose programs wait and run in turn. A program that
+    has the machine to itself makes a load of at most the cores. False if the system does not tell.
     """
     try:
         load, _, _, running, *_ = Path("/proc/loadavg").read_text().split()
@@ -67,7 +67,7 @@ def machine_is_busy() -> bool:
 
 @lru_cache(maxsize=1)
 def _limit() -> Callable[[int], None] | None:
-    """Find what sets the threads of the calling thread alone; torch.set_num_threads does of all."""
+    """Find the setter of the calling thread's threads; torch.set_num_threads sets everyone's."""
     try:
         lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
     except OSError:  # not Linux

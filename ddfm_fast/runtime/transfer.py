@@ -1,8 +1,8 @@
 """Transfer images between the host and a CUDA device, during the computation.
 
-Both ways lead through page-locked memory, without which a copy waits for the device and runs at
-half the speed. It is PyTorch's own, which hands a block out again once the copy from or to it is
-done, to any thread: the first image of a size pays for it, later ones do not. Results are copied
+Both directions go through page-locked memory, without which a copy waits for the device and runs at
+half the speed. It comes from PyTorch, which reuses a block for any thread once the copy from or to
+it is done: the first image of a size pays for it, later ones do not. Results are copied
 out of it, so that what a caller keeps is ordinary memory. Has not run on a GPU.
 """
 
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 _ALIGNED = 256
-"""bytes: as PyTorch aligns what it allocates, so that kernels find all images alike"""
+"""bytes: PyTorch's own alignment, so that kernels find all images aligned alike"""
 
 
 class Transfer:
-    """Copies to and from ``device``; for any threads.
+    """Copies to and from ``device``; safe for any threads.
 
     Uploads are queued on the current stream, or with ``aside`` on one of their own; downloads are
     always aside, so that the next call's work does not wait for them.
@@ -33,9 +33,9 @@ class Transfer:
             self._up, self._down = torch.cuda.Stream(), torch.cuda.Stream()
 
     def upload(self, *images: Tensor, aside: bool = False) -> Upload:
-        """Send CPU tensors of any dtypes and strides in one copy; their strides stay where dense.
+        """Send CPU tensors of any dtypes and strides in one copy; dense ones keep their strides.
 
-        They may be changed as soon as this returns.
+        The tensors may be changed as soon as this returns.
         """
         dense = [_dense(image) for image in images]
         starts = [0]
@@ -69,17 +69,17 @@ class Upload(NamedTuple):
     """Tensors on their way to a device."""
 
     memory: Tensor
-    """of all of them"""
+    """holds all of them"""
     sent: Sequence[Tensor]
     event: Any
-    """of their arrival, or None if the stream itself sees to it"""
+    """marks their arrival, or None if the stream's own order ensures it"""
 
     def tensors(self) -> Sequence[Tensor]:
         """Return the tensors, for work queued on the current stream from now on."""
         if self.event is not None:
             stream = torch.cuda.current_stream(self.memory.device)
             stream.wait_event(self.event)
-            self.memory.record_stream(stream)  # is not used again before that work is done
+            self.memory.record_stream(stream)  # keeps it from being reused before that work is done
         return self.sent
 
 
@@ -96,14 +96,14 @@ class Download(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A truth on its way to the host; what asks for it waits."""
+    """A boolean on its way to the host; reading it waits."""
 
     host: Tensor
     event: Any
 
     @classmethod
     def of(cls, flag: Tensor) -> Answer:
-        """Fetch a single truth once the current stream's work is done."""
+        """Fetch a single boolean once the current stream's work is done."""
         if not flag.is_cuda:
             return cls(flag.clone(), None)
         host = torch.empty((), dtype=torch.bool, pin_memory=True)
@@ -119,7 +119,7 @@ class Answer(NamedTuple):
 def stacked(*tensors: Tensor) -> Tensor | None:
     """View two like tensors as one if the second follows the first in one storage; else None.
 
-    One copy then does for both.
+    Then one copy suffices for both.
     """
     if len(tensors) != 2:
         return None
@@ -142,9 +142,9 @@ def copy_each_(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def fetched(*tensors: Tensor) -> list[Tensor]:
-    """Tensors on the host, after waiting for all of them at once; already there, as they are.
+    """Return tensors on the host, after waiting for all of them at once; CPU tensors as they are.
 
-    What was fetched is for a short while: it lies in page-locked memory.
+    Use what was fetched only briefly: it lies in page-locked memory.
     """
     together = stacked(*tensors)
     if together is not None and together.is_cuda:
@@ -161,7 +161,7 @@ def fetched(*tensors: Tensor) -> list[Tensor]:
 
 
 def _dense(image: Tensor) -> tuple[Tensor, list[int]]:
-    """Return the image with its axes in the order of memory, contiguous, and the way back."""
+    """Return the image contiguous, with its axes in the order of memory, and the order back."""
     strides = image.stride()
     order = sorted(range(image.ndim), key=lambda axis: -strides[axis])
     back = sorted(range(image.ndim), key=order.__getitem__)

@@ -1,6 +1,7 @@
 """Send a fuser as settings and a reference to its prior; it is built on first use.
 
-By pickle, ``copy``, multiprocessing and cloudpickle. Graphs, locks and handles stay behind.
+This serves pickle, ``copy``, multiprocessing and cloudpickle. Graphs, locks and handles stay
+behind.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ class Packed(NamedTuple):
     method: Any
     """what makes its method"""
     config: Any
-    """that was assigned to it; None if it is that of the options"""
+    """assigned to it; None if it is that of the options"""
 
     def build(self, kind: type) -> Any:
         """Make the fuser.
 
         Raises:
-            ValueError: Its prior is not here, or something that it needs.
+            ValueError: Its prior, or something else that it needs, is not here.
         """
         options = dict(self.options)
         prior = options["prior"]
@@ -66,7 +67,7 @@ class Travels:
         return arrived(type(self), copy.deepcopy(bag, memo))
 
     def __getattr__(self, name: str) -> Any:
-        # only what is not there: all of a fuser that has arrived and was not used yet
+        # called only for missing attributes: of a fuser that has arrived but was not used yet, all
         waiting = self.__dict__.get("_waiting")
         if waiting is None or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -102,7 +103,7 @@ def _reference(asked: Any, prior: Prior) -> Any:
     """Return what goes along for a prior: a name or path and a hash, or what it was made of."""
     if prior.origin is None:
         return asked
-    # by name the precision is left to the device that it arrives at, as it was here
+    # a prior named by a name takes the precision of the device at which it arrives, as it did here
     named = isinstance(asked, str | os.PathLike)
     return prior.origin.leaving() if named else prior.sent()
 
@@ -115,6 +116,6 @@ def arrived(kind: type, bag: Packed) -> Any:
 
 
 def sent_to(fuser: Any, device: torch.device | str) -> Any:
-    """Make a fuser like this one for a device, which may be another machine's: not built yet."""
+    """Make a fuser like this one for a device, maybe another machine's; it is not built yet."""
     bag = packed(fuser)
     return arrived(type(fuser), bag._replace(options={**bag.options, "device": device}))

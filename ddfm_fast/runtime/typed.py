@@ -81,9 +81,9 @@ class HasDLPack(Protocol):
 
 
 Readable = HasArray | HasInterface | HasDLPack
-"""any single image or batch that a call takes"""
+"""any image or batch that a call takes"""
 Kept = TypeVar("Kept", bound="np.uint8 | np.uint16 | np.float16 | np.float32 | np.float64")
-"""the dtypes that results have where sources do"""
+"""dtypes that results keep from their sources"""
 Pictures = TypeVar("Pictures", bound="Image")
 OtherPictures = TypeVar("OtherPictures", bound="Image")
 Typed = TypeVar("Typed", bound=Callable[..., Any])

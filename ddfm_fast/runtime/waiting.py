@@ -1,10 +1,10 @@
 """Await a fusion: the call of a fuser in a thread, which can be stopped between its steps.
 
 Threads: one fuser may be called from any number of threads at once. Calls that would share the
-buffers of a captured graph take turns by its lock; on a CPU every call has buffers of its own, and
-results have the bytes that they have one after the other. What a fuser *is* has no lock: assign
-``config`` or ``seed`` only while nobody calls it, or make another by ``with_options``. A callback
-and a ``report`` list are used by the thread that fuses, and one list belongs to one call.
+buffers of a captured graph take turns by its lock; on a CPU every call has buffers of its own.
+Results have the same bytes as from calls made one after the other. A fuser's settings have no lock:
+assign ``config`` or ``seed`` only while nobody calls it, or make another by ``with_options``. A
+callback and a ``report`` list are used by the thread that fuses, and one list belongs to one call.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class FusionStopped(Exception):
-    """Raised inside of a fusion that nobody waits for any more; no caller sees it."""
+    """Raised inside a fusion that nobody waits for any more; no caller sees it."""
 
 
 class Awaited:
-    """What a fuser has to be awaited: :meth:`afuse`."""
+    """What makes a fuser awaitable: :meth:`afuse`."""
 
     @overload
     async def afuse(
@@ -83,9 +83,9 @@ class Awaited:
     async def afuse(self: Any, ir: Any, vis: Any, **options: Any) -> Any:
         """Fuse without blocking the event loop: a call in a thread of asyncio's own pool.
 
-        Canceling the task returns at once and stops the fusion after the reverse step that it is
-        in. What has no steps, such as preset="instant" and the denoising of sources, runs to its
-        end in its thread, and the result is dropped. Sources must not change meanwhile.
+        Canceling the task returns at once and stops the fusion after its current reverse step.
+        Work without steps, such as preset="instant" and the denoising of sources, runs to its end
+        in its thread, and the result is dropped. Sources must not change meanwhile.
 
         Args:
             ir: As in the call of the fuser; so is ``vis``.

@@ -12,7 +12,7 @@ from typing import Any
 
 
 def parse_steps(text: str | None) -> int | str | None:
-    """Steps: an int where it is one, else the word, such as ddim50."""
+    """Parse steps: an int if it is one, else the word, such as ddim50."""
     try:
         return None if text is None else int(text)
     except ValueError:
@@ -20,7 +20,7 @@ def parse_steps(text: str | None) -> int | str | None:
 
 
 def parse_denoise(text: str | None, name: str = "denoise") -> Any:
-    """Noise: a word, a number, or ir=…,vis=… as a dict; ValueError names the option."""
+    """Parse noise: a word, a number, or ir=…,vis=… as a dict; ValueError names the option."""
     if text is None or "=" not in text:
         return _number(text)
     levels: dict[str, Any] = {}
@@ -38,7 +38,7 @@ def parse_denoise(text: str | None, name: str = "denoise") -> Any:
 def parse_range(
     text: str | None, name: str, names: Sequence[str] | None = None
 ) -> tuple[float, float] | str | None:
-    """``LO,HI``, or one of the names: ``auto``, ``dtype`` or ``data``; ValueError otherwise."""
+    """Parse ``LO,HI``, or a name: ``auto``, ``dtype`` or ``data``; ValueError otherwise."""
     from ..images.ranges import NAMES
 
     names = NAMES if names is None else names
@@ -57,7 +57,7 @@ def parse_range(
 
 
 def _number(text: str | None) -> Any:
-    """Return the number that a text means; the text itself where it means none."""
+    """Return the number that a text means, or the text itself if it means none."""
     try:
         return None if text is None else float(text)
     except ValueError:

@@ -154,7 +154,7 @@ class Service:
 
 
 async def _while_there(work: Any, receive: Receive) -> Answer:
-    """Wait for work, which is cancelled when the client leaves."""
+    """Wait for work, which is canceled when the client leaves."""
 
     async def left() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -189,7 +189,7 @@ def _response(answer: Answer, form: str, as_json: bool) -> Response:
 
 
 class Watch:
-    """Around the application: an id, errors as JSON, a line in the log and the counters."""
+    """Wraps the application: an id, errors as JSON, a line in the log and the counters."""
 
     def __init__(self, app: Any, service: Service):
         self.app, self.service = app, service
@@ -203,7 +203,7 @@ class Watch:
         name = given if _ID.fullmatch(given) else secrets.token_hex(8)
         facts: dict[str, Any] = {}
         scope.setdefault("state", {})["facts"] = facts
-        scope["app"] = self  # by which the router knows to raise what it does not find
+        scope["app"] = self  # tells the router to raise an error for unknown paths
         status = 0
 
         async def sent(message: Any) -> None:

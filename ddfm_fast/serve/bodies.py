@@ -32,7 +32,7 @@ ELSEWHERE = {
     "panel": "`ddfm-fast fuse --panel` draws one",
     "raw_size": "send bare numbers as NPY",
 }
-"""options of the command that a request has not, and what there is in their place"""
+"""options of the command that a request lacks, and what replaces them"""
 PICTURES = ("ir", "vis")
 _PER_CALL = ("seed", "color")
 _WORDS = {"null": None, "true": True, "false": False, "nan": float("nan")}
@@ -40,7 +40,7 @@ _WORDS = {"null": None, "true": True, "false": False, "nan": float("nan")}
 
 @dataclass
 class Call:
-    """What a request asks for."""
+    """What a request wants."""
 
     ir: bytes
     vis: bytes
@@ -104,7 +104,7 @@ def _resize(value: Any) -> str | None:
 
 
 def _output(given: dict[str, Any]) -> Output:
-    """Return how a result is written; ValueError or TypeError for what that cannot be."""
+    """Return how a result is written; ValueError or TypeError if that is impossible."""
     words = {name: _ranges(value) for name, value in given.items() if value is not None}
     if isinstance(words.get("chroma"), int):
         words["chroma"] = str(words["chroma"])
@@ -112,7 +112,7 @@ def _output(given: dict[str, Any]) -> Output:
 
 
 def _check_align(value: Any) -> None:
-    """Refuse names of files, which would be the server's."""
+    """Refuse names of files, which would be on the server."""
     if value is not None and (not isinstance(value, str) or value not in ALIGNMENTS):
         raise Refused(
             400,
@@ -166,7 +166,7 @@ async def from_form(body: bytes, headers: Any) -> Call:
             headers, stream(), max_files=len(PICTURES), max_fields=len(OPTIONS) + len(OF_FILES) + 8,
             max_part_size=2**14,
         ).parse()  # fmt: skip
-    except Exception as error:  # damaged forms fail in every way there is
+    except Exception as error:  # damaged forms fail in every possible way
         reason = getattr(error, "message", None) or str(error)
         raise Refused(400, f"the form cannot be read ({reason}); send it again") from None
     fields: dict[str, Any] = {}
@@ -199,7 +199,7 @@ def from_text(name: str, text: str) -> Any:
 
 
 def _ranges(value: Any) -> Any:
-    """Lists as tuples, which JSON has not."""
+    """Turn lists into tuples, which JSON lacks."""
     if isinstance(value, dict):
         return {name: _ranges(one) for name, one in value.items()}
     return tuple(value) if isinstance(value, list) else value

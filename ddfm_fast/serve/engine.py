@@ -1,7 +1,7 @@
 """What answers requests that are fused together: threads of this process, or of others.
 
 One thread fuses: every fuser has the same prior, and a prior takes all cores or the whole GPU
-anyway. Decoding and encoding of other batches go on beside it.
+anyway. Decoding and encoding of other batches continue meanwhile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .pictures import Pictures, check_format, decode
 BATCHES = 3
 """at once: one is decoded, one fused, one encoded"""
 EXPECTED = (ValueError, TypeError, ImportError)
-"""what the library raises of input, in sentences"""
+"""errors that the library raises about input, in sentences"""
 
 
 class Unwanted(Exception):
@@ -96,10 +96,10 @@ class Engine(Protocol):
         """Get ready; tell of each fusion from now on."""
 
     async def stop(self) -> None:
-        """End, with nothing under way."""
+        """End, with nothing in progress."""
 
     async def work(self, batch: list[Item]) -> None:
-        """Answer items of one key; what fails answers those that it concerns."""
+        """Answer items of one key; an error answers those that it concerns."""
 
 
 class Here:
@@ -149,7 +149,7 @@ class Here:
             settle(item, error)
 
     def _fuse(self, items: list[Item]) -> list[tuple[Item, Result | Exception, int, float]]:
-        """In the thread of fusion: all together, or each alone where that fails."""
+        """Fuse, in the thread for it, all items together or, if that fails, each alone."""
         items = [item for item in items if item.wanted]
         if not items:
             return []
@@ -158,7 +158,7 @@ class Here:
             results = self._fused(items)
         except Unwanted:
             return []
-        except Exception as error:  # of one of them, or for want of memory: alone each shows
+        except Exception as error:  # by one of them, or no memory: fusing each alone shows
             if len(items) == 1:
                 return [(items[0], error, 1, waited[0])]
             return [one for item in items for one in self._fuse([item])]

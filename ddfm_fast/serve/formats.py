@@ -1,4 +1,4 @@
-"""The kinds of picture files that a service decodes: each decoder in reach of strangers is a risk.
+"""The kinds of picture files that a service decodes: each decoder that strangers reach is a risk.
 
 The first bytes decide the kind, as in :mod:`..files.reading`, before any decoder sees the
 file. Camera files and TIFFs of rare codecs, which other libraries decode, are kinds of their own.
@@ -28,14 +28,14 @@ _PILLOW = {
     "webp": "WEBP", "avif": "AVIF",
 }  # fmt: skip
 _COMMON_CODECS = (1, 2, 3, 4, 5, 7, 8, 32773, 32946, 50000)
-"""of TIFF: none, fax, LZW, JPEG, Deflate, PackBits, Zstandard"""
+"""TIFF's codes of none, fax, LZW, JPEG, Deflate, PackBits, Zstandard"""
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
     """Read ``--formats``: names with commas between them, or ``all``.
 
     Raises:
-        ValueError: A name that does not exist.
+        ValueError: There is no such name.
     """
     words = [_SAME.get(word, word) for part in text.split(",") if (word := part.strip().lower())]
     if words == [ALL]:
@@ -67,7 +67,7 @@ def _kind_of_tiff(data: bytes) -> str:
 
 
 def pillow_formats(data: bytes) -> tuple[str, ...]:
-    """Return the one format that Pillow may take a file for; none where it reads no such kind."""
+    """Return the only format that Pillow may take a file for; none if it does not read the kind."""
     name = _PILLOW.get(kind_of(data))
     return () if name is None else (name,)
 
@@ -76,7 +76,7 @@ def check_kind(data: bytes, name: str, allowed: Collection[str]) -> None:
     """Refuse a file of a kind that the service does not take; empty ones are left to reading.
 
     Raises:
-        Refused: It is one, or no picture at all.
+        Refused: It is of such a kind, or not a picture at all.
     """
     kind = kind_of(data)
     if kind in allowed or not data:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..restore.sources import FusionReport
 
 KEPT = 8
-"""fusers of options of requests, besides the service's own"""
+"""most fusers for requests' options, besides the service's own"""
 _INDEX = re.compile(r"\b(ir|vis)\[(\d+)\]")
 
 
@@ -39,7 +39,7 @@ class Fusers:
         self.kept: OrderedDict[str, tuple[Fuser, list[str]]] = OrderedDict()
 
     def get(self, options: dict[str, Any]) -> tuple[Fuser, list[str]]:
-        """Return the fuser of these options, and what is to be said of them.
+        """Return the fuser of these options, and the warnings about them.
 
         Raises:
             ValueError: An option is out of range.
@@ -103,7 +103,7 @@ class Fusers:
 
 
 def _about(n: int, count: int, sentences: list[str]) -> list[str]:
-    """Return the sentences that concern one of several pairs, which each client is told alone."""
+    """Return the sentences about one of several pairs; each client sees only its own."""
     if count == 1:
         return sentences
     mine = []

@@ -12,7 +12,7 @@ from typing import Any
 Receive = Callable[[], Awaitable[Any]]
 
 DISCARD_SECONDS = 1.0
-"""for which the rest of a body that is too long is read, so that its sender sees the answer"""
+"""how long the rest of a too long body is read, so that its sender sees the answer"""
 
 FORMATS = ("png", "jpeg", "tiff", "npy")
 """kinds of picture files that are decoded unless others are requested"""
@@ -27,7 +27,7 @@ class Limits:
     max_pixels: int = 2**24
     """of a picture, by its header"""
     max_queue: int = 256
-    """requests that were read and are waiting or being worked on"""
+    """requests that were read, and are waiting or in progress"""
     max_batch: int | None = None
     """requests that are fused together; None for as many as the fuser takes at once"""
     wait: float = 0.005
@@ -61,7 +61,7 @@ class Held:
     now: int = 0
 
     def take(self, count: int) -> None:
-        """Count more bytes; Refused where that is too much."""
+        """Count more bytes; raise Refused if that is too much."""
         if self.now + count > self.most:
             raise Refused(
                 503, "the service holds as many bytes as it can; try again soon",
@@ -88,7 +88,7 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds until it is refused, 0 at least."""
+        """Seconds until it is refused, at least 0."""
         return max(0.0, self.seconds - self.passed)
 
 
@@ -170,5 +170,5 @@ async def discard(receive: Receive, limits: Limits) -> None:
 
 
 def retry_after(seconds: float) -> str:
-    """Whole seconds, from 1 to a minute, for the header of that name."""
+    """Return whole seconds, from 1 to a minute, for the header of that name."""
     return str(min(60, max(1, math.ceil(seconds))))

@@ -44,7 +44,7 @@ class Log:
 
 
 class Lines(logging.Handler):
-    """Hands what the server's library logs to a :class:`Log`."""
+    """Passes what the server's library logs to a :class:`Log`."""
 
     def __init__(self, log: Log) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Lines(logging.Handler):
 
 @contextlib.contextmanager
 def told_apart(log: Log) -> Iterator[None]:
-    """Inside, a sentence of the library goes to whoever hears in that thread, else to the log."""
+    """Send the library's warnings to whoever listens in their thread, else to the log."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         heard = _heard.get()
@@ -75,7 +75,7 @@ def told_apart(log: Log) -> Iterator[None]:
 
 @contextlib.contextmanager
 def hearing() -> Iterator[list[str]]:
-    """Inside, the list gets the sentences of this thread."""
+    """Collect the warnings of this thread in the list."""
     sentences: list[str] = []
     token = _heard.set(sentences)
     try:

@@ -1,4 +1,4 @@
-"""The files or arrays of a call to pictures, and a result to the bytes of a format."""
+"""Turn the files or arrays of a call into pictures, and a result into the bytes of a format."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .limits import Refused
 FORMATS = {
     "png": "image/png", "tiff": "image/tiff", "jpeg": "image/jpeg", "npy": "application/x-npy",
 }  # fmt: skip
-"""what a result is sent as, and its media type"""
+"""formats in which a result is sent, and their media types"""
 _NAMES = {**{name: name for name in FORMATS}, "tif": "tiff", "jpg": "jpeg"}
 _SUFFIXES = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}
 _NPY = b"\x93NUMPY"
@@ -37,14 +37,14 @@ class Pictures(NamedTuple):
     reading: dict[str, Any]
     """options of the call"""
     files: Sources | None
-    """the pair, where it came as image files, for what has no data there"""
+    """the pair, if it came as image files, for missing data"""
     said: tuple[Metadata, Metadata] = NOTHING_SAID
-    """by these files, beside their pixels"""
+    """what these files say besides their pixels"""
     output: Output = Output()
     """how the result is written"""
 
     def shown(self, fused: np.ndarray) -> np.ndarray:
-        """Return the result, with the other source where a file has no data."""
+        """Return the result, with the other source where a file lacks data."""
         return fused if self.files is None else self.files.mended(fused)
 
     def encoded(self, fused: np.ndarray, name: str, color: Any) -> tuple[bytes, np.ndarray]:
@@ -64,8 +64,8 @@ def size_of(data: bytes, name: str, max_pixels: int) -> tuple[int, ...]:
     """Find a picture's size by its header, before anything is decoded.
 
     Returns:
-        (height, width) as stored, or an array's shape; () where the header cannot be read, which
-        decoding will say better.
+        (height, width) as stored, or an array's shape; () if the header cannot be read, for which
+        decoding has a better error.
 
     Raises:
         Refused: It is too large.
@@ -79,7 +79,7 @@ def size_of(data: bytes, name: str, max_pixels: int) -> tuple[int, ...]:
             known = pillow_formats(data)
             with pillow_limit_lifted(), Image.open(io.BytesIO(data), formats=known) as image:
                 shape = image.size[::-1]
-        except Exception:  # decoders fail on damaged files in every way there is
+        except Exception:  # decoders fail on damaged files in every possible way
             return ()
         pixels = math.prod(shape)
     if pixels > max_pixels:
@@ -119,7 +119,7 @@ def decode(call: Call, max_pixels: int) -> Pictures:
 
 
 def _check_array_output(call: Call) -> None:
-    """Refuse what a call of arrays cannot have."""
+    """Refuse options that a call with arrays cannot have."""
     given = {"resize": call.resize, **call.output.to_dict()}
     of_files = ("resize", "out_range", "keep_thermal", "metadata")
     if wrong := [name for name in of_files if given.get(name) is not None]:
@@ -127,7 +127,7 @@ def _check_array_output(call: Call) -> None:
 
 
 def _header(data: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Shape, Fortran order, dtype and where the numbers begin; Refused for anything odd."""
+    """Read shape, Fortran order, dtype and where numbers begin; Refused for anything odd."""
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
@@ -137,7 +137,7 @@ def _header(data: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype, in
         }[version]
         shape, fortran, dtype = read(file)
         start = file.tell()
-    except Exception as error:  # a header is Python source, which is odd in every way there is
+    except Exception as error:  # a header is Python source, which may be odd in every way
         raise Refused(400, f"{name}: no NPY header that can be read; save the array again") from (
             error
         )
@@ -163,11 +163,11 @@ def chosen_format(asked: str | None, accept: str) -> tuple[str, bool]:
     """Return the format of the result, and whether it is wanted within JSON.
 
     Args:
-        asked: The field ``format``, which counts first.
+        asked: The field ``format``, which takes precedence.
         accept: The header of that name.
 
     Raises:
-        Refused: An unknown format.
+        Refused: The format is unknown.
     """
     if asked is not None and asked.lower() not in _NAMES:
         raise Refused(400, f"format is {asked!r}; expected one of {', '.join(FORMATS)}")
@@ -225,7 +225,7 @@ def encode(picture: np.ndarray, name: str, **how: Any) -> bytes:
 
 
 def check_format(pictures: Pictures, name: str) -> None:
-    """Raise ValueError, before the fusion, where a format cannot hold a result of files."""
+    """Raise ValueError, before the fusion, if a format cannot hold a result of files."""
     if name != "npy":
         pictures.output.check([_SUFFIXES[name]])
     elif given := pictures.output.to_dict():

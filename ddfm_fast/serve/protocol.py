@@ -1,4 +1,4 @@
-"""The server's protocol, with times in which a header has to come and an answer to be read."""
+"""The server's protocol, with time limits for a header to arrive and an answer to be read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEADER_SECONDS = 10.0
-"""in which the header of a request has to be complete"""
+"""seconds in which the header of a request must be complete"""
 
 
 class Protocol(H11Protocol):
@@ -52,7 +52,7 @@ class Protocol(H11Protocol):
             self.waiting = None
 
     def expect_reader(self) -> None:
-        """End the connection of who has not read an answer, which would stay in memory."""
+        """End the connection of a client that has not read its answer, which stays in memory."""
         self.reading = None
         if self.transport.get_write_buffer_size():
             self.transport.abort()

@@ -20,7 +20,7 @@ class Queue:
         self.waiting: list[Item] = []
         self.working = 0
         self.seconds = 0.1
-        """of a request, lately"""
+        """that a request took recently"""
         self.files = ThreadPoolExecutor(BATCHES, "ddfm-headers")
         """reads headers of pictures, and JSON"""
         self.came = asyncio.Event()
@@ -33,7 +33,7 @@ class Queue:
         return len(self.waiting) + self.working
 
     def check(self) -> None:
-        """Refuse a request where the queue is full."""
+        """Refuse a request if the queue is full."""
         if len(self) >= self.limits.max_queue:
             raise Refused(
                 429,
@@ -89,7 +89,7 @@ class Queue:
             task.add_done_callback(self.batches.discard)
 
     async def _next(self) -> list[Item]:
-        """Return the oldest item and those like it, for which it waits a moment."""
+        """Return the oldest item and similar ones, for which it waits a moment."""
         while not self.waiting:
             self.came.clear()
             await self.came.wait()

@@ -31,7 +31,7 @@ _LEAST_TOKEN = 16
 
 
 def check_address(host: str, token_file: Path | None, insecure: bool) -> None:
-    """Raise ValueError for an address that others reach, where nothing keeps them out."""
+    """Raise ValueError for an address that others can reach if nothing keeps them out."""
     if is_loopback(host) or token_file is not None or insecure:
         return
     raise ValueError(
@@ -80,10 +80,10 @@ class Tls(NamedTuple):
 
 
 def read_tls(cert: Path | None, key: Path | None) -> Tls | None:
-    """Find a certificate and its key usable; None if neither is given.
+    """Check a certificate and its key; return None if neither is given.
 
     Raises:
-        ValueError: One of them alone.
+        ValueError: Only one of them is given.
         ImageFileError: They cannot be read, or do not belong together.
     """
     if cert is None and key is None:
@@ -144,7 +144,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def check_installed() -> None:
-    """Raise ImportError, naming the extra, where a library of the service is missing."""
+    """Raise ImportError, naming the extra, if a library of the service is missing."""
     try:
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
@@ -155,10 +155,10 @@ def check_installed() -> None:
 
 
 class Elsewhere(Protocol):
-    """What fuses in other processes."""
+    """Fuses in other processes."""
 
     def engine(self, fuser: Fuser, limits: Limits, log: Log) -> Engine:
-        """Start them; return what hands them requests."""
+        """Start them; return what passes them requests."""
 
 
 def serve(
@@ -180,12 +180,12 @@ def serve(
         token: What requests must carry.
         tls: From :func:`read_tls`; None for HTTP without it.
         log: Where log lines go; stderr by default.
-        there: What fuses in other processes, entered for the time of the service; None for this
+        there: Fuses in other processes, and is entered for the time of the service; None for this
             process.
 
     Raises:
         ImportError: The extra ``serve`` is missing.
-        ValueError: What fuses elsewhere cannot be had.
+        ValueError: Other processes are not available.
     """
     check_installed()
     from .app import Service, make_app
@@ -213,7 +213,7 @@ def _server(app: Any, service: Any, limits: Limits, tls: Tls | None) -> Any:
     from .protocol import protocol
 
     class Server(uvicorn.Server):
-        """Says that it stops before it stops."""
+        """Reports that it will stop before it stops."""
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             service.stopping = True
@@ -238,7 +238,7 @@ def _server(app: Any, service: Any, limits: Limits, tls: Tls | None) -> Any:
 
 @contextlib.contextmanager
 def repeated_signals_ignored() -> Iterator[None]:
-    """Inside, the signals that the server repeats once it has stopped end nothing more."""
+    """Ignore, inside, the signals that the server repeats once it has stopped."""
     before = {one: signal.signal(one, lambda *_: None) for one in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield

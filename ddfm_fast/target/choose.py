@@ -10,7 +10,7 @@ Per level of the sources' Laplacian pyramids, with E = G₁ ∗ L² the local en
 
 and at the coarsest level w · i + (1 − w) · v by the weight of salience and brightness, less
 ``sky_base`` of it in sky, its contrast about its mean brought up to the sources' own, which
-averaging opposites takes away. Where the sources contradict each other (C), s and w turn to the
+averaging of opposites takes away. Where the sources contradict each other (C), s and w turn to the
 one that varies more there, by at most ``conflict`` of the way: a copy of one source is no fusion.
 Where the visible is bright and the infrared cold, that pick turns to the visible: a day's sky is no
 hole.
@@ -119,7 +119,7 @@ def choose(
             _choose(i, v, FUNCTIONAL if is_map else PHOTOGRAPHIC)
             for i, v, is_map in zip(ir[:, 0], vis[:, 0], functional, strict=True)
         ]
-    together = planes[0][None] if len(planes) == 1 else torch.stack(planes)  # a copy less
+    together = planes[0][None] if len(planes) == 1 else torch.stack(planes)  # saves a copy
     return together[:, None]
 
 
@@ -186,7 +186,7 @@ class _Maps:
 
 
 def _carried(plane: Tensor, level: int, sizes: list[tuple[int, int]]) -> dict[int, Tensor]:
-    """Return a plane of a level at every one: doubled to the finer, halved to others."""
+    """Return a level's plane at every level: doubled for finer ones, halved for coarser ones."""
     planes = {level: plane}
     for k in reversed(range(level)):
         planes[k] = up(planes[k + 1], *_at_least(sizes, k))
@@ -196,7 +196,7 @@ def _carried(plane: Tensor, level: int, sizes: list[tuple[int, int]]) -> dict[in
 
 
 def _at_least(sizes: list[tuple[int, int]], k: int) -> tuple[int, int]:
-    """Return the size of a level, also of those that a small picture's pyramid does not have."""
+    """Return the size of a level, even of one that a small picture's pyramid lacks."""
     if k < len(sizes):
         return sizes[k]
     height, width = _at_least(sizes, k - 1)
@@ -232,7 +232,7 @@ def _band(a: Tensor, b: Tensor, maps: _Level, terms: Terms) -> Tensor:
 
 
 def _share(energy_a: Tensor, energy_b: Tensor, share: float) -> Tensor:
-    """½ + share · (E_a²/(E_a² + E_b²) − ½)."""
+    """Compute ½ + share · (E_a²/(E_a² + E_b²) − ½)."""
     square_a, square_b = energy_a * energy_a, energy_b * energy_b
     square_a.add_(_TINY)
     return square_a.div_(square_b.add_(square_a).add_(_TINY)).sub_(0.5).mul_(share).add_(0.5)

@@ -54,7 +54,7 @@ def down_times(x: Tensor, times: int) -> list[Tensor]:
 
 
 def bands(gaussians: list[Tensor]) -> list[Tensor]:
-    """List what each of ``down_times``'s planes has more than the next; the last as it is."""
+    """List what each plane of ``down_times`` adds to the next one, then the last plane as is."""
     fine = zip(gaussians[:-1], gaussians[1:], strict=True)
     return [*(a - up(b, *a.shape[-2:]) for a, b in fine), gaussians[-1]]
 

@@ -1,4 +1,4 @@
-"""Where which source counts: salience of the base, conflict of the sources, featureless sky.
+"""Where each source counts: salience of the base, conflict of the sources, featureless sky.
 
 All maps are planes in [0, 1] that belong to a level of the sources' Gaussian pyramids and are
 smooth, so they are computed where the pyramid is small enough and carried to the other levels.
@@ -19,15 +19,15 @@ CONFLICT_SLOPE = 1.5
 """sources of local correlation −1/1.5 and below are in full conflict"""
 GUIDE_EPS = 0.01
 CENTER = 0.5
-"""taken from planes whose variance is a difference of squares, which rounds less then"""
+"""subtracted from planes whose variance is a difference of squares, to lose fewer digits"""
 SKY_LUMA, SKY_SLOPE, SKY_STD = 0.65, 20.0, 0.015
 COLD_LUMA = 0.2
 """brightest infrared of a cold sky"""
 COLD_SKY = 0.6
-"""of the way that a pick turns to the visible in front of a cold sky"""
+"""share of the way that the pick turns to the visible in front of a cold sky"""
 _TINY = 1e-8
 _LEAST_EXPONENT = -50.0
-"""e to it is nothing, yet no number below float32's normal ones, with which a CPU is slow"""
+"""e to this power is negligible, yet still a normal float32: subnormal ones slow a CPU down"""
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def _mean(x: Tensor) -> Tensor:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """Multiply planes; on a CPU in one thread, as starting another takes as long."""
+    """Multiply planes; on a CPU in one thread, since starting another takes as long."""
     if a.device.type == "cpu" and not (a.requires_grad or b.requires_grad):
         return torch.from_numpy(np.multiply(a.numpy(), b.numpy()))
     return a * b
@@ -63,7 +63,7 @@ def salience(x: Tensor) -> Tensor:
 def _of_grays(counts: Tensor) -> Tensor:
     """Compute the salience [256] of each gray from their counts [256]; the sums are exact."""
     grays = torch.arange(256, device=counts.device)
-    below, weight = counts.cumsum(0), (counts * grays).cumsum(0)  # of a gray and less
+    below, weight = counts.cumsum(0), (counts * grays).cumsum(0)  # of a gray and all below it
     sums = (2 * below - below[-1]) * grays + (weight[-1] - 2 * weight)
     present = counts > 0
     low = sums.masked_fill(~present, torch.iinfo(sums.dtype).max).amin()

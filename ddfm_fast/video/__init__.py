@@ -4,11 +4,11 @@
 
 ``sources`` opens streams of ``frames``, ``decoding`` reads videos and ``cameras`` (whose frames
 become pictures in ``converting`` and ``hdr``), ``pairing`` aligns two streams in time (live ones by
-``clocks``), ``fitting`` brings pictures to one size and depth, ``motion`` looks at the sources
-alone, ``temporal`` fuses with what it keeps of the last frame, ``sinks`` encodes to ``outputs`` or
-``streams``, and ``preview`` shows. ``stream`` does this for images, ``pipeline`` for files, each
-stage in a thread (``ahead``), and ``tasks`` for many files. PyAV (extra ``video``) is loaded by
-``decoding`` and ``sinks`` on first use: everything here imports without it.
+``clocks``), ``fitting`` brings pictures to one size and depth, ``motion`` examines only the
+sources, ``temporal`` fuses with what it keeps of the last frame, ``sinks`` encodes to ``outputs``
+or ``streams``, and ``preview`` shows frames. ``stream`` does this for images, ``pipeline`` for
+files, each stage in a thread (``ahead``), and ``tasks`` for many files. PyAV (extra ``video``) is
+loaded by ``decoding`` and ``sinks`` on first use: everything here imports without it.
 """
 
 from __future__ import annotations

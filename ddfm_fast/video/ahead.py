@@ -17,7 +17,7 @@ T = TypeVar("T")
 class Ahead(Iterator[T]):
     """Iterates over ``items`` in a thread, at most ``size`` items ahead; ``close`` ends it.
 
-    An error of ``items`` is raised where its item would have come.
+    An error in ``items`` is raised in place of its item.
     """
 
     def __init__(
@@ -31,8 +31,8 @@ class Ahead(Iterator[T]):
         Args:
             items: Closed at the end, if it can be.
             size: Most items in the queue.
-            merge: Where the queue is full, drop its oldest item instead of waiting, and call
-                merge(dropped, next) for what takes the place of the next one.
+            merge: If the queue is full, drop its oldest item instead of waiting, and replace the
+                next one by merge(dropped, next).
         """
         self.dropped = 0
         self._items, self._size, self._merge = items, size, merge
@@ -40,7 +40,7 @@ class Ahead(Iterator[T]):
         self._changed = threading.Condition()
         self._closed = self._done = False
         self._error: BaseException | None = None
-        here = contextvars.copy_context()  # in which warnings are heard, and name their picture
+        here = contextvars.copy_context()  # in it warnings are caught, and name their picture
         self._thread = threading.Thread(target=here.run, args=(self._run,), daemon=True)
         self._thread.start()
 
@@ -54,7 +54,7 @@ class Ahead(Iterator[T]):
             for item in self._items:
                 if not self._put(item):
                     break
-        except BaseException as error:  # raised again in the thread that reads
+        except BaseException as error:  # raised again in the reading thread
             self._error = error
         finally:
             close = getattr(self._items, "close", None)
@@ -101,7 +101,7 @@ class Ahead(Iterator[T]):
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Stop, and wait for the thread, but not for a network that is stalled."""
+        """Stop, and wait for the thread, but not for a stalled network."""
         self.stop()
         if self._thread is not threading.current_thread():
             self._thread.join(timeout=5)

@@ -1,4 +1,4 @@
-"""Cameras of this machine: `0`, `/dev/video0`, through FFmpeg's V4L2 or AVFoundation."""
+"""Cameras of this machine, such as `0` or `/dev/video0`, through FFmpeg's V4L2 or AVFoundation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DEEP = {"input_format": "gray16le"}
 def camera(spec: str | os.PathLike[str]) -> str | None:
     """Return the device that a stream's name means; None for a file or an address.
 
-    A number is a camera unless a file is called so.
+    A number is a camera unless a file has that name.
     """
     text = os.fspath(spec)
     if _DEVICE.fullmatch(text):
@@ -30,10 +30,10 @@ def camera(spec: str | os.PathLike[str]) -> str | None:
 
 
 def open_camera(av: Any, device: str, name: str) -> Any:
-    """Open a camera with PyAV; an infrared one with 16 bits (Y16) where it has them.
+    """Open a camera with PyAV; an infrared one with 16 bits (Y16) if it has them.
 
     Raises:
-        VideoError: It is not there, or cannot be read; the message says how.
+        VideoError: There is none, or it cannot be read; the message says why.
     """
     system = {"linux": "v4l2", "darwin": "avfoundation"}.get(sys.platform)
     if system is None:

@@ -1,8 +1,9 @@
 """Two live cameras whose clocks differ: how far apart they are, and how that grows.
 
-A frame comes some time after it was taken, never before. The least delay of every few seconds is
-therefore the network's floor plus what the camera's clock lags; a line through these minima gives
-its rate against ours, and the difference of two such lines is what the infrared timestamps need.
+A frame arrives some time after it was taken, never before. The least delay in every few seconds is
+therefore the network's least delay plus the lag of the camera's clock. A line through these minima
+gives the clock's rate against ours, and the difference of two such lines corrects the infrared
+timestamps.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import numpy as np
 from .frames import Frame
 
 WINDOW = 1.0
-"""seconds, of which the least delay counts"""
+"""seconds of a window; only its least delay counts"""
 ENOUGH, MOST = 6, 600
-"""windows before an estimate, and that are kept"""
+"""windows that are needed for an estimate, and most that are kept"""
 _SLEW = 0.1
-"""of the time between two frames, by which a correction moves with each"""
+"""share of the time between two frames by which a correction moves per frame"""
 
 
 class Clock:
@@ -52,7 +53,7 @@ class Clock:
             self._now = self._now[0], time, delay
 
     def line(self) -> tuple[float, float] | None:
-        """(delay at time 0, its growth in seconds a second); None before there is enough."""
+        """Return (delay at time 0, growth in seconds per second); None until there are enough."""
         if len(self._least) < ENOUGH:
             return None
         times, delays = np.array(tuple(self._least)).T
@@ -61,28 +62,28 @@ class Clock:
 
 
 class Clocks:
-    """Two live streams, the visible one's time being that of the output."""
+    """Two live streams; the output has the time of the visible one."""
 
     def __init__(self, window: float | None = None):
         self.ir, self.vis = Clock(window), Clock(window)
         self._applied = 0.0
 
     def difference(self) -> tuple[float, float] | None:
-        """(seconds to add to infrared times at 0, growth a second); None while nobody knows."""
+        """Return (seconds to add to infrared times at 0, growth per second); None while unknown."""
         ir, vis = self.ir.line(), self.vis.line()
         return None if ir is None or vis is None else (ir[0] - vis[0], ir[1] - vis[1])
 
     def found(self, offset: Fraction) -> dict[str, float]:
-        """For the report: by how much infrared started later, and its drift in parts per million.
+        """Return, for the report, how much later infrared started, and its drift in ppm.
 
         Args:
-            offset: What was assumed at the start.
+            offset: The offset that was assumed at the start.
         """
         start, slope = self.difference() or (0.0, 0.0)
         return {"offset": round(float(offset) + start, 4), "drift_ppm": round(slope * 1e6, 1)}
 
     def corrected(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """Infrared frames with times of the visible clock; corrections come in little by little."""
+        """Yield infrared frames with times of the visible clock, corrected little by little."""
         last: Fraction | None = None
         for frame in frames:
             wanted = self.difference()
@@ -96,7 +97,7 @@ class Clocks:
 
 
 def watched(frames: Iterable[Frame], clock: Clock) -> Iterator[Frame]:
-    """Note when each frame comes."""
+    """Pass frames on, and note when each arrives."""
     for frame in frames:
         clock.add(float(frame.time), monotonic())
         yield frame

@@ -1,4 +1,4 @@
-"""Combs that nothing marks: lines of two moments in frames that pass for progressive.
+"""Unmarked interlacing: lines of two moments in frames that claim to be progressive.
 
 Let c(a, b) be how much the even lines of frame a and the odd lines of frame b, woven, look like a
 comb: the mean of |2 v(y) - v(y - 1) - v(y + 1)|. Of frames n and n + 1
@@ -18,24 +18,24 @@ from typing import Any
 import numpy as np
 
 LOOKED_AT = 60
-"""frames at the start of a stream"""
+"""frames examined at the start of a stream"""
 ENOUGH = 4
-"""pairs of frames that have to say the same"""
+"""pairs of frames that must agree"""
 _MOVES = 0.25
-"""gray levels by which the worst weave has to exceed the frame itself"""
+"""gray levels by which the worst weave must exceed the frame itself"""
 _LIKE, _UNLIKE = 0.15, 0.65
-"""share of that by which the better weave may, and at least does in a progressive stream
+"""share of that excess that the better weave may have, and that it has at least if progressive
 
-Of photographs that move, 99 % of pairs are below 0.05 where they are woven, and all above 0.89
-where they are not; of crisp drawings that are not, some are at 0.2."""
+For moving photographs, 99 % of pairs are below 0.05 if they are woven, and all are above 0.89 if
+they are not; for crisp drawings that are not woven, some are at 0.2."""
 _COLUMNS = 320
-"""at most this many are looked at"""
+"""most columns that are examined"""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class CombFinder:
-    """Looks at the first frames of a stream that moves; ``found`` is "tff" or "bff" then."""
+    """Examines the first frames of a moving stream; then ``found`` is "tff" or "bff" if woven."""
 
     def __init__(self) -> None:
         self.found: str | None = None
@@ -45,11 +45,11 @@ class CombFinder:
 
     @property
     def done(self) -> bool:
-        """Whether there is nothing more to see."""
+        """Whether the examination is over."""
         return self.found is not None or self._left <= 0
 
     def __call__(self, gray: Array) -> None:
-        """Look at a frame, uint8 [H, W]."""
+        """Examine a frame, uint8 [H, W]."""
         self._left -= 1
         now = gray[: len(gray) // 2 * 2, :: -(-gray.shape[1] // _COLUMNS)].astype(np.int16)
         before, self._before = self._before, now

@@ -1,4 +1,4 @@
-"""A decoded frame as a picture: lines woven or not, matrix and range by its tags, upright."""
+"""A decoded frame as a picture: deinterlaced if need be, colors by its tags, upright."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .frames import ColorTags, Intake
 from .hdr import HLG, PQ, to_sdr
 
 _PARITY = {2: "tff", 4: "tff", 3: "bff", 5: "bff"}
-"""FFmpeg's orders of fields in a stream → which is shown first"""
+"""FFmpeg's field order of a stream → the field that is shown first"""
 _HDR = {PQ: "PQ", HLG: "HLG"}
 _BT709, _BT2020, _UNKNOWN = 1, 9, 2
 
 
 class Converter:
-    """Turns the frames of a stream into pictures, and says once what it does to them.
+    """Turns the frames of a stream into pictures, and reports once what it does to them.
 
     Args:
-        who: The stream in sentences: "vis is clip.mp4".
+        who: Beginning of sentences about the stream: "vis is clip.mp4".
         intake: See `frames.Intake`.
         tags: The stream's.
     """
@@ -33,7 +33,7 @@ class Converter:
         self._mapped = intake.tone_map == "auto" and tags.transfer in _HDR
         self._transfer, self._wide = tags.transfer, tags.primaries in (_BT2020, _UNKNOWN)
         self.tags = tags
-        """what the pictures are tagged with"""
+        """the pictures' color tags"""
         if self._mapped:
             self.tags = ColorTags(_BT709, tags.range, _BT709, _BT709)
 
@@ -67,18 +67,18 @@ class Converter:
 def deinterlaced(
     frames: Iterable[Any], av: Any, who: str, field_order: int, time_base: Fraction, how: str
 ) -> Iterator[Any]:
-    """Weave no lines of two moments: FFmpeg's bwdif on the frames that are marked as interlaced.
+    """Deinterlace the frames that are marked as interlaced, by FFmpeg's bwdif.
 
-    Frames before the first of these pass as they are; from it on each comes when the next is there.
-    Combs in unmarked frames give a warning.
+    Frames before the first of these pass unchanged; from it on, each comes out when the next has
+    arrived. Combs in unmarked frames give a warning.
 
     Args:
-        frames: Decoded.
+        frames: Decoded frames.
         av: PyAV.
-        who: For the message that says so.
-        field_order: The stream's, FFmpeg's number; codecs that mark no frame have it alone.
+        who: Beginning of the message about it.
+        field_order: The stream's, as FFmpeg's number; some codecs mark only the stream.
         time_base: The stream's, which the frames keep.
-        how: "auto", or "tff" or "bff" for all frames, whatever they are marked as.
+        how: "auto", or "tff" or "bff" for all frames, however they are marked.
     """
     graph: _Bwdif | None = None if how == "auto" else _Bwdif(av, how, time_base)
     finder = CombFinder()
@@ -108,10 +108,10 @@ def _look_for_combs(finder: CombFinder, frame: Any, who: str) -> None:
 
 
 class _Bwdif:
-    """FFmpeg's filter, set up again where the frames change their shape."""
+    """FFmpeg's filter, set up again when the frames change their shape."""
 
     def __init__(self, av: Any, order: str, time_base: Fraction):
-        """``order``: "tff" or "bff" where frames are not marked; "auto" for those that are."""
+        """``order``: "tff" or "bff" if frames are not marked; "auto" for marked ones."""
         self._av, self._order, self._time_base = av, order, time_base
         self._graph: Any = None
         self._shape: tuple | None = None
@@ -126,7 +126,7 @@ class _Bwdif:
         yield from self._ready()
 
     def rest(self) -> Iterator[Any]:
-        """Take what the filter still holds."""
+        """Yield the frames that the filter still holds."""
         if self._graph is not None:
             self._graph.push(None)
             yield from self._ready()

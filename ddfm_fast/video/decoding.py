@@ -1,4 +1,4 @@
-"""Frames of a video file or URL, by PyAV: upright, with exact times, past damaged packets."""
+"""Frames of a video file or URL, by PyAV: upright, with exact times, skipping damaged packets."""
 
 from __future__ import annotations
 
@@ -33,24 +33,24 @@ TIMEOUT = 15.0
 """seconds without data after which a network stream counts as ended"""
 
 _HIDDEN_FRAMES = ("vp8",)
-"""codecs with packets that show no frame, so that a packet without one is no fault"""
+"""codecs whose packets may show no frame, so that a packet without one is not a fault"""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
-"""seconds between two attempts to open a stream again"""
+"""seconds between two attempts to reopen a stream, at first and at most"""
 _RATES = (Fraction(1, 3600), Fraction(100_000))
-"""frames per second, from a frame per hour to the fastest cameras; others are misread"""
+"""plausible frames per second, from one per hour to the fastest cameras"""
 _JUMP = 10
-"""seconds; timestamps that go back, or on by more, have restarted and are joined up"""
+"""seconds; timestamps that go back, or jump by more than this, have restarted, and are joined"""
 
 
 def load_av() -> Any:
-    """Return PyAV. ImportError with the command that installs it, where it is absent."""
+    """Return PyAV; ImportError with the command that installs it if it is missing."""
     try:
         import av
     except ImportError as error:
         raise ImportError(
             'reading and writing video needs PyAV; install it: pip install "ddfm_fast[video]"'
         ) from error
-    av.logging.set_level(None)  # FFmpeg's own lines would run into the progress bar
+    av.logging.set_level(None)  # FFmpeg's own messages would run into the progress bar
     return av
 
 
@@ -65,14 +65,14 @@ class VideoSource(Source):
     """seconds of the stream's clock at its first frame"""
     _clock_started = False
     _first: Any = None
-    """the frame that was decoded to look at it, until it is taken"""
+    """the frame that was decoded in advance, until it is taken"""
     _reading = False
     _pipe: Pipe | None = None
     _container: Any = None
     _seen = 0.0
-    """when the last frame came, seconds of a steady clock"""
+    """when the last frame arrived, in seconds of a steady clock"""
     _resumed = False
-    """whether the stream was opened again and its clock has not started yet"""
+    """whether the stream was reopened and its clock has not started yet"""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class VideoSource(Source):
             raise
 
     def _open(self, url: str | os.PathLike[str], name: str) -> bool:
-        """Open the file or address; return whether it comes over a network."""
+        """Open the file or address; return whether it is on a network."""
         if (device := camera(url)) is not None:
             self._container = open_camera(self._av, device, name)
             return True
@@ -125,7 +125,7 @@ class VideoSource(Source):
         return remote
 
     def _choose_streams(self) -> Any:
-        """Take the first video stream, and its audio where it is wanted; return its context."""
+        """Choose the first video stream, and the audio if wanted; return the codec context."""
         streams, name = self._container.streams, self._role
         if not streams.video:
             kinds = ", ".join(s.type for s in streams) or "nothing"
@@ -133,7 +133,7 @@ class VideoSource(Source):
                 f"{name} is {self.name}: has no video stream ({kinds}); give a file that has one"
             )
         self._stream = stream = streams.video[0]
-        # one packet at a time, so that an error is known to be that packet's
+        # one packet at a time, so that an error belongs to that packet
         stream.thread_type = "SLICE"
         context = stream.codec_context
         if context is None or not context.width or context.format is None:
@@ -156,7 +156,7 @@ class VideoSource(Source):
         self._peek(context.height, context.width)
 
     def _peek(self, height: int, width: int) -> None:
-        """Decode up to the first frame: its turned size, and where time starts."""
+        """Decode up to the first frame, for its upright size and the start of time."""
         self._decoded = self._decoded_frames()
         first = next(self._decoded, None)
         if first is None:
@@ -216,7 +216,7 @@ class VideoSource(Source):
         return self.faults.on_error == "repeat" and image is not None
 
     def _note_early_end(self, last: Fraction | None) -> None:
-        """Note where a file holds less than it promises, by more than a second."""
+        """Note if a file is more than a second shorter than its header promises."""
         if self.ended_early is None and self.length and last is not None and not self.live:
             here = round(last * self.rate) + 1
             if self.length - here > self.rate:
@@ -231,7 +231,7 @@ class VideoSource(Source):
         self._clock_started = True
 
     def _seconds(self, pts: int | None, last: Fraction | None) -> Fraction:
-        """Time of a frame since the first; timestamps that are absent or restart are continued."""
+        """Return a frame's time since the first; continue missing or restarted timestamps."""
         following = Fraction(0) if last is None else last + 1 / self.rate
         now, before = monotonic(), self._seen
         self._seen = now
@@ -267,7 +267,7 @@ class VideoSource(Source):
         self._decoded = self._decoded_frames()
 
     def _decoded_frames(self) -> Iterator:
-        """Decoded frames without combs."""
+        """Yield decoded frames, deinterlaced."""
         decoded, stream = self._decode(), self._stream
         if self._intake.deinterlace == "off":
             return decoded
@@ -276,7 +276,7 @@ class VideoSource(Source):
         return deinterlaced(decoded, self._av, self._who, order, stream.time_base, how)
 
     def _decode(self) -> Iterator:
-        """Decoded frames; audio packets and the timestamps still without a frame are set aside."""
+        """Yield decoded frames; set aside audio packets and timestamps still without a frame."""
         self._audio = []
         self._awaited = {}
         tracked = self._stream.codec_context.name not in _HIDDEN_FRAMES
@@ -301,14 +301,14 @@ class VideoSource(Source):
                 yield frame
 
     def _packets(self) -> Iterator:
-        """Packets up to the end, of a live stream again and again where it breaks off."""
+        """Yield packets up to the end; a live stream that breaks off is reopened."""
         while True:
             yield from self._packets_once()
             if not (self.live and self._intake.reconnect and self._reopened()):
                 return
 
     def _reopened(self) -> bool:
-        """Open the stream again, at growing intervals; False if it is not back in time."""
+        """Reopen the stream, at growing intervals; return False if it is not back in time."""
         why, seconds = self.ended_early or "it ended", self._intake.reconnect
         warn(f"{self._who}: it broke off ({why}); trying again for {seconds:g} s")
         until, pause = monotonic() + seconds, _FIRST_PAUSE
@@ -329,14 +329,14 @@ class VideoSource(Source):
         return False
 
     def _packets_once(self) -> Iterator:
-        """Packets up to the end, or to where the data break off."""
+        """Yield packets up to the end, or until the data breaks off."""
         wanted = [s for s in (self._stream, self.audio) if s is not None]
         packets = self._container.demux(*wanted)
         while True:
             self._reading = True
             try:
                 packet = next(packets, None)
-            except self._av.error.FFmpegError as error:  # torn off, or the network went away
+            except self._av.error.FFmpegError as error:  # cut off, or the network is gone
                 self.ended_early = str(error)
                 return
             finally:
@@ -350,8 +350,8 @@ class VideoSource(Source):
     def _lost_before(self, pts: int | None, start: Fraction) -> Iterator[tuple[BadFrame, Fraction]]:
         """Count and yield, with their time, the frames that should have come before ``pts``.
 
-        A decoder gives its frames in order, so what is missing then will not come. What is missing
-        before the first frame of a live stream, or before ``start``, was never to be seen.
+        A decoder returns its frames in order, so a frame that is missing by then will not come.
+        Frames missing before the first one of a live stream, or before ``start``, do not count.
         """
         for lost in sorted(p for p in self._awaited if pts is None or p < pts):
             reason = self._awaited.pop(lost)
@@ -362,14 +362,14 @@ class VideoSource(Source):
                 yield bad, time
 
     def _take_audio(self) -> tuple:
-        """(packet, seconds since the first frame) of the audio read so far."""
+        """Return (packet, seconds since the first frame) of the audio read so far."""
         taken, self._audio = self._audio, []
         return tuple((p, p.dts * Fraction(p.time_base) - self._origin) for p in taken)
 
     def close(self) -> None:
-        """Let go of the file. Safe to call twice."""
+        """Close the file. Safe to call twice."""
         self._closed.set()
-        # a thread may still wait for the network, which has its timeout, or for a pipe
+        # a thread may still wait for the network, which has a timeout, or for a pipe
         if self._container is not None and not self._reading:
             self._container.close()
         if self._pipe is not None:
@@ -377,9 +377,9 @@ class VideoSource(Source):
 
 
 def plausible_rate(stream: Any) -> Fraction:
-    """Frames per second: of the stream's two guesses the first that a camera can have.
+    """Return frames per second: the first of the stream's two guesses that is plausible.
 
-    FFmpeg averages over the timestamps that it could read, so that a damaged header gives years a
+    FFmpeg averages over the timestamps that it could read, so a damaged header gives years per
     frame, with which encoders crash.
     """
     for rate in (stream.average_rate, stream.guessed_rate):

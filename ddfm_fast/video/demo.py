@@ -1,4 +1,4 @@
-"""A clip that may be redistributed: a camera that circles over the satellite pair of the demo."""
+"""A clip that may be redistributed: a camera circles over the satellite pair of the demo."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ _RADIUS = 40.0
 def pan(frames: int, height: int = 192, width: int = 192) -> tuple[list, list]:
     """Make (infrared [H, W], visible [H, W, 3]) uint8 frames, 75 per circle of 3.4 pixels each.
 
-    A window of at most 192x192 pixels of the pictures, moved by parts of a pixel (bicubic), and
-    enlarged where more pixels are wanted (the motion with it). Equal frames are equal bytes.
+    The frames are a window of at most 192x192 pixels of the pictures, moved by fractions of a pixel
+    (bicubic), and enlarged, motion included, if more pixels are wanted. The same arguments give the
+    same bytes.
     """
     ir, vis = asset("sentinel2_nir.png"), asset("sentinel2_visible.png")
     zoom = max(height, width) / 192

@@ -1,4 +1,4 @@
-"""The pictures of a pair brought to one size and depth, and beside their fusion."""
+"""Bring the pictures of a pair to one size and depth, and put them beside their fusion."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ class Fit:
     ):
         """See ``resize``, ``ir_range``, ``vis_range`` and ``nodata`` of `fuse_video`.
 
-        ``aligned``: a map that is found later brings infrared to the visible size.
+        ``aligned``: a map, found later, brings infrared frames to the visible size.
 
         Raises:
             VideoError: The sizes differ, ``resize`` is None, and no map is looked for.
-            ValueError: An argument out of range; TypeError for a ``nodata`` that is no number.
+            ValueError: An argument is out of range; TypeError if ``nodata`` is not a number.
         """
         self.size = vis.size if aligned and resize is None else _target_size(ir, vis, resize)
         self._wanted = {
@@ -59,21 +59,21 @@ class Fit:
     def __call__(self, pair: FramePair) -> Sources:
         """Return infrared and visible, uint8 or both uint16, [H, W] or [H, W, 3].
 
-        What black and white are follows the frames where nothing else says it.
+        The values of black and white follow the frames unless they are given.
         """
         pictures, nodata = self._read(pair)
         self._found = self._ranges(pictures[0], pictures[1], self._wanted, nodata)
         return self._leveled(pair, pictures, nodata)
 
     def at_cut(self, pair: FramePair) -> Sources | None:
-        """Return the pair that was given last as the first of a scene; None: it stays the same."""
+        """Return the last pair, read as the first of a scene; None if that changes nothing."""
         pictures, nodata = self._read(pair)
         found = self._ranges(pictures[0], pictures[1], self._wanted, nodata, cut=True)
         same, self._found = found == self._found, found
         return None if same else self._leveled(pair, pictures, nodata)
 
     def _read(self, pair: FramePair) -> tuple[list[np.ndarray], dict[str, Any]]:
-        """Return the pictures, of their own dtype and size, and what means nothing in them."""
+        """Return the pictures, with their own dtype and size, and their values of missing data."""
         pictures, nodata = [], {}
         for name, frame in (("ir", pair.ir), ("vis", pair.vis)):
             image = _pixels(frame.image, name)
@@ -121,7 +121,7 @@ class Fit:
 
 
 def beside(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarray:
-    """Put infrared | visible | fused in one picture, RGB where any is; uint8 or uint16, all alike.
+    """Put infrared | visible | fused in one picture, RGB if any is; uint8 or uint16, all alike.
 
     The sources are cropped at the bottom and right to the size of the fused picture.
     """
@@ -134,13 +134,13 @@ def beside(ir: np.ndarray, vis: np.ndarray, fused: np.ndarray) -> np.ndarray:
 
 
 def settle_aspect(ir: Source, vis: Source, resize: Resize, *, pictures: bool) -> None:
-    """Say what becomes of pixels that are not square; a video of the visible size keeps them.
+    """Report what becomes of non-square pixels; a video of the visible size keeps them.
 
     Args:
         ir: The infrared stream.
         vis: The visible one, whose ``pixel_aspect`` the output takes.
         resize: As `Fit` takes it.
-        pictures: Whether the output is PNG files, which do not say.
+        pictures: Whether the output is PNG files, which cannot state the aspect.
     """
     aspect = vis.pixel_aspect
     shape = "" if aspect is None else f"vis has pixels of {aspect.numerator}:{aspect.denominator}"

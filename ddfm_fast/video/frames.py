@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..config import require_number
 
 DEFAULT_RATE = Fraction(25)
-"""frames per second of what has no rate of its own: folders of pictures and arrays"""
+"""frames per second of sources without a rate of their own: folders of pictures, and arrays"""
 SWITCHES = {"deinterlace": ("auto", "off", "tff", "bff"), "tone_map": ("auto", "off")}
 _LONGEST_WAIT = 1e6
 ON_ERROR = ("skip", "repeat", "stop")
@@ -25,15 +25,15 @@ class Frame(NamedTuple):
     """One picture of a stream."""
 
     image: Any
-    """[H, W] gray or [H, W, 3] RGB, uint8 or uint16 (0..65535); what it was for arrays"""
+    """[H, W] gray or [H, W, 3] RGB, uint8 or uint16 (0..65535); arrays as they were"""
     time: Fraction
     """seconds since the first frame of the stream"""
     number: int
-    """counted from 0 at the first frame of the stream; from the timestamps after a seek"""
+    """counted from 0 at the first frame of the stream; after a seek, by the timestamps"""
     packets: tuple = ()
-    """encoded audio that comes before this picture, and its times, for the output to keep"""
+    """encoded audio that precedes this picture, with its times, for the output to keep"""
     nodata: float | None = None
-    """the value that the picture's file says means nothing"""
+    """the value of missing data, by the picture's file"""
 
 
 class BadFrame(NamedTuple):
@@ -61,7 +61,7 @@ class Intake(NamedTuple):
     reconnect: float = 0.0
 
     def checked(self) -> Intake:
-        """Return itself; ValueError or TypeError if something else was meant."""
+        """Return itself; ValueError or TypeError if a value is wrong."""
         for name, known in SWITCHES.items():
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -76,7 +76,7 @@ class Faults:
     """What was wrong with the frames of a stream, and what to do about it."""
 
     on_error: str = "skip"
-    """"skip" leaves a bad frame out (the one before lasts longer), "repeat" shows the last good
+    """"skip" leaves a bad frame out (the previous one lasts longer), "repeat" shows the last good
     picture in its place, "stop" ends the stream there"""
     frames: list[BadFrame] = field(default_factory=list)
     """the first ``FAULTS_KEPT``"""
@@ -106,7 +106,7 @@ class Source:
     """One stream of frames. Subclasses say where they come from."""
 
     name: str
-    """for errors"""
+    """name in errors"""
     rate: Fraction = DEFAULT_RATE
     """frames per second, nominal"""
     size: tuple[int, int] | None = None
@@ -114,12 +114,12 @@ class Source:
     length: int | None = None
     """number of frames, None if unknown"""
     live = False
-    """whether it comes at its own pace and has no end known beforehand"""
+    """whether it arrives at its own pace and has no known end"""
     arrived = 0.0
-    """of a live stream: when its first frame came, seconds of a steady clock"""
+    """of a live stream: when its first frame arrived, in seconds of a steady clock"""
     color_tags: ColorTags | None = None
     pixel_aspect: Fraction | None = None
-    """width of a pixel by its height, where it is not square"""
+    """width of a pixel over its height, if it is not square"""
     audio: Any = None
     """a PyAV stream to copy, or None"""
     ended_early: str | None = None
@@ -138,4 +138,4 @@ class Source:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of files. Safe to call twice."""
+        """Close files. Safe to call twice."""

@@ -1,9 +1,9 @@
-"""High dynamic range brought to what a screen of BT.709 shows.
+"""Tone-map high dynamic range for a BT.709 screen.
 
-A signal of PQ (SMPTE ST 2084) or HLG (ARIB STD-B67, ITU-R BT.2100) becomes light in cd/m²; what is
-above the knee is rolled off to 203 cd/m², white in BT.2408, by the curve of ITU-R BT.2390, on the
-largest of red, green and blue so that hues stay; the primaries of BT.2020 become those of BT.709;
-and the result is coded for a display of gamma 2.4 (BT.1886).
+A PQ (SMPTE ST 2084) or HLG (ARIB STD-B67, ITU-R BT.2100) signal becomes light in cd/m². Light above
+the knee is rolled off to 203 cd/m², white in BT.2408, by the curve of ITU-R BT.2390, on the largest
+of red, green and blue so that hues stay. The primaries of BT.2020 become those of BT.709, and the
+result is coded for a display of gamma 2.4 (BT.1886).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 PQ, HLG = 16, 18
 """FFmpeg's numbers of the two transfer functions"""
 PEAK, WHITE = 1000.0, 203.0
-"""cd/m² of the brightest that is told apart, and of what becomes white"""
+"""cd/m² of the brightest light that is still distinguished, and of what becomes white"""
 _TOP = 65535
 _GAMMA = 2.4
 _M1, _M2 = 2610 / 16384, 2523 / 32
@@ -47,7 +47,7 @@ def to_sdr(image: np.ndarray, transfer: int, *, wide: bool = True) -> np.ndarray
         )
     light = _light_table(transfer)[image]
     color = image.ndim == 3
-    if transfer == HLG:  # the display's part: brighter where the whole pixel is bright
+    if transfer == HLG:  # the display's part: bright pixels become brighter still
         luma = light @ _LUMA if color else light
         gain = PEAK * np.power(np.maximum(luma, 1e-9), 0.2)
         light *= gain[..., None] if color else gain
@@ -63,7 +63,7 @@ def to_sdr(image: np.ndarray, transfer: int, *, wide: bool = True) -> np.ndarray
 
 @lru_cache(maxsize=2)
 def _light_table(transfer: int) -> np.ndarray:
-    """Light of every code value: cd/m² of PQ, that of the scene in 0..1 of HLG."""
+    """Return the light of every code value: cd/m² for PQ, the scene's light in 0..1 for HLG."""
     code = np.arange(_TOP + 1) / _TOP
     if transfer == PQ:
         return _from_pq(code).astype(np.float32)
@@ -73,7 +73,7 @@ def _light_table(transfer: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _roll_off() -> tuple[np.ndarray, np.ndarray]:
-    """(cd/m², what to multiply by so that 1 is white): the curve of BT.2390, black unchanged."""
+    """Return (cd/m², factor that makes white 1): the curve of BT.2390, with black unchanged."""
     nits = np.concatenate([[0.0], np.geomspace(1e-3, 10_000, 2048)])
     top = _to_pq(np.array(PEAK))
     code = np.minimum(_to_pq(nits) / top, 1)

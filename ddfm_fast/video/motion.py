@@ -1,7 +1,7 @@
 """What the sources alone say about a new frame: how it moved, and whether the scene was cut.
 
-Runs on the CPU beside the fusion of the frame before (OpenCV lets go of Python's lock), so on a
-GPU it costs no time of the loop.
+It runs on the CPU during the fusion of the previous frame (OpenCV releases Python's lock), so with
+a GPU it takes no time from the loop.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from ..options import ReadingOptions
 
 CUT_CORRELATION = 0.85
 """Between frames of one scene the correlation was above 0.93, ten frames apart or panned by 40
-pixels; between unrelated scenes it was below 0.84 in all of 110 pairs. A missed cut spoils the
-output scale only: where the sources differ, nothing of the frame before is used anyway."""
+pixels; between unrelated scenes it was below 0.84 in all of 110 pairs. A missed cut spoils only the
+output scale: where the sources differ, nothing of the previous frame is used anyway."""
 _DESCENTS, _REFINEMENTS = 8, 2
-"""Of the flow's search, instead of 16 and 5: two thirds of its time. What moves by the flow is then
-off by 0.6 % more on a street, and a fused pan flickers by 0.6 to 0.9 % more; no score changes."""
+"""iterations of the flow's search, instead of 16 and 5, which takes two thirds of the time. Frames
+moved by the flow then differ by 0.6 % more on a street, and a fused pan flickers by 0.6 to 0.9 %
+more; no score changes."""
 _COARSE = 40
 """width in pixels of the pictures that are correlated: noise is averaged away"""
 _FINER = 4
-"""times that width, at which a picture is moved before it is correlated"""
+"""pictures are moved along the flow at this many times that width before they are correlated"""
 _FLAT = 1.0
 """gray levels of standard deviation below which a picture has nothing to correlate"""
 
 
 class Motion(NamedTuple):
-    """A frame against the frame before it."""
+    """A frame compared with the previous one."""
 
     flow: np.ndarray | torch.Tensor | None
     """float32 [H, W, 2], (dx, dy) in pixels: pixel (x, y) was at (x + dx, y + dy); None at a cut"""
@@ -49,10 +50,9 @@ class MotionFinder:
     """Optical flow (DIS, Kroeger et al. 2016, by OpenCV) and scene cuts of one stream of pairs.
 
     Both are found on the mean of the two sources, so that a target which only one of them shows
-    counts. A frame starts a new scene when the frame before, moved along the flow, correlates with
+    counts. A frame starts a new scene if the previous frame, moved along the flow, correlates with
     it by less than ``CUT_CORRELATION`` at a width of 40 pixels. Ranks ignore brightness, contrast
-    and how bright the brightest spot is, so neither a flash, a lamp nor a camera's gain control is
-    a cut.
+    and the level of the brightest spot, so a flash, a lamp or a camera's gain control is not a cut.
     """
 
     def __init__(self, aligner: StreamAligner | None = None, **reading: Unpack[ReadingOptions]):
@@ -71,7 +71,7 @@ class MotionFinder:
     def __call__(self, ir: Any, vis: Any) -> Motion:
         """Find the motion of the next pair: images of any container `to_planes` reads.
 
-        A pair of unequal sizes is left to the fusion to refuse.
+        The fusion itself refuses a pair of unequal sizes.
         """
         now = self._mean(ir, vis, cut=False)
         if now is None:
@@ -86,7 +86,7 @@ class MotionFinder:
         return Motion(None, True)
 
     def begin(self, ir: Any, vis: Any) -> None:
-        """Take the pair that was given last for the first of a scene, as it is read now."""
+        """Treat the last pair, as it is read now, as the first of a scene."""
         self._before = self._mean(ir, vis, cut=True)
 
     def _mean(self, ir: Any, vis: Any, *, cut: bool) -> np.ndarray | None:
@@ -116,7 +116,7 @@ def _flow_finder() -> Any:
 
 
 def _moved_correlation(now: np.ndarray, before: np.ndarray, flow: np.ndarray) -> float:
-    """Correlate a picture with the one before, moved along the flow, at a size that is enough."""
+    """Correlate a picture with the previous one, moved along the flow, at a sufficient size."""
     times = max(1, now.shape[1] // (_FINER * _COARSE))
     if times > 1:
         size = now.shape[1] // times, now.shape[0] // times
@@ -141,7 +141,7 @@ def gray8(image: Any, name: str, **reading: Unpack[ReadingOptions]) -> np.ndarra
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Return Spearman's rank correlation of two gray pictures [H, W] at a width of 40 pixels.
 
-    From −1 to 1; 1 where both are flat, 0 where only one is.
+    It is from −1 to 1; 1 if both are flat, 0 if only one is.
     """
     height = max(8, round(_COARSE * a.shape[0] / a.shape[1]))
     a, b = (

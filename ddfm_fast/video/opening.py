@@ -1,9 +1,9 @@
-"""What the name of a stream means: a file of this machine, a pipe, or an address of FFmpeg's.
+"""What the name of a stream means: a file of this machine, a pipe, or an address for FFmpeg.
 
-FFmpeg takes what stands before a colon for a protocol, so ``12:30.mp4`` would be no file to it.
-Here a name that exists is a file, whatever is in it, and so is every `pathlib.Path` and every
-output: FFmpeg then gets ``file:NAME``. All other text with a colon is FFmpeg's: ``rtsp://…``,
-``concat:a|b``, ``pipe:0``. A dash is standard input.
+FFmpeg takes the text before a colon for a protocol, so it would not see ``12:30.mp4`` as a file.
+Here a name that exists is a file, whatever characters it has, and so is every `pathlib.Path` and
+every output: FFmpeg then gets ``file:NAME``. All other text with a colon is passed to FFmpeg:
+``rtsp://…``, ``concat:a|b``, ``pipe:0``. A dash is standard input.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NO_DESCRIPTOR = re.compile(r"(pipe|fd):(?!\d*$)")
 
 
 def local(spec: str | os.PathLike[str]) -> Path | None:
-    """Return the file or folder that a stream's name means, if it is not FFmpeg's; else None."""
+    """Return the file or folder that a stream's name means; None if it is an address for FFmpeg."""
     if isinstance(spec, os.PathLike) or os.path.lexists(spec):
         return Path(spec)
     if spec == STDIN:
@@ -39,10 +39,10 @@ def local(spec: str | os.PathLike[str]) -> Path | None:
 
 
 def address(path: str | os.PathLike[str]) -> str:
-    """Name a file so that FFmpeg takes it for nothing else."""
+    """Name a file so that FFmpeg cannot take it for anything else."""
     text = os.fspath(path)
     if text == STDIN and not os.path.lexists(text):
-        return "pipe:0"  # where a system has no name for it
+        return "pipe:0"  # this system has no name for it
     return f"file:{text}" if ":" in text else text
 
 
@@ -55,11 +55,11 @@ def is_pipe(path: Path) -> bool:
 
 
 class Pipe:
-    """A named pipe as a file for PyAV to read: waiting for its writer can be interrupted.
+    """A named pipe as a file for PyAV to read; Ctrl-C can interrupt waiting for its writer.
 
     Args:
         path: The pipe.
-        name: "ir" or "vis", for the message which says that it waits.
+        name: "ir" or "vis", for the message that it is waiting.
 
     Raises:
         OSError: It cannot be opened.
@@ -71,7 +71,7 @@ class Pipe:
         self._what = f"{name} is {path}, a pipe that nobody has written to yet"
         self._begun = self._closed = False
         self.error: BaseException | None = None
-        """what ended a read, which PyAV would have dropped if it came out of it"""
+        """the error that ended a read; PyAV would have dropped it"""
 
     def read(self, size: int) -> bytes:
         """Wait for bytes, at most ``size``; none at the end."""
@@ -89,7 +89,7 @@ class Pipe:
         while not self._closed:
             if select.select([self._file], [], [], _SLICE)[0]:
                 data = self._file.read(size)
-                # elsewhere a pipe reads as ended until its first writer comes
+                # outside Linux, a pipe reads as ended until its first writer comes
                 if data or (data is not None and (self._begun or sys.platform == "linux")):
                     self._begun = True
                     return data
@@ -100,7 +100,7 @@ class Pipe:
         return b""
 
     def close(self, *, reading: bool) -> None:
-        """End it; a thread that still reads lets go of it by itself."""
+        """Close it; a thread that is still reading closes it by itself."""
         self._closed = True
         if not reading:
             self._file.close()

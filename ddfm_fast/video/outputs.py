@@ -1,8 +1,8 @@
-"""The names and locks of what a video is written to, so that nothing that exists is written over.
+"""The names and locks of a video's output files, so that nothing that exists is overwritten.
 
-A part is called NAME.part-PROCESS-RANDOM.SUFFIX and is made again by each run. One run at a time
-writes an output: it holds a lock on a hidden file, which the system lets go when the process ends,
-however it ends. Parts of runs that were killed play, stay, and are named to the next run.
+A part is called NAME.part-PROCESS-RANDOM.SUFFIX, and each run makes its own. Only one run at a time
+writes an output: it holds a lock on a hidden file, which the system releases when the process ends,
+however it ends. Parts of killed runs are playable and stay; the next run names them.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _LONGEST = 255
-"""bytes of a name, on all but a few file systems"""
+"""most bytes of a name, on all but a few file systems"""
 PLAYLISTS = {".ffconcat", ".concat", ".m3u8", ".m3u", ".txt"}
 MOST_NESTED, MOST_LISTED = 3, 2**20
-"""playlists in playlists that are read, and characters of each"""
+"""most nested playlists that are read, and most characters of each"""
 ISO = (".mp4", ".m4v", ".mov")
 _FRAGMENTS = {"movflags": "+hybrid_fragmented+frag_every_frame+negative_cts_offsets"}
 _EVERY_FRAME = {**dict.fromkeys(ISO, _FRAGMENTS), ".mkv": {"cluster_time_limit": "1"}}
-"""muxer options that bring each encoded frame to the file at once"""
+"""muxer options that write each encoded frame to the file at once"""
 _MARK = ".part-"
 _FOLDER_LOCK = ".ddfm_fast_video.lock"
 
 
 class OutputBusy(VideoError):
-    """Another process writes the output."""
+    """Another process is writing the output."""
 
 
 class Lock:
-    """The right to write an output, of one process at a time, until it is let go.
+    """The right of one process at a time to write an output, until it is released.
 
-    Nothing is held where the system or the file system has no locks.
+    If the system or the file system has no locks, nothing is held.
 
     Args:
-        output: What is written, a file beside which the lock lies or a folder in which it does.
+        output: What is written: a file, with the lock beside it, or a folder, with the lock in it.
         folder: Whether it is a folder, which must exist.
 
     Raises:
-        OutputBusy: Another run writes it.
+        OutputBusy: Another run is writing it.
         VideoError: A lock cannot be made there.
     """
 
@@ -64,16 +64,16 @@ class Lock:
 
     @property
     def holds(self) -> bool:
-        """Whether the lock is still there; False once its folder is gone, or another's."""
+        """Whether the lock still exists; False once its folder is gone or was replaced."""
         return self._file is None or _is_still(self._file, self._name)
 
     @property
     def alone(self) -> bool:
-        """Whether it is certain that no other run writes the output."""
+        """Whether it is certain that no other run is writing the output."""
         return self._file is not None
 
     def let_go(self) -> None:
-        """Take the lock away; nothing if it is gone."""
+        """Release the lock; do nothing if it is gone."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 if self.holds:
@@ -83,14 +83,14 @@ class Lock:
 
 
 class Output:
-    """A file that is to be written: its lock, and its part until it is complete.
+    """A file to write: its lock, and its part until it is complete.
 
     Raises:
-        VideoError: Another run writes the same file, or it can be none.
+        VideoError: Another run is writing the same file, or no such file is possible.
     """
 
     format = None
-    """of the container: by the suffix"""
+    """of the container; None: by the suffix"""
     _whole = 0
     """bytes of the part up to the last mark"""
 
@@ -114,17 +114,17 @@ class Output:
                 warn(f"{old} is left from a run that did not finish; it is not touched")
 
     def mark(self) -> None:
-        """Note that all in the part is whole, so that `take_back` returns to here."""
+        """Note that the part is whole up to here, so that `take_back` can return to it."""
         if (size := _size(self.part)) is not None and size >= 0:
             self._whole = size
 
     def take_back(self) -> None:
-        """Bring the part, which is closed, back to the last mark after a write that failed."""
+        """Cut the closed part back to the last mark after a write that failed."""
         with contextlib.suppress(OSError):
             os.truncate(self.part, self._whole)
 
     def complete(self) -> None:
-        """Give the part, which is closed, its name once it is on the disk; OSError if not."""
+        """Give the closed part its final name once it is on the disk; OSError if that fails."""
         with self.part.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(self.part, self.path)
@@ -137,7 +137,7 @@ class Output:
         self._lock.let_go()
 
     def leave(self, *, empty: bool) -> Path | None:
-        """End without a complete file; the part that is left, None if it was empty or is gone."""
+        """End without a complete file; return the part that is left, None if empty or gone."""
         if empty:
             with contextlib.suppress(OSError):
                 self.part.unlink()
@@ -146,10 +146,10 @@ class Output:
 
 
 class Inputs:
-    """The files that streams are read from, and their folders, by whatever name.
+    """The files from which streams are read, and their folders, under whatever name.
 
-    Links, symbolic or hard, and folders that take A for a are seen through, and so are FFmpeg's
-    prefixes (file:, concat:, …), playlists, and folders of links.
+    Links, symbolic or hard, and folders that ignore case are resolved, and so are FFmpeg's prefixes
+    (file:, concat:, …), playlists, and folders of links.
     """
 
     def __init__(self, sources: Iterable[Any]):
@@ -170,7 +170,7 @@ class Inputs:
 
 
 def _files(source: Any, depth: int = 0) -> list[Path]:
-    """Return what a stream may be read from; names that mean nothing here do no harm."""
+    """Return the files from which a stream may be read; names without a file do no harm."""
     items = source if isinstance(source, list | tuple) else [source]
     found: list[Path] = []
     for item in items:
@@ -189,7 +189,7 @@ def _names(text: str) -> list[str]:
 
 
 def _behind(path: Path, depth: int) -> list[Path]:
-    """Return where a link leads, what the links in a folder do, and what a playlist names."""
+    """Return the targets of a link and of the links in a folder, and the files of a playlist."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         if path.is_dir():
             return [Path(e.path).resolve() for e in os.scandir(path) if e.is_symlink()]
@@ -205,7 +205,7 @@ def _behind(path: Path, depth: int) -> list[Path]:
 
 
 def _identity(path: str | os.PathLike[str]) -> tuple:
-    """Return the same for two names of one file, or of one that does not exist."""
+    """Return an identity that is equal for two names of one file, even if it does not exist."""
     try:
         facts = os.stat(path)
     except (OSError, ValueError):
@@ -214,7 +214,7 @@ def _identity(path: str | os.PathLike[str]) -> tuple:
 
 
 def _size(path: Path) -> int | None:
-    """Bytes of a file; None if it is gone, -1 where nobody can tell."""
+    """Return the bytes of a file; None if it is gone, -1 if unknown."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -229,7 +229,7 @@ def _unwritable(path: Path, error: OSError) -> VideoError:
 
 
 def _beside(path: Path, before: str, between: str, after: str) -> Path:
-    """BEFORE + the stem + BETWEEN + AFTER in the same folder, shortened where it is too long."""
+    """Join BEFORE + the stem + BETWEEN + AFTER in the same folder; shorten it if it is too long."""
     stem = path.stem if between else path.name
     room = _LONGEST - len(os.fsencode(before + between + after))
     if len(name := os.fsencode(stem)) > room:
@@ -239,7 +239,7 @@ def _beside(path: Path, before: str, between: str, after: str) -> Path:
 
 
 def new_part(path: Path) -> Path:
-    """Make an empty file of a name that nothing has."""
+    """Make an empty file with an unused name."""
     while True:
         part = _beside(path, "", f"{_MARK}{os.getpid()}-{secrets.token_hex(3)}", path.suffix)
         with contextlib.suppress(FileExistsError):
@@ -248,7 +248,7 @@ def new_part(path: Path) -> Path:
 
 
 def _left_over(path: Path, own: Path) -> list[Path]:
-    """Parts of the output that earlier runs left, oldest first."""
+    """List parts of the output that earlier runs left, oldest first."""
     start = own.name.rpartition(_MARK)[0] + _MARK
     with contextlib.suppress(OSError):
         found = [

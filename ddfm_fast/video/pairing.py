@@ -14,7 +14,7 @@ from .frames import DEFAULT_RATE, Frame, Source
 
 _MOST_SECONDS = 1e9
 _AHEAD = 8
-"""frames of a live stream that wait for the other's"""
+"""most frames of a live stream that wait for the other stream's"""
 
 
 class FramePair(NamedTuple):
@@ -33,15 +33,15 @@ def align(
 ) -> Iterator[FramePair]:
     """Pair two streams by time: the visible frames are kept, each with the nearest infrared one.
 
-    Of two infrared frames equally near the earlier is taken. Infrared frames are used again where
-    that stream is slower or has a gap, and left out where it is faster. The output is the common
-    time: visible frames further than ``period`` before the first or after the last infrared frame
-    have no partner and are left out. Both streams are read in step, one infrared frame ahead.
+    If two infrared frames are equally near, the earlier is taken. Infrared frames are used again if
+    that stream is slower or has a gap, and left out if it is faster. The output covers the common
+    time: visible frames more than ``period`` before the first or after the last infrared frame have
+    no partner and are left out. Both streams are read in step, one infrared frame ahead.
 
     Args:
         ir: Infrared frames in time order.
         vis: Visible frames in time order.
-        offset: Seconds by which the infrared stream starts later (negative: earlier); without it
+        offset: Seconds by which the infrared stream starts later (negative: earlier); by default
             the first frames of both count as simultaneous.
         period: Seconds of one infrared frame.
     """
@@ -91,7 +91,7 @@ class Timeline:
         """Check the numbers and make them exact; two live streams also start as they arrived.
 
         Raises:
-            ValueError: A start before 0, or an end that is not after it; TypeError for no number.
+            ValueError: The start is before 0, or the end not after it; TypeError if not a number.
         """
         require_number("offset", offset, -_MOST_SECONDS, _MOST_SECONDS)
         require_number("start", start, 0, _MOST_SECONDS)
@@ -110,7 +110,7 @@ class Timeline:
         ir_start = max(Fraction(0), self.start - self.offset - 2 * period)
         ir, vis = self.ir.frames(ir_start), self.vis.frames(self.start)
         ahead: list[Ahead[Frame]] = []
-        if self.clocks is not None:  # each at its own pace, so that arrivals are its own
+        if self.clocks is not None:  # each at its own pace, so that arrival times are its own
             watches = watched(ir, self.clocks.ir), watched(vis, self.clocks.vis)
             ahead = [Ahead(watch, _AHEAD) for watch in watches]
             ir, vis = self.clocks.corrected(ahead[0]), ahead[1]
@@ -123,7 +123,7 @@ class Timeline:
             close_all(ahead)
 
     def expected(self) -> int | None:
-        """Return about how many pairs there will be, None if nobody knows."""
+        """Return about how many pairs there will be, None if unknown."""
         ends = [] if self.end is None else [self.end]
         if self.vis.length is not None:
             ends.append(self.vis.length / self.vis.rate)

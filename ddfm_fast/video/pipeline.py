@@ -2,8 +2,8 @@
 
     read and align | resize, motion, upload | fuse | download, encode (the caller's thread)
 
-The stages are joined by bounded queues, so memory does not grow with the length of a stream, and a
-slow stage slows the ones before it, or has frames dropped where ``realtime`` is on.
+The stages are joined by bounded queues, so memory does not grow with the length of a stream. A slow
+stage slows the ones before it or, if ``realtime`` is on, causes frames to be dropped.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LATENCIES = 1000
 
 
 class VideoOptions(TypedDict, total=False):
-    """Options of `fuse_video`, which says what they mean; defaults are in ``VIDEO_DEFAULTS``."""
+    """Options of `fuse_video`, which explains them; defaults are in ``VIDEO_DEFAULTS``."""
 
     preset: str | VideoPreset
     offset: float
@@ -157,7 +157,7 @@ def fuse_video(
 
 @contextmanager
 def _opened(ir: Any, vis: Any, given: VideoOptions) -> Iterator[tuple[Source, Source]]:
-    """Both streams, closed at the end."""
+    """Open both streams, and close them at the end."""
     ir_faults, vis_faults = (Faults(given["on_error"], on_bad=given["on_bad"]) for _ in range(2))
     intake = Intake(given["deinterlace"], given["tone_map"], given["reconnect"])
     with ExitStack() as stack:
@@ -211,7 +211,7 @@ class _Prepared(NamedTuple):
 
     read: _Read
     shown: Sources | None
-    """the two fitted pictures, kept for side_by_side and for what has no data"""
+    """the two fitted pictures, kept for side_by_side and for missing data"""
     sent: tuple
     """the two pictures, as they are fused"""
     motion: Motion
@@ -327,7 +327,7 @@ class _Stages:
             yield _Prepared(read, shown, sent, motion, flow)
 
     def _aligned(self, found: Sources, placed: Placing) -> Sources:
-        """Return a pair brought together, and where each of it has no data."""
+        """Return a pair, aligned, and where each source lacks data."""
         ir, vis = placed(found.ir, found.vis)
         return Sources(ir, vis, self.aligner.holes(found.holes, found.vis.shape[:2]))
 
@@ -367,7 +367,7 @@ class _Stages:
 
 
 def _arrivals(pairs: Iterator[FramePair], paced: bool) -> Iterator[_Read]:
-    """Pairs and when they came; ``paced``: held back until their time."""
+    """Yield pairs and when they arrived; ``paced``: hold them back until their time."""
     first: float | None = None
     for pair in pairs:
         now = time.perf_counter()

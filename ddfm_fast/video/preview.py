@@ -1,4 +1,4 @@
-"""The fused frames as they come: in a window, or at an address of this machine for a browser."""
+"""Show fused frames as they come: in a window, or at a local address for a browser."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _EDGE = b"frame"
 _NAME = "ddfm_fast"
 _QUALITY = 85
 _PATIENCE = 1.0
-"""seconds after which a reader of the stream gets the last frame again, so that it is known to be
-there"""
+"""seconds after which a reader of the stream gets the last frame again, which shows whether it is
+still there"""
 
 
 class Previewed(Sink):
-    """A sink whose frames are shown, too. A viewer that fails ends nothing."""
+    """A sink whose frames are also shown. A viewer that fails does not end the run."""
 
     def __init__(self, sink: Sink):
         self.sink = sink
@@ -77,9 +77,9 @@ class Previewed(Sink):
 
 
 class Server:
-    """A page with the last frame, at 127.0.0.1 alone: ``/``, ``/stream.mjpg`` and ``/frame.jpg``.
+    """A page with the last frame, only at 127.0.0.1: ``/``, ``/stream.mjpg`` and ``/frame.jpg``.
 
-    Frames are encoded only for those who look. The address is printed on stderr.
+    Frames are encoded only if someone is watching. The address is printed on stderr.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Server:
             self._changed.notify_all()
 
     def jpeg(self, after: int = 0, patience: float = _PATIENCE) -> tuple[int, bytes]:
-        """(number, JPEG) of a frame after the given one; of the last where none comes in time."""
+        """Return (number, JPEG) of a frame after the given one; of the last if none comes."""
         with self._changed:
             self._changed.wait_for(lambda: self._number > after or self.closed, patience)
             if self._image is not None and self._encoded[0] != self._number:
@@ -111,7 +111,7 @@ class Server:
             return self._encoded
 
     def close(self) -> None:
-        """End the server and those that read from it."""
+        """End the server and its connections."""
         with self._changed:
             self.closed = True
             self._changed.notify_all()
@@ -163,7 +163,7 @@ def _handler(frames: Server) -> type[BaseHTTPRequestHandler]:
 
 
 class _Window:
-    """OpenCV's; it is closed by its button, or by q or Escape."""
+    """OpenCV's window; its button, q or Escape closes it."""
 
     def __init__(self) -> None:
         cv2.namedWindow(_NAME, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO)
@@ -188,7 +188,7 @@ class _Window:
 
 
 def _window() -> _Window | None:
-    """Return a window; None without a display, or with an OpenCV that has none (headless)."""
+    """Return a window; None without a display, or with an OpenCV without windows (headless)."""
     if sys.platform == "linux" and not (
         os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     ):

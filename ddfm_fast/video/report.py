@@ -14,19 +14,19 @@ from .frames import BadFrame, Source
 INTERRUPTED = "interrupted"
 """``VideoReport.stopped`` after Ctrl-C"""
 READER_GONE = "its reader went away"
-"""``VideoReport.stopped`` where whoever read standard output closed it, which is no fault"""
+"""``VideoReport.stopped`` if the reader of standard output closed it, which is not a fault"""
 STAGES = ("decode", "fit", "motion", "fuse", "encode")
-"""what is done to a frame: decoding and pairing, resizing and depth, motion and upload, fusion,
-download and encoding"""
+"""work on a frame: decoding and pairing, resizing and depth, motion and upload, fusion, download
+and encoding"""
 
 T = TypeVar("T")
 
 
 class StageTimes:
-    """Seconds that each of ``STAGES`` was at work, in all.
+    """Total seconds that each of ``STAGES`` was at work.
 
-    Stages work beside each other, so their sum is more than what passed. A stage is timed by one
-    thread alone.
+    Stages work in parallel, so their sum is more than the elapsed time. Each stage is timed by one
+    thread only.
     """
 
     def __init__(self) -> None:
@@ -63,8 +63,8 @@ class VideoReport:
     """What became of a video."""
 
     out: Path | str
-    """the output: its own name where it is complete, a part's where the disk was full; "-" or an
-    address as it was given"""
+    """the output: its own name if it is complete, a part's if the disk was full; "-" or an address
+    as it was given"""
     frames: int = 0
     dropped: int = 0
     """pairs left out by ``realtime`` because fusion was not ready for them"""
@@ -72,22 +72,22 @@ class VideoReport:
     """the first 1000 frames of each stream that could not be read"""
     bad_count: int = 0
     evaluations: int = 0
-    """of the prior, in all"""
+    """total evaluations of the prior"""
     sources: dict[str, dict[str, float]] = field(default_factory=dict)
-    """of "ir" and "vis", what was found in a frame and done about it, means over the frames: the
+    """for "ir" and "vis", what was found in frames and done about it, as means over the frames: the
     fields of ``ddfm_fast.restore.sources.SourceReport``"""
     clocks: dict[str, float] = field(default_factory=dict)
-    """of two live streams: ``offset``, seconds by which infrared started later as their arrivals
-    say, and ``drift_ppm``, by how much its clock is slower (0 before six seconds)"""
+    """for two live streams: ``offset``, seconds by which infrared started later by arrival times,
+    and ``drift_ppm``, by how much its clock is slower (0 before six seconds)"""
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
-    """seconds that each of ``STAGES`` was at work; they work beside each other"""
+    """seconds that each of ``STAGES`` was at work; they work in parallel"""
     latency_p50: float = 0.0
     """seconds from a pair's decoding to its encoding: median, and 99th percentile of the last
     1000 frames"""
     latency_p99: float = 0.0
     stopped: str | None = None
-    """why it ended before its time: "interrupted", or what was wrong with a stream"""
+    """why it ended early: "interrupted", or what was wrong with a stream"""
 
     @property
     def fps(self) -> float:

@@ -1,13 +1,14 @@
-"""Reuse what was denoised before where a noisy frame shows the same.
+"""Reuse what was denoised before, where a noisy frame shows the same.
 
-A noisy source y of noise σ and a clean picture x of it leave r = (y − x) / σ: white noise of
-variance 1, and what the denoiser took for noise. Over blocks of pixels the means of r and of r² are
-therefore kept with the clean picture, and both are carried to the next frame, still or along the
-flow. Where the means that this frame has are others, something changed there: the prior takes the
-noise out of these parts again, and all else is reused. What changes by less lasts for ``REUSES``
-frames at most: then the whole frame is denoised.
+A noisy source y with noise σ and its clean picture x leave r = (y − x) / σ: white noise of variance
+1, plus what the denoiser mistook for noise. So the means of r and of r² over blocks of pixels are
+kept with the clean picture, and both are carried to the next frame, still or along the flow. Where
+this frame's means differ, something has changed: the prior denoises these parts again, and
+everything else is reused. Smaller changes remain for at most ``REUSES`` frames: then the whole
+frame is denoised.
 
-On a CPU only. On a GPU an evaluation is a CUDA graph of the frame's size, and takes less than that.
+This is used only on a CPU. On a GPU an evaluation is a CUDA graph of the frame's size, and takes
+less time than this would.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from .motion import Motion
 from .trust import moved
 
 REUSES = 5
-"""frames in a row that are not denoised as a whole"""
+"""most frames in a row that are not denoised as a whole"""
 BLOCK = 8
-"""pixels a side of the blocks over which r is looked at"""
+"""side, in pixels, of the blocks over which r is averaged"""
 LIMITS = {1: 0.6, 2: 0.35}
-"""the most that the mean of r over so many blocks a side may be, and differ: 5 times what the noise
+"""most that the mean of r over this many blocks per side may be, and may differ: 5 times what noise
 alone does"""
 MOST, TIMES = 2.0, 1.5
-"""the most that the mean of r² over a block may be, 1.00 ± 0.18 of the noise alone, and may grow"""
+"""most that the mean of r² over a block may be (1.00 ± 0.18 for noise alone), and may grow"""
 BETTER = 0.02
-"""of r², by which moving must explain 3x3 blocks better than standing still"""
+"""how much less r² over 3x3 blocks must be when moving than when standing still"""
 HALO = 16
-"""pixels around a part that are denoised with it, for what the network sees around it"""
+"""pixels around a part that are denoised with it, as context for the network"""
 WHOLE = 0.6
-"""share of the frame from which on all of it is denoised"""
+"""changed share of the frame from which on all of it is denoised"""
 
 
 class Part(NamedTuple):
@@ -72,7 +73,7 @@ class Part(NamedTuple):
 
 
 class Clean(NamedTuple):
-    """A clean picture, and what it leaves of the noisy one."""
+    """A clean picture, and the residual of the noisy one."""
 
     plane: Tensor
     """[1, 1, H, W] in [0, 1]"""
@@ -93,7 +94,7 @@ class Clean(NamedTuple):
 
 
 class KeptClean:
-    """One noisy source of a stream: its clean picture is carried from frame to frame."""
+    """One noisy source of a stream, whose clean picture is carried from frame to frame."""
 
     def __init__(self) -> None:
         self._clean: Clean | None = None
@@ -106,13 +107,13 @@ class KeptClean:
         level: NoiseLevel,
         remove: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, int]:
-        """Take the noise out of a frame.
+        """Remove the noise from a frame.
 
         Args:
-            motion: Of the frame.
+            motion: The frame's.
             plane: [1, 1, H, W] in [0, 1].
             level: Its noise.
-            remove: Takes it out of any part of the plane.
+            remove: Removes it from any part of the plane.
 
         Returns:
             The clean plane, and how often ``remove`` was called.
@@ -137,7 +138,7 @@ def _reused(
     level: NoiseLevel,
     remove: Callable[[Tensor], Tensor],
 ) -> tuple[Clean, int] | None:
-    """Build the frame from the one before and denoised parts; None if all must be denoised."""
+    """Build the frame from the previous one and denoised parts; None to denoise all of it."""
     kept, left = before, _left(plane, before.plane, level)
     entering = torch.zeros_like(left[:, :1], dtype=torch.bool)
     if motion.flow is not None:
@@ -162,13 +163,13 @@ def _reused(
 
 
 def _left(plane: Tensor, clean: Tensor, level: NoiseLevel) -> Tensor:
-    """Means of r and of r² over blocks: [1, 2, H', W']."""
+    """Compute the means of r and of r² over blocks: [1, 2, H', W']."""
     r = _residual(plane, clean, level)
     return F.avg_pool2d(torch.cat([r, r * r], 1), BLOCK, ceil_mode=True)
 
 
 def _residual(plane: Tensor, clean: Tensor, level: NoiseLevel) -> Tensor:
-    """r, which is white of variance 1 where ``clean`` is right."""
+    """Compute r, which is white noise of variance 1 where ``clean`` is right."""
     sigma = torch.full((), max(level.sigma, 1e-3))
     if level.gain:
         sigma = (level.gain * 255 * clean + level.offset).clamp_min_(1e-3).sqrt_()
@@ -189,7 +190,7 @@ def _clipped_mean(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def _unexplained(left: Tensor, before: Tensor) -> Tensor:
-    """Blocks [1, 1, H', W'] that have changed."""
+    """Find the blocks [1, 1, H', W'] that have changed."""
     found = left[:, 1:] > (TIMES * before[:, 1:]).clamp_min_(MOST)
     now = torch.stack([left[:, 0], left[:, 0] - before[:, 0]], 1)
     for blocks, limit in LIMITS.items():
@@ -200,12 +201,12 @@ def _unexplained(left: Tensor, before: Tensor) -> Tensor:
 
 
 def _grown(blocks: Tensor) -> Tensor:
-    """Blocks and those around them."""
+    """Return the blocks and those around them."""
     return F.max_pool2d(blocks.float(), 3, 1, 1) > 0
 
 
 def _outside(flow: Any) -> Tensor:
-    """1 where a flow [H, W, 2] comes from outside of the frame: [1, 1, H, W]."""
+    """Mark where a flow [H, W, 2] comes from outside of the frame: 1 there, [1, 1, H, W]."""
     flow = torch.as_tensor(flow)
     height, width = flow.shape[:2]
     down, across = _grid(height, width)
@@ -215,28 +216,28 @@ def _outside(flow: Any) -> Tensor:
 
 
 def _around(blocks: Tensor) -> Tensor:
-    """Means over 3x3 blocks."""
+    """Compute means over 3x3 blocks."""
     return F.avg_pool2d(blocks, 3, 1, 1, count_include_pad=False)
 
 
 @lru_cache(maxsize=4)
 def _grid(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns of a plane's places."""
+    """Return the row and column indices of a plane's pixels."""
     return torch.arange(height)[:, None], torch.arange(width)[None]
 
 
 def _weights(blocks: Tensor, plane: Tensor) -> Tensor:
-    """Blocks as soft weights [1, 1, H, W] of the plane's pixels."""
+    """Turn blocks into soft weights [1, 1, H, W] of the plane's pixels."""
     size = [BLOCK * n for n in blocks.shape[-2:]]
     weights = F.interpolate(blocks.float(), size, mode="bilinear", align_corners=False)
     return weights[..., : plane.shape[-2], : plane.shape[-1]]
 
 
 def parts_of(changed: np.ndarray, height: int, width: int) -> list[Part] | None:
-    """Cover blocks that have changed by rectangles that do not meet; None if it is most of all.
+    """Cover changed blocks by rectangles that do not meet; None if most of the frame has changed.
 
     Args:
-        changed: bool [H', W'], blocks of ``BLOCK`` pixels a side.
+        changed: bool [H', W'], blocks with sides of ``BLOCK`` pixels.
         height: Height of the frame, like ``width``.
         width: See ``height``.
     """

@@ -1,4 +1,4 @@
-"""What a stream carries from frame to frame: scale, noise, ranges, and the frame before."""
+"""What a stream carries from frame to frame: scale, noise, ranges, and the previous frame."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class RunningScale:
         self.limits: Tensor | None = None
 
     def __call__(self, found: Tensor | None) -> Tensor | None:
-        """Count one frame's limits [2, 1, 1, 1, 1] in and return those to scale it by.
+        """Include one frame's limits [2, 1, 1, 1, 1], and return the limits to scale it by.
 
         Args:
-            found: By ``FuseConfig.stretch``; None if nothing is stretched.
+            found: The frame's limits by ``FuseConfig.stretch``; None if nothing is stretched.
         """
         if found is None:
             return None
@@ -53,7 +53,7 @@ class Stream:
 
     def __init__(self) -> None:
         self.kept: Kept | None = None
-        """of the frame before; None before the first"""
+        """of the previous frame; None before the first"""
         self.ranges = SteadyRanges()
         self.settled = True
         """whether the tensors are on the device of the frames"""
@@ -62,12 +62,12 @@ class Stream:
     def reading(
         self, ir: Any, vis: Any, given: Mapping[str, Any], *, cut: bool = False
     ) -> dict[str, Any]:
-        """Return how a frame is read: as was requested, by ranges that follow the frames."""
+        """Return how a frame is read: as requested, with ranges that follow the frames."""
         found = self.ranges(ir, vis, given.get("value_range"), given.get("nodata"), cut=cut)
         return {**given, "value_range": found}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Travel with tensors on the CPU, whatever device they were on."""
+        """Pickle with tensors on the CPU, whatever device they were on."""
         scale = copy.copy(self.scale)
         moved = {**self.__dict__, "scale": scale, "settled": False}
         if scale.limits is not None:
@@ -77,7 +77,7 @@ class Stream:
         return moved
 
     def settle(self, device: torch.device) -> None:
-        """Bring the tensors to a device, after a journey."""
+        """Move the tensors to a device after unpickling."""
         if self.settled:
             return
         if self.scale.limits is not None:
@@ -87,7 +87,7 @@ class Stream:
         self.settled = True
 
     def new_scene(self) -> None:
-        """Start the running scale and the running estimates of noise again."""
+        """Restart the running scale and the running estimates of noise."""
         self.scale = RunningScale()
         self.noise: dict[str, Estimator] = {name: RunningNoise() for name in SOURCES}
         self.clean = {name: KeptClean() for name in SOURCES}
@@ -97,10 +97,10 @@ class Stream:
 class RunningNoise:
     """The noise of a source over the frames of a scene: steady, so that denoising does not flicker.
 
-    It is estimated in the first ``_NOISE_FRAMES`` frames and in every one of as many afterwards. A
-    source turns noisy when most estimates say so, and clean again when few do. An estimate that is
-    far off has every following frame estimated too; where ``_CONTRADICTIONS`` in a row agree that
-    the noise is another, such as after a change of the camera's gain, it starts again from them.
+    It is estimated in the first ``_NOISE_FRAMES`` frames, and afterwards once in as many frames. A
+    source counts as noisy when most estimates say so, and as clean again when few do. After an
+    estimate that is far off, every following frame is estimated, too; if ``_CONTRADICTIONS`` in a
+    row agree on another noise, such as after a change of the camera's gain, it restarts from them.
     """
 
     def __init__(self) -> None:
@@ -114,7 +114,7 @@ class RunningNoise:
         self.contradictions: list[NoiseLevel] = []
 
     def __call__(self, plane: Tensor) -> NoiseLevel:
-        """Count one frame's luma [1, 1, H, W] in and return the level to denoise it by."""
+        """Include one frame's luma [1, 1, H, W], and return the level to denoise it by."""
         due = self.frames < _NOISE_FRAMES or self.frames % _NOISE_FRAMES == 0
         self.frames += 1
         if due or self.contradictions:

@@ -96,9 +96,9 @@ class Sink:
 
         Args:
             image: [H, W], [H, W, 1] or [H, W, 3], uint8 or uint16.
-            time: Seconds from which it is seen, larger than of the frame before.
-            number: Of the visible frame.
-            packets: What the visible frame brought along.
+            time: Seconds at which it appears, larger than the previous frame's.
+            number: The visible frame's number.
+            packets: The visible frame's audio packets.
 
         Raises:
             VideoError: It cannot be written.
@@ -106,10 +106,10 @@ class Sink:
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Complete the output under its name. VideoError if that fails."""
+        """Complete the output under its name; VideoError if that fails."""
 
     def abandon(self) -> Path | str | None:
-        """Stop after an error; return where a part of the output is that plays. Raises nothing."""
+        """Stop after an error; return the playable part of the output, if any. Never raises."""
         return self.path if self.frames else None
 
 
@@ -153,15 +153,15 @@ class PictureSink(Sink):
 class VideoSink(Sink):
     """A video file, called NAME.part-PROCESS-RANDOM.SUFFIX until it is complete.
 
-    The part plays at any moment, but for the last ten frames or so that the encoder still holds:
-    MP4 and MOV are written in fragments, which become an ordinary file at the end; Matroska and TS
-    need no end. Where writing fails, the part is cut after its last whole frame. Time starts at
-    the first frame; one more row or column is repeated where 4:2:0 needs an even size.
+    The part is playable at any moment, except for the last ten frames or so that the encoder still
+    holds: MP4 and MOV are written in fragments, which become an ordinary file at the end; Matroska
+    and TS need no end. If writing fails, the part is cut after its last whole frame. Time starts at
+    the first frame; one row or column is repeated if 4:2:0 needs an even size.
     """
 
     path: Path | str
     _live = False
-    """whether a frame is worth more soon than small"""
+    """whether speed of delivery matters more than size"""
 
     def __init__(self, path: Path | str, like: Source, codec: str, crf: int | None):
         av = load_av()
@@ -196,7 +196,7 @@ class VideoSink(Sink):
 
     def _check_codecs(self, codec: str, audio: Any) -> None:
         suffix, supported = self._output.suffix, self._container.supported_codecs
-        if suffix == ".ts":  # FFmpeg has no list for it: it wraps whatever it is given
+        if suffix == ".ts":  # FFmpeg has no list of its codecs: it wraps whatever it is given
             supported = _TS_CODECS
         if codec not in supported:
             raise VideoError(f"out is {self.path}: {suffix} does not hold {codec}; write .mkv")
@@ -216,7 +216,7 @@ class VideoSink(Sink):
         context.time_base = stream.time_base = self._time_base
         context.gop_size = max(1, round(self._rate))
         if self._codec == "hevc" and self._output.suffix in ISO:
-            context.codec_tag = "hvc1"  # what Apple's players ask for
+            context.codec_tag = "hvc1"  # Apple's players require it
         if self._pixel_aspect:
             context.sample_aspect_ratio = self._pixel_aspect
         if self._color_tags and self._format.startswith("yuv"):
@@ -280,12 +280,12 @@ class VideoSink(Sink):
         self._mux([packet])
 
     def finish(self) -> None:
-        """Write the end, and give the file its name, if there are frames in it.
+        """Write the end, and give the file its name if it has frames.
 
         Raises:
-            VideoError: That fails.
+            VideoError: It cannot be completed.
         """
-        if self.frames == 0:  # interrupted before the first: an older output stays
+        if self.frames == 0:  # interrupted before the first frame: an older output stays
             self.abandon()
             return
         try:
@@ -305,11 +305,11 @@ class VideoSink(Sink):
             ) from error
 
     def abandon(self) -> Path | None:
-        """Stop after an error; return where a part of the output is that plays. Raises nothing."""
+        """Stop after an error; return the playable part of the output, if any. Never raises."""
         if self._ended:
             return self._output.leave(empty=False)
         try:
-            # after a header that could not be written, FFmpeg crashes on the next packet
+            # if the header could not be written, FFmpeg crashes on the next packet
             if self._stream is not None and not self._broken:
                 self._mux(self._stream.encode())
             self._container.close()
@@ -323,7 +323,7 @@ class VideoSink(Sink):
         return self._output.leave(empty=self.frames == 0)
 
     def _playable(self) -> int:
-        """Count the frames of the part, which ends after a whole one."""
+        """Count the frames of the part, which ends with a whole one."""
         errors = (self._av.error.FFmpegError, OSError, ValueError, IndexError)
         with contextlib.suppress(*errors), self._av.open(self._output.target) as part:
             stream = part.streams.video[0]
@@ -355,14 +355,14 @@ class StreamSink(VideoSink):
         )
 
     def finish(self) -> None:
-        """Send the end. VideoError if that fails."""
+        """Send the end; VideoError if that fails."""
         with contextlib.suppress(ReaderGone):
             super().finish()
             return
         self.abandon()
 
     def abandon(self) -> Path | None:
-        """Let go; nothing is left of a stream. Raises nothing."""
+        """Close it; nothing is left of a stream. Never raises."""
         errors = (self._av.error.FFmpegError, OSError, ValueError)
         with contextlib.suppress(*errors):
             self._container.close()
@@ -382,7 +382,7 @@ def _pixel_format(codec: str, deep: bool, gray: bool) -> str:
 def _encoder_options(codec: str, crf: int | None, *, live: bool) -> dict[str, str]:
     if codec == "ffv1":
         return {"level": "3", "slicecrc": "1"}
-    # frames that the encoder still holds are lost when the process is killed
+    # if the process is killed, frames that the encoder still holds are lost
     options = {"preset": "veryfast", "crf": str(crf)}
     if live:
         options["tune"] = "zerolatency"
@@ -394,15 +394,15 @@ def _encoder_options(codec: str, crf: int | None, *, live: bool) -> dict[str, st
 
 
 def _same_bytes() -> dict[str, str]:
-    """Keep libx264 off AVX-512, by whose code its mbtree reads memory that nobody wrote.
+    """Keep libx264 from using AVX-512, with which its mbtree reads uninitialized memory.
 
-    With B-frames and a width that is no multiple of 128 the same frames get other bytes from run to
-    run; by AVX2 they get those of SSE, for 7 % more of the encoder's time. A processor without
-    AVX-512 must not be told, as x264 would take it at its word that it has AVX2.
+    With B-frames and a width that is not a multiple of 128, the same frames get different bytes
+    from run to run; with AVX2 they get those of SSE, for 7 % more of the encoder's time. Without
+    AVX-512 the option must not be set: x264 would then assume that the processor has AVX2.
     """
     import cv2
 
-    avx2, avx512 = 11, 13  # CV_CPU_AVX2 and CV_CPU_AVX_512F, of which Python has no names
+    avx2, avx512 = 11, 13  # CV_CPU_AVX2 and CV_CPU_AVX_512F, for which Python has no names
     if cv2.checkHardwareSupport(avx512) and cv2.checkHardwareSupport(avx2):
         return {"x264-params": "asm=avx2,fma3,bmi2"}
     return {}

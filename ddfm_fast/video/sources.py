@@ -1,6 +1,6 @@
 """Read the frames of a stream from any source.
 
-A source is iterable once and yields :class:`Frame`: pictures upright, in time order, each with the
+A source is iterable once and yields :class:`Frame`: upright pictures in time order, each with the
 seconds since the first frame of its stream. Time is exact (``Fraction``), so that timestamps
 survive.
 """
@@ -44,9 +44,9 @@ def open_source(
             means that, even with a colon in it; see `opening`.
         name: "ir" or "vis", for errors.
         rate: Frames per second of pictures and arrays (default 25); videos bring their own.
-        faults: Where bad frames are counted, and what they mean (default: left out).
-        audio: Whether to read the audio of a video too.
-        intake: How videos are read (default: what is interlaced is deinterlaced, and HDR
+        faults: Counts bad frames, and says how to treat them (default: left out).
+        audio: Whether to read the audio of a video, too.
+        intake: How videos are read (default: interlaced frames are deinterlaced, and HDR is
             tone-mapped).
 
     Raises:
@@ -94,7 +94,7 @@ def _number(path: Path) -> int | None:
 
 
 class ArraySource(Source):
-    """Images of any iterable, evenly in time."""
+    """Images of any iterable, evenly spaced in time."""
 
     def __init__(self, items: Iterable, name: str, rate: Fraction, faults: Faults | None = None):
         super().__init__(faults)
@@ -111,8 +111,8 @@ class ArraySource(Source):
 class PictureSource(Source):
     """Picture files, one per frame.
 
-    Where every name ends in a number of its own, that number is the frame's: a file that is missing
-    leaves a gap in time.
+    If every name ends in a different number, that is the frame's number, and a missing file leaves
+    a gap in time.
     """
 
     def __init__(self, paths: list[Path], name: str, rate: Fraction, faults: Faults | None = None):
@@ -148,7 +148,7 @@ class PictureSource(Source):
 
 
 def _frame_numbers(paths: list[Path]) -> list[int]:
-    """Numbers from 0 of the names where those ascend, else of the files."""
+    """Return frame numbers from 0: those in the names if they ascend, else the files' order."""
     numbers = [n for n in map(_number, paths) if n is not None]
     if len(numbers) == len(paths) and all(a < b for a, b in pairwise(numbers)):
         return [n - numbers[0] for n in numbers]

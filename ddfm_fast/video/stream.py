@@ -29,7 +29,7 @@ def fuse_stream(
 
     Pairs are taken from the iterable in another thread, up to two ahead. Close the iterator to stop
     early. The fuser's ``align`` holds for the stream as in :func:`.pipeline.fuse_video`: one map,
-    which follows slowly.
+    which is updated slowly.
 
     Args:
         fuser: A ``Fuser``: its prior, seed, device and color count.
@@ -71,8 +71,9 @@ def fuse_streams(
 ) -> Iterator[list]:
     """Fuse several streams in step: each item is a list with the next result of every stream.
 
-    None stands for a stream that has ended; the iterator ends with the last. Frames of one size go
-    through the prior together, up to the fuser's ``batch_size``, and come out as they would alone.
+    None stands for a stream that has ended; the iterator ends with the last one. Frames of equal
+    size go through the prior together, up to the fuser's ``batch_size``, with the same results as
+    alone.
 
     Args:
         fuser: As in :func:`fuse_stream`.

@@ -1,7 +1,7 @@
-"""Outputs that are no files: standard output, and addresses that FFmpeg sends to.
+"""Outputs that are not files: standard output, and addresses to which FFmpeg sends.
 
-They stand where `outputs.Output` does for a file, but have no part, no lock and no end to be
-completed: what has been sent is sent.
+They take the place of `outputs.Output`, but have no part, no lock and nothing to complete: what has
+been sent is sent.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _FD = 1
 
 
 class ReaderGone(Exception):
-    """Whoever read standard output has closed it: an end, not an error."""
+    """The reader of standard output has closed it: an end, not an error."""
 
 
 class _Sent:
-    """A container that a protocol takes."""
+    """The container that a protocol takes."""
 
     def __init__(self, format: str, options: dict[str, str] | None = None):
         self.format, self.options = format, options or {}
@@ -47,7 +47,7 @@ class StreamOutput:
     """Standard output as Matroska, or an address by the container of its protocol.
 
     Raises:
-        VideoError: Standard output is a terminal, or nothing is known of the protocol.
+        VideoError: Standard output is a terminal, or the protocol is unknown.
     """
 
     part = None
@@ -74,7 +74,7 @@ class StreamOutput:
         self.options = dict(sent.options)
 
     def mark(self) -> None:
-        """Note that all was sent. ReaderGone where nobody reads it any more."""
+        """Note that all was sent; ReaderGone if nobody reads it any more."""
         if self._pipe is not None and self._pipe.gone:
             raise ReaderGone
 
@@ -82,11 +82,11 @@ class StreamOutput:
         """Do nothing: what was sent stays sent."""
 
     def complete(self) -> None:
-        """Let go."""
+        """Close it."""
         self.leave(empty=False)
 
     def leave(self, *, empty: bool) -> Path | None:
-        """Let go; nothing is left."""
+        """Close it; nothing is left."""
         del empty
         if self._pipe is not None:
             self._pipe.close()
@@ -94,16 +94,16 @@ class StreamOutput:
 
 
 class _Stdout:
-    """Standard output as a file for PyAV to write; a reader that went away is noted, not raised.
+    """Standard output as a file for PyAV to write; a reader that is gone is noted, not raised.
 
-    FFmpeg would say "Input/output error" of it.
+    Otherwise FFmpeg would report "Input/output error".
     """
 
     gone = False
 
     def __init__(self) -> None:
         sys.stdout.flush()
-        if sys.platform == "win32":  # where it is text, and line ends are rewritten
+        if sys.platform == "win32":  # there it is text, and line ends are rewritten
             import msvcrt
 
             msvcrt.setmode(_FD, os.O_BINARY)

@@ -30,7 +30,7 @@ PAIRED_NAMES = (("_T", "_RGB"), ("_ir", "_vis"), ("_thermal", "_visible"))
 
 @dataclass(frozen=True)
 class Task:
-    """Two streams and where their fusion goes."""
+    """Two streams, and the output of their fusion."""
 
     name: str
     ir: Any
@@ -48,15 +48,15 @@ class TaskResult:
     report: VideoReport | None = None
     error: Exception | None = None
     skipped: bool = False
-    """its output was there"""
+    """whether its output already existed"""
 
     @property
     def ok(self) -> bool:
-        """Whether every frame was read, fused and written; of a skipped one, by an earlier run."""
+        """Whether every frame was read, fused and written; if skipped, by an earlier run."""
         return self.skipped or (self.report is not None and self.report.ok)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as a dictionary that JSON holds: the report, or the error's text."""
+        """Return the result as JSON types: the report, or the error's text."""
         if self.skipped:
             return {"name": self.task.name, "ok": True, "skipped": True, "out": str(self.task.out)}
         if self.report is None:
@@ -123,7 +123,7 @@ def _one(ir: Any, vis: Any, out: Path) -> Task:
 
 
 def _video_pairs(root: Path) -> dict[str, tuple[Any, Any]]:
-    """Pairs of videos at any depth, as INO keeps them: a folder for each."""
+    """Find pairs of videos at any depth, as INO stores them: one folder for each."""
     files = {
         p.relative_to(root).with_suffix("").as_posix(): p
         for p in sorted(root.rglob("*"))
@@ -148,7 +148,7 @@ def _sequences(root: Path) -> dict[str, tuple[Any, Any]]:
 
 
 class TasksInterrupted(KeyboardInterrupt):
-    """Ctrl-C while tasks were done elsewhere, after those under way have ended: ``results``."""
+    """Ctrl-C while tasks ran elsewhere, after those in progress have ended: see ``results``."""
 
     def __init__(self, results: list[TaskResult]):
         super().__init__("the videos were interrupted; rerun with skip_existing to resume")
@@ -156,7 +156,7 @@ class TasksInterrupted(KeyboardInterrupt):
 
 
 class Elsewhere(Protocol):
-    """What does tasks in other processes."""
+    """Runs tasks in other processes."""
 
     def work(
         self,
@@ -165,11 +165,11 @@ class Elsewhere(Protocol):
         options: VideoOptions,
         tell: Callable[[TaskResult], None],
     ) -> None:
-        """Do the tasks, in any order, and tell of each."""
+        """Run the tasks, in any order, and report each."""
 
 
 def _outcome(result: TaskResult) -> str:
-    """Return what became of a task, in a word or a sentence."""
+    """Describe the outcome of a task in a word or a sentence."""
     if result.skipped:
         return "already there"
     if result.ok:
@@ -190,7 +190,7 @@ def run_tasks(
 ) -> list[TaskResult]:
     """Fuse every task; one that fails does not stop the others.
 
-    Ctrl-C ends the task in progress, whose frames so far are kept, and no other is started.
+    Ctrl-C ends the task in progress and keeps its frames so far; no other task is started.
 
     Args:
         tasks: As `plan` lists them.
@@ -198,8 +198,8 @@ def run_tasks(
         on_result: Called with each result as soon as its task has ended. What it raises is
             raised here and ends the run.
         skip_existing: Skip tasks whose file exists: it has its name only when it is complete.
-            What Ctrl-C cuts short is then called NAME.part-….SUFFIX.
-        elsewhere: What does the tasks in other processes; None for this one.
+            An output that Ctrl-C cuts short is then called NAME.part-….SUFFIX.
+        elsewhere: Runs the tasks in other processes; None for this process.
         **options: Options of `fuse_video`, among them ``preset`` and ``on_bad``.
 
     Returns:
@@ -208,7 +208,7 @@ def run_tasks(
     Raises:
         TypeError: An option is unknown.
         ValueError: ``skip_existing`` is given with outputs that are not files.
-        TasksInterrupted: Ctrl-C while the tasks are done ``elsewhere``: no other was started.
+        TasksInterrupted: Ctrl-C while the tasks run ``elsewhere``; no other is started.
     """
     check_names(options, VIDEO_DEFAULTS)
     fuser = Fuser() if fuser is None else fuser
@@ -237,7 +237,7 @@ def run_tasks(
 def _todo(
     tasks: Sequence[Task], skip_existing: bool, tell: Callable[[TaskResult], None]
 ) -> list[Task]:
-    """Tell of the tasks that are done already and of those that cannot be; the others."""
+    """Report tasks that are already done or cannot be done; return the others."""
     inputs = Inputs(source for task in tasks for source in (task.ir, task.vis))
     todo = []
     for task in tasks:
@@ -263,7 +263,7 @@ def _is_there(out: Path | str) -> bool:
 
 
 def run_task(task: Task, fuser: FrameFuser, options: VideoOptions) -> TaskResult:
-    """Fuse a task; what goes wrong with it is its result."""
+    """Fuse a task; an error becomes its result."""
     try:
         return TaskResult(task, fuse_video(task.ir, task.vis, task.out, fuser=fuser, **options))
     except (ValueError, TypeError, OSError, RuntimeError) as error:
@@ -277,7 +277,7 @@ def _work(
     tell: Callable[[TaskResult], None],
     aside: bool,
 ) -> None:
-    """Do the tasks here; ``aside``: what Ctrl-C cut short does not get its name."""
+    """Run the tasks here; ``aside``: an output that Ctrl-C cuts short does not get its name."""
     for task in tasks:
         result = run_task(task, fuser, options)
         cut = result.report is not None and result.report.stopped == INTERRUPTED

@@ -1,12 +1,12 @@
-"""Fusion of a frame with what is known from the frame before: fast, steady and without ghosts.
+"""Fusion of a frame with what is known from the previous frame: fast, steady and without ghosts.
 
-With i, v the sources' luma, f the fused luma and ←· the frame before moved along the sources'
+With i, v the sources' luma, f the fused luma and ←· the previous frame moved along the sources'
 flow, a frame of a stream is
 
     trust   m = exp(−d / s),  d = mean over 3×3 pixels of max(|i − ←i|, |v − ←v|) in gray levels
     keep    i ← i + m (←i − i), v ← v + m (←v − v)
-    fuse    f = the closed form of the variant "saliency" of these, whose noise was taken out before
-            by a running estimate, where the frame before does not tell already (``video.reuse``)
+    fuse    f = the closed form of the variant "saliency" of these, denoised before by a running
+            estimate, except where the previous frame can be reused (``video.reuse``)
 
 and, with a preset that has reverse steps,
 
@@ -15,13 +15,13 @@ and, with a preset that has reverse steps,
     keep    f ← f + m (←f − f),  and likewise i ← i + m (←i − i), v ← v + m (←v − v)
     scale   output = (f − low) / (high − low), low and high running means of the percentiles
 
-z is the same for every frame of a stream, and of every stream. The trust decides everything: what
-the sources show unchanged keeps its value, bit for bit where d = 0; what moved, appeared or was
-uncovered starts from the sources' mean and owes nothing to the past, so nothing ghosts. The
-sources that d compares with are kept by the same rule as f. They say how old the picture is: a
-slow change adds up in d until the picture follows it, and a picture that repeated moving has
-blurred is no longer trusted. The flow is used only where it explains the sources better than
-standing still by ``FLOW_MARGIN``, because the jitter of a flow makes still areas swim.
+z is the same for every frame of every stream. The trust decides everything: what the sources show
+unchanged keeps its value, bit for bit where d = 0; what moved, appeared or was uncovered starts
+from the sources' mean, independent of the past, so nothing ghosts. The sources with which d
+compares are kept by the same rule as f, so they are as old as the picture: a slow change adds up in
+d until the picture follows it, and a picture that repeated moving has blurred is no longer trusted.
+The flow is used only where it explains the sources better than standing still by ``FLOW_MARGIN``,
+because the jitter of a flow makes still areas swim.
 
 γ and ρ are not carried over: warm presets keep them at 1, and "exact" is the image preset, which
 estimates them for each image.
@@ -70,7 +70,7 @@ class VideoPreset:
     polish: int = 0
     """EM iterations without the prior after the reverse steps"""
     trust: float = 2.0
-    """s, the gray levels of source change at which trust in the frame before falls to 1/e"""
+    """s, the gray levels of source change at which trust in the previous frame falls to 1/e"""
     settle: int = 2
     """extra passes over the first frame of a scene, each from its own result"""
 
@@ -117,7 +117,7 @@ def get_video_preset(preset: str | VideoPreset) -> VideoPreset:
 
 
 class FrameFuser(Protocol):
-    """What the fusion of frames asks of a ``Fuser``: settings, reading, and its method."""
+    """What the fusion of frames needs from a ``Fuser``: settings, reading, and its method."""
 
     config: FuseConfig
     device: torch.device
@@ -154,10 +154,9 @@ class TemporalFuser:
     """A :class:`Fuser` for the frames of streams, one or several at a time.
 
     ``preset``: a name of ``VIDEO_PRESETS`` or a :class:`VideoPreset`. The prior, the seed, the
-    device and the color are the fuser's, and its ``denoise`` and ``images`` where it was given
-    any; "exact" also takes its configuration, the other presets bring their own. ``evaluations``
-    counts the evaluations of the prior, image by image, and ``found`` adds up what the sources
-    were.
+    device and the color are the fuser's, and so are ``denoise`` and ``images`` if it was given any.
+    "exact" also takes its configuration; the other presets bring their own. ``evaluations`` counts
+    the evaluations of the prior, image by image, and ``found`` adds up the reports on sources.
     """
 
     def __init__(self, fuser: FrameFuser, preset: str | VideoPreset = "balanced"):
@@ -197,7 +196,7 @@ class TemporalFuser:
         """Return one frame of one stream: two images in, the fused image out.
 
         ``reading``: ``color``, ``value_range`` and ``layout`` as in the call of :class:`Fuser`,
-        whose rules for containers, dtypes and the result hold.
+        with the same rules for containers, dtypes and the result.
         """
         return self.fuse_many([stream], [(ir, vis)], [motion], **reading)[0]
 
@@ -217,9 +216,9 @@ class TemporalFuser:
     ) -> list:
         """Return one frame of each stream; frames of one size go through the prior in batches.
 
-        ``aligners``: what brings each pair together; None for pairs that are together.
-        ValueError or TypeError names what is wrong with an image; ValueError also if the prior
-        yields NaN.
+        ``aligners``: the aligner of each pair; None for pairs that are already aligned.
+        Raises ValueError or TypeError, naming what is wrong with an image; ValueError also if the
+        prior yields NaN.
         """
         given = self.begin_many(streams, pairs, motions, aligners=aligners, color=color, **reading)
         return [one.image() for one in given]
@@ -311,7 +310,7 @@ class TemporalFuser:
         motions: list[Motion],
         functional: list[bool],
     ) -> Tensor:
-        """Sources' luma [N, 1, H, W] in [0, 1] → fused luma of that range, not yet scaled."""
+        """Fuse the sources' luma [N, 1, H, W] in [0, 1]; return luma in that range, not scaled."""
         if self._warm is None:
             self.evaluations += len(ir) * len(self.rows)
             pairs = zip(ir.split(1), vis.split(1), functional, strict=True)
@@ -342,7 +341,7 @@ class TemporalFuser:
         motions: list[Motion],
         functional: list[bool],
     ) -> Tensor:
-        """Return the closed form of sources that are kept where they show the same as before."""
+        """Return the closed form of the sources, kept where they show the same as before."""
         assert self._warm is not None
         found = []
         for stream, i, v, motion, is_map in zip(
@@ -358,7 +357,7 @@ class TemporalFuser:
         return joined(found)
 
     def _before(self, stream: Stream, i: Tensor, v: Tensor, motion: Motion):
-        """i, v and f of the frame before, moved [3, H, W], and the trust in them [1, H, W]."""
+        """Return the previous frame's i, v and f, moved [3, H, W], and their trust [1, H, W]."""
         now = torch.cat([i, v])
         if (kept := _known(stream, i[0], motion)) is None:
             stream.kept = None
@@ -366,7 +365,7 @@ class TemporalFuser:
         return trusted(now, torch.stack(kept), _flow(motion, i), self.preset.trust)
 
     def _sample(self, i: Tensor, v: Tensor, start: Tensor) -> Tensor:
-        """Fused luma [N, 1, H, W] in [0, 1] of sources i, v from the luma ``start``, all alike."""
+        """Sample the fused luma of i, v from the luma ``start``; all [N, 1, H, W] in [0, 1]."""
         assert self._warm is not None
         prior, height, width = self.fuser.prior, *i.shape[-2:]
         i, v, start = (pad_to_multiple(p * 2 - 1, prior.multiple) for p in (i, v, start))
@@ -381,7 +380,7 @@ class TemporalFuser:
 
 
 def _polished(em: ReverseStep, x0: Tensor, iterations: int) -> Tensor:
-    """EM iterations on the sample x0 [N, 3, H, W]; its luma [N, 1, H, W]."""
+    """Run EM iterations on the sample x0 [N, 3, H, W]; return its luma [N, 1, H, W]."""
     x0 = x0.clone()
     for _ in range(iterations):
         em.rectify_(x0.clamp_(-1, 1))
@@ -389,7 +388,7 @@ def _polished(em: ReverseStep, x0: Tensor, iterations: int) -> Tensor:
 
 
 def _diffusion(method: Method) -> Diffusion:
-    """``method`` if it can be sampled from, else ValueError."""
+    """Return ``method`` if it can be sampled from, else raise ValueError."""
     if not isinstance(method, Diffusion):
         raise ValueError(
             f"fuser has the method {method.part!r}; expected the whole one for a video preset that "
@@ -400,14 +399,14 @@ def _diffusion(method: Method) -> Diffusion:
 
 @lru_cache(maxsize=4)
 def _noise(seed: int, height: int, width: int, device: torch.device) -> Tensor:
-    """Return the z of every frame: what `sample` would draw first for this seed and size."""
+    """Return the z of every frame: the noise that `sample` draws first for this seed and size."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn((1, 3, height, width), generator=generator, dtype=torch.float32, device="cpu")
     return z.to(device)
 
 
 def _known(stream: Stream, now: Tensor, motion: Motion) -> Kept | None:
-    """Return what a stream knows of the frame before, where a frame of its size follows."""
+    """Return what a stream knows of the previous frame, if that had the same size."""
     kept = stream.kept
     known = kept is not None and not motion.cut and kept.ir.shape == now.shape
     return kept if known else None

@@ -1,4 +1,4 @@
-"""What a frame shows unchanged: how far the sources of the frame before are to be trusted."""
+"""What a frame shows unchanged: how far the previous frame's sources can be trusted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GRAY_LEVELS = 255
 
 
 class Kept(NamedTuple):
-    """Lumas of the frame before, [H, W] in [0, 1]."""
+    """Lumas of the previous frame, [H, W] in [0, 1]."""
 
     ir: Tensor
     vis: Tensor
@@ -25,12 +25,12 @@ class Kept(NamedTuple):
 def carry(
     now: Sequence[Tensor], kept: Kept, flow: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Mix the sources of a frame with those of the frame before, as far as they are trusted.
+    """Mix the sources of a frame with those of the previous frame, as far as they are trusted.
 
     Args:
         now: Both sources [H, W] in [0, 1].
-        kept: The frame before.
-        flow: [H, W, 2] where it moved, or None.
+        kept: The previous frame.
+        flow: [H, W, 2], how it moved, or None.
         scale: Gray levels of change at which trust falls to 1/e.
 
     Returns:
@@ -48,11 +48,11 @@ def carry(
 
 
 def trusted(now: Tensor, kept: Tensor, flow: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Move the frame before where that explains the sources better, and say how well it does.
+    """Move the previous frame where that explains the sources better, and return how well it does.
 
     Args:
         now: Both sources [2, H, W] in [0, 1].
-        kept: Planes [C, H, W] of the frame before, its sources first.
+        kept: Planes [C, H, W] of the previous frame, its sources first.
         flow: As for :func:`carry`, like ``scale``.
         scale: See ``flow``.
 
@@ -78,7 +78,7 @@ def change(now: Tensor, kept: Tensor) -> Tensor:
 def moved(planes: Tensor, flow: Tensor) -> Tensor:
     """Sample planes [C, H, W] in [0, 1] at (x + dx, y + dy) of the flow: bicubic, edges repeated.
 
-    Bicubic, since what is moved frame after frame by a linear filter blurs.
+    It is bicubic because repeated moving by a linear filter blurs.
     """
     height, width = planes.shape[-2:]
     rows = torch.arange(height, device=planes.device, dtype=planes.dtype)[:, None]

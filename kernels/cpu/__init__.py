@@ -5,8 +5,8 @@
     attention  self-attention without the matrix of scores
     status     why they cannot be used here, or None; compiles them the first time
 
-Each is one pass over memory. The twins are PyTorch's operations, which are the path where there is
-no C++ compiler or no Linux, or with ``DDFM_FAST_CPU_KERNELS=0``.
+Each is one pass over memory. The twins are PyTorch's operations, which run instead if there is no
+C++ compiler, outside Linux, and with ``DDFM_FAST_CPU_KERNELS=0``.
 """
 
 from .attention import attention

@@ -7,7 +7,7 @@
 
 #include "vectors.h"
 
-// Queries that are done together, a multiple of MR; keys in a block, a multiple of NR.
+// Queries that are processed together, a multiple of MR; keys in a block, a multiple of NR.
 constexpr int QUERIES = 24, KEYS = 256;
 // Groups of NR keys that one task packs.
 constexpr int PACKED = 16;
@@ -40,7 +40,7 @@ static const float *at(const Attention &a, const float *tensor, int64_t image, i
     return tensor + image * a.image_stride + head * a.head_stride + token * a.token_stride;
 }
 
-// Keys [groups, width, NR], then values [groups of width, keys, NR]; zeros for keys that are not.
+// Packs keys [groups, width, NR], then values [groups of width, keys, NR]; zeros for missing keys.
 static void pack(const Attention &a, int64_t image, int64_t head, int64_t first, int64_t last) {
     const int64_t groups = groups_of(a.tokens), wide = groups_of(a.width);
     float *keys = a.packed + (image * a.heads + head) * packed_floats(a.tokens, a.width);
@@ -69,7 +69,7 @@ static void pack_all(void *argument) {
     }
 }
 
-// scores[at + j] = rows [at, at + M) of q times NR keys.
+// Sets scores[at + j] to rows [at, at + M) of q times NR keys.
 template <int M>
 static void scores_of(int at, int width, const float *q, const float *keys, float *scores) {
     vec acc[M][2] = {};
@@ -83,7 +83,8 @@ static void scores_of(int at, int width, const float *q, const float *keys, floa
     }
 }
 
-// sums[at + j] = sums * factor + rows [at, at + M) of the weights times NR channels of values.
+// Sets sums[at + j] to sums * factor plus rows [at, at + M) of the weights times NR channels of
+// values.
 template <int M>
 static void weigh(int at, int keys, const float *weights, const float *values, const float *factor,
                   float *sums, int64_t pitch) {
@@ -109,7 +110,7 @@ static float across(vec v, bool sum) {
     return found;
 }
 
-// A row of scores becomes exp(score - maximum); the factor is for what was summed before.
+// Replaces a row of scores by exp(score - maximum); `factor` rescales what was summed before.
 static void soften(float *row, int keys, float &maximum, float &total, float &factor) {
     vec most_yet = load(row);
     for (int i = VL; i < keys; i += VL) most_yet = most(most_yet, load(row + i));
@@ -125,7 +126,7 @@ static void soften(float *row, int keys, float &maximum, float &total, float &fa
     total = total * factor + across(sum, true);
 }
 
-// Queries [first, first + count) of one head.
+// Computes queries [first, first + count) of one head.
 static bool attend(const Attention &a, int64_t image, int64_t head, int64_t first, int count) {
     const int width = (int)a.width;
     const int64_t groups = groups_of(a.tokens), wide = groups_of(a.width), pitch = wide * NR;
@@ -178,7 +179,7 @@ extern "C" {
 int64_t ddfm_attention_bytes() { return sizeof(Attention); }
 int64_t ddfm_attention_floats(int64_t tokens, int64_t width) { return packed_floats(tokens, width); }
 
-// 0, or 1 where there was no memory.
+// Returns 0, or 1 if there was no memory.
 int ddfm_attention(const Attention *attention, int64_t threads) {
     Task packing{*attention}, attending{*attention};
     if (attention->team && threads > 1) {

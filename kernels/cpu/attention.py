@@ -10,11 +10,11 @@ from . import memory
 from .build import ATTENTION, library
 
 MOST_ELEMENTS = 2**40
-"""of a result, and 2**31 of a head's tokens or width: offsets of scratch then fit 63 bits"""
+"""of a result, and 2**31 for a head's tokens or width, so that offsets into scratch fit 63 bits"""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Compute softmax(q kᵀ / sqrt(d)) v of each head, as ``F.scaled_dot_product_attention``.
+    """Compute softmax(q kᵀ / sqrt(d)) v of each head, like ``F.scaled_dot_product_attention``.
 
     Args:
         q: Queries [N, T, heads, d], float32, the last stride 1.

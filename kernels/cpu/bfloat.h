@@ -65,7 +65,7 @@ static inline void store_some(bfloat *p, vec value, int count) {
     for (int i = 0; i < count; i++) p[i] = v[i];
 }
 
-// acc + a pair times VL pairs.
+// Returns acc plus a pair times VL pairs.
 static inline vec add_pairs(vec acc, uint32_t pair, const bfloat *b) {
 #if PAIRS && defined(__aarch64__)
     bfloat16x8_t weights;
@@ -86,7 +86,8 @@ static inline vec add_pairs(vec acc, uint32_t pair, const bfloat *b) {
 #endif
 }
 
-// The same as of floats, but with weights in rows of NR pairs; an odd depth has half a last pair.
+// The same as for floats, but with weights in rows of NR pairs; in an odd depth, half of the last
+// pair is empty.
 template <int M>
 __attribute__((always_inline)) static inline void multiply(int depth, const bfloat *const *a,
                                                            const bfloat *b, vec (*acc)[2]) {
@@ -106,6 +107,6 @@ __attribute__((always_inline)) static inline void multiply(int depth, const bflo
     }
 }
 
-// Floats or bfloats that a row of `depth` weights takes, for one output channel.
+// Returns how many floats or bfloats a row of `depth` weights takes, for one output channel.
 static inline int64_t padded(int64_t depth, const float *) { return depth; }
 static inline int64_t padded(int64_t depth, const bfloat *) { return depth + depth % 2; }

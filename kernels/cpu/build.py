@@ -1,8 +1,8 @@
 """Load the C++ of this folder, and compile it where no library came with the wheel.
 
 A wheel may bring libraries (``prebuilt``). Without one that fits, the C++ is compiled on first use,
-by the machine's C++ compiler and for its processor, as Triton compiles its launchers; the library
-is kept in the user's cache (``cache``) and found there afterwards. Where there is no such folder it
+by the machine's C++ compiler and for its processor, as Triton compiles its launchers. The library
+is kept in the user's cache (``cache``) and found there afterwards. If there is no such folder, it
 is compiled into a private one that is then removed.
 """
 
@@ -33,7 +33,7 @@ from .prebuilt import COMPILE_SECONDS, FLAGS, HEADERS, SOURCES
 SWITCH = "DDFM_FAST_CPU_KERNELS"
 """environment variable; "0" turns these kernels off"""
 MORE_FLAGS = "DDFM_FAST_CPU_FLAGS"
-"""environment variable of flags after FLAGS, such as another -march or sanitizers"""
+"""environment variable with flags to add after FLAGS, such as another -march or sanitizers"""
 PREBUILT = "DDFM_FAST_PREBUILT"
 """environment variable; "0" compiles even where the wheel brought a library"""
 COMPILED = "compiled here"
@@ -47,9 +47,9 @@ class Library:
 
     def __init__(self, library: ctypes.CDLL, made: str = COMPILED):
         self.shared = library
-        """with what :func:`functions` finds, too"""
+        """also has what :func:`functions` finds"""
         self.made = made
-        """where it comes from"""
+        """where the library comes from"""
         self.layer, self.attention = library.ddfm_layer, library.ddfm_attention
         for function in (self.layer, self.attention):
             function.argtypes = [ctypes.c_char_p, ctypes.c_int64]
@@ -71,7 +71,7 @@ class Functions:
     """Functions of the library that take a struct each, and what runs them on several threads."""
 
     STRUCTS: dict[str, struct.Struct]
-    """of the functions, by their names without the prefix"""
+    """the functions' structs, by the functions' names without the prefix"""
 
     def __init__(self, shared: ctypes.CDLL, team: int):
         self.team = team
@@ -83,7 +83,7 @@ class Functions:
             setattr(self, name, function)
 
     def run(self, name: str, *values: float) -> None:
-        """Call a function with the fields of its struct; MemoryError where it has no scratch."""
+        """Call a function with the fields of its struct; MemoryError if there is no scratch."""
         if getattr(self, name)(self.STRUCTS[name].pack(*values), threads.count()):
             raise MemoryError(f"not enough memory for {name}")
 
@@ -92,7 +92,7 @@ F = TypeVar("F", bound=Functions)
 
 
 def functions(kind: type[F]) -> tuple[F | None, str | None]:
-    """Find some in the library that :func:`load` loads once, or None and the reason."""
+    """Find functions in the library that :func:`load` loads once, or None and the reason."""
     found, reason = load()
     if found is None:
         return None, reason
@@ -108,7 +108,7 @@ def status() -> str | None:
 
 
 def library() -> Library:
-    """Return the compiled kernels; RuntimeError with the reason where :func:`status` has one."""
+    """Return the compiled kernels; RuntimeError with the reason if :func:`status` has one."""
     found, reason = load()
     if found is None:
         raise RuntimeError(f"the CPU kernels cannot be used: {reason}")
@@ -130,7 +130,7 @@ def _load_cached() -> tuple[Library | None, str | None]:
 
 
 def load_again() -> tuple[Library | None, str | None]:
-    """Compile if need be and load, without looking at what this process has loaded."""
+    """Compile if need be and load, ignoring what this process has already loaded."""
     if not environment.is_on(SWITCH):
         return None, f"{SWITCH}=0"
     if not sys.platform.startswith("linux"):
@@ -142,14 +142,14 @@ def load_again() -> tuple[Library | None, str | None]:
         folder = cache.usable_folder()
         if folder is not None:
             return Library(ctypes.CDLL(str(build(folder)))), None
-        with tempfile.TemporaryDirectory(prefix="ddfm_fast-") as once:  # loaded, it is not needed
+        with tempfile.TemporaryDirectory(prefix="ddfm_fast-") as once:  # not needed once loaded
             return Library(ctypes.CDLL(str(build(Path(once))))), None
-    except Exception as error:  # a compiler can fail in any way: PyTorch's path is there
+    except Exception as error:  # a compiler can fail in any way, and PyTorch's path remains
         return None, f"{error}; {reason}" if reason else str(error)
 
 
 def _brought() -> tuple[Library | None, str | None]:
-    """Load what the wheel brought; or None, and why where it brought something."""
+    """Load what the wheel brought; or None, and the reason if it brought something."""
     given = environment.set_values()
     if not environment.is_on(PREBUILT) or MORE_FLAGS in given:
         return None, None
@@ -169,12 +169,12 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
     """Find the compiled library in ``folder``, or make it.
 
     Args:
-        folder: Where it lies; its name is a hash of sources, compiler, flags, processor and
-            PyTorch, and one of its content.
+        folder: Where the library lies. Its name holds a hash of sources, compiler, flags,
+            processor and PyTorch, and one of its content.
         flags: For the compiler, after FLAGS and those for this processor.
 
     Returns:
-        Its path.
+        The library's path.
 
     Raises:
         RuntimeError: There is no compiler, or it fails.
@@ -197,7 +197,7 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
 
 
 def this_processor() -> str:
-    """Return the flag that asks for all that this processor can do.
+    """Return the flag that asks for everything this processor can do.
 
     On ARM -march names an architecture and -mcpu a processor: clang has "native" for the latter
     alone, GCC for both.
@@ -218,7 +218,7 @@ def _compile(command: list[str], target: Path) -> None:
 
 
 def run(command: list[str]) -> str:
-    """Run a command; returns its output, or raises RuntimeError with what it complains of."""
+    """Run a command; return its output, or raise RuntimeError with its complaint."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()[-2000:]}")
@@ -226,7 +226,7 @@ def run(command: list[str]) -> str:
 
 
 def _team(library: ctypes.CDLL) -> int:
-    """Give the address of what runs a function on several threads; 0 if there are no threads."""
+    """Return the address of what runs a function on several threads; 0 if there are no threads."""
     start = getattr(ctypes.CDLL(None), "pthread_create", None)
     library.ddfm_team_starts(ctypes.cast(start, ctypes.c_void_p) if start else None)
     return ctypes.cast(library.ddfm_team, ctypes.c_void_p).value or 0
@@ -237,7 +237,7 @@ def _version(compiler: str) -> str:
 
 
 def _processor() -> str:
-    """Read what -march=native looks at: a cache may be shared by machines."""
+    """Read what -march=native looks at, since machines may share a cache."""
     lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     wanted = "vendor_id", "cpu family", "model", "flags", "Features", "CPU part"
     return "\n".join(line for line in lines if line.split("\t")[0].split(":")[0] in wanted)

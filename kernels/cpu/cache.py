@@ -1,8 +1,8 @@
-"""Where compiled libraries are kept, and the check that one is what was compiled.
+"""Where compiled libraries are kept, and the check that a library is what was compiled.
 
 The folder belongs to the user alone (mode 0700), since what is loaded from it runs as the user,
-and nobody else can exchange it or a folder above it. A library's name ends in the hash of its
-content, which is compared before it is loaded: a file that was cut short or exchanged is thrown
+and nobody else can replace it or a folder above it. A library's name ends in the hash of its
+content, which is checked before it is loaded: a file that was cut short or replaced is thrown
 away and compiled again.
 """
 
@@ -19,7 +19,7 @@ from ddfm_fast.runtime import environment
 VARIABLE = "DDFM_FAST_CACHE"
 SUFFIX = ".so"
 _LINKS = 40
-"""followed on the way to a folder, as many as Linux does"""
+"""most links that are followed on the way to a folder, as many as Linux follows"""
 _HASH = 24
 """hexadecimal digits of a hash in a name"""
 
@@ -45,7 +45,7 @@ def usable_folder() -> Path | None:
 def refusal(path: Path) -> str | None:
     """Return why nothing is loaded from an existing folder; None if all is well.
 
-    A folder of the user's that others may read, as earlier versions made it, is closed to them.
+    If others may read the user's folder, as earlier versions made it, it is closed to them.
     Nobody else may be able to put another in its place: see `_exchangeable`.
     """
     found, user = path.lstat(), _user()
@@ -70,10 +70,10 @@ def _user() -> int | None:
 
 
 def _exchangeable(path: Path) -> str | None:
-    """Return which folder above, links on the way included, lets another user exchange the folder.
+    """Return which folder above it, links included, lets another user replace the folder.
 
-    Each has to belong to the user or to root, and be writable for nobody else unless it is sticky,
-    as /tmp is: there only the owner of a name can change it.
+    Each must belong to the user or to root, and be writable by nobody else unless it is sticky, as
+    /tmp is: there only the owner of a name can change it.
     """
     rest = list(reversed((Path.cwd() / path).parts))
     here, followed = Path(rest.pop()), 0
@@ -108,7 +108,7 @@ def find(path: Path, stem: str) -> Path | None:
 
 
 def keep(partial: Path, stem: str) -> Path:
-    """Give a new library, which is closed, its name in the folder; return its path."""
+    """Give a finished new library its name in the folder; return its path."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     target = _named(partial, stem)
@@ -117,7 +117,7 @@ def keep(partial: Path, stem: str) -> Path:
 
 
 def clear() -> list[Path]:
-    """Remove what is in the folder and was put there by us; the files that went."""
+    """Remove what we put into the folder; return the removed files."""
     path = folder()
     if not path.is_dir() or refusal(path) is not None:
         return []

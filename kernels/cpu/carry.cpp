@@ -1,8 +1,8 @@
-// ddfm_carry: the sources of a frame from those of the frame before, where these show the same.
+// ddfm_carry: reuses the previous frame's sources in a frame, where both show the same.
 //
-// A pass over the rows: the change of the frame before as it stands and moved along the flow, its
-// mean over 3x3 pixels, the trust in the better of the two, and the mix. Moving is bicubic: where
-// the flow leads a vector of neighbors to neighbors, from loads in a row, else pixel by pixel.
+// One pass over the rows computes the change from the previous frame, as it stands and moved along
+// the flow; its mean over 3x3 pixels; the trust in the better of the two; and the mix. Moving is
+// bicubic: with vector loads where the flow maps neighbors to neighbors, else pixel by pixel.
 // carry.py fills the struct; video/trust.py has the equations.
 
 #include "rows.h"
@@ -18,11 +18,11 @@ struct Carry {
     float *out[SOURCES];
     Team team;
     int64_t height, width;
-    double trust, margin;  // gray levels at which trust is 1/e, and that moving must be better by
+    double trust, margin;  // gray levels: where trust is 1/e, and by how much moving must be better
 };
 }
 
-// What a thread has of rows, each with margins: rings of SEEN, then single ones.
+// A thread's rows, each with margins: rings of SEEN rows, then single ones.
 enum CarryKind { STILL, GONE, MOVED_A, MOVED_B, CARRY_KINDS };
 enum CarrySingle { CHANGE = CARRY_KINDS * SEEN, FLOW_X, FLOW_Y, CARRY_ROWS };
 
@@ -39,13 +39,13 @@ static inline vec lanes() {
     return numbers;
 }
 
-// Largest whole numbers that are not larger.
+// Rounds down to whole numbers.
 static inline ivec floor_of(vec x) {
     const ivec near = __builtin_convertvector(x, ivec);
     return near + (x < __builtin_convertvector(near, vec));  // true is -1
 }
 
-// Weights of the four places about x + t, the first of them x - 1.
+// Computes the weights of the four places around x + t, the first of which is x - 1.
 template <class T>
 static inline void cubic_weights(T t, T *w) {
     const T far = t + 1.0f, rest = 1.0f - t, other = 2.0f - t;
@@ -57,7 +57,7 @@ static inline void cubic_weights(T t, T *w) {
 
 static int64_t inside(int64_t at, int64_t size) { return at < 0 ? 0 : at < size ? at : size - 1; }
 
-// One pixel of a plane whose edges are repeated, at column x and row y and fractions of them.
+// Reads one pixel of a plane, with repeated edges, at column x and row y plus fractions.
 static float moved_pixel(const Carry &carry, const float *plane, int64_t x, int64_t y, float tx,
                          float ty) {
     float wx[CUBIC_TAPS], wy[CUBIC_TAPS], sum = 0;
@@ -73,7 +73,7 @@ static float moved_pixel(const Carry &carry, const float *plane, int64_t x, int6
     return sum;
 }
 
-// VL pixels that lie in a row, the first at column x and row y.
+// Reads VL pixels that lie in a row, the first at column x and row y.
 static vec moved_row(const float *plane, int64_t width, int64_t x, int64_t y, const vec *wx,
                      const vec *wy) {
     const float *from = plane + (y - 1) * width + x - 1;
@@ -93,14 +93,15 @@ static bool all_zero(ivec x) {
     return !found;
 }
 
-// A position that every tap of it lies at the same pixel beyond; NaN becomes the first.
+// Clamps a position to where all of its taps are the same edge pixel; NaN becomes the first
+// position.
 static vec bounded(vec x, int64_t size) {
     const vec low = same(-4.0f), high = same((float)(size + 4));
     x = x > low ? x : low;
     return x < high ? x : high;
 }
 
-// Row y of the frame before, moved.
+// Moves row y of the previous frame along the flow.
 static void move(const Carry &carry, int64_t y, const float *__restrict dx,
                  const float *__restrict dy, float *const *out) {
     const int64_t height = carry.height, width = carry.width;
@@ -130,7 +131,7 @@ static void move(const Carry &carry, int64_t y, const float *__restrict dx,
     }
 }
 
-// Sums over three columns of the larger change of both sources, nothing beyond the ends.
+// Sums, over three columns, the larger change of the two sources; nothing counts beyond the ends.
 static void change_row(const Carry &carry, int64_t y, const float *__restrict a,
                        const float *__restrict b, float *__restrict change,
                        float *__restrict sums) {
@@ -144,7 +145,7 @@ static void change_row(const Carry &carry, int64_t y, const float *__restrict a,
     for (int64_t x = 0; x < carry.width; x++) sums[x] = change[x - 1] + change[x] + change[x + 1];
 }
 
-// The mix of a row; a mean is over the pixels that there are.
+// Mixes a row; means are over the pixels inside the image.
 static void mix_row(const Carry &carry, int64_t y, const CarryRows &rows) {
     const int64_t width = carry.width, at = y * width;
     const int64_t seen = 1 + (y > 0) + (y + 1 < carry.height);
@@ -216,7 +217,7 @@ extern "C" {
 
 int64_t ddfm_carry_bytes() { return sizeof(Carry); }
 
-// 0, or 1 where there was no memory.
+// Returns 0, or 1 if there was no memory.
 int ddfm_carry(const Carry *carry, int64_t threads) {
     return run(*carry, carry_rows, carry->height, threads, carry->height * carry->width);
 }

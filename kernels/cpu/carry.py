@@ -38,11 +38,11 @@ def carry(
     trust: float,
     margin: float,
 ) -> tuple[Tensor, Tensor]:
-    """Mix two sources with those of the frame before; the same for any number of threads.
+    """Mix two sources with those of the previous frame; the same for any number of threads.
 
     Args:
         now: Planes [H, W] in [0, 1], both at least 2, float32 without gaps, here and below.
-        kept: Those of the frame before.
+        kept: The planes of the previous frame.
         flow: [H, W, 2], (dx, dy) in pixels, or None.
         trust: Gray levels of change at which trust falls to 1/e.
         margin: Gray levels by which moving must be better than standing still.

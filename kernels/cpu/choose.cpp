@@ -1,10 +1,10 @@
-// ddfm_choose: ddfm_fast.target.choose of one pair of lumas on a CPU, float32.
+// ddfm_choose: ddfm_fast.target.choose for one pair of lumas on a CPU, float32.
 //
 // Stages follow each other, and all threads work on the blocks of a stage: Gaussian pyramids and
 // second moments, local statistics, conflict and pick, sky, salience and the base's weight, maps
-// carried to the other levels, the base, and from there level after level of the result. A thread
-// that finds no block left waits until the others have done theirs; one that never comes is not
-// waited for. Blocks are of a fixed size, so nothing depends on the number of threads.
+// carried to the other levels, the base, and from there the result level by level. A thread that
+// finds no block left waits until the others have finished theirs; a thread that never joins is not
+// waited for. Blocks have a fixed size, so nothing depends on the number of threads.
 // closed.py lays out the planes; target/choose.py and terms.py have the equations.
 
 #include <sched.h>
@@ -19,16 +19,16 @@ constexpr float SHARE_FLOOR = 1e-8f, LEAST_DEVIATION = 1e-4f;
 
 extern "C" {
 
-// Planes of levels 0 to 5, the level k being [ceil(height / 2^k), ceil(width / 2^k)].
+// Planes of levels 0 to 5; level k is [ceil(height / 2^k), ceil(width / 2^k)].
 struct Choose {
     float *ir[LEVELS], *vis[LEVELS];                    // of level 0 read only
     float *conflict[LEVELS], *pick[LEVELS], *sky[LEVELS];  // from level 1
     float *weight[LEVELS];                              // of the base, from level 2
     float *result[LEVELS];
-    float *square;            // of the visible plane about CENTER, at level 1
-    float *moments[MOMENTS];  // i, v, i i, v v, i v about CENTER, at level 2
+    float *square;            // of the visible plane minus CENTER, at level 1
+    float *moments[MOMENTS];  // i, v, i i, v v, i v minus CENTER, at level 2
     float *parts[2];          // conflict times the variances, at level 2
-    float *wide[2], *cold;    // these at level 3, and how much a sky is cold there
+    float *wide[2], *cold;    // the parts at level 3, and how cold a sky is there
     float *guide, *raw, *slope, *offset;  // of the guided filter, at level 2
     Team team;
     int64_t height, width, depth;
@@ -56,7 +56,7 @@ struct State {
 
 // ------------------------------------------------------------------ rows
 
-// The filter across five rows, 16 times too large, of x, x - CENTER or products of these.
+// Filters x, x - CENTER or products of these across five rows, 16 times too large.
 enum Of { ITSELF, CENTERED, PRODUCT };
 template <Of OF>
 static void across(const float *const *a, const float *const *b, int64_t width,
@@ -73,7 +73,7 @@ static void across(const float *const *a, const float *const *b, int64_t width,
                  4 * (value(a1[x], b1[x]) + value(a3[x], b3[x])) + 6 * value(a2[x], b2[x]);
 }
 
-// The filter along a row with margins, and every second value of it; `odd` and `even` are scratch.
+// Filters along a row with margins, and keeps every second value; `odd` and `even` are scratch.
 static void along(float *__restrict row, int64_t width, float *__restrict even,
                   float *__restrict odd, float *__restrict out) {
     for (int64_t k = 1; k <= 2; k++) {
@@ -88,12 +88,12 @@ static void along(float *__restrict row, int64_t width, float *__restrict even,
 }
 
 struct Halving {
-    const float *a, *b;  // the same plane where there is one only
+    const float *a, *b;  // the same plane if there is only one
     float *out;
     Of of;
 };
 
-// Rows [first, end) of planes of a size that are halved.
+// Halves planes of a size: computes rows [first, end) of the results.
 static bool halve(const Halving *planes, int count, Size size, int64_t first, int64_t end) {
     const int64_t pitch = pitch_of(size.width + 4);
     float *rows = scratch.floats(3 * pitch);
@@ -156,7 +156,7 @@ static bool sky_level(State &s, int64_t first, int64_t end) {
     });
 }
 
-// The conflict of a row, and its products with both variances, from local means and moments.
+// Computes a row's conflict, and its products with both variances, from local means and moments.
 static void conflict_row(const Choose &c, int64_t at, int64_t width, float *const *m) {
     const float *__restrict mi = m[0], *__restrict mv = m[1], *__restrict ii = m[2];
     const float *__restrict vv = m[3], *__restrict iv = m[4];
@@ -201,7 +201,7 @@ static bool count_level(State &s, int64_t first, int64_t end) {
     return true;
 }
 
-// The salience of each gray; the sums are exact.
+// Computes the salience of each gray; the sums are exact.
 static void salience(const std::atomic<int64_t> *counts, float *out) {
     int64_t pixels = 0, weight = 0, below = 0, weight_below = 0;
     for (int64_t gray = 0; gray < GRAYS; gray++) pixels += counts[gray], weight += counts[gray] * gray;
@@ -297,7 +297,7 @@ static bool pick_level(State &s, int64_t first, int64_t end) {
     });
 }
 
-// A map at the levels from `from` + 1 to the coarsest.
+// Carries a map to the levels from `from` + 1 to the coarsest.
 static bool carry_down(State &s, float *const *planes, int from) {
     for (int k = from; k < s.call.depth; k++) {
         const Halving halving{planes[k], planes[k], planes[k + 1], ITSELF};
@@ -334,7 +334,7 @@ static bool pick_to_first(State &s, int64_t first, int64_t end) {
     return carry_up(s, s.call.pick, 1, first, end);
 }
 
-// Mean and standard deviation.
+// Computes the mean and the standard deviation.
 static void spread(const float *x, int64_t count, double *mean, double *deviation) {
     double sum = 0, squares = 0;
     for (int64_t i = 0; i < count; i++) sum += x[i];
@@ -343,7 +343,7 @@ static void spread(const float *x, int64_t count, double *mean, double *deviatio
     *deviation = std::sqrt(squares / (double)count);
 }
 
-// The coarsest level of the result.
+// Computes the coarsest level of the result.
 static bool base(State &s, int64_t, int64_t) {
     const Choose &c = s.call;
     const int64_t last = c.depth, count = s.sizes[last].height * s.sizes[last].width;
@@ -419,7 +419,7 @@ static void run_stage(State &s, const Stage &stage, int number) {
         s.done[number].fetch_add(1);
     }
     for (int tries = 0; s.done[number].load() < all; tries++)
-        if (tries > 2000) sched_yield();  // the other thread may wait for this processor
+        if (tries > 2000) sched_yield();  // the other thread may be waiting for this processor
 }
 
 static void run_all(void *argument) {
@@ -450,7 +450,7 @@ extern "C" {
 
 int64_t ddfm_choose_bytes() { return sizeof(Choose); }
 
-// 0, or 1 where there was no memory.
+// Returns 0, or 1 if there was no memory.
 int ddfm_choose(const Choose *choose, int64_t threads) {
     State state(*choose);
     if (choose->team && threads > 1 && choose->height * choose->width >= MANY_PIXELS / 2)

@@ -1,7 +1,8 @@
 """``choose.cpp``: a faster version of ``ddfm_fast.target.choose``, float32 on a CPU.
 
-One call does all stages, each over blocks of rows on all threads, and gives the same for any number
-of threads. What it keeps between them is 3.2 planes; :func:`planes_of` shows these.
+One call runs all stages, each over blocks of rows on all threads, and its result does not depend on
+the number of threads. Between stages it keeps the equivalent of 3.2 planes; :func:`planes_of` shows
+them.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ SOURCE = prebuilt.HERE / "choose.cpp"
 CHOOSE = struct.Struct("58P3q13d")
 LEVELS, MOMENTS = 6, 5
 BY_LEVEL = {"ir": 1, "vis": 1, "conflict": 1, "pick": 1, "sky": 1, "weight": 2, "result": 1}
-"""planes of many levels, and the finest level of which one is kept"""
+"""planes kept at many levels, and the finest level of each"""
 SINGLE = {
     "square": 1, **{f"moments{k}": 2 for k in range(MOMENTS)}, "parts0": 2, "parts1": 2,
     "wide0": 3, "wide1": 3, "cold": 3, "guide": 2, "raw": 2, "slope": 2, "offset": 2,
 }  # fmt: skip
-"""others, and their levels"""
+"""planes kept at one level, and that level"""
 LEAST = 16
 """least height and width"""
 
@@ -77,7 +78,7 @@ def load() -> tuple[Library | None, str | None]:
 
 
 def load_again() -> tuple[Library | None, str | None]:
-    """Do so without looking at what was found before."""
+    """Find it again, ignoring what was found before."""
     return build.functions(Library)
 
 
@@ -96,8 +97,8 @@ def choose(
         vis: The visible one, likewise.
         terms: The numbers of the data terms.
         depth: Halvings of the pyramids, 2 to 5, that leave at least 4 pixels a side.
-        margin: Times the brighter source that the result may be at most.
-        work: Memory for :func:`work_floats` numbers; None for new one.
+        margin: The result is at most this times the brighter source.
+        work: Memory for :func:`work_floats` numbers; None allocates it.
 
     Returns:
         The result [H, W].
@@ -139,7 +140,7 @@ def work_floats(height: int, width: int) -> int:
 
 
 def planes_of(work: Tensor, height: int, width: int) -> Mapping[str, Tensor]:
-    """Name the planes in ``work``; which of them were written follows from terms and depth."""
+    """Name the planes in ``work``; terms and depth determine which of them were written."""
     places = _places(height, width).items()
     return {name: work[at : at + h * w].view(h, w) for name, (at, h, w) in places}
 

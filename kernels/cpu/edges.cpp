@@ -1,5 +1,5 @@
-// What a network's first layer reads and what its last wrote, each in one pass over memory: pixels
-// to channels and back, with the channels last in memory, and the mix of its answer with x_t.
+// The input of a network's first layer and the output of its last, each in one pass over memory:
+// pixels to channels and back, with the channels last in memory, and the output's mix with x_t.
 
 #include <atomic>
 #include <cmath>
@@ -25,7 +25,7 @@ static inline void put(bfloat *to, float x) {
     to->bits = (uint16_t)(bits >> 16);
 }
 
-// Images of n x channels x (height side) x (width side); height and width are of the layers.
+// Images of n x channels x (height side) x (width side); height and width are those of the layers.
 struct Edge {
     const void *from;
     const float *x, *of_x, *of_out;
@@ -62,7 +62,7 @@ static inline float added(float a, float x, float answer) {
 #endif
 }
 
-// The way back, times of_out, plus x times of_x.
+// Channels back to pixels, times of_out, plus x times of_x.
 template <class T, int SIDE>
 static void spread(const Edge &e, int64_t first, int64_t end) {
     const int64_t wide = e.width * SIDE, depth = e.channels * SIDE * SIDE;

@@ -1,9 +1,9 @@
-"""``edges.cpp``: what a network's first layer reads and what its last wrote, each in one pass.
+"""``edges.cpp``: a network's input before its first layer, and its output after the last.
 
     gather   pixels to channels, which come last in memory
     spread   channels to pixels, mixed with x_t
 
-Their twins are ``torch.nn.functional.pixel_unshuffle`` and ``pixel_shuffle`` with
+Each is one pass. Their twins are ``torch.nn.functional.pixel_unshuffle`` and ``pixel_shuffle`` with
 ``priors.timesteps.mixed``; the bytes are the same, for any number of threads.
 """
 
@@ -20,7 +20,7 @@ from . import build, memory, prebuilt
 SOURCE = prebuilt.HERE / "edges.cpp"
 EDGE = struct.Struct("6P7q")
 SIDES = (1, 2, 4)
-"""of the squares of pixels that become channels"""
+"""sides of the squares of pixels that become channels"""
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -37,12 +37,12 @@ def load() -> tuple[Library | None, str | None]:
 
 
 def gather(x: Tensor, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Make every square of ``side`` pixels of x one pixel of more channels.
+    """Turn every square of ``side`` × ``side`` pixels of x into one pixel with more channels.
 
     Args:
         x: [N, C, H, W] float32 without gaps, H and W multiples of ``side``.
         side: One of ``SIDES``.
-        dtype: Of the result, one of ``DTYPES``.
+        dtype: The result's, one of ``DTYPES``.
 
     Returns:
         [N, C side², H / side, W / side], channels_last.
@@ -66,7 +66,7 @@ def gather(x: Tensor, side: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def spread(out: Tensor, side: int, x: Tensor, of_x: Tensor, of_out: Tensor) -> Tensor:
-    """Make channels of ``out`` pixels again, times ``of_out``, plus x times ``of_x``.
+    """Turn channels of ``out`` back into pixels, times ``of_out``, plus x times ``of_x``.
 
     Args:
         out: [N, C side², H / side, W / side], channels_last, of a dtype of ``DTYPES``.

@@ -12,8 +12,8 @@
 
 #include "winograd.h"
 
-// M outputs in row y of a block, from x on; the window's pixels have no gaps, so that a row of the
-// kernel is one product.
+// Computes M outputs in row y of a block, from x on. The window's pixels have no gaps, so each row
+// of the kernel is one product.
 template <int M, class T>
 static void direct_some(int x, int y, const Layer &layer, const T *window, int columns,
                         const T *weight, Writer<T> &writer) {
@@ -35,7 +35,8 @@ static void direct_some(int x, int y, const Layer &layer, const T *window, int c
     }
 }
 
-// The same as winograd(), for kernels of side 1 or 3 and any stride, by their definition.
+// Does the same as winograd(), directly by the definition, for kernels of side 1 or 3 and any
+// stride.
 template <class T>
 static bool direct(const Layer &layer, const Block &block, const float *scales, int first,
                    int last) {
@@ -63,7 +64,7 @@ static bool direct(const Layer &layer, const Block &block, const float *scales, 
 }
 
 // scale * x + shift = (x - mean) / sqrt(variance + epsilon) * weight + bias: for each image the
-// scales of all channels and then the shifts. Everything in float64; `total` is for 2 * channels.
+// scales of all channels and then the shifts. All in float64; `total` has room for 2 * channels.
 static void find_scales(const Layer &layer, double *total, float *scales) {
     const int all = depth_of(layer.channels), size = all / (int)layer.groups;
     for (int64_t image = 0; image < layer.n; image++, scales += 2 * all) {
@@ -79,7 +80,7 @@ static void find_scales(const Layer &layer, double *total, float *scales) {
             for (int c = start; c < start + size; c++) sum += total[c], square += total[all + c];
             const double count = (double)layer.source_h * layer.source_w * size;
             const double mean = sum / count, variance = square / count - mean * mean;
-            // rounding may take it below zero; NaN has to stay
+            // rounding may make it negative; NaN must remain NaN
             const double inverse = 1 / sqrt((variance < 0 ? 0 : variance) + layer.epsilon);
             for (int c = start; c < start + size; c++) {
                 scales[c] = (float)(layer.norm_weight[c] * inverse);
@@ -89,7 +90,7 @@ static void find_scales(const Layer &layer, double *total, float *scales) {
     }
 }
 
-// Work is handed out one block (or, of few blocks, one block's share of channels) at a time.
+// Work is handed out one block at a time or, if blocks are few, one block's share of channels.
 struct Job {
     const Layer &layer;
     const float *scales;
@@ -132,7 +133,7 @@ int64_t ddfm_group() { return NR; }
 int64_t ddfm_pairs() { return PAIRS; }
 int64_t ddfm_layer_bytes() { return sizeof(Layer); }
 
-// 0, or 1 where there was no memory.
+// Returns 0, or 1 if there was no memory.
 int ddfm_layer(const Layer *layer, int64_t threads) {
     static thread_local Scratch norms;
     const int all = depth_of(layer->channels);

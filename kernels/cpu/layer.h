@@ -1,6 +1,7 @@
 // What a layer reads and writes: struct Layer, and a block of its outputs while it is in the cache.
 //
-// Reader normalizes and resamples as it reads, Writer adds bias and residual and sums as it writes.
+// Reader normalizes and resamples as it reads; Writer adds bias and residual, and sums, as it
+// writes.
 
 #pragma once
 
@@ -11,10 +12,10 @@ extern "C" {
 enum Resample { NONE, UP, DOWN };
 
 struct Layer {
-    // Two inputs side by side, [n, source_h, source_w, channels[i]], the second perhaps without
-    // channels; two of the skip, of the output's size; and the sums of the inputs' values and of
-    // their squares, [n, blocks[i], 2, channels[i]], where there is a norm. Where a type is void,
-    // it is bfloat or float, by `low`.
+    // Two inputs side by side, [n, source_h, source_w, channels[i]], of which the second may have
+    // no channels; two inputs of the skip, of the output's size; and, if there is a norm, the sums
+    // of the inputs' values and of their squares, [n, blocks[i], 2, channels[i]]. void stands for
+    // bfloat or float, by `low`.
     const void *part[2], *skip[2];
     const float *part_sums[2];
     const float *norm_weight;  // [all channels], or null; with a norm input = SiLU(norm(input))
@@ -27,7 +28,7 @@ struct Layer {
     float *sums;               // [n, blocks, 2, out_channels], or null
     Team team;                 // runs a function on several threads, or null
     int64_t part_blocks[2];
-    // What comes before changes from call to call, what follows does not.
+    // The fields above change from call to call, those below do not.
     double epsilon;
     int64_t channels[2], skip_channels[2];
     int64_t n, source_h, source_w, h, w, out_h, out_w, out_channels;  // h, w: after resampling
@@ -40,8 +41,8 @@ struct Block {
     int rows, columns;  // of outputs
 };
 
-// Asks for `count` numbers that are soon read or written: rows are too short for the processor to
-// see what comes next.
+// Prefetches `count` numbers that will soon be read or written: rows are too short for the
+// processor to see what comes next.
 template <class T>
 static inline void fetch(const T *p, int count) {
     for (int i = 0; i < count; i += 64 / (int)sizeof(T)) __builtin_prefetch(p + i, 0, 2);
@@ -107,7 +108,7 @@ struct Reader {
                                         some(b + next, c)), count - c);
     }
 
-    // Pixels [y0, y0 + rows) x [x0, x0 + columns) to `to`, each `pitch` numbers after the last.
+    // Reads pixels [y0, y0 + rows) x [x0, x0 + columns) into `to`, `pitch` numbers apart.
     void window(int64_t y0, int64_t x0, int rows, int columns, W *to, int pitch) const {
         const int before = x0 < 0 ? (int)-x0 : 0;
         const int64_t left = layer.w - x0;
@@ -120,7 +121,7 @@ struct Reader {
             }
             for (int x = 0; x < before; x++) memset(to + x * pitch, 0, sizeof(W) * count);
             if (layer.resample == UP && row && y % 2 && y > 0) {
-                // the row above is the same one of the source
+                // the row above comes from the same row of the source
                 for (int x = before; x < end; x++)
                     memcpy(to + x * pitch, to + (x - columns) * pitch, sizeof(W) * count);
             } else {
@@ -159,7 +160,7 @@ static void read(const Layer &layer, const float *scales, int part, int64_t n, i
         Reader<T, W, true, false>(layer, scales, part, n, first, count).window(y, x, rows, columns, to, pitch);
 }
 
-// What becomes of a block's outputs, of channels [first, first + NR): bias, residual, sums.
+// Finishes a block's outputs of channels [first, first + NR): bias, residual, sums.
 template <class T>
 struct Writer {
     const Layer &layer;
@@ -215,7 +216,7 @@ struct Writer {
         return extra + (y >> up) * extra_row + (x >> up) * extra_pitch + i * VL;
     }
 
-    // Vector i of `many` pixels of row y from x on: values[0], values[step], ...
+    // Writes vector i of `many` pixels of row y from x on: values[0], values[step], ...
     inline void put(int y, int x, int i, const vec *values, int step, int many) {
         const int here = width(i);
         if (here <= 0) return;
@@ -229,7 +230,7 @@ struct Writer {
         }
     }
 
-    // The same of a whole vector of M pixels, without branches.
+    // Does the same for a whole vector of M pixels, without branches.
     template <int M>
     __attribute__((always_inline)) inline void put_whole(int y, int x, int i, const vec *values,
                                                          int step) {
@@ -270,7 +271,7 @@ struct Writer {
     }
 };
 
-// M outputs in row y of the 1x1 convolution of `skip`, from x on: to[y][x].
+// Computes M outputs in row y of the 1x1 convolution of `skip`, from x on: to[y][x].
 template <int M, class T>
 static void skip_some(int x, int y, const Layer &layer, const Block &block, const T *weight,
                       float *to) {
@@ -291,8 +292,8 @@ static void skip_some(int x, int y, const Layer &layer, const Block &block, cons
     }
 }
 
-// Inlined always: GCC takes a function of nothing but such requests for one without effects, and
-// leaves its calls out.
+// Always inlined: GCC takes a function of nothing but prefetches for one without effects, and drops
+// its calls.
 template <class T>
 __attribute__((always_inline)) static inline void fetch_skip(const Layer &layer, const Block &block,
                                                              int y) {

@@ -1,7 +1,7 @@
 """``layer.cpp``: a faster version of a layer of ``priors.ops.plain.PlainOps``.
 
-A layer is a convolution with all that surrounds it, on a CPU, in float32 or bfloat16. In bfloat16
-activations are stored and products made, in pairs; sums, norms and transforms are float32.
+A layer is a convolution with all that surrounds it, on a CPU, in float32 or bfloat16. With
+bfloat16, activations and products of pairs use it; sums, norms and transforms are float32.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ SLAB = 32
 """channels that Winograd's transform reads together: every input has a multiple of them"""
 WINOGRAD_BLOCK = 16, 24
 DIRECT_BLOCK = {1: (8, 24), 2: (8, 12)}
-"""outputs that a thread does at once, by stride; their inputs fit a core's cache"""
-# indices of struct Layer's first fields, some of which are two
+"""outputs that a thread computes at once, by stride; their inputs fit a core's cache"""
+# indices of struct Layer's first fields, some of which come in pairs
 _PARTS, _SKIPS, _SUMS, _NORM, _WEIGHT, _SKIP_WEIGHT = 0, 2, 4, 6, 8, 9
 _BIAS, _RESIDUAL, _OUT, _NEW_SUMS, _TEAM, _BLOCKS = 10, 11, 12, 13, 14, 15
 _RESAMPLE = {"": 0, "up": 1, "down": 2}
 DTYPES = memory.FLOAT, torch.bfloat16
 MOST_CHANNELS = 2**20
-"""of all inputs and of the result: the code counts those of a block in 32 bits"""
+"""of all inputs and of the result: the code counts a block's channels in 32 bits"""
 
 
 class Weight(NamedTuple):
@@ -41,16 +41,16 @@ class Weight(NamedTuple):
     side: int
     winograd: bool
     dtype: torch.dtype = memory.FLOAT
-    """of activations too"""
+    """also that of activations"""
 
 
 def pack(weight: Tensor, winograd: bool, dtype: torch.dtype = memory.FLOAT) -> Weight:
     """Lay a weight [O, I, 3, 3], [O, I, 1, 1] or [O, I] out for :class:`Layer`.
 
-    In groups of output channels [groups, rows, depth, group], the last filled with zeros; a row is
-    a point or a row of taps. In bfloat16, pairs along the depth lie together, the last of an odd
-    depth filled with zero. With ``winograd`` a weight takes four times its size, and what bfloat16
-    rounds away at one point is made up for at the next ones.
+    The layout is [groups, rows, depth, group] in groups of output channels, the last padded with
+    zeros; a row is a point or a row of taps. In bfloat16, pairs along the depth lie together, and
+    an odd depth is padded with a zero. With ``winograd`` a weight takes four times its size, and
+    what bfloat16 rounds away at one point is made up for at the next ones.
     """
     kernel = tuple(weight.shape[2:]) or (1, 1)
     if weight.ndim < 2 or kernel not in ((1, 1), (3, 3)) or winograd and kernel != (3, 3):
@@ -94,7 +94,7 @@ def _packed_shape(weight: Weight) -> tuple[int, ...]:
 
 
 def suits_winograd(channels: Sequence[int], side: int, stride: int) -> bool:
-    """Return whether :class:`Layer` can do such a convolution by Winograd's filtering."""
+    """Return whether :class:`Layer` can compute such a convolution by Winograd's filtering."""
     return side == 3 and stride == 1 and not any(c % SLAB for c in channels)
 
 
@@ -170,7 +170,7 @@ class Layer:
             self._fields[_SKIP_WEIGHT] = self.skip.data.data_ptr()
         self._fields[_TEAM] = self.library.team
         self._norms: tuple[Tensor, ...] = ()
-        """those of the last call, which need not be checked again"""
+        """norms of the last call, which need not be checked again"""
         self._fixed = LAYER_FIXED.pack(
             epsilon, *_two(channels), *_two(skip_channels),
             n, source_h, source_w, h, w, out_h, out_w, out, weight.side, stride, weight.winograd,
@@ -188,24 +188,25 @@ class Layer:
         residual: Tensor | None = None,
         out: Tensor | None = None,
     ) -> Part:
-        """Run the layer on such inputs.
+        """Run the layer on inputs of the prepared size.
 
         Args:
-            parts: the inputs; with sums where there is a norm.
+            parts: the inputs; with sums if there is a norm.
             bias: [O].
-            norm: weight and bias [C] of the norm, whose statistics are combined in float64; of
-                tensors that come again only the address is read again.
+            norm: weight and bias [C] of the norm, whose statistics are combined in float64. Of
+                tensors seen in the last call, only the address is read again.
             skip: the inputs of the skip; or
-            residual: to add, like the result or of half its size.
-            out: to write to, and of no other input's memory; may be the residual of its size.
+            residual: what to add, like the result or of half its size.
+            out: where to write; shares memory with no input, except that it may be the residual
+                if that has its size.
 
         Returns:
             The result [N, O, H', W'], channels_last; and float32 [N, blocks, 2, O]: the sums of
             its values and of their squares over parts of each image, or None.
 
         Raises:
-            ValueError: What comes is not what the layer was prepared for, or not of the dtypes on
-                the CPU without gaps, aligned.
+            ValueError: A tensor is not what the layer was prepared for, or has another dtype,
+                is not on the CPU, has gaps, or is not aligned.
             MemoryError: There is no memory for scratch.
         """
         self._check_counts(parts, norm, skip, residual)
@@ -245,7 +246,7 @@ class Layer:
         return memory.address("tensor", x)
 
     def _check_counts(self, parts, norm, skip, residual) -> None:
-        """Raise ValueError for tensors too many or too few."""
+        """Raise ValueError for too many or too few tensors."""
         if self.groups and norm is None:
             raise ValueError("norm: None, prepared for a norm")
         if norm is not None and not self.groups:
@@ -257,7 +258,7 @@ class Layer:
             raise ValueError("residual: given, prepared for a skip, which takes its place")
 
     def _sums_of(self, i: int, sums: Tensor | None) -> tuple[int, int]:
-        """Find the address of an input's sums, and of how many blocks they are."""
+        """Find the address of an input's sums, and how many blocks they cover."""
         if sums is None:
             raise ValueError("parts: without the sums that a norm needs")
         n, channels = self.shapes[i][:2]
@@ -268,7 +269,7 @@ class Layer:
         return memory.address("sums", sums), shape[1]
 
     def _norm_of(self, norm: tuple[Tensor, Tensor]) -> tuple[int, int]:
-        """Find the addresses of a norm's weight and bias, checked when they are first seen."""
+        """Find the addresses of a norm's weight and bias, which are checked when first seen."""
         scale, shift = norm
         if not (self._norms and scale is self._norms[0] and shift is self._norms[1]):
             for name, x in (("norm weight", scale), ("norm bias", shift)):

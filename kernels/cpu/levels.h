@@ -9,7 +9,7 @@
 #include "rows.h"
 
 constexpr float SMALL = 1e-12f;
-// Rows that the filter sees, and that it sees when applied twice.
+// Rows that the filter reads, and that it reads when applied twice.
 constexpr int TAPS = 5, WIDE_TAPS = 9;
 
 struct Level {
@@ -20,7 +20,7 @@ struct Level {
     Team team;
     int64_t height, width, halved;
     double share, gain, coring, sky_coring, sky_share;
-    double margin;  // times the brighter source that a result may be at most, clamped to 1; 0: any
+    double margin;  // a result is at most this times the brighter source, and 1; 0: no limit
 };
 
 static int64_t half(int64_t size) { return (size + 1) / 2; }
@@ -50,7 +50,7 @@ static void double_row(const float *__restrict plane, int64_t y, int64_t rows, i
     }
 }
 
-// A row of a band, and its squares filtered along the row, 16 times too large.
+// Computes a row of a band, and its squares filtered along the row, 16 times too large.
 static void band_row(const float *__restrict source, const float *__restrict coarse, int64_t width,
                      float *__restrict squares, float *__restrict band, float *__restrict sums) {
     for (int64_t x = 0; x < width; x++) {
@@ -65,7 +65,7 @@ static void band_row(const float *__restrict source, const float *__restrict coa
                   6 * squares[x];
 }
 
-// The local energy: the filter across the rows.
+// Computes the local energy: the filter across the rows.
 static void energy_row(const float *__restrict a, const float *__restrict b,
                        const float *__restrict c, const float *__restrict d,
                        const float *__restrict e, int64_t width, float *__restrict out) {
@@ -116,7 +116,7 @@ static void clamp_row(const float *__restrict a, const float *__restrict b, int6
     }
 }
 
-// What a thread has of rows, each with margins.
+// A thread's rows, each with margins.
 struct Rows {
     float *memory;
     int64_t pitch;
@@ -127,7 +127,7 @@ enum Kind { BAND_A, BAND_B, SUMS_A, SUMS_B, KINDS };
 enum Single { BETWEEN = KINDS * TAPS, COARSE, SQUARES, ENERGY_A, ENERGY_B, CONFLICT, PICK, SKY,
               TOGETHER, ALL_ROWS };
 
-// A row of a map of the level.
+// Returns a row of a map of the level.
 static const float *map_row(const Level &level, const float *map, int64_t y, const Rows &rows,
                             Single where) {
     if (!map || !level.halved) return map ? map + y * level.width : nullptr;
@@ -162,7 +162,7 @@ static void result_row(const Level &level, int64_t y, const Rows &rows) {
     memcpy(level.out + at, together, 4 * level.width);
 }
 
-// Rows [first, end) of the result.
+// Computes rows [first, end) of the result.
 static bool fuse_rows(const Level &level, int64_t first, int64_t end) {
     const int64_t pitch = pitch_of(level.width);
     const Rows rows{scratch.floats(ALL_ROWS * pitch), pitch};
@@ -181,7 +181,7 @@ static bool fuse_rows(const Level &level, int64_t first, int64_t end) {
     return true;
 }
 
-// A row smoothed twice along itself, 256 times too large; `padded` is scratch with a margin.
+// Smooths a row twice along itself, 256 times too large; `padded` is scratch with a margin.
 static void smooth_along(const float *__restrict row, int64_t width, float *__restrict padded,
                          float *__restrict out) {
     memcpy(padded, row, 4 * width);
@@ -195,7 +195,7 @@ static void smooth_along(const float *__restrict row, int64_t width, float *__re
                  70 * padded[x];
 }
 
-// The same across rows, and the right size.
+// Smooths twice across rows, and scales to the right size.
 static void smooth_across(const float *const *rows, int64_t width, float *__restrict out) {
     const float *a = rows[0], *b = rows[1], *c = rows[2], *d = rows[3], *e = rows[4];
     const float *f = rows[5], *g = rows[6], *h = rows[7], *i = rows[8];
@@ -211,7 +211,7 @@ struct Size {
 
 static float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
 
-// The same of each value of a row; a vector may reach past its end.
+// Applies it to each value of a row; a vector may reach past its end.
 static void sigmoid_row(float *row, int64_t width) {
     for (int64_t x = 0; x < width; x += VL) {
         const vec value = least(most(load(row + x), same(-87.0f)), same(87.0f));
@@ -219,10 +219,10 @@ static void sigmoid_row(float *row, int64_t width) {
     }
 }
 
-// Planes that are smoothed twice, row by row: a ring of what is smoothed along.
+// Planes that are smoothed twice, row by row: a ring of rows already smoothed along.
 struct Smoothing {
     const float *a, *b;  // a, or a times b
-    float shift;         // taken from both
+    float shift;         // subtracted from both
 };
 
 template <int COUNT, class Use>

@@ -1,8 +1,9 @@
-"""Check what the C++ of this folder is handed, before an address is taken.
+"""Check what is passed to the C++ of this folder, before an address is taken.
 
 Results and scratch are made here too, as float32 on the CPU whatever PyTorch's defaults are: the
-code writes floats, and a default of another size would have it write past their end. Large ones
-are asked for in huge pages: what glibc gave back comes again as zeros, 4 KiB a fault otherwise.
+code writes floats, and with a smaller default dtype it would write past the end. Large ones are
+requested in huge pages: otherwise memory that glibc gave back returns as zeros, with a page fault
+per 4 KiB.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 CPU, FLOAT = torch.device("cpu"), torch.float32
 HUGE_PAGE, LARGE = 1 << 21, 1 << 22
-"""bytes of a huge page on x86-64, and of a tensor from which on they are asked for"""
+"""bytes of a huge page on x86-64, and least bytes of a tensor for which they are requested"""
 _MADV_HUGEPAGE = 14
 
 
@@ -29,15 +30,15 @@ def empty(*shape: int) -> Tensor:
 def empty_strided(
     shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype = FLOAT
 ) -> Tensor:
-    """Make such a tensor of that layout; faster than :func:`empty`."""
+    """Make such a tensor with a given layout; faster than :func:`empty`."""
     return torch.empty_strided(shape, strides, dtype=dtype, device=CPU)
 
 
 def in_huge_pages(x: Tensor) -> Tensor:
-    """Ask the system to give what will be written to a large tensor by huge pages; returns it.
+    """Ask the system to back a large tensor, not yet written, with huge pages; return the tensor.
 
-    No page outside the tensor is asked for, so it takes no more memory. Linux alone knows this, and
-    where it is refused pages are small as before.
+    Pages outside the tensor are left alone, so it takes no more memory. Only Linux has this; if it
+    refuses, pages stay small.
     """
     size = x.nbytes
     if size >= LARGE and (advise := _madvise()) is not None:
@@ -58,7 +59,7 @@ def _madvise() -> Callable[[int, int, int], int] | None:
 
 
 def check(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype = FLOAT) -> None:
-    """Raise ValueError unless ``x`` is of a dtype on the CPU, of a shape, without gaps, aligned."""
+    """Raise ValueError unless ``x`` has the dtype and shape, on the CPU, without gaps, aligned."""
     right = x.shape == shape and x.dtype is dtype and x.is_cpu and x.is_contiguous()
     if not right:
         raise refusal(name, x, shape, "without gaps", dtype)
@@ -68,7 +69,7 @@ def check(name: str, x: Tensor, shape: Sequence[int], dtype: torch.dtype = FLOAT
 def refusal(
     name: str, x: Tensor, shape: Sequence[int | str], layout: str, dtype: torch.dtype = FLOAT
 ) -> ValueError:
-    """Make the error for a tensor that is not of a dtype on the CPU of that shape and layout."""
+    """Make the error for a tensor that lacks the dtype, shape or layout, or is not on the CPU."""
     expected = str(dtype).removeprefix("torch.")
     return ValueError(
         f"{name} of shape {tuple(x.shape)}, {x.dtype}, {x.device}, strides {x.stride()}; "
@@ -77,7 +78,7 @@ def refusal(
 
 
 def address(name: str, x: Tensor) -> int:
-    """Find where a tensor begins; ValueError if that is not what code can read as floats.
+    """Find where a tensor begins; ValueError if C++ cannot read floats there.
 
     A view of bytes may begin anywhere, the storage of a tensor may have been freed under it, and
     the imaginary part of a conjugate has its sign in a bit of the tensor.
@@ -93,7 +94,7 @@ def address(name: str, x: Tensor) -> int:
 
 
 def check_apart(out: Tensor, others: Sequence[tuple[str, Tensor]]) -> None:
-    """Raise ValueError if a result would be written over what is read; all without gaps."""
+    """Raise ValueError if a result would overwrite what is read; all tensors have no gaps."""
     begin, end = _span(out)
     for name, x in others:
         first, last = _span(x)

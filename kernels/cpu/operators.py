@@ -1,8 +1,8 @@
 """The layer and the attention of a CPU as PyTorch operators: nodes of a user's graphs.
 
-``torch.ops.ddfm_fast.cpu_layer`` and ``cpu_attention`` are what torch.compile and torch.export see
-where :class:`Layer` and :func:`attention` run otherwise. They take weights as a network has them,
-so that an exported graph fits every processor; each weight is laid out when first seen.
+torch.compile and torch.export see ``torch.ops.ddfm_fast.cpu_layer`` and ``cpu_attention`` in place
+of :class:`Layer` and :func:`attention`. They take weights as a network has them, so that an
+exported graph fits every processor; each weight is laid out when first seen.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from .attention import attention
 from .layer import DIRECT_BLOCK, WINOGRAD_BLOCK, Layer, Weight, pack, suits_winograd
 
 MOST_LAYERS = 64
-"""prepared ones that are kept of a weight: one for each size"""
+"""prepared layers that are kept per weight, one for each size"""
 
 
 class _Laid(NamedTuple):
     """A weight that was laid out."""
 
     version: int
-    """of its values then"""
+    """version of its values when it was laid out"""
     weight: Weight
     layers: dict[tuple, Layer]
-    """prepared ones, by shapes and options"""
+    """prepared layers, by shapes and options"""
 
 
 _laid: dict[tuple, _Laid] = {}
-"""by where a weight lies; a weak reference keeps the place from being given to another"""
+"""by the weight's address; a weak reference keeps the entry from serving another tensor there"""
 
 
 @torch.library.custom_op(
@@ -69,20 +69,20 @@ def cpu_layer(
 
     Args:
         parts: One or two inputs [N, C, H, W], float32 or bfloat16 as the weight, channels_last.
-        sums: Theirs, where there is a norm; else none.
+        sums: The inputs' sums if there is a norm; else none.
         weight: [O, I, 3, 3], [O, I, 1, 1] or [O, I] over the channels of all parts.
         bias: [O] or None.
         norm: Weight and bias [C] of the norm, or nothing.
         skip_weight: Of the 1x1 convolution to add, or None.
         skip: Its inputs.
-        residual: To add, or None.
-        groups: Of the norm; 0: no norm.
-        epsilon: Of the norm.
+        residual: What to add, or None.
+        groups: Groups of the norm; 0: no norm.
+        epsilon: The norm's.
         silu: Whether SiLU follows the norm.
         resample: "up", "down" or "".
         stride: 1 or 2.
         residual_up: Whether the residual has half the result's size.
-        want_sums: Whether sums of the result are found.
+        want_sums: Whether to compute sums of the result.
 
     Returns:
         The result [N, O, H', W'] in channels_last, and its sums, empty if they are not wanted.
@@ -145,7 +145,7 @@ def _(q, k, v):  # noqa: ARG001
 
 
 def _laid_out(weight: Tensor, channels: Sequence[int], stride: int) -> _Laid:
-    """Find a weight's layout, made when its values are first seen."""
+    """Find a weight's layout, which is made when its values are first seen."""
     side = weight.shape[-1] if weight.ndim == 4 else 1
     winograd = suits_winograd(channels, side, stride)
     version = 0 if weight.is_inference() else weight._version
@@ -155,7 +155,7 @@ def _laid_out(weight: Tensor, channels: Sequence[int], stride: int) -> _Laid:
     if found is None or found.version != version:
         for old in list(_laid):
             if old[0].expired():
-                _laid.pop(old, None)  # another thread may have been here
+                _laid.pop(old, None)  # another thread may have dropped it
         found = _laid[key] = _Laid(version, pack(weight, winograd, weight.dtype), {})
     return found
 

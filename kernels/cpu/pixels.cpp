@@ -1,11 +1,11 @@
-// What is done to every pixel of a picture around its fusion, on a CPU, each in one pass.
+// The per-pixel work before and after the fusion of a picture, on a CPU, each step in one pass.
 //
-// ddfm_read: integers of an image, gray or RGB, to its luma in [0, 1].
-// ddfm_order: of a plane the values at two ranks, counted from either end, and the extremes of its
-// sources; blocks keep what may count, and the rest is a sort of that.
-// ddfm_give: a fused luma, what it is stretched by and the RGB whose chroma it gets to integers.
-// pixels.py fills the structs and checks shapes; images/color.py and images/stretch.py have the
-// equations.
+// ddfm_read: the integers of an image, gray or RGB, to its luma in [0, 1].
+// ddfm_order: a plane's values at two ranks, one from each end, and the extremes of its sources;
+// blocks keep the candidates, which are then sorted.
+// ddfm_give: a fused luma, the limits of its stretch, and the RGB whose chroma it takes, to
+// integers. pixels.py fills the structs and checks shapes; images/color.py and images/stretch.py
+// have the equations.
 
 #include <algorithm>
 
@@ -47,7 +47,7 @@ struct Give {
 template <class T>
 constexpr float WHITE = sizeof(T) == 4 ? 1.0f : (float)((1ll << 8 * sizeof(T)) - 1);
 
-// The three channels of a row in [0, 1]; column stride 3 of interleaved ones, else 1.
+// Splits a row into its three channels in [0, 1]; the column stride is 3 if interleaved, else 1.
 template <class T>
 static void split_row(const T *__restrict p, int64_t column, int64_t channel, int64_t width,
                       float *__restrict r, float *__restrict g, float *__restrict b) {
@@ -92,11 +92,11 @@ static bool read_rows(const Read &read, int64_t first, int64_t end) {
                            : read_rows_of<uint16_t>(read, first, end);
 }
 
-// The `most` least values of those that were offered, not in order; of negatives, the greatest.
+// The `most` least of the values that were offered, unordered; for the greatest, offer negatives.
 struct Least {
     float *kept;  // room for twice as many
     int64_t most, count;
-    float limit;  // of them, once there are as many
+    float limit;  // values above it cannot be among them, once there are `most`
 
     void offer(float value) {
         kept[count++] = value;
@@ -109,7 +109,7 @@ struct Least {
     }
 };
 
-// Whether any lane of a comparison is true.
+// Returns whether any lane of a comparison is true.
 static bool any(ivec mask) {
     uint64_t parts[VL / 2], found = 0;
     memcpy(parts, &mask, sizeof parts);
@@ -117,7 +117,7 @@ static bool any(ivec mask) {
     return found;
 }
 
-// Most values are far from the ends: a look at four vectors passes them by.
+// Most values are far from the ends: one test of four vectors skips them.
 static void least_of(const float *values, int64_t count, float sign, Least &least) {
     for (int64_t i = 0; i < count; i += 4 * VL) {
         const int64_t end = std::min(i + 4 * VL, count);
@@ -133,7 +133,7 @@ static void least_of(const float *values, int64_t count, float sign, Least &leas
     least.shrink();
 }
 
-// The least and the greatest of two planes.
+// Finds the least and the greatest value of two planes.
 static void ends_of(const float *a, const float *b, int64_t count, float *ends) {
     vec low = same(INFINITY), high = same(-INFINITY);
     int64_t i = 0;
@@ -150,7 +150,7 @@ static void ends_of(const float *a, const float *b, int64_t count, float *ends) 
     }
 }
 
-// One block of values.
+// Processes one block of values.
 static bool order_block(const Order &order, int64_t first, int64_t end) {
     const int64_t most = order.rank + 1, at = first / order.block;
     float *room = scratch.floats(2 * most);
@@ -195,7 +195,7 @@ static void stretch_row(const Give &give, const float *__restrict luma, float *_
         for (int64_t x = 0; x < give.width; x++) out[x] = clipped((luma[x] - low) / span);
 }
 
-// The chroma of r, g, b at the luma y, in their place.
+// Gives r, g, b the luma y and their own chroma, in place.
 template <bool DIMS>
 static void color_row(const float *__restrict y, int64_t width, float *__restrict r,
                       float *__restrict g, float *__restrict b) {
@@ -219,7 +219,7 @@ static void color_row(const float *__restrict y, int64_t width, float *__restric
     }
 }
 
-// Rounded half up.
+// Rounds half up.
 template <class O>
 static O whole(float unit) { return (O)(int32_t)(unit * WHITE<O> + 0.5f); }
 
@@ -279,7 +279,7 @@ int64_t ddfm_read_bytes() { return sizeof(Read); }
 int64_t ddfm_order_bytes() { return sizeof(Order); }
 int64_t ddfm_give_bytes() { return sizeof(Give); }
 
-// 0, or 1 where there was no memory.
+// Returns 0, or 1 if there was no memory.
 int ddfm_read(const Read *read, int64_t threads) {
     return run(*read, read_rows, read->height, threads, read->height * read->width);
 }

@@ -1,10 +1,10 @@
 """``pixels.cpp``: a faster version of ``ddfm_fast.images.pixels.Pixels``, for integers on a CPU.
 
     read_luma   integers of an image to its luma
-    limits      what a fused luma is stretched by
+    limits      the limits by which a fused luma is stretched
     give_back   a fused luma, stretched and colored, to integers
 
-Each is one pass over memory, and gives the same for any number of threads.
+Each is one pass over memory, and its result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SOURCE = prebuilt.HERE / "pixels.cpp"
 READ, ORDER, GIVE = struct.Struct("3P7q"), struct.Struct("7P3q"), struct.Struct("4P13q2d")
 INTEGERS = (torch.uint8, torch.uint16)
 BLOCK = 1 << 14
-"""values of which a task keeps the least and the greatest, or 64 times as many as it keeps"""
+"""values per task, which keeps the least and greatest of them; or 64 times as many as it keeps"""
 
 
 class Library(build.Functions):
@@ -46,7 +46,7 @@ def load() -> tuple[Library | None, str | None]:
 
 
 def library() -> Library:
-    """Return the compiled functions; RuntimeError with the reason where :func:`status` has one."""
+    """Return the compiled functions; RuntimeError with the reason if :func:`status` has one."""
     found, reason = load()
     if found is None:
         raise RuntimeError(f"the CPU kernels cannot be used: {reason}")
@@ -84,7 +84,7 @@ def read_luma(values: Tensor) -> Tensor:
 
 
 def limits(y: Tensor, ir: Tensor, vis: Tensor, stretch: str) -> Tensor:
-    """Find what a luma is stretched by, as ``images.stretch.stretch_limits`` does.
+    """Find the limits by which a luma is stretched, as ``images.stretch.stretch_limits`` does.
 
     Args:
         y: Fused luma [N, 1, H, W], float32 without gaps, like ``ir`` and ``vis``.
@@ -128,7 +128,7 @@ def give_back(
 
     Args:
         fused: Lumas [N, 1, H, W], float32.
-        spec: Of the container: uint8 or uint16, without a value range.
+        spec: The container's: uint8 or uint16, without a value range.
         chroma: RGB [N, 3, H, W] whose chroma the result takes: uint8, uint16, or float32 in [0, 1];
             None for gray.
         dims: As for ``images.color.with_luma``.
@@ -171,7 +171,7 @@ def give_back(
 def _result(
     n: int, channels: int, height: int, width: int, spec: ImageSpec
 ) -> tuple[Tensor, Tensor]:
-    """Return a result not yet written as [N, C, H, W], and in its layout."""
+    """Return a result, not yet written, both as [N, C, H, W] and in its layout."""
     if spec.layout.endswith("HWC"):
         out = torch.empty((n, height, width, channels), dtype=spec.dtype, device=memory.CPU)
         planes = memory.in_huge_pages(out).permute(0, 3, 1, 2)
@@ -193,7 +193,7 @@ def _shape(name: str, x: Tensor, dtypes: tuple[torch.dtype, ...]) -> tuple[int, 
 
 
 def _readable(rgb: Tensor) -> Tensor:
-    """Return the same with columns one or, of interleaved channels, three values apart."""
+    """Return it with columns one value apart or, if channels are interleaved, three."""
     interleaved = rgb.stride(3) == 3 and rgb.stride(1) == 1
     return rgb if interleaved or rgb.stride(3) == 1 else rgb.contiguous()
 

@@ -1,9 +1,8 @@
 """Compile the C++ of this folder ahead of time, for a wheel, and find what a wheel brought.
 
-A wheel made with ``DDFM_FAST_PREBUILT=1`` (``make wheel``) holds a library for each level of
-instructions of a kind of processor, in :data:`FOLDER`; the best that the processor has is loaded.
-setup.py runs this file by itself, where PyTorch is not installed: it imports the standard library
-alone.
+A wheel made with ``DDFM_FAST_PREBUILT=1`` (``make wheel``) holds one library for each instruction
+level of a kind of processor, in :data:`FOLDER`; the best one that the processor can run is loaded.
+setup.py runs this file by itself, without PyTorch, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class Level(NamedTuple):
     """Instructions that a library is compiled for."""
 
     name: str
-    """also what -march calls it, up to a "+" and what is asked for by a flag of its own"""
+    """up to a "+", also its name for -march; what follows has a flag of its own"""
     machine: str
     needs: frozenset[str]
     """flags of /proc/cpuinfo that a processor has to have"""
@@ -58,7 +57,7 @@ LEVELS = (
     Level("armv8.2-a", "aarch64", frozenset(["asimd", "crc32", "atomics", "asimdrdm"])),
     Level("armv8-a", "aarch64", frozenset(["asimd"])),
 )
-"""of each machine the best first"""
+"""the best first for each machine"""
 
 
 def compiler() -> str:
@@ -98,7 +97,7 @@ def find(folder: Path | None = None) -> tuple[list[tuple[str, Path]], str | None
 
     Returns:
         The level and the path of each, the best first; and why there is none, or None if there
-        is one or where the installation brought none at all, as a checkout does.
+        is one or if the installation brought none at all, as in a checkout.
     """
     folder = HERE / FOLDER if folder is None else folder
     if not folder.is_dir():
@@ -117,7 +116,7 @@ def find(folder: Path | None = None) -> tuple[list[tuple[str, Path]], str | None
 
 
 def target() -> str:
-    """Name the machine that the compiler compiles for; RuntimeError if no level is made for it."""
+    """Name the machine that the compiler compiles for; RuntimeError if it has no level."""
     triple = _run([compiler(), "-dumpmachine"]).strip()
     machine = triple.partition("-")[0]
     if "linux" not in triple or machine not in {level.machine for level in LEVELS}:
@@ -129,12 +128,12 @@ def target() -> str:
 
 
 def platform_tag() -> str:
-    """Return the wheel's tag of the platform that it runs on."""
+    """Return the platform tag of the wheel."""
     return f"manylinux_2_{GLIBC}_{target()}"
 
 
 def compile_all(folder: Path) -> list[Path]:
-    """Compile each level of the compiler's machine into a folder.
+    """Compile every level of the machine that the compiler targets into a folder.
 
     Args:
         folder: Made if it is missing.
@@ -151,7 +150,7 @@ def compile_all(folder: Path) -> list[Path]:
 
 
 def compile_level(level: Level, folder: Path) -> Path:
-    """Compile one of them; see :func:`compile_all`."""
+    """Compile one level; see :func:`compile_all`."""
     path = folder.resolve() / file_name(level)  # the compiler runs beside the sources
     path.parent.mkdir(parents=True, exist_ok=True)
     names = [file.name for file in SOURCES]
@@ -165,7 +164,7 @@ def compile_level(level: Level, folder: Path) -> Path:
 
 
 def newer(library: bytes) -> list[str]:
-    """List the symbol versions a library names that are newer than :data:`CEILINGS`."""
+    """List the symbol versions in a library that are newer than :data:`CEILINGS`."""
     found = re.findall(rb"\b(GLIBC_2|GLIBCXX_3|CXXABI_1)((?:\.\d+)+)", library)
     versions = {(p.decode(), tuple(map(int, n.decode()[1:].split(".")))) for p, n in found}
     return [

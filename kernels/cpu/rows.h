@@ -4,12 +4,12 @@
 
 #include "vectors.h"
 
-// Rows of a task; pixels that are worth a second thread.
+// Rows of a task, and pixels that are worth a second thread.
 constexpr int64_t ROWS = 32, MANY_PIXELS = 1 << 17;
-// Floats before a row, for what is mirrored.
+// Floats before a row, for its mirrored border.
 constexpr int64_t MARGIN = 16;
 
-// Rows [first, end) of a result; false where there is no memory.
+// Computes rows [first, end) of a result; returns false if there is no memory.
 template <class Call>
 using Part = bool (*)(const Call &, int64_t first, int64_t end);
 
@@ -31,7 +31,7 @@ static void run_blocks(void *argument) {
     }
 }
 
-// Block after block of the result's rows; 0, or 1 where there was no memory.
+// Computes the result's rows block by block; returns 0, or 1 if there was no memory.
 template <class Call>
 static int run(const Call &call, Part<Call> part, int64_t rows, int64_t threads, int64_t pixels,
                int64_t block = ROWS) {

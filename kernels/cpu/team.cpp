@@ -1,10 +1,12 @@
-// Threads that work for a call, of which it awaits none but those that have come.
+// Threads that work for a call, which waits only for those that have joined it.
 //
-// OpenMP's calls wait until each of their threads was there, even where no work is left: on a machine
-// whose cores are busy that is a time slice of the scheduler for every layer. Here a call closes when
-// the thread that made it has found no more work, and threads that come later go on waiting.
+// OpenMP's calls wait until each of their threads has run, even if no work is left: on a machine
+// whose cores are busy, that costs a time slice of the scheduler per layer. Here a call closes when
+// the thread that made it finds no more work, and threads that come later keep waiting for the
+// next.
 //
-// Functions that are run so hand out their work piece by piece, and give the same however many come.
+// Functions that run this way hand out their work piece by piece; their results do not depend on
+// how many threads join.
 
 #include <atomic>
 #include <cstdint>
@@ -16,12 +18,12 @@
 typedef void (*Function)(void *);
 typedef int (*Start)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
 
-// Nanoseconds that a thread looks before it falls asleep: waking one takes longer than a small layer.
-// Calls of a forward pass follow each other after some 30 microseconds; threads await the next one
-// for twice as long as the last ones took to come, if that is not too long.
+// Nanoseconds for which a thread polls before it falls asleep: waking it takes longer than a small
+// layer. Calls of a forward pass follow each other after some 30 microseconds; threads poll for the
+// next one for twice the recent pause between calls, unless that is too long.
 constexpr int64_t LEAST = 20000, MOST = 150000, WHOLE = 1000000;
 
-// One look less often than memory can be read.
+// Polls less often than memory can be read.
 static inline void pause_once() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -36,7 +38,7 @@ static inline int64_t now() {
     return at.tv_sec * (int64_t)1000000000 + at.tv_nsec;
 }
 
-// Whether something came true in so many nanoseconds.
+// Returns whether a condition became true within so many nanoseconds.
 template <class Test>
 static inline bool look(Test test, int64_t patience) {
     const int64_t end = now() + patience;
@@ -52,12 +54,12 @@ static inline bool look(Test test, int64_t patience) {
 struct Call {
     Function function;
     void *argument;
-    unsigned places;  // for threads that have not come yet
+    unsigned places;  // left for threads that have not joined yet
     std::atomic<unsigned> inside{0};
     Call *next = nullptr;
 };
 
-// All but the two counters that are looked at without it belongs to whoever holds the lock.
+// All members belong to whoever holds the lock, except the two counters that are polled without it.
 struct Team {
     pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     pthread_cond_t called = PTHREAD_COND_INITIALIZER, left = PTHREAD_COND_INITIALIZER;
@@ -66,10 +68,10 @@ struct Team {
     std::atomic<unsigned> calls{0};
     unsigned hired = 0, asleep = 0, leaving = 0;
     int64_t posted = 0;  // when the last call came
-    int64_t pause = 0;   // between the last calls, a running mean
+    int64_t pause = 0;   // between recent calls, a running mean
 };
 
-// Those of a process that was forked stayed behind in it, maybe with the lock.
+// After a fork, the threads stay behind in the parent process, maybe holding the lock.
 static std::atomic<Team *> current{nullptr};
 
 static Team *team_of_process() {
@@ -87,7 +89,7 @@ static Call *open_call(const Team &team) {
     return nullptr;
 }
 
-// Until another call comes; the lock is held before and after.
+// Waits until another call comes; the lock is held before and after.
 static void await_call(Team &team) {
     const unsigned seen = team.calls.load(std::memory_order_relaxed);
     const int64_t began = now(), patience = LEAST + (team.pause < MOST ? 2 * team.pause : 0);
@@ -117,14 +119,14 @@ static void *serve(void *argument) {
         pthread_mutex_unlock(&team.lock);
         call->function(call->argument);
         pthread_mutex_lock(&team.lock);
-        // the call may be over with this, and its memory gone
+        // this may end the call, and its memory may then be gone
         if (call->inside.fetch_sub(1, std::memory_order_release) == 1 && team.leaving)
             pthread_cond_broadcast(&team.left);
     }
     return nullptr;
 }
 
-// Threads up to a number; signals go to the others. Fewer where the system gives no more.
+// Starts threads up to a number, or fewer if the system refuses more; signals go to other threads.
 static void hire(Team &team, unsigned count, Start start) {
     if (team.hired >= count) return;
     sigset_t all, before;
@@ -146,7 +148,7 @@ static void post(Team &team, Call &call, Start start) {
     pthread_mutex_unlock(&team.lock);
 }
 
-// After this no thread comes; those that have come are awaited.
+// Lets no more threads join, and waits for those that have.
 static void close(Team &team, Call &call) {
     pthread_mutex_lock(&team.lock);
     Call **at = &team.first;
@@ -167,10 +169,10 @@ static Start start_thread = nullptr;
 
 extern "C" {
 
-// pthread_create, which is named by the loader: glibc 2.34 gave it a version that older ones lack.
+// pthread_create, looked up at run time: glibc 2.34 gave it a version that older ones lack.
 void ddfm_team_starts(void *function) { start_thread = (Start)function; }
 
-// Run a function on this thread and on up to `threads - 1` others; as OpenMP's GOMP_parallel.
+// Runs a function on this thread and on up to `threads - 1` others, like OpenMP's GOMP_parallel.
 void ddfm_team(Function function, void *argument, unsigned threads, unsigned) {
     if (threads <= 1 || !start_thread) return function(argument);
     Team &team = *team_of_process();

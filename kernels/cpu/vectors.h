@@ -1,4 +1,4 @@
-// Vectors of the processor's width, and the product that everything here is made of.
+// Vectors of the processor's width, and the product that all of this code is built on.
 
 #pragma once
 
@@ -32,7 +32,8 @@ static inline vec load(const float *p) { return *(const loose *)p; }
 static inline void store(float *p, vec v) { *(loose *)p = v; }
 static inline vec same(float x) { return vec{} + x; }
 
-// Of fewer floats than a vector has; by halves, as a copy of any length is slow to start.
+// Loads fewer floats than a vector has; by halves, since a copy of variable length is slow to
+// start.
 static inline void copy_some(float *to, const float *from, int count) {
     for (int part = VL; part; part /= 2) {
         if (count & part) {
@@ -42,7 +43,7 @@ static inline void copy_some(float *to, const float *from, int count) {
     }
 }
 
-// Up to VL floats, the rest zero.
+// Loads up to VL floats, and zeros for the rest.
 static inline vec load_some(const float *p, int count) {
     alignas(64) float v[VL] = {};
     copy_some(v, p, count);
@@ -59,16 +60,16 @@ static inline void store_some(float *p, vec value, int count) {
     copy_some(p, v, count);
 }
 
-// 2^f for |f| <= 1/2: the polynomial of degree 5 whose largest relative error, 7.5e-8, is least.
+// 2^f for |f| <= 1/2, by the polynomial of degree 5 with the least maximum relative error, 7.5e-8.
 constexpr float EXP2[] = {1.00000007f,   0.693146967f,   0.240221197f,
                           0.0555071327f, 0.00967554133f, 0.00132764718f};
 
 static inline vec least(vec a, vec b) { return a > b ? b : a; }
 static inline vec most(vec a, vec b) { return a < b ? b : a; }
 
-// 2^(x * factor), of products in [-126, 127]; NaN stays.
+// 2^(x * factor), for products in [-126, 127]; NaN stays.
 static inline vec exp2_of(vec x, float factor) {
-    // the product is 2^k 2^f with an integer k, to which adding 1.5 * 2^23 rounds it
+    // the result is 2^k 2^f with an integer k, to which adding 1.5 * 2^23 rounds the product
     const float magic = 12582912.0f;
     const vec shifted = x * factor + magic, k = shifted - magic, f = x * factor - k;
     vec p = f * EXP2[5] + EXP2[4];

@@ -6,20 +6,20 @@
 
 // Winograd: tiles of TILE x TILE outputs from WIDE x WIDE inputs, at POINTS points.
 constexpr int TILE = 4, WIDE = 6, POINTS = 36;
-// Points that are exact in binary, as are their products below. With the usual 1 and 2 the result
-// of 64 channels is three times less exact, and seven times at its worst.
+// These points are exact in binary, as are their products below. With the usual 1 and 2, the result
+// of 64 channels is three times less exact, and seven times at worst.
 constexpr float A = 0.75f, B = 1.5f;
-// The order in which points are rounded to bfloat, and the share of its error that each takes over
-// from the one before it: those that would make the error of outputs least (winograd.py counts it),
-// without the smallest.
+// The order in which points are rounded to bfloat, and the share of the error of the point before
+// it that each takes over. These make the error of outputs least (winograd.py computes it); the
+// smallest shares are left out.
 constexpr int ORDER[] = {1, 3, 5, 4, 2, 0};
 constexpr float PASSED[] = {0.0f, 0.4f, -1.0f, 0.0f, 1.056f, 0.667f};
-// Channels that are read and transformed together.
+// Number of channels that are read and transformed together.
 constexpr int SLAB = 32;
 // Added to a stride, in floats, so that rows far apart do not share a set of the cache.
 constexpr int SKEW = 16;
 
-// Rows [at, at + M) of `to` [.., NR] = rows of a [.., depth] times b [depth, NR].
+// Sets rows [at, at + M) of `to` [.., NR] to rows of a [.., depth] times b [depth, NR].
 template <int M, class T>
 static void product(int at, int depth, const T *a, const T *b, float *to) {
     vec acc[M][2] = {};
@@ -58,14 +58,15 @@ static inline void from_points(const float *m, int64_t pitch, vec *y) {
     y[3] = (A * A * A) * d + (B * B * B) * e + m5;
 }
 
-// One row of a tile's points, rounded to float: as they are.
+// Stores one row of a tile's points as floats, unchanged.
 static inline void put_points(float *to, int64_t plane, const vec *v, vec *, float) {
 #pragma GCC unroll 6
     for (int j = 0; j < WIDE; j++) store(to + j * plane, v[j]);
 }
 
-// The same to bfloat, with what rounding took from the point and the row before; `left` is what it
-// took from a row. Errors are of rounding half up, and only there differ from those of store().
+// Does the same in bfloat, and makes up for what rounding took from the point and the row before;
+// `left` is what it took from a row. Errors are those of rounding half up, and differ from those of
+// store() only at ties.
 static inline void put_points(bfloat *to, int64_t plane, const vec *v, vec *left, float share) {
     vec off = {};
 #pragma GCC unroll 6
@@ -81,7 +82,7 @@ static inline void put_points(bfloat *to, int64_t plane, const vec *v, vec *left
     }
 }
 
-// One row of tiles and one vector of channels of it.
+// Transforms one row of tiles, for one vector of channels.
 template <class T>
 static void transform_row(const float *window, int columns, int across, int depth, float *half,
                           T *to, int64_t plane) {
@@ -148,7 +149,7 @@ static void transform_outputs(const Block &block, int across, int tiles, const f
     }
 }
 
-// Output channels [first, last) in groups of NR, of one block, by Winograd.
+// Computes output channels [first, last), in groups of NR, of one block by Winograd's filtering.
 template <class T>
 static bool winograd(const Layer &layer, const Block &block, const float *scales, int first,
                      int last) {

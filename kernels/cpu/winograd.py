@@ -1,11 +1,12 @@
 """Winograd's filtering F(4x4, 3x3) of ``winograd.h``: the transform of weights, and its rounding.
 
-The result of a tile is A^T [(G g G^T) * (B^T d B)] A. Rounded one by one to bfloat16, the products'
-factors cost five times what they cost a direct convolution: A^T and B^T enlarge some errors. But
-errors of neighboring points cancel where they are chosen together. So each value is rounded with
-the errors of those before it in mind (successive rounding by a Cholesky factor, which is Babai's
-nearest plane), for inputs whose values are as those of SiLU are: independent, around a mean. The
-inputs are rounded alike, but with fewer terms, as that takes time in each forward (``winograd.h``).
+The result of a tile is A^T [(G g G^T) * (B^T d B)] A. If the products' factors are rounded to
+bfloat16 one by one, the error is five times that of a direct convolution: A^T and B^T enlarge some
+errors. But errors of neighboring points cancel if they are chosen together. So each value is
+rounded with the errors of those before it in mind (successive rounding by a Cholesky factor, which
+is Babai's nearest plane), for inputs distributed like those of SiLU: independent, around a mean.
+The inputs are rounded in the same way, but with fewer terms, since that costs time in each forward
+pass (``winograd.h``).
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from torch import Tensor
 from . import memory
 
 POINTS = 0.0, 0.75, -0.75, 1.5, -1.5
-"""finite ones, and infinity follows; as in winograd.h"""
+"""the finite points; infinity follows; as in winograd.h"""
 ORDER = 1, 3, 5, 4, 2, 0
-"""of the points, in which they are rounded; as in winograd.h"""
+"""order in which the points are rounded; as in winograd.h"""
 TILE = 4
 MEAN = 0.14
-"""square of the inputs' mean over their variance: that of SiLU of a normal variable"""
+"""squared mean of the inputs over their variance, as for SiLU of a normal variable"""
 
 
 def weights_transform() -> Tensor:
@@ -69,7 +70,7 @@ def _shares() -> tuple[Tensor, list[int]]:
 
 
 def rounded(values: Tensor) -> Tensor:
-    """Round transformed weights, float64 [36, N], to bfloat16 so that the outputs lose least."""
+    """Round transformed weights, float64 [36, N], to bfloat16 with the least error of outputs."""
     shares, order = _shares()
     result = torch.empty_like(values, dtype=torch.bfloat16)
     errors = torch.empty_like(values)

@@ -41,7 +41,7 @@ def places(height, width) -> np.ndarray:
 
 
 def error(got, wanted, size) -> float:
-    """Median pixels between where two maps send the places of a picture."""
+    """Return the median distance in pixels between where two maps send a picture's points."""
     a, b = (m @ places(*size) for m in (got, wanted))
     return float(np.median(np.hypot(*(a[:2] / a[2] - b[:2] / b[2]))))
 
@@ -73,7 +73,7 @@ def test_inverted_contrast_is_no_matter():
 
 @pytest.mark.parametrize("name", FLIR)
 def test_real_pairs_against_where_they_were(name):
-    """These are off by a pixel or two as they come: what counts is the difference."""
+    """The pairs themselves are off by a pixel or two: only the difference counts."""
     ir, vis = (read(shared("data") / "ivf" / folder / name) for folder in ("ir", "vi"))
     rest = check(ir, vis)
     for x, y in ((5.5, -9.25), (-18, -15.5), (12.5, 16.5)):

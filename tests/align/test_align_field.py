@@ -29,7 +29,7 @@ def known(size, x=RIGHT, y=-UP) -> Calibration:
 
 @pytest.fixture
 def apart(pair):  # noqa: F811
-    """A pair whose place (x, y) of vis lies at (x + 9, y − 6) of ir, black where ir has none."""
+    """A pair in which (x, y) of vis lies at (x + 9, y − 6) of ir, black where ir has no pixel."""
     ir, vis = pair
     moved = np.zeros_like(ir)
     moved[:-UP, RIGHT:] = ir[UP:, :-RIGHT]

@@ -1,4 +1,4 @@
-"""Alignment in everything that fuses: a word on a shifted pair, and pairs brought together."""
+"""Alignment in everything that fuses: a warning for a shifted pair, and pairs that are aligned."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shifted(image, x=SHIFT[0], y=SHIFT[1]):
 
 
 def said(call) -> tuple[object, list[str]]:
-    """What a call returns, and what it says of alignment."""
+    """What a call returns, and what it says about alignment."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = call()

@@ -178,7 +178,7 @@ def test_compare_does_not_judge_two_samples():
 
 @pytest.mark.parametrize("unit, ours", [(1e-4, "same"), (1e-2, "slower")])
 def test_compare_resolves_a_millisecond_of_what_happens_once(unit, ours):
-    """Three times slower: by 0.2 ms, which is not judged, or by 20 ms."""
+    """Three times slower: by 0.2 ms, which does not count, or by 20 ms, which does."""
     old, new = (report(value * unit, 4 * unit, unit, section="startup") for value in (1.0, 3.0))
     assert verdicts(old, new)["ddfm_fast"] == ours
 
@@ -316,7 +316,7 @@ def test_model_follows_work_prices_and_limits(monkeypatch):
 
 
 def test_model_counts_what_the_convolutions_do():
-    """115 kFLOP a pixel, as the README says of the embedded prior."""
+    """115 kFLOP per pixel, as the README says of the embedded prior."""
     cost = model.forward_cost("embedded", 64, 64)
     assert cost.flops / 64**2 == pytest.approx(115e3, rel=0.02)
     assert model.forward_cost("embedded", 128, 128).flops == pytest.approx(4 * cost.flops, rel=1e-6)
@@ -336,7 +336,7 @@ def test_readme_is_changed_between_the_markers_alone(tmp_path):
 
 @pytest.mark.parametrize("path, short", [(readme.README, True), (readme.TOPIC, False)])
 def test_the_readme_and_the_topic_show_the_recorded_results(path, short):
-    """What stands between the markers is what the recorded files say."""
+    """The text between the markers is what the recorded files say."""
     recorded = results.latest(ROOT / "bench" / "results")
     if not recorded:
         pytest.skip("no result is recorded in bench/results")

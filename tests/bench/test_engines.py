@@ -31,7 +31,7 @@ def work(tmp_path) -> Work:
 
 @pytest.fixture
 def stand_ins(monkeypatch, tmp_path):
-    """Put engines that need no package in the place of those that do: right, wrong and broken."""
+    """Replace engines that need a package by ones that need none: right, wrong and broken."""
 
     def wrong(work: Work, precision: str):
         return lambda: ENGINES[OFFICIAL].make(work, "float32")() * 1.1
@@ -162,7 +162,7 @@ def test_an_installed_engine_computes_the_network(name, work):
 
 
 def test_the_plot_names_the_sizes_of_single_images_and_shows_the_spread(monkeypatch):
-    """Several small images have the pixels of a large one, whose name their size must not take."""
+    """Several small images have as many pixels as a large one, but must not get its name."""
     figure = pytest.importorskip("matplotlib.figure").Figure()
     monkeypatch.setattr(plots, "_png", lambda draw, *_: draw(figure))
     report = results.load(ROOT / "bench" / "results" / "engines-epyc-2026-11-29.json")

@@ -42,7 +42,7 @@ def test_relief_is_of_flat_bright_sky():
 
 
 def recorded() -> dict[tuple[str, str], dict[str, dict[str, float]]]:
-    """What the latest record says of every method, by set and corruption."""
+    """What the latest record says about every method, by set and corruption."""
     path = sorted((ROOT / "bench" / "results").glob("quality-2*.json"))[-1]
     measurements = json.loads(path.read_text())["measurements"]
     return {
@@ -63,7 +63,7 @@ def recorded() -> dict[tuple[str, str], dict[str, dict[str, float]]]:
     ids=lambda value: value if isinstance(value, str) else f"{len(value)} corruptions",
 )
 def test_targets(name, corruptions, monkeypatch):
-    """Every target is reached, with a margin, by what this checkout draws, beside the record."""
+    """This checkout's pictures reach every target with a margin, as the record does."""
     root = shared("data")
     monkeypatch.setitem(SETS, name, SETS[name]._replace(corruptions=corruptions))
     only = quality.methods(SETS[name].images)["preset balanced"]

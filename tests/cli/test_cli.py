@@ -51,7 +51,7 @@ def call(prior):
 
 
 def picture(seed: int, *, color: bool = False, dtype=np.uint8) -> np.ndarray:
-    """A smooth picture with some texture, so that the result is no constant."""
+    """A smooth picture with some texture, so that the result is not constant."""
     rng = np.random.default_rng(seed)
     shape = (SIZE, SIZE, 3) if color else (SIZE, SIZE)
     ramp = np.linspace(0.1, 0.8, SIZE).reshape((SIZE, 1, 1) if color else (SIZE, 1))
@@ -77,7 +77,7 @@ def folders(tmp_path):
 
 
 def refused(result, *words: str) -> None:
-    """Exit code 2 and one or two lines on stderr that hold the words, and no traceback."""
+    """Check for exit code 2, and one or two lines with the words on stderr, without a traceback."""
     assert result.exit_code == 2, result.output
     assert 1 <= len(result.stderr.strip().splitlines()) <= 2, result.stderr
     assert result.stderr.startswith("error: ")

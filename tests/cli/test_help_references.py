@@ -30,7 +30,7 @@ def page(name: str) -> str:
 
 
 def rows(name: str, head: str = "") -> list[list[str]]:
-    """The cells of a page's tables, of those below the heading where one is given."""
+    """The cells of a page's tables; with a heading, only of those below it."""
     content = page(name).partition(f"## {head}\n")[2].partition("\n## ")[0] if head else page(name)
     lines = [line for line in content.splitlines() if line.startswith("| ")]
     return [
@@ -64,7 +64,7 @@ def test_no_reference_hides_a_topic():
 
 
 def test_every_option_of_every_command_is_in_a_reference():
-    """That of the program's own help, which Click makes, is what is compared with."""
+    """The options are those of the program's own help, which Click makes."""
     listed = {row[1] for row in rows("options") if len(row) > 2} | {
         row[0] for row in rows("commands") if len(row) > 2
     }

@@ -1,4 +1,4 @@
-"""What all commands do alike: files of options, levels of telling, dry runs, lines of JSON."""
+"""What all commands have in common: files of options, verbosity, dry runs, lines of JSON."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def test_wrong_patterns_and_lists(pictures, ir, vis, words):
 
 
 def test_pictures_in_turn(pictures):
-    """As ``align`` takes them: of both cameras."""
+    """Infrared and visible in turn, as ``align`` takes them."""
     (pictures / "list.txt").write_text("in/a_ir.png\nin/a_vis.png\n")
     a, b = [Path(one) for one in pair()], [Path(one) for one in pair("b")]
     assert in_turn([Path("in/*_ir.png"), Path("in/*_vis.png")]) == [*a, *b]

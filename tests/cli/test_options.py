@@ -1,4 +1,4 @@
-"""Every option of every command: that none is lost, where help shows it, what it is made from."""
+"""Every option of every command: none is lost, help shows it, and it comes from one list."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_help_of_bench_names_every_section():
 
 
 def functions() -> dict[str, tuple[ast.Module, ast.FunctionDef]]:
-    """Name → module and definition of what is registered as a command."""
+    """Name → module and definition of each function that is registered as a command."""
     found = {}
     for name, command in COMMANDS.items():
         function = inspect.unwrap(command.callback)
@@ -157,7 +157,7 @@ def test_bodies_are_short():
 
 
 def test_no_parameter_is_forgotten():
-    """``read_settings`` takes some by name, which no linter sees; here each is looked for."""
+    """``read_settings`` takes some by name, which no linter sees; here each one is checked."""
     for command, (module, function) in functions().items():
         named = {n.id for s in function.body for n in ast.walk(s) if isinstance(n, ast.Name)}
         taken = {n.value for n in ast.walk(module) if isinstance(n, ast.Constant)}

@@ -29,7 +29,7 @@ def program(
 
 
 def test_help_is_quick():
-    """In seconds of the processor: others may be busy on this machine."""
+    """Measured in processor time, since other programs may be busy on this machine."""
     seconds = []
     for _ in range(3):
         before = sum(os.times()[2:4])  # of children
@@ -58,7 +58,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_bench_is_the_same_command():
-    """From a checkout: the benchmarks reach it by its name, and do not import it."""
+    """From a checkout, the benchmarks find the command by its name, and do not import it."""
     done = program("--list", module="bench")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == program("bench", "--list").stdout

@@ -1,4 +1,4 @@
-"""Command lines and files of options that are wrong: a sentence, JSON where it is asked for."""
+"""Wrong command lines and files of options: a sentence, and JSON if requested."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def dry(*more: object):
 
 
 def refused(result, *words: str) -> None:
-    """Exit code 2, words on stderr, and one JSON object on stdout with the same sentence."""
+    """Check for exit code 2, words on stderr, and the same sentence as JSON on stdout."""
     assert result.exit_code == 2, result.output
     found = json.loads(result.stdout)
     assert found["ok"] is False

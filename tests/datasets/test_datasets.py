@@ -1,4 +1,4 @@
-"""Finding pairs: every published layout, lists, and loud refusals that name what is wrong."""
+"""Finding pairs: every published layout, lists, and errors that name what is wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ddfm_fast.files.writing import write_image
 
 
 def touch(root, *paths: str, size=(16, 20)) -> None:
-    """Gray images of that (height, width)."""
+    """Write gray images of that (height, width)."""
     for path in paths:
         write_image(root / path, np.zeros(size, np.uint8))
 

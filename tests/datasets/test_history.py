@@ -49,7 +49,7 @@ def out(tmp_path) -> Path:
 @NEEDS_POSIX
 @pytest.mark.parametrize("make", [os.symlink, os.link], ids=["link", "hard link"])
 def test_a_history_that_is_a_link_does_not_shorten_a_file(data, tmp_path, make):
-    """An unfinished last line is cut off: of a history, of nothing else."""
+    """An unfinished last line is cut off from a history, but from no other file."""
     notes = tmp_path / "notes.txt"
     notes.write_text("one line\nand half of one")
     (out := tmp_path / "out").mkdir()
@@ -129,7 +129,7 @@ def test_changed_maths_redo_everything(data, out, monkeypatch):
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_the_maths_are_those_of_this_version(sampler):
-    """If this fails on purpose, raise ``history.MATHS_VERSION`` and put in the new numbers."""
+    """If results were meant to change, raise ``history.MATHS_VERSION``, enter new numbers."""
     pair = picture(1, 16, 16), picture(2, 16, 16)
     fused = fuse(*pair, prior=tanh_prior, sampler=sampler, steps=4, device="cpu")
     assert history.MATHS_VERSION == 2

@@ -57,7 +57,7 @@ def make(path):
 
 
 def test_four_channels_are_fused(tmp_path, fuser):
-    """MFNet and MSRS, as published in one PNG a pair: RGB, and thermal as alpha."""
+    """MFNet and MSRS, as published with one PNG per pair: RGB, and thermal as alpha."""
     ir, vis = texture(*SIZE, 1), texture(*SIZE, 2, 3)
     Image.fromarray(np.dstack([vis, ir])).save(make(tmp_path / "set" / "images" / "1D.png"))
     Image.fromarray(ir).save(make(tmp_path / "set" / "labels" / "1D.png"))
@@ -85,7 +85,7 @@ def test_two_videos_of_ino_are_named_by_batch_and_fused_by_video(tmp_path):
 
 
 def test_pairs_of_one_second_are_fused(tmp_path):
-    """A FLIR camera's two files of other numbers, by EXIF's DateTimeOriginal."""
+    """A FLIR camera's two files with different numbers pair by EXIF's DateTimeOriginal."""
     from test_names import shoot
 
     shoot(tmp_path / "set" / "IR_1234.jpg", counts=True)

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="counts of POSIX
 
 @pytest.fixture
 def stats(monkeypatch) -> Counter[str]:
-    """Counts looks at files, by name, and folders that are listed."""
+    """Counts how often files are looked up, by name, and folders are listed."""
     found: Counter[str] = Counter()
     for name in ("stat", "lstat", "scandir", "listdir"):
         real = getattr(os, name)
@@ -45,7 +45,7 @@ def stats(monkeypatch) -> Counter[str]:
 
 @pytest.mark.parametrize("by_list", [False, True], ids=["tree", "manifest"])
 def test_listing_looks_at_folders_alone(tmp_path, stats, by_list):
-    """As often for 40 files a folder as for 400."""
+    """The counts are the same for 40 files per folder as for 400."""
     counts = []
     for files in (40, 400):
         root = tree(tmp_path / str(files), files, FOLDERS)
@@ -62,7 +62,7 @@ def test_listing_looks_at_folders_alone(tmp_path, stats, by_list):
 
 
 def test_a_list_names_what_is_missing(tmp_path, stats):
-    """Also of folders that are listed, and with links, of which one leads nowhere."""
+    """Also in folders that are listed, and with links, one of which is dangling."""
     root = tree(tmp_path, 60, FOLDERS)
     gone = ["in/ir/03/00007.png", "in/vi/05/00008.png", "in/vi/05/00009.png"]
     for name in gone:
@@ -76,7 +76,7 @@ def test_a_list_names_what_is_missing(tmp_path, stats):
 
 
 def test_bad_entries_alone_carry_an_error(tmp_path, stats):
-    """Among many that are whole, which take no more for it; no other file is looked at."""
+    """Many good entries beside them cost nothing extra; no other file is looked up."""
     root = tree(tmp_path, 60, FOLDERS)
     (root / "in/vi/05/00008.png").unlink()
     lines = (root / "list.csv").read_text().splitlines()
@@ -123,7 +123,7 @@ def test_resuming_looks_at_each_file_once_and_reads_none(tmp_path, stats, monkey
 
 
 def stats_again(found: Counter[str], monkeypatch) -> None:
-    """Count again what ``undo`` ended."""
+    """Resume the counting that ``undo`` ended."""
     for name in ("stat", "lstat", "scandir", "listdir"):
         real = getattr(os, name)
 
@@ -135,7 +135,7 @@ def stats_again(found: Counter[str], monkeypatch) -> None:
 
 
 def test_memory_of_many_pairs(tmp_path):
-    """10,000 pairs take at most so much each: listed, read from a list, and resumed."""
+    """10,000 pairs take a limited memory each: listed, read from a list, and resumed."""
     pairs = 10_000
     root = tree(tmp_path, pairs // FOLDERS, FOLDERS)
     items = finished(root, FOLDERS)
@@ -159,7 +159,7 @@ def test_memory_of_many_pairs(tmp_path):
 
 
 def peak(work) -> int:
-    """Bytes held at once, above what was held before."""
+    """Return the most bytes held at once, above what was held before."""
     tracemalloc.reset_peak()
     before, _ = tracemalloc.get_traced_memory()
     work()
@@ -168,7 +168,7 @@ def peak(work) -> int:
 
 @pytest.mark.parametrize("what", ["ir", "vi", "out"])
 def test_what_changed_by_its_bytes_alone_is_found(tmp_path, what):
-    """Of the same size, at another time: hashed, and done again; touched alone: hashed and kept."""
+    """A file with the same size but a new time is hashed, and done again only if it differs."""
     root = tree(tmp_path, 1, FOLDERS)
     items = finished(root, FOLDERS)
     path = {"out": root / "out/04/00000.png"}.get(what, root / "in" / what / "04/00000.png")

@@ -30,7 +30,7 @@ def touch(root: Path, *names: str) -> None:
 
 
 def shoot(path: Path, second: str = NOON, fraction: str = "", *, counts: bool = False) -> None:
-    """A JPEG with a time, and perhaps with the segment in which FLIR keeps its counts."""
+    """Write a JPEG with a time, and perhaps with the segment in which FLIR stores its counts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     exif = Image.Exif()
     exif.get_ifd(EXIF)[TAKEN] = second

@@ -1,4 +1,4 @@
-"""Names that a file cannot have, and links that lead nowhere: their item fails, alone."""
+"""Names that a file cannot have, and dangling links: only their own item fails."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the values of files mean, alone, in batches, over a data set, when scored and in a video."""
+"""What files' values mean: alone, in batches, over a data set, when scored, and in a video."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fuser() -> Fuser:
 
 @pytest.fixture
 def said():
-    """The sentences of what runs inside."""
+    """Collect the warnings of what runs inside."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield caught
@@ -116,7 +116,7 @@ def test_results_of_deep_files_are_deep_and_use_all_of_16_bits(tmp_path, fuser):
 
 
 def test_eight_bit_files_stay_as_they_were(tmp_path, fuser, said):
-    """The bytes of a call with arrays, and no word."""
+    """They give the bytes of a call with arrays, without a warning."""
     vis = texture(*SIZE, 2, 3)
     write_image(tmp_path / "ir.png", PICTURE)
     write_image(tmp_path / "vis.png", vis)
@@ -126,7 +126,7 @@ def test_eight_bit_files_stay_as_they_were(tmp_path, fuser, said):
 
 
 def test_a_range_that_was_asked_for_is_not_found_again(tmp_path, fuser, said):
-    """What --ir-range leaves dark stays dark, and what it says is said by nobody else."""
+    """What --ir-range leaves dark stays dark, and nothing else warns about the range."""
     write_image(tmp_path / "ir.png", counts(7000, 8))
     write_image(tmp_path / "vis.png", texture(*SIZE, 2, 3))
     paths = tmp_path / "ir.png", tmp_path / "vis.png"

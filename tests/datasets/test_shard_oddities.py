@@ -84,7 +84,7 @@ def test_such_a_key_in_a_table(tmp_path, fuser):
 
 
 def test_an_older_result_in_a_tar_is_not_passed_on(tmp_path, fuser):
-    """Else the output has two members of one name, and webdataset refuses it."""
+    """Otherwise the output would have two members of one name, which webdataset refuses."""
     more = [("a/0.fused.png", b"old"), ("a/0.error.txt", b"old"), ("a/0.FUSED.tif", b"old")]
     source = packed(tmp_path / "in.tar", members(PAIRS[:1]) + more)
     with pytest.warns(UserWarning, match="the result has that name"):

@@ -67,7 +67,7 @@ def test_what_is_done_is_left_alone_until_something_changes(tmp_path):
 
 
 def test_a_run_that_is_cut_off_fuses_only_what_is_left(tmp_path, monkeypatch):
-    """Interrupted in the second of three portions: no output, and the first is not fused again."""
+    """After an interruption in the second of three portions, the first is not fused again."""
     monkeypatch.setattr(shard_files, "PORTION", 1)
     source, out = packed(tmp_path / "in.tar", members()), tmp_path / "out.tar"
     fuser = Fuser(preset="instant", align="off")

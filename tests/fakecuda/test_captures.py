@@ -1,4 +1,4 @@
-"""Captures that fail leave the process as it was; those that succeed replay, and give way."""
+"""Failed captures leave the process as it was; successful ones replay, and make room for others."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_two_threads_capture_in_turn(small_prior):
 
 
 def test_a_capture_of_the_programs_own_survives_ours():
-    """In another thread: nothing of ours waits for the whole device."""
+    """The program captures in another thread: nothing of ours waits for the whole device."""
     go, done = threading.Event(), threading.Event()
     x, graph, errors = torch.zeros(4, device=DEVICE), torch.cuda.CUDAGraph(), []
 

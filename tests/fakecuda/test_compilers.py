@@ -1,4 +1,4 @@
-"""Machines on which Triton imports and cannot compile: plain PyTorch, and one warning."""
+"""Machines on which Triton imports but cannot compile: plain PyTorch, and one warning."""
 
 from __future__ import annotations
 

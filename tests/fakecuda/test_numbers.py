@@ -66,7 +66,7 @@ def test_official_steps(engine, size, count):
 
 @pytest.mark.parametrize("solver", ["torch", "local"])
 def test_a_long_loop_in_graphs_of_some_steps(solver, monkeypatch):
-    """Five steps by two and one, where a graph may have about two and a half."""
+    """Five steps in graphs of two and one, if a graph may hold about two and a half."""
     settings = OFFICIAL | dict(solver=solver, steps=5)
     whole = agree(settings | dict(graph="loop"), ODD, calls=2)
     monkeypatch.setattr(graphs_cache, "MOST_NODES", whole.summary()[0]["nodes"] // 2)
@@ -97,7 +97,7 @@ def test_denoising_replays_the_evaluation():
 
 @pytest.mark.parametrize("dtype, allowed", [("float32", 0.004), ("float16", 1.0)])
 def test_embedded_prior(dtype, allowed):
-    """float32 products are rounded otherwise than the CPU's own: .0018 was measured."""
+    """float32 products are rounded differently from the CPU's own: .0018 was measured."""
     settings = dict(prior="embedded", preset="official", steps=2, dtype=dtype)
     agree(settings, (16, 24), allowed=allowed)
 

@@ -48,7 +48,7 @@ def streams():
 
 
 def test_a_call_stays_on_the_programs_stream(fuser, streams):
-    """Replayed; a capture of ours has a stream of its own, which the call waits for."""
+    """A replay stays on it; our captures have a stream of their own, for which the call waits."""
     assert streams(lambda: fuser(*images())) == {"0"}
     with torch.cuda.stream(torch.cuda.Stream()):
         (used,) = streams(lambda: fuser(*images()))

@@ -106,7 +106,7 @@ def test_deep_avif_comes_back_exactly(save, monkeypatch, bits):
     [(10, 16, "is HDR.*export it as SDR"), (8, 12, "of Display P3 are read as sRGB; export")],
 )
 def test_colors_beyond_srgb_are_told(save, at, code, match):
-    """Of the color box: its primaries, then its transfer, two bytes each."""
+    """The color box holds primaries, then transfer, two bytes each."""
     data = by_pillow(random_array((64, 96, 3)), "AVIF")
     place = data.index(b"colrnclx") + at
     changed = data[:place] + bytes([0, code]) + data[place + 2 :]
@@ -192,7 +192,7 @@ def test_jxl_size(size, container, tmp_path):
 
 
 def test_jxl_that_lies_is_refused_before_it_is_decoded(save):
-    """Not small, a height and a width of 30 bits each, all of them set."""
+    """The header claims a height and a width of 30 bits each, with all bits set."""
     huge = b"\xff\x0a" + ((1 << 80) - 2 & ~(7 << 33)).to_bytes(10, "little")
     with pytest.raises(ImageFileError, match="1073741824x1073741824 is .* more than the limit"):
         read_image(save(huge + bytes(50), "a.jxl"))

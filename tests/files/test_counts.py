@@ -213,7 +213,7 @@ def dng(path, mosaic) -> None:
 @pytest.mark.extras
 @pytest.mark.parametrize("name", ["a.dng", "a.tif"])
 def test_raw_files_are_developed(tmp_path, name):
-    """A flat gray of linear light gives sRGB's value of it, away from no edge at all."""
+    """A flat gray of linear light becomes sRGB's value of it; there are no edges to interpolate."""
     pytest.importorskip("rawpy")
     for light in (0.1, 0.4):
         dng(tmp_path / name, np.full((64, 96), round(light * 65535), np.uint16))

@@ -1,4 +1,4 @@
-"""Image files: what is written comes back, and every kind of file is read right."""
+"""Image files: what is written comes back, and every kind of file is read correctly."""
 
 from __future__ import annotations
 

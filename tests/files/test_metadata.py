@@ -1,4 +1,4 @@
-"""What files say beside their pixels: read, set right, written, and read again by Pillow."""
+"""What files say besides their pixels: read, corrected, written, and read again by Pillow."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def adobe_like() -> bytes:
 
 
 def source(path: Path, **changed) -> Path:
-    """A file of Pillow with all there is."""
+    """Write a file by Pillow with all kinds of metadata."""
     said = {"exif": exif_of(), "dpi": (300, 150), "icc_profile": adobe_like()} | changed
     if path.suffix != ".png":  # Pillow writes XMP into PNG by pnginfo alone
         said["xmp"] = XMP
@@ -278,7 +278,7 @@ def test_our_profile_is_srgb():
 
 
 def test_text_that_png_has_behind_its_pixels(tmp_path):
-    """Where ExifTool writes it; compressed, too."""
+    """ExifTool writes it there; also compressed text."""
     data = png(pixels(8, 8, 3))
     body = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)
     chunks = [(b"eXIf", exif_of().tobytes()[6:]), (b"iTXt", body)]

@@ -1,4 +1,4 @@
-"""Colors turned to sRGB by profiles of the ICC's format, held against plain formulas."""
+"""Colors converted to sRGB by ICC profiles, compared with plain formulas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every row of the table of kinds in ``docs/inputs.md``: what is said, and what is right."""
+"""Every row of the table of kinds in ``docs/inputs.md``: what it says is what happens."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def fused(folder: Path, ir, vis=VIS, levels: Levels | None = None, **options) ->
 
 
 def near(a: np.ndarray, b: np.ndarray, levels: float = 2, apart: int = 0) -> bool:
-    """Whether all but so many pixels are alike."""
+    """Return whether all but so many pixels are alike."""
     far = np.abs(a.astype(float) - b) > levels
     return int((far.any(-1) if far.ndim == 3 else far).sum()) <= apart
 
@@ -84,7 +84,7 @@ def like_8_bits(folder: Path, ir: np.ndarray, apart: int = 0, **more) -> bool:
 
 
 def alike(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether pictures in color are the same but for a stretch."""
+    """Return whether pictures in color are the same except for a stretch."""
     a, b = (np.asarray(x, float) @ [0.299, 0.587, 0.114] for x in (a, b))
     return bool(np.isfinite(a).all() and np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.995)
 

@@ -70,7 +70,7 @@ def save(tmp_path):
 
 @contextlib.contextmanager
 def at_most(size: int):
-    """Fail where what is inside takes more bytes than `size` at once."""
+    """Fail if what is inside takes more than `size` bytes at once."""
     tracemalloc.start()
     try:
         yield
@@ -247,7 +247,7 @@ def test_nan_beside_the_nodata_of_the_file_is_left_out_too(tmp_path):
 
 @pytest.mark.parametrize("bands", [4, 5])
 def test_bands_beyond_the_color_are_told(tmp_path, bands):
-    """Those that are no alpha: near infrared beside RGB, as Pillow reads it without a word."""
+    """Bands that are not alpha: near infrared beside RGB, which Pillow reads without a warning."""
     tifffile = pytest.importorskip("tifffile")
     array = random_array((32, 40, bands))
     path = tmp_path / "bands.tif"
@@ -298,7 +298,7 @@ def test_missing_libraries_are_named(save, monkeypatch, module):
 
 
 def test_pillow_alone_never_misreads(save, monkeypatch):
-    """It takes these for others: they need the extra, or are refused."""
+    """Kinds that Pillow takes for others need the extra, or are refused."""
     monkeypatch.setitem(sys.modules, "tifffile", None)
     for dtype in ("i1", "u4"):
         with pytest.raises(ImageFileError, match="needs tifffile"):

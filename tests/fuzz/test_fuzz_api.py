@@ -31,7 +31,7 @@ VIEWS = [np.copy, np.flipud, np.transpose, np.asfortranarray]
 
 @st.composite
 def arrays(draw):
-    """An image, or what hardly is one, as an array."""
+    """Make an image, or something that hardly is one, as an array."""
     height, width = draw(size), draw(size)
     shape = draw(
         st.sampled_from(
@@ -73,7 +73,7 @@ images = st.one_of(
 
 
 def mostly(*good, others=odd):
-    """One of these, or in a quarter of the examples something else."""
+    """Draw one of these or, in a quarter of the examples, something else."""
     return st.integers(0, 3).flatmap(lambda n: others if n == 3 else st.sampled_from(good))
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of every kind that were damaged in their bytes or in their structure."""
+"""Checkpoints of every kind with damage to their bytes or to their structure."""
 
 from __future__ import annotations
 

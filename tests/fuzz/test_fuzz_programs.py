@@ -43,7 +43,7 @@ class Inputs(NamedTuple):
     hashes: dict[Path, str]
 
     def check(self) -> None:
-        """Hold all of them to what they were."""
+        """Check that all inputs are what they were."""
         assert self.hashes == _hashes(self.root), "an input was changed"
 
 
@@ -89,7 +89,7 @@ def _prior() -> Path:
 
 
 def decent(done: Done) -> None:
-    """Hold a run to its manners: an exit code that is one, and sentences on stderr."""
+    """Check a run's manners: a valid exit code, and sentences on stderr."""
     assert done.code in (0, 1, 2, 130, -signal.SIGKILL, -signal.SIGTERM), done
     for line in done.stderr.splitlines():
         known = ("error: ", "warning: ", "interrupted", "bad frame ", "stopped: ")
@@ -186,7 +186,7 @@ def test_killed_videos(program, inputs, tmp_path):
 
 
 def _check_parts(program: Program, rng: np.random.Generator, out: Path, command: list) -> None:
-    """Parts play or hold nothing, and the next run names them and ends well."""
+    """Check that parts play or are empty, and that the next run names them and succeeds."""
     parts = list(out.parent.glob(f"{out.stem}.part-*"))
     for part in parts:
         if part.stat().st_size > HEADER:
@@ -250,7 +250,7 @@ def test_full_disks(program, inputs, tmp_path):
 
 
 def _check_output(out: Path, before: bytes, done: Done) -> None:
-    """Whole, or what it was."""
+    """Check that the output is whole, or what it was."""
     if out.suffix == "":
         found = pictures(out)
         assert done.code or len([name for name in found if "panel" not in name]) == PAIRS, done

@@ -37,7 +37,7 @@ def changed_or_removed() -> str:
 
 
 def gone_silently(name: str, version: str, changelog: str) -> bool:
-    """Whether a name that went breaks the rule: it neither works and warns nor is it written of."""
+    """Return whether a removed name breaks the rule: it neither warns nor is in the changelog."""
     module, _, attribute = name.rpartition(".")
     if version.startswith("0."):
         return re.search(rf"`[^`\n]*\b{re.escape(attribute)}\b[^`\n]*`", changelog) is None

@@ -1,4 +1,4 @@
-"""What joins others to the project: workflows, hooks, forms and pages say what is there."""
+"""What helps others to join the project: workflows, hooks, forms and pages are up to date."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_contributing_is_short_and_has_the_map():
 
 
 def test_make_prints_every_target_in_one_line():
-    """Parts of others, such as quick-rooms, are not for people."""
+    """Targets that are parts of others, such as quick-rooms, are not listed."""
     shown = re.findall(r'^\t@echo "make ([a-z-]+) ', MAKEFILE, re.M)
     assert len(shown) == len(set(shown))
     assert set(shown) == TARGETS - {"help", "quick-method", "quick-rooms"}

@@ -66,7 +66,7 @@ def test_no_import_circle():
 
 
 def test_nobody_inside_imports_through_a_face():
-    """A name comes from its home: ``priors.prior``, not ``priors``, whose face loads the rest."""
+    """A name is imported from its home: ``priors.prior``, not ``priors``, which loads the rest."""
     faces = {m for m, (path, _) in trees().items() if path.name == "__init__.py"}
     found = [
         f"{module}: from {source} import {name}"
@@ -203,6 +203,6 @@ def test_the_benchmarks_keep_to_their_size():
 
 
 def test_no_two_test_files_have_one_name():
-    """pytest imports them by it, and refuses the second."""
+    """pytest imports files by their names, and refuses the second one."""
     names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
     assert [name for name, count in names.items() if count > 1] == []

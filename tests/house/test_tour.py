@@ -23,7 +23,7 @@ def cells(kind: str) -> list[str]:
 
 
 def test_the_notebook_is_clean():
-    """No outputs, which would be somebody's machine and many bytes."""
+    """It has no outputs, which would be from somebody's machine and large."""
     content = json.loads(TOUR.read_text(encoding="utf-8"))
     assert TOUR.stat().st_size < MOST_BYTES and content["nbformat"] == 4
     for cell in content["cells"]:

@@ -179,7 +179,7 @@ def test_color_that_gets_darker_keeps_its_hue_and_saturation():
 
 
 def test_a_first_source_in_color_beside_a_gray_one_is_doubted(recwarn):
-    """Two files the wrong way round, not a functional map, nor what ``color`` says is meant."""
+    """Two files the wrong way round; but not a functional map, nor if ``color`` asks for it."""
     red, gray = np.zeros((24, 24, 3), np.uint8), np.arange(576, dtype=np.uint8).reshape(24, 24)
     red[..., 0], red[..., 1] = gray, 255 - gray
     as_rgb = np.repeat(gray[..., None], 3, -1)

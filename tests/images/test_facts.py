@@ -1,4 +1,4 @@
-"""What is read from integers, against what float planes of the whole picture say."""
+"""Facts read from integers agree with those from float planes of the whole picture."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_floats_and_batches():
 
 
 def test_functional_maps_are_among_the_pictures():
-    """Else the comparison above would say nothing of them."""
+    """Otherwise the comparison above would say nothing about them."""
     rows, columns = np.mgrid[:77, :77] / 77 - 0.5
     image = np.zeros((77, 77, 3), np.uint8)
     image[np.hypot(rows, columns) < 0.3] = (190, 120, 20)

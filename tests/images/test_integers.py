@@ -1,4 +1,4 @@
-"""Integers of NumPy are integers wherever Python's are, and bools are none."""
+"""NumPy's integers are integers wherever Python's are, and bools are not."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def test_bools_and_fractions_are_refused(name, value):
     ],
     ids=["limit", "quality", "compression", "multiple of padding"],
 )
-def test_checks(take):
+def test_checks_take_integers_of_numpy_and_refuse_bools(take):
     take(np.int64(4))
     for value in (True, np.True_, 4.0):
         with pytest.raises((ValueError, TypeError)):
             take(value)
 
 
-def test_the_rule():
+def test_what_counts_as_an_integer_or_a_count():
     assert [as_int(v) for v in (3, np.uint8(3), True, np.True_, 3.0, "3", None)] == [
         3, 3, None, None, None, None, None,
     ]  # fmt: skip

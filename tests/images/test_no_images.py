@@ -1,4 +1,4 @@
-"""What is no image, or of a kind that is not read, is refused by its name, with a fix."""
+"""What is not an image, or of an unsupported kind, is refused by name, with a fix."""
 
 from __future__ import annotations
 

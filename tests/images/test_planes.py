@@ -49,7 +49,7 @@ def layout_ids(axes) -> list[int]:
 
 
 class DlpackOnly:
-    """An array of a library that speaks nothing but DLPack."""
+    """An array of a library that supports nothing but DLPack."""
 
     def __init__(self, tensor: torch.Tensor):
         self.tensor = tensor

@@ -47,7 +47,7 @@ KINDS = {
 
 
 def read(image, name: str = "ir", **reading) -> tuple[np.ndarray, list[str]]:
-    """The plane of an image, and the sentences said of it."""
+    """Return the plane of an image, and the warnings about it."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         planes, _ = to_planes(image, name, **{"value_range": "auto", **reading})
@@ -175,7 +175,7 @@ def test_constant_infrared_gives_the_visible_picture(dtype):
 
 
 def test_a_large_picture_of_integers_is_read_as_a_small_one():
-    """By a table of levels from so many pixels on."""
+    """A table of levels is used from a certain number of pixels on."""
     for dtype, limits in (("uint16", (7000, 9040)), ("uint8", (10, 90))):
         every = np.arange(np.iinfo(dtype).max + 1).astype(dtype).reshape(16, -1)
         whole = read(np.concatenate([every, every]), value_range=limits_of(limits))[0]
@@ -391,7 +391,7 @@ def test_marks_at_both_ends_and_beside_floats_in_0_to_1():
 
 
 def test_what_uses_its_dtype_and_masks_keep_their_ground():
-    """Black around the picture is black there, and 0, 1000 and 5000 are a map of classes."""
+    """Black around such a picture stays black, and 0, 1000 and 5000 are a map of classes."""
     dim = (UNIT * 0.5 + 0.5).astype(np.float32)
     dim[:20] = 0
     classes = np.zeros((48, 64), np.int32)
@@ -405,7 +405,7 @@ def test_what_uses_its_dtype_and_masks_keep_their_ground():
 
 @pytest.mark.parametrize("named", [np.nan, np.inf, -np.inf])
 def test_not_a_number_and_infinity_are_left_out_by_the_name_of_either(named):
-    """Else a picture that has both could not be read at all."""
+    """Otherwise a picture that has both could not be read at all."""
     image = DEGREES.copy()
     image[3, 4], image[5, 6], image[7, 8] = np.nan, np.inf, -np.inf
     for values in (image, torch.from_numpy(image)):

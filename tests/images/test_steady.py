@@ -1,4 +1,4 @@
-"""The range of a source over a stream: follows slowly, jumps at cuts, and is told once."""
+"""The range of a source over a stream follows slowly, jumps at cuts, and is reported once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ranges_of(frames: list, cuts: tuple = (), *, setting=None, nodata=None):
 
 
 def test_a_drift_is_followed_slowly_and_said_once():
-    """By the equation: each step is a fiftieth of what is left."""
+    """By the equation, each step is a fiftieth of what is left."""
     frames = [counts(7000 + 2 * n) for n in range(300)]
     found, said = ranges_of(frames)
     low = 7000.0

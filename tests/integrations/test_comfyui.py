@@ -172,7 +172,7 @@ def test_numbers_that_do_not_fit_are_a_sentence(node):
     ],
 )
 def test_masks_alpha_sizes_and_nothing_are_sentences(node, ir, vis, sentence):
-    """In words of the host: its nodes, not options of ours that the node does not have."""
+    """In the host's terms: its nodes, not options of ours that the node does not have."""
     _, execute = node
     with pytest.raises(ValueError, match=sentence):
         execute(ir, vis, **OPTIONS)

@@ -218,7 +218,7 @@ def test_a_pad_that_is_missing_is_named(environment):
 
 
 def script(environment, body: str) -> str:
-    """What a program of the system's Python prints."""
+    """Return what a program prints under the system's Python."""
     python = shutil.which("python3", path="/usr/bin")
     if python is None or subprocess.run([python, "-c", "import gi"]).returncode:
         pytest.skip("needs the system's Python with gi")
@@ -328,7 +328,7 @@ def test_frames_that_come_too_late_are_dropped_and_counted(environment):
 
 
 def test_a_live_infrared_source_that_stalls_is_not_waited_for(environment):
-    """It sends a frame and no end; all visible frames come out with that one, and the end."""
+    """It sends one frame and no end; all visible frames come out with it, and so does the end."""
     assert script(environment, STALLED) == "[0, 1, 2, 3, 4, 5, 6, 7] 0"
 
 

@@ -81,7 +81,7 @@ def test_dtypes_and_autocast(module, dtype):
 @pytest.mark.parametrize("functional", [False, True])
 @pytest.mark.parametrize("size", [(16, 16), (33, 40), (70, 90)])
 def test_the_derivative_of_the_closed_form(size, functional):
-    """Against central differences along a random direction, in float64."""
+    """It agrees with central differences along a random direction, in float64."""
     generator = torch.Generator().manual_seed(1)
     a, b, *way, u = torch.rand(5, 1, 1, *size, generator=generator, dtype=torch.float64) * 0.8 + 0.1
     way = [w - 0.5 for w in way]
@@ -146,7 +146,7 @@ def test_what_has_no_gradients_says_so(options):
 
 
 def test_gradients_are_not_those_of_a_pair_that_was_to_be_aligned():
-    """The picture with gradients is the one without, or there is none."""
+    """Either the picture with gradients equals the one without, or it is refused."""
     ir, vis = pair(1, 3, 1)
     own = FuseModule(preset="instant", align="shift", device="cpu")
     with pytest.raises(ValueError, match='requires gradients, which alignment.*align="off"'):

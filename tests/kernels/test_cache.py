@@ -114,7 +114,7 @@ def test_clearing_removes_what_is_ours(folder):
 
 @needs_kernels
 def test_a_damaged_library_is_compiled_again(folder):
-    """In processes of their own: a damaged library that is loaded ends the process."""
+    """In separate processes, since loading a damaged library ends the process."""
     code = "from ddfm_fast.kernels.cpu import build; print(build.status())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 

@@ -53,7 +53,7 @@ def twin(now, kept, flow, scale):
 @pytest.mark.parametrize("kind", FLOWS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_carry(kernels, threads, monkeypatch, size, kind):
-    """As the twin in float64; with a margin below 0 what moved always counts, and is seen."""
+    """It agrees with the twin in float64; with a margin below 0, moving is always used."""
     kept, flow = tuple(smooth(*size, 2, 1)), flow_of(kind, *size)
     noise = torch.randn(2, *size, generator=torch.Generator().manual_seed(2)) * 0.01
     now = tuple((torch.stack(kept) + noise).clamp_(0, 1))
@@ -82,7 +82,7 @@ def test_what_does_not_change_stays_bit_for_bit(kernels):
 
 @needs_kernels
 def test_a_pan_is_found_again(kernels):
-    """A frame moved by whole pixels is the frame before, but for its edges."""
+    """A frame moved by whole pixels is the previous frame, except at its edges."""
     kept = tuple(smooth(64, 96, 2, 5))
     now = tuple(plane.roll((3, 5), (0, 1)) for plane in kept)
     flow = torch.tensor([-5.0, -3.0]).expand(64, 96, 2).contiguous()

@@ -56,7 +56,7 @@ def pair(height, width, seed=0):
 @pytest.mark.parametrize("name", TERMS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_stage(kernels, size, name):
-    """Pyramids, maps and levels of the result against float64, each from what was found before."""
+    """Pyramids, maps and levels agree with float64, each computed from the stages before it."""
     numbers, depth = TERMS[name], pyramid.depth(*size, target.LEVELS)
     i, v = (x[0, 0] for x in pair(*size))
     work = torch.full((closed.work_floats(*size),), float("nan"))
@@ -93,7 +93,7 @@ def test_every_stage(kernels, size, name):
 @needs_kernels
 @pytest.mark.parametrize("name", TERMS)
 @pytest.mark.parametrize("size", [*SIZES, (17, 8191), (256, 600)], ids=str)
-def test_all_of_it(kernels, threads, size, name):
+def test_the_result_is_that_of_float64_for_any_threads(kernels, threads, size, name):
     i, v = (x[0, 0] for x in pair(*size))
     depth, numbers = pyramid.depth(*size, target.LEVELS), TERMS[name]
     found = []
@@ -134,7 +134,7 @@ def test_flat_sources():
 
 
 def test_no_compiler(monkeypatch, tmp_path):
-    """PyTorch's and OpenCV's operations are the path then, and say nothing."""
+    """PyTorch's and OpenCV's operations are used then, without a warning."""
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build, "load", build.load_again)
@@ -149,7 +149,7 @@ def test_no_compiler(monkeypatch, tmp_path):
 
 @needs_kernels
 def test_found_again_without_a_compiler(monkeypatch):
-    """What was compiled lies in the cache under a name that needs no more than the sources."""
+    """The library is in the cache under a name that depends only on the sources."""
     assert closed.load_again()[1] is None
     calls, run = [], build.run
     monkeypatch.setattr(build, "run", lambda command: calls.append(command) or run(command))

@@ -39,7 +39,7 @@ def filters(outs, channels, side, dtype=torch.float32):
 
 
 def with_moments(x):
-    """Moments as a layer leaves them: here of the one that changes nothing."""
+    """Moments as a layer stores them, here of a layer that changes nothing."""
     part = conv.layer([conv.Part(x)], conv.pack(torch.eye(x.shape[1]).to(x.dtype)))
     assert torch.equal(part.data, x)
     return part
@@ -66,7 +66,7 @@ def plain(parts, weight, dtype, *, norm=None, silu=True, resample="", stride=1, 
 
 
 def assert_right(monkeypatch, parts, weight, **options):
-    """At most twice the error of plain PyTorch in the same dtype, and a rounding; all written."""
+    """Check that all is written, within twice plain PyTorch's error in its dtype and a rounding."""
     dtype = parts[0].dtype
     exact, low = (plain(parts, weight, d, **options) for d in (torch.float64, dtype))
     normed = options.get("norm") is not None
@@ -109,7 +109,7 @@ class TestNumbers:
         "size", [(1, (32,), 32, 13, 11), (3, (64, 32), 64, 7, 9), (1, (96,), 12, 5, 30)], ids=str
     )
     def test_norm_silu_conv(self, size, dtype, monkeypatch):
-        """Groups reach over the seam of 64 + 32 channels: three a group."""
+        """Groups cross the seam of 64 + 32 channels, with three channels each."""
         n, widths, outs, height, width = size
         parts = [image(n, c, height, width, dtype=dtype, seed=c) for c in widths]
         channels = sum(widths)
@@ -127,7 +127,7 @@ class TestNumbers:
     @pytest.mark.parametrize("dtype", DTYPES[::2])
     @pytest.mark.parametrize("how", ["up", "down"])
     def test_block_that_resamples(self, how, dtype, monkeypatch):
-        """The first half with the norm inside; the second adds what the block read."""
+        """The first half has the norm inside; the second adds the block's input."""
         x, small = image(2, 32, 6, 10, dtype=dtype), (3, 5) if how == "down" else (12, 20)
         weight = filters(32, 32, 3, dtype)
         assert_right(monkeypatch, [x], weight, norm=norm_of(32), resample=how)
@@ -167,7 +167,7 @@ class TestNumbers:
         assert_right(monkeypatch, [x], filters(256, 192, 3), stride=stride, residual=residual)
 
     def test_many_tiles_and_sets(self, monkeypatch):
-        """Several tiles a program, the last one short, and more sets than are merged at once."""
+        """Several tiles per program, the last one short, and more sets than are merged at once."""
         monkeypatch.setattr(chunks_of, "MOST_SETS", 3)
         x = image(1, 32, 23, 31)
         assert chunks_of.chunking(23 * 31, 32)[0] == 2
@@ -229,7 +229,7 @@ class TestErrors:
             ),
         ],
     )  # fmt: skip
-    def test_named(self, change, error, words):
+    def test_what_does_not_fit_is_refused_by_name(self, change, error, words):
         x = change.pop("x", image(1, 32, 4, 4))
         parts = change.pop("parts", [conv.Part(x)])
         with pytest.raises(error, match=words):

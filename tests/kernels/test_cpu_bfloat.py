@@ -89,7 +89,7 @@ def test_layer_does_not_depend_on_threads_or_neighbors(case, monkeypatch):
 
 @pytest.mark.usefixtures("kernels")
 def test_results_are_rounded_to_the_nearest():
-    """Half way to the even one, past the largest to infinity; NaN stays."""
+    """Ties go to even, values past the largest to infinity, and NaN stays."""
     x = normal(1, 20, 40, 50).mul_(100).to(LOW)
     bias = torch.zeros(20)
     bias[:8] = torch.tensor([1.0, 2.0**-9, 3 * 2.0**-9, 1e-3, 1e30, -3.3e38, torch.nan, 3.4e38])
@@ -138,7 +138,7 @@ def test_operator_is_the_layer():
 
 
 def tiles(count, channels):
-    """Inputs of tiles as SiLU gives them, filters, and what a direct convolution makes of them."""
+    """Inputs of tiles like SiLU's output, filters, and the result of a direct convolution."""
     inputs = torch.nn.functional.silu(normal(count, channels, 6, 6)).double()
     filters = normal(16, channels, 3, 3, seed=1).double()
     return inputs, filters, torch.nn.functional.conv2d(inputs, filters)
@@ -161,7 +161,7 @@ def test_transforms_are_a_convolution():
 
 
 def test_weights_are_rounded_together():
-    """The outputs lose 0.6 of what they lose by rounding one by one; what bfloat16 holds stays."""
+    """Outputs lose 0.6 of what rounding one by one loses; values that bfloat16 holds stay."""
     inputs, filters, exact = tiles(200, 64)
     alone, together = (
         (by_points(inputs, filters, narrow) - exact).square().mean().sqrt()
@@ -253,5 +253,5 @@ def test_other_cpus(monkeypatch):
 
 @pytest.mark.parametrize("target", emulated.PARAMS)
 def test_instructions_of_arm(foreign, target):
-    """Where the compiler may, one of them multiplies pairs; the tests above compare it."""
+    """If the compiler may use it, one of them multiplies pairs; the tests above compare it."""
     assert build.Library(foreign(target)).pairs == (target == emulated.BFDOT)

@@ -53,7 +53,7 @@ def normal(*shape, seed=0, shift=0.0):
 
 
 def sums_of(x):
-    """As a layer returns them, in one block."""
+    """Return sums as a layer does, in one block."""
     return torch.stack([x.double().sum((2, 3)), (x.double() ** 2).sum((2, 3))], 1)[:, None].float()
 
 
@@ -166,7 +166,7 @@ def test_layer_is_its_twin(kernels, case, size):
 @needs_kernels
 @pytest.mark.parametrize("case", CASES)
 def test_layer_does_not_depend_on_threads_or_neighbors(case, monkeypatch):
-    """Bit for bit: one thread or three, alone or in a batch."""
+    """The bits are equal with one thread or three, alone or in a batch."""
     layer, arguments, _ = make(3, 40, 62, **CASES[case])
     results = []
     for threads in (1, 2, 3):
@@ -328,7 +328,7 @@ def test_compiled_once_for_all_processes(quick_compiler, monkeypatch, tmp_path):
 
 @needs_kernels
 def test_compiled_by_several_at_once(quick_compiler, tmp_path, monkeypatch):
-    """Each writes a file of its own, and the last one renamed stays."""
+    """Each process writes a file of its own, and the one that is renamed last stays."""
     at_once, run = threading.Barrier(2), build.run
 
     def slowly(command):
@@ -345,7 +345,7 @@ def test_compiled_by_several_at_once(quick_compiler, tmp_path, monkeypatch):
 
 @needs_kernels
 def test_a_compiler_that_knows_no_native(quick_compiler, monkeypatch, tmp_path):
-    """It compiles for any processor of the kind; what else it refuses is said as it was."""
+    """It compiles for any processor of the kind; other errors of the compiler are passed on."""
     tried, run = [], build.run
 
     def refusing(command):

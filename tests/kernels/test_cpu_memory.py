@@ -1,4 +1,4 @@
-"""What the C++ is handed: at any address of floats it gives the same, all else is refused."""
+"""What is passed to the C++: any address of floats gives the same, and all else is refused."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_no_float_can_lie_there(kind, argument):
 @needs_kernels
 @pytest.mark.parametrize("kind, argument", ARGUMENTS)
 def test_other_tensors_are_refused(kind, argument):
-    """Of another dtype, device, shape or with gaps."""
+    """Tensors of another dtype, device or shape, or with gaps."""
     call = CALLS[kind]()
     x = call.tensors[argument]
     gaps = x.repeat_interleave(2, -1)[..., ::2]
@@ -183,7 +183,7 @@ def test_other_tensors_are_refused(kind, argument):
 @pytest.mark.parametrize("kind", CALLS)
 @pytest.mark.parametrize("default", [torch.float64, torch.float16, torch.bfloat16], ids=str)
 def test_pytorchs_default_dtype_is_not_that_of_results(kind, default):
-    """The code writes floats: into halves it would write past their end."""
+    """The code writes floats; in a tensor of halves it would write past the end."""
     right = CALLS[kind]().run()
     call = CALLS[kind]()
     torch.set_default_dtype(default)
@@ -271,7 +271,7 @@ def test_sizes_that_cannot_be_prepared():
 
 @needs_kernels
 def test_as_many_tensors_as_prepared_for():
-    """A part that is missing is not made up for by a skip that nobody asked for."""
+    """A missing part is not made up for by a skip that is not expected."""
     one, two = normal(1, 16, 4, 6), normal(1, 32, 4, 6)
     layer = cpu.Layer(packed(), [one.shape, one.shape])
     for parts, skip in (([one], [two]), ([one], [one]), ([one, one, one], []), ([], [])):
@@ -339,7 +339,7 @@ def test_attention_of_nothing_and_of_too_much():
 
 @needs_kernels
 def test_attention_reads_strides_of_zero():
-    """Keys of all tokens that are one in memory, and queries, too."""
+    """All tokens' keys, and queries, may be the same memory."""
     one = normal(1, 1, 2, 8).contiguous()
     q = one.expand(1, 40, 2, 8)
     torch.testing.assert_close(cpu.attention(q, q, q), q.contiguous(), rtol=1e-5, atol=1e-6)

@@ -95,7 +95,7 @@ def test_limits_of_a_batch(kernels):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_give_back(kernels, threads, size, dtype, kind, layout):
-    """One level apart at most, and rarely, where a value lies between two."""
+    """Results are at most one level apart, and rarely, where a value lies between two levels."""
     raw = read_raw(image(size, dtype, 1 if kind == "gray" else 3, layout), "vis", layout=layout)
     y, rgb = beyond(size), None if kind == "gray" else raw.planes()
     for stretch in STRETCHES:

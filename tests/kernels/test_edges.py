@@ -18,7 +18,7 @@ narrow, kernels = builds.fixtures(edges)
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
-    """Results are NaN before they are written."""
+    """Fill results with NaN before they are written."""
 
     def empty(*shape):
         return torch.full(shape, torch.nan)

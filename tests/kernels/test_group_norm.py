@@ -46,7 +46,7 @@ def parameters(channels, seed=1):
 
 
 def assert_as_good(got, plain, exact):
-    """At most twice the error of plain PyTorch in the same dtype, and a rounding."""
+    """Check for at most twice plain PyTorch's error in the same dtype, plus a rounding."""
     assert got.shape == exact.shape and torch.isfinite(got).all()
     tiny = TINY[got.dtype] * float(exact.abs().max())
     allowed = 2 * float((plain.double() - exact).abs().max()) + tiny
@@ -93,7 +93,7 @@ class TestKernels:
         "widths, silu", [((32, 32), True), ((64, 32), True), ((32, 128), True), ((96, 32), False)]
     )
     def test_two_tensors_side_by_side(self, widths, silu):
-        """Groups reach over the seam where it is no multiple of theirs (64 + 32: 3 a group)."""
+        """Groups cross the seam if it is no multiple of their size (64 + 32 channels, 3 each)."""
         parts = [data(1, c, 5, 9, seed=c, offset=c / 32) for c in widths]
         weight, shift, _ = parameters(sum(widths))
         out, intact = guarded(1, sum(widths), 5, 9, torch.float32)
@@ -162,7 +162,7 @@ class TestKernels:
             torch.testing.assert_close(found[:, k, 1], squares, rtol=2e-5, atol=1e-8)
 
     def test_many_chunks_are_merged_in_order(self, monkeypatch):
-        """More chunks than are merged at once, the last one short; several tiles a program."""
+        """More chunks than are merged at once, the last one short; several tiles per program."""
         monkeypatch.setattr(gn, "BLOCK_S", 2)
         monkeypatch.setattr(gn, "MOST_PROGRAMS", 2)
         x = data(1, 96, 23, 31, offset=50.0)
@@ -175,7 +175,7 @@ class TestKernels:
 
     @pytest.mark.parametrize("size", [(1, 256, 1, 2), (2, 512, 13, 11), (1, 768, 6, 5)])
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_whole(self, size, dtype):
+    def test_whole_norm_is_as_exact_as_pytorchs(self, size, dtype):
         x, intact = guarded(*size, dtype)
         x.copy_(data(*size, dtype=dtype, offset=20.0))
         weight, shift, bias = parameters(size[1])
@@ -256,6 +256,6 @@ class TestErrors:
             ),
         ],
     )
-    def test_named(self, call, error, words):
+    def test_what_does_not_fit_is_refused_by_name(self, call, error, words):
         with pytest.raises(error, match=words):
             call(data(1, 64, 4, 4))

@@ -33,7 +33,7 @@ def test_in_the_interpreter(assert_interpreted):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """What is not written is NaN, or an integer that nothing is."""
+    """Fill what is not written with NaN, or with an integer that no result has."""
 
     def poison(make):
         def made(*args, **kwargs):
@@ -205,7 +205,7 @@ class TestLimits:
 
     @pytest.mark.parametrize("share", [0.0001, 0.01, 0.3, 0.5])
     def test_any_rank(self, share, monkeypatch):
-        """Also such that both are one value."""
+        """Also ranks for which both values are the same."""
         monkeypatch.setattr(limits, "outside", lambda pixels: int(share * (pixels - 1)))
         y = lumas("usual", (2, 1, 17, 31))
         got = limits.stretch_limits("percentile", y, y, y)

@@ -119,7 +119,7 @@ def test_normals_of_the_plain_path_agree_between_devices():
 
 @pytest.mark.parametrize("size", [(37, 53), (271, 481), (512, 640), (1080, 1920)])
 def test_k_solve(size, solver):
-    """Large prime factors too. By the whole step with ψ and η that hand rhs on as it is."""
+    """Sizes with large prime factors, too, by a whole step whose ψ and η pass rhs on unchanged."""
     from ddfm_fast.kernels.ksolve import SOLVERS as CLASSES
 
     if solver == "local":

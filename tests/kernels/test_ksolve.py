@@ -110,7 +110,7 @@ class TestCupy:
 
     @pytest.mark.parametrize("size", [(1, 17, 31), (2, 17, 31), (3, 17, 31), (3, 7, 6), (2, 4, 9)])
     def test_plans_are_asked_the_right_things(self, size):
-        """Of a batch of odd planes the second begins at an address that cuFFT does not take."""
+        """In a batch of odd planes, the second one begins at an address that cuFFT refuses."""
         rhs = torch.randn(size, generator=torch.Generator().manual_seed(1))
         before, k = rhs.clone(), torch.full(rhs.shape, float("nan"))
         address = k.data_ptr()

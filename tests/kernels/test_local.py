@@ -68,7 +68,7 @@ class TestKernel:
         assert rectifier.next_step.item() == 4
 
     def test_nothing_of_before_is_left_in_k(self, size):
-        """k is written once, whatever was there."""
+        """k is completely written, whatever was there."""
         rectifier, x_t, eps = midway(size, "paper", cls=LocalStep)
         rectifier.rhs_(x_t, eps)
         rhs, k = rectifier.rhs.clone(), rectifier.k.fill_(float("nan"))
@@ -104,7 +104,7 @@ class TestSolve:
     __test__ = INTERPRETED
 
     @pytest.mark.parametrize("name", right_hand_sides())
-    def test_range(self, name):
+    def test_large_and_small_numbers_keep_their_digits(self, name):
         """Float16 holds what is large and what is small: the scale is the region's own."""
         rhs = right_hand_sides()[name]
         k = solved(rhs)
@@ -112,7 +112,7 @@ class TestSolve:
         assert float((k - exact).abs().max()) <= 1e-6 * float(exact.abs().max())
 
     def test_nan_stays_near(self):
-        """In the regions that see it: an FFT has it everywhere."""
+        """NaN is only in the regions that see it; an FFT would spread it everywhere."""
         rhs = torch.ones(100, 100)
         rhs[50, 50] = float("nan")
         k = solved(rhs)
@@ -132,7 +132,7 @@ class TestSolve:
 
 
 def cut(x):
-    """float64 to float32 towards zero, as tensor cores do with their sums."""
+    """Round float64 to float32 toward zero, as tensor cores do with their sums."""
     near = x.float()
     return torch.where(near.double().abs() > x.abs(), torch.nextafter(near, near * 0), near)
 

@@ -48,7 +48,7 @@ def pair(n, height, width, *, flat=False):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Everything that is not written is NaN; tiles as large as small images."""
+    """Fill everything that is not written with NaN; make tiles as large as small images."""
     monkeypatch.setattr(saliency, "BLOCK_H", 32)
     monkeypatch.setattr(saliency, "BLOCK_W", 64)
     new_empty = torch.Tensor.new_empty
@@ -87,7 +87,7 @@ class Launches(TorchDispatchMode):
 
 @pytest.mark.parametrize("functional, most", [([False, False], 32), ([True, True], 17)])
 def test_launches(functional, most, monkeypatch):
-    """At five bands, whatever N: kernels and PyTorch's own."""
+    """At five bands, the kernels' launches and PyTorch's own are the same for any N."""
     monkeypatch.setattr(saliency, "check_plane", lambda *a, **k: None)
     i, v = pair(2, 128, 160)
     with Launches(monkeypatch) as seen:

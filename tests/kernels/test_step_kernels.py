@@ -91,7 +91,7 @@ class TestOneStep:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
     @pytest.mark.usefixtures("one_tile")
     def test_eps_dtype_and_layout(self, dtype):
-        """The bytes of a float32 copy, whatever the layout of what the prior gives."""
+        """The result has the bytes of a float32 copy, whatever the layout of the prior's output."""
         _, x_t, eps = midway(self.SIZE, "official")
         eps = eps.to(dtype)
         wanted, x = midway(self.SIZE, "official")[0], x_t.clone()
@@ -107,7 +107,7 @@ class TestOneStep:
     @pytest.mark.parametrize("size", [(1, 3, 150), (3, 17, 31)])
     @pytest.mark.usefixtures("one_tile")
     def test_noise(self, size, noise, dtype):
-        """By each image's seed; the prior's variance half comes with its ε."""
+        """Noise follows each image's seed; the prior's variance half comes with its ε."""
         settings = dict(sampler="ddpm", noise=noise)
         rectifier, x_t, out = midway(size, "paper", **settings)
         out = out.to(dtype)

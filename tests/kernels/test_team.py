@@ -1,4 +1,4 @@
-"""Threads of the C++: whether calls wait for none that has not come, and for all that have."""
+"""Threads of the C++: calls wait for all threads that have joined, and for no others."""
 
 import ctypes
 import os
@@ -82,7 +82,7 @@ def test_no_race_that_the_thread_sanitizer_sees(program):
 
 @needs_kernels
 def test_a_call_waits_for_no_thread_that_has_not_come():
-    """The others of the team are kept busy by one call; another ends without them."""
+    """One call keeps the team's other threads busy; another ends without them."""
     team = build.library().shared.ddfm_team
     team.argtypes = [FUNCTION, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     started, release, inside = threading.Semaphore(0), threading.Event(), []

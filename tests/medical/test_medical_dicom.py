@@ -1,4 +1,4 @@
-"""DICOM as volumes: what pixels mean, where slices lie, what is refused and what is said."""
+"""DICOM as volumes: what pixels mean, where slices lie, errors and warnings."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_windows_that_differ_are_joined_and_one_without_is_none(tmp_path):
 
 
 def test_bundled_values():
-    """Against the pixels and attributes as pydicom gives them, by the formulas of PS3.3."""
+    """They agree with pydicom's pixels and attributes, by the formulas of PS3.3."""
     raw = pydicom.dcmread(bundled("CT_small.dcm"))
     found = read_volume(bundled("CT_small.dcm"))
     np.testing.assert_array_equal(found.array[0], raw.pixel_array + float(raw.RescaleIntercept))

@@ -70,7 +70,7 @@ def test_one_scale_for_all_slices(stretch):
 
 
 def test_slices_do_not_flicker(instant):
-    """A slice that is repeated among others that differ has the same bytes at each place."""
+    """A slice that is repeated among different ones has the same bytes at each place."""
     ir, vis = pair()
     for volume in (ir, vis):
         volume.array[[3, 7, 12]] = volume.array[5]
@@ -169,7 +169,7 @@ def test_nowhere_is_black(instant):
 
 @pytest.mark.parametrize("name", ["hot", "JET"])
 def test_color_maps(name):
-    """Of OpenCV, whose colors at whole levels are these; between them it is linear."""
+    """They have OpenCV's colors at whole levels, and are linear in between."""
     import cv2
 
     colors = color_map(name)

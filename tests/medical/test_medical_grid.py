@@ -1,4 +1,4 @@
-"""Planes, slices and grids: where voxels are, against positions worked out by themselves."""
+"""Planes, slices and grids: where voxels are, compared with independently computed positions."""
 
 from __future__ import annotations
 

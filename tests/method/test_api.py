@@ -17,7 +17,7 @@ FAST = {"prior": tanh_prior, "steps": 3, "device": "cpu"}
 
 
 def picture(*shape, seed=0, dtype=np.uint8):
-    """A random image whose structure survives fusion: blobs, not white noise."""
+    """Make a random image whose structure survives fusion: blobs, not white noise."""
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(size=(5, 5, *shape[2:]))
     image = np.kron(coarse, np.ones((-(-shape[0] // 5), -(-shape[1] // 5), *[1] * len(shape[2:]))))

@@ -47,7 +47,7 @@ def empty_cache():
 
 @pytest.fixture
 def loads(monkeypatch):
-    """The priors that are loaded from now on."""
+    """Record the priors that are loaded from now on."""
     seen = []
 
     def noted(spec, *args, **kwargs):
@@ -75,7 +75,7 @@ def test_a_fuser_can_be_asked_for_its_method():
 
 
 @pytest.mark.parametrize("maker, part", [(EMAlone, "em"), (PriorAlone, "prior")])
-def test_half_a_method(maker, part):
+def test_half_of_the_method_gives_another_picture(maker, part):
     fuser = Fuser(prior=tanh_prior, method=maker, steps=3, device="cpu")
     assert fuser.method.part == part
     ir, vis = pair(33, 47)

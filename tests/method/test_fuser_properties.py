@@ -73,7 +73,7 @@ class AnyCalls(RuleBasedStateMachine):
 
     @staticmethod
     def legal(options: dict) -> dict:
-        """Name steps, and few, where there are to be any."""
+        """Name steps, and few of them, if there are to be any."""
         has_steps = options["preset"] in ("official", "paper", "official-script")
         if has_steps or options.get("variant", "saliency") != "saliency":
             return {"steps": 2, **options}
@@ -90,7 +90,7 @@ class AnyCalls(RuleBasedStateMachine):
         self.known = {}
 
     def call(self, pairs: list, **options) -> list:
-        """Fuse pairs as a list, and hold that they are what they were."""
+        """Fuse pairs as a list, and check that results are what they were."""
         kept = [(numbers(a).tobytes(), numbers(b).tobytes()) for a, b in pairs]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pictures that are the same
@@ -148,7 +148,7 @@ class AnyCalls(RuleBasedStateMachine):
 
     @rule(order=st.permutations(range(4)), seed=st.none() | st.integers(0, 3))
     def together(self, order, seed):
-        """Every pair that was fused alone, in a list, in another order, with any others."""
+        """Fuse every pair that was fused alone in a list, in another order, with any others."""
         keys = [key for key in self.known if key[-1] == seed][:4]
         keys = [keys[n] for n in order if n < len(keys)]
         if not keys or not self.fuser.reproducible:
@@ -181,7 +181,7 @@ class TestAnyCalls(AnyCalls.TestCase):
 
 
 def test_the_machine_can_fail(monkeypatch):
-    """A fuser that answers by the number of its call is found out."""
+    """A fuser whose result depends on the number of calls is detected."""
 
     class Counting(Fuser):
         calls = 0

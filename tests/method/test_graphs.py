@@ -82,7 +82,7 @@ class TestPlain:
     )
     @pytest.mark.parametrize("kind", ["network", "callable"])
     def test_a_replay_equals_the_eager_loop(self, kind, config):
-        """Bit for bit, on other images and another seed than those of the capture."""
+        """They are equal bit for bit, on other images and with another seed than the capture's."""
         if kind == "callable" and config.reuse > 1:
             pytest.skip("its layers are not known")
         prior = unet_prior() if kind == "network" else load_prior(tanh_prior_with_variance)

@@ -39,7 +39,7 @@ def loops(mode="off"):
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("size", [(48, 32), (33, 35), (37, 50)])
 def test_it_is_the_loop_between_planes(config, size):
-    """Bit for bit, with crop, rounding, order and margin by the plain functions."""
+    """They are equal bit for bit, with crop, rounding, order and margin by the plain functions."""
     prior, (ir, vis) = prior_of(), lumas(3, size, 2)
     got = fuse_lumas(prior, ir, vis, config, loops=loops().loop, seed=5)
 

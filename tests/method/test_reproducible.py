@@ -72,7 +72,7 @@ def test_threads_and_batches_do_not_count(path):
 @pytest.mark.parametrize("path", ["official", "balanced", "instant"])
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
 def test_without_our_kernels_batches_do_not_count(path, low, monkeypatch):
-    """Threads do, and ``reproducible`` says so."""
+    """Threads do count, and ``reproducible`` says so."""
     options = {**PATHS[path], "dtype": "bfloat16" if low else "auto"}
     monkeypatch.setattr(NativeOps, "available", lambda _dtype: False)
     from ddfm_fast.priors import load

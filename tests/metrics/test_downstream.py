@@ -123,7 +123,7 @@ class Bright:
 
 
 class BrightPixels:
-    """Tells bright pixels, class 1, from the rest."""
+    """Labels bright pixels as class 1, and the rest as background."""
 
     def __call__(self, pictures):
         bright = (pictures.mean(1) > 0.9).float()

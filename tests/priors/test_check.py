@@ -70,7 +70,7 @@ def test_what_raises_is_told():
 
 
 class Counting:
-    """Answers otherwise at each call."""
+    """Gives a different answer at each call."""
 
     calls = 0
 

@@ -23,7 +23,7 @@ ATTENTIVE = {**SMALL, "attention_resolutions": [2], "num_head_channels": 32}
 
 
 def assert_same(found, wanted):
-    """But for the roundings of matrix products, which follow where weights lie in memory."""
+    """Check equality up to rounding of matrix products, which depends on weights' addresses."""
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 

@@ -288,7 +288,7 @@ class Hub:
 
 
 def ask_hub(url, home, *options):
-    """In a process of its own: the Hub's library reads its address when it is imported."""
+    """Run in a separate process: the Hub's library reads its address when it is imported."""
     return subprocess.run(
         [sys.executable, "-m", "ddfm_fast", "prior", "download", "ddpm-church-256", *options],
         env={**os.environ, "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"},

@@ -33,7 +33,7 @@ def test_in_the_interpreter(assert_interpreted):
 
 
 class Around(nn.Module):
-    """Work of a user around a forward."""
+    """A user's own work around a forward pass."""
 
     def __init__(self, ops, config, channels=None):
         super().__init__()

@@ -96,7 +96,7 @@ def embedded(x, sigma):
 
 
 def test_a_denoiser_that_is_no_network():
-    """A mean over 3x3 pixels, which knows no σ: ε is what it takes away."""
+    """A mean over 3x3 pixels, which ignores σ: ε is what it removes."""
 
     def blurred(x, _sigma):
         return torch.nn.functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)

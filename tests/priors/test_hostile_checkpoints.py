@@ -1,4 +1,4 @@
-"""Checkpoints that were damaged, or made to do harm, or are of other kinds of networks."""
+"""Checkpoints that are damaged, malicious, or of other kinds of networks."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ BOMBS = {
 
 
 def assert_costs_little(path, words: str) -> None:
-    """The words of the refusal, and far less than 200 MB and, on a busy machine, some seconds."""
+    """Check the error's words, far less than 200 MB, and at most some seconds on a busy machine."""
     kib, seconds, error = costs.of_loading(path)
     assert re.search(words, error), error
     assert kib < 100_000 and seconds < 3

@@ -57,7 +57,7 @@ def settings():
 
 @pytest.fixture
 def general():
-    """``torch.backends``, whose setting the test may change."""
+    """Yield ``torch.backends``, whose setting the test may change."""
     yield torch.backends
     torch.backends.fp32_precision = "none"
 

@@ -1,4 +1,4 @@
-"""Files of every family: what is around the weights, in pieces, and what is refused by name."""
+"""Files of every family: wrapped weights, several files, and what is refused by name."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def test_one_level_has_only_a_middle_to_reuse():
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_one_is_the_loop_as_it_was(sampler):
-    """By bytes; and so is a loop that keeps deep layers and renews them at every step."""
+    """The bytes are equal, also for a loop that keeps deep layers and renews them at every step."""
     config = FuseConfig(steps=4, sampler=sampler)
     prior, (i, v) = load_prior(random_unet(SMALL)), planes()
     plain = sample(prior, i, v, config, backend=PLAIN)
@@ -255,7 +255,7 @@ def test_bad_values(value):
 
 
 def test_its_cost_on_paper():
-    """Of the layers of the full resolution alone, counted by hand for a network of two levels."""
+    """It counts only the layers at full resolution, checked by hand for a network of two levels."""
     config = UNetConfig(model_channels=32, num_res_blocks=1, channel_mult=(1, 2))
     whole, reused = (
         engine_cost(config, 1, 16, 16, torch.float32, fused=False, reused=r).flops

@@ -199,7 +199,7 @@ def test_no_tensor_larger_than_a_tile_is_asked_of_the_prior():
 
 
 class Free:
-    """Memory by arrangement."""
+    """A prior whose memory the test decides."""
 
     def __init__(self, monkeypatch):
         self.bytes: int | None = 0

@@ -1,4 +1,4 @@
-"""What the program has on around a call does not reach into it."""
+"""Modes that the program has switched on around a call do not affect it."""
 
 import pytest
 import torch

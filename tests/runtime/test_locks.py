@@ -17,7 +17,7 @@ class Interrupted(Exception):
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 def test_an_interrupt_at_any_moment_leaves_it_open():
-    """As Ctrl-C does: a lock whose ``__enter__`` is Python's may stay closed for ever."""
+    """Ctrl-C comes so: a lock whose ``__enter__`` is Python code may stay closed forever."""
     lock, open_ = ForkLock(), []
 
     def alarm(*_):

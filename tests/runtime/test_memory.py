@@ -1,4 +1,4 @@
-"""How many images go through the prior at once, with memory that runs out by arrangement."""
+"""How many images go through the prior at once, with memory that runs out on purpose."""
 
 from __future__ import annotations
 

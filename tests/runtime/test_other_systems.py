@@ -1,4 +1,4 @@
-"""What Windows and macOS lack or do otherwise: played here by taking it away."""
+"""What Windows and macOS lack or do differently, simulated by removing it here."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_without_proc(monkeypatch):
 
 
 def test_doctor_without_numbers_of_users(monkeypatch, tmp_path):
-    """Windows has none: a folder of the cache that is there was a crash of ``doctor``."""
+    """Windows has none: an existing cache folder made ``doctor`` crash."""
     monkeypatch.setenv("DDFM_FAST_CACHE", str(tmp_path))
     (tmp_path / "cpu-1.so").write_bytes(b"12")
     monkeypatch.delattr(os, "getuid")
@@ -153,7 +153,7 @@ def test_doctor_without_numbers_of_users(monkeypatch, tmp_path):
 
 
 def test_locks_without_fcntl(monkeypatch, tmp_path):
-    """The work goes on unlocked."""
+    """The work continues without locks."""
     monkeypatch.setitem(sys.modules, "fcntl", None)  # its import is an ImportError
     with (tmp_path / "history").open("wb") as file:
         assert _lock_file(file.fileno(), tmp_path) is None
@@ -166,7 +166,7 @@ def test_locks_without_fcntl(monkeypatch, tmp_path):
 
 
 def test_own_files_are_opened_binary(monkeypatch, tmp_path):
-    """Windows ends lines otherwise in a file that is not, and a history counts bytes."""
+    """In text mode Windows changes line ends, and a history counts bytes."""
     flags = []
     real = os.open
 
@@ -231,7 +231,7 @@ def test_writing_refuses_them(monkeypatch, tmp_path):
 
 
 def test_names_that_differ_in_case_alone(monkeypatch, tmp_path):
-    """One file on Windows and macOS: the second result would replace the first."""
+    """They are one file on Windows and macOS: the second result would replace the first."""
     monkeypatch.chdir(tmp_path)
     for folder in ("x", "y", "v"):
         (tmp_path / folder).mkdir()
@@ -275,7 +275,7 @@ def test_lists_of_windows_programs(tmp_path, monkeypatch):
 
 
 def test_folders_that_cannot_be_synced(monkeypatch, tmp_path):
-    """Windows opens no folders."""
+    """Windows cannot open folders."""
     real = os.open
 
     def refusing(path, *rest, **more):

@@ -129,7 +129,7 @@ def test_ctrl_c_ends_a_program_that_loads():
     ids=["module", "script", "another module", "another script"],
 )
 def test_ctrl_c_ends_the_command_from_its_first_import_on(tmp_path, words, ended):
-    """It comes while a module loads; in a program that imports this package it stays its own."""
+    """Ctrl-C comes while a module loads; a program that imports this package is unaffected."""
     (tmp_path / "typing.py").write_text(
         "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()\n"
     )
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_the_command_from_its_first_import_on(tmp_path, words, ended
 
 
 def test_unbuffered_lines_come_in_the_order_they_were_printed(tmp_path):
-    """As a container has it: PYTHONUNBUFFERED=1, and both streams into one log."""
+    """As in a container: PYTHONUNBUFFERED=1, and both streams in one log."""
     code = GUARDED + (
         "import sys; print('first', file=sys.stderr); print('second'); print('third', end='')\n"
         " sys.stderr.write('fourth' * 20000); print('fifth')\n"

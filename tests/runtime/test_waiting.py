@@ -1,4 +1,4 @@
-"""``Fuser.afuse``: the call's result, an event loop that stays free, tasks that are cancelled."""
+"""``Fuser.afuse``: the call's result, an event loop that stays free, tasks that are canceled."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_several_at_once_and_a_free_loop(fuser):
     assert ticks > 10
 
 
-def test_cancelled_between_steps(fuser):
+def test_canceled_between_steps(fuser):
     """The task ends while a step is held; the fusion makes no step after the one it is in."""
     held, go, steps = threading.Event(), threading.Event(), []
 

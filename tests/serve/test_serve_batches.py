@@ -1,4 +1,4 @@
-"""Pairs that are fused together: each as alone, and told its own. Needs no extra."""
+"""Pairs that are fused together: each as alone, with its own warnings. Needs no extra."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_each_as_alone(fusers):
 
 
 def test_what_the_options_say_is_said_every_time(fusers):
-    """Of a kept fuser too; the least recently used goes first."""
+    """Also for a kept fuser; the least recently used one is dropped first."""
     options = {"preset": "balanced", "steps": 3}
     with told_apart(Log(io.StringIO())):
         for _ in range(2):

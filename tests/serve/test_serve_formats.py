@@ -150,7 +150,7 @@ def test_options_that_are_refused(server):
 
 @pytest.mark.extras
 def test_no_file_of_the_server_is_named(server, tmp_path):
-    """Neither read nor told to be there: a calibration is chosen at the start."""
+    """It is neither read nor revealed: a calibration is chosen when the service starts."""
     pair = png(picture(1)), png(picture(2))
     file = tmp_path / "cameras.json"
     said = [server.refused(400, *pair, align=str(file))]

@@ -61,7 +61,7 @@ def connected(server) -> socket.socket:
 
 
 def test_bodies_above_the_limit(server):
-    """By the length that is claimed, before a byte is sent; and by what comes."""
+    """They are refused by the claimed length, before a byte is sent, and by what arrives."""
     with connected(server) as link:
         link.sendall(head(LIMIT + 1, more="Expect: 100-continue\r\n"))
         status, headers, body = answer(link)

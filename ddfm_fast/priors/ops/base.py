@@ -18,14 +18,14 @@ from ..precision import convolutions_in_tf32
 from ..timesteps import Mix, mixed
 
 CONV_ELEMENTS = 2**31 - 1
-"""what an image may hold before and after a convolution on CUDA: offsets in cuDNN are 32-bit"""
+"""most elements of an image before and after a convolution on CUDA: cuDNN's offsets are 32-bit"""
 
 Hidden = TypeVar("Hidden")
-"""what stands between the two convolutions of a block: a tensor, or one that is yet to be made"""
+"""what lies between the two convolutions of a block: a tensor, or one that is yet to be made"""
 
 
 class Feature(NamedTuple):
-    """An activation [N, C, H, W] and its channels' moments, where operations keep them.
+    """An activation [N, C, H, W] and its channels' moments, if operations keep them.
 
     ``FusedOps`` and ``NativeOps`` do, each in its own form.
     """
@@ -44,7 +44,7 @@ class Conv(NamedTuple):
     bias: Tensor
     """float32 [O]"""
     up_kernel: Tensor | None = None
-    """``unet.upsampling_kernel`` of the weight, where doubling is folded into it"""
+    """``unet.upsampling_kernel`` of the weight, if doubling is folded into it"""
 
 
 class Norm(NamedTuple):
@@ -56,12 +56,12 @@ class Norm(NamedTuple):
 
 
 def fits_layer(channels: int, outs: int) -> bool:
-    """Return whether ``ddfm_fast.kernels.conv.layer`` takes so many channels in and out."""
+    """Return whether ``ddfm_fast.kernels.conv.layer`` takes these numbers of channels."""
     return (channels <= 16 or channels % 32 == 0) and (outs <= 16 or outs % 32 == 0)
 
 
 class Waiting(NamedTuple):
-    """What a convolution reads where it normalizes itself: SiLU(norm(parts)), resampled."""
+    """What a convolution that normalizes by itself reads: SiLU(norm(parts)), resampled."""
 
     parts: Sequence[Feature]
     norm: Norm
@@ -86,7 +86,7 @@ def double(x: Tensor) -> Tensor:
 
 
 def convolve(x: Tensor, conv: Conv, bias: Tensor | None) -> Tensor:
-    """Convolve with ``bias`` (cast to x's dtype), in strips where it would be too large."""
+    """Convolve with ``bias`` (cast to x's dtype), in strips if it would be too large."""
     bias = None if bias is None else bias.to(x.dtype)
     if conv.up_kernel is not None:
         return conv2d(x, conv.up_kernel, bias, stride=2, padding=(1, 1), transposed=True)
@@ -149,7 +149,7 @@ class Ops(ABC, Generic[Hidden]):
     """What the engine calls; ``plain.PlainOps`` is the twin of all others."""
 
     def for_graphs(self) -> Ops[Any]:
-        """Return what runs in their place while torch.compile or torch.export traces a forward."""
+        """Return what replaces them while torch.compile or torch.export traces a forward pass."""
         return self
 
     def gathered(self, x: Tensor, side: int, dtype: torch.dtype) -> Tensor:
@@ -159,7 +159,7 @@ class Ops(ABC, Generic[Hidden]):
         return x.contiguous(memory_format=torch.channels_last)
 
     def spread(self, out: Tensor, side: int, x: Tensor, mix: Mix | None) -> Tensor:
-        """Return the way back of the network's answer, mixed with x_t where it is to be."""
+        """Turn the network's output back into pixels, mixed with x_t if ``mix`` is given."""
         out = F.pixel_shuffle(out, side) if side > 1 else out
         return out if mix is None else mixed(x, out, mix)
 
@@ -204,7 +204,7 @@ class Ops(ABC, Generic[Hidden]):
 
     @abstractmethod
     def resize(self, feature: Feature, conv: Conv | None, direction: str) -> Feature:
-        """Only resample: "up" then a convolution, or a strided one, or 2x2 means."""
+        """Resample only: "up" and then a convolution, or a strided one, or 2x2 means."""
 
     @abstractmethod
     def last(self, feature: Feature, norm: Norm, conv: Conv) -> Tensor:

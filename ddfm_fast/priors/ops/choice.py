@@ -1,4 +1,4 @@
-"""Which operations run a network: the fastest of those that there are."""
+"""Which operations run a network: the fastest that are available."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def ops_for(
 
     Args:
         device: Where it runs.
-        weights: How many it has.
-        dtype: Of its weights.
-        config: Of the network; None: unknown, so one of many channels.
+        weights: The number of its weights.
+        dtype: Their dtype.
+        config: The network's; None: unknown, so it is assumed to have many channels.
     """
     if device.type == "cuda":
         from ddfm_fast.kernels import obstacle

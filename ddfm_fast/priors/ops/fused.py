@@ -17,13 +17,13 @@ class FusedOps(PlainOps):
 
     Convolutions run without their bias, which joins what reads their output next: the moments of
     the norm, or the sum with the residual. Concatenations are not made. 1x1 convolutions, and 3x3
-    ones with few channels on one side or to at most ``own`` channels, are
-    ``ddfm_fast.kernels.conv``'s, with the norm before and the residual and moments after.
+    ones with few channels on one side or with at most ``own`` output channels, are done by
+    ``ddfm_fast.kernels.conv``, with the norm before and the residual and moments after.
     """
 
     OWN = 0
-    """channels of a 3x3 convolution's result up to which it is ours. None by default: it saves
-    traffic, but on paper has to come nearer to the peak than its tiles allow
+    """output channels up to which our kernel does a 3x3 convolution. 0 by default: it saves
+    traffic, but on paper it would have to come closer to the peak than its tiles allow
     (bench/results/prior-paper-2026-11-28.md)"""
 
     def __init__(self, kernels=None, layers=None, *, own: int = OWN):

@@ -28,17 +28,17 @@ class NativeOps(Ops[Waiting]):
 
     Norms, SiLU and resampling happen as a convolution reads; biases, residuals and skips, and the
     sums for the next norm, as it writes. Weights are laid out when first used, 3x3 ones in four
-    times their size, so a large network has to find memory for it.
+    times their size, so a large network needs the memory for it.
     """
 
     WEIGHT_BYTES = 16
-    """of memory for each weight, at most"""
+    """most bytes of memory per weight"""
     SMALL_BYTES = 2**30
-    """that are taken whatever is free"""
+    """bytes that may be taken whatever is free"""
     SHARE = 0.5
-    """of the free memory that may be taken beyond"""
+    """share of the free memory that may be taken beyond that"""
     MOST_LAYERS = 2**13
-    """prepared ones that are kept, of about a kilobyte: one for each convolution and size"""
+    """prepared layers that are kept, of about a kilobyte: one for each convolution and size"""
 
     def __init__(self):
         self._weights: dict[tuple, Weight] = {}
@@ -46,9 +46,9 @@ class NativeOps(Ops[Waiting]):
 
     @staticmethod
     def available(dtype: torch.dtype = torch.float32) -> bool:
-        """Return whether they can run here; bfloat16 needs an instruction that multiplies pairs.
+        """Return whether these can run here; bfloat16 needs an instruction that multiplies pairs.
 
-        Compiles them the first time.
+        The first call compiles them.
         """
         if dtype not in DTYPES or status() is not None:
             return False

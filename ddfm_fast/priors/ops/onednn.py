@@ -16,8 +16,8 @@ from .plain import PlainOps
 class OneDnnOps(PlainOps):
     """The same on a CPU with weights laid out once for oneDNN, and residuals added inside it.
 
-    Uses the operators that PyTorch's own compiler uses. Which layout oneDNN wants depends on the
-    input's size, and another one is laid out on every call; so weights are laid out when a
+    Uses the operators that PyTorch's own compiler uses. The layout that oneDNN wants depends on the
+    input's size, and it converts any other layout on every call. So weights are laid out when a
     convolution first sees a size, and the copies for the last ``SIZES`` sizes are kept. That takes
     memory, so this is for small networks.
     """
@@ -25,14 +25,14 @@ class OneDnnOps(PlainOps):
     MOST_WEIGHTS = 2**26
     SIZES = 2
     SMALL = 2**13
-    """float32 inputs up to here go by PyTorch's own loops: a call of oneDNN costs some 50 us"""
+    """float32 elements up to which PyTorch's own loops run: a call of oneDNN costs some 50 us"""
 
     def __init__(self):
         self._packed: dict[tuple[str, int], dict[torch.Size, tuple[Tensor, Tensor]]] = {}
 
     @staticmethod
     def available(dtype: torch.dtype = torch.float32) -> bool:
-        """Return whether this PyTorch has oneDNN's fused operators, and this CPU the arithmetic."""
+        """Return whether this PyTorch has oneDNN's fused operators and this CPU has the dtype."""
         names = "_convolution_pointwise", "_convolution_pointwise_", "_reorder_convolution_weight"
         return (
             torch.backends.mkldnn.is_available()
@@ -41,7 +41,7 @@ class OneDnnOps(PlainOps):
         )
 
     def for_graphs(self) -> PlainOps:
-        """See ``Ops``: weights that oneDNN laid out are no tensors that a graph can hold."""
+        """See ``Ops``; a graph cannot hold weights that oneDNN has laid out."""
         return PlainOps()
 
     def leave(
@@ -91,6 +91,6 @@ class OneDnnOps(PlainOps):
             )
             found = weight, conv.bias.to(x.dtype)
             for oldest in list(sizes)[: max(len(sizes) + 1 - self.SIZES, 0)]:
-                sizes.pop(oldest, None)  # another thread may have been here
+                sizes.pop(oldest, None)  # another thread may have dropped it
             sizes[x.shape] = found
         return found

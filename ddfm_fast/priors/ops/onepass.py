@@ -17,13 +17,13 @@ class OnePassOps(Ops[Waiting]):
 
     Norms, SiLU, resampling and concatenation happen as a convolution reads; biases, residuals and
     skips, and the moments for the next norm, as it writes. A residual block is two launches,
-    attention three. Weights are laid out when first used, in as much memory again.
+    attention three. Weights are laid out when first used, which doubles their memory.
     """
 
     WIDEST = 128
-    """channels of a level up to which these are the default: wider convolutions are cuDNN's"""
+    """channels of a level up to which these are the default: cuDNN does wider convolutions"""
     DTYPES = (torch.float16, torch.bfloat16)
-    """for which they are the default: float32 has no tensor cores without rounding"""
+    """dtypes for which these are the default: float32 has no tensor cores without rounding"""
 
     def __init__(self, kernels=None):
         self.launches = kernels is None
@@ -36,7 +36,7 @@ class OnePassOps(Ops[Waiting]):
 
     @classmethod
     def suit(cls, config: UNetConfig, dtype: torch.dtype) -> bool:
-        """Return whether they are the ones for a network."""
+        """Return whether these operations suit a network."""
         area, narrow = config.pixel_unshuffle**2, max(config.level_channels) <= cls.WIDEST
         ends = fits_layer(area * config.in_channels, area * config.out_channels)
         return narrow and ends and dtype in cls.DTYPES

@@ -14,18 +14,18 @@ from ..unet_config import GROUPS
 from .base import Conv, Feature, Norm, Ops, attention, conv2d, convolve, double, rows_of
 
 NAIVE_SUMS = 2**13
-"""pixels up to which PyTorch's group norm of channels_last maps on a CPU is as exact as float32"""
+"""pixels up to which PyTorch's group norm of channels_last maps on a CPU has float32's accuracy"""
 IN_CACHE = 2**20
-"""elements that are read twice before the next ones are"""
+"""elements that are read twice, from the cache, before the next ones are read"""
 
 
 def exact_group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Compute ``F.group_norm`` of float32 channels_last maps, with sums that do not lose digits.
 
-    PyTorch's own adds pixel by pixel in float32 there (2.13, CPU): over 544x960 pixels its error
-    is 2e-4, and eps of the embedded prior was wrong by 2.6e-3, ten times as much as in the official
-    layout. Here sums are PyTorch's, which cascade, and their combination is in float64, by NumPy,
-    whose calls cost a tenth for so few numbers.
+    There, PyTorch's own function adds pixel by pixel in float32 (2.13, CPU): over 544x960 pixels
+    its error is 2e-4, and eps of the embedded prior was wrong by 2.6e-3, ten times as much as in
+    the official layout. Here, sums are PyTorch's cascaded ones, and NumPy combines them in float64:
+    for so few numbers its calls cost a tenth.
     """
     n, channels = x.shape[:2]
     sums = np.zeros((2, n, channels))

@@ -1,4 +1,4 @@
-"""What the commands of the training share."""
+"""What the training commands share."""
 
 from __future__ import annotations
 
@@ -43,6 +43,6 @@ def make_app(module: str, command: Callable[..., None], epilog: str) -> typer.Ty
 
 
 def start(app: typer.Typer) -> None:
-    """Run the command line as a program, which printing does not end."""
+    """Run the command line as a program that a failed print does not end."""
     with guarded():
         app(prog_name=app.info.name)

@@ -14,7 +14,7 @@ T = 1000
 """timesteps"""
 LEVELS = ("uniform", "low")
 LOW_SIGMAS = 1.5, 60.0
-"""gray levels of 255 between which the levels "low" mostly lie: the noise that pictures have"""
+"""gray levels of 255 between which the levels "low" mostly lie: the noise of real pictures"""
 LOW_SHARE = 0.75
 """share of the levels "low" that lie there"""
 WEIGHTINGS = ("eps", "p2-mild", "p2", "min-snr")

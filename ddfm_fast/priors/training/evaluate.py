@@ -74,7 +74,7 @@ def read_folder(folder: Path) -> list[np.ndarray]:
 
 @torch.inference_mode()
 def denoisings(prior: Prior, images: Sequence[Tensor]) -> tuple[np.ndarray, list[float]]:
-    """Draw clean | noisy | predicted x0 by timestep, uint8, and give the PSNR of each x0."""
+    """Draw clean | noisy | predicted x0 by timestep, uint8, and return the PSNR of each x0."""
     clean = torch.cat(list(images))
     columns, psnr = [clean], []
     steps = prior.conditioning(torch.tensor(GRID_TIMESTEPS))
@@ -164,8 +164,8 @@ def evaluate(
     Args:
         prior: The prior.
         out: The folder, made if it does not exist: losses.json, denoising.png and samples.png.
-        sets: Of :func:`image_sets`; the photographs are what is drawn.
-        against: Another prior to set beside it.
+        sets: From :func:`image_sets`; the pictures that are drawn are the photographs.
+        against: Another prior to compare with.
         samples: Unconditional samples; 0: none.
 
     Returns:

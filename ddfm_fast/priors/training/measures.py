@@ -1,4 +1,4 @@
-"""What a prior is worth by itself, in numbers.
+"""The quality of a prior by itself, in numbers.
 
 Its eps error by noise level on images it never saw, beside a Wiener filter's, and two measures of
 what should not be there: a fixed lattice of the pixel-unshuffle's period and a larger error near
@@ -25,7 +25,7 @@ BORDER = 16
 
 
 def center(image: np.ndarray, multiple: int, side: int = 256) -> Tensor:
-    """Cut the middle of an image out: [1, 3, H, W] in [-1, 1], multiples, at most ``side``."""
+    """Cut out an image's middle: [1, 3, H, W] in [-1, 1], of multiples, at most ``side``."""
     height, width = (min(n, side) // multiple * multiple for n in image.shape[:2])
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     tile = image[top : top + height, left : left + width]
@@ -103,9 +103,9 @@ def _radial_power(planes: Tensor) -> Tensor:
 def lattice(prior: Prior, images: Sequence[Tensor], t: int, period: int = 4) -> float:
     """Measure a fixed pattern with that period in predicted x0, in gray levels of 255.
 
-    The mean of the prediction less its local mean, for each of the period x period places, and of
-    those the standard deviation: 0 where no place differs from another. What the clean image itself
-    has of it is taken off.
+    It is the standard deviation, over the period x period places, of the mean of the prediction
+    minus its local mean: 0 if no place differs from another. The clean image's own pattern is
+    subtracted.
     """
     step = prior.conditioning(torch.tensor([t]))[0]
     found = []

@@ -26,9 +26,9 @@ from .photos import LUMA, find_photos, hash_files, read_photo, split_photos
 from .run import Run, Settings, pick_device, state_path, train
 
 NOISE = (5, 15, 30, 60, 120)
-"""gray levels of 255, at which a prior is held against another"""
+"""noise in gray levels of 255 at which a prior is compared with another"""
 GRAY_NOISE = NOISE[:-1]
-"""likewise of gray ones, which the embedded one knows only as a denoiser"""
+"""the same for gray priors, of which the embedded one is only a denoiser"""
 PATCH = 64
 _MOST_HELD = 8
 _TIMED = 4
@@ -140,7 +140,7 @@ def _resumed(out: Path, photos: list[Path], config: UNetConfig) -> Settings | No
         state = torch.load(path, map_location="cpu", weights_only=True)
         settings, same = Settings(**state["settings"]), state["data_sha256"] == hash_files(photos)
         other = state["config"] != config.to_dict()
-    except Exception as error:  # whatever a damaged file makes PyTorch do
+    except Exception as error:  # a damaged file may make PyTorch raise anything
         raise ValueError(
             f"--out: {str(path)!r} is not the state of a training ({type(error).__name__}); remove "
             "it to start again"
@@ -188,7 +188,7 @@ def _decay(steps: int) -> float:
 
 
 def _affordable(run: Run, minutes: float) -> int:
-    """Count the updates of so many minutes, by the time of a few that are thrown away."""
+    """Count the updates that fit into so many minutes, by the time of a few that are discarded."""
     run.train_step()
     began = time.monotonic()
     for _ in range(_TIMED):
@@ -200,7 +200,7 @@ def _affordable(run: Run, minutes: float) -> int:
 def judged(
     out: Path, base: str, photos: list[Path], settings: Settings, *, progress: bool = True
 ) -> Outcome:
-    """Hold a trained prior against the package's on pictures that it never saw, and draw both."""
+    """Compare a trained prior with the package's on pictures that it never saw, and draw both."""
     prior, other = load_prior(out), load_prior(base)
     _, held = split_photos(photos, settings.holdout)
     tiles = [_tile(path, prior) for path in held]
@@ -229,7 +229,7 @@ def judged(
 
 
 def _psnr(sigma: float, error: float) -> float:
-    """Return that of x0 in decibels; x0's error is that of eps times sigma, here in gray levels."""
+    """Return the PSNR of x0 in decibels; its error is that of eps times sigma, in gray levels."""
     return 10 * math.log10(255**2 / max(sigma**2 * error, 1e-9))
 
 
@@ -260,7 +260,7 @@ def _sheet(prior: Prior, tiles: list[Tensor], steps: list[int], progress: bool) 
 
 
 def _cell(x: Tensor) -> np.ndarray:
-    """Make a cell of the sheet of [1, C, H, W] in [-1, 1]: its middle, on white where smaller."""
+    """Make a cell of the sheet from [1, C, H, W] in [-1, 1]: its middle, padded with white."""
     values = ((x[0].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     top, left = (max(0, (n - _SHEET) // 2) for n in values.shape[:2])
     cut = values[top : top + _SHEET, left : left + _SHEET]

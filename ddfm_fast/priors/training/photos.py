@@ -22,7 +22,7 @@ SCALES = (1.0, 1.5, 2.0, 3.0, 4.0)
 FLAT_STD = 6.0
 """gray levels of standard deviation below which a tile counts as flat"""
 FLAT_KEPT = 0.15
-"""chance that a flat tile is used all the same: skies and black ground exist"""
+"""chance that a flat tile is used anyway: skies and black ground exist"""
 THERMAL = 0.5
 """share of gray patches that are made to look like thermal images"""
 STRETCHED = 0.1, 99.9
@@ -84,7 +84,7 @@ def load_pyramid(path: Path, patch: int) -> list[np.ndarray]:
 def read_photo(path: Path) -> np.ndarray:
     """Read a photograph as RGB uint8 [H, W, 3]; deeper ones are stretched to their own range.
 
-    ValueError for anything but a image.
+    Raises ValueError for anything but an image.
     """
     image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)
     if image is None:
@@ -108,15 +108,15 @@ class Patches:
     def __init__(self, photos: list[Path], patch: int, channels: int = 3):
         self.patch, self.channels = patch, channels
         self.pyramids = [load_pyramid(p, patch) for p in photos]
-        # The square root keeps a few large photographs from hiding the small, textured ones.
+        # the square root keeps a few large photographs from crowding out the small, textured ones
         area = np.array([math.sqrt(p[0].shape[0] * p[0].shape[1]) for p in self.pyramids])
         self.weights = area / area.sum()
 
     def crop(self, rng: np.random.Generator, side: int | None = None) -> np.ndarray:
         """Draw a patch [P, P, 3] uint8; nearly flat ones are mostly drawn again.
 
-        ``side``: P, by default the patch of the constructor. A level of the pyramid that is
-        smaller is left for the next larger one that holds it.
+        ``side``: P, by default the patch of the constructor. If a level of the pyramid is smaller,
+        the next larger one that holds the patch is used.
         """
         side = side or self.patch
         tile: np.ndarray | None = None

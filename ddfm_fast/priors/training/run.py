@@ -60,14 +60,14 @@ class Settings:
     ema_decay: float = 0.999
     compiled: bool = False
     wide_every: int = 4
-    """every so many updates have patches twice as wide, and a quarter as many of them: the norms'
-    statistics and far structures of whole images differ from those of small patches; 0: never"""
+    """every so many updates, patches are twice as wide and a quarter as many: the norms' statistics
+    and distant structures of whole images differ from those of small patches; 0: never"""
     levels: str = "uniform"
     start: str = ""
     """sha256 of the prior whose weights the run started from, "" for none"""
 
     def check(self, config: UNetConfig) -> None:
-        """Raise a ValueError, which names the option, for what that network cannot train with."""
+        """Raise a ValueError, which names the option, for settings that cannot train it."""
         for name in ("steps", "batch", "holdout"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}, expected 1 or more")
@@ -88,7 +88,7 @@ class Settings:
 
 
 class Float32Conv2d(nn.Conv2d):
-    """A convolution that computes in float32 under autocast too.
+    """A convolution that computes in float32 even under autocast.
 
     x_t in bfloat16 has errors of the size of the noise at the smallest timesteps.
     """
@@ -100,7 +100,7 @@ class Float32Conv2d(nn.Conv2d):
 
 
 def keep_float32(unet: UNet) -> None:
-    """Have the network's first convolution compute in float32 under autocast too."""
+    """Make the network's first convolution compute in float32 even under autocast."""
     old = unet.input_conv
     new = Float32Conv2d(old.in_channels, old.out_channels, 3, padding=1, device="meta")
     new.weight, new.bias = old.weight, old.bias
@@ -138,7 +138,7 @@ class Run:
         self.heldout = Patches(held, settings.patch, config.in_channels)
         self.alphas = alphas_cumprod()
         self.weights = loss_weights(settings.weighting)
-        # One graph per patch size: sizes known beforehand make the better code.
+        # one graph per patch size: sizes known beforehand make better code
         self.loss = torch.compile(self._loss, dynamic=False) if settings.compiled else self._loss
 
     def _loss(self, x_t: Tensor, t: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class Run:
         return x0, t, noise
 
     def train_step(self) -> float:
-        """Update once; give the loss before it. FloatingPointError when it is not finite."""
+        """Update once; return the loss before it. FloatingPointError if it is not finite."""
         began = time.monotonic()
         x0, t, noise = self.draw()
         x_t = diffuse(x0, noise, self.alphas[t]).contiguous(memory_format=torch.channels_last)
@@ -207,7 +207,7 @@ class Run:
     def measured(self, count: int = 100) -> tuple[dict[str, float], float]:
         """Return ``heldout_loss``, and the PSNR of the pictures that it denoises on the way.
 
-        That is of x0 in decibels, the mean over timesteps whose noise is that of pictures.
+        The PSNR is that of x0 in decibels, averaged over timesteps with the noise of real pictures.
         """
         rng = np.random.default_rng(0)
         errors: list[tuple[int, float]] = []
@@ -238,7 +238,7 @@ class Run:
             "config": self.config.to_dict(),
             "data_sha256": self.data_sha256,
         }
-        # by a file of Python's, whose errors say what the system said
+        # through a Python file, whose errors carry the system's message
         with atomic_path(state_path(out)) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
         training = {
@@ -257,7 +257,7 @@ class Run:
         save_unet(out, self.ema, dtype=torch.float16, training=training)
 
     def restore(self, out: Path) -> None:
-        """Continue from the state beside ``out``; ValueError if it is of another run."""
+        """Continue from the state beside ``out``; ValueError if it belongs to another run."""
         path = state_path(out)
         if not path.is_file():
             raise ValueError(f"--resume: there is no {str(path)!r}; leave --resume out to start")
@@ -306,7 +306,7 @@ def train(
         progress: Show a bar.
 
     Raises:
-        ValueError: ``out`` or ``log_every`` cannot be, or the state is another run's.
+        ValueError: ``out`` or ``log_every`` is impossible, or the state is another run's.
         FloatingPointError: The loss is not finite.
     """
     _check_outputs(out, log_every)
@@ -383,7 +383,7 @@ def train_prior(
         The finished run.
 
     Raises:
-        ValueError: An argument cannot be trained with; it names the command's option.
+        ValueError: An argument does not allow training; the message names the command's option.
         FloatingPointError: The loss is not finite.
     """
     config = config or ARCHITECTURES["embedded"]
