@@ -83,7 +83,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
     def __init__(self, *, method: MethodMaker = Diffusion, **options: Unpack[FuserOptions]):
         given = with_defaults(options)
         if not callable(method):
-            raise TypeError(f"method is {method!r}; expected what makes one, as Diffusion does")
+            raise TypeError(f"method is {method!r}; expected a function or a class of methods")
         self._options, self._make_method, self._config = given, method, _config(given)
         self._named = None if isinstance(given["preset"], FuseConfig) else self._config
         self.device = resolve_device(given["device"])

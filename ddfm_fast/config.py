@@ -120,7 +120,7 @@ class FuseConfig:
         if self.start is not None and isinstance(self.steps, str):
             raise ValueError(
                 f"steps is {self.steps!r}; expected a whole number of steps, since this preset "
-                f"starts at the timestep {self.start}; words such as ddim50 choose from all"
+                f"starts at timestep {self.start}, and words such as ddim50 choose from all"
             )
 
     @property
