@@ -52,7 +52,7 @@ def with_luma(y: Tensor, source: Tensor, *, dims: bool = False) -> Tensor:
     """Give `source` the luma `y`: RGB [N, 3, H, W] in [0, 1] with luma(RGB) = y.
 
     The chroma source - luma(source) is added to y. Where a channel would leave [0, 1] the pixel's
-    chroma is scaled towards gray, at the same hue, by just as much as makes it fit.
+    chroma is scaled toward gray, at the same hue, by just as much as makes it fit.
 
     Args:
         y: [N, 1, H, W], clamped to [0, 1].
