@@ -247,8 +247,8 @@ PRESETS: dict[str, FuseConfig] = {
         crop_multiple=32,
         round_luma=True,
         color=False,
-        summary="the authors' script, pixel for pixel: i is the visible image, sizes are cropped to "
-        "multiples of 32, luma has 8 bits, the result is gray",
+        summary="the authors' script, pixel for pixel: i is the visible image, sizes are cropped "
+        "to multiples of 32, luma has 8 bits, the result is gray",
     ),
     "balanced": FuseConfig(
         **_SALIENCY,

@@ -87,7 +87,7 @@ def doubt_steps(asked: Any, config: FuseConfig, steps: int) -> None:
     if asked and not steps:
         warn(
             f"steps is {asked!r}, but the steps of variant {config.variant!r} change less than a "
-            f"gray level at eta {config.eta:g} and are skipped; pass preset=\"official\" for the "
+            f'gray level at eta {config.eta:g} and are skipped; pass preset="official" for the '
             "authors' loop"
         )
     if config.reuse > 1 and steps < 2:

@@ -111,10 +111,7 @@ def calibrate(
         names.append(name)
         sizes = sizes or (ir.shape, vis.shape)
         if (ir.shape, vis.shape) != sizes:
-            raise ValueError(
-                f"{name}: {_sizes(ir.shape, vis.shape)}, and in the first pair {_sizes(*sizes)}; "
-                "expected one size per camera"
-            )
+            raise ValueError(f"{name}: {_sizes(ir.shape, vis.shape)}; the first {_sizes(*sizes)}")
         a = ir if ir_camera is None else ir_camera.scaled(ir.shape).straight(ir)
         b = vis if vis_camera is None else vis_camera.scaled(vis.shape).straight(vis)
         one = between(a, b, model)
@@ -124,16 +121,14 @@ def calibrate(
         raise ValueError("no pair is given; expected at least one picture of each camera")
     if not found:
         raise ValueError(
-            f"{', '.join(names[:3])}{' and more' * (len(names) > 3)}: no certain map ({model}) "
-            "was found; expected pictures of one scene with edges that both show, by day rather "
-            "than at dusk"
+            f"{', '.join(names[:3])}{' and more' * (len(names) > 3)}: no certain map ({model}) was "
+            "found; expected pictures of one scene with edges that both show, by day, not at dusk"
         )
     matrix, spread = _together([one.matrix for one in found], sizes[1], model)
     if spread > _SPREAD * max(sizes[1]):
         warn(
-            f"the maps of {len(found)} pairs differ by {spread:.1f} pixels, probably because near "
-            "objects shift between two cameras; take pictures of distant objects, or use another "
-            "--model"
+            f"the maps of {len(found)} pairs differ by {spread:.1f} pixels, as near objects shift "
+            "between two cameras; take pictures of distant objects, or use another --model"
         )
     confidence = float(np.median([one.confidence for one in found]))
     alignment = Alignment(

@@ -31,9 +31,9 @@ class StreamAligner(Aligner):
         super().__init__(setting, field=field)
         if field == "common" and self.moves and not isinstance(setting, Calibration):
             raise ValueError(
-                f'align_field is "common" and align is "{setting}", whose map changes during a '
-                "stream, as the size of its frames then would; expected a calibration, which does "
-                'not change (ddfm-fast align IR VIS -o calibration.json), or align_field="visible"'
+                f'align_field is "common" and align is "{setting}", whose map follows the stream: '
+                "the size of its frames would change; expected a calibration, which stays "
+                '(ddfm-fast align IR VIS -o calibration.json), or align_field="visible"'
             )
         self._map: Alignment | None = None
         self._reach: tuple[np.ndarray | None, Part | None] = None, None

@@ -65,8 +65,8 @@ def _options(command: Any) -> Iterator[str]:
                 rows.append((keyword, flag, f"`{option.default!r}`", words))
         yield from ("", f"## {group}", "")
         yield from table(("keyword", "option", "default", "what it does"), rows)
-    yield from ("", "† An option of a call, not of a `Fuser`. For the options that only some commands")
-    yield "have, see `ddfm-fast help commands`."
+    yield from ("", "† An option of a call, not of a `Fuser`. For the options that only some")
+    yield "commands have, see `ddfm-fast help commands`."
 
 
 def _commands(command: Any) -> Iterator[str]:

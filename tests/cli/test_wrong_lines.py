@@ -172,7 +172,7 @@ def test_other_files_that_powershell_writes(here):
                  "wrong.json"), "JSON list; expected an object")  # fmt: skip
     (here / "wrong.json").write_bytes(b"\x80")
     refused(call("fuse", "ir.png", "vis.png", "-o", "o.png", "--json", "--prior-config",
-                 "wrong.json"), "--prior-config is 'wrong.json'", "no text")  # fmt: skip
+                 "wrong.json"), "--prior-config is 'wrong.json'", "not text")  # fmt: skip
 
 
 def test_passwords_of_addresses_are_not_printed(here):

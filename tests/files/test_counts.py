@@ -153,9 +153,7 @@ def test_bare_counts(save):
 
 
 def test_bare_counts_of_the_other_order_and_of_frames(save):
-    with pytest.warns(
-        DDFMWarning, match="are read high byte first, judging by neighboring pixels"
-    ):
+    with pytest.warns(DDFMWarning, match="are read high byte first, judging by neighboring pixels"):
         back = read_image(save(GRADIENT.astype(">u2").tobytes(), "a.raw"), raw_size=(32, 24))
     np.testing.assert_array_equal(back, GRADIENT)
     with pytest.warns(DDFMWarning, match="holds 3 pictures; the first is used"):
