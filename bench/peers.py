@@ -175,7 +175,7 @@ def to_markdown(report: Report) -> str:
         *card_lines(report),
         "",
         f"{len(pairs)} pairs, {report.measurements[0].size}; means of the convention cddfuse "
-        "against the clean sources (`_min`: the worse source); median seconds an image, each "
+        "against the clean sources (`_min`: the worse source); median seconds per image, each "
         "method by itself after one call; memory of the first call above what was there.",
     ]
     for measurement in report.measurements:

@@ -26,6 +26,8 @@ from ddfm_fast.files.paths import atomic_write_bytes
 from .timing import quantile
 
 SCHEMA = "ddfm_fast bench 1"
+RENAMED = {"seconds a frame": "seconds per frame", "no PNG a step": "no PNG per step"}
+"""beginnings of names in older files → what they are now"""
 UNITS = {
     "samples": "seconds",
     "floor": "seconds",
@@ -183,7 +185,10 @@ def load(path: str | Path) -> Report:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}; expected one that --save wrote")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        for old, new in RENAMED.items():
+            text = text.replace(f'"{old}', f'"{new}')
+        raw = json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{str(path)!r} is not JSON ({error}); expected a result") from None
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:

@@ -61,8 +61,8 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
     """A prior and a configuration, built once and called for any number of images.
 
     Args:
-        method: A function of (prior, config, loops) that makes the map from two lumas to one. By
-            default the whole method; ``ddfm_fast.method`` has others.
+        method: A function of (prior, config, loops) that returns what maps two lumas to one; by
+            default the whole method. ``ddfm_fast.method`` has others.
 
     Options:
         OPTIONS
@@ -83,7 +83,7 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
     def __init__(self, *, method: MethodMaker = Diffusion, **options: Unpack[FuserOptions]):
         given = with_defaults(options)
         if not callable(method):
-            raise TypeError(f"method is {method!r}; expected what makes one, as Diffusion does")
+            raise TypeError(f"method is {method!r}; expected what makes one, such as Diffusion")
         self._options, self._make_method, self._config = given, method, _config(given)
         self._named = None if isinstance(given["preset"], FuseConfig) else self._config
         self.device = resolve_device(given["device"])

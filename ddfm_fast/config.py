@@ -120,7 +120,7 @@ class FuseConfig:
         if self.start is not None and isinstance(self.steps, str):
             raise ValueError(
                 f"steps is {self.steps!r}; expected a whole number of steps, since this preset "
-                f"starts at the timestep {self.start}; words such as ddim50 choose from all"
+                f"starts at timestep {self.start}, and words such as ddim50 choose from all"
             )
 
     @property
@@ -240,14 +240,15 @@ def default_preset(options: Mapping[str, Any]) -> str:
 
 PRESETS: dict[str, FuseConfig] = {
     "official": FuseConfig(
-        summary="the authors' mathematics, DDIM 100, any size, color kept",
+        summary="the authors' mathematics with 100 DDIM steps, at any size and in color",
     ),
     "official-script": FuseConfig(
         swap_sources=True,
         crop_multiple=32,
         round_luma=True,
         color=False,
-        summary="their script to the pixel: visible as i, cropped to 32, 8-bit luma, gray result",
+        summary="the authors' script, pixel for pixel: i is the visible image, sizes are cropped "
+        "to multiples of 32, luma has 8 bits, the result is gray",
     ),
     "balanced": FuseConfig(
         **_SALIENCY,
@@ -255,7 +256,7 @@ PRESETS: dict[str, FuseConfig] = {
         start=20,
         denoise="auto",
         draws=2,
-        summary="saliency and scales choose; 2 prior evaluations remove noise of each noisy source",
+        summary="a closed form weighs the sources; 2 prior evaluations denoise each noisy source",
     ),
     "fast": FuseConfig(
         **_SALIENCY,
@@ -268,7 +269,7 @@ PRESETS: dict[str, FuseConfig] = {
         steps=0,
         denoise="auto",
         draws=4,
-        summary="like balanced, with 4 evaluations per noisy source: for noisy and hard scenes",
+        summary="like balanced, with 4 evaluations per noisy source: for noisy, difficult scenes",
     ),
     "instant": FuseConfig(
         **_SALIENCY,
@@ -279,6 +280,6 @@ PRESETS: dict[str, FuseConfig] = {
         variant="paper",
         sampler="ddpm",
         eta=0.1,
-        summary="Algorithm 1 with DDPM, ψ 0.5, η 0.1: sharp, drifts towards one source",
+        summary="Algorithm 1 with DDPM, ψ 0.5, η 0.1: sharp, but drifts toward one source",
     ),
 }

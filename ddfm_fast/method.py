@@ -88,13 +88,13 @@ def doubt_steps(asked: Any, config: FuseConfig, steps: int) -> None:
     if asked and not steps:
         warn(
             f"steps is {asked!r}, but the steps of variant {config.variant!r} change less than a "
-            f"gray level at eta {config.eta:g} and are skipped; for the authors' loop give "
-            'preset="official"'
+            f'gray level at eta {config.eta:g} and are skipped; pass preset="official" for the '
+            "authors' loop"
         )
     if config.reuse > 1 and steps < 2:
         warn(
-            f"reuse is {config.reuse}, but there is {'one step' if steps else 'no step'} of the "
-            'loop, and nothing to reuse; leave it out, or give preset="official" for the '
+            f"reuse is {config.reuse}, but the loop has {'one step' if steps else 'no step'}, so "
+            'there is nothing to reuse; leave it out, or pass preset="official" for the '
             "authors' loop"
         )
 

@@ -172,7 +172,7 @@ OPTIONS: dict[str, Option] = {
     ),
     "compile": Option(
         RUNTIME, False, "Run the prior through torch.compile.",
-        "Takes a minute for each new size.",
+        "Compiling takes half a minute or more for each new size.",
     ),
     "batch_size": Option(
         RUNTIME, None, "Most pairs fused at once (CPU: 1; GPU: as many as fit).",

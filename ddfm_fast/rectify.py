@@ -69,7 +69,7 @@ VARIANTS = {
         ),
         Variant(
             "paper",
-            "the equations of the paper: sharp, drifts towards one source",
+            "the equations of the paper: sharp, but drifts toward one source",
             _BT601,
             0.0,
             1.0,

@@ -27,7 +27,7 @@ from ..results import Measurement, Parity
 from .loop import preset
 from .throughput import side_of
 
-ABOUT = "seconds a frame, flicker and quality, image presets frame by frame and video presets"
+ABOUT = "seconds per frame, flicker and quality, image presets frame by frame and video presets"
 LIMIT = 1.0
 """gray levels between the first frame of "exact" and the image preset, by the prior's rounding"""
 QUALITY = ("SCD", "VIF", "Qabf", "SSIM")
@@ -37,13 +37,13 @@ IMAGE_PRESETS, BASELINE = ("official", "balanced", "fast"), "image preset offici
 def tasks(place: Place) -> list[Task]:
     """Return the engine frame by frame, and the whole command if PyAV is installed."""
     side = side_of(place)
-    name = f"seconds a frame of a video, pan over the {PAIR}"
+    name = f"seconds per frame of a video, pan over the {PAIR}"
     found = [Task("video", name, named(side, side), lambda: frames(place, side))]
     try:
         import av  # noqa: F401
     except ImportError:
         return found
-    name = f"seconds a frame of a file, pan over the {PAIR}"
+    name = f"seconds per frame of a file, pan over the {PAIR}"
     return [*found, Task("video", name, named(side, side), lambda: files(place, side))]
 
 
@@ -86,7 +86,7 @@ def frames(place: Place, side: int) -> Measurement:
     for name, candidate in found.candidates.items():
         candidate.lossless = name == BASELINE
         candidate.quality = score(fused[name], pairs)
-        candidate.about = f"{evaluations[name]} prior evaluations a frame"
+        candidate.about = f"{evaluations[name]} prior evaluations per frame"
     found.facts = {"frames a second": {n: 1 / c.median for n, c in found.candidates.items()}}
     return found
 

@@ -177,8 +177,8 @@ def _our_prior(precision: str = "float32"):
 
 
 ROWS = [
-    Row("reference", "the authors' script: a PNG a step", _their_loop(png=True)),
-    Row("no PNG a step", "nothing is written but the result", _their_loop()),
+    Row("reference", "the authors' script: a PNG per step", _their_loop(png=True)),
+    Row("no PNG per step", "nothing is written but the result", _their_loop()),
     Row("luma by an identity", "R, G and B move with the luma: no color conversion on the CPU",
         _their_loop(by_identity)),
     Row("one real FFT pair", "in place of three complex FFTs and an inverse; one plane of state",

@@ -121,14 +121,14 @@ def calibrate(
         raise ValueError("no pair is given; expected at least one picture of each camera")
     if not found:
         raise ValueError(
-            f"{', '.join(names[:3])}{' and more' * (len(names) > 3)}: no {model} is clear; "
-            "expected pictures of one scene with edges that both show, by day rather than at dusk"
+            f"{', '.join(names[:3])}{' and more' * (len(names) > 3)}: no certain map ({model}) was "
+            "found; expected pictures of one scene with edges that both show, by day, not at dusk"
         )
     matrix, spread = _together([one.matrix for one in found], sizes[1], model)
     if spread > _SPREAD * max(sizes[1]):
         warn(
-            f"the maps of {len(found)} pairs differ by {spread:.1f} pixels, as near "
-            "things shift between two cameras: take pictures of far things, or another --model"
+            f"the maps of {len(found)} pairs differ by {spread:.1f} pixels, as near objects shift "
+            "between two cameras; take pictures of distant objects, or use another --model"
         )
     confidence = float(np.median([one.confidence for one in found]))
     alignment = Alignment(
@@ -190,7 +190,7 @@ def read_calibration(path: str | os.PathLike[str]) -> Calibration:
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
+    raise ValueError(f"{text} is not a number")
 
 
 def _checked(found: Any, name: str) -> Calibration:

@@ -78,8 +78,8 @@ def checked_field(field: Any, setting: Setting) -> str:
         )
     if field == "common" and setting in ("check", "off"):
         warn(
-            f'align_field="common" crops what is aligned, and align is "{setting}", which moves '
-            'nothing: pictures stay whole; align="shift" (--align shift) or another map crops'
+            f'align_field="common" crops aligned pictures, and align is "{setting}", which aligns '
+            'none, so nothing is cropped; pass align="shift" (--align shift) or another map'
         )
     return field
 
@@ -259,14 +259,16 @@ class Aligner:
             return found
         if ir.shape[:2] == vis.shape[:2]:
             warn(
-                f"no {self.setting} between ir{index} and vis{index} is clear; they are fused as "
-                'they are: align="off" says nothing, a calibration (ddfm-fast align) needs no edges'
+                f"no certain map ({self.setting}) was found between ir{index} and vis{index}, so "
+                "they are fused as they are; a calibration (ddfm-fast align) works without edges, "
+                'and align="off" (--align off) turns this warning off'
             )
             return None
         (a, b), (c, d) = ir.shape[:2], vis.shape[:2]
         raise ValueError(
-            f"ir{index} has {a}x{b} and vis{index} {c}x{d}, and no {self.setting} between them "
-            "is clear; expected images of equal size: --resize vis, or a calibration (--align)"
+            f"ir{index} is {a}x{b} and vis{index} is {c}x{d}, and no certain map ({self.setting}) "
+            "was found between them; expected images of equal size: pass --resize vis, or a "
+            "calibration (--align)"
         )
 
     def look(
@@ -308,7 +310,7 @@ def _sentence(ir: np.ndarray, vis: np.ndarray, index: str) -> str | None:
         return None
     return (
         f"ir{index} seems to be shifted by ({x:+.0f}, {y:+.0f}) pixels (right, down) against "
-        f'vis{index}: align="shift" (--align shift) moves it back, "off" says nothing'
+        f'vis{index}; align="shift" (--align shift) moves it back, "off" turns this warning off'
     )
 
 
@@ -366,8 +368,8 @@ def checked_part(parts: list[Part], index: str = "") -> Part:
     if min(height, width) < MIN_SIZE:
         raise ValueError(
             f"ir{index} and vis{index} have a field of {height}x{width} pixels in common; expected "
-            f'at least {MIN_SIZE}x{MIN_SIZE}: align_field="visible" (--align-field visible) keeps '
-            "the frame"
+            f'at least {MIN_SIZE}x{MIN_SIZE}, or align_field="visible" (--align-field visible), '
+            "which keeps the whole frame"
         )
     return part[0], part[1]
 

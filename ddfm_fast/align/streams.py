@@ -32,8 +32,8 @@ class StreamAligner(Aligner):
         super().__init__(setting, field=field)
         if field == "common" and self.moves and not isinstance(setting, Calibration):
             raise ValueError(
-                f'align_field is "common" and align "{setting}", whose map follows the stream, so '
-                "that the size of its frames would change; expected a calibration, which stays "
+                f'align_field is "common" and align is "{setting}", whose map follows the stream: '
+                "the size of its frames would change; expected a calibration, which stays "
                 '(ddfm-fast align IR VIS -o calibration.json), or align_field="visible"'
             )
         self._map: Alignment | None = None
@@ -99,8 +99,9 @@ class StreamAligner(Aligner):
                 self._warned = True
                 how = "as they are" if ir.shape[:2] == vis.shape[:2] else "resized"
                 warn(
-                    f"no {self.setting} between the first frames is clear; they are fused {how} "
-                    "until one does; a calibration (ddfm-fast align) needs no edges"
+                    f"no certain map ({self.setting}) was found between the first frames; frames "
+                    f"are fused {how} until one is found, and a calibration (ddfm-fast align) "
+                    "works without edges"
                 )
             return
         if self._map is None:

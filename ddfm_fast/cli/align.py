@@ -32,8 +32,8 @@ def align(
 ) -> None:
     """Find the map between two fixed cameras, from one pair of pictures or several.
 
-    The sizes may differ. Pairs in which no map is clear do not count. Exit code: 0 written, 2
-    bad input, or no pair is sure.
+    The sizes may differ. Pairs without a certain map do not count. Exit code: 0 written, 2 bad
+    input, or no pair has a certain map.
     """
     from ..align.calibration import write_calibration
     from ..align.cameras import read_camera

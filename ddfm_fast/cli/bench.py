@@ -63,8 +63,8 @@ def bench(
 ) -> None:
     """Time this machine: how fast, against what, at what quality, how near to its limits.
 
-    Every section first checks that our path and the authors' path (a transcription) agree, then
-    times them in turn; if they disagree, no timing is reported and the exit code is 1. Limits
+    Every section first checks that our path and the authors' path (a reimplementation) agree,
+    then times them in turn; if they disagree, no timing is reported and the exit code is 1. Limits
     (copy, matrix product) are measured in the same run. Times are medians, with percentiles 20, 80.
     """
     _require_extra(report)

@@ -17,7 +17,7 @@ Sections = Annotated[
     ),
 ]
 Quick = Annotated[
-    bool, option(METHOD, "Use tiny sizes: checks in under a minute that all works.", "--quick")
+    bool, option(METHOD, "Use tiny sizes, to check in a minute that all works.", "--quick")
 ]
 Size = Annotated[
     str | None,
@@ -30,7 +30,7 @@ Seconds = Annotated[
 ]
 Rehearse = Annotated[
     bool,
-    option(METHOD, "Run the GPU's sections on the CPU, interpreted, for no figures.", "--rehearse"),
+    option(METHOD, "Run the GPU's sections on the CPU, interpreted; no figures.", "--rehearse"),
 ]
 ForProfiler = Annotated[
     bool, option(METHOD, "Run eight steps with each solver, for Nsight Compute.", "--for-profiler")
@@ -48,7 +48,7 @@ Threshold = Annotated[
     float | None,
     option(
         INPUT_OPTIONS,
-        "With --compare: largest rise that is no regression (0.1; 0.5 for quick runs).",
+        "With --compare: largest rise that is not a regression (0.1; 0.5 for quick runs).",
         min=0,
     ),
 ]

@@ -26,7 +26,7 @@ Verbose = Annotated[
     int,
     option(
         OUTPUT,
-        "Report what is in use, each item and the time; -vv for more.",
+        "Report the options in effect, each item and the time; -vv for more.",
         *("-v", "--verbose"),
         count=True,
         show_default=False,

@@ -37,7 +37,7 @@ def config(
         }
         typer.echo(json.dumps({"file": path and str(path), "commands": whole}, indent=2))
         return
-    typer.echo(f"# {path or 'no file of options: --config FILE, or DDFM_FAST_CONFIG'}")
+    typer.echo(f"# {path or 'no options file; name one with --config or DDFM_FAST_CONFIG'}")
     for one, table in found.items():
         typer.echo(f"\n[{one.replace(' ', '.')}]")
         for key, (value, origin) in table.items():

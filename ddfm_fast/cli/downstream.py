@@ -18,20 +18,20 @@ Detect = Annotated[
     str | None,
     option(
         METHOD,
-        "Detect objects: ssdlite or fasterrcnn, with own weights NAME=FILE (help metrics).",
+        "Detect objects: ssdlite or fasterrcnn; NAME=FILE for your own weights (help metrics).",
         metavar="NETWORK",
     ),
 ]
 Boxes = Annotated[
     Path | None,
-    option(INPUT_OPTIONS, "Labels for --detect: COCO's JSON, a folder of VOC's or YOLO's files."),
+    option(INPUT_OPTIONS, "Labels for --detect: a COCO JSON, or a folder of VOC or YOLO files."),
 ]
 Segment = Annotated[
     str | None,
-    option(METHOD, "Tell pixels apart: lraspp, or lraspp=FILE (help metrics).", metavar="NETWORK"),
+    option(METHOD, "Classify pixels: lraspp, or lraspp=FILE (help metrics).", metavar="NETWORK"),
 ]
 Masks = Annotated[
-    Path | None, option(INPUT_OPTIONS, "Labels for --segment: a folder of pictures of classes.")
+    Path | None, option(INPUT_OPTIONS, "Labels for --segment: a folder of class-number images.")
 ]
 
 

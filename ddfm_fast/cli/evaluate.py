@@ -51,9 +51,9 @@ def evaluate(
     """Score folders of fused pictures against their sources, several methods side by side.
 
     A fused file is named after its pair: the infrared file's stem, in the data set's subfolders
-    if stems repeat. Luma is scored. The table has the six metrics of the paper, SCD, CC and
-    the worse source's VIF, MI and SSIM, and a warning names near copies of one source, whose VIF
-    and MI are best of all. --detect and --segment add scores of a network. Exit code: 0 all
+    if stems repeat. Luma is scored. The table has the six metrics of the paper, SCD, CC, and VIF,
+    MI and SSIM with the worse source. A warning names near copies of one source, because their VIF
+    and MI are misleadingly high. --detect and --segment add scores of a network. Exit code: 0 all
     scored, 1 some pairs or a network left out, 2 bad input.
     """
     from ..method import BASELINES

@@ -72,7 +72,7 @@ def fuse(
     """Fuse two image files, or two folders of files with the same stems, into --out.
 
     8-bit images give 8-bit images and 16-bit images give 16-bit images; metadata of the visible
-    file are kept. In folders, a pair that fails is reported and the others continue. Exit code: 0
+    file is kept. In folders, a pair that fails is reported and the others continue. Exit code: 0
     all fused, 1 some failed, 2 bad input.
     """
     started = time.perf_counter()

@@ -21,7 +21,7 @@ def help_topic(context: typer.Context, topic: opt.Topic = None) -> None:
     """Show a topic of the documentation or the options of a command, or list the topics."""
     from ..docs.topics import find, text, topics
 
-    lists = {"Topics": topics(), "References, made from the code": reference.summaries()}
+    lists = {"Topics": topics(), "References, generated from the code": reference.summaries()}
     if topic:
         names = [name for known in lists.values() for name in known]
         wanted = " ".join(topic)

@@ -65,7 +65,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f'{path} is not TOML: {error}; write lines such as preset = "fast"'
         ) from None
     except RecursionError:
-        raise ValueError(f"{path} has brackets in brackets, too many; write one list") from None
+        raise ValueError(f"{path} has too many nested brackets; write one list") from None
 
 
 def values_for(content: Mapping[str, Any], path: Path, context: typer.Context) -> dict[str, Any]:
@@ -134,14 +134,14 @@ def _tables(
 def _refuse_no_table(name: str, value: Any, path: Path) -> None:
     if not isinstance(value, dict):
         raise ValueError(
-            f"{path}: {name} is {value!r}; {name} is a command, whose options stand below [{name}]"
+            f"{path}: {name} is {value!r}; {name} is a command, whose options go below [{name}]"
         )
 
 
 def _refuse_twice(table: Mapping[str, Any], where: str) -> None:
     for key in table:
         if "_" in key and (other := key.replace("_", "-")) in table:
-            raise ValueError(f"{where}{key} and {other} are one option; leave out one of them")
+            raise ValueError(f"{where}{key} and {other} are the same option; leave out one of them")
 
 
 def _refuse_unknown(names: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -165,7 +165,7 @@ def _value(parameter: Any, key: str, value: Any, path: Path, context: typer.Cont
     taken = value if flag or isinstance(value, list) else str(value)
     try:
         if flag != isinstance(value, bool):
-            raise ValueError("expected true or false" if flag else "it is no switch")
+            raise ValueError("expected true or false" if flag else "it takes a value, not a bool")
         if taken in ("", []) or (isinstance(taken, list) and "" in taken):
             raise ValueError("leave it out, or give it a value")
         parameter.process_value(context, taken)

@@ -179,7 +179,7 @@ JsonInstead = Annotated[bool, option(OUTPUT, "Print JSON.", "--json")]
 Quiet = Annotated[bool, option(OUTPUT, "Print only errors and warnings.", "-q", "--quiet")]
 Gray = Annotated[bool, option(OUTPUT, "Write gray images.", "--gray")]
 PriorConfig = Annotated[
-    str | None, option(METHOD, "JSON (or a JSON file) with what the prior's file lacks.")
+    str | None, option(METHOD, "JSON (or a JSON file) of settings that the prior's file lacks.")
 ]
 MaxPixels = Annotated[
     int | None, option(RUNTIME, "Refuse larger input files (default 2^28 pixels).", min=1)
@@ -299,7 +299,9 @@ Offset = Annotated[
 Resize = Annotated[
     str | None, option(INPUT_OPTIONS, "Common size if they differ: vis, ir or WIDTHxHEIGHT.")
 ]
-ResizeFiles = Annotated[SizeOf | None, option(INPUT_OPTIONS, "Source whose size both get.")]
+ResizeFiles = Annotated[
+    SizeOf | None, option(INPUT_OPTIONS, "Resize the other source to the size of this one.")
+]
 RANGES = "values of black and white: LO,HI, auto, dtype or data."
 IrRange = Annotated[str | None, option(INPUT_OPTIONS, f"Infrared {RANGES}")]
 VisRange = Annotated[str | None, option(INPUT_OPTIONS, f"Visible {RANGES}")]
@@ -325,7 +327,7 @@ Rate = Annotated[
 ]
 OnBadFrame = Annotated[
     OnError,
-    option(INPUT_OPTIONS, "For a bad frame: skip it, repeat the one before, or stop."),
+    option(INPUT_OPTIONS, "At a bad frame: skip it, repeat the one before, or stop."),
 ]
 Deinterlace = Annotated[
     Fields,
@@ -341,10 +343,12 @@ Reconnect = Annotated[
 ]
 VideoCodec = Annotated[Codec | None, option(OUTPUT, "Default: h264 for files, png for folders.")]
 Crf = Annotated[
-    int | None, option(OUTPUT, "h264 and hevc quality; smaller is better.", min=0, max=51)
+    int | None, option(OUTPUT, "h264 and hevc quality; lower is better.", min=0, max=51)
 ]
 NoAudio = Annotated[bool, option(OUTPUT, "Leave out the visible stream's audio.", "--no-audio")]
-SideBySide = Annotated[bool, option(OUTPUT, "Write infrared | visible | fused.", "--side-by-side")]
+SideBySide = Annotated[
+    bool, option(OUTPUT, "Write the infrared, visible and fused frames in a row.", "--side-by-side")
+]
 Preview = Annotated[
     bool, option(OUTPUT, "Show the frames in a window or on a page at 127.0.0.1.", "--preview")
 ]
@@ -405,7 +409,7 @@ MaxBatch = Annotated[
     int | None,
     option(RUNTIME, "Most requests of one size to fuse together (CPU: 1; GPU: 8).", min=1),
 ]
-MaxQueue = Annotated[int, option(RUNTIME, "Most requests at once; others get 429.", min=1)]
+MaxQueue = Annotated[int, option(RUNTIME, "Most requests at once; more get status 429.", min=1)]
 Wait = Annotated[float, option(RUNTIME, "Milliseconds to wait for more requests.", min=0)]
 Timeout = Annotated[float, option(RUNTIME, "Seconds within which to answer a request.", min=0.1)]
 

@@ -30,10 +30,11 @@ def page(
     max_pixels: opt.MaxRequestPixels = 2**26,
     max_bytes: opt.MaxBytes = 2**30,
 ) -> None:
-    """Show a page in the browser: two files in, their fusion out; videos and folders, too.
+    """Show a page in the browser that fuses two files, two videos or a folder of pairs.
 
-    It serves only this machine unless --host says otherwise; then browsers ask for the secret in
-    --token-file, with any name. Nothing is sent elsewhere, and files are removed at the end.
+    Only this machine can reach it unless --host says otherwise; then browsers ask for the secret
+    in --token-file, with any user name. Nothing is sent elsewhere, and files are removed at the
+    end.
     """
     settings = read_settings(context)
     from ..page import run

@@ -73,10 +73,10 @@ def check(
             )
         if found.error:
             typer.echo(f"it raised {found.error}")
-        typer.echo(f"pure noise: {found.likeness:.3f} of it found (1 is right)")
+        typer.echo(f"pure noise: {found.likeness:.3f} of it predicted (1 is right)")
         typer.echo("it denoises" if found.good else "it does not denoise")
         for hint in found.hints:
-            typer.echo(f"it would as {hint}")
+            typer.echo(f"it would if it were read as {hint}")
     if not found.good:
         raise typer.Exit(1)
 

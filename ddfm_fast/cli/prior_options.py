@@ -24,14 +24,14 @@ InfoFile = Annotated[
 
 Source = Annotated[
     str,
-    argument("SRC", "A .pt or .safetensors file, a folder of diffusers, or a network's name."),
+    argument("SRC", "A .pt or .safetensors file, a diffusers folder, or a network's name."),
 ]
 Destination = Annotated[
-    Path, argument("DST", "The .safetensors file to write; of a folder, a new folder.")
+    Path, argument("DST", "The .safetensors file to write, or for a folder a new folder.")
 ]
 Weights = Annotated[WeightType | None, option(OUTPUT, "Data type of the weights; kept by default.")]
 ShapeConfig = Annotated[
-    str | None, option(INPUT_OPTIONS, "JSON (or a file of it) with what the file's shapes lack.")
+    str | None, option(INPUT_OPTIONS, "JSON (or a JSON file) of settings that SRC lacks.")
 ]
 
 # download
@@ -51,7 +51,7 @@ Folder = Annotated[
 Pictures = Annotated[Path, argument("FOLDER", "Folder with at least two pictures.")]
 TrainedPrior = Annotated[
     Path,
-    option(OUTPUT, "The .safetensors file to write; the same call again resumes.", "-o", "--out"),
+    option(OUTPUT, "The .safetensors file to write; rerun to resume.", "-o", "--out"),
 ]
 OneChannel = Annotated[
     bool,

@@ -65,8 +65,8 @@ def _options(command: Any) -> Iterator[str]:
                 rows.append((keyword, flag, f"`{option.default!r}`", words))
         yield from ("", f"## {group}", "")
         yield from table(("keyword", "option", "default", "what it does"), rows)
-    yield from ("", "† of a call, not of a `Fuser`. For options of single commands, see")
-    yield "`ddfm-fast help commands`."
+    yield from ("", "† An option of a call, not of a `Fuser`. For the options that only some")
+    yield "commands have, see `ddfm-fast help commands`."
 
 
 def _commands(command: Any) -> Iterator[str]:
@@ -99,7 +99,7 @@ def _presets(_: Any) -> Iterator[str]:
     from ..video.temporal import VIDEO_PRESETS, VideoPreset
 
     given = ", ".join(f"`{name}`" for name in LOOP_OPTIONS)
-    yield f"`{DEFAULT_PRESET}` is the default, or `{LOOP_PRESET}` where one of {given} is given."
+    yield f"`{DEFAULT_PRESET}` is the default, or `{LOOP_PRESET}` if one of {given} is given."
     yield from ("`ddfm-fast presets` also prints the cost and the scores of each.", "")
     yield from table(("preset", "what it is"), ((f"`{n}`", c.summary) for n, c in PRESETS.items()))
     named = {repr(config): f"preset `{name}`" for name, config in PRESETS.items()}
@@ -117,7 +117,7 @@ def _presets(_: Any) -> Iterator[str]:
         "",
         "## Video presets",
         "",
-        "`config` None: frame by frame, with the preset of the call.",
+        "Where `config` is None, each frame is fused by the preset of the call.",
         "",
     )
     yield from table(("setting", *VIDEO_PRESETS), rows)
@@ -165,13 +165,15 @@ def _errors(_: Any) -> Iterator[str]:
             ("any other", "not your fault: please report it", SOME_FAILED),
         ),
     )
-    yield from ("", f"{OK} is success, {SOME_FAILED} also that some of many pairs failed, and")
-    yield from (f"{INTERRUPTED} an interrupt.", "", "## Where an argument is explained", "")
+    yield from ("", f"{OK} is success. {SOME_FAILED} can also mean that some of many pairs failed.")
+    yield f"{INTERRUPTED} means that the command was interrupted."
+    yield from ("", "## Where an argument is explained", "")
     rows = ((f"`{t}`", ", ".join(f"`{name}`" for name in names)) for t, names in TOPICS.items())
     yield from table(("topic", "errors about"), rows)
-    yield from ("", "Errors about a variable `DDFM_FAST_…`: `environment`.", "", "## Warnings", "")
-    yield "What is legal but surely a mistake gets one sentence, a `ddfm_fast.DDFMWarning`, so that"
-    yield from ("one filter of `warnings` covers them all.", "")
+    yield from ("", "`environment` explains errors about a variable `DDFM_FAST_…`.")
+    yield from ("", "## Warnings", "")
+    yield "Input that is legal but probably a mistake gets one warning, of the class"
+    yield from ("`ddfm_fast.DDFMWarning`, so that one filter of `warnings` covers them all.", "")
     rows = ((f"`ddfm_fast.{room}`", f"`{topic}`") for room, topic in WARNED_BY.items())
     yield from table(("warned by", "topic"), rows)
 

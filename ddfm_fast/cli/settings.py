@@ -211,8 +211,8 @@ def _text(path: Path, option: str) -> str:
         return decoded(path.read_bytes())
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{option} is {str(path)!r}, which is no text in UTF-8 or UTF-16 ({error}); expected a "
-            "file that holds a JSON object"
+            f"{option} is {str(path)!r}, which is not text in UTF-8 or UTF-16 ({error}); expected "
+            "a file that holds a JSON object"
         ) from None
 
 

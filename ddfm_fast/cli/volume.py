@@ -65,8 +65,8 @@ def volume(
 ) -> None:
     """Fuse two medical volumes of one patient, registered to each other; not for diagnosis.
 
-    The second volume is interpolated onto the grid of the first by their positions. One range, one
-    noise level and one scale hold for all slices. NIfTI keeps the affine; DICOM becomes a derived
+    The second volume is interpolated onto the grid of the first by their positions. All slices
+    share one range, one noise level and one scale. NIfTI keeps the affine; DICOM becomes a derived
     series with new UIDs. Exit code: 0 fused, 2 bad input. Needs `pip install 'ddfm_fast[medical]'`.
     """
     started = time.perf_counter()

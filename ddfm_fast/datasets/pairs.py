@@ -251,7 +251,10 @@ def _add_two(survey: Survey, prefix: str, first: Path, second: Path) -> None:
     survey.pairs += (PairItem.within(*one) for one in found)
     equal = len(survey.pairs) > before
     if not (equal or rest.ir or rest.vis):
-        raise ImageFileError(f"{first} and {second}: no images ({', '.join(READ_SUFFIXES)})")
+        raise ImageFileError(
+            f"{first} and {second}: have no images; expected files ending in "
+            f"{', '.join(READ_SUFFIXES)}"
+        )
     survey.add(pair_folders(rest.ir, rest.vis, equal=equal), prefix)
 
 
@@ -297,7 +300,7 @@ def _two_folders(root) -> tuple[Path, Path]:
         raise ValueError(f"root has {len(root)} folders; expected (infrared, visible)")
     ir, vis = (_require_folder(folder) for folder in root)
     if ir.samefile(vis):
-        raise ImageFileError(f"{ir}: given for infrared and for visible; give two folders")
+        raise ImageFileError(f"{ir}: is given for infrared and for visible; give two folders")
     return ir, vis
 
 

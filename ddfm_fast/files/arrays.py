@@ -94,11 +94,11 @@ def decode_exr(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     else:
         raise ImageFileError(
             f"{path}: holds the channels {few(sorted(channels))}, expected R, G, B or one; export "
-            "the one that is meant"
+            "the one that you want"
         )
     found = [np.asarray(channels[name].pixels) for name in names]
     if any(one.shape != (height, width) for one in found):
-        raise ImageFileError(f"{path}: channels of different sizes; export them at one size")
+        raise ImageFileError(f"{path}: its channels differ in size; export them at one size")
     if len(found) == 1:
         return as_picture(found[0], path, max_pixels)
     warn(f"{path}: holds linear light, and its colors are converted to sRGB")
@@ -140,10 +140,10 @@ def _read_npy(stream: Any, path: Path, length: int, max_pixels: int) -> Array:
     _checked_shape(shape, path, max_pixels)
     size = math.prod(shape) * dtype.itemsize
     if size > length:
-        raise damaged(path, f"an array of {size} bytes in {length}")
+        raise damaged(path, f"an array of {size} bytes in a file of {length}")
     data = stream.read(size)
     if len(data) != size:
-        raise damaged(path, f"{len(data)} bytes of {size}")
+        raise damaged(path, f"only {len(data)} of {size} bytes are there")
     values = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
     return as_picture(values, path, max_pixels)
 
@@ -154,7 +154,7 @@ def _npy_header(stream: Any, path: Path) -> tuple[tuple[int, ...], bool, np.dtyp
         return np.lib.format.read_array_header_1_0(stream)
     if version == (2, 0):
         return np.lib.format.read_array_header_2_0(stream)
-    raise ImageFileError(f"{path}: version {version} of .npy, expected an array of plain numbers")
+    raise ImageFileError(f"{path}: is .npy version {version}, expected an array of plain numbers")
 
 
 def _checked_shape(shape: tuple[int, ...], path: Path, max_pixels: int) -> tuple[int, int, bool]:
@@ -184,6 +184,6 @@ def _only_picture(shapes: dict[str, tuple[int, ...]], path: Path) -> str:
         held = few([f"{name} {tuple(shape)}" for name, shape in shapes.items()])
         raise ImageFileError(
             f"{path}: holds {len(found)} arrays that may be pictures ({held}), expected one; save "
-            "the one that is meant alone"
+            "the one that you want alone"
         )
     return found[0]

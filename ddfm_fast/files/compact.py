@@ -130,10 +130,10 @@ def jxl_size(data: bytes, path: Path) -> tuple[int, int]:
     if not data.startswith(_JXL):
         start = min((n for n in map(data[:_HEADER].find, (b"jxlc", b"jxlp")) if n > 0), default=-1)
         if start < 0:
-            raise damaged(path, "no picture in a box of it")
+            raise damaged(path, "none of its boxes holds a picture")
         data = data[start + (8 if data[start : start + 4] == b"jxlp" else 4) :]
     if not data.startswith(_JXL) or len(data) < 12:
-        raise damaged(path, "no header of JPEG XL")
+        raise damaged(path, "it has no JPEG XL header")
     bits = _Bits(int.from_bytes(data[2:12], "little"))
     if bits.take(1):
         height = 8 * (bits.take(5) + 1)

@@ -60,8 +60,8 @@ def decode_table(file: BinaryIO, path: Path, max_pixels: int) -> Array:
     wide = sum(row is not None and len(row) == len(best[0]) for row in rows)
     if wide > count * len(best):
         warn(
-            f"{path}: {wide - count * len(best)} rows as long as those of its table stand apart "
-            "from it and are left out: rows between have other lengths, or words"
+            f"{path}: {wide - count * len(best)} rows that are as long as those of its table are "
+            "left out, because rows of other lengths or of words stand between them and the table"
         )
     check_pixels(path, len(best[0]), len(best), max_pixels)
     return _without_counters(np.array(best, np.float64), path)
@@ -95,7 +95,7 @@ def decode_raw(file: BinaryIO, path: Path, size: tuple[int, int], max_pixels: in
         warn(f"{path}: holds {frames} pictures; the first is used")
     values = np.frombuffer(file.read(2 * pixels), "<u2").reshape(height, width).astype(np.uint16)
     if is_swapped(values):
-        warn(f"{path}: its numbers have their high byte first, judging by neighboring pixels")
+        warn(f"{path}: its numbers are read high byte first, judging by neighboring pixels")
         return values.byteswap()
     return values
 
@@ -114,7 +114,7 @@ def _text(data: bytes, path: Path) -> str:
     if encoding(data) == "utf-16":
         return decoded(data)
     if b"\0" in data:
-        raise damaged(path, "bytes of zero in what should be text")
+        raise damaged(path, "it has zero bytes where text is expected")
     try:
         return decoded(data)
     except UnicodeDecodeError:  # from older programs; only digits and signs matter

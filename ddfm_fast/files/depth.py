@@ -125,8 +125,8 @@ def read_sources(
     size = read["vis"].values.shape[:2]
     if read["ir"].is_measured and read["ir"].values.shape[:2] != size == image_size(ir):
         warn(
-            f"ir: the temperatures in {ir} are of another size than vis, and its picture is of the "
-            "same: the picture is used; for the temperatures, bring vis to their size"
+            f"ir: the temperatures in {ir} differ from vis in size, and its picture does not, so "
+            "the picture is used; to use the temperatures, resize vis to their size"
         )
         read["ir"] = read_picture(ir, max_pixels=max_pixels)
     nodata = {name: nodata_of(picture, given[name], name) for name, picture in read.items()}
@@ -271,7 +271,7 @@ def as_levels(
         hole = where.any(-1) if image.ndim == 3 else where
         if hole.all():
             raise ValueError(
-                f"{name}: every pixel is nodata={nodata.value:g}, expected a picture; check it"
+                f"{name}: every pixel is nodata={nodata.value:g}, expected a picture; check nodata"
             )
         image = image.reshape(hole.size, -1)[nearest_valid(hole)].reshape(image.shape)
     if image.dtype.kind == "f" and not (finite := np.isfinite(image)).all():

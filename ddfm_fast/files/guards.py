@@ -46,7 +46,7 @@ def check_pixels(path: Path, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageFileError(
             f"{path}: {width}x{height} is {width * height} pixels, more than the limit of "
-            f"{max_pixels}; if the file is to be trusted, raise it with max_pixels= "
+            f"{max_pixels}; if you trust the file, raise the limit with max_pixels= "
             "(command line: --max-pixels)"
         )
 
@@ -81,7 +81,7 @@ def plain_integers(values: Array) -> Array:
         info = np.iinfo(dtype)
         if info.min <= least and most <= info.max:
             return values.astype(dtype)
-    raise ValueError(f"integers up to {most}, expected 64 bits with a sign at most")
+    raise ValueError(f"integers up to {most}, expected signed ones of at most 64 bits")
 
 
 def colors(values: Array, white: float, path: Path) -> Array:

@@ -93,7 +93,7 @@ def _order(file: BinaryIO, path: Path) -> str:
     head = file.read(_HEAD)
     mark = head[126:128]
     if len(head) < _HEAD or mark not in (b"IM", b"MI"):
-        raise damaged(path, "no header of a MATLAB file")
+        raise damaged(path, "it has no MATLAB header")
     return "<" if mark == b"IM" else ">"
 
 
@@ -106,7 +106,7 @@ def _elements(file: BinaryIO, path: Path, order: str) -> Iterator[tuple[int, int
         file.seek(at)
         kind, size = struct.unpack(order + "II", file.read(8))
         if at + 8 + size > length:
-            raise damaged(path, f"a variable of {size} bytes at {at} of a file of {length}")
+            raise damaged(path, f"a variable of {size} bytes at byte {at} of {length}")
         yield kind, at + 8, size
         at += 8 + size + (0 if kind == _COMPRESSED else -size % 8)
 

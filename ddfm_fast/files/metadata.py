@@ -152,7 +152,7 @@ def metadata_of(file: BinaryIO, path: Path) -> Metadata:
     if found.damaged:
         _warn(path, "is partly damaged, and that part is left out")
     if found.is_turned_map:
-        _warn(path, "places a picture that is to be turned upright, and the place is left out")
+        _warn(path, "gives a map position (GeoTIFF) to a picture that is rotated; it is left out")
     return metadata
 
 

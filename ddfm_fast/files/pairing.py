@@ -26,7 +26,7 @@ def match_pairs(
     """
     ir, vis = _images_by_stem(ir_dir), _images_by_stem(vis_dir)
     if os.path.samefile(ir_dir, vis_dir):
-        raise ImageFileError(f"{ir_dir}: given for infrared and for visible; give two folders")
+        raise ImageFileError(f"{ir_dir}: is given for infrared and for visible; give two folders")
     pairs = sorted(match(ir, vis) if match else ((s, ir[s], vis[s]) for s in ir if s in vis))
     only_ir = files_alone({*ir.values()} - {first for _, first, _ in pairs})
     only_vis = files_alone({*vis.values()} - {second for *_, second in pairs})
@@ -64,5 +64,7 @@ def _images_by_stem(folder: str | os.PathLike[str]) -> dict[str, Path]:
             )
         found[file.stem] = file
     if not found:
-        raise ImageFileError(f"{folder}: no images in it ({', '.join(READ_SUFFIXES)})")
+        raise ImageFileError(
+            f"{folder}: has no images; expected files ending in {', '.join(READ_SUFFIXES)}"
+        )
     return found

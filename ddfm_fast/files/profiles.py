@@ -65,7 +65,7 @@ def from_profile(values: Array, profile: bytes, path: Path) -> Array:
         convert = (_by_table if values.dtype == np.uint8 else _by_matrix)(profile, values.ndim)
     except _TableOnlyError as error:
         warn(
-            f"{path}: its color profile ({error}) has no matrix, and colors of 16 bits are left as "
+            f"{path}: its color profile ({error}) has no matrix, so its 16-bit colors are left as "
             "they are; export it as sRGB, or with 8 bits"
         )
         return values
@@ -114,7 +114,7 @@ def from_gamma(values: Array, gamma: float, path: Path) -> Array:
 def tell_of_colors(path: Path, primaries: int, transfer: int) -> None:
     """Warn of colors that are not sRGB's but are read as such, by the numbers of ITU-T H.273."""
     if transfer in _HDR:
-        warn(f"{path}: is HDR, whose values are read as they are and look flat; export it as SDR")
+        warn(f"{path}: is HDR; its values are read unchanged and look flat: export it as SDR")
     elif primaries in _WIDE:
         warn(f"{path}: its colors of {_WIDE[primaries]} are read as sRGB; export it as sRGB")
 

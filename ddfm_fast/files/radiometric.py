@@ -175,7 +175,7 @@ def _records(fff: bytes, path: Path) -> dict[int, bytes]:
         place, size = struct.unpack_from(order + "II", fff, at + 12)
         if kind in (_RAW_RECORD, _CAMERA_RECORD):
             if place + size > len(fff):
-                raise damaged(path, "a record of FLIR's is cut off")
+                raise damaged(path, "one of FLIR's records is cut off")
             found.setdefault(kind, fff[place : place + size])
     return found
 

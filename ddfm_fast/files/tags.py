@@ -83,7 +83,7 @@ def read_tags(file: BinaryIO, path: Path) -> Tags:
     order = "<" if head[:2] == b"II" else ">"
     big = head[2:4] in (b"+\0", b"\0+")
     if big and head[4:8] != struct.pack(order + "HH", 8, 0):
-        raise damaged(path, "a BigTIFF whose offsets are not of 8 bytes")
+        raise damaged(path, "its BigTIFF offsets do not have 8 bytes")
     place = struct.unpack(order + ("Q" if big else "I"), head[8:16] if big else head[4:8])[0]
     first, place = _directory(file, path, place, order, big, _WANTED)
     seen, pictures = {place}, 1
@@ -92,7 +92,7 @@ def read_tags(file: BinaryIO, path: Path) -> Tags:
         kind = int(tags[_SUBFILE][0]) if _SUBFILE in tags and tags[_SUBFILE].size else 0
         pictures += not kind & (_REDUCED | _MASK)
         if following in seen:
-            raise damaged(path, "its list of pictures leads in a circle")
+            raise damaged(path, "its list of pictures is a loop")
         seen.add(following)
         place = following
     file.seek(0)
@@ -107,7 +107,7 @@ def _directory(
     head = struct.calcsize(order + count_type)
     count = struct.unpack(order + count_type, _take(file, path, place, head))[0]
     if count > _MOST_TAGS:
-        raise damaged(path, f"a directory of {count} tags")
+        raise damaged(path, f"one of its directories claims {count} tags")
     after = struct.calcsize(order + wide)
     block = _take(file, path, place + head, count * size + after)
     values: dict[int, np.ndarray[Any, np.dtype[Any]]] = {}
@@ -131,6 +131,6 @@ def _directory(
 def _take(file: BinaryIO, path: Path, start: int, size: int) -> bytes:
     length = file.seek(0, os.SEEK_END)
     if start + size > length:
-        raise damaged(path, f"{size} bytes at {start} of a file of {length}")
+        raise damaged(path, f"it should have {size} bytes at byte {start}, and has {length} in all")
     file.seek(start)
     return file.read(size)

@@ -111,8 +111,8 @@ def _check_kind(path: Path, tags: Tags) -> None:
         )
     if samples - wanted not in (0, 1) or (samples > wanted and not extra):
         raise ImageFileError(
-            f"{path}: {samples} bands, expected 1 or 3; export the band or the three that are "
-            "meant (gdal_translate -b 1 in.tif out.tif)"
+            f"{path}: {samples} bands, expected 1 or 3; export the band, or the three bands, that "
+            "you want (gdal_translate -b 1 in.tif out.tif)"
         )
     if packed != _NONE and packed not in _PACKED:
         raise ImageFileError(
@@ -120,7 +120,7 @@ def _check_kind(path: Path, tags: Tags) -> None:
             "without compression"
         )
     if len({*tags.all(t.BITS, (1,))}) > 1 or len({*tags.all(t.FORMAT, (1,))}) > 1:
-        raise ImageFileError(f"{path}: bands of different depths; export them as one depth")
+        raise ImageFileError(f"{path}: its bands differ in depth; export them with one depth")
     floats = number == _FLOAT and depth in (16, 32, 64)
     if not floats and not (number in (_UNSIGNED, _SIGNED, _UNDEFINED) and 1 <= depth <= 64):
         raise ImageFileError(f"{path}: {kind_of(tags)}, number format {number}; export as float32")
@@ -141,21 +141,21 @@ def _check_layout(path: Path, tags: Tags, width: int, height: int) -> None:
         part = width, min(height, tags.one(t.ROWS, height))
         offsets, counts = tags.values.get(t.STRIP_OFFSETS), tags.values.get(t.STRIP_COUNTS)
     if offsets is None or counts is None or min(part) < 1:
-        raise damaged(path, "the place of its pixels is missing")
+        raise damaged(path, "it does not say where its pixels are")
     if tiled and part[0] * part[1] > 4 * width * height + (1 << 22):
         raise damaged(path, f"tiles of {part[0]}x{part[1]} in a picture of {width}x{height}")
     number = math.ceil(width / part[0]) * math.ceil(height / part[1]) * (samples if planar else 1)
     if len(offsets) < number or len(counts) < number:
-        raise damaged(path, f"{min(len(offsets), len(counts))} parts of {number}")
+        raise damaged(path, f"only {min(len(offsets), len(counts))} of {number} parts are listed")
     ends = offsets[:number].astype(np.float64) + counts[:number]
     if ends.max() > tags.length or counts[:number].min() < 0 or offsets[:number].min() < 0:
-        raise damaged(path, f"pixels at {ends.max():.0f} of a file of {tags.length} bytes")
+        raise damaged(path, f"pixels end at byte {ends.max():.0f}, of {tags.length} in the file")
     if not counts[:number].all() and nodata(tags) is None:
-        raise damaged(path, "parts without pixels, and no value to stand for them")
+        raise damaged(path, "some parts have no pixels, and there is no value to fill them with")
     size = part[0] * part[1] * (1 if planar else samples) * tags.one(t.BITS, 1) / 8
     most = counts[:number].max() * float(_PACKED.get(tags.one(t.COMPRESSION, _NONE), 1))
     if size > max(most, 1 << 22):
-        raise damaged(path, f"{size:.0f} bytes claimed of {int(counts[:number].max())}")
+        raise damaged(path, f"a part claims {size:.0f} bytes and has {int(counts[:number].max())}")
 
 
 def _colors(path: Path, tags: Tags, values: Array) -> Array:

@@ -103,7 +103,7 @@ def _numpy_tensor(image: Any, name: str) -> Tensor:
         array = np.asarray(image)
     except OSError as error:  # a PIL image decodes only now
         raise ValueError(
-            f"{name}: the picture cannot be decoded ({error}), expected a whole file"
+            f"{name}: the picture cannot be decoded ({error}), expected a complete file"
         ) from None
     except Exception as error:  # an object's own methods may raise anything
         raise TypeError(

@@ -142,8 +142,8 @@ def _check_sizes(ir: Raw, vis: Raw, least: int, index: str) -> None:
     if len(a) != len(b) or a.shape[-2:] != b.shape[-2:]:
         raise ValueError(
             f"ir{index} is {_size(a)} and vis{index} is {_size(b)} (height x width); expected "
-            "images of equal size: for files of the same view --resize vis, else "
-            'align="homography" (--align)'
+            "images of equal size: pass --resize vis (for files) if both show the same view, else "
+            'align="homography" (--align homography)'
         )
     if min(a.shape[-2:]) < least:
         raise ValueError(
@@ -166,8 +166,8 @@ def _look_swapped(ir: Raw, sources: list[str], functional: list[bool], index: st
     pairs = zip(are_colored(ir) if "ir" in sources else (), sources, functional, strict=False)
     if any(found and source == "ir" and not mapped for found, source, mapped in pairs):
         warn(
-            f"ir{index} is in color and vis{index} is gray, as if the two were exchanged; the "
-            "first source is the infrared one. If it is meant, color='ir' (--color ir) says so",
+            f"ir{index} is in color and vis{index} is gray, as if the two were exchanged; pass "
+            "the infrared source first, or color='ir' (--color-from ir) if this is intended",
             "exchanged",
         )
 

@@ -203,7 +203,7 @@ def _without_holes(
     for image, hole in zip(_as_nchw(tensor, layout), holes[:, 0].cpu().numpy(), strict=True):
         if hole.all():
             raise ValueError(
-                f"{name}: every pixel is nodata={nodata.value:g}, expected a picture; check it"
+                f"{name}: every pixel is nodata={nodata.value:g}, expected a picture; check nodata"
             )
         # PyTorch cannot index uint16
         values = image.view(torch.int16) if image.dtype == torch.uint16 else image
@@ -444,8 +444,8 @@ def _check_values(
         return
     if least < low - slack or most > high + slack:
         raise ValueError(
-            f"{name}: values from {least:g} to {most:g}, expected {low:g} to {high:g}; say what is "
-            f"black and white with value_range=, perhaps {_likely_range(least, most)}"
+            f"{name}: values from {least:g} to {most:g}, expected {low:g} to {high:g}; set the "
+            f"values of black and white: value_range=, perhaps {_likely_range(least, most)}"
         )
 
 

@@ -278,8 +278,8 @@ def _judged(values: Array, found: Span, nodata: Ignored | None) -> _Judged:
             return _Judged(None)
         return _Judged(
             None,
-            f"uses only the gray levels {found.low:g} to {found.high:g} of 0 to 255, and is left "
-            "so",
+            f"uses only the gray levels {found.low:g} to {found.high:g} of 0 to 255, and is read "
+            "unchanged",
         )
     if values.dtype == np.uint16:
         uses = found.high >= LEAST_16 and found.uses(65535)
@@ -299,12 +299,12 @@ def _of_floats(values: Array, found: Span, nodata: Ignored | None) -> _Judged:
         unit = Window((0.0, 1.0))
         if least < -SLACK or most > 1 + SLACK:
             far = _clipped(values, found._replace(low=0, high=1), nodata)
-            return _Judged(unit, f"is read as 0 to 1, with {far}")
+            return _Judged(unit, f"is read as 0 to 1, and {far}")
         if least < -ROUNDING or most > 1 + ROUNDING:
             return _Judged(unit, f"values from {least:.3g} to {most:.3g} are clipped to 0 to 1")
         if found.uses(1):
             return _Judged(None)
-        return _Judged(None, f"uses only {low:.3g} to {high:.3g} of 0 to 1, and is left unchanged")
+        return _Judged(None, f"uses only {low:.3g} to {high:.3g} of 0 to 1, and is read unchanged")
     if low == high:
         return _Judged(found.window)
     if low >= 0 and high <= 255 and found.uses(255) and _is_whole(values):
@@ -343,8 +343,8 @@ def _clipped(values: Array, found: Span, nodata: Ignored | None) -> str:
         far &= np.isfinite(values)
     count, first = int(far.sum()), exact(values[far].flat[0])
     return (
-        f"{count} value{'s' * (count > 1)} such as {first} clipped, which nodata={first} would "
-        "leave out"
+        f"{count} {'values' if count > 1 else 'value'} such as {first} "
+        f"{'are' if count > 1 else 'is'} clipped, which nodata={first} would leave out"
     )
 
 

@@ -184,9 +184,9 @@ def _read(file: Path) -> Any:
         raise ImageFileError(f"{file}: cannot be read ({error.strerror})") from error
     except pydicom.errors.InvalidDicomError as error:
         raise ImageFileError(
-            f"{file}: neither DICOM, by its first bytes, nor named .nii or .nii.gz; convert it to "
-            "NIfTI, or write a DICOM file without its first 132 bytes anew (pydicom's dcmread with "
-            "force=True); `ddfm-fast fuse` takes pictures"
+            f"{file}: is neither DICOM, by its first bytes, nor named .nii or .nii.gz; convert it "
+            "to NIfTI. If it is DICOM without the first 132 bytes, rewrite it with pydicom "
+            "(dcmread with force=True); `ddfm-fast fuse` takes pictures"
         ) from error
     except Exception as error:
         raise ImageFileError(

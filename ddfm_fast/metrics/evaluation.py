@@ -325,7 +325,9 @@ def _listing(folder: Path) -> dict[str, list[Path]]:
     for path in image_files(sorted(folder.rglob("*"))):
         found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     if not found:
-        raise ValueError(f"{folder}: no images in it ({', '.join(READ_SUFFIXES)})")
+        raise ValueError(
+            f"{folder}: has no images; expected files ending in {', '.join(READ_SUFFIXES)}"
+        )
     return found
 
 

@@ -15,10 +15,11 @@ _WORDS = (
     (r'value_range=\{"ir": …\} or --ir-range', "the control Infrared range"),
     (r'value_range=\{"vis": …\} or --vis-range', "the control Visible range"),
     (
-        r'for files of the same view --resize vis, else align="homography" \(--align\)',
-        "Resize if both show the same view, else Align homography",
+        r"pass --resize vis \(for files\) if both show the same view, else "
+        r'align="homography" \(--align homography\)',
+        "choose Resize if both show the same view, else Align homography",
     ),
-    (r"--resize vis, or a calibration \(--align\)", "Resize"),
+    (r"pass --resize vis, or a calibration \(--align\)", "choose Resize"),
     (r'pass denoise="off"', "choose off for Noise to remove first"),
     (r"^((?:.*: )?)ir(?=: )", r"\1Infrared"),
     (r"^((?:.*: )?)vis(?=: )", r"\1Visible"),
@@ -96,8 +97,8 @@ def of_error(error: Exception, root: Path) -> str:
 def in_words_of_the_page(text: str) -> str:
     """Return the sentence with the page's controls in place of a call's options.
 
-    >>> in_words_of_the_page("ir has 1 image; expected --resize vis, or a calibration (--align)")
-    'ir has 1 image; expected Resize'
+    >>> in_words_of_the_page("ir is large: pass --resize vis, or a calibration (--align)")
+    'ir is large: choose Resize'
     """
     for pattern, word in _WORDS:
         text = re.sub(pattern, word, text)

@@ -84,7 +84,9 @@ def pictures(folder: Path) -> list[Path]:
     except OSError as error:
         raise VideoError(f"{folder}: cannot be listed ({error.strerror})") from error
     if not found:
-        raise VideoError(f"{folder}: no pictures in it ({', '.join(READ_SUFFIXES)})")
+        raise VideoError(
+            f"{folder}: has no pictures; expected files ending in {', '.join(READ_SUFFIXES)}"
+        )
     return sorted(found, key=lambda p: (-1 if (n := _number(p)) is None else n, p.name))
 
 

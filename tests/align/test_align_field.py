@@ -118,8 +118,8 @@ def test_what_is_not_moved_is_not_cropped(pair):  # noqa: F811
     ir, vis = pair
     flat = np.full(vis.shape[:2], 90, np.uint8)
     got, texts = said(lambda: fuse(flat, vis, align="shift", align_field="common"))
-    assert len(texts) == 1 and "is clear" in texts[0] and got.shape == vis.shape
-    with pytest.warns(DDFMWarning, match='align is "check", which moves nothing'):
+    assert len(texts) == 1 and "no certain map" in texts[0] and got.shape == vis.shape
+    with pytest.warns(DDFMWarning, match='align is "check", which aligns none'):
         fuser = Fuser(align_field="common")
     assert fuser(ir, vis).shape == vis.shape
 

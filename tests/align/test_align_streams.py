@@ -86,7 +86,7 @@ def test_until_a_map_is_found_frames_are_resized_with_a_sentence(pair):  # noqa:
     _, vis = pair
     noise = np.random.default_rng(0).integers(0, 256, (100, 120), np.uint8)
     got, texts = said(lambda: streamed("affine", [(noise, vis)] * 2))
-    assert len(texts) == 1 and "fused resized until one does" in texts[0]
+    assert len(texts) == 1 and "fused resized until one is found" in texts[0]
     assert got[1].shape == vis.shape
 
 

@@ -93,12 +93,19 @@ def test_report_is_one_page_without_outside_resources(quick):
     assert set(re.findall("@([a-z]+)@", text)) == set()
 
 
+def test_names_of_older_results_are_those_of_today():
+    recorded = results.load(ROOT / "bench" / "results" / "cpu-2026-11-28.json")
+    names = [m.name for m in recorded.of("video")]
+    assert any(name.startswith("seconds per frame of a video, ") for name in names), names
+    assert "no PNG per step" in recorded.of("waterfall")[0].candidates
+
+
 def test_waterfall_says_what_is_lossless(quick):
     folder, _ = quick
     (path,) = folder.glob("*.json")
     (found,) = results.load(path).of("waterfall")
     lossless = {name for name, c in found.candidates.items() if c.lossless}
-    assert {"reference", "no PNG a step", found.facts["default"]} <= lossless
+    assert {"reference", "no PNG per step", found.facts["default"]} <= lossless
     assert not {"preset balanced", "preset fast", "prior in bfloat16"} & lossless
     for name, candidate in found.candidates.items():
         assert {"PSNR", "EN", "SD", "MI", "VIF", "Qabf", "SSIM"} <= candidate.quality.keys()

@@ -52,10 +52,10 @@ def refused(result, *words: str) -> None:
         ("fuse = 3", ("fuse is 3", "[fuse]")),
         ("[[fuse]]\nseed = 3", ("fuse is [{'seed': 3}]", "[fuse]")),
         ("ir-range = [1, 2]", ("below [fuse]",)),
-        ("[fuse]\nir-range = [1, 2]\nir_range = [3, 4]", ("ir_range and ir-range are one option",)),
+        ("[fuse]\nir-range = [1, 2]\nir_range = [3, 4]", ("are the same option",)),
         ("[fuse]\nout = ''", ("out is ''", "leave it out")),
         ("[fuse]\nir-range = []", ("ir-range is ''", "leave it out")),
-        ("x = " + "[" * 5000 + "]" * 5000, ("brackets in brackets",)),
+        ("x = " + "[" * 5000 + "]" * 5000, ("too many nested brackets",)),
     ],
 )
 def test_files_of_options(here, text, words):
@@ -172,7 +172,7 @@ def test_other_files_that_powershell_writes(here):
                  "wrong.json"), "JSON list; expected an object")  # fmt: skip
     (here / "wrong.json").write_bytes(b"\x80")
     refused(call("fuse", "ir.png", "vis.png", "-o", "o.png", "--json", "--prior-config",
-                 "wrong.json"), "--prior-config is 'wrong.json'", "no text")  # fmt: skip
+                 "wrong.json"), "--prior-config is 'wrong.json'", "not text")  # fmt: skip
 
 
 def test_passwords_of_addresses_are_not_printed(here):

@@ -108,7 +108,7 @@ def npy_header(shape: str, descr="<f8") -> bytes:
         (npy_header("(99999, 99999)"), "more than the limit"),
         (npy_header("(9999, 9999)"), "an array of 799840008 bytes in"),
         (npy_header("(-5, 40)"), "says it is 40x-5|expected at least one"),
-        (npy_header("(16, 16)") + bytes(2047), "an array|bytes of"),
+        (npy_header("(16, 16)") + bytes(2047), "an array|bytes are there"),
         (b"\x93NUMPY\x09\0" + bytes(90), "cannot be decoded|version"),
         (b"\x93NUMPY", "cannot be decoded"),
         (npy_header("__import__('os').getpid()"), "cannot be decoded"),
@@ -216,7 +216,7 @@ def test_mat_that_is_not_read(tmp_path):
     with pytest.raises(ImageFileError, match="version 7.3, which cannot be read; .*-v7"):
         read_image(tmp_path / "a.mat")
     (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0 MAT-file, Platform: x" + bytes(600))
-    with pytest.raises(ImageFileError, match="no header of a MATLAB file"):
+    with pytest.raises(ImageFileError, match="no MATLAB header"):
         read_image(tmp_path / "a.mat")
 
 

@@ -104,7 +104,7 @@ def test_rows_that_a_broken_one_cuts_off_are_told(save):
     rows = [",".join(str(100 * y + x) for x in range(6)) for y in range(12)]
     rows[3] = rows[3].rpartition(",")[0]
     path = save("\n".join(rows).encode(), "cut.csv")
-    with pytest.warns(DDFMWarning, match=r"cut\.csv: 3 rows as long as .* are left out"):
+    with pytest.warns(DDFMWarning, match=r"cut\.csv: 3 rows that are as long as .* are left out"):
         assert read_image(path).shape == (8, 6)
 
 
@@ -120,7 +120,7 @@ def test_several_tables(save):
         ("name,label\na.png,3\nb.png,4\n", "holds no table of numbers; expected an image"),
         ("1;2;3\n4;5;6\n", "holds no table of numbers"),
         ("\n".join("12.5" for _ in range(40)), "holds no table of numbers"),
-        (b"\0\1\2;3" * 90, "bytes of zero in what should be text"),
+        (b"\0\1\2;3" * 90, "zero bytes where text is expected"),
         (b"\xff\xfe\x00", "a.csv"),
     ],
 )
@@ -153,9 +153,7 @@ def test_bare_counts(save):
 
 
 def test_bare_counts_of_the_other_order_and_of_frames(save):
-    with pytest.warns(
-        DDFMWarning, match="have their high byte first, judging by neighboring pixels"
-    ):
+    with pytest.warns(DDFMWarning, match="are read high byte first, judging by neighboring pixels"):
         back = read_image(save(GRADIENT.astype(">u2").tobytes(), "a.raw"), raw_size=(32, 24))
     np.testing.assert_array_equal(back, GRADIENT)
     with pytest.warns(DDFMWarning, match="holds 3 pictures; the first is used"):

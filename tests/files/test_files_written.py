@@ -212,7 +212,7 @@ def test_same_stem_twice(folders):
 
 def test_folders_that_cannot_pair(folders, tmp_path):
     ir, vis = folders(["a.png"], ["notes.txt"])
-    with pytest.raises(ImageFileError, match=r"vis: no images in it \(\.png"):
+    with pytest.raises(ImageFileError, match=r"vis: has no images; expected files ending in \.png"):
         match_pairs(ir, vis)
     with pytest.raises(ImageFileError, match="none: not a folder"):
         match_pairs(ir, tmp_path / "none")

@@ -248,7 +248,7 @@ def test_a_place_in_other_pixels():
 
 def test_the_place_of_a_picture_that_is_turned_is_left_out(tmp_path):
     path = geotiff(tmp_path / "in.tif", orientation=6)
-    with pytest.warns(DDFMWarning, match=r"in\.tif: its metadata places .*--no-metadata"):
+    with pytest.warns(DDFMWarning, match=r"in\.tif: its metadata gives .*--no-metadata"):
         found = read_metadata(path)
     assert found.geo is None
 

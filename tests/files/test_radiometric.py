@@ -171,7 +171,7 @@ def test_infrared_gives_temperatures_and_visible_its_picture(save):
 def test_a_picture_that_fits_comes_before_temperatures_that_do_not(save):
     path = save(flir(fff(), size=(64, 48)))
     vis = save(png(random_array((48, 64, 3))), "vis.png")
-    with pytest.warns(DDFMWarning, match="the picture is used; for the temperatures, bring vis"):
+    with pytest.warns(DDFMWarning, match="picture is used; to use the temperatures, resize vis"):
         assert read_sources(path, vis, Levels()).ir.shape == (48, 64, 3)
 
 

@@ -212,7 +212,7 @@ def _(folder):
     return Seen("the same picture", alike(fused(folder / "a", VIS), VIS))
 
 
-@kind("five pairs in two orders, alone and in batches, after a larger one")
+@kind("five pairs in two orders, one by one and in batches, after a larger pair")
 def _(folder):
     pairs = [(texture(64, 80, n), texture(64, 80, 20 + n, 3)) for n in range(5)]
     larger = texture(96, 128, 9), texture(96, 128, 29, 3)
@@ -235,15 +235,15 @@ KINDS |= {
     "a 16-bit clip whose range drifts":
         "video/test_video_ranges.py::test_a_drift_in_a_16_bit_video_does_not_flicker",
     "a damaged clip with a rate of 1/42949673": "video/test_video_kinds.py::test_damaged_rate",
-    "`-o -` of a video":
+    "a video with `-o -`":
         "video/test_video_streams.py::test_standard_output_is_a_video_and_nothing_else",
-    "a camera by its number": "video/test_video_live.py::test_a_camera_that_is_not_there",
+    "a camera given by its number": "video/test_video_live.py::test_a_camera_that_is_not_there",
 }  # fmt: skip
 
 
 def rows() -> dict[str, str]:
     """(kind → what is said) of the table in the page."""
-    text = PAGE.read_text(encoding="utf-8").partition("## Kinds that are tried")[2]
+    text = PAGE.read_text(encoding="utf-8").partition("## Unusual inputs that are tested")[2]
     table = [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
     return {row[0]: row[2] for row in cells[1:] if set(row[0]) != {"-"}}

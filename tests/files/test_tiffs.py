@@ -308,10 +308,10 @@ def test_pillow_alone_never_misreads(save, monkeypatch):
 HOSTILE = {
     "width": (256, 1 << 30, "pixels, more than the limit"),
     "height of 0": (257, 0, "expected at least one"),
-    "width beyond": (256, 9000, "failed to read|bytes claimed"),
-    "offset": (273, 1 << 31, "of a file of"),
-    "count": (279, 0xFFFFFFFF, "of a file of"),
-    "no pixels": (279, 0, "parts without pixels"),
+    "width beyond": (256, 9000, "failed to read|a part claims"),
+    "offset": (273, 1 << 31, "in the file"),
+    "count": (279, 0xFFFFFFFF, "in the file"),
+    "no pixels": (279, 0, "parts have no pixels"),
     "bits": (258, 4000, "number format|depth"),
     "samples": (277, 65535, "bands, expected"),
     "compression": (259, 34712, "cannot be read safely"),
@@ -334,7 +334,7 @@ def test_a_circle_of_directories_is_refused(save, order):
     start = struct.unpack(order + "I", data[4:8])[0]
     end = start + 2 + 12 * struct.unpack_from(order + "H", data, start)[0]
     circle = data[:end] + struct.pack(order + "I", start) + data[end + 4 :]
-    with pytest.raises(ImageFileError, match="leads in a circle"):
+    with pytest.raises(ImageFileError, match="list of pictures is a loop"):
         read_image(save(circle))
 
 

@@ -102,7 +102,7 @@ def test_one_far_pixel_does_not_move_the_window(kind, value):
     others[20, 30] = False
     assert np.abs(plane - UNIT)[others].max() <= 0.01
     assert plane[20, 30] == float(value > 1000)
-    assert f"and 1 value such as {value:g} clipped, which nodata={value:g} would" in said[0]
+    assert f"and 1 value such as {value:g} is clipped, which nodata={value:g} would" in said[0]
 
 
 def test_one_far_pixel_of_a_picture_in_0_to_1():
@@ -381,11 +381,11 @@ def test_a_field_of_marks_does_not_set_the_range(mark, image):
 def test_marks_at_both_ends_and_beside_floats_in_0_to_1():
     image = DEGREES.copy()
     image[:4], image[40:44] = -9999, 1e6
-    with pytest.warns(DDFMWarning, match="512 values such as -9999 clipped"):
+    with pytest.warns(DDFMWarning, match="512 values such as -9999 are clipped"):
         assert chosen(image, "auto", "ir") == (-20, 60)
     unit = UNIT.astype(np.float32)
     unit[:4] = -9999
-    sentence = "ir: is read as 0 to 1, with 256 values such as -9999 clipped"
+    sentence = "ir: is read as 0 to 1, and 256 values such as -9999 are clipped"
     with pytest.warns(DDFMWarning, match=sentence):
         assert chosen(unit, "auto", "ir") == (0, 1)
 

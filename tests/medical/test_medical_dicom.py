@@ -259,7 +259,7 @@ def test_bundled_dose():
         ("rtplan.dcm", "has no pixels"),
         ("MR_truncated.dcm", "less than expected"),
         ("meta_missing_tsyntax.dcm", "transfer syntax"),
-        ("no_meta.dcm", "neither DICOM, by its first bytes, .* anew"),
+        ("no_meta.dcm", "neither DICOM, by its first bytes, .* rewrite it"),
         ("badVR.dcm", "cannot be decoded"),
         ("README.txt", "convert it to NIfTI"),
     ],

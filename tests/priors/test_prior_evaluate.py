@@ -141,8 +141,8 @@ def test_command_line_writes_numbers_and_pictures(tmp_path, images, monkeypatch)
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--images", "nothing"], "--images 'nothing', expected NAME=FOLDER"),
-        (["--images", "a=absent"], "--images 'a=absent', expected NAME=FOLDER"),
+        (["--images", "nothing"], "--images is 'nothing'; expected NAME=FOLDER"),
+        (["--images", "a=absent"], "--images is 'a=absent'; expected NAME=FOLDER"),
         (["--against", "absent.pt"], "there is no file or folder 'absent.pt'"),
     ],
 )

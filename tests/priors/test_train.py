@@ -203,7 +203,7 @@ def test_loss_weights_have_mean_1_and_the_published_shape():
     )
     mild = loss_weights("p2-mild").tolist()
     assert mild[900] / mild[100] == pytest.approx((weights[900] / weights[100]) ** 0.5, rel=1e-4)
-    with pytest.raises(ValueError, match="--weighting 'snr', expected one of eps"):
+    with pytest.raises(ValueError, match="--weighting is 'snr'; expected one of eps"):
         loss_weights("snr")
 
 
@@ -306,19 +306,19 @@ def test_command_line_trains(photos, tmp_path):
     ("extra", "message"),
     [
         (["--data", "absent"], "--data 'absent' is not a folder"),
-        (["--patch", "20"], "--patch 20, expected a multiple of 16"),
-        (["--patch", "0"], "--patch 0"),
-        (["--batch", "0"], "--batch 0, expected 1 or more"),
-        (["--lr", "0"], "--lr 0.0, expected a number above 0"),
-        (["--ema", "1"], "--ema 1.0, expected at least 0 and below 1"),
-        (["--device", "tpu"], "--device 'tpu', expected cpu"),
+        (["--patch", "20"], "--patch is 20; expected a multiple of 16"),
+        (["--patch", "0"], "--patch is 0"),
+        (["--batch", "0"], "--batch is 0; expected 1 or more"),
+        (["--lr", "0"], "--lr is 0.0; expected a number above 0"),
+        (["--ema", "1"], "--ema is 1.0; expected at least 0 and below 1"),
+        (["--device", "tpu"], "--device is 'tpu'; expected cpu"),
         (["--attention", "3"], "attention_resolutions holds [3]"),
-        (["--channel-mult", "one"], "--channel-mult 'one'"),
+        (["--channel-mult", "one"], "--channel-mult is 'one'"),
         (["--channels", "20"], "multiples of 32"),
-        (["--weighting", "snr"], "--weighting 'snr', expected one of eps, p2-mild, p2, min-snr"),
-        (["--precision", "float16"], "--precision 'float16', expected one of float32, bfloat16"),
-        (["--arch", "large"], "--arch 'large', expected one of embedded, gray, embedded-large"),
-        (["--log-every", "0"], "--log-every 0, expected 1 or more"),
+        (["--weighting", "snr"], "--weighting is 'snr'; expected one of eps, p2-mild, p2, min-snr"),
+        (["--precision", "float16"], "--precision is 'float16'; expected one of float32, bfloat16"),
+        (["--arch", "large"], "--arch is 'large'; expected one of embedded, gray, embedded-large"),
+        (["--log-every", "0"], "--log-every is 0; expected 1 or more"),
         (["--patch", "512"], "smaller than patches of 512"),
     ],
 )

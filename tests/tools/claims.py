@@ -82,8 +82,8 @@ STATED = (
     Claim("priors", "1.8 times that of the whole image", NOT_KEPT),
     Claim("priors", "is 3.4 gray levels off on average … keep it below half a gray level",
           "python -m pytest tests/priors/test_tiled.py -k seams", "tiles-2026-11-29.md"),
-    Claim("priors", "96 channels take 1.9 times … whether it gains 0.2 dB is not known", NOT_KEPT,
-          "gray-width-2026-11-29.md"),
+    Claim("priors", "96 channels take 1.9 times … whether either gains 0.2 dB is not known",
+          NOT_KEPT, "gray-width-2026-11-29.md"),
     Claim("scale", "CSV file | 15 s | 48 to 56 s … 45 s | 131 s | 472 MB", BY_HAND),
     Claim("scale", "spends 0.8 to 1.0 ms of processor time … 4 ms if it also fuses",
           "python -m bench.scale", "scale-2026-11-29.json"),
@@ -116,11 +116,10 @@ STATED = (
     Claim("precision", "bfloat16 takes 4 to 8 times as long", BY_HAND, "dtype.md"),
     Claim("precision", "in 0.6 to 0.7 of the time … by 0.15 gray levels", BY_HAND,
           "bfloat16-2026-11-29.md"),
-    Claim("precision", "64x64: 13.0 ms against 6.3", "python -m bench.prior --compile, 0.1.0",
-          "prior_compile.md"),
+    Claim("precision", "64x64: 13.0 ms against 6.3 ms … 123 ms against 49 ms",
+          "python -m bench.prior --compile, 0.1.0", "prior_compile.md"),
     Claim("priors", "cost 8 % of VIF", f"{QUALITY} --prior", "quality-prior-2026-11-28.json"),
-    Claim("priors", "stands 0.05 to 0.07 dB above BM3D … takes 1.5 times as long",
-          NOT_KEPT),
+    Claim("priors", "is 0.05 to 0.07 dB better than BM3D and takes 1.5 times as long", NOT_KEPT),
     Claim("priors", "takes 6 to 8 s per forward pass", BY_HAND),
     Claim("inputs", "files takes 2.8 ms of processor time … and 3.6 ms with",
           "python tests/tools/reading_time.py"),
@@ -187,7 +186,7 @@ def table() -> str:
     return "\n".join(
         [
             *markdown_table(rows),
-            "\nThe machines of those records in JSON; the others name theirs in the file:\n",
+            "\nThese are the machines of the records in JSON; other records name theirs inside:\n",
             *markdown_table(records),
         ]
     )
@@ -197,8 +196,8 @@ def _record(name: str) -> list[str]:
     report = results.load(FOLDER / name)
     card = report.machine
     versions = f"PyTorch {card['torch']}, Python {card['python']}, commit {card['commit']}"
-    return [f"[{name}]({name})", f"{card['threads']} threads, {card['cpu']}", report.date[:10],
-            versions]  # fmt: skip
+    threads = f"{card['threads']} thread{'s' * (card['threads'] != 1)}"
+    return [f"[{name}]({name})", f"{threads}, {card['cpu']}", report.date[:10], versions]
 
 
 def updated(text: str) -> str:

@@ -51,7 +51,7 @@ def test_alignment_brings_streams_of_two_sizes_together(tmp_path):
     assert shown.shape == (160, 480, 3)
     inside = slice(20, 120), slice(30, 130)
     assert np.abs(shown[:, :160][inside] - shown[:, 160:320][inside]).mean() < 4
-    with pytest.warns(DDFMWarning, match="no shift .* fused resized until one does"):
+    with pytest.warns(DDFMWarning, match=r"map \(shift\) .* fused resized until one is found"):
         fuse_video([np.full((64, 64), 9, np.uint8)] * 2, vis, tmp_path / "p",
                    fuser=Fuser(preset="instant", align="shift"), preset="realtime")  # fmt: skip
     assert read_image(tmp_path / "p" / "000001.png").shape == (160, 160, 3)

@@ -23,7 +23,7 @@ def test_what_is_no_video(tmp_path):
         (text, "cannot be opened as video"),
         (empty, "is empty"),
         (tmp_path / "none.mp4", "no such file"),
-        (tmp_path, "no pictures in it"),
+        (tmp_path, "has no pictures"),
     ):
         with pytest.raises(VideoError, match=words):
             open_source(path, "ir")

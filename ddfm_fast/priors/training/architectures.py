@@ -62,7 +62,7 @@ def architecture(name: str, **changes: Any) -> UNetConfig:
         ValueError: There is no such name, or no network has these keywords.
     """
     if name not in ARCHITECTURES:
-        raise ValueError(f"--arch {name!r}, expected one of {', '.join(ARCHITECTURES)}")
+        raise ValueError(f"--arch is {name!r}; expected one of {', '.join(ARCHITECTURES)}")
     changes = {key: value for key, value in changes.items() if value is not None}
     return UNetConfig.from_dict({**ARCHITECTURES[name].to_dict(), **changes})
 
@@ -74,4 +74,4 @@ def parse_numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
-        raise ValueError(f"{option} {text!r}, expected numbers such as 1,2,2") from error
+        raise ValueError(f"{option} is {text!r}; expected numbers such as 1,2,2") from error

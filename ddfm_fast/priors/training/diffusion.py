@@ -43,7 +43,7 @@ def loss_weights(weighting: str) -> Tensor:
     elif weighting == "min-snr":
         weights = snr.clamp(max=5) / snr
     else:
-        raise ValueError(f"--weighting {weighting!r}, expected one of {', '.join(WEIGHTINGS)}")
+        raise ValueError(f"--weighting is {weighting!r}; expected one of {', '.join(WEIGHTINGS)}")
     return (weights / weights.mean()).float()
 
 
@@ -58,7 +58,7 @@ def draw_timesteps(levels: str, size: int, rng: np.random.Generator) -> Tensor:
     if levels == "uniform":
         return torch.from_numpy((share * T).astype(np.int64))
     if levels != "low":
-        raise ValueError(f"--levels {levels!r}, expected one of {', '.join(LEVELS)}")
+        raise ValueError(f"--levels is {levels!r}; expected one of {', '.join(LEVELS)}")
     alpha_bar = alphas_cumprod().numpy()
     noise = np.sqrt(1 / alpha_bar - 1)
     low, high = (math.log(sigma / 127.5) for sigma in LOW_SIGMAS)

@@ -146,7 +146,7 @@ def image_sets(named: Iterable[str] = ()) -> dict[str, list[np.ndarray]]:
     for text in named:
         name, equals, folder = text.partition("=")
         if not equals or not Path(folder).is_dir():
-            raise ValueError(f"--images {text!r}, expected NAME=FOLDER with a folder that exists")
+            raise ValueError(f"--images is {text!r}; expected NAME=FOLDER of a folder that exists")
         sets.setdefault(name, []).extend(read_folder(Path(folder)))
     return sets
 

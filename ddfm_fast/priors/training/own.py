@@ -98,7 +98,7 @@ def train_own(
     if out.suffix != ".safetensors":
         raise ValueError(f"--out {str(out)!r} must end in .safetensors")
     if updates is None and not 0 < minutes < 1e5:
-        raise ValueError(f"--minutes {minutes}, expected a number above 0")
+        raise ValueError(f"--minutes is {minutes}; expected a number above 0")
     base = "embedded-gray" if gray else "embedded"
     config = ARCHITECTURES["gray" if gray else "embedded"]
     device = pick_device(device)

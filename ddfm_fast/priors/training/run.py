@@ -70,20 +70,21 @@ class Settings:
         """Raise a ValueError, which names the option, for settings that cannot train it."""
         for name in ("steps", "batch", "holdout"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}, expected 1 or more")
+                raise ValueError(f"--{name} is {getattr(self, name)}; expected 1 or more")
         if self.patch < config.multiple or self.patch % config.multiple:
             raise ValueError(
-                f"--patch {self.patch}, expected a multiple of {config.multiple} for this network"
+                f"--patch is {self.patch}; expected a multiple of {config.multiple}, as this "
+                "network needs"
             )
         if not self.lr > 0:
-            raise ValueError(f"--lr {self.lr}, expected a number above 0")
+            raise ValueError(f"--lr is {self.lr}; expected a number above 0")
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"--ema {self.ema_decay}, expected at least 0 and below 1")
+            raise ValueError(f"--ema is {self.ema_decay}; expected at least 0 and below 1")
         loss_weights(self.weighting)
         draw_timesteps(self.levels, 1, np.random.default_rng(0))
         if self.precision not in PRECISIONS:
             raise ValueError(
-                f"--precision {self.precision!r}, expected one of {', '.join(PRECISIONS)}"
+                f"--precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}"
             )
 
 
@@ -408,7 +409,7 @@ def _check_outputs(out: Path, log_every: int) -> None:
     if out.suffix != ".safetensors":
         raise ValueError(f"--out {str(out)!r} must end in .safetensors")
     if log_every < 1:
-        raise ValueError(f"--log-every {log_every}, expected 1 or more")
+        raise ValueError(f"--log-every is {log_every}; expected 1 or more")
 
 
 def pick_device(name: str) -> str:
@@ -417,7 +418,8 @@ def pick_device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and not (name.startswith("cuda") and torch.cuda.is_available()):
         raise ValueError(
-            f"--device {name!r}, expected cpu, or cuda where PyTorch finds a GPU (here it does "
-            f"{'' if torch.cuda.is_available() else 'not'}); leave it out to have one picked"
+            f"--device is {name!r}; expected cpu, or cuda where PyTorch finds a GPU (here it "
+            f"{'does' if torch.cuda.is_available() else 'does not'}); leave it out to have one "
+            "picked"
         )
     return name
