@@ -102,31 +102,29 @@ def equal_names(
     for prefix, folders, (ir, vis) in _visits((first, second)):
         begins = sys.intern(above + prefix)
         places = [sys.intern(os.fspath(folder)) for folder in folders]
-        for names, place in zip((ir, vis), places, strict=True):
-            _require_stems(names, place)
-        while ir or vis:
-            a, b = (_stem(names[-1]) if names else None for names in (ir, vis))
+        firsts, seconds = map(_by_stem, (ir, vis), places)
+        while firsts or seconds:
+            a, b = (found[-1][0] if found else None for found in (firsts, seconds))
             if a is not None and a == b:
-                yield begins, (places[0], ir.pop()), (places[1], vis.pop())
+                yield begins, (places[0], firsts.pop()[1]), (places[1], seconds.pop()[1])
             elif b is None or (a is not None and a < b):
                 assert a is not None
-                rest.ir[prefix + a] = folders[0] / ir.pop()
+                rest.ir[prefix + a] = folders[0] / firsts.pop()[1]
             else:
-                rest.vis[prefix + b] = folders[1] / vis.pop()
+                rest.vis[prefix + b] = folders[1] / seconds.pop()[1]
 
 
 def _stem(name: str) -> str:
     return split_suffix(name)[0]
 
 
-def _require_stems(names: list[str], place: str) -> None:
-    """Sort by stem, in reverse; raise ImageFileError if a stem occurs twice."""
-    names.sort(key=_stem, reverse=True)
-    stems = [*map(_stem, names)]
-    for n, (before, stem) in enumerate(pairwise(stems)):
+def _by_stem(names: list[str], place: str) -> list[tuple[str, str]]:
+    """Return (stem, name) in reverse; raise ImageFileError if a stem occurs twice."""
+    found = sorted(((_stem(name), name) for name in names), reverse=True)
+    for (before, other), (stem, one) in pairwise(found):
         if before == stem:
-            one, other = sorted(names[n : n + 2])
             raise ImageFileError(f"{place}: {one} and {other} have the same stem; keep one")
+    return found
 
 
 def _visits(
