@@ -102,11 +102,7 @@ def run_remote_batch(
     started = time.perf_counter()
     run.work(run.pending(items, redo), portion or max(PORTION, portions.batch_size), progress)
     report = run.report(items, Path(out), settings, time.perf_counter() - started)
-    _put_report(url, report)
-    if run.stopped == STOPPED_BY_USER:
-        raise BatchInterrupted(report)
-    if run.stopped is None:
-        history.merge()
+    run.end(report)
     return report
 
 
@@ -293,6 +289,14 @@ class RemoteRun:
             batch_size=self.portions.batch_size,
             stopped=self.stopped,
         )
+
+    def end(self, report: BatchReport) -> None:
+        """Put the report, and merge the history where all has been reached."""
+        _put_report(self.history.url, report)
+        if self.stopped == STOPPED_BY_USER:
+            raise BatchInterrupted(report)
+        if self.stopped is None:
+            self.history.merge()
 
     def take(self, results: Sequence[PairResult]) -> None:
         """Count what became of pairs."""

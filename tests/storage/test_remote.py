@@ -102,7 +102,7 @@ def test_pictures_whose_history_cannot_be_put_are_done_and_redone(tmp_path, fuse
         raise explained(TimeoutError("busy"), url, "written", 4)
 
     url = data_set(tmp_path)
-    with monkeypatch.context() as patched, pytest.warns(DDFMWarning, match="next run fuses 0, 1 again"):
+    with monkeypatch.context() as patched, pytest.warns(DDFMWarning, match="run fuses 0, 1 again"):
         patched.setattr("ddfm_fast.datasets.remote_history.put", fail)
         assert remote(url, fuser, portion=2).count("done") == 5
     assert remote(url, fuser).count("done") == 5
