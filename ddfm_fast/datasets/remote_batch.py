@@ -1,33 +1,31 @@
 """A data set behind URLs fused so that nothing is lost, half-written or done twice.
 
 The work goes in portions: the objects of a portion are fetched while the one before is fused by
-`run_batch`, its pictures are put, and then its part of the history is, an object of its own in
-``ddfm_fast_history/``, as objects cannot be appended to. A pair counts as done when settings and
-prior, the states of both inputs (size and ETag, as listed) and the size of the output are what the
-history says: a resumed run lists and reads no picture. A pair whose picture was put and whose
-history was not is done again.
+`run_batch`, its pictures are put, and then its part of the history is (`.remote_history`). A pair
+counts as done when settings and prior, the states of both inputs (size and ETag, as listed) and
+that of the output are what the history says: a resumed run lists and reads no picture. A pair whose
+picture was put and whose history was not is done again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tqdm import tqdm
 
 from ..align.call import Aligner
 from ..files.depth import Levels
-from ..files.paths import ImageFileError
+from ..files.paths import ImageFileError, few
 from ..images.doubts import warn
 from ..runtime.items import silently
-from ..storage.objects import check_writable, listing, put, read
+from ..storage.objects import check_writable, put
 from ..storage.staging import Stage
 from ..storage.trouble import StorageError
 from ..storage.urls import as_url, join
@@ -36,16 +34,14 @@ from .history import describe_settings
 from .items import PairItem
 from .output import Output
 from .remote import Place
+from .remote_history import PartWriter, Record, RemoteHistory
 from .results import DONE, FAILED, KEPT, SKIPPED, BatchReport, PairResult
 
 if TYPE_CHECKING:
     from ..api import Fuser
 
-HISTORY = "ddfm_fast_history"
 PORTION = 64
 """pairs that are fetched, fused and put together, where a batch is not larger"""
-PART_SECONDS = 5.0
-"""for which lines of the history wait for others, where pairs come in ones and twos"""
 
 Failures = dict[Path, Exception]
 
@@ -99,98 +95,55 @@ def run_remote_batch(
     own = elsewhere.settings(fuser, suffix) if elsewhere else describe_settings(fuser, suffix)
     settings = own | levels.to_dict() | output.to_dict()
     settings |= Aligner(fuser.align, resize, field=fuser.align_field).to_dict()
-    history = _History(url, settings, suffix)
+    history = RemoteHistory(url, settings, suffix)
     shown = {"format": format, "levels": levels, "output": output, "resize": resize}
-    portions = Portions(stage, url, suffix, fuser, {**options, **shown})
+    portions = Portions(stage, history.writer, suffix, fuser, {**options, **shown})
     run = RemoteRun(stage, history, portions, on_error, elsewhere)
     started = time.perf_counter()
     run.work(run.pending(items, redo), portion or max(PORTION, portions.batch_size), progress)
     report = run.report(items, Path(out), settings, time.perf_counter() - started)
-    _put_report(url, report)
-    if run.stopped == STOPPED_BY_USER:
-        raise BatchInterrupted(report)
+    run.end(report)
     return report
 
 
-class _History:
-    """What the objects below a prefix were made from, in parts that are written once."""
-
-    def __init__(self, url: str, settings: dict[str, Any], suffix: str):
-        self.url, self.suffix = url, suffix
-        self.key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        self.there = {name: one.size for name, one in listing(url).items()}
-        self.records: dict[str, dict[str, Any]] = {}
-        self.coming: list[dict[str, Any]] = []
-        self.since = 0.0
-        self.parts = sorted(name for name in self.there if name.startswith(f"{HISTORY}/"))
-        with ThreadPoolExecutor(8) as pool:
-            for data in pool.map(lambda name: read(join(url, name)), self.parts):
-                self._load(data)
-
-    def _load(self, data: bytes) -> None:
-        for line in data.splitlines():
-            try:
-                record = json.loads(line)
-                self.records[record["name"]] = record
-            except (ValueError, KeyError, TypeError):
-                warn(f"{self.url}: a line of the history cannot be read; its pair is done again")
-
-    def name(self, item: PairItem) -> str:
-        return f"{item.name}{self.suffix}"
-
-    def is_done(self, item: PairItem, inputs: list[str]) -> dict[str, Any] | None:
-        """Return the pair's line if settings, inputs and output are what it says, else None."""
-        record = self.records.get(item.name)
-        if record is None or record.get("settings") != self.key:
-            return None
-        same = record.get("inputs") == inputs
-        return record if same and record.get("size") == self.there.get(self.name(item)) else None
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Keep a line for the next part."""
-        if not self.coming:
-            self.since = time.monotonic()
-        self.coming.append(record)
-
-    def flush(self, least: int = 1) -> None:
-        """Write a part, whose name sorts after those before; not few lines that came just now."""
-        count, age = len(self.coming), time.monotonic() - self.since
-        if not count or (count < least and age < PART_SECONDS):
-            return
-        name = f"{HISTORY}/{time.time_ns():020d}-{secrets.token_hex(4)}.jsonl"
-        lines = "".join(json.dumps(record) + "\n" for record in self.coming)
-        put(join(self.url, name), lines.encode())
-        self.coming.clear()
-
-
-class Given(NamedTuple):
-    """What became of a pair."""
-
-    result: PairResult
-    """whose output is the URL of the picture"""
-    size: int | None = None
-    """of the picture in bytes, where it was put"""
-
-
 class Portions:
-    """Fuses portions of pairs whose files stand for objects, and puts the pictures.
+    """Fuses portions of pairs whose files stand for objects, and puts pictures and history.
 
     Args:
         stage: Where they do.
-        url: The prefix to put to.
+        writer: Of the history; the pictures are put to its prefix.
         suffix: Of the pictures.
         fuser: What fuses them.
         options: Of `run_batch`.
+        turn: Held while pairs are fused, not while they are put.
+
+    Attributes:
+        said: Sentences to say, of all portions.
     """
 
-    def __init__(self, stage: Stage, url: str, suffix: str, fuser: Fuser, options: dict[str, Any]):
-        self.stage, self.url, self.suffix = stage, url, suffix
+    def __init__(
+        self, stage: Stage, writer: PartWriter, suffix: str, fuser: Fuser,
+        options: dict[str, Any], turn: AbstractContextManager[Any] | None = None,
+    ):  # fmt: skip
+        self.stage, self.writer, self.suffix = stage, writer, suffix
         self.fuser, self.options = fuser, options
+        self.turn = turn or nullcontext()
         self.batch_size = options.get("batch_size") or fuser.batch_size
         self.stopped: str | None = None
+        self.said: list[str] = []
 
-    def fuse(self, portion: Sequence[PairItem], failures: Failures) -> list[Given]:
-        """Fuse pairs and put them; ``failures`` are those of files that could not be fetched.
+    def fuse(
+        self, portion: Sequence[PairItem], failures: Failures, inputs: Mapping[str, list[str]]
+    ) -> list[PairResult]:
+        """Fuse pairs, put them, and then their part of the history.
+
+        Args:
+            portion: The pairs.
+            failures: Those of files that could not be fetched.
+            inputs: Of each pair, by name, the states of its files.
+
+        Returns:
+            What became of each; the output is the URL of the picture.
 
         Raises:
             StorageError: No object can be written there, for want of rights or a bucket.
@@ -198,20 +151,20 @@ class Portions:
         ready, found = [], []
         for item in portion:
             if error := failures.get(item.ir) or failures.get(item.vis):
-                found.append(Given(PairResult(item.name, FAILED, error=str(error))))
+                found.append(PairResult(item.name, FAILED, error=str(error)))
             else:
                 ready.append(item)
         if ready:
             local = self.stage.folder / f"portion-{secrets.token_hex(4)}"
             try:
-                found += self._put(ready, self._run(ready, local))
+                found += self._put(ready, self._run(ready, local), inputs)
             finally:
                 shutil.rmtree(local, ignore_errors=True)
         return found
 
     def _run(self, ready: list[PairItem], local: Path) -> BatchReport:
         try:
-            with silently():
+            with self.turn, silently():
                 report = run_batch(ready, local, self.fuser, **self.options)
         except BatchInterrupted as interrupted:
             report = interrupted.report
@@ -219,22 +172,39 @@ class Portions:
         self.batch_size = min(self.batch_size, report.batch_size)
         return report
 
-    def _put(self, ready: list[PairItem], report: BatchReport) -> list[Given]:
+    def _put(
+        self, ready: list[PairItem], report: BatchReport, inputs: Mapping[str, list[str]]
+    ) -> list[PairResult]:
         results = {result.name: result for result in report.results}
         done = {n: Path(r.output or "") for n, r in results.items() if r.status == DONE}
-        places = {item.name: join(self.url, f"{item.name}{self.suffix}") for item in ready}
-        failures = self.stage.put({path: places[name] for name, path in done.items()})
-        found = []
+        places = {item.name: join(self.writer.url, f"{item.name}{self.suffix}") for item in ready}
+        versions: dict[Path, str] = {}
+        failures = self.stage.put({path: places[name] for name, path in done.items()}, versions)
+        found, records = [], []
         for name, result in results.items():
-            size = None
             if name in done and (error := failures.get(done[name])) is not None:
                 result = PairResult(name, FAILED, error=str(error))
             elif name in done:
-                result.output, size = places[name], done[name].stat().st_size
+                result.output = places[name]
+                state = {"size": done[name].stat().st_size, "version": versions[done[name]]}
+                facts = {key: getattr(result, key) for key in KEPT}
+                records.append({"name": name, "inputs": inputs[name], **state, **facts})
             if result.error is not None:
                 result.error = self.stage.text(result.error)
-            found.append(Given(result, size))
+            found.append(result)
+        if records:
+            self._write(records)
         return found
+
+    def _write(self, records: list[Record]) -> None:
+        """Put a part of the history; what keeps only this one away is said."""
+        try:
+            self.writer.put(records)
+        except StorageError as error:
+            if error.is_common:
+                raise
+            names = few([record["name"] for record in records])
+            self.said.append(f"{error}; without it, the next run fuses {names} again")
 
 
 class Elsewhere(Protocol):
@@ -259,7 +229,7 @@ class RemoteRun:
     """
 
     def __init__(
-        self, stage: Stage, history: _History, portions: Portions,
+        self, stage: Stage, history: RemoteHistory, portions: Portions,
         on_error: Callable[[PairResult], None] | None,
         elsewhere: Elsewhere | None = None,
     ):  # fmt: skip
@@ -306,8 +276,6 @@ class RemoteRun:
                     self.elsewhere.work_remote(self, pending)
             except KeyboardInterrupt:
                 self.stopped = STOPPED_BY_USER
-            finally:
-                self.history.flush()
 
     def report(
         self, items: Sequence[PairItem], out: Path, settings: dict[str, Any], seconds: float
@@ -322,18 +290,25 @@ class RemoteRun:
             stopped=self.stopped,
         )
 
-    def take(self, given: Sequence[Given]) -> None:
-        """Count what became of pairs; of those that were put, write the history."""
-        for result, size in given:
-            if size is not None:
-                facts = {key: getattr(result, key) for key in KEPT}
-                made_of = {"inputs": self.inputs[result.name], "size": size}
-                settings = {"name": result.name, "settings": self.history.key}
-                self.history.add({**settings, **made_of, **facts})
-        self.history.flush(least=1 if self.elsewhere is None else PORTION)
-        for result, _ in given:
+    def end(self, report: BatchReport) -> None:
+        """Put the report, and merge the history where all has been reached."""
+        _put_report(self.history.url, report)
+        if self.stopped == STOPPED_BY_USER:
+            raise BatchInterrupted(report)
+        if self.stopped is None:
+            self.history.merge()
+
+    def take(self, results: Sequence[PairResult]) -> None:
+        """Count what became of pairs."""
+        for result in results:
             if result.status in (DONE, FAILED):
                 self.record(result)
+
+    def say_once(self, sentence: str) -> None:
+        """Warn of it, unless the run has said so."""
+        if sentence not in self.told:
+            self.told.add(sentence)
+            warn(sentence)
 
     def record(self, result: PairResult) -> None:
         """Count a pair, and say what became of it."""
@@ -349,7 +324,9 @@ class RemoteRun:
                 after = portions[n + 1] if n + 1 < len(portions) else []
                 failures = self._fill(portion) if coming is None else coming.result()
                 coming = ahead.submit(self._fill, after)
-                self.take(self.portions.fuse(portion, failures))
+                self.take(self.portions.fuse(portion, failures, self.inputs))
+                for sentence in self.portions.said:
+                    self.say_once(sentence)
                 wanted = {*_files(after)}
                 self.stage.drop(path for path in _files(portion) if path not in wanted)
                 self.stopped = self.portions.stopped

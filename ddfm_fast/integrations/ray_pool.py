@@ -145,11 +145,19 @@ class Cluster:
             self.actors = by_gpu or max(sum(n > 0 for n in cpus), sum(cpus) // CPUS_EACH)
         self.cpus = cpus_each(cpus, self.actors)
 
-    def make(self, kind: type, fuser: Fuser, *more: Any) -> Any:
-        """Start an actor: ``kind(fuser, *more)``, with the fuser for its device."""
+    def make(self, kind: type, fuser: Fuser, *more: Any, at_once: int = 1) -> Any:
+        """Start an actor: ``kind(fuser, *more)``, with the fuser for its device.
+
+        Args:
+            kind: Class of the actor.
+            fuser: The first argument.
+            *more: Further ones.
+            at_once: Calls that it works on at a time, in threads.
+        """
         remote = self.ray.remote(kind).options(
-            num_cpus=self.cpus, num_gpus=self.num_gpus, max_restarts=0, max_task_retries=0
-        )
+            num_cpus=self.cpus, num_gpus=self.num_gpus, max_restarts=0, max_task_retries=0,
+            max_concurrency=at_once,
+        )  # fmt: skip
         return remote.remote(self.sent(fuser), *more)
 
     def sent(self, fuser: Fuser) -> Fuser:
@@ -281,13 +289,14 @@ class Pool:
             self._say_if_long()
         if not draining:
             for actor in self.actors:
-                while (
-                    actor.ready and self._calls(actor) < self.ahead and (some := self._some(actor))
-                ):
+                while actor.ready and self._has_room(actor) and (some := self._some(actor)):
                     self.asked[self.ask(actor.handle, some)] = actor, some, time.monotonic()
 
-    def _calls(self, actor: Actor) -> int:
-        return sum(one is actor for one, _, _ in self.asked.values())
+    def _has_room(self, actor: Actor) -> bool:
+        """Return whether to hand it more: a piece of a lost worker comes alone, to count alone."""
+        calls = [pieces or [] for one, pieces, _ in self.asked.values() if one is actor]
+        suspect = self.queue or any(self.deaths[piece.name] for some in calls for piece in some)
+        return len(calls) < (1 if suspect else self.ahead)
 
     def _some(self, actor: Actor) -> list[Any]:
         """Return the next pieces."""

@@ -1,18 +1,24 @@
-"""Pairs behind URLs fused by actors of Ray, which fetch and put them; the history stays here."""
+"""Pairs behind URLs fused by actors of Ray, which fetch them, and put pictures and history.
+
+An actor works on two calls at a time, in threads: while it fuses the pairs of one, it fetches those
+of the next, or puts those of the last.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..api import Fuser
 from ..datasets.items import PairItem
-from ..datasets.remote_batch import Given, Portions, RemoteRun
+from ..datasets.remote_batch import Portions, RemoteRun
+from ..datasets.remote_history import PartWriter
 from ..datasets.results import DONE, FAILED, PairResult
-from ..images.doubts import warn
 from ..storage.staging import Stage
 from ..storage.urls import as_url, schemes
 from .ray import use_own_threads
@@ -27,16 +33,27 @@ class Asked(NamedTuple):
     name: str
     ir: str
     vis: str
+    inputs: list[str]
+    """the states of both, as the process that asks has listed them"""
 
 
 class RemoteWorker:
     """What an actor runs; the fuser is built by the first call, so that its errors arrive."""
 
+    AT_ONCE = 2
+    """calls that it works on"""
+
     def __init__(
-        self, fuser: Fuser, url: str, suffix: str, version: tuple[Any, ...], options: dict[str, Any]
+        self,
+        fuser: Fuser,
+        writer: PartWriter,
+        suffix: str,
+        version: tuple[Any, ...],
+        options: dict[str, Any],
     ):
-        self.fuser, self.url, self.suffix, self.options = fuser, url, suffix, options
+        self.fuser, self.writer, self.suffix, self.options = fuser, writer, suffix, options
         self.version = version
+        self._turn = threading.Lock()
         use_own_threads()
 
     def ready(self) -> int:
@@ -44,8 +61,8 @@ class RemoteWorker:
         check_version(self.version)
         return self.fuser.batch_size
 
-    def fuse(self, asked: list[Asked]) -> tuple[list[Given], list[str], str | None]:
-        """Fetch pairs, fuse and put them.
+    def fuse(self, asked: list[Asked]) -> tuple[list[PairResult], list[str], str | None]:
+        """Fetch pairs, fuse and put them, and their part of the history.
 
         Returns:
             What became of each, sentences to say, and why a disk takes no more.
@@ -53,15 +70,24 @@ class RemoteWorker:
         Raises:
             StorageError: No object can be written there, for want of rights or a bucket.
         """
-        with sentences() as said, Stage() as stage:
+        said: list[str] = []
+        with Stage() as stage:
             items = [
                 PairItem(one.name, _local(stage, one.ir), _local(stage, one.vis)) for one in asked
             ]
             failures = stage.fill(path for item in items for path in (item.ir, item.vis))
-            portions = Portions(stage, self.url, self.suffix, self.fuser, self.options)
-            given = portions.fuse(items, failures)
-            text = [stage.text(sentence) for sentence in said]
-        return given, text, portions.stopped
+            turn = self._take_turn(said)
+            portions = Portions(stage, self.writer, self.suffix, self.fuser, self.options, turn)
+            results = portions.fuse(items, failures, {one.name: one.inputs for one in asked})
+            text = [stage.text(sentence) for sentence in said + portions.said]
+        return results, text, portions.stopped
+
+    @contextmanager
+    def _take_turn(self, said: list[str]) -> Iterator[None]:
+        """Fuse alone, as warnings are caught for a whole process; add them to ``said``."""
+        with self._turn, sentences() as found:
+            yield
+        said += found
 
 
 def _local(stage: Stage, place: str) -> Path:
@@ -76,25 +102,26 @@ def work_remote(cluster: Cluster, run: RemoteRun, items: list[PairItem]) -> None
         StorageError: No object can be written there, for want of rights or a bucket.
     """
     url, suffix = run.history.url, run.history.suffix
-    asked = {item.name: _asked(run.stage, item) for item in items}
+    asked = {item.name: _asked(run, item) for item in items}
     _check_shared([url, *(place for one in asked.values() for place in (one.ir, one.vis))])
     pool = _Remotes(
         cluster,
         lambda: cluster.make(
-            RemoteWorker, run.portions.fuser, url, suffix, VERSION, run.portions.options
+            RemoteWorker, run.portions.fuser, run.history.writer, suffix, VERSION,
+            run.portions.options, at_once=RemoteWorker.AT_ONCE,
         ),
         lambda handle, some: handle.fuse.remote([asked[item.name] for item in some]),
-    )
+    )  # fmt: skip
     pool.remote = run
     pool.run(iter(items), len(items))
 
 
-def _asked(stage: Stage, item: PairItem) -> Asked:
+def _asked(run: RemoteRun, item: PairItem) -> Asked:
     places = []
     for path in (item.ir, item.vis):
-        place = stage.url_of(path)
+        place = run.stage.url_of(path)
         places.append(place if as_url(place) else os.path.abspath(path))
-    return Asked(item.name, *places)
+    return Asked(item.name, *places, run.inputs[item.name])
 
 
 def _check_shared(places: Iterable[str]) -> None:
@@ -114,30 +141,23 @@ class _Remotes(PacedPool):
         self.remote.record(PairResult(piece.name, FAILED, error=f"{why} pair; is memory short?"))
 
     def take(self, pieces: list[PairItem], found: Any, seconds: float) -> None:
-        given, said, stopped = found
+        results, said, stopped = found
         self.keep_pace(seconds / len(pieces))
         for sentence in said:
-            self.say_once(sentence)
+            self.remote.say_once(sentence)
         if stopped:
             self.remote.stopped = stopped
         items = {item.name: item for item in pieces}
-        self.remote.take([self._as_here(items[one.result.name], one) for one in given])
+        self.remote.take([_as_here(items[one.name], one) for one in results])
 
-    def say_once(self, sentence: str) -> None:
-        """Warn of it, unless the run has said so."""
-        if sentence not in self.remote.told:
-            self.remote.told.add(sentence)
-            warn(sentence)
 
-    def _as_here(self, item: PairItem, one: Given) -> Given:
-        result = one.result
-        if result.error:
-            text = as_given(result.error, (f for f in item.files if not as_url(f)))
-            result = replace(result, error=text)
-        local = (result.output or "").removeprefix("file://")
-        if result.status == DONE and local != result.output and not os.path.exists(local):
-            error = f"{local} was written by a worker and is not here; --out must be a folder "
-            return Given(
-                PairResult(item.name, FAILED, error=f"{error}that all nodes share, or a URL")
-            )
-        return Given(result, one.size)
+def _as_here(item: PairItem, result: PairResult) -> PairResult:
+    """Return a worker's result as this process sees it."""
+    local = (result.output or "").removeprefix("file://")
+    if result.status == DONE and local != result.output and not os.path.exists(local):
+        error = f"{local} was written by a worker and is not here; --out must be a folder "
+        return PairResult(item.name, FAILED, error=f"{error}that all nodes share, or a URL")
+    if result.error:
+        text = as_given(result.error, (f for f in item.files if not as_url(f)))
+        return replace(result, error=text)
+    return result

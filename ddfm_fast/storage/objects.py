@@ -1,4 +1,4 @@
-"""Look at, list, read and write objects behind URLs, with retries where they may help."""
+"""Look at, list, read, write and delete objects behind URLs, with retries where they may help."""
 
 from __future__ import annotations
 
@@ -141,8 +141,11 @@ def fetch(url: str, target: Path) -> Path:
     return target
 
 
-def put(url: str, data: bytes) -> None:
+def put(url: str, data: bytes) -> str:
     """Write an object so that the name holds the old or the new one, never a part.
+
+    Returns:
+        Its version, as a listing has it; "" where the service does not name it in its answer.
 
     Raises:
         StorageError: It cannot be written.
@@ -150,14 +153,15 @@ def put(url: str, data: bytes) -> None:
     """
     check_writable(url)
 
-    def attempt() -> None:
+    def attempt() -> str:
         system, path = _system(url)
         if schemes(url)[0] in WRITTEN_WHOLE:
-            system.pipe_file(path, data)
-        else:
-            _put_and_move(system, path, data)
+            answer = system.pipe_file(path, data)
+            return str(answer.get("ETag", "")).strip('"') if isinstance(answer, dict) else ""
+        _put_and_move(system, path, data)
+        return ""
 
-    _tried(attempt, url, "written")
+    return _tried(attempt, url, "written")
 
 
 def put_file(url: str, file: Path) -> None:
@@ -180,6 +184,26 @@ def put_file(url: str, file: Path) -> None:
             _put_and_move(system, path, file)
 
     _tried(attempt, url, "written")
+
+
+def remove(url: str) -> None:
+    """Delete an object; that it is not there is no error.
+
+    Raises:
+        StorageError: It cannot be deleted.
+        ImportError: A library is missing.
+    """
+    check_writable(url)
+
+    def attempt() -> None:
+        system, path = _system(url)
+        try:
+            system.rm_file(path)
+        except FileNotFoundError as error:
+            if not _is_simply_absent(error):
+                raise
+
+    _tried(attempt, url, "deleted")
 
 
 def check_writable(url: str) -> None:

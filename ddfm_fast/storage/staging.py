@@ -187,8 +187,14 @@ class Stage:
             if path in self.objects:
                 path.write_bytes(b"")
 
-    def put(self, files: dict[Path, str]) -> dict[Path, Exception]:
+    def put(
+        self, files: dict[Path, str], versions: dict[Path, str] | None = None
+    ) -> dict[Path, Exception]:
         """Write local files to URLs, in threads; return what failed, by file.
+
+        Args:
+            files: File → URL.
+            versions: Filled with the version of each object, "" where that is unknown.
 
         Raises:
             StorageError: No object can be written there, for lack of rights or a bucket.
@@ -197,7 +203,9 @@ class Stage:
 
         def send(path: Path) -> None:
             try:
-                put(files[path], path.read_bytes())
+                version = put(files[path], path.read_bytes())
+                if versions is not None:
+                    versions[path] = version
             except (ValueError, ImportError, OSError) as error:
                 failures[path] = error
 

@@ -91,7 +91,7 @@ def explained(error: BaseException, url: str, what: str, tries: int = 1) -> Exce
     Args:
         error: What a library raised.
         url: The object or prefix.
-        what: What could not be done to it: "read", "listed", "written".
+        what: What could not be done to it: "read", "listed", "written", "deleted".
         tries: How often it was tried.
     """
     if isinstance(error, (StorageError, MemoryError)):

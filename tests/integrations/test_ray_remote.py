@@ -11,13 +11,14 @@ import time
 import numpy as np
 import pytest
 from clusters import slow_fuser, two_nodes, workers
-from objectstore import s3_server
+from objectstore import make_bucket, s3_environment, s3_server
 
 from ddfm_fast.api import Fuser
 from ddfm_fast.datasets.batch import run_batch
 from ddfm_fast.datasets.pairs import find_pairs
 from ddfm_fast.datasets.remote import find_remote_pairs
-from ddfm_fast.datasets.remote_batch import HISTORY, run_remote_batch
+from ddfm_fast.datasets.remote_batch import run_remote_batch
+from ddfm_fast.datasets.remote_history import HISTORY
 from ddfm_fast.files.writing import write_image
 from ddfm_fast.storage import staging
 from ddfm_fast.storage.objects import listing, put, read
@@ -37,17 +38,9 @@ PAIRS = 8
 def store():
     """The environment of an S3 server, for this process and the nodes it starts."""
     with s3_server() as (_, port), pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "user",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
+        for name, value in s3_environment(port).items():
             patch.setenv(name, value)
-        import fsspec
-
-        fsspec.filesystem("s3").mkdir("box")
+        make_bucket("box")
         yield "s3://box"
 
 
@@ -101,7 +94,9 @@ def test_workers_fetch_and_put_and_the_bytes_are_those_of_one_machine(
     assert remote(store, f"{store}/fused", fuser, None).count("skipped") == PAIRS
     report = json.loads(read(f"{store}/fused/ddfm_fast_report.json"))
     assert report["done"] == 0 and report["skipped"] == PAIRS
-    assert len([n for n in listing(f"{store}/fused") if n.startswith(HISTORY)]) <= 4
+    assert len([n for n in listing(f"{store}/fused") if n.startswith(HISTORY)]) == 1
+    assert remote(store, tmp_path / "local", fuser, None).count("skipped") == PAIRS
+    assert len(list((tmp_path / "local" / HISTORY).iterdir())) == 1
 
 
 def test_a_lost_worker_and_a_bad_pair_take_no_other_down(cluster, store, data):

@@ -18,6 +18,7 @@ from ddfm_fast.datasets.pairs import find_pairs
 from ddfm_fast.datasets.remote import find_remote_pairs
 from ddfm_fast.datasets.remote_batch import run_remote_batch
 from ddfm_fast.files.paths import ImageFileError
+from ddfm_fast.images.doubts import DDFMWarning
 from ddfm_fast.storage import objects
 from ddfm_fast.storage.staging import Stage
 from ddfm_fast.storage.trouble import StorageError, explained
@@ -71,7 +72,7 @@ def test_portions_have_the_bytes_of_local_files_and_resume(tmp_path, fuser):
     for name in range(5):
         there = objects.read(f"memory://out/{name}.png")
         assert there == (tmp_path / f"local/{name}.png").read_bytes()
-    assert len(objects.listing("memory://out/ddfm_fast_history")) == 3
+    assert len(objects.listing("memory://out/ddfm_fast_history")) == 1
     assert remote(url, fuser).count("skipped") == 5
     assert remote(url, fuser, redo=True).count("done") == 5
     assert remote(url, fuser.with_options(seed=1)).count("done") == 5
@@ -87,12 +88,24 @@ def test_what_was_put_without_its_history_is_done_again(tmp_path, fuser, monkeyp
         put(target, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr("ddfm_fast.datasets.remote_batch.put", cut_off)
+        patched.setattr("ddfm_fast.datasets.remote_history.put", cut_off)
         with pytest.raises(KeyboardInterrupt):
             remote(url, fuser, portion=2)
     assert objects.look("memory://out/3.png") is not None
     again = remote(url, fuser)
     assert [one.status for one in again.results] == ["skipped"] * 2 + ["done"] * 3
+
+
+@pytest.mark.filterwarnings("ignore:zip.*left out")
+def test_pictures_whose_history_cannot_be_put_are_done_and_redone(tmp_path, fuser, monkeypatch):
+    def fail(url, _data):
+        raise explained(TimeoutError("busy"), url, "written", 4)
+
+    url = data_set(tmp_path)
+    with monkeypatch.context() as patched, pytest.warns(DDFMWarning, match="run fuses 0, 1 again"):
+        patched.setattr("ddfm_fast.datasets.remote_history.put", fail)
+        assert remote(url, fuser, portion=2).count("done") == 5
+    assert remote(url, fuser).count("done") == 5
 
 
 @pytest.mark.filterwarnings("ignore:zip.*left out")

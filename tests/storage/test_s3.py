@@ -11,7 +11,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from objectstore import DeadLine, s3_server
+from objectstore import DeadLine, s3_environment, s3_server
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -37,16 +37,11 @@ def server():
 def store(server, monkeypatch):
     """The server with an empty bucket called "box"; its file system."""
     failing, port = server
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "user",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
+    for name, value in s3_environment(port).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(objects, "FIRST_PAUSE", 0)
     failing.left = failing.failed = 0
+    failing.refused = ""
     control(port, "reset")
     system = fresh()
     system.mkdir("box")
@@ -117,7 +112,35 @@ def test_a_batch_has_the_bytes_of_one_machine_and_is_resumed(folder, store):
     third = json.loads(run(*command).stdout)
     assert [one["status"] for one in third["results"]] == ["done", "skipped", "done"]
     assert json.loads(store.cat_file("box/out/ddfm_fast_report.json"))["done"] == 2
-    assert len(store.find("box/out/ddfm_fast_history")) == 2
+    assert len(store.find("box/out/ddfm_fast_history")) == 1
+
+
+def test_a_result_that_was_replaced_by_one_of_its_size_is_made_again(folder, store):
+    command = ("batch", "s3://box/data", "-o", "s3://box/out", "--json", *QUICK)
+    run(*command)
+    made = store.cat_file("box/out/1.png")
+    store.pipe_file("box/out/1.png", made[::-1])
+    again = json.loads(run(*command).stdout)
+    assert [one["status"] for one in again["results"]] == ["skipped", "done", "skipped"]
+    assert store.cat_file("box/out/1.png") == made
+
+
+def test_a_history_is_merged_where_nothing_may_be_deleted(server, folder, store):
+    """Without an error, and without more objects from run to run."""
+    failing, _ = server
+    failing.refused = "DELETE"
+    command = ("batch", "s3://box/data", "-o", "s3://box/out", "--json", *QUICK)
+    for runs, name in enumerate(("0", "1", "2"), 1):
+        done = json.loads(run(*command).stdout)["done"]
+        assert (done, runs) in ((3, 1), (1, 2), (1, 3))
+        assert len(store.find("box/out/ddfm_fast_history")) == runs + (runs > 1)
+        store.pipe_file(f"box/out/{name}.png", b"other")
+    with pytest.raises(StorageError, match="s3://box/out/1.png: may not be deleted"):
+        objects.remove("s3://box/out/1.png")
+    failing.refused = ""
+    assert json.loads(run(*command).stdout)["done"] == 1
+    assert len(store.find("box/out/ddfm_fast_history")) == 1
+    assert json.loads(run(*command).stdout)["skipped"] == 3
 
 
 def test_two_prefixes_to_a_local_folder(folder, store):

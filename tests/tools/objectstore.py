@@ -6,23 +6,51 @@ import contextlib
 import logging
 import socket
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 
 
 class Failing:
-    """A WSGI application that answers 503 to the first requests whose path has a word."""
+    """A WSGI application that fails, waits and refuses as it is told to.
+
+    Attributes:
+        word, left: The next so many requests whose path has the word are answered with 503.
+        failed: How many were.
+        pause: Seconds that objects keep who asks for them waiting.
+        refused: A method that nobody has the right to.
+        log: Method and path of all other requests, in the order of the answers.
+    """
 
     def __init__(self, application):
         self.application = application
         self.word, self.left, self.failed = "", 0, 0
+        self.pause, self.refused = 0.0, ""
+        self.log: list[tuple[str, str]] = []
 
     def __call__(self, environ, start_response):
-        if self.left > 0 and self.word in environ["PATH_INFO"]:
+        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        if self.left > 0 and self.word in path:
             self.left -= 1
             self.failed += 1
             start_response("503 Service Unavailable", [("Content-Length", "0")])
             return [b""]
-        return self.application(environ, start_response)
+        if method == self.refused:
+            text = b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"
+            head = [("Content-Type", "application/xml"), ("Content-Length", str(len(text)))]
+            start_response("403 Forbidden", head)
+            return [text]
+        if method == "GET" and path.strip("/").count("/"):
+            time.sleep(self.pause)
+        answer = self.application(environ, start_response)
+        self.log.append((method, path))
+        return answer
+
+    def puts(self, suffix: str = ".png") -> Counter[str]:
+        """Count the complete puts of each object with such a name."""
+        return Counter(
+            path for method, path in self.log if method == "PUT" and path.endswith(suffix)
+        )
 
 
 @contextlib.contextmanager
@@ -41,6 +69,26 @@ def s3_server() -> Iterator[tuple[Failing, int]]:
     finally:
         server.shutdown()
         thread.join()
+
+
+def s3_environment(port: int) -> dict[str, str]:
+    """What leads to the server, for this process and those that it starts."""
+    return {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "user",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def make_bucket(name: str) -> None:
+    """Make a bucket on the environment's server, not on one of an earlier test."""
+    import fsspec
+
+    system = fsspec.filesystem("s3", skip_instance_cache=True)
+    type(system).clear_instance_cache()
+    system.mkdir(name)
 
 
 class DeadLine:
