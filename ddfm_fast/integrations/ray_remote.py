@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +13,17 @@ from ..datasets.remote_batch import Given, Portions, RemoteRun
 from ..datasets.results import DONE, FAILED, PairResult
 from ..images.doubts import warn
 from ..storage.staging import Stage
-from ..storage.urls import as_url, schemes
+from ..storage.urls import as_url
 from .ray import use_own_threads
-from .ray_pool import VERSION, Cluster, PacedPool, as_given, check_version, sentences
-
-_OF_ONE_PROCESS = "memory"
+from .ray_pool import (
+    VERSION,
+    Cluster,
+    PacedPool,
+    as_given,
+    check_shared,
+    check_version,
+    sentences,
+)
 
 
 class Asked(NamedTuple):
@@ -77,7 +82,7 @@ def work_remote(cluster: Cluster, run: RemoteRun, items: list[PairItem]) -> None
     """
     url, suffix = run.history.url, run.history.suffix
     asked = {item.name: _asked(run.stage, item) for item in items}
-    _check_shared([url, *(place for one in asked.values() for place in (one.ir, one.vis))])
+    check_shared([url, *(place for one in asked.values() for place in (one.ir, one.vis))])
     pool = _Remotes(
         cluster,
         lambda: cluster.make(
@@ -95,12 +100,6 @@ def _asked(stage: Stage, item: PairItem) -> Asked:
         place = stage.url_of(path)
         places.append(place if as_url(place) else os.path.abspath(path))
     return Asked(item.name, *places)
-
-
-def _check_shared(places: Iterable[str]) -> None:
-    for place in places:
-        if as_url(place) and _OF_ONE_PROCESS in schemes(place):
-            raise ValueError(f"{place} is in the memory of this process; leave out --on ray")
 
 
 class _Remotes(PacedPool):

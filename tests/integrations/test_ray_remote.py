@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from clusters import slow_fuser, two_nodes, workers
-from objectstore import s3_server
+from objectstore import bucket_in_environment, s3_server
 
 from ddfm_fast.api import Fuser
 from ddfm_fast.datasets.batch import run_batch
@@ -36,19 +36,8 @@ PAIRS = 8
 @pytest.fixture(scope="module")
 def store():
     """The environment of an S3 server, for this process and the nodes it starts."""
-    with s3_server() as (_, port), pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-            "AWS_ACCESS_KEY_ID": "user",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }.items():
-            patch.setenv(name, value)
-        import fsspec
-
-        fsspec.filesystem("s3").mkdir("box")
-        yield "s3://box"
+    with s3_server() as (_, port), bucket_in_environment(port) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -43,6 +43,27 @@ def s3_server() -> Iterator[tuple[Failing, int]]:
         thread.join()
 
 
+@contextlib.contextmanager
+def bucket_in_environment(port: int) -> Iterator[str]:
+    """The server of a port in this process's environment, with a bucket "box"; its URL."""
+    import fsspec
+    import pytest
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "user",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }.items():
+            patch.setenv(name, value)
+        system = fsspec.filesystem("s3", skip_instance_cache=True)
+        type(system).clear_instance_cache()
+        fsspec.filesystem("s3").mkdir("box")
+        yield "s3://box"
+
+
 class DeadLine:
     """Passes bytes on to a port, and stops after ``most`` of one upload, keeping the line open."""
 
