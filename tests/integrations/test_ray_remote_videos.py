@@ -152,9 +152,9 @@ def test_the_video_of_a_lost_worker_is_done_again(cluster, store, data, tmp_path
     finally:
         killer.join()
     assert killed and [r.ok for r in results] == [True] * VIDEOS, [r.error for r in results]
+    assert len(listing(f"{store}/lost")) == VIDEOS, "and no part"
     for here, result in zip(one, results, strict=True):
         assert read(str(result.report.out)) == Path(here.report.out).read_bytes()
-    assert len(listing(f"{store}/lost")) == VIDEOS
 
 
 def test_a_place_that_workers_do_not_have_ends_the_run_in_a_sentence(cluster, store, data):

@@ -128,7 +128,7 @@ def test_sequences_of_pictures_behind_a_prefix(store, tmp_path):
     store.pipe_file("/seq/one/ir/0001.png", b"no picture")
     bad: list = []
     results = fuse([task, folders], on_bad=bad.append)
-    assert [(r.report.frames, r.report.bad_count) for r in results] == [(2, 1)] * 2
+    assert [(r.report.frames, r.report.bad_count) for r in results] == [(3, 1)] * 2
     for one in (*bad, *(found for r in results for found in r.report.bad)):
         assert "memory://seq/one/ir/0001.png" in one.reason
         assert "temporary" not in one.reason + one.stream
