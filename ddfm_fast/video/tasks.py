@@ -111,7 +111,7 @@ def plan(
     suffix = suffix_of(out)
     if vis is not None:
         name = "video" if streamed else Path(place).stem
-        return _checked([Task(name, *(object_of(one) or one for one in (ir, vis)), place)])
+        return _checked([Task(name, object_of(ir) or ir, object_of(vis) or vis, place)])
     found = _found(ir)
     if streamed and len(found) > 1:
         raise ValueError(f"--out is {out}, a stream, for {len(found)} sequences; give a folder")
