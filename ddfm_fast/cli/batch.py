@@ -125,7 +125,7 @@ def batch(
 
     settings, folder = read_settings(context), _folder(out)
     items = find_items(root, vis, stage=stage, strict=False, **source)
-    _check_panels(items, panel, local=stage is None and on is opt.Place.here)
+    check_panels(items, panel, local=stage is None and on is opt.Place.here)
     options = _options(context, levels(ir_range, vis_range, nodata, raw_size), output(context))
     if layout_out is not None:
         items, options["format"] = arranged(items, layout_out, given_format(context))
@@ -227,7 +227,7 @@ def _without_bad(found: Survey) -> Survey:
     return Survey([one for one in found.pairs if not one.error], [*found.alone, *bad])
 
 
-def _check_panels(items: list[PairItem], panel: bool, *, local: bool) -> None:
+def check_panels(items: list[PairItem], panel: bool, *, local: bool) -> None:
     """Refuse panels where they cannot be written, or would be written over."""
     if not panel:
         return

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..storage.urls import without_password
+from ..storage.urls import as_url, is_object, without_password
 from .errors import BAD_INPUT, OK, SOME_FAILED
 from .manners import CONFIG, as_json, as_option, changed, origins
 from .options import Place
@@ -52,9 +52,9 @@ def show(plan: Callable[[typer.Context], Row], context: typer.Context) -> None:
             there = "  (already there: left alone)" if row["left"] else "  (already there)"
         typer.echo(without_password(f"{row['ir']} + {row['vis']} -> {row['output']}{there}"))
         if row["missing"]:
-            typer.echo(f"  not there: {', '.join(row['missing'])}")
+            typer.echo(without_password(f"  not there: {', '.join(row['missing'])}"))
         if row.get("panel"):
-            typer.echo(f"  panel: {row['panel']}")
+            typer.echo(without_password(f"  panel: {row['panel']}"))
     for name, (value, origin) in set_ones.items():
         typer.echo(as_option(name, value, origin))
     for name, value in found["settings"].items():
@@ -78,20 +78,24 @@ def _exit_code(found: Row) -> int:
 def fuse(context: typer.Context) -> Row:
     """Return what ``fuse`` would do."""
     from ..datasets.jobs import plan_jobs
+    from ..datasets.remote import plan_remote
+    from ..storage.staging import Stage, any_url
 
     given, settings = context.params, read_settings(context)
     places = [Path(given[name]) for name in ("ir", "vis", "out")]
-    _refuse_urls(*places)
     how = output(context)
     _check_levels(context)
-    ir, vis, out = places
-    jobs = plan_jobs(ir, vis, out, format=given["format"], panel=given["panel"], make=False)
+    shape = {**picked(context, ("format", "panel")), "make": False}
+    stage = context.with_resource(Stage()) if any_url(*places) else None
+    if stage is None:
+        jobs = plan_jobs(*places, **shape)
+    else:
+        jobs, _ = plan_remote(stage, *places, **shape)
     how.check(job.output.suffix for job in jobs)
-    _refuse_urls(*(path for job in jobs for path in (job.ir, job.vis)))
-    rows = [
-        {**_row(job.ir, job.vis, job.output, left=given["skip_existing"]), "panel": job.panel}
-        for job in jobs
-    ]
+    named = [(job.ir, job.vis, job.output) for job in jobs]
+    rows = _rows(named, stage, left=given["skip_existing"])
+    for row, job in zip(rows, jobs, strict=True):
+        row["panel"] = job.panel and _named(job.panel, stage)
     return {"items": rows, "settings": _settings(settings)}
 
 
@@ -100,7 +104,8 @@ def batch(context: typer.Context) -> Row:
     from ..datasets.judges import arranged
     from ..datasets.output import panel_of
     from ..datasets.targets import checked_suffix, checked_targets
-    from .batch import given_format
+    from ..storage.objects import check_writable
+    from .batch import check_panels, given_format
 
     given, settings = context.params, read_settings(context)
     if given["out"] is None:
@@ -108,28 +113,31 @@ def batch(context: typer.Context) -> Row:
     root, vis, manifest, out = (
         given[name] and Path(given[name]) for name in ("root", "vis", "manifest", "out")
     )
-    _refuse_urls(root, vis, manifest, out)
     source = {"manifest": manifest, **picked(context, ("layout", "pattern"))}
-    stage: Stage | None = stage_for(context, root, vis, manifest, None)
+    stage = stage_for(context, root, vis, manifest, out)
     items = find_items(root, vis, stage=stage, strict=False, **source)
+    where = "here" if plain(given["on"]) == Place.here.value else "ray"
+    check_panels(items, given["panel"], local=stage is None and where == "here")
     _check_levels(context)
     format = given["format"]
     if given["layout_out"] is not None:
         items, format = arranged(items, given["layout_out"], given_format(context))
     suffix = checked_suffix(format)
     output(context).check([suffix])
+    if (url := as_url(out)) is not None:
+        check_writable(url)
     targets = checked_targets(items, out, suffix)
-    rows = [_row(one.ir, one.vis, targets[one.name], left=False) for one in items]
+    rows = _rows([(one.ir, one.vis, targets[one.name]) for one in items], stage, left=False)
+    _check_outputs(rows, where)
     for row in rows if given["panel"] else ():
         row["panel"] = panel_of(Path(row["output"]))
-    where = "here" if plain(given["on"]) == Place.here.value else "ray"
     return {"items": rows, "settings": {**_settings(settings), "on": where}}
 
 
 def video(context: typer.Context) -> Row:
     """Return what ``video`` would do."""
     from ..files.paths import look
-    from ..storage.urls import as_url
+    from ..storage import objects
     from ..video.tasks import plan
     from ..video.temporal import get_video_preset
     from .video import parse_resize
@@ -140,10 +148,15 @@ def video(context: typer.Context) -> Row:
     tasks = plan(given["ir"], given["vis"], given["out"], plain(given["codec"]))
     get_video_preset(given["preset"])
     for name, stream in (("IR", given["ir"]), ("VIS", given["vis"])):
-        named = stream is not None and not stream.isdecimal() and stream != "-"
-        if named and "://" not in stream and as_url(stream) is None and look(stream) is None:
+        if stream is None or stream.isdecimal() or stream == "-":
+            continue
+        far = "://" in stream
+        there = objects.look(stream) if is_object(stream) else far or look(stream)
+        if there is None:
             raise ValueError(f"{name} is {stream}, which does not exist; give a video or a folder")
-    rows = [_row(_stream(one.ir), _stream(one.vis), one.out, left=False) for one in tasks]
+    named = [(_stream(one.ir), _stream(one.vis), one.out) for one in tasks]
+    rows = _rows(named, None, left=given["skip_existing"])
+    _check_outputs(rows, plain(given["on"]))
     own = {"preset": given["preset"], "image preset": given["image_preset"]}
     return {"items": rows, "settings": {**_machine(settings, preset=given["image_preset"]), **own}}
 
@@ -153,18 +166,19 @@ def volume(context: typer.Context) -> Row:
     from ..files.paths import look
     from ..medical.files import check_apart, check_kind
     from ..medical.volume import parse_slices
+    from .remote import local_volumes
 
     given, settings = context.params, read_settings(context)
     _check_levels(context)
     parse_slices(given["slices"])
     ir, vis, out = (Path(given[name]) for name in ("ir", "vis", "out"))
+    local_volumes(IR=ir, VIS=vis, **{"--out": out})
     for name, path in (("IR", ir), ("VIS", vis)):
         if look(path) is None:
             raise ValueError(f"{name} is {path}, which does not exist; give a volume")
     check_apart(out, (ir, vis))
     check_kind(out)
-    row = _row(ir, vis, out, left=False)
-    return {"items": [row], "settings": _settings(settings)}
+    return {"items": _rows([(ir, vis, out)], None, left=False), "settings": _settings(settings)}
 
 
 def _check_levels(context: typer.Context) -> None:
@@ -173,24 +187,78 @@ def _check_levels(context: typer.Context) -> None:
     levels(*map(context.params.get, names))
 
 
-def _refuse_urls(*places: Any) -> None:
-    from ..storage.staging import any_url
+def _check_outputs(rows: list[Row], where: str) -> None:
+    """Refuse what the run refuses of objects: to write over an input, or where none can be."""
+    from ..storage.objects import check_writable
 
-    if any_url(*places):
-        raise ValueError("--dry-run takes no URLs yet; leave it out, or give local files")
+    taken = {row[name] for row in rows for name in ("ir", "vis")}
+    if where != Place.here.value:
+        from ..integrations.ray_pool import check_shared
+
+        check_shared([*taken, *(row["output"] for row in rows)])
+    for url in (row["output"] for row in rows if is_object(row["output"])):
+        check_writable(url)
+        if url in taken:
+            raise ValueError(f"output {url} would replace an input; choose another --out")
 
 
-def _row(ir: Any, vis: Any, out: Any, *, left: bool) -> Row:
-    there = isinstance(out, Path) and os.path.exists(out)  # of a name that is too long: False
-    missing = [str(one) for one in (ir, vis) if isinstance(one, Path) and not os.path.exists(one)]
-    named = {"ir": str(ir), "vis": str(vis), "output": str(out)}
-    return {**named, "there": there, "left": left, "missing": missing}
+def _rows(found: Sequence[tuple[Any, Any, Any]], stage: Stage | None, *, left: bool) -> list[Row]:
+    """Return a row for each (ir, vis, output): their names, what is there, and what is not.
+
+    Objects are looked for where no listing has named them; nothing is fetched. Sources that are
+    text are not looked for.
+    """
+    from ..storage.objects import existing
+
+    sources = {one: _named(one, stage) for row in found for one in row[:2] if isinstance(one, Path)}
+    sought = {url for path, url in sources.items() if _is_url(url) and not _listed(path, stage)}
+    absent = sought - existing(sought)
+    outputs = {out: _named(out, stage) for _, _, out in found}
+    there = existing([one for out, one in outputs.items() if is_object(one) or _is_far(out, one)])
+
+    def is_absent(path: Path) -> bool:
+        name = sources[path]
+        return name in absent if _is_url(name) else not os.path.exists(path)
+
+    rows = []
+    for ir, vis, out in found:
+        name = outputs[out]
+        is_here = isinstance(out, Path) and not _is_url(name) and os.path.exists(out)
+        missing = [sources[one] for one in (ir, vis) if one in sources and is_absent(one)]
+        named = {"ir": sources.get(ir, str(ir)), "vis": sources.get(vis, str(vis)), "output": name}
+        rows.append({**named, "there": name in there or is_here, "left": left, "missing": missing})
+    return rows
+
+
+def _is_url(place: Any) -> bool:
+    return as_url(place) is not None
+
+
+def _is_far(place: Any, name: str) -> bool:
+    """Return whether a place is a URL, but no address of FFmpeg's, which is text."""
+    return isinstance(place, Path) and _is_url(name)
+
+
+def _named(place: Any, stage: Stage | None) -> str:
+    """Return a path or URL as text; what stands for an object by its URL."""
+    text = stage.url_of(place) if stage is not None and isinstance(place, Path) else str(place)
+    return text if _is_url(text) else as_url(Path(text)) or text
+
+
+def _listed(path: Path, stage: Stage | None) -> bool:
+    """Return whether a file stands for an object that was seen."""
+    one = None if stage is None else stage.objects.get(path)
+    return one is not None and bool(one.size or one.version)
 
 
 def _stream(source: Any) -> str:
     """Return a stream in a word or two: a sequence of pictures is a list."""
+    from ..storage.urls import parent
+
     if isinstance(source, list):
-        return f"{source[0].parent} ({len(source)} pictures)"
+        url = as_url(source[0])
+        folder = Path(source[0]).parent if url is None else parent(url)
+        return f"{folder} ({len(source)} pictures)"
     return str(source)
 
 
@@ -217,7 +285,6 @@ def _machine(settings: Settings, **changed: Any) -> Row:
     """
     from ..api import Fuser
     from ..files.paths import look
-    from ..storage.urls import as_url
 
     options = settings.options
     prior = str(options["prior"])

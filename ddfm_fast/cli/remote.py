@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ..datasets.items import PairItem
     from ..metrics.evaluation import Evaluation, MethodPictures
     from ..storage.staging import Stage
-    from ..video.tasks import TaskResult
 
 
 def scored_items(
@@ -100,86 +99,22 @@ def local_outputs(**places: Path | None) -> None:
             )
 
 
+def local_volumes(**places: Path) -> None:
+    """Refuse URLs of volumes; ValueError names the argument."""
+    for name, place in places.items():
+        if _is_url(place):
+            raise ValueError(
+                f"{name} is {_url(place)}; volumes are read and written locally: copy it to this "
+                "machine, or the result from it"
+            )
+
+
 def title_of(root: Path) -> str:
     """Return what a data set is called: the name of its folder, or of its prefix."""
     from ..storage.urls import name_of
 
     url = _url(root)
     return root.resolve().name if url is None else name_of(url.rstrip("/")) or url
-
-
-class VideoPlaces:
-    """The arguments of ``video`` with local files in the place of objects."""
-
-    def __init__(self, given: dict[str, Any], stage: Stage | None):
-        self.stage, self.given = stage, dict(given)
-        self.url: str | None = None
-        """of the output, where it is an object"""
-
-    def fetch(self) -> None:
-        """Bring the sources here, and give the output a place; ValueError if that fails."""
-        from ..storage.urls import is_object
-
-        given, stage = self.given, self.stage
-        assert stage is not None
-        if is_object(given["out"]):
-            self._check_output(given)
-        if is_object(given["ir"]) and given["vis"] is None:
-            raise ValueError(
-                f"IR is {given['ir']} and VIS is missing; give two videos, or copy the data set to "
-                "this machine"
-            )
-        for name in ("ir", "vis"):
-            if is_object(given[name]):
-                local = stage.source(given[name])
-                wanted = [file for file in stage.objects if local in (file, *file.parents)]
-                if failures := stage.fill(wanted):
-                    raise next(iter(failures.values()))
-                given[name] = str(local)
-        if self.url is not None:
-            given["out"] = str(stage.output(self.url))
-
-    def _check_output(self, given: dict[str, Any]) -> None:
-        from ..storage.objects import check_writable
-        from ..storage.urls import name_of
-
-        self.url = url = str(given["out"])
-        check_writable(url)
-        if not Path(name_of(url)).suffix:
-            raise ValueError(f"--out is {url}; expected a file there, such as fused.mp4")
-        if url in (given["ir"], given["vis"]):
-            raise ValueError(f"output {url} would replace an input; choose another --out")
-
-    def put(self) -> None:
-        """Write the output, if there is one, to its URL."""
-        from ..storage.objects import put_file
-
-        if self.url is not None and (local := Path(self.given["out"])).is_file():
-            put_file(self.url, local)
-
-    def named(self, result: TaskResult) -> TaskResult:
-        """Return a result that names the URL of its output."""
-        if self.url is not None and result.report is not None:
-            result.report.out = self.url
-        return result
-
-
-@contextlib.contextmanager
-def video_places(given: dict[str, Any], *, here: bool) -> Iterator[VideoPlaces]:
-    """Inside, the sources are here; afterwards the output is where it was wanted."""
-    from ..storage.staging import Stage
-    from ..storage.urls import is_object
-
-    if not any(is_object(given[name]) for name in ("ir", "vis", "out")):
-        yield VideoPlaces(given, None)
-        return
-    if not here:
-        raise ValueError("--on ray takes no URLs of videos; leave out --on, or give local files")
-    with Stage() as stage, stage.named_errors():
-        places = VideoPlaces(given, stage)
-        places.fetch()
-        yield places
-        places.put()
 
 
 def _is_url(place: Any) -> bool:

@@ -7,15 +7,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
 from ..runtime.words import parse_range
+from ..storage.urls import without_password
 from . import options as opt
 from .errors import INTERRUPTED, OK, SOME_FAILED, termination_is_an_interrupt
 from .options import default
-from .remote import VideoPlaces, video_places
 from .settings import (
     Settings,
     elsewhere,
@@ -89,15 +89,13 @@ def video(
     NAME.part-….SUFFIX. Exit code: 0 good, 1 bad or missing frames, 2 bad input, 130 interrupted.
     """
     there = elsewhere(on, address, actors, num_gpus, work="videos")
-    with video_places(context.params, here=on is opt.Place.here) as places:
-        code = _run(read_settings(context), _options(context), places, there)
-    raise typer.Exit(code)
+    raise typer.Exit(_run(read_settings(context), _options(context), context.params, there))
 
 
 def _run(
     settings: Settings,
     options: VideoOptions,
-    places: VideoPlaces,
+    given: dict[str, Any],
     there: AbstractContextManager[Elsewhere | None],
 ) -> int:
     """Fuse what the command says; return the exit code."""
@@ -105,7 +103,6 @@ def _run(
     from ..video.tasks import TasksInterrupted, plan, run_tasks
     from ..video.temporal import get_video_preset
 
-    given = places.given
     tasks = plan(given["ir"], given["vis"], given["out"], plain(given["codec"]))
     get_video_preset(given["preset"])
     streamed = given["out"] == STDOUT
@@ -116,7 +113,7 @@ def _run(
         if result.error is not None and len(tasks) == 1:
             raise result.error
         wanted = {"quiet": quiet or as_json, "profile": profile and not as_json}
-        _echo_result(places.named(result), **wanted, err=streamed)
+        _echo_result(result, **wanted, err=streamed)
 
     more = {"on_result": tell, "skip_existing": given["skip_existing"]}
     try:
@@ -174,16 +171,17 @@ def parse_resize(text: str | None) -> str | tuple[int, int] | None:
 
 
 def _echo_bad(bad: BadFrame) -> None:
-    typer.echo(f"bad frame {bad.number} of {bad.stream}: {bad.reason}", err=True)
+    text = f"bad frame {bad.number} of {bad.stream}: {bad.reason}"
+    typer.echo(without_password(text), err=True)
 
 
 def _echo_result(result: TaskResult, *, quiet: bool, profile: bool, err: bool) -> None:
     if result.skipped:
         if not quiet:
-            typer.echo(f"{result.task.out}  is already there", err=err)
+            typer.echo(without_password(f"{result.task.out}  is already there"), err=err)
         return
     if result.report is None:
-        typer.echo(f"error: {result.task.name}: {result.error}", err=True)
+        typer.echo(without_password(f"error: {result.task.name}: {result.error}"), err=True)
         return
     _echo_report(result.report, quiet=quiet, err=err)
     if profile:
@@ -194,12 +192,13 @@ def _echo_report(report: VideoReport, *, quiet: bool, err: bool) -> None:
     """Print what was written in a line, and on stderr what went wrong."""
     from ..video.report import READER_GONE
 
+    out = without_password(str(report.out))
     if not quiet:
         ms = (report.latency_p50 * 1e3, report.latency_p99 * 1e3)
         frames = "1 frame" if report.frames == 1 else f"{report.frames} frames"
         dropped = f", {report.dropped} dropped" if report.dropped else ""
         typer.echo(
-            f"{report.out}  {frames}{dropped}, {report.fps:.1f} frames/s, "
+            f"{out}  {frames}{dropped}, {report.fps:.1f} frames/s, "
             f"{report.evaluations / max(1, report.frames):.1f} prior evaluations per frame, "
             f"latency p50 {ms[0]:.0f} ms, p99 {ms[1]:.0f} ms",
             err=err,
@@ -214,11 +213,11 @@ def _echo_report(report: VideoReport, *, quiet: bool, err: bool) -> None:
         streams = Counter(bad.stream for bad in report.bad)
         of = ", ".join(f"{count} of {stream}" for stream, count in streams.items())
         more = f"{report.frames} frames are written"
-        typer.echo(f"{report.out}: {report.bad_count} bad frames ({of}); {more}", err=True)
+        typer.echo(f"{out}: {report.bad_count} bad frames ({of}); {more}", err=True)
     if report.stopped not in (None, READER_GONE):
-        kept = f"the {report.frames} frames before that are in {report.out}"
+        kept = f"the {report.frames} frames before that are in {out}"
         kept = kept if report.frames else "nothing was written"
-        typer.echo(f"stopped: {report.stopped}; {kept}", err=True)
+        typer.echo(without_password(f"stopped: {report.stopped}; {kept}"), err=True)
 
 
 def _echo_profile(report: VideoReport, *, err: bool) -> None:

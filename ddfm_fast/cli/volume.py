@@ -14,6 +14,7 @@ import typer
 
 from . import options as opt
 from .options import default
+from .remote import local_volumes
 from .settings import levels, plain, read_settings, show_progress
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def volume(
     from ..medical.files import check_apart, fuse_files
     from ..medical.volume import parse_slices
 
+    local_volumes(IR=ir, VIS=vis, **{"--out": out})
     check_apart(out, (ir, vis))
     meant = levels(ir_range, vis_range, nodata)
     fused = fuse_files(

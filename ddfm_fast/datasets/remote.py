@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..files.paths import ImageFileError, few
 from ..runtime.items import reached, silently
-from ..storage.objects import check_writable, listing, look
+from ..storage.objects import check_writable, existing
 from ..storage.staging import Stage
 from ..storage.urls import as_url, join, name_of, parent
 from .items import PairItem
@@ -174,14 +174,9 @@ def fuse_remote(
         ValueError: Paths that do not make pairs, or a place that cannot be read or written.
     """
     with Stage() as stage:
-        if url := as_url(out):
-            check_writable(url)
-        first, second = stage.source(ir), stage.source(vis)
-        with stage.named_errors():
-            jobs = plan_jobs(first, second, stage.output(out), format=format, panel=panel)
-        targets = {job: _targets(stage, job) for job in jobs} if url else {}
-        _refuse_own_inputs(stage, jobs, targets)
-        there = _there(url, jobs) if skip_existing and url else set()
+        jobs, targets = plan_remote(stage, ir, vis, out, format=format, panel=panel)
+        urls = [found[job.output] for job, found in targets.items()]
+        there = existing(urls) if skip_existing else set()
         fuser = make_fuser()
         bar = tqdm(jobs, desc="pairs", unit="pair", disable=not progress or len(jobs) == 1)
         reports = []
@@ -198,6 +193,43 @@ def fuse_remote(
         return reports, fuser
 
 
+def plan_remote(
+    stage: Stage,
+    ir: Place,
+    vis: Place,
+    out: Place,
+    *,
+    format: str | None = None,
+    panel: bool = False,
+    make: bool = True,
+) -> tuple[list[Job], dict[Job, dict[Path, str]]]:
+    """Find the pairs that ``IR VIS -o OUT`` means, as `jobs.plan_jobs` does, where any is a URL.
+
+    Args:
+        stage: Where files stand for objects.
+        ir: As `fuse_remote` takes it, like ``vis``, ``out``, ``format`` and ``panel``.
+        vis: See there.
+        out: See there.
+        format: See there.
+        panel: See there.
+        make: Make local folders.
+
+    Returns:
+        The jobs, and of each the URLs of what it writes; none if that is local.
+
+    Raises:
+        ValueError: As `fuse_remote` raises it.
+    """
+    if url := as_url(out):
+        check_writable(url)
+    first, second, place = stage.source(ir), stage.source(vis), stage.output(out)
+    with stage.named_errors():
+        jobs = plan_jobs(first, second, place, format=format, panel=panel, make=make)
+    targets = {job: _targets(stage, job) for job in jobs} if url else {}
+    _refuse_own_inputs(stage, jobs, targets)
+    return jobs, targets
+
+
 def _targets(stage: Stage, job: Job) -> dict[Path, str]:
     return {path: stage.url_of(path) for path in (job.output, job.panel) if path is not None}
 
@@ -209,13 +241,6 @@ def _refuse_own_inputs(
     for url in (url for found in targets.values() for url in found.values()):
         if url in inputs:
             raise ValueError(f"output {url} would replace an input; choose another --out")
-
-
-def _there(url: str, jobs: Sequence[Job]) -> set[str]:
-    """Return the URLs of what is in the place of the outputs already."""
-    if len(jobs) == 1 and (found := look(url)) and not found.is_prefix:
-        return {url}
-    return {one.url for one in listing(url).values()}
 
 
 def _run_one(

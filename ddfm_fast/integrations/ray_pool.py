@@ -28,6 +28,7 @@ from ..images.doubts import DDFMWarning, warn
 from ..runtime import environment
 from ..runtime.machine import usable_cores
 from ..runtime.travel import sent_to
+from ..storage.urls import as_url, schemes
 
 INSTALL = "Ray is missing; install it: pip install 'ddfm_fast[ray]'"
 ATTEMPTS = 3
@@ -41,6 +42,8 @@ CHUNK_SECONDS, MOST_PIECES = 2.0, 32
 CPUS_EACH = 4
 """of an actor, where their number is automatic"""
 VERSION = __version__, MATHS_VERSION
+_OF_ONE_PROCESS = "memory"
+"""scheme of fsspec"""
 
 
 def check_version(asked: tuple[Any, ...]) -> None:
@@ -57,6 +60,13 @@ def as_given(text: str, files: Iterable[Any]) -> str:
     for file in files:
         text = text.replace(os.path.abspath(file), os.fspath(file))
     return text
+
+
+def check_shared(places: Iterable[str]) -> None:
+    """Raise ValueError for the URL of what only this process has."""
+    for place in places:
+        if as_url(place) and _OF_ONE_PROCESS in schemes(place):
+            raise ValueError(f"{place} is in the memory of this process; leave out --on ray")
 
 
 @contextlib.contextmanager

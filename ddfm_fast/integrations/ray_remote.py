@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +20,17 @@ from ..datasets.remote_batch import Portions, RemoteRun
 from ..datasets.remote_history import PartWriter
 from ..datasets.results import DONE, FAILED, PairResult
 from ..storage.staging import Stage
-from ..storage.urls import as_url, schemes
+from ..storage.urls import as_url
 from .ray import use_own_threads
-from .ray_pool import VERSION, Cluster, PacedPool, as_given, check_version, sentences
-
-_OF_ONE_PROCESS = "memory"
+from .ray_pool import (
+    VERSION,
+    Cluster,
+    PacedPool,
+    as_given,
+    check_shared,
+    check_version,
+    sentences,
+)
 
 
 class Asked(NamedTuple):
@@ -103,7 +109,7 @@ def work_remote(cluster: Cluster, run: RemoteRun, items: list[PairItem]) -> None
     """
     url, suffix = run.history.url, run.history.suffix
     asked = {item.name: _asked(run, item) for item in items}
-    _check_shared([url, *(place for one in asked.values() for place in (one.ir, one.vis))])
+    check_shared([url, *(place for one in asked.values() for place in (one.ir, one.vis))])
     pool = _Remotes(
         cluster,
         lambda: cluster.make(
@@ -117,17 +123,13 @@ def work_remote(cluster: Cluster, run: RemoteRun, items: list[PairItem]) -> None
 
 
 def _asked(run: RemoteRun, item: PairItem) -> Asked:
-    places = []
-    for path in (item.ir, item.vis):
-        place = run.stage.url_of(path)
-        places.append(place if as_url(place) else os.path.abspath(path))
-    return Asked(item.name, *places, run.inputs[item.name])
+    ir, vis = (_place(run, path) for path in (item.ir, item.vis))
+    return Asked(item.name, ir, vis, run.inputs[item.name])
 
 
-def _check_shared(places: Iterable[str]) -> None:
-    for place in places:
-        if as_url(place) and _OF_ONE_PROCESS in schemes(place):
-            raise ValueError(f"{place} is in the memory of this process; leave out --on ray")
+def _place(run: RemoteRun, path: Path) -> str:
+    place = run.stage.url_of(path)
+    return place if as_url(place) else os.path.abspath(path)
 
 
 class _Remotes(PacedPool):

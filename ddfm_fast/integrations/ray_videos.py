@@ -1,7 +1,8 @@
 """Videos fused by actors of Ray, each as a whole by one of them.
 
 A video has its name only when it is complete (:mod:`..video.outputs`), so a worker that is lost
-leaves a part of another name, and its video is done again by another worker.
+leaves a part of another name, and its video is done again by another worker. Where places are URLs
+of objects, the worker fetches and puts them (:mod:`..video.staged`): no video passes through here.
 """
 
 from __future__ import annotations
@@ -22,11 +23,20 @@ from ..images.doubts import warn
 from ..video.opening import STDIN
 from ..video.outputs import OutputBusy
 from ..video.pipeline import VideoOptions
+from ..video.staged import objects_of
 from ..video.streams import is_stream
 from ..video.tasks import Task, TaskResult, run_task
 from ..video.temporal import FrameFuser
 from .ray import use_own_threads
-from .ray_pool import VERSION, Cluster, Pool, as_given, check_version, sentences
+from .ray_pool import (
+    VERSION,
+    Cluster,
+    Pool,
+    as_given,
+    check_shared,
+    check_version,
+    sentences,
+)
 
 _STAY = ("on_bad", "progress")
 """options that are for the process that asks"""
@@ -79,7 +89,9 @@ class RayVideos(Cluster):
         if options.get("preview"):
             raise ValueError("preview shows only frames of this process; leave it or Ray out")
         for task in tasks:
-            if is_stream(task.out):
+            places = [url for one in (task.ir, task.vis, task.out) for url in objects_of(one)]
+            check_shared(places)
+            if is_stream(task.out) and not objects_of(task.out):
                 raise ValueError(f"out is {task.out}, a stream; give a file, or leave out Ray")
             if any(isinstance(one, str) and one == STDIN for one in (task.ir, task.vis)):
                 raise ValueError("a source is -, which only this process has; leave out Ray")
@@ -109,7 +121,8 @@ class _Videos(Pool):
         for sentence in said:
             warn(sentence)
         report = result.report
-        if report is not None and not os.path.exists(report.out):
+        is_local = not objects_of(task.out)
+        if report is not None and is_local and not os.path.exists(report.out):
             why = f"{report.out} was written by a worker and is not here"
             error = ValueError(f"{why}; --out must be in a folder that all nodes share")
             result = TaskResult(task, error=error)
@@ -117,7 +130,7 @@ class _Videos(Pool):
             if self.on_bad is not None:
                 for bad in report.bad:
                     self.on_bad(bad)
-            report.out = Path(task.out)
+            report.out = Path(task.out) if is_local else task.out
         if result.error is not None:
             name_as_given(result.error, task)
         self._tell(replace(result, task=task))
@@ -134,7 +147,8 @@ class _Videos(Pool):
 def _absolute(task: Task) -> Task:
     """Return the task by paths that mean the same in every process."""
     ir, vis = (_path(source) for source in (task.ir, task.vis))
-    return replace(task, ir=ir, vis=vis, out=Path(os.path.abspath(task.out)))
+    out = task.out if objects_of(task.out) else Path(os.path.abspath(task.out))
+    return replace(task, ir=ir, vis=vis, out=out)
 
 
 def _path(source: Any) -> Any:

@@ -9,7 +9,8 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +25,10 @@ WRITTEN_WHOLE = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory")
 READ_ONLY = ("http", "https", "zip", "tar", "libarchive", "github", "git", "data", "reference")
 NOT_LISTED = ("http", "https")
 _OWN_RETRIES = ("s3", "s3a")
+_LISTED_FROM = 16
+"""objects from which on a listing is cheaper than a look at each"""
+_LOOKS = 8
+"""that are under way at once"""
 _CONNECT, _READ = 10, 60  # seconds
 
 Result = TypeVar("Result")
@@ -95,6 +100,22 @@ def listing(url: str) -> dict[str, Object]:
         }
 
     return _tried(attempt, url, "listed")
+
+
+def existing(urls: Collection[str]) -> set[str]:
+    """Return those of some URLs that lead to an object: by a listing, if they are many.
+
+    Raises:
+        StorageError: It cannot be found out.
+        ImportError: A library is missing.
+    """
+    above = os.path.commonprefix([*urls]).rpartition("/")[0]
+    is_deep = len(above.partition("://")[2]) > 0 and not any("::" in url for url in urls)
+    if len(urls) >= _LISTED_FROM and is_deep and schemes(above)[0] not in NOT_LISTED:
+        return {one.url for one in listing(above).values()} & {*urls}
+    with ThreadPoolExecutor(_LOOKS, "ddfm-objects") as pool:
+        found = pool.map(look, urls)
+        return {one.url for one in found if one is not None and not one.is_prefix}
 
 
 def read(url: str) -> bytes:

@@ -7,8 +7,9 @@ become pictures in ``converting`` and ``hdr``), ``pairing`` aligns two streams i
 ``clocks``), ``fitting`` brings pictures to one size and depth, ``motion`` examines only the
 sources, ``temporal`` fuses with what it keeps of the last frame, ``sinks`` encodes to ``outputs``
 or ``streams``, and ``preview`` shows frames. ``stream`` does this for images, ``pipeline`` for
-files, each stage in a thread (``ahead``), and ``tasks`` for many files. PyAV (extra ``video``) is
-loaded by ``decoding`` and ``sinks`` on first use: everything here imports without it.
+files, each stage in a thread (``ahead``), and ``tasks`` for many files; where these are objects,
+``staged`` fetches and uploads them. PyAV (extra ``video``) is loaded by ``decoding`` and ``sinks``
+on first use: everything here imports without it.
 """
 
 from __future__ import annotations

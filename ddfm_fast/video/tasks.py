@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +13,26 @@ from typing_extensions import Unpack
 
 from ..api import Fuser
 from ..datasets.pairs import find_pairs
-from ..files.paths import VIDEO_SUFFIXES, ImageFileError, is_file, is_folder
+from ..files.paths import VIDEO_SUFFIXES, ImageFileError, is_file, is_folder, is_picture
 from ..options import check_names
 from ..runtime.items import reached
-from .frames import VideoError
+from ..storage.objects import existing
+from ..storage.staging import Stage
+from ..storage.urls import without_password
+from .frames import BadFrame, VideoError
 from .opening import STDIN
 from .outputs import Inputs, new_part
 from .pipeline import VIDEO_DEFAULTS, VideoOptions, fuse_video
 from .report import INTERRUPTED, VideoReport
+from .staged import (
+    Staged,
+    below,
+    check_output,
+    named_warnings,
+    object_of,
+    objects_of,
+    suffix_of,
+)
 from .streams import is_stream
 from .temporal import FrameFuser
 
@@ -34,10 +46,10 @@ class Task:
 
     name: str
     ir: Any
-    """a stream as `open_source` takes it, like ``vis``"""
+    """a stream as `open_source` takes it, or URLs of objects (`staged`); like ``vis``"""
     vis: Any
     out: Path | str
-    """a file or folder; "-" or an address as text"""
+    """a file or folder; "-", an address or the URL of an object as text"""
 
 
 @dataclass(frozen=True)
@@ -56,17 +68,18 @@ class TaskResult:
         return self.skipped or (self.report is not None and self.report.ok)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the result as JSON types: the report, or the error's text."""
+        """Return the result as JSON types: the report, or the error's text.
+
+        Passwords of URLs are left out.
+        """
+        found: dict[str, Any] = {"name": self.task.name, "ok": self.ok}
         if self.skipped:
-            return {"name": self.task.name, "ok": True, "skipped": True, "out": str(self.task.out)}
-        if self.report is None:
-            return {"name": self.task.name, "ok": False, "error": str(self.error)}
-        found = asdict(self.report) | {
-            "name": self.task.name,
-            "ok": self.ok,
-            "fps": self.report.fps,
-        }
-        return json.loads(json.dumps(found, default=str))
+            found |= {"skipped": True, "out": str(self.task.out)}
+        elif self.report is None:
+            found |= {"error": str(self.error)}
+        else:
+            found = asdict(self.report) | found | {"fps": self.report.fps}
+        return json.loads(without_password(json.dumps(found, default=str)))
 
 
 def plan(
@@ -80,46 +93,82 @@ def plan(
     Args:
         ir: A stream, or without ``vis`` the folder of a data set: sequences of pictures in a
             layout of ``ddfm_fast.datasets.pairs``, or pairs of videos NAME_T.avi and
-            NAME_RGB.avi (also _ir and _vis, _thermal and _visible).
+            NAME_RGB.avi (also _ir and _vis, _thermal and _visible). A folder may be a prefix of
+            objects, which is listed; nothing is fetched.
         vis: The other stream, or None.
-        out: The output of one sequence; the folder of several, which go to OUT/NAME.
+        out: The output of one sequence; the folder or prefix of several, which go to OUT/NAME.
         codec: As in `open_sink`; decides the suffix in a folder (default ``.mp4``).
 
     Raises:
         ValueError: Nothing is found, or ``out`` is a file for several sequences.
+        StorageError: A prefix cannot be listed, or objects cannot be written there.
     """
     if ir == vis == STDIN:
         raise ValueError("IR and VIS are both -; give one of them as a file or a named pipe")
+    url = object_of(out)
+    streamed = url is None and is_stream(out)
+    place: Path | str = url or (str(out) if streamed else Path(out))
+    suffix = suffix_of(out)
     if vis is not None:
-        return [Task("video", ir, vis, str(out)) if is_stream(out) else _one(ir, vis, Path(out))]
-    root = Path(ir)
-    if not is_folder(root):
-        raise ValueError(
-            f"IR is {ir} and VIS is missing; give two streams, or the folder of a data set"
-        )
-    found = _video_pairs(root) or _sequences(root)
-    if is_stream(out):
-        if len(found) > 1:
-            raise ValueError(f"--out is {out}, a stream, for {len(found)} sequences; give a folder")
+        name = "video" if streamed else Path(place).stem
+        return _checked([Task(name, object_of(ir) or ir, object_of(vis) or vis, place)])
+    found = _found(ir)
+    if streamed and len(found) > 1:
+        raise ValueError(f"--out is {out}, a stream, for {len(found)} sequences; give a folder")
+    if streamed or (len(found) == 1 and suffix):
         ((name, (first, second)),) = found.items()
-        return [Task(name, first, second, str(out))]
-    out = Path(out)
-    if len(found) == 1 and out.suffix:
-        ((name, (first, second)),) = found.items()
-        return [Task(name, first, second, out)]
-    if out.suffix:
+        return _checked([Task(name, first, second, place)])
+    if suffix:
         raise ValueError(
             f"--out is {out}, a file, for {len(found)} sequences; give a folder (no suffix)"
         )
     suffix = {"ffv1": ".mkv", "png": ""}.get(codec or "", ".mp4")
-    return [
-        Task(name, first, second, out / f"{name}{suffix}")
-        for name, (first, second) in found.items()
-    ]
+    return _checked(
+        [
+            Task(name, first, second, below(place, f"{name}{suffix}"))
+            for name, (first, second) in found.items()
+        ]
+    )
 
 
-def _one(ir: Any, vis: Any, out: Path) -> Task:
-    return Task(out.stem, ir, vis, out)
+def _checked(tasks: list[Task]) -> list[Task]:
+    """Return the tasks; ValueError for an object that cannot hold a video."""
+    for task in tasks:
+        if (url := object_of(task.out)) is not None:
+            check_output(url)
+    return tasks
+
+
+def _found(ir: str | os.PathLike[str]) -> dict[str, tuple[Any, Any]]:
+    """Return the streams of a data set, by name: paths, or URLs of what a listing names."""
+    if (url := object_of(ir)) is None:
+        root = Path(ir)
+        if not is_folder(root):
+            raise ValueError(
+                f"IR is {ir} and VIS is missing; give two streams, or the folder of a data set"
+            )
+        return _video_pairs(root) or _sequences(root)
+    with Stage() as stage, stage.named_errors():
+        root = stage.source(url, _is_wanted)
+        if not is_folder(root):
+            raise ValueError(
+                f"IR is {url} and VIS is missing; give two streams, or the prefix of a data set"
+            )
+        pairs = _video_pairs(root) or _sequences(root)
+        return {
+            name: (_urls(stage, first), _urls(stage, second))
+            for name, (first, second) in pairs.items()
+        }
+
+
+def _is_wanted(file: Path) -> bool:
+    return file.suffix.lower() in VIDEO_SUFFIXES or is_picture(file)
+
+
+def _urls(stage: Stage, source: Any) -> Any:
+    if isinstance(source, list):
+        return [stage.url_of(path) for path in source]
+    return stage.url_of(Path(source))
 
 
 def _video_pairs(root: Path) -> dict[str, tuple[Any, Any]]:
@@ -197,8 +246,8 @@ def run_tasks(
         fuser: As in `fuse_video`.
         on_result: Called with each result as soon as its task has ended. What it raises is
             raised here and ends the run.
-        skip_existing: Skip tasks whose file exists: it has its name only when it is complete.
-            An output that Ctrl-C cuts short is then called NAME.part-….SUFFIX.
+        skip_existing: Skip tasks whose file or object exists: it has its name only when it is
+            complete. An output that Ctrl-C cuts short is then called NAME.part-….SUFFIX.
         elsewhere: Runs the tasks in other processes; None for this process.
         **options: Options of `fuse_video`, among them ``preset`` and ``on_bad``.
 
@@ -208,6 +257,8 @@ def run_tasks(
     Raises:
         TypeError: An option is unknown.
         ValueError: ``skip_existing`` is given with outputs that are not files.
+        StorageError: Outputs cannot be listed; or no object can be written there, for lack of
+            rights or a bucket.
         TasksInterrupted: Ctrl-C while the tasks run ``elsewhere``; no other is started.
     """
     check_names(options, VIDEO_DEFAULTS)
@@ -217,7 +268,8 @@ def run_tasks(
 
     def tell(result: TaskResult) -> None:
         found[places[id(result.task)]] = result
-        reached(str(result.task.out), _outcome(result), result.as_dict())
+        name, what = (without_password(text) for text in (str(result.task.out), _outcome(result)))
+        reached(name, what, result.as_dict())
         if on_result is not None:
             on_result(result)
 
@@ -238,12 +290,16 @@ def _todo(
     tasks: Sequence[Task], skip_existing: bool, tell: Callable[[TaskResult], None]
 ) -> list[Task]:
     """Report tasks that are already done or cannot be done; return the others."""
-    inputs = Inputs(source for task in tasks for source in (task.ir, task.vis))
+    inputs, taken = _inputs(tasks)
+    there = outputs_there(tasks) if skip_existing else set()
     todo = []
     for task in tasks:
         try:
-            inputs.refuse(task.out)
-            if skip_existing and _is_there(task.out):
+            if object_of(task.out) is None:
+                inputs.refuse(task.out)
+            elif task.out in taken:
+                raise VideoError(f"output {task.out} would replace an input; choose another --out")
+            if skip_existing and _is_there(task.out, there):
                 tell(TaskResult(task, skipped=True))
             else:
                 todo.append(task)
@@ -252,7 +308,25 @@ def _todo(
     return todo
 
 
-def _is_there(out: Path | str) -> bool:
+def _inputs(tasks: Sequence[Task]) -> tuple[Inputs, set[str]]:
+    """Return what streams are read from: files, and URLs of objects."""
+    sources = [source for task in tasks for source in (task.ir, task.vis)]
+    urls = {url for source in sources for url in objects_of(source)}
+    return Inputs(source for source in sources if not objects_of(source)), urls
+
+
+def outputs_there(tasks: Sequence[Task]) -> set[str]:
+    """Return those outputs of tasks that are objects, and there: by a listing if they are many.
+
+    Raises:
+        StorageError: It cannot be found out.
+    """
+    return existing([url for task in tasks if (url := object_of(task.out)) is not None])
+
+
+def _is_there(out: Path | str, there: set[str]) -> bool:
+    if object_of(out) is not None:
+        return out in there
     if is_stream(out) or not Path(out).suffix:
         raise ValueError(
             f"out is {out} and what exists is to be skipped; a folder or a stream does not show "
@@ -262,12 +336,77 @@ def _is_there(out: Path | str) -> bool:
     return is_file(out)
 
 
-def run_task(task: Task, fuser: FrameFuser, options: VideoOptions) -> TaskResult:
-    """Fuse a task; an error becomes its result."""
+def run_task(
+    task: Task, fuser: FrameFuser, options: VideoOptions, *, aside: bool = False
+) -> TaskResult:
+    """Fuse a task; an error becomes its result.
+
+    Sources that are objects are fetched, and the output is put if it is to be an object.
+
+    Args:
+        task: The task.
+        fuser: As in `fuse_video`.
+        options: Of `fuse_video`.
+        aside: An output that Ctrl-C cuts short does not get its name.
+
+    Raises:
+        StorageError: No object can be written there, for lack of rights or a bucket.
+    """
+    if not any(map(objects_of, (task.ir, task.vis, task.out))):
+        return _run_here(task, fuser, options, aside)
+    with Stage() as stage:
+        try:
+            staged = Staged(stage, task.ir, task.vis, task.out)
+            staged.fetch()
+        except (ValueError, ImportError, OSError) as error:
+            return TaskResult(task, error=error)
+        here = replace(task, ir=staged.ir, vis=staged.vis, out=staged.out)
+        with named_warnings(staged.text):
+            result = _run_here(here, fuser, _named(options, staged), aside)
+        return _given_back(task, result, staged)
+
+
+def _run_here(task: Task, fuser: FrameFuser, options: VideoOptions, aside: bool) -> TaskResult:
     try:
-        return TaskResult(task, fuse_video(task.ir, task.vis, task.out, fuser=fuser, **options))
+        report = fuse_video(task.ir, task.vis, task.out, fuser=fuser, **options)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         return TaskResult(task, error=error)
+    if aside and report.stopped == INTERRUPTED and is_file(task.out):
+        report.out = new_part(Path(task.out))
+        os.replace(task.out, report.out)
+    return TaskResult(task, report)
+
+
+def _named(options: VideoOptions, staged: Staged) -> VideoOptions:
+    """Return the options with an ``on_bad`` that is told URLs."""
+    on_bad = options.get("on_bad")
+    if on_bad is None:
+        return options
+    tell = on_bad
+    return {**options, "on_bad": lambda bad: tell(_renamed(bad, staged))}
+
+
+def _renamed(bad: BadFrame, staged: Staged) -> BadFrame:
+    return bad._replace(stream=staged.text(bad.stream), reason=staged.text(bad.reason))
+
+
+def _given_back(task: Task, result: TaskResult, staged: Staged) -> TaskResult:
+    """Put what was written; return the result of the task that names URLs."""
+    report = result.report
+    error = None if result.error is None else staged.named(result.error)
+    try:
+        staged.put()
+    except (ValueError, ImportError, OSError) as trouble:
+        if getattr(trouble, "is_common", False):
+            raise
+        if error is not None:
+            trouble = VideoError(f"{error}; and it cannot be put there: {trouble}")
+        return TaskResult(task, error=trouble)
+    if report is not None:
+        report.out = staged.given(report.out)
+        report.stopped = report.stopped and staged.text(report.stopped)
+        report.bad = [_renamed(bad, staged) for bad in report.bad]
+    return TaskResult(task, report, error)
 
 
 def _work(
@@ -279,11 +418,7 @@ def _work(
 ) -> None:
     """Run the tasks here; ``aside``: an output that Ctrl-C cuts short does not get its name."""
     for task in tasks:
-        result = run_task(task, fuser, options)
-        cut = result.report is not None and result.report.stopped == INTERRUPTED
-        if cut and aside and result.report is not None and is_file(task.out):
-            result.report.out = new_part(Path(task.out))
-            os.replace(task.out, result.report.out)
+        result = run_task(task, fuser, options, aside=aside)
         tell(result)
-        if cut:
+        if result.report is not None and result.report.stopped == INTERRUPTED:
             return

@@ -147,12 +147,6 @@ def test_a_dry_run_of_a_batch_names_what_is_written(here, more):
     assert named == {str(path.relative_to(here)) for path in made}
 
 
-def test_a_dry_run_of_a_list_of_urls(here):
-    (here / "a.txt").write_text("s3://bucket/a.png\n")
-    (here / "b.txt").write_text("vis.png\n")
-    refused(call("fuse", "@a.txt", "@b.txt", "-o", "new", "--dry-run", "--json"), "takes no URLs")
-
-
 def test_a_list_has_a_name_on_each_line_and_nothing_else(here):
     """Separators of Unicode are legal in names."""
     (here / "a.txt").write_text("a\u2028b.png\r\nc\x0cd.png\n\n# e\n", encoding="utf-8")

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 from clusters import slow_fuser, two_nodes, workers
-from objectstore import make_bucket, s3_environment, s3_server
+from objectstore import bucket_in_environment, s3_server
 
 from ddfm_fast.api import Fuser
 from ddfm_fast.datasets.batch import run_batch
@@ -37,11 +37,8 @@ PAIRS = 8
 @pytest.fixture(scope="module")
 def store():
     """The environment of an S3 server, for this process and the nodes it starts."""
-    with s3_server() as (_, port), pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_environment(port).items():
-            patch.setenv(name, value)
-        make_bucket("box")
-        yield "s3://box"
+    with s3_server() as (_, port), bucket_in_environment(port) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_a_video(store, tmp_path):  # noqa: F811
     for arguments, words in (
         ((*pair, "-o", "s3://box/out"), "--out is s3://box/out; expected a file there"),
         ((*pair, "-o", "s3://box/ir.mp4"), "output s3://box/ir.mp4 would replace an input"),
-        ((pair[0], "-o", "s3://box/o.mp4"), "VIS is missing; give two videos, or copy"),
+        ((pair[0], "-o", "s3://box/o.mp4"), "s3://box/ir.mp4 and VIS is missing; give two streams"),
         (("s3://box/no.mp4", pair[1], "-o", "s3://box/o.mp4"), "s3://box/no.mp4: no such object"),
         ((*pair, "-o", "zip://a.mp4::s3://box/a.zip"), "zip:// is read-only"),
     ):
@@ -76,6 +76,31 @@ def test_a_video(store, tmp_path):  # noqa: F811
     store.pipe_file("box/bad.mp4", b"no video")
     said = run("video", "s3://box/bad.mp4", pair[1], "-o", "s3://box/o.mp4", *how, code=2).stderr
     assert said.startswith("error: ir is s3://box/bad.mp4: cannot be opened as video")
+
+
+def test_a_data_set_of_videos(store, tmp_path):  # noqa: F811
+    """Planned by a dry run, too, which writes nothing; resumed by what is there."""
+    (tmp_path / "set").mkdir()
+    for n in range(2):
+        for end, channels in (("T", 1), ("RGB", 3)):
+            frames = pan(3, n + channels, size=32, channels=channels)
+            clip = write_clip(tmp_path / f"set/{n}_{end}.mp4", frames)
+            store.pipe_file(f"box/set/{clip.name}", clip.read_bytes())
+    how = ("--preset", "realtime", "-q")
+    run("video", tmp_path / "set", "-o", tmp_path / "out", *how)
+    command = ("video", "s3://box/set", "-o", "s3://box/out", "--json", *how)
+    planned = json.loads(run(*command, "--dry-run").stdout)["items"]
+    assert not store.exists("box/out") and [one["there"] for one in planned] == [False] * 2
+    videos = json.loads(run(*command).stdout)["videos"]
+    assert [one["out"] for one in videos] == [one["output"] for one in planned]
+    for n in range(2):
+        assert store.cat_file(f"box/out/{n}.mp4") == (tmp_path / f"out/{n}.mp4").read_bytes()
+    store.rm_file("box/out/1.mp4")
+    again = json.loads(run(*command, "--skip-existing").stdout)["videos"]
+    assert [one.get("skipped", False) for one in again] == [True, False]
+    assert [*store.find("box/out")] == ["box/out/0.mp4", "box/out/1.mp4"]
+    line = ("video", "s3://box/set", "-o", "s3://nobody/out", *how)
+    assert "no such bucket" in run(*line, code=2).stderr
 
 
 def test_evaluate_and_ablate(store, folder):  # noqa: F811

@@ -91,6 +91,18 @@ def make_bucket(name: str) -> None:
     system.mkdir(name)
 
 
+@contextlib.contextmanager
+def bucket_in_environment(port: int) -> Iterator[str]:
+    """The server of a port in this process's environment, with a bucket "box"; its URL."""
+    import pytest
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_environment(port).items():
+            patch.setenv(name, value)
+        make_bucket("box")
+        yield "s3://box"
+
+
 class DeadLine:
     """Passes bytes on to a port, and stops after ``most`` of one upload, keeping the line open."""
 
