@@ -273,6 +273,7 @@ def test_what_does_not_fit_is_refused():
 
 def fresh_status(monkeypatch, **environment):
     """``status`` as in a new process with such an environment."""
+    monkeypatch.delenv("DDFM_FAST_CACHE", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(build, "load", build.load_again)
