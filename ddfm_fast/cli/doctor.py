@@ -18,7 +18,7 @@ def doctor(*, as_json: opt.JsonInstead = False, clear_cache: opt.ClearCache = Fa
         from ..kernels.cpu import cache
 
         gone = [str(path) for path in cache.clear()]
-        text = f"{cache.folder()}: {len(gone)} files removed"
+        text = f"{cache.describe()['folder']}: {len(gone)} files removed"
         typer.echo(json.dumps({"ok": True, "removed": gone}) if as_json else text)
         return
     from ..runtime.doctor import examine, render

@@ -333,7 +333,7 @@ def _advice(report: dict[str, Any]) -> list[dict[str, str]]:
         advice.append(
             {
                 "install": "a C++ compiler (Debian, Ubuntu: apt install g++)",
-                "brings": f"the prior on a CPU twice as fast in float32; now: {missing}",
+                "brings": f"the prior on a CPU twice as fast in float32; now: {missing.splitlines()[0]}",
             }
         )
     if devices["cuda"]["version"] is None:

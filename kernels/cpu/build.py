@@ -8,6 +8,7 @@ is compiled into a private one that is then removed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -36,7 +37,7 @@ MORE_FLAGS = "DDFM_FAST_CPU_FLAGS"
 """environment variable with flags to add after FLAGS, such as another -march or sanitizers"""
 PREBUILT = "DDFM_FAST_PREBUILT"
 """environment variable; "0" compiles even where the wheel brought a library"""
-COMPILED = "compiled here"
+COMPILED, ONCE = "compiled here", "compiled for this process alone: the cache cannot be used"
 # struct Layer, what changes from call to call and what a prepared layer fixes; struct Attention
 LAYER_CALL, LAYER_FIXED = struct.Struct("15P2q"), struct.Struct("d22q")
 ATTENTION = struct.Struct("6P7q")
@@ -139,13 +140,38 @@ def load_again() -> tuple[Library | None, str | None]:
     if found is not None:
         return found, None
     try:
-        folder = cache.usable_folder()
-        if folder is not None:
-            return Library(ctypes.CDLL(str(build(folder)))), None
-        with tempfile.TemporaryDirectory(prefix="ddfm_fast-") as once:  # not needed once loaded
-            return Library(ctypes.CDLL(str(build(Path(once))))), None
+        return _compiled(), None
     except Exception as error:  # a compiler can fail in any way, and PyTorch's path remains
         return None, f"{error}; {reason}" if reason else str(error)
+
+
+def _compiled() -> Library:
+    """Load what the cache has or is given; where it takes nothing, compile for this process."""
+    folder = cache.usable_folder()
+    if folder is not None:
+        with contextlib.suppress(OSError):  # such as a full disk
+            return _kept(build(folder))
+    with tempfile.TemporaryDirectory(prefix="ddfm_fast-") as once:  # not needed once loaded
+        return _loaded(build(Path(once)), ONCE)
+
+
+def _kept(path: Path) -> Library:
+    """Load a library of the cache; one that the loader refuses is removed."""
+    try:
+        return _loaded(path)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _loaded(path: Path, made: str = COMPILED) -> Library:
+    """Load a library; RuntimeError, before any other code of it runs, if the processor lacks some."""
+    shared = ctypes.CDLL(str(path))
+    shared.ddfm_lacks.restype = ctypes.c_char_p
+    if lacks := shared.ddfm_lacks():
+        fix = f"; change or unset {MORE_FLAGS}" if MORE_FLAGS in environment.set_values() else ""
+        raise RuntimeError(f"compiled for {lacks.decode()}, which this processor lacks{fix}")
+    return Library(shared, made)
 
 
 def _brought() -> tuple[Library | None, str | None]:
@@ -159,7 +185,7 @@ def _brought() -> tuple[Library | None, str | None]:
         return None, str(error)
     for level, path in libraries:
         try:
-            return Library(ctypes.CDLL(str(path)), f"from the wheel, for {level}"), None
+            return _loaded(path, f"from the wheel, for {level}"), None
         except (OSError, AttributeError, RuntimeError) as error:  # such as another C library
             reason = f"the wheel's library for {level}: {error}"
     return None, reason
@@ -178,6 +204,7 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
 
     Raises:
         RuntimeError: There is no compiler, or it fails.
+        OSError: The folder has no room for it.
     """
     compiler, more = prebuilt.compiler(), environment.set_values().get(MORE_FLAGS, "")
     command = [compiler, *FLAGS, this_processor(), *more.split(), *flags]
@@ -190,6 +217,7 @@ def build(folder: Path, flags: Sequence[str] = ()) -> Path:
         return found
     partial = folder / f"{stem}.{os.getpid()}.{threading.get_ident()}.tmp"
     try:
+        cache.need_room(partial)
         _compile(command, partial)
         return cache.keep(partial, stem)
     finally:
@@ -215,13 +243,24 @@ def _compile(command: list[str], target: Path) -> None:
             run([*(flag for flag in command if flag != this_processor()), *inputs])
         except RuntimeError:
             raise error from None
+    if not target.is_file():
+        raise RuntimeError(f"{command[0]} succeeded, but made no library")
 
 
 def run(command: list[str]) -> str:
-    """Run a command; return its output, or raise RuntimeError with its complaint."""
+    """Run a command; return its output, or raise RuntimeError with its complaint.
+
+    The first line of the message stands by itself; the command and all of the complaint follow.
+    """
     done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_SECONDS)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()[-2000:]}")
+        complaint = done.stderr.strip()
+        errors = [line for line in complaint.splitlines() if "error" in line]
+        first = (errors or complaint.splitlines() or ["it printed no reason"])[0]
+        raise RuntimeError(
+            f"{command[0]} failed with exit code {done.returncode}: {first}\n"
+            f"{' '.join(command)}\n{complaint[-2000:]}"
+        )
     return done.stdout
 
 

@@ -18,6 +18,8 @@ from ddfm_fast.runtime import environment
 
 VARIABLE = "DDFM_FAST_CACHE"
 SUFFIX = ".so"
+ROOM = 1 << 20
+"""bytes that a folder must have free before a library is compiled into it"""
 _LINKS = 40
 """most links that are followed on the way to a folder, as many as Linux follows"""
 _HASH = 24
@@ -59,6 +61,8 @@ def refusal(path: Path) -> str | None:
         return f"{path} can be written to by others: chmod 700 {path}"
     if (reason := _exchangeable(path)) is not None:
         return reason
+    if os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0):
+        return f"{path} lies on a file system from which no code may run (noexec): choose another"
     if found.st_mode & 0o777 != 0o700:
         path.chmod(0o700)
     return None if os.access(path, os.W_OK | os.X_OK) else f"{path} cannot be written to"
@@ -107,6 +111,14 @@ def find(path: Path, stem: str) -> Path | None:
     return None
 
 
+def need_room(partial: Path) -> None:
+    """Raise OSError if a new library would not fit: before the seconds that compiling takes."""
+    try:
+        partial.write_bytes(bytes(ROOM))
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def keep(partial: Path, stem: str) -> Path:
     """Give a finished new library its name in the folder; return its path."""
     with partial.open("rb") as file:
@@ -118,9 +130,10 @@ def keep(partial: Path, stem: str) -> Path:
 
 def clear() -> list[Path]:
     """Remove what we put into the folder; return the removed files."""
-    path = folder()
-    if not path.is_dir() or refusal(path) is not None:
+    found = describe()
+    if found["refused"] is not None:
         return []
+    path = Path(str(found["folder"]))
     gone = []
     for file in sorted(path.glob("cpu-*")):
         with contextlib.suppress(OSError):
@@ -131,12 +144,19 @@ def clear() -> list[Path]:
 
 def describe() -> dict[str, object]:
     """Return the folder, why it is not used (or None), and the files and bytes in it."""
-    path = folder()
-    found: dict[str, object] = {"folder": str(path), "refused": None, "files": 0, "bytes": 0}
-    if path.is_dir() or path.is_symlink():
-        found["refused"] = refusal(path)
-        files = [file for file in path.glob(f"*{SUFFIX}") if file.is_file()]
-        found |= {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+    chosen = environment.set_values().get(VARIABLE, "~/.cache/ddfm_fast")
+    found: dict[str, object] = {"folder": chosen, "refused": None, "files": 0, "bytes": 0}
+    try:
+        path = folder()
+        found["folder"] = str(path)
+        if path.is_dir() or path.is_symlink():
+            found["refused"] = refusal(path)
+            files = [file for file in path.glob(f"*{SUFFIX}") if file.is_file()]
+            found |= {"files": len(files), "bytes": sum(file.stat().st_size for file in files)}
+    except OSError as error:  # another user's, or on a system that is gone
+        found["refused"] = f"{found['folder']} cannot be looked at: {error.strerror}"
+    except RuntimeError as error:  # no home folder
+        found["refused"] = f"{chosen} is no folder: {error}"
     return found
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 HERE = Path(__file__).resolve().parent
 SOURCES = tuple(
     HERE / f"{name}.cpp"
-    for name in ("layer", "attention", "choose", "pixels", "carry", "edges", "team")
+    for name in ("layer", "attention", "choose", "pixels", "carry", "edges", "team", "processor")
 )
 HEADERS = tuple(
     HERE / f"{name}.h" for name in ("vectors", "bfloat", "rows", "levels", "layer", "winograd")

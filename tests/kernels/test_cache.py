@@ -112,6 +112,43 @@ def test_clearing_removes_what_is_ours(folder):
     assert cache.clear() == [library] and other.exists() and cache.clear() == []
 
 
+def test_a_folder_without_room_is_known_before_compiling(folder):
+    """In a process that may write no more than 64 KiB to a file."""
+    code = (
+        "import resource, sys; from pathlib import Path; from ddfm_fast.kernels.cpu import cache\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
+        "try: cache.need_room(Path(sys.argv[1]))\n"
+        "except OSError: print('no room')"
+    )
+    command = [sys.executable, "-c", code, str(folder / "partial.tmp")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "no room", done.stderr
+    cache.need_room(folder / "partial.tmp")
+    assert not list(folder.iterdir())
+
+
+def test_a_folder_from_which_no_code_may_run_is_refused(folder, monkeypatch):
+    class NoExecution:
+        f_flag = os.ST_NOEXEC
+
+    monkeypatch.setattr(cache.os, "statvfs", lambda _path: NoExecution)
+    assert cache.usable_folder() is None and "noexec" in str(cache.describe()["refused"])
+
+
+def test_a_folder_that_cannot_be_looked_at_is_described(folder, monkeypatch):
+    def closed(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_dir", closed)
+    refused = f"{folder} cannot be looked at: Permission denied"
+    assert cache.describe()["refused"] == refused and cache.clear() == []
+    monkeypatch.undo()
+    monkeypatch.setenv(cache.VARIABLE, "~no-such-user/kernels")
+    assert "~no-such-user/kernels is no folder" in str(cache.describe()["refused"])
+    assert cache.usable_folder() is None and cache.clear() == []
+
+
 @needs_kernels
 def test_a_damaged_library_is_compiled_again(folder):
     """In separate processes, since loading a damaged library ends the process."""

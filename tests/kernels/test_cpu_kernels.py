@@ -273,6 +273,7 @@ def test_what_does_not_fit_is_refused():
 
 def fresh_status(monkeypatch, **environment):
     """``status`` as in a new process with such an environment."""
+    monkeypatch.delenv("DDFM_FAST_CACHE", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(build, "load", build.load_again)
@@ -378,6 +379,55 @@ def test_without_a_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path))
     assert fresh_status(monkeypatch, XDG_CACHE_HOME=str(blocked)) is None
     assert list(tmp_path.iterdir()) == [blocked], "nothing is left"
+
+
+@needs_kernels
+def test_a_full_cache(quick_compiler, monkeypatch, tmp_path):
+    """It is compiled for the process alone, as without a cache."""
+    monkeypatch.setattr(build.cache, "folder", lambda: tmp_path / "own")
+    check = build.cache.need_room
+
+    def need_room(partial):
+        if partial.parent == tmp_path / "own":
+            raise OSError(28, "No space left on device")
+        check(partial)
+
+    monkeypatch.setattr(build.cache, "need_room", need_room)
+    library, reason = build.load_again()
+    assert reason is None
+    assert library is not None and library.made == build.ONCE
+    assert not list((tmp_path / "own").iterdir())
+
+
+@needs_kernels
+def test_what_a_compiler_made_wrong_does_not_stay(quick_compiler, monkeypatch, tmp_path):
+    """Neither is a library that cannot be loaded kept, nor one missed that was never made."""
+    monkeypatch.setattr(build.cache, "folder", lambda: tmp_path / "own")
+    run = build.run
+    monkeypatch.setattr(build, "run", lambda command: run(command) if "-o" not in command else "")
+    assert build.load_again()[1].endswith(" succeeded, but made no library")
+
+    def cut_short(command):
+        if "-o" not in command:
+            return run(command)
+        Path(command[-1]).write_bytes(b"\x7fELF")
+        return ""
+
+    monkeypatch.setattr(build, "run", cut_short)
+    assert "too short" in build.load_again()[1]
+    assert not list((tmp_path / "own").iterdir())
+    monkeypatch.setattr(build, "run", run)
+    library, reason = build.load_again()
+    assert reason is None
+    assert library is not None and library.made == build.COMPILED
+
+
+def test_a_failing_compiler_is_reported_in_one_line_first():
+    with pytest.raises(RuntimeError) as caught:
+        build.run(["sh", "-c", "echo In file x >&2; echo 'error: no y' >&2; exit 3"])
+    assert str(caught.value).splitlines()[0] == "sh failed with exit code 3: error: no y"
+    with pytest.raises(RuntimeError, match="exit code 1: it printed no reason"):
+        build.run(["false"])
 
 
 @needs_kernels

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 
@@ -64,6 +65,9 @@ def s3_server() -> Iterator[tuple[Failing, int]]:
     server = make_server("127.0.0.1", 0, failing, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
+    address = f"http://127.0.0.1:{server.server_port}/moto-api/reset"  # of servers before, too
+    urllib.request.urlopen(urllib.request.Request(address, method="POST"), timeout=30).close()
+    failing.log.clear()
     try:
         yield failing, server.server_port
     finally:
