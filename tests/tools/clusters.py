@@ -31,15 +31,27 @@ def slow_fuser(seconds: float = 0.4) -> Fuser:
     return Fuser(prior=SlowPrior(seconds), steps=1)
 
 
+def started(head: dict[str, Any], attempts: int = 3) -> Any:
+    """Start a cluster; on a busy machine its first node may miss the 30 s that Ray gives it."""
+    from ray.cluster_utils import Cluster
+
+    for left in reversed(range(attempts)):
+        try:
+            return Cluster(initialize_head=True, head_node_args=head)
+        except Exception:  # Ray has no class of its own for it
+            if not left:
+                raise
+    return None
+
+
 @contextmanager
 def two_nodes(**system: Any) -> Iterator[Any]:
     """Two nodes of one CPU each, as two machines would be; ``nodes.second`` can be removed."""
     import ray
-    from ray.cluster_utils import Cluster
 
     small = {"num_cpus": 1, "object_store_memory": 80 << 20}
     head = {**small, "include_dashboard": False, "_system_config": system or None}
-    nodes = Cluster(initialize_head=True, head_node_args=head)
+    nodes = started(head)
     nodes.second = nodes.add_node(**small)
     here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     ray.init(
