@@ -330,10 +330,11 @@ def _advice(report: dict[str, Any]) -> list[dict[str, str]]:
     devices, advice = report["devices"], []
     missing = report["backend"].get("cpu_kernels")
     if missing and "compiler" in missing:
+        why = missing.splitlines()[0]
         advice.append(
             {
                 "install": "a C++ compiler (Debian, Ubuntu: apt install g++)",
-                "brings": f"the prior on a CPU twice as fast in float32; now: {missing.splitlines()[0]}",
+                "brings": f"the prior on a CPU twice as fast in float32; now: {why}",
             }
         )
     if devices["cuda"]["version"] is None:

@@ -165,7 +165,7 @@ def _kept(path: Path) -> Library:
 
 
 def _loaded(path: Path, made: str = COMPILED) -> Library:
-    """Load a library; RuntimeError, before any other code of it runs, if the processor lacks some."""
+    """Load a library; RuntimeError, before more of it runs, if the processor lacks instructions."""
     shared = ctypes.CDLL(str(path))
     shared.ddfm_lacks.restype = ctypes.c_char_p
     if lacks := shared.ddfm_lacks():

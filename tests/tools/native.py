@@ -28,7 +28,8 @@ from ddfm_fast.kernels.cpu import build
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "out" / "native"
-NAMES = "cpu_kernels", "cpu_bfloat", "cpu_memory", "closed", "cpu_pixels", "carry", "edges", "team"
+NAMES = ("cpu_kernels", "cpu_bfloat", "cpu_memory", "closed", "cpu_pixels", "carry", "edges",
+         "team", "processor", "cache")  # fmt: skip
 FILES = [f"tests/kernels/test_{name}.py" for name in NAMES]
 COMPILE = """
 from ddfm_fast.kernels.cpu import build, cache
