@@ -43,7 +43,7 @@ def show(plan: Callable[[typer.Context], Row], context: typer.Context) -> None:
         given = {
             name: {"value": value, "from": origin} for name, (value, origin) in set_ones.items()
         }
-        about = {"ok": not _missing(found), "dry_run": True, **found, "given": given}
+        about = {"ok": not _failing(found), "dry_run": True, **found, "given": given}
         typer.echo(without_password(json.dumps(about, default=str)))
         raise typer.Exit(_exit_code(found))
     for row in found["items"]:
@@ -53,6 +53,8 @@ def show(plan: Callable[[typer.Context], Row], context: typer.Context) -> None:
         typer.echo(without_password(f"{row['ir']} + {row['vis']} -> {row['output']}{there}"))
         if row["missing"]:
             typer.echo(without_password(f"  not there: {', '.join(row['missing'])}"))
+        elif row.get("error"):
+            typer.echo(without_password(f"  cannot be fused: {row['error']}"))
         if row.get("panel"):
             typer.echo(without_password(f"  panel: {row['panel']}"))
     for name, (value, origin) in set_ones.items():
@@ -64,15 +66,15 @@ def show(plan: Callable[[typer.Context], Row], context: typer.Context) -> None:
     raise typer.Exit(_exit_code(found))
 
 
-def _missing(found: Row) -> list[Row]:
-    return [row for row in found["items"] if row["missing"]]
+def _failing(found: Row) -> list[Row]:
+    return [row for row in found["items"] if row["missing"] or row.get("error")]
 
 
 def _exit_code(found: Row) -> int:
-    """That of the run, as far as files that are not there decide it."""
-    if not (missing := _missing(found)):
+    """That of the run, as far as files that are not there or have no partner decide it."""
+    if not (failing := _failing(found)):
         return OK
-    return BAD_INPUT if len(missing) == len(found["items"]) == 1 else SOME_FAILED
+    return BAD_INPUT if len(failing) == len(found["items"]) == 1 else SOME_FAILED
 
 
 def fuse(context: typer.Context) -> Row:
@@ -128,6 +130,8 @@ def batch(context: typer.Context) -> Row:
         check_writable(url)
     targets = checked_targets(items, out, suffix)
     rows = _rows([(one.ir, one.vis, targets[one.name]) for one in items], stage, left=False)
+    for row, one in zip(rows, items, strict=True):
+        row["error"] = one.error or None
     _check_outputs(rows, where)
     for row in rows if given["panel"] else ():
         row["panel"] = panel_of(Path(row["output"]))

@@ -239,7 +239,9 @@ def find_items(
     if stage is not None:
         from ..datasets.remote import find_remote_pairs
 
-        return find_remote_pairs(stage, source, layout=layout, manifest=manifest, pattern=pattern)
+        return find_remote_pairs(
+            stage, source, layout=layout, manifest=manifest, pattern=pattern, strict=strict
+        )
     return find_pairs(
         source, layout=layout, manifest=manifest, pattern=pattern, check_sizes=False, strict=strict
     )

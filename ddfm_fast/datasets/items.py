@@ -69,7 +69,7 @@ class PairItem:
 
     @property
     def error(self) -> str:
-        """Why a bad entry of a list (`BadItem`) cannot be fused; else ""."""
+        """Why a bad entry or a lone file (`BadItem`) cannot be fused; else ""."""
         return ""
 
     @property
@@ -113,10 +113,10 @@ class PairItem:
 
 
 class BadItem(PairItem):
-    """A bad entry of a list: a pair that cannot be fused, because of its ``error``.
+    """A bad entry of a list, or a file without a partner: not fused, because of its ``error``.
 
-    Its name is its position ("line 3") and both files are the list itself, unless the only problem
-    is that a file is missing.
+    A bad entry's name is its position ("line 3") and both files are the list itself, unless the
+    only problem is that a file is missing. A lone file is both files, and its name is its path.
     """
 
     __slots__ = ("_error",)

@@ -175,7 +175,9 @@ def _named(ir: Path, vis: Path, out: Path) -> tuple[list[tuple[Path, Path]], boo
     if not folders:
         _refuse_videos(ir, vis, out)
         return [(ir, vis)], False
-    return [(a, b) for _, a, b in match_pairs(ir, vis, _pairs)], True
+    command = shlex.join(["ddfm-fast", "batch", str(ir), str(vis), "-o", str(out)])
+    found = match_pairs(ir, vis, _pairs, otherwise=f", or fuse the others: {command}")
+    return [(a, b) for _, a, b in found], True
 
 
 def _hint(missing: Path) -> str:

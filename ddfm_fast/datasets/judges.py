@@ -60,16 +60,14 @@ def arranged(
             f"format is {format!r}, and {name} reads {judge.format} alone; leave it out"
         )
     dataset, method = words[0] if named else "", (words[named:] or [METHOD])[0]
-    images = [item.name.rpartition("/")[2] for item in items]
+    images = [item.name.rpartition("/")[2] for item in items if not item.error]
     if twice := [image for image, count in Counter(images).items() if count > 1]:
         raise ValueError(
             f"items: {twice[0]!r} is the name of two images, and {name} has one folder; fuse one "
             "part of the data set at a time"
         )
-    renamed = [
-        item.with_name(judge.name.format(image=image, method=method, dataset=dataset))
-        for item, image in zip(items, images, strict=True)
-    ]
+    names = (judge.name.format(image=image, method=method, dataset=dataset) for image in images)
+    renamed = [item if item.error else item.with_name(next(names)) for item in items]
     return renamed, judge.format or format or "png"
 
 

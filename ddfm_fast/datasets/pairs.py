@@ -27,7 +27,7 @@ from ..files.paths import (
 )
 from ..files.reading import image_size
 from ..images.doubts import warn
-from .items import PairItem, are_unique
+from .items import BadItem, PairItem, are_unique
 from .lists import read_list
 from .names import Alone, Found, Match, pair_by_pattern, pair_folders, pair_mixed, pattern_pair
 from .trees import Rest, equal_names, listing, walk
@@ -122,8 +122,8 @@ def find_pairs(
             a pair shares, ``*`` and ``?`` vary. With folders: "thermal/{}.tiff,rgb/{}.jpg".
         check_sizes: Read every header and compare the two sizes of a pair. Headers that cannot be
             read are left to the decoder of the file.
-        strict: Raise if an entry of a list is bad; else its pair has an ``error``, unless all are
-            bad.
+        strict: Raise if an entry of a list is bad or a file has no partner; else each is a pair
+            with an ``error``, after the others, unless there are no others.
 
     Raises:
         ImageFileError: There are no pairs, files have no partner or two, sizes differ, names occur
@@ -131,6 +131,8 @@ def find_pairs(
         ValueError: ``layout``, ``manifest`` and ``pattern`` exclude one another.
     """
     found = survey_pairs(root, layout=layout, manifest=manifest, pattern=pattern, strict=strict)
+    if found.pairs and not strict:
+        found = _with_lone(found, root)
     folders = [one.file for one in found.alone if one.source == FOLDER]
     if folders:
         raise _no_other_folder(Path(str(root)), folders)
@@ -206,6 +208,42 @@ def refuse_lone(alone: Sequence[Alone]) -> None:
         )
     if said:
         raise ImageFileError(". ".join(said))
+
+
+def _with_lone(survey: Survey, root) -> Survey:
+    """Return a survey whose files without a partner are pairs with an ``error``."""
+    lone = [
+        one
+        for one in survey.claims
+        if one.source != FOLDER and (one.candidates or os.path.isfile(one.file))
+    ]
+    bad = [BadItem(_lone_name(one, root), one.file, one.file, _lone_error(one)) for one in lone]
+    rest = {one.file for one in lone}
+    return Survey([*survey.pairs, *bad], [one for one in survey.alone if one.file not in rest])
+
+
+def _lone_name(one: Alone, root) -> str:
+    """Name a file by its path; the suffix keeps it apart from the names of pairs."""
+    folders = (
+        {"": root}
+        if isinstance(root, (str, os.PathLike))
+        else {
+            f"{source}/": folder
+            for source, folder in zip(("infrared", "visible"), root, strict=True)
+        }
+    )
+    above = [f for f in folders if one.file.is_relative_to(folders[f])]
+    prefix = next((f for f in above if f == f"{one.source}/"), above[0])
+    return prefix + one.file.relative_to(folders[prefix]).as_posix()
+
+
+def _lone_error(one: Alone) -> str:
+    if one.candidates:
+        return (
+            f"{one.file} {one.why}; remove one of them, or say which to take with pattern "
+            '(command line: --pattern "{}_T.*,{}_W.*") or a manifest'
+        )
+    return f"{one.file} has no partner: {one.why}; rename or remove it"
 
 
 # folders

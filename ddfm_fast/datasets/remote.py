@@ -37,10 +37,12 @@ def find_remote_pairs(
     layout: str | None = None,
     manifest: Place | None = None,
     pattern: str | None = None,
+    strict: bool = True,
 ) -> list[PairItem]:
     """Find pairs as `find_pairs` does, where places are URLs; their files stand for objects.
 
-    A manifest's paths may be URLs, or relative to ``root`` or to the manifest.
+    A manifest's paths may be URLs, or relative to ``root`` or to the manifest; a bad entry of it
+    is an error even if not ``strict``.
 
     Raises:
         ImageFileError: As `find_pairs` raises it, or a place that cannot be reached.
@@ -51,7 +53,7 @@ def find_remote_pairs(
         return _listed(stage, manifest, base)
     source = _sources(stage, root)
     with stage.named_errors():
-        return find_pairs(source, layout=layout, pattern=pattern, check_sizes=False)
+        return find_pairs(source, layout=layout, pattern=pattern, check_sizes=False, strict=strict)
 
 
 def survey_remote_pairs(

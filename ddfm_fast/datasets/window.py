@@ -70,6 +70,8 @@ def _over(
         f"range of {name}", len(items), unit="file", leave=False, disable=not progress,
     )  # fmt: skip
     for item in bar:
+        if item.error:
+            continue
         try:
             picture = read_picture(
                 getattr(item, name),

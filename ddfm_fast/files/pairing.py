@@ -14,11 +14,14 @@ def match_pairs(
     ir_dir: str | os.PathLike[str],
     vis_dir: str | os.PathLike[str],
     match: Callable[[dict[str, Path], dict[str, Path]], list[tuple[str, Path, Path]]] | None = None,
+    *,
+    otherwise: str = "",
 ) -> list[tuple[str, Path, Path]]:
     """Pair the images of two folders: (stem, infrared path, visible path), sorted by stem.
 
     Takes files with a suffix of ``READ_SUFFIXES``, in any case, not hidden and not in subfolders.
-    ``match`` pairs the two {stem: path}; by default equal stems are a pair.
+    ``match`` pairs the two {stem: path}; by default equal stems are a pair. If some files form
+    pairs and others do not, the error ends with ``otherwise``.
 
     Raises:
         ImageFileError: A folder is missing, given twice or without images; two files in a folder
@@ -35,6 +38,7 @@ def match_pairs(
             "files without a partner of the same stem: "
             f"only in {ir_dir}: {few([path.stem for path in only_ir])}; "
             f"only in {vis_dir}: {few([path.stem for path in only_vis])}; rename or remove them"
+            f"{otherwise if pairs else ''}"
         )
     return pairs
 

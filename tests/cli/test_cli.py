@@ -218,7 +218,12 @@ def test_skip_existing(call, folders, tmp_path):
 
 def test_a_stem_without_partner_is_refused(call, folders, tmp_path):
     (folders[0] / "b.bmp").unlink()
-    refused(call("fuse", *folders, "-o", tmp_path / "out"), "b", "partner")
+    line = ["fuse", *folders, "-o", tmp_path / "out"]
+    refused(call(*line), "b", "partner", f"batch {folders[0]} {folders[1]} -o {tmp_path / 'out'}")
+    for kept in ("a", "c"):
+        next(folders[0].glob(f"{kept}.*")).unlink()
+    (folders[0] / "z.png").write_bytes(b"")
+    assert "batch" not in call(*line).stderr
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["ir", "vis"])

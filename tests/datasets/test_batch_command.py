@@ -33,6 +33,7 @@ from ddfm_fast.datasets.batch import (
 )
 from ddfm_fast.datasets.history import HISTORY_FILE
 from ddfm_fast.datasets.pairs import find_pairs
+from ddfm_fast.files.paths import ImageFileError
 from ddfm_fast.files.reading import read_image
 from ddfm_fast.priors.checkpoint import save_unet
 from ddfm_fast.priors.unet import UNet, UNetConfig
@@ -131,6 +132,55 @@ def test_a_list_without_a_good_entry_is_refused(call, data, out):
     assert not out.exists() or not list(out.glob("*.png"))
 
 
+def test_a_file_without_a_partner_fails_alone(call, data, out):
+    test = data / "test"
+    for lone, like in [("ir/lone.png", "ir/a.png"), ("vi/other.png", "vi/a.png")]:
+        (test / lone).write_bytes((test / like).read_bytes())
+    with pytest.raises(ImageFileError, match="2 images without a partner"):
+        find_pairs(data)
+    assert "cannot be fused: " in call(data, "-o", out, "--dry-run").stdout
+    result = call(data, "-o", out, "--range-over", "dataset")
+    assert result.exit_code == 1, result.output
+    assert "5 fused, 0 already there, 2 failed" in result.stdout
+    assert (
+        f"error: test/ir/lone.png: {test / 'ir' / 'lone.png'} has no partner: no visible picture "
+        "has its name or its time; rename or remove it"
+    ) in result.stderr
+    assert "error: test/vi/other.png: " in result.stderr
+    again = call(data, "-o", out, "--range-over", "dataset")
+    assert again.exit_code == 1 and "0 fused, 5 already there, 2 failed" in again.stdout
+    two = call(test / "ir", test / "vi", "-o", out / "two")
+    assert two.exit_code == 1 and "3 fused, 0 already there, 2 failed" in two.stdout
+    assert "error: infrared/lone.png: " in two.stderr and "visible/other.png: " in two.stderr
+
+
+def test_a_file_that_fits_two_others_fails_alone(call, data, out):
+    for name in ("x_V.png", "V_x.png"):
+        (data / "test" / "vi" / name).write_bytes((data / "test" / "vi" / "a.png").read_bytes())
+    image = (data / "test" / "ir" / "a.png").read_bytes()
+    (data / "test" / "ir" / "x_T.png").write_bytes(image)
+    result = call(data, "-o", out)
+    assert result.exit_code == 1 and "5 fused, 0 already there, 3 failed" in result.stdout
+    assert "fits V_x.png and x_V.png; remove one of them" in result.stderr
+
+
+def test_a_data_set_without_a_pair_is_refused(call, data, out):
+    for path in data.rglob("vi/*"):
+        path.rename(path.with_name(f"no{path.stem}partner.png"))
+    result = call(data, "-o", out)
+    assert result.exit_code == 2 and "10 images without a partner" in result.stderr
+    assert not list(out.rglob("*.png"))
+
+
+def test_lone_files_do_not_share_a_name_in_a_benchmark(call, data, out):
+    image = (data / "test" / "ir" / "a.png").read_bytes()
+    for folder in ("test/ir", "test/vi/s"):
+        (data / folder).mkdir(exist_ok=True)
+        (data / folder / "lone.png").write_bytes(image)
+    result = call(data / "test", "-o", out, "--layout-out", "vif-benchmark")
+    assert result.exit_code == 1 and "3 fused, 0 already there, 2 failed" in result.stdout
+
+
 def test_panels(call, data, out):
     assert call(data, "-o", out).exit_code == 0
     before = {path: path.read_bytes() for path in out.rglob("*.png")}
@@ -183,7 +233,9 @@ def test_command_refuses(call, data, out):
         assert result.stderr.startswith("error: ") and result.stdout == ""
     (data / "test" / "vi" / "b.png").unlink()
     result = call(data, "-o", out, "--json")
-    assert result.exit_code == 2 and "b.png" in json.loads(result.stdout)["error"]
+    report = json.loads(result.stdout)
+    assert result.exit_code == 1 and report["done"] == 4
+    assert [one["name"] for one in report["results"] if one["error"]] == ["test/ir/b.png"]
 
 
 def test_command_after_ctrl_c(call, data, out, monkeypatch):

@@ -53,6 +53,12 @@ def test_readme_is_short():
     assert len(content) <= 12_000
 
 
+def test_the_clone_does_not_hide_the_package():
+    """A folder called like the package is imported instead of it by Python started beside it."""
+    (folder,) = re.findall(r"git clone <this repository> (\S+) && cd \1$", README.read_text(), re.M)
+    assert not folder.isidentifier()
+
+
 def test_every_topic_is_there_and_short():
     assert set(topics()) == WANTED
     for name, summary in topics().items():

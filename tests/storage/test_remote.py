@@ -135,6 +135,20 @@ def test_errors_name_urls(tmp_path):
         assert str(stage.folder) not in str(caught.value)
 
 
+def test_an_object_without_a_partner_fails_alone(tmp_path, fuser):
+    data_set(tmp_path, 1)
+    for source in ("ir", "vis"):
+        objects.put(
+            f"memory://lone/{source}/0.png", (tmp_path / f"data/{source}/0.png").read_bytes()
+        )
+    objects.put("memory://lone/ir/lone.png", b"1")
+    with Stage() as stage:
+        items = find_remote_pairs(stage, "memory://lone", strict=False)
+        report = run_remote_batch(stage, items, "memory://fused", fuser)
+    assert [one.status for one in report.results] == ["done", "failed"]
+    assert (report.results[1].error or "").startswith("memory://lone/ir/lone.png has no partner")
+
+
 def test_the_commands_take_urls(tmp_path):
     data_set(tmp_path, 1)
     pack = f"::file://{tmp_path}/a.zip"
