@@ -222,6 +222,20 @@ def test_constraints_pin_all_that_make_venv_asks_for(metadata, python):
     assert len(pinned) == len(set(pinned)), "two pins of one package"
 
 
+def test_a_mac_is_asked_for_nothing_that_serves_an_nvidia_gpu(metadata):
+    asked = {}
+    for system in ("Darwin", "Linux"):
+        asked[system] = {
+            requirement.name
+            for requirement in map(Requirement, metadata.get_all("Requires-Dist"))
+            for extra in ("", *metadata.get_all("Provides-Extra"))
+            if requirement.marker is None
+            or requirement.marker.evaluate({"platform_system": system, "extra": extra})
+        }
+    gpu = {"cupy-cuda12x", "cupy-cuda13x", "nvtx", "triton"}
+    assert asked["Linux"] - asked["Darwin"] == gpu
+
+
 def test_command_is_installed(wheel):
     (entry,) = wheel.glob("*.dist-info/entry_points.txt")
     assert "ddfm-fast = ddfm_fast.__main__:main" in entry.read_text()
