@@ -98,6 +98,14 @@ def deinterlaced(
         yield from graph.rest()
 
 
+def field_order(context: Any) -> int:
+    """Return a stream's field order, FFmpeg's number; 0 (unknown) if PyAV does not tell.
+
+    PyAV 17, the last for Python 3.10, does not: only the frames' own marks are known then.
+    """
+    return getattr(context, "field_order", 0)
+
+
 def _look_for_combs(finder: CombFinder, frame: Any, who: str) -> None:
     finder(frame.to_ndarray(format="gray"))
     if finder.found is not None:

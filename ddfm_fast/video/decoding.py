@@ -16,7 +16,7 @@ import numpy as np
 from ..files.paths import look
 from ..images.doubts import warn
 from .cameras import camera, open_camera
-from .converting import Converter, deinterlaced
+from .converting import Converter, deinterlaced, field_order
 from .frames import (
     DEFAULT_RATE,
     BadFrame,
@@ -271,7 +271,7 @@ class VideoSource(Source):
         decoded, stream = self._decode(), self._stream
         if self._intake.deinterlace == "off":
             return decoded
-        order = stream.codec_context.field_order
+        order = field_order(stream.codec_context)
         how = self._intake.deinterlace
         return deinterlaced(decoded, self._av, self._who, order, stream.time_base, how)
 

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import ddfm_fast
 
+PYTHONS = [f"3.{minor}" for minor in range(10, 15)]
 IGNORED = shutil.ignore_patterns(".*", "build", "dist", "out", "*.egg-info", "__pycache__")
 PROBE = """
 import sys
@@ -169,7 +172,9 @@ def test_wheel_carries_data_and_nothing_stray(wheel):
 
 def test_metadata(metadata):
     assert metadata["Version"] == ddfm_fast.__version__
-    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["Requires-Python"] == f">={PYTHONS[0]}"
+    classifiers = metadata.get_all("Classifier")
+    assert [line.rpartition(" ")[2] for line in classifiers if ":: 3." in line] == PYTHONS
     extras = set(metadata.get_all("Provides-Extra"))
     libraries = {"cuda12", "cuda13", "diffusers", "video", "medical", "files", "engines", "serve"}
     for_tests = {"app-test", "storage-test", "test", "bench"}
@@ -189,19 +194,46 @@ def test_metadata(metadata):
     }
 
 
-def test_constraints_pin_all_that_make_venv_asks_for(metadata):
-    pinned = set()
+def pins(python: str) -> list[str]:
+    """Names that constraints.txt pins for this Python, once for each line that applies to it."""
+    names = []
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
-            assert re.fullmatch(r"[a-z0-9-]+==[\w.]+(; python_version (<|>=) '3.11')?", line), line
-            pinned.add(line.split("==")[0])
+            assert re.fullmatch(
+                r"[a-z0-9-]+==[\w.]+(; python_version (<|>=) '3\.1[1-4]')?", line
+            ), line
+            pin = Requirement(line)
+            if pin.marker is None or pin.marker.evaluate({"python_version": python}):
+                names.append(pin.name)
+    return names
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_constraints_pin_all_that_make_venv_asks_for(metadata, python):
+    pinned = pins(python)
     wanted = [
         requirement
-        for requirement in metadata.get_all("Requires-Dist")
-        if not re.search(r"extra == .(cuda12|cuda13)", requirement)
+        for requirement in map(Requirement, metadata.get_all("Requires-Dist"))
+        if not re.search(r"extra == .(cuda12|cuda13)", str(requirement.marker))
+        and (requirement.name != "tomli" or python == "3.10")
     ]
-    names = {re.match(r"[A-Za-z0-9._-]+", r).group().lower().replace("_", "-") for r in wanted}
-    assert {"torch", "numpy", "pytest", "diffusers"} <= names <= pinned
+    names = {canonicalize_name(requirement.name) for requirement in wanted}
+    assert {"torch", "numpy", "pytest", "diffusers"} <= names <= set(pinned)
+    assert len(pinned) == len(set(pinned)), "two pins of one package"
+
+
+def test_a_mac_is_asked_for_nothing_that_serves_an_nvidia_gpu(metadata):
+    asked = {}
+    for system in ("Darwin", "Linux"):
+        asked[system] = {
+            requirement.name
+            for requirement in map(Requirement, metadata.get_all("Requires-Dist"))
+            for extra in ("", *metadata.get_all("Provides-Extra"))
+            if requirement.marker is None
+            or requirement.marker.evaluate({"platform_system": system, "extra": extra})
+        }
+    gpu = {"cupy-cuda12x", "cupy-cuda13x", "nvtx", "triton"}
+    assert asked["Linux"] - asked["Darwin"] == gpu
 
 
 def test_command_is_installed(wheel):

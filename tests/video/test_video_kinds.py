@@ -13,6 +13,7 @@ from clips import pan, read_clip, write_clip
 from fusing import run
 
 from ddfm_fast import DDFMWarning
+from ddfm_fast.video.converting import deinterlaced, field_order
 from ddfm_fast.video.decoding import plausible_rate
 from ddfm_fast.video.frames import DEFAULT_RATE, Intake
 from ddfm_fast.video.hdr import HLG, PQ, to_sdr
@@ -75,18 +76,32 @@ def bar(row: np.ndarray) -> list[int]:
 @pytest.mark.parametrize("codec", INTERLACED)
 def test_interlaced_frames_lose_their_combs(tmp_path, codec):
     path = woven(tmp_path, codec)
-    frames, said, source = read(path)
+    tell = codec != "ffv1" or hasattr(av.video.codeccontext.VideoCodecContext, "field_order")
+    frames, said, source = read(path, intake=Intake(deinterlace="auto" if tell else "tff"))
     assert [f.number for f in frames] == list(range(8)) and not source.faults.count
     assert [float(f.time) for f in frames] == pytest.approx([n / 25 for n in range(8)], abs=1e-3)
     for n in (2, 4, 6):
         # PyAV marks no frame as top field first, so that two encoders say bottom field first
         first = 4 + 6 * n + (0 if codec == "ffv1" else 3)
         assert bar(frames[n].image[20]) == bar(frames[n].image[21]) == [first, first + 7]
-    assert [s for s in said if "interlaced" in s] == said and len(said) == 1
-    assert "--deinterlace off" in said[0] and str(path) in said[0]
+    if tell:
+        assert [s for s in said if "interlaced" in s] == said and len(said) == 1
+        assert "--deinterlace off" in said[0] and str(path) in said[0]
     frames, said, _ = read(path, intake=Intake(deinterlace="off"))
     assert bar(frames[4].image[20]) == [28, 35] and bar(frames[4].image[21]) == [31, 38]
     assert said == [] and len(frames) == 8
+
+
+def test_the_field_order_is_unknown_where_pyav_does_not_tell(tmp_path):
+    """PyAV 17, the newest for Python 3.10, does not: such a stream has combs that nothing marks."""
+    assert field_order(SimpleNamespace()) == 0 and field_order(SimpleNamespace(field_order=2)) == 2
+    with av.open(str(woven(tmp_path, "ffv1"))) as container, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frames = deinterlaced(
+            container.decode(video=0), av, "it", field_order(SimpleNamespace()), Fraction(1, 1000),
+            "tff",
+        )  # fmt: skip
+        assert bar(list(frames)[4].to_ndarray(format="rgb24")[20]) == [28, 35]
 
 
 def test_interlaced_from_the_middle_and_with_a_bad_setting(tmp_path):
