@@ -2,7 +2,30 @@
 //
 // Without this a library for another processor ends the process at its first such instruction.
 
-#if defined(__aarch64__) && defined(__linux__)
+// It asks the processor itself: compilers' own tests need a library that not all of them bring.
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+enum Register { A, B, C, D };
+
+static bool has(unsigned leaf, unsigned part, Register which, int bit) {
+    unsigned found[4] = {};
+    if (!__get_cpuid_count(leaf, part, &found[A], &found[B], &found[C], &found[D])) return false;
+    return found[which] >> bit & 1;
+}
+
+// Whether the system keeps registers, by their bits in XCR0, when it switches threads.
+static bool kept(unsigned bits) {
+    if (!has(1, 0, C, 27)) return false;
+    unsigned low, high;
+    asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return (low & bits) == bits;
+}
+
+#define NEEDS(name, leaf, part, which, bit) \
+    if (!has(leaf, part, which, bit)) return name
+#elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -12,53 +35,52 @@ extern "C" {
 // The name of an instruction set that this library needs and the processor lacks; null if it has all.
 const char *ddfm_lacks() {
 #if defined(__x86_64__)
-    __builtin_cpu_init();
-#define NEEDS(name) \
-    if (!__builtin_cpu_supports(name)) return name
 #if defined(__AVX__)
-    NEEDS("avx");
+    NEEDS("avx", 1, 0, C, 28);
+    if (!kept(0x6)) return "avx";
 #endif
 #if defined(__AVX2__)
-    NEEDS("avx2");
+    NEEDS("avx2", 7, 0, B, 5);
 #endif
 #if defined(__FMA__)
-    NEEDS("fma");
+    NEEDS("fma", 1, 0, C, 12);
 #endif
 #if defined(__FMA4__)
-    NEEDS("fma4");
+    NEEDS("fma4", 0x80000001, 0, C, 16);
 #endif
 #if defined(__XOP__)
-    NEEDS("xop");
+    NEEDS("xop", 0x80000001, 0, C, 11);
 #endif
 #if defined(__BMI__)
-    NEEDS("bmi");
+    NEEDS("bmi", 7, 0, B, 3);
 #endif
 #if defined(__BMI2__)
-    NEEDS("bmi2");
+    NEEDS("bmi2", 7, 0, B, 8);
 #endif
 #if defined(__AVX512F__)
-    NEEDS("avx512f");
+    NEEDS("avx512f", 7, 0, B, 16);
+    if (!kept(0xe6)) return "avx512f";
 #endif
 #if defined(__AVX512BW__)
-    NEEDS("avx512bw");
+    NEEDS("avx512bw", 7, 0, B, 30);
 #endif
 #if defined(__AVX512DQ__)
-    NEEDS("avx512dq");
+    NEEDS("avx512dq", 7, 0, B, 17);
 #endif
 #if defined(__AVX512VL__)
-    NEEDS("avx512vl");
+    NEEDS("avx512vl", 7, 0, B, 31);
 #endif
 #if defined(__AVX512VBMI__)
-    NEEDS("avx512vbmi");
+    NEEDS("avx512vbmi", 7, 0, C, 1);
 #endif
 #if defined(__AVX512VBMI2__)
-    NEEDS("avx512vbmi2");
+    NEEDS("avx512vbmi2", 7, 0, C, 6);
 #endif
 #if defined(__AVX512VNNI__)
-    NEEDS("avx512vnni");
+    NEEDS("avx512vnni", 7, 0, C, 11);
 #endif
 #if defined(__AVX512BF16__)
-    NEEDS("avx512bf16");
+    NEEDS("avx512bf16", 7, 1, A, 5);
 #endif
 #elif defined(__aarch64__) && defined(__linux__)
 #define NEEDS(which, bit, name) \
