@@ -228,3 +228,13 @@ def test_what_changed_is_found_among_many(tmp_path, monkeypatch, far, block):
 )
 def test_split_suffix_is_that_of_the_standard_library(name):
     assert split_suffix(name) == os.path.splitext(name)
+
+
+@pytest.mark.parametrize("folder", ["", ".", "/", "a", "a/b/", "//"])
+@pytest.mark.parametrize("file", ["x.png", "x", ".x.png", "..png", "x.tar.gz"])
+def test_the_names_of_an_item_are_those_of_its_files(folder, file):
+    files = os.path.join(folder, file), os.path.join(folder, "v", file)
+    item = PairItem("above/" + os.path.splitext(file)[0], *files)
+    assert item.files == files
+    assert (item.ir, item.vis) == (Path(files[0]), Path(files[1]))
+    assert item.name == "above/" + os.path.splitext(file)[0]
