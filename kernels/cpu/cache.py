@@ -61,11 +61,18 @@ def refusal(path: Path) -> str | None:
         return f"{path} can be written to by others: chmod 700 {path}"
     if (reason := _exchangeable(path)) is not None:
         return reason
-    if os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0):
+    if _runs_no_code(path):
         return f"{path} lies on a file system from which no code may run (noexec): choose another"
     if found.st_mode & 0o777 != 0o700:
         path.chmod(0o700)
     return None if os.access(path, os.W_OK | os.X_OK) else f"{path} cannot be written to"
+
+
+def _runs_no_code(path: Path) -> bool:
+    """Return whether the folder's file system is mounted so; Windows has none that is."""
+    if hasattr(os, "statvfs"):
+        return bool(os.statvfs(path).f_flag & getattr(os, "ST_NOEXEC", 0))
+    return False
 
 
 def _user() -> int | None:

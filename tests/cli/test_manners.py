@@ -107,7 +107,7 @@ def test_the_file_decides_the_picture(pictures):
         ("[prior.trian]\nminutes = 3", ("[prior]: 'trian'", "did you mean train?")),
         ("panel = true", ("panel is not an option of every command", "[fuse]")),
         ("[fuse]\npanel = 1", ("panel is 1", "true or false")),
-        ("[fuse]\nsteps = true", ("steps is True", "no switch")),
+        ("[fuse]\nsteps = true", ("steps is True", "it takes a value, not a bool")),
         ("[fuse]\nquality = 900", ("quality is 900", "100")),
         ('[fuse]\ndtype = "flot16"', ("dtype is 'flot16'", "float16")),
         ("x = ", ("is not TOML", "line 1")),
@@ -285,7 +285,8 @@ def test_pictures_in_turn(pictures):
     assert in_turn([Path("@list.txt")]) == a and in_turn(a) == a
     assert in_turn([Path("@list.txt"), *b]) == [*a, *b]
     found = call("align", "in/*_ir.png", "in/*_vis.png", "-o", "map.json")
-    assert "in/a_ir.png, in/b_ir.png: no homography" in found.stderr  # noise, by pairs
+    # noise, by pairs
+    assert "in/a_ir.png, in/b_ir.png: no certain map (homography)" in found.stderr
 
 
 def test_a_file_of_such_a_name_is_itself(pictures):

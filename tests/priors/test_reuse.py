@@ -240,7 +240,7 @@ def test_compiled_networks_are_refused():
     "options", [{"preset": "instant"}, {"preset": "balanced"}, {"preset": "official", "steps": 1}]
 )
 def test_where_there_is_nothing_to_reuse_a_sentence_says_so(options):
-    with pytest.warns(DDFMWarning, match="reuse is 3, but there is (no|one) step"):
+    with pytest.warns(DDFMWarning, match="reuse is 3, but the loop has (no|one) step"):
         reused = Fuser(**options, reuse=3)(*PAIR)
     np.testing.assert_array_equal(reused, fuse(*PAIR, **options))
     with warnings.catch_warnings():

@@ -137,8 +137,8 @@ def test_minutes_become_updates(monkeypatch):
 def test_bad_input(stripes, tmp_path):
     out = tmp_path / "a.safetensors"
     for change, words in (
-        ({"minutes": 0}, "--minutes 0"),
-        ({"minutes": float("nan")}, "--minutes nan"),
+        ({"minutes": 0}, "--minutes is 0"),
+        ({"minutes": float("nan")}, "--minutes is nan"),
         ({"out": tmp_path / "a.pt"}, "must end in .safetensors"),
         ({"folder": tmp_path / "nowhere"}, "is not a folder"),
         ({"start": "nowhere.pt", "updates": 1}, "nowhere.pt"),
