@@ -34,7 +34,7 @@ from .options import (
     with_defaults,
 )
 from .priors.load import identity_of, load_prior
-from .priors.precision import chosen_precision
+from .priors.precision import chosen_precision, is_too_low
 from .priors.prior import Prior
 from .priors.tiled import tiled
 from .restore.sources import FusionReport, SourceModel
@@ -95,14 +95,8 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         self.progress = given["progress"]
         self.batch_size = checked_batch_size(given["batch_size"], self.device)
         self.automatic_batch = given["batch_size"] is None
-        self.prior: Prior = load_prior(
-            given["prior"],
-            device=self.device,
-            dtype=chosen_precision(
-                given["prior"], given["dtype"], self.device, self.config.round_luma
-            ),
-            compile=given["compile"],
-        )
+        self._wanted = {name: given[name] for name in ("prior", "dtype")}
+        self.prior: Prior = self._loaded()
         self.backend = resolve_backend(self.device, given["backend"], given["solver"])
         mode = resolve_graph(given["graph"], self.device, self.backend)
         self.loops = GraphCache(mode, self.backend)
@@ -130,7 +124,14 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
                 'FuseConfig.from_preset("fast"), or another Fuser: fuser.with_options(preset=…)'
             )
         self._config = config
+        if is_too_low(self.prior.precision, **self._wanted, exact=config.round_luma):
+            self.prior = self._loaded()
         self._build()
+
+    def _loaded(self) -> Prior:
+        wanted, compiled = self._wanted, self._options["compile"]
+        precision = chosen_precision(**wanted, device=self.device, exact=self.config.round_luma)
+        return load_prior(wanted["prior"], device=self.device, dtype=precision, compile=compiled)
 
     def _build(self) -> None:
         keeps = self.config.reuse > 1
@@ -159,13 +160,13 @@ class Fuser(InGraphs, Travels, waiting.Awaited):
         >>> quick = fuser.with_options(preset="fast")    # doctest: +SKIP
         """
         check_names(options, FuserOptions.__annotations__)
-        given = {**self._options, **options}
-        exact = _config(given).round_luma and given["dtype"] == "auto"
-        if "prior" not in options and not (exact and self.prior.precision != "float32"):
-            given["prior"] = self.prior
-            if "dtype" not in options:
-                given["dtype"] = "auto"  # leaves a prior as it is
+        given = {**self._options, **self._wanted, **options}
+        wanted = {name: given[name] for name in self._wanted}
+        low = is_too_low(self.prior.precision, **wanted, exact=_config(given).round_luma)
+        if "prior" not in options and not low:  # "auto" leaves a prior as it is
+            given.update(prior=self.prior, dtype=options.get("dtype", "auto"))
         other = type(self)(method=self._make_method, **given)
+        other._wanted = wanted
         if (other.backend, other.loops.mode) == (self.backend, self.loops.mode):
             other.loops = self.loops
             other._build()

@@ -33,7 +33,8 @@ AUTO = {
     "cpu": Auto(
         "CPU", "float32",
         "keeps the bytes of every preset; bfloat16 takes 4 to 8 times as long on a CPU without "
-        "products in it (bench/results/dtype.md) and 0.6 to 0.7 of it on one with AVX512_BF16 "
+        "products in it (bench/results/dtype.md); with AVX512_BF16 it takes 0.6 to 0.7 of the "
+        "time, but changes pictures by 0.10 to 0.19 gray levels "
         "(bench/results/bfloat16-2026-11-29.md); none with AMX has been measured",
     ),
     "cuda": Auto(
@@ -42,7 +43,8 @@ AUTO = {
     ),
     "old": Auto("older GPU", "float32", "it has no matrix units; not measured"),
 }  # fmt: skip
-"""what ``dtype="auto"`` means: the fastest dtype by measurement that costs less than 0.02 dB"""
+"""what ``dtype="auto"`` means: the fastest dtype by measurement that costs less than 0.02 dB and
+changes pictures by less than 0.1 gray levels on average"""
 
 
 def check_precision(dtype: str | torch.dtype | None) -> str | None:
@@ -86,9 +88,22 @@ def chosen_precision(prior: Any, dtype: Any, device: torch.device, exact: bool) 
 
     A preset that repeats the authors' script to the pixel is ``exact``.
     """
-    if not (isinstance(dtype, str) and dtype == "auto"):
-        return dtype
-    return None if exact or not isinstance(prior, str | os.PathLike) else default_precision(device)
+    if not _is_ours(prior, dtype):
+        return None if _is_auto(dtype) else dtype
+    return None if exact else default_precision(device)
+
+
+def is_too_low(now: str, prior: Any, dtype: Any, exact: bool) -> bool:
+    """Return whether a precision that was chosen here has to be float32 for another preset."""
+    return exact and now != "float32" and _is_ours(prior, dtype)
+
+
+def _is_ours(prior: Any, dtype: Any) -> bool:
+    return _is_auto(dtype) and isinstance(prior, str | os.PathLike)
+
+
+def _is_auto(dtype: Any) -> bool:
+    return isinstance(dtype, str) and dtype == "auto"
 
 
 _turn = threading.RLock()

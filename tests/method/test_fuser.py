@@ -179,8 +179,24 @@ def test_with_options_is_exact_where_the_preset_is(monkeypatch):
     assert fuser.prior.precision == "bfloat16"
     assert fuser.with_options(preset="balanced").prior is fuser.prior
     assert fuser.with_options(preset="official-script").prior.precision == "float32"
+    again = fuser.with_options(preset="balanced").with_options(preset="official-script")
+    assert again.prior.precision == "float32"
     told = Fuser(device="cpu", preset="fast", dtype="bfloat16")
     assert told.with_options(preset="official-script").prior is told.prior
+
+
+def test_an_assigned_configuration_is_exact_where_its_preset_is(monkeypatch):
+    monkeypatch.setattr(precision, "default_precision", lambda _device: "bfloat16")
+    exact = FuseConfig.from_preset("official-script")
+    fuser = Fuser(device="cpu", preset="fast").with_options(seed=1)
+    fuser.config = FuseConfig.from_preset("balanced")
+    assert fuser.prior.precision == "bfloat16"
+    fuser.config = exact
+    assert fuser.prior.precision == "float32"
+    assert fuser.tiled.inner is fuser.prior
+    told = Fuser(device="cpu", preset="fast", dtype="bfloat16")
+    told.config = exact
+    assert told.prior.precision == "bfloat16"
 
 
 def test_a_subclass_stays_one():
