@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-# Read when torch loads: threads that sleep while they wait, not spin, where other programs run too.
+# OpenMP reads this when torch loads: threads that wait sleep and do not spin, since other programs
+# run too.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: tests send it
@@ -20,11 +21,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
 
 ROOT = Path(__file__).resolve().parent.parent
 if not hasattr(ctypes.CDLL(None), "fake_launch_count"):
-    collect_ignore = ["fakecuda"]  # whose conftest would take this one's name
+    collect_ignore = ["fakecuda"]  # its conftest would take this one's name
 
 
 def shared(path: str) -> Path:
-    """The file or folder ``path`` of the test data beside the checkout; skips where it is absent.
+    """Return the file or folder ``path`` of the test data beside the checkout; skips without it.
 
     The data lies in ``../shared`` or in ``$DDFM_FAST_SHARED``; not all of it may be
     redistributed, so most people do not have it.
@@ -37,7 +38,7 @@ def shared(path: str) -> Path:
 
 @pytest.fixture
 def assert_interpreted(request: pytest.FixtureRequest) -> Callable[[], None]:
-    """Runs pytest with the arguments of the test's ``interpreted`` marker in a process of its own.
+    """Run pytest, in a process of its own, with the arguments of the test's ``interpreted`` marker.
 
     Whether Triton interprets is settled when it is first imported.
     """
@@ -67,7 +68,7 @@ def patience() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def libraries(patience: None, tmp_path_factory: pytest.TempPathFactory) -> Callable:  # noqa: ARG001
-    """A function from floats in a vector (None: this processor's) to the kernels compiled so."""
+    """A function from floats per vector (None: this processor's) to the kernels compiled for it."""
     from ddfm_fast.kernels.cpu import build
 
     folder, found = tmp_path_factory.mktemp("kernels"), {}

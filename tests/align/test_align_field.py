@@ -64,7 +64,7 @@ def test_what_is_common_is_all_inside_and_large(degrees, zoom):
     x, y = alignment.points(corners).T
     assert (x > -0.51).all() and (y > -0.51).all() and (x < 159.51).all() and (y < 119.51).all()
     got = (rows.stop - rows.start) * (columns.stop - columns.start)
-    # the largest there is, by trying all rectangles whose sides are multiples of 4
+    # the largest rectangle, by trying all whose sides are multiples of 4
     at = np.stack([g.ravel() for g in np.meshgrid(np.arange(160.0), np.arange(120.0))], 1)
     x, y = alignment.points(at).T
     inside = ((x > -0.51) & (y > -0.51) & (x < 159.51) & (y < 119.51)).reshape(size)
@@ -104,13 +104,14 @@ def test_holes_and_depths_are_cropped_too(apart):
     celsius = moved.astype(np.float32) / 4 - 20
     celsius[100:110, 100:110] = np.nan
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DDFMWarning)  # of the range
+        warnings.simplefilter("ignore", DDFMWarning)  # warnings about the range
         got = fuse(
             celsius, vis, align=known(ir.shape), align_field="common", nodata={"ir": np.nan},
             stretch="none",
         )  # fmt: skip
     assert got.shape == cropped(vis).shape
-    # the hole lies at (100 + 6, 100 − 9) of vis and, without its first rows, at (100, 91)
+    # in (row, column), the hole is at (100 + 6, 100 − 9) of vis, and at (100, 91) of the cropped
+    # frame
     assert np.abs(got[101:109, 93:99].astype(int) - cropped(vis)[101:109, 93:99]).mean() < 1.5
 
 
@@ -161,7 +162,7 @@ def test_files_panel_and_place(apart, tmp_path):
         thermal = np.asarray(picture)
     wanted = fuse(cropped(ir), cropped(vis), align="off")
     assert np.array_equal(got, wanted) and np.array_equal(thermal, cropped(ir))
-    # the pixel at (0, −6) of the result is what was the first of the file
+    # the first pixel of the file is now at (0, −6) of the result
     assert place == (0.0, -6.0, 0.0, 440720.0, 3751320.0, 0.0)
     with Image.open(tmp_path / "out.panel.png") as panel:
         shown = [("infrared", cropped(ir)), ("visible", cropped(vis)), ("fused", wanted)]

@@ -1,4 +1,4 @@
-"""Alignment of streams of images: one map a stream, which follows, and cropped frames."""
+"""Alignment of streams of images: one map per stream, which follows changes, and cropped frames."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def streamed(align, frames, **options) -> list:
 
 
 def moving(pair):  # noqa: F811
-    """The frames of a camera that pans, and those of one that is shifted against it."""
+    """Pairs of frames of cameras that pan: aligned, and with the infrared frames shifted."""
     ir, vis = pair
     views = [(slice(8 + n, -20 + n or None), slice(4, -4)) for n in range(3)]
     aligned = [(ir[view], vis[view]) for view in views]
@@ -62,7 +62,7 @@ def test_streams_in_step_are_aligned_each_by_its_own_map(pair):  # noqa: F811
     for n, frames in enumerate((first, second)):
         alone = list(fuser.stream(frames, preset="realtime"))
         assert all(np.array_equal(one[n], b) for one, b in zip(both, alone, strict=True))
-    ghosts = streamed("off", second)[0]  # of a shift, where the other one left another border
+    ghosts = streamed("off", second)[0]  # without alignment, which leaves no border of its own
     assert differs(both[0][0], both[0][1]) < 0.25 * differs(both[0][0], ghosts)
 
 
@@ -71,7 +71,7 @@ def test_frames_of_other_containers_depths_and_sizes(pair):  # noqa: F811
     celsius = shifted(ir).astype(np.float32) / 4 - 20
     tensors = [(torch.from_numpy(celsius)[None], torch.from_numpy(vis).permute(2, 0, 1))] * 2
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DDFMWarning)  # of the range
+        warnings.simplefilter("ignore", DDFMWarning)  # warnings about the range
         got = streamed("shift", tensors)
     assert all(one.shape == (3, 200, 240) and one.dtype == torch.uint8 for one in got)
     wanted = streamed("off", [(ir, vis)] * 2)
@@ -99,7 +99,7 @@ def test_a_crop_needs_a_map_that_stays(pair):  # noqa: F811
     moved = np.zeros_like(ir)
     moved[:-6, 9:] = ir[6:, :-9]
     got = streamed(known, [(moved, vis)] * 2, align_field="common")
-    # place (x, y) of vis lies at (x + 9, y − 6): columns up to 230 and rows from 6 on are common
+    # (x, y) of vis lies at (x + 9, y − 6) of ir: columns up to 230 and rows from 6 on are common
     wanted = streamed("off", [(ir[6:, :-9], vis[6:, :-9])] * 2)
     assert got[0].shape == (194, 231, 3)
     assert all(np.array_equal(a, b) for a, b in zip(got, wanted, strict=True))

@@ -19,7 +19,7 @@ from ddfm_fast.cli.app import app
 
 ASSETS = ROOT / "ddfm_fast" / "assets"
 TRUE = np.array([[1.02, 0.01, 6], [-0.01, 1.01, -4], [2e-5, -1e-5, 1]])
-"""of a place in the visible picture to one in the infrared one"""
+"""map from a place in the visible picture to the same place in the infrared one"""
 
 
 def scene() -> tuple[np.ndarray, np.ndarray]:
@@ -28,7 +28,7 @@ def scene() -> tuple[np.ndarray, np.ndarray]:
 
 
 def pair(matrix=TRUE) -> tuple[np.ndarray, np.ndarray]:
-    """The infrared picture as a camera at ``matrix`` sees it, and the visible one."""
+    """Return the infrared picture as a camera at ``matrix`` sees it, and the visible one."""
     ir, vis = scene()
     moved = cv2.warpPerspective(ir, np.linalg.inv(matrix), (300, 300), flags=cv2.WARP_INVERSE_MAP)
     return moved, vis
@@ -187,7 +187,7 @@ def test_bad_cameras_are_refused_by_name(text, why, tmp_path):
 
 
 def test_distortion_is_part_of_the_map():
-    """A picture bent by a lens, aligned by a calibration that knows the lens."""
+    """A picture bent by a lens is aligned by a calibration that knows the lens."""
     ir, vis = scene()
     lens = Camera(
         np.array([[300.0, 0, 150], [0, 300, 150], [0, 0, 1]]), np.array([-0.3, 0.1, 0, 0, 0])

@@ -35,7 +35,7 @@ def shifted(image, x=SHIFT[0], y=SHIFT[1]):
 
 
 def said(call) -> tuple[object, list[str]]:
-    """What a call returns, and what it says about alignment."""
+    """Return the result of a call, and its warnings about alignment."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = call()

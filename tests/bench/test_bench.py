@@ -30,7 +30,7 @@ LIMITS = {name: {"rate": 1e9, "samples": [1e9]} for name in ("copy", "float32", 
 
 
 def report(median=1.0, reference=4.0, yardstick=1.0, **changes) -> Report:
-    """One measurement of seven samples that scatter by 2 %."""
+    """Make a report of one measurement, whose seven samples scatter by 2 %."""
     spread = (0.98, 0.99, 1.0, 1.0, 1.0, 1.01, 1.02)
 
     def samples(value: float) -> list[float]:

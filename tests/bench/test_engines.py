@@ -70,7 +70,7 @@ def test_what_is_wrong_broken_or_absent_has_no_time(stand_ins):
     assert m.green and m.size == "32x48" and m.facts["pixels"] == 32 * 48
     halves = {f"{OFFICIAL}, bfloat16"} if cpu_has(torch.bfloat16) else set()
     if (own := m.candidates.get(f"{OURS}, bfloat16")) and not own.about.startswith("RED"):
-        halves.add(f"{OURS}, bfloat16")  # random weights may be beyond its limit
+        halves.add(f"{OURS}, bfloat16")  # with random weights its error may exceed the limit
     timed = {n for n, c in m.candidates.items() if c.samples}
     assert timed == {OURS, OFFICIAL, "coarse, int8", *halves}
     assert m.candidates["wrong"].about.startswith("RED: off by ")

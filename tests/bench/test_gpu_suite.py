@@ -105,7 +105,7 @@ def test_the_parts_fit_a_quarter_of_an_hour():
 
 @pytest.mark.thorough
 def test_the_gpu_benchmark_rehearses_on_the_cpu(tmp_path):
-    """Every section of a GPU runs and is written down; the figures mean nothing."""
+    """Every section for a GPU runs and is recorded; the figures mean nothing."""
     pytest.importorskip("triton", reason="triton does not import here", exc_type=ImportError)
     sections = ["kernels", "step", "prior", "waterfall", "official", "host"]
     command = [sys.executable, "-m", "bench", *sections, "--rehearse"]
@@ -154,7 +154,7 @@ def test_smoke_tries_every_way_and_preset():
 
 
 def test_the_recorded_pictures_are_those_of_this_code(capsys):
-    """Those of few steps. If pictures were meant to change: python -m bench.smoke --record."""
+    """Only those of few steps. If pictures were meant to change: python -m bench.smoke --record."""
     chosen = [case for case in cases(CPU) if case.scene.name not in ("official", "paper")]
     tally = smoke.run(chosen, CPU, seconds=1e9, judge=True, go_on=True)
     assert not tally.wrong and not tally.left_out, capsys.readouterr().out
@@ -180,7 +180,7 @@ def test_limits_tell_float32_from_a_lower_precision():
 
 
 def altered(change):
-    """The recorded pictures, one pixel of picture B of the scene "waves" changed."""
+    """Return the recorded pictures with one pixel changed, in picture B of the scene "waves"."""
     recorded = smoke.load()
     picture = recorded["waves/B"].astype(np.float32)
     picture[0, 3, 5] = change(picture[0, 3, 5])

@@ -1,4 +1,4 @@
-"""The sections of the official network and the counts on paper, on tiny networks and no clock."""
+"""The sections of the official network and the counts on paper: tiny networks and no clock."""
 
 from __future__ import annotations
 

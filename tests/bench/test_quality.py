@@ -13,7 +13,7 @@ from ddfm_fast.bench.quality import REFERENCE, SETS, TARGETS, relief, run, verdi
 
 MARGIN = 0.005
 THIN = {("CT", "clean", "SSIM"), ("infrared-visible", "clean", "Qabf")}
-"""reached by less than the margin"""
+"""targets that are reached by less than the margin"""
 
 
 def test_verdicts_compare_with_the_older_preset():
@@ -42,7 +42,7 @@ def test_relief_is_of_flat_bright_sky():
 
 
 def recorded() -> dict[tuple[str, str], dict[str, dict[str, float]]]:
-    """What the latest record says about every method, by set and corruption."""
+    """Return what the latest record reports about every method, by set and corruption."""
     path = sorted((ROOT / "bench" / "results").glob("quality-2*.json"))[-1]
     measurements = json.loads(path.read_text())["measurements"]
     return {

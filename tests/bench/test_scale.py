@@ -23,20 +23,20 @@ def test_a_line_is_found_and_needs_six_sizes():
 
 
 def test_the_estimate_is_that_of_the_parts():
-    """By hand, with round numbers: 1 MB in and .5 MB out, 20 ms of files, .1 s of fusion, 1 ms."""
+    """By hand, with round numbers: 1 MB in, .5 MB out, 20 ms of files, .1 s to fuse, 1 ms each."""
     found = {"decode": 0.015, "write": 0.005, "fuse": 0.1, "bytes_in": 1e6, "bytes_out": 5e5}
     head, *rows = scale.on_paper(found, 0.001)
     table = {(row[0], row[1]): dict(zip(head, row, strict=True)) for row in rows}
     official = table["1 × H100", "official"]
     assert official["limit"] == "fusion"
-    # 1.43 s at 512×640, of 480 of 512 rows, a million times, in hours
+    # 1.43 s at 512×640, scaled from 512 rows to 480, a million times, in hours
     assert float(official["hours"]) == pytest.approx(1.43 * 480 / 512 * 1e6 / 3600, abs=0.01)
     many = table["64 × H100", "fast"]
     assert many["limit"] == "driver" and many["driver"] == "0.28"  # 1000 s
     assert many["network"] == f"{1.5e12 / (64 * 1.25e9) / 3600:.2f}"
     cpus = table["64 × CPU", "fast"]
     assert float(cpus["fusion"]) == pytest.approx(1e6 * 0.12 / (64 * 64) / 3600, abs=0.01)
-    assert cpus["store"] == "0.08"  # 1.5 TB by 5 GB/s: 300 s
+    assert cpus["store"] == "0.08"  # 1.5 TB at 5 GB/s: 300 s
     assert cpus["limit"] == "driver"
 
 

@@ -381,4 +381,4 @@ RECORD = {
         folder: Path, required
     """,
 }
-"""what users may have in scripts: names, types and defaults, which are not to change"""
+"""what users' scripts may contain: names, types and defaults, which must not change"""

@@ -51,7 +51,7 @@ def call(prior):
 
 
 def picture(seed: int, *, color: bool = False, dtype=np.uint8) -> np.ndarray:
-    """A smooth picture with some texture, so that the result is not constant."""
+    """Draw a smooth picture with some texture, so that the result is not constant."""
     rng = np.random.default_rng(seed)
     shape = (SIZE, SIZE, 3) if color else (SIZE, SIZE)
     ramp = np.linspace(0.1, 0.8, SIZE).reshape((SIZE, 1, 1) if color else (SIZE, 1))

@@ -14,7 +14,7 @@ from ddfm_fast.config import PRESETS
 
 
 def recorded(kind: str) -> dict[str, dict]:
-    """The candidates in the latest record of a kind, by measurement."""
+    """Return the candidates in the latest record of a kind, by measurement."""
     path = sorted((ROOT / "bench" / "results").glob(f"{kind}-2*.json"))[-1]
     return {m["name"]: m["candidates"] for m in json.loads(path.read_text())["measurements"]}
 

@@ -30,7 +30,7 @@ def page(name: str) -> str:
 
 
 def rows(name: str, head: str = "") -> list[list[str]]:
-    """The cells of a page's tables; with a heading, only of those below it."""
+    """Return the cells of a page's tables; with a heading, only of those below it."""
     content = page(name).partition(f"## {head}\n")[2].partition("\n## ")[0] if head else page(name)
     lines = [line for line in content.splitlines() if line.startswith("| ")]
     return [

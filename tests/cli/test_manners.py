@@ -212,7 +212,7 @@ def test_dry_runs_of_video_and_volume(pictures):
     assert files(pictures) == before | {"a.nii", "b.nii"}
 
 
-# Telling
+# Output
 
 
 def test_a_line_of_json_for_each_item(pictures):
@@ -285,7 +285,7 @@ def test_pictures_in_turn(pictures):
     assert in_turn([Path("@list.txt")]) == a and in_turn(a) == a
     assert in_turn([Path("@list.txt"), *b]) == [*a, *b]
     found = call("align", "in/*_ir.png", "in/*_vis.png", "-o", "map.json")
-    # noise, by pairs
+    # the pictures are noise, so no map is found; the message names pairs
     assert "in/a_ir.png, in/b_ir.png: no certain map (homography)" in found.stderr
 
 
@@ -314,5 +314,5 @@ def test_a_bar_has_rate_time_left_and_name(pictures, capsys):
     items = find_pairs("in", check_sizes=False)
     run_batch(items, "g", Fuser(preset="instant"), progress=True)
     bars = [line for line in re.split(r"[\r\n]", capsys.readouterr().err) if "pairs:" in line]
-    for name in ("a_ir.png", "b_ir.png", "b"):  # quicker ones are not drawn
+    for name in ("a_ir.png", "b_ir.png", "b"):  # tqdm does not draw names that pass sooner
         assert any(re.search(rf"\d\d:\d\d<.*/?pair.*, {name}\]", bar) for bar in bars), (name, bars)

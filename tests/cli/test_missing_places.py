@@ -12,7 +12,7 @@ from packs import PAIRS
 
 
 def said_without(library: str, *arguments: str) -> str:
-    """What the command prints on stderr if a library cannot be imported."""
+    """Return what the command prints on stderr if a library cannot be imported."""
     code = (
         f"import sys; sys.modules[{library!r}] = None\n"
         f"sys.argv = ['ddfm-fast', *{list(arguments)!r}]\n"

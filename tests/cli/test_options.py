@@ -43,7 +43,7 @@ COMMANDS = commands()
 
 
 def described(parameter: Any, annotation: Any) -> str:
-    """A parameter as `RECORD` has it."""
+    """Describe a parameter as `RECORD` does."""
     kind = typing.get_args(annotation)[0]
     if isinstance(kind, types.UnionType):
         (kind,) = (k for k in typing.get_args(kind) if k is not type(None))
@@ -85,7 +85,7 @@ def test_what_the_library_shares_comes_from_its_list():
             or (name, parameter.name) in OWN_WORDS
         ):
             continue
-        if name in ("prior convert", "prior info"):  # of a file, not of a fuser
+        if name in ("prior convert", "prior info"):  # their options describe a file, not a fuser
             continue
         listed = OPTIONS[parameter.name]
         assert (parameter.help, parameter.rich_help_panel) == (listed.help, listed.group), name
@@ -119,7 +119,7 @@ def test_panels_come_in_one_order(name):
 
 
 def test_help_of_fuse():
-    """The first screen has what people use."""
+    """The first screen shows what most people use."""
     text = help_of("fuse")
     first = "\n".join(text[:SCREEN])
     assert all(name in first for name in ("IR", "VIS", "--preset", "--steps", "--out"))
@@ -136,7 +136,7 @@ def test_help_of_bench_names_every_section():
 
 
 def functions() -> dict[str, tuple[ast.Module, ast.FunctionDef]]:
-    """Name → module and definition of each function that is registered as a command."""
+    """Return each function that is registered as a command, with its module, by name."""
     found = {}
     for name, command in COMMANDS.items():
         function = inspect.unwrap(command.callback)
@@ -157,7 +157,7 @@ def test_bodies_are_short():
 
 
 def test_no_parameter_is_forgotten():
-    """``read_settings`` takes some by name, which no linter sees; here each one is checked."""
+    """``read_settings`` takes some parameters by name, which no linter sees; this test does."""
     for command, (module, function) in functions().items():
         named = {n.id for s in function.body for n in ast.walk(s) if isinstance(n, ast.Name)}
         taken = {n.value for n in ast.walk(module) if isinstance(n, ast.Constant)}

@@ -32,7 +32,7 @@ def test_help_is_quick():
     """Measured in processor time, since other programs may be busy on this machine."""
     seconds = []
     for _ in range(3):
-        before = sum(os.times()[2:4])  # of children
+        before = sum(os.times()[2:4])  # processor time of children
         done = program("--help")
         seconds.append(sum(os.times()[2:4]) - before)
         assert done.returncode == 0 and "fuse" in done.stdout
@@ -76,7 +76,7 @@ def test_help_loads_nothing_heavy():
 
 
 def test_termination_is_an_interrupt():
-    """``kill`` ends a video as properly as Ctrl-C does, and only inside."""
+    """Inside the context, and only there, ``kill`` ends a video as properly as Ctrl-C does."""
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt), termination_is_an_interrupt():
         os.kill(os.getpid(), signal.SIGTERM)

@@ -14,7 +14,7 @@ from conftest import ROOT
 from man_pages import pages
 
 PROGRAM = "import sys; sys.argv[0] = 'ddfm-fast'; from ddfm_fast.__main__ import main; main()"
-"""the installed command, whose name decides the variable of completion"""
+"""the installed command, whose name determines the environment variable of completion"""
 
 
 def run(*arguments: str, **more: str) -> subprocess.CompletedProcess:
@@ -29,7 +29,7 @@ def run(*arguments: str, **more: str) -> subprocess.CompletedProcess:
 
 
 def completed(line: str, **more: str) -> list[str]:
-    """What bash would offer for a line, whose last word is being typed."""
+    """Return what bash would offer for a line whose last word is being typed."""
     count = str(len(line.split(" ")) - 1)
     words = {"COMP_WORDS": line, "COMP_CWORD": count, "_DDFM_FAST_COMPLETE": "complete_bash"}
     return run(**words, **more).stdout.split()
@@ -46,7 +46,7 @@ def test_completion():
 
 
 def test_color_and_none():
-    """https://no-color.org: bold and underlined may stay."""
+    """As https://no-color.org has it: without color, bold and underlined text may stay."""
     color = re.compile(r"\x1b\[[\d;]*(3[0-7]|9[0-7]|38;)[\d;]*m")
     assert color.search(run("fues", FORCE_COLOR="1").stderr)
     plain = run("fues", FORCE_COLOR="1", NO_COLOR="1")

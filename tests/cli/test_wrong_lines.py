@@ -64,7 +64,7 @@ def test_files_of_options(here, text, words):
 
 
 def test_a_file_of_options_as_powershell_writes_it(here):
-    """``ddfm-fast config fuse > c.toml`` there."""
+    """PowerShell's ``>`` writes UTF-16, or UTF-8 with a byte order mark."""
     for encoding in ("utf-16", "utf-8-sig"):
         (here / "c.toml").write_text('seed = 7\r\npreset = "fast"\r\n', encoding=encoding)
         settings = json.loads(dry("--config", "c.toml").stdout)["settings"]
@@ -148,7 +148,7 @@ def test_a_dry_run_of_a_batch_names_what_is_written(here, more):
 
 
 def test_a_list_has_a_name_on_each_line_and_nothing_else(here):
-    """Separators of Unicode are legal in names."""
+    """The line separators of Unicode are legal in names."""
     (here / "a.txt").write_text("a\u2028b.png\r\nc\x0cd.png\n\n# e\n", encoding="utf-8")
     assert [str(one) for one in files_of("@a.txt")] == ["a\u2028b.png", "c\x0cd.png"]
     for data in ("ir.png\n".encode("utf-16-le"), b"ir\0.png"):

@@ -23,7 +23,7 @@ def touch(root, *paths: str, size=(16, 20)) -> None:
 
 
 def found(root, **options) -> dict[str, tuple[str, str]]:
-    """Name → the two paths below the root."""
+    """Return the two paths of each pair below the root, by the pair's name."""
     items = find_pairs(root, **options)
     assert all(isinstance(item, PairItem) for item in items)
     return {i.name: tuple(p.relative_to(root).as_posix() for p in (i.ir, i.vis)) for i in items}
@@ -81,14 +81,14 @@ PUBLISHED = {
 
 
 def test_every_layout_is_tested():
-    assert set(PUBLISHED) == set(LAYOUTS) - {"auto", "mfnet"}  # which has tests of its own
+    assert set(PUBLISHED) == set(LAYOUTS) - {"auto", "mfnet"}  # mfnet has tests of its own
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_layouts(tmp_path, name):
     expected = PUBLISHED[name]
     touch(tmp_path, *(path for pair in expected.values() for path in pair))
-    # what lies around in the published archives
+    # other files that the published archives contain
     touch(tmp_path, "Segmentation_labels/1.png", ".hidden/ir/9.png", ".hidden.png")
     (tmp_path / "README.md").write_text("text")
     assert found(tmp_path) == expected
@@ -161,8 +161,8 @@ def test_a_folder_whose_other_half_is_absent_is_named(tmp_path):
     touch(tmp_path, "s1/infrared/1.jpg", "s1/visible/1.jpg", "s2/infrared/1.jpg")
     refused(tmp_path, f"s2{os.sep}infrared", "other source")
     touch(tmp_path, "s2/visible/1.jpg")
-    (tmp_path / "s3" / "T").mkdir(parents=True)  # empty: no half
-    touch(tmp_path, "visible/ir/1.png", "visible/vi/1.png")  # a name, not a half
+    (tmp_path / "s3" / "T").mkdir(parents=True)  # an empty folder is no source
+    touch(tmp_path, "visible/ir/1.png", "visible/vi/1.png")  # here "visible" is a scene's name
     assert set(found(tmp_path)) == {"s1/1", "s2/1", "visible/1"}
 
 

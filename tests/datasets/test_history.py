@@ -102,7 +102,7 @@ def test_a_changed_setting_redoes_everything(data, out, settings):
     run(data, out)
     assert names(run(data, out, settings=settings), "done") == ALL
     assert names(run(data, out, settings=settings), "skipped") == ALL
-    assert names(run(data, out), "done") == ALL  # what is there is of the other setting
+    assert names(run(data, out), "done") == ALL  # those there have the other settings
 
 
 def test_a_changed_prior_redoes_everything(data, out):
@@ -129,7 +129,7 @@ def test_changed_maths_redo_everything(data, out, monkeypatch):
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_the_maths_are_those_of_this_version(sampler):
-    """If results were meant to change, raise ``history.MATHS_VERSION``, enter new numbers."""
+    """If results were meant to change, raise ``history.MATHS_VERSION`` and enter new numbers."""
     pair = picture(1, 16, 16), picture(2, 16, 16)
     fused = fuse(*pair, prior=tanh_prior, sampler=sampler, steps=4, device="cpu")
     assert history.MATHS_VERSION == 2

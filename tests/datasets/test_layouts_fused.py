@@ -21,7 +21,7 @@ PARTS = {
     "msrs": "test", "harvard": "MRI_CT", "kaist": "set00/V000", "flir": "JPEGImages",
     "lasher": "x", "vtuav": "s", "ivif_zoo": "FMB",
 }  # fmt: skip
-"""a folder further down that is given, too"""
+"""by layout, a folder further down that the command also accepts"""
 
 
 def command(name: str, *arguments):

@@ -135,13 +135,13 @@ def stats_again(found: Counter[str], monkeypatch) -> None:
 
 
 def test_memory_of_many_pairs(tmp_path):
-    """10,000 pairs take a limited memory each: listed, read from a list, and resumed."""
+    """10,000 pairs take limited memory each when they are listed, read from a list and resumed."""
     pairs = 10_000
     root = tree(tmp_path, pairs // FOLDERS, FOLDERS)
     items = finished(root, FOLDERS)
     del items
     fuser = make_fuser()
-    find_pairs(root / "one" / ".." / "in", check_sizes=False)  # modules are loaded
+    find_pairs(root / "one" / ".." / "in", check_sizes=False)  # loads modules
     tracemalloc.start()
     try:
         listed = peak(lambda: find_pairs(root / "in", check_sizes=False))
@@ -175,7 +175,7 @@ def test_what_changed_by_its_bytes_alone_is_found(tmp_path, what):
     os.utime(path)
     assert run_batch(items, root / "out", make_fuser()).count("skipped") == FOLDERS
     data = bytearray(path.read_bytes())
-    data[-20] ^= 1  # in the checksum of the pixels or beside it: no picture, of the same size
+    data[-20] ^= 1  # in or near the checksum of the pixels: no picture, but of the same size
     path.write_bytes(data)
     report = run_batch(items, root / "out", make_fuser())
     changed = [one.name for one in report.results if one.status != "skipped"]
@@ -185,7 +185,7 @@ def test_what_changed_by_its_bytes_alone_is_found(tmp_path, what):
 @pytest.mark.parametrize("far", [0.0, 1.0], ids=["in threads", "here"])
 @pytest.mark.parametrize("block", [0, 1 << 20], ids=["line by line", "at once"])
 def test_what_changed_is_found_among_many(tmp_path, monkeypatch, far, block):
-    """By whichever way lines are read: an input, an output, and a line of other settings."""
+    """An input, an output and a line of other settings are found, however lines are read."""
     monkeypatch.setattr(history, "_BLOCK", block)
     monkeypatch.setattr(batch, "FAR", far)
     monkeypatch.setattr(batch, "CHECKED", 7)

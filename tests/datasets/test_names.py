@@ -151,7 +151,7 @@ def test_no_partner(tmp_path):
 def test_one_stem_in_two_subfolders(tmp_path):
     touch(tmp_path, "a/x_T.png", "a/x_V.png", "b/x_T.png", "b/x_V.png")
     assert list(found(tmp_path)) == ["a/x", "b/x"]
-    touch(tmp_path, "c/y_T.png", "d/y_V.png")  # of two shots, for all that names say
+    touch(tmp_path, "c/y_T.png", "d/y_V.png")  # two shots, as far as names tell
     refused(tmp_path, "2 images without a partner", "y_T.png", "y_V.png")
 
 
@@ -231,7 +231,7 @@ def test_a_burst_within_a_second(tmp_path):
     for name in names:
         shoot(tmp_path / name)
     refused(tmp_path, "DJI_0003_T.JPG fits DJI_0002_W.JPG and DJI_0004_W.JPG")
-    for n, name in enumerate(names):  # fractions of the second tell
+    for n, name in enumerate(names):  # fractions of a second tell them apart
         shoot(tmp_path / name, fraction="25" if n < 2 else "75")
     assert [*found(tmp_path).values()] == [names[:2], names[2:]]
 

@@ -24,7 +24,7 @@ from ddfm_fast.files.writing import write_image
 
 pytestmark = NEEDS_POSIX
 TOO_LONG, NO_NAME, BYTE = "n" * 300, "x\ud800", "x\udc80"
-"""a name too long, one that no file can have, and one of a byte that is no text"""
+"""a name too long, one that no file can have, and one with a byte that is no text"""
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_links_that_lead_nowhere_fail_alone(data, tmp_path):
 
 def make_socket(path: Path) -> None:
     here = os.getcwd()
-    os.chdir(path.parent)  # the name of a socket is short
+    os.chdir(path.parent)  # the name of a socket must be short
     try:
         with socket.socket(socket.AF_UNIX) as made:
             made.bind(path.name)
@@ -121,7 +121,7 @@ def test_items_of_such_names_fail_alone(data, tmp_path, name):
         PairItem(name, *good),
         PairItem(f"{name}/deep", *good),
     ]
-    for _ in range(2):  # an output folder that is new, and one that is there
+    for _ in range(2):  # a new output folder, then an existing one
         report = run_batch(items, tmp_path / "out", make_fuser(), redo=True)
         assert names(report, "done") == {"good"} and report.count("failed") == 3
         errors = [result.error for result in report.results[1:]]

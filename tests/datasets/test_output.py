@@ -43,7 +43,7 @@ def said():
 
 
 def pair(root: Path, name: str = "a", ir: np.ndarray = CELSIUS) -> tuple[Path, Path]:
-    """An infrared TIFF that knows its place beside a visible JPEG that a camera wrote."""
+    """Write an infrared TIFF that knows its place, and a visible JPEG as a camera writes it."""
     (root / "ir").mkdir(parents=True, exist_ok=True)
     (root / "vi").mkdir(exist_ok=True)
     infrared, visible = root / "ir" / f"{name}.tif", root / "vi" / f"{name}.jpg"
@@ -58,7 +58,7 @@ def pair(root: Path, name: str = "a", ir: np.ndarray = CELSIUS) -> tuple[Path, P
 
 
 def fused(paths: tuple[Path, Path], out: Path, fuser: Fuser, levels: Levels = QUIET, **how):
-    """The picture and the report."""
+    """Fuse two files; return the picture and the report."""
     (report,) = fuse_files(*paths, out, fuser, levels=levels, output=Output(**how))
     assert report["ok"], report["error"]
     return cv2.imread(str(out), cv2.IMREAD_UNCHANGED), report
@@ -118,7 +118,7 @@ def test_the_infrared_metadata_come_first_where_color_does(tmp_path, fuser):
         assert opened(tmp_path / "o.png").getexif()[272] == model
     with Image.open(visible) as image:
         image.convert("L").save(tmp_path / "gray.jpg", exif=image.getexif())
-    # colors are the infrared's where only that has any
+    # metadata follow the colors, which only the infrared source has here
     fused((tmp_path / "ir.jpg", tmp_path / "gray.jpg"), tmp_path / "o.png", fuser)
     assert opened(tmp_path / "o.png").getexif()[272] == "Infrared model"
 
@@ -143,7 +143,7 @@ def test_batches_keep_metadata_and_say_of_damage_once(tmp_path, fuser, said):
     assert report.ok and len(said()) == 1
     assert opened(tmp_path / "out" / "a.png").getexif()[272] == "Model a"
     assert [result.range for result in report.results] == [[0, 255]] * 3
-    # how results are written is part of what is done
+    # results that are to be written in another way are not skipped
     again = run_batch(find_pairs(tmp_path / "set"), tmp_path / "out", fuser)
     assert again.count("skipped") == 3 and again.results[0].range == [0, 255]
     more = Output(metadata=False)
@@ -184,7 +184,7 @@ def test_degrees(tmp_path, fuser):
     tags = opened_tags(tmp_path / "o.tif")
     assert set(tags["SMinSampleValue"]) == {np.float32(low)}
     assert set(tags["SMaxSampleValue"]) == {np.float32(high)}
-    assert tags["GDAL_NODATA"] == "-9999"  # which none of its pixels is
+    assert tags["GDAL_NODATA"] == "-9999"  # a value that none of its pixels has
     assert "GDAL_NODATA" not in opened_tags(tmp_path / "u.tif")
     with_gaps = Levels({"ir": (-30, 70)})
     _, report = fused(paths, tmp_path / "o.tif", fuser, with_gaps, out_range="ir")

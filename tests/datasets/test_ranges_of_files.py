@@ -49,7 +49,7 @@ def counts(low: int, step: int, picture: np.ndarray = PICTURE) -> np.ndarray:
 
 
 def folders(root: Path, infrared: list[np.ndarray]) -> list:
-    """The pairs of a data set of these infrared pictures beside 8 bits in color."""
+    """Write a data set of these infrared pictures and 8-bit color ones; return its pairs."""
     for n, image in enumerate(infrared):
         write_image(root / "ir" / f"{n}.png", image)
         write_image(root / "vi" / f"{n}.png", texture(*SIZE, 50 + n, 3))
@@ -57,7 +57,7 @@ def folders(root: Path, infrared: list[np.ndarray]) -> list:
 
 
 def fused(out: Path, ir: Path, vis: Path, fuser: Fuser, levels: Levels | None = None) -> np.ndarray:
-    """The result of two files in 8-bit units."""
+    """Fuse two files; return the result in 8-bit units."""
     (report,) = fuse_files(ir, vis, out, fuser, levels=levels)
     assert report["ok"], report["error"]
     image = read_image(out)
@@ -92,7 +92,7 @@ def test_a_source_in_other_units_gives_the_picture_of_eight_bits(
     assert not said
     found = fused(tmp_path / "found.png", case, vis, fuser, levels)
     far = (np.abs(found - expected) > 2).any(-1)
-    # the one pixel without data; its neighbors, which a pyramid reaches
+    # the one pixel without data, and its neighbors, which a pyramid reaches
     assert far.sum() <= 64 * off
     texts = [str(w.message) for w in said if w.category is DDFMWarning]
     assert len(texts) == (window is not None)
@@ -221,7 +221,7 @@ def test_a_run_says_it_once_a_source(tmp_path, fuser, said):
     texts = [str(w.message) for w in said if w.category is DDFMWarning]
     assert len(texts) == 1 and "ir: values are 70" in texts[0]
     fuse_files(tmp_path / "ir", tmp_path / "vi", tmp_path / "again", fuser)
-    assert len(said) == 2  # another run says it again
+    assert len(said) == 2  # another run warns again
 
 
 def test_a_batch_gives_what_its_files_give_alone(tmp_path, fuser, said):

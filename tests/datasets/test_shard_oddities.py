@@ -55,7 +55,7 @@ def test_a_shard_that_cannot_be_read_leaves_no_folder(tmp_path, fuser):
 
 
 def odd_names(path):
-    """Keys in Latin-1, as old tools pack them; the first lacks a picture."""
+    """Write keys in Latin-1, as old tools pack them; the first lacks a picture."""
     (ir, vis), (ir1, vis1) = PAIRS[:2]
     names = [("a\udce9.ir.png", ir), ("b\udce9.ir.png", ir1), ("b\udce9.vis.png", vis1),
              ("c.ir.png", ir), ("c.vis.png", vis)]  # fmt: skip
@@ -129,7 +129,7 @@ def test_paths_in_every_type_of_text(tmp_path, fuser, kind):
 
 
 def as_bytes(folder, fuser):
-    """The result of the same pairs from a table of bytes."""
+    """Return the results of the same pairs from a table of bytes."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 

@@ -13,7 +13,7 @@ if not hasattr(ctypes.CDLL(None), "fake_launch_count"):
 
 @pytest.fixture(autouse=True)
 def allowed_violations():
-    """No test breaks a rule of CUDA, but for those whose names it adds to this list."""
+    """No test breaks a rule of CUDA, except for the rules that it adds to this list."""
     import fakeplugin
 
     fakeplugin.fake.fake_clear()
@@ -25,7 +25,7 @@ def allowed_violations():
 
 @pytest.fixture
 def small_prior():
-    """Makes analytic priors, each another one, that may do something with x first."""
+    """A function that makes a new analytic prior, which may do something with x first."""
 
     def make(first=lambda x: None):
         def prior(x, t):
@@ -40,7 +40,7 @@ def small_prior():
 
 @pytest.fixture(autouse=True)
 def everything_released():
-    """Memory of a test does not count against the next."""
+    """The memory of a test does not count against the next."""
     import gc
 
     import torch

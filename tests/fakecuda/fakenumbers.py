@@ -6,7 +6,7 @@ real CUDA operator still runs, for its host code: allocator, streams, rules of c
 Then its twin on the CPU computes what the kernels would have, and writes it where they would.
 
 - aten operators: a TorchDispatchMode, in every thread.
-- Triton kernels: compiled and launched as ever, then run by Triton's interpreter.
+- Triton kernels: compiled and launched as usual, then run by Triton's interpreter.
 - CUDA graphs: what is enqueued on a capturing stream does not run, but at each replay.
 - poison: what ``torch.empty`` hands out is NaN (-1 for integers), at every replay too, and so are
   the masked lanes of a Triton load without ``other``; what reads too early shows.
@@ -54,7 +54,7 @@ def on_bytes(pointer: int, size: int) -> torch.UntypedStorage:
 
 
 def alias(t: torch.Tensor) -> torch.Tensor:
-    """A CPU tensor on the memory of ``t``, which it keeps alive no more than a kernel does."""
+    """Return a CPU tensor on the memory of ``t``, which stays alive no longer for its sake."""
     storage = t.untyped_storage()
     host = on_bytes(storage.data_ptr(), storage.nbytes())
     host = torch.empty(0, dtype=t.dtype).set_(host, t.storage_offset(), t.size(), t.stride())
@@ -63,7 +63,7 @@ def alias(t: torch.Tensor) -> torch.Tensor:
 
 
 def on_host(tree):
-    """``tree`` with aliases for CUDA tensors, and the CPU for devices."""
+    """Return ``tree`` with aliases for CUDA tensors, and the CPU for devices."""
 
     def one(value):
         if isinstance(value, torch.Tensor):
@@ -95,7 +95,7 @@ CAPTURES: dict[int, list] = {}
 
 
 def capture_id(device=None) -> int:
-    """Of the capture that the current stream takes part in, 0 where there is none."""
+    """Return the number of the capture that the current stream takes part in, 0 without one."""
     status, number = ctypes.c_int(), ctypes.c_ulonglong()
     stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
     ctypes.CDLL(None).cudaStreamGetCaptureInfo_v2(
@@ -143,7 +143,7 @@ def follow_graphs() -> None:
 
 # ---------------------------------------------------------------- aten
 class Numbers(TorchDispatchMode):
-    """Each operator on CUDA tensors, and then its twin on their aliases."""
+    """Runs each operator on CUDA tensors, and then its twin on their aliases."""
 
     def __init__(self, poisoned: bool):
         super().__init__()
@@ -180,7 +180,7 @@ class Numbers(TorchDispatchMode):
 
     @staticmethod
     def _on_the_host(func, args, kwargs, device):
-        """Operators that read the device to know their result's size: illegal in a capture."""
+        """Run an operator that reads the device to know its result's size: illegal in a capture."""
         torch.cuda.current_stream(device).synchronize()
         result = func(*on_host(args), **on_host(kwargs))
         if func._schema.is_mutable:
@@ -188,21 +188,21 @@ class Numbers(TorchDispatchMode):
         return tree_map_only(torch.Tensor, lambda t: t.to(device), result)
 
     def _seed(self, func, kwargs):
-        """What gives the seed for the twin of a random operator, else None."""
+        """Return a function that gives the seed for the twin of a random operator, else None."""
         if torch.Tag.nondeterministic_seeded not in func.tags or not torch.cuda.is_initialized():
             return None
         default = torch.cuda.default_generators[torch.cuda.current_device()]
         generator = kwargs.get("generator") or default
         if generator.device.type != "cuda":
             return None
-        if capture_id():  # each replay draws anew
+        if capture_id():  # each replay draws other numbers
             return lambda: generator.initial_seed() + 7919 * next(self.draws)
         seed = generator.initial_seed() + 7919 * generator.get_offset()
         return lambda: seed
 
     @staticmethod
     def _twin(func, name, args, kwargs, out, seed):
-        """What writes into ``out``, and into what ``func`` changes, the numbers it computes."""
+        """Return what writes the computed numbers into ``out``, and into what ``func`` changes."""
         compute = func
         if name.startswith("_scaled_dot_product"):
             compute = functools.partial(attention, func)
@@ -241,7 +241,7 @@ def widened(func, *args, **kwargs):
 
 
 def attention(func, *args, scale=None, **_):
-    """Whichever attention was chosen, by the plain formula in float32."""
+    """Compute whichever attention was chosen, by the plain formula in float32."""
     given = dict(zip((a.name for a in func._schema.arguments), args, strict=False))
     q, k, v, bias = (given.get(n) for n in ("query", "key", "value", "attn_bias"))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -254,7 +254,7 @@ def attention(func, *args, scale=None, **_):
 
 
 def follow_threads(mode: Numbers) -> None:
-    """Dispatch modes are of one thread; every thread that starts gets this one."""
+    """Give this dispatch mode to every thread that starts: a mode applies to one thread."""
     start = threading.Thread.run
 
     def run_with_numbers(self):
@@ -266,13 +266,13 @@ def follow_threads(mode: Numbers) -> None:
 
 # ---------------------------------------------------------------- Triton
 JIT = threading.RLock()
-"""one thread compiles or interprets: the interpreter changes triton.language meanwhile"""
+"""lets one thread at a time compile or interpret: the interpreter changes triton.language"""
 SPEAKING = 0
 
 
 @contextlib.contextmanager
 def language():
-    """triton.language as the interpreter wants it; costly, so a replay does it once."""
+    """Make triton.language what the interpreter needs; costly, so a replay does it once."""
     global SPEAKING
     with JIT:
         SPEAKING += 1
@@ -293,11 +293,11 @@ def interpreted(fn):
 
 
 class Fault(AssertionError):
-    """What a GPU would do with undefined results, or end with an illegal address."""
+    """An access whose result is undefined on a GPU, or that ends with an illegal address there."""
 
 
 class Watch:
-    """The accesses of one launch; the interpreter runs its programs in turn, a GPU at once."""
+    """The accesses of one launch. The interpreter runs its programs in turn, a GPU at once."""
 
     def __init__(self, name: str, tensors: list[torch.Tensor]):
         self.name, self.reads, self.writes, self.place = name, [], [], 0
@@ -348,7 +348,7 @@ def interpret(kernel, grid, given: dict) -> None:
 
 
 def follow_builder(poisoned: bool) -> None:
-    """Watch loads and stores; poison masked lanes; let bfloat16 products be of numbers."""
+    """Watch loads and stores; poison masked lanes; multiply bfloat16 as float32."""
     builder = interpreter.InterpreterBuilder
     load, store, dot = builder.create_masked_load, builder.create_masked_store, builder.create_dot
 
@@ -368,7 +368,7 @@ def follow_builder(poisoned: bool) -> None:
         a, b = (self.cast_impl(x, tl.float32) if x.dtype == tl.bfloat16 else x for x in (a, b))
         return dot(self, a, b, *rest)
 
-    options = interpreter.interpreter_builder.options  # a third of the time
+    options = interpreter.interpreter_builder.options  # its check takes a third of the time
     interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
     builder.create_masked_load, builder.create_masked_store = (
         create_masked_load,
@@ -394,14 +394,14 @@ def follow_triton() -> None:
         return launched
 
     triton.JITFunction.run = launch_and_interpret
-    # what a kernel calls; without the interpreter it may not be called at all
+    # for functions that a kernel calls; without the interpreter, calling them is an error
     triton.JITFunction.__call__ = lambda self, *args, **kwargs: interpreted(self.fn)(
         *args, **kwargs
     )
 
 
 def follow_cupy() -> None:
-    """The transforms of cupy_stub; as cuFFT may, the inverse leaves nothing of its input."""
+    """Compute the transforms of cupy_stub; the inverse destroys its input, as cuFFT's may."""
     from cupy.cuda.cufft import PlanNd
 
     execute = PlanNd.fft
@@ -436,7 +436,7 @@ def install(poison: bool = True) -> Numbers:
     follow_builder(poison)
     if "CUPY_STUB" in os.environ:
         follow_cupy()
-    show = torch.Tensor.__repr__  # it leaves all modes
+    show = torch.Tensor.__repr__  # it runs outside of all modes
     torch.Tensor.__repr__ = lambda t, **k: show(alias(t) if t.is_cuda else t, **k)
     mode.__enter__()
     return mode

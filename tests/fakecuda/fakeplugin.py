@@ -28,17 +28,17 @@ CONVS: list[tuple] = []
 
 
 def launches() -> list[str]:
-    """What was enqueued outside of graphs since ``fake_record(1)``: name, grid, "@" and stream."""
+    """Return what was enqueued outside of graphs since ``fake_record(1)``: name, grid, stream."""
     return [fake.fake_launch(i).decode() for i in range(fake.fake_launch_count())]
 
 
 def violations() -> list[str]:
-    """Rules of CUDA that were broken since ``fake_clear()``."""
+    """Return the rules of CUDA that were broken since ``fake_clear()``."""
     return [fake.fake_violation(i).decode() for i in range(fake.fake_violation_count())]
 
 
 def graph_nodes() -> list[str]:
-    """What the last graph holds that was captured."""
+    """Return the contents of the last graph that was captured."""
     return [fake.fake_graph_node(i).decode() for i in range(fake.fake_graph_nodes())]
 
 
@@ -64,7 +64,7 @@ _truth = torch.Tensor.__bool__
 
 
 def _yes(t: torch.Tensor) -> bool:
-    """Ask for a truth as ever; of garbage, which comes from the device, it is yes."""
+    """Return a tensor's truth value; garbage, which comes from the device, is true."""
     found = _truth(t)
     return found or t.is_cuda or t.is_pinned()
 

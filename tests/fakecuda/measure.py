@@ -2,7 +2,7 @@
 
     tests/fakecuda/run.sh python tests/fakecuda/measure.py > tests/fakecuda/budgets.json
 
-In a process of its own, since a kernel is loaded once a process.
+Run it in a process of its own, since a kernel is loaded once per process.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CALLS = {
 
 
 def enqueued(function) -> int:
-    """Kernels, copies and graphs that the host enqueues one by one."""
+    """Count the kernels, copies and graphs that the host enqueues one by one."""
     fake.fake_record(1)
     function()
     count = fake.fake_launch_count()
@@ -50,14 +50,14 @@ def enqueued(function) -> int:
 
 
 def loaded(function) -> int:
-    """Compiled kernels that are loaded for the first time."""
+    """Count the compiled kernels that are loaded for the first time."""
     before = fake.fake_module_loads()
     function()
     return fake.fake_module_loads() - before
 
 
 def take_garbage_for_clean() -> None:
-    """What the device computes is looked at for noise, and is nothing here: no source has any."""
+    """Find no noise in any source: what the device computes, and noise is sought in, is garbage."""
     sources.estimate = lambda plane: CLEAN
     sources.remove_defects = lambda luma: (luma, [Defects(0.0, 0.0, 0)])
     sources.chroma_noise = lambda planes, estimators=None: 0.0
@@ -71,7 +71,7 @@ def images(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def forward(dtype: str) -> dict[str, int]:
-    """An evaluation of the embedded prior."""
+    """Measure an evaluation of the embedded prior."""
     prior = load_prior("embedded", device="cuda", dtype=dtype)
     steps = prior.conditioning(torch.tensor([500, 400]))
 
@@ -88,7 +88,7 @@ def forward(dtype: str) -> dict[str, int]:
 
 
 def loop(solver: str) -> dict[str, int]:
-    """Three steps as one graph and step by step, the prior's forward included."""
+    """Measure three steps, as one graph and step by step, the prior's forward included."""
     prior = load_prior("embedded", device="cuda", dtype="float16")
     nodes = {}
     for mode in ("loop", "step"):
@@ -99,7 +99,7 @@ def loop(solver: str) -> dict[str, int]:
 
 
 def call(settings: dict) -> dict[str, int]:
-    """A call whose graphs are there: what is left to the host, and memory."""
+    """Measure a call whose graphs exist: what is left to the host, and memory."""
     fuser, pair = Fuser(device="cuda", **settings), images(*SIZE)
     fuser.warmup([SIZE])
     fuser(*pair)

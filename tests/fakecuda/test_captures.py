@@ -77,7 +77,7 @@ def state():
 
 
 def use_all_of_the_device():
-    """More than fits beside what the allocator keeps: it must give its cache back, and can."""
+    """Allocate more than fits beside the allocator's cache, which it then has to give back."""
     for size in (60, 70):
         torch.empty(size * GIB, dtype=torch.uint8, device=DEVICE)
 
@@ -244,7 +244,7 @@ def test_a_capture_of_the_programs_own_survives_ours():
 def test_a_dropped_graph_gives_its_memory_back_and_is_captured_again():
     prior = load_prior("embedded", device=DEVICE, dtype="float16")
     sizes = [(1, 64, 96), (1, 128, 160), (1, 64, 96)]
-    GraphCache("step", KERNELS).warm_up(prior, CONFIG, sizes[0])  # workspaces of libraries
+    GraphCache("step", KERNELS).warm_up(prior, CONFIG, sizes[0])  # for the libraries' workspaces
     cache = GraphCache("loop", KERNELS, limit=1)
     held = []
     for size in sizes:

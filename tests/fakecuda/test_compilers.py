@@ -33,7 +33,7 @@ if "fuse" in sys.argv:
 
 
 def fused(tmp_path: Path, *words: str, **environment: str) -> str:
-    """What the script above prints; "fuse" among the words: after fusing, and with advice."""
+    """Return what the script above prints; with "fuse" in ``words``, after fusing with advice."""
     home = {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "HOME": str(tmp_path)}
     os.environ.pop("CC", None)
     done = subprocess.run(
@@ -45,7 +45,7 @@ def fused(tmp_path: Path, *words: str, **environment: str) -> str:
 
 
 def path_without_compilers(tmp_path: Path) -> str:
-    """A folder of links to all programs but compilers."""
+    """Make a folder of links to all programs but compilers."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for place in reversed(os.environ["PATH"].split(os.pathsep)):

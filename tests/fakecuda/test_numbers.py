@@ -1,7 +1,7 @@
 """The CUDA path's pictures beside the CPU's, with `FAKE_NUMBERS=1`: kernels compute, interpreted.
 
-Each case is called on other images eagerly, as it is captured, and replayed. Allowed is .001 of a
-gray level in float32, and a gray level in float16.
+Each case runs on different images: eagerly, while it is captured, and replayed. The two results may
+differ by .001 of a gray level in float32, and by one gray level in float16.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ENGINES += [dict(backend="torch", graph=g) for g in ("off", "loop")]
 
 
 def images(seed, size, count=1):
-    """Smooth pairs in [0, 1] with a little noise: (ir gray, vis of three channels)."""
+    """Draw smooth pairs in [0, 1] with a little noise: (ir gray, vis of three channels)."""
     random = torch.Generator().manual_seed(seed)
     coarse = torch.rand(2 * count, 3, 7, 7, generator=random)
     fine = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 1)
@@ -45,7 +45,7 @@ def on_cpu(settings):
 
 
 def distance(ours, theirs, pair):
-    """Gray levels."""
+    """Return the largest difference in gray levels."""
     return float((ours(*pair) - theirs(*pair)).abs().max()) * 255
 
 

@@ -189,7 +189,7 @@ def test_mat_of_several_and_of_no_picture(tmp_path):
 
 
 def test_mat_that_lies_or_unfolds(tmp_path):
-    """A matrix of 20,000 x 20,000 in a few bytes, and much more in zlib than it says."""
+    """A few bytes claim a matrix of 20,000 x 20,000, or unfold to much more than they claim."""
     scipy = pytest.importorskip("scipy.io")
     scipy.savemat(tmp_path / "a.mat", {"x": CELSIUS}, do_compression=True)
     data = (tmp_path / "a.mat").read_bytes()

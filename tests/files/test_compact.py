@@ -121,7 +121,7 @@ def test_colors_beyond_srgb_are_told(save, at, code, match):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_heic_comes_back_exactly(save, dtype):
     array = random_array((64, 96, 3), dtype.__name__)
-    if dtype == np.uint16:  # which the writer keeps 10 bits of
+    if dtype == np.uint16:  # the writer keeps 10 bits
         array &= 0xFFC0
     path = save(heic(array), "a.heic")
     with warnings.catch_warnings():
@@ -170,10 +170,10 @@ def test_jxl_comes_back_exactly(save, dtype, channels):
         warnings.simplefilter("error" if dtype == "uint8" else "ignore")
         back = read_image(path)
     assert back.dtype == dtype
-    if dtype == "uint16" and channels:  # which the writer calls linear
+    if dtype == "uint16" and channels:  # the writer calls it linear
         assert (
             np.abs(back - expected(array, None, "linear")).max() <= 64
-        )  # of its matrix's fractions
+        )  # the fractions of its matrix are rounded
     else:
         np.testing.assert_array_equal(back, array)
     with pytest.raises(ImageFileError, match="2080 pixels, more than the limit"):

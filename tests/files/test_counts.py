@@ -195,7 +195,7 @@ def test_pairs_of_bare_counts_and_a_picture(save, tmp_path):
 
 
 def dng(path, mosaic) -> None:
-    """A DNG of an RGGB sensor whose color matrix is that of sRGB's primaries."""
+    """Write a DNG of an RGGB sensor whose color matrix is that of sRGB's primaries."""
     tifffile = pytest.importorskip("tifffile")
     xyz_to_srgb = (3.2406, -1.5372, -0.4986, -0.9689, 1.8758, 0.0415, 0.0557, -0.2040, 1.0570)
     matrix = tuple(n for v in xyz_to_srgb for n in (round(v * 10000), 10000))

@@ -58,7 +58,7 @@ def source(path: Path, **changed) -> Path:
     said = {"exif": exif_of(), "dpi": (300, 150), "icc_profile": adobe_like()} | changed
     if path.suffix != ".png":  # Pillow writes XMP into PNG by pnginfo alone
         said["xmp"] = XMP
-    if path.suffix == ".tif":  # and into TIFF no EXIF but by tags
+    if path.suffix == ".tif":  # and EXIF into TIFF by tags alone
         exif, tags = said.pop("exif"), ImageFileDirectory_v2()
         for tag in (*exif, 34665, 34853):
             tags[tag] = dict(exif.get_ifd(tag)) if tag in (34665, 34853) else exif[tag]
@@ -278,7 +278,7 @@ def test_our_profile_is_srgb():
 
 
 def test_text_that_png_has_behind_its_pixels(tmp_path):
-    """ExifTool writes it there; also compressed text."""
+    """ExifTool writes it there; the text may be compressed."""
     data = png(pixels(8, 8, 3))
     body = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(XMP)
     chunks = [(b"eXIf", exif_of().tobytes()[6:]), (b"iTXt", body)]

@@ -26,7 +26,7 @@ BRADFORD = np.array(
 )
 SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 CLOSE = {np.uint8: 1, np.uint16: 8}
-"""levels: of 16 bits what curves of 16 bits leave near black"""
+"""levels; in 16 bits, the error that profile curves of 16 bits leave near black"""
 
 
 def xyz(point):
@@ -34,7 +34,7 @@ def xyz(point):
 
 
 def primaries(points) -> np.ndarray:
-    """XYZ under D50 of linear RGB whose white is D65."""
+    """Return the XYZ under D50 of linear RGB whose white is D65."""
     columns = np.stack([xyz(p) for p in points], 1)
     matrix = columns * np.linalg.solve(columns, xyz(D65))
     cone = (BRADFORD @ D50) / (BRADFORD @ xyz(D65))
@@ -57,7 +57,7 @@ def fixed(numbers):
 
 
 def icc(points=None, trc=2.2) -> bytes:
-    """A profile of RGB, or of gray without primaries."""
+    """Make a profile of RGB, or of gray if there are no primaries."""
     tags = {"wtpt": b"XYZ \0\0\0\0" + struct.pack(">3i", *fixed(D50))}
     text = b"made here\0"
     tags["desc"] = b"desc\0\0\0\0" + struct.pack(">I", len(text)) + text + bytes(78 + 2)
@@ -288,7 +288,7 @@ def test_gray_tiff_of_16_bits(tmp_path):
     ],
 )
 def test_a_png_that_codes_other_colors_is_told(tmp_path, coded, said):
-    """By numbers of ITU-T H.273, in the chunk cICP of PNG's third edition."""
+    """The chunk cICP of PNG's third edition gives numbers of ITU-T H.273."""
     for dtype in ("uint8", "uint16"):
         array = random_array((16, 20, 3), dtype)
         path = tmp_path / "image.png"

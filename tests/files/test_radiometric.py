@@ -33,7 +33,7 @@ HEIGHT, WIDTH = 24, 32
 
 
 def seen(kelvin, camera=CAMERA):
-    """The counts that a camera sees of an object: rays followed forward, step by step."""
+    """Return the counts that a camera sees of an object, following rays forward, step by step."""
 
     def black(t):
         return camera.r1 / (camera.r2 * (np.exp(camera.b / t) - camera.f)) - camera.o

@@ -35,7 +35,7 @@ class Seen(NamedTuple):
     """What became of a kind."""
 
     said: str
-    """a pattern of the one warning, or of the error; empty where nothing is said"""
+    """a pattern of the one warning, or of the error; empty if there is neither"""
     right: bool
 
 
@@ -52,7 +52,7 @@ def kind(name: str):
 
 
 def fused(folder: Path, ir, vis=VIS, levels: Levels | None = None, **options) -> np.ndarray:
-    """The result of two files in 8-bit units; an array is written as what holds it."""
+    """Return the result of two files in 8-bit units; arrays are written to fitting files first."""
     folder.mkdir(exist_ok=True)
     paths = []
     for name, source in (("ir", ir), ("vis", vis)):
@@ -74,7 +74,7 @@ def fused(folder: Path, ir, vis=VIS, levels: Levels | None = None, **options) ->
 
 
 def near(a: np.ndarray, b: np.ndarray, levels: float = 2, apart: int = 0) -> bool:
-    """Return whether all but so many pixels are alike."""
+    """Return whether at most ``apart`` pixels differ by more than ``levels``."""
     far = np.abs(a.astype(float) - b) > levels
     return int((far.any(-1) if far.ndim == 3 else far).sum()) <= apart
 
@@ -242,7 +242,7 @@ KINDS |= {
 
 
 def rows() -> dict[str, str]:
-    """(kind → what is said) of the table in the page."""
+    """Return the kinds of the page's table, and what it states about each."""
     text = PAGE.read_text(encoding="utf-8").partition("## Unusual inputs that are tested")[2]
     table = [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("| ")]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]

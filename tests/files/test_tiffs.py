@@ -34,7 +34,7 @@ def values(dtype: str, shape=(40, 52)) -> np.ndarray:
 
 
 def packed_tiff(array: np.ndarray, bits: int, order: str, compressed: bool) -> bytes:
-    """A gray TIFF whose numbers of `bits` follow each other, the highest bit first."""
+    """Make a gray TIFF whose numbers of `bits` bits follow each other, the highest bit first."""
     rows = array.astype(">u4").view("u1").reshape(*array.shape, 4)
     rows = np.unpackbits(rows, axis=-1)[..., 32 - bits :].reshape(len(array), -1)
     strip = np.packbits(rows, axis=1).tobytes()
@@ -48,7 +48,7 @@ def packed_tiff(array: np.ndarray, bits: int, order: str, compressed: bool) -> b
 
 
 def patched(data: bytes, tag: int, value: int, order: str = "<") -> bytes:
-    """A TIFF with the value of a tag of one number changed."""
+    """Return a TIFF in which a tag that holds one number has another value."""
     start = struct.unpack(order + "I", data[4:8])[0]
     for at in range(
         start + 2, start + 2 + 12 * struct.unpack_from(order + "H", data, start)[0], 12
@@ -123,7 +123,7 @@ def test_layouts_come_back_exactly(tmp_path, dtype, compression):
 def test_packed_bits_come_back_exactly(save, bits, order, compressed):
     array = RANDOM.integers(0, 1 << bits, (33, 47))
     path = save(packed_tiff(array, bits, order, compressed))
-    if (bits, order, compressed) != (12, "<", False):  # which Pillow reads
+    if (bits, order, compressed) != (12, "<", False):  # Pillow reads that one
         pytest.importorskip("imagecodecs")
     back = read_image(path)
     assert back.dtype == np.uint16
@@ -258,7 +258,7 @@ def test_bands_beyond_the_color_are_told(tmp_path, bands):
 
 
 def test_signed_16_bits_keep_their_range(tmp_path):
-    """Pillow widens them to 32 bits, whose range is 65536 times as far."""
+    """Pillow widens them to 32 bits, whose range is 65536 times as wide."""
     array = np.linspace(-32768, 32767, 32 * 40).round().astype("i2").reshape(32, 40)
     path = tmp_path / "ir.tif"
     path.write_bytes(tiff(array, 1))

@@ -19,7 +19,7 @@ NAMES = (
     "batch_size", "tile", "compile", "progress", "callback", "report", "prior", "shapes", "config",
     "num_train_timesteps",
 )  # fmt: skip
-"""what a refusal must name one of"""
+"""a refusal must name one of these"""
 ODD = (None, True, -1, 0, 1.5, float("nan"), float("inf"), 10**30, "x", "", [], {}, (1, 2), b"x",
        np.float32(2), np.int64(3), np.array([1, 2]), torch.tensor([1, 2]), object())  # fmt: skip
 odd = st.sampled_from(range(len(ODD))).map(lambda n: ODD[n])  # some cannot be compared or hashed

@@ -41,7 +41,7 @@ def _renamed(key: str, rng: np.random.Generator) -> str:
 
 
 def _other_value(value: torch.Tensor, rng: np.random.Generator):
-    """A tensor that should not be there, or something else."""
+    """Return a tensor that should not be there, or something else."""
     kind = pick(rng, "number", "cast", "cut", "fold", "view", "special", "bad")
     if kind == "number":
         return pick(rng, *ODD, (1, 2), b"x", torch.Size([2]), np.float32(2))
@@ -82,7 +82,7 @@ def _changed_state(rng: np.random.Generator) -> dict:
 
 
 def _lying_pickle(data: bytes, rng: np.random.Generator) -> bytes:
-    """Other numbers, names or instructions in a pickle."""
+    """Put other numbers, names or instructions into a pickle."""
     steps = list(pickletools.genops(data))
     places = [place for *_, place in steps] + [len(data)]
     out = data
@@ -103,7 +103,7 @@ def _lying_pickle(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def zipped(rng: np.random.Generator) -> bytes:
-    """A ``.pt`` whose pickle or directory lies."""
+    """Make a ``.pt`` whose pickle or directory lies."""
     content, written = _saved({"state_dict": STATE}), io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as source, zipfile.ZipFile(written, "w") as target:
         for item in source.infolist():
@@ -119,7 +119,7 @@ def zipped(rng: np.random.Generator) -> bytes:
 
 
 def legacy(rng: np.random.Generator) -> bytes:
-    """What PyTorch wrote before 1.6, whose pickles lie."""
+    """Make a file as PyTorch wrote it before 1.6, whose pickles lie."""
     data = io.BytesIO(_saved(STATE, legacy=True))
     ends = [0]
     for _ in range(5):
@@ -133,7 +133,7 @@ def legacy(rng: np.random.Generator) -> bytes:
 
 
 def headed(rng: np.random.Generator) -> bytes:
-    """A safetensors file whose header lies."""
+    """Make a safetensors file whose header lies."""
     config = {**PLAIN, "noise_schedule": "linear"}
     for key in list(config) if rng.random() < 0.5 else ():
         if rng.random() < 0.2:

@@ -112,7 +112,7 @@ def test_videos_in_failing_folders(tmp_path):
 
 
 def _check(target: Path, word: str, text: str) -> None:
-    """Check that the output is whole or absent, and that a part that is left is named and plays."""
+    """Check that the output is whole or absent, and that a part that stays is named and plays."""
     if target.suffix == "":
         for path in target.glob("*.png"):
             read_image(path)

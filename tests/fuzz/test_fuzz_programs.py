@@ -31,7 +31,7 @@ QUICK = ["--preset", "realtime", "--image-preset", "instant"]
 SCORED = ["--baselines", "--limit", "1", "-q"]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 HEADER = 2000
-"""bytes of a video in which no frame is yet"""
+"""bytes of a video that holds no frame yet"""
 
 
 class Inputs(NamedTuple):
@@ -97,7 +97,7 @@ def decent(done: Done) -> None:
 
 
 def pictures(folder: Path) -> dict[str, int]:
-    """Names of the pictures, each of which must be whole, and when they were written."""
+    """Return the names of the pictures, each of which must be whole, and when they were written."""
     found = {}
     for file in folder.glob("*.png"):
         assert min(read_image(file).shape[:2]) >= SIDE, file

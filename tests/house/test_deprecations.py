@@ -1,4 +1,4 @@
-"""The rule of CONTRIBUTING for names that go: before 1.0 the changelog says it, later they warn.
+"""The rule of CONTRIBUTING for removed names: before 1.0 the changelog lists them, later they warn.
 
 `interface.txt` has the public names. A new one is added there; one that goes leaves it at the next
 release. No name is deprecated now, so there is no code for it: a module's ``__getattr__`` with
@@ -21,7 +21,7 @@ RECORD = ROOT / "tests" / "house" / "interface.txt"
 
 
 def public() -> set[str]:
-    """What is in ``__all__`` of the package and its faces, as ``module.name``."""
+    """Return what is in ``__all__`` of the package and its subpackages, as ``module.name``."""
     found = {f"ddfm_fast.{name}" for name in ddfm_fast.__all__}
     for face in sorted((ROOT / "ddfm_fast").glob("*/__init__.py")):
         module = f"ddfm_fast.{face.parent.name}"
@@ -31,7 +31,7 @@ def public() -> set[str]:
 
 
 def changed_or_removed() -> str:
-    """The changelog's text under Changed and Removed, of all versions."""
+    """Return the changelog's text under Changed and Removed, of all versions."""
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     return "".join(re.findall(r"^### (?:Changed|Removed)$(.*?)(?=^##|\Z)", text, re.M | re.S))
 
@@ -51,7 +51,7 @@ def gone_silently(name: str, version: str, changelog: str) -> bool:
 
 
 def nameless(source: str) -> list[int]:
-    """Lines of calls with a DeprecationWarning that lack ``use NAME``, or the caller's line."""
+    """Return the lines of calls with a DeprecationWarning that lack ``use NAME`` or a level."""
     calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call)]
     found = []
     for call in calls:

@@ -42,7 +42,7 @@ PURPOSE = {
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """The fenced blocks of a page in one language; "" for those that name none."""
+    """Return the fenced blocks of a page in one language; "" for those that name none."""
     found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.M | re.S)
     return [block for name, block in found if name == language]
 
@@ -54,7 +54,7 @@ def test_readme_is_short():
 
 
 def test_the_clone_does_not_hide_the_package():
-    """A folder called like the package is imported instead of it by Python started beside it."""
+    """Python that is started beside a folder of the package's name imports that folder instead."""
     (folder,) = re.findall(r"git clone <this repository> (\S+) && cd \1$", README.read_text(), re.M)
     assert not folder.isidentifier()
 
@@ -179,7 +179,7 @@ def test_python_of_the_method_topic_runs():
 
 
 def presets_table() -> list[str]:
-    """The README's presets, from the measured table of the program."""
+    """Return the README's table of presets, made from what the program has measured."""
     rows = ["| preset | prior evaluations | seconds | for |", "|---|---|---|---|"]
     for name, found in MEASURED.items():
         seconds = "{:g} / {:g}".format(*found.seconds) if found.seconds else "–"

@@ -16,7 +16,7 @@ from conftest import ROOT
 import ddfm_fast
 
 ON_THE_PAGE = {"PRESETS", "__version__", "clear_cache"}
-"""names of values, which have no docstring of their own, and of what takes nothing"""
+"""values, which have no docstring of their own, and functions that take nothing"""
 
 
 def examples(name: str, value: object) -> list[doctest.DocTest]:
@@ -40,7 +40,7 @@ def run(test: doctest.DocTest, globs: dict) -> None:
 
 @pytest.fixture(scope="module")
 def sources() -> dict:
-    """Names of the page's example."""
+    """The names that the page's example defines."""
     globs: dict = {}
     run(page(), globs)
     return globs

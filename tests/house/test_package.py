@@ -29,7 +29,7 @@ print("kernels" in sys.modules or "torch" in sys.modules)
 
 
 def python(code: str, *flags: str) -> list[str]:
-    """Lines that ``code`` prints in a fresh interpreter, far from the checkout."""
+    """Return the lines that ``code`` prints in a fresh interpreter, far from the checkout."""
     done = subprocess.run(
         [sys.executable, *flags, "-c", code], capture_output=True, text=True, cwd=ROOT.anchor
     )
@@ -38,7 +38,7 @@ def python(code: str, *flags: str) -> list[str]:
 
 
 def probe(path: Path, before: str = "") -> list[str]:
-    """Where the package and its kernels come from with nothing but ``path`` to find them."""
+    """Return where the package and its kernels come from if only ``path`` leads to them."""
     return python(f"import sys; sys.path.insert(0, {str(path)!r}); {before}{PROBE}", "-I", "-S")
 
 
@@ -130,7 +130,7 @@ def test_kernels_of_this_checkout_win_over_an_editable_install(checkout, tmp_pat
 
 
 def test_the_benchmark_comes_from_where_the_package_does(wheel):
-    """Without importing it: its dependencies are an extra."""
+    """It is found without being imported: its dependencies are an extra."""
     look = "import importlib.util as u; print(u.find_spec('ddfm_fast.bench.runner').origin)"
     for home, folder in ((ROOT, ROOT / "bench"), (wheel, wheel / "ddfm_fast" / "bench")):
         (found,) = python(f"import sys; sys.path.insert(0, {str(home)!r}); {look}", "-I", "-S")
@@ -195,7 +195,7 @@ def test_metadata(metadata):
 
 
 def pins(python: str) -> list[str]:
-    """Names that constraints.txt pins for this Python, once for each line that applies to it."""
+    """Return the names that constraints.txt pins for this Python, one per line that applies."""
     names = []
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):

@@ -45,7 +45,7 @@ def test_its_text_names_what_there_is():
 
 @pytest.fixture(scope="module")
 def run() -> dict:
-    """The names after all cells, run one after the other; what they print is in ``printed``."""
+    """The names after all cells ran one after the other; what they print is in ``printed``."""
     names: dict = {"__name__": "tour"}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         for n, source in enumerate(cells("code")):

@@ -123,7 +123,7 @@ ddfm_fast.Fuser()(a, a, steps=3)  # wrong
 
 
 def array_of(*dtypes: str) -> str:
-    """An array of one of these dtypes, as pyright or mypy prints it."""
+    """Return a pattern of how pyright or mypy prints an array of one of these dtypes."""
     return rf"(numpy\.)?ndarray\[.*dtype\[(numpy\.)?({'|'.join(dtypes)})\]\]"
 
 
@@ -154,7 +154,7 @@ KINDS = {
 
 
 def marked(text: str, pattern: str) -> dict[int, str]:
-    """Line numbers from 1 and what their comment says, of comments of that pattern."""
+    """Return what the comments that match a pattern say, by line number from 1."""
     lines = enumerate(text.splitlines(), 1)
     return {n: found[1] for n, line in lines if (found := re.search(rf"# ({pattern})$", line))}
 
@@ -219,7 +219,7 @@ def test_pyright_in_its_strict_mode(tmp_path):
 
 
 def keywords(function, *typed_dicts) -> set[str]:
-    """Names of the keywords of a function whose ``**`` has those of the dictionaries."""
+    """Return the keywords of a function whose ``**`` has those of the dictionaries."""
     own = {
         p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY
     }
@@ -227,7 +227,7 @@ def keywords(function, *typed_dicts) -> set[str]:
 
 
 def declared(name: str) -> set[str]:
-    """Names of the keywords that the overloads know, read from the source."""
+    """Return the keywords that the overloads know, read from the source."""
     import ast
 
     tree = ast.parse((ROOT / "ddfm_fast/runtime/typed.py").read_text(encoding="utf-8"))

@@ -40,7 +40,7 @@ print("RESULT" + json.dumps({
 }))
 """
 GROUPS = {"x86-64-v4+avx512bf16": 32, "x86-64-v4": 32, "x86-64-v3": 16}
-"""twice the floats of a vector; of other levels 8"""
+"""twice the floats of a vector; 8 at other levels"""
 LEVELS = [level for level in prebuilt.LEVELS if level.machine == build.platform.machine()]
 
 

@@ -1,4 +1,4 @@
-"""Arrays of any kind are the picture of a plain one, bit for bit; their shapes and values."""
+"""Arrays of any kind give the picture of a plain one, bit for bit; their shapes and values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ddfm_fast.images.planes import from_planes, to_planes
 
 
 def planes_of(array: np.ndarray, layout: str) -> np.ndarray:
-    """Planes [N, C, H, W] by the documented formula, written in NumPy."""
+    """Return planes [N, C, H, W] by the documented formula, written in NumPy."""
     white = {"u": lambda: np.iinfo(array.dtype).max, "f": lambda: 1}[array.dtype.kind]()
     unit = array.astype(np.float32) / np.float32(white)
     axes = [layout.index(axis) for axis in "NCHW" if axis in layout]
@@ -57,7 +57,7 @@ def mapped(a: np.ndarray, folder) -> np.memmap:
 
 
 def flipped(a: np.ndarray) -> np.ndarray:
-    """Negative strides in every axis, the same values."""
+    """Return the same values with negative strides in every axis."""
     axes = tuple(range(a.ndim))
     return np.flip(np.flip(a, axes).copy(), axes)
 
@@ -106,7 +106,7 @@ pictures = st.tuples(st.sampled_from(SHAPES), st.sampled_from(DTYPES), st.intege
 
 
 def assert_same_picture(image, array: np.ndarray, given_as: type) -> None:
-    """The planes of a plain array, and back the values in the container; nothing is written to."""
+    """Check for a plain array's planes, for equal values on the way back, and for no writing."""
     planes, spec = to_planes(image, "ir")
     assert type(planes) is torch.Tensor and planes.is_contiguous() and not planes.requires_grad
     np.testing.assert_array_equal(planes.numpy(), planes_of(array, spec.layout))
@@ -195,7 +195,7 @@ sizes = st.lists(size, min_size=0, max_size=5).map(tuple)
 
 
 def height_and_width(shape: tuple[int, ...], as_tensor: bool) -> tuple[int, ...]:
-    """What the table of layouts says of a shape; nothing for what it does not have."""
+    """Return what the table of layouts says of a shape; nothing if it does not have it."""
     if len(shape) == 2 or 0 in shape:
         return () if 0 in shape else shape
     if len(shape) not in (3, 4):
@@ -278,7 +278,7 @@ def test_any_span_is_scaled_right_or_refused_by_name(dtype, limits, seed):
     with np.errstate(all="ignore"):
         wide = np.nan_to_num(low + grid * (high - low)).clip(min(limits), max(limits))
         image = wide.astype(dtype)
-        if dtype == "float16":  # whose white is 65504
+        if dtype == "float16":  # its white is 65504
             image = image.clip(-65504, 65504)
     if not LEAST <= high - low <= MOST:
         with pytest.raises(ValueError, match="^value_range: got "):

@@ -21,12 +21,12 @@ unit = st.floats(0, 1, width=32)
 
 
 def colors(rgb: np.ndarray) -> torch.Tensor:
-    """[M, 3] colors as planes [1, 3, M, 1]."""
+    """Return [M, 3] colors as planes [1, 3, M, 1]."""
     return torch.from_numpy(np.asarray(rgb, np.float32)).T[None, :, :, None].contiguous()
 
 
 def random_colors(seed: int, count: int = 500) -> torch.Tensor:
-    """Colors inside the cube and on its faces and corners."""
+    """Draw colors inside the cube and on its faces and corners."""
     generator = torch.Generator().manual_seed(seed)
     rgb = torch.rand(count, 3, generator=generator) * 1.5 - 0.25
     return colors(rgb.clamp(0, 1).numpy())
@@ -179,7 +179,7 @@ def test_color_that_gets_darker_keeps_its_hue_and_saturation():
 
 
 def test_a_first_source_in_color_beside_a_gray_one_is_doubted(recwarn):
-    """Two files the wrong way round; but not a functional map, nor if ``color`` asks for it."""
+    """The files may be swapped; no warning for a functional map, or if ``color`` asks for it."""
     red, gray = np.zeros((24, 24, 3), np.uint8), np.arange(576, dtype=np.uint8).reshape(24, 24)
     red[..., 0], red[..., 1] = gray, 255 - gray
     as_rgb = np.repeat(gray[..., None], 3, -1)

@@ -25,7 +25,7 @@ RANGES = {"uint8": [None, (0, 255), (-3.5, 260), (-1e9, 1e9)], "uint16": [None, 
 
 
 def functional(image: torch.Tensor) -> bool:
-    """The rule, on float planes [C, H, W] alone."""
+    """Apply the rule to float planes [C, H, W] alone."""
     if len(image) == 1:
         return False
     step = max(1, min(image.shape[-2:]) // 256)
@@ -53,7 +53,7 @@ def level(planes: torch.Tensor) -> float | None:
 
 @st.composite
 def pictures(draw, dtype: str, channels: int, height: int, width: int):
-    """Flat, gray as RGB, nearly gray, late to show color, dark with a colored disk, or noise."""
+    """Draw one: flat, gray as RGB, nearly gray, late to show color, dark with a disk, or noise."""
     white = np.iinfo(dtype).max
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     kind = draw(st.sampled_from(["flat", "gray", "near", "late", "map", "noise"]))
@@ -149,7 +149,7 @@ def test_a_flat_source_is_told_in_its_own_units(image, reading, value):
 
 
 def test_a_flat_file_of_degrees_is_not_told_to_be_at_0():
-    """Files become levels of 16 bits, whose ends are no values of theirs."""
+    """Files become levels of 16 bits, so the ends of the levels are no values of the file."""
     ramp = np.arange(400, dtype=np.uint16).reshape(20, 20) * 160
     found = sources(np.full((20, 20), 21.5, np.float32), ramp)
     (sentence,) = facts.unlikely(read_raw(found.ir, "ir"), read_raw(found.vis, "vis"))

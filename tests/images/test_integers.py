@@ -62,7 +62,7 @@ def test_integers_of_numpy_become_plain_ones(name):
 @pytest.mark.parametrize("value", [True, np.True_, 2.5])
 def test_bools_and_fractions_are_refused(name, value):
     if (name, value) == ("channel_mult", 2.5):
-        return  # which is a multiplier that a network can have
+        return  # a multiplier that a network can have
     with pytest.raises((ValueError, TypeError)):
         TAKEN[name][1](value)
 

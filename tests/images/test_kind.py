@@ -16,7 +16,7 @@ def kind(image: np.ndarray) -> bool:
 
 
 def the_map(side: int = 128) -> np.ndarray:
-    """A hot disk in false color on black."""
+    """Draw a hot disk in false color on black."""
     rows, columns = np.mgrid[:side, :side] / side - 0.5
     heat = np.clip(1.2 - 3 * np.hypot(rows, columns), 0, 1)
     return (np.stack([heat, heat**2 * 0.6, 0.1 * heat], -1) * 255).round()

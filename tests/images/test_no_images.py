@@ -64,7 +64,7 @@ def test_other_dtypes_of_torch_are_refused_by_name(dtype):
     scale = {"scale": 0.1, "zero_point": 0}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PyTorch 2.13 is to drop some
+            warnings.simplefilter("ignore")  # PyTorch 2.13 will drop some dtypes
             if str(dtype)[6:].startswith(("qint", "quint")):
                 image = torch._empty_affine_quantized((16, 16), dtype=dtype, **scale)
             else:
@@ -90,7 +90,7 @@ def fake() -> torch.Tensor:
 
 def masked_tensor() -> torch.Tensor:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a prototype
+        warnings.simplefilter("ignore")  # masked tensors are a prototype
         return torch.masked.masked_tensor(torch.rand(32, 40), torch.rand(32, 40) > 0.5)
 
 

@@ -37,7 +37,7 @@ def random_image(shape: tuple[int, ...], dtype: str = "uint8") -> np.ndarray:
 
 
 def expected_planes(array: np.ndarray, layout: str) -> np.ndarray:
-    """The planes of an array, by einops-like index bookkeeping that py does not share."""
+    """Return the planes of an array by an ``einsum``, which shares no code with the package."""
     sizes = dict(zip(layout, array.shape, strict=True))
     shape = tuple(sizes.get(axis, 1) for axis in "NCHW")
     present = [axis for axis in "NCHW" if axis in layout]

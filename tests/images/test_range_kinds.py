@@ -43,7 +43,7 @@ KINDS = {
     "signed 32 bits": (PICTURE.astype(np.int32) * 10 - 500, "-500 to 2050, not the range of int32"),
     "unsigned 32 bits": (PICTURE.astype(np.uint32) * 10, "0 to 2550, not the range of uint32"),
 }
-"""a picture in each of the units that cameras and scanners write, and what is said of it"""
+"""a picture in each of the units that cameras and scanners write, and the warning about it"""
 
 
 def read(image, name: str = "ir", **reading) -> tuple[np.ndarray, list[str]]:
@@ -83,7 +83,7 @@ def test_narrow_eight_bits_are_left_alone_with_a_word():
 
 
 def test_eight_bits_made_deep_are_no_counts():
-    """A dark picture of 8 bits beside one of 16 was multiplied by 257."""
+    """A dark picture of 8 bits is multiplied by 257 when it goes with one of 16 bits."""
     dark = (PICTURE // 8).astype(np.uint16) * 257
     plane, said = read(dark)
     assert not said
@@ -161,7 +161,7 @@ def test_nothing_counts():
 def test_a_constant_picture_of_floats_is_legal(value, dtype):
     value = min(value, float(np.finfo(dtype).max))
     plane, said = read(np.full((16, 20), value, dtype))
-    assert not said  # that it is flat, the pair says
+    assert not said  # reading the pair reports that it is flat
     assert (plane == (value if 0 <= value <= 1 else 0)).all()
 
 
@@ -367,7 +367,7 @@ DEGREES = (UNIT * 80 - 20).astype(np.float32)
     ],
 )
 def test_a_field_of_marks_does_not_set_the_range(mark, image):
-    """A twentieth of the picture, more than dead pixels are; what is named reads as that value."""
+    """A twentieth of the picture is more than dead pixels are; the warning names the value."""
     marked = image.copy()
     marked[5:15, 20:36] = mark
     low, high = float(image[15:].min()), float(image[15:].max())

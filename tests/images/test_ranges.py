@@ -19,7 +19,7 @@ FAST = {"preset": "instant", "device": "cpu"}
 
 
 def gray(height=48, width=64, seed=0):
-    """A smooth gray picture that uses all of 0..255."""
+    """Draw a smooth gray picture that uses all of 0..255."""
     y, x = np.mgrid[:height, :width]
     values = np.sin(x / (7 + seed)) + np.cos(y / (5 + seed)) + 0.3 * np.sin((x + y) / 3)
     values = (values - values.min()) / (values.max() - values.min())
@@ -36,7 +36,7 @@ def silent(function, *args, **kwargs):
 
 
 def scaled(low, high, dtype):
-    """The infrared picture with other black and white."""
+    """Return the infrared picture with other values for black and white."""
     values = low + IR / 255 * (high - low)
     return (values if np.dtype(dtype).kind == "f" else np.rint(values)).astype(dtype)
 
@@ -263,7 +263,7 @@ class TestFiles:
 
 
 class TestCases:
-    """Inputs that failed: what is right stands in ``cases/README.md``."""
+    """Inputs that once failed; ``cases/README.md`` has the right results."""
 
     def read(self, name):
         folder = shared("cases")

@@ -22,7 +22,7 @@ def counts(low: int, step: int = 8) -> np.ndarray:
 
 
 def ranges_of(frames: list, cuts: tuple = (), *, setting=None, nodata=None):
-    """(the infrared ranges, what was said) of a stream."""
+    """Return the infrared ranges of a stream, and the warnings."""
     steady = SteadyRanges()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", DDFMWarning)

@@ -90,7 +90,7 @@ def test_workers_make_their_own_fuser(module):
 
 
 def test_it_is_saved_printed_and_made_again(module):
-    """With its options, and without a network that nobody asked for yet."""
+    """Its options are kept, and saving it does not load the network."""
     albumentations = pytest.importorskip("albumentations", reason="needs albumentations")
     made = module.FuseDDFM(color=False, **OPTIONS)
     if not isinstance(made, albumentations.BasicTransform):

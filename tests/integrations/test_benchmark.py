@@ -32,11 +32,11 @@ class BaseMethod(ABC):
 
     @abstractmethod
     def _build_model(self):
-        """A module."""
+        """Return a module."""
 
     @abstractmethod
     def _fuse(self, ir, vi):
-        """Its result."""
+        """Return its result."""
 
     def load_checkpoint(self, path):
         raise AssertionError("would load a state dict")

@@ -22,10 +22,10 @@ from ddfm_fast.integrations import gstreamer
 pytestmark = [pytest.mark.slow, pytest.mark.extras]
 LAUNCH = shutil.which("gst-launch-1.0")
 WIDTH, HEIGHT = 66, 48
-"""whose rows GStreamer pads to 68 bytes in GRAY8 and to 200 in RGB"""
+"""GStreamer pads such rows to 68 bytes in GRAY8 and to 200 in RGB"""
 BYTES = {"GRAY8": 1, "GRAY16_LE": 2, "RGB": 3}
 OF_BINDINGS = "The created element should be floating"
-"""what GStreamer 1.22 says of every element in Python"""
+"""what GStreamer 1.22 prints about every element in Python"""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def frames(data: bytes, fmt: str, count: int) -> list[np.ndarray]:
 
 
 def recorded(environment, folder, fmt: str, count: int, pattern: str, rate: int = 30):
-    """The frames of a test source, as GStreamer alone writes them."""
+    """Return the frames of a test source as GStreamer alone writes them."""
     file = folder / f"{fmt}-{pattern}-{rate}.raw"
     launch(environment, *source(fmt, count, pattern, rate), "filesink", f"location={file}")
     return frames(file.read_bytes(), fmt, count)
@@ -120,12 +120,12 @@ def test_frames_are_those_of_fuse(environment, tmp_path, ir, vis, out, propertie
 
 
 def stamps(said: str) -> list[tuple[str, str]]:
-    """(pts, duration) of the buffers that an identity told of."""
+    """Return (pts, duration) of the buffers that an identity reported."""
     return re.findall(r"chain.*?pts: (\S+),.*?duration: (\S+),", said)
 
 
 def test_timestamps_are_the_visible_and_the_nearest_infrared_is_taken(environment, tmp_path):
-    """30 frames a second with 10: 0, 0, 1, 1, 1, 2, 2, 2, … by distance in time."""
+    """30 frames per second with 10: 0, 0, 1, 1, 1, 2, 2, 2, … by distance in time."""
     file = tmp_path / "out.raw"
     said = launch(
         environment,
@@ -323,7 +323,7 @@ def test_formats_fit_though_the_infrared_source_is_silent_yet(environment):
 
 
 def test_frames_that_come_too_late_are_dropped_and_counted(environment):
-    """Those before the first infrared one (0, 1), and what ends before 450 ms (2, 3)."""
+    """Frames before the first infrared one (0, 1), and frames that end before 450 ms (2, 3)."""
     assert script(environment, DROPS) == "[4, 5, 6, 7] 4 None"
 
 

@@ -75,7 +75,7 @@ def test_a_batch_on_two_nodes_is_that_of_one_machine(cluster, data, tmp_path):
             tmp_path / "one"
         )
     assert not (tmp_path / "two" / STAGING).exists()
-    assert json.loads((tmp_path / "two" / REPORT).read_text())["done"] == 0  # of the last run
+    assert json.loads((tmp_path / "two" / REPORT).read_text())["done"] == 0  # the last run's
     lines = [json.loads(line) for line in (tmp_path / "two" / HISTORY_FILE).open()]
     assert sorted(line["name"] for line in lines if "name" in line) == [i.name for i in items]
 
@@ -120,7 +120,7 @@ def test_pairs_that_fail_take_no_others_down(cluster, data, tmp_path):
 
 
 def test_errors_name_files_as_they_were_given(cluster, data, tmp_path, monkeypatch):
-    """By relative paths, which workers, who have another folder, are handed as absolute ones."""
+    """The paths are relative; workers, whose folder is another, are handed absolute ones."""
     monkeypatch.chdir(tmp_path)
     for folder in ("ir", "vi"):
         (tmp_path / "in" / folder).mkdir(parents=True)
@@ -153,7 +153,7 @@ def test_bad_entries_of_a_list_fail_with_their_sentences(cluster, data, tmp_path
 
 
 class Deadly:
-    """A prior that ends the process of an actor when it is asked."""
+    """A prior that ends the process of an actor when it is evaluated."""
 
     __name__ = "deadly"
 
@@ -224,7 +224,7 @@ def encoded(image: np.ndarray) -> bytes:
 
 
 def test_fuse_batch_by_itself(data):
-    """No cluster: what a batch of mixed rows gives."""
+    """There is no cluster: only a batch of mixed rows."""
     pair = [read_image(data / name / "01.png") for name in ("ir", "vi")]
     batch = {
         "a": np.array([encoded(pair[0]), b"nonsense", encoded(pair[0][:40])], object),
@@ -272,7 +272,7 @@ def command(data: Path, out: Path, *more: str) -> subprocess.Popen:
 
 
 def test_the_command_is_killed_and_resumes(cluster, data, tmp_path):
-    """Each with a Ray of its own; of the cluster's workers it must know nothing."""
+    """Each run has a Ray of its own, and must know nothing of the cluster's workers."""
     slow = "--preset", "official", "--steps", "60"
     on_ray = *slow, "--on", "ray", "--actors", "1"
     one = command(data, tmp_path / "one", *slow)

@@ -54,7 +54,7 @@ print(report.count("done"), report.count("skipped"))
 
 @pytest.fixture(scope="module")
 def server():
-    """A server that logs what it is asked, with pairs in a bucket."""
+    """A server that logs its requests, with pairs in a bucket."""
     tools = str(Path(__file__).parents[1] / "tools")
     path = os.pathsep.join([str(ROOT), tools, os.environ.get("PYTHONPATH", "")])
     with s3_server() as (found, port), pytest.MonkeyPatch.context() as patch:
@@ -88,7 +88,7 @@ def fuse(out: str, elsewhere=None):
 
 
 def puts(server, out: str) -> Counter[str]:
-    """How often each picture has been put, by its name."""
+    """Count how often each picture has been put, by its name."""
     prefix = out.removeprefix("s3:/") + "/"
     return Counter({
         Path(path).stem: count for path, count in server.puts().items() if path.startswith(prefix)
@@ -144,7 +144,7 @@ def test_two_runs_at_once_lose_nothing(cluster, server):
 
 
 def test_a_worker_fetches_the_next_pairs_while_it_fuses(cluster, server, monkeypatch):
-    """One chunk ahead and no more."""
+    """It fetches one chunk ahead and no more."""
     monkeypatch.setattr(ray_pool, "MOST_PIECES", 1)
     begin = len(server.log)
     with RayPairs(actors=1) as there, Stage() as stage:

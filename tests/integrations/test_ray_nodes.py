@@ -27,7 +27,7 @@ SOON = {
     "health_check_timeout_ms": 3000,
     "health_check_failure_threshold": 3,
 }
-"""by which the cluster notices within seconds that a node is gone, not within half a minute"""
+"""settings by which the cluster notices within seconds that a node is gone, not in half a minute"""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The pool of actors alone, with a stand-in for Ray whose actors end at a word."""
+"""The pool of actors alone, with a stand-in for Ray whose actors end on request."""
 
 from __future__ import annotations
 

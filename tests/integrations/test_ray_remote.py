@@ -69,7 +69,7 @@ def remote(store, out, fuser, cluster, **options):
 def test_workers_fetch_and_put_and_the_bytes_are_those_of_one_machine(
     cluster, store, data, tmp_path, monkeypatch
 ):
-    """This process neither fetches nor puts a picture; what is done is skipped here and there."""
+    """This process fetches and puts no picture; later runs skip what is done in either output."""
     fuser = Fuser(preset="fast")
     run_batch(find_pairs(data), tmp_path / "one", fuser)
     names = sorted(file.name for file in (tmp_path / "one").glob("*.png"))

@@ -51,7 +51,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_command_gives_what_one_machine_gives(data, tmp_path):
-    """With a video that cannot be read: it fails alone, with the same words."""
+    """A video that cannot be read fails alone, with the same words."""
     (tmp_path / "in").mkdir()
     for path in data.iterdir():
         (tmp_path / "in" / path.name).symlink_to(path)
@@ -109,7 +109,7 @@ def test_streams_are_for_one_machine(data, tmp_path):
 
 @pytest.mark.parametrize("seconds", [1.0, 30.0], ids=["lets go", "stays"])
 def test_a_worker_that_is_lost_may_still_hold_the_lock(data, tmp_path, monkeypatch, seconds):
-    """Its node is gone and it has not noticed: the next one waits, and not for ever."""
+    """Its node is gone and it has not noticed: the next one waits, but not forever."""
     from clusters import slow_fuser
 
     from ddfm_fast.integrations import ray_videos

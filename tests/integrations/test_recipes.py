@@ -71,7 +71,7 @@ def same(one: list[np.ndarray], other: list[np.ndarray]) -> None:
 
 
 def by_command(ir: str, *options: str) -> list[np.ndarray]:
-    """The frames that the command writes from files, without a pipe."""
+    """Return the frames that the command writes from files, without a pipe."""
     words = " ".join((ir, "visible.mp4", "-o", "plain.mkv", "--codec", "ffv1", *options))
     bash(f"ddfm-fast video {words}")
     return read_clip(Path("plain.mkv"))[0]

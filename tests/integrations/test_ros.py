@@ -28,7 +28,7 @@ OPTIONS = {"preset": "instant", "device": "cpu"}
 
 
 def sent(encoding: str, rows: np.ndarray, *, pad: int = 0, big: int = 0, at: float = 0.0):
-    """A message by its definition: rows of bytes, each followed by ``pad`` bytes of nonsense."""
+    """Make a message by its definition: rows of bytes, each with ``pad`` bytes of nonsense."""
     data = b"".join(row.tobytes() + b"\xaa" * pad for row in rows)
     stamp = ros_stubs.Time(sec=int(at), nanosec=round((at - int(at)) * 1e9))
     return ros_stubs.Image(

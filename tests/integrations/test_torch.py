@@ -18,7 +18,7 @@ SIZE = 40, 50
 
 
 def pair(ir: int = 1, vis: int = 3, *lead: int, dtype=torch.float32, seed: int = 0):
-    """Sources of smooth random shapes within [0.1, 0.9], so that nothing is clipped."""
+    """Draw sources of smooth random shapes within [0.1, 0.9], so that nothing is clipped."""
     made = []
     for n, channels in enumerate((ir, vis)):
         generator = torch.Generator().manual_seed(seed + n)
@@ -74,7 +74,7 @@ def test_dtypes_and_autocast(module, dtype):
         assert torch.equal(module(ir, vis), fused)
         exact = module(ir.double().requires_grad_(), vis.double())
     assert exact.dtype == torch.float64
-    tolerance = 2e-6 + float(torch.finfo(dtype).eps)  # float32 inside, then that of the result
+    tolerance = 2e-6 + float(torch.finfo(dtype).eps)  # float32 inside, then the result's rounding
     np.testing.assert_allclose(exact.detach(), fused.double(), atol=tolerance)
 
 

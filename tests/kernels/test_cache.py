@@ -113,7 +113,7 @@ def test_clearing_removes_what_is_ours(folder):
 
 
 def test_a_folder_without_room_is_known_before_compiling(folder):
-    """In a process that may write no more than 64 KiB to a file."""
+    """It is tested in a process that may write no more than 64 KiB to a file."""
     code = (
         "import resource, sys; from pathlib import Path; from ddfm_fast.kernels.cpu import cache\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
@@ -151,7 +151,7 @@ def test_a_folder_that_cannot_be_looked_at_is_described(folder, monkeypatch):
 
 @needs_kernels
 def test_a_damaged_library_is_compiled_again(folder):
-    """In separate processes, since loading a damaged library ends the process."""
+    """It runs in separate processes, since loading a damaged library ends the process."""
     code = "from ddfm_fast.kernels.cpu import build; print(build.status())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 

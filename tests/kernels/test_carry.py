@@ -15,7 +15,8 @@ needs_kernels = pytest.mark.skipif(
 )
 SIZES = [(2, 2), (3, 17), (16, 16), (17, 33), (70, 47), (301, 527), (17, 1191)]
 TINY = 2e-7
-"""of planes in [0, 1]: what float32 rounds beside the positions, as the twin's error has these"""
+"""what float32 rounds in planes in [0, 1]; the twin's error already has the rounding of
+positions"""
 FLOWS = ("none", "zero", "pan", "smooth", "wild")
 
 

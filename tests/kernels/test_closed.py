@@ -17,9 +17,10 @@ needs_kernels = pytest.mark.skipif(
 )
 SIZES = [(16, 16), (17, 33), (47, 16), (70, 47), (130, 90), (301, 527)]
 LEVEL_ERROR, ERROR = 2e-6, 2e-5
-"""of a level's result and of all, both in [0, 1]"""
+"""the largest error of one level's result and of the whole result, both in [0, 1]"""
 GAUSSIAN, MAP = 5e-7, 5e-4
-"""of a pyramid, and of a map, whose correlations and variances are differences of squares"""
+"""the largest error of a pyramid, and of a map, whose correlations and variances are differences of
+squares"""
 PHOTO = target.PHOTOGRAPHIC
 NO_SKY = replace(PHOTO, sky_coring=0, sky_share=0, sky_base=0)
 TERMS = {
@@ -42,7 +43,7 @@ def plane(height, width, seed=0):
 
 
 def pair(height, width, seed=0):
-    """Two smooth sources with noise, a bright flat part and a black one: [1, 1, H, W] each."""
+    """Make two smooth sources with noise, a bright flat part and a black one: [1, 1, H, W] each."""
     sources = []
     for k in range(2):
         x = pyramid.smooth(pyramid.smooth(plane(height, width, seed + k))) + k * 0.1
@@ -107,7 +108,7 @@ def test_the_result_is_that_of_float64_for_any_threads(kernels, threads, size, n
 
 
 def twin(i, v, numbers):
-    """The plain path, whatever is compiled."""
+    """Compute the closed form by the plain path, even if the C++ is compiled."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(closed, "load", lambda: (None, "off"))
         return target._choose(i, v, numbers)

@@ -28,7 +28,7 @@ def random(*shape, seed=0):
 
 
 def image(*shape, dtype=torch.float32, seed=0):
-    """Channels_last with a mean far from zero, which E[x²] − E[x]² would not survive."""
+    """Draw channels_last data, with a mean far from zero that E[x²] − E[x]² would not survive."""
     x = (random(*shape, seed=seed) + 3).to(dtype)
     return x.contiguous(memory_format=torch.channels_last)
 
@@ -39,7 +39,7 @@ def filters(outs, channels, side, dtype=torch.float32):
 
 
 def with_moments(x):
-    """Moments as a layer stores them, here of a layer that changes nothing."""
+    """Return ``x`` with its moments as a layer stores them; this layer changes nothing."""
     part = conv.layer([conv.Part(x)], conv.pack(torch.eye(x.shape[1]).to(x.dtype)))
     assert torch.equal(part.data, x)
     return part
@@ -53,7 +53,7 @@ def resampled(x, how):
 
 def plain(parts, weight, dtype, *, norm=None, silu=True, resample="", stride=1, bias=None,
           skip=None, residual=None, residual_size=""):  # fmt: skip
-    """The same by PyTorch's own functions in ``dtype``."""
+    """Compute the same by PyTorch's own functions in ``dtype``."""
     x = torch.cat([p.to(dtype) for p in parts], 1)
     if norm is not None:
         x = F.group_norm(x, 32, *(a.to(dtype) for a in norm), 1e-5)
@@ -86,7 +86,7 @@ def assert_right(monkeypatch, parts, weight, **options):
 
 
 def assert_moments_of(x, moments):
-    """Of what was stored; bounds are the roundings of sums of up to 126 rows, then of chunks."""
+    """Check the moments of what was stored; bounds: roundings of up to 126 rows, then of chunks."""
     rows = x.shape[2] * x.shape[3]
     _, chunk, sets = chunks_of.chunking(rows, x.shape[1])
     assert moments.shape == (len(x), sets, 2, x.shape[1])

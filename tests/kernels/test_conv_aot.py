@@ -39,11 +39,11 @@ FORMS = {
     "skip of two, 256": dict(outs=256, two=True, residual="", side=1, wide=True),
 }
 SPILLED = {("64 and 64 to 64", 100): 40, ("up, then 64 to 64", 100): 16}
-"""bytes of local memory that a form may have"""
+"""bytes of local memory that a form may have, by form and architecture"""
 REGISTERS = 255
-"""limit: a program of eight warps for an SM, as many as there are sets for a large GPU"""
+"""limit: a program of eight warps per SM, as many as there are sets for a large GPU"""
 SHARED_BYTES = 99 * 1024
-"""limit: a block of sm_120"""
+"""limit of a block on sm_120"""
 AMD = {"gfx942": 64, "gfx1100": 32}
 
 
@@ -106,7 +106,7 @@ def test_compiled_for_amd(form, target):
 
 
 def report():
-    """Registers, local memory, shared memory and instructions of every form, as Markdown."""
+    """Yield registers, local memory, shared memory and instructions of every form, as Markdown."""
     import tempfile
     from pathlib import Path
 

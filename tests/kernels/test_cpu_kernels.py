@@ -30,7 +30,8 @@ needs_kernels = pytest.mark.skipif(
 )
 GROUPS, EPSILON = 32, 1e-5
 WIDTHS = [None, 4, 16]
-"""floats in a vector: this processor's, and others, which the compiler does by halves or twice"""
+"""floats in a vector: this processor's, and others, for which the compiler splits or joins
+vectors"""
 SIZES = [(1, 1, 1), (3, 5, 7), (1, 17, 25), (3, 34, 50)]
 
 
@@ -58,7 +59,7 @@ def sums_of(x):
 
 
 def twin(parts, weight, *, bias, norm, silu, resample, stride, skip, residual, up):
-    """What a layer computes, by PyTorch in float64."""
+    """Compute by PyTorch in float64 what a layer computes."""
     x = torch.cat(parts, 1).double()
     if norm is not None:
         x = torch.group_norm(x, GROUPS, norm[0].double(), norm[1].double(), EPSILON)
@@ -105,7 +106,7 @@ CASES = {
 
 def make(n, height, width, channels, out, *, side=3, stride=1, norm=False, silu=True, bias=False,
          resample="", skip=(), residual=False, up=False, dtype=torch.float32):  # fmt: skip
-    """(prepared layer, its arguments, the exact result), or None where the input is too small."""
+    """Return (layer, its arguments, the exact result), or None if the input is too small."""
     if resample == "down" and min(height, width) < 2:
         return None
     parts = [normal(n, c, height, width, seed=c, shift=0.5).to(dtype) for c in channels]
@@ -196,7 +197,7 @@ def test_winograd_is_nearly_as_exact_as_the_direct_product():
 
 @needs_kernels
 def test_norm_and_silu_at_their_limits(kernels):
-    """Values far out, and NaN, which stays where it was."""
+    """Values far from zero are right, and NaN stays where it was."""
     x = normal(1, 32, 8, 8)
     scale = torch.full((32,), 60.0)
     identity = torch.eye(32)[:, :, None, None]
@@ -228,7 +229,7 @@ def test_attention_is_pytorchs(kernels, n, tokens, heads, width, new_order):
         ).transpose(1, 2)
         got = cpu.attention(q, k, v)
         assert got.is_contiguous() and got.shape == exact.shape
-        # scores of some thousands are rounded, before the exponential
+        # scores of some thousands are rounded before the exponential
         bound = 2e-6 if factor == 1 else 2e-3
         assert (got - exact).abs().max() < bound * exact.abs().max()
 
@@ -272,7 +273,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def fresh_status(monkeypatch, **environment):
-    """``status`` as in a new process with such an environment."""
+    """Return ``status`` as in a new process with such an environment."""
     monkeypatch.delenv("DDFM_FAST_CACHE", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -383,7 +384,7 @@ def test_without_a_cache(monkeypatch, tmp_path):
 
 @needs_kernels
 def test_a_full_cache(quick_compiler, monkeypatch, tmp_path):
-    """It is compiled for the process alone, as without a cache."""
+    """The library is compiled for the process alone, as without a cache."""
     monkeypatch.setattr(build.cache, "folder", lambda: tmp_path / "own")
     check = build.cache.need_room
 
@@ -401,7 +402,7 @@ def test_a_full_cache(quick_compiler, monkeypatch, tmp_path):
 
 @needs_kernels
 def test_what_a_compiler_made_wrong_does_not_stay(quick_compiler, monkeypatch, tmp_path):
-    """Neither is a library that cannot be loaded kept, nor one missed that was never made."""
+    """A library that cannot be loaded is not kept, and one that was never made is not missed."""
     monkeypatch.setattr(build.cache, "folder", lambda: tmp_path / "own")
     run = build.run
     monkeypatch.setattr(build, "run", lambda command: run(command) if "-o" not in command else "")

@@ -26,7 +26,7 @@ def normal(*shape, seed=0):
 
 
 def placed(x: torch.Tensor, offset: int) -> torch.Tensor:
-    """The same values and strides, ``offset`` bytes behind an address that fits any vector."""
+    """Return the same values and strides, ``offset`` bytes behind an address fit for any vector."""
     size = 1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
     room = torch.empty(4 * size + 128, dtype=torch.uint8)
     first = -room.data_ptr() % 64 + offset
@@ -57,7 +57,7 @@ class Call:
 
 
 def layer_call(channels, out, *, side=3, skip=(), residual=False, **options):
-    """A layer of two inputs with all that goes with it, each an argument of its own."""
+    """Make a call of a layer with two inputs and everything else, each an argument of its own."""
     every, options = sum(channels), {"groups": GROUPS, "silu": True, "epsilon": 1e-5} | options
     weight = cpu.pack(normal(out, every, side, side), side == 3 and every % 32 == 0)
     skips = (cpu.pack(normal(out, sum(skip), 1, 1), False), skip) if skip else None
@@ -271,7 +271,7 @@ def test_sizes_that_cannot_be_prepared():
 
 @needs_kernels
 def test_as_many_tensors_as_prepared_for():
-    """A missing part is not made up for by a skip that is not expected."""
+    """A skip that is not expected does not make up for a missing part."""
     one, two = normal(1, 16, 4, 6), normal(1, 32, 4, 6)
     layer = cpu.Layer(packed(), [one.shape, one.shape])
     for parts, skip in (([one], [two]), ([one], [one]), ([one, one, one], []), ([], [])):
@@ -389,7 +389,7 @@ def test_a_large_result_may_lie_in_huge_pages_and_others_where_nothing_can_be_as
 
 @pytest.mark.parametrize("target", emulated.PARAMS)
 def test_an_emulated_kernel_is_seen_to_write_beside_its_memory(foreign, target, monkeypatch):
-    """What the tests of other processors rely on: a result of a row less than is written."""
+    """The tests of other processors rely on this: a result with a row fewer than is written."""
     library = foreign(target)
     assert (library.process.args[0], library.ddfm_group()) == (emulated.EMULATOR, 8)
     library.watch(monkeypatch)

@@ -35,7 +35,7 @@ def image(size, dtype, channels, layout, seed=0):
 
 
 def beyond(size, seed=1):
-    """A fused luma that leaves [0, 1]."""
+    """Draw a fused luma that leaves [0, 1]."""
     return torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(seed)) * 1.4 - 0.2
 
 
@@ -95,7 +95,7 @@ def test_limits_of_a_batch(kernels):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_give_back(kernels, threads, size, dtype, kind, layout):
-    """Results are at most one level apart, and rarely, where a value lies between two levels."""
+    """Results differ by at most one level, and rarely: if a value lies between two levels."""
     raw = read_raw(image(size, dtype, 1 if kind == "gray" else 3, layout), "vis", layout=layout)
     y, rgb = beyond(size), None if kind == "gray" else raw.planes()
     for stretch in STRETCHES:

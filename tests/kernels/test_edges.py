@@ -31,7 +31,7 @@ def poisoned(monkeypatch):
 
 
 def numbers(*shape, seed=0):
-    """Some of them far apart, and some that bfloat16 rounds to even."""
+    """Draw numbers, a fifth of which lie halfway between two numbers of bfloat16."""
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 3
     x.view(-1)[::5] = 1 + 2.0**-8
     return x

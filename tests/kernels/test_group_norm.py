@@ -26,7 +26,7 @@ def test_in_the_interpreter(assert_interpreted):
 
 
 def guarded(n, c, height, width, dtype):
-    """A NaN-filled channels_last tensor between NaN-filled margins, and a check of these."""
+    """Make a NaN-filled channels_last tensor between NaN-filled margins, and a check of these."""
     count = n * c * height * width
     whole = torch.full((count + 2 * GUARD,), float("nan"), dtype=dtype)
     inner = whole[GUARD:-GUARD].view(n, height, width, c).permute(0, 3, 1, 2)
@@ -34,7 +34,7 @@ def guarded(n, c, height, width, dtype):
 
 
 def data(*shape, dtype=torch.float32, seed=0, offset=3.0):
-    """Channels_last with a mean far from zero, which E[x²] − E[x]² would not survive."""
+    """Draw channels_last data, with a mean far from zero that E[x²] − E[x]² would not survive."""
     generator = torch.Generator().manual_seed(seed + sum(shape))
     x = torch.randn(shape, generator=generator) + offset
     return x.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -54,7 +54,7 @@ def assert_as_good(got, plain, exact):
 
 
 def plain_norm(parts, weight, shift, bias, dtype, *, silu=True, resample=""):
-    """The same by PyTorch's own functions in ``dtype``."""
+    """Compute the same by PyTorch's own functions in ``dtype``."""
     x = torch.cat([p.to(dtype) for p in parts], 1)
     if bias is not None:
         x = x + bias.to(dtype)[:, None, None]

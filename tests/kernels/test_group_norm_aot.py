@@ -25,7 +25,8 @@ REGISTERS = 96
 """limit of the kernels that read activations: five blocks of four warps on an SM, each thread with
 its loads of 128 bits in flight"""
 MERGING_REGISTERS = 128
-"""of a norm of 32 channels, each of them a group: 32 groups' moments are merged side by side"""
+"""limit for a norm of 32 channels, each of them a group: 32 groups' moments are merged side by
+side"""
 SHARED_BYTES = 8192
 """limit of shared memory: the rows of a tile merged over four warps"""
 
@@ -112,7 +113,7 @@ def test_compiled_for_amd(form, target, tmp_path):
 
 
 def report():
-    """Registers, spills, shared memory and 128-bit accesses of every form, as Markdown."""
+    """Return registers, spills, shared memory and 128-bit accesses of every form, as Markdown."""
     import tempfile
     from pathlib import Path
 

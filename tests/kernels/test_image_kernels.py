@@ -61,7 +61,7 @@ def unfused(monkeypatch):
 
 
 def image(dtype, layout, size, n=3, channels=3, seed=0):
-    """A random image of a layout, of values below 4000 for wider types."""
+    """Draw a random image of a layout, with values below 4000 for wider types."""
     sizes = {"N": n, "C": channels, "H": size[0], "W": size[1]}
     shape = [sizes[axis] for axis in layout]
     top = 256 if dtype == "uint8" else 4000
@@ -171,7 +171,7 @@ class TestGivingBack:
 
 
 def lumas(kind, shape):
-    """Lumas of a kind: spread over [0, 1] and a little more, over all floats, few levels, flat."""
+    """Draw lumas of a kind: in [0, 1] and a little beyond, over all floats, few levels, or flat."""
     generator = torch.Generator().manual_seed(5)
     y = torch.rand(shape, generator=generator)
     if kind == "wide":
@@ -189,7 +189,7 @@ class TestLimits:
 
     @pytest.fixture(autouse=True)
     def small_blocks(self, monkeypatch):
-        """Several parts, and several blocks in a part, of small images too."""
+        """Divide small images, too, into several parts of several blocks."""
         monkeypatch.setattr(limits, "BLOCK", 256)
         monkeypatch.setattr(limits, "MOST_PARTS", 4)
 
@@ -261,14 +261,14 @@ FORMS = {
     "extremes": (limits.extremes_kernel, dict(BLOCK=limits.BLOCK), "i32"),
     "limits": (limits.limits_kernel, ENDS | {"BLOCK_PARTS": limits.BLOCK_PARTS}, "i32"),
 }  # fmt: skip
-"""kernel, constants, and the type of what is no float"""
+"""the kernel, its constants, and the type of the argument that is not float32"""
 REGISTERS = 128
 SHARED_BYTES = 2048
 TYPED = {
     "read color": "x_ptr", "read gray": "x_ptr", "give back color": "out_ptr",
     "give back gray": "out_ptr",
 }  # fmt: skip
-"""the pointer of that type; in the others the counts"""
+"""the pointer that has this type; in the other kernels it is the counts"""
 
 
 @pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1: nothing is compiled")
@@ -306,7 +306,7 @@ def test_a_new_size_compiles_nothing(form):
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32", "float64"])
 def test_on_a_gpu(dtype, backend):
-    """Whole ways there and back; luma may differ by a rounding, a level of 16 bits."""
+    """The whole way there and back; luma may differ by a rounding, results by a 16-bit level."""
     device = torch.device("cuda")
     pixels = pixels_for(device, backend)
     for layout, size in (("HWC", (17, 33)), ("NCHW", (40, 31)), ("HWC", (271, 481))):

@@ -1,7 +1,7 @@
 """On a real GPU: kernels against their twins, whole loops, CUDA graphs, memory, launches.
 
 The same claims that the interpreter (test_step_kernels.py and others here) and the recorder
-(test_graphs.py) check on a CPU, and those that only a GPU can tell. Written without one.
+(test_graphs.py) check on a CPU, and those that only a GPU can tell. They were written without one.
 """
 
 import threading
@@ -149,7 +149,7 @@ def test_the_same_call_gives_the_same_bytes(size, solver):
 
 
 def test_a_batch_gives_each_image_what_it_gets_alone(solver):
-    """Given the same ε: a library's functions may round otherwise in a batch."""
+    """The same ε is given, since a library's functions may round differently in a batch."""
     i, v, x, eps = data(8, 64, 80)
     rows, seeds = step_rows(make_schedule(4), "ddpm"), torch.arange(8, device=GPU)
     settings = dict(rows=rows, noise="fixed", variant="paper", eta=0.1)
@@ -335,7 +335,7 @@ def test_one_fuser_on_two_streams():
 
 
 def test_memory_pressure_never_crashes(embedded):
-    """With little left of the device a capture may fail; the result stays."""
+    """With little of the device left a capture may fail; the result stays the same."""
     config, size = FuseConfig(steps=4), (1, 256, 320)
     wanted = drawn(embedded, config, size, backend=backend("torch"))
     torch.cuda.empty_cache()

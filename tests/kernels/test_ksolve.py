@@ -61,7 +61,7 @@ class TestSolve:
 
 
 def fake_cupy():
-    """Modules cupy, cupy.cuda and cupyx.scipy.fft, as far as ``CupySolver`` uses them."""
+    """Make the modules cupy, cupy.cuda and cupyx.scipy.fft, as far as ``CupySolver`` uses them."""
     cupy, cuda, fft = types.ModuleType("cupy"), types.ModuleType("cupy.cuda"), types.ModuleType("f")
 
     def unowned(pointer, size, owner, device):

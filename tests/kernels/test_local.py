@@ -78,7 +78,7 @@ class TestKernel:
 
 
 def right_hand_sides(height=70, width=90):
-    """Noise, an edge, a gradient, a constant with a little noise, large, tiny and zero."""
+    """Make planes: noise, an edge, a gradient, a nearly constant one, large, tiny and zero."""
     noise = torch.randn(height, width, generator=torch.Generator().manual_seed(5))
     columns = torch.arange(width).expand(height, width)
     return {
@@ -93,7 +93,7 @@ def right_hand_sides(height=70, width=90):
 
 
 def solved(rhs):
-    """k of [H, W] by the kernel."""
+    """Return k of [H, W] as the kernel solves it."""
     rectifier, x_t, eps = midway((1, *rhs.shape), "paper", cls=LocalStep)
     rectifier.rhs_ = lambda x_t, out: rectifier.rhs.copy_(rhs)
     rectifier.step_(x_t, eps)
@@ -143,7 +143,7 @@ def split(x):
 
 
 def add_cut_product(a, b, total, k=16):
-    """total + a·b as ``local._add_product`` has it, ``k`` products to a sum that is cut off."""
+    """Return total + a·b as ``local._add_product`` has it, ``k`` products per sum that is cut."""
     for left, right in zip(a[::-1] + a[:1], b[:1] + b[::-1], strict=True):
         for at in range(0, left.shape[-1], k):
             total = cut(total.double() + left[:, at : at + k] @ right[at : at + k])
@@ -151,7 +151,7 @@ def add_cut_product(a, b, total, k=16):
 
 
 def solve_region(rhs):
-    """``local.solve_inside`` of a region [REGION, REGION], with sums that are cut off."""
+    """Compute ``local.solve_inside`` of a region [REGION, REGION] with sums that are cut off."""
     n, halo = local.REGION, local.HALO
     half, inner = n // 2, slice(halo, n - halo)
     basis, weights = local.cosine_tables()
@@ -177,7 +177,7 @@ def solve_region(rhs):
 class TestCutSums:
     """What a tensor core's cut sums cost, which the interpreter does not show.
 
-    Measured over whole planes of 256×320: at most 4.5e-7 of k's largest value, float32 FFTs 5.4e-7.
+    Measured over whole planes of 256×320: at most 4.5e-7 of k's largest value; float32 FFTs cost 5.4e-7.
     """
 
     __test__ = INTERPRETED

@@ -137,7 +137,7 @@ def test_a_compiler_for_another_system_is_refused(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_all_levels_of_another_machine_compile(tmp_path, monkeypatch):
-    """Those of this one: tests/house/test_wheel.py."""
+    """tests/house/test_wheel.py tests the levels of this machine."""
     if shutil.which(emulated.COMPILER) is None:
         pytest.skip(f"{emulated.COMPILER} is absent")
     monkeypatch.setenv("CXX", emulated.COMPILER)

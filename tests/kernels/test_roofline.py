@@ -34,5 +34,5 @@ def test_rates_are_positive_and_finite(low):
     peaks = roofline.Peaks(low, 1 << 16)
     peaks.look()
     products, copied = peaks.rates
-    # one core of 1 to 6 GHz makes 4 to 128 of them a cycle
+    # one core of 1 to 6 GHz makes 4 to 128 of them per cycle
     assert 1e9 < products < 1e12 and 1e8 < copied < 1e12

@@ -34,7 +34,7 @@ def test_in_the_interpreter(assert_interpreted):
 
 
 def pair(n, height, width, *, flat=False):
-    """Sources [N, 1, H, W] in [0, 1]: blobs, of which some contradict, texture; a flat sky."""
+    """Draw sources [N, 1, H, W] in [0, 1]: textured blobs, opposed on the right; a flat sky."""
     generator = torch.Generator().manual_seed(100 * height + width)
     i, v = torch.rand(2, n, 1, 4, 5, generator=generator)
     i, v = (F.interpolate(x, (height, width), mode="bilinear") for x in (i, v))
@@ -110,9 +110,9 @@ class TestKernels:
 
     @THOROUGH
     def test_a_flat_sky(self, monkeypatch):
-        """There float32 is coarse, plain code's too: its variance is a difference of squares."""
+        """There float32 is coarse in plain code, too: its variance is a difference of squares."""
         i, v = pair(1, 63, 101, flat=True)
-        monkeypatch.setattr(choose_module, "_compiled", lambda *_: None)  # the C++ is truer
+        monkeypatch.setattr(choose_module, "_compiled", lambda *_: None)  # the C++ rounds less
         got, plain32 = saliency.choose_planes(i, v), choose(i, v)
         salience = terms.salience
         monkeypatch.setattr(terms, "salience", lambda x: salience(x.float()).to(x.dtype))
@@ -121,7 +121,7 @@ class TestKernels:
         assert float((got - exact).abs().max()) <= allowed < 5e-4
 
     def test_an_image_in_a_batch_is_as_alone(self):
-        """Also where the batch has both kinds; and the same bytes again."""
+        """This also holds for a batch of both kinds; a second call gives the same bytes."""
         i, v = pair(3, 17, 33)
         kinds = [False, True, False]
         got = saliency.choose_planes(i, v, kinds)
@@ -188,7 +188,7 @@ FORMS = {
 REGISTERS = 64
 """limit: 8 blocks of 4 warps on an SM"""
 FEW_REGISTERS = 128
-"""limit of salience and base, of which there is one program or two an image"""
+"""limit of salience and base, of which there is one program or two per image"""
 
 
 @pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1: nothing is compiled")

@@ -26,7 +26,7 @@ if checks.INTERPRETED:
 
 FLOATS = ("ratio", "target_weight", "eta", "scale")
 POINTERS = {"seeds_ptr": "*i64", "step_ptr": "*i32", "basis_ptr": "*fp16"}
-"""that are not to float32"""
+"""pointers to other types than float32"""
 REGISTERS = 64
 """limit of the two rectification kernels: 8 blocks of 4 warps on an SM, half of what it can hold,
 each thread with its loads of 128 bits in flight"""
@@ -37,7 +37,8 @@ INSTRUCTIONS = {"rhs": 580, "update": 940}
 SMALL_REGISTERS = 40
 """limit of the spectral scale"""
 FULL_REGISTERS = 72
-"""limit of the update with noise, f̂₀ and the step before: 15 loads in flight, 7 blocks on an SM"""
+"""limit of the update with f̂₀ and the previous step but no noise: 12 loads in flight, 7 blocks on
+an SM"""
 NOISE_REGISTERS = 96
 """limit of the update with noise: 5 blocks on an SM, whose ten rounds are all arithmetic"""
 SHARED_BYTES = 2048
@@ -52,12 +53,12 @@ LOCAL_INSTRUCTIONS = {80: 2600, 90: 2530, 100: 3280, 120: 2750}
 """limit of its SASS instructions, a tenth above the pinned Triton's"""
 
 AMD_LOCAL_SPILLS = {"gfx1100": 40}
-"""limit of the vector registers that the kernel that solves spills there: one that AMD is not given
-unless solver="local" says so"""
+"""limit of the vector registers that the kernel that solves spills there; AMD gets this kernel only
+if solver="local" is set"""
 
 
 def compiled(kernel, constants, arch, folder, *, eps="fp32", **options):
-    """What a launch on planes of such sizes would compile."""
+    """Compile what a launch on planes of such sizes would compile."""
 
     def typed(name):
         if name in FLOATS:
@@ -81,9 +82,9 @@ def compile_rectify(
     stage, variant, arch, folder, *, layout="nchw", full=False, noise="none", in_place=False,
     divisible=True, **options,
 ):  # fmt: skip
-    """The kernel before ("rhs") or after ("update") the solve, or that solves as well ("local").
+    """Compile the kernel before ("rhs") or after ("update") the solve, or that solves ("local").
 
-    ``full``: with f̂₀ and the step before.
+    ``full``: with f̂₀ and the previous step.
     """
     constants = dict(VARIANT=variant, LUMA=step.luma_constants(VARIANTS[variant]))
     constants.update(ALIGNED=divisible, EPS_ALIGNED=divisible and layout == "nchw")
@@ -129,7 +130,7 @@ def test_every_variant_moves_its_planes_128_bits_at_a_time(stage, loads, stores,
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("stage", ["rhs", "update"])
 def test_instructions_of_the_two_kernels(stage, variant, tmp_path):
-    """What no clock is needed for: SASS instructions, a tenth above the pinned Triton's."""
+    """These need no clock: SASS instructions, at most a tenth above the pinned Triton's."""
     kernel = compile_rectify(stage, variant, 90, tmp_path)
     instructions = sum(kernel.opcodes.values())
     assert 100 < instructions <= INSTRUCTIONS[stage], instructions
@@ -160,7 +161,7 @@ def test_eps_is_read_as_it_comes(eps, layout, opcode, times, stage, planes, tmp_
 
 @pytest.mark.parametrize("noise, loads", [("none", 12), ("fixed", 12), ("learned", 15)])
 def test_update_with_noise_and_the_step_before(noise, loads, tmp_path):
-    """Three more planes of the step before in and out, and three of the prior's variance half."""
+    """Three planes of the previous step go in and out; three of the prior's variance half go in."""
     kernel = compile_rectify("update", "official", 90, tmp_path, full=True, noise=noise)
     kernel.assert_within(FULL_REGISTERS if noise == "none" else NOISE_REGISTERS, SHARED_BYTES)
     assert (kernel.opcodes["LDG.E.128"], kernel.opcodes["STG.E.128"]) == (loads, 7)
@@ -205,7 +206,7 @@ def test_the_solve_with_all_that_it_can_do(options, arch, tmp_path):
     ],
 )
 def test_no_size_has_a_binary_of_its_own(kernel):
-    """Triton compiles an integer that is 1, or divisible by 16, anew unless told not to."""
+    """Triton compiles again for an integer that is 1 or divisible by 16, unless told not to."""
     integers = {"height", "width", "tiles", "steps"} | {f"eps_{axis}_stride" for axis in "nchw"}
     for parameter in kernel.params:
         if parameter.name in integers:
@@ -245,7 +246,7 @@ def test_compiled_for_amd(stage, noise, target, tmp_path):
 
 
 def table() -> str:
-    """Registers, shared memory, instructions and wide accesses of a step's kernels, in Markdown."""
+    """Return the kernels' registers, shared memory, instructions and wide accesses, in Markdown."""
     lines = [
         "# A step's kernels compiled ahead of time, variant official, rows of whole vectors",
         "",

@@ -123,7 +123,7 @@ class TestOneStep:
         assert float((got - exact).abs().max()) <= 2 * float((plain32 - exact).abs().max()) + 2e-6
 
     def test_scales_are_finished_in_order(self, monkeypatch):
-        """Three rounds of four tiles, the last one masked; alone or in a batch the same."""
+        """There are three rounds of four tiles, the last one masked; a batch changes nothing."""
         monkeypatch.setattr(step_kernels, "SUM_BLOCK", 4)
         sums = torch.rand(3, 2, 10, generator=torch.Generator().manual_seed(2))
         old = 0.3 + torch.rand(3, 2, generator=torch.Generator().manual_seed(3))

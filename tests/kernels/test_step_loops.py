@@ -100,7 +100,7 @@ class TestLoops:
 
     @pytest.mark.usefixtures("one_tile")
     def test_multistep_takes_the_prediction_before(self, solver):
-        """c is 0 in the first row, where the plane of f̂₀ has never been written."""
+        """c is 0 in the first row, when the plane of f̂₀ has never been written."""
         rows = [dataclasses.replace(row, c=-0.2 * (s > 0)) for s, row in enumerate(rows_of())]
         self.compare(solver, (1, 17, 31), "official", rows)
 
@@ -108,7 +108,7 @@ class TestLoops:
     @pytest.mark.usefixtures("one_tile")
     def test_a_batch_gives_each_image_what_it_gets_alone(self, solver, variant):
         rows = rows_of("ddpm", steps=3)
-        i, v, x_t = pair(3, 64, 80)  # a size at which FFTs of a batch round otherwise
+        i, v, x_t = pair(3, 64, 80)  # a size at which FFTs of a batch round differently
         seeds = torch.tensor(SEEDS)
 
         def loop(part):

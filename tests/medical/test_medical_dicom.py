@@ -27,7 +27,7 @@ def ramp(dtype=np.uint16) -> np.ndarray:
 
 
 def bundled(name: str):
-    """A file that pydicom's wheel carries."""
+    """Return a file that pydicom's wheel carries."""
     from pydicom.data import get_testdata_file
 
     return get_testdata_file(name, download=False) or pytest.skip(f"{name} is not in the wheel")

@@ -28,7 +28,7 @@ def instant() -> Fuser:
 
 
 def textured(seed: int, noise: float = 0.0, at: np.ndarray = AT) -> np.ndarray:
-    """The phantom with structure that differs from slice to slice, 0 to 1000."""
+    """Return the phantom with structure that differs from slice to slice, 0 to 1000."""
     z, y, x = np.indices(SHAPE)
     wave = np.sin(x / (4 + seed)) * np.cos(y / (3 + seed)) * 150 * (1 + np.sin(z))
     values = ellipsoid(SHAPE, at, 60, 600 + 100 * seed) + wave
@@ -46,7 +46,7 @@ def pair(noise: float = 0.0) -> tuple[Volume, Volume]:
 
 @pytest.mark.parametrize("stretch", ["none", "minmax", "percentile", "sources"])
 def test_one_scale_for_all_slices(stretch):
-    """Slices are those of a plain call without stretch, by one line for all of them."""
+    """Slices are those of a plain call without stretch, mapped by one line for all of them."""
     ir, vis = pair()
     fuser = Fuser(preset="instant", stretch=stretch, images="photographic", device="cpu")
     found = fuse_volumes(ir, vis, fuser)
@@ -249,7 +249,7 @@ def test_the_fuser_stays_as_it_was(instant):
 
 
 def test_steps_of_the_prior_are_run(tmp_path):
-    """The authors' loop on slices, with a tiny prior: finite, and its own seed for all."""
+    """The authors' loop runs on slices with the embedded prior: finite, with one seed for all."""
     ir, vis = pair()
     fuser = Fuser(prior="embedded", preset="official", steps=2, device="cpu")
     found = fuse_volumes(ir, vis, fuser, slices=slice(5, 7))

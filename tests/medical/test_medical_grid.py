@@ -23,7 +23,7 @@ def volume(kind: str, at: np.ndarray, **more) -> Volume:
 
 
 def turned(at: np.ndarray, degrees: float) -> np.ndarray:
-    """The grid turned about the ellipsoid's center, by R, then by S."""
+    """Turn the grid about the ellipsoid's center, by R, then by S."""
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     turn = np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ np.array(
         [[c, -s, 0], [s, c, 0], [0, 0, 1]]

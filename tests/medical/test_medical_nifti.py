@@ -24,7 +24,7 @@ SHAPE = (12, 26, 30)
 
 
 def bundled(name: str) -> Path:
-    """A file that nibabel's wheel carries."""
+    """Return a file that nibabel's wheel carries."""
     path = Path(nib.__file__).parent / "tests" / "data" / name
     return path if path.is_file() else pytest.skip(f"{name} is not in the wheel")
 
@@ -123,7 +123,7 @@ def test_written_gray_and_color_are_read_by_nibabel(tmp_path):
 
 
 def test_place_is_kept_through_reading(tmp_path):
-    """Stored from left, the ellipsoid stays where it is."""
+    """Stored from the left, the ellipsoid stays where it is."""
     at = affine((-2.0, 3.0, 4.0), (30.0, -40.0, -20.0))
     nib.save(nib.Nifti1Image(ellipsoid(SHAPE, at).transpose(2, 1, 0), at), tmp_path / "a.nii")
     found = read_volume(tmp_path / "a.nii")

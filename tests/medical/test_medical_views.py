@@ -18,7 +18,7 @@ from phantoms import affine, dataset, ellipsoid, save, save_series  # noqa: E402
 pytestmark = pytest.mark.extras  # needs ddfm_fast[medical]
 
 BRAIN, BONE = (0.0, 79.0), (-500.0, 1499.0)
-"""of the two below: c - 1/2 and (w - 1) / 2 to either side, PS3.3 C.11.2.1.2"""
+"""ranges of the two windows below: c - 1/2 and (w - 1) / 2 to either side, PS3.3 C.11.2.1.2"""
 TWO = {
     "WindowCenter": [40, 500], "WindowWidth": [80, 2000],
     "WindowCenterWidthExplanation": ["BRAIN", "BONE"],
@@ -63,7 +63,7 @@ def test_a_window_that_is_not_there_is_named(tmp_path):
 @pytest.mark.parametrize("bits, packed", [(8, False), (8, True), (12, False), (16, True)])
 @pytest.mark.parametrize("inverted", [False, True])
 def test_a_table_maps_the_values_and_its_ends(tmp_path, bits, packed, inverted):
-    """By the standard: below the first value its first entry, above the last its last."""
+    """By the standard, values below the table get its first entry, values above it its last."""
     entries = np.rint((np.arange(1000) / 999) ** 2 * (2**bits - 1)).astype(int)
     made = dataset(
         stored(), RescaleSlope="2", RescaleIntercept="-1000",

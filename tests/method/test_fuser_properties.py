@@ -37,11 +37,11 @@ OPTIONS = st.fixed_dictionaries(
     },
 )
 PICTURES = st.tuples(st.sampled_from(SIZES), st.sampled_from(KINDS), st.integers(0, 5))
-"""of a size, in a container, by a seed"""
+"""pictures, each with a size, a container and a seed"""
 
 
 def picture(size: tuple[int, int], kind: str, seed: int):
-    """A smooth picture with some noise, in a container."""
+    """Draw a smooth picture with some noise, in a container."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[: size[0], : size[1]] / 20
     gray = 0.5 + 0.3 * np.sin((seed + 2) * rows) * np.cos(3 * columns)
@@ -73,7 +73,7 @@ class AnyCalls(RuleBasedStateMachine):
 
     @staticmethod
     def legal(options: dict) -> dict:
-        """Name steps, and few of them, if there are to be any."""
+        """Add two steps to options that run the loop and do not set ``steps``."""
         has_steps = options["preset"] in ("official", "paper", "official-script")
         if has_steps or options.get("variant", "saliency") != "saliency":
             return {"steps": 2, **options}
@@ -102,7 +102,7 @@ class AnyCalls(RuleBasedStateMachine):
         return results
 
     def check(self, ir, vis, result) -> None:
-        """The container, dtype and layout of the source whose color the result has."""
+        """Check for the container, dtype and layout of the source whose color the result has."""
         config, color = self.fuser.config, self.fuser.color
         has_rgb = [numbers(x).ndim == 3 and numbers(x).shape[-1] == 3 for x in (ir, vis)]
         colored = bool(color) and config.color
@@ -134,7 +134,7 @@ class AnyCalls(RuleBasedStateMachine):
     def alone(self, one, kind, seed):
         size, other, number = one
         if (kind == "batch") != (other == "batch"):
-            kind = other  # one image or two in both
+            kind = other  # both hold one image, or both two
         if min(size) < self.fuser.config.crop_multiple:
             return
         pair = picture(size, other, number), picture(size, kind, number + 10)
@@ -162,7 +162,7 @@ class AnyCalls(RuleBasedStateMachine):
 
     @rule(one=PICTURES)
     def another_seed_changes_only_what_is_drawn(self, one):
-        """And no call changes what another draws: the invariant of the process's generators."""
+        """Nor does a call change the state of the process's generators."""
         before = torch.get_rng_state(), np.random.get_state()[1].copy()
         self.alone(one, one[1], 3)
         assert torch.equal(before[0], torch.get_rng_state())

@@ -24,7 +24,7 @@ each_sampler = pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 
 
 def planes(size, saturated=False):
-    """i, v [H, W] and f_T [3, H, W], float64; with ``saturated``, white where f̃₀ is white too."""
+    """Draw i, v [H, W] and f_T [3, H, W], float64; ``saturated``: white where f̃₀ is white, too."""
     generator = torch.Generator().manual_seed(size[0])
     i, v = torch.rand(2, *size, generator=generator, dtype=torch.float64) * 2 - 1
     f = torch.randn(3, *size, generator=torch.Generator().manual_seed(SEED)).double()
@@ -35,7 +35,7 @@ def planes(size, saturated=False):
 
 
 def naive_loop(i, v, f, config):
-    """x_0 [3, H, W] of the page, on the z that the fast loop adds at each step."""
+    """Return x_0 [3, H, W] of the page, with the z that the fast loop adds at each step."""
     seeds, size = torch.tensor([SEED]), i.shape
     noise = [f, *(normals(seeds, s, *size, f.dtype)[0] for s in range(config.steps))]
     names = ("variant", "sampler", "steps", "psi", "eta")
@@ -43,7 +43,7 @@ def naive_loop(i, v, f, config):
 
 
 def fast_loop(i, v, f, config):
-    """x_0 [3, H, W] by the step and the rows that ``sampler.Loop`` is made of, in any dtype."""
+    """Return x_0 [3, H, W] by the step and the rows of ``sampler.Loop``, in any dtype."""
     rows = prior_rows(load_prior(tanh_prior), config)
     step = ReverseStep(
         i[None, None],

@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 
 def planes(n, height, width, *, seed=0, dtype=torch.float64):
-    """Smooth-ish luma planes f, i, v in [-1, 1], [n, height, width]."""
+    """Draw smooth-ish luma planes f, i, v in [-1, 1], [n, height, width]."""
     noise = np.random.default_rng(seed).normal(size=(3, n, height, width))
     return (torch.tanh(torch.tensor(noise)[k]).to(dtype) for k in range(3))
 
@@ -41,7 +41,7 @@ def fresh_state(plane):
 
 
 def relative(got, wanted):
-    """Largest deviation over the largest value."""
+    """Return the largest deviation over the largest value."""
     got, wanted = np.asarray(got, dtype=np.float64), np.asarray(wanted, dtype=np.float64)
     return abs(got - wanted).max() / abs(wanted).max()
 
@@ -259,7 +259,7 @@ def test_the_previous_prediction_enters_with_its_coefficient():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("noise", NOISES)
 def test_noise_is_added_with_its_own_sigma(noise, dtype):
-    """Of the second row (there is none after the last): z of step 1 and of the image's seed."""
+    """In the second row (the last has no noise), z is that of step 1 and of the image's seed."""
     _, i, v = planes(2, 16, 18, dtype=torch.float32)
     x, eps, w = torch.randn(3, 2, 3, 16, 18, generator=torch.Generator().manual_seed(0))
     out = torch.cat([eps, w.tanh()], 1).to(dtype)

@@ -44,7 +44,7 @@ def threads_as_before():
 
 
 def results(threads: int, **options) -> list[np.ndarray]:
-    """In order, then with the images in another place each."""
+    """Return the results in order, then with each image in another place."""
     torch.set_num_threads(threads)
     fuser = Fuser(device="cpu", **options)
     turned = fuser([IR[2], *IR[:2]], [VIS[2], *VIS[:2]])
@@ -72,7 +72,7 @@ def test_threads_and_batches_do_not_count(path):
 @pytest.mark.parametrize("path", ["official", "balanced", "instant"])
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
 def test_without_our_kernels_batches_do_not_count(path, low, monkeypatch):
-    """Threads do count, and ``reproducible`` says so."""
+    """The number of threads does count, and ``reproducible`` says so."""
     options = {**PATHS[path], "dtype": "bfloat16" if low else "auto"}
     monkeypatch.setattr(NativeOps, "available", lambda _dtype: False)
     from ddfm_fast.priors import load

@@ -29,7 +29,7 @@ SIZE = 48
 
 
 def planes(seed: int, low=-0.6, high=0.6) -> torch.Tensor:
-    """A luma plane [1, 1, H, W] that no variant clamps."""
+    """Draw a luma plane [1, 1, H, W] that no variant clamps."""
     generator = torch.Generator().manual_seed(seed)
     return low + (high - low) * torch.rand(1, 1, SIZE, SIZE, generator=generator)
 
@@ -143,7 +143,7 @@ def test_em_alone_asks_no_prior_and_draws_no_noise():
 
 
 def denoiser(target: torch.Tensor, asked: list):
-    """The ε of a prior that knows one picture only: it predicts ``target`` from anything."""
+    """Return the ε of a prior that knows one picture only: it predicts ``target`` from anything."""
     bars = torch.from_numpy(make_schedule(1000).alphas_cumprod)
 
     def eps(x, t):

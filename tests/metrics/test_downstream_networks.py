@@ -35,7 +35,7 @@ def models():
 
 
 def random_weights(models, name: str, classes: int, seed: int = 0):
-    """Weights under which boxes depend on the picture, as they hardly do under fresh ones."""
+    """Draw weights under which boxes depend on the picture, as they hardly do under fresh ones."""
     torch.manual_seed(seed)
     module = models.get_model(
         KNOWN[name].builder, weights=None, weights_backbone=None, num_classes=classes
@@ -83,7 +83,7 @@ def call(root, *arguments):
 
 
 def labels_of_the_best(root, network) -> list[dict]:
-    """COCO's annotations: of both pictures the network's 15 best boxes."""
+    """Return COCO's annotations of both pictures: the network's 15 best boxes in each."""
     found = []
     for image, one in enumerate(network.detect(pictures(root))):
         rows = (one[key].tolist() for key in ("boxes", "labels", "scores"))

@@ -466,7 +466,7 @@ def test_the_table_for_a_paper_is_whole(root):
 
 
 def test_noisy_sources_are_scored_against_clean_ones_by_naming_these(root):
-    """What the docs say: the data set is the clean one, the fused folder is of the noisy."""
+    """As the docs have it, the data set is the clean one and the fused folder is of the noisy."""
     rng = np.random.default_rng(0)
     for name in "abc":
         fused = read_image(root / "avg" / f"{name}.png")[..., 0]

@@ -23,7 +23,7 @@ BACKBONES = {"LPIPS": "alexnet-owt-7be5be79.pth", "DISTS": "vgg16-397923af.pth"}
 
 
 def package_of(name: str):
-    """The package; skips where it is missing, or torchvision was built for another PyTorch."""
+    """Return the package; skip if it is missing, or torchvision was built for another PyTorch."""
     try:
         return import_module(PACKAGES[name])
     except (ImportError, RuntimeError) as error:

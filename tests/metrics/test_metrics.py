@@ -20,7 +20,7 @@ TWO_SOURCES = [name for name in ALL if name not in metrics.SINGLE]
 
 
 def triple(height: int = 64, width: int = 80, seed: int = 0) -> list[np.ndarray]:
-    """Fused, infrared and visible: float64 whole gray levels with some texture."""
+    """Draw fused, infrared and visible: float64 whole gray levels with some texture."""
     rng = np.random.default_rng(seed)
     blocks = rng.uniform(0, 255, (2, -(-height // 8), -(-width // 8)))
     ir, vis = np.kron(blocks, np.ones((8, 8)))[:, :height, :width]
@@ -184,7 +184,7 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 def pyramid(plane: np.ndarray) -> list[np.ndarray]:
-    """Five scales, each of 2 × 2 averages of the one before; an odd last row or column is lost."""
+    """Return five scales, each of 2 × 2 averages of the previous one; odd rows and columns go."""
     scales = [plane]
     for _ in MS_SSIM_WEIGHTS[1:]:
         height, width = (n // 2 for n in plane.shape)

@@ -16,7 +16,7 @@ from ddfm_fast.metrics import vfbench
 
 
 def pictures() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Fused, infrared and visible [50, 67], whole levels, with areas where some or all are flat."""
+    """Draw fused, infrared and visible [50, 67]: whole levels; some or all are flat in places."""
     y, x = np.indices((50, 67))
     grain = (31 * x + 17 * y + x * y) % 23
     ir = np.rint(120 + 60 * np.sin(x / 6) + 40 * np.cos(y / 5 + x / 17)) + grain % 7
@@ -87,7 +87,7 @@ def clip(phase: float) -> np.ndarray:
 
 
 def made_up_flow(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of the levels alone, so that any machine has the same; it leaves some pixels unseen."""
+    """Make a flow of the levels alone, equal on any machine; it leaves some pixels unseen."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     return np.stack([(b - a) / 40, (b - a) / 60 + np.sin(a / 30) / 1.2], -1)
 

@@ -24,7 +24,7 @@ stats = pytest.importorskip("scipy.stats")
 
 
 def evaluation(scores, *, copies=(), names=None):
-    """Scores [methods, pairs], the same in every column."""
+    """Make scores [methods, pairs] that are the same in every column."""
     scores = np.asarray(scores, np.float64)
     pairs = [f"p{n}" for n in range(scores.shape[1])]
     methods = [
@@ -58,7 +58,7 @@ def test_what_cannot_be_ranked():
 
 
 def test_nemenyi():
-    """Demšar 2006, section 3.2.2: 4 methods on 14 data sets differ from 1.25."""
+    """Demšar 2006, section 3.2.2: the critical difference of 4 methods on 14 data sets is 1.25."""
     assert critical_difference(4, 14) == pytest.approx(1.25, abs=0.005)
     assert critical_difference(1, 14) is critical_difference(40, 14) is None
 

@@ -89,7 +89,7 @@ def chromium():
 
 @pytest.fixture
 def opened(chromium, served):
-    """Opens the page in a window of a size; in the end nothing may have been asked elsewhere."""
+    """Opens the page in a window of a size; at the end nothing may have been asked elsewhere."""
     contexts, asked, broken = [], [], []
 
     def open_page(size: dict[str, int]):
@@ -136,7 +136,7 @@ def downloaded(page, button: str) -> bytes:
 
 
 def command(line: str, files: list[Path], out: Path) -> bytes:
-    """The bytes that the command writes which the page shows."""
+    """Run the command that the page shows, and return the bytes that it writes."""
     places = {one.name: str(one) for one in files}
     program, *arguments = shlex.split(line)
     arguments[arguments.index("-o") + 1] = str(out)
@@ -191,7 +191,7 @@ def test_the_line_between_source_and_result(opened):
     after = shown()
     changed = np.abs(after - before).mean(0) > 1
     width = len(changed)
-    assert changed[int(0.55 * width) : int(0.85 * width)].mean() > 0.9  # now the source is there
+    assert changed[int(0.55 * width) : int(0.85 * width)].mean() > 0.9  # the source is there now
     assert changed[: int(0.45 * width)].mean() < 0.1
     sources = [page.get_attribute("#slider img", "src")]
     page.get_by_label("Infrared", exact=True).check()

@@ -20,7 +20,7 @@ async def page(scope, receive, send) -> None:
 
 
 def asked(password: str | None, method: str = "GET", kind: str = "http", **headers: str):
-    """Status, headers and body of an answer."""
+    """Return the status, headers and body of an answer."""
     sent = []
 
     async def send(message) -> None:

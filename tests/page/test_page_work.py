@@ -25,7 +25,7 @@ Y, X = np.mgrid[:48, :64]
 
 
 def silent(_: float, __: str) -> None:
-    """Nobody watches."""
+    """Ignore the progress: nobody watches."""
 
 
 def picture(dtype: type = np.uint8, *, color: bool = False) -> np.ndarray:
@@ -165,7 +165,7 @@ def test_sentences_name_no_folder_of_the_server(tmp_path):
     [(20, (150, 100), "Infrared range"), (255, (150, 90), "Resize"), (255, (150, 90), "Align")],
 )
 def test_sentences_name_controls_of_the_page(work, tmp_path, dark, size, control):
-    """What the functions say is for calls and commands, which a visitor has none of."""
+    """The functions' sentences are for calls and commands, neither of which a visitor has."""
     ir, vis = tmp_path / "a.png", tmp_path / "b.png"
     y, x = np.mgrid[:100, :150]
     Image.fromarray((x * dark // 150).astype(np.uint8)).save(ir)

@@ -90,7 +90,7 @@ def test_what_keeps_state_or_draws_numbers_is_told():
 
 
 def denoiser_of_unit(units):
-    """A denoiser of pictures from 0 to 1 that takes σ in units of its own."""
+    """Make a denoiser of pictures from 0 to 1 that takes σ in units of its own."""
     return lambda x, s: unit_denoiser(x, s / units)
 
 

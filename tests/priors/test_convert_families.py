@@ -55,7 +55,7 @@ FOLDERS = {
 
 
 def folder(path, kind, **how):
-    """A pipeline's folder, and its network."""
+    """Write a pipeline's folder, and return its network."""
     diffusers = pytest.importorskip("diffusers")
     name, of_scheduler, of_network = FOLDERS[kind]
     model = network(**of_network)

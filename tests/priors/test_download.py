@@ -312,7 +312,7 @@ def test_folder_of_the_hub(tmp_path):
         done = ask_hub(url, tmp_path / "home", "--json")
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
-        assert len(hub.ranges) == 2  # it broke off, and was asked again; blocks are 10 MB there
+        assert len(hub.ranges) == 2  # it broke off, and was requested again; blocks are 10 MB there
         name = "diffusion_pytorch_model.safetensors"
         assert found["sha256"] == {name: hashlib.sha256(files[name]).hexdigest()}
         assert found["checked"] == "the Hub's sha256"

@@ -50,7 +50,7 @@ def test_it_keeps_its_size():
 
 
 def pattern() -> torch.Tensor:
-    """A smooth picture [1, 3, 48, 64] in [-0.8, 0.8] with an edge, from no file."""
+    """Draw a smooth picture [1, 3, 48, 64] in [-0.8, 0.8] with an edge, from no file."""
     rows, columns = torch.meshgrid(torch.arange(48.0), torch.arange(64.0), indexing="ij")
     smooth = torch.sin(rows / 7) * torch.cos(columns / 9) / 2
     edge = 0.3 * (columns > rows).float()

@@ -44,7 +44,7 @@ def example(config, seed=0):
 
 @torch.no_grad()
 def assert_as_good(engine_of, unet, x, dtype, out_channels=None):
-    """The twice-plain rule against the network in float64."""
+    """Check for at most twice the plain network's error, both against the network in float64."""
     exact_unet = random_unet_copy(unet).double()
     exact = exact_unet.run(x.double(), unet.conditioning(torch.tensor([431]))[0], out_channels)
     low = channels_last(random_unet_copy(unet).to(dtype))
@@ -94,7 +94,7 @@ def test_in_threads_of_different_sizes(kind, monkeypatch):
 
 @pytest.mark.parametrize("n, channels, height, width", [(1, 32, 640, 512), (3, 96, 96, 131)])
 def test_group_norm_of_large_maps_is_exact(n, channels, height, width, monkeypatch):
-    """Bounds that PyTorch's channels_last group norm misses on a CPU, and its own layout keeps."""
+    """PyTorch's channels_last group norm misses these bounds on a CPU; its own layout does not."""
     monkeypatch.setattr(plain, "IN_CACHE", 2**16 + 1)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n, channels, height, width, generator=generator) + 2

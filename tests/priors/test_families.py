@@ -1,6 +1,6 @@
 """Every family of priors in a ``Fuser`` on one small pair, beside its own network called plainly.
 
-Each prior fuses as a callable ε does that asks the original network and uses the family's formula,
+Each prior fuses as a callable ε does that calls the original network and uses the family's formula,
 written out here: `wrap(…, "eps")` under the prior's own noise levels. At most one pixel in fifty
 may round to the gray level beside.
 """
@@ -28,7 +28,7 @@ OPTIONS = {"preset": "official", "steps": 3, "stretch": "none"}
 
 
 def assert_fuses_as(prior, eps):
-    """``eps(x, σ, t)`` of x_t, whose noise is σ in x₀ + σ ε, by the original network."""
+    """Check that a prior fuses as ``eps(x, σ, t)`` does, by the original network at x₀ + σ ε."""
     levels = prior.noise_levels
 
     def plain(x, t):
@@ -43,7 +43,7 @@ def assert_fuses_as(prior, eps):
 
 
 def exploded(x, sigma):
-    """x₀ + σ ε of x_t."""
+    """Return x₀ + σ ε of x_t."""
     return x * math.hypot(1, sigma)
 
 
@@ -159,7 +159,7 @@ def of_zero_snr(model, x, sigma, t):
 
 
 def of_score(model, x, sigma, _t):
-    """Of pictures in [0, 1]; a time that is no tensor would be rounded."""
+    """Return ε by the score of pictures in [0, 1]; a time that is no tensor would be rounded."""
     return -sigma / 2 * model((exploded(x, sigma) + 1) / 2, torch.tensor(sigma / 2)).sample
 
 

@@ -68,7 +68,7 @@ def save_legacy(content, path) -> None:
 
 
 def rewritten(path, pickled=None, compression=zipfile.ZIP_STORED, extra=0) -> None:
-    """A checkpoint with another pickle, compressed, or with empty entries."""
+    """Write a checkpoint with another pickle, compressed, or with empty entries."""
     torch.save({"state_dict": STATE, "zeros": torch.zeros(1 << 22)}, path.with_name("whole.pt"))
     with (
         zipfile.ZipFile(path.with_name("whole.pt")) as source,
@@ -82,7 +82,7 @@ def rewritten(path, pickled=None, compression=zipfile.ZIP_STORED, extra=0) -> No
 
 
 def with_header(path, header: dict, data: int) -> None:
-    """A safetensors file whose data, mostly a hole, are that many bytes."""
+    """Write a safetensors file whose data, mostly a hole, are that many bytes."""
     written = json.dumps(header).encode()
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(written)) + written)
@@ -191,7 +191,7 @@ BOMBS = {
 
 
 def assert_costs_little(path, words: str) -> None:
-    """Check the error's words, far less than 200 MB, and at most some seconds on a busy machine."""
+    """Check the error's words, and that memory is small and time, on a busy machine, short."""
     kib, seconds, error = costs.of_loading(path)
     assert re.search(words, error), error
     assert kib < 100_000 and seconds < 3
@@ -313,7 +313,7 @@ def test_networks_of_other_kinds_are_refused_by_name(model, scheduler, words, tm
 
 
 def folder_of(tmp_path, **changes):
-    """A folder of diffusers' smallest network; with another configuration than it was saved by."""
+    """Save diffusers' smallest network, and then change its configuration."""
     diffusers = pytest.importorskip("diffusers")
     model = diffusers.UNet2DModel(
         sample_size=32,

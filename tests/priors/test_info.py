@@ -89,7 +89,7 @@ def test_folder_of_diffusers(tmp_path):
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
     with counters.FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, 256, 256), 1)
-    # PyTorch's counter knows no attention of CPUs: 4 blocks, 128² places, 32 channels
+    # PyTorch's counter ignores attention on a CPU: 4 blocks, 128² places, 32 channels
     wanted = counter.get_total_flops() + 4 * 4 * (128 * 128) ** 2 * 32
     assert found["cost"]["256x256"]["flops"] == pytest.approx(wanted, rel=1e-3)
     assert found["cost"]["256x256"]["seconds"] > 0

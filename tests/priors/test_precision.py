@@ -152,7 +152,7 @@ def test_default_of_a_device(monkeypatch, capability, name):
 
 
 def test_a_cpu_takes_float32_even_where_it_multiplies_in_less(monkeypatch):
-    """Less changes pictures by more than a default may."""
+    """Lower precision changes pictures by more than a default may."""
     monkeypatch.setattr(precision, "cpu_has", lambda _dtype: True)
     for preset in ("official", "fast", "balanced"):
         assert Fuser(preset=preset, device="cpu").prior.precision == "float32"

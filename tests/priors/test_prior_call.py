@@ -14,7 +14,7 @@ X = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def callable_eps(x, t):
-    """Two halves that depend on every image's own t."""
+    """Return two halves that depend on every image's own t."""
     scale = t.view(-1, 1, 1, 1).to(x) / 1000
     return torch.cat([x * scale, torch.tanh(x) * scale], dim=1)
 

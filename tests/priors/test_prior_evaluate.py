@@ -78,7 +78,7 @@ def test_lattice_finds_a_pattern_of_its_period(images):
     pattern[..., ::2, ::2] = 0.08
 
     def answer(add):
-        """The true noise of each tile in turn, off by what puts the pattern into x0."""
+        """Return an eps: each tile's true noise in turn, off by what puts the pattern into x0."""
         numbers = iter(range(len(tiles)))
 
         def eps(_x, _t):
@@ -107,7 +107,7 @@ def test_scale_losses_tell_border_from_inside(images):
 
 
 def test_samples_of_a_gaussian_prior_have_its_mean():
-    """The exact eps of images that are all 0.5 leads there from any noise."""
+    """The exact eps of images that are all 0.5 leads to 0.5 from any noise."""
 
     def eps(x, t):
         a = alphas_cumprod()[int(t[0])].float()

@@ -214,7 +214,7 @@ def test_consistency_models_are_not_silently_taken_for_eps(tmp_path):
 
 
 def test_improved_diffusion(tmp_path):
-    """4,000 steps of a cosine, given to the network as 0 to 1000; its layers resample by convs."""
+    """4,000 steps of a cosine schedule, given to the network as 0 to 1000; convs resample."""
     path, state = saved(tmp_path, {**ATTENTIVE, "use_scale_shift_norm": True})
     config = {
         "num_heads": 2, "noise_schedule": "cosine", "num_train_timesteps": 4000,

@@ -45,7 +45,7 @@ def at(prior, t):
 
 
 def by_hand(unet, x_deep, t_deep, x, t):
-    """ε of x at t by the plain network's modules, deep layers from another x and t."""
+    """Compute ε of x at t by the plain network's modules, with deep layers from another x and t."""
     top = unet.config.num_res_blocks
     area = unet.config.pixel_unshuffle
 
@@ -149,7 +149,7 @@ def test_which_steps_are_whole(steps, every, monkeypatch):
 
 
 def test_nothing_is_left_of_a_call_for_the_next():
-    """Nor of a picture, of another size, of a batch, of a call that was broken off."""
+    """Nor is anything left of a picture, another size, a batch or a call that was broken off."""
     fuser = Fuser(**OFFICIAL, steps=5, reuse=3)
     first = fuser(*PAIR)
     other = [np.rot90(p).copy() for p in PAIR]
@@ -306,7 +306,7 @@ class TestDiffusers:
         calls = []
         for block in (model.down_blocks[0], model.up_blocks[-1], model.mid_block):
             block.register_forward_hook(lambda m, *_: calls.append(m))
-        # what the model itself gives where all between its ends gives what it gave for x
+        # what the model gives if all layers between its ends return what they returned for x
         before = model.up_blocks[-2].register_forward_hook(lambda *_: self.deep(model, x, int(t)))
         wanted = prior.eps(other, t)
         before.remove()
@@ -317,7 +317,7 @@ class TestDiffusers:
 
     @staticmethod
     def deep(model, x, t):
-        """What the last block but one gives for x."""
+        """Return what the last block but one gives for x."""
         found = []
         twin = type(model).from_config(model.config).eval()
         twin.load_state_dict(model.state_dict())

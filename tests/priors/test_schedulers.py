@@ -38,7 +38,7 @@ def saved(folder, model, scheduler):
 
 
 def eps_at(prior, x, sigma):
-    """(ε, α, s) at the level of the prior's table that is nearest to a noise."""
+    """Return (ε, α, s) at the level of the prior's table that is nearest to a noise."""
     t = int((prior.noise_levels - sigma).abs().argmin())
     sigma = float(prior.noise_levels[t])
     alpha = 1 / math.hypot(1, sigma)

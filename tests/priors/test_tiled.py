@@ -54,7 +54,7 @@ def test_weights_sum_to_one_and_leave_borders_out(length, side, multiple):
 
 
 def blurred(x, t):
-    """Reaches 4 pixels: less than a quarter of an overlap of 16."""
+    """Blur with a reach of 4 pixels: less than a quarter of an overlap of 16."""
     del t
     return F.avg_pool2d(x, 9, 1, 4, count_include_pad=False)
 
@@ -94,7 +94,7 @@ def test_what_looks_at_everything_has_no_seams():
 
 
 def blended(prior: Prior, x: torch.Tensor, side: int, variance: bool) -> np.ndarray:
-    """The blend in float64: an over-operator of tiles, row by row of the layout."""
+    """Blend in float64: an over-operator of tiles, row by row of the layout."""
 
     def starts(length):
         step = side - side // 4 // prior.multiple * prior.multiple
@@ -172,7 +172,7 @@ def test_a_tile_as_large_as_the_picture_changes_no_byte(family):
 
 
 def test_sides_are_rounded_up_to_what_the_prior_takes():
-    prior = load_prior(lambda x, t: x)  # of multiples of 32
+    prior = load_prior(lambda x, t: x)  # it takes multiples of 32
     sides = [TiledPrior(prior, n).tile_at(2000, 1000) for n in (64, 65, 256, 500)]
     assert sides == [64, 96, 256, 512]
     assert TiledPrior(prior, 256).tile_at(256, 250) == 0 == TiledPrior(prior, 256).tile_at(9, 225)
@@ -233,7 +233,7 @@ def test_auto_tiles_what_does_not_fit(monkeypatch):
 
 
 def seam(away: np.ndarray, side: int, multiple: int) -> tuple[float, float]:
-    """The largest step of means over strips of 8 pixels: where tiles are blended, and elsewhere."""
+    """Return the largest step of means over strips of 8 pixels: at the blends, and elsewhere."""
     within, elsewhere = [0.0], [0.0]
     for axis, length in enumerate(away.shape):
         strips = away.mean(1 - axis)[: length // 8 * 8].reshape(-1, 8).mean(1)
@@ -265,7 +265,7 @@ def test_seams_of_three_steps(name, start):
 
 
 def _large(x: np.ndarray) -> np.ndarray:
-    """A picture of 384x512 in [0, 1], mirrored where it is smaller."""
+    """Return a picture of 384x512 in [0, 1], mirrored where it is smaller."""
     more = [(0, max(0, n - m)) for m, n in zip(x.shape, (384, 512), strict=True)]
     return (np.pad(x, more, "symmetric")[:384, :512] / 255).astype(np.float32)
 

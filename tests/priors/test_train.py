@@ -177,7 +177,7 @@ def test_wide_patches_and_stratified_timesteps(photos, precision):
 
 
 def test_bfloat16_trains_like_float32(photos):
-    """Same draws: the loss falls alike, and the exported weights are float32 throughout."""
+    """With the same draws, the loss falls alike; the exported weights are float32 throughout."""
     losses = {}
     for precision in ("float32", "bfloat16"):
         run = make_run(photos, steps=30, lr=3e-3, precision=precision)

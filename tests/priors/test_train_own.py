@@ -87,7 +87,7 @@ def test_not_better_is_said_and_kept(stripes, tmp_path):
     assert result.exit_code == 1 and out.is_file()
     found = json.loads(result.stdout)
     assert not found["better"] and found["gain"] < 0 and found["updates"] == 1
-    result = command(stripes, "-o", out)  # again: nothing is left to do, but to judge
+    result = command(stripes, "-o", out)  # again: only the judging is left
     assert result.exit_code == 1 and "not better than embedded" in result.stderr
 
 

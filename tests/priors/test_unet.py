@@ -148,7 +148,7 @@ def test_fresh_network_predicts_zero():
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1, 3])
 def test_preconditioning_is_exact_for_gaussian_images(sigma_data):
-    """Images of standard deviation d: skip x_t is the best guess of eps, out the rest's size."""
+    """For images of standard deviation d, skip x_t is the best guess of eps; out is the rest's."""
     t = torch.tensor([3, 300, 900])
     alpha_bar = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[t]
     generator = torch.Generator().manual_seed(0)
@@ -169,7 +169,7 @@ def test_preconditioning_with_sigma_data_1_is_v_prediction():
 
 
 def test_preconditioned_eps_is_near_x_at_high_noise_in_any_precision():
-    """What float32 x_t brings is not rounded: there the network itself counts for little."""
+    """The part of float32 x_t is not rounded; the network itself counts for little there."""
     unet = random_unet({**SMALL, "out_channels": 3, "sigma_data": 1.0})
     x, t = torch.randn(1, 3, 16, 16), torch.tensor([990])
     exact = unet(x, t)

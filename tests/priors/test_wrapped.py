@@ -28,7 +28,7 @@ def truth(x, t):
 
 
 def exploded(x, sigma):
-    """D(x₀ + σ ε; σ), by the timestep whose noise is nearest."""
+    """Return D(x₀ + σ ε; σ), by the timestep whose noise is nearest."""
     sigma = float(sigma)
     t = int(np.abs(LEVELS - sigma).argmin())
     return x - sigma * truth(x / math.sqrt(1 + sigma**2), t)
@@ -49,7 +49,7 @@ def score(x, sigma):
 
 
 def unit_score(x, sigma):
-    """Of pictures in [0, 1], whose σ is half of that in [−1, 1]."""
+    """Return the score of pictures in [0, 1], whose σ is half of that in [−1, 1]."""
     return score(2 * x - 1, 2 * sigma) * 2
 
 
@@ -98,7 +98,7 @@ def test_every_prediction_says_the_same_noise(kind, t):
     prior = KINDS[kind]()
     assert prior.noise_levels[t].item() == pytest.approx(LEVELS[t], rel=1e-6)
     found = prior.eps(X, prior.conditioning(torch.tensor([t]))[0])
-    # x₀ is told to float32's 6e-8 of |x| / s
+    # x₀ is known to float32's 6e-8 of |x| / s
     assert (found - truth(X, t)).abs().max() < 1e-6 + 4 * 6e-8 * 10 / math.sqrt(1 - ALPHAS[t])
 
 
@@ -112,7 +112,7 @@ def test_the_whole_loop_draws_the_same_picture(kind):
 
 
 def _of_these_levels(prior):
-    """The embedded network under the table of another prior."""
+    """Return the embedded network under the table of another prior."""
     return wrap(lambda x, t: truth(x, t[0]), "eps", schedule=1 / (1 + prior.noise_levels**2))
 
 

@@ -37,7 +37,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def striped(clean: np.ndarray, sigma: float, kind: str, noise: float, seed: int):
-    """Bytes with column and row offsets and noise on top, and the offsets."""
+    """Return bytes with column and row offsets and noise on top, and the offsets."""
     random = np.random.default_rng(seed)
     height, width = clean.shape
     columns = random.normal(0, sigma if "c" in kind else 0, width)
@@ -47,7 +47,7 @@ def striped(clean: np.ndarray, sigma: float, kind: str, noise: float, seed: int)
 
 
 def remaining(offsets: np.ndarray, removed: np.ndarray) -> float:
-    """Share of the deviation that is left; what is slower than 8 columns counts as shading."""
+    """Return the share of the deviation that is left; what is slower than 8 columns is shading."""
 
     def fast(values: np.ndarray) -> float:
         line = values[None].astype(np.float32)
@@ -58,7 +58,7 @@ def remaining(offsets: np.ndarray, removed: np.ndarray) -> float:
 
 
 def scene(height: int = 240, width: int = 320) -> np.ndarray:
-    """Smooth shading and a little noise, as a thermal camera gives."""
+    """Draw smooth shading and a little noise, as a thermal camera gives."""
     random = np.random.default_rng(5)
     coarse = random.uniform(60, 190, (4, 5)).astype(np.float32)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -66,7 +66,7 @@ def scene(height: int = 240, width: int = 320) -> np.ndarray:
 
 
 def bars(height: int, width: int) -> dict[str, np.ndarray]:
-    """Vertical structures over the whole height, which only their regularity betrays."""
+    """Draw vertical structures over the whole height, which only their regularity betrays."""
     x = np.arange(width)
     random = np.random.default_rng(1)
     slats = np.repeat(random.uniform(-20, 20, width), random.integers(4, 9, width))[:width]
@@ -174,7 +174,7 @@ def test_stripes_of_infrared_pictures_are_removed(sigma, noise, mean, worst, gai
 
 @pytest.mark.parametrize("kind", ["c", "r", "cr"])
 def test_stripes_of_a_smooth_scene_are_removed(kind):
-    """Needs no test data."""
+    """This one needs no test data."""
     clean = scene()
     levels, columns, rows = striped(clean, 5, kind, 0, 3)
     result, (found,) = remove_defects(tensor(levels))

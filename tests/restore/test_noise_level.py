@@ -28,13 +28,13 @@ NOISY = ("brain_mri_pd.png", "brain_mri_t1.png")
 
 
 def read(path: Path) -> np.ndarray:
-    """A picture's luma in gray levels."""
+    """Read a picture's luma in gray levels."""
     bgr = np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR), np.float32)
     return bgr @ np.array([0.114, 0.587, 0.299], np.float32)
 
 
 def pictures(*folders: str) -> dict[str, np.ndarray]:
-    """The luma of the shared pictures below these folders; of a sequence, four frames."""
+    """Read the luma of the shared pictures below these folders; of a sequence, four frames."""
     found: dict[str, np.ndarray] = {}
     for folder in folders:
         root = shared(folder)
@@ -45,7 +45,7 @@ def pictures(*folders: str) -> dict[str, np.ndarray]:
 
 
 def plane(levels: np.ndarray) -> Tensor:
-    """Gray levels, clipped and rounded to bytes, as a luma plane [1, 1, H, W]."""
+    """Return gray levels, clipped and rounded to bytes, as a luma plane [1, 1, H, W]."""
     return torch.from_numpy(np.clip(np.round(levels), 0, 255).astype(np.float32) / 255)[None, None]
 
 
@@ -58,7 +58,7 @@ def gaussian(levels: np.ndarray, sigma: float, seed: int = 0) -> np.ndarray:
 
 
 def low_light(levels: np.ndarray, mean: float, photons: float, seed: int = 0) -> np.ndarray:
-    """The picture at this mean, as a sensor sees it that counts so many photons at white."""
+    """Return the picture at a mean, as a sensor sees it that counts so many photons at white."""
     dark = np.clip(levels * (mean / levels.mean()), 0, 255)
     return np.random.default_rng(seed).poisson(dark / 255 * photons) / photons * 255
 

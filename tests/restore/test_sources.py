@@ -61,7 +61,7 @@ def test_one_evaluation_gains(name, sigma, gain):
 
 
 def test_gains_on_infrared():
-    """Of the gray network over ten crops, and over the network of color."""
+    """The gray network gains enough on average over all pictures, and more than the color one."""
     files = sorted(shared("data/ivf/ir").iterdir())
     totals = {(name, sigma): 0.0 for name in PRIORS for sigma in (10, 25)}
     for number, file in enumerate(files):
@@ -93,7 +93,7 @@ def test_clipped_noise_leaves_no_bias():
     done = denoise(load_prior("embedded-gray"), spoiled, 25, seed=0)
     assert done[0, 0, :30].mean() < 0.7 * spoiled[0, 0, :30].mean()
     plane = torch.linspace(0.3, 0.7, 4096).view(64, 64)
-    assert unclip(plane, plane, 0.1) is plane  # nothing lies on an end
+    assert unclip(plane, plane, 0.1) is plane  # no value is at an end of the range
 
 
 def test_what_is_clean_comes_back_as_it_is():

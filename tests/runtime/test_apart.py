@@ -55,7 +55,7 @@ def test_the_default_device_of_the_program_changes_nothing(
     images, settings, elsewhere, monkeypatch
 ):
     wanted = Fuser(device="cpu", **settings)(*images)
-    monkeypatch.setattr(load, "_embedded", load._embedded.__wrapped__)  # loaded anew
+    monkeypatch.setattr(load, "_embedded", load._embedded.__wrapped__)  # loaded again
     elsewhere()
     fuser = Fuser(device="cpu", **settings)
     assert torch.equal(fuser(*images), wanted)

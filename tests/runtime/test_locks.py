@@ -17,7 +17,7 @@ class Interrupted(Exception):
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs interval timers")
 def test_an_interrupt_at_any_moment_leaves_it_open():
-    """Ctrl-C comes so: a lock whose ``__enter__`` is Python code may stay closed forever."""
+    """Ctrl-C comes like that: a lock whose ``__enter__`` is Python code may stay closed forever."""
     lock, open_ = ForkLock(), []
 
     def alarm(*_):

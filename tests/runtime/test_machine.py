@@ -32,7 +32,7 @@ NAMES = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS"
 
 
 def openmp_after_import(before: str = "", **chosen: str) -> dict[str, str]:
-    """The variables that OpenMP reads, in a new process that imports the package."""
+    """Return the variables that OpenMP reads, in a new process that imports the package."""
     code = f"import json, os{before}; import ddfm_fast; print(json.dumps(dict(os.environ)))"
     environment = {k: v for k, v in os.environ.items() if k not in NAMES}
     environment |= {"PYTHONPATH": str(ROOT), **chosen}

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def holds(most: int, calls: list[int] | None = None):
-    """x + y, for which memory suffices up to so many images."""
+    """Return x + y as a function, for which memory suffices up to so many images."""
 
     def function(x, y):
         if calls is not None:
@@ -95,7 +95,7 @@ def test_activations_grow_with_images_and_size():
 
 
 def test_fuser_goes_on_with_fewer_images():
-    """What a GPU does by default, on a CPU: an automatic batch, and a prior that runs out."""
+    """A CPU does here what a GPU does by default: an automatic batch, and a prior that runs out."""
     seen = []
 
     def prior(x, t):
@@ -196,7 +196,7 @@ def test_pages_kept_counts_its_users(monkeypatch):
         thread.start()
         assert inside.wait(10)
         raise KeyError
-    assert len(calls) == entered == 2  # the other thread is still within
+    assert len(calls) == entered == 2  # the other thread is still inside
     leave.set()
     thread.join()
     restored = [(-1, 64 << 20), (-3, 32 << 20), (-4, 65536), ("trim", 64 << 20)]

@@ -42,7 +42,7 @@ def fresh():
 
 
 def pictures(height=37, width=50, seed=0):
-    """Smooth, with a little noise, and different from each other."""
+    """Draw smooth pictures with a little noise, different from each other."""
     y, x = torch.meshgrid(torch.arange(height) / 9, torch.arange(width) / 7, indexing="ij")
     noise = torch.randn(3, height, width, generator=torch.Generator().manual_seed(seed)) / 200
     ir = (torch.sin(x + seed) / 3 + 0.5 + noise[:1]).clamp(0, 1)
@@ -176,7 +176,7 @@ def test_a_call_is_an_operator(n, preset):
 
 
 def trajectory(sampler, variant, prior, n=3):
-    """A step's inputs and what ``ReverseStep`` makes of them, step by step."""
+    """Return a step's inputs and what ``ReverseStep`` makes of them, step by step."""
     rows = step_rows(make_schedule(4), sampler, 0.0)
     noise = "learned" if prior is tanh_prior_with_variance else "fixed"
     ir, vis = (torch.cat([p[:, :1] for p in ps]) * 2 - 1

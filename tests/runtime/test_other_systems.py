@@ -48,12 +48,12 @@ POSIX_NAMES = {
 }
 """what Python's documentation marks "Availability: Unix" """
 GUARDED = {
-    "ddfm_fast/video/opening.py:os.O_NONBLOCK",  # of a named pipe, which Windows has none of
+    "ddfm_fast/video/opening.py:os.O_NONBLOCK",  # for named pipes, which Windows lacks
 }
 
 
 def guarded_lines(tree: ast.Module) -> set[int]:
-    """Lines inside ``try`` with a handler for what is missing, or below a test of ``hasattr``."""
+    """Return the lines inside ``try`` with a handler for what is missing, or below ``hasattr``."""
     found: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Try):

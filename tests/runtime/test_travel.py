@@ -54,7 +54,7 @@ def shrinks(x, t):
 
 
 def pair(seed: int = 0, size: tuple[int, int] = (48, 40)) -> tuple[np.ndarray, np.ndarray]:
-    """A noisy gray picture and a noisy color one, so that the prior is asked."""
+    """Draw a noisy gray picture and a noisy color one, so that the prior is evaluated."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]]
     ir = 90 + 60 * np.sin(x / 7) + rng.normal(0, 12, size)
@@ -70,7 +70,7 @@ def checkpoint(tmp_path):
 
 
 def assigned() -> ddfm_fast.Fuser:
-    """A fuser that is no longer what its options say."""
+    """Make a fuser that is no longer what its options say."""
     fuser = ddfm_fast.Fuser(preset="fast", seed=5)
     fuser.config = ddfm_fast.FuseConfig(steps=1)
     fuser.color = "ir"
@@ -178,7 +178,7 @@ def test_a_file_that_changed_is_refused(checkpoint):
     checkpoint.unlink()
     with pytest.raises(ValueError, match=r"there is no .*prior.safetensors' here; .* put the file"):
         pickle.loads(data)(*pair())
-    fuser(*pair())  # what is loaded is not asked again
+    fuser(*pair())  # a loaded prior is not read again
     copy.deepcopy(fuser)(*pair())
 
 
@@ -278,7 +278,7 @@ def test_the_state_of_a_video_is_moved_to_the_device_of_its_frames():
 
 
 def exit_code_of_child(work) -> int | None:
-    """Fork, do the work in the child; None if it hangs."""
+    """Fork, do the work in the child, and return its exit code; None if it hangs."""
     child = os.fork()
     if child == 0:
         signal.alarm(60)  # kills the child that hangs
@@ -308,7 +308,7 @@ def test_a_lock_of_another_thread_is_open_in_a_fork():
     finally:
         done.set()
         thread.join()
-    with lock:  # one's own stays
+    with lock:  # the thread's own lock stays
         assert exit_code_of_child(lock.__exit__) == 0
 
 

@@ -112,7 +112,7 @@ def test_a_client_of_files(server, tmp_path):
 
 
 def test_sentences_come_with_the_picture(server):
-    """Two sources that are the same picture, told to the one who sent them."""
+    """Two sources are the same picture, of which the client that sent them is warned."""
     ir = png(picture(1))
     _, headers, _ = server.fuse(ir, ir)
     (sentence,) = json.loads(headers["x-ddfm-warnings"])
@@ -144,7 +144,7 @@ def test_refused_as_the_library_does(server):
 
 
 def test_every_option_is_taken_or_refused_by_name(server):
-    """None falls under the table: what a request may not choose is said."""
+    """None is ignored: what a request may not choose is reported."""
     from ddfm_fast.datasets.output import Output
     from ddfm_fast.serve.bodies import AT_START, ELSEWHERE, OF_FILES, OPTIONS
 

@@ -41,7 +41,7 @@ def test_each_as_alone(fusers):
 
 
 def test_what_the_options_say_is_said_every_time(fusers):
-    """Also for a kept fuser; the least recently used one is dropped first."""
+    """This also holds for a kept fuser; the least recently used one is dropped first."""
     options = {"preset": "balanced", "steps": 3}
     with told_apart(Log(io.StringIO())):
         for _ in range(2):

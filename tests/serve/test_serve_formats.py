@@ -29,7 +29,7 @@ def saved(kind: str, **options) -> bytes:
 
 
 def tiff_with(*tags: tuple[int, int]) -> bytes:
-    """The head of a TIFF with tags of one 32-bit integer each."""
+    """Make the head of a TIFF with tags of one 32-bit integer each."""
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags))
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
 

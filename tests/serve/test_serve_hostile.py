@@ -28,7 +28,7 @@ def server():
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG of that size in a header, and a few rows of zeros."""
+    """Make a PNG of that size in its header, and a few rows of zeros."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         code = struct.pack(">I", zlib.crc32(kind + data))
@@ -40,7 +40,7 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def test_picture_bombs(server):
-    """Refused by the header: nothing of 3.6e9 pixels is ever held."""
+    """They are refused by the header: nothing of 3.6e9 pixels is ever held."""
     fine = png(picture(1))
     server.fuse(fine, fine)
     before = counter(server, "process_resident_memory_bytes")

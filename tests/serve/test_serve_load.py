@@ -51,7 +51,7 @@ def head(length: int, kind: str = "application/json", more: str = "") -> bytes:
 
 
 def answer(link: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body, to the end of the connection or of the body."""
+    """Return status, headers and body, read to the end of the connection or of the body."""
     data = b""
     while chunk := link.recv(65536):
         data += chunk
@@ -64,7 +64,7 @@ def answer(link: socket.socket) -> tuple[int, dict[str, str], bytes]:
 
 
 def test_two_hundred_clients():
-    """Each gets its own picture; every tenth sends something bad, which is its own alone."""
+    """Each gets its own picture; every tenth sends something bad, which harms no other."""
     pairs = [(picture(n), colored(n + 50)) for n in range(8)]
     pairs += [(picture(n, 40, 56), picture(n + 50, 40, 56)) for n in range(8)]
     fuser = ddfm_fast.Fuser(device="cpu")
@@ -99,7 +99,7 @@ def test_two_hundred_clients():
 
 
 def test_full_queue():
-    """Refused before anything is decoded, with a time; the client asks again by itself."""
+    """Requests are refused before decoding, with a time; the client asks again by itself."""
     with serving("--max-queue", "2", "--max-batch", "1") as server, ThreadPoolExecutor(8) as pool:
         links = [post(server.port, large(), **LONG) for _ in range(2)]
         wait_for(lambda: counter(server, "ddfm_queue") == 2)

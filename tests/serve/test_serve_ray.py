@@ -30,7 +30,7 @@ TOKEN = "a-secret-of-the-tests"
 
 
 def replicas(server) -> set[int]:
-    """Processes of the server's replicas that are alive, on this machine."""
+    """Return the living processes of the server's replicas on this machine."""
     name = server.log("replicas")[0]["application"].encode()
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
@@ -116,7 +116,7 @@ def test_ctrl_c_ends_it_and_the_cluster_that_it_started(server):
 
 
 def test_a_cluster_that_stays_is_left_as_it_was():
-    """Also by a service that is killed, which leaves nothing that works for nobody."""
+    """This also holds for a service that is killed, which leaves nothing that works for nobody."""
     from ray import serve
 
     with two_nodes() as nodes:

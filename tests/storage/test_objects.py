@@ -30,7 +30,7 @@ def _empty(monkeypatch):
 
 
 class Flaky(memory.MemoryFileSystem):
-    """Fails as often as ``left`` says."""
+    """Fails for the next ``left`` calls."""
 
     protocol = "flaky"
     left, error, calls = 0, OSError(errno.EBUSY, "slow down"), 0

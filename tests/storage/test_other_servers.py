@@ -129,7 +129,7 @@ def connection(address: str, key: str) -> str:
 
 
 def fresh(scheme: str):
-    """A file system that reads the environment once more."""
+    """Return a file system that reads the environment once more."""
     kind = fsspec.get_filesystem_class(scheme)
     kind.clear_instance_cache()
     with contextlib.suppress(ValueError):  # Azure's, without its environment

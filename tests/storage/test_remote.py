@@ -39,7 +39,7 @@ def fuser():
 
 
 def data_set(tmp_path, count=5) -> str:
-    """Pairs on the disk and the same in a zip file; the zip file's URL."""
+    """Write pairs to the disk and to a zip file; return the zip file's URL."""
     generator = np.random.default_rng(11)
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as pack:
         for name in range(count):

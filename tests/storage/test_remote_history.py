@@ -44,7 +44,7 @@ def write(writer: PartWriter, *names: str) -> None:
 
 
 def written(count: int = COUNT) -> None:
-    """A run that was killed: a part for each picture."""
+    """Leave what a killed run leaves: a part for each picture."""
     writer = history().writer
     for n in range(count):
         write(writer, str(n))

@@ -49,7 +49,7 @@ def store(server, monkeypatch):
 
 
 def fresh():
-    """A file system that asks for the environment's credentials once more."""
+    """Return a file system that reads the environment's credentials once more."""
     system = fsspec.filesystem("s3", skip_instance_cache=True)
     type(system).clear_instance_cache()
     return system
@@ -126,7 +126,7 @@ def test_a_result_that_was_replaced_by_one_of_its_size_is_made_again(folder, sto
 
 
 def test_a_history_is_merged_where_nothing_may_be_deleted(server, folder, store):
-    """Without an error, and without more objects from run to run."""
+    """It is merged without an error, and the objects do not become more from run to run."""
     failing, _ = server
     failing.refused = "DELETE"
     command = ("batch", "s3://box/data", "-o", "s3://box/out", "--json", *QUICK)

@@ -144,7 +144,7 @@ def test_one_range_for_all(store, folder):  # noqa: F811
 
 
 def test_workers_of_ray_read_and_write_urls_themselves(store, folder):  # noqa: F811
-    """What an actor runs, which needs no cluster: each row is read by who fuses it."""
+    """What an actor runs, which needs no cluster: each row is read by the actor that fuses it."""
     run("batch", "s3://box/data", "-o", folder / "out", *QUICK)
     rows = {s: np.array([f"s3://box/data/{s}/{n}.png" for n in (0, 1, 9)], object)
             for s in ("ir", "vis")}  # fmt: skip

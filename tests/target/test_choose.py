@@ -21,7 +21,7 @@ SIZES = [(16, 16), (17, 33), (63, 101), (96, 64), (30, 200)]
 
 
 def scene(height: int, width: int, seed: int = 0, count: int = 1) -> Tensor:
-    """Smooth random pictures with edges, [N, 1, H, W] in [0, 1]."""
+    """Draw smooth random pictures with edges, [N, 1, H, W] in [0, 1]."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width] / max(height, width)
     planes = [
@@ -129,7 +129,7 @@ def test_conflict_is_where_sources_are_opposites():
 
 
 def test_two_contrasts_of_a_brain_keep_gray_and_white_apart():
-    """T1 has white matter brighter by 39 gray levels, PD darker by 28: no mean of them."""
+    """T1 has white matter brighter by 39 gray levels, PD darker by 28: a mean would hide it."""
     t1, pd = (asset(f"brain_mri_{name}.png").squeeze() for name in ("t1", "pd"))
     smooth = cv2.GaussianBlur(t1, (0, 0), 1)
     rows, columns = np.mgrid[:217, :181]
@@ -163,7 +163,7 @@ def test_sky_is_bright_and_flat():
 
 
 def test_terms_change_what_they_say(monkeypatch):
-    """Each number is used: with another, the picture is another."""
+    """Each number matters: if it is changed, so is the picture."""
     ir, vis = scene(128, 128, 7), 1 - 0.5 * scene(128, 128, 7)
     vis[..., 64:, :] = 0.9
     wanted = choose(ir, vis)

@@ -1,7 +1,7 @@
 """The networks of guided-diffusion's family, written from their state dict's keys alone.
 
-Slow and plain, and nothing of it comes from ``ddfm_fast``: what a file is loaded as is compared
-with it. For networks of two levels with one residual block, attention at the second.
+Slow and plain, and nothing of it comes from ``ddfm_fast``: the network that a file is loaded as is
+compared with it. For networks of two levels with one residual block, and attention at the second.
 """
 
 from __future__ import annotations

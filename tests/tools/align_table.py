@@ -6,8 +6,8 @@
 HALF is "judging", or "tuning", on which the thresholds of `ddfm_fast.align` were chosen; pairs of
 each kind take turns by name. Two kinds of pairs:
 
-real    Pairs of two sensors. Few are aligned to the pixel, so truth is the warp after what the pair
-        as it comes is given where that is sure; where it is not, the warp alone.
+real    Pairs of two sensors. Few are aligned to the pixel, so the truth is the warp after the map
+        that is found for the pair as it is, if that map is sure; else it is the warp alone.
 made    Photographs beside a made second sensor: a smooth function of their colors that is not
         monotonic, blurred and noisy, mixed with that of another photograph, which only the second
         sensor sees. Exact. With a share of 1 there is nothing to find.
@@ -33,10 +33,10 @@ from ddfm_fast.align import check, estimate
 ROOT = Path(__file__).resolve().parents[2]
 ASSETS = ROOT / "ddfm_fast" / "assets"
 WRONG = {"shift": 2.0, "affine": 4.0, "homography": 4.0}
-"""pixels of median error from which an answer that is sure is wrong"""
+"""pixels of median error above which a sure answer is wrong"""
 HALVES = "tuning", "judging"
 SHARES = 0.5, 0.7, 0.85, 1.0
-"""of what only the second sensor sees, in made pairs"""
+"""shares of what only the second sensor sees, in made pairs"""
 SIDE = 480
 
 
@@ -49,12 +49,12 @@ class Named(NamedTuple):
 
 
 def half(pairs: list, which: str) -> list:
-    """Every second one."""
+    """Return every second one."""
     return pairs[HALVES.index(which) :: 2]
 
 
 def real(shared: Path, which: str) -> list[Named]:
-    """The real pairs of a half; the kinds take turns apart from each other."""
+    """Return the real pairs of a half; each kind is divided by itself."""
     ivf = sorted((shared / "data" / "ivf" / "ir").iterdir())
     kinds = [
         [(f.stem, f, f.parent.parent / "vi" / f.name) for f in ivf if f.stem.startswith(start)]
@@ -83,19 +83,19 @@ def real(shared: Path, which: str) -> list[Named]:
 
 
 def gray(path: Path) -> np.ndarray:
-    """A picture as uint8 [H, W]."""
+    """Read a picture as uint8 [H, W]."""
     return cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
 
 
 def colors(path: Path) -> np.ndarray:
-    """A photograph as float32 [H, W, 3] in [0, 1], of at most 480 pixels a side."""
+    """Read a photograph as float32 [H, W, 3] in [0, 1], of at most 480 pixels per side."""
     image = cv2.imread(str(path))
     k = SIDE / max(image.shape)
     return cv2.resize(image, None, fx=k, fy=k, interpolation=cv2.INTER_AREA).astype("f4") / 255
 
 
 def sensed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What another sensor might make of colors: float32 [H, W] of mean 0 and deviation 1."""
+    """Return what another sensor might make of colors: float32 [H, W], mean 0, deviation 1."""
     turn = rng.normal(0, 2.5, (3, 3)).astype(np.float32)
     seen = np.cos(image @ turn + rng.uniform(0, 6.28, 3).astype(np.float32)).mean(-1)
     seen = cv2.GaussianBlur(seen, (0, 0), 2)
@@ -103,7 +103,7 @@ def sensed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def photographs(shared: Path, which: str) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """The name and colors of each photograph of a half, and those of another one, of its size."""
+    """Return name and colors of each photograph of a half, and those of another, of its size."""
     files = half(sorted((shared / "photos").glob("*.jpg")), which)
     found = []
     for n, file in enumerate(files):
@@ -113,7 +113,7 @@ def photographs(shared: Path, which: str) -> list[tuple[str, np.ndarray, np.ndar
 
 
 def made(shared: Path, which: str) -> Iterator[Named]:
-    """The made pairs of a half."""
+    """Yield the made pairs of a half."""
     for name, image, other in photographs(shared, which):
         for share in SHARES:
             rng = np.random.default_rng(zlib.crc32(f"{name} {share}".encode()))
@@ -122,18 +122,18 @@ def made(shared: Path, which: str) -> Iterator[Named]:
 
 
 def counts(plane: np.ndarray, rng: np.random.Generator, noise: float = 5) -> np.ndarray:
-    """A plane as uint8 with noise."""
+    """Return a plane as uint8 with noise."""
     plane = plane / (plane.std() + 1e-9) * 45 + 110
     return (plane + rng.normal(0, noise, plane.shape)).clip(0, 255).astype(np.uint8)
 
 
 def luma(image: np.ndarray) -> np.ndarray:
-    """Colors as uint8 [H, W]."""
+    """Return the luma of colors as uint8 [H, W]."""
     return cv2.cvtColor((image * 255).astype(np.uint8), cv2.COLOR_BGR2GRAY)
 
 
 def warp(model: str, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A map [3, 3] from a place in the visible picture to the infrared one."""
+    """Draw a map [3, 3] from a place in the visible picture to the infrared one."""
     if model == "shift":
         x, y = rng.uniform(-20, 20, 2)
         return np.array([[1, 0, x], [0, 1, y], [0, 0, 1]])
@@ -145,12 +145,12 @@ def warp(model: str, rng: np.random.Generator, height: int, width: int) -> np.nd
 
 
 def moved(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """A picture whose place p comes to lie at ``matrix`` p."""
+    """Return a picture whose place p comes to lie at ``matrix`` p."""
     return cv2.warpPerspective(image, matrix, image.shape[::-1], borderMode=cv2.BORDER_REFLECT)
 
 
 def error(a: np.ndarray, b: np.ndarray, size: tuple[int, ...], part: slice = slice(None)) -> float:
-    """Median pixels between where two maps send the places of a picture; ``part``: of 9 rows."""
+    """Return the median pixels between two maps of a picture's places; ``part``: of 9 rows."""
     height, width = size
     y, x = np.mgrid[0.1 * height : 0.9 * height : 9j, 0.1 * width : 0.9 * width : 9j][:, part]
     at = np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
@@ -159,7 +159,7 @@ def error(a: np.ndarray, b: np.ndarray, size: tuple[int, ...], part: slice = sli
 
 
 def measure(pair: Named, model: str, warps: int, own: np.ndarray) -> list[tuple[float, float]]:
-    """Errors of the answers that are sure, after what the pair has as it comes, and alone."""
+    """Return two errors per sure answer: with the map of the pair as it is, and without it."""
     size = pair.vis.shape
     rng = np.random.default_rng(zlib.crc32(f"{pair.name} {model}".encode()))
     errors = []
@@ -173,7 +173,7 @@ def measure(pair: Named, model: str, warps: int, own: np.ndarray) -> list[tuple[
 
 
 def table(model: str, pairs: list[Named], warps: int) -> list[tuple[float, float]]:
-    """Print a row for each real pair; all errors."""
+    """Print a row for each real pair; return all errors."""
     print("| pair | as it comes, pixels | sure | median error | largest | against the warp alone |")
     print("|---|---|---|---|---|---|", flush=True)
     every = []
@@ -192,7 +192,7 @@ def table(model: str, pairs: list[Named], warps: int) -> list[tuple[float, float
 
 
 def summary(kind: str, model: str, errors: list[tuple[float, float]], tried: int) -> None:
-    """Print what a kind of pairs gives."""
+    """Print the results of a kind of pairs."""
     if not errors:
         print(f"\n{kind}: sure 0 of {tried}.", flush=True)
         return
@@ -206,7 +206,7 @@ def summary(kind: str, model: str, errors: list[tuple[float, float]], tried: int
 
 
 def limits(shared: Path) -> None:
-    """Print what little texture and near things do."""
+    """Print the effects of little texture and of near things."""
     photos = photographs(shared, "judging")[::2]
     print("| made pairs | shift: sure | median error | wrong | homography: sure | error | wrong |")
     print("|---|---|---|---|---|---|---|", flush=True)
@@ -232,14 +232,14 @@ def limits(shared: Path) -> None:
                 rows = np.arange(len(far))[:, None] > 0.5 * len(far)
                 ir = counts(np.where(rows, shifted, far), rng)
                 got = estimate(ir, luma(image), model)
-                if got.sure:  # of the far half: it is the one to be put right
+                if got.sure:  # errors of the upper half, which is far and not moved
                     found.append(error(got.matrix, np.eye(3), far.shape, slice(0, 5)))
-            cells += [*said(found, len(photos), model)[:2], "–"]  # it fits one of two depths
+            cells += [*said(found, len(photos), model)[:2], "–"]  # a map fits one of two depths
         print(f"| lower half {near} pixels nearer | {' | '.join(cells)} |", flush=True)
 
 
 def said(errors: list[float], tried: int, model: str) -> list[str]:
-    """Cells of a row."""
+    """Return the cells of a row."""
     wrong = str(sum(one > WRONG[model] for one in errors))
     return [f"{len(errors)} of {tried}", f"{np.median(errors):.2f}" if errors else "", wrong]
 

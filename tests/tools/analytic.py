@@ -4,12 +4,12 @@ import torch
 
 
 def tanh_prior(x, t):
-    """ε = tanh(x · (0.3 + t/1500)), the prior of the published loops."""
+    """Return ε = tanh(x · (0.3 + t/1500)), the prior of the published loops."""
     return torch.tanh(x * (0.3 + t.to(x.dtype) / 1500).view(-1, 1, 1, 1))
 
 
 def tanh_prior_with_variance(x, t):
-    """The same with a variance half of 0.1 x."""
+    """Return the same with a variance half of 0.1 x."""
     return torch.cat([tanh_prior(x, t), 0.1 * x], dim=1)
 
 

@@ -25,7 +25,7 @@ BIN = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 def tool(name: str) -> str:
-    """Find a CUDA binary tool in Triton's wheel or on the PATH; skips without one."""
+    """Find a CUDA binary tool in Triton's wheel or on the PATH; skip without one."""
     bundled = BIN / name
     found = str(bundled) if os.access(bundled, os.X_OK) else which(name)
     if not found:
@@ -72,7 +72,7 @@ class Compiled:
         folder: Where the cubin goes.
         typed: The type of any other argument by its name, such as "*fp32".
         aligned: The arguments that are divisible by 16.
-        options: Of the compiler, such as num_warps.
+        options: The compiler's options, such as num_warps.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Compiled:
         self.cubin.write_bytes(compiled.asm["cubin"])
 
     def resources(self) -> dict[str, int]:
-        """REG, STACK and LOCAL of the kernel."""
+        """Return REG, STACK and LOCAL of the kernel."""
         command = [tool("cuobjdump"), "--dump-resource-usage", str(self.cubin)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return {name: int(n) for name, n in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", output)}
@@ -109,7 +109,7 @@ class Compiled:
         return Counter(re.findall(pattern, output, re.MULTILINE))
 
     def assert_within(self, registers: int, shared: int) -> None:
-        """Nothing in local memory, and no more of registers and shared memory than that."""
+        """Check that nothing is in local memory, and that registers and shared memory suffice."""
         resources = self.resources()
         assert resources["STACK"] == 0 and resources["LOCAL"] == 0, resources
         assert 0 < resources["REG"] <= registers, resources

@@ -21,7 +21,7 @@ NEEDS_POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX si
 
 
 def picture(seed: int, *shape: int, dtype=np.uint8) -> np.ndarray:
-    """A ramp with some texture, so that the result is no constant."""
+    """Draw a ramp with some texture, so that the result is not constant."""
     noise = np.random.default_rng(seed).random(shape)
     ramp = np.linspace(0.1, 0.8, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
     return ((ramp + 0.2 * noise) * np.iinfo(dtype).max).astype(dtype)
@@ -76,7 +76,7 @@ def names(report, status: str) -> set[str]:
 
 
 def pictures(out: Path) -> dict[str, tuple]:
-    """Output name → what tells a file from one that was written anew."""
+    """Return, by output name, what tells a file from one that was written again."""
     found = {}
     for path in out.rglob("*.png"):
         if STAGING not in path.parts:
@@ -90,7 +90,7 @@ def pictures(out: Path) -> dict[str, tuple]:
 
 
 def lines(out: Path, *, torn: bool = False) -> list[dict]:
-    """The history; ``torn`` allows for a last line that a kill cut off."""
+    """Read the history; ``torn`` allows for a last line that a kill cut off."""
     found = (out / HISTORY_FILE).read_text().split("\n")
     assert torn or found[-1] == ""
     return [json.loads(line) for line in found[:-1]]

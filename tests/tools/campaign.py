@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, Phase, strategies
 ROOT = Path(__file__).resolve().parent.parent.parent
 Attempt = Callable[[Any], str]
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "20"))
-"""for each fuzzer; `make fuzz MINUTES=…` sets it"""
+"""seconds for each fuzzer; `make fuzz MINUTES=…` sets it"""
 SEED = os.environ.get("FUZZ_SEED")
 MOST_FAULTS = 20
 TABLE = ROOT / "out" / "fuzz" / "table.jsonl"
@@ -41,7 +41,7 @@ class Campaign:
         self.faults: list[dict[str, str | int]] = []
 
     def run(self, seconds: float = SECONDS, first: int = 0) -> Campaign:
-        """Try seeds from ``first`` until time is up; all of one seed where FUZZ_SEED names it."""
+        """Try seeds from ``first`` until time is up, or only that in FUZZ_SEED if it is set."""
         until = time.monotonic() + seconds
         seed = first if SEED is None else int(SEED)
         while time.monotonic() < until and len(self.faults) < MOST_FAULTS:
@@ -98,7 +98,7 @@ class Campaign:
         print(f"{self.name}: {tried} tried: {counts}, {len(self.faults)} faults")
 
     def check(self, least: int = 1) -> None:
-        """Fail on any fault, or where hardly anything was tried."""
+        """Fail on any fault, or if hardly anything was tried."""
         tried = sum(self.outcomes.values())
         assert not self.faults, f"{self.name}: {json.dumps(self.faults[:5], indent=1)}"
         assert SEED is not None or tried >= least, f"{self.name}: only {tried} attempts"
@@ -126,7 +126,7 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 def pick(rng: np.random.Generator, *choices):
-    """One of the choices, as it is."""
+    """Return one of the choices, as it is."""
     return choices[int(rng.integers(len(choices)))]
 
 

@@ -17,7 +17,7 @@ BT709 = 1
 
 
 def texture(height: int, width: int, seed: int, channels: int = 1) -> np.ndarray:
-    """Smooth noise over the whole range: uint8 [H, W] or [H, W, 3]."""
+    """Draw smooth noise over the whole range: uint8 [H, W] or [H, W, 3]."""
     rng = np.random.default_rng(seed)
     noise = cv2.GaussianBlur(rng.random((height, width, channels)).astype(np.float32), (0, 0), 3)
     noise = (noise - noise.min()) / np.ptp(noise)
@@ -25,7 +25,7 @@ def texture(height: int, width: int, seed: int, channels: int = 1) -> np.ndarray
 
 
 def pan(frames: int, seed: int, *, size: int = 64, step: int = 1, channels: int = 1) -> list:
-    """A window that moves over a texture by ``step`` pixels a frame."""
+    """Move a window over a texture by ``step`` pixels per frame."""
     whole = texture(size, size + step * frames, seed, channels)
     return [np.ascontiguousarray(whole[:, n * step : n * step + size]) for n in range(frames)]
 
@@ -43,7 +43,7 @@ def write_clip(
     rotation: int = 0,
     aspect: Fraction | None = None,
 ) -> Path:
-    """A video of uint8 or uint16, gray or RGB frames; ``times`` in frames, 0, 1, 2 … by default."""
+    """Write a video of uint8 or uint16, gray or RGB; ``times`` in frames, by default one each."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         options = {"crf": "8", "preset": "veryfast"} if codec == "libx264" else {}
@@ -89,7 +89,7 @@ def _write_tone(av, container, sound, seconds: float) -> None:
 
 
 def read_clip(path: Path) -> tuple[list[np.ndarray], list[float], object]:
-    """(RGB frames, their times in seconds, facts) of a video file."""
+    """Read (RGB frames, their times in seconds, facts) of a video file."""
     av = pytest.importorskip("av")
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -110,7 +110,7 @@ def read_clip(path: Path) -> tuple[list[np.ndarray], list[float], object]:
 
 
 def quick_fuser(**settings) -> Fuser:
-    """A fuser whose prior costs nothing."""
+    """Make a fuser whose prior costs nothing."""
     return Fuser(prior=tanh_prior, device="cpu", **settings)
 
 

@@ -38,7 +38,7 @@ def started(head: dict[str, Any], attempts: int = 3) -> Any:
     for left in reversed(range(attempts)):
         try:
             return Cluster(initialize_head=True, head_node_args=head)
-        except Exception:  # Ray has no class of its own for it
+        except Exception:  # Ray has no exception of its own for it
             if not left:
                 raise
     return None
@@ -46,7 +46,7 @@ def started(head: dict[str, Any], attempts: int = 3) -> Any:
 
 @contextmanager
 def two_nodes(**system: Any) -> Iterator[Any]:
-    """Two nodes of one CPU each, as two machines would be; ``nodes.second`` can be removed."""
+    """Yield two nodes of one CPU each, like two machines; ``nodes.second`` can be removed."""
     import ray
 
     small = {"num_cpus": 1, "object_store_memory": 80 << 20}
@@ -70,7 +70,7 @@ def pictures(folder: Path) -> dict[str, bytes]:
 
 
 def workers(kind: str = "Worker") -> dict[str, int]:
-    """Processes of our actors that are alive, by node."""
+    """Return the processes of our actors that are alive, by node."""
     from ray._private.state import actors  # the public list needs a dashboard
 
     return {

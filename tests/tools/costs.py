@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def of_loading(path: Path) -> tuple[int, float, str]:
-    """Load in a child; its peak of memory in KiB, processor seconds, and what was raised."""
+    """Load in a child; return its peak of memory in KiB, processor seconds, and what was raised."""
     server = _server()
     print(path, file=server.stdin, flush=True)
     answer = server.stdout.readline()
@@ -36,7 +36,7 @@ def _server() -> subprocess.Popen:
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": "1"},
-    )  # it ends with us, whose end closes its input
+    )  # it ends with this process, whose end closes its input
 
 
 def _serve() -> None:

@@ -43,7 +43,7 @@ FENCE = re.compile(r"(^```.*?^```$)", re.M | re.S)
 
 
 class Docstrings(griffe.Extension):
-    """Puts in the lists of options, fences examples, and shows roles of Sphinx as code."""
+    """Inserts the lists of options, fences examples, and shows roles of Sphinx as code."""
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         if obj.docstring is not None:
@@ -56,7 +56,7 @@ class Docstrings(griffe.Extension):
 
 
 def listed(mark: re.Match) -> str:
-    """Return the options that a line of a docstring stands for, as ``options.documented`` has."""
+    """Return the options that a line of a docstring stands for, as ``options.documented`` does."""
     kinds = {"OPTIONS": FuserOptions, "READING": ReadingOptions}
     lines = [""]
     for name in kinds[mark[2]].__annotations__:
@@ -113,7 +113,7 @@ class Stage:
 
     @staticmethod
     def _at(path: Path) -> Path:
-        """Where the page of a path is."""
+        """Return where the page of a path is."""
         if path.parent == Path("ddfm_fast") and path.name in ROOMS:
             return Path("api", f"{path.name}.md")
         if (ROOT / path).is_dir():

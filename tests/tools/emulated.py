@@ -23,11 +23,11 @@ COMPILER, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64-static"
 TRAPS = "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"
 """a fault ends the process; neither a library nor a report of it is needed"""
 WHEEL = "armv8.2-a"
-"""this target is the library of that level which a wheel brings"""
+"""the target whose library is the one that a wheel brings for that level"""
 SYSTEM = "/usr/aarch64-linux-gnu"
-"""of the emulated process: its C and C++ libraries"""
+"""the C and C++ libraries of the emulated process"""
 BFDOT = "bfdot"
-"""this target has products of pairs in bfloat16, which QEMU has too"""
+"""the target that has products of pairs in bfloat16, which QEMU also has"""
 TARGETS: dict[str, tuple[str, ...]] = {
     "aarch64": (), "aarch64-ubsan": TRAPS, WHEEL: (), BFDOT: ("-march=armv8.6-a+bf16",),
 }  # fmt: skip
@@ -36,12 +36,12 @@ POINTERS = {
     "ddfm_layer": 15, "ddfm_attention": 6, "ddfm_choose": 58, "ddfm_carry": 8,
     "ddfm_read": 3, "ddfm_order": 7, "ddfm_give": 4, "ddfm_gather": 6, "ddfm_spread": 6,
 }  # fmt: skip
-"""fields at the beginning of a function's struct that are addresses"""
+"""how many fields at the beginning of a function's struct are addresses"""
 RESULTS = {2: "wrote beside its memory", 3: "was handed an address of no tensor"}
 
 
 def compiled(folder: Path, target: str) -> Path:
-    """Compile the server and the kernels; skips where a tool is absent."""
+    """Compile the server and the kernels; skip if a tool is absent."""
     for tool in (COMPILER, EMULATOR):
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is absent: the kernels are not tried on another processor")
@@ -66,14 +66,14 @@ def _compiled_with_the_wheels(folder: Path) -> Path:
 
 
 class Emulated:
-    """Has the functions of the compiled library, as ctypes does."""
+    """Has the functions of the compiled library, as a library of ctypes does."""
 
     def __init__(self, server: Path):
         self.process = subprocess.Popen(
             [EMULATOR, "-L", SYSTEM, str(server)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self.storages: dict[int, torch.UntypedStorage] = {}
-        """by address: whatever had its address taken"""
+        """storages whose address was taken, by address"""
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -112,7 +112,7 @@ class Emulated:
 
 
 class Function:
-    """One of them; ``argtypes`` and ``restype`` may be set, as those of ctypes."""
+    """A function of the library; ``argtypes`` and ``restype`` may be set, as in ctypes."""
 
     def __init__(self, library: Emulated, name: str):
         self.library, self.name = library, name
@@ -135,7 +135,7 @@ class Function:
         return result
 
     def _regions(self, pointers: tuple[int, ...]) -> dict[int, int]:
-        """The address and size of every storage that a pointer leads into."""
+        """Return the address and size of every storage that a pointer leads into."""
         return {
             address: storage.nbytes()
             for address, storage in self.library.storages.items()

@@ -41,8 +41,8 @@ class FailingFolder:
 
     Args:
         folder: Paths below it, and open files, are concerned.
-        seed: Decides which calls; threads take turns at its numbers, so that a seed repeats an
-            attempt but roughly.
+        seed: Decides which calls; threads take turns at its numbers, so a seed repeats an attempt
+            only roughly.
         rate: Share of the calls that fail.
         slow: Share of the calls that take a few milliseconds first.
     """

@@ -73,7 +73,7 @@ class Program:
         """Run a command line.
 
         Args:
-            line: After ``ddfm-fast``.
+            line: The words after ``ddfm-fast``.
             kill_after: Seconds until the signal ``by`` is sent; None for never.
             by: The signal.
             limit: Bytes that a file may have; None for any number.
@@ -93,7 +93,7 @@ def _serve() -> None:
     import cv2
     from tqdm import tqdm
 
-    # Its own lock is one for all forked children: a killed one would hold up the others.
+    # tqdm's own lock is one for all forked children: a killed one would hold up the others.
     tqdm.set_lock(threading.RLock())
     tqdm.monitor_interval = 0
     faulthandler.enable()
@@ -104,11 +104,11 @@ def _serve() -> None:
     for request in map(json.loads, sys.stdin):
         if "warm" in request:
             answer = {"codes": [_command(line) for line in request["warm"]]}
-            gc.collect()  # decoders that have threads of their own
+            gc.collect()  # frees decoders, which have threads of their own
             assert len(os.listdir("/proc/self/task")) == 1, (
                 "threads are left, forks would miss them"
             )
-            gc.freeze()  # what is left is not for children to clear away: its threads are not there
+            gc.freeze()  # children must not clear away what is left: its threads are not there
         else:
             answer = _attend(**request)
         print(json.dumps(answer), file=answers, flush=True)
@@ -167,7 +167,7 @@ def _child(line: list[str], limit: int | None, pipes) -> int:
 
 
 def _command(line: list[str]) -> int:
-    """Run the command line here; its exit code."""
+    """Run the command line here; return its exit code."""
     from ddfm_fast.__main__ import main
 
     sys.argv = ["ddfm-fast", *line]

@@ -12,7 +12,7 @@ FRAMES = 12
 
 
 def stream_files(folder: Path) -> tuple[Path, Path]:
-    """(infrared, visible): 12 frames of 64x64 at 25/s, the visible one tagged and with audio."""
+    """Write (infrared, visible): 12 frames of 64x64 at 25/s; visible is tagged and has audio."""
     return (
         write_clip(folder / "ir.mp4", pan(FRAMES, 1)),
         write_clip(folder / "vis.mp4", pan(FRAMES, 2, channels=3), tags=True, audio=True),

@@ -18,7 +18,7 @@ def random_array(shape: tuple[int, ...], dtype: str = "uint8") -> np.ndarray:
 
 
 def png(array: np.ndarray, *extra: tuple[bytes, bytes]) -> bytes:
-    """A PNG of [H, W, 1 | 2 | 3 | 4], uint8 or uint16, spelled out by the PNG specification."""
+    """Return a PNG of [H, W, 1 | 2 | 3 | 4], uint8 or uint16, spelled out by its specification."""
     height, width, channels = array.shape
     rows = array.astype(array.dtype.newbyteorder(">"))
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
@@ -32,7 +32,7 @@ def png(array: np.ndarray, *extra: tuple[bytes, bytes]) -> bytes:
 
 
 def tiff(array: np.ndarray, photometric: int, order: str = "<", planar: bool = False, **tags):
-    """An uncompressed TIFF of [H, W] or [H, W, C] with one strip (a plane each if planar)."""
+    """Return an uncompressed TIFF of [H, W] or [H, W, C] with one strip, or one per plane."""
     array = array[..., None] if array.ndim == 2 else array
     height, width, channels = array.shape
     kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
@@ -74,7 +74,7 @@ def exif(orientation: int) -> bytes:
 
 
 def upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    """The picture meant by stored pixels of an EXIF orientation, by where pixel (0, 0) belongs."""
+    """Return the picture that stored pixels of an EXIF orientation mean, by where (0, 0) goes."""
     if orientation >= 5:
         array = np.moveaxis(array, 0, 1)
     top_first = orientation in (1, 2, 5, 6)
@@ -89,7 +89,7 @@ def encoded(array: np.ndarray, kind: str) -> bytes:
 
 
 def tiff_front(array: np.ndarray) -> bytes:
-    """A 16-bit TIFF whose directory comes first, so that what is cut off is pixels."""
+    """Return a 16-bit TIFF whose directory comes first, so that what is cut off is pixels."""
     import cv2
 
     data = cv2.imencode(".tif", array, [cv2.IMWRITE_TIFF_COMPRESSION, 1])[1].tobytes()

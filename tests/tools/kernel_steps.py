@@ -41,7 +41,7 @@ def rows_of(sampler="ddim", steps=6):
 
 
 def pair(n, height, width, seed=0):
-    """Sources i, v [N, 1, H, W] in [−1, 1] and x_t [N, 3, H, W]."""
+    """Draw sources i, v [N, 1, H, W] in [−1, 1] and x_t [N, 3, H, W]."""
     generator = torch.Generator().manual_seed(seed + 100 * height + width)
     i, v = torch.tanh(torch.randn(2, n, 1, height, width, generator=generator))
     return i, v, torch.randn(n, 3, height, width, generator=generator)
@@ -56,7 +56,7 @@ def prior_with_variance(x):
 
 
 def midway(size, variant, *, row=3, cls=None, sampler="ddim", noise="none", **options):
-    """A rectifier in the middle of a run (k, γ and ρ are not the first ones), x_t and ε."""
+    """Make a rectifier in the middle of a run (with its own k, γ and ρ), x_t and ε."""
     from ddfm_fast.kernels import TritonStep
 
     i, v, x_t = pair(*size)
@@ -74,7 +74,7 @@ def midway(size, variant, *, row=3, cls=None, sampler="ddim", noise="none", **op
 
 
 def plain(rectifier, x_t, out, dtype, *, row=3, sampler="ddim", scales=None):
-    """What the twins make of the same inputs: rhs, mean p and q, f̂₀, x_{t-1}; k as it stands."""
+    """Return what the twins make of the same inputs: rhs, mean p and q, f̂₀, x_{t-1} and k."""
     variant, step, row = rectifier.variant, row, rows_of(sampler)[row]
     official, balanced = variant.name == "official", variant.name == "gradient"
     scales = rectifier.scale_pair[0] if scales is None else scales
@@ -109,7 +109,7 @@ def plain(rectifier, x_t, out, dtype, *, row=3, sampler="ddim", scales=None):
 
 
 def assert_as_good(got, plain32, exact, name):
-    """The error against float64 is at most twice that of the plain float32 code, and a rounding."""
+    """Check that the error is at most twice plain float32's, against float64, plus a rounding."""
     exact_size = float(exact.abs().max())
     allowed = 2 * float((plain32 - exact).abs().max()) + 2e-7 * exact_size
     assert torch.isfinite(got).all(), name
@@ -117,7 +117,7 @@ def assert_as_good(got, plain32, exact, name):
 
 
 def run_loop(rectifier, x_t, rows, prior=prior):
-    """Run the steps; returns x after every one."""
+    """Run the steps; return x after every one."""
     x, seen = x_t.clone(), []
     for _ in rows:
         x = rectifier.step_(x, prior(x))

@@ -20,7 +20,7 @@ SMOKE, NOISE, SEED = 0.97, 12.0, 5
 
 
 def clouds(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """Smooth random structure of several scales in 0..1."""
+    """Draw smooth random structure of several scales in 0..1."""
     total = np.zeros((height, width), np.float32)
     for cells in (3, 6, 12, 24, 48):
         coarse = rng.standard_normal((cells, round(cells * width / height))).astype(np.float32)
@@ -29,7 +29,7 @@ def clouds(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def walkers(luma: np.ndarray) -> np.ndarray:
-    """Where people are, softly: much darker than the sand around them."""
+    """Return where people are, softly: much darker than the sand around them."""
     around = cv2.medianBlur((luma * 255).astype(np.uint8), 61).astype(np.float32) / 255
     mask = ((around - luma) > 0.16).astype(np.uint8)
     mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((5, 1), np.uint8))  # shadows lie flat

@@ -24,23 +24,23 @@ STATUS = "0: all is well. 1: something failed. 2: wrong usage or input. 130: int
 
 
 def escaped(text: str) -> str:
-    """Text as roff has it: no dash becomes a hyphen, no line begins a request."""
+    """Escape text for roff: no dash becomes a hyphen, no line begins a request."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("…", "...").replace("·", "|")
     return re.sub(r"^([.'])", r"\\&\1", text.strip(), flags=re.MULTILINE)
 
 
 def marked(text: str) -> str:
-    """Text whose `words in backticks` are bold."""
+    """Make `words in backticks` bold."""
     return re.sub(r"`([^`]*)`", r"\\fB\1\\fR", escaped(text))
 
 
 def entry(name: str, meaning: str) -> str:
-    """A name in bold and what it means."""
+    """Return a name in bold and what it means."""
     return f".TP\n\\fB{escaped(name)}\\fR\n{marked(meaning)}\n"
 
 
 def option(parameter: Any) -> str:
-    """An option or argument and what it does."""
+    """Return an option or argument and what it does."""
     if parameter.param_type_name == "argument":
         names = f"\\fI{escaped(parameter.metavar or parameter.name.upper())}\\fR"
     else:
@@ -52,7 +52,7 @@ def option(parameter: Any) -> str:
 
 
 def page(name: str, command: Any) -> str:
-    """The page of a command, or of the program."""
+    """Return the page of a command, or of the program."""
     title = f"{PROGRAM} {name}".strip()
     context = command.context_class(command, info_name=title)
     usage = re.sub(r"[{}]", "", " ".join(command.collect_usage_pieces(context)))
@@ -88,7 +88,7 @@ def page(name: str, command: Any) -> str:
 
 
 def pages() -> dict[str, str]:
-    """Every page by the name of its file."""
+    """Return every page by the name of its file."""
     root = typer.main.get_command(app)
     found = {f"{PROGRAM}.1": page("", root)}
     for name, command in commands(root).items():

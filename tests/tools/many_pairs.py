@@ -38,7 +38,7 @@ print(len(find_pairs(**given, check_sizes=False)))
 
 
 def links(folder: Path, one: Path, files: int) -> None:
-    """Names of one file; a file a folder, since file systems limit the links of one."""
+    """Make links to one copy per folder, since file systems limit the links of a file."""
     folder.mkdir(parents=True)
     (folder / "00000.png").write_bytes(one.read_bytes())
     os.utime(folder / "00000.png", (OLD, OLD))
@@ -47,7 +47,7 @@ def links(folder: Path, one: Path, files: int) -> None:
 
 
 def tree(root: Path, files: int, folders: int) -> Path:
-    """So many folders of so many pairs, and their list."""
+    """Make so many folders of so many pairs, and their list."""
     write_image(root / "ir.png", picture(1, 16, 16))
     write_image(root / "vi.png", picture(2, 16, 16, 3))
     with (root / "list.csv").open("w") as table:
@@ -61,7 +61,7 @@ def tree(root: Path, files: int, folders: int) -> Path:
 
 
 def finished(root: Path, folders: int, fuser: Fuser | None = None) -> list[PairItem]:
-    """The output of a run over all pairs, as if it had been: its pictures are links, too."""
+    """Make the output of a run over all pairs without the run: its pictures are links, too."""
     items = find_pairs(root / "in", check_sizes=False)
     run_batch(items[:1], root / "one", fuser or make_fuser())
     head, line = (root / "one" / HISTORY_FILE).read_text().splitlines()
@@ -81,7 +81,7 @@ def finished(root: Path, folders: int, fuser: Fuser | None = None) -> list[PairI
 
 
 def taken(what: str, *arguments: str, pairs: int) -> str:
-    """Run Python so, and return a line of what it took; its output has the count of pairs."""
+    """Run Python and return a line of what it took; the program prints the count of pairs."""
     started = time.monotonic()
     program = subprocess.Popen(
         [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -13,7 +13,7 @@ SMALL = {"model_channels": 32, "num_res_blocks": 1, "channel_mult": (1, 2), "out
 
 
 def random_unet(config: dict, seed: int = 0) -> UNet:
-    """Every weight random: a fresh network would hide its zero residual branches from a test."""
+    """Make every weight random: a fresh network would hide its zero residual branches."""
     unet = UNet(UNetConfig.from_dict(config)).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for parameter in unet.parameters():

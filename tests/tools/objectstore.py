@@ -16,9 +16,9 @@ class Failing:
     """A WSGI application that fails, waits and refuses as it is told to.
 
     Attributes:
-        word, left: The next so many requests whose path has the word are answered with 503.
-        failed: How many were.
-        pause: Seconds that objects keep who asks for them waiting.
+        word, left: The next ``left`` requests whose path has ``word`` are answered with 503.
+        failed: How many requests were.
+        pause: Seconds that a request for an object waits.
         refused: A method that nobody has the right to.
         log: Method and path of all other requests, in the order of the answers.
     """
@@ -56,7 +56,7 @@ class Failing:
 
 @contextlib.contextmanager
 def s3_server() -> Iterator[tuple[Failing, int]]:
-    """A server on a free port of this machine; give what fails and the port."""
+    """Start a server on a free port of this machine; yield what fails and the port."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
@@ -76,7 +76,7 @@ def s3_server() -> Iterator[tuple[Failing, int]]:
 
 
 def s3_environment(port: int) -> dict[str, str]:
-    """What leads to the server, for this process and those that it starts."""
+    """Return the variables that lead this process and those that it starts to the server."""
     return {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_ACCESS_KEY_ID": "user",
@@ -97,7 +97,7 @@ def make_bucket(name: str) -> None:
 
 @contextlib.contextmanager
 def bucket_in_environment(port: int) -> Iterator[str]:
-    """The server of a port in this process's environment, with a bucket "box"; its URL."""
+    """Put the server of a port into this process's environment; yield the URL of a bucket "box"."""
     import pytest
 
     with pytest.MonkeyPatch.context() as patch:

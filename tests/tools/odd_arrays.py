@@ -9,13 +9,13 @@ SHAPES = ((16, 19), (17, 16, 3), (2, 18, 16), (3, 16, 16), (2, 16, 17, 3), (2, 3
 
 
 def values(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
-    """Any values of the dtype that are legal, the ends of the range among them."""
+    """Draw any legal values of the dtype, the ends of the range among them."""
     rng = np.random.default_rng(seed)
     if dtype.startswith("u"):
         found = rng.integers(0, np.iinfo(dtype).max + 1, shape).astype(dtype)
         ends = 0, np.iinfo(dtype).max
     else:
-        # denormal numbers too: half of them are below 2**-12 of any power
+        # denormal numbers too: powers of 2 are equally likely from 2**-160 to 1
         found = (rng.random(shape) * 2.0 ** rng.integers(-160, 1, shape)).astype(dtype)
         ends = 0, 1
     found.flat[:2] = ends

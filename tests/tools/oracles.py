@@ -15,7 +15,7 @@ STUDIO_OFFSET = np.array([16.0, 128.0, 128.0])
 
 
 def otf(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Spectra of the periodic forward differences along x and y."""
+    """Return the spectra of the periodic forward differences along x and y."""
     dx, dy = np.zeros((2, height, width))
     dx[0, 0] += -1
     dx[0, -1] += 1
@@ -25,7 +25,7 @@ def otf(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def solve_k(base, u1, u2):
-    """(I + ∇ᵀ∇) k = base + ∇ᵀu with complex transforms throughout."""
+    """Solve (I + ∇ᵀ∇) k = base + ∇ᵀu with complex transforms throughout."""
     k1, k2 = otf(*base.shape)
     numerator = np.fft.fft2(base) + np.conj(k1) * np.fft.fft2(u1) + np.conj(k2) * np.fft.fft2(u2)
     return np.fft.ifft2(numerator / (1 + abs(k1) ** 2 + abs(k2) ** 2)).real
@@ -37,7 +37,7 @@ def official_state(shape) -> dict:
 
 
 def official_em(f, i, v, state, psi, eta):
-    """The authors' EM step on one plane [H, W]."""
+    """Run the authors' EM step on one plane [H, W]."""
     y, x = i - v, f - v
     d = np.sqrt(2 / state["tau_b"] / (x**2 + 1e-6))
     c = np.sqrt(2 / state["tau_a"] / (y - x + 1e-6) ** 2)
@@ -62,7 +62,7 @@ def official_em(f, i, v, state, psi, eta):
 
 
 def paper_em(f, i, v, state, psi, eta, *, printed=False, update_scales=True, floor=1e-6):
-    """One EM iteration by the paper's equations on one plane; ``printed`` for its E-step."""
+    """Run one EM iteration by the paper's equations on one plane; ``printed``: by its E-step."""
     y, x = i - v, f - v
     dm, dn = np.maximum(abs(y - x), floor), np.maximum(abs(x), floor)
     gamma, rho = state["tau_a"], state["tau_b"]
@@ -82,7 +82,7 @@ def paper_em(f, i, v, state, psi, eta, *, printed=False, update_scales=True, flo
 
 
 def gradient_em(f, i, v, state, psi, eta, floor=1e-6):
-    """One EM iteration of the variant "gradient" on one plane; u in F1 and F2."""
+    """Run one EM iteration of the variant "gradient" on one plane; u in F1 and F2."""
     y, x = i - v, f - v
     qx, qy = np.zeros((2, *y.shape))
     for r in range(y.shape[0]):
@@ -122,7 +122,7 @@ def replace_luma(rgb, new_luma, *, official):
 
 
 def ddim_loop(eps, x, i, v, schedule, *, variant, psi, eta, steps=None):
-    """A whole reverse loop, DDIM with η = 0, on one image [3, H, W]; ``schedule`` = (map, ᾱ)."""
+    """Run a whole reverse loop, DDIM with η = 0, on one [3, H, W]; ``schedule`` = (map, ᾱ)."""
     timesteps, alpha = schedule
     state = official_state(i.shape)
     for s in reversed(range(len(timesteps))):

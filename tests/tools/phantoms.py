@@ -8,20 +8,20 @@ from typing import Any
 import numpy as np
 
 CENTER, RADII = np.array([6.0, -4.0, 3.0]), np.array([34.0, 26.0, 22.0])
-"""of the ellipsoid, mm in RAS"""
+"""the center and radii of the ellipsoid, in mm, RAS"""
 EDGE = 2.0
-"""mm over which it ends"""
+"""mm over which the ellipsoid's edge fades"""
 
 
 def affine(spacing: tuple[float, float, float], start: tuple[float, float, float]) -> np.ndarray:
-    """Axes along R, A and S, each of which a negative spacing turns."""
+    """Return axes along R, A and S, each of which a negative spacing turns."""
     found = np.diag([*spacing, 1.0])
     found[:3, 3] = start
     return found
 
 
 def inside(world: np.ndarray, center: np.ndarray = CENTER) -> np.ndarray:
-    """How much of points [..., 3] in mm is in the ellipsoid, 0 to 1; smooth at its edge."""
+    """Return how much of points [..., 3] in mm is in the ellipsoid, 0 to 1; smooth at its edge."""
     away = (np.linalg.norm((world - center) / RADII, axis=-1) - 1) * RADII.min()
     return 1 / (1 + np.exp(4 * away / EDGE))
 
@@ -29,14 +29,14 @@ def inside(world: np.ndarray, center: np.ndarray = CENTER) -> np.ndarray:
 def ellipsoid(
     shape: tuple[int, int, int], at: np.ndarray, low: float = 0, high: float = 1000
 ) -> np.ndarray:
-    """The phantom [Z, H, W] float32 on a grid of so many slices, rows and columns."""
+    """Draw the phantom [Z, H, W] float32 on a grid of so many slices, rows and columns."""
     z, y, x = np.indices(shape)
     world = np.stack([x, y, z], -1) @ at[:3, :3].T + at[:3, 3]
     return (low + (high - low) * inside(world)).astype(np.float32)
 
 
 def dataset(pixels: np.ndarray, **attributes: Any) -> Any:
-    """A DICOM image of integers [H, W], [F, H, W] or RGB [H, W, 3], with what it needs."""
+    """Make a DICOM image of integers [H, W], [F, H, W] or RGB [H, W, 3], with what it needs."""
     import pydicom
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -98,7 +98,7 @@ def save_series(
 
 
 def center_of(values: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Center of mass of values above half of their greatest, mm in RAS; NaN counts as none."""
+    """Return the center of mass of values above half of their greatest, mm in RAS; NaN is none."""
     values = np.nan_to_num(values)
     z, y, x = np.nonzero(values > values.max() / 2)
     return at[:3, :3] @ np.array([x.mean(), y.mean(), z.mean()]) + at[:3, 3]

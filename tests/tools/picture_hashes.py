@@ -30,7 +30,7 @@ FOUND: dict[str, str] = {}
 
 
 def tanh_prior(x, t):
-    """An analytic prior with a learned-range half: fast, and no library's choices enter."""
+    """Return ε and a learned-range half by a formula: fast, and no library's choices enter."""
     eps = torch.tanh(x * (0.3 + t[:, None, None, None] / 1500))
     return torch.cat([eps, 0.1 * x.clamp(-1, 1)], 1)
 
@@ -160,7 +160,7 @@ def shim() -> None:
 
 
 def commands() -> None:
-    """What the commands write, by the files' bytes, and their JSON reports less times and paths."""
+    """Hash what the commands write: files' bytes, and JSON reports without times and paths."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:

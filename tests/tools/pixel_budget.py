@@ -1,10 +1,10 @@
-"""Print nanoseconds a pixel of each stage of `instant`, from uint8 arrays to an array.
+"""Print nanoseconds per pixel of each stage of `instant`, from uint8 arrays to an array.
 
     python tests/tools/pixel_budget.py [ROUNDS]
 
-Of the processor on one thread, the median of all rounds, of 40 million pixels at least; infrared
-gray and visible color, which are the demo pair enlarged. A stage's time is without that of a stage
-inside it, and "between" is what no stage counts.
+Times are the processor's on one thread, the median of all rounds, over 40 million pixels at least.
+The sources are gray infrared and color visible, enlarged from the demo pair. A stage's time is
+without that of a stage inside it, and "between" is what no stage counts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STAGES = {
 
 
 class Clock:
-    """Times of functions without those of others that they call."""
+    """Measures functions without the others that they call."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = defaultdict(float)
@@ -65,7 +65,7 @@ class Clock:
 
 
 def measured(size: tuple[int, int], rounds: int) -> list[dict[str, float]]:
-    """Nanoseconds a pixel of each stage, in each round."""
+    """Return the nanoseconds per pixel of each stage, in each round."""
     ir, vis = (cv2.resize(asset(f"sentinel2_{n}.png"), size) for n in ("nir", "visible"))
     fuser, pixels, found = api.Fuser(preset="instant"), size[0] * size[1], []
     fuser(ir, vis)

@@ -27,7 +27,7 @@ SIZE = 480, 640
 
 
 def measured(tries: int = 30) -> dict[str, tuple[float, float]]:
-    """(seconds of decoding, seconds beyond it) of kinds of infrared beside 8 bits in color."""
+    """Return (seconds to decode, seconds beyond it) of kinds of infrared with 8 bits in color."""
     fuser = Fuser(preset="instant")
     gray = texture(*SIZE, 1)
     kinds = {"8 bits": gray, "16-bit counts": gray.astype(np.uint16) * 8 + 7000}

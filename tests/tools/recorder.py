@@ -93,7 +93,7 @@ class RecordingCapture:
         work()
 
     def nodes(self):
-        """Of the capture under way."""
+        """Count the entries of the capture under way."""
         return len(self.tape.entries)
 
     def total_memory(self):

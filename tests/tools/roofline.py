@@ -2,11 +2,12 @@
 
     python tests/tools/roofline.py [SIZE] [ROUNDS]
 
-The floor of a layer is the longer of its multiplications at the most that a core makes of them (m)
-and its bytes at the rate of a copy as large as the largest activation (b); both rates are looked
-at between forwards. Multiplications are those of the products, in Winograd's domain where it is
-used, without padding, transforms, norms and SiLU; bytes are activations read or written once, and
-weights. Times are the processor's on one thread, the least of all rounds: others share the caches.
+The floor of a layer is the longer of two times: of its multiplications at the highest rate of one
+core (m), and of its bytes at the rate of a copy as large as the largest activation (b). Both rates
+are measured between forward passes. Multiplications are those of the products, in Winograd's domain
+where it is used, without padding, transforms, norms and SiLU; bytes are activations read or written
+once, and weights. Times are the processor's on one thread, the least of all rounds, since others
+share the caches.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ddfm_fast.runtime.memory import pages_kept
 SOURCE = Path(__file__).parent / "peaks.cpp"
 LOOPS = 400_000
 TILE, POINTS = 4, 36
-"""outputs of a tile's side, and multiplications of it for each channel in and out"""
+"""outputs along a tile's side, and a tile's multiplications for each channel in and out"""
 
 
 class Row(NamedTuple):
@@ -65,7 +66,7 @@ def thread_seconds(function: Callable, *arguments) -> tuple[float, object]:
 
 
 class Peaks:
-    """Multiplications and bytes a second, the most that were seen."""
+    """Multiplications and bytes per second, the most that were seen."""
 
     def __init__(self, low: bool, count: int):
         with tempfile.TemporaryDirectory() as folder:

@@ -174,7 +174,7 @@ class ApproximateTimeSynchronizer:
 
 
 def modules() -> dict[str, ModuleType]:
-    """Name → module, for ``sys.modules``."""
+    """Return the modules by name, for ``sys.modules``."""
     named: dict[str, dict[str, Any]] = {
         "rclpy": {"init": None, "spin": None, "try_shutdown": None},
         "rclpy.node": {"Node": Node},

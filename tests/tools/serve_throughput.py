@@ -26,7 +26,7 @@ from ddfm_fast.serve.pictures import decode  # noqa: E402
 
 
 def spent(server: Server) -> float:
-    """Seconds of the processors that the process of a service has taken."""
+    """Return the seconds of the processors that the process of a service has taken."""
     page = server.request("GET", "/metrics")[2].decode()
     line = next(one for one in page.splitlines() if one.startswith("process_cpu_seconds_total"))
     return float(line.split()[1])

@@ -46,7 +46,7 @@ class Server:
             self.came.notify_all()
 
     def log(self, event: str, **fields: Any) -> list[dict]:
-        """Lines of an event with these fields."""
+        """Return the lines of an event with these fields."""
         found = [json.loads(line) for line in self.lines if line.startswith("{")]
         wanted = {"event": event, **fields}.items()
         return [one for one in found if all(one.get(k) == v for k, v in wanted)]
@@ -67,7 +67,7 @@ class Server:
     def request(
         self, method: str, path: str, body: Any = None, timeout: float = 120.0, **headers: str
     ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers in lower case, and body of an answer."""
+        """Return the status, the headers in lower case, and the body of an answer."""
         link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         with contextlib.closing(link):
             names = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -81,7 +81,7 @@ class Server:
         return self.request("POST", "/fuse", body, Content_Type=kind, Accept=accept)
 
     def refused(self, status: int, *given: Any, **fields: Any) -> str:
-        """The sentence of a refusal with that status."""
+        """Check for a refusal with that status, and return its sentence."""
         found, _, body = self.fuse(*given, **fields)
         assert found == status, (found, body[:500])
         return json.loads(body)["error"]
@@ -89,7 +89,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(*options: str, **environment: str) -> Iterator[Server]:
-    """A server on a free port of this machine; killed at the end, if it still lives."""
+    """Yield a server on a free port of this machine; it is killed at the end, if it still lives."""
     process = start(*options, **environment)
     try:
         yield Server(process)
@@ -108,7 +108,7 @@ def start(*options: str, **environment: str) -> subprocess.Popen:
 
 
 def form(files: dict[str, bytes], **fields: str) -> tuple[bytes, str]:
-    """A multipart form made by hand, not by the client that is tested too."""
+    """Make a multipart form by hand, not by the client, which is tested too."""
     parts = []
     for name, data in files.items():
         head = f'form-data; name="{name}"; filename="{name}.bin"'
@@ -121,7 +121,7 @@ def form(files: dict[str, bytes], **fields: str) -> tuple[bytes, str]:
 
 
 def picture(seed: int, height: int = 48, width: int = 64, dtype: Any = np.uint8) -> np.ndarray:
-    """Noise on a ramp, over all of the range."""
+    """Draw noise on a ramp, over all of the range."""
     most = np.iinfo(dtype).max
     ramp = np.linspace(0, 0.7, height * width).reshape(height, width)
     noise = np.random.default_rng(seed).random((height, width))

@@ -1,4 +1,4 @@
-"""Combs that nothing marks are told of; noise, motion and fine stripes are not taken for them."""
+"""Combs that nothing marks are reported; noise, motion and fine stripes are not taken for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE, FRAMES = 96, 24
 
 
 def fields(moments: list[np.ndarray], *, top_first: bool = True) -> list[np.ndarray]:
-    """Frames woven of two moments each."""
+    """Weave frames of two moments each."""
     woven = []
     for first, second in zip(moments[::2], moments[1::2], strict=False):
         frame = first.copy()
@@ -28,7 +28,7 @@ def fields(moments: list[np.ndarray], *, top_first: bool = True) -> list[np.ndar
 
 
 def moving(dx: float, dy: float, frames: int, seed: int = 1, detail: float = 1.5) -> list:
-    """A texture that moves by so many pixels a moment."""
+    """Draw a texture that moves by so many pixels per moment."""
     rng = np.random.default_rng(seed)
     whole = cv2.GaussianBlur(rng.random((400, 400)).astype(np.float32), (0, 0), detail)
     whole = (whole - whole.min()) / np.ptp(whole) * 255

@@ -120,7 +120,7 @@ def test_helper_reads_what_it_wrote(tmp_path):
 
 
 def damaged(tmp_path, *, codec="libx264", suffix=".mkv", lost=(12,)):
-    """A clip whose given packets are noise."""
+    """Write a clip whose given packets are noise."""
     av = pytest.importorskip("av")
     good = write_clip(tmp_path / f"good{suffix}", pan(30, 1, channels=3), codec=codec)
     data = bytearray(good.read_bytes())

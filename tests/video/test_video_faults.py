@@ -95,7 +95,7 @@ def test_container_that_does_not_hold_the_codec(streams, tmp_path):
 
 
 def part_of(out: Path) -> Path:
-    """The one part of an output."""
+    """Return the one part of an output."""
     (part,) = out.parent.glob(f"{out.stem}.part-*{out.suffix}")
     return part
 
@@ -187,7 +187,7 @@ def test_interrupt_completes_the_file(tmp_path):
     def vis():
         for n, image in enumerate(endless(3)):
             if n == 40:
-                os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does: the main thread is told
+                os.kill(os.getpid(), signal.SIGINT)  # like Ctrl-C, it reaches the main thread
             yield image
 
     report = run(endless(1), vis(), tmp_path / "o.mp4")
@@ -197,7 +197,7 @@ def test_interrupt_completes_the_file(tmp_path):
 
 
 def run_on_a_disk_of(size: int, out: Path, frames: int | None = None) -> str:
-    """A limit on the size of files stands for the disk: writing fails in the same place."""
+    """Run with a limit on the size of files, where writing fails as it does on a full disk."""
     ir, vis = endless(1), endless(3)
     if frames is not None:
         ir, vis = iter(pan(frames, 1)), iter(pan(frames, 3, channels=3))

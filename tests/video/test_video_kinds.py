@@ -23,7 +23,7 @@ av = pytest.importorskip("av")
 
 
 def read(path, **options):
-    """(frames, what was said) of a clip."""
+    """Read a clip; return its frames and the warnings."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", DDFMWarning)
         source = open_source(path, "vis", **options)
@@ -36,7 +36,7 @@ def read(path, **options):
 
 
 def weave(n: int) -> np.ndarray:
-    """A bar that moves by 3 pixels a field; the top field is the earlier one."""
+    """Draw a bar that moves by 3 pixels per field; the top field is the earlier one."""
     fields = []
     for moment in (2 * n, 2 * n + 1):
         field = np.full((64, 64), 40, np.uint8)
@@ -134,7 +134,7 @@ MATRICES = {5: (0.299, 0.114), 6: (0.299, 0.114), 1: (0.2126, 0.0722), 9: (0.262
 
 
 def rgb_of(yuv, kr: float, kb: float, full: bool, bits: int) -> np.ndarray:
-    """RGB in 0..1 by the definition of ITU-R BT.601, BT.709 and BT.2020."""
+    """Return RGB in 0..1 by the definition of ITU-R BT.601, BT.709 and BT.2020."""
     step = 2.0 ** (bits - 8)
     y, u, v = yuv
     if full:
@@ -148,7 +148,7 @@ def rgb_of(yuv, kr: float, kb: float, full: bool, bits: int) -> np.ndarray:
 
 
 def coded(path, yuv, pix_fmt, *, space, full, primaries=2, transfer=2):
-    """A lossless clip of one color, as planes of Y, U and V."""
+    """Write a lossless clip of one color, as planes of Y, U and V."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
         stream.width = stream.height = 32
@@ -215,7 +215,7 @@ def test_the_ends_of_a_full_range_ramp_stay(tmp_path):
 
 
 def pq_code(nits: float) -> float:
-    """ST 2084, written out from the standard's fractions."""
+    """Return the code of ST 2084, written out from the standard's fractions."""
     y = (nits / 10000) ** (2610 / 16384)
     return ((3424 / 4096 + 2413 / 4096 * 32 * y) / (1 + 2392 / 4096 * 32 * y)) ** (
         2523 / 4096 * 128
@@ -231,7 +231,7 @@ def pq_nits(code: float) -> float:
 
 
 def rolled(nits: float) -> float:
-    """BT.2390 from 1000 to 203 cd/m², and 203 as 1."""
+    """Return what BT.2390 makes of it from 1000 to 203 cd/m², with 203 as 1."""
     code, most = pq_code(min(nits, 1000)) / pq_code(1000), pq_code(203) / pq_code(1000)
     knee = 1.5 * most - 0.5
     if code > knee:
@@ -350,7 +350,7 @@ def test_one_frame_and_odd_sizes(tmp_path):
 
 
 def test_damaged_rate(tmp_path):
-    """Flipped bits and a rate of a frame in 16 months: 3 bad frames are left out of 30."""
+    """Flipped bits and a rate of one frame in 16 months: 3 bad frames are left out of 30."""
     path = Path(__file__).parents[1] / "data" / "damaged_rate.ts"
     out = tmp_path / "o.mp4"
     report = run(pan(30, 2, size=48), path, out, resize="vis")

@@ -31,12 +31,12 @@ def streams(tmp_path) -> tuple[Path, Path]:
 
 
 def frames_of(folder: Path) -> list[str]:
-    """Names of the pictures in a folder, each of which is read."""
+    """Return the names of the pictures in a folder, each of which is read."""
     return [path.name for path in sorted(folder.glob("*.png")) if read_image(path).ndim]
 
 
 def visible(at: int, act, frames: int = 40):
-    """Frames; before one of them something happens."""
+    """Yield frames, and call ``act`` before one of them."""
     for n, image in zip(range(frames), endless(3), strict=False):
         if n == at:
             act()
@@ -224,7 +224,7 @@ fuse_video(endless(1), endless(3), sys.argv[1], fuser=quick_fuser(), preset="rea
 
 
 def other_names(folder: Path) -> dict[str, str]:
-    """Names of folder/vis.mp4 that are no plain path."""
+    """Return names of folder/vis.mp4 that are not plain paths."""
     video = folder / "vis.mp4"
     (folder / "list.ffconcat").write_text("ffconcat version 1.0\nfile 'vis.mp4'\n")
     (folder / "live.m3u8").write_text(f"#EXTM3U\n#EXTINF:1,\n{video}\n")

@@ -1,4 +1,4 @@
-"""Black and white of a video of counts: followed slowly, without flicker, and anew at a cut."""
+"""Black and white of a video of counts: followed slowly, without flicker, and renewed at a cut."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def counts(picture: np.ndarray, low: float, step: float = 8) -> np.ndarray:
 
 
 def drifting(frames: int = FRAMES) -> list[np.ndarray]:
-    """A still scene of a camera that drifts by two counts a frame."""
+    """Draw a still scene of a camera that drifts by two counts per frame."""
     return [counts(PICTURE, 7000 + 2 * n) for n in range(frames)]
 
 
 def fused(ir, vis, out, **options) -> tuple[np.ndarray, list[str]]:
-    """Frames in 8-bit units, and what was said."""
+    """Return fused frames in 8-bit units, and the warnings."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", DDFMWarning)
         run(ir, vis, out, **options)
@@ -55,7 +55,7 @@ def test_a_drift_in_a_16_bit_video_does_not_flicker(tmp_path):
 
 
 def scenes() -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """(infrared, visible): two scenes, whose counts overlap in part."""
+    """Draw (infrared, visible): two scenes, whose counts overlap in part."""
     first, second = pan(6, 3), pan(6, 4)
     ir = [counts(p, 7000) for p in first] + [counts(p, 7600, 20) for p in second]
     return ir, [*pan(6, 5, channels=3), *pan(6, 6, channels=3)]

@@ -1,4 +1,4 @@
-"""Noisy frames of which the frame before tells already: what is reused, and what is never."""
+"""Noisy frames, much of which the previous frame shows: what is reused, and what never is."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ SIZE = 160, 240
 
 
 def scene(shift=0):
-    """A smooth picture [1, 1, H, W] in [0, 1] that moves to the right."""
+    """Draw a smooth picture [1, 1, H, W] in [0, 1] that moves to the right."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     values = 0.5 + 0.2 * np.sin((x - shift) / 17) + 0.2 * np.cos(y / 11 + (x - shift) / 40)
     return torch.tensor(values, dtype=torch.float32)[None, None]
@@ -28,7 +28,7 @@ def noisy(clean, seed, level=LEVEL):
 
 
 class Oracle:
-    """Takes the noise out by knowing the picture; remembers the sizes that it was asked for."""
+    """Takes the noise out by knowing the picture; remembers the sizes of its calls."""
 
     def __init__(self, frame, clean):
         self.frame, self.clean, self.sizes = frame, clean, []
@@ -50,7 +50,7 @@ class Oracle:
 
 
 def run(kept, clean, seed, motion=STILL, level=LEVEL):
-    """A frame through ``kept``: the picture that it gives, and the sizes that were denoised."""
+    """Pass a frame through ``kept``; return the picture and the sizes that were denoised."""
     frame = noisy(clean, seed, level)
     oracle = Oracle(frame, clean)
     found, calls = kept(motion, frame, level, oracle)

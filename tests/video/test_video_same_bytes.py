@@ -32,7 +32,7 @@ for n, (height, width) in enumerate([(32, 32), (48, 48), (64, 64), (64, 80), (24
 
 
 def encoded(folder, perturb: int) -> list[str]:
-    """Hashes of videos from a process whose new memory is filled with a byte, by glibc."""
+    """Return hashes of videos from a process whose new memory glibc fills with a byte."""
     folder.mkdir()
     env = {**os.environ, "MALLOC_PERTURB_": str(perturb)}
     command = [sys.executable, "-c", ENCODE, str(folder)]
@@ -45,6 +45,6 @@ def encoded(folder, perturb: int) -> list[str]:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc fills new memory")
 def test_what_was_in_memory_does_not_change_an_h264_video(tmp_path):
-    """Of libx264's mbtree by AVX-512: 4 of 100 small videos had other bytes beside busy threads."""
+    """By libx264's mbtree with AVX-512, 4 of 100 small videos had other bytes on a busy machine."""
     found = [encoded(tmp_path / str(byte), byte) for byte in (0, 1, 170)]
     assert len(found[0]) == 5 and found[1] == found[0] and found[2] == found[0]

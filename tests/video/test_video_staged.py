@@ -58,7 +58,7 @@ def there(store) -> list[str]:
 
 
 def test_a_data_set_needs_the_room_of_one_pair(store, data, tmp_path, monkeypatch):
-    """Planned by listing; each pair fetched when its turn comes, after the one before was put."""
+    """It is planned by listing; each pair is fetched in its turn, when the previous one was put."""
     done: list[str] = []
 
     def fetch(url, target):
@@ -137,7 +137,7 @@ def test_sequences_of_pictures_behind_a_prefix(store, tmp_path):
 
 @pytest.mark.parametrize("skip_existing", [False, True])
 def test_ctrl_c_is_as_with_files(store, data, skip_existing):
-    """It ends the video, which then has its name unless what has it is to be complete."""
+    """It ends the video, which gets its name unless only complete videos may have one."""
 
     def stop(done, total):
         del total
@@ -170,7 +170,7 @@ def test_a_part_that_plays_is_put_under_a_name_of_its_own(store, data, tmp_path)
 
 
 def test_what_cannot_be_put_is_an_error(store, data, monkeypatch):
-    """That of one video, or of all if nothing can be put there."""
+    """The error is that of one video, or of all if nothing can be put there."""
     trouble = StorageError("memory://out/a.mp4: the line is dead")
 
     def put(url, file):

@@ -78,7 +78,7 @@ def test_a_reader_that_leaves_is_in_the_report(monkeypatch):
 
 
 def listening(url: str, ready: threading.Event, **options) -> tuple[threading.Thread, list]:
-    """A thread that reads frames from an address, and where it puts them."""
+    """Read frames from an address in a thread; return it and the list that the frames go to."""
     got: list = []
 
     def read():
@@ -105,7 +105,7 @@ def free_port(kind=socket.SOCK_STREAM) -> int:
 
 
 def until(event: threading.Event):
-    """Frames until somebody has seen one, 30 seconds of them at most."""
+    """Yield frames until somebody has seen one, for 30 seconds at most."""
     for n, image in enumerate(endless(3)):
         if n % 5 == 4 and event.wait(0.05) or n > 750:
             return

@@ -34,7 +34,7 @@ LOOPS = (
     VideoPreset("3 late steps per frame", LATE, polish=4, trust=1.5),
     VideoPreset("1 late step per frame", replace(LATE, steps=1), polish=4),
 )
-"""presets with reverse steps, which start from the frame before"""
+"""presets with reverse steps, which start from the previous frame"""
 WARM = ("balanced", "realtime", *LOOPS)
 CUT = Motion(None, True)
 
@@ -79,7 +79,7 @@ def test_still_scene_with_noise_does_not_creep():
 
 
 def kept_lumas(pairs, preset, fuser=None) -> np.ndarray:
-    """The fused luma of every frame before the output scale, in gray levels: [T, H, W]."""
+    """Return the fused luma of every frame before the output scale, in gray levels: [T, H, W]."""
     engine = TemporalFuser(fuser or quick_fuser(), preset)
     stream, find, found = engine.open(), MotionFinder(), []
     for ir, vis in pairs:
@@ -435,7 +435,7 @@ def test_steadiness_refuses_what_it_cannot_score():
 
 
 def test_warm_start_is_steadier_and_as_good():
-    """The issue's bar, on six frames of the real sequence at half size with the real prior."""
+    """Measured on six frames of the real sequence at half size, with the real prior."""
     import cv2
 
     folder = shared("data/video/0111_1753")
