@@ -323,7 +323,7 @@ def test_model_follows_work_prices_and_limits(monkeypatch):
 
 
 def test_model_counts_what_the_convolutions_do():
-    """115 kFLOP per pixel, as the README says of the embedded prior."""
+    """115 kFLOP per pixel, as the topic priors states for the embedded prior."""
     cost = model.forward_cost("embedded", 64, 64)
     assert cost.flops / 64**2 == pytest.approx(115e3, rel=0.02)
     assert model.forward_cost("embedded", 128, 128).flops == pytest.approx(4 * cost.flops, rel=1e-6)

@@ -23,7 +23,7 @@ def test_a_line_is_found_and_needs_six_sizes():
 
 
 def test_the_estimate_is_that_of_the_parts():
-    """By hand, with round numbers: 1 MB in, .5 MB out, 20 ms of files, .1 s to fuse, 1 ms each."""
+    """By hand: 1 MB in, .5 MB out, 20 ms of files, .1 s of fusion, and 1 ms of the driver."""
     found = {"decode": 0.015, "write": 0.005, "fuse": 0.1, "bytes_in": 1e6, "bytes_out": 5e5}
     head, *rows = scale.on_paper(found, 0.001)
     table = {(row[0], row[1]): dict(zip(head, row, strict=True)) for row in rows}

@@ -143,7 +143,7 @@ def test_batches_keep_metadata_and_say_of_damage_once(tmp_path, fuser, said):
     assert report.ok and len(said()) == 1
     assert opened(tmp_path / "out" / "a.png").getexif()[272] == "Model a"
     assert [result.range for result in report.results] == [[0, 255]] * 3
-    # results that are to be written in another way are not skipped
+    # results are skipped unless they are to be written in another way
     again = run_batch(find_pairs(tmp_path / "set"), tmp_path / "out", fuser)
     assert again.count("skipped") == 3 and again.results[0].range == [0, 255]
     more = Output(metadata=False)

@@ -1,7 +1,7 @@
 """Programs that are killed at random, or whose disk is full at random.
 
 Nothing that has a name of its own is half-written, nothing is lost or done again, no input is
-touched, and what is said is a sentence that names the file.
+touched, and an error is a sentence that names the file.
 """
 
 from __future__ import annotations

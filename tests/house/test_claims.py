@@ -1,4 +1,4 @@
-"""Every measured number of README and topics has a record, or says that it has none."""
+"""Every measured number of README and topics has a record, or states that it has none."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The notebook of the documentation: that it is clean, that it runs, and that it says the truth."""
+"""The notebook of the documentation is clean, runs, and tells the truth."""
 
 from __future__ import annotations
 

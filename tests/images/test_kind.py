@@ -1,4 +1,4 @@
-"""Functional maps, such as PET, told from photographs."""
+"""Functional maps, such as PET, are distinguished from photographs."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def limits_of(limits) -> Window:
     return Window(map(float, limits))
 
 
-# What is asked for
+# What the caller sets
 
 
 def test_data_is_the_window_without_a_word():

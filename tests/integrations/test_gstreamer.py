@@ -318,7 +318,7 @@ pipeline.set_state(Gst.State.NULL)
 
 
 def test_formats_fit_though_the_infrared_source_is_silent_yet(environment):
-    """A gray visible source, and color of the infrared one, which downstream asks for."""
+    """A gray visible source, and color of the infrared one, which downstream requires."""
     assert script(environment, UNKNOWN) == "[0, 1, 2]"
 
 

@@ -157,7 +157,7 @@ class TestKernels:
         assert found.shape == (1, chunks, 2, 32)
         for k, part in enumerate(flat.split(chunk, dim=2)):
             mean, squares = part.mean(2), part.var(2, correction=0) * part.shape[2]
-            # 11 roundings of 6e-8: two rows a lane, their merging, the sum over 64 lanes
+            # 11 roundings of 6e-8: two rows per lane, their merging, the sum over 64 lanes
             torch.testing.assert_close(found[:, k, 0], mean, rtol=7e-7, atol=0)
             torch.testing.assert_close(found[:, k, 1], squares, rtol=2e-5, atol=1e-8)
 

@@ -33,7 +33,7 @@ GPU = torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def float32_throughout(monkeypatch):
-    """PyTorch lets convolutions round to TF32 unless told otherwise."""
+    """PyTorch lets convolutions round to TF32 by default."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 

@@ -177,7 +177,8 @@ def solve_region(rhs):
 class TestCutSums:
     """What a tensor core's cut sums cost, which the interpreter does not show.
 
-    Measured over whole planes of 256×320: at most 4.5e-7 of k's largest value; float32 FFTs cost 5.4e-7.
+    Measured over whole planes of 256×320, they cost at most 4.5e-7 of k's largest value, and
+    float32 FFTs cost 5.4e-7.
     """
 
     __test__ = INTERPRETED

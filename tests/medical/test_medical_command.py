@@ -1,4 +1,4 @@
-"""``ddfm-fast volume``, and what is said where the extra is missing."""
+"""``ddfm-fast volume``, and what is printed if the extra is missing."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_slices_do_not_flicker(instant):
 
 
 def test_one_range_of_all_slices(instant):
-    """Without a window the range is that of all slices, is said once, and holds for each."""
+    """Without a window the range is that of all slices, is reported once, and holds for each."""
     ir, vis = (Volume(v.array - 1000, AT, units="HU") for v in pair())
     ir.array[2] *= 0.1
     with warnings.catch_warnings(record=True) as caught:

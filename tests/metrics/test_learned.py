@@ -1,4 +1,4 @@
-"""LPIPS and DISTS: what is missing is said; and with weights in place, the packages' own numbers.
+"""LPIPS and DISTS: what is missing is reported; with weights in place, the packages' own numbers.
 
 The backbones' real weights are not at hand, so the numbers are of random ones: they show that the
 pictures reach the networks as these want them, not what the published metrics would say.

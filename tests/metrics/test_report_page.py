@@ -1,4 +1,4 @@
-"""The script of the report, run by a real browser without a screen; the DOM says what it drew."""
+"""The script of the report, run by a real browser without a screen; the DOM shows what it drew."""
 
 from __future__ import annotations
 

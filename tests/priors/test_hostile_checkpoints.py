@@ -191,7 +191,7 @@ BOMBS = {
 
 
 def assert_costs_little(path, words: str) -> None:
-    """Check the error's words, and that memory is small and time, on a busy machine, short."""
+    """Check the error's words, and that loading costs little memory and few processor seconds."""
     kib, seconds, error = costs.of_loading(path)
     assert re.search(words, error), error
     assert kib < 100_000 and seconds < 3

@@ -1,4 +1,4 @@
-"""``inspect``: what it says of files and folders, with cost counted by hand."""
+"""``inspect``: what it reports about files and folders, with cost counted by hand."""
 
 from __future__ import annotations
 

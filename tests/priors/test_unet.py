@@ -148,7 +148,7 @@ def test_fresh_network_predicts_zero():
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1, 3])
 def test_preconditioning_is_exact_for_gaussian_images(sigma_data):
-    """For images of standard deviation d, skip x_t is the best guess of eps; out is the rest's."""
+    """For images of deviation d, skip x_t is the best guess of eps, and out is the rest's size."""
     t = torch.tensor([3, 300, 900])
     alpha_bar = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))[t]
     generator = torch.Generator().manual_seed(0)

@@ -76,7 +76,7 @@ def test_so_does_one_that_fails():
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
 @pytest.mark.parametrize("name", CALLS)
 def test_pytorchs_default_dtype_changes_nothing(name, dtype):
-    """Noise of another dtype is another; float32 that is written into halves ends the process."""
+    """Noise drawn in another dtype is different; float32 written into halves ends the process."""
     expected = fuse(IR, VIS, device="cpu", **CALLS[name])
     torch.set_default_dtype(dtype)
     try:

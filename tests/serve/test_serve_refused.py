@@ -1,4 +1,4 @@
-"""What is said where a service cannot start: a sentence, exit code 2. Needs no extra."""
+"""What is printed if a service cannot start: a sentence, exit code 2. Needs no extra."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""HTTPS with a certificate made here; what is said where one cannot be used."""
+"""HTTPS with a certificate made here; what is printed if one cannot be used."""
 
 from __future__ import annotations
 

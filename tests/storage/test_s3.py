@@ -126,7 +126,7 @@ def test_a_result_that_was_replaced_by_one_of_its_size_is_made_again(folder, sto
 
 
 def test_a_history_is_merged_where_nothing_may_be_deleted(server, folder, store):
-    """It is merged without an error, and the objects do not become more from run to run."""
+    """It is merged without an error, and no run adds objects."""
     failing, _ = server
     failing.refused = "DELETE"
     command = ("batch", "s3://box/data", "-o", "s3://box/out", "--json", *QUICK)
@@ -204,7 +204,7 @@ def one_sentence(found) -> str:
 def test_wrong_credentials_are_one_sentence(server, folder, store):
     _, port = server
     arguments = ("s3://box/data/vis/0.png", "-o", "s3://box/f.png", *QUICK)
-    control(port, "reset-auth", b"0")  # from here on the server checks who asks
+    control(port, "reset-auth", b"0")  # from here on the server checks credentials
     try:
         type(store).clear_instance_cache()
         found = run("fuse", "s3://box/data/ir/0.png", *arguments, code=2)

@@ -182,7 +182,7 @@ def reader(server, store, folder, monkeypatch):  # noqa: F811
     iam.put_user_policy(UserName="reader", PolicyName="read", PolicyDocument=text)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", keys["AccessKeyId"])
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", keys["SecretAccessKey"])
-    control(port, "reset-auth", b"0")  # from here on the server checks who asks
+    control(port, "reset-auth", b"0")  # from here on the server checks credentials
     type(store).clear_instance_cache()
     yield
     control(port, "reset-auth", b"inf")

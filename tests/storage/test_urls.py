@@ -1,4 +1,4 @@
-"""URLs told from local paths, also where a Path has swallowed a slash."""
+"""URLs are distinguished from local paths, also if a Path has swallowed a slash."""
 
 from __future__ import annotations
 

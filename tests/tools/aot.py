@@ -109,7 +109,7 @@ class Compiled:
         return Counter(re.findall(pattern, output, re.MULTILINE))
 
     def assert_within(self, registers: int, shared: int) -> None:
-        """Check that nothing is in local memory, and that registers and shared memory suffice."""
+        """Check for nothing in local memory, and for at most so many registers and shared bytes."""
         resources = self.resources()
         assert resources["STACK"] == 0 and resources["LOCAL"] == 0, resources
         assert 0 < resources["REG"] <= registers, resources

@@ -43,7 +43,7 @@ def write_clip(
     rotation: int = 0,
     aspect: Fraction | None = None,
 ) -> Path:
-    """Write a video of uint8 or uint16, gray or RGB; ``times`` in frames, by default one each."""
+    """Write a video of uint8 or uint16, gray or RGB; ``times`` count frames, by default from 0."""
     av = pytest.importorskip("av")
     with av.open(str(path), "w") as container:
         options = {"crf": "8", "preset": "veryfast"} if codec == "libx264" else {}

@@ -56,7 +56,7 @@ def prior_with_variance(x):
 
 
 def midway(size, variant, *, row=3, cls=None, sampler="ddim", noise="none", **options):
-    """Make a rectifier in the middle of a run (with its own k, γ and ρ), x_t and ε."""
+    """Make a rectifier in mid-run (k, γ and ρ are not the first ones), and its x_t and ε."""
     from ddfm_fast.kernels import TritonStep
 
     i, v, x_t = pair(*size)
@@ -74,7 +74,7 @@ def midway(size, variant, *, row=3, cls=None, sampler="ddim", noise="none", **op
 
 
 def plain(rectifier, x_t, out, dtype, *, row=3, sampler="ddim", scales=None):
-    """Return what the twins make of the same inputs: rhs, mean p and q, f̂₀, x_{t-1} and k."""
+    """Return what the twins make of the same inputs: rhs, mean p, q, f̂₀, x_{t-1}; k as it is."""
     variant, step, row = rectifier.variant, row, rows_of(sampler)[row]
     official, balanced = variant.name == "official", variant.name == "gradient"
     scales = rectifier.scale_pair[0] if scales is None else scales

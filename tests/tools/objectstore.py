@@ -17,7 +17,7 @@ class Failing:
 
     Attributes:
         word, left: The next ``left`` requests whose path has ``word`` are answered with 503.
-        failed: How many requests were.
+        failed: How many requests were answered so.
         pause: Seconds that a request for an object waits.
         refused: A method that nobody has the right to.
         log: Method and path of all other requests, in the order of the answers.

@@ -108,7 +108,7 @@ def test_a_camera_that_is_not_there(spec, monkeypatch):
 
 
 def test_a_thermal_camera_gives_its_16_bits(tmp_path, monkeypatch):
-    """PyAV stands in for the driver: a 16-bit clip where Y16 is asked for, 8 bits elsewhere."""
+    """PyAV stands in for the driver: a 16-bit clip if Y16 is requested, 8 bits elsewhere."""
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr(cameras.os.path, "exists", lambda _: True)
     counts = (7000 + texture(32, 48, 1).astype(np.uint16) * 8).astype(np.uint16)

@@ -136,7 +136,7 @@ def test_kept_pixels_are_kept_exactly(preset, planes):
 
 
 def test_slow_change_is_followed():
-    """A quarter gray level a frame rounds to no change most of the time, and still adds up."""
+    """A quarter gray level per frame rounds to no change most of the time, and still adds up."""
     ir, vis = texture(32, 32, 1) // 2, texture(32, 32, 2) // 2
     fade = [np.rint(ir + n / 4).astype(np.uint8) for n in range(120)]
     engine = TemporalFuser(quick_fuser(), "realtime")
