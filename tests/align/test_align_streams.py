@@ -23,7 +23,7 @@ def streamed(align, frames, **options) -> list:
 
 
 def moving(pair):  # noqa: F811
-    """Pairs of frames of cameras that pan: aligned, and with the infrared frames shifted."""
+    """Return pairs of frames of panning cameras: aligned, and with infrared frames shifted."""
     ir, vis = pair
     views = [(slice(8 + n, -20 + n or None), slice(4, -4)) for n in range(3)]
     aligned = [(ir[view], vis[view]) for view in views]

@@ -50,7 +50,7 @@ def run(*arguments: str):
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
-    """The command itself, every section, with its files; what CI runs as a smoke test."""
+    """The folder of files and the output of a quick run of every section, by the command itself."""
     folder = tmp_path_factory.mktemp("quick")
     command = [sys.executable, "-m", "bench", "--quick", "--quiet", "--save", "--report"]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""``ddfm-fast video``: which streams its arguments name, what it prints, its exit codes."""
+"""``ddfm-fast video``: which streams its arguments name, what it prints, and its exit codes."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def test_listing_looks_at_folders_alone(tmp_path, stats, by_list):
 
 
 def test_a_list_names_what_is_missing(tmp_path, stats):
-    """Also in folders that are listed, and with links, one of which is dangling."""
+    """This holds in folders that are listed, too, and for links, one of which is dangling."""
     root = tree(tmp_path, 60, FOLDERS)
     gone = ["in/ir/03/00007.png", "in/vi/05/00008.png", "in/vi/05/00009.png"]
     for name in gone:

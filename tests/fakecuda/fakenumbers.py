@@ -7,7 +7,7 @@ Then its twin on the CPU computes what the kernels would have, and writes it whe
 
 - aten operators: a TorchDispatchMode, in every thread.
 - Triton kernels: compiled and launched as usual, then run by Triton's interpreter.
-- CUDA graphs: what is enqueued on a capturing stream does not run, but at each replay.
+- CUDA graphs: what is enqueued on a capturing stream runs at each replay, not before.
 - poison: what ``torch.empty`` hands out is NaN (-1 for integers), at every replay too, and so are
   the masked lanes of a Triton load without ``other``; what reads too early shows.
 - Triton: an access outside the kernel's tensors, and memory that one program writes and another

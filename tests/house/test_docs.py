@@ -89,7 +89,7 @@ def test_topics_that_are_named_exist(page):
 def test_commands_parse(page, tmp_path, monkeypatch):
     """Every ``ddfm-fast`` line of a block has options and arguments that its command takes.
 
-    Where it names a file of options, that is the page's.
+    If it names a file of options, that file is the page's own.
     """
     (tmp_path / "ddfm.toml").write_text("".join(blocks(page, "toml")), encoding="utf-8")
     monkeypatch.chdir(tmp_path)

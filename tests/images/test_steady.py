@@ -75,7 +75,7 @@ def test_a_hot_target_does_not_make_the_rest_dark():
     hot[:16, :16] = 15000
     found, _ = ranges_of([counts(7000), hot, hot])
     assert found[1][1] == 9040 + (15000 - 9040) * FOLLOW and found[1][0] == 7000
-    hot[:16, :16] = 20000  # so much of 65535 that the frame alone would be taken for all of it
+    hot[:16, :16] = 20000  # so much of 65535 that the frame alone would seem to use it all
     assert ranges_of([hot])[0] == ["dtype"]
     found, _ = ranges_of([counts(7000), hot, hot])
     assert found[1] == (7000, 9040 + (20000 - 9040) * FOLLOW)

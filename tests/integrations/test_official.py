@@ -208,7 +208,7 @@ def loop_of(model, schedule="linear", steps=1000):
 
 
 def test_a_prior_is_a_model_of_the_loop():
-    """A Prior of the sampler's own process runs as it is; its network's function is the same."""
+    """A Prior of the sampler's own process runs as it is; its function alone gives the same."""
     prior = load_prior("embedded", dtype="float32")
     # embeddings of five timesteps at once are rounded differently from those of one
     torch.testing.assert_close(loop_of(prior), loop_of(lambda x, t: prior(x, t)), atol=1e-4, rtol=0)

@@ -76,7 +76,7 @@ def videos(*arguments, code=0) -> list[dict]:
 
 @pytest.fixture
 def idle(monkeypatch) -> list[str]:
-    """What this process fetches or puts, which is nothing."""
+    """The URLs that this process fetches or puts, of which there must be none."""
     copied: list[str] = []
     monkeypatch.setattr(staging, "fetch", lambda url, *_: copied.append(url))
     monkeypatch.setattr(staged, "put_file", lambda url, *_: copied.append(url))

@@ -31,7 +31,7 @@ REGISTERS = 64
 """limit of the two rectification kernels: 8 blocks of 4 warps on an SM, half of what it can hold,
 each thread with its loads of 128 bits in flight"""
 ODD_REGISTERS = 96
-"""limit of both where rows are not aligned: an address for each element, 5 blocks on an SM"""
+"""limit of those two where rows are not aligned: an address for each element, 5 blocks on an SM"""
 INSTRUCTIONS = {"rhs": 580, "update": 940}
 """limit of SASS instructions of the two rectification kernels on sm_90, any variant"""
 SMALL_REGISTERS = 40
@@ -46,11 +46,11 @@ SHARED_BYTES = 2048
 LOCAL_REGISTERS = 168
 """limit of the kernel that solves: 3 blocks of 4 warps on an SM, so that one wave holds 512×640"""
 LOCAL_ODD_REGISTERS = 200
-"""limit of it where rows are not aligned, with all that it can do: 2 blocks"""
+"""limit of that kernel where rows are not aligned, with all that it can do: 2 blocks"""
 LOCAL_SHARED_BYTES = 32 * 1024
-"""limit of its shared memory: the halves of C and of what is transformed"""
+"""limit of that kernel's shared memory: the halves of C and of what is transformed"""
 LOCAL_INSTRUCTIONS = {80: 2600, 90: 2530, 100: 3280, 120: 2750}
-"""limit of its SASS instructions, a tenth above the pinned Triton's"""
+"""limit of that kernel's SASS instructions, a tenth above the pinned Triton's"""
 
 AMD_LOCAL_SPILLS = {"gfx1100": 40}
 """limit of the vector registers that the kernel that solves spills there; AMD gets this kernel only

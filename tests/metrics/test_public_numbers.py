@@ -69,7 +69,7 @@ def test_the_toolboxes_numbers(convention):
 
 
 def test_one_source_twice_is_that_sources_score():
-    """Liu's code on (ir, ir): what ours gives of ir in Q_CV and FMI, whose weights are its own."""
+    """Liu's code on (ir, ir) gives our score of ir alone in Q_CV and FMI."""
     found = metrics.compute(*pictures(), names=["Qcv", "FMI-pixel"])
     assert float(found["Qcv_ir"]) == pytest.approx(62.9727671284, rel=1e-10)
     assert float(found["FMI-pixel_ir"]) == pytest.approx(0.491712158152, rel=1e-10)

@@ -232,7 +232,7 @@ def test_commands(server, weights, tmp_path, monkeypatch):
 
 
 class Hub:
-    """What the Hub's library asks for, of one folder."""
+    """What the Hub's library requests, for one folder."""
 
     def __init__(self, files: dict[str, bytes]):
         self.files, self.breaks, self.ranges = files, [], []

@@ -161,7 +161,7 @@ def test_offsets_beyond_two_to_the_31():
 
 
 def test_estimate_of_memory_is_near_the_truth():
-    """It is right within a factor: the allocator rounds up, and libraries take workspaces."""
+    """It is right within a factor of 2: the allocator rounds up, and libraries take workspaces."""
     prior = load_prior(random_unet(CONFIG), device="cuda", dtype="float16")
     x, steps = images(1, 512, 640), prior.conditioning(torch.tensor([500]))
     prior.eps(x, steps[0])

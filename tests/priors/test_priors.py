@@ -126,7 +126,7 @@ def test_our_module_keeps_its_fast_path_and_is_not_changed():
 
 @pytest.mark.parametrize("config", [None, {"prediction": "v"}])
 def test_our_module_that_trains_on_leaves_the_prior_as_it_was(config):
-    """All of its layers: none follows while others, and the table of timesteps, do not."""
+    """None of its layers follows while others, and the table of timesteps, do not."""
     unet = random_unet({**SMALL, "out_channels": 3}).to(memory_format=torch.channels_last)
     prior = load_prior(unet, config)
     item = prior.conditioning(torch.tensor([500]))[0]

@@ -72,7 +72,7 @@ def test_what_looks_near_is_answered_as_whole(size):
 
 
 def test_what_looks_at_everything_has_no_seams():
-    """A callable like global attention: every tile is off by what its own picture says."""
+    """A callable like global attention: every tile is off by what depends on its own picture."""
     mixing = torch.randn(3, 3, generator=torch.Generator().manual_seed(1))
 
     def attends(x, t):

@@ -21,7 +21,7 @@ OTHERS = [
 
 
 def reads(tree: ast.Module) -> list[ast.expr]:
-    """What is looked up in ``os.environ`` or by ``os.getenv``, here or under another name."""
+    """Return what is looked up in ``os.environ`` or by ``os.getenv``, under any name of these."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("environ"):

@@ -210,7 +210,7 @@ def test_clouds(store, folder, request):
 
 
 def test_credentials_of_azure(azure, monkeypatch):
-    """Wrong ones, and none."""
+    """Wrong credentials, and none, are reported as such."""
     address = fresh("az").connection_string.partition("BlobEndpoint=")[2].partition("/devstore")[0]
     objects.put(f"{azure}/a", b"1")
     wrong = connection(address, KEY.replace("Eby8", "AAAA"))

@@ -102,7 +102,7 @@ class Compiled:
 
     @cached_property
     def opcodes(self) -> Counter:
-        """How often each opcode of the SASS occurs, with its modifiers: {"LDG.E.128": 9, …}."""
+        """The count of each opcode of the SASS, with its modifiers: {"LDG.E.128": 9, …}."""
         command = [tool("nvdisasm"), "-c", str(self.cubin)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         pattern = r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]+)"

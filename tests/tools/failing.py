@@ -25,7 +25,7 @@ BY_NUMBER = ("fsync", "write")
 
 @contextlib.contextmanager
 def full_disk(limit: int) -> Iterator[None]:
-    """Inside, no file grows beyond so many bytes: writing fails where a full disk fails."""
+    """Let no file grow beyond so many bytes inside: writing fails where a full disk fails."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -75,7 +75,7 @@ class FailingFolder:
 
     @contextlib.contextmanager
     def failing(self) -> Iterator[FailingFolder]:
-        """Inside, calls fail."""
+        """Let calls fail inside."""
         with contextlib.ExitStack() as stack:
             for name in (*BY_NAME, *BY_NUMBER):
                 function = self._wrapped(name, getattr(os, name))

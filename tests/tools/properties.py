@@ -10,7 +10,7 @@ FUZZ = os.environ.get("FUZZ_SECONDS")
 
 
 def examples(few: int, **more) -> settings:
-    """Settings for `make test`, and in proportion for `make fuzz`, which draws others each time."""
+    """Return settings for `make test`; `make fuzz` draws more examples, others each time."""
     return settings(
         max_examples=few if FUZZ is None else max(few, round(few * float(FUZZ) / 5)),
         derandomize=FUZZ is None,

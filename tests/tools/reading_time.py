@@ -3,7 +3,7 @@
     python tests/tools/reading_time.py
 
 Decoding is OpenCV's alone. Checking is what a fusion does before it computes: what the files say,
-the ranges, one depth, what is unlikely, luma and color. Alignment is not looked at. The time is the
+the ranges, one depth, what is unlikely, luma and color. Alignment is not included. The time is the
 processor's, so that a busy machine counts for little.
 """
 

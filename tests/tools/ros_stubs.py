@@ -8,7 +8,7 @@ Written after the documented interfaces, of which they keep names, argument orde
   src/message_filters/__init__.py; as there, the callback runs with the filter's lock held
 - sensor_msgs, std_msgs, diagnostic_msgs, rcl_interfaces: the .msg files of ros2/common_interfaces
   and ros2/rcl_interfaces; a uint8[] takes an array.array("B") without a look at each value, and
-  a byte is bytes of one
+  a byte is a bytes object of length one
 
 Fields are checked by type as the generated classes do; what a node sends is kept in ``SENT``.
 """

@@ -150,7 +150,7 @@ def test_an_old_output_stands_until_the_new_one_is_complete(streams, tmp_path):
 
 
 def test_live_url(tmp_path):
-    """Two MPEG transport streams over TCP: what arrives is fused, and the end is an end."""
+    """Two MPEG transport streams over TCP: what arrives is fused, and their end is no error."""
     import socket
 
     clips = [

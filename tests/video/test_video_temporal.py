@@ -121,7 +121,7 @@ def test_a_pan_is_as_sharp_as_its_frames_alone():
 
 @pytest.mark.parametrize("preset, planes", [(LOOPS[0], 3), ("balanced", 2)])
 def test_kept_pixels_are_kept_exactly(preset, planes):
-    """Sources and fused luma; the closed form of the kept sources is decided by all of them."""
+    """Sources and, in loops, fused luma; the closed form of kept sources depends on every pixel."""
     engine = TemporalFuser(quick_fuser(), preset)
     stream = engine.open()
     ir, vis = texture(32, 48, 1), texture(32, 48, 2)
