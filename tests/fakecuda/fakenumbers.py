@@ -54,7 +54,7 @@ def on_bytes(pointer: int, size: int) -> torch.UntypedStorage:
 
 
 def alias(t: torch.Tensor) -> torch.Tensor:
-    """Return a CPU tensor on the memory of ``t``, which stays alive no longer for its sake."""
+    """Return a CPU tensor on the memory of ``t``, which it does not keep alive."""
     storage = t.untyped_storage()
     host = on_bytes(storage.data_ptr(), storage.nbytes())
     host = torch.empty(0, dtype=t.dtype).set_(host, t.storage_offset(), t.size(), t.stride())

@@ -57,7 +57,7 @@ def loaded(function) -> int:
 
 
 def take_garbage_for_clean() -> None:
-    """Find no noise in any source: what the device computes, and noise is sought in, is garbage."""
+    """Answer that no source has noise: looking for it would read garbage from the device."""
     sources.estimate = lambda plane: CLEAN
     sources.remove_defects = lambda luma: (luma, [Defects(0.0, 0.0, 0)])
     sources.chroma_noise = lambda planes, estimators=None: 0.0

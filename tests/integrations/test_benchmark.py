@@ -36,7 +36,7 @@ class BaseMethod(ABC):
 
     @abstractmethod
     def _fuse(self, ir, vi):
-        """Return its result."""
+        """Return the model's result."""
 
     def load_checkpoint(self, path):
         raise AssertionError("would load a state dict")

@@ -184,7 +184,7 @@ MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 
 def pyramid(plane: np.ndarray) -> list[np.ndarray]:
-    """Return five scales, each of 2 × 2 averages of the previous one; odd rows and columns go."""
+    """Return five scales, each of 2 × 2 averages of the previous one; an odd end is lost."""
     scales = [plane]
     for _ in MS_SSIM_WEIGHTS[1:]:
         height, width = (n // 2 for n in plane.shape)

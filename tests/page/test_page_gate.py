@@ -1,4 +1,4 @@
-"""Who gets in, tested by the gate alone, without a server."""
+"""Who gets in, tested on the gate alone, without a server."""
 
 from __future__ import annotations
 

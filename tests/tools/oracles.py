@@ -62,7 +62,7 @@ def official_em(f, i, v, state, psi, eta):
 
 
 def paper_em(f, i, v, state, psi, eta, *, printed=False, update_scales=True, floor=1e-6):
-    """Run one EM iteration by the paper's equations on one plane; ``printed``: by its E-step."""
+    """Run the paper's EM iteration on one plane; ``printed``: with the E-step as it is printed."""
     y, x = i - v, f - v
     dm, dn = np.maximum(abs(y - x), floor), np.maximum(abs(x), floor)
     gamma, rho = state["tau_a"], state["tau_b"]
@@ -122,7 +122,7 @@ def replace_luma(rgb, new_luma, *, official):
 
 
 def ddim_loop(eps, x, i, v, schedule, *, variant, psi, eta, steps=None):
-    """Run a whole reverse loop, DDIM with η = 0, on one [3, H, W]; ``schedule`` = (map, ᾱ)."""
+    """Run a reverse loop, DDIM with η = 0, on one image [3, H, W]; ``schedule`` = (map, ᾱ)."""
     timesteps, alpha = schedule
     state = official_state(i.shape)
     for s in reversed(range(len(timesteps))):
