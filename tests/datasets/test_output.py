@@ -205,7 +205,6 @@ def test_counts(tmp_path, fuser):
         found, report = fused(paths, tmp_path / f"o{suffix}", fuser, out_range="ir")
         assert found.dtype == np.uint16 and report["range"] == [low, high]
         assert (found == np.rint(low + usual / 65535.0 * (high - low))).all()
-        assert usual.max() == 65535 or found.max() <= high
     assert opened(tmp_path / "o.png").text["Value range"] == f"black {low}, white {high}"
     assert "Value range" not in opened(tmp_path / "u.png").text
 
