@@ -283,7 +283,8 @@ def test_a_system_that_keeps_no_tiles_gets_the_usual_library(made, monkeypatch):
     compile_instead(monkeypatch, made.path)
     found, reason = build.load_again()
     assert found is not None and reason is None and not found.tiles
-    assert found.amx == "not used: compiled for amx, which this processor or its system lacks"
+    words = "not used: compiled for amx, which this processor or its system lacks"
+    assert found.amx.startswith(words)
     assert made.path.exists(), "another machine may share the cache"
 
 
