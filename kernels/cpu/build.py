@@ -3,7 +3,8 @@
 A wheel may bring libraries (``prebuilt``). Without one that fits, the C++ is compiled on first use,
 by the machine's C++ compiler and for its processor, as Triton compiles its launchers. The library
 is kept in the user's cache (``cache``) and found there afterwards. If there is no such folder, it
-is compiled into a private one that is then removed.
+is compiled into a private one that is then removed. AMX is only used if the user asks for it, in a
+library that no wheel brings.
 """
 
 from __future__ import annotations
