@@ -95,6 +95,7 @@ def _backend_lines(backend: dict[str, Any]) -> list[str]:
         "CPU prior": f"PyTorch's operations: {missing.splitlines()[0]}"
         if missing
         else f"our kernels, {backend['cpu_build']}",
+        **({"AMX": backend["cpu_amx"]} if backend["cpu_amx"] else {}),
         "note": KERNELS_NOTE,
     }
     return _pairs(values)
@@ -198,7 +199,8 @@ def _backend() -> dict[str, Any]:
     """Return what ``Fuser`` chooses by default.
 
     ``cpu_kernels``: why the prior on a CPU must do without them, or None; ``cpu_build``: whether
-    they came with the wheel or were compiled here, or None.
+    they came with the wheel or were compiled here, or None; ``cpu_amx``: whether they use AMX, and
+    why not, or None.
     """
     from ..kernels.cpu import build
     from .dispatch import resolve_backend, resolve_device, resolve_graph
@@ -212,6 +214,7 @@ def _backend() -> dict[str, Any]:
         "device": str(device),
         "cpu_kernels": missing,
         "cpu_build": None if library is None else library.made,
+        "cpu_amx": None if library is None else library.amx,
     }
 
 

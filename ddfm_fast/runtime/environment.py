@@ -33,6 +33,9 @@ VARIABLES = {
     "DDFM_FAST_PREBUILT": Variable(
         "0 compiles CPU kernels even if the wheel has them; 1 adds them to a wheel being built", "1"
     ),
+    "DDFM_FAST_AMX": Variable(
+        "1 compiles products in bfloat16 by AMX, which nobody has run yet", "0"
+    ),
     "DDFM_FAST_CACHE": Variable("folder for compiled CPU kernels", "~/.cache/ddfm_fast"),
     "DDFM_FAST_NVTX": Variable("1 marks ranges for Nsight", "0"),
     "DDFM_FAST_CONFIG": Variable("options file for commands without --config", "none"),

@@ -3,7 +3,8 @@
 A wheel may bring libraries (``prebuilt``). Without one that fits, the C++ is compiled on first use,
 by the machine's C++ compiler and for its processor, as Triton compiles its launchers. The library
 is kept in the user's cache (``cache``) and found there afterwards. If there is no such folder, it
-is compiled into a private one that is then removed.
+is compiled into a private one that is then removed. AMX is only used if the user asks for it, in a
+library that no wheel brings.
 """
 
 from __future__ import annotations
@@ -37,6 +38,12 @@ MORE_FLAGS = "DDFM_FAST_CPU_FLAGS"
 """environment variable with flags to add after FLAGS, such as another -march or sanitizers"""
 PREBUILT = "DDFM_FAST_PREBUILT"
 """environment variable; "0" compiles even where the wheel brought a library"""
+AMX = "DDFM_FAST_AMX"
+"""environment variable; "1" compiles products in bfloat16 by AMX, on processors that have it"""
+AMX_FLAG = "-DDDFM_AMX"
+"""compilers do not use AMX by themselves"""
+AMX_NEEDS = frozenset(["amx_tile", "amx_bf16", "avx512_bf16"])
+"""flags of /proc/cpuinfo"""
 COMPILED, ONCE = "compiled here", "compiled for this process alone: the cache cannot be used"
 # struct Layer, what changes from call to call and what a prepared layer fixes; struct Attention
 LAYER_CALL, LAYER_FIXED = struct.Struct("15P2q"), struct.Struct("d22q")
@@ -57,10 +64,18 @@ class Library:
         self.attention_floats = library.ddfm_attention_floats
         self.attention_floats.argtypes = [ctypes.c_int64] * 2
         numbers = library.ddfm_group, library.ddfm_layer_bytes, library.ddfm_attention_bytes
-        for function in (self.attention_floats, library.ddfm_pairs, *numbers):
+        others = self.attention_floats, library.ddfm_pairs, library.ddfm_tiles
+        for function in (*others, *numbers):
             function.restype = ctypes.c_int64
         self.pairs = bool(library.ddfm_pairs())
         """whether one instruction multiplies pairs in bfloat16"""
+        tiles = library.ddfm_tiles()
+        if tiles < 0:
+            raise RuntimeError(f"AMX gave wrong products in a test on this processor; unset {AMX}")
+        self.tiles = bool(tiles)
+        """whether AMX does it instead"""
+        self.amx = ""
+        """a sentence on that, for ``ddfm-fast doctor``"""
         self.group, *sizes = (int(number()) for number in numbers)
         """output channels that are computed together"""
         if sizes != [LAYER_CALL.size + LAYER_FIXED.size, ATTENTION.size]:
@@ -136,6 +151,33 @@ def load_again() -> tuple[Library | None, str | None]:
         return None, f"{SWITCH}=0"
     if not sys.platform.startswith("linux"):
         return None, f"built for Linux only, and this is {sys.platform}"
+    found, amx = _with_amx()
+    reason = None
+    if found is None:
+        found, reason = _without_amx()
+    if found is not None:
+        found.amx = amx
+    return found, reason
+
+
+def _with_amx() -> tuple[Library | None, str]:
+    """Load a library that uses AMX if the user asks for it; or None; and a sentence either way."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(errors="surrogateescape")
+        if lacking := AMX_NEEDS - prebuilt.features(text):
+            return None, f"not used: this processor lacks {', '.join(sorted(lacking))}"
+        if not environment.is_on(AMX):
+            return None, f"not used: nobody has run it yet; {AMX}=1 turns it on, for bfloat16"
+        found = _compiled([AMX_FLAG])
+        if not found.tiles:
+            raise RuntimeError("the compiler does not know it, or was told not to use it")
+    except Exception as error:  # as without AMX, which remains
+        return None, f"not used: {str(error).splitlines()[0]}"
+    return found, f"used in bfloat16 ({AMX}=1), where nobody has run it yet"
+
+
+def _without_amx() -> tuple[Library | None, str | None]:
+    """Load what the wheel brought, or else compile; or None, and the reason."""
     found, reason = _brought()
     if found is not None:
         return found, None
@@ -145,14 +187,14 @@ def load_again() -> tuple[Library | None, str | None]:
         return None, f"{error}; {reason}" if reason else str(error)
 
 
-def _compiled() -> Library:
+def _compiled(flags: Sequence[str] = ()) -> Library:
     """Load what the cache has or is given; where it takes nothing, compile for this process."""
     folder = cache.usable_folder()
     if folder is not None:
         with contextlib.suppress(OSError):  # such as a full disk
-            return _kept(build(folder))
+            return _kept(build(folder, flags))
     with tempfile.TemporaryDirectory(prefix="ddfm_fast-") as once:  # not needed once loaded
-        return _loaded(build(Path(once)), ONCE)
+        return _loaded(build(Path(once), flags), ONCE)
 
 
 def _kept(path: Path) -> Library:
@@ -170,7 +212,9 @@ def _loaded(path: Path, made: str = COMPILED) -> Library:
     shared.ddfm_lacks.restype = ctypes.c_char_p
     if lacks := shared.ddfm_lacks():
         fix = f"; change or unset {MORE_FLAGS}" if MORE_FLAGS in environment.set_values() else ""
-        raise RuntimeError(f"compiled for {lacks.decode()}, which this processor lacks{fix}")
+        raise RuntimeError(
+            f"compiled for {lacks.decode()}, which this processor or its system lacks{fix}"
+        )
     return Library(shared, made)
 
 

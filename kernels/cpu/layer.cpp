@@ -4,13 +4,26 @@
 // the next norm needs. Here all of it happens while a block of pixels is in the cache: what comes
 // in is normalized as it is read, what goes out is summed as it is written (layer.h). 3x3
 // convolutions are by Winograd's minimal filtering (winograd.h), others directly; products are by a
-// register-tiled kernel over packed weights (vectors.h).
+// register-tiled kernel over packed weights (vectors.h), or by AMX (tiles.h).
 //
 // Activations are [n, h, w, c] without gaps. Nothing here allocates but scratch memory, which
 // each thread keeps. Blocks, and the order of sums, do not depend on the number of threads.
 // layer.py fills struct Layer and checks shapes; build.py compiles.
 
 #include "winograd.h"
+
+// Writes the outputs that belong to M sums of products, in row y from x on.
+template <int M, class T>
+__attribute__((always_inline)) static inline void put_some(int x, int y, const vec (*sums)[2],
+                                                           Writer<T> &writer) {
+    if (writer.count == NR) {
+        writer.template put_whole<M>(y, x, 0, &sums[0][0], 2);
+        writer.template put_whole<M>(y, x, 1, &sums[0][1], 2);
+    } else {
+        writer.put(y, x, 0, &sums[0][0], 2, M);
+        writer.put(y, x, 1, &sums[0][1], 2, M);
+    }
+}
 
 // Computes M outputs in row y of a block, from x on. The window's pixels have no gaps, so each row
 // of the kernel is one product.
@@ -26,13 +39,26 @@ static void direct_some(int x, int y, const Layer &layer, const T *window, int c
         multiply<M>(side * depth, a, weight + row * padded(side * depth, weight) * NR, acc);
         for (int j = 0; j < M; j++) a[j] += columns * depth;
     }
-    if (writer.count == NR) {
-        writer.template put_whole<M>(y, x, 0, &acc[0][0], 2);
-        writer.template put_whole<M>(y, x, 1, &acc[0][1], 2);
-    } else {
-        writer.put(y, x, 0, &acc[0][0], 2, M);
-        writer.put(y, x, 1, &acc[0][1], 2, M);
+    put_some<M>(x, y, acc, writer);
+}
+
+template <int M, class T>
+static void put_of_row(int x, int y, const vec (*row)[2], Writer<T> &writer) {
+    put_some<M>(x, y, row + x, writer);
+}
+
+// Computes row y of a block by tiles; `sums` has room for its sums of products.
+template <class T>
+static void direct_row(int y, const Layer &layer, const Block &block, const T *window, int columns,
+                       const T *weight, vec (*sums)[2], Writer<T> &writer) {
+    const int side = (int)layer.side, stride = (int)layer.stride, depth = depth_of(layer.channels);
+    Run<T> runs[3];
+    for (int row = 0; row < side; row++) {
+        const T *a = window + (int64_t)(y * stride + row) * columns * depth;
+        runs[row] = {a, (int64_t)stride * depth, side * depth};
     }
+    Tiles<T>::products(block.columns, runs, side, weight, (float *)sums);
+    IN_ROWS(block.columns, put_of_row, y, sums, writer);
 }
 
 // Does the same as winograd(), directly by the definition, for kernels of side 1 or 3 and any
@@ -43,8 +69,10 @@ static bool direct(const Layer &layer, const Block &block, const float *scales, 
     const int side = (int)layer.side, stride = (int)layer.stride, depth = depth_of(layer.channels);
     const int rows = (block.rows - 1) * stride + side, columns = (block.columns - 1) * stride + side;
     const int outputs = block.rows * block.columns;
-    float *skip = scratch.floats((size_t)rows * columns * depth + (size_t)outputs * NR);
-    if (!skip) return false;
+    const size_t sums_size = (size_t)block.columns * NR;
+    float *sums = scratch.floats((size_t)rows * columns * depth + sums_size + (size_t)outputs * NR);
+    if (!sums) return false;
+    float *skip = sums + sums_size;
     T *window = (T *)(skip + (size_t)outputs * NR);
     for (int part = 0, base = 0; part < 2; base += (int)layer.channels[part++]) {
         const int count = (int)layer.channels[part];
@@ -56,8 +84,12 @@ static bool direct(const Layer &layer, const Block &block, const float *scales, 
         const int64_t size = side * padded(side * depth, window) * NR;
         const T *weight = (const T *)layer.weight + group * size;
         Writer<T> writer(layer, block, group, skip_products<T>(layer, block, group, skip));
-        for (int y = 0; y < block.rows; y++)
-            IN_ROWS(block.columns, direct_some, y, layer, window, columns, weight, writer);
+        for (int y = 0; y < block.rows; y++) {
+            if (Tiles<T>::fit(side * depth))
+                direct_row(y, layer, block, window, columns, weight, (vec(*)[2])sums, writer);
+            else
+                IN_ROWS(block.columns, direct_some, y, layer, window, columns, weight, writer);
+        }
         writer.finish();
     }
     return true;
@@ -125,12 +157,15 @@ static void work(void *argument) {
     Job &job = *(Job *)argument;
     const int64_t tasks = job.layer.n * job.blocks * job.shares;
     for (int64_t task; (task = job.next.fetch_add(1)) < tasks;) job.run(task);
+    Tiles<bfloat>::release();
 }
 
 extern "C" {
 
 int64_t ddfm_group() { return NR; }
 int64_t ddfm_pairs() { return PAIRS; }
+// Whether products in bfloat16 are by AMX: 0, or 1, or -1 if they are wrong.
+int64_t ddfm_tiles() { return Tiles<bfloat>::check(); }
 int64_t ddfm_layer_bytes() { return sizeof(Layer); }
 
 // Returns 0, or 1 if there was no memory.

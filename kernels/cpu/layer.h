@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "bfloat.h"
+#include "tiles.h"
 
 extern "C" {
 
@@ -305,14 +305,30 @@ __attribute__((always_inline)) static inline void fetch_skip(const Layer &layer,
     }
 }
 
+// Does the same for all columns, by tiles.
+template <class T>
+static void skip_row(int y, const Layer &layer, const Block &block, const T *weight, float *to) {
+    const int64_t row = (block.image * layer.out_h + block.y + y) * layer.out_w + block.x;
+    Run<T> runs[2];
+    for (int part = 0; part < 2; part++) {
+        const int64_t channels = layer.skip_channels[part];
+        runs[part] = {(const T *)layer.skip[part] + row * channels, channels, (int)channels};
+    }
+    Tiles<T>::products(block.columns, runs, 2, weight, to + y * block.columns * NR);
+}
+
 template <class T>
 static const float *skip_products(const Layer &layer, const Block &block, int group, float *to) {
     if (!layer.skip_weight) return nullptr;
     const int64_t size = padded(depth_of(layer.skip_channels), (const T *)nullptr) * NR;
     const T *weight = (const T *)layer.skip_weight + group * size;
+    const bool tiled = Tiles<T>::fit(layer.skip_channels[0]) && Tiles<T>::fit(layer.skip_channels[1]);
     for (int y = 0; y < block.rows; y++) {
         if (y + 1 < block.rows) fetch_skip<T>(layer, block, y + 1);
-        IN_ROWS(block.columns, skip_some, y, layer, block, weight, to);
+        if (tiled)
+            skip_row(y, layer, block, weight, to);
+        else
+            IN_ROWS(block.columns, skip_some, y, layer, block, weight, to);
     }
     return to;
 }

@@ -23,6 +23,19 @@ static bool kept(unsigned bits) {
     return (low & bits) == bits;
 }
 
+#if defined(DDFM_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+
+// Whether Linux lets this process and its children use the large registers of AMX: one has to ask.
+static bool permitted() {
+    constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    return syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+}
+#else
+static bool permitted() { return false; }
+#endif
+
 #define NEEDS(name, leaf, part, which, bit) \
     if (!has(leaf, part, which, bit)) return name
 #elif defined(__aarch64__) && defined(__linux__)
@@ -81,6 +94,11 @@ const char *ddfm_lacks() {
 #endif
 #if defined(__AVX512BF16__)
     NEEDS("avx512bf16", 7, 1, A, 5);
+#endif
+#if defined(DDFM_AMX)  // compilers do not use it by themselves
+    NEEDS("amx", 7, 0, D, 24);
+    NEEDS("amx", 7, 0, D, 22);
+    if (!kept(0x60000) || !permitted()) return "amx";
 #endif
 #elif defined(__aarch64__) && defined(__linux__)
 #define NEEDS(which, bit, name) \

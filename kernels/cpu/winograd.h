@@ -16,7 +16,7 @@ constexpr int ORDER[] = {1, 3, 5, 4, 2, 0};
 constexpr float PASSED[] = {0.0f, 0.4f, -1.0f, 0.0f, 1.056f, 0.667f};
 // Number of channels that are read and transformed together.
 constexpr int SLAB = 32;
-// Added to a stride, in floats, so that rows far apart do not share a set of the cache.
+// Added to a stride, so that rows far apart do not share a set of the cache.
 constexpr int SKEW = 16;
 
 // Sets rows [at, at + M) of `to` [.., NR] to rows of a [.., depth] times b [depth, NR].
@@ -155,7 +155,9 @@ static bool winograd(const Layer &layer, const Block &block, const float *scales
                      int last) {
     const int down = (block.rows + TILE - 1) / TILE, across = (block.columns + TILE - 1) / TILE;
     const int tiles = down * across, depth = depth_of(layer.channels);
-    const int64_t in_plane = (int64_t)tiles * depth + SKEW, out_plane = (int64_t)tiles * NR + SKEW;
+    const bool tiled = Tiles<T>::fit(depth);
+    const int64_t skew = tiled ? SKEW * 4 / (int)sizeof(T) : SKEW;  // tiles read whole cache lines
+    const int64_t in_plane = (int64_t)tiles * depth + skew, out_plane = (int64_t)tiles * NR + SKEW;
     const int64_t window_size = (int64_t)(down * TILE + 2) * (across * TILE + 2) * SLAB;
     const int64_t skip_size = (int64_t)block.rows * block.columns * NR;
     const int64_t half_size = (int64_t)(across * TILE + 2) * WIDE * VL;
@@ -171,8 +173,13 @@ static bool winograd(const Layer &layer, const Block &block, const float *scales
         Writer<T> writer(layer, block, group, skip_products<T>(layer, block, group, skip));
         writer.fetch_all();
         for (int p = 0; p < POINTS; p++) {
-            IN_ROWS(tiles, product, depth, in + p * in_plane, weight + (int64_t)p * depth * NR,
-                    out + p * out_plane);
+            const T *a = in + p * in_plane, *b = weight + (int64_t)p * depth * NR;
+            float *to = out + p * out_plane;
+            const Run<T> run{a, depth, depth};
+            if (tiled)
+                Tiles<T>::products(tiles, &run, 1, b, to);
+            else
+                IN_ROWS(tiles, product, depth, a, b, to);
         }
         transform_outputs(block, across, tiles, out, out_plane, writer);
         writer.finish();

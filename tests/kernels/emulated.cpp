@@ -12,7 +12,8 @@
 #include <vector>
 
 extern "C" {
-int64_t ddfm_group(), ddfm_pairs(), ddfm_layer_bytes(), ddfm_attention_bytes();
+int64_t ddfm_group(), ddfm_pairs(), ddfm_tiles();
+int64_t ddfm_layer_bytes(), ddfm_attention_bytes();
 int64_t ddfm_choose_bytes(), ddfm_carry_bytes();
 int64_t ddfm_read_bytes(), ddfm_order_bytes(), ddfm_give_bytes();
 int64_t ddfm_gather_bytes(), ddfm_spread_bytes();
@@ -30,6 +31,7 @@ typedef int (*Function)(const void *, int64_t);
 static const struct { const char *name; Number number; Function function; } TABLE[] = {
     {"ddfm_group", ddfm_group, nullptr},
     {"ddfm_pairs", ddfm_pairs, nullptr},
+    {"ddfm_tiles", ddfm_tiles, nullptr},
     {"ddfm_layer_bytes", ddfm_layer_bytes, nullptr},
     {"ddfm_attention_bytes", ddfm_attention_bytes, nullptr},
     {"ddfm_choose_bytes", ddfm_choose_bytes, nullptr},

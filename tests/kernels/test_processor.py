@@ -26,6 +26,7 @@ CASES = [
     (X86, "-march=x86-64-v4", "max", "avx512f"),
     (X86, "-march=x86-64 -mfma4", "max", "fma4"),
     (X86, "-march=x86-64 -mbmi2", "Nehalem", "bmi2"),
+    (X86, "-march=x86-64 -DDDFM_AMX", "max", "amx"),
     (emulated.EMULATOR, "", "cortex-a53", "nothing"),
     (emulated.EMULATOR, "-march=armv8.2-a", "cortex-a53", "atomics"),
     (emulated.EMULATOR, "-march=armv8.2-a", "cortex-a76", "nothing"),
@@ -67,11 +68,12 @@ def lacking(tmp_path) -> Path:
 
 def test_flags_for_a_better_processor_are_refused_in_one_sentence(lacking, monkeypatch):
     monkeypatch.setenv(build.MORE_FLAGS, "-mavx9")
-    monkeypatch.setattr(build, "build", lambda _folder: lacking)
+    monkeypatch.setattr(build, "build", lambda _folder, _flags=(): lacking)
     library, reason = build.load_again()
     assert library is None
     assert reason == (
-        "compiled for avx9, which this processor lacks; change or unset DDFM_FAST_CPU_FLAGS"
+        "compiled for avx9, which this processor or its system lacks; change or unset "
+        "DDFM_FAST_CPU_FLAGS"
     )
     assert lacking.exists(), "another machine may share the cache"
 

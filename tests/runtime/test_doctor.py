@@ -23,12 +23,15 @@ def report() -> dict:
 
 def test_what_runs_a_step(report):
     backend = report["backend"]
-    about = {"name", "solver", "graph", "device", "reason", "cpu_kernels", "cpu_build"}
+    about = {"name", "solver", "graph", "device", "reason", "cpu_kernels", "cpu_build", "cpu_amx"}
     assert set(backend) == {"ok", *about}
     assert (backend["cpu_build"] is None) == (backend["cpu_kernels"] is not None)
     text = doctor.render(report)
     for title, key in (("backend", "name"), ("solver", "solver"), ("because", "reason")):
         assert f"  {title:<12} {backend[key]}" in text
+    amx = backend["cpu_amx"]
+    assert f"  AMX          {amx}" in text if amx else "  AMX " not in text
+    assert amx is None or amx.startswith(("used in bfloat16", "not used: "))
     assert json.loads(json.dumps(report)) == report
 
 

@@ -29,7 +29,7 @@ from ddfm_fast.kernels.cpu import build
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "out" / "native"
 NAMES = ("cpu_kernels", "cpu_bfloat", "cpu_memory", "closed", "cpu_pixels", "carry", "edges",
-         "team", "processor", "cache")  # fmt: skip
+         "team", "processor", "cache", "tiles")  # fmt: skip
 FILES = [f"tests/kernels/test_{name}.py" for name in NAMES]
 COMPILE = """
 from ddfm_fast.kernels.cpu import build, cache
