@@ -57,6 +57,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddfm_fast.runtime.collector import paused
 from ddfm_fast.runtime.machine import quiet_openmp
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def __getattr__(name: str):  # as in faces.py; importing that would double the t
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    with paused():
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 
