@@ -47,9 +47,9 @@ Names are loaded on first use, so importing the package costs milliseconds and n
 
 from __future__ import annotations
 
-from ddfm_fast.runtime.interrupts import end_at_once, is_the_command
+from ddfm_fast.runtime.interrupts import OWN_PROCESS, end_at_once
 
-if is_the_command():  # before loading anything else, which takes longer
+if OWN_PROCESS:  # before loading anything else, which takes longer
     end_at_once()
 
 import sys
