@@ -183,7 +183,7 @@ def optimized(
 
 def optimize_(unet: UNet, device: torch.device, dtype: torch.dtype) -> UNet:
     """Lay a network out as :func:`optimized` does, but itself: for one that nobody else has."""
-    torch.nn.Module.to(unet, device, dtype, memory_format=torch.channels_last)
+    unet.to(device, dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _arranged(unet)
 
 
