@@ -47,9 +47,9 @@ Names are loaded on first use, so importing the package costs milliseconds and n
 
 from __future__ import annotations
 
-from ddfm_fast.runtime.interrupts import end_at_once, is_the_command
+from ddfm_fast.runtime.interrupts import OWN_PROCESS, end_at_once
 
-if is_the_command():  # before loading anything else, which takes longer
+if OWN_PROCESS:  # before loading anything else, which takes longer
     end_at_once()
 
 import sys
@@ -57,6 +57,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ddfm_fast.runtime.collector import paused
 from ddfm_fast.runtime.machine import quiet_openmp
 
 if TYPE_CHECKING:
@@ -137,7 +138,8 @@ def __getattr__(name: str):  # as in faces.py; importing that would double the t
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    with paused():
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from .runtime.collector import paused
+
 
 def face(package: str, homes: dict[str, str]) -> tuple[Callable[[str], Any], Callable[[], list]]:
     """Make ``__getattr__`` and ``__dir__`` for the ``__init__`` of ``package``.
@@ -19,7 +21,8 @@ def face(package: str, homes: dict[str, str]) -> tuple[Callable[[str], Any], Cal
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        value = getattr(import_module(f"{package}.{homes[name]}"), name)
+        with paused():
+            value = getattr(import_module(f"{package}.{homes[name]}"), name)
         setattr(sys.modules[package], name, value)
         return value
 

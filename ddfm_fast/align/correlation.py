@@ -119,8 +119,15 @@ def directions(plane: np.ndarray) -> np.ndarray:
     plane = blurred(plane)
     z = cv2.Scharr(plane, cv2.CV_32F, 1, 0) + 1j * cv2.Scharr(plane, cv2.CV_32F, 0, 1)
     size = np.abs(z)
-    median = np.median(size[::4, ::4]) + 1e-6
+    median = median_of(size[::4, ::4]) + 1e-6
     return (z * z / (size * (size + median) + 1e-12)).astype(np.complex64)
+
+
+def median_of(values: np.ndarray) -> Any:
+    """Return what ``np.median`` does, a scalar; that loads NumPy's masked arrays, in 20 ms."""
+    low, high = (values.size - 1) // 2, values.size // 2
+    ordered = np.partition(values, (low, high, values.size - 1), axis=None)
+    return ordered[-1] if np.isnan(ordered[-1]) else ordered[low : high + 1].mean()
 
 
 def peak(

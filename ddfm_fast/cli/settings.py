@@ -14,6 +14,8 @@ import typer
 from typing_extensions import Unpack
 
 from ..options import FuserOptions
+from ..runtime.collector import paused
+from ..runtime.interrupts import OWN_PROCESS
 from ..runtime.words import parse_denoise, parse_range, parse_steps
 
 if TYPE_CHECKING:
@@ -63,7 +65,8 @@ class Settings:
 
     def fuser(self, **changed: Unpack[FuserOptions]) -> Fuser:
         """Make the fuser, with some options changed."""
-        from ..api import Fuser
+        with paused(for_good=OWN_PROCESS):
+            from ..api import Fuser
 
         options: FuserOptions = {**self.options, "prior": self.prior(), **changed}
         return Fuser(**options)
@@ -143,7 +146,8 @@ def output(context: typer.Context) -> Output:
     Raises:
         ValueError: One of them is not what it can be.
     """
-    from ..datasets.output import RANGES, Output
+    with paused(for_good=OWN_PROCESS):  # PyTorch is among it
+        from ..datasets.output import RANGES, Output
 
     given = picked(context, OUTPUT_OPTIONS)
     given["metadata"] = not given.pop("no_metadata")

@@ -112,7 +112,8 @@ def _numpy_tensor(image: Any, name: str) -> Tensor:
         ) from None
     if array.dtype.name not in _NUMPY_DTYPES:
         raise _dtype_error(name, array)
-    if isinstance(image, np.ma.MaskedArray) and np.ma.is_masked(image):
+    masked = sys.modules.get("numpy.ma")  # NumPy loads it on first use, in 20 ms
+    if masked and isinstance(image, masked.MaskedArray) and masked.is_masked(image):
         raise ValueError(f"{name}: the array has masked values; fill them: image.filled(0)")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if any(stride < 0 for stride in array.strides):  # of an axis of one: contiguous to NumPy

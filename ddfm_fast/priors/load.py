@@ -17,7 +17,7 @@ from .architecture import like_consistency_models
 from .callable import CallablePrior
 from .checkpoint import load_checkpoint, split_config
 from .hf import keywords_of_module
-from .network import UNetPrior, optimized
+from .network import UNetPrior, optimize_, optimized
 from .origin import Origin, file_identity
 from .precision import PRECISIONS, check_precision, default_precision
 from .predictions import PREDICTIONS, corrected, thousandth_log
@@ -218,7 +218,7 @@ def _checkpoint_prior(
             'for one that predicts eps; pass config (--prior-config) {"prediction": '
             '"consistency"} for cd_* and ct_* files, "edm" for edm_* ones, "eps" if it does'
         )
-    unet = optimized(unet, device, PRECISIONS[precision])
+    unet = optimize_(unet, device, PRECISIONS[precision])
     return _of_network(unet, {"name": name, "tf32": precision == "tf32", **info["prior"]})
 
 

@@ -324,4 +324,7 @@ def file_sha256(*paths: str | os.PathLike) -> str:
 
 def not_finite(tensors: dict[str, Tensor]) -> list[str]:
     """List the keys of tensors that hold NaN or inf."""
-    return [k for k, v in tensors.items() if not v.sum(dtype=torch.float32).isfinite()]
+    if not tensors:
+        return []
+    finite = torch.stack([v.sum(dtype=torch.float32) for v in tensors.values()]).isfinite()
+    return [k for k, good in zip(tensors, finite.tolist(), strict=True) if not good]

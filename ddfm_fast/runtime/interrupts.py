@@ -23,6 +23,10 @@ def is_the_command() -> bool:
     return words[words.index("-m") + 1 :][:1] == ["ddfm_fast"] if "-m" in words else False
 
 
+OWN_PROCESS = is_the_command()
+"""whether it was so when this was imported, while "-m" was still there"""
+
+
 def end_at_once() -> None:
     """Let Ctrl-C end the process from here on, until `by_exception`: nothing needs cleaning up yet.
 

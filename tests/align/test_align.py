@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT, shared
 
 from ddfm_fast.align import Alignment, apply, check, estimate
-from ddfm_fast.align.correlation import directions, peak
+from ddfm_fast.align.correlation import directions, median_of, peak
 
 ASSETS = ROOT / "ddfm_fast" / "assets"
 FLIR = [f"FLIR_{n}.jpg" for n in ("04424", "04598", "06570")]
@@ -172,3 +172,14 @@ def test_a_shift_that_a_second_correlation_does_not_confirm_is_not_sure():
                  for p in (a, b))  # fmt: skip
         alone.append(peak(*map(directions, small), 40 * k + 2).confidence)
     assert max(alone) > 3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(1,), (2,), (5, 7), (6, 8), (61, 80)])
+def test_the_median_is_the_one_of_numpy(shape, dtype):
+    values = np.random.default_rng(len(shape)).normal(size=shape).astype(dtype)
+    for given in (values, values.T, np.ones_like(values), np.where(values > 0, np.inf, values)):
+        assert median_of(given) == np.median(given)
+        assert type(median_of(given)) is type(np.median(given))
+    values.flat[0] = np.nan
+    assert np.isnan(median_of(values))

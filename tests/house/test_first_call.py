@@ -20,6 +20,8 @@ HEAVY = {
     "torch.export": "", "torch.onnx": "", "sympy": "", "triton": "", "cupy": "", "diffusers": "",
     "scipy": "", "matplotlib": "", "skimage": "", "av": "", "PIL": "", "typer": "", "tqdm": "",
 }  # fmt: skip
+SPARED = {"numpy.ma": "NumPy's masked arrays, 20 ms, which np.median and np.quantile load"}
+"""what a clean pair can do without, too"""
 CALL = """
 import json, sys
 import numpy as np
@@ -36,9 +38,9 @@ print(json.dumps([sorted(before), sorted(set(sys.modules) - before)]))
 """
 
 
-def heavy(modules) -> list[str]:
+def heavy(modules, roots=HEAVY) -> list[str]:
     return sorted(
-        name for name in modules for root in HEAVY if name == root or name.startswith(root + ".")
+        name for name in modules for root in roots if name == root or name.startswith(root + ".")
     )
 
 
@@ -51,7 +53,7 @@ def test_a_first_call_loads_few_modules(preset, sigma, options):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     before, new = json.loads(done.stdout.splitlines()[-1])
-    assert heavy(new) == []
+    assert heavy(new, HEAVY if sigma else HEAVY | SPARED) == []
     assert len(new) < MOST, new
     assert "torch" in before and "ddfm_fast" in new
 
