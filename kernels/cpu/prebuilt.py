@@ -22,7 +22,8 @@ SOURCES = tuple(
     for name in ("layer", "attention", "choose", "pixels", "carry", "edges", "team", "processor")
 )
 HEADERS = tuple(
-    HERE / f"{name}.h" for name in ("vectors", "bfloat", "rows", "levels", "layer", "winograd")
+    HERE / f"{name}.h"
+    for name in ("vectors", "bfloat", "rows", "levels", "layer", "winograd", "worth")
 )
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
          "-fPIC", "-shared")  # fmt: skip
