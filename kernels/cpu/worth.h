@@ -13,7 +13,8 @@
 struct Worth {
     // Nanoseconds: between calls that are measured, which costs about one; of a try or a look; and
     // until the next try, which is longer each time that a try changes nothing.
-    static constexpr int64_t APART = 1000000, TRY = 100000000, REST = 250000000, LONGEST = 2000000000;
+    static constexpr int64_t APART = 1000000, TRY = 100000000, REST = 250000000,
+                             LONGEST = 4000000000;
     // Measured calls that a decision needs.
     static constexpr int LEAST = 8;
     // How much faster helpers have to make a call to be worth their processor time.
@@ -21,11 +22,11 @@ struct Worth {
     // What is known of a way from before counts this much, once it has been tried again.
     static constexpr double MEMORY = 0.5;
 
-    bool alone = false;      // how calls run now
-    bool best = false;       // the better of the two ways to run, as far as is known
-    bool calm = true;        // whether helpers paid in any case
-    double speed[2] = {};    // with helpers, and alone; 0: not known
-    int measured = 0;        // calls of this period
+    bool alone = false;    // how calls run now
+    bool best = false;     // the better of the two ways to run, as far as is known
+    bool calm = true;      // whether helpers paid in any case
+    double speed[2] = {};  // with helpers, and alone; 0: not known
+    int measured = 0;      // calls of this period
     double work = 0, passed = 0;
     int64_t last = 0, until = 0, rest = REST;
 

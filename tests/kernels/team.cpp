@@ -77,23 +77,23 @@ static int decisions() {
     Machine machine;
     machine.run(10, 1.3, 1);
     if (machine.alone > 0) return 1;  // an idle machine has nothing to try
-    machine.run(1, 0.3, 0.32);
+    machine.run(2, 0.3, 0.32);
     machine.forget();
-    machine.run(10, 0.3, 0.32);
-    if (machine.helped > 0.08 * machine.alone) return 2;  // helpers bring nothing
+    machine.run(20, 0.3, 0.32);
+    if (machine.helped > 0.05 * machine.alone) return 2;  // helpers bring nothing
     if (machine.helped == 0) return 3;                    // it has to try them again
-    machine.run(5, 1.3, 1);
+    machine.run(8, 1.3, 1);
     machine.forget();
     machine.run(10, 1.3, 1);
     if (machine.alone > 0) return 4;  // the machine is idle again
-    machine.run(1, 0.6, 0.4);
+    machine.run(2, 0.6, 0.4);
     machine.forget();
-    machine.run(10, 0.6, 0.4);
-    if (machine.alone > 0.08 * machine.helped) return 5;  // busy, and helpers pay
-    machine.run(5, 0.45, 0.4);
+    machine.run(20, 0.6, 0.4);
+    if (machine.alone > 0.05 * machine.helped) return 5;  // busy, and helpers pay
+    machine.run(20, 0.45, 0.4);
     machine.forget();
-    machine.run(10, 0.45, 0.4);
-    if (machine.helped > 0.08 * machine.alone) return 6;  // they bring too little
+    machine.run(20, 0.45, 0.4);
+    if (machine.helped > 0.05 * machine.alone) return 6;  // they bring too little
     return 0;
 }
 
@@ -131,14 +131,17 @@ static bool call_by_itself() {
     return held.by_itself();
 }
 
-// Helpers that are held up are asked no more for a while, but then again.
+// Helpers that are held up are asked no more for a while, far longer than for a try; but then again.
 static bool held_up() {
     if (call_by_itself()) return false;
-    for (int times = 0; times < 100; times++) {
-        while (!call_by_itself()) {}
-        const double since = seconds(CLOCK_MONOTONIC);
-        while (call_by_itself()) {}
-        if (seconds(CLOCK_MONOTONIC) > since + 0.45) return true;  // far more than a try
+    const double end = seconds(CLOCK_MONOTONIC) + 60;
+    for (double since = 0, now = 0; now < end; now = seconds(CLOCK_MONOTONIC)) {
+        if (!call_by_itself()) {
+            if (since > 0 && now > since + 0.45) return true;
+            since = 0;
+        } else if (since == 0) {
+            since = now;
+        }
     }
     return false;
 }
