@@ -23,7 +23,7 @@ SOURCES = tuple(
 )
 HEADERS = tuple(
     HERE / f"{name}.h"
-    for name in ("vectors", "bfloat", "tiles", "rows", "levels", "layer", "winograd")
+    for name in ("vectors", "bfloat", "tiles", "rows", "levels", "layer", "winograd", "worth")
 )
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math",
          "-fPIC", "-shared")  # fmt: skip

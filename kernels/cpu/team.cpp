@@ -6,7 +6,7 @@
 // next.
 //
 // Functions that run this way hand out their work piece by piece; their results do not depend on
-// how many threads join.
+// how many threads join. Where it does not pay, none is asked to (worth.h).
 
 #include <atomic>
 #include <cstdint>
@@ -14,6 +14,8 @@
 #include <signal.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "worth.h"
 
 typedef void (*Function)(void *);
 typedef int (*Start)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
@@ -32,9 +34,10 @@ static inline void pause_once() {
 #endif
 }
 
-static inline int64_t now() {
+// Nanoseconds of the clock, or of this thread on the processor.
+static inline int64_t now(clockid_t clock = CLOCK_MONOTONIC) {
     timespec at;
-    clock_gettime(CLOCK_MONOTONIC, &at);
+    clock_gettime(clock, &at);
     return at.tv_sec * (int64_t)1000000000 + at.tv_nsec;
 }
 
@@ -55,8 +58,17 @@ struct Call {
     Function function;
     void *argument;
     unsigned places;  // left for threads that have not joined yet
+    bool alone = false, measured = false;
+    int64_t began = 0;
+    std::atomic<int64_t> work{0};  // nanoseconds of all threads, if measured
     std::atomic<unsigned> inside{0};
     Call *next = nullptr;
+
+    void run() {
+        const int64_t before = measured ? now(CLOCK_THREAD_CPUTIME_ID) : 0;
+        function(argument);
+        if (measured) work.fetch_add(now(CLOCK_THREAD_CPUTIME_ID) - before, std::memory_order_relaxed);
+    }
 };
 
 // All members belong to whoever holds the lock, except the two counters that are polled without it.
@@ -69,6 +81,8 @@ struct Team {
     unsigned hired = 0, asleep = 0, leaving = 0;
     int64_t posted = 0;  // when the last call came
     int64_t pause = 0;   // between recent calls, a running mean
+    Worth worth;
+    int64_t alone = 0;  // calls that asked for no thread
 };
 
 // After a fork, the threads stay behind in the parent process, maybe holding the lock.
@@ -117,7 +131,7 @@ static void *serve(void *argument) {
         call->places--;
         call->inside.fetch_add(1, std::memory_order_relaxed);
         pthread_mutex_unlock(&team.lock);
-        call->function(call->argument);
+        call->run();
         pthread_mutex_lock(&team.lock);
         // this may end the call, and its memory may then be gone
         if (call->inside.fetch_sub(1, std::memory_order_release) == 1 && team.leaving)
@@ -137,31 +151,45 @@ static void hire(Team &team, unsigned count, Start start) {
     sigprocmask(SIG_SETMASK, &before, nullptr);
 }
 
-static void post(Team &team, Call &call, Start start) {
-    pthread_mutex_lock(&team.lock);
+static void ask(Team &team, Call &call, Start start) {
     hire(team, call.places, start);
     call.next = team.first;
     team.first = &call;
     team.calls.fetch_add(1, std::memory_order_relaxed);
-    team.posted = now();
+    team.posted = call.began;
     for (unsigned i = 0; i < call.places && i < team.asleep; i++) pthread_cond_signal(&team.called);
+}
+
+static void open(Team &team, Call &call, Start start) {
+    pthread_mutex_lock(&team.lock);
+    call.began = now();
+    call.measured = team.worth.begin(call.began);
+    call.alone = team.worth.alone;
+    if (call.alone)
+        team.alone++;
+    else
+        ask(team, call, start);
     pthread_mutex_unlock(&team.lock);
 }
 
-// Lets no more threads join, and waits for those that have.
-static void close(Team &team, Call &call) {
-    pthread_mutex_lock(&team.lock);
+// Lets no more threads join, and waits for those that have; the lock is held before and after.
+static void await_helpers(Team &team, Call &call) {
     Call **at = &team.first;
     while (*at != &call) at = &(*at)->next;
     *at = call.next;
-    if (call.inside.load(std::memory_order_acquire)) {
-        pthread_mutex_unlock(&team.lock);
-        look([&] { return !call.inside.load(std::memory_order_acquire); }, MOST);
-        pthread_mutex_lock(&team.lock);
-        team.leaving++;
-        while (call.inside.load(std::memory_order_acquire)) pthread_cond_wait(&team.left, &team.lock);
-        team.leaving--;
-    }
+    if (!call.inside.load(std::memory_order_acquire)) return;
+    pthread_mutex_unlock(&team.lock);
+    look([&] { return !call.inside.load(std::memory_order_acquire); }, MOST);
+    pthread_mutex_lock(&team.lock);
+    team.leaving++;
+    while (call.inside.load(std::memory_order_acquire)) pthread_cond_wait(&team.left, &team.lock);
+    team.leaving--;
+}
+
+static void close(Team &team, Call &call) {
+    pthread_mutex_lock(&team.lock);
+    if (!call.alone) await_helpers(team, call);
+    if (call.measured) team.worth.end(call.alone, call.work.load(), now() - call.began);
     pthread_mutex_unlock(&team.lock);
 }
 
@@ -177,8 +205,17 @@ void ddfm_team(Function function, void *argument, unsigned threads, unsigned) {
     if (threads <= 1 || !start_thread) return function(argument);
     Team &team = *team_of_process();
     Call call{function, argument, threads - 1};
-    post(team, call, start_thread);
-    function(argument);
+    open(team, call, start_thread);
+    call.run();
     close(team, call);
+}
+
+// Counts the calls of this process that asked for no other thread because that did not pay.
+int64_t ddfm_team_alone() {
+    Team &team = *team_of_process();
+    pthread_mutex_lock(&team.lock);
+    const int64_t found = team.alone;
+    pthread_mutex_unlock(&team.lock);
+    return found;
 }
 }
