@@ -63,6 +63,7 @@ class Run:
     engines: list[str]
     threads: int
     longest: float
+    precisions: list[str] = field(default_factory=lambda: list(LIMITS))
     rates: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def too_long(self, name: str, engine: str, pixels: int) -> str | None:
@@ -196,7 +197,8 @@ def compare(run: Run, name: str, batch: int, size: tuple[int, int]) -> Measureme
         contest = Contest(run, work, clean)
         for engine in run.engines:
             for precision in ENGINES[engine].precisions:
-                contest.add(engine, precision)
+                if precision in run.precisions:
+                    contest.add(engine, precision)
         found = contest.timed()
     del contest, work
     gc.collect()
@@ -315,6 +317,7 @@ def main(
     sizes: Annotated[str, typer.Option(help="HEIGHTxWIDTH, with commas.")] = ",".join(SIZES),
     batches: Annotated[str, typer.Option(help="Images at once, with commas.")] = "1,4",
     engines: Annotated[str | None, typer.Option(help=f"Of {', '.join(ENGINES)}.")] = None,
+    precisions: Annotated[str | None, typer.Option(help=f"Of {', '.join(LIMITS)}.")] = None,
     minutes: Annotated[float, typer.Option(help="No measurement starts later.", min=0)] = 60,
     longest: Annotated[float, typer.Option(help="Seconds of the longest forward.", min=0)] = 10,
     rounds: Annotated[int, typer.Option(help="Of each measurement, at most.", min=1)] = 15,
@@ -325,6 +328,7 @@ def main(
     try:
         names = chosen(networks, list(NAMES), "--networks")
         wanted = chosen(engines, list(ENGINES), "--engines")
+        low = chosen(precisions, list(LIMITS), "--precisions")
         shapes: list[Any] = [height_and_width(text.strip()) for text in sizes.split(",")]
         counts = [int(text) for text in batches.split(",")]
         if uneven := [s for s in shapes if s is None or s[0] % 16 or s[1] % 16]:
@@ -339,9 +343,11 @@ def main(
             typer.echo(reason)
     torch.set_num_threads(threads)
     place = Place(CPU, repeats=rounds, seconds=20.0)
-    run = Run(place, [n for n in ENGINES if n in {*wanted, OURS, OFFICIAL}], threads, longest)
+    compared = [n for n in ENGINES if n in {*wanted, OURS, OFFICIAL}]
+    run = Run(place, compared, threads, longest, ["float32", *low])
     given = f"--networks '{','.join(names)}' --sizes {sizes} --batches {batches}"
     command = f"{COMMAND} {given} --engines '{','.join(wanted)}' --rounds {rounds}"
+    command += "" if precisions is None else f" --precisions {precisions}"
     shapes.sort(key=lambda size: size[0] * size[1])  # small ones predict what large ones take
     tasks = [(name, n, size) for n in counts for size in shapes for name in names]
     path = measure_all(run, tasks, command, minutes, out)
