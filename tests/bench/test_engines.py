@@ -103,6 +103,18 @@ def test_what_would_take_too_long_is_left_out_and_said(stand_ins):
     assert later.settings["not_run"] == {"tiny, 32x48": "0 minutes were over"}
 
 
+@pytest.mark.slow
+def test_precisions_that_are_not_chosen_are_not_made(stand_ins):
+    """float32 is always there, because the others are compared with it."""
+    for chosen, coarse in (("float32", False), ("int8", True)):
+        report, _, _ = run(stand_ins / chosen, "--precisions", chosen)
+        (m,) = report.measurements
+        assert {OURS, OFFICIAL} <= set(m.candidates)
+        assert ("coarse, int8" in m.candidates) == coarse
+        assert not any("bfloat16" in name for name in m.candidates)
+        assert report.settings["command"].endswith(f"--precisions {chosen}")
+
+
 def test_memory_leaves_a_measurement_out(monkeypatch):
     monkeypatch.setattr(engines, "machine", lambda: {"memory_bytes": 1000})
     reason = engines.impossible(engines.Run(None, [OURS], 1, math.inf), "tiny", 1, (32, 48))
@@ -114,6 +126,7 @@ def test_memory_leaves_a_measurement_out(monkeypatch):
     [
         (["--networks", "big"], "--networks has 'big'"),
         (["--engines", "mine"], "--engines has 'mine'"),
+        (["--precisions", "int4"], "--precisions has 'int4'"),
         (["--sizes", "17x32"], "multiples of 16"),
         (["--sizes", "32"], "HEIGHTxWIDTH"),
         (["--batches", "0"], "--batches has 0"),
