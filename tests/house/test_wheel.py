@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from ddfm_fast.kernels.cpu import build, prebuilt
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 LIMIT = 11e6
 """bytes of a wheel; the two networks are 7.1e6 of it"""
 FUSE = """

@@ -145,7 +145,10 @@ def families() -> dict[str, Prior]:
 
 
 @pytest.mark.filterwarnings("ignore:dtype")
-@pytest.mark.parametrize("family", families())
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=pytest.mark.thorough if f == "low" else ()) for f in families()],
+)
 def test_every_family_is_blended(family):
     prior = families()[family]
     together = TiledPrior(prior, 64)
