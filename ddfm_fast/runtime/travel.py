@@ -27,6 +27,8 @@ class Packed(NamedTuple):
     """what makes its method"""
     config: Any
     """assigned to it; None if it is that of the options"""
+    wanted: dict[str, Any] | None = None
+    """by which name and dtype its prior was asked for, if the prior itself goes along"""
 
     def build(self, kind: type) -> Any:
         """Make the fuser.
@@ -41,6 +43,8 @@ class Packed(NamedTuple):
         elif isinstance(prior, Sent):
             options["prior"] = prior.arrive(resolve_device(options["device"]))
         fuser = kind(method=self.method, **options)
+        if self.wanted is not None:
+            fuser._wanted = self.wanted
         if self.config is not None:
             fuser.config = self.config
         return fuser
@@ -94,9 +98,10 @@ def packed(fuser: Travels, prior: Any = None) -> Packed:
     if prior is None:
         prior = _reference(options["prior"], own.prior)
     options["prior"] = prior
-    return Packed(
-        options, fuser._make_method, None if fuser._config is fuser._named else fuser._config
-    )
+    config = None if fuser._config is fuser._named else fuser._config
+    named = isinstance(own._wanted["prior"], str | os.PathLike)
+    wanted = own._wanted if named and not isinstance(prior, Origin) else None
+    return Packed(options, fuser._make_method, config, wanted)
 
 
 def _reference(asked: Any, prior: Prior) -> Any:

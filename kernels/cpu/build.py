@@ -172,7 +172,7 @@ def _with_amx() -> tuple[Library | None, str]:
         if not found.tiles:
             raise RuntimeError("the compiler does not know it, or was told not to use it")
     except Exception as error:  # as without AMX, which remains
-        return None, f"not used: {str(error).splitlines()[0]}"
+        return None, f"not used: {_words(error).splitlines()[0]}"
     return found, f"used in bfloat16 ({AMX}=1), where nobody has run it yet"
 
 
@@ -184,7 +184,12 @@ def _without_amx() -> tuple[Library | None, str | None]:
     try:
         return _compiled(), None
     except Exception as error:  # a compiler can fail in any way, and PyTorch's path remains
-        return None, f"{error}; {reason}" if reason else str(error)
+        return None, f"{_words(error)}; {reason}" if reason else _words(error)
+
+
+def _words(error: Exception) -> str:
+    """Return what an error says; some, such as a MemoryError, say nothing."""
+    return str(error) or type(error).__name__
 
 
 def _compiled(flags: Sequence[str] = ()) -> Library:

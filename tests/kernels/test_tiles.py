@@ -300,6 +300,15 @@ def test_a_compiler_that_does_not_know_it(monkeypatch):
 
 
 @pytest.mark.usefixtures("capable")
+def test_an_error_without_words_is_a_reason_as_well(monkeypatch):
+    def refuse(_folder, _flags=()):
+        raise MemoryError
+
+    monkeypatch.setattr(build, "build", refuse)
+    assert build.load_again() == (None, "MemoryError")
+
+
+@pytest.mark.usefixtures("capable")
 def test_it_is_used_where_all_is_well(tiled, monkeypatch):
     compile_instead(monkeypatch, tiled.path)
     monkeypatch.setattr(

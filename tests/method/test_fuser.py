@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
 import os
+import pickle
 import shutil
 import threading
 import weakref
@@ -197,6 +199,21 @@ def test_an_assigned_configuration_is_exact_where_its_preset_is(monkeypatch):
     told = Fuser(device="cpu", preset="fast", dtype="bfloat16")
     told.config = exact
     assert told.prior.precision == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    "carry", [copy.copy, copy.deepcopy, lambda f: pickle.loads(pickle.dumps(f))]
+)
+def test_a_copy_is_exact_where_the_preset_is(carry, monkeypatch):
+    """A copy takes the prior along, but still knows that no precision was asked for."""
+    monkeypatch.setattr(precision, "default_precision", lambda _device: "bfloat16")
+    fuser = carry(carry(Fuser(device="cpu", preset="fast").with_options(seed=1)))
+    assert fuser.prior.precision == "bfloat16"
+    assert fuser.with_options(preset="official-script").prior.precision == "float32"
+    fuser.config = FuseConfig.from_preset("official-script")
+    assert fuser.prior.precision == "float32"
+    told = carry(Fuser(device="cpu", preset="fast", dtype="bfloat16").with_options(seed=1))
+    assert told.with_options(preset="official-script").prior.precision == "bfloat16"
 
 
 def test_a_subclass_stays_one():
