@@ -331,7 +331,7 @@ def main(
         low = chosen(precisions, list(LIMITS), "--precisions")
         shapes: list[Any] = [height_and_width(text.strip()) for text in sizes.split(",")]
         counts = [int(text) for text in batches.split(",")]
-        if uneven := [s for s in shapes if s is None or s[0] % 16 or s[1] % 16]:
+        if uneven := [s for s in shapes if not s or not min(s) or s[0] % 16 or s[1] % 16]:
             raise ValueError(f"--sizes has {uneven[0]}; expected multiples of 16")
         if min(counts) < 1:
             raise ValueError(f"--batches has {min(counts)}; expected 1 or more")

@@ -49,7 +49,9 @@ struct Worth {
     void turn(int64_t now) {
         const double seen = work / passed;
         double &known = speed[alone];
-        known = known > 0 ? MEMORY * known + (1 - MEMORY) * seen : seen;
+        // helpers that bring more than any thread alone does settle it, whatever they brought before
+        const bool settled = !alone && seen > GAIN;
+        known = known > 0 && !settled ? MEMORY * known + (1 - MEMORY) * seen : seen;
         measured = 0;
         work = passed = 0;
         if (alone != best) {  // the try ends

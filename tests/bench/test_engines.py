@@ -128,6 +128,7 @@ def test_memory_leaves_a_measurement_out(monkeypatch):
         (["--engines", "mine"], "--engines has 'mine'"),
         (["--precisions", "int4"], "--precisions has 'int4'"),
         (["--sizes", "17x32"], "multiples of 16"),
+        (["--sizes", "0x0"], "multiples of 16"),
         (["--sizes", "32"], "HEIGHTxWIDTH"),
         (["--batches", "0"], "--batches has 0"),
     ],

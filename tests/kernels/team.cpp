@@ -94,6 +94,11 @@ static int decisions() {
     machine.forget();
     machine.run(20, 0.45, 0.4);
     if (machine.helped > 0.05 * machine.alone) return 6;  // they bring too little
+    machine.run(60, 0.2, 0.98);
+    machine.run(5, 1.9, 1);
+    machine.forget();
+    machine.run(5, 1.9, 1);
+    if (machine.alone > 0) return 7;  // after small calls, large ones get them with the next try
     return 0;
 }
 

@@ -24,15 +24,16 @@ from pathlib import Path
 
 import torch
 
-from bench.data import network
-from bench.engines import TIMESTEP, pictures
+from ddfm_fast.bench.data import network
+from ddfm_fast.bench.engines import TIMESTEP, pictures
 from ddfm_fast.kernels.cpu import build
 from ddfm_fast.priors import load_prior
 
 CASES = (("embedded", 64, 64), ("embedded", 128, 128), ("embedded", 256, 320),
          ("small ADM", 128, 128))  # fmt: skip
 LEAST, BLOCK = 20, 5
-LOOP = ["sh", "-c", "while :; do :; done"]
+LOOP = [sys.executable, "-c", "import time\nwhile time.process_time() < 600: pass"]
+"""ends by itself should this script be killed"""
 TICK = os.sysconf("SC_CLK_TCK")
 Process = subprocess.Popen[str]
 
@@ -130,5 +131,7 @@ def main(seconds: str = "200", loads: str = "0,1,2,5,11") -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
         worker(int(sys.argv[2]))
+    elif {"-h", "--help"} & set(sys.argv):
+        print(__doc__)
     else:
         main(*sys.argv[1:])
