@@ -28,7 +28,10 @@ from ddfm_fast.sampler import sample
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 PLAIN = Backend("torch", "torch", "")
-KERNELS = [Backend("triton", solver, "") for solver in ("torch", "local")]
+KERNELS = [
+    pytest.param(Backend("triton", "torch", ""), marks=pytest.mark.thorough),
+    Backend("triton", "local", ""),
+]
 CONFIG = FuseConfig(steps=5)
 THOROUGH = pytest.mark.thorough
 
